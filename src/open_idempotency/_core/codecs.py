@@ -1,0 +1,103 @@
+"""Binary frames for what a backend keeps: a version byte, lengths that must add up, and strict reading.
+
+Nothing is ever unpickled. A frame that cannot be read raises ``RecordUnreadable``, whatever its bytes are; reading
+allocates no more than the frame's own size. Header names and values are checked when written and when read.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from enum import IntEnum
+
+from open_idempotency._core.requests import Answer, Headers
+from open_idempotency.exceptions import RecordUnreadable
+
+RESPONSE_VERSION = 1
+STAGE_VERSION = 1
+TOMBSTONE = 0x01
+
+# version, flags, status, number of headers, length of the body
+_RESPONSE = struct.Struct("!BBHHI")
+_HEADER = struct.Struct("!HI")
+_STAGE = struct.Struct("!BBI")
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_BAD_VALUE = re.compile(rb"[\x00\r\n]")
+
+
+def encode_response(answer: Answer) -> bytes:
+    """The frame of a whole response; without a body (None) it is a tombstone.
+
+    Raises ``ValueError`` for a status or a header field that could not be sent again.
+    """
+    _check(answer.status, answer.headers)
+    body = answer.body or b""
+    flags = TOMBSTONE if answer.body is None else 0
+    pieces = [_RESPONSE.pack(RESPONSE_VERSION, flags, answer.status, len(answer.headers), len(body))]
+    for name, value in answer.headers:
+        pieces += (_HEADER.pack(len(name), len(value)), name, value)
+    pieces.append(body)
+    return b"".join(pieces)
+
+
+def decode_response(frame: bytes) -> Answer:
+    """The response in a frame. Raises ``RecordUnreadable``."""
+    try:
+        version, flags, status, count, body_length = _RESPONSE.unpack_from(frame)
+        if version != RESPONSE_VERSION or flags & ~TOMBSTONE:
+            raise RecordUnreadable(f"response frame of version {version}, flags {flags}")
+        headers, start = _decode_headers(frame, count)
+    except struct.error as error:
+        raise RecordUnreadable("response frame is cut short") from error
+    if len(frame) - start != body_length or (flags and body_length):
+        raise RecordUnreadable("response frame: the lengths do not add up")
+    try:
+        _check(status, headers)
+    except ValueError as error:
+        raise RecordUnreadable(f"response frame: {error}") from error
+    return Answer(status, headers, None if flags & TOMBSTONE else frame[start:])
+
+
+def _decode_headers(frame: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], int]:
+    headers: list[tuple[bytes, bytes]] = []
+    start = _RESPONSE.size
+    for _ in range(count):
+        name_length, value_length = _HEADER.unpack_from(frame, start)
+        middle = start + _HEADER.size + name_length
+        end = middle + value_length
+        if end > len(frame):
+            raise RecordUnreadable("response frame is cut short")
+        headers.append((frame[start + _HEADER.size : middle], frame[middle:end]))
+        start = end
+    return headers, start
+
+
+def _check(status: int, headers: Headers) -> None:
+    if not 100 <= status <= 999:
+        raise ValueError(f"{status} is not an HTTP status")
+    for name, value in headers:
+        if not _NAME.fullmatch(name) or _BAD_VALUE.search(value) or len(name) > 0xFFFF:
+            raise ValueError("a header field in the response would break HTTP framing")
+
+
+class StageKind(IntEnum):
+    """What a stage's payload is."""
+
+    VALUE = 0
+    ERROR = 1
+
+
+def encode_stage(kind: StageKind, payload: bytes) -> bytes:
+    """The frame of one stage: its kind and a JSON text."""
+    return _STAGE.pack(STAGE_VERSION, kind, len(payload)) + payload
+
+
+def decode_stage(frame: bytes) -> tuple[StageKind, bytes]:
+    """The kind and the JSON text in a stage frame. Raises ``RecordUnreadable``."""
+    try:
+        version, kind, length = _STAGE.unpack_from(frame)
+        if version != STAGE_VERSION or len(frame) - _STAGE.size != length:
+            raise RecordUnreadable(f"stage frame of version {version}: the lengths do not add up")
+        return StageKind(kind), frame[_STAGE.size :]
+    except (struct.error, ValueError) as error:
+        raise RecordUnreadable("stage frame cannot be read") from error

@@ -1,0 +1,121 @@
+"""What the engine asks for: each command is carried out by a backend verb or by the performer.
+
+A command is also the argument of the backend's verb of the same name, so a backend, a wrapper and a test all see
+the same value. ``Command[R]`` carries the type of its answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from open_idempotency._core.models import (
+    ClaimAnswer,
+    Completed,
+    Lease,
+    Record,
+    Renewal,
+    Stage,
+    StageSaved,
+)
+from open_idempotency.events import Event, Listener
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Command(Generic[R_co]):
+    """Something to carry out; the engine is resumed with an ``R_co``."""
+
+    __slots__ = ()
+
+
+@dataclass(slots=True)
+class Claim(Command[ClaimAnswer]):
+    """Take the record if it is free, else tell the truth about it.
+
+    ``owner``: 16 random bytes, made once for each request. ``lease``, ``ttl``: seconds. The last three say which
+    takeovers the caller wants; what it does not want is answered with ``Refused``.
+    """
+
+    record_id: bytes
+    fingerprint: bytes
+    owner: bytes
+    lease: float
+    ttl: float
+    resume_failed: bool = True
+    resume_abandoned: bool = True
+    max_attempts: int | None = None
+
+
+@dataclass(slots=True)
+class Renew(Command[Sequence[Renewal]]):
+    """Extend many leases by their duration in one call; one answer for each, in order."""
+
+    leases: Sequence[Lease]
+
+
+@dataclass(slots=True)
+class SaveStage(Command[StageSaved]):
+    """Append a stage unless (name, key) is there already; a saved value never changes."""
+
+    lease: Lease
+    stage: Stage
+
+
+@dataclass(slots=True)
+class Complete(Command[Completed]):
+    """Make the response durable; the record is final until its TTL, which starts now, ends."""
+
+    lease: Lease
+    response: bytes
+
+
+@dataclass(slots=True)
+class Fail(Command[None]):
+    """End the attempt without a result; stages stay. ``final`` admits no further attempt."""
+
+    lease: Lease
+    final: bool = False
+    response: bytes | None = None
+
+
+@dataclass(slots=True)
+class Release(Command[None]):
+    """Give the claim back as if it had not been made; stages stay, the attempt does not count."""
+
+    lease: Lease
+
+
+@dataclass(slots=True)
+class Get(Command[Record | None]):
+    """Read a record; changes and extends nothing."""
+
+    record_id: bytes
+
+
+@dataclass(slots=True)
+class Sleep(Command[None]):
+    """Let ``seconds`` pass."""
+
+    seconds: float
+
+
+@dataclass(slots=True)
+class Now(Command[float]):
+    """Seconds on a monotonic clock of this process; for deadlines of our own, never for leases."""
+
+
+@dataclass(slots=True)
+class Call(Command[R_co]):
+    """Call something of the adapter's own colour, such as reading the body or asking who the user is."""
+
+    function: Callable[[], R_co | Awaitable[R_co]]
+
+
+@dataclass(slots=True)
+class Emit(Command[None]):
+    """Log an event, and tell the policy's listener, if it has one."""
+
+    event: Event
+    listener: Listener | None

@@ -1,0 +1,145 @@
+"""Reading the ``Idempotency-Key`` field, and turning (app, caller, key) into a record id.
+
+The field is an RFC 9651 Item of type String (draft-ietf-httpapi-idempotency-key-header-07, section 2.1); RFC 9651
+itself is http-sf's work. Nothing here touches a backend: a malformed key is refused before any call.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+
+import http_sf
+
+from open_idempotency._core.requests import Headers, Request
+from open_idempotency.exceptions import KeyRejected, KeyRequired, ScopeUnknown
+from open_idempotency.policy import IdempotencyPolicy
+
+MAX_KEY_OCTETS = 255
+MIN_ANONYMOUS_OCTETS = 16
+# Escapes can double a key's length, quotes add two, and parameters want some room; beyond it nothing is parsed.
+MAX_FIELD_OCTETS = 1024
+_BARE = re.compile(rb"[!#-+\--:<-\[\]-~]{1,255}")
+_DIGEST_PARAMETER = b"oi-record-1"
+
+
+def key_names(policy: IdempotencyPolicy) -> frozenset[bytes]:
+    """The lower-case names of the fields that may carry a key: the header and its aliases."""
+    return frozenset(name.lower().encode("ascii") for name in (policy.header, *policy.aliases))
+
+
+def find_key(headers: Headers, names: frozenset[bytes]) -> list[tuple[bytes, bytes]]:
+    """The field lines among ``headers`` that carry a key; ``names`` are lower-case."""
+    return [field for field in headers if field[0] in names]
+
+
+def parse_key(fields: Headers, policy: IdempotencyPolicy) -> str | None:
+    """The client's key from the field lines of the header and its aliases; None where there is none.
+
+    Raises ``KeyRejected`` (``KeyRequired`` for a missing one): two lines, empty, malformed, too long (H-01 to H-11).
+    """
+    if not fields:
+        if policy.required:
+            raise KeyRequired(f"send an {policy.header} header; this route requires it")
+        return None
+    if len(fields) == 1:
+        return _parse_field(fields[0][1], policy)
+    if len({name for name, _ in fields}) < len(fields):
+        raise KeyRejected(f"send one {policy.header} field line, not {len(fields)}")
+    keys = {_parse_field(value, policy) for _, value in fields}
+    if len(keys) > 1:
+        raise KeyRejected(f"{policy.header} and its alias carry different keys")
+    return keys.pop()
+
+
+def _parse_field(value: bytes, policy: IdempotencyPolicy) -> str:
+    key = _parse_item(value.strip(b" \t"), policy)
+    if not key:
+        raise KeyRejected("the key is empty")
+    if len(key) > MAX_KEY_OCTETS:
+        raise KeyRejected(f"the key is longer than {MAX_KEY_OCTETS} octets")
+    _validate(key, policy)
+    return key
+
+
+def _parse_item(value: bytes, policy: IdempotencyPolicy) -> str:
+    if len(value) > MAX_FIELD_OCTETS:
+        raise KeyRejected(f"the field is longer than {MAX_FIELD_OCTETS} octets")
+    if policy.profile == "lenient" and _BARE.fullmatch(value):
+        return value.decode("ascii")
+    try:
+        item = http_sf.parse(value, tltype="item")
+    except http_sf.StructuredFieldError as error:
+        raise KeyRejected(f"the field is not an RFC 9651 String: {_printable(error)}") from None
+    key = item[0] if isinstance(item, tuple) else item
+    if type(key) is not str:
+        raise KeyRejected('the field is not an RFC 9651 String such as "8e03978e-40d5-43e8-bc93-6894a57f9324"')
+    return key
+
+
+def _printable(error: Exception) -> str:
+    """A parser's complaint, safe to send back: the client's bytes in it may be anything."""
+    return "".join(char if " " <= char <= "~" else "?" for char in str(error))[:200]
+
+
+def _validate(key: str, policy: IdempotencyPolicy) -> None:
+    if policy.validate is None:
+        return
+    try:
+        verdict = policy.validate(key)
+    except ValueError as error:
+        raise KeyRejected(str(error) or "the key has not the form that this service asks for") from error
+    if verdict is False:
+        raise KeyRejected("the key has not the form that this service asks for")
+
+
+def caller_scope(request: Request, user: str | None, key: str, policy: IdempotencyPolicy) -> str:
+    """Who is asking, as text with a kind in front, so that no two kinds collide (SPEC section 5).
+
+    First that applies: the ``scope=`` callable, the framework's verified ``user``, the whole ``Authorization``
+    field, anonymous. Raises ``ScopeUnknown`` if the callable fails, ``KeyRejected`` for a guessable anonymous key.
+    """
+    if policy.scope is not None:
+        return "custom:" + _call_scope(request, policy)
+    if user is not None:
+        return "user:" + user
+    credentials = request.header(b"authorization")
+    if credentials:
+        return "authorization:" + hashlib.sha256(b"\0".join(credentials)).hexdigest()
+    if len(key) < MIN_ANONYMOUS_OCTETS:
+        raise KeyRejected(
+            f"without credentials a key needs at least {MIN_ANONYMOUS_OCTETS} characters; send a random UUID"
+        )
+    return "anonymous:"
+
+
+def _call_scope(request: Request, policy: IdempotencyPolicy) -> str:
+    assert policy.scope is not None
+    try:
+        scope = policy.scope(request)
+    except Exception as error:
+        raise ScopeUnknown("the scope= callable raised; no request runs in a shared scope") from error
+    if not isinstance(scope, str) or not scope:
+        raise ScopeUnknown(f"the scope= callable must return a non-empty string, not {type(scope).__name__}")
+    return scope
+
+
+def record_id(scope: str, key: str, policy: IdempotencyPolicy) -> bytes:
+    """The 32-byte digest of (app, scope, key), each part length-prefixed; keyed when a secret is set."""
+    return digest(policy.secret, _DIGEST_PARAMETER, policy.app.encode(), scope.encode(), key.encode())
+
+
+def downstream_key(seed: bytes, name: str, secret: bytes | None) -> str:
+    """A key for a downstream API: the same on every attempt of one request, another for each name."""
+    raw = digest(secret, b"oi-downstream-1", seed, name.encode())
+    return "oi-" + base64.b32encode(raw[:20]).decode("ascii").lower()
+
+
+def digest(secret: bytes | None, *parts: bytes) -> bytes:
+    """SHA-256 (HMAC with a secret) over the parts, each behind its length, so that none can run into the next."""
+    framed = b"".join(b"%d:%b" % (len(part), part) for part in parts)
+    if secret is None:
+        return hashlib.sha256(framed).digest()
+    return hmac.digest(secret, framed, "sha256")

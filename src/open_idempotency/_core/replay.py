@@ -1,0 +1,76 @@
+"""Which answers are kept, what of them, and how a kept one is sent again (SPEC sections 4 and 7)."""
+
+from __future__ import annotations
+
+from open_idempotency._core.requests import Answer, Headers
+
+REPLAYED = (b"idempotent-replayed", b"true")
+UNRECORDED = (b"idempotency-status", b"unrecorded")
+
+_TRANSIENT_4XX = frozenset({401, 403, 407, 408, 409, 421, 423, 425, 429})
+
+# R-02: what belongs to one connection, one moment, one session or one trace, and not to the outcome.
+_NOT_KEPT = frozenset(
+    {
+        b"set-cookie",
+        b"date",
+        b"connection",
+        b"keep-alive",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"content-length",
+        b"www-authenticate",
+        b"authentication-info",
+        b"alt-svc",
+        b"age",
+        b"server-timing",
+        b"traceparent",
+        b"tracestate",
+        b"x-request-id",
+        REPLAYED[0],
+        UNRECORDED[0],
+    }
+)
+_NOT_KEPT_PREFIXES = (b"proxy-", b"access-control-")
+_BODILESS = frozenset({204, 304})
+
+
+def is_kept_status(status: int) -> bool:
+    """Whether answers of this status are stored by default: outcomes are, refusals of the moment are not."""
+    return 200 <= status < 500 and status not in _TRANSIENT_4XX
+
+
+def is_kept_header(name: bytes, connection: frozenset[bytes] = frozenset()) -> bool:
+    """Whether a field (lower-case name) is stored; ``connection``: the names in the Connection field."""
+    return not (name in _NOT_KEPT or name in connection or name.startswith(_NOT_KEPT_PREFIXES))
+
+
+def kept(answer: Answer, max_bytes: int) -> Answer:
+    """What is stored of a live answer; over ``max_bytes`` of body it is a tombstone (O-11)."""
+    connection = frozenset(
+        token.strip().lower()
+        for name, value in answer.headers
+        if name.lower() == b"connection"
+        for token in value.split(b",")
+    )
+    headers = [(n, v) for n, v in answer.headers if is_kept_header(n.lower(), connection)]
+    body = answer.body
+    if body is not None and len(body) > max_bytes:
+        body = None
+    return Answer(answer.status, headers, body)
+
+
+def replayed(stored: Answer) -> Answer:
+    """A stored answer as it is sent again: marked, with its length counted anew."""
+    body = stored.body or b""
+    headers = [*stored.headers, REPLAYED]
+    if stored.status not in _BODILESS:
+        headers.append((b"content-length", b"%d" % len(body)))
+    return Answer(stored.status, headers, body)
+
+
+def location(headers: Headers) -> bytes | None:
+    """The Location of an answer, if it has one."""
+    return next((value for name, value in headers if name.lower() == b"location"), None)

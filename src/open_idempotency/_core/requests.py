@@ -1,0 +1,54 @@
+"""What the core knows of HTTP: a request to be protected, and an answer to be sent.
+
+Adapters translate to and from these. Headers and bodies are bytes, in order, with duplicates; request header
+names are lower-case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Body(Protocol):
+    """A request body that was received whole, in memory or spooled to disk."""
+
+    def chunks(self) -> Iterable[bytes]:
+        """The bytes in order, in pieces of bounded size; may be called again."""
+        ...
+
+    def read(self) -> bytes:
+        """The bytes in one piece."""
+        ...
+
+
+@dataclass(slots=True)
+class Request:
+    """A covered request, as ``scope=`` and ``fingerprint=`` callables see it.
+
+    ``path`` and ``query`` are raw (percent-encoded). ``native`` is the framework's own request: the ASGI scope, the
+    WSGI environ, Django's or Flask's request. ``body`` is None until it was received.
+    """
+
+    method: str
+    path: bytes
+    query: bytes
+    headers: Headers
+    native: Any
+    body: Body | None = None
+
+    def header(self, name: bytes) -> list[bytes]:
+        """All values of a header field, given its lower-case name, in order."""
+        return [value for field, value in self.headers if field == name]
+
+
+@dataclass(slots=True)
+class Answer:
+    """A whole response. ``body`` is None where it was too large to be kept (a tombstone)."""
+
+    status: int
+    headers: Headers
+    body: bytes | None

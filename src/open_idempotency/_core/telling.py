@@ -1,0 +1,40 @@
+"""What admission and settlement share: telling listeners, sending a stored answer again, pausing between tries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from open_idempotency import events
+from open_idempotency._core import problems
+from open_idempotency._core.commands import Emit
+from open_idempotency._core.drivers import Steps, ask
+from open_idempotency._core.replay import location, replayed
+from open_idempotency._core.requests import Answer
+from open_idempotency.policy import IdempotencyPolicy
+
+#: seconds between two tries of the same thing: they grow from the first to the longest
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+
+
+def tell(policy: IdempotencyPolicy, kind: Callable[..., events.Event], *members: object) -> Steps[None]:
+    """An everyday event: made only where somebody listens."""
+    if policy.on_event is not None:
+        yield from ask(Emit(kind(*members), policy.on_event))
+
+
+def warn(policy: IdempotencyPolicy, event: events.Event) -> Steps[None]:
+    """An event that an operator should see, listener or not."""
+    yield from ask(Emit(event, policy.on_event))
+
+
+def sendable(stored: Answer, instance: str, policy: IdempotencyPolicy) -> Answer:
+    """A stored answer as it is sent again, or what stands for one whose body was not kept (O-11)."""
+    if stored.body is not None:
+        return replayed(stored)
+    place = location(stored.headers)
+    problem = problems.not_replayable(stored.status, place.decode("latin-1") if place else None)
+    return problems.render(problem, policy, instance)
+
+
+def cause(error: BaseException) -> str:
+    return type(error.__cause__ or error).__name__

@@ -1,0 +1,175 @@
+"""What a backend is: the same verbs in two colours, each one atomic call on the backend's own clock.
+
+To write one: subclass ``Backend`` or ``AsyncBackend``, carry out each command as its docstring says, and run the
+shipped suite ``open_idempotency.conformance`` against it. A backend keeps ``fingerprint``, ``frame`` and
+``response`` as opaque bytes; it never parses, unpickles or logs them. Where the store allows a lock or a
+transaction, the module ``open_idempotency.decisions`` decides and the backend only loads and saves.
+
+Every verb may raise ``BackendUnavailable`` (the driver's error is its cause) and ``RecordUnreadable``; the owner's
+verbs also ``LeaseLost``. No verb may take longer than ``call_timeout`` seconds, retries of the driver included.
+Constructing a backend opens nothing: connections open lazily, for each process, so that a fork is harmless.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+from open_idempotency._core.commands import (
+    Claim,
+    Complete,
+    Fail,
+    Get,
+    Release,
+    Renew,
+    SaveStage,
+)
+from open_idempotency._core.models import (
+    Busy,
+    ClaimAnswer,
+    Completed,
+    Finished,
+    Lease,
+    Leased,
+    Mismatch,
+    Record,
+    Refusal,
+    Refused,
+    Renewal,
+    Stage,
+    StageSaved,
+    Status,
+)
+
+__all__ = [
+    "AsyncBackend",
+    "Backend",
+    "Busy",
+    "Claim",
+    "ClaimAnswer",
+    "Complete",
+    "Completed",
+    "Fail",
+    "Finished",
+    "Get",
+    "Lease",
+    "Leased",
+    "Mismatch",
+    "Record",
+    "Refusal",
+    "Refused",
+    "Release",
+    "Renew",
+    "Renewal",
+    "SaveStage",
+    "Stage",
+    "StageSaved",
+    "Status",
+]
+
+
+class Backend(ABC):
+    """The blocking colour. Safe to use from many threads."""
+
+    #: seconds that the slowest call may take before it raises BackendUnavailable
+    call_timeout: float = 0.0
+
+    @abstractmethod
+    def claim(self, c: Claim, /) -> ClaimAnswer:
+        """Insert or take over the record, or tell the truth about it; a claim resent by its owner is leased again."""
+
+    @abstractmethod
+    def renew(self, c: Renew, /) -> Sequence[Renewal]:
+        """Extend many leases in one call; answers in the order of ``c.leases``, never raises LeaseLost."""
+
+    @abstractmethod
+    def save_stage(self, c: SaveStage, /) -> StageSaved:
+        """Append the stage, or answer with the frame saved before. AlreadyCompleted after the completion."""
+
+    @abstractmethod
+    def complete(self, c: Complete, /) -> Completed:
+        """Make the response durable; re-creates a record that vanished; sent twice it succeeds."""
+
+    @abstractmethod
+    def fail(self, c: Fail, /) -> None:
+        """End the attempt and keep its stages; sent twice it succeeds; nothing where the record vanished."""
+
+    @abstractmethod
+    def release(self, c: Release, /) -> None:
+        """Give the claim back; the record is deleted unless it has stages or earlier attempts."""
+
+    @abstractmethod
+    def get(self, c: Get, /) -> Record | None:
+        """Read one record with its stages; None where it is absent or expired."""
+
+    @abstractmethod
+    def delete(self, record_id: bytes, /) -> bool:
+        """Forget a record, whatever its state; true if there was one. For operators."""
+
+    @abstractmethod
+    def scan(self) -> Iterator[Record]:
+        """All live records, in no order, read in bounded batches. For operators."""
+
+    @abstractmethod
+    def purge(self, limit: int = 1000) -> int:
+        """Delete at most ``limit`` expired records; how many were. Safe to run in parallel."""
+
+    @abstractmethod
+    def to_async(self) -> AsyncBackend:
+        """The asynchronous colour over the same records; always the same object."""
+
+    def close(self) -> None:  # noqa: B027 (a backend may have nothing to close)
+        """Close what this process opened; the backend opens it again if it is used again."""
+
+
+class AsyncBackend(ABC):
+    """The asynchronous colour: the same verbs and promises, awaited. Safe on several event loops."""
+
+    call_timeout: float = 0.0
+
+    @abstractmethod
+    async def claim(self, c: Claim, /) -> ClaimAnswer:
+        """See ``Backend.claim``."""
+
+    @abstractmethod
+    async def renew(self, c: Renew, /) -> Sequence[Renewal]:
+        """See ``Backend.renew``."""
+
+    @abstractmethod
+    async def save_stage(self, c: SaveStage, /) -> StageSaved:
+        """See ``Backend.save_stage``."""
+
+    @abstractmethod
+    async def complete(self, c: Complete, /) -> Completed:
+        """See ``Backend.complete``."""
+
+    @abstractmethod
+    async def fail(self, c: Fail, /) -> None:
+        """See ``Backend.fail``."""
+
+    @abstractmethod
+    async def release(self, c: Release, /) -> None:
+        """See ``Backend.release``."""
+
+    @abstractmethod
+    async def get(self, c: Get, /) -> Record | None:
+        """See ``Backend.get``."""
+
+    @abstractmethod
+    async def delete(self, record_id: bytes, /) -> bool:
+        """See ``Backend.delete``."""
+
+    @abstractmethod
+    def scan(self) -> AsyncIterator[Record]:
+        """See ``Backend.scan``."""
+
+    @abstractmethod
+    async def purge(self, limit: int = 1000) -> int:
+        """See ``Backend.purge``."""
+
+    @abstractmethod
+    def to_sync(self) -> Backend:
+        """The blocking colour over the same records; the heartbeat thread renews with it."""
+
+    async def close(self) -> None:  # noqa: B027 (see Backend.close)
+        """See ``Backend.close``."""

@@ -1,0 +1,114 @@
+"""What happened, for metrics and logs: one frozen event for each decision.
+
+A listener is any callable that takes an event; pass it as ``on_event=``. It is called on the request's own thread
+or event loop, so it should return quickly. Events hold short digests, never keys, credentials or bodies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """``record``: the first 12 hex digits of the record id."""
+
+    record: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed(Event):
+    """A request owns its record and runs. ``attempt`` above 1: it resumes an earlier one."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed(Event):
+    """A stored answer was sent again; the handler did not run."""
+
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conflicted(Event):
+    """A duplicate came while the first request was running: 409."""
+
+    remaining: float
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReused(Event):
+    """The key came with another request: 422."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected(Event):
+    """No further attempt is admitted: 409 ``outcome-unknown``. ``reason``: failed, abandoned or attempts."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completed(Event):
+    """The answer is recorded. ``stored``: false for a tombstone, whose body was not kept."""
+
+    status: int
+    stored: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Failed(Event):
+    """The attempt ended without a result; a retry resumes from its stages."""
+
+    status: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Released(Event):
+    """The claim was given back: the answer is of a kind that is not kept."""
+
+    status: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class OwnershipLost(Event):
+    """The attempt outlived its lease and another one took the record over."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recreated(Event):
+    """The record vanished while its owner ran (evicted, flushed) and was written anew."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unrecorded(Event):
+    """An answer went out although it could not be recorded within ``record_within`` seconds."""
+
+    status: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendFailed(Event):
+    """A backend call failed during ``verb``; ``error`` is the class name of the cause."""
+
+    verb: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailedOpen(Event):
+    """The backend was down and the route's policy let the request run unprotected."""
+
+
+Listener = Callable[[Event], None]
+
+
+def short(record_id: bytes) -> str:
+    """The digest that stands for a record in events and logs."""
+    return record_id[:6].hex()

@@ -1,0 +1,106 @@
+"""Every error that open-idempotency raises, under one root.
+
+Each class has a stable ``code`` for programs and an HTTP ``status`` hint for whoever turns it into an answer.
+``NotStarted`` and ``AlreadyCompleted`` carry the error names of the Open-Idempotency System. Client libraries'
+own errors never appear here: a backend wraps them once and keeps them as ``__cause__``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class IdempotencyError(Exception):
+    """Root of all errors of this package."""
+
+    code: ClassVar[str] = "ERR_IDEMPOTENCY"
+    status: ClassVar[int] = 500
+
+
+class ConfigurationError(IdempotencyError, ValueError):
+    """The set-up is wrong; raised at start, naming the field and what to do."""
+
+    code = "ERR_CONFIGURATION"
+
+
+class MissingExtra(ConfigurationError, ImportError):
+    """An optional dependency is not installed; the message has the pip command."""
+
+    code = "ERR_MISSING_EXTRA"
+
+
+class KeyRejected(IdempotencyError):
+    """The request's idempotency key cannot be used. Raised before any backend call."""
+
+    code = "ERR_KEY_MALFORMED"
+    status = 400
+
+
+class KeyRequired(KeyRejected):
+    """The route requires an idempotency key and the request has none."""
+
+    code = "ERR_KEY_MISSING"
+
+
+class BodyTooLarge(IdempotencyError):
+    """The request body is over ``max_request_bytes``; a request with a key never runs unprotected."""
+
+    code = "ERR_BODY_TOO_LARGE"
+    status = 413
+
+
+class ScopeUnknown(IdempotencyError):
+    """The ``scope=`` callable failed or named nobody; callers are never put into one shared bucket."""
+
+    code = "ERR_SCOPE_UNKNOWN"
+
+
+class NotStarted(IdempotencyError):
+    """``idem`` was used where no idempotent request is running (ERR_NOT_STARTED)."""
+
+    code = "ERR_NOT_STARTED"
+
+
+class AlreadyCompleted(IdempotencyError):
+    """``idem`` was used after the response was recorded (ERR_COMPLETED)."""
+
+    code = "ERR_COMPLETED"
+
+
+class LeaseLost(IdempotencyError):
+    """Another attempt owns the record by now; this attempt must stop and has changed nothing."""
+
+    code = "ERR_LEASE_LOST"
+    status = 409
+
+
+class StageConflict(IdempotencyError):
+    """One attempt used the same stage name and key twice; give each its own ``key=``."""
+
+    code = "ERR_STAGE_CONFLICT"
+
+
+class StageValueError(IdempotencyError, ValueError):
+    """A stage value cannot be saved or read back: not JSON, too large, or its type is not declared."""
+
+    code = "ERR_STAGE_VALUE"
+
+
+class WrongColour(IdempotencyError, RuntimeError):
+    """A blocking verb of ``idem`` was called on an event loop, or an ``a…`` verb outside one."""
+
+    code = "ERR_WRONG_COLOUR"
+
+
+class BackendUnavailable(IdempotencyError):
+    """The backend did not answer, or refused to; the driver's error is the ``__cause__``."""
+
+    code = "ERR_BACKEND_UNAVAILABLE"
+    status = 503
+
+
+class RecordUnreadable(IdempotencyError):
+    """A stored record is corrupt, foreign or of a newer version; it is neither run over nor overwritten."""
+
+    code = "ERR_RECORD_UNREADABLE"
+    status = 503

@@ -1,0 +1,233 @@
+"""IdempotencyPolicy: every option of the library, in one frozen value that validates itself.
+
+Adapters take its fields as keyword arguments, or a whole policy, or both (keywords then override the policy).
+Durations are seconds or ``timedelta`` at this edge and float seconds inside; sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from open_idempotency.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from open_idempotency._core.problems import Problem
+    from open_idempotency._core.requests import Answer, Request
+    from open_idempotency.events import Listener
+
+Seconds = float | int | timedelta
+
+_TOKEN_CHARS = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+_NEVER_COVERED = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "CONNECT"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdempotencyPolicy:
+    """How a route treats idempotency keys. Raises ``ConfigurationError`` that names the wrong field.
+
+    Coverage
+        ``methods``: HTTP methods that are covered (never GET, HEAD, OPTIONS, TRACE, CONNECT).
+        ``required``: a covered request without a key is answered 400. ``header``: the field's name;
+        ``aliases``: further names for it. ``profile``: ``"strict"`` takes an RFC 9651 String alone, ``"lenient"``
+        a bare key as well. ``validate``: called with the key, returns false or raises ``ValueError`` to refuse it.
+
+    Who and what
+        ``scope``: called with the request, returns the caller's identity (``str``); without it the framework's
+        verified user, then the ``Authorization`` field. ``app``: separates applications that share a backend.
+        ``fingerprint``: ``"auto"``, ``"json"``, ``"none"`` (the body is not compared) or a callable that returns
+        the bytes to compare. ``fingerprint_headers``: header fields that belong to it. ``fingerprint_ignore``: JSON
+        pointers left out of it (needs ``"json"``). ``secret``: keys the digests.
+
+    Liveness
+        ``lease``: seconds a claim lasts unless it is renewed. ``ttl``: seconds a record is kept after completion
+        or last activity. ``max_run``: seconds for which a lease is renewed at most. ``wait``: seconds a
+        duplicate waits for the first request before its 409; ``max_wait``: the same for ``Prefer: wait=N``, which
+        is ignored at 0. ``record_within``: seconds for which a failing completion is tried again (None: one lease).
+
+    After a failure
+        ``on_failed``: ``"resume"`` runs again, ``"replay"`` repeats the failed answer, ``"reject"`` answers 409.
+        ``on_abandoned``: ``"resume"`` or ``"reject"``. ``max_attempts``: None for no limit. ``fail_open``: run
+        unprotected while the backend is down.
+
+    What is kept
+        ``store``: called with the status, returns true or false to overrule, None for the default.
+        ``max_request_bytes``, ``max_response_bytes``, ``max_stage_bytes``: limits; ``spool_bytes``: request bodies
+        above it go to disk while they are hashed. ``strict_stages``: stages without a key raise NotStarted.
+
+    Telling
+        ``docs_url``: linked from problems. ``render_problem``: makes another answer of a problem.
+        ``on_event``: called with each event.
+    """
+
+    methods: frozenset[str] = frozenset({"POST", "PATCH"})
+    required: bool = False
+    header: str = "Idempotency-Key"
+    aliases: tuple[str, ...] = ()
+    profile: Literal["lenient", "strict"] = "lenient"
+    validate: Callable[[str], bool | None] | None = None
+
+    scope: Callable[[Request], str] | None = None
+    app: str = ""
+    fingerprint: Literal["auto", "json", "none"] | Callable[[Request], bytes] = "auto"
+    fingerprint_headers: tuple[str, ...] = ()
+    fingerprint_ignore: tuple[str, ...] = ()
+    secret: bytes | None = dataclasses.field(default=None, repr=False)
+
+    lease: float = 30.0
+    ttl: float = 86_400.0
+    max_run: float = 3_600.0
+    wait: float = 0.0
+    max_wait: float = 0.0
+    record_within: float | None = None
+
+    on_failed: Literal["resume", "replay", "reject"] = "resume"
+    on_abandoned: Literal["resume", "reject"] = "resume"
+    max_attempts: int | None = None
+    fail_open: bool = False
+
+    store: Callable[[int], bool | None] | None = None
+    max_request_bytes: int = 10 * 1024 * 1024
+    max_response_bytes: int = 1024 * 1024
+    max_stage_bytes: int = 64 * 1024
+    spool_bytes: int = 1024 * 1024
+    strict_stages: bool = False
+
+    docs_url: str | None = None
+    render_problem: Callable[[Problem], Answer] | None = None
+    on_event: Listener | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("lease", "ttl", "max_run", "wait", "max_wait", "record_within"):
+            self._normalise(name, _seconds(name, getattr(self, name)))
+        self._normalise("methods", frozenset(m.upper() for m in _names("methods", self.methods)))
+        for name in ("aliases", "fingerprint_headers", "fingerprint_ignore"):
+            self._normalise(name, tuple(_names(name, getattr(self, name))))
+        for check in (_check_coverage, _check_choices, _check_durations, _check_sizes, _check_hooks):
+            check(self)
+
+    def _normalise(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def replace(self, **fields: Any) -> IdempotencyPolicy:
+        """This policy with some fields changed; the result is validated like a new one."""
+        refuse_unknown(fields)
+        return dataclasses.replace(self, **fields)
+
+
+def make_policy(policy: IdempotencyPolicy | None, fields: Mapping[str, Any]) -> IdempotencyPolicy:
+    """The policy that an adapter was given: a whole one, fields, or a whole one with fields changed."""
+    if policy is not None and not isinstance(policy, IdempotencyPolicy):
+        raise ConfigurationError(f"policy: expected an IdempotencyPolicy, got {policy!r}")
+    return (policy or IdempotencyPolicy()).replace(**fields)
+
+
+FIELD_NAMES = frozenset(f.name for f in dataclasses.fields(IdempotencyPolicy))
+
+
+def refuse_unknown(fields: Iterable[str]) -> None:
+    """Raise ``ConfigurationError`` for a field that no policy has, with the nearest names."""
+    import difflib
+
+    for name in fields:
+        if name not in FIELD_NAMES:
+            near = difflib.get_close_matches(name, FIELD_NAMES, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(FIELD_NAMES))}"
+            raise ConfigurationError(f"{name}: no such policy field; {hint}")
+
+
+def _seconds(name: str, value: object) -> float | None:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if value is None and name == "record_within":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigurationError(f"{name}: expected seconds or a timedelta, got {value!r}")
+    return float(value)
+
+
+def _names(name: str, value: object) -> list[str]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise ConfigurationError(f"{name}: expected a list of strings, got {value!r}")
+    items: list[object] = list(value)
+    if not all(isinstance(item, str) for item in items):
+        raise ConfigurationError(f"{name}: expected a list of strings, got {value!r}")
+    return [str(item) for item in items]
+
+
+def _check_coverage(p: IdempotencyPolicy) -> None:
+    if not p.methods:
+        raise ConfigurationError("methods: empty, so no request would be covered; name at least one")
+    never = p.methods & _NEVER_COVERED
+    if never:
+        raise ConfigurationError(f"methods: {', '.join(sorted(never))} can never be covered")
+    for name in (p.header, *p.aliases, *p.fingerprint_headers):
+        if not isinstance(name, str) or not name or not _TOKEN_CHARS.issuperset(name):
+            raise ConfigurationError(f"header: {name!r} is not a header field name")
+    for pointer in p.fingerprint_ignore:
+        if not pointer.startswith("/"):
+            raise ConfigurationError(
+                f"fingerprint_ignore: {pointer!r} is not a JSON pointer such as '/metadata/sent_at'"
+            )
+    if p.fingerprint_ignore and p.fingerprint != "json":
+        raise ConfigurationError('fingerprint_ignore: needs fingerprint="json"')
+
+
+_CHOICES: Mapping[str, tuple[object, ...]] = {
+    "profile": ("lenient", "strict"),
+    "on_failed": ("resume", "replay", "reject"),
+    "on_abandoned": ("resume", "reject"),
+    "required": (True, False),
+    "fail_open": (True, False),
+    "strict_stages": (True, False),
+}
+
+
+def _check_choices(p: IdempotencyPolicy) -> None:
+    for name, choices in _CHOICES.items():
+        if getattr(p, name) not in choices:
+            known = ", ".join(repr(choice) for choice in choices)
+            raise ConfigurationError(f"{name}: {getattr(p, name)!r} is none of {known}")
+    if not callable(p.fingerprint) and p.fingerprint not in ("auto", "json", "none"):
+        raise ConfigurationError(f"fingerprint: {p.fingerprint!r} is none of 'auto', 'json', 'none' or a callable")
+
+
+def _check_durations(p: IdempotencyPolicy) -> None:
+    for name in ("lease", "ttl", "max_run"):
+        if not getattr(p, name) > 0:
+            raise ConfigurationError(f"{name}: must be more than 0 seconds, got {getattr(p, name)}")
+    for name in ("wait", "max_wait", "record_within"):
+        value = getattr(p, name)
+        if value is not None and not value >= 0:
+            raise ConfigurationError(f"{name}: must not be negative, got {value}")
+    for name in ("ttl", "max_run"):
+        if getattr(p, name) < p.lease:
+            raise ConfigurationError(
+                f"{name}: {getattr(p, name)} s is shorter than lease ({p.lease} s); raise {name} or shorten the lease"
+            )
+
+
+def _check_sizes(p: IdempotencyPolicy) -> None:
+    for name in ("max_request_bytes", "max_response_bytes", "max_stage_bytes", "spool_bytes"):
+        value = getattr(p, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigurationError(f"{name}: expected a number of bytes, got {value!r}")
+    tries = p.max_attempts
+    if tries is not None and (isinstance(tries, bool) or not isinstance(tries, int) or tries < 1):
+        raise ConfigurationError(f"max_attempts: expected at least 1 or None, got {tries!r}")
+
+
+def _check_hooks(p: IdempotencyPolicy) -> None:
+    for name in ("validate", "scope", "store", "render_problem", "on_event"):
+        hook = getattr(p, name)
+        if hook is not None and not callable(hook):
+            raise ConfigurationError(f"{name}: expected a callable or None, got {hook!r}")
+    if not isinstance(p.app, str):
+        raise ConfigurationError(f"app: expected a string, got {p.app!r}")
+    if p.secret is not None and not isinstance(p.secret, bytes):
+        raise ConfigurationError("secret: expected bytes or None")
+    if p.secret is not None and len(p.secret) < 16:
+        raise ConfigurationError("secret: needs at least 16 bytes")
