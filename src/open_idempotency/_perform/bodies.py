@@ -1,0 +1,86 @@
+"""A request body while it is received: in memory at first, on disk when it grows, bounded always."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Iterator
+from typing import IO
+
+from open_idempotency.exceptions import BodyTooLarge
+from open_idempotency.policy import IdempotencyPolicy
+
+PIECE = 64 * 1024
+
+
+class RequestBody:
+    """Takes chunks until it is whole, then gives them back as often as asked.
+
+    Holds at most ``spool_bytes`` in memory; ``add`` raises ``BodyTooLarge`` over ``max_request_bytes``.
+    """
+
+    __slots__ = ("_chunks", "_file", "_limit", "_spool", "size")
+
+    def __init__(self, policy: IdempotencyPolicy) -> None:
+        self._limit = policy.max_request_bytes
+        self._spool = policy.spool_bytes
+        self._chunks: list[bytes] = []
+        self._file: IO[bytes] | None = None
+        self.size = 0
+
+    def check_length(self, declared: bytes | str | None) -> None:
+        """Raise ``BodyTooLarge`` for a Content-Length over the limit, before anything is read."""
+        if declared and declared.isdigit() and int(declared) > self._limit:
+            raise BodyTooLarge(f"over {self._limit} bytes")
+
+    def add(self, chunk: bytes) -> None:
+        """Take the next bytes."""
+        self.size += len(chunk)
+        if self.size > self._limit:
+            self.close()
+            raise BodyTooLarge(f"over {self._limit} bytes")
+        if self._file is not None:
+            self._file.write(chunk)
+        elif chunk:
+            self._chunks.append(chunk)
+            if self.size > self._spool:
+                self._to_disk()
+
+    def _to_disk(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the request)
+        self._file.writelines(self._chunks)
+        self._chunks.clear()
+
+    def pieces(self) -> Iterator[tuple[bytes, bool]]:
+        """The bytes in order, each piece with whether more follow; one piece where they are in memory."""
+        if self._file is None:
+            yield b"".join(self._chunks), False
+            return
+        for start in range(0, self.size, PIECE):
+            self._file.seek(start)
+            piece = self._file.read(PIECE)
+            yield piece, start + len(piece) < self.size
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes in order, in pieces of bounded size; may be asked for again."""
+        if self._file is None:
+            return iter(self._chunks)
+        return (piece for piece, _ in self.pieces())
+
+    def read(self) -> bytes:
+        """The bytes in one piece."""
+        return b"".join(self.chunks())
+
+    def file(self) -> IO[bytes]:
+        """The bytes as a file at its start, for ``wsgi.input`` and the like."""
+        if self._file is None:
+            return io.BytesIO(self.read())
+        self._file.seek(0)
+        return self._file
+
+    def close(self) -> None:
+        """Give the memory or the file back."""
+        self._chunks.clear()
+        if self._file is not None:
+            self._file.close()
+            self._file = None

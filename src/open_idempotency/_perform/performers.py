@@ -1,0 +1,88 @@
+"""The two performers: which callable carries out which command, in each colour."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from open_idempotency._core.commands import (
+    Call,
+    Claim,
+    Complete,
+    Emit,
+    Fail,
+    Get,
+    Now,
+    Release,
+    Renew,
+    SaveStage,
+    Sleep,
+)
+from open_idempotency._core.drivers import AsyncHandlers, Handlers, Steps, drive, drive_async
+from open_idempotency._perform import loops
+from open_idempotency._perform.telling import tell
+from open_idempotency.backend import AsyncBackend, Backend
+
+T = TypeVar("T")
+
+
+class Performer:
+    """Carries out commands blocking, on a ``Backend``."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self._handlers: Handlers = {
+            Claim: backend.claim,
+            Renew: backend.renew,
+            SaveStage: backend.save_stage,
+            Complete: backend.complete,
+            Fail: backend.fail,
+            Release: backend.release,
+            Get: backend.get,
+            Call: lambda command: command.function(),
+            Sleep: lambda command: time.sleep(command.seconds),
+            Now: lambda _: time.monotonic(),
+            Emit: tell,
+        }
+
+    def run(self, steps: Steps[T]) -> T:
+        """Run an engine to its end; returns or raises what it does."""
+        return drive(steps, self._handlers)
+
+
+class AsyncPerformer:
+    """Carries out commands awaited, on an ``AsyncBackend``."""
+
+    def __init__(self, backend: AsyncBackend) -> None:
+        self.backend = backend
+        # Cleanup after a cancellation may cost two calls; it is bounded, since shutdown waits for it.
+        self._patience = 2 * backend.call_timeout + 1.0
+        self._handlers: AsyncHandlers = {
+            Claim: backend.claim,
+            Renew: backend.renew,
+            SaveStage: backend.save_stage,
+            Complete: backend.complete,
+            Fail: backend.fail,
+            Release: backend.release,
+            Get: backend.get,
+            Call: lambda command: command.function(),
+            Sleep: lambda command: loops.sleep(command.seconds),
+            Now: _now,
+            Emit: _tell,
+        }
+
+    async def run(self, steps: Steps[T], *, guarded: bool = False) -> T:
+        """Run an engine to its end. ``guarded``: even though this task is being cancelled."""
+        return await drive_async(steps, self._handlers, self._shield, guarded=guarded)
+
+    async def _shield(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        return await loops.shielded(call, self._patience)
+
+
+async def _now(_: Now) -> float:
+    return time.monotonic()
+
+
+async def _tell(command: Emit) -> None:
+    tell(command)

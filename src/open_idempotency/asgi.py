@@ -1,0 +1,249 @@
+"""Idempotency keys for any ASGI application: a pure middleware, and one small object for each protected request.
+
+What is not covered passes through untouched: other methods and protocols, and requests without a key. The rest is the
+core's order of operations, carried out between the server's ``receive`` and ``send``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from typing import Any
+from urllib.parse import quote
+
+from open_idempotency._core.admission import Intake, admit
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.capture import Capture
+from open_idempotency._core.keys import find_key, key_names
+from open_idempotency._core.replay import UNRECORDED
+from open_idempotency._core.requests import Answer, Headers, Request
+from open_idempotency._core.settlement import Fate, abort, finish
+from open_idempotency._perform.bodies import RequestBody
+from open_idempotency._perform.context import Running, running
+from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency.backend import AsyncBackend, Backend
+from open_idempotency.exceptions import LeaseLost
+from open_idempotency.policy import IdempotencyPolicy
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# Ways of answering that would go past the capture; an application that does not find them sends bytes instead.
+_HIDDEN_EXTENSIONS = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
+
+
+class IdempotencyMiddleware:
+    """Protects the requests of an ASGI application that carry an ``Idempotency-Key``.
+
+    ``backend``: a URL such as ``sqlite:///idempotency.db`` or an instance. ``policy`` and ``fields``: an
+    ``IdempotencyPolicy``, its fields, or both. Raises ``ConfigurationError`` at once for what is wrong in them.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        backend: str | Backend | AsyncBackend | None = None,
+        *,
+        policy: IdempotencyPolicy | None = None,
+        **fields: Any,
+    ) -> None:
+        self.app = app
+        self.engine = Engine(backend, policy, fields, threads=False)
+        self._methods = self.engine.policy.methods
+        self._names = key_names(self.engine.policy)
+        self._required = self.engine.policy.required
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] not in self._methods:
+            await self.app(scope, receive, send)
+            return
+        key_fields = find_key(scope["headers"], self._names)
+        if key_fields or self._required:
+            await _Exchange(self, scope, receive, send).run(key_fields)
+        else:
+            await self._run_plainly(scope, receive, send)
+
+    async def _run_plainly(self, scope: Scope, receive: Receive, send: Send) -> None:
+        engine = self.engine
+        mark = running.set(Running(Attempt(engine.policy), engine.sync, engine.aio))
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            running.reset(mark)
+
+    def identify(self, scope: Scope) -> str | None:
+        """The verified user that an outer middleware put into the scope; plain ASGI knows none."""
+        return None
+
+
+class _ClientGone(Exception):
+    """The client left before its request was whole: nobody to answer, nothing to run."""
+
+
+class _Exchange:
+    """One protected request: its body on the way in, its answer on the way out."""
+
+    __slots__ = (
+        "_attempt", "_body", "_capture", "_engine", "_gone", "_held", "_inner", "_outlet", "_pieces", "_scope",
+        "_settled", "_source", "_started",
+    )  # fmt: skip
+
+    def __init__(self, inner: IdempotencyMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
+        self._inner = inner
+        self._engine = inner.engine
+        self._scope = scope
+        self._source = receive
+        self._outlet = send
+        self._body = RequestBody(self._engine.policy)
+        self._capture = Capture(self._engine.policy.max_response_bytes)
+        self._attempt: Attempt | None = None
+        self._pieces: Iterator[tuple[bytes, bool]] = iter(())
+        self._held: Message | None = None
+        self._started = False
+        self._settled = False
+        self._gone = False
+
+    async def run(self, key_fields: Headers) -> None:
+        """Admit the request; then run the application, or send the answer that stands for it."""
+        request = _request(self._scope)
+        intake = Intake(request, key_fields, new_owner(), self._identify, self._receive_body)
+        try:
+            admission = await self._engine.aio.run(admit(intake, self._engine.policy))
+            if isinstance(admission, Answer):
+                await self._answer(admission)
+            else:
+                await self._protect(admission)
+        except _ClientGone:
+            return
+        finally:
+            self._body.close()
+
+    async def _identify(self) -> str | None:
+        return self._inner.identify(self._scope)
+
+    async def _receive_body(self) -> RequestBody:
+        body = self._body
+        for name, value in self._scope["headers"]:
+            if name == b"content-length":
+                body.check_length(value)
+        while True:
+            message = await self._source()
+            if message["type"] == "http.disconnect":
+                raise _ClientGone
+            body.add(message.get("body", b""))
+            if not message.get("more_body", False):
+                return body
+
+    async def _protect(self, attempt: Attempt) -> None:
+        engine = self._engine
+        self._attempt = attempt
+        self._pieces = self._body.pieces()
+        extensions = self._hide_extensions()
+        mark = running.set(Running(attempt, engine.sync, engine.aio))
+        engine.heartbeat.watch(attempt)
+        try:
+            await self._inner.app(self._scope, self._receive, self._send)
+            if not self._settled:
+                raise RuntimeError("the application returned before its response was complete")
+        except BaseException as error:
+            if self._settled or not await self._stand_in(attempt, error):
+                raise
+        finally:
+            engine.heartbeat.forget(attempt)
+            running.reset(mark)
+            if extensions is not None:
+                self._scope["extensions"] = extensions
+
+    async def _stand_in(self, attempt: Attempt, error: BaseException) -> bool:
+        """Settle an attempt that raised (L-04); true if all is said: a later attempt's answer was sent (L-03)."""
+        self._settled = True
+        verdict = await self._engine.aio.run(abort(attempt, error), guarded=not isinstance(error, Exception))
+        if isinstance(verdict, Fate) or self._started:
+            return False
+        await self._answer(verdict)
+        return isinstance(error, LeaseLost)
+
+    def _hide_extensions(self) -> Any:
+        """Take away what would go past the capture (R-06); what was there, to be put back."""
+        extensions = self._scope.get("extensions")
+        if not extensions or _HIDDEN_EXTENSIONS.isdisjoint(extensions):
+            return None
+        self._scope["extensions"] = {n: v for n, v in extensions.items() if n not in _HIDDEN_EXTENSIONS}
+        return extensions
+
+    # What the application sees
+
+    async def _receive(self) -> Message:
+        """The body that was received already, then whatever the server says: in the end, the disconnect (R-06)."""
+        piece = next(self._pieces, None)
+        if piece is None:
+            return await self._source()
+        return {"type": "http.request", "body": piece[0], "more_body": piece[1]}
+
+    async def _send(self, message: Message) -> None:
+        """Hold the start back until it is known what may leave; keep a copy of the rest (R-03)."""
+        if self._settled:
+            await self._forward(message)  # trailers
+        elif message["type"] == "http.response.start":
+            self._held = message
+            self._capture.start(message["status"], list(message.get("headers", ())))
+        elif message["type"] == "http.response.body":
+            self._capture.add(message.get("body", b""))
+            if message.get("more_body", False):
+                await self._let_start_go()
+                await self._forward(message)
+            else:
+                await self._send_last(message)
+        else:
+            await self._forward(message)
+
+    async def _send_last(self, message: Message) -> None:
+        """Nothing of the last message leaves before the answer is durable (R-03)."""
+        assert self._attempt is not None
+        self._settled = True
+        verdict = await self._engine.aio.run(finish(self._attempt, self._capture.answer()))
+        self._engine.heartbeat.forget(self._attempt)
+        if isinstance(verdict, Fate):
+            if verdict is Fate.UNRECORDED and self._held is not None:
+                self._held = {**self._held, "headers": [*self._held.get("headers", ()), UNRECORDED]}
+            await self._let_start_go()
+            await self._forward(message)
+        elif self._started:
+            raise LeaseLost("a later attempt owns this request; the end of this stream is withheld")
+        else:
+            await self._answer(verdict)
+
+    # What the server sees
+
+    async def _let_start_go(self) -> None:
+        if self._held is not None:
+            self._started = True
+            held, self._held = self._held, None
+            await self._forward(held)
+
+    async def _answer(self, answer: Answer) -> None:
+        headers = [(name.lower(), value) for name, value in answer.headers]
+        await self._forward({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await self._forward({"type": "http.response.body", "body": answer.body or b"", "more_body": False})
+
+    async def _forward(self, message: Message) -> None:
+        """Send to the client; one that is gone does not stop the handler, whose answer is stored (L-05)."""
+        if self._gone:
+            return
+        try:
+            await self._outlet(message)
+        except OSError:
+            self._gone = True
+
+
+def _request(scope: Scope) -> Request:
+    raw = scope.get("raw_path") or quote(scope["path"]).encode("ascii")
+    return Request(
+        method=scope["method"],
+        path=raw.partition(b"?")[0],
+        query=scope.get("query_string", b""),
+        headers=scope["headers"],
+        native=scope,
+    )
