@@ -102,6 +102,14 @@ class BackendFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class HookFailed(Event):
+    """A callable of the policy raised after the handler had run; its default was taken. ``hook``: the field."""
+
+    hook: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class FailedOpen(Event):
     """The backend was down and the route's policy let the request run unprotected."""
 

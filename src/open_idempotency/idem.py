@@ -18,7 +18,7 @@ from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.keys import downstream_key
 from open_idempotency._perform import loops
-from open_idempotency._perform.context import Running, running
+from open_idempotency._perform.context import Performers, Running, running
 from open_idempotency._perform.stages import Errors, StageUse, is_coroutine_function, read_frame, stage_id
 from open_idempotency.exceptions import AlreadyCompleted, NotStarted, WrongColour
 
@@ -50,12 +50,12 @@ class Idem:
     def active(self) -> bool:
         """Whether a request with a key is running here and its response is not recorded yet. Never raises."""
         here = running.get()
-        return here is not None and here.attempt.lease is not None and here.attempt.phase is Phase.RUNNING
+        return here is not None and here[0].lease is not None and here[0].phase is Phase.RUNNING
 
     @property
     def attempt(self) -> int:
         """The number of this attempt at the request, from 1. Raises ``NotStarted``."""
-        lease = _here().attempt.lease
+        lease = _here()[0].lease
         return lease.attempt if lease is not None else 1
 
     @property
@@ -66,7 +66,7 @@ class Idem:
     @property
     def stages(self) -> tuple[RecordedStage, ...]:
         """What is on record, earlier attempts' stages first. Raises ``NotStarted``."""
-        recorded = _here().attempt.stages.items()
+        recorded = _here()[0].stages.items()
         return tuple(RecordedStage(name, key or None, read_frame(frame, None)) for (name, key), frame in recorded)
 
     def load(self, name: str, *, key: Key = None, default: Any = None, returns: object = None) -> Any:
@@ -74,7 +74,7 @@ class Idem:
 
         Raises ``NotStarted``.
         """
-        frame = _here().attempt.stages.get(stage_id(name, key))
+        frame = _here()[0].stages.get(stage_id(name, key))
         return default if frame is None else read_frame(frame, returns)
 
     def key_for(self, name: str) -> str:
@@ -83,7 +83,7 @@ class Idem:
         35 characters of ``[a-z0-9-]``; another one for each name. Nothing about the client can be read from it.
         Raises ``NotStarted``.
         """
-        attempt = _here().attempt
+        attempt = _here()[0]
         if not attempt.seed:
             attempt.seed = os.urandom(32)
         return downstream_key(attempt.seed, name, attempt.policy.secret)
@@ -174,7 +174,7 @@ class Idem:
 class StageBlock:
     """One stage to be entered; see ``Idem.stage``."""
 
-    __slots__ = ("_errors", "_function", "_key", "_name", "_result", "_returns", "_running", "_saved", "_use")
+    __slots__ = ("_errors", "_function", "_key", "_name", "_performers", "_result", "_returns", "_saved", "_use")
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class StageBlock:
         self._returns = returns
         self._errors = memo_errors
         self._function = function
-        self._running: Running | None = None
+        self._performers: Performers | None = None
         self._use: StageUse | None = None
         self._saved: Any = None
         self._result: Any = None
@@ -203,7 +203,7 @@ class StageBlock:
     def value(self) -> Any:
         """The value on record; within the block that makes it, what was handed to ``save``."""
         use = self._entered()
-        if self._running is not None:
+        if self._performers is not None:
             return use.recall() if use.done else self._saved
         return self._result
 
@@ -224,9 +224,8 @@ class StageBlock:
             raise TypeError(f"stage {self._name!r}: a callable key= is for decorators; pass the key itself")
         if self._use is not None:
             raise RuntimeError(f"stage {self._name!r} was entered already; call idem.stage() for each use")
-        here = _here()
-        self._use = StageUse(here, stage_id(self._name, self._key), self._returns, self._errors, self._function)
-        self._running = here
+        attempt, self._performers = _here()
+        self._use = StageUse(attempt, stage_id(self._name, self._key), self._returns, self._errors, self._function)
         return self
 
     def _leave(self, error: BaseException | None) -> Steps[Any] | None:
@@ -249,11 +248,11 @@ class StageBlock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        here, self._running = self._running, None
+        performers, self._performers = self._performers, None
         try:
             steps = self._leave(error)
-            if steps is not None and here is not None:
-                self._result = here.sync.run(steps)
+            if steps is not None and performers is not None:
+                self._result = performers.sync.run(steps)
         except BaseException:
             self._entered().leave()
             raise
@@ -264,11 +263,11 @@ class StageBlock:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        here, self._running = self._running, None
+        performers, self._performers = self._performers, None
         try:
             steps = self._leave(error)
-            if steps is not None and here is not None:
-                self._result = await here.aio.run(steps)
+            if steps is not None and performers is not None:
+                self._result = await performers.aio.run(steps)
         except BaseException:
             self._entered().leave()
             raise
@@ -302,6 +301,7 @@ class StageBlock:
 
     def __call__(self, function: F) -> F:
         """Decorate a function: every call of it is this stage."""
+
         @functools.wraps(function)
         async def awaited(*args: Any, **kwargs: Any) -> Any:
             return await self._for_call(function, args, kwargs).arun(function, args, kwargs)
@@ -328,7 +328,7 @@ def _here() -> Running:
 
 
 def _unfinished() -> Attempt:
-    attempt = _here().attempt
+    attempt = _here()[0]
     if attempt.phase is not Phase.RUNNING:
         raise AlreadyCompleted("the response is recorded already")
     return attempt

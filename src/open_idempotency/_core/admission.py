@@ -104,7 +104,7 @@ def _answer_claim(
     match answer:
         case Leased(lease, stages):
             yield from tell(policy, events.Claimed, record, lease.attempt)
-            return Attempt(policy, lease, stages, _instance(request))
+            return Attempt.of(lease, stages, policy, _instance(request))
         case Finished(frame):
             return (yield from _replay(frame, claim.record_id, request, policy))
         case Busy() as busy:

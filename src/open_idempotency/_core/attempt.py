@@ -5,13 +5,17 @@ Shared by the adapter that runs the request, the helper ``idem`` and the heartbe
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from enum import Enum
+from types import MappingProxyType
 
 from open_idempotency._core.models import Lease, Stage
 from open_idempotency.exceptions import AlreadyCompleted, LeaseLost, StageConflict
 from open_idempotency.policy import IdempotencyPolicy
 
 StageId = tuple[str, str]
+
+_NO_STAGES: Mapping[StageId, bytes] = MappingProxyType({})
 
 
 class Phase(Enum):
@@ -22,31 +26,42 @@ class Phase(Enum):
 
 
 class Attempt:
-    """A running request. Without a lease it is a covered request without a key: stages run plainly."""
+    """A running request. Without a lease it is a covered request without a key: stages run plainly.
 
-    __slots__ = ("_used", "instance", "keep", "lease", "lost", "phase", "policy", "seed", "stages")
+    Not slotted: one is made for each request that passes through without a key too, and a class's defaults cost
+    nothing there.
+    """
 
-    def __init__(
-        self,
-        policy: IdempotencyPolicy,
-        lease: Lease | None = None,
-        stages: tuple[Stage, ...] = (),
-        instance: str = "",
-    ) -> None:
+    lease: Lease | None = None
+    #: frames by (name, key), in the order in which they were saved
+    stages: Mapping[StageId, bytes] = _NO_STAGES
+    #: what downstream keys derive from; random, and made when it is asked for, where there is no lease
+    seed: bytes = b""
+    #: the request's path, for problems
+    instance: str = ""
+    phase: Phase = Phase.RUNNING
+    #: set by the heartbeat or a refused verb: another attempt owns the record
+    lost: bool = False
+    #: the view's wish: True to store the answer, False to discard it, None for the policy's rule
+    keep: bool | None = None
+    _used: Set[StageId] = frozenset()
+
+    def __init__(self, policy: IdempotencyPolicy) -> None:
         self.policy = policy
-        self.lease = lease
-        #: the request's path, for problems
-        self.instance = instance
-        #: frames by (name, key), in the order in which they were saved
-        self.stages: dict[StageId, bytes] = {(s.name, s.key): s.frame for s in stages}
-        self._used: set[StageId] = set()
-        #: what downstream keys derive from; random, and made when it is asked for, where there is no lease
-        self.seed = lease.record_id + lease.fingerprint if lease else b""
-        self.phase = Phase.RUNNING
-        #: set by the heartbeat or a refused verb: another attempt owns the record
-        self.lost = False
-        #: the view's wish: True to store the answer, False to discard it, None for the policy's rule
-        self.keep: bool | None = None
+
+    @classmethod
+    def of(cls, lease: Lease, stages: tuple[Stage, ...], policy: IdempotencyPolicy, instance: str) -> Attempt:
+        """The attempt that a claim has led to; ``stages`` are those of earlier attempts."""
+        attempt = cls(policy)
+        attempt.lease = lease
+        attempt.stages = {(s.name, s.key): s.frame for s in stages}
+        attempt.seed = lease.record_id + lease.fingerprint
+        attempt.instance = instance
+        return attempt
+
+    def saved(self, stage: Stage) -> None:
+        """Note that a stage is on record."""
+        self.stages = {**self.stages, (stage.name, stage.key): stage.frame}
 
     def check_running(self) -> None:
         """Every stage boundary notices that the attempt ended (ERR_COMPLETED) or lost its lease (S-07)."""
@@ -61,8 +76,8 @@ class Attempt:
             name, key = stage
             where = f"stage {name!r} with key {key!r}" if key else f"stage {name!r}"
             raise StageConflict(f"{where} was used already in this attempt; give each use its own key=")
-        self._used.add(stage)
+        self._used = {*self._used, stage}
 
     def leave(self, stage: StageId) -> None:
         """Take ``enter`` back: the stage failed and may be run again within this attempt."""
-        self._used.discard(stage)
+        self._used = self._used - {stage}

@@ -48,7 +48,7 @@ def save_stage(attempt: Attempt, stage: Stage) -> Steps[bytes]:
     except LeaseLost:
         yield from _lost(attempt, lease)
         raise
-    attempt.stages[stage.name, stage.key] = saved.frame
+    attempt.saved(Stage(stage.name, stage.key, saved.frame))
     return saved.frame
 
 
@@ -97,7 +97,7 @@ def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Answer]:
 
 def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answer]:
     policy, status = attempt.policy, answer.status
-    if _wants_kept(attempt, status):
+    if (yield from _wants_kept(attempt, lease, status)):
         return (yield from _complete(attempt, lease, answer))
     if status < 500:
         return (yield from _let_go(attempt, lease, Release(lease), status))
@@ -106,12 +106,17 @@ def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answ
     return (yield from _let_go(attempt, lease, command, status))
 
 
-def _wants_kept(attempt: Attempt, status: int) -> bool:
+def _wants_kept(attempt: Attempt, lease: Lease, status: int) -> Steps[bool]:
     """The view's wish, then the policy's ``store=``, then the status."""
     if attempt.keep is not None:
         return attempt.keep
-    store = attempt.policy.store
-    wish = store(status) if store is not None else None
+    wish = None
+    if attempt.policy.store is not None:
+        try:
+            wish = attempt.policy.store(status)
+        except Exception as error:
+            # The handler has run: its outcome must not be lost to a faulty hook.
+            yield from warn(attempt.policy, events.HookFailed(events.short(lease.record_id), "store", cause(error)))
     return is_kept_status(status) if wish is None else wish
 
 

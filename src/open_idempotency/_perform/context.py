@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Protocol
 
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._perform.performers import AsyncPerformer, Performer
 
 
-class Running(NamedTuple):
-    """A running attempt and what carries out its stages, in both colours."""
+class Performers(Protocol):
+    """What carries out stages in both colours: the adapter's engine."""
 
-    attempt: Attempt
-    sync: Performer
-    aio: AsyncPerformer
+    @property
+    def sync(self) -> Performer:
+        """For blocking code."""
+        ...
 
+    @property
+    def aio(self) -> AsyncPerformer:
+        """For coroutines."""
+        ...
+
+
+# A plain tuple: one is made for each covered request, also for those without a key.
+Running = tuple[Attempt, Performers]
 
 running: ContextVar[Running | None] = ContextVar("open_idempotency_running", default=None)

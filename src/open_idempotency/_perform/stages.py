@@ -12,12 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 from open_idempotency._core import values
-from open_idempotency._core.attempt import StageId
+from open_idempotency._core.attempt import Attempt, StageId
 from open_idempotency._core.codecs import StageKind, decode_stage, encode_stage
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.models import Stage
 from open_idempotency._core.settlement import save_stage
-from open_idempotency._perform.context import Running
 from open_idempotency.exceptions import NotStarted, StageValueError
 
 Errors = tuple[type[Exception], ...]
@@ -46,13 +45,12 @@ class StageUse:
 
     def __init__(
         self,
-        running: Running,
+        attempt: Attempt,
         stage: StageId,
         returns: object = None,
         errors: Errors = (),
         function: Callable[..., Any] | None = None,
     ) -> None:
-        attempt = running.attempt
         if attempt.lease is None and attempt.policy.strict_stages:
             raise NotStarted("this request has no idempotency key, and strict_stages asks for one")
         attempt.check_running()

@@ -13,6 +13,7 @@ _LEVELS: dict[type[events.Event], int] = {
     events.OwnershipLost: logging.WARNING,
     events.Recreated: logging.WARNING,
     events.BackendFailed: logging.WARNING,
+    events.HookFailed: logging.ERROR,
     events.Unrecorded: logging.ERROR,
     events.FailedOpen: logging.ERROR,
 }
