@@ -11,6 +11,7 @@ from open_idempotency.exceptions import BodyTooLarge
 from open_idempotency.policy import IdempotencyPolicy
 
 PIECE = 64 * 1024
+_MAX_DIGITS = 20
 
 
 class RequestBody:
@@ -28,9 +29,17 @@ class RequestBody:
         self._file: IO[bytes] | None = None
         self.size = 0
 
+    @property
+    def spooled(self) -> bool:
+        """Whether it is on disk, so that whoever reads it moves one place in one file."""
+        return self._file is not None
+
     def check_length(self, declared: bytes | str | None) -> None:
         """Raise ``BodyTooLarge`` for a Content-Length over the limit, before anything is read."""
-        if declared and declared.isdigit() and int(declared) > self._limit:
+        if not declared or not declared.isascii() or not declared.isdigit():
+            return
+        # More digits than any length has are not converted: Python refuses very long ones with an error of its own.
+        if len(declared) > _MAX_DIGITS or int(declared) > self._limit:
             raise BodyTooLarge(f"over {self._limit} bytes")
 
     def add(self, chunk: bytes) -> None:

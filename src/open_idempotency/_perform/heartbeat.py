@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
 
 from open_idempotency import events
-from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._core.commands import Emit, Renew
 from open_idempotency._core.models import Lease, Renewal
 from open_idempotency._perform.processes import PerProcess
@@ -98,10 +97,11 @@ class _Beats:
             return
         try:
             answers = self._backend.renew(Renew([entry.lease for entry in running]))
+            answered = list(zip(running, answers, strict=True))
         except Exception as error:  # whatever a backend raises, the other leases still need their beats
             self._missed(running, error)
             return
-        self._heed(running, answers, now)
+        self._heed(answered, now)
 
     def _may_renew(self, entry: _Watched, now: float) -> bool:
         """A handler over ``max_run`` is not kept alive: it may be deadlocked (L-01)."""
@@ -110,10 +110,11 @@ class _Beats:
         self.forget(entry.lease)
         return False
 
-    def _heed(self, running: list[_Watched], answers: Sequence[Renewal], now: float) -> None:
-        for entry, answer in zip(running, answers, strict=True):
+    def _heed(self, answered: list[tuple[_Watched, Renewal]], now: float) -> None:
+        for entry, answer in answered:
             entry.due = now + entry.lease.duration / BEATS_A_LEASE
-            if answer is Renewal.LOST and entry.lease.owner in self._watched:
+            # An attempt that is being settled may have given its record up itself; settlement knows better.
+            if answer is Renewal.LOST and entry.attempt.phase is Phase.RUNNING:
                 self._lose(entry)
 
     def _lose(self, entry: _Watched) -> None:

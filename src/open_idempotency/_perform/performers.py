@@ -23,6 +23,7 @@ from open_idempotency._core.drivers import AsyncHandlers, Handlers, Steps, drive
 from open_idempotency._perform import loops
 from open_idempotency._perform.telling import tell
 from open_idempotency.backend import AsyncBackend, Backend
+from open_idempotency.exceptions import BackendUnavailable
 
 T = TypeVar("T")
 
@@ -77,7 +78,10 @@ class AsyncPerformer:
         return await drive_async(steps, self._handlers, self._shield, guarded=guarded)
 
     async def _shield(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        return await loops.shielded(call, self._patience)
+        try:
+            return await loops.shielded(call, self._patience)
+        except TimeoutError as error:
+            raise BackendUnavailable("a backend call during cleanup did not end in time") from error
 
 
 async def _now(_: Now) -> float:

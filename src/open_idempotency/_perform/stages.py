@@ -17,7 +17,7 @@ from open_idempotency._core.codecs import StageKind, decode_stage, encode_stage
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.models import Stage
 from open_idempotency._core.settlement import save_stage
-from open_idempotency.exceptions import NotStarted, StageValueError
+from open_idempotency.exceptions import NotStarted, RecordUnreadable, StageValueError
 
 Errors = tuple[type[Exception], ...]
 
@@ -76,17 +76,26 @@ class StageUse:
         """Steps that record a value; their result is the value on record, as a later attempt will see it."""
         declared = None if isinstance(value, _SCALARS) else self._declared()
         payload = values.encode(value, declared, self._attempt.policy.max_stage_bytes)
-        return self._save(encode_stage(StageKind.VALUE, payload), declared)
+        # Read back before it is recorded: a saved value never changes, not even one that cannot be read.
+        readable = values.decode(payload, declared)
+        return self._save_value(encode_stage(StageKind.VALUE, payload), readable, declared)
 
     def save_error(self, error: Exception) -> Steps[Any]:
-        """Steps that record an error, so that later attempts raise it again (``memo_errors``)."""
-        memo = [type(error).__name__, list(error.args)]
-        payload = values.encode(memo, None, self._attempt.policy.max_stage_bytes)
-        return self._save(encode_stage(StageKind.ERROR, payload), None, keep_error=True)
+        """Steps that record an error, so that later attempts raise it again (``memo_errors``).
 
-    def _save(self, frame: bytes, declared: object, *, keep_error: bool = False) -> Steps[Any]:
+        One of a subclass comes back as the class that the caller named.
+        """
+        named = next(kind for kind in type(error).__mro__ if kind in self._errors)
+        payload = values.encode([named.__name__, list(error.args)], None, self._attempt.policy.max_stage_bytes)
+        return self._save(encode_stage(StageKind.ERROR, payload))
+
+    def _save_value(self, frame: bytes, readable: object, declared: object) -> Steps[Any]:
+        yield from self._save(frame)
+        assert self._frame is not None
+        return readable if self._frame == frame else read_frame(self._frame, declared, self._errors)
+
+    def _save(self, frame: bytes) -> Steps[None]:
         self._frame = yield from save_stage(self._attempt, Stage(*self.id, frame))
-        return None if keep_error else read_frame(self._frame, declared, self._errors)
 
     def leave(self) -> None:
         """The stage was not recorded; it may be entered again within this attempt."""
@@ -103,11 +112,39 @@ def read_frame(frame: bytes, declared: object, errors: Errors = ()) -> Any:
     kind, payload = decode_stage(frame)
     if kind is StageKind.VALUE:
         return values.decode(payload, declared)
-    name, arguments = json.loads(payload)
-    for error in errors:
-        if error.__name__ == name:
-            raise error(*arguments)
+    name, arguments = _memo(payload)
+    for named in errors:
+        if named.__name__ == name:
+            raise _rebuilt(named, arguments)
     raise StageValueError(f"the stage recorded a {name}; name that class in memo_errors= to have it raised again")
+
+
+def plain_value(frame: bytes) -> Any:
+    """What a stage frame holds, as plain JSON; of a memoised error its class name and arguments."""
+    kind, payload = decode_stage(frame)
+    if kind is StageKind.VALUE:
+        return values.decode(payload, None)
+    name, arguments = _memo(payload)
+    return {"error": name, "arguments": arguments}
+
+
+def _memo(payload: bytes) -> tuple[str, list[Any]]:
+    try:
+        name, arguments = json.loads(payload)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecordUnreadable("a memoised error cannot be read") from error
+    if not isinstance(name, str) or not isinstance(arguments, list):
+        raise RecordUnreadable("a memoised error cannot be read")
+    return name, arguments
+
+
+def _rebuilt(kind: type[Exception], arguments: list[Any]) -> Exception:
+    try:
+        return kind(*arguments)
+    except Exception as error:
+        raise StageValueError(
+            f"the recorded {kind.__name__} cannot be made again from its args; pass all of them to Exception.__init__"
+        ) from error
 
 
 def is_coroutine_function(function: Callable[..., Any]) -> bool:

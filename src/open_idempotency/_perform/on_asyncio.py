@@ -1,0 +1,84 @@
+"""Threads, sleeping and shielded cleanup on asyncio, with the standard library alone; see ``loops``.
+
+Imported when an asyncio task first asks for one of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from open_idempotency._perform.processes import PerProcess
+
+T = TypeVar("T")
+
+_THREADS = min(32, (os.cpu_count() or 1) + 4)
+_executors = PerProcess(lambda: ThreadPoolExecutor(_THREADS, thread_name_prefix="open-idempotency"))
+_cleanups: set[asyncio.Future[Any]] = set()
+
+
+async def sleep(seconds: float) -> None:
+    """See ``loops.sleep``."""
+    await asyncio.sleep(seconds)
+
+
+async def in_thread(function: Callable[..., T], args: tuple[Any, ...]) -> T:
+    """See ``loops.in_thread``."""
+    loop = asyncio.get_running_loop()
+    future = loop.run_in_executor(_executors.get(), function, *args)
+    cancelled = await _wait_out(future, None)
+    if cancelled is not None:
+        _retrieve(future)
+        raise cancelled
+    return future.result()
+
+
+async def shielded(make_awaitable: Callable[[], Awaitable[T]], seconds: float) -> T:
+    """See ``loops.shielded``."""
+    # A task of its own, since a cancelled task's awaits are interrupted; held here, as loops hold tasks weakly.
+    task = asyncio.ensure_future(make_awaitable())
+    _cleanups.add(task)
+    task.add_done_callback(_cleanups.discard)
+    cancelled = await _wait_out(task, asyncio.get_running_loop().time() + seconds)
+    if cancelled is not None:
+        _cancel_again(cancelled)
+    if task.done():
+        return task.result()
+    task.add_done_callback(_retrieve)
+    task.cancel()
+    raise TimeoutError(f"the cleanup did not end within {seconds} s")
+
+
+async def _wait_out(future: asyncio.Future[Any], deadline: float | None) -> asyncio.CancelledError | None:
+    """Wait for a future although the task is cancelled, even repeatedly; the last cancellation, if any."""
+    cancelled: asyncio.CancelledError | None = None
+    remaining: float | None = None
+    while not future.done():
+        if deadline is not None:
+            remaining = deadline - asyncio.get_running_loop().time()
+            if remaining <= 0:
+                break
+        try:
+            await asyncio.wait((future,), timeout=remaining)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return cancelled
+
+
+def _cancel_again(cancelled: asyncio.CancelledError) -> None:
+    task = asyncio.current_task()
+    if task is None:
+        raise cancelled
+    # Counted once already; asyncio.timeout and TaskGroup compare the count.
+    uncancel: Callable[[], object] | None = getattr(task, "uncancel", None)
+    if uncancel is not None:
+        uncancel()
+    task.cancel(*cancelled.args)
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,20 @@
+-- ARGV: time, the lease's six, response. {0} completed; {1} completed and re-created.
+local key = KEYS[1]
+local now = current_time()
+local record, reason = load_live(key, now)
+if reason then return {UNREADABLE, reason} end
+local recreated = not record
+if recreated then
+    redis.call('DEL', key)
+    record = record_of_lease(now)
+else
+    if not is_owner(record, ARGV[2], ARGV[3]) or record.s == FAILED then return {LOST, record.t} end
+    if record.s == COMPLETED then return {0} end
+end
+record.s, record.l, record.e = COMPLETED, now, now + record.T
+-- At the memory limit a script may write if a write that needs no memory came first, and finished work must be kept.
+set_expiry(key, record, now)
+save(key, record)
+redis.call('HSET', key, 'r', ARGV[8])
+if recreated then set_expiry(key, record, now) end
+return {recreated and 1 or 0}

@@ -1,0 +1,129 @@
+"""The Lua scripts and their arguments: pure functions, shared by both colours.
+
+Times cross over as whole microseconds. A stage travels as one frame of our own (identity and value), which the
+scripts neither read nor change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from importlib.resources import files
+
+from open_idempotency.backend import Claim, Complete, Fail, Lease, Release, Renew, SaveStage, Stage
+
+Argument = bytes | int
+Arguments = tuple[Argument, ...]
+
+# What one script may do before the server's other clients notice.
+RENEWED_AT_ONCE = 500
+SCANNED_AT_ONCE = 100
+
+# Lua's numbers are exact up to 2**53; a lease and a ttl of 95 years each, from now, stay below it.
+_LONGEST = 3_000_000_000.0
+_STAGE_IDENTITY = struct.Struct("!I")
+
+
+class Script:
+    """One script: ``source`` with the prelude before it, and the ``sha`` by which the server knows it."""
+
+    __slots__ = ("name", "sha", "source")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.source = _PRELUDE + _read(name)
+        self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
+
+
+def _read(name: str) -> bytes:
+    return (files("open_idempotency.backends.redis") / "lua" / f"{name}.lua").read_bytes()
+
+
+_PRELUDE = _read("prelude")
+
+CLAIM = Script("claim")
+RENEW = Script("renew")
+SAVE_STAGE = Script("save_stage")
+COMPLETE = Script("complete")
+FAIL = Script("fail")
+RELEASE = Script("release")
+GET = Script("get")
+DELETE = Script("delete")
+PURGE = Script("purge")
+
+
+def microseconds(seconds: float) -> int:
+    """A duration or a time as the scripts take it."""
+    return round(seconds * 1_000_000)
+
+
+def _duration(seconds: float) -> int:
+    return microseconds(min(seconds, _LONGEST))
+
+
+def claim_arguments(c: Claim) -> Arguments:
+    """For ``claim.lua``, after the time."""
+    return (
+        c.fingerprint,
+        c.owner,
+        _duration(c.lease),
+        _duration(c.ttl),
+        int(c.resume_failed),
+        int(c.resume_abandoned),
+        b"" if c.max_attempts is None else c.max_attempts,
+    )
+
+
+def _lease_arguments(lease: Lease) -> Arguments:
+    return (
+        lease.owner,
+        lease.token,
+        lease.attempt,
+        lease.fingerprint,
+        _duration(lease.duration),
+        _duration(lease.ttl),
+    )
+
+
+def renew_arguments(c: Renew) -> Arguments:
+    """For ``renew.lua``, after the time."""
+    return tuple(value for lease in c.leases for value in (lease.owner, lease.token, _duration(lease.duration)))
+
+
+def save_stage_arguments(c: SaveStage) -> Arguments:
+    """For ``save_stage.lua``, after the time."""
+    identity = stage_identity(c.stage)
+    return (*_lease_arguments(c.lease), identity, _STAGE_IDENTITY.pack(len(identity)) + identity + c.stage.frame)
+
+
+def complete_arguments(c: Complete) -> Arguments:
+    """For ``complete.lua``, after the time."""
+    return (*_lease_arguments(c.lease), c.response)
+
+
+def fail_arguments(c: Fail) -> Arguments:
+    """For ``fail.lua``, after the time."""
+    response = () if c.response is None else (c.response,)
+    return (*_lease_arguments(c.lease), int(c.final), *response)
+
+
+def release_arguments(c: Release) -> Arguments:
+    """For ``release.lua``, after the time."""
+    return _lease_arguments(c.lease)
+
+
+def stage_identity(stage: Stage) -> bytes:
+    """Name and key so that no two pairs are alike; any character may be in them."""
+    name = stage.name.encode("utf-8", "surrogatepass")
+    return _STAGE_IDENTITY.pack(len(name)) + name + stage.key.encode("utf-8", "surrogatepass")
+
+
+def stage_of(frame: bytes) -> Stage:
+    """The stage in a frame. Raises ``ValueError`` or ``struct.error`` where the frame is not one of ours."""
+    (identity_length,) = _STAGE_IDENTITY.unpack_from(frame)
+    (name_length,) = _STAGE_IDENTITY.unpack_from(frame, 4)
+    name_end, identity_end = 8 + name_length, 4 + identity_length
+    if not 8 <= name_end <= identity_end <= len(frame):
+        raise ValueError("the lengths do not add up")
+    name, key = frame[8:name_end], frame[name_end:identity_end]
+    return Stage(name.decode("utf-8", "surrogatepass"), key.decode("utf-8", "surrogatepass"), frame[identity_end:])

@@ -1,0 +1,99 @@
+"""From a URL to a backend: a table of schemes, imported only when one is used.
+
+Backends of other packages are found by the entry point group ``open_idempotency.backends``: the entry's name is the
+URL scheme, its value a class with a class method ``from_url(url)``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, NamedTuple, Protocol
+
+from open_idempotency.backend import AsyncBackend, Backend
+from open_idempotency.exceptions import ConfigurationError, MissingExtra
+
+GROUP = "open_idempotency.backends"
+
+
+class Row(NamedTuple):
+    """Where a backend lives. ``extra``: what installs its client library, of which ``library`` is the module."""
+
+    module: str
+    name: str
+    extra: str | None = None
+    library: str | None = None
+
+
+BACKENDS = {
+    "memory": Row("open_idempotency.backends.memory", "MemoryBackend"),
+    "sqlite": Row("open_idempotency.backends.sqlite", "SqliteBackend"),
+    "redis": Row("open_idempotency.backends.redis", "RedisBackend", "redis", "redis"),
+    "rediss": Row("open_idempotency.backends.redis", "RedisBackend", "redis", "redis"),
+}
+
+
+class _BackendClass(Protocol):
+    def from_url(self, url: str, **options: Any) -> Backend | AsyncBackend: ...
+
+
+def open_backend(backend: str | Backend | AsyncBackend, **options: Any) -> Backend:
+    """The backend that a URL names, or the given one, in its blocking colour (``.to_async()`` has the other).
+
+    ``options`` are keyword arguments of the backend's ``from_url``. Nothing is connected yet. Raises
+    ``ConfigurationError`` for an unknown scheme, option or value, ``MissingExtra`` without the client library.
+    """
+    if isinstance(backend, str):
+        return _sync(_class_for(_scheme(backend)).from_url(backend, **options))
+    if options:
+        raise ConfigurationError(f"backend: {', '.join(options)} cannot be set on a ready backend")
+    return _sync(backend)
+
+
+def _sync(backend: object) -> Backend:
+    if isinstance(backend, Backend):
+        return backend
+    if isinstance(backend, AsyncBackend):
+        return backend.to_sync()
+    raise ConfigurationError(
+        f"backend: expected a URL such as 'sqlite:///idem.db' or a backend, got {type(backend).__name__}"
+    )
+
+
+def _scheme(url: str) -> str:
+    scheme, separator, _ = url.partition("://")
+    # Without a scheme the text may be anything, a password included, and is not repeated.
+    if not separator:
+        raise ConfigurationError(f"backend: not a URL; it begins with one of {_known()}")
+    return scheme.lower()
+
+
+def _class_for(scheme: str) -> _BackendClass:
+    row = BACKENDS.get(scheme)
+    if row is not None:
+        return _import(row)
+    entry = _entries().get(scheme)
+    if entry is None:
+        raise ConfigurationError(f"backend: unknown scheme {scheme!r}; known: {_known()}")
+    loaded: _BackendClass = entry.load()
+    return loaded
+
+
+def _import(row: Row) -> _BackendClass:
+    try:
+        found: _BackendClass = getattr(import_module(row.module), row.name)
+    except ModuleNotFoundError as error:
+        if row.library is None or (error.name or "").partition(".")[0] != row.library:
+            raise
+        raise MissingExtra(
+            f"backend: {row.name} needs the {row.library} package: pip install 'open-idempotency[{row.extra}]'"
+        ) from error
+    return found
+
+
+def _entries() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def _known() -> str:
+    return ", ".join(f"{scheme}://" for scheme in sorted({*BACKENDS, *_entries()}))

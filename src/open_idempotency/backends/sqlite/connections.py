@@ -1,0 +1,198 @@
+"""Connections to one SQLite file: a small pool for each process, one writer at a time, errors wrapped once.
+
+SQLite must not be carried across a fork: the child inherits the memory of its locks but not the locks (POSIX locks
+belong to a process), so even a new connection of the child would be unprotected beside an inherited one. Right before
+a fork this process's calls therefore come to an end and its connections are closed; both sides open new ones.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from open_idempotency._perform.processes import PerProcess
+from open_idempotency.backends.sqlite import statements
+from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
+
+_MAX_IDLE = 8
+_CACHED_STATEMENTS = 64
+
+
+class _Pool:
+    """What one process holds. ``writing`` queues this process's writers, which SQLite would let poll."""
+
+    def __init__(self) -> None:
+        self.idle: deque[sqlite3.Connection] = deque()
+        self.taken: set[sqlite3.Connection] = set()
+        self.writing = threading.Lock()
+
+    def close(self) -> None:
+        while self.idle:
+            self.idle.pop().close()
+
+
+class Connections:
+    """Where transactions on one file begin. ``timeout``: seconds to wait for each lock; ``synchronous``: a PRAGMA."""
+
+    def __init__(self, path: str, timeout: float, synchronous: str) -> None:
+        self._path = path
+        self._timeout = timeout
+        self._synchronous = synchronous
+        self._pools = PerProcess(_Pool)
+        _all.add(self)
+
+    @contextmanager
+    def reading(self) -> Generator[sqlite3.Connection, None, None]:
+        """A connection for single reads; waits for no writer. Raises ``BackendUnavailable``."""
+        pool = self._pools.get()
+        try:
+            connection = self._take(pool)
+        except sqlite3.Error as error:
+            raise _wrapped(error) from error
+        try:
+            yield connection
+        except sqlite3.Error as error:
+            pool.taken.discard(connection)
+            connection.close()
+            raise _wrapped(error) from error
+        except BaseException:
+            # An answer such as LeaseLost, raised between statements: the connection is sound.
+            self._give_back(pool, connection)
+            raise
+        self._give_back(pool, connection)
+
+    @contextmanager
+    def writing(self) -> Generator[sqlite3.Connection, None, None]:
+        """A write transaction: committed at the end, rolled back when the block raises."""
+        lock = self._pools.get().writing
+        if not lock.acquire(timeout=self._timeout):
+            raise BackendUnavailable(f"no turn to write within {self._timeout} s")
+        try:
+            with self.reading() as connection:
+                connection.execute(statements.BEGIN)
+                try:
+                    yield connection
+                except BaseException:
+                    connection.execute(statements.ROLLBACK)
+                    raise
+                connection.execute(statements.COMMIT)
+        finally:
+            lock.release()
+
+    def close(self) -> None:
+        """Close this process's idle connections; others close when their call ends."""
+        pool = self._pools.pop()
+        if pool is not None:
+            pool.close()
+
+    def pause(self) -> bool:
+        """Before a fork: let calls of other threads end, and close. True where ``resume`` has to be called."""
+        pool = self._pools.get()
+        deadline = time.monotonic() + self._timeout
+        held = pool.writing.acquire(timeout=self._timeout)
+        while pool.taken and time.monotonic() < deadline:
+            time.sleep(0.001)
+        pool.close()
+        return held
+
+    def resume(self) -> None:
+        """After a fork, in the parent."""
+        self._pools.get().writing.release()
+
+    def _take(self, pool: _Pool) -> sqlite3.Connection:
+        try:
+            connection = pool.idle.pop()
+        except IndexError:
+            connection = self._open()
+        pool.taken.add(connection)
+        return connection
+
+    def _give_back(self, pool: _Pool, connection: sqlite3.Connection) -> None:
+        # After close() the pool is another one, and what is not kept is closed.
+        if len(pool.idle) < _MAX_IDLE and self._pools.get() is pool:
+            pool.idle.append(connection)
+        else:
+            connection.close()
+        pool.taken.discard(connection)
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path,
+            timeout=self._timeout,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=_CACHED_STATEMENTS,
+        )
+        try:
+            self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        self._use_write_ahead_log(connection)
+        if connection.execute(statements.HAS_SCHEMA).fetchone() is None:
+            self._create(connection)
+        versions = [row[0] for row in connection.execute(statements.READ_SCHEMA)]
+        if versions != [statements.SCHEMA_VERSION]:
+            raise RecordUnreadable(
+                f"the database has schema version {versions!r:.40}; this release reads {statements.SCHEMA_VERSION}"
+            )
+
+    def _use_write_ahead_log(self, connection: sqlite3.Connection) -> None:
+        # Changing the journal does not wait for a lock as statements do, so two that start together must.
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            except sqlite3.OperationalError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
+
+    def _create(self, connection: sqlite3.Connection) -> None:
+        connection.execute(statements.BEGIN)
+        try:
+            # Another process may have been first.
+            if connection.execute(statements.HAS_SCHEMA).fetchone() is None:
+                for statement in statements.SCHEMA.split(";"):
+                    connection.execute(statement)
+            connection.execute(statements.COMMIT)
+        except BaseException:
+            connection.execute(statements.ROLLBACK)
+            raise
+
+
+def _wrapped(error: sqlite3.Error) -> BackendUnavailable | RecordUnreadable:
+    # A malformed file, or one that is no database, has this very class; all other troubles have subclasses.
+    if type(error) is sqlite3.DatabaseError:
+        return RecordUnreadable(f"SQLite cannot read the database: {error}")
+    return BackendUnavailable(f"SQLite: {error}")
+
+
+_all: weakref.WeakSet[Connections] = weakref.WeakSet()
+_paused: list[Connections] = []
+
+
+def _before_fork() -> None:
+    _paused.extend(connections for connections in list(_all) if connections.pause())
+
+
+def _after_fork_in_parent() -> None:
+    while _paused:
+        _paused.pop().resume()
+
+
+if hasattr(os, "register_at_fork"):
+    # The child needs nothing: its pools are new, and what it inherits is neither used nor closed there.
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_paused.clear)

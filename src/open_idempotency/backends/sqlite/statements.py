@@ -1,0 +1,49 @@
+"""The SQL that the SQLite backend runs. Parameters only; no value ever becomes part of a statement."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+SCHEMA_VERSION = 1
+SCHEMA = (files("open_idempotency.backends.sqlite") / "schema.sql").read_text(encoding="utf-8")
+
+HAS_SCHEMA = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'open_idempotency_schema'"
+READ_SCHEMA = "SELECT version FROM open_idempotency_schema"
+
+BEGIN = "BEGIN IMMEDIATE"
+COMMIT = "COMMIT"
+ROLLBACK = "ROLLBACK"
+
+_HEADER = "record_version, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final"
+_FROM = "FROM open_idempotency_records WHERE record_id = ?1"
+
+READ_HEADER = f"SELECT {_HEADER}, NULL {_FROM}"
+READ_WHOLE = f"SELECT {_HEADER}, response {_FROM}"
+# A claim needs the response only to replay it, so not while it runs and not for another request.
+READ_FOR_CLAIM = f"SELECT {_HEADER}, CASE WHEN status <> 1 AND fingerprint = ?2 THEN response END {_FROM}"
+WRITE = """
+    INSERT INTO open_idempotency_records (
+        record_id, record_version, fingerprint, status, owner, token, attempt,
+        claimed_at, lease_end, ttl, expires_at, final, response
+    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (record_id) DO UPDATE SET
+        record_version = excluded.record_version, fingerprint = excluded.fingerprint,
+        status = excluded.status, owner = excluded.owner, token = excluded.token,
+        attempt = excluded.attempt, claimed_at = excluded.claimed_at, lease_end = excluded.lease_end,
+        ttl = excluded.ttl, expires_at = excluded.expires_at, final = excluded.final,
+        response = excluded.response
+"""
+EXTEND = "UPDATE open_idempotency_records SET lease_end = ?2, expires_at = ?3 WHERE record_id = ?1"
+DELETE = "DELETE FROM open_idempotency_records WHERE record_id = ?1"
+
+READ_STAGES = "SELECT name, key, frame FROM open_idempotency_stages WHERE record_id = ?1 ORDER BY position"
+READ_STAGE = "SELECT name, key, frame FROM open_idempotency_stages WHERE record_id = ?1 AND name = ?2 AND key = ?3"
+HAS_STAGES = READ_STAGES + " LIMIT 1"
+ADD_STAGE = "INSERT INTO open_idempotency_stages (record_id, name, key, frame) VALUES (?, ?, ?, ?)"
+DELETE_STAGES = "DELETE FROM open_idempotency_stages WHERE record_id = ?1"
+
+FIND_EXPIRED = "SELECT record_id FROM open_idempotency_records WHERE expires_at <= ?1 LIMIT ?2"
+SCAN = """
+    SELECT record_id FROM open_idempotency_records
+    WHERE record_id > ?1 AND expires_at > ?2 ORDER BY record_id LIMIT ?3
+"""

@@ -1,0 +1,44 @@
+"""The whole contract in one class, and the fixtures that its parts use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+
+from open_idempotency.backend import AsyncBackend, Backend
+from open_idempotency.conformance.claims import ClaimContract
+from open_idempotency.conformance.expiry import ExpiryContract
+from open_idempotency.conformance.operators import OperatorContract
+from open_idempotency.conformance.owners import OwnerContract
+from open_idempotency.conformance.stages import StageContract
+from open_idempotency.conformance.support import AsyncVerbs, ManualClock
+
+
+class BackendContract(ClaimContract, OwnerContract, StageContract, ExpiryContract, OperatorContract):
+    """Subclass it and override the fixture ``backend``."""
+
+    pytestmark = pytest.mark.anyio
+
+    @pytest.fixture
+    def clock(self) -> ManualClock:
+        """The backend's time."""
+        return ManualClock()
+
+    @pytest.fixture
+    def backend(self, clock: ManualClock) -> Backend | AsyncBackend:
+        """The empty backend to be tested, on ``clock``; override it."""
+        raise NotImplementedError("override the fixture 'backend'")
+
+    @pytest.fixture
+    async def verbs(self, backend: Backend | AsyncBackend) -> AsyncIterator[AsyncVerbs]:
+        """The backend with awaited verbs; closed after the test."""
+        verbs = AsyncVerbs(backend)
+        yield verbs
+        await verbs.close()
+
+    @pytest.fixture
+    def record_id(self) -> bytes:
+        """A record id that nobody else has."""
+        return os.urandom(32)

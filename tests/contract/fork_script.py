@@ -1,0 +1,110 @@
+"""Run by the fork tests as a process of its own: ``fork_script.py SCENARIO URL``; exits with 0 if all is well."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+
+from open_idempotency.backend import Busy, Claim, Complete, Finished, Leased
+from open_idempotency.backends.registry import open_backend
+
+CLAIMS = 100
+
+
+def claim_of(record_id: bytes) -> Claim:
+    return Claim(record_id, b"fingerprint", os.urandom(16), 30.0, 600.0)
+
+
+def work(backend, name: bytes) -> None:
+    """Claims and completions whose answers would show a connection that is shared with another process."""
+    for number in range(CLAIMS):
+        record_id = name + b"-%d" % number
+        answer = backend.claim(claim_of(record_id))
+        assert isinstance(answer, Leased), answer
+        backend.complete(Complete(answer.lease, record_id))
+        assert backend.claim(claim_of(record_id)) == Finished(record_id)
+
+
+def in_child(function) -> int:
+    """Fork, run ``function`` in the child alone, and return its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        function()
+    except BaseException as error:
+        sys.stderr.write(f"child: {error!r}\n")
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
+
+
+def expect(pid: int) -> None:
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def after_use(url: str) -> None:
+    """Parent and child go on at the same time, after the parent used the backend."""
+    backend = open_backend(url)
+    mine = claim_of(b"before")
+    assert isinstance(backend.claim(mine), Leased)
+
+    def child() -> None:
+        assert isinstance(backend.claim(claim_of(b"before")), Busy)
+        work(backend, b"child")
+        backend.close()
+
+    pid = in_child(child)
+    work(backend, b"parent")
+    expect(pid)
+    assert isinstance(backend.claim(mine), Leased)
+
+
+def while_locked(url: str) -> None:
+    """The fork happens while another thread is in the middle of a write."""
+    inside, go_on, parent = threading.Event(), threading.Event(), os.getpid()
+
+    def clock() -> float:
+        if os.getpid() == parent and threading.current_thread() is not threading.main_thread():
+            inside.set()
+            go_on.wait(20)
+        return time.time()
+
+    backend = open_backend(url, clock=clock)
+    thread = threading.Thread(target=lambda: backend.claim(claim_of(b"thread")))
+    thread.start()
+    assert inside.wait(20)
+    timer = threading.Timer(0.2, go_on.set)
+    timer.start()
+    pid = in_child(lambda: work(backend, b"child"))
+    expect(pid)
+    thread.join(20)
+    timer.join(20)
+    work(backend, b"parent")
+
+
+def no_file_inherited(path: str) -> None:
+    """The child inherits no open database."""
+    backend = open_backend(f"sqlite:///{path}")
+    work(backend, b"parent")
+
+    def child() -> None:
+        links = []
+        for number in os.listdir("/proc/self/fd"):
+            try:
+                links.append(os.readlink(f"/proc/self/fd/{number}"))
+            except FileNotFoundError:
+                continue
+        assert not [link for link in links if path in link], links
+        work(backend, b"child")
+
+    expect(in_child(child))
+    work(backend, b"again")
+
+
+if __name__ == "__main__":
+    {"after_use": after_use, "while_locked": while_locked, "no_file_inherited": no_file_inherited}[sys.argv[1]](
+        sys.argv[2]
+    )

@@ -1,0 +1,18 @@
+"""Run by the race test: ``race_script.py URL``; claims when its input ends, prints the answer's name."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from open_idempotency.backend import Claim
+from open_idempotency.backends.registry import open_backend
+
+backend = open_backend(sys.argv[1])
+sys.stdout.write("ready\n")
+sys.stdout.flush()
+sys.stdin.read()
+for number in range(20):
+    answer = backend.claim(Claim(b"race-%d" % number, b"fingerprint", os.urandom(16), 30.0, 600.0))
+    sys.stdout.write(f"{type(answer).__name__}\n")
+backend.close()

@@ -1,0 +1,51 @@
+"""Forking a process that has used its backend (gunicorn --preload), with real processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("fork_script.py")
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no fork on Windows")
+
+
+def _run(scenario: str, argument: str) -> None:
+    # Python 3.12 and later warn of any fork beside threads; one scenario is about just that.
+    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", str(SCRIPT), scenario, argument]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_memory_goes_on_in_both_processes() -> None:
+    """B-11: each has a table of its own from then on."""
+    _run("after_use", "memory://")
+
+
+def test_sqlite_goes_on_in_both_processes(tmp_path: Path) -> None:
+    """B-11: an inherited connection is never used."""
+    _run("after_use", f"sqlite:///{tmp_path}/records.db?timeout=20&synchronous=normal")
+
+
+def test_redis_goes_on_in_both_processes(valkey_url: str) -> None:
+    """B-11: an inherited connection is never used."""
+    _run("after_use", f"{valkey_url}?prefix=fork:")
+
+
+def test_memory_forked_in_the_middle_of_a_write() -> None:
+    """B-11: a lock is not inherited while it is held."""
+    _run("while_locked", "memory://")
+
+
+def test_sqlite_forked_in_the_middle_of_a_write(tmp_path: Path) -> None:
+    """B-11: neither are SQLite's locks, whose memory a child would inherit."""
+    _run("while_locked", f"sqlite:///{tmp_path}/records.db?timeout=20&synchronous=normal")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are listed on Linux only")
+def test_a_child_inherits_no_open_database(tmp_path: Path) -> None:
+    """B-11: POSIX locks do not survive a fork, so no handle may."""
+    _run("no_file_inherited", str(tmp_path / "records.db"))

@@ -1,0 +1,109 @@
+"""What the memory backend promises beyond the contract: it is bounded."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+import pytest
+
+from open_idempotency.backend import Claim, Complete, Get, Leased, Mismatch
+from open_idempotency.backends.memory import AsyncMemoryBackend, MemoryBackend
+from open_idempotency.conformance import ManualClock
+from open_idempotency.conformance.support import claim_of
+from open_idempotency.exceptions import BackendUnavailable, ConfigurationError
+
+
+def _lease(backend: MemoryBackend, c: Claim):
+    answer = backend.claim(c)
+    assert isinstance(answer, Leased)
+    return answer.lease
+
+
+def test_when_full_a_new_record_is_refused_and_none_is_evicted() -> None:
+    """Section 4 of FAULTS, I2: refusing rather than evicting live records."""
+    backend = MemoryBackend(max_records=2, clock=ManualClock())
+    for name in (b"a", b"b"):
+        _lease(backend, claim_of(name))
+    with pytest.raises(BackendUnavailable, match="full: 2"):
+        backend.claim(claim_of(b"c"))
+    assert {record.record_id for record in backend.scan()} == {b"a", b"b"}
+
+
+def test_when_full_records_that_are_there_still_answer() -> None:
+    """I6: a full table stops new keys only."""
+    backend = MemoryBackend(max_records=1, clock=ManualClock())
+    c = claim_of(b"a")
+    lease = _lease(backend, c)
+    assert _lease(backend, c) == lease
+    assert backend.claim(claim_of(b"a", fingerprint=b"other")) == Mismatch()
+    backend.complete(Complete(lease, b"response"))
+
+
+def test_when_full_a_vanished_record_is_still_completed() -> None:
+    """B-08a, B-11b: claims fail closed, completions succeed."""
+    backend = MemoryBackend(max_records=1, clock=ManualClock())
+    lease = _lease(backend, claim_of(b"a"))
+    backend.delete(b"a")
+    _lease(backend, claim_of(b"b"))
+    assert backend.complete(Complete(lease, b"response")).recreated
+
+
+def test_when_full_of_expired_records_there_is_room() -> None:
+    """I11: expired records give way, also those that completed early."""
+    clock = ManualClock()
+    backend = MemoryBackend(max_records=2, clock=clock)
+    _lease(backend, claim_of(b"a", ttl=1000.0))
+    backend.complete(Complete(_lease(backend, claim_of(b"b", ttl=1000.0)), b""))
+    clock.advance(1000)
+    _lease(backend, claim_of(b"c"))
+    assert backend.get(Get(b"a")) is not None
+    assert backend.get(Get(b"b")) is None
+
+
+def test_expired_records_do_not_pile_up() -> None:
+    """I11: without a thread, memory stays in proportion to the live records."""
+    clock = ManualClock()
+    backend = MemoryBackend(clock=clock)
+    for number in range(5000):
+        _lease(backend, claim_of(b"%d" % number, lease=1.0, ttl=9.0))
+        clock.advance(0.1)
+    # 100 are live at any moment; the rest had expired and is gone or soon will be.
+    assert backend.purge(10_000) < 250
+
+
+def test_a_record_that_is_read_is_a_copy() -> None:
+    """B-05: changing what get returned changes nothing."""
+    backend = MemoryBackend()
+    _lease(backend, claim_of(b"a"))
+    record = backend.get(Get(b"a"))
+    assert record is not None
+    record.token = 0
+    again = backend.get(Get(b"a"))
+    assert again is not None
+    assert again.token > 0
+
+
+def test_max_records_must_be_positive() -> None:
+    """A wrong setting is refused at start, by name."""
+    with pytest.raises(ConfigurationError, match="max_records"):
+        AsyncMemoryBackend(max_records=0)
+
+
+def test_without_a_clock_time_passes() -> None:
+    """B-01: the backend has a clock of its own."""
+    backend = MemoryBackend()
+    first = _lease(backend, claim_of(os.urandom(16)))
+    second = _lease(backend, claim_of(os.urandom(16)))
+    assert second.token >= first.token > 1_600_000_000_000_000
+
+
+def test_a_dropped_backend_is_collected() -> None:
+    """I11: the two colours know each other, which keeps neither alive."""
+    import weakref
+
+    backend = MemoryBackend()
+    gone = weakref.ref(backend)
+    del backend
+    gc.collect()
+    assert gone() is None

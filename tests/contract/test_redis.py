@@ -1,0 +1,500 @@
+"""What the Redis backend promises beyond the contract: one round trip, bounded calls, and servers that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import secrets
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import anyio
+import pytest
+import redis
+
+from open_idempotency.backend import (
+    AsyncBackend,
+    Backend,
+    Busy,
+    Complete,
+    Fail,
+    Finished,
+    Get,
+    Lease,
+    Leased,
+    Release,
+    Renew,
+    Renewal,
+    SaveStage,
+)
+from open_idempotency.backends.redis import RedisBackend
+from open_idempotency.conformance import AsyncVerbs, ManualClock
+from open_idempotency.conformance.support import claim_of, lease_of, stage_of
+from open_idempotency.exceptions import BackendUnavailable, ConfigurationError, RecordUnreadable
+from tests.conftest import SERVER_KINDS
+from tests.servers import Server
+
+RECORD = b"\x01\xff record"
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"t{secrets.token_hex(8)}:"
+
+
+@pytest.fixture
+def backend(server_url: str, prefix: str) -> Iterator[RedisBackend]:
+    backend = RedisBackend(server_url, prefix=prefix, timeout=10)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture
+def plain(server_url: str) -> Iterator[redis.Redis]:
+    """A client that looks at the server behind the backend's back."""
+    with redis.Redis.from_url(server_url, socket_timeout=10, protocol=2) as client:
+        yield client
+
+
+@pytest.fixture
+def key(prefix: str) -> bytes:
+    return prefix.encode() + RECORD.hex().encode()
+
+
+@pytest.fixture(params=["sync", "asyncio", "trio"])
+def colour(request: pytest.FixtureRequest) -> str:
+    colour: str = request.param
+    return colour
+
+
+@contextmanager
+def _server(*options: str, kind: str = "valkey") -> Iterator[Server]:
+    server = Server(kind, *options).start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _run(colour: str, backend: RedisBackend, steps: Callable[[AsyncVerbs], Awaitable[None]]) -> None:
+    """Carry out steps in one colour, on a loop of their own."""
+
+    async def main() -> None:
+        chosen: Backend | AsyncBackend = backend if colour == "sync" else backend.to_async()
+        verbs = AsyncVerbs(chosen)
+        try:
+            await steps(verbs)
+        finally:
+            await verbs.close()
+
+    anyio.run(main, backend="asyncio" if colour == "sync" else colour)
+
+
+def _lease(backend: Backend, record_id: bytes = RECORD) -> Lease:
+    answer = backend.claim(claim_of(record_id))
+    assert isinstance(answer, Leased)
+    return answer.lease
+
+
+VERBS: dict[str, Callable[[AsyncVerbs, Lease], Awaitable[object]]] = {
+    "claim": lambda verbs, lease: verbs.claim(claim_of(secrets.token_bytes(8))),
+    "busy": lambda verbs, lease: verbs.claim(claim_of(lease.record_id)),
+    "renew": lambda verbs, lease: verbs.renew(Renew([lease] * 100)),
+    "save_stage": lambda verbs, lease: verbs.save_stage(SaveStage(lease, stage_of("reserve"))),
+    "complete": lambda verbs, lease: verbs.complete(Complete(lease, b"response")),
+    "fail": lambda verbs, lease: verbs.fail(Fail(lease)),
+    "release": lambda verbs, lease: verbs.release(Release(lease)),
+    "get": lambda verbs, lease: verbs.get(Get(lease.record_id)),
+    "delete": lambda verbs, lease: verbs.delete(lease.record_id),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_is_one_round_trip(backend: RedisBackend, plain: redis.Redis, colour: str, verb: str) -> None:
+    """B-01, LIMITS target 1: counted by the server, as scripts that clients called."""
+
+    def calls() -> tuple[int, int]:
+        stats = plain.info("commandstats")
+        return (
+            sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "eval")),
+            int(plain.info("stats")["total_connections_received"]),
+        )
+
+    async def steps(verbs: AsyncVerbs) -> None:
+        # The first use of each verb connects and may have to send the script's text.
+        await VERBS[verb](verbs, await lease_of(verbs, secrets.token_bytes(8)))
+        lease = await lease_of(verbs, RECORD)
+        before = calls()
+        await VERBS[verb](verbs, lease)
+        assert calls() == (before[0] + 1, before[1])
+
+    _run(colour, backend, steps)
+
+
+def test_a_verb_sends_no_other_command(backend: RedisBackend, plain: redis.Redis) -> None:
+    """LIMITS target 1: nor PING, SELECT or CLIENT beside the script."""
+    _lease(backend)
+    seen: list[str] = []
+    with plain.monitor() as monitor:
+        backend.claim(claim_of(RECORD))
+        plain_marker = redis.Redis(connection_pool=plain.connection_pool)
+        plain_marker.echo("end")
+        port = None
+        while True:
+            command = monitor.next_command()
+            if command["command"].startswith("ECHO end"):
+                break
+            if RECORD.hex() in command["command"] and command["client_type"] != "lua":
+                port = command["client_port"]
+            if command["client_type"] != "lua" and port == command["client_port"]:
+                seen.append(command["command"].split()[0])
+    assert seen == ["EVALSHA"]
+
+
+def test_the_key_outlives_the_record(backend: RedisBackend, plain: redis.Redis, key: bytes) -> None:
+    """Section 1 of FAULTS: the server's expiry is never the lease, but lease and ttl, or ttl, and a bit."""
+    lease = _lease(backend)
+    assert 30_000 + 3_600_000 <= plain.pttl(key) + 1000 <= 30_000 + 3_600_000 + 2500
+    backend.complete(Complete(lease, b"response"))
+    assert 3_600_000 <= plain.pttl(key) + 1000 <= 3_600_000 + 2500
+
+
+def test_every_write_sets_an_expiry(backend: RedisBackend, plain: redis.Redis, key: bytes) -> None:
+    """I11: no key stays for ever, re-created ones included."""
+    lease = _lease(backend)
+    steps: list[Callable[[], object]] = [
+        lambda: backend.renew(Renew([lease])),
+        lambda: backend.save_stage(SaveStage(lease, stage_of("reserve"))),
+        lambda: plain.delete(key) and backend.save_stage(SaveStage(lease, stage_of("again"))),
+        lambda: backend.release(Release(lease)),
+        lambda: plain.delete(key) and backend.complete(Complete(lease, b"response")),
+    ]
+    for step in steps:
+        step()
+        assert plain.pttl(key) > 3_000_000
+    plain.delete(key)
+    backend.fail(Fail(_lease(backend)))
+    assert plain.pttl(key) > 3_000_000
+
+
+def test_the_servers_clock_decides(backend: RedisBackend, plain: redis.Redis) -> None:
+    """B-01, L-07: without a clock of a test the server's own is asked."""
+    seconds, micros = plain.time()
+    token = _lease(backend).token
+    assert 0 <= token - (seconds * 1_000_000 + micros) < 60_000_000
+
+
+def test_a_lease_really_ends(backend: RedisBackend) -> None:
+    """L-02: in real time, polled until it does."""
+    backend.claim(claim_of(RECORD, lease=0.05))
+    deadline = time.monotonic() + 20
+    answer = backend.claim(claim_of(RECORD))
+    while isinstance(answer, Busy) and time.monotonic() < deadline:
+        time.sleep(0.01)
+        answer = backend.claim(claim_of(RECORD))
+    assert isinstance(answer, Leased)
+    assert answer.lease.attempt == 2
+
+
+DAMAGE: dict[str, Callable[[redis.Redis, bytes], object]] = {
+    "string": lambda plain, key: plain.delete(key) and plain.set(key, b"text"),
+    "list": lambda plain, key: plain.delete(key) and plain.rpush(key, b"text"),
+    "foreign hash": lambda plain, key: plain.delete(key) and plain.hset(key, b"name", b"value"),
+    "newer version": lambda plain, key: plain.hset(key, b"v", b"2"),
+    "no status": lambda plain, key: plain.hdel(key, b"s"),
+    "status 0": lambda plain, key: plain.hset(key, b"s", b"0"),
+    "status 9": lambda plain, key: plain.hset(key, b"s", b"9"),
+    "token": lambda plain, key: plain.hset(key, b"t", b"-1"),
+    "expiry": lambda plain, key: plain.hset(key, b"e", b"1e999"),
+    "attempt": lambda plain, key: plain.hset(key, b"a", b""),
+    "owner": lambda plain, key: plain.hdel(key, b"o"),
+    "fingerprint": lambda plain, key: plain.hdel(key, b"f"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_key_that_cannot_be_read_is_left_alone(
+    backend: RedisBackend, plain: redis.Redis, key: bytes, damage: str
+) -> None:
+    """B-08b: corrupt, foreign or newer; no run, no overwrite, whatever the verb."""
+    lease = _lease(backend)
+    DAMAGE[damage](plain, key)
+    before = plain.dump(key)
+    attempts: list[Callable[[], object]] = [
+        lambda: backend.claim(claim_of(RECORD)),
+        lambda: backend.get(Get(RECORD)),
+        lambda: backend.complete(Complete(lease, b"response")),
+        lambda: backend.save_stage(SaveStage(lease, stage_of("late"))),
+        lambda: backend.fail(Fail(lease)),
+        lambda: backend.release(Release(lease)),
+        lambda: list(backend.scan()),
+    ]
+    for attempt in attempts:
+        with pytest.raises(RecordUnreadable):
+            attempt()
+    assert backend.purge() == 0
+    assert plain.dump(key) == before
+    assert backend.delete(RECORD)
+
+
+@pytest.mark.parametrize("frame", [None, b"", b"\x00\x00\x00\xff", b"\x00\x00\x00\x05\x00\x00\x00\x01\xffk"])
+def test_a_stage_that_cannot_be_read_stops_the_attempt(
+    backend: RedisBackend, plain: redis.Redis, key: bytes, frame: bytes | None
+) -> None:
+    """B-08b: an attempt that cannot see its stages must not run."""
+    lease = _lease(backend)
+    backend.save_stage(SaveStage(lease, stage_of("reserve")))
+    backend.fail(Fail(lease))
+    _ = plain.hdel(key, b"S1") if frame is None else plain.hset(key, b"S1", frame)
+    with pytest.raises(RecordUnreadable):
+        backend.claim(claim_of(RECORD))
+
+
+def test_a_completion_without_its_response_is_not_replayed(
+    backend: RedisBackend, plain: redis.Redis, key: bytes
+) -> None:
+    """B-08b: nor run again."""
+    backend.complete(Complete(_lease(backend), b"response"))
+    plain.hdel(key, b"r")
+    for attempt in (lambda: backend.claim(claim_of(RECORD)), lambda: backend.get(Get(RECORD))):
+        with pytest.raises(RecordUnreadable):
+            attempt()
+
+
+def test_one_damaged_record_does_not_stop_the_heartbeat(backend: RedisBackend, plain: redis.Redis, key: bytes) -> None:
+    """B-04, B-08b: the others' leases are renewed."""
+    damaged, sound = _lease(backend), _lease(backend, b"sound")
+    DAMAGE["string"](plain, key)
+    assert list(backend.renew(Renew([damaged, sound]))) == [Renewal.LOST, Renewal.OWNED]
+
+
+def test_a_scan_skips_keys_of_other_programs(backend: RedisBackend, plain: redis.Redis, prefix: str) -> None:
+    """B-09: under the prefix, what is not named like a record is none."""
+    _lease(backend)
+    plain.set(prefix + "settings", b"theirs")
+    assert [record.record_id for record in backend.scan()] == [RECORD]
+    assert backend.purge() == 0
+
+
+def test_two_prefixes_do_not_meet(server_url: str, backend: RedisBackend, prefix: str) -> None:
+    """I10: applications that share a server."""
+    _lease(backend)
+    other = RedisBackend(server_url, prefix=f"other:{prefix}", timeout=10)
+    assert other.get(Get(RECORD)) is None
+    assert list(other.scan()) == []
+    other.close()
+
+
+def test_a_prefix_is_no_pattern(server_url: str, prefix: str) -> None:
+    """I10, B-09: a prefix may have any characters, and a scan finds its own keys only."""
+    other = RedisBackend(server_url, prefix=f"{prefix}abc:", timeout=10)
+    globbing = RedisBackend(server_url, prefix=f"{prefix}a[b]?\\*:", timeout=10)
+    matching = RedisBackend(server_url, prefix=f"{prefix}*:", timeout=10)
+    _lease(other)
+    _lease(globbing, b"mine")
+    assert [record.record_id for record in globbing.scan()] == [b"mine"]
+    assert list(matching.scan()) == []
+    for backend in (other, globbing, matching):
+        backend.close()
+
+
+def test_nothing_of_an_expired_record_stays(server_url: str, plain: redis.Redis, prefix: str, key: bytes) -> None:
+    """I11: where an owner re-creates it, its old stages do not linger unseen."""
+    clock = ManualClock()
+    backend = RedisBackend(server_url, prefix=prefix, timeout=10, clock=clock)
+    lease = _lease(backend)
+    backend.save_stage(SaveStage(lease, stage_of("reserve")))
+    clock.advance(100_000)
+    assert backend.complete(Complete(lease, b"response")).recreated
+    assert [name for name in plain.hkeys(key) if name[:1] in (b"S", b"I")] == []
+    backend.close()
+
+
+def test_scripts_that_the_server_forgot_are_sent_again(backend: RedisBackend, plain: redis.Redis, colour: str) -> None:
+    """B-10: after SCRIPT FLUSH, as after a restart or a failover."""
+
+    async def steps(verbs: AsyncVerbs) -> None:
+        lease = await lease_of(verbs, RECORD)
+        plain.script_flush()
+        await verbs.complete(Complete(lease, b"response"))
+        assert await verbs.claim(claim_of(RECORD)) == Finished(b"response")
+
+    _run(colour, backend, steps)
+
+
+def test_after_a_crash_of_the_server_the_backend_works_again(colour: str) -> None:
+    """B-10, FAULTS 5: with every write on disk no record is lost, and clients reconnect by themselves."""
+    with _server("--appendonly", "yes", "--appendfsync", "always") as server:
+
+        async def steps(verbs: AsyncVerbs) -> None:
+            running = await lease_of(verbs, b"running")
+            await verbs.complete(Complete(await lease_of(verbs, b"completed"), b"response"))
+            server.kill()
+            with pytest.raises(BackendUnavailable):
+                await verbs.claim(claim_of(b"new"))
+            server.start()
+            assert await verbs.claim(claim_of(b"completed")) == Finished(b"response")
+            assert isinstance(await verbs.claim(claim_of(b"running")), Busy)
+            await verbs.complete(Complete(running, b"finished"))
+
+        _run(colour, RedisBackend(server.url, timeout=10), steps)
+
+
+def test_a_restart_between_two_calls_goes_unnoticed(colour: str) -> None:
+    """B-10: a pooled connection that broke meanwhile costs nobody an answer."""
+    with _server("--appendonly", "yes", "--appendfsync", "always") as server:
+
+        async def steps(verbs: AsyncVerbs) -> None:
+            await lease_of(verbs, b"running")
+            server.kill()
+            server.start()
+            assert isinstance(await verbs.claim(claim_of(b"running")), Busy)
+
+        _run(colour, RedisBackend(server.url, timeout=10), steps)
+
+
+def test_a_server_that_is_down_is_unavailable_in_time(colour: str) -> None:
+    """B-10: within call_timeout, with the driver's error as the cause."""
+    with socket.socket() as nobody:
+        # Bound and not listening: every connection is refused.
+        nobody.bind(("127.0.0.1", 0))
+        backend = RedisBackend(f"redis://127.0.0.1:{nobody.getsockname()[1]}", timeout=0.2)
+        _expect_unavailable(colour, backend, redis.exceptions.ConnectionError)
+
+
+def test_a_server_that_says_nothing_is_unavailable_in_time(colour: str) -> None:
+    """B-10, FAULTS 7: a silent partition is bounded by our timeouts, not by the driver's."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        backend = RedisBackend(f"redis://127.0.0.1:{silent.getsockname()[1]}", timeout=0.2)
+        _expect_unavailable(colour, backend, redis.exceptions.TimeoutError)
+
+
+def _expect_unavailable(colour: str, backend: RedisBackend, cause: type[Exception]) -> None:
+    async def steps(verbs: AsyncVerbs) -> None:
+        started = time.monotonic()
+        with pytest.raises(BackendUnavailable) as caught:
+            await verbs.claim(claim_of(RECORD))
+        assert time.monotonic() - started < verbs.call_timeout
+        assert isinstance(caught.value.__cause__, cause)
+
+    _run(colour, backend, steps)
+
+
+def test_when_all_connections_are_taken_a_call_gives_up(colour: str) -> None:
+    """B-10, I11: the pool is bounded, and so is the wait for it."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        backend = RedisBackend(url, timeout=0.2, max_connections=1)
+
+        async def steps(verbs: AsyncVerbs) -> None:
+            started = time.monotonic()
+            if colour == "sync":
+                with pytest.raises(BackendUnavailable):
+                    await verbs.claim_at_once([claim_of(RECORD) for _ in range(4)])
+            else:
+                failures = 0
+                async with anyio.create_task_group() as group:
+
+                    async def one() -> None:
+                        nonlocal failures
+                        with pytest.raises(BackendUnavailable):
+                            await verbs.claim(claim_of(RECORD))
+                        failures += 1
+
+                    for _ in range(4):
+                        group.start_soon(one)
+                assert failures == 4
+            assert time.monotonic() - started < verbs.call_timeout + 1
+
+        _run(colour, backend, steps)
+
+
+@pytest.mark.parametrize("kind", SERVER_KINDS)
+def test_at_the_memory_limit_claims_fail_and_completions_succeed(kind: str) -> None:
+    """B-11b, FAULTS 9: finished work is recorded, re-created records included; new work is not begun."""
+    with _server("--maxmemory-policy", "noeviction", kind=kind) as server:
+        backend = RedisBackend(server.url, timeout=10)
+        leases = {name: _lease(backend, name) for name in (b"run", b"fail", b"stage", b"gone", b"renew")}
+        backend.delete(b"gone")
+        with server.connect() as plain:
+            plain.config_set("maxmemory", "1")
+        with pytest.raises(BackendUnavailable) as caught:
+            backend.claim(claim_of(b"new"))
+        assert "maxmemory" in str(caught.value.__cause__)
+        backend.complete(Complete(leases[b"run"], b"response" * 1000))
+        backend.fail(Fail(leases[b"fail"]))
+        backend.save_stage(SaveStage(leases[b"stage"], stage_of("reserve")))
+        assert backend.complete(Complete(leases[b"gone"], b"response")).recreated
+        assert list(backend.renew(Renew([leases[b"renew"]]))) == [Renewal.OWNED]
+        assert backend.claim(claim_of(b"run")) == Finished(b"response" * 1000)
+        backend.close()
+
+
+def test_a_user_without_config_and_scripts_load_is_enough() -> None:
+    """B-11a: a minimal ACL; nothing is asked of the server at start."""
+    with _server() as server:
+        rules = ["on", ">secret", "~oi:*", "-@all"]
+        rules += ["+evalsha", "+eval", "+hmget", "+hget", "+hset", "+hdel", "+exists", "+del", "+pexpire", "+time"]
+        with server.connect() as plain:
+            plain.execute_command("ACL", "SETUSER", "app", *rules)
+        backend = RedisBackend(server.url.replace("//", "//app:secret@"), timeout=10)
+        lease = _lease(backend)
+        backend.save_stage(SaveStage(lease, stage_of("reserve")))
+        backend.complete(Complete(lease, b"response"))
+        assert backend.claim(claim_of(RECORD)) == Finished(b"response")
+        backend.close()
+
+
+def test_wrong_credentials_are_unavailable_and_not_repeated() -> None:
+    """Section 9, B-10: the cause is kept, the password is in no text."""
+    with _server() as server:
+        with server.connect() as plain:
+            plain.config_set("requirepass", "right")
+        backend = RedisBackend(server.url.replace("//", "//:wr0ng-secret@"), timeout=10)
+        with pytest.raises(BackendUnavailable) as caught:
+            backend.claim(claim_of(RECORD))
+        assert "wr0ng-secret" not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
+def test_one_backend_serves_several_event_loops(backend: RedisBackend) -> None:
+    """B-11: one after the other, each with connections of its own."""
+    names = [b"%d" % number for number in range(4)]
+
+    async def claim(name: bytes) -> None:
+        both = backend.to_async()
+        assert isinstance(await both.claim(claim_of(name)), Leased)
+        await both.close()
+
+    for name in names:
+        asyncio.run(claim(name))
+    anyio.run(claim, b"trio", backend="trio")
+    assert {record.record_id for record in backend.scan()} == {*names, b"trio"}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_clients_of_closed_loops_are_forgotten(backend: RedisBackend) -> None:
+    """B-11, I11: also where nobody closed the backend before the loop ended."""
+    both = backend.to_async()
+
+    async def use() -> None:
+        assert await both.get(Get(RECORD)) is None
+
+    for _ in range(5):
+        asyncio.run(use())
+    assert len(both._clients._clients.get()) == 1
+    asyncio.run(both.close())
+    both._clients._clients.get().clear()
+    gc.collect()
+
+
+@pytest.mark.parametrize("wrong", [{"timeout": 0.0}, {"timeout": float("nan")}, {"max_connections": 0}])
+def test_wrong_settings_are_refused_at_start(wrong: dict[str, float]) -> None:
+    """By name."""
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        RedisBackend("redis://localhost", **wrong)  # type: ignore[arg-type]

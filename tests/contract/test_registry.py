@@ -1,0 +1,161 @@
+"""From URLs to backends, and what wrong ones are told (issue: what bad input gets)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from open_idempotency.backends import registry
+from open_idempotency.backends.memory import AsyncMemoryBackend, MemoryBackend
+from open_idempotency.backends.redis import AsyncRedisBackend, RedisBackend
+from open_idempotency.backends.registry import open_backend
+from open_idempotency.backends.sqlite import AsyncSqliteBackend, SqliteBackend
+from open_idempotency.exceptions import ConfigurationError, MissingExtra
+
+SECRET = "s3cr3t-pa%2Fss"
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("memory://", MemoryBackend),
+        ("memory://?max_records=5", MemoryBackend),
+        ("MEMORY://", MemoryBackend),
+        ("sqlite:///{folder}/records.db?timeout=0.5&synchronous=normal", SqliteBackend),
+        ("redis://localhost", RedisBackend),
+        ("redis://user:pass@[::1]:7000/3?prefix=app:&timeout=0.2&max_connections=2", RedisBackend),
+        ("rediss://localhost/0?ssl_cert_reqs=required", RedisBackend),
+    ],
+)
+def test_a_url_names_a_backend(url: str, kind: type, tmp_path: Path) -> None:
+    """Backends by URL; nothing is connected yet."""
+    assert type(open_backend(url.format(folder=tmp_path))) is kind
+
+
+def test_a_ready_backend_is_taken_in_its_blocking_colour(tmp_path: Path) -> None:
+    """An instance of either colour; both colours lead back to it."""
+    path = str(tmp_path / "records.db")
+    backend = MemoryBackend()
+    assert open_backend(backend) is backend
+    for ready in (AsyncMemoryBackend(), AsyncSqliteBackend(path), AsyncRedisBackend("redis://localhost")):
+        assert open_backend(ready) is ready.to_sync()
+        assert open_backend(ready).to_async() is ready
+
+
+def test_an_unknown_scheme_is_told_the_known_ones() -> None:
+    """The error lists them."""
+    with pytest.raises(ConfigurationError, match=r"'mongo'; known: memory://, redis://, rediss://, sqlite://"):
+        open_backend("mongo://localhost")
+
+
+@pytest.mark.parametrize("wrong", [None, 3, object(), MemoryBackend])
+def test_what_is_no_backend_is_refused(wrong: object) -> None:
+    """By type, with an example."""
+    with pytest.raises(ConfigurationError, match="expected a URL such as"):
+        open_backend(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("memory://?size=3", r"no option 'size'; known: max_records"),
+        ("memory://?max_records=0", "max_records: expected a whole number"),
+        ("memory://?max_records=-1", "max_records: expected a whole number"),
+        ("memory://?max_records=1&max_records=2", "max_records is given twice"),
+        ("memory://host", "neither host nor path"),
+        ("memory://#part", "# part"),
+        ("sqlite://host/x.db", "takes no host"),
+        ("sqlite:///:memory:", "memory://"),
+        ("sqlite://", "memory://"),
+        ("sqlite:///missing/folder/x.db", "does not exist"),
+        ("sqlite:///x.db?synchronous=off", "'off' is none of full, normal"),
+        ("sqlite:///x.db?cache=shared", "no option 'cache'; known: synchronous, timeout"),
+        ("redis://localhost?timeout=abc", "timeout: expected seconds, got 'abc'"),
+        ("redis://localhost?timeout=-1", "timeout: must be more than 0"),
+        ("redis://localhost?timeout=inf", "timeout: must be more than 0"),
+        ("redis://localhost?timeout=nan", "timeout: must be more than 0"),
+        ("redis://localhost?ssl_cert_reqs=none", "no option 'ssl_cert_reqs'"),
+        ("redis://localhost?retries=3", "known: max_connections, prefix, timeout"),
+        ("redis://localhost/zero", "the path is the database's number"),
+        ("redis://localhost:port/0", "malformed"),
+        ("redis://localhost:99999/0", "malformed"),
+    ],
+)
+def test_a_wrong_url_is_told_what_is_wrong(url: str, message: str) -> None:
+    """At start, naming the option."""
+    with pytest.raises(ConfigurationError, match=message):
+        open_backend(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://user:{SECRET}@localhost:port/0",
+        f"redis://user:{SECRET}@localhost/zero",
+        f"redis://user:{SECRET}@localhost/0?timeout=abc",
+        f"mongo://user:{SECRET}@localhost",
+        f"user:{SECRET}@localhost",
+        f"redis://user:{SECRET}@localhost:1/0?timeout=0.1",
+    ],
+)
+def test_credentials_are_never_repeated(url: str) -> None:
+    """Section 9: not in errors, not in reprs."""
+    try:
+        told = [open_backend(url), open_backend(url).to_async(), open_backend(url)._options]
+    except ConfigurationError as error:
+        told = [error]
+    for value in told:
+        assert SECRET not in repr(value) + str(value)
+        assert "pa/ss" not in repr(value) + str(value)
+
+
+def test_a_missing_client_library_names_the_command() -> None:
+    """The pip command, in a process that has no redis package."""
+    code = (
+        "import sys; sys.modules['redis'] = None\n"
+        "from open_idempotency.backends.registry import open_backend\n"
+        "from open_idempotency.exceptions import MissingExtra\n"
+        "try: open_backend('redis://localhost')\n"
+        "except MissingExtra as error: print(error)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "pip install 'open-idempotency[redis]'" in ended.stdout
+    assert issubclass(MissingExtra, ConfigurationError)
+
+
+def test_the_registry_loads_no_client_library() -> None:
+    """The base install is enough to import it."""
+    code = (
+        "import sys, open_idempotency.backends.registry\n"
+        "print(sorted({'redis', 'sqlite3', 'asyncio', 'trio', 'anyio', 'pytest'} & set(sys.modules)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
+class Elsewhere(MemoryBackend):
+    """A backend of another package."""
+
+    @classmethod
+    def from_url(cls, url: str, **options: object) -> MemoryBackend:  # type: ignore[override]
+        assert url == "elsewhere://here"
+        return cls()
+
+
+def test_backends_of_other_packages_are_found_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HOUSE: a backend elsewhere touches nothing of ours; it is among the known ones, too."""
+    entry = EntryPoint("elsewhere", f"{__name__}:Elsewhere", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == registry.GROUP else [])
+    assert isinstance(open_backend("elsewhere://here"), Elsewhere)
+    with pytest.raises(ConfigurationError, match="elsewhere://, memory://"):
+        open_backend("mongo://localhost")
+
+
+def test_options_are_not_for_a_ready_backend() -> None:
+    """They would be ignored, so they are refused."""
+    with pytest.raises(ConfigurationError, match="clock"):
+        open_backend(MemoryBackend(), clock=lambda: 0.0)
