@@ -7,7 +7,7 @@ core's order of operations, carried out between the server's ``receive`` and ``s
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from open_idempotency._core.admission import Intake, admit
@@ -23,6 +23,11 @@ from open_idempotency._perform.engine import Engine, new_owner
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import LeaseLost
 from open_idempotency.policy import IdempotencyPolicy
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from open_idempotency.policy_fields import PolicyFields
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -50,7 +55,7 @@ class IdempotencyMiddleware:
         backend: str | Backend | AsyncBackend | None = None,
         *,
         policy: IdempotencyPolicy | None = None,
-        **fields: Any,
+        **fields: Unpack[PolicyFields],
     ) -> None:
         self.app = app
         self.engine = Engine(backend, policy, fields, threads=False)
@@ -84,6 +89,10 @@ class IdempotencyMiddleware:
         """The verified user that an outer middleware put into the scope; plain ASGI knows none."""
         return None
 
+    async def call_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the application on behalf of a protected request; a subclass may look at the scope around it."""
+        await self.app(scope, receive, send)
+
 
 class _ClientGone(Exception):
     """The client left before its request was whole: nobody to answer, nothing to run."""
@@ -93,8 +102,8 @@ class _Exchange:
     """One protected request: its body on the way in, its answer on the way out."""
 
     __slots__ = (
-        "_attempt", "_body", "_capture", "_engine", "_gone", "_held", "_inner", "_outlet", "_pieces", "_scope",
-        "_settled", "_source", "_started",
+        "_attempt", "_body", "_capture", "_engine", "_gone", "_held", "_inner", "_left", "_outlet", "_pieces",
+        "_scope", "_settled", "_source", "_started",
     )  # fmt: skip
 
     def __init__(self, inner: IdempotencyMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,6 +119,7 @@ class _Exchange:
         self._held: Message | None = None
         self._started = False
         self._settled = False
+        self._left = False
         self._gone = False
 
     async def run(self, key_fields: Headers) -> None:
@@ -152,9 +162,9 @@ class _Exchange:
         mark = running.set((attempt, engine))
         engine.heartbeat.watch(attempt)
         try:
-            await self._inner.app(self._scope, self._receive, self._send)
+            await self._inner.call_app(self._scope, self._receive, self._send)
             if not self._settled:
-                raise RuntimeError("the application returned before its response was complete")
+                await self._give_up(attempt)
         except BaseException as error:
             if self._settled or not await self._stand_in(attempt, error):
                 raise
@@ -163,6 +173,14 @@ class _Exchange:
             running.reset(mark)
             if extensions is not None:
                 self._scope["extensions"] = extensions
+
+    async def _give_up(self, attempt: Attempt) -> None:
+        """The application returned in the middle: its right where the client left, else an error of its own."""
+        error = RuntimeError("the application returned before its response was complete")
+        if not self._left:
+            raise error
+        self._settled = True
+        await self._engine.aio.run(abort(attempt, error))
 
     async def _stand_in(self, attempt: Attempt, error: BaseException) -> bool:
         """Settle an attempt that raised (L-04); true if all is said: a later attempt's answer was sent (L-03)."""
@@ -187,7 +205,9 @@ class _Exchange:
         """The body that was received already, then whatever the server says: in the end, the disconnect (R-06)."""
         piece = next(self._pieces, None)
         if piece is None:
-            return await self._source()
+            message = await self._source()
+            self._left = self._left or message["type"] == "http.disconnect"
+            return message
         return {"type": "http.request", "body": piece[0], "more_body": piece[1]}
 
     async def _send(self, message: Message) -> None:
@@ -195,11 +215,12 @@ class _Exchange:
         if self._settled:
             await self._forward(message)  # trailers
         elif message["type"] == "http.response.start":
-            self._held = message
-            self._capture.start(message["status"], list(message.get("headers", ())))
+            headers = list(message.get("headers", ()))  # once: any iterable may come
+            self._held = {**message, "headers": headers}
+            self._capture.start(message["status"], headers)
         elif message["type"] == "http.response.body":
             self._capture.add(message.get("body", b""))
-            if message.get("more_body", False):
+            if message.get("more_body", False) and not self._capture.whole:
                 await self._let_start_go()
                 await self._forward(message)
             else:
@@ -215,7 +236,7 @@ class _Exchange:
         self._engine.heartbeat.forget(self._attempt)
         if isinstance(verdict, Fate):
             if verdict is Fate.UNRECORDED and self._held is not None:
-                self._held = {**self._held, "headers": [*self._held.get("headers", ()), UNRECORDED]}
+                self._held = {**self._held, "headers": [*self._held["headers"], UNRECORDED]}
             await self._let_start_go()
             await self._forward(message)
         elif self._started:
@@ -235,6 +256,7 @@ class _Exchange:
         headers = [(name.lower(), value) for name, value in answer.headers]
         await self._forward({"type": "http.response.start", "status": answer.status, "headers": headers})
         await self._forward({"type": "http.response.body", "body": answer.body or b"", "more_body": False})
+        self._gone = True  # all is said: what the application still sends belongs to no answer
 
     async def _forward(self, message: Message) -> None:
         """Send to the client; one that is gone does not stop the handler, whose answer is stored (L-05)."""

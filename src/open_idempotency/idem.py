@@ -19,7 +19,7 @@ from open_idempotency._core.drivers import Steps
 from open_idempotency._core.keys import downstream_key
 from open_idempotency._perform import loops
 from open_idempotency._perform.context import Performers, Running, running
-from open_idempotency._perform.stages import Errors, StageUse, is_coroutine_function, read_frame, stage_id
+from open_idempotency._perform.stages import Errors, StageUse, is_coroutine_function, plain_value, read_frame, stage_id
 from open_idempotency.exceptions import AlreadyCompleted, NotStarted, WrongColour
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,7 +28,10 @@ Key = str | int | None
 
 @dataclass(frozen=True, slots=True)
 class RecordedStage:
-    """A stage on record: its name, its key (None without one) and its plain JSON value."""
+    """A stage on record: its name, its key (None without one) and its plain JSON value.
+
+    Of a memoised error the value is its class name and arguments: ``{"error": ..., "arguments": [...]}``.
+    """
 
     name: str
     key: str | None
@@ -67,7 +70,7 @@ class Idem:
     def stages(self) -> tuple[RecordedStage, ...]:
         """What is on record, earlier attempts' stages first. Raises ``NotStarted``."""
         recorded = _here()[0].stages.items()
-        return tuple(RecordedStage(name, key or None, read_frame(frame, None)) for (name, key), frame in recorded)
+        return tuple(RecordedStage(name, key or None, plain_value(frame)) for (name, key), frame in recorded)
 
     def load(self, name: str, *, key: Key = None, default: Any = None, returns: object = None) -> Any:
         """The value of a recorded stage, or ``default``. ``returns``: the type to build it as.

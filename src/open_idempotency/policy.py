@@ -7,6 +7,8 @@ Durations are seconds or ``timedelta`` at this edge and float seconds inside; si
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 Seconds = float | int | timedelta
 
 _TOKEN_CHARS = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+_URL = re.compile(r"[!-;=?-~]+")
 _NEVER_COVERED = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "CONNECT"})
 
 
@@ -50,13 +53,14 @@ class IdempotencyPolicy:
 
     After a failure
         ``on_failed``: ``"resume"`` runs again, ``"replay"`` repeats the failed answer, ``"reject"`` answers 409.
-        ``on_abandoned``: ``"resume"`` or ``"reject"``. ``max_attempts``: None for no limit. ``fail_open``: run
-        unprotected while the backend is down.
+        ``on_abandoned``: after the worker died, ``"resume"`` or ``"reject"``. ``max_attempts``: how often a request
+        may run at most, None for no limit. ``fail_open``: run unprotected while the backend is down.
 
     What is kept
         ``store``: called with the status, returns true or false to overrule, None for the default.
-        ``max_request_bytes``, ``max_response_bytes``, ``max_stage_bytes``: limits; ``spool_bytes``: request bodies
-        above it go to disk while they are hashed. ``strict_stages``: stages without a key raise NotStarted.
+        ``max_request_bytes``: a longer body with a key is answered 413. ``max_response_bytes``: of a longer body only
+        the status and header are kept. ``max_stage_bytes``: a longer stage value is an error. ``spool_bytes``: request
+        bodies above it go to disk while they are hashed. ``strict_stages``: stages without a key raise NotStarted.
 
     Telling
         ``docs_url``: linked from problems. ``render_problem``: makes another answer of a problem.
@@ -144,7 +148,7 @@ def _seconds(name: str, value: object) -> float | None:
         return value.total_seconds()
     if value is None and name == "record_within":
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigurationError(f"{name}: expected seconds or a timedelta, got {value!r}")
     return float(value)
 
@@ -164,9 +168,11 @@ def _check_coverage(p: IdempotencyPolicy) -> None:
     never = p.methods & _NEVER_COVERED
     if never:
         raise ConfigurationError(f"methods: {', '.join(sorted(never))} can never be covered")
-    for name in (p.header, *p.aliases, *p.fingerprint_headers):
-        if not isinstance(name, str) or not name or not _TOKEN_CHARS.issuperset(name):
-            raise ConfigurationError(f"header: {name!r} is not a header field name")
+    tokens = {"methods": p.methods, "header": (p.header,), "aliases": p.aliases}
+    for field, names in {**tokens, "fingerprint_headers": p.fingerprint_headers}.items():
+        for name in names:
+            if not isinstance(name, str) or not name or not _TOKEN_CHARS.issuperset(name):
+                raise ConfigurationError(f"{field}: {name!r} is not a name that HTTP allows")
     for pointer in p.fingerprint_ignore:
         if not pointer.startswith("/"):
             raise ConfigurationError(
@@ -225,6 +231,8 @@ def _check_hooks(p: IdempotencyPolicy) -> None:
         hook = getattr(p, name)
         if hook is not None and not callable(hook):
             raise ConfigurationError(f"{name}: expected a callable or None, got {hook!r}")
+    if p.docs_url is not None and not (isinstance(p.docs_url, str) and _URL.fullmatch(p.docs_url)):
+        raise ConfigurationError(f"docs_url: expected a URL, percent-encoded where it is not ASCII, got {p.docs_url!r}")
     if not isinstance(p.app, str):
         raise ConfigurationError(f"app: expected a string, got {p.app!r}")
     if p.secret is not None and not isinstance(p.secret, bytes):

@@ -146,7 +146,7 @@ def _claim_patiently(claim: Claim, patience: float) -> Steps[ClaimAnswer]:
 def _claim(claim: Claim) -> Steps[ClaimAnswer]:
     try:
         return (yield from ask(claim))
-    except Exception:
+    except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
         raise
     except BaseException:
         # Cancelled between the question and its answer: the claim may stand. Asked again as the same owner the

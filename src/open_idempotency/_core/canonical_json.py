@@ -10,6 +10,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+#: deeper texts have no canonical form: the interpreter's own limit depends on who calls
+MAX_DEPTH = 100
+
 
 class NotCanonical(ValueError):
     """The text is not JSON, or it means different things to different readers."""
@@ -24,7 +27,7 @@ class _Number(str):
 def canonical_json(raw: bytes, ignore: Sequence[str] = ()) -> bytes:
     """The canonical form of a JSON text, without the members at the JSON pointers in ``ignore`` (RFC 6901).
 
-    Raises ``NotCanonical``.
+    An ignored element of an array counts as null. Raises ``NotCanonical``.
     """
     try:
         value = json.loads(
@@ -62,22 +65,30 @@ def _remove(value: Any, steps: list[str]) -> None:
         value = _child(value, step)
     if isinstance(value, dict):
         value.pop(last, None)
+    elif isinstance(value, list) and _has(value, last):
+        value[int(last)] = None  # not deleted: later pointers count on the positions
 
 
 def _child(value: Any, step: str) -> Any:
     if isinstance(value, dict):
         return value.get(step)
-    if isinstance(value, list) and step.isdecimal() and int(step) < len(value):
+    if isinstance(value, list) and _has(value, step):
         return value[int(step)]
     return None
 
 
-def _write(value: Any) -> str:
+def _has(items: list[Any], step: str) -> bool:
+    return step.isdecimal() and int(step) < len(items)
+
+
+def _write(value: Any, depth: int = 0) -> str:
+    if depth > MAX_DEPTH:
+        raise NotCanonical(f"nested deeper than {MAX_DEPTH}")
     if isinstance(value, _Number):
         return str(value)
     if isinstance(value, dict):
-        members = (f"{json.dumps(name)}:{_write(value[name])}" for name in sorted(value))
+        members = (f"{json.dumps(name)}:{_write(value[name], depth + 1)}" for name in sorted(value))
         return "{" + ",".join(members) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(map(_write, value)) + "]"
+        return "[" + ",".join(_write(item, depth + 1) for item in value) + "]"
     return json.dumps(value)

@@ -75,6 +75,8 @@ def _decode_headers(frame: bytes, count: int) -> tuple[list[tuple[bytes, bytes]]
 def _check(status: int, headers: Headers) -> None:
     if not 100 <= status <= 999:
         raise ValueError(f"{status} is not an HTTP status")
+    if len(headers) > 0xFFFF:
+        raise ValueError(f"{len(headers)} header fields are too many")
     for name, value in headers:
         if not _NAME.fullmatch(name) or _BAD_VALUE.search(value) or len(name) > 0xFFFF:
             raise ValueError("a header field in the response would break HTTP framing")

@@ -22,10 +22,10 @@ def fingerprint(request: Request, policy: IdempotencyPolicy) -> bytes:
     """The request's fingerprint: 33 bytes, a version byte and a SHA-256 (HMAC when the policy has a secret)."""
     content_type = b", ".join(request.header(b"content-type"))
     media_type = content_type.partition(b";")[0].strip().lower()
+    # One part for each field, so that the values of one cannot pass for another field.
     headers = [
-        part
-        for name in policy.fingerprint_headers
-        for part in (name.lower().encode(), *request.header(name.lower().encode()))
+        digest(None, name, *request.header(name))
+        for name in (field.lower().encode() for field in policy.fingerprint_headers)
     ]
     return VERSION + digest(
         policy.secret,
@@ -45,7 +45,7 @@ def _body(request: Request, policy: IdempotencyPolicy, media_type: bytes, conten
     body = request.body
     if policy.fingerprint == "none" or body is None:
         return b"n"
-    if media_type == b"multipart/form-data":
+    if media_type.startswith(b"multipart/"):
         return _multipart(body, content_type)
     if policy.fingerprint == "json" and _is_json(media_type):
         return _json(body, policy)

@@ -99,14 +99,18 @@ def caller_scope(request: Request, user: str | None, key: str, policy: Idempoten
     """Who is asking, as text with a kind in front, so that no two kinds collide (SPEC section 5).
 
     First that applies: the ``scope=`` callable, the framework's verified ``user``, the whole ``Authorization``
-    field, anonymous. Raises ``ScopeUnknown`` if the callable fails, ``KeyRejected`` for a guessable anonymous key.
+    field, anonymous. Raises ``ScopeUnknown`` for a failure or a nobody,
+    ``KeyRejected`` for a guessable anonymous key.
     """
     if policy.scope is not None:
         return "custom:" + _call_scope(request, policy)
+    if user == "":
+        raise ScopeUnknown("the framework's user has no name; no request runs in a shared scope")
     if user is not None:
         return "user:" + user
     credentials = request.header(b"authorization")
-    if credentials:
+    # An empty field is nobody's credentials: it would be one scope for all who send it.
+    if any(value.strip() for value in credentials):
         return "authorization:" + hashlib.sha256(b"\0".join(credentials)).hexdigest()
     if len(key) < MIN_ANONYMOUS_OCTETS:
         raise KeyRejected(

@@ -110,8 +110,8 @@ def in_progress(busy: Busy) -> Problem:
 
 def retry_after(busy: Busy) -> int:
     """Seconds: as long again as it has been running, 1 to 10, never past the end of the lease and one more."""
-    wanted = min(max(busy.elapsed, 1.0), 10.0)
-    return math.ceil(min(wanted, max(0.0, busy.remaining) + 1.0))
+    wanted = math.ceil(min(max(busy.elapsed, 1.0), 10.0))
+    return min(wanted, math.floor(max(0.0, busy.remaining) + 1.0))
 
 
 _OUTCOME_UNKNOWN = {

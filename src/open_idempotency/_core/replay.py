@@ -34,7 +34,7 @@ _NOT_KEPT = frozenset(
     }
 )
 _NOT_KEPT_PREFIXES = (b"proxy-", b"access-control-")
-_BODILESS = frozenset({204, 304})
+BODILESS = frozenset({204, 304})
 
 
 def is_kept_status(status: int) -> bool:
@@ -64,11 +64,11 @@ def kept(answer: Answer, max_bytes: int) -> Answer:
 
 def replayed(stored: Answer) -> Answer:
     """A stored answer as it is sent again: marked, with its length counted anew."""
-    body = stored.body or b""
     headers = [*stored.headers, REPLAYED]
-    if stored.status not in _BODILESS:
-        headers.append((b"content-length", b"%d" % len(body)))
-    return Answer(stored.status, headers, body)
+    if stored.status in BODILESS:
+        return Answer(stored.status, headers, b"")
+    body = stored.body or b""
+    return Answer(stored.status, [*headers, (b"content-length", b"%d" % len(body))], body)
 
 
 def location(headers: Headers) -> bytes | None:

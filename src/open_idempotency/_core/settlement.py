@@ -101,7 +101,7 @@ def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answ
         return (yield from _complete(attempt, lease, answer))
     if status < 500:
         return (yield from _let_go(attempt, lease, Release(lease), status))
-    frame = _frame(answer, policy) if policy.on_failed == "replay" else None
+    frame = _frame(answer, policy)[0] if policy.on_failed == "replay" else None
     command = Fail(lease, final=policy.on_failed != "resume", response=frame)
     return (yield from _let_go(attempt, lease, command, status))
 
@@ -120,18 +120,19 @@ def _wants_kept(attempt: Attempt, lease: Lease, status: int) -> Steps[bool]:
     return is_kept_status(status) if wish is None else wish
 
 
-def _frame(answer: Answer, policy: IdempotencyPolicy) -> bytes:
+def _frame(answer: Answer, policy: IdempotencyPolicy) -> tuple[bytes, bool]:
+    """What is stored of an answer, and whether its body is in it."""
     small = kept(answer, policy.max_response_bytes)
     try:
-        return encode_response(small)
+        return encode_response(small), small.body is not None
     except ValueError:
         # An answer that no server would send either. The work is done all the same, so a tombstone stands for it.
-        return encode_response(Answer(answer.status, (), None))
+        return encode_response(Answer(answer.status, (), None)), False
 
 
 def _complete(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate]:
     policy, record = attempt.policy, events.short(lease.record_id)
-    frame = _frame(answer, policy)
+    frame, stored = _frame(answer, policy)
     try:
         done = yield from _persist(Complete(lease, frame), attempt, lease)
     except (BackendUnavailable, RecordUnreadable):
@@ -140,9 +141,7 @@ def _complete(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate]:
         return Fate.UNRECORDED
     if done.recreated:
         yield from warn(policy, events.Recreated(record, lease.attempt))
-        yield from tell(policy, events.Completed, record, answer.status, True)
-    else:
-        yield from tell(policy, events.Completed, record, answer.status, answer.body is not None)
+    yield from tell(policy, events.Completed, record, answer.status, stored)
     return Fate.KEPT
 
 
@@ -185,7 +184,7 @@ def _surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Comman
     """
     try:
         return (yield from ask(command))
-    except Exception:
+    except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
         raise
     except BaseException:
         try:
@@ -211,6 +210,7 @@ def _supersede(attempt: Attempt, lease: Lease) -> Steps[Answer]:
 
 
 def _lost(attempt: Attempt, lease: Lease) -> Steps[None]:
-    if not attempt.lost:
-        attempt.lost = True
+    if attempt.lost:
+        return  # the heartbeat or an earlier verb has told it
+    attempt.lost = True
     yield from warn(attempt.policy, events.OwnershipLost(events.short(lease.record_id), lease.attempt))

@@ -7,16 +7,31 @@ saved. Types are never looked up by a stored name.
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import json
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Union
 
 from open_idempotency.exceptions import StageValueError
 
 _UNIONS = (Union, types.UnionType)
+_SCALARS = (str, int, float, bool, type(None))
+_UNDECLARED = (None, Any, object)
+# Abstract declarations are built as the container that JSON has for them.
+_CONTAINERS: Mapping[object, type] = {
+    list: list,
+    collections.abc.Sequence: list,
+    collections.abc.MutableSequence: list,
+    collections.abc.Iterable: list,
+    collections.abc.Collection: list,
+    tuple: tuple,
+    dict: dict,
+    collections.abc.Mapping: dict,
+    collections.abc.MutableMapping: dict,
+}
 
 
 def encode(value: object, declared: object, max_bytes: int) -> bytes:
@@ -39,26 +54,48 @@ def encode(value: object, declared: object, max_bytes: int) -> bytes:
 
 def _plain(value: object, declared: object) -> object:
     if _is_dataclass(value) or _is_model(type(value)):
-        if declared is None:
-            raise TypeError(
-                f"{type(value).__name__} needs a declared type to be read back: annotate the function's return type, "
-                f"or pass returns={type(value).__name__}"
-            )
-        return _dumped(value)
+        return _dumped(value, declared)
     if isinstance(value, list | tuple):
-        return [_plain(item, declared) for item in value]
+        return [_plain(item, _item_type(declared, at)) for at, item in enumerate(value)]
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
                 raise TypeError(f"member name {key!r} is not a string")
-        return {key: _plain(item, declared) for key, item in value.items()}
+        return {key: _plain(item, _item_type(declared, 1)) for key, item in value.items()}
     return value
 
 
-def _dumped(value: Any) -> object:
-    if _is_model(type(value)):
-        return value.model_dump(mode="json")
-    return {f.name: _plain(getattr(value, f.name), f.type) for f in dataclasses.fields(value)}
+def _dumped(value: Any, declared: object) -> object:
+    kind: Any = type(value)
+    found = _alone(declared)
+    if kind not in (found, typing.get_origin(found)):
+        raise TypeError(
+            f"{kind.__name__} needs a declared type to be read back, and {declared!r} does not say it: annotate the "
+            f"function's return type, or pass returns={kind.__name__}"
+        )
+    if _is_model(kind):
+        return value.model_dump(mode="json", by_alias=True, round_trip=True)
+    hints = typing.get_type_hints(kind)
+    return {f.name: _plain(getattr(value, f.name), hints[f.name]) for f in dataclasses.fields(value)}
+
+
+def _alone(declared: object) -> object:
+    """The one type in ``X | None``; any other declaration as it is."""
+    if typing.get_origin(declared) in _UNIONS:
+        kinds = [kind for kind in typing.get_args(declared) if kind is not type(None)]
+        return kinds[0] if len(kinds) == 1 else declared
+    return declared
+
+
+def _item_type(declared: object, at: int) -> object:
+    """The declared type of a container's item: at a position of a tuple, of a list, of a mapping's values."""
+    declared = _alone(declared)
+    container, arguments = _CONTAINERS.get(typing.get_origin(declared)), typing.get_args(declared)
+    if container is None or not arguments:
+        return None
+    if container is list or arguments[-1] is Ellipsis:
+        return arguments[0]
+    return arguments[at] if at < len(arguments) else None
 
 
 def decode(payload: bytes, declared: object) -> Any:
@@ -70,43 +107,49 @@ def decode(payload: bytes, declared: object) -> Any:
 
 
 def _build(value: Any, declared: Any) -> Any:
-    if declared is None or declared is Any or value is None:
+    if declared in _UNDECLARED or value is None:
         return value
-    origin, arguments = typing.get_origin(declared), typing.get_args(declared)
+    kind: Any = _alone(declared)
+    if _is_model(kind):
+        return kind.model_validate(value)
+    if isinstance(value, _SCALARS):
+        return value
+    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
     if origin in _UNIONS:
         return _build_union(value, arguments)
-    if origin in (list, tuple, dict):
-        return _build_container(value, origin, arguments)
-    if _is_model(declared):
-        return declared.model_validate(value)
-    if isinstance(declared, type) and dataclasses.is_dataclass(declared):
-        return _build_dataclass(value, declared)
-    if declared is tuple:
-        return tuple(value)
+    container = _CONTAINERS.get(origin)
+    if container is not None:
+        return _build_container(value, container, arguments)
+    if isinstance(origin, type) and dataclasses.is_dataclass(origin):
+        return _build_dataclass(value, origin)
     return value
 
 
 def _build_union(value: Any, arguments: tuple[Any, ...]) -> Any:
-    candidates = [argument for argument in arguments if argument is not type(None)]
-    if len(candidates) == 1:
-        return _build(value, candidates[0])
-    if any(_is_model(c) or dataclasses.is_dataclass(c) for c in candidates) and isinstance(value, dict):
+    if isinstance(value, dict) and any(_is_model(c) or dataclasses.is_dataclass(c) for c in arguments):
         raise TypeError("a union of several types cannot be told apart; declare one type")
     return value
 
 
-def _build_container(value: Any, origin: Any, arguments: tuple[Any, ...]) -> Any:
-    if origin is dict:
+def _build_container(value: Any, container: type, arguments: tuple[Any, ...]) -> Any:
+    if isinstance(value, dict) is not (container is dict):
+        raise TypeError(f"expected a {container.__name__}, got a {type(value).__name__}")
+    if not arguments:
+        return container(value)
+    if container is dict:
         return {key: _build(item, arguments[1]) for key, item in value.items()}
-    if origin is list or arguments[-1] is Ellipsis:
-        return origin(_build(item, arguments[0]) for item in value)
+    if container is list or arguments[-1] is Ellipsis:
+        return container(_build(item, arguments[0]) for item in value)
     return tuple(_build(item, kind) for item, kind in zip(value, arguments, strict=True))
 
 
 def _build_dataclass(value: Any, declared: type) -> Any:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected the members of {declared.__name__}, got a {type(value).__name__}")
     hints = typing.get_type_hints(declared)
-    members = {f.name: _build(value[f.name], hints[f.name]) for f in dataclasses.fields(declared) if f.init}
-    return declared(**members)
+    # A field that the recording version of the class did not have takes its default.
+    fields = (f for f in dataclasses.fields(declared) if f.init and f.name in value)
+    return declared(**{f.name: _build(value[f.name], hints[f.name]) for f in fields})
 
 
 def _is_dataclass(value: object) -> bool:
@@ -119,8 +162,10 @@ def _is_model(kind: object) -> bool:
 
 
 def declared_type(function: Callable[..., object]) -> object:
-    """The return annotation of a function, or None where it has none that can be resolved."""
+    """The return annotation of a function, or None where it has none that can be resolved; a class makes itself."""
     target: Any = getattr(function, "func", function)  # functools.partial
+    if isinstance(target, type):
+        return target
     try:
         returns = typing.get_type_hints(target).get("return")
     except (TypeError, NameError, AttributeError):

@@ -1,0 +1,1 @@
+"""The Flask extension's parts; users import ``open_idempotency.flask``."""

@@ -1,0 +1,221 @@
+"""One covered request of a Flask application: its body, its claim, its view's context, and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flask import Flask, Request, Response, abort
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from open_idempotency._core.admission import Intake, admit
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.replay import BODILESS, REPLAYED, UNRECORDED
+from open_idempotency._core.requests import Answer, Headers
+from open_idempotency._core.settlement import Fate
+from open_idempotency._flask import answers
+from open_idempotency._perform.bodies import RequestBody
+from open_idempotency._perform.context import Running, running
+from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._wsgi.environ import (
+    MARK,
+    BodyIncomplete,
+    Names,
+    give_body,
+    hide_file_wrapper,
+    read_body,
+    read_request,
+)
+from open_idempotency._wsgi.live import LiveBody
+from open_idempotency._wsgi.protection import BoundIterable, Protection
+from open_idempotency.exceptions import BodyTooLarge, LeaseLost
+from open_idempotency.policy import IdempotencyPolicy
+
+
+class Route(NamedTuple):
+    """How a view is covered: its policy, and the environ's names of the fields that carry its keys."""
+
+    policy: IdempotencyPolicy
+    names: Names
+
+
+class Setting(NamedTuple):
+    """What the requests of one application share. ``identify`` names a request's verified user."""
+
+    app: Flask
+    engine: Engine
+    identify: Callable[[Request], str | None]
+
+
+class Exchange:
+    """Carried through Flask's own stages: ``receive``, ``begin``, ``conclude``, ``end``, in this order."""
+
+    __slots__ = (
+        "_answer", "_body", "_bound", "_key_fields", "_live", "_policy", "_previous", "_protection", "_request",
+        "_setting", "_too_large",
+    )  # fmt: skip
+
+    def __init__(self, setting: Setting, request: Request, policy: IdempotencyPolicy, key_fields: Headers) -> None:
+        self._setting = setting
+        self._request = request
+        self._policy = policy
+        self._key_fields = key_fields
+        self._body = RequestBody(policy)
+        self._too_large: Exception | None = None
+        self._protection: Protection | None = None
+        self._live: LiveBody | None = None
+        self._answer: Answer | None = None
+        self._previous: Running | None = None
+        self._bound = False
+
+    # Before the view
+
+    def receive(self) -> None:
+        """Read the body of a request with a key, before anybody else does, and put it back for them.
+
+        It has to be first, since a form that a ``before_request`` function parsed has no raw bytes any more.
+        """
+        if not self._key_fields:
+            return
+        try:
+            self._read_body()
+        except (BodyTooLarge, RequestEntityTooLarge) as error:
+            self._too_large = error  # answered in its turn, after authentication
+        except BodyIncomplete as error:
+            abort(error.status)
+
+    def _read_body(self) -> None:
+        request = self._request
+        if "stream" in vars(request):
+            if "form" in vars(request):
+                raise RuntimeError("the request's form was parsed before Flask's before_request functions ran")
+            self._body.add(request.get_data(cache=True))
+            return
+        limit = request.max_content_length
+        if limit is not None and (request.content_length or 0) > limit:
+            raise RequestEntityTooLarge
+        read_body(request.environ, self._body)
+        if limit is not None and self._body.size > limit:
+            raise RequestEntityTooLarge
+        give_body(request.environ, self._body)
+
+    def begin(self) -> Answer | None:
+        """Claim the request and bind its context; or the answer to send instead of running the view."""
+        admission = self._admit() if self._key_fields or self._policy.required else Attempt(self._policy)
+        if isinstance(admission, Answer):
+            self._answer = admission
+            return admission
+        self._protection = Protection(self._setting.engine, admission)
+        environ = self._request.environ
+        environ[MARK] = admission
+        if self._key_fields:
+            hide_file_wrapper(environ)
+        self._previous = running.get()
+        self._bound = True
+        running.set(self._protection.here)
+        return None
+
+    def _admit(self) -> Attempt | Answer:
+        request, source = self._request, self._request.environ["wsgi.input"]
+        intake = Intake(
+            read_request(request.environ, request), self._key_fields, new_owner(), self._identify, self._received
+        )
+        # The fingerprint reads the same file as the view will, and somebody may have begun to read it.
+        place = source.tell() if self._body.spooled else None
+        try:
+            return self._setting.engine.sync.run(admit(intake, self._policy))
+        finally:
+            if place is not None:
+                source.seek(place)
+
+    def _identify(self) -> str | None:
+        return self._setting.identify(self._request)
+
+    def _received(self) -> RequestBody:
+        if self._too_large is not None:
+            raise self._too_large
+        return self._body
+
+    def overtaken(self, error: LeaseLost) -> Answer:
+        """The view noticed that a later attempt runs: that one's answer, else the error (L-03)."""
+        protection = self._protection
+        verdict = protection.abort(error) if protection is not None and not protection.settled else None
+        if isinstance(verdict, Answer):
+            self._answer = verdict
+            return verdict
+        raise error
+
+    # After the view
+
+    def conclude(self, response: Response) -> Response:
+        """Settle the attempt with the response that is about to leave; the response to send."""
+        try:
+            if self._answer is not None:
+                return self._restored(self._answer, response)
+            protection = self._protection
+            if protection is None or protection.settled:
+                return response
+            if self._key_fields:
+                return self._capture(protection, response)
+            return self._bind_stream(protection, response)
+        finally:
+            self._unbind()
+
+    def _restored(self, answer: Answer, response: Response) -> Response:
+        """A replay is what was stored, whatever the application's ``after_request`` functions add to it (R-01)."""
+        if REPLAYED in answer.headers:
+            return answers.stand_in(self._setting.app, answer, response)
+        return response
+
+    def _bind_stream(self, protection: Protection, response: Response) -> Response:
+        if not response.is_sequence and not response.direct_passthrough:
+            close = getattr(response.response, "close", None)
+            response.response = BoundIterable(protection.here, response.iter_encoded(), close)
+        return response
+
+    def _capture(self, protection: Protection, response: Response) -> Response:
+        capture = protection.capture
+        capture.start(response.status_code, answers.header_fields(response, self._request.environ))
+        if response.status_code not in BODILESS:
+            if not response.is_sequence:
+                return self._stream(protection, response)
+            capture.add(response.get_data())
+        return self._sent(protection.finish(), response)
+
+    def _stream(self, protection: Protection, response: Response) -> Response:
+        raw = response.response
+        source: Any = raw if response.direct_passthrough else response.iter_encoded()
+        live = self._live = LiveBody(protection, self._body.close)
+        live.attach(BoundIterable(protection.here, source, getattr(raw, "close", None)))
+        response.response = live
+        try:
+            live.prepare()
+        except BaseException:
+            live.close()
+            raise
+        return self._sent(live.verdict, response)
+
+    def _sent(self, verdict: Fate | Answer | None, response: Response) -> Response:
+        if isinstance(verdict, Answer):
+            return answers.stand_in(self._setting.app, verdict, response)
+        if verdict is Fate.UNRECORDED:
+            response.headers.add(*(part.decode("ascii") for part in UNRECORDED))
+        return response
+
+    def end(self, error: BaseException | None) -> None:
+        """The request is over. An attempt that no response has settled is aborted (L-04)."""
+        self._unbind()
+        if self._live is not None:
+            return  # the stream may outlive the request, and settles by itself
+        protection = self._protection
+        try:
+            if protection is not None and self._key_fields and not protection.settled:
+                protection.abort(error or RuntimeError("the request ended without a response"))
+        finally:
+            self._body.close()
+
+    def _unbind(self) -> None:
+        # Not reset: that only works in the context where it was set, and a test client may end a request elsewhere.
+        if self._bound:
+            self._bound = False
+            running.set(self._previous)

@@ -1,0 +1,116 @@
+"""Where the extension sits in a Flask application: around three of its methods, and at the end of each request.
+
+``preprocess_request``: the body is read, before any other function can. ``dispatch_request``: the claim, when every
+``before_request`` function has run, so that the caller is known. ``process_response``: the settlement, after every
+``after_request`` function and the session. ``teardown_request``: whatever ended without a response.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
+
+from flask import Flask, Request, Response, request
+
+from open_idempotency._core.keys import key_names
+from open_idempotency._flask.answers import make_response
+from open_idempotency._flask.exchange import Exchange, Route, Setting
+from open_idempotency._perform.engine import Engine
+from open_idempotency._wsgi.environ import MARK, environ_names, find_key
+from open_idempotency.exceptions import LeaseLost
+from open_idempotency.rules import Rule, rule_of
+
+if TYPE_CHECKING:
+    from werkzeug.local import LocalProxy
+
+Original = Callable[..., Any]
+
+
+class Hooks:
+    """What the requests of one application pass through."""
+
+    def __init__(self, app: Flask, engine: Engine) -> None:
+        self._app = app
+        self._engine = engine
+        self._setting = Setting(app, engine, partial(verified_user, app))
+        self._routes: dict[Rule | None, Route | None] = {}
+        self._exchanges: WeakKeyDictionary[Request, Exchange] = WeakKeyDictionary()
+
+    def install(self) -> None:
+        """Wrap the application's methods, whatever other extensions have put there."""
+        wrappers: dict[str, Original] = {
+            "preprocess_request": self._preprocess,
+            "dispatch_request": self._dispatch,
+            "process_response": self._process,
+        }
+        for name, wrapper in wrappers.items():
+            setattr(self._app, name, partial(wrapper, getattr(self._app, name)))
+        self._app.teardown_request(self._teardown)
+
+    # Later versions of Flask pass their context to these methods, so arguments are handed on as they come.
+
+    def _preprocess(self, original: Original, *args: Any) -> Any:
+        here = current_request()
+        exchange = self._open(here)
+        if exchange is not None:
+            self._exchanges[here] = exchange
+            exchange.receive()
+        return original(*args)
+
+    def _dispatch(self, original: Original, *args: Any) -> Any:
+        exchange = self._exchanges.get(current_request())
+        if exchange is None:
+            return original(*args)
+        answer = exchange.begin()
+        if answer is None:
+            try:
+                return original(*args)
+            except LeaseLost as error:
+                answer = exchange.overtaken(error)
+        return make_response(self._app, answer)
+
+    def _process(self, original: Original, *args: Any) -> Response:
+        response: Response = original(*args)
+        exchange = self._exchanges.get(current_request())
+        return response if exchange is None else exchange.conclude(response)
+
+    def _teardown(self, error: BaseException | None) -> None:
+        exchange = self._exchanges.pop(current_request(), None)
+        if exchange is not None:
+            exchange.end(error)
+
+    def _open(self, here: Request) -> Exchange | None:
+        """The exchange of a covered request; None for one that passes by."""
+        if here.url_rule is None or here.routing_exception is not None or MARK in here.environ:
+            return None
+        route = self._route(here.url_rule.endpoint)
+        if route is None or here.method not in route.policy.methods:
+            return None
+        return Exchange(self._setting, here, route.policy, find_key(here.environ, route.names))
+
+    def _route(self, endpoint: str) -> Route | None:
+        rule = rule_of(self._app.view_functions.get(endpoint))
+        if rule not in self._routes:
+            policy = self._engine.policy_for(rule)
+            self._routes[rule] = None if policy is None else Route(policy, environ_names(key_names(policy)))
+        return self._routes[rule]
+
+
+def current_request() -> Request:
+    """The request itself, behind Flask's proxy."""
+    proxy = cast("LocalProxy[Request]", request)
+    return proxy._get_current_object()  # pyright: ignore[reportPrivateUsage]
+
+
+def verified_user(app: Flask, here: Request) -> str | None:
+    """Flask-Login's user where the application uses it, else the one that the server verified."""
+    if not hasattr(app, "login_manager"):
+        return here.remote_user or None
+    login: Any = sys.modules.get("flask_login")
+    if login is None or not login.current_user.is_authenticated:
+        return None
+    identity = login.current_user.get_id()
+    return None if identity is None else str(identity)

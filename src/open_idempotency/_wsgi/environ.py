@@ -1,0 +1,137 @@
+"""A WSGI environ (PEP 3333) read as the core's request, and the core's answer as a WSGI status and header list.
+
+Text in WSGI is bytes tunnelled through latin-1. Nothing here decides anything about idempotency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+from wsgiref.util import FileWrapper
+
+from open_idempotency._core.requests import Answer, Headers, Request
+from open_idempotency._perform.bodies import PIECE, RequestBody
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+App = Callable[[Environ, StartResponse], Iterable[bytes]]
+Names = tuple[tuple[str, bytes], ...]
+
+#: in the environ of a request that is protected already, by an outer adapter of ours
+MARK = "open_idempotency.attempt"
+
+_OUTSIDE_HTTP = {"CONTENT_TYPE": b"content-type", "CONTENT_LENGTH": b"content-length"}
+_TWICE = frozenset({"HTTP_CONTENT_TYPE", "HTTP_CONTENT_LENGTH"})
+
+
+class BodyIncomplete(Exception):
+    """The request's body cannot be had whole, so there is nothing to protect. ``status``: the answer to give."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def octets(text: str) -> bytes:
+    """The bytes behind a native string. What no server produces is escaped, so that it is never a valid key."""
+    return text.encode("latin-1", "backslashreplace")
+
+
+def environ_names(names: Iterable[bytes]) -> Names:
+    """The environ's name of each header field, beside the field's lower-case name."""
+    return tuple(("HTTP_" + name.decode("ascii").upper().replace("-", "_"), name) for name in sorted(names))
+
+
+def find_key(environ: Environ, names: Names) -> list[tuple[bytes, bytes]]:
+    """The fields that carry a key. Two lines of one field arrive joined by a comma, which no key can be."""
+    return [(field, octets(environ[name])) for name, field in names if name in environ]
+
+
+def read_request(environ: Environ, native: object) -> Request:
+    """The request to be protected. The path is quoted anew, as the environ has it decoded."""
+    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    return Request(
+        method=environ["REQUEST_METHOD"],
+        path=quote(octets(path)).encode("ascii"),
+        query=octets(environ.get("QUERY_STRING", "")),
+        headers=_read_headers(environ),
+        native=native,
+    )
+
+
+def _read_headers(environ: Environ) -> Headers:
+    fields = [
+        (octets(name[5:].replace("_", "-").lower()), octets(value))
+        for name, value in environ.items()
+        if name.startswith("HTTP_") and name not in _TWICE
+    ]
+    fields.extend((field, octets(environ[name])) for name, field in _OUTSIDE_HTTP.items() if environ.get(name))
+    return fields
+
+
+def read_body(environ: Environ, body: RequestBody) -> None:
+    """Read the body whole, and never beyond its Content-Length, where a socket would block for ever.
+
+    Raises ``BodyTooLarge``, for a declared length before anything is read, and ``BodyIncomplete``.
+    """
+    declared = environ.get("CONTENT_LENGTH") or None
+    body.check_length(declared)
+    if declared is not None:
+        if not (declared.isascii() and declared.isdigit()):
+            raise BodyIncomplete(400)
+        _read_bytes(environ["wsgi.input"], int(declared), body)
+    elif environ.get("wsgi.input_terminated"):
+        while chunk := _read(environ["wsgi.input"], PIECE):
+            body.add(chunk)
+    elif "HTTP_TRANSFER_ENCODING" in environ:
+        # There is a body, and the server does not say where it ends.
+        raise BodyIncomplete(411)
+
+
+def _read_bytes(source: Any, left: int, body: RequestBody) -> None:
+    while left > 0:
+        chunk = _read(source, min(PIECE, left))
+        if not chunk:
+            raise BodyIncomplete(400)  # the client left in the middle of it
+        left -= len(chunk)
+        body.add(chunk)
+
+
+def _read(source: Any, size: int) -> bytes:
+    try:
+        chunk: bytes = source.read(size)
+    except OSError as error:
+        raise BodyIncomplete(400) from error
+    return chunk
+
+
+def give_body(environ: Environ, body: RequestBody) -> Any:
+    """Put a body that was read back into the environ, as a file at its start that ends where the body does."""
+    file = body.file()
+    environ["wsgi.input"] = file
+    environ["wsgi.input_terminated"] = True
+    return file
+
+
+def hide_file_wrapper(environ: Environ) -> None:
+    """Offer the application a wrapper that iterates: a file that the server sends by itself is not captured.
+
+    Replaced, not removed: some servers look into their environ again when the application has returned.
+    """
+    if "wsgi.file_wrapper" in environ:
+        environ["wsgi.file_wrapper"] = FileWrapper
+
+
+def status_line(status: int) -> str:
+    """A status with its reason phrase."""
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"{status} Unknown"
+
+
+def native_headers(answer: Answer) -> list[tuple[str, str]]:
+    """An answer's header fields as WSGI wants them, in order, with duplicates."""
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in answer.headers]

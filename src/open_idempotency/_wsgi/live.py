@@ -1,0 +1,166 @@
+"""A live body on its way out: copied as it passes, its end held until the answer is durable (R-03, R-04).
+
+WSGI does not say which chunk is the last. Where there is a Content-Length its count tells. Elsewhere each chunk waits
+for the next one, except in an event stream: an event that waits for the next is no longer live, so there the end of
+the message, which the server writes after the last chunk, is what is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from open_idempotency._core.requests import Answer, Headers
+from open_idempotency._core.settlement import Fate
+from open_idempotency._wsgi.protection import BoundIterable, Close, Protection
+from open_idempotency.exceptions import LeaseLost
+
+
+class LiveBody:
+    """Iterates over the bytes that may leave. ``close`` must be called; ``cleanup`` is then called last.
+
+    When it has ended, ``verdict`` is the fate of what was sent; or, where nothing was, an answer to send instead.
+    """
+
+    __slots__ = (
+        "_cleanup", "_closed", "_held", "_ready", "_source", "begun", "ended", "protection", "taken", "verdict",
+    )  # fmt: skip
+
+    def __init__(self, protection: Protection, cleanup: Close) -> None:
+        self.protection = protection
+        self.verdict: Fate | Answer | None = None
+        #: the handler has made some of its body; some of it has left; all of it has
+        self.taken = False
+        self.begun = False
+        self.ended = False
+        self._cleanup = cleanup
+        self._source: BoundIterable | None = None
+        self._held = b""
+        self._ready = b""
+        self._closed = False
+
+    def attach(self, source: BoundIterable) -> None:
+        """Take over the handler's iterable."""
+        self._source = source
+
+    def prepare(self) -> None:
+        """Go on until something may leave, or all is known: before that the status can still be changed."""
+        self._ready = self._pull()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        ready, self._ready = self._ready, b""
+        if not ready and not self.ended:
+            ready = self._pull()
+        if not ready:
+            raise StopIteration
+        return ready
+
+    def _pull(self) -> bytes:
+        """The next bytes that may leave; none at the end, or where another answer stands in."""
+        assert self._source is not None
+        try:
+            for chunk in self._source:
+                ready = self.take(chunk)
+                if ready or self.ended:
+                    return ready
+            return self._end()
+        except BaseException as error:
+            self.fail(error)
+            return b""
+
+    def take(self, chunk: bytes) -> bytes:
+        """Copy a chunk; the bytes that may leave because of it."""
+        if self.protection.settled:
+            return b"" if self.ended else chunk
+        self._copy(chunk)
+        if not chunk:
+            return b""
+        self.taken = True
+        capture = self.protection.capture
+        if capture.whole:
+            self._finish()
+            ready = b"" if self.ended else chunk
+        elif capture.open_ended and not _is_event_stream(capture.headers):
+            ready, self._held = self._held, chunk
+        else:
+            ready = chunk
+        self.begun = self.begun or bool(ready)
+        return ready
+
+    def take_whole(self, chunks: list[bytes] | tuple[bytes, ...]) -> None:
+        """Take a body that is complete, and settle the attempt: nothing of it has left."""
+        for chunk in chunks:
+            self._copy(chunk)
+        self._finish()
+        self.ended = True
+
+    def fail(self, error: BaseException) -> None:
+        """The handler raised: settle the attempt and raise on (L-04), unless another answer stands in (L-03)."""
+        self.ended = True
+        if not self.protection.settled:
+            verdict = self.protection.abort(error)
+            if isinstance(verdict, Answer) and isinstance(error, LeaseLost) and not self.begun:
+                self.verdict = verdict
+                return
+        raise error
+
+    def close(self) -> None:
+        """End it. A handler whose client left goes on to its own end first (L-05)."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if not self.protection.settled and self._source is not None:
+                self._drain(self._source)
+        finally:
+            try:
+                if self._source is not None:
+                    self._source.close()
+            finally:
+                self._cleanup()
+
+    def _drain(self, source: BoundIterable) -> None:
+        """Run the handler to its end without a client. One without a near end is stopped, as its server would."""
+        protection = self.protection
+        try:
+            for chunk in source:
+                self._copy(chunk)
+                if protection.capture.outgrown or protection.overdue:
+                    protection.abort(GeneratorExit("the client left a stream that does not end"))
+                    return
+            self._check_started()
+            protection.finish()
+        except BaseException as error:
+            self.fail(error)
+
+    def _copy(self, chunk: bytes) -> None:
+        if not isinstance(chunk, bytes):
+            raise TypeError(f"a WSGI body is bytes, not {type(chunk).__name__}")
+        if chunk:
+            self._check_started()
+            self.protection.capture.add(chunk)
+
+    def _check_started(self) -> None:
+        if not self.protection.capture.status:
+            raise RuntimeError("the application did not call start_response before its body")
+
+    def _end(self) -> bytes:
+        if not self.protection.settled:
+            self._finish()
+        self.ended = True
+        held, self._held = self._held, b""
+        return b"" if isinstance(self.verdict, Answer) else held
+
+    def _finish(self) -> None:
+        self._check_started()
+        self.verdict = self.protection.finish()
+        if isinstance(self.verdict, Answer):
+            self.ended = True
+            if self.begun:
+                raise LeaseLost("a later attempt owns this request; the end of this answer is withheld")
+
+
+def _is_event_stream(headers: Headers) -> bool:
+    return any(n.lower() == b"content-type" and v.lower().startswith(b"text/event-stream") for n, v in headers)

@@ -1,0 +1,21 @@
+"""Idempotency keys for Flask: the extension ``Idempotency``, and the views' own ``idempotent`` and ``exempt``.
+
+``Idempotency(app, backend="sqlite:///idempotency.db", lease=30)``, or ``init_app`` with ``app.config``. The claim is
+made when every ``before_request`` function has run, so authentication comes first by itself.
+"""
+
+from __future__ import annotations
+
+from open_idempotency.exceptions import MissingExtra
+from open_idempotency.rules import exempt, idempotent
+
+try:
+    from open_idempotency._flask.extension import Idempotency
+except ModuleNotFoundError as error:
+    if error.name not in ("flask", "werkzeug"):
+        raise
+    raise MissingExtra(
+        "open_idempotency.flask needs the flask package: pip install 'open-idempotency[flask]'"
+    ) from error
+
+__all__ = ["Idempotency", "exempt", "idempotent"]

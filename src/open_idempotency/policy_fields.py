@@ -1,0 +1,53 @@
+"""The policy's fields as keyword arguments, for type checkers: with them ``add_middleware(...)`` is checked by name.
+
+What each field means, and what it must be, is said by ``IdempotencyPolicy``; a test keeps the two alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+if TYPE_CHECKING:
+    from open_idempotency._core.problems import Problem
+    from open_idempotency._core.requests import Answer, Request
+    from open_idempotency.events import Listener
+
+
+class PolicyFields(TypedDict, total=False):
+    """The fields of ``IdempotencyPolicy`` as a caller may write them: any iterable, seconds or a timedelta.
+
+    Without ``app``, which is the name of the application itself where these are taken: ``policy=`` has it.
+    """
+
+    methods: Iterable[str]
+    required: bool
+    header: str
+    aliases: Iterable[str]
+    profile: Literal["lenient", "strict"]
+    validate: Callable[[str], bool | None] | None
+    scope: Callable[[Request], str] | None
+    fingerprint: Literal["auto", "json", "none"] | Callable[[Request], bytes]
+    fingerprint_headers: Iterable[str]
+    fingerprint_ignore: Iterable[str]
+    secret: bytes | None
+    lease: float | timedelta
+    ttl: float | timedelta
+    max_run: float | timedelta
+    wait: float | timedelta
+    max_wait: float | timedelta
+    record_within: float | timedelta | None
+    on_failed: Literal["resume", "replay", "reject"]
+    on_abandoned: Literal["resume", "reject"]
+    max_attempts: int | None
+    fail_open: bool
+    store: Callable[[int], bool | None] | None
+    max_request_bytes: int
+    max_response_bytes: int
+    max_stage_bytes: int
+    spool_bytes: int
+    strict_stages: bool
+    docs_url: str | None
+    render_problem: Callable[[Problem], Answer] | None
+    on_event: Listener | None

@@ -1,0 +1,84 @@
+"""Idempotency keys for Starlette: the ASGI middleware, which also knows Starlette's users.
+
+``app.add_middleware(IdempotencyMiddleware, backend="sqlite:///idempotency.db", lease=30)``. Add it before
+``AuthenticationMiddleware``: what is added last is outermost, and authentication belongs outside.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from uuid import UUID
+
+from open_idempotency import asgi
+from open_idempotency.asgi import Receive, Scope, Send
+from open_idempotency.exceptions import MissingExtra, ScopeUnknown
+
+try:
+    import starlette
+except ModuleNotFoundError as error:
+    if error.name != "starlette":
+        raise
+    raise MissingExtra(
+        "open_idempotency.starlette needs the starlette package: pip install 'open-idempotency[starlette]'"
+    ) from error
+
+__all__ = ["IdempotencyMiddleware"]
+
+# The package is only looked for: users and scopes are known by what they offer.
+del starlette
+
+_logger = logging.getLogger("open_idempotency")
+_NAMES = ("identity", "display_name")
+
+
+class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
+    """Protects the requests of a Starlette application that carry an ``Idempotency-Key``.
+
+    Takes what ``open_idempotency.asgi.IdempotencyMiddleware`` takes. The caller is ``request.user`` where an outer
+    ``AuthenticationMiddleware`` has verified one: its ``identity``, or else its ``display_name``, which must then be
+    unique. One that is authenticated and has neither raises ``ScopeUnknown``, which is a 500. Since 0.1.
+    """
+
+    _warned = False
+
+    def identify(self, scope: Scope) -> str | None:
+        """The verified user of ``scope["user"]``; None where there is none. Raises ``ScopeUnknown``."""
+        user = scope.get("user")
+        if user is None or not getattr(user, "is_authenticated", True):
+            return None
+        for name in _NAMES:
+            value = _read(user, name)
+            if value is not None:
+                return _text(value, user, name)
+        raise ScopeUnknown(
+            f"{type(user).__name__} is authenticated and has neither identity nor display_name; pass scope="
+        )
+
+    async def call_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the application; warn once if it is the application's inside that authenticates."""
+        unknown = scope.get("user") is None
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            if unknown and not self._warned and scope.get("user") is not None and self.engine.policy.scope is None:
+                self._warned = True
+                _logger.warning(
+                    "IdempotencyMiddleware runs outside authentication, so it cannot tell users apart: call "
+                    "add_middleware(IdempotencyMiddleware, ...) before add_middleware(AuthenticationMiddleware, ...), "
+                    "or list it after it in middleware=[...]"
+                )
+
+
+def _read(user: object, name: str) -> Any:
+    try:
+        return getattr(user, name, None)
+    except NotImplementedError:  # Starlette's BaseUser, where the application did not say
+        return None
+
+
+def _text(value: object, user: object, name: str) -> str:
+    """An identity as text; only types whose text is the same in every process."""
+    if isinstance(value, bool) or not isinstance(value, str | int | UUID) or not str(value):
+        raise ScopeUnknown(f"{type(user).__name__}.{name} is empty, or neither a string, an integer nor a UUID")
+    return str(value)

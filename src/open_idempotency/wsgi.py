@@ -1,0 +1,244 @@
+"""Idempotency keys for any WSGI application (PEP 3333): a middleware, and one small object for each protected request.
+
+What is not covered passes through untouched: other methods, and requests without a key. The rest is the core's order
+of operations, carried out between the server's ``wsgi.input`` and ``start_response``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from open_idempotency._core.admission import Intake, admit
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.keys import key_names
+from open_idempotency._core.replay import UNRECORDED
+from open_idempotency._core.requests import Answer, Headers
+from open_idempotency._core.settlement import Fate
+from open_idempotency._perform.bodies import RequestBody
+from open_idempotency._perform.context import Running
+from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._wsgi.environ import (
+    MARK,
+    App,
+    BodyIncomplete,
+    Environ,
+    StartResponse,
+    environ_names,
+    find_key,
+    give_body,
+    hide_file_wrapper,
+    native_headers,
+    octets,
+    read_body,
+    read_request,
+    status_line,
+)
+from open_idempotency._wsgi.live import LiveBody
+from open_idempotency._wsgi.protection import BoundIterable, Protection, bound
+from open_idempotency.backend import AsyncBackend, Backend
+from open_idempotency.policy import IdempotencyPolicy
+
+__all__ = ["App", "Environ", "IdempotencyMiddleware", "StartResponse"]
+
+_UNRECORDED = (UNRECORDED[0].decode("ascii"), UNRECORDED[1].decode("ascii"))
+
+
+class IdempotencyMiddleware:
+    """Protects the requests of a WSGI application that carry an ``Idempotency-Key``.
+
+    ``backend``: a URL such as ``sqlite:///idempotency.db`` or an instance. ``policy`` and ``fields``: an
+    ``IdempotencyPolicy``, its fields, or both. Raises ``ConfigurationError`` at once for what is wrong in them.
+    The caller is ``REMOTE_USER``, where the server or an outer middleware has verified one. Since 0.1.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        backend: str | Backend | AsyncBackend | None = None,
+        *,
+        policy: IdempotencyPolicy | None = None,
+        **fields: Any,
+    ) -> None:
+        self.app = app
+        self.engine = Engine(backend, policy, fields, threads=True)
+        self._methods = self.engine.policy.methods
+        self._names = environ_names(key_names(self.engine.policy))
+        self._required = self.engine.policy.required
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] not in self._methods:
+            return self.app(environ, start_response)
+        if not self._required and not any(name in environ for name, _ in self._names):
+            return self._run_plainly(environ, start_response)
+        if MARK in environ:
+            return self.app(environ, start_response)
+        return _Exchange(self, environ, start_response).run(find_key(environ, self._names))
+
+    def _run_plainly(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        here: Running = (Attempt(self.engine.policy), self.engine)
+        result = bound(here, self.app, environ, start_response)
+        if _is_complete(result) or _is_file(result, environ):
+            return result
+        return BoundIterable(here, result)
+
+    def identify(self, environ: Environ) -> str | None:
+        """The verified user of a request; None where there is none."""
+        return environ.get("REMOTE_USER") or None
+
+
+def _is_complete(result: Iterable[bytes]) -> bool:
+    """Whether no code of the application is left to run."""
+    return isinstance(result, list | tuple) and not hasattr(result, "close")
+
+
+def _is_file(result: Iterable[bytes], environ: Environ) -> bool:
+    """Whether the server will know the result as a file, and send it in its own way."""
+    wrapper = environ.get("wsgi.file_wrapper")
+    return isinstance(wrapper, type) and isinstance(result, wrapper)
+
+
+class _Exchange:
+    """One protected request: its body on the way in, and the iterable of its answer on the way out."""
+
+    __slots__ = (
+        "_body", "_environ", "_gone", "_held", "_inner", "_live", "_outlet", "_outlet_write", "_replaced", "_started",
+    )  # fmt: skip
+
+    def __init__(self, inner: IdempotencyMiddleware, environ: Environ, start_response: StartResponse) -> None:
+        self._inner = inner
+        self._environ = environ
+        self._outlet = start_response
+        self._outlet_write: Callable[[bytes], object] | None = None
+        self._body = RequestBody(inner.engine.policy)
+        self._held: tuple[str, list[tuple[str, str]]] | None = None
+        self._live: LiveBody
+        self._started = False
+        self._replaced = False
+        self._gone = False
+
+    def run(self, key_fields: Headers) -> Iterable[bytes]:
+        """Admit the request; then run the application, or send the answer that stands for it."""
+        engine = self._inner.engine
+        request = read_request(self._environ, self._environ)
+        intake = Intake(request, key_fields, new_owner(), self._identify, self._receive_body)
+        try:
+            admission = engine.sync.run(admit(intake, engine.policy))
+        except BodyIncomplete as error:
+            self._body.close()
+            return self._send(Answer(error.status, [(b"content-length", b"0")], b""))
+        except BaseException:
+            self._body.close()
+            raise
+        if isinstance(admission, Answer):
+            self._body.close()
+            return self._send(admission)
+        self._live = LiveBody(Protection(engine, admission), self._body.close)
+        return self._protect(admission)
+
+    def _identify(self) -> str | None:
+        return self._inner.identify(self._environ)
+
+    def _receive_body(self) -> RequestBody:
+        read_body(self._environ, self._body)
+        return self._body
+
+    def _protect(self, attempt: Attempt) -> Iterable[bytes]:
+        environ, live = self._environ, self._live
+        environ[MARK] = attempt
+        hide_file_wrapper(environ)
+        try:
+            give_body(environ, self._body)
+            here = live.protection.here
+            result = bound(here, self._inner.app, environ, self._start_response)
+            if isinstance(result, list | tuple) and _is_complete(result) and not live.taken:
+                live.take_whole(result)
+                live.close()
+                return self._let_whole_go(result)
+            live.attach(BoundIterable(here, result))
+        except BaseException as error:
+            return self._stand_in(error)
+        return self
+
+    def _stand_in(self, error: BaseException) -> Iterable[bytes]:
+        try:
+            self._live.fail(error)
+        finally:
+            self._live.close()
+        assert isinstance(self._live.verdict, Answer)
+        return self._send(self._live.verdict)
+
+    # What the application sees
+
+    def _start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], object]:
+        """Hold the start back until it is known what may leave."""
+        live = self._live
+        if exc_info is None and self._held is not None:
+            raise RuntimeError("start_response was called again without exc_info")
+        if exc_info is not None and live.taken:
+            try:
+                raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # it holds this frame
+        self._held = (status, list(headers))
+        fields = [(octets(name), octets(value)) for name, value in headers]
+        live.protection.capture.start(int(status[:3]), fields)
+        return self._write
+
+    def _write(self, data: bytes) -> None:
+        """The imperative way of sending a body; its end is held back too."""
+        ready = self._live.take(data)
+        if not ready:
+            return
+        self._let_start_go()
+        assert self._outlet_write is not None
+        if not self._gone:
+            try:
+                self._outlet_write(ready)
+            except OSError:
+                self._gone = True  # the client left, and the handler goes on (L-05)
+
+    # What the server sees
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._replaced:
+            raise StopIteration
+        chunk = next(self._live, b"")
+        verdict = self._live.verdict
+        if isinstance(verdict, Answer):
+            self._replaced = True
+            chunk = b"".join(self._send(verdict))
+        else:
+            self._let_start_go()
+        if not chunk:
+            raise StopIteration
+        return chunk
+
+    def close(self) -> None:
+        """The server is done, or its client left."""
+        self._live.close()
+
+    def _let_whole_go(self, chunks: list[bytes] | tuple[bytes, ...]) -> Iterable[bytes]:
+        if isinstance(self._live.verdict, Answer):
+            return self._send(self._live.verdict)
+        self._let_start_go()
+        return chunks
+
+    def _let_start_go(self) -> None:
+        if self._started:
+            return
+        assert self._held is not None
+        self._started = True
+        status, headers = self._held
+        if self._live.verdict is Fate.UNRECORDED:
+            headers.append(_UNRECORDED)
+        self._outlet_write = self._outlet(status, headers)
+
+    def _send(self, answer: Answer) -> list[bytes]:
+        self._outlet(status_line(answer.status), native_headers(answer))
+        return [answer.body] if answer.body else []
