@@ -1,0 +1,166 @@
+"""The parts of the docs that are drawn from the code: tables of options, problems, events, errors, and the states.
+
+They stand in the pages between two comments, so that they can be read without a build. ``python docs/_ext/drawn.py``
+writes them anew; the build and a test fail where a page is behind the code. Nothing here is written by hand twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import states
+
+from open_idempotency import events, exceptions
+from open_idempotency._core import problems
+from open_idempotency._core.models import Busy, Refusal
+from open_idempotency.policy import FIELD_NAMES, IdempotencyPolicy
+
+DOCS = Path(__file__).resolve().parent.parent
+_PART = re.compile(r"(<!-- drawn: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# What the problems' makers take; the values are only there to have one of each made.
+_SAMPLES: dict[str, object] = {
+    "detail": "",
+    "limit": 10,
+    "busy": Busy(1.0, 30.0),
+    "reason": Refusal.FAILED,
+    "status": 201,
+    "location": None,
+    "retry_after": 1,
+}
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table. A bar in a cell would end it, so it is escaped."""
+    lines = [head, tuple("---" for _ in head), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def plain(docstring: str | None) -> str:
+    """The first paragraph of a docstring as one line of Markdown."""
+    paragraph = inspect.cleandoc(docstring or "").partition("\n\n")[0]
+    return " ".join(paragraph.split()).replace("``", "`")
+
+
+def policy_fields() -> str:
+    """Every policy field with its default and what the policy's docstring says of it."""
+    texts = _field_texts()
+    rows: list[tuple[str, ...]] = []
+    for field in dataclasses.fields(IdempotencyPolicy):
+        rows.append((f"`{field.name}`", f"`{_default(field)}`", texts[field.name]))
+    return table(("Field", "Default", "Meaning"), rows)
+
+
+def _field_texts() -> dict[str, str]:
+    docstring = inspect.cleandoc(IdempotencyPolicy.__doc__ or "")
+    texts: dict[str, str] = {}
+    for group in docstring.split("\n\n")[1:]:
+        heading, _, body = group.partition("\n")
+        pieces = re.split(r"``(\w+)``(?=[:,])", " ".join(body.split()))
+        waiting: list[str] = []
+        for name, text in zip(pieces[1::2], pieces[2::2], strict=True):
+            if name not in FIELD_NAMES:
+                raise ValueError(f"{heading}: {name} is no policy field")
+            waiting.append(name)
+            if text.startswith(":"):
+                said = text[1:].strip().rstrip(";.").replace("``", "`")
+                texts.update((one, said) for one in waiting)
+                waiting.clear()
+    return texts
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    default = field.default
+    return ", ".join(sorted(default)) if isinstance(default, frozenset) else repr(default)
+
+
+def problem_kinds() -> str:
+    """Every problem that the package answers with. One name may have two makers; both are shown."""
+    made = [(_made(maker), maker) for maker in _problem_makers()]
+    rows = [
+        (
+            f"`{problem.name}`",
+            str(problem.status),
+            str(problem.retryable).lower(),
+            str(problem.reuse_key).lower(),
+            "yes" if problem.retry_after is not None else "no",
+            plain(maker.__doc__),
+        )
+        for problem, maker in made
+    ]
+    head = ("Name", "Status", "`retryable`", "`reuse_key`", "`Retry-After`", "When")
+    return table(head, rows)
+
+
+def _problem_makers() -> list[Callable[..., problems.Problem]]:
+    functions = [value for value in vars(problems).values() if inspect.isfunction(value)]
+    return [f for f in functions if f.__module__ == problems.__name__ and f.__annotations__.get("return") == "Problem"]
+
+
+def _made(maker: Callable[..., problems.Problem]) -> problems.Problem:
+    return maker(**{name: _SAMPLES[name] for name in inspect.signature(maker).parameters})
+
+
+def event_kinds() -> str:
+    """Every event and its members."""
+    kinds = [kind for kind in vars(events).values() if inspect.isclass(kind) and issubclass(kind, events.Event)]
+    rows = [
+        (f"`{kind.__name__}`", ", ".join(f"`{f.name}`" for f in dataclasses.fields(kind)), plain(kind.__doc__))
+        for kind in kinds
+        if kind is not events.Event
+    ]
+    return table(("Event", "Members", "Meaning"), rows)
+
+
+def error_kinds() -> str:
+    """Every exception with its code and status hint."""
+    root = exceptions.IdempotencyError
+    kinds = [kind for kind in vars(exceptions).values() if inspect.isclass(kind) and issubclass(kind, root)]
+    rows = [(f"`{kind.__name__}`", f"`{kind.code}`", str(kind.status), plain(kind.__doc__)) for kind in kinds]
+    return table(("Exception", "`code`", "`status`", "Meaning"), rows)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "policy": policy_fields,
+    "problems": problem_kinds,
+    "events": event_kinds,
+    "exceptions": error_kinds,
+    "states": states.as_table,
+}
+
+
+def redrawn(text: str) -> str:
+    """A page's text with its drawn parts made anew."""
+    return _PART.sub(lambda part: f"{part[1]}\n{PARTS[part[2]]()}\n{part[3]}", text)
+
+
+def outdated() -> dict[Path, str]:
+    """The files that are behind the code, with the text that they should have."""
+    wanted = {page: redrawn(page.read_text(encoding="utf-8")) for page in sorted(DOCS.rglob("*.md"))}
+    wanted[DOCS / "reference" / "states.svg"] = states.as_svg()
+    return {path: text for path, text in wanted.items() if not path.exists() or path.read_text("utf-8") != text}
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Sphinx: refuse to build pages that are behind the code."""
+    behind = ", ".join(path.name for path in outdated())
+    if behind:
+        raise RuntimeError(f"behind the code: {behind}; run python docs/_ext/drawn.py")
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def main() -> None:
+    """Write what is outdated."""
+    for path, text in outdated().items():
+        path.write_text(text, encoding="utf-8")
+        sys.stdout.write(f"drew {path.relative_to(DOCS)}\n")
+
+
+if __name__ == "__main__":
+    main()

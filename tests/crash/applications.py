@@ -1,0 +1,97 @@
+"""The examples on their servers, and how the crash tests start them: short leases, a provider without latency.
+
+A test never waits for a lease longer than it must, and never assumes that one has ended: it asks until a deadline.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from examples.evidence import read_journal
+from examples.provider import PaymentProvider
+from examples.shop import Shop
+from examples.workers import Reply, Worker
+
+LEASE = 3.0
+ADMITTED_WITHIN = 20.0
+
+#: the words after ``python -m`` that serve each example
+APPLICATIONS = {
+    "fastapi": ["examples.payments_fastapi"],
+    "starlette": ["examples.payments_starlette"],
+    "flask": ["examples.payments_flask"],
+    "django-wsgi": ["examples.payments_django"],
+    "django-asgi": ["examples.payments_django", "--asgi"],
+}
+
+ORDER = json.dumps({"sku": "mug", "quantity": 2, "card": "tok_visa"}).encode()
+
+
+class Site(NamedTuple):
+    """One shop: where its books are, and what its workers need to know of its backend."""
+
+    folder: Path
+    backend: str
+
+    def start(self, application: str, **environment: str) -> Worker:
+        """A worker of this shop, which is not waited for."""
+        return self.start_command(APPLICATIONS[application], **environment)
+
+    def start_command(self, command: list[str], **environment: str) -> Worker:
+        """The same, for another command."""
+        settings = {
+            "IDEMPOTENCY_BACKEND": self.backend,
+            "IDEMPOTENCY_LEASE": str(LEASE),
+            "PROVIDER_LATENCY": "0",
+            **environment,
+        }
+        return Worker(command, self.folder, **settings)
+
+    def effects(self) -> list[tuple[str, int]]:
+        """What happened, in order: the effect and the process id of its worker."""
+        return [(line["effect"], line["worker"]) for line in read_journal(self.folder)]
+
+    def books(self) -> dict[str, object]:
+        """The totals: requests at the provider by outcome, goods that left, reservations and receipts."""
+        shop = Shop(self.folder)
+        return {
+            "provider": [line.outcome for line in PaymentProvider(self.folder).lines()],
+            "mugs gone": 100 - shop.available("mug"),
+            "reservations": len(shop.reservations()),
+            "receipts": len(shop.receipts()),
+        }
+
+
+EVERYTHING_ONCE = {"provider": ["charged"], "mugs gone": 2, "reservations": 1, "receipts": 1}
+
+
+class Client:
+    """Sends one order with one key, as often as asked."""
+
+    def __init__(self) -> None:
+        self._headers = {"Idempotency-Key": f'"{uuid.uuid4()}"', "Content-Type": "application/json"}
+
+    def post(self, worker: Worker) -> Reply | None:
+        """The answer, or None if the worker died."""
+        return worker.request("POST", "/charges", self._headers, ORDER)
+
+    def post_until_admitted(self, worker: Worker) -> tuple[list[int], Reply]:
+        """Ask again while the answer is 409: the statuses on the way, and the answer that is another one."""
+        refusals: list[int] = []
+        deadline = time.monotonic() + ADMITTED_WITHIN
+        while time.monotonic() < deadline:
+            reply = self.post(worker)
+            assert reply is not None, worker.log
+            if reply.status != 409:
+                return refusals, reply
+            refusals.append(reply.status)
+            time.sleep(0.1)
+        raise AssertionError(f"still refused after {ADMITTED_WITHIN} s: {worker.log}")
+
+
+SiteFactory = Callable[[str], Site]

@@ -1,0 +1,36 @@
+"""Fixtures of the crash tests: a shop of its own for each test, on each backend that processes can share."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.crash.applications import APPLICATIONS, Site
+
+
+@pytest.fixture(params=APPLICATIONS)
+def application(request: pytest.FixtureRequest) -> str:
+    """Each example on its server."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def sqlite_site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """A shop whose records are in SQLite."""
+    folder = tmp_path_factory.mktemp("shop")
+    # Three times the timeout is the slowest call, which must be shorter than the lease.
+    return Site(folder, f"sqlite:///{folder}/idempotency.db?timeout=0.9")
+
+
+@pytest.fixture
+def valkey_site(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Site:
+    """A shop whose records are in Valkey."""
+    mark = "&" if "?" in valkey_url else "?"
+    return Site(tmp_path_factory.mktemp("shop"), f"{valkey_url}{mark}timeout=0.5")
+
+
+@pytest.fixture(params=["sqlite", "valkey"])
+def site(request: pytest.FixtureRequest) -> Site:
+    """A shop, on each backend in turn."""
+    chosen: Site = request.getfixturevalue(f"{request.param}_site")
+    return chosen

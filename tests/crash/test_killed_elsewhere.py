@@ -1,0 +1,71 @@
+"""SIGKILL at the other moments: before anything happened, between an effect and its record, before the answer left."""
+
+from __future__ import annotations
+
+from tests.crash.applications import APPLICATIONS, EVERYTHING_ONCE, Client, Site
+
+KILLED_BEFORE_ANSWER = "tests.crash.killed_before_answer"
+
+
+def test_a_worker_killed_before_any_stage_is_repeated_whole(application: str, sqlite_site: Site) -> None:
+    """L-02, O-09: nothing was recorded, so attempt 2 does it all."""
+    client = Client()
+    with (
+        sqlite_site.start(application, SHOP_DIE="before-reserve") as doomed,
+        sqlite_site.start(application) as successor,
+    ):
+        doomed.wait_until_it_serves()
+        successor.wait_until_it_serves()
+
+        assert client.post(doomed) is None
+        refusals, repeated = client.post_until_admitted(successor)
+
+        assert refusals
+        assert repeated.status == 201
+        assert [effect for effect, _ in sqlite_site.effects()] == ["reserve", "charge", "receipt"]
+        assert sqlite_site.books() == EVERYTHING_ONCE
+
+
+def test_a_worker_killed_between_the_charge_and_its_record_asks_the_provider_again_with_the_same_key(
+    application: str, sqlite_site: Site
+) -> None:
+    """Section 10, section 8 (`key_for`): the honest gap; the stage runs again, the provider knows the key."""
+    client = Client()
+    with (
+        sqlite_site.start(application, SHOP_DIE="after-charge") as doomed,
+        sqlite_site.start(application) as successor,
+    ):
+        doomed.wait_until_it_serves()
+        successor.wait_until_it_serves()
+
+        assert client.post(doomed) is None
+        _, resumed = client.post_until_admitted(successor)
+
+        assert resumed.status == 201
+        assert [effect for effect, _ in sqlite_site.effects()] == ["reserve", "charge", "charge", "receipt"]
+        assert sqlite_site.books() == {**EVERYTHING_ONCE, "provider": ["charged", "repeated"]}
+
+
+def test_a_worker_killed_after_completion_and_before_its_answer_left_is_replayed_at_once(
+    application: str, site: Site
+) -> None:
+    """R-03, O-02: the answer was durable before it left, so the retry gets it, and there is no lease to wait for."""
+    client = Client()
+    doomed_command = [KILLED_BEFORE_ANSWER, *APPLICATIONS[application]]
+    with site.start_command(doomed_command) as doomed, site.start(application) as successor:
+        doomed.wait_until_it_serves()
+        successor.wait_until_it_serves()
+
+        assert client.post(doomed) is None
+        assert doomed.wait_until_killed(), doomed.log
+        reply = client.post(successor)
+
+        assert reply is not None
+        assert (reply.status, reply.header("Idempotent-Replayed")) == (201, "true")
+        assert {worker for _, worker in site.effects()} == {doomed.pid}
+        assert site.books() == EVERYTHING_ONCE
+
+
+def sqlite_workers(site: Site) -> list[tuple[str, int]]:
+    """Which worker did what."""
+    return site.effects()

@@ -1,0 +1,59 @@
+"""The reference of behaviour has every numbered line once, so that tests and users mean the same by a number."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+
+from open_idempotency import idem
+from open_idempotency.policy import FIELD_NAMES
+from tests.docs.pages import ROOT
+
+PAGE = ROOT / "docs" / "reference" / "behaviour.md"
+
+LINES = {
+    "B": ["01", "02", "03", "04", "05", "06", "07", "08", "08a", "08b", "09", "10", "11", "11a", "11b", "12"],
+    "H": [f"{n:02}" for n in range(1, 12)],
+    "O": [f"{n:02}" for n in range(1, 13)],
+    "L": [f"{n:02}" for n in range(1, 9)],
+    "R": [f"{n:02}" for n in range(1, 10)],
+    "S": [f"{n:02}" for n in range(1, 9)],
+}
+
+
+@pytest.mark.parametrize("number", [f"{letter}-{n}" for letter, numbers in LINES.items() for n in numbers])
+def test_a_line_of_behaviour_is_described_once(number: str) -> None:
+    """One row of one table begins with the number."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert len(re.findall(rf"^\| {number} \|", page, re.MULTILINE)) == 1
+
+
+def test_the_reference_numbers_nothing_else() -> None:
+    """A row with a number that this test does not know would be a line nobody can look up."""
+    page = PAGE.read_text(encoding="utf-8")
+    known = {f"{letter}-{n}" for letter, numbers in LINES.items() for n in numbers}
+    assert set(re.findall(r"^\| ([A-Z]-\d\w*) \|", page, re.MULTILINE)) == known
+
+
+UNBUILT = {
+    "S-04": {"external", "reconcile", "on_doubt"},
+    "S-05": {"tx"},
+    "S-06": {"atomic"},
+}
+
+
+@pytest.mark.parametrize("number", UNBUILT)
+def test_what_is_called_not_yet_built_cannot_be_asked_for(number: str) -> None:
+    """The day one of these arguments appears, its line has to be written anew."""
+    (row,) = re.findall(rf"^\| {number} \|.*$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    known = {*inspect.signature(idem.run).parameters, *inspect.signature(idem.stage).parameters, *FIELD_NAMES}
+    assert row.endswith("| not yet |") is UNBUILT[number].isdisjoint(known)
+
+
+def test_every_line_says_whether_it_is_built() -> None:
+    """Yes, not yet, or partly with what is missing."""
+    rows = re.findall(r"^\| [A-Z]-\d\w* \|.*$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    for row in rows:
+        assert re.search(r"\| (yes|not yet|partly: .+) \|$", row), row

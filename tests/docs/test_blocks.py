@@ -1,0 +1,44 @@
+"""Every Python block of the README and the docs runs, in order, and what it asserts holds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import ROOT, blocks, name_of, pages
+
+SECONDS = 90
+
+
+def _with_python() -> list[Path]:
+    return [page for page in pages() if any(block.language == "python" for block in blocks(page))]
+
+
+@pytest.mark.parametrize("page", _with_python(), ids=name_of)
+def test_the_python_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
+    """The whole page is one program: each block sees what the blocks above it made."""
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.docs.execute", str(page)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len([b for b in blocks(page) if b.language == 'python'])} blocks" in done.stdout
+
+
+@pytest.mark.parametrize("page", pages(), ids=name_of)
+def test_no_block_hides_from_the_tests(page: Path) -> None:
+    """A block is of a language that the tests know, so that none goes unchecked because of a misspelt name."""
+    known = {"python", "console", "sh", "json", "http", "text", "ini", "toml", "lua"}
+    directives = {"{toctree}", "{eval-rst}", "{include} ../CHANGELOG.md", "{image} states.svg"}
+    for block in blocks(page):
+        assert block.language in known | directives, f"{name_of(page)}:{block.line}: {block.language!r}"
