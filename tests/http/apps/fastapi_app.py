@@ -1,0 +1,40 @@
+"""The application in FastAPI; its blocking endpoint and its dependency run in the threadpool."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request
+from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.responses import Response
+
+from open_idempotency.asgi import App
+from open_idempotency.backend import Backend
+from open_idempotency.fastapi import IdempotencyMiddleware
+from tests.http.apps.starlette_app import METHODS, HeaderAuthentication, call_from, respond
+from tests.http.behaviours import perform, perform_async
+
+
+async def _body(request: Request) -> bytes:
+    return await request.body()
+
+
+Body = Annotated[bytes, Depends(_body)]
+
+
+def make(backend: Backend | str, fields: dict[str, Any]) -> App:
+    """The application with its middleware."""
+    app = FastAPI()
+    app.add_middleware(IdempotencyMiddleware, backend=backend, **fields)
+    app.add_middleware(AuthenticationMiddleware, backend=HeaderAuthentication())
+    app.add_api_route("/sync/{rest:path}", _in_threadpool, methods=METHODS)
+    app.add_api_route("/{rest:path}", _on_loop, methods=METHODS)
+    return app
+
+
+async def _on_loop(request: Request, body: Body) -> Response:
+    return respond(await perform_async(call_from(request, body)))
+
+
+def _in_threadpool(request: Request, body: Body) -> Response:
+    return respond(perform(call_from(request, body)))

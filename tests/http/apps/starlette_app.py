@@ -1,0 +1,65 @@
+"""The application in Starlette, with an AuthenticationMiddleware outside that believes the ``X-User`` header."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.authentication import AuthCredentials, AuthenticationBackend, BaseUser, SimpleUser
+from starlette.background import BackgroundTask
+from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from open_idempotency.asgi import App
+from open_idempotency.backend import Backend
+from open_idempotency.starlette import IdempotencyMiddleware
+from tests.http.behaviours import Reply, achunks, call_of, perform, perform_async
+
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+
+def make(backend: Backend | str, fields: dict[str, Any]) -> App:
+    """The application with its middleware."""
+    routes = [
+        Route("/sync/{rest:path}", _in_threadpool, methods=METHODS),
+        Route("/{rest:path}", _on_loop, methods=METHODS),
+    ]
+    app = Starlette(routes=routes)
+    app.add_middleware(IdempotencyMiddleware, backend=backend, **fields)
+    app.add_middleware(AuthenticationMiddleware, backend=HeaderAuthentication())
+    return app
+
+
+class HeaderAuthentication(AuthenticationBackend):
+    """Whoever the client says it is."""
+
+    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
+        name = conn.headers.get("x-user")
+        return (AuthCredentials(["authenticated"]), SimpleUser(name)) if name else None
+
+
+async def _on_loop(request: Request) -> Response:
+    return respond(await perform_async(call_from(request, await request.body())))
+
+
+def _in_threadpool(request: Request) -> Response:
+    return respond(perform(call_from(request, b"")))
+
+
+def call_from(request: Request, body: bytes) -> Any:
+    """The call that this request is."""
+    return call_of(request.method, request.url.path, request.url.query, body, request.headers["x-script"])
+
+
+def respond(reply: Reply) -> Response:
+    """The reply as Starlette's response."""
+    background = BackgroundTask(reply.background) if reply.background else None
+    response: Response
+    if isinstance(reply.body, bytes):
+        response = Response(reply.body, reply.status, background=background)
+    else:
+        response = StreamingResponse(achunks(reply.body), reply.status, background=background)
+    response.raw_headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in reply.headers]
+    return response

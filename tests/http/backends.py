@@ -1,0 +1,192 @@
+"""Backends for this suite: one that tells what it was asked, and real ones that are down.
+
+``WatchedBackend`` delegates every verb to a real backend; it notes the command, and lets a test hold completions back.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+
+from open_idempotency import open_backend
+from open_idempotency._perform.loops import in_thread
+from open_idempotency.backend import (
+    AsyncBackend,
+    Backend,
+    Claim,
+    ClaimAnswer,
+    Complete,
+    Completed,
+    Fail,
+    Get,
+    Record,
+    Release,
+    Renew,
+    Renewal,
+    SaveStage,
+    StageSaved,
+    Wait,
+)
+from tests.http.behaviours import PATIENCE
+
+Command = Claim | Renew | SaveStage | Complete | Fail | Release | Get
+
+
+class WatchedBackend(Backend):
+    """A real backend and a list of the commands that it was given."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.inner = backend
+        self.call_timeout = backend.call_timeout
+        self.commands: list[Command] = []
+        #: duplicates that wait, or have waited; not a round trip, so not among the commands
+        self.waits: list[Wait] = []
+        #: closed by a test that wants to see what leaves before a completion is durable
+        self.may_complete = threading.Event()
+        self.may_complete.set()
+        self.completing = threading.Event()
+        self._async = _AsyncWatchedBackend(self)
+
+    def claim(self, c: Claim, /) -> ClaimAnswer:
+        self.commands.append(c)
+        return self.inner.claim(c)
+
+    def renew(self, c: Renew, /) -> Sequence[Renewal]:
+        self.commands.append(c)
+        return self.inner.renew(c)
+
+    def save_stage(self, c: SaveStage, /) -> StageSaved:
+        self.commands.append(c)
+        return self.inner.save_stage(c)
+
+    def complete(self, c: Complete, /) -> Completed:
+        self.commands.append(c)
+        self.hold()
+        return self.inner.complete(c)
+
+    def fail(self, c: Fail, /) -> None:
+        self.commands.append(c)
+        self.inner.fail(c)
+
+    def release(self, c: Release, /) -> None:
+        self.commands.append(c)
+        self.inner.release(c)
+
+    def get(self, c: Get, /) -> Record | None:
+        self.commands.append(c)
+        return self.inner.get(c)
+
+    def wait(self, c: Wait, /) -> None:
+        self.waits.append(c)
+        self.inner.wait(c)
+
+    def delete(self, record_id: bytes, /) -> bool:
+        return self.inner.delete(record_id)
+
+    def scan(self) -> Iterator[Record]:
+        return self.inner.scan()
+
+    def purge(self, limit: int = 1000) -> int:
+        return self.inner.purge(limit)
+
+    def to_async(self) -> AsyncBackend:
+        return self._async
+
+    def hold(self) -> None:
+        """Wait while a test holds completions back."""
+        self.completing.set()
+        if not self.may_complete.wait(PATIENCE):
+            raise TimeoutError("the test did not let the completion go on")
+
+
+class _AsyncWatchedBackend(AsyncBackend):
+    """The same over the asynchronous colour of the real backend."""
+
+    def __init__(self, watched: WatchedBackend) -> None:
+        self._watched = watched
+        self._inner = watched.inner.to_async()
+        self._noted = watched.commands
+        self.call_timeout = self._inner.call_timeout
+
+    async def claim(self, c: Claim, /) -> ClaimAnswer:
+        self._noted.append(c)
+        return await self._inner.claim(c)
+
+    async def renew(self, c: Renew, /) -> Sequence[Renewal]:
+        self._noted.append(c)
+        return await self._inner.renew(c)
+
+    async def save_stage(self, c: SaveStage, /) -> StageSaved:
+        self._noted.append(c)
+        return await self._inner.save_stage(c)
+
+    async def complete(self, c: Complete, /) -> Completed:
+        self._noted.append(c)
+        await in_thread(self._watched.hold)
+        return await self._inner.complete(c)
+
+    async def fail(self, c: Fail, /) -> None:
+        self._noted.append(c)
+        await self._inner.fail(c)
+
+    async def release(self, c: Release, /) -> None:
+        self._noted.append(c)
+        await self._inner.release(c)
+
+    async def get(self, c: Get, /) -> Record | None:
+        self._noted.append(c)
+        return await self._inner.get(c)
+
+    async def wait(self, c: Wait, /) -> None:
+        self._watched.waits.append(c)
+        await self._inner.wait(c)
+
+    async def delete(self, record_id: bytes, /) -> bool:
+        return await self._inner.delete(record_id)
+
+    def scan(self) -> AsyncIterator[Record]:
+        return self._inner.scan()
+
+    async def purge(self, limit: int = 1000) -> int:
+        return await self._inner.purge(limit)
+
+    def to_sync(self) -> Backend:
+        return self._watched
+
+
+def memory_down(_: Path) -> Backend:
+    """A memory backend that is full of live records: it refuses new ones."""
+    backend = open_backend("memory://?max_records=1")
+    backend.claim(Claim(os.urandom(32), b"fingerprint", os.urandom(16), lease=3600.0, ttl=3600.0))
+    return backend
+
+
+def sqlite_down(folder: Path) -> Backend:
+    """A SQLite file that another connection has locked for good."""
+    path = folder / "locked.db"
+    lock = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    _held.append(lock)
+    return open_backend(f"sqlite:///{path}?timeout=0.05")
+
+
+def redis_down(_: Path) -> Backend:
+    """A Redis address that is taken, so that nobody else can listen there, and refuses connections."""
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    _held.append(taken)
+    return open_backend(f"redis://127.0.0.1:{taken.getsockname()[1]}/0")
+
+
+_held: list[sqlite3.Connection | socket.socket] = []
+DOWN: dict[str, Callable[[Path], Backend]] = {"memory": memory_down, "sqlite": sqlite_down, "redis": redis_down}
+
+
+def close_held() -> None:
+    """Give back what the backends that are down hold on to."""
+    while _held:
+        _held.pop().close()

@@ -1,0 +1,168 @@
+"""What an endpoint does, said once for every framework.
+
+A behaviour is a generator: it yields what has to wait or be awaited (a gate, a stage) and returns a ``Reply``. The two
+drivers carry it out, blocking or awaited; an application of a framework only translates its request to a ``Call`` and
+a ``Reply`` to its response. Nothing here knows of a framework.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from open_idempotency import idem
+
+PATIENCE = 10.0  # seconds; nothing in this suite waits longer, so a lost signal is a failure and not a hang
+
+
+@dataclass
+class Call:
+    """A request as every framework can tell it."""
+
+    method: str
+    path: str
+    query: str
+    body: bytes
+    script: Script
+
+
+@dataclass
+class Reply:
+    """A response to make. A list is a stream: its bytes in order, and gates that it waits for in between."""
+
+    status: int = 201
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    body: bytes | list[bytes | threading.Event] = b""
+    background: Callable[[], None] | None = None
+
+
+@dataclass
+class Wait:
+    """Hold the handler until the gate opens."""
+
+    gate: threading.Event
+
+
+@dataclass
+class Run:
+    """``idem.run(name, function)`` or ``await idem.arun(name, function)``."""
+
+    name: str
+    function: Callable[[], Any]
+
+
+@dataclass
+class Save:
+    """``idem.save_stage(name, value)`` or ``await idem.asave_stage(name, value)``."""
+
+    name: str
+    value: Any = None
+
+
+Behaviour = Callable[[Call], Generator[Wait | Run | Save, Any, Reply]]
+
+
+@dataclass
+class Script:
+    """What one test wants its endpoint to do, and what the endpoint has to tell the test."""
+
+    behaviour: Behaviour
+    runs: list[Call] = field(default_factory=list)
+    notes: list[Any] = field(default_factory=list)
+    arrived: threading.Event = field(default_factory=threading.Event)
+    release: threading.Event = field(default_factory=threading.Event)
+
+
+#: by the value of the ``X-Script`` request header
+SCRIPTS: dict[str, Script] = {}
+
+
+def call_of(method: str, path: str, query: str, body: bytes, script: str) -> Call:
+    """The call that an application has received."""
+    return Call(method, path, query, body, SCRIPTS[script])
+
+
+def perform(call: Call) -> Reply:
+    """Run the behaviour, blocking."""
+    call.script.runs.append(call)
+    steps = call.script.behaviour(call)
+    try:
+        step = next(steps)
+        while True:
+            try:
+                result = _BLOCKING[type(step)](step)
+            except Exception as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(result)
+    except StopIteration as stop:
+        reply: Reply = stop.value
+        return reply
+
+
+async def perform_async(call: Call) -> Reply:
+    """Run the behaviour, awaited."""
+    call.script.runs.append(call)
+    steps = call.script.behaviour(call)
+    try:
+        step = next(steps)
+        while True:
+            try:
+                result = await _AWAITED[type(step)](step)
+            except Exception as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(result)
+    except StopIteration as stop:
+        reply: Reply = stop.value
+        return reply
+
+
+def _pass(gate: threading.Event) -> None:
+    if not gate.wait(PATIENCE):
+        raise TimeoutError("the test did not open the gate")
+
+
+async def _pass_async(gate: threading.Event) -> None:
+    await asyncio.to_thread(_pass, gate)
+
+
+_BLOCKING: dict[type, Callable[[Any], Any]] = {
+    Wait: lambda step: _pass(step.gate),
+    Run: lambda step: idem.run(step.name, step.function),
+    Save: lambda step: idem.save_stage(step.name, step.value),
+}
+_AWAITED: dict[type, Callable[[Any], Any]] = {
+    Wait: lambda step: _pass_async(step.gate),
+    Run: lambda step: idem.arun(step.name, step.function),
+    Save: lambda step: idem.asave_stage(step.name, step.value),
+}
+
+
+def chunks(pieces: list[bytes | threading.Event]) -> Iterator[bytes]:
+    """A streamed body, blocking."""
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            yield piece
+        else:
+            _pass(piece)
+
+
+async def achunks(pieces: list[bytes | threading.Event]) -> AsyncIterator[bytes]:
+    """A streamed body, awaited."""
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            yield piece
+        else:
+            await _pass_async(piece)
+
+
+def header_pairs(reply: Reply) -> list[tuple[bytes, bytes]]:
+    """The headers as bytes, with a Content-Length where the body is known and the status may have one."""
+    pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in reply.headers]
+    if isinstance(reply.body, bytes) and reply.status not in (204, 304):
+        pairs.append((b"content-length", b"%d" % len(reply.body)))
+    return pairs

@@ -1,0 +1,104 @@
+"""The matrix: every test of this folder that asks for ``site`` runs on every adapter and backend that can do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from open_idempotency import open_backend
+from open_idempotency.backend import Backend
+from tests.http.backends import close_held
+from tests.http.behaviours import SCRIPTS, Behaviour
+from tests.http.sites import Case, Site, served
+from tests.http.variants import BACKENDS, CAPABILITIES
+
+NewCase = Callable[..., Case]
+Open = Callable[[str], Backend]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*capabilities): run on the adapters that have them")
+    config.addinivalue_line("markers", "on_backends(*names): run on these backends only")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "adapter" in metafunc.fixturenames:
+        metafunc.parametrize("adapter", CAPABILITIES, scope="session")
+        metafunc.parametrize("backend_name", BACKENDS, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take out what an adapter cannot do; pytest reports how many that are."""
+    out = [item for item in items if not _applies(item)]
+    if out:
+        items[:] = [item for item in items if _applies(item)]
+        config.hook.pytest_deselected(items=out)
+
+
+def _applies(item: pytest.Item) -> bool:
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    adapter, backend = params.get("adapter"), params.get("backend_name")
+    if adapter is None:
+        return True
+    needed = {capability for mark in item.iter_markers("needs") for capability in mark.args}
+    allowed = [set(mark.args) for mark in item.iter_markers("on_backends")]
+    return needed <= CAPABILITIES[adapter] and all(backend in names for names in allowed)
+
+
+@pytest.fixture(scope="session")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Site]]:
+    """Sites by adapter, each started when it is first asked for."""
+    sites: dict[str, Site] = {}
+    with ExitStack() as stack:
+        stack.callback(close_held)
+
+        def site_of(adapter: str) -> Site:
+            if adapter not in sites:
+                folder: Path = tmp_path_factory.mktemp(adapter)
+                sites[adapter] = stack.enter_context(served(adapter, folder))
+            return sites[adapter]
+
+        yield site_of
+
+
+@pytest.fixture(scope="session")
+def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
+    """Backends by name, each opened once and shared by all adapters."""
+    backends: dict[str, Backend] = {}
+
+    def backend_of(name: str) -> Backend:
+        if name not in backends:
+            url = "memory://"
+            if name == "sqlite":
+                url = f"sqlite:///{tmp_path_factory.mktemp('records')}/idempotency.db"
+            if name == "redis":
+                url = request.getfixturevalue("valkey_url")
+            backends[name] = open_backend(url)
+        return backends[name]
+
+    yield backend_of
+    for backend in backends.values():
+        backend.close()
+
+
+@pytest.fixture
+def site(adapter: str, started: Callable[[str], Site]) -> Site:
+    """The server of this adapter."""
+    return started(adapter)
+
+
+@pytest.fixture
+def new_case(site: Site, backend_name: str, opened: Open) -> Iterator[NewCase]:
+    """``new_case(behaviour, variant)``: an endpoint with a key of its own."""
+    known = set(SCRIPTS)
+
+    def make(behaviour: Behaviour, variant: str = "default") -> Case:
+        built = site.app(backend_name, opened(backend_name), variant)
+        return Case(site, f"{backend_name}/{variant}", built, behaviour)
+
+    yield make
+    for name in set(SCRIPTS) - known:
+        del SCRIPTS[name]

@@ -1,0 +1,75 @@
+"""The policies that the suite runs with, and what each adapter can do. One table each.
+
+A test asks for a capability with ``@needs("...")``; adapters without it are deselected when tests are collected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+BACKENDS = ("memory", "sqlite", "redis")
+
+#: async: endpoints are coroutines, and blocking ones run in a threadpool. routes: a view can say @idempotent and
+#: @exempt. duplicates: its responses can have several fields of one name. background: tasks run after the answer.
+#: users: the application's authentication names the caller. undisturbed: a handler goes on when its client leaves.
+#: cancelled: one that is awaited is cancelled then.
+CAPABILITIES: Mapping[str, frozenset[str]] = {
+    "asgi": frozenset({"async", "duplicates", "background", "undisturbed"}),
+    "starlette": frozenset({"async", "duplicates", "background", "users", "undisturbed"}),
+    "fastapi": frozenset({"async", "duplicates", "background", "users", "undisturbed"}),
+    "wsgi": frozenset({"duplicates", "undisturbed"}),
+    "flask": frozenset({"duplicates", "routes", "users", "undisturbed"}),
+    "django-wsgi": frozenset({"routes", "users", "undisturbed"}),
+    "django-asgi": frozenset({"async", "routes", "users", "cancelled"}),
+}
+#: adapters that are served by uvicorn; the others are served by waitress
+ON_UVICORN = frozenset({"asgi", "starlette", "fastapi", "django-asgi"})
+
+LIMIT = 1000
+
+
+def _uuid(key: str) -> bool:
+    return bool(UUID(key))
+
+
+def _store_all_but_201(status: int) -> bool | None:
+    return {201: False, 429: True}.get(status)
+
+
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "strict": {"profile": "strict"},
+    "alias": {"aliases": ("X-Idempotency-Key",)},
+    "renamed": {"header": "X-Request-Key"},
+    "uuid": {"validate": _uuid},
+    "required": {"required": True},
+    "puts": {"methods": ("PUT", "POST")},
+    "waits": {"wait": 8.0},
+    "waits briefly": {"wait": 0.2},
+    "waits if asked": {"max_wait": 0.2},
+    "two attempts": {"max_attempts": 2},
+    "rejects failed": {"on_failed": "reject"},
+    "replays failed": {"on_failed": "replay"},
+    "rejects abandoned": {"on_abandoned": "reject"},
+    "small": {"max_request_bytes": LIMIT, "max_response_bytes": LIMIT, "spool_bytes": LIMIT // 10},
+    "own rule": {"store": _store_all_but_201},
+    "json": {"fingerprint": "json"},
+    "documented": {"docs_url": "https://example.org/idempotency"},
+    "strict stages": {"strict_stages": True},
+    "down": {},
+    "down, open": {"fail_open": True},
+}
+DOWN = frozenset({"down", "down, open"})
+
+
+def needs(*capabilities: str) -> pytest.MarkDecorator:
+    """Run on the adapters that can do this."""
+    return pytest.mark.needs(*capabilities)
+
+
+#: what does not reach the backend, or does not depend on which one it is
+on_memory_only = pytest.mark.on_backends("memory")
