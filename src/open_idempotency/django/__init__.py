@@ -1,0 +1,22 @@
+"""Idempotency keys for Django: a middleware of both its colours, and the views' own ``idempotent`` and ``exempt``.
+
+``INSTALLED_APPS`` takes ``"open_idempotency.django"`` (its system checks), ``MIDDLEWARE`` takes
+``"open_idempotency.django.IdempotencyMiddleware"``. The settings ``IDEMPOTENCY_...`` are read when the middleware is
+made, never when this is imported.
+"""
+
+from __future__ import annotations
+
+from open_idempotency.exceptions import MissingExtra
+from open_idempotency.rules import exempt, idempotent
+
+try:
+    from open_idempotency.django.middleware import IdempotencyMiddleware
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] not in ("django", "asgiref"):
+        raise
+    raise MissingExtra(
+        "open_idempotency.django needs the django package: pip install 'open-idempotency[django]'"
+    ) from error
+
+__all__ = ["IdempotencyMiddleware", "exempt", "idempotent"]

@@ -1,0 +1,254 @@
+"""One covered request of a Django project: its body, its claim, its view's context, and its answer.
+
+The order is ``begin`` (in the view hook), then ``conclude`` or ``abort`` (around the chain); each in both colours,
+which differ in nothing but who carries the core's steps out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.http import HttpRequest
+from django.http.response import HttpResponse, HttpResponseBase
+
+from open_idempotency._core.admission import Intake, admit
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.replay import REPLAYED
+from open_idempotency._core.requests import Answer
+from open_idempotency._core.settlement import Fate
+from open_idempotency._perform.bodies import RequestBody
+from open_idempotency._perform.context import running
+from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._wsgi.environ import BodyIncomplete, Names
+from open_idempotency._wsgi.live import LiveBody
+from open_idempotency._wsgi.protection import BoundIterable
+from open_idempotency.django import identity
+from open_idempotency.django.live import AsyncLiveBody, BoundAsyncIterator
+from open_idempotency.django.protection import Protection
+from open_idempotency.django.requests import Recording, find_key, read_request
+from open_idempotency.django.responses import header_fields, make_response, mark_unrecorded, stand_in
+from open_idempotency.policy import IdempotencyPolicy
+
+
+class Route(NamedTuple):
+    """How a view is covered: its policy, and the environ's names of the fields that carry its keys."""
+
+    policy: IdempotencyPolicy
+    names: Names
+
+
+class Exchange:
+    """What is known of a request between the middleware's hooks."""
+
+    __slots__ = (
+        "_answer", "_policy", "_protection", "_recording", "_request", "blocking", "engine", "raised",
+    )  # fmt: skip
+
+    def __init__(self, engine: Engine, request: HttpRequest) -> None:
+        self.engine = engine
+        self._request = request
+        self._policy = engine.policy
+        self._recording: Recording | None = None
+        self._protection: Protection | None = None
+        self._answer: Answer | None = None
+        #: the view runs in a thread, where no cancellation reaches it
+        self.blocking = False
+        #: the view raised; Django makes the response of it
+        self.raised = False
+
+    # Before the view
+
+    def record(self) -> None:
+        """Keep the body from here on, as whoever reads it before the claim leaves no raw bytes."""
+        self._recording = Recording(self._request, self._policy)
+
+    def begin(self, route: Route | None, view: Callable[..., Any]) -> HttpResponse | None:
+        """Claim the request and bind its context; or the answer to send instead of running the view."""
+        intake = self._open(route, self._identify, self._receive)
+        if intake is None:
+            return None
+        try:
+            admission = self.engine.sync.run(admit(intake, self._policy))
+        except BodyIncomplete as error:
+            return HttpResponse(status=error.status)
+        finally:
+            self._give_back()
+        return self._admitted(admission, view)
+
+    async def abegin(self, route: Route | None, view: Callable[..., Any]) -> HttpResponse | None:
+        """The same, awaited."""
+        intake = self._open(route, self._aidentify, self._areceive)
+        if intake is None:
+            return None
+        try:
+            admission = await self.engine.aio.run(admit(intake, self._policy))
+        except BodyIncomplete as error:
+            return HttpResponse(status=error.status)
+        finally:
+            self._give_back()
+        return self._admitted(admission, view)
+
+    def _open(self, route: Route | None, identify: Callable[[], Any], receive: Callable[[], Any]) -> Intake | None:
+        """What is to be admitted; None where the view is not covered, or where it runs plainly, without a key."""
+        request = self._request
+        if route is None or request.method not in route.policy.methods:
+            self._let_go()
+            return None
+        self._policy = route.policy
+        key_fields = find_key(request, route.names)
+        if not key_fields and not route.policy.required:
+            self._let_go()
+            running.set((Attempt(route.policy), self.engine))
+            return None
+        return Intake(read_request(request), key_fields, new_owner(), identify, receive)
+
+    def _let_go(self) -> None:
+        if self._recording is not None:
+            self._recording.let_go()
+            self._recording = None
+
+    def _identify(self) -> str | None:
+        # With a scope= of its own, nobody asks for the user, so nothing is loaded for it.
+        return None if self._policy.scope is not None else identity.identify(self._request)
+
+    async def _aidentify(self) -> str | None:
+        return None if self._policy.scope is not None else await identity.aidentify(self._request)
+
+    def _receive(self) -> RequestBody:
+        if self._recording is None:
+            self.record()
+        assert self._recording is not None
+        return self._recording.whole(self._policy)
+
+    async def _areceive(self) -> RequestBody:
+        return self._receive()  # ASGIHandler has received it: this reads a file
+
+    def _give_back(self) -> None:
+        if self._recording is not None:
+            self._recording.give_back()
+
+    def _admitted(self, admission: Attempt | Answer, view: Callable[..., Any]) -> HttpResponse | None:
+        if isinstance(admission, Answer):
+            self._answer = admission
+            return make_response(admission)
+        self.blocking = not iscoroutinefunction(view)
+        self._protection = Protection(self.engine, admission)
+        running.set(self._protection.here)
+        return None
+
+    # After the view
+
+    def conclude(self, response: HttpResponseBase) -> HttpResponseBase:
+        """Settle the attempt with the response that is about to leave; the response to send."""
+        protection = self._protection
+        if protection is None:
+            return self._unprotected(response)
+        self._start_capture(protection, response)
+        if not response.streaming:
+            return self._sent(protection.finish(), response)
+        live = self._attach(protection, response)
+        if isinstance(live, AsyncLiveBody):
+            live.begun = True  # its iterator runs on an event loop, later
+            return response
+        live.prepare()
+        return self._sent(live.verdict, response)
+
+    async def aconclude(self, response: HttpResponseBase) -> HttpResponseBase:
+        """The same, awaited."""
+        protection = self._protection
+        if protection is None:
+            return self._unprotected(response)
+        self._start_capture(protection, response)
+        if not response.streaming:
+            return self._sent(await protection.afinish(), response)
+        live = self._attach(protection, response)
+        if isinstance(live, AsyncLiveBody):
+            await live.prepare()
+            return self._sent(live.verdict, response)
+        live.begun = True  # its iterator runs in a thread, later
+        return response
+
+    async def aleave(self, response: HttpResponseBase) -> None:
+        """Settle the attempt with a response that nobody will ever read: the client has left (L-05)."""
+        protection = self._protection
+        if protection is None:
+            return
+        self._start_capture(protection, response)
+        if not response.streaming:
+            await protection.afinish(guarded=True)
+            return
+        live = self._attach(protection, response)
+        live.begun = True
+        if isinstance(live, AsyncLiveBody):
+            await live.drain()
+        # Django closes no response of a cancelled chain. In its own thread, where the view's connections are.
+        await sync_to_async(response.close)()
+
+    def _start_capture(self, protection: Protection, response: Any) -> None:
+        if self.raised and response.status_code >= 500:
+            protection.attempt.keep = None  # idem.keep() was about an answer of the view's, and this is none
+        protection.capture.start(response.status_code, header_fields(response))
+        if not response.streaming:
+            protection.capture.add(response.content)
+            response._resource_closers.append(self.end)
+
+    def _attach(self, protection: Protection, response: Any) -> LiveBody | AsyncLiveBody:
+        """Put the capture between the response and its iterator. It is closed before the iterator, to drain it."""
+        live: LiveBody | AsyncLiveBody
+        if response.is_async:
+            live = AsyncLiveBody(protection, aiter(response.streaming_content), self.end)
+        else:
+            live = LiveBody(protection, self.end)
+            live.attach(BoundIterable(protection.here, response.streaming_content))
+        response.streaming_content = live  # a FileResponse now knows of no file that the server could send by itself
+        response._resource_closers.insert(0, live.close)
+        return live
+
+    def _sent(self, verdict: Fate | Answer | None, response: HttpResponseBase) -> HttpResponseBase:
+        if isinstance(verdict, Answer):
+            return stand_in(verdict, response)
+        if verdict is Fate.UNRECORDED:
+            mark_unrecorded(response)
+        return response
+
+    def _unprotected(self, response: HttpResponseBase) -> HttpResponseBase:
+        """An answer of ours, or a request without a key."""
+        if self._answer is None:
+            _bind_stream(response)
+            return response
+        self.end()
+        # A replay is what was stored, whatever other middleware adds to it on the way (R-01).
+        return stand_in(self._answer, response) if REPLAYED in self._answer.headers else response
+
+    def abort(self, error: BaseException) -> None:
+        """The chain raised: settle the attempt, whose stages stay (L-04). The error is the caller's to raise on."""
+        try:
+            if self._protection is not None and not self._protection.settled:
+                self._protection.abort(error)
+        finally:
+            self.end()
+
+    async def aabort(self, error: BaseException) -> None:
+        """The same, awaited."""
+        try:
+            if self._protection is not None and not self._protection.settled:
+                await self._protection.aabort(error)
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """Give the request's body back."""
+        if self._recording is not None:
+            self._recording.end()
+
+
+def _bind_stream(response: Any) -> None:
+    """Without a key the stages of a stream run plainly too, wherever Django iterates over it."""
+    here = running.get()
+    if here is None or not response.streaming or getattr(response, "file_to_stream", None) is not None:
+        return
+    source = response.streaming_content
+    bound = BoundAsyncIterator(here, aiter(source)) if response.is_async else BoundIterable(here, source)
+    response.streaming_content = bound

@@ -1,0 +1,66 @@
+"""Who is asking, as far as Django's authentication has verified it (SPEC section 5).
+
+A lazy ``request.user`` is only loaded where a session can be behind it, so that a request without one stays without.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.http import HttpRequest
+from django.utils.functional import LazyObject, empty
+
+from open_idempotency.exceptions import ScopeUnknown
+
+_SESSION_AUTHENTICATION = "django.contrib.auth.middleware"
+
+
+def identify(request: HttpRequest) -> str | None:
+    """The authenticated user's primary key; None for an anonymous one or without authentication.
+
+    Raises ``ScopeUnknown`` for an authenticated user that has no primary key.
+    """
+    user: Any = getattr(request, "user", None)
+    if user is None or _is_surely_anonymous(request, user):
+        return None
+    return _name(user)
+
+
+async def aidentify(request: HttpRequest) -> str | None:
+    """The same, without blocking the event loop."""
+    user: Any = getattr(request, "user", None)
+    if user is None or _is_surely_anonymous(request, user):
+        return None
+    if not _is_unloaded(user):
+        return _name(user)
+    if _is_of_session(user) and hasattr(request, "auser"):
+        return _name(await request.auser())
+    # Django 4.2, or somebody else's lazy user: only Django's own thread may load it, as that has the connection.
+    return await sync_to_async(_name)(user)
+
+
+def _is_unloaded(user: Any) -> bool:
+    return issubclass(type(user), LazyObject) and vars(user).get("_wrapped") is empty
+
+
+def _is_of_session(user: Any) -> bool:
+    """Whether it is AuthenticationMiddleware's, and not what another middleware put in its place."""
+    return getattr(vars(user).get("_setupfunc"), "__module__", None) == _SESSION_AUTHENTICATION
+
+
+def _is_surely_anonymous(request: HttpRequest, user: Any) -> bool:
+    """A session that is empty names nobody. Loading it would mark it used, and add Vary: Cookie to the answer."""
+    return _is_unloaded(user) and _is_of_session(user) and request.session.is_empty()
+
+
+def _name(user: Any) -> str | None:
+    if not getattr(user, "is_authenticated", False):
+        return None
+    key = getattr(user, "pk", None)
+    if key is None or not str(key):
+        raise ScopeUnknown("request.user is authenticated and has no primary key; set IDEMPOTENCY_SCOPE")
+    # Users of several models can have one primary key.
+    label = getattr(getattr(user, "_meta", None), "label", settings.AUTH_USER_MODEL)
+    return str(key) if label == settings.AUTH_USER_MODEL else f"{label}:{key}"

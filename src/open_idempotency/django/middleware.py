@@ -1,0 +1,175 @@
+"""Django's middleware: both colours in one class, with no thread hop and no event loop of its own in either.
+
+The claim is made in the view hook. Then the view and its rule are known, every middleware has let the request pass,
+authentication among them, and ATOMIC_REQUESTS has not begun its transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.http import HttpRequest
+from django.http.response import HttpResponse, HttpResponseBase
+
+from open_idempotency import asgi
+from open_idempotency._core.keys import key_names
+from open_idempotency._perform.context import running
+from open_idempotency._wsgi.environ import MARK, environ_names
+from open_idempotency.django.conf import make_engine
+from open_idempotency.django.exchange import Exchange, Route
+from open_idempotency.django.requests import rule_for
+from open_idempotency.rules import Rule
+
+GetResponse = Callable[[HttpRequest], Any]
+
+_ATTRIBUTE = "_open_idempotency_exchange"
+_NEVER_COVERED = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "CONNECT"})
+
+
+class IdempotencyMiddleware:
+    """Protects the requests of a Django project that carry an ``Idempotency-Key``.
+
+    Configured by the settings ``IDEMPOTENCY_BACKEND`` (a URL or an instance), ``IDEMPOTENCY_POLICY`` and
+    ``IDEMPOTENCY_<FIELD>`` for each field of ``IdempotencyPolicy``. Raises ``ConfigurationError`` at once for what is
+    wrong in them. The caller is ``request.user``. Since 0.1.
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+        self._awaits = iscoroutinefunction(get_response)
+        self.engine = make_engine(threads=not self._awaits)
+        self._routes: dict[Rule | None, Route | None] = {}
+        self._names: frozenset[str] = frozenset()
+        self._route(None)
+        # Django looks at this very attribute to see whether it has to adapt the hook to its own colour.
+        self.process_view = self._abegin if self._awaits else self._begin
+        if self._awaits:
+            markcoroutinefunction(cast("Callable[..., Any]", self))
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        if request.method in _NEVER_COVERED or _is_protected(request):
+            response: HttpResponseBase | Awaitable[HttpResponseBase] = self.get_response(request)
+            return response
+        exchange = Exchange(self.engine, request)
+        setattr(request, _ATTRIBUTE, exchange)
+        keyed = not self._names.isdisjoint(request.META)
+        if keyed:
+            exchange.record()
+        return self._arun(request, exchange, keyed) if self._awaits else self._run(request, exchange)
+
+    # The chain around the view
+
+    def _run(self, request: HttpRequest, exchange: Exchange) -> HttpResponseBase:
+        before = running.get()
+        try:
+            return exchange.conclude(self.get_response(request))
+        except BaseException as error:
+            exchange.abort(error)
+            raise
+        finally:
+            running.set(before)
+
+    async def _arun(self, request: HttpRequest, exchange: Exchange, keyed: bool) -> HttpResponseBase:
+        before = running.get()
+        try:
+            if keyed:
+                return await self._run_to_its_end(request, exchange)
+            return await exchange.aconclude(await self.get_response(request))
+        except BaseException as error:
+            await exchange.aabort(error)
+            raise
+        finally:
+            running.set(before)
+
+    async def _run_to_its_end(self, request: HttpRequest, exchange: Exchange) -> HttpResponseBase:
+        """Django cancels the chain when the client leaves. That ends an awaited view, and may.
+
+        A blocking view would go on in its thread, unseen: its attempt would be taken for failed and run a second time
+        beside it. So it is waited for, and its answer is stored (L-05).
+        """
+        inner = _Inner(self.get_response(request))
+        cancelled: asyncio.CancelledError | None = None
+        while not inner.task.done():
+            try:
+                await asyncio.wait((inner.task,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+                if not exchange.blocking:
+                    inner.task.cancel()
+        response = inner.result()
+        if cancelled is None:
+            return await exchange.aconclude(response)
+        await exchange.aleave(response)
+        raise cancelled
+
+    # Hooks
+
+    def _begin(
+        self, request: HttpRequest, view: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> HttpResponse | None:
+        exchange = self._exchange(request)
+        return None if exchange is None else exchange.begin(self._route(rule_for(request, view)), view)
+
+    async def _abegin(
+        self, request: HttpRequest, view: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> HttpResponse | None:
+        exchange = self._exchange(request)
+        return None if exchange is None else await exchange.abegin(self._route(rule_for(request, view)), view)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> None:
+        """Note that the view raised; what becomes of it is Django's own matter."""
+        exchange = self._exchange(request)
+        if exchange is not None:
+            exchange.raised = True
+
+    def _exchange(self, request: HttpRequest) -> Exchange | None:
+        """What this middleware has begun; a second one in the list leaves it alone."""
+        exchange: Exchange | None = getattr(request, _ATTRIBUTE, None)
+        return exchange if exchange is not None and exchange.engine is self.engine else None
+
+    def _route(self, rule: Rule | None) -> Route | None:
+        """How a view with this rule is covered; None for an exempt one."""
+        try:
+            return self._routes[rule]
+        except KeyError:
+            pass
+        policy = self.engine.policy_for(rule)
+        route = None if policy is None else Route(policy, environ_names(key_names(policy)))
+        if route is not None:
+            self._names |= {name for name, _ in route.names}
+        self._routes[rule] = route
+        return route
+
+
+class _Inner:
+    """The inner chain in a task of its own, which leaves its context variables behind as the chain itself would."""
+
+    def __init__(self, chain: Awaitable[HttpResponseBase]) -> None:
+        self._context = contextvars.copy_context()
+        self.task = asyncio.ensure_future(self._await(chain))
+
+    async def _await(self, chain: Awaitable[HttpResponseBase]) -> HttpResponseBase:
+        try:
+            return await chain
+        finally:
+            self._context = contextvars.copy_context()
+
+    def result(self) -> HttpResponseBase:
+        for variable, value in self._context.items():
+            if variable.get(None) is not value:
+                variable.set(value)
+        return self.task.result()
+
+
+def _is_protected(request: HttpRequest) -> bool:
+    """Whether the middleware has seen it already, or an outer adapter of ours protects it."""
+    scope: Any = getattr(request, "scope", None)
+    outside = MARK in request.META if scope is None else asgi.MARK in scope
+    return outside or hasattr(request, _ATTRIBUTE)

@@ -1,0 +1,187 @@
+"""A Django request read as the core's: its view's rule, its key, its header fields, and its body.
+
+The body is read from the request's own stream and put back into it, so that ``request.POST``, ``request.FILES``,
+``request.body`` and DRF's ``request.data`` work in the view as they always do, within Django's own limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import quote
+
+from django.http import HttpRequest
+from django.http.request import UnreadablePostError
+
+from open_idempotency._core import keys
+from open_idempotency._core.requests import Headers, Request
+from open_idempotency._perform.bodies import PIECE, RequestBody
+from open_idempotency._wsgi.environ import BodyIncomplete, Names
+from open_idempotency._wsgi.environ import find_key as find_key_in_environ
+from open_idempotency._wsgi.environ import read_request as read_environ
+from open_idempotency.exceptions import BodyTooLarge
+from open_idempotency.policy import IdempotencyPolicy
+from open_idempotency.rules import Rule, rule_of
+
+
+def rule_for(request: HttpRequest, view: Any) -> Rule | None:
+    """The rule on what handles the request: the method of a class-based view or viewset, else the view or class."""
+    holder = getattr(view, "view_class", None) or getattr(view, "cls", None)
+    if holder is not None:
+        verb = str(request.method).lower()
+        name = (getattr(view, "actions", None) or {}).get(verb, verb)
+        rule = rule_of(getattr(holder, name, None))
+        if rule is not None:
+            return rule
+    return rule_of(view)
+
+
+def find_key(request: HttpRequest, names: Names) -> list[tuple[bytes, bytes]]:
+    """The field lines that carry a key. Under ASGI they are in the scope; ``META`` has joined them by then."""
+    scope: Any = getattr(request, "scope", None)
+    if scope is None:
+        return find_key_in_environ(request.META, names)
+    return keys.find_key(_scope_headers(scope), frozenset(field for _, field in names))
+
+
+def read_request(request: HttpRequest) -> Request:
+    """The request to be protected.
+
+    The path is quoted anew from what Django has decoded: it is the path that its routing sees, and the same one
+    whatever the server, so that workers under WSGI and ASGI agree about a retry.
+    """
+    scope: Any = getattr(request, "scope", None)
+    path = quote(request.path).encode("ascii")
+    if scope is None:
+        found = read_environ(request.META, request)
+        found.path = path
+        return found
+    # Django's test client has text in the scope here, where servers have bytes; META has text from both.
+    query = request.META["QUERY_STRING"].encode()
+    return Request(str(request.method), path, query, _scope_headers(scope), request)
+
+
+def _scope_headers(scope: Any) -> Headers:
+    return [(name.lower(), value) for name, value in scope["headers"]]
+
+
+class Recording:
+    """Stands in for a request's stream: what is read through it, by whomever, is kept as well.
+
+    Needed from before the first view hook, since CSRF protection parses a form before the claim is made. ASGIHandler's
+    file stays where it is, as it can be rewound.
+    """
+
+    __slots__ = ("_body", "_complete", "_place", "_request", "_rewinds", "_source", "_too_large")
+
+    def __init__(self, request: Any, policy: IdempotencyPolicy) -> None:
+        if request._read_started and not hasattr(request, "_body"):
+            raise RuntimeError(
+                "the request's body was read before IdempotencyMiddleware could keep it; list "
+                "IdempotencyMiddleware before the middleware that reads request.POST or the stream"
+            )
+        self._request = request
+        self._source = request._stream
+        self._body = RequestBody(policy)
+        self._too_large: BodyTooLarge | None = None
+        self._complete = False
+        self._rewinds = hasattr(self._source, "seekable") and self._source.seekable()
+        # how many bytes others have read
+        self._place = 0
+        if not self._rewinds:
+            request._stream = self
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read from the stream."""
+        return self._keep(self._source.read() if size is None or size < 0 else self._source.read(size))
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """Read a line from the stream."""
+        return self._keep(self._source.readline() if size is None or size < 0 else self._source.readline(size))
+
+    def seekable(self) -> bool:
+        """It cannot be rewound, so that Django's own limits count what is read."""
+        return False
+
+    def _keep(self, chunk: bytes) -> bytes:
+        self._place += len(chunk)
+        self._add(chunk)
+        return chunk
+
+    def _add(self, chunk: bytes) -> None:
+        if self._too_large is None:
+            try:
+                self._body.add(chunk)
+            except BodyTooLarge as error:
+                self._too_large = error  # its reader is none of ours; told when the body is asked for
+
+    def whole(self, policy: IdempotencyPolicy) -> RequestBody:
+        """Read the rest; the body, within the limit of the view's own policy.
+
+        Raises ``BodyTooLarge``, for a declared length before anything is read, and ``UnreadablePostError`` where the
+        client left in the middle: nothing is claimed for half a request. ``BodyIncomplete`` where Django cannot
+        read it.
+        """
+        request = self._request
+        declared = request.META.get("CONTENT_LENGTH") or ""
+        RequestBody(policy).check_length(declared)
+        if not declared and "HTTP_TRANSFER_ENCODING" in request.META and not hasattr(request, "scope"):
+            # Under WSGI Django reads as far as Content-Length says: the view would see none of a chunked body, and
+            # two different ones would be the same request.
+            raise BodyIncomplete(411)
+        if hasattr(request, "_body"):
+            # request.body was read already, before or through this; it has all there is.
+            self._start_again([request._body], policy)
+        else:
+            self._start_again(self._body.chunks(), policy)
+            self._drain()
+        if self._too_large is not None:
+            raise self._too_large
+        if declared.isascii() and declared.isdigit() and self._body.size < int(declared):
+            raise UnreadablePostError("the client left before its request was whole")
+        self._complete = True
+        return self._body
+
+    def _start_again(self, chunks: Iterable[bytes], policy: IdempotencyPolicy) -> None:
+        """Keep these bytes, within the view's own limit: the view was not known before."""
+        if self._too_large is not None and not hasattr(self._request, "_body"):
+            return  # what was read is lost
+        earlier, self._body = self._body, RequestBody(policy)
+        self._too_large = None
+        for chunk in chunks:
+            self._add(chunk)
+        earlier.close()
+
+    def _drain(self) -> None:
+        if self._rewinds:
+            self._place = self._source.tell()
+            self._source.seek(0)
+        try:
+            while self._too_large is None and (chunk := self._source.read(PIECE)):
+                self._add(chunk)
+        except OSError as error:
+            raise UnreadablePostError(*error.args) from error
+
+    def give_back(self) -> None:
+        """Put a fresh stream into the request, at the place up to which others had read it."""
+        if self._complete and not hasattr(self._request, "_body"):
+            file = self._body.file()
+            file.seek(self._place)
+            self._request._stream = file
+            self.close()  # ASGIHandler's copy of the body, which it leaves open when a stream breaks off
+
+    def let_go(self) -> None:
+        """Stop keeping: the request is not protected."""
+        if self._request._stream is self:
+            self._request._stream = self._source
+        self._body.close()
+
+    def close(self) -> None:
+        """Close the stream, as ``request.body`` does when it has read it; what was kept stays."""
+        close = getattr(self._source, "close", None)
+        if close is not None:
+            close()
+
+    def end(self) -> None:
+        """Give back what was kept: the request has ended."""
+        self._body.close()

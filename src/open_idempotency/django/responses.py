@@ -1,0 +1,53 @@
+"""The core's answers as Django responses, and a Django response's header fields as the core's bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import HttpResponse
+from django.http.response import HttpResponseBase
+
+from open_idempotency._core.replay import UNRECORDED, is_kept_header
+from open_idempotency._core.requests import Answer, Headers
+from open_idempotency._wsgi.environ import octets
+
+_OF_ANOTHER_BODY = frozenset({b"content-length", b"transfer-encoding", b"trailer"})
+
+
+def make_response(answer: Answer) -> HttpResponse:
+    """A response with the answer's status, header fields and body, and nothing of its own."""
+    response = HttpResponse(answer.body or b"", status=answer.status)
+    del response.headers["Content-Type"]
+    for raw_name, raw_value in answer.headers:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        # Django's responses have each name once; RFC 9110 (5.3) lets a list be joined.
+        earlier = response.headers.get(name)
+        response.headers[name] = value if earlier is None else f"{earlier}, {value}"
+    return response
+
+
+def stand_in(answer: Answer, current: HttpResponseBase) -> HttpResponse:
+    """The answer instead of the current response, of which only what is never stored stays (R-02): its cookies, its
+    CORS fields, its date."""
+    response = make_response(answer)
+    for name, value in current.items():
+        field = octets(name).lower()
+        if name not in response.headers and field not in _OF_ANOTHER_BODY and not is_kept_header(field):
+            response.headers[name] = value
+    response.cookies = current.cookies
+    # Not current.close(), which would also tell Django that the request has ended.
+    old: Any = current
+    new: Any = response
+    new._resource_closers.extend(old._resource_closers)
+    return response
+
+
+def header_fields(response: HttpResponseBase) -> Headers:
+    """The header fields that the response will send, without its cookies, which are never stored."""
+    return [(octets(name), octets(value)) for name, value in response.items()]
+
+
+def mark_unrecorded(response: HttpResponseBase) -> None:
+    """Tell the client that its answer could not be recorded (L-08)."""
+    name, value = UNRECORDED
+    response.headers[name.decode("ascii")] = value.decode("ascii")

@@ -1,0 +1,3 @@
+"""No views: each suite brings its own, by ``ROOT_URLCONF`` or ``request.urlconf``."""
+
+urlpatterns: list[object] = []

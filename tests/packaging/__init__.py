@@ -1,0 +1,1 @@
+"""What is shipped: imports, metadata and the built wheel."""

@@ -1,0 +1,174 @@
+"""What importing costs: the package alone loads nothing optional, and every module can be imported by itself."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+import open_idempotency
+
+#: optional or costly: none of them may come with the package, nor with its core
+OPTIONAL = {
+    "asyncio", "trio", "anyio", "redis", "sqlite3", "pydantic", "starlette", "fastapi", "flask", "werkzeug", "django",
+    "sqlalchemy", "multiprocessing", "tempfile", "ssl", "socket",
+}  # fmt: skip
+#: what a module needs besides the base install; it may load that and nothing else of this list
+FRAMEWORKS = ("redis", "starlette", "fastapi", "flask", "django", "trio", "pydantic", "anyio")
+ALLOWED = {
+    "open_idempotency.backends.redis": {"redis"},
+    "open_idempotency.starlette": {"starlette", "anyio"},
+    "open_idempotency.fastapi": {"fastapi", "starlette", "anyio", "pydantic"},
+    "open_idempotency.flask": {"flask"},
+    "open_idempotency._flask": {"flask"},
+    "open_idempotency.django": {"django"},
+    "open_idempotency._perform.on_trio": {"trio"},
+}
+#: run by an installed server or framework, or started as a program; not importable modules of ours
+PROGRAMS = {"open_idempotency.__main__"}
+#: Django reads its settings while these are imported
+NEEDS_SETTINGS = "open_idempotency.django"
+# pytest is what the shipped suite is for
+SUITE = "open_idempotency.conformance"
+
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(open_idempotency.__path__, "open_idempotency.")
+    if module.name not in PROGRAMS
+)
+
+
+def group_of(module: str) -> str:
+    """The part of the package that a module belongs to: one that needs an extra, a subpackage, or the top."""
+    for prefix in (*ALLOWED, SUITE):
+        if f"{module}.".startswith(f"{prefix}."):
+            return prefix
+    parts = module.split(".")
+    return ".".join(parts[:2]) if len(parts) > 2 else parts[0]
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has loaded after a statement."""
+    code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted({{m.partition('.')[0] for m in sys.modules}})))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return set(json.loads(ended.stdout))
+
+
+# A child for each module: each starts from the same interpreter, without paying for its start.
+EACH = """
+import json, os, sys, traceback
+for name in sys.argv[1:]:
+    sys.stdout.flush()
+    if os.fork() == 0:
+        try:
+            __import__(name)
+            print(json.dumps([name, sorted({m.partition(".")[0] for m in sys.modules})]), flush=True)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    if os.wait()[1]:
+        sys.exit(f"{name} cannot be imported by itself")
+"""
+
+
+def loaded_by_each(setup: str, modules: Sequence[str]) -> dict[str, set[str]]:
+    """For each module what an interpreter has loaded that imported it alone, after ``setup``."""
+    command = [sys.executable, "-c", f"{setup}\n{EACH}", *modules]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [name for name, _ in lines] == list(modules)
+    return {name: set(loaded) for name, loaded in lines}
+
+
+@pytest.fixture(scope="module")
+def bare() -> set[str]:
+    """What an interpreter loads by itself, ``json`` and the environment's start-up files included."""
+    return loaded_by("")
+
+
+def test_the_package_loads_no_framework_client_library_or_event_loop(bare: set[str]) -> None:
+    """Issue: speed and size; HOUSE: ``__init__`` imports nothing optional."""
+    assert (loaded_by("import open_idempotency") - bare) & OPTIONAL == set()
+
+
+def test_an_engine_over_the_memory_backend_loads_no_framework_or_event_loop(bare: set[str]) -> None:
+    """HOUSE: an adapter costs what it uses."""
+    engine = "from open_idempotency._perform.engine import Engine\nEngine('memory://', None, {}, threads=True)"
+    assert (loaded_by(engine) - bare) & OPTIONAL == set()
+
+
+def test_asking_for_the_running_loop_loads_none(bare: set[str]) -> None:
+    """HOUSE: a blocking stage in a process without an event loop."""
+    ask = "from open_idempotency._perform.loops import current_library\nassert current_library() is None"
+    assert (loaded_by(ask) - bare) & {"asyncio", "trio"} == set()
+
+
+@pytest.mark.parametrize("group", sorted({group_of(name) for name in MODULES} - {NEEDS_SETTINGS, SUITE}))
+def test_each_module_can_be_imported_by_itself_and_loads_no_other_framework(group: str) -> None:
+    """HOUSE: backends and adapters never import each other; no import cycle depends on who comes first."""
+    # What a module may load is loaded once for its whole group, to save time.
+    setup = "".join(f"import {name}\n" for name in ALLOWED.get(group, ()))
+    loaded = loaded_by_each(setup, [name for name in MODULES if group_of(name) == group])
+    surplus = {name: (frameworks & set(FRAMEWORKS)) - ALLOWED.get(group, set()) for name, frameworks in loaded.items()}
+    assert {name: names for name, names in surplus.items() if names} == {}
+
+
+def test_each_django_module_can_be_imported_by_itself_once_there_are_settings() -> None:
+    """Issue: the names that users import."""
+    settings = "INSTALLED_APPS=['open_idempotency.django'], IDEMPOTENCY_BACKEND='memory://'"
+    setup = f"from django.conf import settings; settings.configure({settings})\nimport django.http, django.contrib.auth"
+    loaded = loaded_by_each(setup, [name for name in MODULES if group_of(name) == NEEDS_SETTINGS])
+    surplus = {name: frameworks & {*FRAMEWORKS} - {"django"} for name, frameworks in loaded.items()}
+    assert {name: names for name, names in surplus.items() if names} == {}
+
+
+@pytest.mark.parametrize("name", open_idempotency.__all__)
+def test_every_public_name_is_there_and_documented(name: str) -> None:
+    """HOUSE: docstrings on all public things."""
+    public = getattr(open_idempotency, name)
+    assert (public.__doc__ or type(public).__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("name", ["idem", "IdempotencyPolicy", "open_backend"])
+def test_the_names_that_users_import_are_public(name: str) -> None:
+    """Issue: "keep these names"."""
+    assert name in open_idempotency.__all__
+
+
+ADAPTERS: Sequence[tuple[str, Sequence[str]]] = [
+    ("open_idempotency.asgi", ["IdempotencyMiddleware"]),
+    ("open_idempotency.wsgi", ["IdempotencyMiddleware"]),
+    ("open_idempotency.starlette", ["IdempotencyMiddleware"]),
+    ("open_idempotency.flask", ["Idempotency", "idempotent", "exempt"]),
+]
+
+
+@pytest.mark.parametrize(("module", "names"), ADAPTERS, ids=[row[0] for row in ADAPTERS])
+def test_the_names_that_users_import_are_in_each_adapter(module: str, names: Sequence[str]) -> None:
+    """Issue: "keep these names"."""
+    adapter = importlib.import_module(module)
+    assert [name for name in names if not hasattr(adapter, name)] == []
+
+
+def test_the_names_that_users_import_are_in_the_django_adapter() -> None:
+    """Issue: "keep these names"; in a process of its own, since settings are made once."""
+    names = "IdempotencyMiddleware, idempotent, exempt"
+    assert "django" in loaded_by(
+        "from django.conf import settings\nsettings.configure(IDEMPOTENCY_BACKEND='memory://')\n"
+        f"from open_idempotency.django import {names}"
+    )
+
+
+def test_all_modules_were_found() -> None:
+    """The tests above stand on it."""
+    assert {"open_idempotency.idem", "open_idempotency._core.decisions", "open_idempotency.backends.redis.aio"} < {
+        *MODULES
+    }

@@ -1,0 +1,79 @@
+"""The built wheel: everything that is needed at run time is in it, and nothing else is asked for."""
+
+from __future__ import annotations
+
+import email
+import email.message
+import zipfile
+from pathlib import Path
+
+import pytest
+from hatchling.builders.wheel import WheelBuilder
+
+import open_idempotency
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel, built from the tree."""
+    target = tmp_path_factory.mktemp("wheel")
+    built = list(WheelBuilder(str(ROOT)).build(directory=str(target), versions=["standard"]))
+    return zipfile.ZipFile(built[0])
+
+
+def metadata(wheel: zipfile.ZipFile) -> email.message.Message:
+    """The wheel's METADATA."""
+    name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    return email.message_from_bytes(wheel.read(name))
+
+
+def test_every_file_of_the_package_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
+    """HOUSE: Lua and SQL are files of their own; ``py.typed`` is shipped."""
+    files = {
+        path.relative_to(SOURCE).as_posix()
+        for path in (SOURCE / "open_idempotency").rglob("*")
+        if path.is_file() and not any(part.startswith((".", "__pycache__")) for part in path.parts)
+    }
+    assert files - set(wheel.namelist()) == set()
+    assert "open_idempotency/py.typed" in files
+
+
+@pytest.mark.parametrize("kind", [".lua", ".sql"])
+def test_scripts_and_statements_are_in_the_wheel(wheel: zipfile.ZipFile, kind: str) -> None:
+    """HOUSE."""
+    assert any(name.endswith(kind) for name in wheel.namelist())
+
+
+def test_nothing_but_the_package_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
+    """Tests, examples and benchmarks stay at home."""
+    tops = {name.partition("/")[0] for name in wheel.namelist()}
+    assert tops == {"open_idempotency", next(top for top in tops if top.endswith(".dist-info"))}
+
+
+def test_the_base_install_depends_on_http_sf_alone(wheel: zipfile.ZipFile) -> None:
+    """Issue: RFC 9651 by its editor, and nothing else."""
+    required = metadata(wheel).get_all("Requires-Dist") or []
+    base = [line for line in required if "extra ==" not in line]
+    assert [line.partition(">")[0].strip() for line in base] == ["http-sf"]
+
+
+def test_the_extras_are_those_of_the_issue(wheel: zipfile.ZipFile) -> None:
+    """Issue: extras."""
+    extras = metadata(wheel).get_all("Provides-Extra") or []
+    assert {"redis", "starlette", "fastapi", "flask", "django"} <= set(extras)
+
+
+def test_the_oldest_python_and_the_licence_are_told(wheel: zipfile.ZipFile) -> None:
+    """Issue: Python 3.10 and later."""
+    told = metadata(wheel)
+    assert told["Requires-Python"] == ">=3.10"
+    assert told["License-Expression"] == "Apache-2.0"
+    assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
+
+
+def test_the_version_of_the_wheel_is_the_packages_own(wheel: zipfile.ZipFile) -> None:
+    """One version, said twice."""
+    assert metadata(wheel)["Version"] == open_idempotency.__version__

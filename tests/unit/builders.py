@@ -1,0 +1,188 @@
+"""Small builders that the unit tests share: requests, leases, records, a scripted engine, a recording backend."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from open_idempotency import events
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.commands import Command, Renew
+from open_idempotency._core.models import Lease, Renewal, Stage
+from open_idempotency._core.requests import Request
+from open_idempotency._perform.bodies import RequestBody
+from open_idempotency._perform.engine import Engine
+from open_idempotency.backends.memory import MemoryBackend
+from open_idempotency.policy import IdempotencyPolicy
+
+OWNER, STRANGER = b"o" * 16, b"s" * 16
+RECORD, PRINT = b"r" * 32, b"\x01" + b"f" * 32
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self, now: float = 1_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def body_of(data: bytes, **limits: int) -> RequestBody:
+    """A received body."""
+    body = RequestBody(IdempotencyPolicy(**limits))
+    body.add(data)
+    return body
+
+
+def request_of(
+    body: bytes = b"",
+    *,
+    method: str = "POST",
+    path: bytes = b"/charges",
+    query: bytes = b"",
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    content_type: bytes = b"application/json",
+) -> Request:
+    """A request whose body was received."""
+    return Request(method, path, query, [(b"content-type", content_type), *headers], None, body_of(body))
+
+
+def lease_of(*, owner: bytes = OWNER, token: int = 5, attempt: int = 1, duration: float = 30.0) -> Lease:
+    """A lease on ``RECORD``."""
+    return Lease(RECORD, owner, token, attempt, PRINT, duration, 86_400.0)
+
+
+def attempt_of(*stages: Stage, owned: Lease | None = None, **fields: Any) -> Attempt:
+    """An attempt with a lease; its events are collected in ``attempt.policy.on_event.seen`` unless one is given."""
+    fields.setdefault("on_event", Listener())
+    return Attempt.of(owned or lease_of(), stages, IdempotencyPolicy(**fields), "/charges")
+
+
+class Listener:
+    """Keeps the events it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[events.Event] = []
+
+    def __call__(self, event: events.Event) -> None:
+        self.seen.append(event)
+
+    def kinds(self) -> list[type[events.Event]]:
+        """The classes of the events, in order."""
+        return [type(event) for event in self.seen]
+
+
+@dataclass
+class Script:
+    """Plays the performer: feeds prepared answers, raises prepared errors, and keeps what was asked.
+
+    ``answers``: for each command class, what its calls answer in turn; an exception is thrown in. ``Now`` reads a
+    clock that ``Sleep`` and ``Wait`` move; ``Call`` is called, ``Emit`` is told, and of ``places`` to wait some are
+    free.
+    """
+
+    answers: dict[type[Command[Any]], list[Any]] = field(default_factory=dict)
+    asked: list[Command[Any]] = field(default_factory=list)
+    clock: float = 100.0
+    places: int = 1
+
+    def run(self, steps: Any) -> Any:
+        """Drive the steps to their end; what they return or raise."""
+        try:
+            command = next(steps)
+            while True:
+                try:
+                    answer = self._answer(command)
+                except BaseException as error:
+                    command = steps.throw(error)
+                else:
+                    command = steps.send(answer)
+        except StopIteration as stop:
+            return stop.value
+
+    def _answer(self, command: Any) -> Any:
+        self.asked.append(command)
+        name = type(command).__name__
+        prepared = self.answers.get(type(command))
+        if prepared:
+            answer = prepared.pop(0)
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+        return getattr(self, f"_{name}", self._unexpected)(command)
+
+    def _unexpected(self, command: Any) -> Any:
+        raise AssertionError(f"nothing is prepared for {command!r}; asked so far: {self.names()}")
+
+    def _Now(self, command: Any) -> float:  # noqa: N802 (named for the command)
+        return self.clock
+
+    def _Sleep(self, command: Any) -> None:  # noqa: N802
+        self.clock += command.seconds
+
+    def _Wait(self, command: Any) -> None:  # noqa: N802
+        self.clock += command.pause
+
+    def _TakePlace(self, command: Any) -> Callable[[], None] | None:  # noqa: N802
+        if self.places == 0:
+            return None
+        self.places -= 1
+        return self._leave_place
+
+    def _leave_place(self) -> None:
+        self.places += 1
+
+    def _Call(self, command: Any) -> Any:  # noqa: N802
+        return command.function()
+
+    def _Emit(self, command: Any) -> None:  # noqa: N802
+        if command.listener is not None:
+            command.listener(command.event)
+
+    def names(self) -> list[str]:
+        """The commands that were asked, by class name, without the telling."""
+        return [name for name in (type(c).__name__ for c in self.asked) if name != "Emit"]
+
+
+class RecordingBackend(MemoryBackend):
+    """The memory backend, which also notes each renewal and what was asked of it, and can be told to fail."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.renewals: list[tuple[float, int]] = []
+        self.verbs: list[str] = []
+        self.failure: Exception | None = None
+        self.beaten = threading.Semaphore(0)
+
+    def renew(self, c: Renew, /) -> Sequence[Renewal]:
+        """Note the call, then renew; or raise the prepared failure."""
+        self.renewals.append((time.monotonic(), len(c.leases)))
+        try:
+            if self.failure is not None:
+                raise self.failure
+            return super().renew(c)
+        finally:
+            self.beaten.release()
+
+    def await_beats(self, count: int = 1, seconds: float = 10.0) -> None:
+        """Wait for so many further renew calls; fails after ``seconds`` for each."""
+        for _ in range(count):
+            assert self.beaten.acquire(timeout=seconds), f"no beat within {seconds} s; so far {self.renewals}"
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait for a condition that another thread brings about; bounded."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.002)
+
+
+def engine_of(backend: Any = None, **fields: Any) -> Engine:
+    """An engine over the memory backend, with these policy fields."""
+    return Engine(backend or MemoryBackend(), None, fields, threads=False)

@@ -1,0 +1,53 @@
+"""A client that sends one request again and again, and functions that count their calls, for the tests of ``idem``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from open_idempotency._core.admission import Intake, admit
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.settlement import abort
+from open_idempotency._perform.context import running
+from open_idempotency._perform.engine import Engine, new_owner
+from tests.unit.builders import body_of, engine_of, request_of
+
+
+class Client:
+    """A client that sends one request again and again, each time as the next attempt."""
+
+    def __init__(self, **fields: Any) -> None:
+        self.engine: Engine = engine_of(**fields)
+
+    @contextmanager
+    def request(self, key: bytes = b"0123456789abcdef") -> Iterator[Attempt]:
+        """One attempt: bound while the block runs, failed at its end."""
+        fields = [(b"idempotency-key", key)] if key else []
+        intake = Intake(request_of(), fields, new_owner(), lambda: None, lambda: body_of(b"{}"))
+        attempt = self.engine.sync.run(admit(intake, self.engine.policy))
+        assert isinstance(attempt, Attempt)
+        mark = running.set((attempt, self.engine))
+        try:
+            yield attempt
+        finally:
+            running.reset(mark)
+            self.engine.sync.run(abort(attempt, RuntimeError("the handler failed")))
+
+
+class Counted:
+    """A function that counts its calls."""
+
+    def __init__(self, result: Any = "done") -> None:
+        self.calls = 0
+        self.result = result
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+    async def awaited(self) -> Any:
+        """The same as a coroutine function."""
+        return self()

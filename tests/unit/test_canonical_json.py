@@ -1,0 +1,193 @@
+"""JSON with the freedom of writing taken out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from open_idempotency._core.canonical_json import MAX_DEPTH, NotCanonical, canonical_json
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (b'{"a":1,"b":2}', b' { "b" : 2 ,\n"a":1}\t'),
+        (b'"\\u0061"', b'"a"'),
+        (b'{"\\u0061":1}', b'{"a":1}'),
+        (b'"\\/"', b'"/"'),
+        ('"é"'.encode(), b'"\\u00e9"'),
+        (b'"\\ud83d\\ude00"', '"😀"'.encode()),
+    ],
+)
+def test_the_freedom_of_writing_does_not_count(one: bytes, other: bytes) -> None:
+    """SPEC 5: member order, white space and escapes."""
+    assert canonical_json(one) == canonical_json(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (b"1", b"1.0"),
+        (b"1e2", b"100"),
+        (b"1E2", b"1e2"),
+        (b"0", b"-0"),
+        (b"1", b'"1"'),
+        (b"[1,2]", b"[2,1]"),
+        (b"[]", b"{}"),
+        (b"null", b'"null"'),
+        (b"true", b'"true"'),
+        (b'{"a":null}', b"{}"),
+        (b'["a","b"]', b'["a\\",\\"b"]'),
+        (b"9007199254740993", b"9007199254740992"),
+    ],
+)
+def test_everything_else_counts(one: bytes, other: bytes) -> None:
+    """SPEC 5: number lexemes, array order, types."""
+    assert canonical_json(one) != canonical_json(other)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"{'a':1}",
+        b"[1,]",
+        b"NaN",
+        b"[Infinity]",
+        b"-Infinity",
+        b'{"a":1}x',
+        b'"\xff"',
+        b'\xef\xbb\xbf{"a":1}',
+        '{"a":1}'.encode("utf-16"),
+        b'{"a":1,"a":1}',
+        b'{"a":1,"\\u0061":2}',
+        b'[{"x":{"a":1,"a":2}}]',
+    ],
+)
+def test_a_text_that_readers_may_disagree_about_has_no_canonical_form(raw: bytes) -> None:
+    """SPEC 5: invalid, or a member name repeated."""
+    with pytest.raises(NotCanonical):
+        canonical_json(raw)
+
+
+def test_a_lone_surrogate_is_just_a_string() -> None:
+    """SPEC 5: strange but valid JSON; it is told apart and does not crash."""
+    assert canonical_json(b'{"\\ud800":1}') != canonical_json(b'{"\\udc00":1}')
+
+
+def test_a_long_number_costs_no_conversion() -> None:
+    """I11: lexemes stay text, so Python's limit for integers is not met."""
+    assert canonical_json(b"1" * 10_000) == b"1" * 10_000
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 5_000, 200_000])
+@pytest.mark.parametrize("pair", [(b"[", b"]"), (b'{"a":', b"}")])
+def test_deep_nesting_has_no_canonical_form_and_does_not_crash(depth: int, pair: tuple[bytes, bytes]) -> None:
+    """I11."""
+    with pytest.raises(NotCanonical):
+        canonical_json(pair[0] * depth + b"1" + pair[1] * depth)
+
+
+def nested(calls: int, raw: bytes) -> bytes:
+    """The canonical form, asked for by a caller that stands so many calls deeper."""
+    return canonical_json(raw) if calls == 0 else nested(calls - 1, raw)
+
+
+def test_what_is_too_deep_does_not_depend_on_the_caller() -> None:
+    """SPEC 5: the same body has the same fingerprint from whatever depth of the stack."""
+    deepest = b"[" * MAX_DEPTH + b"]" * MAX_DEPTH
+    assert nested(200, deepest) == canonical_json(deepest)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "raw", "left"),
+    [
+        ("/a", b'{"a":1,"b":2}', b'{"b":2}'),
+        ("/a/b", b'{"a":{"b":1,"c":2}}', b'{"a":{"c":2}}'),
+        ("/a~1b", b'{"a/b":1,"c":2}', b'{"c":2}'),
+        ("/a~0b", b'{"a~b":1,"c":2}', b'{"c":2}'),
+        ("/a~01b", b'{"a~1b":1,"c":2}', b'{"c":2}'),
+        ("/", b'{"":1,"c":2}', b'{"c":2}'),
+        ("/items/1/at", b'{"items":[{"at":1},{"at":2}]}', b'{"items":[{"at":1},{}]}'),
+        ("/0", b"[1,2]", b"[null,2]"),
+        ("/missing/deeper", b'{"a":1}', b'{"a":1}'),
+        ("/a/x", b'{"a":1}', b'{"a":1}'),
+        ("/a/x", b'{"a":"text"}', b'{"a":"text"}'),
+        ("/items/7/at", b'{"items":[]}', b'{"items":[]}'),
+        ("/items/-", b'{"items":[1]}', b'{"items":[1]}'),
+        ("/a", b"3", b"3"),
+    ],
+)
+def test_ignored_members_are_left_out(pointer: str, raw: bytes, left: bytes) -> None:
+    """SPEC 5: JSON-pointer ignore list; RFC 6901 escapes; what is missing is no error."""
+    assert canonical_json(raw, [pointer]) == canonical_json(left)
+
+
+def test_two_ignored_elements_of_one_array_do_not_shift_each_other() -> None:
+    """SPEC 5."""
+    assert canonical_json(b"[1,2,3]", ["/0", "/1"]) == canonical_json(b"[8,9,3]", ["/0", "/1"])
+
+
+class Lexeme(str):
+    """A number as it was written."""
+
+    __slots__ = ()
+
+
+lexemes = st.sampled_from(["0", "-0", "1", "1.0", "1e0", "1E0", "10", "100e-1"]).map(Lexeme)
+values = st.recursive(
+    st.none() | st.booleans() | lexemes | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def write(value: Any, draw: Any) -> str:
+    """A JSON text for a value, with white space, escapes and member order drawn at random."""
+    space = draw(st.sampled_from(["", " ", "\n\t"]))
+    if isinstance(value, Lexeme):
+        return space + value
+    if isinstance(value, list):
+        return space + "[" + ",".join(write(item, draw) for item in value) + space + "]"
+    if isinstance(value, dict):
+        names = draw(st.permutations(list(value)))
+        return "{" + ",".join(f"{write(name, draw)}{space}:{write(value[name], draw)}" for name in names) + "}"
+    return space + json.dumps(value, ensure_ascii=draw(st.booleans()))
+
+
+def tagged(value: Any) -> Any:
+    """The value with each type told apart: Python takes 1, True and equal text for the same."""
+    if isinstance(value, list):
+        return [tagged(item) for item in value]
+    if isinstance(value, dict):
+        return {name: tagged(item) for name, item in value.items()}
+    return type(value).__name__, value
+
+
+@given(values, values, st.data())
+def test_forms_are_equal_exactly_for_equal_values_with_equal_lexemes(one: Any, other: Any, data: Any) -> None:
+    """SPEC 5."""
+    forms = [canonical_json(write(value, data.draw).encode("utf-8", "surrogatepass")) for value in (one, other)]
+    assert (forms[0] == forms[1]) is (tagged(one) == tagged(other))
+
+
+@given(values, st.data())
+def test_the_form_of_a_value_does_not_depend_on_how_it_was_written(value: Any, data: Any) -> None:
+    """SPEC 5."""
+    texts = [write(value, data.draw).encode("utf-8", "surrogatepass") for _ in range(2)]
+    assert canonical_json(texts[0]) == canonical_json(texts[1])
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_have_a_form_or_are_refused(raw: bytes) -> None:
+    """I11: nothing else is raised; a form is its own form."""
+    try:
+        form = canonical_json(raw)
+    except NotCanonical:
+        return
+    assert canonical_json(form) == form

@@ -1,0 +1,168 @@
+"""Who is asking, in Django: the authenticated user, loaded only where one can be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.http import HttpRequest, HttpResponse
+from django.test import AsyncClient, Client
+from django.utils.functional import SimpleLazyObject
+
+from open_idempotency.exceptions import ScopeUnknown
+from tests.django_project.calls import OURS, REPLAYED, post, project
+
+AUTHENTICATION = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
+
+
+def _blocking(user: Any = None, **extra: Any) -> Any:
+    client = Client()
+    if user is not None:
+        client.force_login(user)
+    return post(client, **extra)
+
+
+def _awaited(user: Any = None, **extra: Any) -> Any:
+    client = AsyncClient()
+    if user is not None:
+        client.force_login(user)
+
+    async def send() -> Any:
+        return await post(client, **extra)
+
+    return asyncio.run(send())
+
+
+both_chains = pytest.mark.parametrize("send", [_blocking, _awaited], ids=["wsgi", "asgi"])
+either_order = pytest.mark.parametrize(
+    "listed", [[*AUTHENTICATION, OURS], [OURS, *AUTHENTICATION]], ids=["before", "behind"]
+)
+Send = Callable[..., Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tables() -> Iterator[None]:
+    """The tables of django.contrib.auth."""
+    from django.core.management import call_command
+    from django.db import connections
+
+    call_command("migrate", verbosity=0, interactive=False)
+    yield
+    connections.close_all()
+
+
+@pytest.fixture
+def new_user() -> Callable[[], Any]:
+    """Makes users that nobody else has."""
+    from django.contrib.auth.models import User
+
+    return lambda: User.objects.create_user(uuid4().hex)
+
+
+@both_chains
+@either_order
+def test_two_users_with_one_key_are_two_requests(send: Send, listed: list[str], new_user: Callable[[], Any]) -> None:
+    """SPEC 5: wherever AuthenticationMiddleware is listed, it was heard."""
+    calls: list[Any] = []
+
+    def view(request: HttpRequest) -> HttpResponse:
+        calls.append(request.user.pk)
+        return HttpResponse(str(request.user.pk))
+
+    one, two = new_user(), new_user()
+    with project(view, MIDDLEWARE=listed):
+        assert send(one).content == str(one.pk).encode()
+        assert send(two).content == str(two.pk).encode()
+        assert send(one)[REPLAYED] == "true"
+    assert calls == [one.pk, two.pk]
+
+
+@both_chains
+def test_no_session_is_touched_for_a_client_without_one(send: Send) -> None:
+    """O-01: the answer does not begin to vary by cookie."""
+    with project(lambda request: HttpResponse("done"), MIDDLEWARE=[*AUTHENTICATION, OURS]):
+        response = send()
+        assert "Vary" not in response
+        assert send(key="short").status_code == 400
+
+
+@both_chains
+def test_the_user_is_not_loaded_where_the_scope_is_configured(send: Send, new_user: Callable[[], Any]) -> None:
+    """SPEC 5: scope= comes first."""
+    options = {"MIDDLEWARE": [*AUTHENTICATION, OURS], "IDEMPOTENCY_SCOPE": lambda request: "everybody"}
+    with project(lambda request: HttpResponse("done"), **options):
+        assert "Vary" not in send(new_user())
+        assert send(new_user())[REPLAYED] == "true"
+
+
+class _Token:
+    """A user of somebody's token authentication, which no session knows."""
+
+    is_authenticated = True
+
+    def __init__(self, pk: str | None) -> None:
+        self.pk = pk
+
+
+def by_token(get_response: Any) -> Any:
+    """A middleware that puts its own user in the place of the session's, as they do: lazily."""
+
+    def middleware(request: Any) -> Any:
+        request.user = SimpleLazyObject(lambda: _Token(request.headers.get("X-Token")))
+        return get_response(request)
+
+    return middleware
+
+
+@both_chains
+def test_another_middlewares_lazy_user_is_who_counts(send: Send) -> None:
+    """SPEC 5: request.user, not the session's user behind it."""
+    listed = [*AUTHENTICATION, f"{__name__}.by_token", OURS]
+    with project(lambda request: HttpResponse(request.headers["X-Token"]), MIDDLEWARE=listed):
+        assert send(headers={"X-Token": "ann"}).content == b"ann"
+        assert send(headers={"X-Token": "bob"}).content == b"bob"
+        assert send(headers={"X-Token": "ann"})[REPLAYED] == "true"
+
+
+@both_chains
+def test_an_authenticated_user_without_a_primary_key_is_an_error(send: Send) -> None:
+    """SPEC 5: never a shared bucket."""
+    listed = [*AUTHENTICATION, f"{__name__}.by_token", OURS]
+    with (
+        project(lambda request: HttpResponse(), MIDDLEWARE=listed),
+        pytest.raises(ScopeUnknown, match="IDEMPOTENCY_SCOPE"),
+    ):
+        send()
+
+
+def two_kinds(get_response: Any) -> Any:
+    """A middleware that knows users of two models."""
+
+    def middleware(request: Any) -> Any:
+        label = request.headers["X-Kind"]
+        request.user = SimpleNamespace(is_authenticated=True, pk=1, _meta=SimpleNamespace(label=label))
+        return get_response(request)
+
+    return middleware
+
+
+@both_chains
+def test_users_of_two_models_with_one_primary_key_are_two_callers(send: Send) -> None:
+    """I10."""
+    calls: list[int] = []
+
+    def view(request: HttpRequest) -> HttpResponse:
+        calls.append(1)
+        return HttpResponse("done")
+
+    with project(view, MIDDLEWARE=[f"{__name__}.two_kinds", OURS]):
+        send(headers={"X-Kind": "auth.User"})
+        send(headers={"X-Kind": "shop.Customer"})
+    assert calls == [1, 1]

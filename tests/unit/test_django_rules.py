@@ -1,0 +1,141 @@
+"""The rules that Django views have of their own, and what importing the adapter needs."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.test import AsyncClient, Client
+from django.utils.decorators import method_decorator
+from django.views import View
+
+from open_idempotency.django import exempt, idempotent
+from tests.django_project.calls import KEY, REPLAYED, post, project
+
+Send = Callable[..., Any]
+
+
+def _blocking(place: str = "/0", **extra: Any) -> Any:
+    return post(Client(raise_request_exception=False), place, **extra)
+
+
+def _awaited(place: str = "/0", **extra: Any) -> Any:
+    return asyncio.run(post(AsyncClient(raise_request_exception=False), place, **extra))
+
+
+both_chains = pytest.mark.parametrize("send", [_blocking, _awaited], ids=["wsgi", "asgi"])
+
+
+def _counting(calls: list[int]) -> Callable[[HttpRequest], HttpResponse]:
+    def view(request: HttpRequest) -> HttpResponse:
+        calls.append(1)
+        return JsonResponse({"calls": len(calls)}, status=201)
+
+    return view
+
+
+class Required(View):
+    """A class whose every method requires a key."""
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """Answer."""
+        return HttpResponse("posted")
+
+
+class OnlyPatch(View):
+    """A class of which one method requires a key."""
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """Answer."""
+        return HttpResponse("posted")
+
+    @idempotent(required=True)
+    def patch(self, request: HttpRequest) -> HttpResponse:
+        """Answer."""
+        return HttpResponse("patched")
+
+
+@method_decorator(idempotent(required=True), name="dispatch")
+class Decorated(Required):
+    """The usual way of decorating a class."""
+
+
+@idempotent(required=True)
+class Marked(Required):
+    """The short way."""
+
+
+@pytest.mark.parametrize("cls", [Decorated, Marked])
+def test_a_class_based_view_can_require_a_key(cls: type[View]) -> None:
+    """O-06."""
+    with project(cls.as_view()):
+        assert _blocking(key=None).status_code == 400
+        assert _blocking().content == b"posted"
+
+
+def test_one_method_of_a_class_can_have_a_rule_of_its_own() -> None:
+    """SPEC 4: per route."""
+    with project(OnlyPatch.as_view()):
+        assert _blocking(key=None).content == b"posted"
+        assert Client().patch("/0").status_code == 400
+
+
+@both_chains
+def test_an_exempt_view_is_not_covered(send: Send) -> None:
+    """SPEC 4: whatever the request carries."""
+    calls: list[int] = []
+    with project(exempt(_counting(calls))) as backend:
+        send()
+        assert send().json() == {"calls": 2}
+    assert backend.verbs == []
+
+
+@both_chains
+def test_a_view_can_have_a_key_field_of_its_own(send: Send) -> None:
+    """SPEC 4: any policy field."""
+    with project(idempotent(header="X-Charge")(_counting([]))):
+        send(key=None, headers={"X-Charge": KEY})
+        again = send(key=None, headers={"X-Charge": KEY})
+        assert again[REPLAYED] == "true"
+        assert send().json() == {"calls": 2}
+
+
+def test_a_view_can_opt_another_method_in() -> None:
+    """SPEC 4: PUT and DELETE opt in."""
+    calls: list[int] = []
+    with project(idempotent(methods=["PUT"])(_counting(calls))):
+        for _ in range(2):
+            answer = Client().put("/0", headers={"Idempotency-Key": KEY})
+        assert answer[REPLAYED] == "true"
+        _blocking(), _blocking()
+    assert calls == [1, 1, 1]
+
+
+def _run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.strip()
+
+
+def test_importing_it_needs_no_settings() -> None:
+    """Issue 2: settings are read late."""
+    code = (
+        "import open_idempotency.django, django.conf; print(open_idempotency.django.idempotent.__name__, "
+        "django.conf.settings.configured)"
+    )
+    assert _run_python(code) == "idempotent False"
+
+
+def test_without_django_the_error_names_the_command() -> None:
+    """Issue 2: missing extra."""
+    code = (
+        "import sys; sys.modules['django'] = None\n"
+        "from open_idempotency.exceptions import MissingExtra\n"
+        "try: import open_idempotency.django\n"
+        "except MissingExtra as error: print(error)"
+    )
+    assert "pip install 'open-idempotency[django]'" in _run_python(code)

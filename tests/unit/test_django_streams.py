@@ -1,0 +1,286 @@
+"""Streams, files and clients that leave, on Django's real handlers, driven as a server does."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import django
+import pytest
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
+from django.http import FileResponse, HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.test import AsyncClient, Client, RequestFactory
+
+from open_idempotency import idem
+from tests.django_project.calls import KEY, PATIENCE, REPLAYED, AsgiCall, post, project
+
+# Django 4.2 does not listen for the client's disconnect, and runs every view to its end.
+needs_disconnects = pytest.mark.skipif(django.VERSION < (5, 0), reason="Django 4.2 does not notice disconnects")
+
+
+def _environ(**extra: Any) -> dict[str, Any]:
+    return RequestFactory().post("/0", headers={"Idempotency-Key": KEY}).environ | extra
+
+
+def _start(status: str, headers: list[tuple[str, str]]) -> None:
+    """A server's start_response."""
+
+
+async def _until(event: threading.Event) -> None:
+    assert await asyncio.to_thread(event.wait, PATIENCE)
+
+
+def test_a_stream_is_replayed_with_the_stages_that_its_iterator_ran() -> None:
+    """R-04, S-03: a generator belongs to its request though Django iterates later."""
+    calls: list[str] = []
+
+    def view(request: HttpRequest) -> StreamingHttpResponse:
+        def parts() -> Iterator[str]:
+            yield "a"
+            idem.run("charge", calls.append, "charge")
+            yield "b"
+
+        return StreamingHttpResponse(parts())
+
+    with project(view):
+        first = post(Client()).getvalue()
+        again = post(Client())
+    assert first == again.content == b"ab"
+    assert calls == ["charge"]
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+def test_an_awaited_stream_runs_its_stages(key: str | None) -> None:
+    """R-04, R-08, S-03: with a key and without one."""
+
+    async def number() -> int:
+        return 7
+
+    async def parts() -> AsyncIterator[str]:
+        yield "a"
+        yield str(await idem.arun("number", number))
+
+    async def view(request: HttpRequest) -> StreamingHttpResponse:
+        return StreamingHttpResponse(parts())
+
+    async def read() -> bytes:
+        response = await post(AsyncClient(), key=key)
+        return b"".join([part async for part in response.streaming_content])
+
+    with project(view):
+        assert asyncio.run(read()) == b"a7"
+
+
+def test_earlier_parts_of_an_awaited_stream_are_not_held_back() -> None:
+    """R-03, R-04: the first part leaves while the iterator waits, and nothing is recorded until its end."""
+
+    async def scenario() -> None:
+        go_on = asyncio.Event()
+
+        async def parts() -> AsyncIterator[str]:
+            yield "a"
+            await go_on.wait()
+            yield "b"
+
+        async def view(request: HttpRequest) -> StreamingHttpResponse:
+            return StreamingHttpResponse(parts())
+
+        with project(view) as backend:
+            call = AsgiCall()
+            done = asyncio.ensure_future(call.run(ASGIHandler()))
+            await asyncio.wait_for(call.body_came.wait(), PATIENCE)
+            assert call.body == b"a"
+            assert backend.verbs == ["claim"]
+            go_on.set()
+            await done
+            assert call.body == b"ab"
+            assert backend.verbs == ["claim", "complete"]
+
+    asyncio.run(scenario())
+
+
+def test_the_part_that_fills_the_content_length_is_held_until_it_is_durable() -> None:
+    """R-03: a client counts, and takes it for the last byte."""
+
+    async def scenario() -> None:
+        recorded: list[list[str]] = []
+
+        async def parts() -> AsyncIterator[bytes]:
+            yield b"a"
+            yield b"b"
+            recorded.append(list(backend.verbs))
+
+        async def view(request: HttpRequest) -> StreamingHttpResponse:
+            return StreamingHttpResponse(parts(), headers={"Content-Length": "2"})
+
+        with project(view) as backend:
+            await AsgiCall().run(ASGIHandler())
+        assert recorded == [["claim", "complete"]]
+
+    asyncio.run(scenario())
+
+
+class FileWrapper:
+    """A server's way of sending files by itself."""
+
+    def __init__(self, *args: Any) -> None:
+        raise AssertionError("the file went past the capture")
+
+
+def test_a_file_is_captured_and_not_sent_by_the_server_itself() -> None:
+    """R-07, R-08: FileResponse and wsgi.file_wrapper."""
+    files: list[io.BytesIO] = []
+
+    def view(request: HttpRequest) -> FileResponse:
+        files.append(io.BytesIO(b"x" * 10_000))
+        return FileResponse(files[-1])
+
+    with project(view):
+        for _ in range(2):
+            response: Any = WSGIHandler()(_environ(**{"wsgi.file_wrapper": FileWrapper}), _start)
+            assert b"".join(response) == b"x" * 10_000
+            response.close()
+    assert [file.closed for file in files] == [True]
+
+
+def test_a_blocking_stream_whose_client_left_runs_to_its_end() -> None:
+    """L-05: the server closes the response, and the retry replays it whole."""
+    calls: list[str] = []
+
+    def view(request: HttpRequest) -> StreamingHttpResponse:
+        def parts() -> Iterator[str]:
+            yield from "abc"
+            calls.append("end")
+
+        return StreamingHttpResponse(parts())
+
+    with project(view):
+        response: Any = WSGIHandler()(_environ(), _start)
+        assert next(iter(response)) == b"a"
+        response.close()
+        again: Any = WSGIHandler()(_environ(), _start)
+    assert again.content == b"abc"
+    assert again[REPLAYED] == "true"
+    assert calls == ["end"]
+
+
+@needs_disconnects
+def test_an_awaited_stream_whose_client_left_is_run_again() -> None:
+    """L-04: Django cancels it; its stages stay, and the retry does not wait for the lease."""
+
+    async def scenario() -> None:
+        attempts: list[int] = []
+
+        async def parts() -> AsyncIterator[str]:
+            attempts.append(idem.attempt)
+            yield "a"
+            if idem.attempt == 1:
+                await asyncio.Event().wait()
+
+        async def view(request: HttpRequest) -> StreamingHttpResponse:
+            return StreamingHttpResponse(parts())
+
+        with project(view):
+            handler, call = ASGIHandler(), AsgiCall()
+            done = asyncio.ensure_future(call.run(handler))
+            await asyncio.wait_for(call.body_came.wait(), PATIENCE)
+            call.left.set()
+            await done
+            again = AsgiCall()
+            await again.run(handler)
+        assert again.body == b"a"
+        assert attempts == [1, 2]
+
+    asyncio.run(scenario())
+
+
+@needs_disconnects
+def test_an_awaited_view_whose_client_left_is_run_again() -> None:
+    """L-04: Django cancels the view, which goes through; stages stay."""
+
+    async def scenario() -> None:
+        attempts: list[int] = []
+        running = asyncio.Event()
+        cancelled: list[bool] = []
+
+        async def view(request: HttpRequest) -> HttpResponse:
+            attempts.append(idem.attempt)
+            await idem.asave_stage("reached", len(attempts))
+            running.set()
+            if idem.attempt == 1:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    cancelled.append(True)
+                    raise
+            return JsonResponse({"reached": idem.load("reached")})
+
+        with project(view):
+            handler, call = ASGIHandler(), AsgiCall()
+            done = asyncio.ensure_future(call.run(handler))
+            await asyncio.wait_for(running.wait(), PATIENCE)
+            call.left.set()
+            await done
+            again = AsgiCall()
+            await again.run(handler)
+        assert cancelled == [True]
+        assert again.body == b'{"reached": 1}'
+        assert attempts == [1, 2]
+
+    asyncio.run(scenario())
+
+
+def _plain() -> HttpResponse:
+    return HttpResponse("done")
+
+
+def _blocking_stream() -> StreamingHttpResponse:
+    return StreamingHttpResponse(iter(["do", "ne"]))
+
+
+def _awaited_stream() -> StreamingHttpResponse:
+    async def parts() -> AsyncIterator[str]:
+        yield "do"
+        yield "ne"
+
+    return StreamingHttpResponse(parts())
+
+
+@needs_disconnects
+@pytest.mark.parametrize("respond", [_plain, _blocking_stream, _awaited_stream])
+def test_a_blocking_view_whose_client_left_an_asgi_server_is_not_run_beside_itself(
+    respond: Callable[[], HttpResponse],
+) -> None:
+    """L-05, I1: its thread cannot be cancelled; until it ends a retry is told so, then it gets the answer."""
+
+    async def scenario() -> None:
+        running, go_on = threading.Event(), threading.Event()
+        calls: list[int] = []
+
+        def view(request: HttpRequest) -> HttpResponse:
+            calls.append(idem.attempt)
+            running.set()
+            assert go_on.wait(PATIENCE)
+            return respond()
+
+        with project(view) as backend:
+            handler, call = ASGIHandler(), AsgiCall()
+            done = asyncio.ensure_future(call.run(handler))
+            await _until(running)
+            call.left.set()
+            meanwhile = AsgiCall()
+            await meanwhile.run(handler)
+            assert meanwhile.sent[0]["status"] == 409
+            go_on.set()
+            await done
+            again = AsgiCall()
+            await again.run(handler)
+        assert again.body == b"done"
+        assert calls == [1]
+        assert "complete" in backend.verbs
+
+    asyncio.run(scenario())

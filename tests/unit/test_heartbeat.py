@@ -1,0 +1,254 @@
+"""The heartbeat on a real memory backend: tiny leases, and waits that end with the backend's own signal."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from open_idempotency import events
+from open_idempotency._core.attempt import Attempt, Phase
+from open_idempotency._core.commands import Claim, Renew
+from open_idempotency._core.models import Leased, Renewal
+from open_idempotency._perform.heartbeat import BATCH, IDLE_LOOKS, Heartbeat
+from open_idempotency.exceptions import BackendUnavailable
+from open_idempotency.policy import IdempotencyPolicy
+from tests.unit.builders import PRINT, Clock, Listener, RecordingBackend, eventually
+
+FORK_SCRIPT = Path(__file__).with_name("fork_heartbeat.py")
+
+
+class Desk:
+    """A backend on a clock that stands, its heartbeat, and the attempts that were admitted; ends them all."""
+
+    def __init__(self, backend: RecordingBackend | None = None) -> None:
+        self.backend = backend or RecordingBackend(clock=Clock())
+        self.heartbeat = Heartbeat(self.backend)
+        self.listener = Listener()
+        self.attempts: list[Attempt] = []
+
+    def admit(self, name: bytes = b"r", lease: float = 0.15, **fields: Any) -> Attempt:
+        """Claim a record and watch its attempt."""
+        claim = Claim(name.ljust(32, b"."), PRINT, name.rjust(16, b"."), lease, 60.0)
+        leased = self.backend.claim(claim)
+        assert isinstance(leased, Leased)
+        policy = IdempotencyPolicy(lease=lease, on_event=self.listener, **fields)
+        attempt = Attempt.of(leased.lease, leased.stages, policy, "/")
+        self.attempts.append(attempt)
+        self.heartbeat.watch(attempt)
+        return attempt
+
+    def close(self) -> None:
+        """Forget everything that is still watched."""
+        for attempt in self.attempts:
+            self.heartbeat.forget(attempt)
+
+
+@pytest.fixture
+def desk() -> Any:
+    """A desk that is cleared afterwards."""
+    desk = Desk()
+    yield desk
+    desk.close()
+
+
+def beating_threads() -> set[threading.Thread]:
+    """The heartbeat threads of this process, those of other tests too."""
+    return {thread for thread in threading.enumerate() if thread.name == "open-idempotency-heartbeat"}
+
+
+def test_no_lease_is_renewed_before_a_third_of_it_has_passed(desk: Desk) -> None:
+    """L-01, LIMITS 1: a faster handler costs no call."""
+    before = time.monotonic()
+    desk.admit(lease=0.3)
+    desk.backend.await_beats()
+    assert desk.backend.renewals[0][0] - before >= 0.1
+
+
+def test_a_lease_is_renewed_again_and_again_while_the_handler_runs(desk: Desk) -> None:
+    """L-01: every third of it; the backend's clock stands, so a renewal puts the same end again."""
+    attempt = desk.admit()
+    desk.backend.await_beats(3)
+    times = [at for at, _ in desk.backend.renewals[:3]]
+    assert min(b - a for a, b in itertools.pairwise(times)) >= 0.05 - 0.001
+    assert not attempt.lost
+
+
+def test_a_renewal_moves_the_end_of_the_lease_on_the_backends_clock(desk: Desk) -> None:
+    """L-01, L-07."""
+    clock = Clock()
+    desk.backend._table.now = clock
+    attempt = desk.admit()
+    clock.now += 0.1
+    desk.backend.await_beats(2)
+    record = next(iter(desk.backend.scan()))
+    assert attempt.lease is not None
+    assert record.lease_end == clock.now + attempt.lease.duration
+
+
+def test_a_forgotten_attempt_is_not_renewed_any_more(desk: Desk) -> None:
+    """L-01."""
+    ended, running = desk.admit(b"ended"), desk.admit(b"running")
+    desk.heartbeat.forget(ended)
+    desk.backend.await_beats(2)
+    assert {count for _, count in desk.backend.renewals} == {1}
+    assert running.lease is not None
+
+
+def test_an_attempt_without_a_lease_is_not_watched(desk: Desk) -> None:
+    """SPEC 4: no key, no backend call, and no thread."""
+    attempt = Attempt(IdempotencyPolicy())
+    before = beating_threads()
+    desk.heartbeat.watch(attempt)
+    desk.heartbeat.forget(attempt)
+    assert beating_threads() == before
+
+
+def test_one_thread_serves_all_attempts(desk: Desk) -> None:
+    """L-01: one thread a process for all requests."""
+    before = beating_threads()
+    for number in range(20):
+        desk.admit(b"%d" % number)
+    desk.backend.await_beats()
+    assert len(beating_threads() - before) == 1
+
+
+def test_many_leases_are_renewed_in_batches(desk: Desk) -> None:
+    """B-04, LIMITS 6: one call for at most 500."""
+    for number in range(2 * BATCH + 7):
+        desk.admit(b"%d" % number, lease=2.0)
+    desk.backend.await_beats(3)
+    counts = [count for _, count in desk.backend.renewals]
+    assert BATCH == 500
+    assert max(counts) <= BATCH
+    eventually(lambda: sum(count for _, count in desk.backend.renewals) >= 2 * BATCH + 7)
+
+
+def test_a_lost_lease_marks_its_attempt_and_is_told_once(desk: Desk) -> None:
+    """L-03, S-07."""
+    lost, kept = desk.admit(b"lost"), desk.admit(b"kept")
+    assert lost.lease is not None
+    lost.lease.token -= 1
+    desk.backend.await_beats(4)
+    eventually(lambda: lost.lost)
+    assert not kept.lost
+    assert desk.listener.kinds() == [events.OwnershipLost]
+    assert desk.backend.renewals[-1][1] == 1
+
+
+def test_an_attempt_that_is_being_settled_is_not_called_lost(desk: Desk) -> None:
+    """L-03: its own failure or release may have ended the record a moment before."""
+    settled = desk.admit(b"settled")
+    assert settled.lease is not None
+    settled.phase = Phase.ENDED
+    settled.lease.token -= 1
+    desk.backend.await_beats(2)
+    desk.heartbeat.forget(settled)
+    assert not settled.lost
+    assert desk.listener.seen == []
+
+
+def test_a_record_that_vanished_is_not_a_lost_lease(desk: Desk) -> None:
+    """B-08a: its owner may write it anew."""
+    attempt = desk.admit()
+    assert attempt.lease is not None
+    desk.backend.delete(attempt.lease.record_id)
+    desk.backend.await_beats(2)
+    assert not attempt.lost
+    assert desk.listener.seen == []
+
+
+@pytest.mark.parametrize("failure", [BackendUnavailable("down"), RuntimeError("a backend's own bug")])
+def test_a_backend_that_is_down_is_asked_again(desk: Desk, failure: Exception) -> None:
+    """L-01, B-10: the lease may outlast the trouble, and the thread must."""
+    desk.backend.failure = failure
+    attempt = desk.admit()
+    desk.backend.await_beats(3)
+    eventually(lambda: len(desk.listener.seen) >= 2)
+    assert set(desk.listener.kinds()) == {events.BackendFailed}
+    desk.backend.failure = None
+    count = len(desk.listener.seen)
+    desk.backend.await_beats(3)
+    assert len(desk.listener.seen) <= count + 1
+    assert not attempt.lost
+
+
+class Miscounting(RecordingBackend):
+    """A backend that answers for too few leases, once."""
+
+    wrong = 1
+
+    def renew(self, c: Renew, /) -> Sequence[Renewal]:
+        """Leave the last answer out, the first time."""
+        answers = super().renew(c)
+        if self.wrong:
+            self.wrong -= 1
+            return answers[:-1]
+        return answers
+
+
+def test_a_backend_that_miscounts_does_not_stop_the_heartbeat() -> None:
+    """L-01: one wrong answer would cost every lease of the process."""
+    desk = Desk(Miscounting(clock=Clock()))
+    attempt = desk.admit()
+    desk.backend.await_beats(3)
+    assert not attempt.lost
+    assert desk.listener.kinds()[0] is events.BackendFailed
+    desk.close()
+
+
+def test_a_listener_that_raises_does_not_stop_the_heartbeat(desk: Desk) -> None:
+    """Events harm no request."""
+
+    def listener(event: events.Event) -> None:
+        raise RuntimeError("a listener's bug")
+
+    desk.backend.failure = BackendUnavailable("down")
+    desk.listener = listener  # type: ignore[assignment]
+    desk.admit()
+    desk.backend.await_beats(3)
+
+
+def test_a_handler_over_max_run_is_not_kept_alive(desk: Desk) -> None:
+    """L-01: a deadlocked handler does not hold its key for ever."""
+    deadlocked, running = desk.admit(b"deadlocked", lease=0.06, max_run=0.06), desk.admit(b"running", lease=0.06)
+    watched = desk.heartbeat._beats.get()._watched
+    eventually(lambda: len(watched) == 1)
+    assert running.lease is not None
+    assert list(watched) == [running.lease.owner]
+    assert not deadlocked.lost
+
+
+def test_an_idle_thread_sleeps_and_is_woken_by_the_next_request(desk: Desk) -> None:
+    """LIMITS 6: an idle process costs nothing; the next lease is renewed all the same."""
+    attempt = desk.admit(lease=0.03)
+    beats = desk.heartbeat._beats.get()
+    desk.heartbeat.forget(attempt)
+    assert IDLE_LOOKS > 0
+    eventually(lambda: beats._asleep.is_set() and beats._nap() is None)
+    seen = len(desk.backend.renewals)
+    desk.admit(b"next", lease=0.03)
+    eventually(lambda: len(desk.backend.renewals) > seen)
+
+
+def test_a_shorter_lease_hurries_a_thread_that_naps_for_a_longer_one(desk: Desk) -> None:
+    """L-01: leases of several routes."""
+    desk.admit(b"long", lease=600.0)
+    before = time.monotonic()
+    desk.admit(b"short", lease=0.15)
+    desk.backend.await_beats()
+    assert desk.backend.renewals[0][1] == 1
+    assert desk.backend.renewals[0][0] - before < 5.0
+
+
+def test_a_forked_child_has_a_heartbeat_of_its_own() -> None:
+    """B-11, FAULTS 16: threads do not survive a fork (gunicorn --preload)."""
+    ended = subprocess.run([sys.executable, str(FORK_SCRIPT)], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout.split()) == (0, ["child", "beats", "parent", "beats"]), ended.stderr

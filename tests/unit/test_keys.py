@@ -1,0 +1,336 @@
+"""The key field, the caller's scope, and the record id."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from open_idempotency._core.keys import (
+    caller_scope,
+    digest,
+    downstream_key,
+    find_key,
+    key_names,
+    parse_key,
+    record_id,
+)
+from open_idempotency._core.requests import Request
+from open_idempotency.exceptions import KeyRejected, KeyRequired, ScopeUnknown
+from open_idempotency.policy import IdempotencyPolicy
+from tests.unit.builders import request_of
+
+NAME = b"idempotency-key"
+UUID = "8e03978e-40d5-43e8-bc93-6894a57f9324"
+LENIENT, STRICT = IdempotencyPolicy(), IdempotencyPolicy(profile="strict")
+LONG_KEY = "k" * 16
+
+
+def parse(value: bytes, policy: IdempotencyPolicy = LENIENT) -> str | None:
+    """The key in one field line."""
+    return parse_key([(NAME, value)], policy)
+
+
+# field value -> (key in the strict profile, key in the lenient one); None: refused
+TABLE: list[tuple[str, bytes, str | None, str | None]] = [
+    ("H-01", b'"%b"' % UUID.encode(), UUID, UUID),
+    ("H-02", UUID.encode(), None, UUID),
+    ("H-02", b"1", None, "1"),
+    ("H-02", b"?1", None, "?1"),
+    ("H-02", b":aGVsbG8=:", None, ":aGVsbG8=:"),
+    ("H-02", b"!#$%&'()*+-./:<=>?@[]^_`{|}~", None, "!#$%&'()*+-./:<=>?@[]^_`{|}~"),
+    ("H-03", rb'"a\"b"', 'a"b', 'a"b'),
+    ("H-03", rb'"a\\b"', r"a\b", r"a\b"),
+    ("H-03", rb'"a\nb"', None, None),
+    ("H-03", rb'"a\ub"', None, None),
+    ("H-03", b'"a\\', None, None),
+    ("H-04", b'"abc', None, None),
+    ("H-04", b'abc"', None, None),
+    ("H-04", b'"abc"def', None, None),
+    ("H-04", b'"', None, None),
+    ("H-05", b' \t"abc"  ', "abc", "abc"),
+    ("H-05", b'"abc";v=1', "abc", "abc"),
+    ("H-05", b'"abc"; v', "abc", "abc"),
+    ("H-05", b'"abc";v="x;y";w=?0', "abc", "abc"),
+    ("H-05", b"  abc ", None, "abc"),
+    ("H-06", b'"abc";V=1', None, None),
+    ("H-06", b'"abc";', None, None),
+    ("H-06", b'"abc" ;v=1', None, None),
+    ("H-06", b'"a", "b"', None, None),
+    ("H-06", b'("a")', None, None),
+    ("H-06", b'%"x"', None, None),
+    ("H-06", b"a,b", None, None),
+    ("H-06", b"a;b", None, None),
+    ("H-06", b"a b", None, None),
+    ("H-06", rb"a\b", None, None),
+    ("H-08", b"", None, None),
+    ("H-08", b"  ", None, None),
+    ("H-08", b'""', None, None),
+    ("H-09", b"\xc3\xa9" * 8, None, None),
+    ("H-09", b'"\xc3\xa9"', None, None),
+    ("H-09", b'"a\x00b"', None, None),
+    ("H-09", b"a\x7fb", None, None),
+    ("H-09", b'"a\nb"', None, None),
+    ("H-10", b'"%b"' % (b"k" * 255), "k" * 255, "k" * 255),
+    ("H-10", b'"%b"' % (rb"\"" * 255), '"' * 255, '"' * 255),
+    ("H-10", b"k" * 255, None, "k" * 255),
+    ("H-10", b'"%b"' % (b"k" * 256), None, None),
+    ("H-10", b"k" * 256, None, None),
+    ("H-10", b"k" * 8192, None, None),
+    ("H-10", b'"' + b"k" * 8192, None, None),
+    ("H-11", b'"AbC"', "AbC", "AbC"),
+]
+
+
+@pytest.mark.parametrize(("line", "value", "strict", "lenient"), TABLE, ids=[f"{r[0]}:{r[1][:24]!r}" for r in TABLE])
+@pytest.mark.parametrize("profile", ["strict", "lenient"])
+def test_a_field_value_is_read_or_refused_as_the_profile_says(
+    line: str, value: bytes, strict: str | None, lenient: str | None, profile: str
+) -> None:
+    """H-01 to H-11."""
+    policy, wanted = {"strict": (STRICT, strict), "lenient": (LENIENT, lenient)}[profile]
+    if wanted is not None:
+        assert parse(value, policy) == wanted
+        return
+    with pytest.raises(KeyRejected):
+        parse(value, policy)
+
+
+def test_a_field_of_any_size_is_refused_before_it_is_parsed() -> None:
+    """H-10: no work grows with the field; the message says that it is the size."""
+    with pytest.raises(KeyRejected, match="1024 octets"):
+        parse(b'"' + b'\\"' * 4096)
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_give_a_bounded_printable_key_or_are_refused(value: bytes) -> None:
+    """H-09, H-10."""
+    for policy in (LENIENT, STRICT):
+        try:
+            text, limit = parse(value, policy), 255
+        except KeyRejected as error:
+            text, limit = str(error), 400
+        assert text is not None
+        assert re.fullmatch(f"[ -~]{{1,{limit}}}", text)
+
+
+@given(st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=255))
+def test_every_printable_key_survives_quoting(key: str) -> None:
+    """H-03."""
+    quoted = key.replace("\\", "\\\\").replace('"', '\\"')
+    assert parse(f'"{quoted}"'.encode(), STRICT) == key
+
+
+@pytest.mark.parametrize("second", [b'"abc"', b'"other"'])
+def test_two_field_lines_are_refused_equal_or_not(second: bytes) -> None:
+    """H-07."""
+    with pytest.raises(KeyRejected, match="one Idempotency-Key field line"):
+        parse_key([(NAME, b'"abc"'), (NAME, second)], LENIENT)
+
+
+def test_an_alias_beside_the_standard_field_with_the_same_key_is_one_key() -> None:
+    """H-07."""
+    policy = IdempotencyPolicy(aliases=("X-Idempotency-Key",))
+    assert parse_key([(NAME, b'"abc"'), (b"x-idempotency-key", b"abc")], policy) == "abc"
+
+
+def test_an_alias_beside_the_standard_field_with_another_key_is_refused() -> None:
+    """H-07."""
+    policy = IdempotencyPolicy(aliases=("X-Idempotency-Key",))
+    with pytest.raises(KeyRejected, match="different keys"):
+        parse_key([(NAME, b'"abc"'), (b"x-idempotency-key", b'"abd"')], policy)
+
+
+def test_an_alias_alone_carries_the_key() -> None:
+    """H-07."""
+    policy = IdempotencyPolicy(aliases=("X-Idempotency-Key",))
+    assert parse_key([(b"x-idempotency-key", b"abc")], policy) == "abc"
+
+
+def test_the_field_is_found_under_any_case_of_its_configured_names() -> None:
+    """H-11: names are lower-case inside, whatever the policy writes."""
+    names = key_names(IdempotencyPolicy(header="Idempotency-KEY", aliases=("X-Key",)))
+    headers = [(b"idempotency-key", b"a"), (b"host", b"h"), (b"x-key", b"b")]
+    assert find_key(headers, names) == [(b"idempotency-key", b"a"), (b"x-key", b"b")]
+
+
+def test_no_field_is_no_key() -> None:
+    """SPEC 4: an optional route passes through."""
+    assert parse_key([], LENIENT) is None
+
+
+def test_no_field_on_a_route_that_requires_one_is_refused() -> None:
+    """O-06."""
+    with pytest.raises(KeyRequired, match="Idempotency-Key"):
+        parse_key([], IdempotencyPolicy(required=True))
+
+
+def refuse(key: str) -> bool:
+    """A hook that says no."""
+    return False
+
+
+def test_a_validate_hook_that_returns_false_refuses() -> None:
+    """H-11."""
+    with pytest.raises(KeyRejected):
+        parse(b"abc", IdempotencyPolicy(validate=refuse))
+
+
+def test_a_validate_hook_that_raises_value_error_refuses_with_its_words() -> None:
+    """H-11: ``uuid.UUID`` itself is a validator."""
+    policy = IdempotencyPolicy(validate=uuid.UUID)
+    assert parse(UUID.encode(), policy) == UUID
+    with pytest.raises(KeyRejected, match="hexadecimal UUID"):
+        parse(b"abc", policy)
+
+
+def test_a_validate_hook_sees_the_unescaped_key() -> None:
+    """H-11, H-03."""
+    seen: list[str] = []
+
+    def accept(key: str) -> bool:
+        seen.append(key)
+        return True
+
+    parse(rb'"a\"b";v=1', IdempotencyPolicy(validate=accept))
+    assert seen == ['a"b']
+
+
+def test_a_validate_hook_that_returns_nothing_refuses() -> None:
+    """H-11: ``re.compile(...).fullmatch`` itself is a validator, whose None must not mean yes."""
+    policy = IdempotencyPolicy(validate=re.compile("ord-[0-9]+").fullmatch)
+    assert parse(b"ord-7", policy) == "ord-7"
+    with pytest.raises(KeyRejected):
+        parse(b"abc", policy)
+
+
+def scope_of(headers: list[tuple[bytes, bytes]], user: str | None = None, key: str = LONG_KEY, **fields: Any) -> str:
+    """The scope of a request with these headers."""
+    return caller_scope(request_of(headers=headers), user, key, IdempotencyPolicy(**fields))
+
+
+AUTHORIZED = [(b"authorization", b"Bearer secret")]
+
+
+def test_the_scope_callable_goes_before_the_user_and_the_credentials() -> None:
+    """SPEC 5: first that applies."""
+    assert scope_of(AUTHORIZED, "ann", scope=lambda _: "tenant-1") == "custom:tenant-1"
+
+
+def test_the_verified_user_goes_before_the_credentials() -> None:
+    """SPEC 5."""
+    assert scope_of(AUTHORIZED, "ann") == "user:ann"
+
+
+def test_credentials_are_digested_and_not_kept() -> None:
+    """SPEC 5, 9."""
+    scope = scope_of(AUTHORIZED)
+    assert scope.startswith("authorization:")
+    assert "secret" not in scope
+
+
+def test_two_credentials_are_two_scopes() -> None:
+    """SPEC 5."""
+    assert scope_of(AUTHORIZED) != scope_of([(b"authorization", b"Bearer other")])
+
+
+def test_two_authorization_lines_are_not_one_joined_line() -> None:
+    """SPEC 5: the whole field counts."""
+    assert scope_of([(b"authorization", b"a"), (b"authorization", b"b")]) != scope_of([(b"authorization", b"ab")])
+
+
+def test_without_credentials_a_caller_is_anonymous() -> None:
+    """SPEC 5."""
+    assert scope_of([]) == "anonymous:"
+
+
+@pytest.mark.parametrize("headers", [[], [(b"authorization", b"")], [(b"authorization", b"  ")]])
+def test_an_anonymous_short_key_is_refused_also_behind_empty_credentials(headers: list[tuple[bytes, bytes]]) -> None:
+    """SPEC 5: keys shorter than 16 characters could be guessed."""
+    with pytest.raises(KeyRejected, match="16"):
+        scope_of(headers, key="k" * 15)
+
+
+def test_an_authorized_short_key_is_accepted() -> None:
+    """SPEC 5."""
+    assert scope_of(AUTHORIZED, key="1").startswith("authorization:")
+
+
+def test_kinds_of_scope_never_collide() -> None:
+    """SPEC 5, I10: a user may be called like another kind's scope."""
+    custom = scope_of([], scope=lambda _: "user:ann")
+    named_custom = scope_of([], "custom:ann")
+    assert len({custom, named_custom, scope_of([], "ann"), scope_of([], scope=lambda _: "ann"), scope_of([])}) == 5
+
+
+def failing(request: Request) -> str:
+    """A hook with a bug."""
+    raise LookupError("no tenant")
+
+
+def test_a_scope_callable_that_raises_is_never_a_shared_bucket() -> None:
+    """SPEC 5."""
+    with pytest.raises(ScopeUnknown) as caught:
+        scope_of([], scope=failing)
+    assert isinstance(caught.value.__cause__, LookupError)
+
+
+@pytest.mark.parametrize("nothing", [None, "", 7, b"ann"])
+def test_a_scope_callable_that_names_nobody_is_never_a_shared_bucket(nothing: Any) -> None:
+    """SPEC 5."""
+    with pytest.raises(ScopeUnknown):
+        scope_of([], scope=lambda _: nothing)
+
+
+def test_a_user_without_a_name_is_never_a_shared_bucket() -> None:
+    """SPEC 5."""
+    with pytest.raises(ScopeUnknown):
+        scope_of(AUTHORIZED, "")
+
+
+part = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+@given(st.tuples(part, part, part), st.tuples(part, part, part))
+def test_record_ids_are_equal_only_for_equal_app_scope_and_key(one: tuple[str, ...], two: tuple[str, ...]) -> None:
+    """SPEC 2: each part is length-prefixed."""
+    ids = [record_id(scope, key, IdempotencyPolicy(app=app)) for app, scope, key in (one, two)]
+    assert (ids[0] == ids[1]) is (one == two)
+    assert len(ids[0]) == 32
+
+
+@given(st.lists(st.binary(max_size=6), max_size=4), st.lists(st.binary(max_size=6), max_size=4))
+def test_parts_of_a_digest_never_run_into_each_other(one: list[bytes], two: list[bytes]) -> None:
+    """SPEC 5: length-prefixed."""
+    assert (digest(None, *one) == digest(None, *two)) is (one == two)
+
+
+def test_moved_boundaries_between_scope_and_key_are_other_records() -> None:
+    """SPEC 2, I10."""
+    assert record_id("user:a", "b", LENIENT) != record_id("user:", "ab", LENIENT)
+
+
+def test_a_secret_changes_the_record_id() -> None:
+    """SPEC 9: who reads the backend can neither list nor forge keys."""
+    keyed = [IdempotencyPolicy(secret=secret) for secret in (b"x" * 16, b"y" * 16)]
+    assert len({record_id("s", "k", policy) for policy in (LENIENT, *keyed)}) == 3
+
+
+def test_a_downstream_key_is_the_same_on_every_attempt() -> None:
+    """SPEC 8, ``key_for``."""
+    assert downstream_key(b"seed", "charge", None) == downstream_key(b"seed", "charge", None)
+
+
+def test_a_downstream_key_differs_by_name_request_and_secret() -> None:
+    """SPEC 8, ``key_for``."""
+    one = [downstream_key(b"seed", "charge", None), downstream_key(b"seed", "refund", None)]
+    assert len({*one, downstream_key(b"other", "charge", None), downstream_key(b"seed", "charge", b"x" * 16)}) == 4
+
+
+def test_a_downstream_key_suits_any_provider() -> None:
+    """SPEC 8, ``key_for``: 35 characters of a-z, 0-9 and the hyphen."""
+    assert re.fullmatch("oi-[a-z0-9]{32}", downstream_key(b"seed", "charge", None))

@@ -1,0 +1,204 @@
+"""Threads and shielded cleanup on asyncio and trio, under cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+
+import anyio
+import pytest
+
+from open_idempotency._perform import loops
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_running_library_is_known(anyio_backend: str) -> None:
+    """In a task it is the one that runs, in a thread of its own none."""
+    assert loops.current_library() == anyio_backend
+    assert await loops.in_thread(loops.current_library) is None
+
+
+async def test_a_thread_answers_or_raises() -> None:
+    """in_thread is the call itself, elsewhere."""
+    assert await loops.in_thread(divmod, 7, 2) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        await loops.in_thread(divmod, 7, 0)
+
+
+async def test_a_cancelled_thread_is_waited_for(anyio_backend: str) -> None:
+    """Not abandoned: its effect is there when the cancellation goes on, and the cancellation does."""
+    began, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        began.set()
+        assert go_on.wait(20)
+        ended.set()
+
+    went_past = False
+
+    async def call() -> None:
+        nonlocal went_past
+        try:
+            await loops.in_thread(work)
+            went_past = True
+        finally:
+            assert ended.is_set()
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            group.start_soon(call)
+            while not began.is_set():
+                await anyio.sleep(0.001)
+            group.cancel_scope.cancel()
+            go_on.set()
+    # trio delivers the cancellation at the next checkpoint, asyncio at this one.
+    assert went_past == (anyio_backend == "trio")
+
+
+async def test_sleep_lets_others_run() -> None:
+    """It does not block the loop."""
+    order: list[str] = []
+
+    async def other() -> None:
+        order.append("other")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(other)
+        await loops.sleep(0.01)
+        order.append("slept")
+    assert order == ["other", "slept"]
+
+
+async def test_a_cleanup_ends_although_its_task_is_being_cancelled() -> None:
+    """L-04: also where the cancellation is delivered again and again, as anyio's scopes do."""
+    steps: list[str] = []
+
+    async def cleanup() -> str:
+        for step in ("one", "two", "three"):
+            await anyio.sleep(0.01)
+            steps.append(step)
+        return "done"
+
+    async def task() -> None:
+        try:
+            await anyio.sleep(60)
+        finally:
+            steps.append(await loops.shielded(cleanup, 20))
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            group.start_soon(task)
+            await anyio.sleep(0.01)
+            group.cancel_scope.cancel()
+    assert steps == ["one", "two", "three", "done"]
+
+
+async def test_a_cleanup_raises_what_it_raised() -> None:
+    """Its error is the caller's."""
+
+    async def cleanup() -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await loops.shielded(cleanup, 20)
+
+
+async def test_a_cleanup_that_hangs_is_ended() -> None:
+    """I11: TimeoutError at the deadline, and the cleanup is cancelled."""
+    cancelled = anyio.Event()
+
+    async def cleanup() -> None:
+        try:
+            await anyio.sleep(60)
+        finally:
+            cancelled.set()
+
+    with pytest.raises(TimeoutError):
+        await loops.shielded(cleanup, 0.02)
+    with anyio.fail_after(20):
+        await cancelled.wait()
+
+
+async def test_a_cancellation_during_a_cleanup_is_put_off_not_lost() -> None:
+    """The caller is cancelled at its next await, and learns the cleanup's result before."""
+    told: list[str] = []
+    entered = anyio.Event()
+
+    async def cleanup() -> str:
+        entered.set()
+        await anyio.sleep(0.05)
+        return "done"
+
+    async def task() -> None:
+        told.append(await loops.shielded(cleanup, 20))
+        await anyio.sleep(60)
+        told.append("never")
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            group.start_soon(task)
+            await entered.wait()
+            group.cancel_scope.cancel()
+    assert told == ["done"]
+
+
+def _asyncio(main: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_native_cancellations_are_put_off_too() -> None:
+    """Task.cancel, repeated: counted once, delivered after the cleanup."""
+
+    async def main() -> None:
+        go_on = asyncio.Event()
+        told: list[str] = []
+
+        async def cleanup() -> str:
+            await go_on.wait()
+            return "done"
+
+        async def work() -> None:
+            told.append(await loops.shielded(cleanup, 20))
+            await asyncio.sleep(60)
+
+        task = asyncio.create_task(work())
+        for _ in range(3):
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            task.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert told == ["done"]
+
+    _asyncio(main)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.timeout is new in Python 3.11")
+def test_a_timeout_around_a_cleanup_still_strikes() -> None:
+    """asyncio counts cancellations; the count stays right."""
+
+    async def main() -> None:
+        async def cleanup() -> None:
+            await asyncio.sleep(0.05)
+
+        async def in_time() -> None:
+            async with asyncio.timeout(0.01):
+                await loops.shielded(cleanup, 20)
+                await asyncio.sleep(60)
+
+        with pytest.raises(TimeoutError):
+            await in_time()
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+
+    _asyncio(main)
+
+
+def test_outside_of_a_loop_there_is_no_library() -> None:
+    """None, without importing one."""
+    assert loops.current_library() is None

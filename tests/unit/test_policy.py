@@ -1,0 +1,165 @@
+"""Every option refuses what it cannot mean, and says its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from open_idempotency.exceptions import ConfigurationError
+from open_idempotency.policy import FIELD_NAMES, IdempotencyPolicy, make_policy
+
+BAD: list[tuple[str, Any]] = [
+    *[("methods", bad) for bad in (["GET"], ["head"], [], "POST", [1], None, [""], ["PO ST"])],
+    *[("required", bad) for bad in (None, "yes", 2)],
+    *[("header", bad) for bad in ("", "Idempotency Key", "x:", "é", None, 3)],
+    *[("aliases", bad) for bad in ("X-Key", ["X Key"], [None], None)],
+    *[("profile", bad) for bad in ("loose", None, "Strict")],
+    *[("validate", bad) for bad in ("uuid", 1)],
+    *[("scope", bad) for bad in ("user", 1)],
+    *[("app", bad) for bad in (None, b"app", 1)],
+    *[("fingerprint", bad) for bad in ("raw", None, b"auto")],
+    *[("fingerprint_headers", bad) for bad in ("X", ["X:"], None)],
+    *[("fingerprint_ignore", bad) for bad in (["a"], [""], "/a", None)],
+    *[("secret", bad) for bad in ("text" * 8, b"", b"short")],
+    *[("lease", bad) for bad in (0, -1, 10**400, math.nan, math.inf, "30", None, True, timedelta(0))],
+    *[("ttl", bad) for bad in (0, -1, math.nan, math.inf, "1d", None, False, timedelta(seconds=-1))],
+    *[("max_run", bad) for bad in (0, -1, math.nan, math.inf, None)],
+    *[("wait", bad) for bad in (-1, math.nan, math.inf, None, "5")],
+    *[("max_wait", bad) for bad in (-0.1, math.nan, math.inf, None)],
+    *[("max_waiting", bad) for bad in (-1, 1.5, True, "3")],
+    *[("record_within", bad) for bad in (-1, math.nan, math.inf, "1")],
+    *[("on_failed", bad) for bad in ("rerun", None)],
+    *[("on_abandoned", bad) for bad in ("replay", None)],
+    *[("max_attempts", bad) for bad in (0, -1, 1.5, True, "3")],
+    *[("fail_open", bad) for bad in (None, "no")],
+    *[("store", bad) for bad in (True, 200)],
+    *[("max_request_bytes", bad) for bad in (-1, 1.0, None, True)],
+    *[("max_response_bytes", bad) for bad in (-1, "1MB")],
+    *[("max_stage_bytes", bad) for bad in (-1, None)],
+    *[("spool_bytes", bad) for bad in (-1, None)],
+    *[("strict_stages", bad) for bad in (None, "x")],
+    *[("docs_url", bad) for bad in (1, "", "http://x\r\nset-cookie: a", "http://ü", "a b", "<x>")],
+    *[("render_problem", bad) for bad in ("html", 1)],
+    *[("on_event", bad) for bad in ([], "log")],
+]
+
+
+@pytest.mark.parametrize(("name", "bad"), BAD, ids=[f"{name}={bad!r}" for name, bad in BAD])
+def test_a_bad_value_is_refused_at_start_naming_the_field(name: str, bad: Any) -> None:
+    """Issue: "ConfigurationError at start, naming the field"."""
+    fields = {"fingerprint": "json"} if name == "fingerprint_ignore" else {}
+    with pytest.raises(ConfigurationError, match=rf"^{name}: "):
+        IdempotencyPolicy(**{**fields, name: bad})
+
+
+def test_every_field_is_checked() -> None:
+    """The table above forgets none."""
+    assert {name for name, _ in BAD} == FIELD_NAMES
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"ttl": 10.0}, "ttl"),
+        ({"lease": 60.0, "ttl": 59.0}, "ttl"),
+        ({"max_run": 29.0}, "max_run"),
+        ({"fingerprint_ignore": ("/a",)}, "fingerprint_ignore"),
+        ({"fingerprint_ignore": ("/a",), "fingerprint": "none"}, "fingerprint_ignore"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused_naming_one(fields: dict[str, Any], named: str) -> None:
+    """Issue: ttl < lease and the like."""
+    with pytest.raises(ConfigurationError, match=f"^{named}: "):
+        IdempotencyPolicy(**fields)
+
+
+def test_the_defaults_are_those_of_the_specification() -> None:
+    """SPEC 3 to 6."""
+    policy = IdempotencyPolicy()
+    assert (policy.lease, policy.ttl, policy.max_run) == (30.0, 86_400.0, 3_600.0)
+    assert policy.methods == {"POST", "PATCH"}
+    assert (policy.header, policy.profile, policy.fingerprint) == ("Idempotency-Key", "lenient", "auto")
+    assert (policy.on_failed, policy.on_abandoned, policy.fail_open) == ("resume", "resume", False)
+
+
+@pytest.mark.parametrize("name", ["lease", "ttl", "max_run", "wait", "max_wait", "record_within"])
+def test_a_timedelta_becomes_float_seconds(name: str) -> None:
+    """HOUSE: timedelta or seconds at the edge, float seconds inside."""
+    fields: dict[str, Any] = {"lease": 1, name: timedelta(minutes=2)}
+    fields.setdefault("ttl", 600)
+    value = getattr(IdempotencyPolicy(**fields), name)
+    assert (value, type(value)) == (120.0, float)
+
+
+def test_methods_are_upper_case_inside() -> None:
+    """SPEC 4."""
+    assert IdempotencyPolicy(methods=["post", "Put"]).methods == {"POST", "PUT"}  # type: ignore[arg-type]
+
+
+def test_lists_become_tuples() -> None:
+    """A policy is a value; it shares nothing with what it was made of."""
+    names = ["X-Key"]
+    policy = IdempotencyPolicy(aliases=names)  # type: ignore[arg-type]
+    names.append("X-Other")
+    assert policy.aliases == ("X-Key",)
+
+
+def test_a_policy_cannot_be_changed() -> None:
+    """HOUSE: frozen."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        IdempotencyPolicy().lease = 1.0  # type: ignore[misc]
+
+
+def test_replace_changes_some_fields_and_leaves_the_policy() -> None:
+    """SPEC 4: any policy field per route."""
+    policy = IdempotencyPolicy(wait=2)
+    changed = policy.replace(ttl=timedelta(hours=1))
+    assert (changed.ttl, changed.wait, policy.ttl) == (3600.0, 2.0, 86_400.0)
+
+
+def test_replace_validates_the_result() -> None:
+    """Issue."""
+    with pytest.raises(ConfigurationError, match=r"^lease: "):
+        IdempotencyPolicy().replace(lease=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("leese", "lease"), ("on_fail", "on_failed"), ("max_request_byte", "max_re")]
+)
+def test_an_unknown_field_is_refused_with_the_nearest_name(name: str, near: str) -> None:
+    """Issue: unknown policy field."""
+    with pytest.raises(ConfigurationError, match=f"^{name}: no such policy field; did you mean {near}"):
+        make_policy(None, {name: 1})
+
+
+def test_an_unknown_field_like_no_other_is_refused_with_all_names() -> None:
+    """Issue."""
+    with pytest.raises(ConfigurationError, match=r"^zzzz: no such policy field; known: aliases, app, "):
+        IdempotencyPolicy().replace(zzzz=1)
+
+
+def test_fields_override_a_given_policy() -> None:
+    """Issue: policy fields are keyword arguments of every adapter, or a whole policy."""
+    assert make_policy(IdempotencyPolicy(wait=2, lease=9), {"lease": 10}) == IdempotencyPolicy(wait=2, lease=10)
+
+
+def test_a_policy_that_is_none_of_ours_is_refused() -> None:
+    """Issue."""
+    with pytest.raises(ConfigurationError, match=r"^policy: "):
+        make_policy({"lease": 3}, {})  # type: ignore[arg-type]
+
+
+def test_the_secret_is_not_shown() -> None:
+    """SPEC 9."""
+    assert "hunter" not in repr(IdempotencyPolicy(secret=b"hunter2hunter2hunter2"))
+
+
+def test_a_bad_secret_is_not_shown_in_the_error() -> None:
+    """SPEC 9."""
+    with pytest.raises(ConfigurationError) as caught:
+        IdempotencyPolicy(secret=b"hunter2")
+    assert "hunter" not in str(caught.value)

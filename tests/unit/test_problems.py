@@ -1,0 +1,118 @@
+"""The answers of our own: application/problem+json."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from open_idempotency._core import problems
+from open_idempotency._core.models import Busy, Refusal
+from open_idempotency._core.problems import Problem, render, retry_after
+from open_idempotency._core.requests import Answer
+from open_idempotency.policy import IdempotencyPolicy
+
+POLICY = IdempotencyPolicy()
+# problem, its name, status, retryable, reuse_key
+ALL: list[tuple[Problem, str, int, bool, bool]] = [
+    (problems.key_missing("d"), "key-missing", 400, True, False),
+    (problems.key_malformed("d"), "key-malformed", 400, True, False),
+    (problems.key_reused(), "key-reused", 422, True, False),
+    (problems.body_too_large(9), "body-too-large", 413, False, False),
+    (problems.in_progress(Busy(1.0, 1.0)), "in-progress", 409, True, True),
+    (problems.superseded(), "in-progress", 409, True, True),
+    (problems.outcome_unknown(Refusal.FAILED), "outcome-unknown", 409, False, False),
+    (problems.outcome_unknown(Refusal.ABANDONED), "outcome-unknown", 409, False, False),
+    (problems.outcome_unknown(Refusal.ATTEMPTS), "outcome-unknown", 409, False, False),
+    (problems.not_replayable(201, "/1"), "not-replayable", 409, False, False),
+    (problems.backend_unavailable(), "backend-unavailable", 503, True, True),
+    (problems.record_unreadable(), "record-unreadable", 503, True, True),
+]
+
+
+@pytest.mark.parametrize(("problem", "name", "status", "retryable", "reuse"), ALL, ids=[row[1] for row in ALL])
+def test_a_problem_has_the_members_of_rfc_9457_and_ours(
+    problem: Problem, name: str, status: int, retryable: bool, reuse: bool
+) -> None:
+    """SPEC 4, O-03 to O-12."""
+    answer = render(problem, POLICY, "/charges")
+    members = json.loads(answer.body or b"")
+    assert answer.status == members["status"] == status
+    assert members["type"] == f"urn:problem-type:open-idempotency:{name}"
+    assert (members["retryable"], members["reuse_key"], members["instance"]) == (retryable, reuse, "/charges")
+    assert members["title"]
+    assert members["detail"]
+
+
+@pytest.mark.parametrize("problem", [row[0] for row in ALL], ids=[row[1] for row in ALL])
+def test_a_problem_is_typed_counted_and_never_cached(problem: Problem) -> None:
+    """SPEC 4."""
+    answer = render(problem, POLICY, "/")
+    headers = dict(answer.headers)
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert headers[b"cache-control"] == b"no-store"
+    assert headers[b"content-length"] == b"%d" % len(answer.body or b"")
+
+
+@pytest.mark.parametrize("problem", [row[0] for row in ALL if row[2] == 503 or row[1] == "in-progress"])
+def test_a_problem_that_passes_says_when_to_retry(problem: Problem) -> None:
+    """O-03, O-12."""
+    assert int(dict(render(problem, POLICY, "/").headers)[b"retry-after"]) >= 1
+
+
+def test_a_docs_url_is_linked_from_every_problem() -> None:
+    """SPEC 4: ``describedby``."""
+    policy = IdempotencyPolicy(docs_url="https://example.com/idempotency")
+    answer = render(problems.key_reused(), policy, "/")
+    assert (b"link", b'<https://example.com/idempotency>; rel="describedby"') in answer.headers
+
+
+def test_a_hook_renders_problems_otherwise() -> None:
+    """SPEC 4; it is given the whole problem."""
+    policy = IdempotencyPolicy(render_problem=lambda problem: Answer(problem.status, [], problem.instance.encode()))
+    assert render(problems.key_reused(), policy, "/a") == Answer(422, [], b"/a")
+
+
+def test_an_answer_that_could_not_be_kept_tells_its_status_and_location() -> None:
+    """O-11."""
+    members = json.loads(render(problems.not_replayable(201, "/1"), POLICY, "/").body or b"")
+    assert (members["original_status"], members["location"]) == (201, "/1")
+
+
+def test_an_answer_that_could_not_be_kept_and_had_no_location_tells_none() -> None:
+    """O-11."""
+    assert "location" not in json.loads(render(problems.not_replayable(200, None), POLICY, "/").body or b"")
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "remaining", "seconds"),
+    [
+        (0.0, 30.0, 1),
+        (0.9, 30.0, 1),
+        (1.2, 30.0, 2),
+        (5.0, 30.0, 5),
+        (9.1, 30.0, 10),
+        (10.0, 30.0, 10),
+        (600.0, 30.0, 10),
+        (10.0, 3.0, 4),
+        (10.0, 3.2, 4),
+        (10.0, 0.5, 1),
+        (10.0, 0.0, 1),
+        (10.0, -5.0, 1),
+    ],
+)
+def test_retry_after_follows_the_time_it_has_run(elapsed: float, remaining: float, seconds: int) -> None:
+    """O-03: clamp(elapsed, 1, 10), never past the lease end + 1."""
+    assert retry_after(Busy(elapsed, remaining)) == seconds
+
+
+durations: Any = st.floats(0, 1e6)
+
+
+@given(durations, durations)
+def test_retry_after_is_never_past_the_end_of_the_lease_and_one(elapsed: float, remaining: float) -> None:
+    """O-03."""
+    assert 1 <= retry_after(Busy(elapsed, remaining)) <= min(10, remaining + 1)

@@ -1,0 +1,361 @@
+"""Settlement as the list of commands it asks for: what is recorded, when, and what the client is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from open_idempotency import events
+from open_idempotency._core.attempt import Attempt, Phase
+from open_idempotency._core.codecs import decode_response, encode_response
+from open_idempotency._core.commands import Complete, Fail, Get, Release, Sleep
+from open_idempotency._core.models import Completed, Record, Status
+from open_idempotency._core.requests import Answer
+from open_idempotency._core.settlement import Fate, abort, finish
+from open_idempotency.exceptions import AlreadyCompleted, BackendUnavailable, LeaseLost, RecordUnreadable
+from open_idempotency.policy import IdempotencyPolicy
+from tests.unit.builders import PRINT, RECORD, Listener, Script, attempt_of
+
+DONE = Answer(201, [(b"x", b"1"), (b"set-cookie", b"a")], b"made")
+DOWN = BackendUnavailable("down")
+
+
+def told(attempt: Attempt) -> list[type[events.Event]]:
+    """The classes of the events that the attempt's listener was told."""
+    assert isinstance(attempt.policy.on_event, Listener)
+    return attempt.policy.on_event.kinds()
+
+
+def completed_by(owner: bytes = b"n" * 16, **fields: Any) -> Record:
+    """The record after a later attempt completed it."""
+    frame = encode_response(Answer(202, [(b"y", b"2")], b"theirs"))
+    record = Record(RECORD, PRINT, Status.COMPLETED, owner, 9, 2, 0.0, 0.0, 1.0, 1.0, response=frame)
+    return replace(record, **fields)
+
+
+# Finishing
+
+
+def test_a_kept_answer_is_completed_in_one_command() -> None:
+    """O-01, R-03."""
+    attempt, script = attempt_of(), Script({Complete: [Completed()]})
+    assert script.run(finish(attempt, DONE)) is Fate.KEPT
+    assert script.names() == ["Complete"]
+    assert told(attempt) == [events.Completed]
+
+
+def test_what_is_stored_is_the_answer_without_the_fields_of_the_moment() -> None:
+    """R-01, R-02."""
+    script = Script({Complete: [Completed()]})
+    script.run(finish(attempt_of(), DONE))
+    command = script.asked[0]
+    assert isinstance(command, Complete)
+    assert decode_response(command.response) == Answer(201, [(b"x", b"1")], b"made")
+
+
+@pytest.mark.parametrize("status", [401, 403, 409, 429, 199])
+def test_an_answer_that_is_not_kept_gives_the_claim_back(status: int) -> None:
+    """SPEC 4."""
+    attempt, script = attempt_of(), Script({Release: [None]})
+    assert script.run(finish(attempt, Answer(status, [], b""))) is Fate.NOT_KEPT
+    assert script.names() == ["Release"]
+    assert told(attempt) == [events.Released]
+
+
+@pytest.mark.parametrize(
+    ("on_failed", "final", "stored"), [("resume", False, None), ("reject", True, None), ("replay", True, b"oops")]
+)
+def test_a_server_error_fails_the_attempt_as_the_policy_says(on_failed: str, final: bool, stored: Any) -> None:
+    """O-08."""
+    attempt, script = attempt_of(on_failed=on_failed), Script({Fail: [None]})
+    assert script.run(finish(attempt, Answer(503, [], b"oops"))) is Fate.NOT_KEPT
+    command = script.asked[0]
+    assert isinstance(command, Fail)
+    assert command.final is final
+    assert (command.response and decode_response(command.response).body) == stored
+    assert told(attempt) == [events.Failed]
+
+
+@pytest.mark.parametrize(
+    ("wish", "store", "status", "verb"),
+    [
+        (True, None, 500, Complete),
+        (True, None, 403, Complete),
+        (False, None, 200, Release),
+        (False, lambda _: True, 200, Release),
+        (True, lambda _: False, 200, Complete),
+        (None, lambda _: False, 200, Release),
+        (None, lambda _: True, 503, Complete),
+        (None, lambda _: None, 200, Complete),
+        (None, lambda _: None, 503, Fail),
+        (False, None, 500, Fail),
+    ],
+)
+def test_the_views_wish_overrules_the_policy_and_it_the_status(
+    wish: bool | None, store: Any, status: int, verb: Any
+) -> None:
+    """SPEC 4: ``idem.keep()``, ``idem.discard()`` and ``store=``."""
+    attempt, script = attempt_of(store=store), Script({Complete: [Completed()], Release: [None], Fail: [None]})
+    attempt.keep = wish
+    script.run(finish(attempt, Answer(status, [], b"")))
+    assert script.names() == [verb.__name__]
+
+
+def faulty(status: int) -> bool:
+    """A hook with a bug."""
+    raise LookupError("hunter2")
+
+
+@pytest.mark.parametrize(("status", "verb"), [(200, "Complete"), (403, "Release"), (500, "Fail")])
+def test_a_store_hook_that_raises_leaves_the_rule_of_the_status(status: int, verb: str) -> None:
+    """I2: the handler has run, so its outcome must not be lost; the event names the error and not its words."""
+    attempt, script = attempt_of(store=faulty), Script({Complete: [Completed()], Release: [None], Fail: [None]})
+    script.run(finish(attempt, Answer(status, [], b"")))
+    assert script.names() == [verb]
+    assert told(attempt)[0] is events.HookFailed
+    assert "LookupError" in repr(attempt.policy.on_event.seen)  # type: ignore[union-attr]
+    assert "hunter2" not in repr(attempt.policy.on_event.seen)  # type: ignore[union-attr]
+
+
+def test_an_attempt_without_a_lease_settles_nothing() -> None:
+    """SPEC 4."""
+    attempt, script = Attempt(IdempotencyPolicy()), Script()
+    assert script.run(finish(attempt, DONE)) is Fate.NOT_KEPT
+    assert script.asked == []
+    assert attempt.phase is Phase.ENDED
+
+
+@pytest.mark.parametrize(
+    ("answer", "fields"),
+    [
+        (Answer(200, [], None), {}),
+        (Answer(200, [], b"x" * 11), {"max_response_bytes": 10}),
+        (Answer(200, [(b"x", b"a\r\nb")], b""), {}),
+        (Answer(200, [(b"a", b"b")] * 0x10000, b""), {}),
+    ],
+    ids=["let-go", "over-the-limit", "unframeable", "too-many-fields"],
+)
+def test_an_answer_that_cannot_be_kept_is_completed_as_a_tombstone(answer: Answer, fields: dict[str, Any]) -> None:
+    """O-11: never a second run; the event says that the body is not there."""
+    attempt, script = attempt_of(**fields), Script({Complete: [Completed()]})
+    assert script.run(finish(attempt, answer)) is Fate.KEPT
+    command = script.asked[0]
+    assert isinstance(command, Complete)
+    assert decode_response(command.response).body is None
+    assert attempt.policy.on_event.seen[-1].stored is False  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_a_completion_is_tried_again_while_the_backend_is_down(failures: int) -> None:
+    """L-08."""
+    attempt, script = attempt_of(), Script({Complete: [DOWN] * failures + [Completed()]})
+    assert script.run(finish(attempt, DONE)) is Fate.KEPT
+    assert [n for n in script.names() if n != "Now"] == ["Complete", "Sleep"] * failures + ["Complete"]
+
+
+@pytest.mark.parametrize("within", [0.0, 2.0, None])
+def test_a_completion_that_fails_until_the_deadline_goes_out_unrecorded(within: float | None) -> None:
+    """L-08: ``record_within``, one lease where there is none; the record is not deleted."""
+    attempt = attempt_of(record_within=within, lease=5)
+    script = Script({Complete: [DOWN] * 100})
+    assert script.run(finish(attempt, DONE)) is Fate.UNRECORDED
+    slept = sum(command.seconds for command in script.asked if isinstance(command, Sleep))
+    limit = 5.0 if within is None else within
+    assert limit - 1.0 <= slept <= limit
+    assert set(script.names()) <= {"Complete", "Sleep", "Now"}
+    assert told(attempt)[-1] is events.Unrecorded
+
+
+def test_a_completion_over_an_unreadable_record_goes_out_unrecorded_at_once() -> None:
+    """B-08b, L-08."""
+    script = Script({Complete: [RecordUnreadable("newer")]})
+    assert script.run(finish(attempt_of(), DONE)) is Fate.UNRECORDED
+
+
+def test_a_record_that_vanished_is_completed_anew_and_told() -> None:
+    """B-08a."""
+    attempt, script = attempt_of(), Script({Complete: [Completed(recreated=True)]})
+    assert script.run(finish(attempt, DONE)) is Fate.KEPT
+    assert told(attempt) == [events.Recreated, events.Completed]
+
+
+@pytest.mark.parametrize("verb", [Release, Fail], ids=["Release", "Fail"])
+@pytest.mark.parametrize("error", [DOWN, RecordUnreadable("newer")], ids=["down", "unreadable"])
+def test_an_answer_that_is_not_kept_goes_out_even_if_the_backend_is_down(verb: Any, error: Exception) -> None:
+    """L-08: the lease ends by itself."""
+    attempt, script = attempt_of(), Script({verb: [error]})
+    status = {Release: 403, Fail: 500}[verb]
+    assert script.run(finish(attempt, Answer(status, [], b""))) is Fate.NOT_KEPT
+    assert told(attempt) == [events.BackendFailed]
+
+
+# A later attempt owns the record
+
+
+def superseded(attempt: Attempt, record: Any, answer: Answer = DONE) -> tuple[Answer, Script]:
+    """What the client of a superseded attempt gets, and what was asked."""
+    lost = [LeaseLost("superseded")]
+    script = Script({Complete: lost, Release: lost, Fail: lost, Get: [record]})
+    sent = script.run(finish(attempt, answer))
+    assert isinstance(sent, Answer)
+    return sent, script
+
+
+@pytest.mark.parametrize("status", [201, 403, 500])
+def test_a_stale_answer_never_goes_out_the_new_owners_does(status: int) -> None:
+    """L-03: whatever it was."""
+    attempt = attempt_of()
+    sent, script = superseded(attempt, completed_by(), Answer(status, [], b"mine"))
+    assert (sent.status, sent.body) == (202, b"theirs")
+    assert script.names()[-1] == "Get"
+    assert told(attempt) == [events.OwnershipLost]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        None,
+        completed_by(status=Status.IN_PROGRESS, response=None),
+        completed_by(status=Status.FAILED),
+        completed_by(fingerprint=b"\x01another"),
+    ],
+    ids=["absent", "running", "failed", "another-request"],
+)
+def test_a_stale_answer_without_a_new_one_is_a_conflict(record: Record | None) -> None:
+    """L-03."""
+    sent, _ = superseded(attempt_of(), record)
+    assert json.loads(sent.body or b"")["type"].endswith(":in-progress")
+
+
+@pytest.mark.parametrize("record", [DOWN, RecordUnreadable("x"), completed_by(response=b"junk")])
+def test_a_stale_answer_never_goes_out_even_if_the_backend_cannot_say_more(record: Any) -> None:
+    """L-03, I8."""
+    sent, _ = superseded(attempt_of(), record)
+    assert sent.status == 503
+
+
+def test_an_attempt_that_is_known_to_be_lost_records_nothing() -> None:
+    """L-03, S-07: the heartbeat told it, and is not repeated."""
+    attempt, script = attempt_of(), Script({Get: [completed_by()]})
+    attempt.lost = True
+    assert script.run(finish(attempt, DONE)).body == b"theirs"
+    assert script.names() == ["Get"]
+    assert told(attempt) == []
+
+
+# Cancellation
+
+CANCELLED = asyncio.CancelledError()
+
+
+def test_a_cancelled_completion_is_sent_once_more_and_the_cancellation_goes_on() -> None:
+    """L-04, B-08: sent twice by one owner it succeeds."""
+    script = Script({Complete: [CANCELLED, Completed()]})
+    with pytest.raises(asyncio.CancelledError) as caught:
+        script.run(finish(attempt_of(), DONE))
+    assert caught.value is CANCELLED
+    assert script.asked[0] is script.asked[1]
+    assert script.names() == ["Complete", "Complete"]
+
+
+def test_a_completion_that_is_cancelled_between_tries_is_sent_once_more() -> None:
+    """L-04, L-08."""
+    script = Script({Complete: [DOWN, Completed()], Sleep: [CANCELLED]})
+    with pytest.raises(asyncio.CancelledError):
+        script.run(finish(attempt_of(), DONE))
+    assert [n for n in script.names() if n != "Now"] == ["Complete", "Sleep", "Complete"]
+
+
+@pytest.mark.parametrize("error", [DOWN, LeaseLost("x"), RecordUnreadable("x")])
+def test_a_cancellation_goes_on_even_if_the_completion_fails(error: Exception) -> None:
+    """L-04: and it is told."""
+    attempt, script = attempt_of(), Script({Complete: [CANCELLED, error]})
+    with pytest.raises(asyncio.CancelledError):
+        script.run(finish(attempt, DONE))
+    assert told(attempt) == [events.BackendFailed]
+
+
+@pytest.mark.parametrize(("status", "verb"), [(403, Release), (500, Fail)])
+def test_a_cancelled_release_or_failure_is_sent_once_more(status: int, verb: Any) -> None:
+    """L-04."""
+    script = Script({verb: [CANCELLED, None]})
+    with pytest.raises(asyncio.CancelledError):
+        script.run(finish(attempt_of(), Answer(status, [], b"")))
+    assert script.names() == [verb.__name__] * 2
+
+
+def test_a_settlement_that_is_thrown_away_asks_nothing_more() -> None:
+    """A loop that is torn down closes its coroutines; commands cannot be carried out there."""
+    steps = finish(attempt_of(), DONE)
+    next(steps)
+    steps.close()
+    with pytest.raises(StopIteration):
+        next(steps)
+
+
+# Aborting
+
+
+@pytest.mark.parametrize(
+    ("error", "policy", "final"),
+    [
+        (ValueError(), {}, False),
+        (ValueError(), {"on_failed": "reject"}, True),
+        (ValueError(), {"on_failed": "replay"}, True),
+        (ValueError(), {"on_abandoned": "reject"}, False),
+        (CANCELLED, {}, False),
+        (CANCELLED, {"on_abandoned": "reject"}, True),
+        (CANCELLED, {"on_failed": "reject"}, False),
+        (SystemExit(), {"on_abandoned": "reject"}, True),
+        (KeyboardInterrupt(), {}, False),
+    ],
+)
+def test_a_handler_that_raised_or_was_stopped_fails_as_the_policy_says(
+    error: BaseException, policy: dict[str, Any], final: bool
+) -> None:
+    """L-04, O-08, O-09: an exception is a failure, a cancellation leaves the outcome as open as a crash."""
+    attempt, script = attempt_of(**policy), Script({Fail: [None]})
+    assert script.run(abort(attempt, error)) is Fate.NOT_KEPT
+    command = script.asked[0]
+    assert isinstance(command, Fail)
+    assert (command.final, command.response) == (final, None)
+    assert script.names() == ["Fail"]
+
+
+def test_a_handler_that_raised_without_a_lease_settles_nothing() -> None:
+    """SPEC 4."""
+    script = Script()
+    assert script.run(abort(Attempt(IdempotencyPolicy()), ValueError())) is Fate.NOT_KEPT
+    assert script.asked == []
+
+
+def test_a_failure_is_not_held_up_by_a_backend_that_is_down() -> None:
+    """L-04: time-bounded; the lease ends by itself."""
+    attempt, script = attempt_of(), Script({Fail: [DOWN]})
+    assert script.run(abort(attempt, ValueError())) is Fate.NOT_KEPT
+    assert script.names() == ["Fail"]
+
+
+@pytest.mark.parametrize("how", ["told by the heartbeat", "raised by a stage", "refused by the backend"])
+def test_a_stale_handler_that_raised_gets_the_new_owners_answer(how: str) -> None:
+    """L-03, S-07; the loss is told once."""
+    attempt, script = attempt_of(), Script({Fail: [LeaseLost("x")], Get: [completed_by()]})
+    attempt.lost = how == "told by the heartbeat"
+    error = LeaseLost("x") if how == "raised by a stage" else ValueError()
+    sent = script.run(abort(attempt, error))
+    assert sent.body == b"theirs"
+    assert script.names() == (["Fail", "Get"] if how == "refused by the backend" else ["Get"])
+    assert told(attempt) == ([] if how == "told by the heartbeat" else [events.OwnershipLost])
+
+
+@pytest.mark.parametrize("end", [lambda a: finish(a, DONE), lambda a: abort(a, ValueError())], ids=["finish", "abort"])
+def test_an_attempt_that_is_settled_takes_no_more_stages(end: Any) -> None:
+    """S-03: ERR_COMPLETED."""
+    attempt = attempt_of()
+    Script({Complete: [Completed()], Fail: [None]}).run(end(attempt))
+    with pytest.raises(AlreadyCompleted):
+        attempt.check_running()

@@ -1,0 +1,365 @@
+"""The Starlette and FastAPI adapters: who the caller is, and what their own machinery does around a claim."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from fastapi import Depends, FastAPI
+from starlette.applications import Starlette
+from starlette.authentication import AuthCredentials, AuthenticationBackend, BaseUser, SimpleUser, UnauthenticatedUser
+from starlette.background import BackgroundTask
+from starlette.middleware import Middleware
+from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+
+from open_idempotency import AlreadyCompleted, fastapi, idem, starlette
+from open_idempotency.backends.memory import MemoryBackend
+from open_idempotency.exceptions import MissingExtra, ScopeUnknown
+from open_idempotency.starlette import IdempotencyMiddleware
+
+pytestmark = pytest.mark.anyio
+
+ADAPTER = IdempotencyMiddleware(Starlette(), "memory://")
+
+
+async def post(
+    app: Any, path: str = "/charges", *, key: str | None = None, headers: dict[str, str] | None = None
+) -> httpx.Response:
+    """One POST, in process; an error that the application raises is answered as a server would."""
+    fields = dict(headers or {})
+    if key is not None:
+        fields["idempotency-key"] = f'"{key}"'
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return await client.post(path, headers=fields)
+
+
+def new_key() -> str:
+    return str(uuid4())
+
+
+# Who the caller is
+
+
+class Named(BaseUser):
+    """A user of an application; Starlette's BaseUser raises NotImplementedError for what is not said."""
+
+    def __init__(self, identity: Any) -> None:
+        self._identity = identity
+
+    @property
+    def is_authenticated(self) -> bool:
+        return True
+
+    @property
+    def identity(self) -> Any:
+        return self._identity
+
+
+class Nameless(BaseUser):
+    """Authenticated, and that is all."""
+
+    @property
+    def is_authenticated(self) -> bool:
+        return True
+
+
+USER_ID = UUID("8e03978e-40d5-43e8-bc93-6894a57f9324")
+
+
+@pytest.mark.parametrize(
+    ("user", "name"),
+    [(Named("ada"), "ada"), (Named(7), "7"), (Named(USER_ID), str(USER_ID)), (SimpleUser("bob"), "bob")],
+)
+async def test_a_verified_user_is_the_caller(user: BaseUser, name: str) -> None:
+    """Section 5: its identity, or else its display name."""
+    assert ADAPTER.identify({"user": user}) == name
+
+
+@pytest.mark.parametrize("scope", [{}, {"user": None}, {"user": UnauthenticatedUser()}])
+async def test_without_a_verified_user_the_caller_is_known_otherwise(scope: dict[str, Any]) -> None:
+    """Section 5: by the Authorization field, in the core."""
+    assert ADAPTER.identify(scope) is None
+
+
+@pytest.mark.parametrize("user", [Nameless(), Named(""), Named(True), Named(object()), SimpleUser("")])
+async def test_a_user_without_a_usable_name_is_nobodys_bucket(user: BaseUser) -> None:
+    """Section 5: ScopeUnknown, never a shared scope nor one that changes with each process."""
+    with pytest.raises(ScopeUnknown):
+        ADAPTER.identify({"user": user})
+
+
+async def charge(request: Request) -> Response:
+    """Answers with a new number each time."""
+    return JSONResponse({"charge": uuid4().hex}, 201)
+
+
+class AuthenticatesAll(AuthenticationBackend):
+    """Everybody is this user."""
+
+    def __init__(self, user: BaseUser) -> None:
+        self._user = user
+
+    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser]:
+        return AuthCredentials(["authenticated"]), self._user
+
+
+def with_users(user: BaseUser, *, outside: bool, **fields: Any) -> Starlette:
+    """An application that authenticates outside or inside of the idempotency middleware."""
+    app = Starlette(routes=[Route("/charges", charge, methods=["POST"])])
+    ours: tuple[Any, dict[str, Any]] = (IdempotencyMiddleware, {"backend": "memory://", **fields})
+    theirs: tuple[Any, dict[str, Any]] = (AuthenticationMiddleware, {"backend": AuthenticatesAll(user)})
+    for kind, options in (ours, theirs) if outside else (theirs, ours):
+        app.add_middleware(kind, **options)
+    return app
+
+
+async def test_a_user_without_a_name_is_a_500() -> None:
+    """Section 5: the request does not run."""
+    assert (await post(with_users(Nameless(), outside=True), key=new_key())).status_code == 500
+
+
+def _warnings(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """What the package's logger has said."""
+    return [r for r in caplog.records if r.name == "open_idempotency" and r.levelno >= logging.WARNING]
+
+
+async def test_a_middleware_outside_authentication_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Section 5: a user that appears inside only was not known when it was needed."""
+    app = with_users(SimpleUser("ada"), outside=False)
+    for _ in range(3):
+        await post(app, key=new_key())
+    (record,) = _warnings(caplog)
+    assert "outside authentication" in record.getMessage()
+
+
+async def test_a_request_without_a_key_is_not_looked_at(caplog: pytest.LogCaptureFixture) -> None:
+    """Section 4: it passes through."""
+    await post(with_users(SimpleUser("ada"), outside=False))
+    assert _warnings(caplog) == []
+
+
+async def test_a_middleware_inside_authentication_has_nothing_to_say(caplog: pytest.LogCaptureFixture) -> None:
+    """Section 5."""
+    await post(with_users(SimpleUser("ada"), outside=True), key=new_key())
+    assert _warnings(caplog) == []
+
+
+async def test_a_scope_of_the_applications_own_needs_no_user(caplog: pytest.LogCaptureFixture) -> None:
+    """Section 5: ``scope=`` comes first, so the order does not matter."""
+    app = with_users(SimpleUser("ada"), outside=False, scope=lambda request: "everybody")
+    await post(app, key=new_key())
+    assert _warnings(caplog) == []
+
+
+# What Starlette does around it
+
+
+def counting(notes: list[Any]) -> Any:
+    """An endpoint that records a stage and notes its runs."""
+
+    async def endpoint(request: Request) -> Response:
+        notes.append(await idem.arun("charge", lambda: len(notes) + 1))
+        return JSONResponse({"charge": notes[-1]}, 201)
+
+    return endpoint
+
+
+async def passing(request: Request, call_next: Any) -> Response:
+    response: Response = await call_next(request)
+    response.headers["x-passed"] = "yes"
+    return response
+
+
+@pytest.mark.parametrize("inside", [True, False])
+async def test_a_base_http_middleware_on_either_side_does_not_matter(inside: bool) -> None:
+    """R-01, section 8: it runs the endpoint in a task of its own, and sends every answer as a stream."""
+    notes: list[Any] = []
+    app = Starlette(routes=[Route("/charges", counting(notes), methods=["POST"])])
+    ours: tuple[Any, dict[str, Any]] = (IdempotencyMiddleware, {"backend": "memory://"})
+    theirs: tuple[Any, dict[str, Any]] = (BaseHTTPMiddleware, {"dispatch": passing})
+    for kind, options in (theirs, ours) if inside else (ours, theirs):
+        app.add_middleware(kind, **options)
+    key = new_key()
+    first, second = await post(app, key=key), await post(app, key=key)
+    assert (first.content, first.headers["x-passed"]) == (second.content, second.headers["x-passed"])
+    assert second.headers["idempotent-replayed"] == "true"
+    assert notes == [1]
+
+
+class Declined(Exception):
+    """What an endpoint raises."""
+
+
+async def test_what_an_exception_handler_answers_is_the_outcome() -> None:
+    """Section 4: a 402 that was made of an exception is kept."""
+    runs: list[int] = []
+
+    async def endpoint(request: Request) -> Response:
+        runs.append(1)
+        raise Declined
+
+    async def answer(request: Request, error: Exception) -> Response:
+        return PlainTextResponse("declined", 402)
+
+    app = Starlette(routes=[Route("/charges", endpoint, methods=["POST"])], exception_handlers={Declined: answer})
+    app.add_middleware(IdempotencyMiddleware, backend="memory://")
+    key = new_key()
+    assert [(await post(app, key=key)).status_code for _ in range(2)] == [402, 402]
+    assert runs == [1]
+
+
+@pytest.mark.parametrize("inside", [True, False])
+async def test_an_error_is_answered_and_runs_again(inside: bool) -> None:
+    """O-08: whether the middleware is within Starlette's own error handling or around it all."""
+    attempts: list[int] = []
+
+    async def endpoint(request: Request) -> Response:
+        attempts.append(idem.attempt)
+        if len(attempts) == 1:
+            raise Declined
+        return PlainTextResponse("done", 201)
+
+    app: Any = Starlette(routes=[Route("/charges", endpoint, methods=["POST"])])
+    if inside:
+        app.add_middleware(IdempotencyMiddleware, backend="memory://")
+    else:
+        app = IdempotencyMiddleware(app, "memory://")
+    key = new_key()
+    assert [(await post(app, key=key)).status_code for _ in range(2)] == [500, 201]
+    assert attempts == [1, 2]
+
+
+async def test_mounted_applications_are_different_paths() -> None:
+    """Section 5: the path of the fingerprint has the mount in it."""
+    backend = MemoryBackend()
+
+    def part() -> Starlette:
+        routes = [Route("/charges", charge, methods=["POST"])]
+        return Starlette(routes=routes, middleware=[Middleware(IdempotencyMiddleware, backend=backend)])
+
+    app = Starlette(routes=[Mount("/one", part()), Mount("/two", part())])
+    key = new_key()
+    assert (await post(app, "/one/charges", key=key)).status_code == 201
+    refused = await post(app, "/two/charges", key=key)
+    assert (refused.status_code, refused.json()["instance"]) == (422, "/two/charges")
+
+
+async def test_the_lifespan_reaches_the_application() -> None:
+    """R-06: start-up and shutdown run behind the middleware."""
+    steps: list[str] = []
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        steps.append("up")
+        yield
+        steps.append("down")
+
+    app = Starlette(lifespan=lifespan)
+    app.add_middleware(IdempotencyMiddleware, backend="memory://")
+    incoming = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+    sent: list[str] = []
+
+    async def receive() -> Any:
+        return next(incoming)
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    await app({"type": "lifespan"}, receive, send)
+    assert (steps, sent) == (["up", "down"], ["lifespan.startup.complete", "lifespan.shutdown.complete"])
+
+
+async def test_a_file_is_replayed(tmp_path: Path) -> None:
+    """R-01, R-06: its bytes pass through the capture, in chunks."""
+    path = tmp_path / "receipt"
+    path.write_bytes(bytes(range(256)) * 1024)  # exactly four of Starlette's chunks
+
+    async def endpoint(request: Request) -> Response:
+        return FileResponse(path)
+
+    app = Starlette(routes=[Route("/charges", endpoint, methods=["POST"])])
+    app.add_middleware(IdempotencyMiddleware, backend="memory://")
+    key = new_key()
+    first, second = await post(app, key=key), await post(app, key=key)
+    assert first.content == second.content == path.read_bytes()
+    assert second.headers["idempotent-replayed"] == "true"
+
+
+async def test_a_background_task_that_raises_changes_nothing() -> None:
+    """R-05: the answer is recorded by then."""
+    runs: list[int] = []
+
+    async def later() -> None:
+        raise Declined
+
+    async def endpoint(request: Request) -> Response:
+        runs.append(1)
+        return PlainTextResponse("done", 201, background=BackgroundTask(later))
+
+    app = Starlette(routes=[Route("/charges", endpoint, methods=["POST"])])
+    app.add_middleware(IdempotencyMiddleware, backend="memory://")
+    key = new_key()
+    assert [(await post(app, key=key)).status_code for _ in range(2)] == [201, 201]
+    assert runs == [1]
+
+
+# FastAPI
+
+
+def opened_session(request: Request) -> Iterator[str]:
+    """A dependency that records a stage, and tries to record another one at its end."""
+    idem.save_stage("session", "opened")
+    yield "session"
+    try:
+        idem.save_stage("late")
+    except AlreadyCompleted as error:
+        request.app.state.codes.append(error.code)
+
+
+async def test_dependencies_with_yield_see_the_request_until_it_is_answered() -> None:
+    """Section 8, S-03: a dependency's set-up may record stages, its clean-up comes after the answer."""
+    app = FastAPI()
+    app.state.codes = []
+    app.add_middleware(fastapi.IdempotencyMiddleware, backend="memory://")
+
+    @app.post("/charges", status_code=201)
+    def create(name: Annotated[str, Depends(opened_session)]) -> dict[str, Any]:
+        return {"charge": idem.run("charge", lambda: 1), "stages": [stage.name for stage in idem.stages]}
+
+    answer = await post(app, key=new_key())
+    assert answer.json() == {"charge": 1, "stages": ["session", "charge"]}
+    assert app.state.codes == ["ERR_COMPLETED"]
+
+
+async def test_fastapi_has_the_same_middleware() -> None:
+    """The name that a FastAPI user looks for."""
+    assert fastapi.IdempotencyMiddleware is starlette.IdempotencyMiddleware
+
+
+# Without the framework
+
+
+@pytest.mark.parametrize("name", ["starlette", "fastapi"])
+async def test_a_missing_framework_names_the_pip_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing extra is told with its cure."""
+    ours = sys.modules[f"open_idempotency.{name}"]
+    assert ours.__file__ is not None
+    monkeypatch.setitem(sys.modules, name, None)
+    spec = importlib.util.spec_from_file_location(f"open_idempotency._{name}_again", ours.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    with pytest.raises(MissingExtra, match=rf"pip install 'open-idempotency\[{name}\]'"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
