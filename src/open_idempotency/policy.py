@@ -36,7 +36,8 @@ class IdempotencyPolicy:
         ``methods``: HTTP methods that are covered (never GET, HEAD, OPTIONS, TRACE, CONNECT).
         ``required``: a covered request without a key is answered 400. ``header``: the field's name;
         ``aliases``: further names for it. ``profile``: ``"strict"`` takes an RFC 9651 String alone, ``"lenient"``
-        a bare key as well. ``validate``: called with the key, returns false or raises ``ValueError`` to refuse it.
+        a bare key as well. ``validate``: called with the key, returns something true to accept it (``uuid.UUID`` and
+        ``re.compile(...).fullmatch`` do); false, None and ``ValueError`` refuse it.
 
     Who and what
         ``scope``: called with the request, returns the caller's identity (``str``); without it the framework's
@@ -49,7 +50,9 @@ class IdempotencyPolicy:
         ``lease``: seconds a claim lasts unless it is renewed. ``ttl``: seconds a record is kept after completion
         or last activity. ``max_run``: seconds for which a lease is renewed at most. ``wait``: seconds a
         duplicate waits for the first request before its 409; ``max_wait``: the same for ``Prefer: wait=N``, which
-        is ignored at 0. ``record_within``: seconds for which a failing completion is tried again (None: one lease).
+        is ignored at 0. ``max_waiting``: how many duplicates of one process may wait at the same moment, further ones
+        get their 409 at once (None: 2 where waiting holds a thread, else no limit). ``record_within``: seconds for
+        which a failing completion is tried again (None: one lease).
 
     After a failure
         ``on_failed``: ``"resume"`` runs again, ``"replay"`` repeats the failed answer, ``"reject"`` answers 409.
@@ -72,7 +75,7 @@ class IdempotencyPolicy:
     header: str = "Idempotency-Key"
     aliases: tuple[str, ...] = ()
     profile: Literal["lenient", "strict"] = "lenient"
-    validate: Callable[[str], bool | None] | None = None
+    validate: Callable[[str], object] | None = None
 
     scope: Callable[[Request], str] | None = None
     app: str = ""
@@ -86,6 +89,7 @@ class IdempotencyPolicy:
     max_run: float = 3_600.0
     wait: float = 0.0
     max_wait: float = 0.0
+    max_waiting: int | None = None
     record_within: float | None = None
 
     on_failed: Literal["resume", "replay", "reject"] = "resume"
@@ -148,9 +152,13 @@ def _seconds(name: str, value: object) -> float | None:
         return value.total_seconds()
     if value is None and name == "record_within":
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        seconds = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+    except OverflowError:  # an int that no float can hold
+        seconds = math.nan
+    if not math.isfinite(seconds):
         raise ConfigurationError(f"{name}: expected seconds or a timedelta, got {value!r}")
-    return float(value)
+    return seconds
 
 
 def _names(name: str, value: object) -> list[str]:
@@ -221,6 +229,9 @@ def _check_sizes(p: IdempotencyPolicy) -> None:
         value = getattr(p, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ConfigurationError(f"{name}: expected a number of bytes, got {value!r}")
+    waiting = p.max_waiting
+    if waiting is not None and (isinstance(waiting, bool) or not isinstance(waiting, int) or waiting < 0):
+        raise ConfigurationError(f"max_waiting: expected at least 0 or None, got {waiting!r}")
     tries = p.max_attempts
     if tries is not None and (isinstance(tries, bool) or not isinstance(tries, int) or tries < 1):
         raise ConfigurationError(f"max_attempts: expected at least 1 or None, got {tries!r}")

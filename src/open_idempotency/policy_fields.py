@@ -26,7 +26,7 @@ class PolicyFields(TypedDict, total=False):
     header: str
     aliases: Iterable[str]
     profile: Literal["lenient", "strict"]
-    validate: Callable[[str], bool | None] | None
+    validate: Callable[[str], object] | None
     scope: Callable[[Request], str] | None
     fingerprint: Literal["auto", "json", "none"] | Callable[[Request], bytes]
     fingerprint_headers: Iterable[str]
@@ -37,6 +37,7 @@ class PolicyFields(TypedDict, total=False):
     max_run: float | timedelta
     wait: float | timedelta
     max_wait: float | timedelta
+    max_waiting: int | None
     record_within: float | timedelta | None
     on_failed: Literal["resume", "replay", "reject"]
     on_abandoned: Literal["resume", "reject"]

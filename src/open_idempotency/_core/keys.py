@@ -91,7 +91,7 @@ def _validate(key: str, policy: IdempotencyPolicy) -> None:
         verdict = policy.validate(key)
     except ValueError as error:
         raise KeyRejected(str(error) or "the key has not the form that this service asks for") from error
-    if verdict is False:
+    if not verdict:
         raise KeyRejected("the key has not the form that this service asks for")
 
 
