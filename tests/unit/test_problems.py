@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from open_idempotency._core import problems
 from open_idempotency._core.models import Busy, Refusal
-from open_idempotency._core.problems import Problem, render, retry_after
+from open_idempotency._core.problems import Problem, retry_after
+from open_idempotency._core.rendering import render
 from open_idempotency._core.requests import Answer
 from open_idempotency.policy import IdempotencyPolicy
 

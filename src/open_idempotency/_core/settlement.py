@@ -16,6 +16,7 @@ from open_idempotency._core.codecs import decode_response, encode_response
 from open_idempotency._core.commands import Command, Complete, Fail, Get, Now, Release, SaveStage, Sleep
 from open_idempotency._core.drivers import R, Steps, ask
 from open_idempotency._core.models import Lease, Stage, Status
+from open_idempotency._core.rendering import render
 from open_idempotency._core.replay import is_kept_status, kept
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, cause, sendable, tell, warn
@@ -206,8 +207,8 @@ def _supersede(attempt: Attempt, lease: Lease) -> Steps[Answer]:
                 return sendable(decode_response(record.response), attempt.instance, policy)
     except (BackendUnavailable, RecordUnreadable) as error:
         yield from warn(policy, events.BackendFailed(events.short(lease.record_id), "get", cause(error)))
-        return problems.render(problems.backend_unavailable(), policy, attempt.instance)
-    return problems.render(problems.superseded(), policy, attempt.instance)
+        return render(problems.backend_unavailable(), policy, attempt.instance)
+    return render(problems.superseded(), policy, attempt.instance)
 
 
 def _lost(attempt: Attempt, lease: Lease) -> Steps[None]:

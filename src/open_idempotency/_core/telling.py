@@ -8,6 +8,7 @@ from open_idempotency import events
 from open_idempotency._core import problems
 from open_idempotency._core.commands import Emit
 from open_idempotency._core.drivers import Steps, ask
+from open_idempotency._core.rendering import render
 from open_idempotency._core.replay import location, replayed
 from open_idempotency._core.requests import Answer
 from open_idempotency.policy import IdempotencyPolicy
@@ -33,7 +34,7 @@ def sendable(stored: Answer, instance: str, policy: IdempotencyPolicy) -> Answer
         return replayed(stored)
     place = location(stored.headers)
     problem = problems.not_replayable(stored.status, place.decode("latin-1") if place else None)
-    return problems.render(problem, policy, instance)
+    return render(problem, policy, instance)
 
 
 def cause(error: BaseException) -> str:
