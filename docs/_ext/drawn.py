@@ -1,4 +1,4 @@
-"""The parts of the docs that are drawn from the code: tables of options, problems, events, errors, and the states.
+"""The parts of the docs that are drawn from the code: tables of options, problems, events, errors, states and tests.
 
 They stand in the pages between two comments, so that they can be read without a build. ``python docs/_ext/drawn.py``
 writes them anew; the build and a test fail where a page is behind the code. Nothing here is written by hand twice.
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lines
 import states
 
 from open_idempotency import events, exceptions
@@ -132,6 +133,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "events": event_kinds,
     "exceptions": error_kinds,
     "states": states.as_table,
+    "lines": lines.as_tables,
 }
 
 

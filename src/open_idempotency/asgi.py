@@ -13,12 +13,13 @@ from urllib.parse import quote
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.capture import Capture
-from open_idempotency._core.keys import find_key, key_names
+from open_idempotency._core.keys import find_key
 from open_idempotency._core.replay import UNRECORDED
 from open_idempotency._core.requests import Answer, Headers, Request
 from open_idempotency._core.settlement import Fate, abort, finish
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import running
+from open_idempotency._perform.coverage import Coverage, Coverages
 from open_idempotency._perform.engine import Engine, new_owner
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import LeaseLost
@@ -59,8 +60,9 @@ class IdempotencyMiddleware:
     ) -> None:
         self.app = app
         self.engine = Engine(backend, policy, fields, threads=False)
+        self.coverages = Coverages(self.engine)
         self._methods = self.engine.policy.methods
-        self._names = key_names(self.engine.policy)
+        self._names = self.coverages.default.names
         self._required = self.engine.policy.required
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +85,27 @@ class IdempotencyMiddleware:
         if MARK in scope:
             await self.app(scope, receive, send)
         else:
-            await _Exchange(self, scope, receive, send).run(find_key(scope["headers"], names))
+            await self.protect(scope, receive, send)
+
+    async def protect(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Protect a request that has a key, or needs one; a subclass may know more about its route."""
+        await self.cover(self.coverages.default, scope, receive, send)
+
+    async def cover(self, coverage: Coverage, scope: Scope, receive: Receive, send: Send) -> None:
+        """Treat an HTTP request that nobody protects yet as this coverage says."""
+        policy = coverage.policy
+        if scope["method"] not in policy.methods:
+            await self.app(scope, receive, send)
+            return
+        key_fields = find_key(scope["headers"], coverage.names)
+        if key_fields or policy.required:
+            await _Exchange(self, policy, scope, receive, send).run(key_fields)
+            return
+        mark = running.set((Attempt(policy), self.engine))
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            running.reset(mark)
 
     def identify(self, scope: Scope) -> str | None:
         """The verified user that an outer middleware put into the scope; plain ASGI knows none."""
@@ -103,17 +125,20 @@ class _Exchange:
 
     __slots__ = (
         "_attempt", "_body", "_capture", "_engine", "_gone", "_held", "_inner", "_left", "_outlet", "_pieces",
-        "_scope", "_settled", "_source", "_started",
+        "_policy", "_scope", "_settled", "_source", "_started",
     )  # fmt: skip
 
-    def __init__(self, inner: IdempotencyMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, inner: IdempotencyMiddleware, policy: IdempotencyPolicy, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         self._inner = inner
         self._engine = inner.engine
+        self._policy = policy
         self._scope = scope
         self._source = receive
         self._outlet = send
-        self._body = RequestBody(self._engine.policy)
-        self._capture = Capture(self._engine.policy.max_response_bytes)
+        self._body = RequestBody(policy)
+        self._capture = Capture(policy.max_response_bytes)
         self._attempt: Attempt | None = None
         self._pieces: Iterator[tuple[bytes, bool]] = iter(())
         self._held: Message | None = None
@@ -125,9 +150,9 @@ class _Exchange:
     async def run(self, key_fields: Headers) -> None:
         """Admit the request; then run the application, or send the answer that stands for it."""
         request = _request(self._scope)
-        intake = Intake(request, key_fields, new_owner(), self._identify, self._receive_body)
+        intake = Intake(request, key_fields, new_owner(), self._identify, self._receive_body, self._engine.advice)
         try:
-            admission = await self._engine.aio.run(admit(intake, self._engine.policy))
+            admission = await self._engine.aio.run(admit(intake, self._policy))
             if isinstance(admission, Answer):
                 await self._answer(admission)
             else:

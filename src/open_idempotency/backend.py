@@ -12,6 +12,7 @@ Constructing a backend opens nothing: connections open lazily, for each process,
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
 
@@ -23,6 +24,7 @@ from open_idempotency._core.commands import (
     Release,
     Renew,
     SaveStage,
+    Wait,
 )
 from open_idempotency._core.models import (
     Busy,
@@ -40,6 +42,7 @@ from open_idempotency._core.models import (
     StageSaved,
     Status,
 )
+from open_idempotency._perform import loops
 
 __all__ = [
     "AsyncBackend",
@@ -65,6 +68,7 @@ __all__ = [
     "Stage",
     "StageSaved",
     "Status",
+    "Wait",
 ]
 
 
@@ -118,6 +122,15 @@ class Backend(ABC):
     def to_async(self) -> AsyncBackend:
         """The asynchronous colour over the same records; always the same object."""
 
+    def wait(self, c: Wait, /) -> None:
+        """Return when the attempt that holds the record may have ended, and after ``c.seconds`` at the latest.
+
+        Never raises. May return early, but not at once while the attempt runs, since the caller then claims again.
+        By default it returns after ``c.pause``, which makes waiting polling; a backend that can be told of a
+        ``complete``, ``fail``, ``release`` or ``delete`` by any process does better.
+        """
+        time.sleep(min(c.seconds, c.pause))
+
     def close(self) -> None:  # noqa: B027 (a backend may have nothing to close)
         """Close what this process opened; the backend opens it again if it is used again."""
 
@@ -170,6 +183,10 @@ class AsyncBackend(ABC):
     @abstractmethod
     def to_sync(self) -> Backend:
         """The blocking colour over the same records; the heartbeat thread renews with it."""
+
+    async def wait(self, c: Wait, /) -> None:
+        """See ``Backend.wait``. Many tasks may wait, so it holds no thread."""
+        await loops.sleep(min(c.seconds, c.pause))
 
     async def close(self) -> None:  # noqa: B027 (see Backend.close)
         """See ``Backend.close``."""

@@ -114,6 +114,11 @@ class FailedOpen(Event):
     """The backend was down and the route's policy let the request run unprotected."""
 
 
+@dataclass(frozen=True, slots=True)
+class CredentialScoped(Event):
+    """A caller was known by its ``Authorization`` field alone, so a new token is a new caller. Told once."""
+
+
 Listener = Callable[[Event], None]
 
 

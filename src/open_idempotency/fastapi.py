@@ -1,10 +1,13 @@
-"""Idempotency keys for FastAPI: Starlette's middleware under the name that a FastAPI user looks for.
+"""Idempotency keys for FastAPI: Starlette's middleware, rules as dependencies, and the OpenAPI description.
 
 ``app.add_middleware(IdempotencyMiddleware, backend="sqlite:///idempotency.db", lease=30)`` on the ``FastAPI()``
-application. Nothing of FastAPI's own is needed here, so nothing else lives here.
+application. Routes are matched where Starlette's are; what lives here is FastAPI's own.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from open_idempotency.exceptions import MissingExtra
 
@@ -17,8 +20,91 @@ except ModuleNotFoundError as error:
         "open_idempotency.fastapi needs the fastapi package: pip install 'open-idempotency[fastapi]'"
     ) from error
 
+from open_idempotency import _openapi
+from open_idempotency._starlette.matching import all_rules, expanded, is_ours
+from open_idempotency.policy import IdempotencyPolicy, make_policy
+from open_idempotency.rules import IdempotencyRule, combine, exempt, idempotent
 from open_idempotency.starlette import IdempotencyMiddleware
 
-__all__ = ["IdempotencyMiddleware"]
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+__all__ = ["IdempotencyMiddleware", "IdempotencyRule", "document_idempotency", "exempt", "idempotent"]
 
 del fastapi
+
+
+def document_idempotency(app: FastAPI, policy: IdempotencyPolicy | None = None) -> None:
+    """Let ``app.openapi()`` describe the header and the answers 400, 409 and 422 of the operations that are covered.
+
+    Covered by what: the ``IdempotencyMiddleware`` of this application, or the ``policy`` of the one that stands around
+    it from outside. Without either nothing is described. Call it once, before the description is asked for first; the
+    middleware, and routes, may be added later. Since 0.1.
+    """
+    describe = app.openapi
+    described: dict[str, Any] | None = None
+
+    def openapi() -> dict[str, Any]:
+        nonlocal described
+        schema = describe()
+        # FastAPI keeps the schema that it has made, and makes another one when there are new routes.
+        if schema is not described:
+            _describe(schema, app, policy)
+            described = schema
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _describe(schema: dict[str, Any], app: FastAPI, policy: IdempotencyPolicy | None) -> None:
+    found = policy or _policy_of(app)
+    if found is None:
+        return
+    problem = {"$ref": f"#/components/schemas/{_openapi.SCHEMA_NAME}"}
+    covered = False
+    for operation, effective in _covered(schema, app, found):
+        covered = True
+        _openapi.document(operation, effective, problem)
+    if covered:
+        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        schemas.setdefault(_openapi.SCHEMA_NAME, dict(_openapi.PROBLEM_SCHEMA))
+
+
+def _policy_of(app: FastAPI) -> IdempotencyPolicy | None:
+    """The policy of the application's own middleware; of the innermost, where it has several."""
+    for listed in reversed(app.user_middleware):
+        if is_ours(listed.cls):
+            fields: dict[str, Any] = dict(listed.kwargs)
+            fields.pop("backend", None)
+            return make_policy(fields.pop("policy", None), fields)
+    return None
+
+
+def _covered(
+    schema: dict[str, Any], app: FastAPI, policy: IdempotencyPolicy
+) -> Iterator[tuple[dict[str, Any], IdempotencyPolicy]]:
+    """The operations that are covered, each with its own policy."""
+    for method, route, operation in _operations(schema, app):
+        rule = combine(all_rules(route, method))
+        if rule is None or not rule.exempt:
+            effective = policy.replace(**rule.fields) if rule else policy
+            if method in effective.methods:
+                yield operation, effective
+
+
+def _operations(schema: dict[str, Any], app: FastAPI) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """The described operations: method, route and description."""
+    paths = schema.get("paths", {})
+    # Of two routes with one path and method FastAPI describes the later one.
+    routes = {
+        (route.path_format, m): route for route in expanded(app.routes) if _is_shown(route) for m in route.methods
+    }
+    for (path, method), route in routes.items():
+        operation = paths.get(path, {}).get(method.lower())
+        if operation is not None:
+            yield method, route, operation
+
+
+def _is_shown(route: Any) -> bool:
+    """Whether it is one of FastAPI's own routes that has not been left out of the description."""
+    return bool(getattr(route, "dependant", None) and route.include_in_schema and route.methods)

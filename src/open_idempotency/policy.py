@@ -41,7 +41,9 @@ class IdempotencyPolicy:
 
     Who and what
         ``scope``: called with the request, returns the caller's identity (``str``); without it the framework's
-        verified user, then the ``Authorization`` field. ``app``: separates applications that share a backend.
+        verified user, then the ``Authorization`` field. ``scope_by_route``: method and path belong to the key, so one
+        key may be used on several endpoints, each for itself, instead of 422. ``application``: separates applications
+        that share a backend.
         ``fingerprint``: ``"auto"``, ``"json"``, ``"none"`` (the body is not compared) or a callable that returns
         the bytes to compare. ``fingerprint_headers``: header fields that belong to it. ``fingerprint_ignore``: JSON
         pointers left out of it (needs ``"json"``). ``secret``: keys the digests.
@@ -66,7 +68,9 @@ class IdempotencyPolicy:
         bodies above it go to disk while they are hashed. ``strict_stages``: stages without a key raise NotStarted.
 
     Telling
-        ``docs_url``: linked from problems. ``render_problem``: makes another answer of a problem.
+        ``docs_url``: linked from problems. ``compat``: ``"stripe"`` writes problems as Stripe's API writes its
+        errors, with its statuses. ``render_problem``: makes another answer of a problem, and counts before
+        ``compat``.
         ``on_event``: called with each event.
     """
 
@@ -78,7 +82,8 @@ class IdempotencyPolicy:
     validate: Callable[[str], object] | None = None
 
     scope: Callable[[Request], str] | None = None
-    app: str = ""
+    scope_by_route: bool = False
+    application: str = ""
     fingerprint: Literal["auto", "json", "none"] | Callable[[Request], bytes] = "auto"
     fingerprint_headers: tuple[str, ...] = ()
     fingerprint_ignore: tuple[str, ...] = ()
@@ -105,6 +110,7 @@ class IdempotencyPolicy:
     strict_stages: bool = False
 
     docs_url: str | None = None
+    compat: Literal["stripe"] | None = None
     render_problem: Callable[[Problem], Answer] | None = None
     on_event: Listener | None = None
 
@@ -197,6 +203,8 @@ _CHOICES: Mapping[str, tuple[object, ...]] = {
     "required": (True, False),
     "fail_open": (True, False),
     "strict_stages": (True, False),
+    "scope_by_route": (True, False),
+    "compat": (None, "stripe"),
 }
 
 
@@ -244,8 +252,8 @@ def _check_hooks(p: IdempotencyPolicy) -> None:
             raise ConfigurationError(f"{name}: expected a callable or None, got {hook!r}")
     if p.docs_url is not None and not (isinstance(p.docs_url, str) and _URL.fullmatch(p.docs_url)):
         raise ConfigurationError(f"docs_url: expected a URL, percent-encoded where it is not ASCII, got {p.docs_url!r}")
-    if not isinstance(p.app, str):
-        raise ConfigurationError(f"app: expected a string, got {p.app!r}")
+    if not isinstance(p.application, str):
+        raise ConfigurationError(f"application: expected a string, got {p.application!r}")
     if p.secret is not None and not isinstance(p.secret, bytes):
         raise ConfigurationError("secret: expected bytes or None")
     if p.secret is not None and len(p.secret) < 16:

@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 
 class PolicyFields(TypedDict, total=False):
-    """The fields of ``IdempotencyPolicy`` as a caller may write them: any iterable, seconds or a timedelta.
-
-    Without ``app``, which is the name of the application itself where these are taken: ``policy=`` has it.
-    """
+    """The fields of ``IdempotencyPolicy`` as a caller may write them: any iterable, seconds or a timedelta."""
 
     methods: Iterable[str]
     required: bool
@@ -28,6 +25,8 @@ class PolicyFields(TypedDict, total=False):
     profile: Literal["lenient", "strict"]
     validate: Callable[[str], object] | None
     scope: Callable[[Request], str] | None
+    scope_by_route: bool
+    application: str
     fingerprint: Literal["auto", "json", "none"] | Callable[[Request], bytes]
     fingerprint_headers: Iterable[str]
     fingerprint_ignore: Iterable[str]
@@ -50,5 +49,6 @@ class PolicyFields(TypedDict, total=False):
     spool_bytes: int
     strict_stages: bool
     docs_url: str | None
+    compat: Literal["stripe"] | None
     render_problem: Callable[[Problem], Answer] | None
     on_event: Listener | None

@@ -1,4 +1,4 @@
-"""Idempotency keys for Starlette: the ASGI middleware, which also knows Starlette's users.
+"""Idempotency keys for Starlette: the ASGI middleware, which also knows Starlette's users and routes.
 
 ``app.add_middleware(IdempotencyMiddleware, backend="sqlite:///idempotency.db", lease=30)``. Add it before
 ``AuthenticationMiddleware``: what is added last is outermost, and authentication belongs outside.
@@ -10,9 +10,10 @@ import logging
 from typing import Any
 from uuid import UUID
 
-from open_idempotency import asgi
-from open_idempotency.asgi import Receive, Scope, Send
+from open_idempotency import asgi, rules
+from open_idempotency.asgi import MARK, Receive, Scope, Send
 from open_idempotency.exceptions import MissingExtra, ScopeUnknown
+from open_idempotency.rules import exempt, idempotent
 
 try:
     import starlette
@@ -23,13 +24,16 @@ except ModuleNotFoundError as error:
         "open_idempotency.starlette needs the starlette package: pip install 'open-idempotency[starlette]'"
     ) from error
 
-__all__ = ["IdempotencyMiddleware"]
+from open_idempotency._starlette.matching import find
 
-# The package is only looked for: users and scopes are known by what they offer.
+__all__ = ["IdempotencyMiddleware", "exempt", "idempotent"]
+
+# The package is only looked for here; what is needed of it is routing's, and matching has that.
 del starlette
 
 _logger = logging.getLogger("open_idempotency")
 _NAMES = ("identity", "display_name")
+_NEVER_COVERED = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "CONNECT"})
 
 
 class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
@@ -37,10 +41,29 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
 
     Takes what ``open_idempotency.asgi.IdempotencyMiddleware`` takes. The caller is ``request.user`` where an outer
     ``AuthenticationMiddleware`` has verified one: its ``identity``, or else its ``display_name``, which must then be
-    unique. One that is authenticated and has neither raises ``ScopeUnknown``, which is a 500. Since 0.1.
+    unique. One that is authenticated and has neither raises ``ScopeUnknown``, which is a 500.
+
+    The endpoint's ``@idempotent(...)`` and ``@exempt`` count, wherever the middleware stands: around the application, a
+    mount, a router or one route. Of several around one endpoint the innermost protects it. Since 0.1.
     """
 
     _warned = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A rule may ask for a key, name another header, or cover another method.
+        if rules.in_use and scope["type"] == "http" and scope["method"] not in _NEVER_COVERED and MARK not in scope:
+            await self.protect(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+    async def protect(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Protect a request as its route wants it; leave it alone where that is exempt, or another's matter."""
+        found = find(self.app, scope)
+        coverage = None if found.passing else self.coverages.by(found.rules)
+        if coverage is None:
+            await self.app(scope, receive, send)
+        else:
+            await self.cover(coverage, scope, receive, send)
 
     def identify(self, scope: Scope) -> str | None:
         """The verified user of ``scope["user"]``; None where there is none. Raises ``ScopeUnknown``."""
@@ -61,7 +84,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         try:
             await self.app(scope, receive, send)
         finally:
-            if unknown and not self._warned and scope.get("user") is not None and self.engine.policy.scope is None:
+            if unknown and not self._warned and scope.get("user") is not None and not scope[MARK].policy.scope:
                 self._warned = True
                 _logger.warning(
                     "IdempotencyMiddleware runs outside authentication, so it cannot tell users apart: call "

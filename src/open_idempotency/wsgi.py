@@ -121,7 +121,7 @@ class _Exchange:
         """Admit the request; then run the application, or send the answer that stands for it."""
         engine = self._inner.engine
         request = read_request(self._environ, self._environ)
-        intake = Intake(request, key_fields, new_owner(), self._identify, self._receive_body)
+        intake = Intake(request, key_fields, new_owner(), self._identify, self._receive_body, engine.advice)
         try:
             admission = engine.sync.run(admit(intake, engine.policy))
         except BodyIncomplete as error:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 
-from open_idempotency.backend import Busy, Claim, Complete, Finished, Leased
+from open_idempotency.backend import Busy, Claim, Complete, Finished, Leased, Wait
 from open_idempotency.backends.registry import open_backend
 
 CLAIMS = 100
@@ -104,7 +104,40 @@ def no_file_inherited(path: str) -> None:
     work(backend, b"again")
 
 
+def while_waiting(url: str) -> None:
+    """The parent waits when it forks; from then on both wait, and each is told of the end that the other brings."""
+    backend = open_backend(url)
+    claims = {name: claim_of(name) for name in (b"parent", b"child")}
+    leases = {}
+    for name, claim in claims.items():
+        answer = backend.claim(claim)
+        assert isinstance(answer, Leased)
+        leases[name] = answer.lease
+    parent = threading.Thread(target=lambda: backend.wait(Wait(b"parent", 100.0, 100.0)), daemon=True)
+    parent.start()
+    while backend.listener._session is None or not backend.listener._session._waiters:
+        time.sleep(0.001)
+    told, tell = os.pipe()
+
+    def child() -> None:
+        backend.complete(Complete(leases[b"parent"], b"response"))
+        waiting = threading.Thread(target=lambda: backend.wait(Wait(b"child", 100.0, 100.0)), daemon=True)
+        waiting.start()
+        os.write(tell, b"!")
+        waiting.join(20)
+        assert not waiting.is_alive()
+        assert backend.claim(claim_of(b"child")) == Finished(b"response")
+        backend.close()
+
+    pid = in_child(child)
+    parent.join(20)
+    assert not parent.is_alive()
+    os.read(told, 1)
+    backend.complete(Complete(leases[b"child"], b"response"))
+    expect(pid)
+    backend.close()
+
+
 if __name__ == "__main__":
-    {"after_use": after_use, "while_locked": while_locked, "no_file_inherited": no_file_inherited}[sys.argv[1]](
-        sys.argv[2]
-    )
+    scenarios = (after_use, while_locked, no_file_inherited, while_waiting)
+    {scenario.__name__: scenario for scenario in scenarios}[sys.argv[1]](sys.argv[2])

@@ -35,6 +35,11 @@ def test_redis_goes_on_in_both_processes(valkey_url: str) -> None:
     _run("after_use", f"{valkey_url}?prefix=fork:")
 
 
+def test_redis_forked_while_somebody_waits(valkey_url: str) -> None:
+    """B-11, O-04: the thread that listens does not survive a fork, so the child has one of its own."""
+    _run("while_waiting", f"{valkey_url}?prefix=waiting:")
+
+
 def test_memory_forked_in_the_middle_of_a_write() -> None:
     """B-11: a lock is not inherited while it is held."""
     _run("while_locked", "memory://")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -146,10 +145,13 @@ class Elsewhere(MemoryBackend):
         return cls()
 
 
-def test_backends_of_other_packages_are_found_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backends_of_other_packages_are_found_by_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """HOUSE: a backend elsewhere touches nothing of ours; it is among the known ones, too."""
-    entry = EntryPoint("elsewhere", f"{__name__}:Elsewhere", registry.GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == registry.GROUP else [])
+    installed = tmp_path / "elsewhere-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text(f"[{registry.GROUP}]\nelsewhere = {__name__}:Elsewhere\n")
+    monkeypatch.syspath_prepend(tmp_path)
     assert isinstance(open_backend("elsewhere://here"), Elsewhere)
     with pytest.raises(ConfigurationError, match="elsewhere://, memory://"):
         open_backend("mongo://localhost")

@@ -92,6 +92,10 @@ def requires_a_key_in_django(path: str) -> None:
     _requires_a_key(*posted_in_django(path, {}, times=1, key=""))
 
 
+def runs_each_time_over_asgi(app: Any, path: str) -> None:
+    _runs_each_time(*posted_over_asgi(app, path, {}, times=2))
+
+
 def runs_each_time_over_wsgi(app: Any, path: str) -> None:
     _runs_each_time(*posted_over_wsgi(app, path, {}, times=2))
 

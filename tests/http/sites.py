@@ -40,6 +40,7 @@ MAKERS = {
     "flask": ("flask_app", "make"),
     "django-wsgi": ("django_app", "make_wsgi"),
     "django-asgi": ("django_app", "make_asgi"),
+    "rest-framework": ("django_app", "make_rest"),
 }
 Field = tuple[bytes, bytes]
 

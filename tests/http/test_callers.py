@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from open_idempotency import events
 from tests.http.conftest import NewCase
 from tests.http.endpoints import charge
 from tests.http.sites import assert_problem
@@ -66,3 +67,30 @@ def test_a_verified_user_may_have_a_new_token(new_case: NewCase) -> None:
     case.send(headers=[("x-user", "ada"), ("authorization", "Bearer one")])
     again = case.send(headers=[("x-user", "ada"), ("authorization", "Bearer two")])
     assert again.headers["idempotent-replayed"] == "true"
+
+
+@on_memory_only
+def test_callers_known_by_a_token_alone_are_warned_about_once(new_case: NewCase) -> None:
+    """Section 5: with its next token such a caller is a new one, and runs again."""
+    case = new_case(charge, "advised")
+    assert [case.send(headers=who).json() for who in (ADA, BOB, ADA)] == [{"charge": 1}, {"charge": 2}, {"charge": 1}]
+    assert [type(event) for event in case.events].count(events.CredentialScoped) == 1
+
+
+def test_by_route_a_key_is_good_for_several_endpoints(new_case: NewCase) -> None:
+    """Section 5, ``scope_by_route``: each endpoint has its own answer for it, in place of a 422 (O-05)."""
+    case = new_case(charge, "by route")
+    routes = [("POST", "/charges"), ("POST", "/refunds"), ("PATCH", "/charges")]
+    assert [case.send(*route).json() for route in routes] == [{"charge": 1}, {"charge": 2}, {"charge": 3}]
+    again = [case.send(*route) for route in routes]
+    assert [answer.json() for answer in again] == [{"charge": 1}, {"charge": 2}, {"charge": 3}]
+    assert {answer.headers["idempotent-replayed"] for answer in again} == {"true"}
+
+
+def test_by_route_a_key_is_still_good_for_one_request_there(new_case: NewCase) -> None:
+    """Section 5, O-05: body and query are compared as ever."""
+    case = new_case(charge, "by route")
+    case.send()
+    for change in ({"body": b"other"}, {"path": "/charges?currency=EUR"}):
+        assert_problem(case.send(**change), "key-reused", 422, retryable=True, reuse_key=False)
+    assert len(case.runs) == 1

@@ -13,18 +13,19 @@ import pytest
 
 BACKENDS = ("memory", "sqlite", "redis")
 
-#: async: endpoints are coroutines, and blocking ones run in a threadpool. routes: a view can say @idempotent and
-#: @exempt. duplicates: its responses can have several fields of one name. background: tasks run after the answer.
-#: users: the application's authentication names the caller. undisturbed: a handler goes on when its client leaves.
-#: cancelled: one that is awaited is cancelled then.
+#: async: endpoints are coroutines, and blocking ones run in a threadpool. routes: a view, or its router, can require a
+#: key or be exempt. duplicates: its responses can have several fields of one name. background: tasks run after the
+#: answer. users: the application's authentication names the caller. undisturbed: a handler goes on when its client
+#: leaves. cancelled: one that is awaited is cancelled then.
 CAPABILITIES: Mapping[str, frozenset[str]] = {
     "asgi": frozenset({"async", "duplicates", "background", "undisturbed"}),
-    "starlette": frozenset({"async", "duplicates", "background", "users", "undisturbed"}),
-    "fastapi": frozenset({"async", "duplicates", "background", "users", "undisturbed"}),
+    "starlette": frozenset({"async", "routes", "duplicates", "background", "users", "undisturbed"}),
+    "fastapi": frozenset({"async", "routes", "duplicates", "background", "users", "undisturbed"}),
     "wsgi": frozenset({"duplicates", "undisturbed"}),
     "flask": frozenset({"duplicates", "routes", "users", "undisturbed"}),
     "django-wsgi": frozenset({"routes", "users", "undisturbed"}),
     "django-asgi": frozenset({"async", "routes", "users", "cancelled"}),
+    "rest-framework": frozenset({"routes", "users", "undisturbed"}),
 }
 #: adapters that are served by uvicorn; the others are served by waitress
 ON_UVICORN = frozenset({"asgi", "starlette", "fastapi", "django-asgi"})
@@ -51,6 +52,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "waits": {"wait": 8.0},
     "waits briefly": {"wait": 0.2},
     "waits if asked": {"max_wait": 0.2},
+    "waits long if asked": {"max_wait": 8.0},
+    "waits in numbers": {"wait": 8.0, "max_waiting": 100},
     "two attempts": {"max_attempts": 2},
     "rejects failed": {"on_failed": "reject"},
     "replays failed": {"on_failed": "replay"},
@@ -58,6 +61,11 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "small": {"max_request_bytes": LIMIT, "max_response_bytes": LIMIT, "spool_bytes": LIMIT // 10},
     "own rule": {"store": _store_all_but_201},
     "json": {"fingerprint": "json"},
+    "by route": {"scope_by_route": True},
+    "as stripe": {"compat": "stripe", "required": True},
+    "rejects failed as stripe": {"compat": "stripe", "on_failed": "reject"},
+    # one test's own: what an engine says once is said to the first who gives a reason
+    "advised": {},
     "documented": {"docs_url": "https://example.org/idempotency"},
     "strict stages": {"strict_stages": True},
     "down": {},

@@ -16,7 +16,7 @@ import open_idempotency
 #: optional or costly: none of them may come with the package, nor with its core
 OPTIONAL = {
     "asyncio", "trio", "anyio", "redis", "sqlite3", "pydantic", "starlette", "fastapi", "flask", "werkzeug", "django",
-    "sqlalchemy", "multiprocessing", "tempfile", "ssl", "socket",
+    "sqlalchemy", "orjson", "multiprocessing", "tempfile", "ssl", "socket",
 }  # fmt: skip
 #: what a module needs besides the base install; it may load that and nothing else of this list
 FRAMEWORKS = ("redis", "starlette", "fastapi", "flask", "django", "trio", "pydantic", "anyio")
@@ -26,6 +26,7 @@ ALLOWED = {
     "open_idempotency.fastapi": {"fastapi", "starlette", "anyio", "pydantic"},
     "open_idempotency.flask": {"flask"},
     "open_idempotency._flask": {"flask"},
+    "open_idempotency._starlette": {"starlette", "anyio"},
     "open_idempotency.django": {"django"},
     "open_idempotency._perform.on_trio": {"trio"},
 }

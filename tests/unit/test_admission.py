@@ -10,7 +10,7 @@ import pytest
 from open_idempotency import events
 from open_idempotency._core.admission import admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.codecs import encode_response
+from open_idempotency._core.codecs import StageKind, encode_response, encode_stage
 from open_idempotency._core.commands import Claim, Release
 from open_idempotency._core.models import Busy, Finished, Leased, Mismatch, Refusal, Refused, Stage
 from open_idempotency._core.requests import Answer
@@ -18,6 +18,8 @@ from open_idempotency._perform.bodies import RequestBody
 from open_idempotency.exceptions import BackendUnavailable, BodyTooLarge, RecordUnreadable, ScopeUnknown
 from tests.unit.admissions import FRAME, TOMBSTONE, Admission, name
 from tests.unit.builders import OWNER, lease_of
+
+STAGE = encode_stage(StageKind.VALUE, b"1")
 
 
 def too_large() -> RequestBody:
@@ -100,8 +102,19 @@ def test_the_claim_says_what_the_policy_wants() -> None:
 
 def test_earlier_stages_come_with_the_attempt() -> None:
     """O-08, O-09."""
-    attempt = Admission(Leased(lease_of(attempt=2), (Stage("a", "", b"f"), Stage("b", "k", b"g")))).run()
-    assert attempt.stages == {("a", ""): b"f", ("b", "k"): b"g"}
+    attempt = Admission(Leased(lease_of(attempt=2), (Stage("a", "", STAGE), Stage("b", "k", STAGE)))).run()
+    assert attempt.stages == {("a", ""): STAGE, ("b", "k"): STAGE}
+
+
+@pytest.mark.parametrize("fail_open", [False, True])
+@pytest.mark.parametrize("release", [None, BackendUnavailable("down")], ids=["given back", "not given back"])
+def test_a_stage_that_cannot_be_read_never_runs(release: Any, fail_open: bool) -> None:
+    """B-08b: the claim is given back, and nothing that fails on the way lets the view run."""
+    stages = (Stage("a", "", STAGE), Stage("b", "", b"\xff junk"))
+    admission = Admission(Leased(lease_of(attempt=2), stages), releases=(release,), fail_open=fail_open)
+    assert name(admission.problem()) == "record-unreadable"
+    assert admission.script.names() == ["Call", "Call", "Claim", "Release"]
+    assert set(admission.listener.kinds()) == {events.BackendFailed}
 
 
 def test_a_completed_key_is_replayed_in_one_round_trip() -> None:
@@ -237,6 +250,7 @@ def test_a_cancelled_claim_is_cancelled_even_if_giving_it_back_fails(claims: tup
     admission = Admission(asyncio.CancelledError(), *claims, releases=(BackendUnavailable("down"),))
     with pytest.raises(asyncio.CancelledError):
         admission.run()
+    assert admission.listener.kinds() == [events.BackendFailed]
 
 
 def test_an_engine_that_is_thrown_away_asks_nothing_more() -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from open_idempotency._core.canonical_json import MAX_DEPTH, NotCanonical, canonical_json
+from open_idempotency._core.canonical_json import (
+    MAX_DEPTH,
+    NotCanonical,
+    by_orjson,
+    by_standard_library,
+    canonical_json,
+)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +86,10 @@ def test_a_text_that_readers_may_disagree_about_has_no_canonical_form(raw: bytes
 
 def test_a_lone_surrogate_is_just_a_string() -> None:
     """SPEC 5: strange but valid JSON; it is told apart and does not crash."""
-    assert canonical_json(b'{"\\ud800":1}') != canonical_json(b'{"\\udc00":1}')
+    form = canonical_json(b'{"\\ud800":1}')
+    assert form != canonical_json(b'{"\\udc00":1}')
+    assert form != canonical_json(b'{"\\\\ud800":1}')
+    assert form == canonical_json(form)
 
 
 def test_a_long_number_costs_no_conversion() -> None:
@@ -191,3 +203,120 @@ def test_any_bytes_have_a_form_or_are_refused(raw: bytes) -> None:
     except NotCanonical:
         return
     assert canonical_json(form) == form
+
+
+def form_or_nothing(raw: bytes, ignore: list[str]) -> bytes | None:
+    """The form that the standard library makes; None for a text that has none."""
+    try:
+        return by_standard_library(raw, ignore)
+    except NotCanonical:
+        return None
+
+
+def assert_orjson_changes_nothing(raw: bytes, ignore: list[str]) -> None:
+    """With orjson the outcome is the one without, be it a form or a refusal."""
+    by_it = by_orjson(raw, ignore)
+    assert by_it is None or by_it == form_or_nothing(raw, ignore)
+
+
+numbers = st.integers() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
+names = st.text(max_size=4) | st.sampled_from(["a", "b", "é", "\x7f", "\uffff", "😀"])
+plain_values = st.recursive(
+    st.none() | st.booleans() | numbers | names,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4),
+    max_leaves=20,
+)
+pointers = st.lists(st.sampled_from(["/a", "/b", "/a/b", "/0", "/1/a", "/", "/é"]), max_size=2)
+
+
+@given(plain_values, st.booleans(), st.sampled_from([(",", ":"), (", ", ":"), (",", ": ")]), pointers)
+def test_what_a_client_writes_has_one_form_with_orjson_and_without(
+    value: Any, ascii_only: bool, separators: tuple[str, str], ignore: list[str]
+) -> None:
+    """Issue: "orjson is used when installed and changes no result"."""
+    text = json.dumps(value, ensure_ascii=ascii_only, separators=separators)
+    assert_orjson_changes_nothing(text.encode(), ignore)
+
+
+@given(values, st.data(), pointers)
+def test_any_way_of_writing_has_one_form_with_orjson_and_without(value: Any, data: Any, ignore: list[str]) -> None:
+    """Issue: lexemes, escapes, white space, order of members."""
+    assert_orjson_changes_nothing(write(value, data.draw).encode("utf-8", "surrogatepass"), ignore)
+
+
+@given(plain_values, st.integers(0, 200), st.sampled_from(list(b'{}[]",:0.eE-\\u tn\x7f\xc3')), pointers)
+def test_a_damaged_text_has_one_outcome_with_orjson_and_without(
+    value: Any, place: int, byte: int, ignore: list[str]
+) -> None:
+    """Issue: invalid JSON too."""
+    raw = bytearray(orjson.dumps(_bounded(value)))
+    raw[place % len(raw)] = byte
+    assert_orjson_changes_nothing(bytes(raw), ignore)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), lexemes), max_size=5))
+def test_repeated_members_have_one_outcome_with_orjson_and_without(members: list[tuple[str, str]]) -> None:
+    """Issue: "repeated member names"."""
+    raw = ("{" + ",".join(f'"{name}":{lexeme}' for name, lexeme in members) + "}").encode()
+    assert_orjson_changes_nothing(raw, [])
+
+
+def _bounded(value: Any) -> Any:
+    """The value with its integers in the 64 bits that orjson writes."""
+    if isinstance(value, list):
+        return [_bounded(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _bounded(item) for name, item in value.items()}
+    return value % 2**63 if type(value) is int else value
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"b":1,"a":[1.5,-2,null,true,false]}',
+        '{"é":"😀","a":"\x7f\\n\\u0001\\\\\\""}'.encode(),
+        b"18446744073709551615",
+        b"[" * MAX_DEPTH + b"1" + b"]" * MAX_DEPTH,
+    ],
+)
+def test_orjson_takes_what_it_writes_back(raw: bytes) -> None:
+    """The comparisons above compare something."""
+    assert by_orjson(raw) == by_standard_library(raw)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"a": 1}',
+        b"[1, 2]",
+        b"1.0e0",
+        b"[1e2]",
+        b"-0",
+        b"18446744073709551616",
+        b"0.1000000000000000055511151231257827",
+        b'{"a":1,"a":1}',
+        b'"\\u0061"',
+        b'"\\/"',
+        b'"\\ud800"',
+        b"NaN",
+        b'"\xff"',
+        b'\xef\xbb\xbf{"a":1}',
+        b"{",
+        b"",
+        b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1),
+    ],
+)
+def test_orjson_leaves_what_it_would_change(raw: bytes) -> None:
+    """SPEC 5: lexemes, repeated names and what it refuses are the standard library's."""
+    assert by_orjson(raw) is None
+
+
+def test_without_orjson_the_standard_library_does_it_all() -> None:
+    """It is not a requirement; a fresh interpreter that cannot import it gives the same form."""
+    code = (
+        "import sys; sys.modules['orjson'] = None\n"
+        "from open_idempotency._core.canonical_json import by_orjson, canonical_json\n"
+        "print(by_orjson(b'[1]'), canonical_json(b'{\"b\":1,\"a\":2}'))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.strip() == """None b'{"a":2,"b":1}'"""

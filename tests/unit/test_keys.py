@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from open_idempotency._core.keys import (
+    by_credentials,
     caller_scope,
     digest,
     downstream_key,
@@ -26,6 +27,7 @@ from tests.unit.builders import request_of
 
 NAME = b"idempotency-key"
 UUID = "8e03978e-40d5-43e8-bc93-6894a57f9324"
+BY_ROUTE = IdempotencyPolicy(scope_by_route=True)
 LENIENT, STRICT = IdempotencyPolicy(), IdempotencyPolicy(profile="strict")
 LONG_KEY = "k" * 16
 
@@ -296,11 +298,53 @@ part = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 
 @given(st.tuples(part, part, part), st.tuples(part, part, part))
-def test_record_ids_are_equal_only_for_equal_app_scope_and_key(one: tuple[str, ...], two: tuple[str, ...]) -> None:
+def test_record_ids_are_equal_only_for_equal_application_scope_and_key(
+    one: tuple[str, ...], two: tuple[str, ...]
+) -> None:
     """SPEC 2: each part is length-prefixed."""
-    ids = [record_id(scope, key, IdempotencyPolicy(app=app)) for app, scope, key in (one, two)]
+    ids = [
+        record_id(scope, key, request_of(), IdempotencyPolicy(application=application))
+        for application, scope, key in (one, two)
+    ]
     assert (ids[0] == ids[1]) is (one == two)
     assert len(ids[0]) == 32
+
+
+route = st.tuples(st.sampled_from(["POST", "PATCH", "PUT"]), st.binary(max_size=4), part)
+
+
+@given(route, route)
+def test_by_route_record_ids_are_equal_only_for_equal_method_path_and_key(one: Any, two: Any) -> None:
+    """SPEC 5, ``scope_by_route``: one key on two endpoints is two records."""
+    ids = [record_id("user:a", key, request_of(method=method, path=path), BY_ROUTE) for method, path, key in (one, two)]
+    assert (ids[0] == ids[1]) is (one == two)
+
+
+def test_by_route_query_and_body_are_no_part_of_the_record() -> None:
+    """SPEC 5, O-05: on one endpoint a key with another request is still a mistake, not another record."""
+    requests = [request_of(b"a", query=b"q=1"), request_of(b"b", query=b"q=2")]
+    assert len({record_id("user:a", "k", request, BY_ROUTE) for request in requests}) == 1
+
+
+def test_by_route_a_record_is_none_of_those_without() -> None:
+    """SPEC 2: turning it on never finds an answer that was stored for another endpoint."""
+    assert record_id("user:a", "k", request_of(), BY_ROUTE) != record_id("user:a", "k", request_of(), LENIENT)
+
+
+@pytest.mark.parametrize(
+    ("headers", "user", "fields", "expected"),
+    [
+        (AUTHORIZED, None, {}, True),
+        (AUTHORIZED, "ada", {}, False),
+        (AUTHORIZED, None, {"scope": lambda _: "authorization:x"}, False),
+        ([], None, {}, False),
+    ],
+)
+def test_only_a_caller_without_another_identity_is_known_by_credentials(
+    headers: Any, user: str | None, fields: Any, expected: bool
+) -> None:
+    """SPEC 5: who is told apart by a token alone is somebody else with the next one."""
+    assert by_credentials(scope_of(headers, user, **fields)) is expected
 
 
 @given(st.lists(st.binary(max_size=6), max_size=4), st.lists(st.binary(max_size=6), max_size=4))
@@ -311,13 +355,13 @@ def test_parts_of_a_digest_never_run_into_each_other(one: list[bytes], two: list
 
 def test_moved_boundaries_between_scope_and_key_are_other_records() -> None:
     """SPEC 2, I10."""
-    assert record_id("user:a", "b", LENIENT) != record_id("user:", "ab", LENIENT)
+    assert record_id("user:a", "b", request_of(), LENIENT) != record_id("user:", "ab", request_of(), LENIENT)
 
 
 def test_a_secret_changes_the_record_id() -> None:
     """SPEC 9: who reads the backend can neither list nor forge keys."""
     keyed = [IdempotencyPolicy(secret=secret) for secret in (b"x" * 16, b"y" * 16)]
-    assert len({record_id("s", "k", policy) for policy in (LENIENT, *keyed)}) == 3
+    assert len({record_id("s", "k", request_of(), policy) for policy in (LENIENT, *keyed)}) == 3
 
 
 def test_a_downstream_key_is_the_same_on_every_attempt() -> None:

@@ -20,7 +20,8 @@ BAD: list[tuple[str, Any]] = [
     *[("profile", bad) for bad in ("loose", None, "Strict")],
     *[("validate", bad) for bad in ("uuid", 1)],
     *[("scope", bad) for bad in ("user", 1)],
-    *[("app", bad) for bad in (None, b"app", 1)],
+    *[("scope_by_route", bad) for bad in (None, "path", 2)],
+    *[("application", bad) for bad in (None, b"shop", 1)],
     *[("fingerprint", bad) for bad in ("raw", None, b"auto")],
     *[("fingerprint_headers", bad) for bad in ("X", ["X:"], None)],
     *[("fingerprint_ignore", bad) for bad in (["a"], [""], "/a", None)],
@@ -44,6 +45,7 @@ BAD: list[tuple[str, Any]] = [
     *[("strict_stages", bad) for bad in (None, "x")],
     *[("docs_url", bad) for bad in (1, "", "http://x\r\nset-cookie: a", "http://ü", "a b", "<x>")],
     *[("render_problem", bad) for bad in ("html", 1)],
+    *[("compat", bad) for bad in ("Stripe", "adyen", False, True, "")],
     *[("on_event", bad) for bad in ([], "log")],
 ]
 
@@ -138,7 +140,7 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(name: str, near: str)
 
 def test_an_unknown_field_like_no_other_is_refused_with_all_names() -> None:
     """Issue."""
-    with pytest.raises(ConfigurationError, match=r"^zzzz: no such policy field; known: aliases, app, "):
+    with pytest.raises(ConfigurationError, match=r"^zzzz: no such policy field; known: aliases, application, "):
         IdempotencyPolicy().replace(zzzz=1)
 
 

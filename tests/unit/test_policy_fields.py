@@ -8,8 +8,8 @@ from open_idempotency.policy import IdempotencyPolicy
 from open_idempotency.policy_fields import PolicyFields
 
 
-def test_type_checkers_see_every_field_but_app() -> None:
-    """Issue, `Policy fields are keyword arguments of every adapter`; ``app`` is the application there."""
+def test_type_checkers_see_every_field() -> None:
+    """Issue, `Policy fields are keyword arguments of every adapter`."""
     fields = {field.name for field in dataclasses.fields(IdempotencyPolicy)}
 
-    assert set(PolicyFields.__annotations__) == fields - {"app"}
+    assert set(PolicyFields.__annotations__) == fields

@@ -117,3 +117,66 @@ durations: Any = st.floats(0, 1e6)
 def test_retry_after_is_never_past_the_end_of_the_lease_and_one(elapsed: float, remaining: float) -> None:
     """O-03."""
     assert 1 <= retry_after(Busy(elapsed, remaining)) <= min(10, remaining + 1)
+
+
+STRIPE = IdempotencyPolicy(compat="stripe")
+# problem, and the status, type, code and Stripe-Should-Retry that stand for it
+AS_STRIPE: list[tuple[Problem, int, str, str, bytes]] = [
+    (problems.key_missing("d"), 400, "invalid_request_error", "key_missing", b"false"),
+    (problems.key_malformed("d"), 400, "invalid_request_error", "key_malformed", b"false"),
+    (problems.key_reused(), 400, "idempotency_error", "key_reused", b"false"),
+    (problems.body_too_large(9), 413, "invalid_request_error", "body_too_large", b"false"),
+    (problems.in_progress(Busy(1.0, 1.0)), 409, "invalid_request_error", "idempotency_key_in_use", b"true"),
+    (problems.superseded(), 409, "invalid_request_error", "idempotency_key_in_use", b"true"),
+    (problems.outcome_unknown(Refusal.FAILED), 409, "api_error", "outcome_unknown", b"false"),
+    (problems.not_replayable(201, "/1"), 409, "api_error", "not_replayable", b"false"),
+    (problems.backend_unavailable(), 503, "api_error", "backend_unavailable", b"true"),
+    (problems.record_unreadable(), 503, "api_error", "record_unreadable", b"true"),
+]
+
+
+@pytest.mark.parametrize(("problem", "status", "kind", "code", "again"), AS_STRIPE, ids=[row[3] for row in AS_STRIPE])
+def test_for_those_who_migrate_a_problem_is_an_error_of_stripe(
+    problem: Problem, status: int, kind: str, code: str, again: bytes
+) -> None:
+    """Issue, ``compat="stripe"``: its client libraries read type, code and Stripe-Should-Retry."""
+    answer = render(problem, STRIPE, "/charges")
+    error = json.loads(answer.body or b"")["error"]
+    assert answer.status == status
+    assert (error["type"], error["code"], error["message"]) == (kind, code, problem.detail)
+    assert (b"stripe-should-retry", again) in answer.headers
+
+
+def test_every_problem_has_a_form_of_stripe() -> None:
+    """Issue, ``compat="stripe"``: the table above forgets none."""
+    assert {row[0].name for row in AS_STRIPE} == {row[1] for row in ALL}
+
+
+@pytest.mark.parametrize("problem", [row[0] for row in AS_STRIPE], ids=[row[3] for row in AS_STRIPE])
+def test_an_error_of_stripe_is_json_counted_and_never_cached(problem: Problem) -> None:
+    """SPEC 4: as our own form, but for the media type."""
+    answer = render(problem, STRIPE, "/")
+    headers, ours = dict(answer.headers), dict(render(problem, POLICY, "/").headers)
+    assert headers[b"content-type"] == b"application/json"
+    assert headers[b"content-length"] == b"%d" % len(answer.body or b"")
+    assert headers[b"cache-control"] == b"no-store"
+    assert headers.get(b"retry-after") == ours.get(b"retry-after")
+
+
+def test_an_error_of_stripe_points_to_the_docs_as_stripe_does() -> None:
+    """SPEC 4: ``docs_url``, in the error as well."""
+    answer = render(problems.key_reused(), STRIPE.replace(docs_url="https://example.com/i"), "/")
+    assert json.loads(answer.body or b"")["error"]["doc_url"] == "https://example.com/i"
+    assert (b"link", b'<https://example.com/i>; rel="describedby"') in answer.headers
+
+
+def test_an_error_of_stripe_tells_what_could_not_be_kept() -> None:
+    """O-11: the original status and location."""
+    error = json.loads(render(problems.not_replayable(201, "/1"), STRIPE, "/").body or b"")["error"]
+    assert (error["original_status"], error["location"]) == (201, "/1")
+
+
+def test_a_hook_counts_before_compat() -> None:
+    """SPEC 4: so that one route may render otherwise under a policy for all."""
+    policy = STRIPE.replace(render_problem=lambda problem: Answer(problem.status, [], b""))
+    assert render(problems.key_reused(), policy, "/") == Answer(422, [], b"")

@@ -208,7 +208,7 @@ async def test_tasks_that_wait_hold_no_threads() -> None:
             for _ in range(100):
                 group.start_soon(backend.wait, wait_of(LONG, 0.05))
             await anyio.sleep(0)
-            assert threading.active_count() == before
+            assert threading.active_count() <= before
 
 
 # What waiting costs

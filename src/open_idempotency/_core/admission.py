@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from open_idempotency import events
 from open_idempotency._core import problems
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.codecs import decode_response
-from open_idempotency._core.commands import Call, Claim, Emit, Now, Release, Sleep
+from open_idempotency._core.codecs import decode_response, decode_stage
+from open_idempotency._core.commands import Call, Claim, Now, Release, TakePlace, Wait
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.fingerprint import fingerprint
-from open_idempotency._core.keys import caller_scope, parse_key, record_id
-from open_idempotency._core.models import Busy, ClaimAnswer, Finished, Leased, Mismatch, Refused
+from open_idempotency._core.keys import by_credentials, caller_scope, parse_key, record_id
+from open_idempotency._core.models import Busy, ClaimAnswer, Finished, Lease, Leased, Mismatch, Refused, Stage
+from open_idempotency._core.rendering import render
 from open_idempotency._core.requests import Answer, Body, Headers, Request
-from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, cause, sendable, tell, warn
+from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, Advice, cause, sendable, tell, warn
 from open_idempotency.exceptions import (
     BackendUnavailable,
     BodyTooLarge,
@@ -30,7 +31,18 @@ from open_idempotency.exceptions import (
 )
 from open_idempotency.policy import IdempotencyPolicy
 
+#: seconds after which a waiting duplicate asks again although nobody told it to, from the first to the longest
+FIRST_LOOK, LONGEST_LOOK = 1.0, 5.0
+
 _PREFER_WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
+
+
+@dataclass(slots=True, frozen=True)
+class Patience:
+    """For how many seconds a duplicate waits, and whether its client asked for them."""
+
+    seconds: float
+    preferred: bool = False
 
 
 @dataclass(slots=True)
@@ -38,7 +50,7 @@ class Intake:
     """What an adapter brings to be admitted. The two callables are of the adapter's own colour.
 
     ``identify`` returns the framework's verified user (``str``) or None; ``receive`` reads the body whole and raises
-    ``BodyTooLarge``. ``owner``: 16 random bytes.
+    ``BodyTooLarge``. ``owner``: 16 random bytes. ``advice``: the engine's, shared by all its requests.
     """
 
     request: Request
@@ -46,6 +58,7 @@ class Intake:
     owner: bytes
     identify: Callable[[], str | Awaitable[str | None] | None]
     receive: Callable[[], Body | Awaitable[Body]]
+    advice: Advice = field(default_factory=Advice)
 
 
 def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
@@ -70,7 +83,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
     except BodyTooLarge:
         return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
     claim = Claim(
-        record_id=record_id(scope, key, policy),
+        record_id=record_id(scope, key, request, policy),
         fingerprint=fingerprint(request, policy),
         owner=intake.owner,
         lease=policy.lease,
@@ -79,13 +92,22 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
         resume_abandoned=policy.on_abandoned == "resume",
         max_attempts=policy.max_attempts,
     )
+    if by_credentials(scope) and intake.advice.due():
+        yield from warn(policy, events.CredentialScoped(events.short(claim.record_id)))
     return (yield from _begin(claim, request, policy))
 
 
 def _begin(claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
     try:
-        answer = yield from _claim_patiently(claim, _patience(request, policy))
-        return (yield from _answer_claim(answer, claim, request, policy))
+        answer = yield from _claim(claim, policy)
+        if not isinstance(answer, Busy):
+            return (yield from _answer_claim(answer, claim, request, policy))
+        patience = _patience(request, policy)
+        awaited = yield from _wait_in_place(claim, answer, patience.seconds, policy)
+        if awaited is None:
+            return (yield from _answer_claim(answer, claim, request, policy))
+        admission = yield from _answer_claim(awaited, claim, request, policy)
+        return _preference_applied(admission, patience)
     except BackendUnavailable as error:
         yield from warn(policy, events.BackendFailed(events.short(claim.record_id), "claim", cause(error)))
         if not policy.fail_open:
@@ -103,6 +125,9 @@ def _answer_claim(
     record = events.short(claim.record_id)
     match answer:
         case Leased(lease, stages):
+            if stages and not _readable(stages):
+                yield from _give_back(lease, policy)
+                raise RecordUnreadable("a stage of an earlier attempt cannot be read")
             yield from tell(policy, events.Claimed, record, lease.attempt)
             return Attempt.of(lease, stages, policy, _instance(request))
         case Finished(frame):
@@ -120,30 +145,52 @@ def _answer_claim(
             return _refuse(problems.outcome_unknown(reason), request, policy)
 
 
+def _readable(stages: tuple[Stage, ...]) -> bool:
+    """Whether a retry can tell what was done; found out here, since the view would be halfway through (B-08b)."""
+    try:
+        for stage in stages:
+            decode_stage(stage.frame)
+    except RecordUnreadable:
+        return False
+    return True
+
+
 def _replay(frame: bytes, record: bytes, request: Request, policy: IdempotencyPolicy) -> Steps[Answer]:
     stored = decode_response(frame)
     yield from tell(policy, events.Replayed, events.short(record), stored.status)
     return sendable(stored, _instance(request), policy)
 
 
-def _claim_patiently(claim: Claim, patience: float) -> Steps[ClaimAnswer]:
-    """The answer to a claim; while somebody else is running, asked again for ``patience`` seconds (O-04)."""
-    answer = yield from _claim(claim)
-    if patience <= 0 or not isinstance(answer, Busy):
-        return answer
+def _wait_in_place(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimAnswer | None]:
+    """The last answer to a claim that was repeated for ``patience`` seconds (O-04); None where none may wait."""
+    if patience <= 0:
+        return None
+    leave = yield from ask(TakePlace(policy.max_waiting))
+    if leave is None:
+        return None
+    try:
+        return (yield from _claim_patiently(claim, busy, patience, policy))
+    finally:
+        leave()
+
+
+def _claim_patiently(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimAnswer]:
+    answer: ClaimAnswer = busy
     deadline = (yield from ask(Now())) + patience
-    pause = FIRST_PAUSE
+    look, pause = FIRST_LOOK, FIRST_PAUSE
     while isinstance(answer, Busy):
         left = deadline - (yield from ask(Now()))
         if left <= 0:
             break
-        yield from ask(Sleep(min(pause, left)))
-        pause = min(pause * 1.5, LONGEST_PAUSE)
-        answer = yield from _claim(claim)
+        # Nobody tells that a lease has ended, nor does every message arrive.
+        seconds = min(left, look, max(answer.remaining, FIRST_PAUSE))
+        yield from ask(Wait(claim.record_id, seconds, min(pause, seconds)))
+        look, pause = min(look * 1.5, LONGEST_LOOK), min(pause * 1.5, LONGEST_PAUSE)
+        answer = yield from _claim(claim, policy)
     return answer
 
 
-def _claim(claim: Claim) -> Steps[ClaimAnswer]:
+def _claim(claim: Claim, policy: IdempotencyPolicy) -> Steps[ClaimAnswer]:
     try:
         return (yield from ask(claim))
     except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
@@ -151,31 +198,46 @@ def _claim(claim: Claim) -> Steps[ClaimAnswer]:
     except BaseException:
         # Cancelled between the question and its answer: the claim may stand. Asked again as the same owner the
         # backend says so (B-08), and it can be given back instead of blocking the key for a whole lease.
-        yield from _withdraw(claim)
+        yield from _withdraw(claim, policy)
         raise
 
 
-def _withdraw(claim: Claim) -> Steps[None]:
+def _withdraw(claim: Claim, policy: IdempotencyPolicy) -> Steps[None]:
     try:
         answer = yield from ask(claim)
         if isinstance(answer, Leased):
             yield from ask(Release(answer.lease))
     except Exception as error:
-        yield from ask(Emit(events.BackendFailed(events.short(claim.record_id), "release", cause(error)), None))
+        yield from warn(policy, events.BackendFailed(events.short(claim.record_id), "release", cause(error)))
 
 
-def _patience(request: Request, policy: IdempotencyPolicy) -> float:
-    """Seconds that this duplicate waits: its own ``Prefer: wait=N`` (RFC 7240), capped, or the policy's."""
+def _give_back(lease: Lease, policy: IdempotencyPolicy) -> Steps[None]:
+    try:
+        yield from ask(Release(lease))
+    except Exception as error:  # a claim that stays ends with its lease; the answer is the same
+        yield from warn(policy, events.BackendFailed(events.short(lease.record_id), "release", cause(error)))
+
+
+def _patience(request: Request, policy: IdempotencyPolicy) -> Patience:
+    """How long this duplicate waits: its own ``Prefer: wait=N`` (RFC 7240), capped, or the policy's."""
     if policy.max_wait > 0:
         for value in request.header(b"prefer"):
             match = _PREFER_WAIT.search(value)
             if match:
-                return min(float(match[1]), policy.max_wait)
-    return policy.wait
+                return Patience(min(float(match[1]), policy.max_wait), preferred=True)
+    return Patience(policy.wait)
+
+
+def _preference_applied(admission: Attempt | Answer, patience: Patience) -> Attempt | Answer:
+    """Tell a client that its preference decided for how long it waited (RFC 7240, section 3)."""
+    if not patience.preferred or not isinstance(admission, Answer):
+        return admission
+    applied = (b"preference-applied", b"wait=%d" % patience.seconds)
+    return replace(admission, headers=[*admission.headers, applied])
 
 
 def _refuse(problem: problems.Problem, request: Request, policy: IdempotencyPolicy) -> Answer:
-    return problems.render(problem, policy, _instance(request))
+    return render(problem, policy, _instance(request))
 
 
 def _instance(request: Request) -> str:

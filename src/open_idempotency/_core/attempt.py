@@ -5,7 +5,7 @@ Shared by the adapter that runs the request, the helper ``idem`` and the heartbe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
 
@@ -35,6 +35,7 @@ class Attempt:
     lease: Lease | None = None
     #: frames by (name, key), in the order in which they were saved
     stages: Mapping[StageId, bytes] = _NO_STAGES
+    _recorded: dict[StageId, bytes]
     #: what downstream keys derive from; random, and made when it is asked for, where there is no lease
     seed: bytes = b""
     #: the request's path, for problems
@@ -44,7 +45,7 @@ class Attempt:
     lost: bool = False
     #: the view's wish: True to store the answer, False to discard it, None for the policy's rule
     keep: bool | None = None
-    _used: Set[StageId] = frozenset()
+    _used: set[StageId] | None = None
 
     def __init__(self, policy: IdempotencyPolicy) -> None:
         self.policy = policy
@@ -54,14 +55,14 @@ class Attempt:
         """The attempt that a claim has led to; ``stages`` are those of earlier attempts."""
         attempt = cls(policy)
         attempt.lease = lease
-        attempt.stages = {(s.name, s.key): s.frame for s in stages}
+        attempt.stages = attempt._recorded = {(s.name, s.key): s.frame for s in stages}
         attempt.seed = lease.record_id + lease.fingerprint
         attempt.instance = instance
         return attempt
 
     def saved(self, stage: Stage) -> None:
-        """Note that a stage is on record."""
-        self.stages = {**self.stages, (stage.name, stage.key): stage.frame}
+        """Note that a stage is on record. In place, since threads of one request may do so at the same moment."""
+        self._recorded[stage.name, stage.key] = stage.frame
 
     def check_running(self) -> None:
         """Every stage boundary notices that the attempt ended (ERR_COMPLETED) or lost its lease (S-07)."""
@@ -72,12 +73,15 @@ class Attempt:
 
     def enter(self, stage: StageId) -> None:
         """Note that this attempt runs a stage. Twice is a conflict: which of the two would a retry mean?"""
+        if self._used is None:
+            self._used = set()
         if stage in self._used:
             name, key = stage
             where = f"stage {name!r} with key {key!r}" if key else f"stage {name!r}"
             raise StageConflict(f"{where} was used already in this attempt; give each use its own key=")
-        self._used = {*self._used, stage}
+        self._used.add(stage)
 
     def leave(self, stage: StageId) -> None:
         """Take ``enter`` back: the stage failed and may be run again within this attempt."""
-        self._used = self._used - {stage}
+        if self._used is not None:
+            self._used.discard(stage)

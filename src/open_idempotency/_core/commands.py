@@ -95,6 +95,30 @@ class Get(Command[Record | None]):
 
 
 @dataclass(slots=True)
+class Wait(Command[None]):
+    """Let time pass until the attempt that holds the record may have ended, and ``seconds`` at most.
+
+    ``pause``: seconds after which a backend that cannot be told of an end is to return. The engine claims again
+    after each wait, and lets the pause grow from one to the next.
+    """
+
+    record_id: bytes
+    seconds: float
+    pause: float
+
+
+@dataclass(slots=True)
+class TakePlace(Command[Callable[[], None] | None]):
+    """Take one of the places in which requests of this process may wait.
+
+    Answered with what gives the place back, or None where all are taken. ``places``: how many there are; None for
+    as many as the performer's colour can afford.
+    """
+
+    places: int | None
+
+
+@dataclass(slots=True)
 class Sleep(Command[None]):
     """Let ``seconds`` pass."""
 

@@ -1,4 +1,4 @@
-"""Reading the ``Idempotency-Key`` field, and turning (app, caller, key) into a record id.
+"""Reading the ``Idempotency-Key`` field, and turning (application, caller, key) into a record id.
 
 The field is an RFC 9651 Item of type String (draft-ietf-httpapi-idempotency-key-header-07, section 2.1); RFC 9651
 itself is http-sf's work. Nothing here touches a backend: a malformed key is refused before any call.
@@ -23,6 +23,7 @@ MIN_ANONYMOUS_OCTETS = 16
 MAX_FIELD_OCTETS = 1024
 _BARE = re.compile(rb"[!#-+\--:<-\[\]-~]{1,255}")
 _DIGEST_PARAMETER = b"oi-record-1"
+_BY_CREDENTIALS = "authorization:"
 
 
 def key_names(policy: IdempotencyPolicy) -> frozenset[bytes]:
@@ -111,12 +112,17 @@ def caller_scope(request: Request, user: str | None, key: str, policy: Idempoten
     credentials = request.header(b"authorization")
     # An empty field is nobody's credentials: it would be one scope for all who send it.
     if any(value.strip() for value in credentials):
-        return "authorization:" + hashlib.sha256(b"\0".join(credentials)).hexdigest()
+        return _BY_CREDENTIALS + hashlib.sha256(b"\0".join(credentials)).hexdigest()
     if len(key) < MIN_ANONYMOUS_OCTETS:
         raise KeyRejected(
             f"without credentials a key needs at least {MIN_ANONYMOUS_OCTETS} characters; send a random UUID"
         )
     return "anonymous:"
+
+
+def by_credentials(scope: str) -> bool:
+    """Whether a caller is known by nothing but its credentials, and is another one with new ones."""
+    return scope.startswith(_BY_CREDENTIALS)
 
 
 def _call_scope(request: Request, policy: IdempotencyPolicy) -> str:
@@ -130,9 +136,15 @@ def _call_scope(request: Request, policy: IdempotencyPolicy) -> str:
     return scope
 
 
-def record_id(scope: str, key: str, policy: IdempotencyPolicy) -> bytes:
-    """The 32-byte digest of (app, scope, key), each part length-prefixed; keyed when a secret is set."""
-    return digest(policy.secret, _DIGEST_PARAMETER, policy.app.encode(), scope.encode(), key.encode())
+def record_id(scope: str, key: str, request: Request, policy: IdempotencyPolicy) -> bytes:
+    """The 32-byte digest of (application, scope, key), each part length-prefixed; keyed when a secret is set.
+
+    With ``scope_by_route`` of the request's method and raw path too.
+    """
+    parts = (_DIGEST_PARAMETER, policy.application.encode(), scope.encode(), key.encode())
+    if policy.scope_by_route:
+        return digest(policy.secret, *parts, request.method.encode(), request.path)
+    return digest(policy.secret, *parts)
 
 
 def downstream_key(seed: bytes, name: str, secret: bytes | None) -> str:

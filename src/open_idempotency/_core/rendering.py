@@ -1,23 +1,44 @@
-"""How a problem is sent: as application/problem+json (RFC 9457), or as the policy's own renderer makes it."""
+"""How a problem is sent: as application/problem+json (RFC 9457), as Stripe's API would, or as the policy's own
+renderer makes it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from open_idempotency._core.problems import Problem
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Answer, Headers
 from open_idempotency.policy import IdempotencyPolicy
+
+# The type and status of Stripe's errors for our problems, and the code where Stripe has one for it. What Stripe does
+# not know is an error of the server (its client libraries take that type for anything unexpected).
+_STRIPE: Mapping[str, tuple[str, int, str | None]] = {
+    "key-missing": ("invalid_request_error", 400, None),
+    "key-malformed": ("invalid_request_error", 400, None),
+    "key-reused": ("idempotency_error", 400, None),
+    "body-too-large": ("invalid_request_error", 413, None),
+    "in-progress": ("invalid_request_error", 409, "idempotency_key_in_use"),
+    "outcome-unknown": ("api_error", 409, None),
+    "not-replayable": ("api_error", 409, None),
+    "backend-unavailable": ("api_error", 503, None),
+    "record-unreadable": ("api_error", 503, None),
+}
 
 
 def render(problem: Problem, policy: IdempotencyPolicy, instance: str) -> Answer:
-    """The problem as an answer: the policy's renderer, or the members of RFC 9457 section 3.1 and ours.
+    """The problem as an answer: the policy's renderer, or one of our two forms.
 
     ``instance``: the path of the request.
     """
     problem = replace(problem, instance=instance)
     if policy.render_problem is not None:
         return policy.render_problem(problem)
+    return _FORMS[policy.compat](problem, policy)
+
+
+def _as_problem_document(problem: Problem, policy: IdempotencyPolicy) -> Answer:
+    """The members of RFC 9457, section 3.1, and ours."""
     members: dict[str, object] = {
         "type": problem.type,
         "title": problem.title,
@@ -28,18 +49,48 @@ def render(problem: Problem, policy: IdempotencyPolicy, instance: str) -> Answer
         "reuse_key": problem.reuse_key,
         **problem.extra,
     }
+    return _answer(problem, policy, problem.status, b"application/problem+json", members, [])
+
+
+def _as_stripe_error(problem: Problem, policy: IdempotencyPolicy) -> Answer:
+    """The error object of Stripe's API, with our own codes in its manner where Stripe has none."""
+    kind, status, code = _STRIPE[problem.name]
+    error: dict[str, object] = {
+        "type": kind,
+        "code": code or problem.name.replace("-", "_"),
+        "message": problem.detail,
+        **problem.extra,
+    }
+    if policy.docs_url:
+        error["doc_url"] = policy.docs_url
+    # Stripe's client libraries try every 409 and 5xx again with the same key, unless this field tells them not to.
+    again = b"true" if problem.retryable and problem.reuse_key else b"false"
+    return _answer(problem, policy, status, b"application/json", {"error": error}, [(b"stripe-should-retry", again)])
+
+
+def _answer(
+    problem: Problem,
+    policy: IdempotencyPolicy,
+    status: int,
+    content_type: bytes,
+    members: Mapping[str, object],
+    further: Headers,
+) -> Answer:
     body = json.dumps(members).encode()
-    return Answer(problem.status, _headers(problem, policy, len(body)), body)
-
-
-def _headers(problem: Problem, policy: IdempotencyPolicy, length: int) -> list[tuple[bytes, bytes]]:
     headers = [
-        (b"content-type", b"application/problem+json"),
-        (b"content-length", b"%d" % length),
+        (b"content-type", content_type),
+        (b"content-length", b"%d" % len(body)),
         (b"cache-control", b"no-store"),
+        *further,
     ]
     if problem.retry_after is not None:
         headers.append((b"retry-after", b"%d" % problem.retry_after))
     if policy.docs_url:
         headers.append((b"link", f'<{policy.docs_url}>; rel="describedby"'.encode("latin-1")))
-    return headers
+    return Answer(status, headers, body)
+
+
+_FORMS: Mapping[str | None, Callable[[Problem, IdempotencyPolicy], Answer]] = {
+    None: _as_problem_document,
+    "stripe": _as_stripe_error,
+}

@@ -17,6 +17,22 @@ from open_idempotency.policy import IdempotencyPolicy
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
 
+class Advice:
+    """Advice to the operator that an engine gives once, however many requests are a reason for it."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = [True]
+
+    def due(self) -> bool:
+        """True for the first who asks, of all threads, and false ever after."""
+        try:
+            return bool(self._left) and self._left.pop()
+        except IndexError:  # another thread was faster
+            return False
+
+
 def tell(policy: IdempotencyPolicy, kind: Callable[..., events.Event], *members: object) -> Steps[None]:
     """An everyday event: made only where somebody listens."""
     if policy.on_event is not None:

@@ -26,13 +26,10 @@ def stand_in(app: Flask, answer: Answer, current: Response) -> Response:
     own = {name.lower() for name, _ in answer.headers}
     for name, value in current.headers:
         field = octets(name).lower()
-        if field not in own and field not in _OF_ANOTHER_BODY and not is_kept_header(field):
+        if field not in own and not is_kept_header(field):
             response.headers.add(name, value)
     response.call_on_close(current.close)
     return response
-
-
-_OF_ANOTHER_BODY = frozenset({b"content-length", b"transfer-encoding", b"trailer"})
 
 
 def header_fields(response: Response, environ: dict[str, Any]) -> Headers:

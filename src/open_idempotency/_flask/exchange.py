@@ -118,7 +118,12 @@ class Exchange:
     def _admit(self) -> Attempt | Answer:
         request, source = self._request, self._request.environ["wsgi.input"]
         intake = Intake(
-            read_request(request.environ, request), self._key_fields, new_owner(), self._identify, self._received
+            read_request(request.environ, request),
+            self._key_fields,
+            new_owner(),
+            self._identify,
+            self._received,
+            self._setting.engine.advice,
         )
         # The fingerprint reads the same file as the view will, and somebody may have begun to read it.
         place = source.tell() if self._body.spooled else None

@@ -84,7 +84,7 @@ class Hooks:
 
     def _open(self, here: Request) -> Exchange | None:
         """The exchange of a covered request; None for one that passes by."""
-        if here.url_rule is None or here.routing_exception is not None or MARK in here.environ:
+        if here.url_rule is None or MARK in here.environ:
             return None
         route = self._route(here.url_rule.endpoint)
         if route is None or here.method not in route.policy.methods:

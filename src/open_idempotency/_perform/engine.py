@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from open_idempotency._core.telling import Advice
 from open_idempotency._perform.heartbeat import Heartbeat
 from open_idempotency._perform.performers import AsyncPerformer, Performer
 from open_idempotency.backend import AsyncBackend, Backend
@@ -41,6 +42,7 @@ class Engine:
         self.sync = Performer(self.backend)
         self.aio = AsyncPerformer(ThreadedBackend(self.backend) if threads else self.backend.to_async())
         self.heartbeat = Heartbeat(self.backend)
+        self.advice = Advice()
         self._policies: dict[Rule, IdempotencyPolicy] = {}
 
     def policy_for(self, rule: Rule | None) -> IdempotencyPolicy | None:

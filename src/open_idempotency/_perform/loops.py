@@ -14,8 +14,22 @@ T = TypeVar("T")
 Library = Literal["asyncio", "trio"]
 
 
+class Signal(Protocol):
+    """Wakes one waiting task; used once."""
+
+    def set(self) -> None:
+        """Wake it, now or when it comes to wait. From any thread; not an error after its loop has ended."""
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait for ``set``, for ``seconds`` at most; whether it came."""
+        ...
+
+
 class Implementation(Protocol):
     """What ``on_asyncio`` and ``on_trio`` have in common; the functions below say what each one promises."""
+
+    @property
+    def Signal(self) -> Callable[[], Signal]: ...  # noqa: N802 (a class)
 
     async def sleep(self, seconds: float) -> None: ...
 
@@ -39,6 +53,11 @@ def current_library() -> Library | None:
 async def sleep(seconds: float) -> None:
     """Let ``seconds`` pass without blocking the loop."""
     await _implementation().sleep(seconds)
+
+
+def signal() -> Signal:
+    """A signal for a task of the running loop."""
+    return _implementation().Signal()
 
 
 async def in_thread(function: Callable[..., T], /, *args: Any) -> T:

@@ -1,4 +1,4 @@
-"""Threads, sleeping and shielded cleanup on asyncio, with the standard library alone; see ``loops``.
+"""Threads, sleeping, signals and shielded cleanup on asyncio, with the standard library alone; see ``loops``.
 
 Imported when an asyncio task first asks for one of them.
 """
@@ -9,6 +9,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from open_idempotency._perform.processes import PerProcess
@@ -18,6 +19,31 @@ T = TypeVar("T")
 _THREADS = min(32, (os.cpu_count() or 1) + 4)
 _executors = PerProcess(lambda: ThreadPoolExecutor(_THREADS, thread_name_prefix="open-idempotency"))
 _cleanups: set[asyncio.Future[Any]] = set()
+
+
+class Signal:
+    """See ``loops.Signal``."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[bool] = self._loop.create_future()
+
+    def set(self) -> None:
+        """See ``loops.Signal``."""
+        with suppress(RuntimeError):  # the loop is closed, and with it the task is gone
+            self._loop.call_soon_threadsafe(self._end, True)
+
+    async def wait(self, seconds: float) -> bool:
+        """See ``loops.Signal``."""
+        timer = self._loop.call_later(seconds, self._end, False)
+        try:
+            return await self._future
+        finally:
+            timer.cancel()
+
+    def _end(self, came: bool) -> None:
+        if not self._future.done():
+            self._future.set_result(came)
 
 
 async def sleep(seconds: float) -> None:

@@ -1,13 +1,36 @@
-"""Threads, sleeping and shielded cleanup on trio; see ``loops``. Imported when a trio task first asks for one."""
+"""Threads, sleeping, signals and shielded cleanup on trio; see ``loops``.
+
+Imported when a trio task first asks for one of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import trio
 
 T = TypeVar("T")
+
+
+class Signal:
+    """See ``loops.Signal``."""
+
+    def __init__(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._event = trio.Event()
+
+    def set(self) -> None:
+        """See ``loops.Signal``."""
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._event.set)
+
+    async def wait(self, seconds: float) -> bool:
+        """See ``loops.Signal``."""
+        with trio.move_on_after(seconds):
+            await self._event.wait()
+        return self._event.is_set()
 
 
 async def sleep(seconds: float) -> None:

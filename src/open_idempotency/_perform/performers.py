@@ -18,14 +18,20 @@ from open_idempotency._core.commands import (
     Renew,
     SaveStage,
     Sleep,
+    TakePlace,
+    Wait,
 )
 from open_idempotency._core.drivers import AsyncHandlers, Handlers, Steps, drive, drive_async
 from open_idempotency._perform import loops
+from open_idempotency._perform.places import Places
 from open_idempotency._perform.telling import tell
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import BackendUnavailable
 
 T = TypeVar("T")
+
+# A request that waits on a thread keeps it from other requests, and no performer knows how many threads there are.
+_PLACES_ON_THREADS = 2
 
 
 class Performer:
@@ -41,6 +47,8 @@ class Performer:
             Fail: backend.fail,
             Release: backend.release,
             Get: backend.get,
+            Wait: backend.wait,
+            TakePlace: Places(_PLACES_ON_THREADS).take,
             Call: lambda command: command.function(),
             Sleep: lambda command: time.sleep(command.seconds),
             Now: lambda _: time.monotonic(),
@@ -59,6 +67,11 @@ class AsyncPerformer:
         self.backend = backend
         # Cleanup after a cancellation may cost two calls; it is bounded, since shutdown waits for it.
         self._patience = 2 * backend.call_timeout + 1.0
+        places = Places(None)
+
+        async def take_place(command: TakePlace) -> Callable[[], None] | None:
+            return places.take(command)
+
         self._handlers: AsyncHandlers = {
             Claim: backend.claim,
             Renew: backend.renew,
@@ -67,6 +80,8 @@ class AsyncPerformer:
             Fail: backend.fail,
             Release: backend.release,
             Get: backend.get,
+            Wait: backend.wait,
+            TakePlace: take_place,
             Call: lambda command: command.function(),
             Sleep: lambda command: loops.sleep(command.seconds),
             Now: _now,

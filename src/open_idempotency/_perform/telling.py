@@ -16,13 +16,22 @@ _LEVELS: dict[type[events.Event], int] = {
     events.HookFailed: logging.ERROR,
     events.Unrecorded: logging.ERROR,
     events.FailedOpen: logging.ERROR,
+    events.CredentialScoped: logging.WARNING,
+}
+_ADVICE: dict[type[events.Event], str] = {
+    events.CredentialScoped: (
+        "callers are told apart by their Authorization field alone, so a client whose token changes between two tries "
+        "is a new caller, and its retry runs again; put the middleware inside authentication, or set scope="
+    ),
 }
 
 
 def tell(command: Emit) -> None:
     """Log the event and call the listener; a listener that raises is logged and harms no request."""
     event = command.event
-    logger.log(_LEVELS.get(type(event), logging.DEBUG), "%s", event)
+    kind = type(event)
+    advice = _ADVICE.get(kind)
+    logger.log(_LEVELS.get(kind, logging.DEBUG), "%s" if advice is None else f"%s: {advice}", event)
     if command.listener is None:
         return
     try:

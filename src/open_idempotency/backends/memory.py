@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 
 from open_idempotency import decisions
+from open_idempotency._perform import loops
 from open_idempotency._perform.processes import PerProcess
 from open_idempotency.backend import (
     AsyncBackend,
@@ -29,8 +30,11 @@ from open_idempotency.backend import (
     Renewal,
     SaveStage,
     StageSaved,
+    Status,
+    Wait,
 )
 from open_idempotency.backends import urls
+from open_idempotency.backends.waiters import Waiter, Waiters
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError
 
 _PURGED_PER_INSERT = 2
@@ -46,6 +50,8 @@ class _Table:
         self.max_records = max_records
         self.now = clock
         self._locks = PerProcess(threading.Lock)
+        # A child has none of the threads and tasks that wait in its parent.
+        self._waiters = PerProcess(Waiters)
         self.records: OrderedDict[bytes, Record] = OrderedDict()
         # No record expires before this moment, so a full table is not searched in vain.
         self._earliest = float("inf")
@@ -59,6 +65,8 @@ class _Table:
         """Save what was decided. The lock is held."""
         if after is before:
             return
+        if after is None or after.status is not Status.IN_PROGRESS:
+            self._waiters.get().wake(record_id)
         if after is None:
             del self.records[record_id]
             return
@@ -94,6 +102,27 @@ class _Table:
             del self.records[record_id]
         self._earliest = min((r.expires_at for r in self.records.values()), default=float("inf"))
         return min(max(0, limit), len(expired))
+
+    def forget(self, record_id: bytes) -> bool:
+        """Delete a record, for an operator; whether it was live. The lock is held."""
+        there = self.live(record_id) is not None
+        self.records.pop(record_id, None)
+        self._waiters.get().wake(record_id)
+        return there
+
+    def enter(self, record_id: bytes, waiter: Waiter) -> bool:
+        """Have it woken when the running attempt ends; false where none runs. Takes the lock."""
+        with self.lock:
+            record = self.records.get(record_id)
+            running = record is not None and record.status is Status.IN_PROGRESS
+            if running:
+                self._waiters.get().add(record_id, waiter)
+        return running
+
+    def leave(self, record_id: bytes, waiter: Waiter) -> None:
+        """It has stopped waiting. Takes the lock."""
+        with self.lock:
+            self._waiters.get().discard(record_id, waiter)
 
     def live(self, record_id: bytes) -> Record | None:
         """A copy of the record unless it expired. The lock is held."""
@@ -188,9 +217,7 @@ class MemoryBackend(Backend):
     def delete(self, record_id: bytes, /) -> bool:
         """See ``Backend.delete``."""
         with self._table.lock:
-            there = self._table.live(record_id) is not None
-            self._table.records.pop(record_id, None)
-        return there
+            return self._table.forget(record_id)
 
     def scan(self) -> Iterator[Record]:
         """See ``Backend.scan``."""
@@ -205,6 +232,15 @@ class MemoryBackend(Backend):
         """See ``Backend.purge``."""
         with self._table.lock:
             return self._table.purge(limit, self._table.now())
+
+    def wait(self, c: Wait, /) -> None:
+        """See ``Backend.wait``; woken by the verb that ends the attempt."""
+        ended = threading.Event()
+        if self._table.enter(c.record_id, ended):
+            try:
+                ended.wait(c.seconds)
+            finally:
+                self._table.leave(c.record_id, ended)
 
     def to_async(self) -> AsyncMemoryBackend:
         """The asynchronous colour over the same table."""
@@ -272,6 +308,16 @@ class AsyncMemoryBackend(AsyncBackend):
     async def purge(self, limit: int = 1000) -> int:
         """See ``Backend.purge``."""
         return self._sync.purge(limit)
+
+    async def wait(self, c: Wait, /) -> None:
+        """See ``Backend.wait``."""
+        table = self._sync._table  # pyright: ignore[reportPrivateUsage]
+        ended = loops.signal()
+        if table.enter(c.record_id, ended):
+            try:
+                await ended.wait(c.seconds)
+            finally:
+                table.leave(c.record_id, ended)
 
     def to_sync(self) -> MemoryBackend:
         """The blocking colour over the same table."""

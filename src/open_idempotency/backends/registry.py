@@ -7,11 +7,13 @@ URL scheme, its value a class with a class method ``from_url(url)``.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import ConfigurationError, MissingExtra
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "open_idempotency.backends"
 
@@ -92,6 +94,9 @@ def _import(row: Row) -> _BackendClass:
 
 
 def _entries() -> dict[str, EntryPoint]:
+    # Only a scheme that is none of ours asks; the import costs more than all the rest of the package's.
+    from importlib.metadata import entry_points
+
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 

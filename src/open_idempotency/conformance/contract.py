@@ -14,9 +14,10 @@ from open_idempotency.conformance.operators import OperatorContract
 from open_idempotency.conformance.owners import OwnerContract
 from open_idempotency.conformance.stages import StageContract
 from open_idempotency.conformance.support import AsyncVerbs, ManualClock
+from open_idempotency.conformance.waiting import WaitingContract
 
 
-class BackendContract(ClaimContract, OwnerContract, StageContract, ExpiryContract, OperatorContract):
+class BackendContract(ClaimContract, OwnerContract, StageContract, ExpiryContract, OperatorContract, WaitingContract):
     """Subclass it and override the fixture ``backend``."""
 
     pytestmark = pytest.mark.anyio

@@ -28,6 +28,7 @@ from open_idempotency.backend import (
     SaveStage,
     Stage,
     StageSaved,
+    Wait,
 )
 
 LEASE = 30.0
@@ -111,6 +112,13 @@ class AsyncVerbs(AsyncBackend):
         """See ``Backend.purge``."""
         answer: int = await self._call("purge", limit)
         return answer
+
+    async def wait(self, c: Wait, /) -> None:
+        """See ``Backend.wait``; a blocking one waits in a thread, so that others can end what it waits for."""
+        if isinstance(self.backend, AsyncBackend):
+            await self.backend.wait(c)
+        else:
+            await anyio.to_thread.run_sync(self.backend.wait, c)
 
     def to_sync(self) -> Backend:
         """The blocking colour."""

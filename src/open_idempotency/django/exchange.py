@@ -102,7 +102,7 @@ class Exchange:
             self._let_go()
             running.set((Attempt(route.policy), self.engine))
             return None
-        return Intake(read_request(request), key_fields, new_owner(), identify, receive)
+        return Intake(read_request(request), key_fields, new_owner(), identify, receive, self.engine.advice)
 
     def _let_go(self) -> None:
         if self._recording is not None:

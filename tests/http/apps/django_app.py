@@ -23,26 +23,30 @@ from open_idempotency.django import exempt, idempotent
 from tests.django_project import set_up
 from tests.http.behaviours import Call, Reply, achunks, call_of, chunks, perform, perform_async
 
-MIDDLEWARE = [
-    "tests.http.apps.django_app.find_views_here",
-    "open_idempotency.django.IdempotencyMiddleware",
-]
+OURS = "open_idempotency.django.IdempotencyMiddleware"
+MIDDLEWARE = ["tests.http.apps.django_app.find_views_here", OURS]
+REST_MIDDLEWARE = ["tests.http.apps.django_app.find_rest_views", OURS]
 
 
 def make_wsgi(backend: Backend | str, fields: dict[str, Any]) -> WSGIHandler:
     """The WSGI application."""
-    return _make(WSGIHandler, backend, fields)
+    return _make(WSGIHandler, MIDDLEWARE, backend, fields)
+
+
+def make_rest(backend: Backend | str, fields: dict[str, Any]) -> WSGIHandler:
+    """The WSGI application whose views are REST framework's."""
+    return _make(WSGIHandler, REST_MIDDLEWARE, backend, fields)
 
 
 def make_asgi(backend: Backend | str, fields: dict[str, Any]) -> ASGIHandler:
     """The ASGI application."""
-    return _make(ASGIHandler, backend, fields)
+    return _make(ASGIHandler, MIDDLEWARE, backend, fields)
 
 
-def _make(handler: Any, backend: Backend | str, fields: dict[str, Any]) -> Any:
+def _make(handler: Any, middleware: list[str], backend: Backend | str, fields: dict[str, Any]) -> Any:
     set_up()
     options = {f"IDEMPOTENCY_{name.upper()}": value for name, value in fields.items()}
-    with override_settings(MIDDLEWARE=MIDDLEWARE, IDEMPOTENCY_BACKEND=backend, **options):
+    with override_settings(MIDDLEWARE=middleware, IDEMPOTENCY_BACKEND=backend, **options):
         return handler()
 
 
@@ -62,6 +66,17 @@ def find_views_here(get_response: Callable[[HttpRequest], Any]) -> Callable[[Htt
         return get_response(request)
 
     return blocking
+
+
+def find_rest_views(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
+    """The same with the views of ``rest_framework_app``."""
+    from tests.http.apps.rest_framework_app import Urls
+
+    def middleware(request: HttpRequest) -> Any:
+        _prepare(request, Urls)
+        return get_response(request)
+
+    return middleware
 
 
 def _prepare(request: HttpRequest, urls: Any) -> None:

@@ -1,4 +1,7 @@
-"""The application in Starlette, with an AuthenticationMiddleware outside that believes the ``X-User`` header."""
+"""The application in Starlette, with one route that requires a key and one that is exempt.
+
+An AuthenticationMiddleware outside believes the ``X-User`` header.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from starlette.routing import Route
 
 from open_idempotency.asgi import App
 from open_idempotency.backend import Backend
-from open_idempotency.starlette import IdempotencyMiddleware
+from open_idempotency.starlette import IdempotencyMiddleware, exempt, idempotent
 from tests.http.behaviours import Reply, achunks, call_of, perform, perform_async
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -24,6 +27,8 @@ def make(backend: Backend | str, fields: dict[str, Any]) -> App:
     """The application with its middleware."""
     routes = [
         Route("/sync/{rest:path}", _in_threadpool, methods=METHODS),
+        Route("/required/{rest:path}", _required, methods=METHODS),
+        Route("/exempt/{rest:path}", _exempt, methods=METHODS),
         Route("/{rest:path}", _on_loop, methods=METHODS),
     ]
     app = Starlette(routes=routes)
@@ -42,6 +47,16 @@ class HeaderAuthentication(AuthenticationBackend):
 
 async def _on_loop(request: Request) -> Response:
     return respond(await perform_async(call_from(request, await request.body())))
+
+
+@idempotent(required=True)
+async def _required(request: Request) -> Response:
+    return await _on_loop(request)
+
+
+@exempt
+async def _exempt(request: Request) -> Response:
+    return await _on_loop(request)
 
 
 def _in_threadpool(request: Request) -> Response:

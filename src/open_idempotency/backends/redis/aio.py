@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError
 
-from open_idempotency._perform.loops import current_library, in_thread
+from open_idempotency._perform.loops import current_library, in_thread, signal, sleep
 from open_idempotency.backend import (
     AsyncBackend,
     Claim,
@@ -27,10 +27,12 @@ from open_idempotency.backend import (
     Renewal,
     SaveStage,
     StageSaved,
+    Wait,
 )
 from open_idempotency.backends.redis import replies, scripts
 from open_idempotency.backends.redis.clients import ERRORS, LoopClients, may_retry, wrapped
 from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Script
+from open_idempotency.exceptions import BackendUnavailable
 
 if TYPE_CHECKING:
     from open_idempotency.backends.redis.backend import RedisBackend
@@ -159,6 +161,23 @@ class AsyncRedisBackend(AsyncBackend):
                 yield key
             if int(cursor) == 0:
                 return
+
+    async def wait(self, c: Wait, /) -> None:
+        """See ``RedisBackend.wait``; the same thread listens for both colours, and wakes the task."""
+        until, key = time.monotonic() + c.seconds, self._options.key(c.record_id)
+        settled, ended = signal(), signal()
+        subscription = self._sync.listener.enter(key, settled, ended)
+        try:
+            if subscription is not None and await settled.wait(c.seconds) and subscription.confirmed:
+                if replies.is_running(await self.command(*scripts.status_of(key))):
+                    await ended.wait(max(0.0, until - time.monotonic()))
+                return
+        except BackendUnavailable:
+            pass
+        finally:
+            if subscription is not None:
+                subscription.leave()
+        await sleep(max(0.0, min(c.pause, until - time.monotonic())))
 
     def to_sync(self) -> RedisBackend:
         """The blocking colour on the same server."""

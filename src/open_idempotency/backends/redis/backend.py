@@ -6,6 +6,7 @@ kept on the server but the records: no session state, and a script that it forgo
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -27,12 +28,15 @@ from open_idempotency.backend import (
     Renewal,
     SaveStage,
     StageSaved,
+    Wait,
 )
 from open_idempotency.backends.redis import replies, scripts
 from open_idempotency.backends.redis.aio import AsyncRedisBackend
 from open_idempotency.backends.redis.clients import ERRORS, make_client, may_retry, wrapped
+from open_idempotency.backends.redis.listening import Listener
 from open_idempotency.backends.redis.options import read_url
 from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Script
+from open_idempotency.exceptions import BackendUnavailable
 
 
 class RedisBackend(Backend):
@@ -56,6 +60,7 @@ class RedisBackend(Backend):
         #: what the URL and the keywords said
         self.options = self._options = read_url(url, given)
         self._clients = PerProcess(lambda: make_client(self._options))
+        self._listeners = PerProcess(lambda: Listener(self._options))
         self.call_timeout = self._options.call_timeout
         self._async = AsyncRedisBackend(over=self)
 
@@ -164,12 +169,38 @@ class RedisBackend(Backend):
             if int(cursor) == 0:
                 return
 
+    @property
+    def listener(self) -> Listener:
+        """What this process hears of attempts that end; for both colours."""
+        return self._listeners.get()
+
+    def wait(self, c: Wait, /) -> None:
+        """See ``Backend.wait``; told by the server, or after ``c.pause`` where it cannot be."""
+        until, key = time.monotonic() + c.seconds, self._options.key(c.record_id)
+        settled, ended = threading.Event(), threading.Event()
+        subscription = self.listener.enter(key, settled, ended)
+        try:
+            if subscription is not None and settled.wait(c.seconds) and subscription.confirmed:
+                # It may have ended before the subscription was confirmed, and then no message comes.
+                if replies.is_running(self.command(*scripts.status_of(key))):
+                    ended.wait(until - time.monotonic())
+                return
+        except BackendUnavailable:
+            pass  # the next claim tells
+        finally:
+            if subscription is not None:
+                subscription.leave()
+        time.sleep(max(0.0, min(c.pause, until - time.monotonic())))
+
     def to_async(self) -> AsyncRedisBackend:
         """The asynchronous colour on the same server."""
         return self._async
 
     def close(self) -> None:
         """Close this process's connections; they open again if the backend is used again."""
+        listener = self._listeners.pop()
+        if listener is not None:
+            listener.close()
         client = self._clients.pop()
         if client is not None:
             client.close()

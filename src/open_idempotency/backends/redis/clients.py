@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import socket
 import time
 from typing import Any, Protocol, cast
 
 import redis
 import redis.asyncio
+import redis.connection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -32,6 +34,22 @@ class Client(Protocol):
     def execute_command(self, *arguments: Any) -> Any: ...
 
     def close(self) -> None: ...
+
+
+class Connection(Protocol):
+    """What we use of ``redis.Connection``."""
+
+    _sock: socket.socket
+
+    def connect(self) -> None: ...
+
+    def disconnect(self) -> None: ...
+
+    def send_command(self, *arguments: Any) -> None: ...
+
+    def can_read(self, timeout: float) -> bool: ...
+
+    def read_response(self) -> Any: ...
 
 
 class AsyncClient(Protocol):
@@ -68,27 +86,42 @@ def _arguments(options: Options) -> dict[str, Any]:
     return {
         **_ANONYMOUS,
         **options.connection,
-        "max_connections": options.max_connections,
-        "timeout": options.timeout,
         "socket_timeout": options.timeout,
         "socket_connect_timeout": options.timeout,
         "protocol": 2,
     }
 
 
+def _pool_arguments(options: Options) -> dict[str, Any]:
+    return {**_arguments(options), "max_connections": options.max_connections, "timeout": options.timeout}
+
+
+def connect(options: Options) -> Connection:
+    """A connection of its own for channels, which have no database number. Raises one of ``ERRORS``."""
+    kind: Any = redis.SSLConnection if options.tls else redis.Connection
+    connection: Connection = kind(retry=Retry(NoBackoff(), 0), **{**_arguments(options), "db": 0})
+    try:
+        connection.connect()
+    except BaseException:
+        connection.disconnect()
+        raise
+    return connection
+
+
 def make_client(options: Options) -> Client:
     """A blocking client with a bounded pool."""
     kind = redis.SSLConnection if options.tls else redis.Connection
-    pool = redis.BlockingConnectionPool(connection_class=kind, retry=Retry(NoBackoff(), 0), **_arguments(options))
+    pool: Any = redis.BlockingConnectionPool
     client: Any = redis.Redis
-    return cast(Client, client.from_pool(pool))
+    made = pool(connection_class=kind, retry=Retry(NoBackoff(), 0), **_pool_arguments(options))
+    return cast(Client, client.from_pool(made))
 
 
 def make_async_client(options: Options) -> AsyncClient:
     """An asyncio client with a bounded pool, for the running loop."""
     kind = redis.asyncio.SSLConnection if options.tls else redis.asyncio.Connection
     pool = redis.asyncio.BlockingConnectionPool(
-        connection_class=kind, retry=AsyncRetry(NoBackoff(), 0), **_arguments(options)
+        connection_class=kind, retry=AsyncRetry(NoBackoff(), 0), **_pool_arguments(options)
     )
     client: Any = redis.asyncio.Redis
     return cast(AsyncClient, client.from_pool(pool))

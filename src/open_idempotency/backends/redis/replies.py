@@ -107,6 +107,11 @@ def claimed(c: Claim, reply: Reply) -> ClaimAnswer:
     return _CLAIMED[code(reply)](c, reply)
 
 
+def is_running(status: Any) -> bool:
+    """Whether an attempt holds the record, from what ``scripts.status_of`` read."""
+    return bool(status == b"%d" % Status.IN_PROGRESS)
+
+
 @_strictly
 def renewed(reply: Reply) -> Sequence[Renewal]:
     """The answers to a renewal."""

@@ -112,6 +112,11 @@ def release_arguments(c: Release) -> Arguments:
     return _lease_arguments(c.lease)
 
 
+def status_of(key: bytes) -> tuple[str, bytes, bytes]:
+    """The command that reads a record's status alone, for ``replies.is_running``."""
+    return ("HGET", key, b"s")
+
+
 def stage_identity(stage: Stage) -> bytes:
     """Name and key so that no two pairs are alike; any character may be in them."""
     name = stage.name.encode("utf-8", "surrogatepass")

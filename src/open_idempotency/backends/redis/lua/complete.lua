@@ -17,4 +17,5 @@ set_expiry(key, record, now)
 save(key, record)
 redis.call('HSET', key, 'r', ARGV[8])
 if recreated then set_expiry(key, record, now) end
+tell_waiters(key)
 return {recreated and 1 or 0}

@@ -11,4 +11,5 @@ record.s, record.x, record.l, record.e = FAILED, tonumber(ARGV[8]), now, now + r
 set_expiry(key, record, now)
 save(key, record)
 if ARGV[9] then redis.call('HSET', key, 'r', ARGV[9]) end
+tell_waiters(key)
 return {0}

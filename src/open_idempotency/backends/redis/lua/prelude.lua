@@ -56,6 +56,10 @@ local function save(key, record)
         'e', text(record.e), 'x', record.x, 'n', text(record.n))
 end
 
+-- Wake those who wait for the attempt to end; the channel has the key's name. A user who may not publish may still
+-- complete: the waiters then ask again by themselves.
+local function tell_waiters(key) redis.pcall('PUBLISH', key, '') end
+
 local function is_owner(record, owner, token) return record.o == owner and record.t == token end
 
 -- ARGV[2..7] of the owner's verbs: owner, token, attempt, fingerprint, lease, ttl.

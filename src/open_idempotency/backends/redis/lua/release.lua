@@ -11,9 +11,11 @@ end
 if given_back then return {0} end
 if record.a == 1 and record.n == 0 then
     redis.call('DEL', key)
+    tell_waiters(key)
     return {0}
 end
 record.s, record.a, record.l, record.e = FAILED, record.a - 1, now, now + record.T
 set_expiry(key, record, now)
 save(key, record)
+tell_waiters(key)
 return {0}

@@ -1,0 +1,1 @@
+"""The Starlette middleware's parts; users import ``open_idempotency.starlette``."""

@@ -1,0 +1,151 @@
+"""Which endpoint a request is going to reach, and what is said on the way there, asked before any of it runs.
+
+Starlette routes in the innermost layer, when it is too late to claim anything. So its routes are asked the same
+questions here, in the same order: through mounts, hosts, sub-applications, and FastAPI's included routers. What cannot
+be seen into (an application of another framework, a middleware that hides what it wraps) has no rules.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any, NamedTuple
+
+from starlette.routing import Match, Router
+
+from open_idempotency import asgi
+from open_idempotency.asgi import Scope
+from open_idempotency.rules import IdempotencyRule, Rule, rule_of
+
+_DEEPEST = 100
+
+
+class Found(NamedTuple):
+    """``rules``: those of the endpoint and of all around it, the nearest last. ``passing``: the request is no matter of
+    the middleware that asks, since another one of ours stands between, or no endpoint will take it."""
+
+    rules: tuple[Rule, ...]
+    passing: bool
+
+
+class _Layers(NamedTuple):
+    """What middleware wraps: ``app`` is innermost, ``routes`` are its own; ``inner``: one of them is ours."""
+
+    app: Any
+    routes: Iterable[Any] | None
+    inner: bool
+
+
+def find(start: Any, scope: Scope) -> Found:
+    """What is said about the request by what it will reach beneath ``start``, an ASGI application."""
+    layers = _layers(start)
+    if layers.routes is None and not layers.inner:
+        layers = _routed_here(scope) or layers
+    if layers.routes is None:
+        # A middleware of one route: Starlette has noted which one before it came here.
+        rules_here = (_dependency_rules(scope.get("route")), _endpoint_rules(scope.get("endpoint"), scope["method"]))
+        return Found(tuple(chain(*rules_here)), layers.inner)
+    rules: list[Rule] = []
+    method = scope["method"]
+    while not layers.inner and layers.routes is not None:
+        matched = _match(layers.routes, scope)
+        if matched is None:
+            return Found(tuple(rules), _refuses_itself(layers.app))
+        route, child = matched
+        scope = {**scope, **child}
+        layers = _layers(getattr(route, "app", None))
+        rules += all_rules(route, method)
+        if getattr(route, "endpoint", None) is None:  # a mount; the rules are on what is mounted
+            rules += _endpoint_rules(layers.app, method)
+    return Found(tuple(rules), layers.inner)
+
+
+def all_rules(route: Any, method: str) -> Iterator[Rule]:
+    """Those of a route's dependencies, then those of its endpoint."""
+    return chain(_dependency_rules(route), _endpoint_rules(getattr(route, "endpoint", None), method))
+
+
+def is_ours(kind: Any) -> bool:
+    """Whether this is a middleware class of ours."""
+    return isinstance(kind, type) and issubclass(kind, asgi.IdempotencyMiddleware)
+
+
+def _layers(app: Any) -> _Layers:
+    for _ in range(_DEEPEST):
+        if isinstance(app, asgi.IdempotencyMiddleware):
+            return _Layers(app, None, True)
+        if hasattr(app, "routes"):
+            return _Layers(app, app.routes, _has_ours(app))
+        wrapped = getattr(app, "app", None)
+        if wrapped is None:
+            # What a router's own middleware wraps is the router's method.
+            owner = getattr(app, "__self__", None)
+            return _Layers(app, getattr(owner, "routes", None), False)
+        app = wrapped
+    return _Layers(app, None, False)
+
+
+def _has_ours(app: Any) -> bool:
+    """Whether an application, or its router, has a middleware of ours in its own list."""
+    if any(is_ours(listed.cls) for listed in getattr(app, "user_middleware", ())):
+        return True
+    router = getattr(app, "router", app)
+    layer = getattr(router, "middleware_stack", None)
+    for _ in range(_DEEPEST):
+        if layer is None or isinstance(layer, asgi.IdempotencyMiddleware):
+            break
+        layer = getattr(layer, "app", None)
+    return layer is not None
+
+
+def _routed_here(scope: Scope) -> _Layers | None:
+    """The routes of the application that the request has just entered, where a middleware hides them."""
+    app = scope.get("app")
+    if app is None or scope.get("endpoint", app) is not app:
+        return None
+    return _Layers(app, getattr(app, "routes", None), False)
+
+
+def _match(routes: Iterable[Any], scope: Scope) -> tuple[Any, Scope] | None:
+    """The route that a router would choose: the first that fits, else the first but for the method."""
+    partial: tuple[Any, Scope] | None = None
+    for route in expanded(routes):
+        match, child = route.matches(scope)
+        if match is Match.FULL:
+            return route, child
+        if match is Match.PARTIAL and partial is None:
+            partial = (route, child)
+    return partial
+
+
+def _refuses_itself(app: Any) -> bool:
+    """Whether a router answers with its own 404, or a redirect to where a slash is missing, when no route fits.
+
+    Neither is worth a record, and a redirect that took the key would make the redirected request a mismatch.
+    """
+    default = getattr(getattr(app, "router", app), "default", None)
+    return getattr(default, "__func__", None) is Router.not_found
+
+
+def expanded(routes: Iterable[Any]) -> Iterable[Any]:
+    """The routes, with those of FastAPI's included routers in place; older versions have them there already."""
+    expand = getattr(sys.modules.get("fastapi.routing"), "iter_route_contexts", None)
+    return routes if expand is None else expand(routes)
+
+
+def _endpoint_rules(endpoint: Any, method: str) -> Iterator[Rule]:
+    """Those on a function, or on a class and then on its method for this verb."""
+    parts = (endpoint, getattr(endpoint, method.lower(), None) if isinstance(endpoint, type) else None)
+    return (rule for rule in map(rule_of, parts) if rule is not None)
+
+
+def _dependency_rules(route: Any) -> Iterator[Rule]:
+    """Those among a FastAPI route's dependencies: its application's, its routers', and its own."""
+    dependant = getattr(route, "dependant", None)
+    return iter(()) if dependant is None else _rules_beneath(dependant)
+
+
+def _rules_beneath(dependant: Any) -> Iterator[Rule]:
+    own = [dependant.call.rule] if isinstance(dependant.call, IdempotencyRule) else []
+    return chain(own, *map(_rules_beneath, dependant.dependencies))

@@ -1,0 +1,218 @@
+"""Hearing that attempts have ended: one thread and one connection of its own in each process, for all colours.
+
+The thread is started by the first who waits, subscribes to the channels of those records alone, and ends when nobody
+has waited for a while or its connection breaks. Whoever waits then is woken to ask again, and the next to wait starts
+another thread. No outcome depends on a message: it only makes waiting shorter.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from redis.exceptions import ResponseError
+
+from open_idempotency.backends.redis.clients import ERRORS, Connection, connect
+from open_idempotency.backends.redis.options import Options
+from open_idempotency.backends.waiters import Waiter, Waiters
+
+#: seconds after which a thread for which nobody waits ends
+IDLE = 10.0
+#: seconds for which waiters are sent away after the connection broke, and after the server forbade to subscribe
+REST, LONG_REST = 1.0, 60.0
+
+_HEARD_AT_ONCE = 4096
+
+
+class Subscription:
+    """One waiter's place in a channel; once it is ``confirmed``, each message sets ``ended``."""
+
+    __slots__ = ("_session", "channel", "confirmed", "ended", "settled")
+
+    def __init__(self, channel: bytes, settled: Waiter, ended: Waiter, session: _Session) -> None:
+        self.channel = channel
+        #: set when it is known whether the subscription is confirmed
+        self.settled = settled
+        self.ended = ended
+        self.confirmed = False
+        self._session = session
+
+    def leave(self) -> None:
+        """Give the place up."""
+        self._session.leave(self)
+
+
+class Listener:
+    """What one process listens to. Safe to use from many threads."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._lock = threading.Lock()
+        self._session: _Session | None = None
+        self._resting_until = 0.0
+
+    def enter(self, channel: bytes, settled: Waiter, ended: Waiter) -> Subscription | None:
+        """Subscribe, without waiting for it; None where it is no use at the moment."""
+        with self._lock:
+            if time.monotonic() < self._resting_until:
+                return None
+            if self._session is not None:
+                subscription = self._session.enter(channel, settled, ended)
+                if subscription is not None:
+                    return subscription
+            try:
+                self._session = _Session(self._options, self._rest)
+            except (OSError, RuntimeError):  # the process may have no more files or threads
+                self._rest(REST)
+                return None
+            return self._session.enter(channel, settled, ended)
+
+    def close(self) -> None:
+        """End the thread; it is started again if somebody waits again."""
+        with self._lock:
+            session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def _rest(self, seconds: float) -> None:
+        self._resting_until = time.monotonic() + seconds
+
+
+class _Order(NamedTuple):
+    """What to tell the server; the others of a channel are told nothing when it is confirmed."""
+
+    verb: bytes
+    channel: bytes
+    subscription: Subscription | None
+
+
+class _Session:
+    """One thread with one connection, from its start to its end. Only the thread talks to the server."""
+
+    def __init__(self, options: Options, rest: Callable[[float], None]) -> None:
+        self._options = options
+        self._rest = rest
+        self._lock = threading.Lock()
+        self._waiters = Waiters()
+        self._orders: deque[_Order] = deque()
+        #: orders that the server has not replied to, with the time at which they were sent; its replies keep the order
+        self._unanswered: deque[tuple[float, _Order]] = deque()
+        self._ended = self._closing = False
+        self._bell, self._ear = socket.socketpair()
+        self._bell.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name="open-idempotency-listener", daemon=True)
+        try:
+            self._thread.start()
+        except BaseException:
+            self._end()
+            raise
+
+    def enter(self, channel: bytes, settled: Waiter, ended: Waiter) -> Subscription | None:
+        """Subscribe; None where the session has ended."""
+        subscription = Subscription(channel, settled, ended, self)
+        with self._lock:
+            if self._ended:
+                return None
+            self._waiters.add(channel, ended)
+            # Also for a channel that is subscribed to already: the reply shows that the connection is alive.
+            self._order(_Order(b"SUBSCRIBE", channel, subscription))
+        return subscription
+
+    def leave(self, subscription: Subscription) -> None:
+        """Unsubscribe where nobody else waits for the same."""
+        with self._lock:
+            if not self._ended and self._waiters.discard(subscription.channel, subscription.ended):
+                self._order(_Order(b"UNSUBSCRIBE", subscription.channel, None))
+
+    def close(self) -> None:
+        """End, and wait for the end."""
+        with self._lock:
+            self._closing = True
+            if not self._ended:
+                self._ring()
+        self._thread.join(2 * self._options.timeout)
+
+    def _order(self, order: _Order) -> None:
+        self._orders.append(order)
+        self._ring()
+
+    def _ring(self) -> None:
+        with suppress(BlockingIOError):  # it has not heard the earlier ones yet
+            self._bell.send(b"!")
+
+    # In the thread
+
+    def _run(self) -> None:
+        connection: Connection | None = None
+        try:
+            connection = connect(self._options)
+            with selectors.DefaultSelector() as selector:
+                selector.register(connection._sock, selectors.EVENT_READ)  # pyright: ignore[reportPrivateUsage]
+                selector.register(self._ear, selectors.EVENT_READ)
+                while self._carry_out_orders(connection):
+                    self._hear(connection, selector)
+        except ResponseError:
+            self._rest(LONG_REST)  # the user may not subscribe
+        except ERRORS:
+            self._rest(REST)
+        finally:
+            self._end()
+            if connection is not None:
+                connection.disconnect()
+
+    def _carry_out_orders(self, connection: Connection) -> bool:
+        """Send what was ordered; whether to go on."""
+        with self._lock:
+            orders = list(self._orders)
+            self._orders.clear()
+            if self._closing:
+                return False
+        for order in orders:
+            connection.send_command(order.verb, order.channel)
+            self._unanswered.append((time.monotonic(), order))
+        return True
+
+    def _hear(self, connection: Connection, selector: selectors.BaseSelector) -> None:
+        """Wait for a reply, a message or an order, for a bounded time."""
+        patience = self._options.timeout if self._unanswered else IDLE
+        heard = selector.select(patience)
+        if any(key.fileobj is self._ear for key, _ in heard):
+            self._ear.recv(_HEARD_AT_ONCE)
+        while connection.can_read(0):
+            self._understand(connection.read_response())
+        if self._unanswered and time.monotonic() - self._unanswered[0][0] > self._options.timeout:
+            raise TimeoutError("no reply to a subscription in time")
+        if not heard:
+            self._end_if_idle()
+
+    def _understand(self, reply: Any) -> None:
+        kind, channel, _ = reply
+        if kind == b"message":
+            with self._lock:
+                self._waiters.wake(channel)
+            return
+        _, order = self._unanswered.popleft()
+        if order.subscription is not None:
+            order.subscription.confirmed = True
+            order.subscription.settled.set()
+
+    def _end_if_idle(self) -> None:
+        with self._lock:
+            if not self._waiters and not self._orders:
+                self._closing = self._ended = True
+
+    def _end(self) -> None:
+        with self._lock:
+            self._ended = True
+            self._waiters.wake_all()
+            for order in (*self._orders, *(order for _, order in self._unanswered)):
+                if order.subscription is not None:
+                    order.subscription.settled.set()
+            self._bell.close()
+            self._ear.close()

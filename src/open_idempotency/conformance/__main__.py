@@ -1,0 +1,10 @@
+"""``python -m open_idempotency.conformance URL``: the HTTP runner. Needs the base install alone."""
+
+from __future__ import annotations
+
+import sys
+
+from open_idempotency.conformance.http.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Sends requests byte by byte as told, and records each exchange. Knows nothing of idempotency.
+
+Each request has a connection of its own, since a server may close one after a malformed field. Redirects are not
+followed, and no cookie is kept.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+MAX_BODY = 4 * 1024 * 1024
+_AGENT = (b"User-Agent", b"open-idempotency-conformance")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request to send: the fields go out in this order, duplicates and odd bytes included."""
+
+    method: str
+    url: str
+    fields: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A request and what came back; without an answer ``status`` is 0 and ``error`` says why.
+
+    ``seconds``: from the first byte sent to the last byte received, without the time to connect.
+    """
+
+    group: str
+    call: Call
+    status: int
+    fields: tuple[tuple[str, str], ...]
+    body: bytes
+    seconds: float
+    error: str = ""
+
+    @property
+    def success(self) -> bool:
+        """Whether the request was carried out, as far as its status tells."""
+        return 200 <= self.status < 400
+
+    def all(self, name: str) -> list[str]:
+        """The values of a field, by its lower-case name."""
+        return [value for known, value in self.fields if known == name]
+
+    def first(self, name: str) -> str:
+        """The first value of a field, or nothing."""
+        return next(iter(self.all(name)), "")
+
+    def __str__(self) -> str:
+        return str(self.status) if self.status else f"no answer ({self.error})"
+
+
+class Client:
+    """Sends calls, and never more in a group than ``limits`` says. ``timeout``: seconds for each step of a request."""
+
+    def __init__(self, limits: Mapping[str, int], timeout: float, ca_file: str | None = None) -> None:
+        self.exchanges: list[Exchange] = []
+        self._sent: Counter[str] = Counter()
+        self._limits = limits
+        self._timeout = timeout
+        self._ca_file = ca_file
+
+    def send(self, group: str, call: Call) -> Exchange:
+        """Send one call and wait for its answer; what goes wrong is recorded, not raised."""
+        (exchange,) = self.send_together(group, [call])
+        return exchange
+
+    def send_together(self, group: str, calls: Sequence[Call]) -> list[Exchange]:
+        """Send several calls at one moment, over connections that are open already."""
+        self._sent[group] += len(calls)
+        if self._sent[group] > self._limits[group]:
+            raise RuntimeError(f"more requests than announced: {group}")
+        start = threading.Barrier(len(calls))
+        done: list[Exchange | None] = [None] * len(calls)
+
+        def one(at: int) -> None:
+            done[at] = self._exchange(group, calls[at], start)
+
+        threads = [threading.Thread(target=one, args=(at,), daemon=True) for at in range(1, len(calls))]
+        for thread in threads:
+            thread.start()
+        one(0)
+        for thread in threads:
+            thread.join(self._timeout * 4)
+        late = [Exchange(group, call, 0, (), b"", 0.0, "too late") for call in calls]
+        answered = [found or other for found, other in zip(done, late, strict=True)]
+        self.exchanges.extend(answered)
+        return answered
+
+    def _exchange(self, group: str, call: Call, start: threading.Barrier) -> Exchange:
+        began = time.monotonic()
+        try:
+            connection = self._connect(call)
+            try:
+                start.wait(self._timeout)
+                began = time.monotonic()
+                _write(connection, call)
+                return self._read(group, call, connection, began)
+            finally:
+                connection.close()
+        except (OSError, http.client.HTTPException, threading.BrokenBarrierError) as error:
+            start.abort()  # whoever waits for this one would wait in vain
+            seconds = time.monotonic() - began
+            return Exchange(group, call, 0, (), b"", seconds, f"{type(error).__name__}: {error}".rstrip(": "))
+
+    def _connect(self, call: Call) -> http.client.HTTPConnection:
+        parts = urlsplit(call.url)
+        host = parts.hostname or ""
+        if parts.scheme == "https":
+            context = ssl.create_default_context(cafile=self._ca_file)
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                host, parts.port, timeout=self._timeout, context=context
+            )
+        else:
+            connection = http.client.HTTPConnection(host, parts.port, timeout=self._timeout)
+        try:
+            connection.connect()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _read(self, group: str, call: Call, connection: http.client.HTTPConnection, began: float) -> Exchange:
+        with connection.getresponse() as response:
+            fields = tuple((name.lower(), value) for name, value in response.getheaders())
+            body = b""
+            # A stream without end is cut; the pieces before the cut are compared.
+            while len(body) < MAX_BODY and time.monotonic() < began + 2 * self._timeout:
+                piece = response.read1(65536)
+                if not piece:
+                    break
+                body += piece
+            return Exchange(group, call, response.status, fields, body, time.monotonic() - began)
+
+
+def _write(connection: http.client.HTTPConnection, call: Call) -> None:
+    parts = urlsplit(call.url)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    given = {name.lower() for name, _ in call.fields}
+    connection.putrequest(call.method, target, skip_host=b"host" in given, skip_accept_encoding=True)
+    if b"user-agent" not in given:
+        connection.putheader(*_AGENT)
+    for name, value in call.fields:
+        connection.putheader(name, value)
+    connection.putheader(b"Content-Length", b"%d" % len(call.body))
+    connection.putheader(b"Connection", b"close")
+    connection.endheaders(call.body)

@@ -1,0 +1,100 @@
+"""The OpenAPI description of covered views, for drf-spectacular; nothing else imports this.
+
+``REST_FRAMEWORK = {"DEFAULT_SCHEMA_CLASS": "open_idempotency.django.spectacular.AutoSchema"}``; or
+``IdempotencySchema`` before a project's own schema class. It describes what the middleware does, so nothing where
+that is not listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from django.conf import settings
+from django.utils.module_loading import import_string
+
+from open_idempotency._openapi import PROBLEM_SCHEMA, SCHEMA_NAME, document
+from open_idempotency.django.conf import read_settings
+from open_idempotency.django.middleware import IdempotencyMiddleware
+from open_idempotency.exceptions import MissingExtra
+from open_idempotency.policy import IdempotencyPolicy, make_policy
+from open_idempotency.rules import Rule, rule_of
+
+try:
+    from drf_spectacular import openapi
+    from drf_spectacular.generators import EndpointEnumerator
+    from drf_spectacular.plumbing import ComponentRegistry, ResolvedComponent
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] not in ("drf_spectacular", "rest_framework"):
+        raise
+    raise MissingExtra(
+        "open_idempotency.django.spectacular needs drf-spectacular: pip install drf-spectacular"
+    ) from error
+
+__all__ = ["AutoSchema", "IdempotencySchema"]
+
+Callbacks = dict[tuple[str, str], Callable[..., Any]]
+
+# One registry belongs to one description in the making.
+_callbacks: WeakKeyDictionary[ComponentRegistry, Callbacks] = WeakKeyDictionary()
+
+
+class IdempotencySchema(openapi.AutoSchema):
+    """Adds the header and the answers 400, 409 and 422 to covered operations; a mixin. Since 0.1."""
+
+    def get_operation(
+        self, path: str, path_regex: str, path_prefix: str, method: str, registry: ComponentRegistry
+    ) -> dict[str, Any] | None:
+        """The operation as the next schema class describes it, and what the middleware adds to it.
+
+        Raises ``ConfigurationError`` for wrong settings.
+        """
+        operation: dict[str, Any] | None = super().get_operation(path, path_regex, path_prefix, method, registry)
+        policy = _policy_for(self._find_rule(path_regex, method, registry)) if operation is not None else None
+        if operation is not None and policy is not None and method.upper() in policy.methods:
+            document(operation, policy, _problem(registry))
+        return operation
+
+    def _find_rule(self, path_regex: str, method: str, registry: ComponentRegistry) -> Rule | None:
+        """The rule on the view's method or action, on what the URLs name, or on the class."""
+        verb = method.lower()
+        name = (getattr(self.view, "action_map", None) or {}).get(verb, verb)
+        rule = rule_of(getattr(type(self.view), name, None))
+        return rule or rule_of(_callback(path_regex, method, registry)) or rule_of(type(self.view))
+
+
+class AutoSchema(IdempotencySchema):
+    """drf-spectacular's schema class with idempotency keys described. Since 0.1."""
+
+
+def _policy_for(rule: Rule | None) -> IdempotencyPolicy | None:
+    """The policy of a view with this rule; None where it is exempt, or nothing is protected."""
+    if not any(_is_ours(path) for path in settings.MIDDLEWARE) or (rule is not None and rule.exempt):
+        return None
+    fields = read_settings()
+    fields.pop("backend", None)
+    policy = make_policy(fields.pop("policy", None), fields)
+    return policy if rule is None else policy.replace(**rule.fields)
+
+
+def _is_ours(path: str) -> bool:
+    found = import_string(path)
+    return isinstance(found, type) and issubclass(found, IdempotencyMiddleware)
+
+
+def _callback(path_regex: str, method: str, registry: ComponentRegistry) -> Callable[..., Any] | None:
+    """What the project's URLs name at this place: ``as_view()`` or ``@api_view`` has made it, and it can be marked."""
+    if registry not in _callbacks:
+        endpoints = EndpointEnumerator().get_api_endpoints()  # type: ignore[no-untyped-call]
+        _callbacks[registry] = {(regex, verb): callback for _, regex, verb, callback in endpoints}
+    return _callbacks[registry].get((path_regex, method))
+
+
+def _problem(registry: ComponentRegistry) -> dict[str, Any]:
+    component = ResolvedComponent(  # type: ignore[no-untyped-call]
+        name=SCHEMA_NAME, type=ResolvedComponent.SCHEMA, object=SCHEMA_NAME, schema=dict(PROBLEM_SCHEMA)
+    )
+    registry.register_on_missing(component)
+    ref: dict[str, Any] = component.ref
+    return ref

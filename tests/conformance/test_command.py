@@ -1,0 +1,172 @@
+"""The command: exit codes, the table, JSON, and that it runs where pytest is not installed."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from open_idempotency.conformance.http.cli import main
+from open_idempotency.conformance.http.observations import LIMITS
+from open_idempotency.conformance.http.statements import STATEMENTS
+from tests.conformance import servers, wrong_answers
+from tests.conformance.shop import Shop
+
+SECONDS = 60
+OPTIONS = ["--required", "--header", "Authorization: Bearer a", "--other-caller", "Authorization: Bearer b"]
+
+
+def _run(url: str, *more: str) -> int:
+    return main([f"{url}/charges", "--slow-url", f"{url}/slow", "--failing-url", f"{url}/failing", *OPTIONS, *more])
+
+
+def test_what_is_right_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table has a row for each statement."""
+    with servers.wsgi(Shop()) as url:
+        assert _run(url) == 0
+    table = capsys.readouterr().out
+    for statement in STATEMENTS:
+        assert f"  {statement.id} " in table
+        assert statement.section in table
+    assert "PASSED" in table
+
+
+def test_a_fault_exits_with_1_and_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """The last line is what a person looks for."""
+    with servers.wsgi(wrong_answers.AnotherStatus()) as url:
+        assert _run(url) == 1
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == "FAILED: retry-status"
+    (row,) = [line for line in out.splitlines() if line.startswith("fails ")]
+    assert row.split()[1:5] == ["retry-status", "SHOULD", "draft", "2.6"]
+    assert "- 201, then 200, 200" in out
+
+
+def test_a_fault_that_is_only_told_exits_with_0() -> None:
+    """INFO never fails a run."""
+    with servers.wsgi(wrong_answers.Unmarked()) as url:
+        assert _run(url) == 0
+
+
+def test_a_statement_that_is_left_out_does_not_count() -> None:
+    """--skip is for what an API does otherwise on purpose."""
+    with servers.wsgi(wrong_answers.ReusedIs400()) as url:
+        assert _run(url, "--skip", "reuse-status") == 0
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """Machines get the same, and nothing but an object on standard output."""
+    with servers.wsgi(wrong_answers.AnotherStatus()) as url:
+        assert _run(url, "--json") == 1
+    out = capsys.readouterr().out
+    found = json.loads(out)
+    assert found["passed"] is False
+    assert [each["id"] for each in found["statements"]] == [each.id for each in STATEMENTS]
+    (fault,) = [each for each in found["statements"] if each["result"] == "fails"]
+    assert (fault["id"], fault["seen"]) == ("retry-status", "201, then 200, 200")
+    assert sum(found["totals"].values()) == len(STATEMENTS)
+    assert len(found["exchanges"]) <= sum(LIMITS.values())
+    assert "Bearer" not in out
+
+
+def test_it_warns_before_it_sends(capsys: pytest.CaptureFixture[str]) -> None:
+    """On standard error, with the number and the address."""
+    with servers.wsgi(Shop()) as url:
+        _run(url)
+        warning = capsys.readouterr().err
+        assert f"Sending up to {sum(LIMITS.values())} requests to {url}/charges" in warning
+
+
+def test_the_help_tells_how_many_requests_are_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    """Scene by scene, and together."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for scene, number in {**LIMITS, "together": sum(LIMITS.values())}.items():
+        assert f"  {number:>3}  {scene}\n" in text
+
+
+def test_a_refused_connection_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody listens there."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    assert main([f"http://127.0.0.1:{port}/"]) == 2
+    assert "ConnectionRefusedError" in capsys.readouterr().err
+
+
+def test_a_server_that_does_not_answer_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    """After the timeout."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert main([f"http://127.0.0.1:{listener.getsockname()[1]}/", "--timeout", "0.2"]) == 2
+    assert "TimeoutError" in capsys.readouterr().err
+
+
+def test_a_plain_request_that_is_refused_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing could be said about an endpoint that wants something else."""
+
+    class Locked(Shop):
+        def answer(self, request: object, field: str | None) -> object:  # type: ignore[override]
+            return self.problem(401, "who are you?")
+
+    with servers.wsgi(Locked()) as url:
+        assert main([f"{url}/charges"]) == 2
+    assert "answers 401" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["not-an-address"],
+        ["http://127.0.0.1/", "--nonsense"],
+        ["http://127.0.0.1/", "--header", "no colon"],
+        ["http://127.0.0.1/", "--data-file", "there-is-none.json"],
+        ["http://127.0.0.1/", "--skip", "nothing"],
+    ],
+    ids=lambda arguments: " ".join(arguments) or "none",
+)
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    """Whether the parser or the target notices."""
+    try:
+        code: object = main(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+
+
+def test_it_runs_without_pytest_and_every_optional_package() -> None:
+    """The base install is enough."""
+    script = (
+        "import runpy, sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('pytest', '_pytest', 'anyio', 'redis', 'starlette', 'flask', 'django'):\n"
+        "            raise ImportError(f'{name} is not installed')\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        "sys.argv[1:] = [sys.argv[1], '--required']\n"
+        "runpy.run_module('open_idempotency.conformance', run_name='__main__', alter_sys=True)\n"
+    )
+    with servers.wsgi(Shop()) as url:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", script, f"{url}/charges"],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PASSED" in done.stdout
+
+
+def test_the_contract_suite_is_still_found_by_name() -> None:
+    """What the package exported before, it exports now, when it is asked for."""
+    from open_idempotency import conformance
+
+    assert {"AsyncVerbs", "BackendContract", "ManualClock"} <= set(dir(conformance))
+    assert conformance.BackendContract.__name__ == "BackendContract"
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = conformance.Nothing  # type: ignore[attr-defined]

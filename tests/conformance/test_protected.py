@@ -1,0 +1,41 @@
+"""What this package's middleware protects passes every statement, over real sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from open_idempotency.conformance.http import Result, Target, examine
+from tests.conformance import protected, servers
+from tests.conformance.looking import options, with_result
+
+SERVED: dict[str, tuple[Callable[..., Any], Callable[[bool], Any]]] = {
+    "asgi": (servers.asgi, protected.plain_asgi),
+    "fastapi": (servers.asgi, protected.fastapi),
+    "wsgi": (servers.wsgi, protected.plain_wsgi),
+    "flask": (servers.wsgi, protected.flask),
+}
+
+
+@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("required", [True, False], ids=["required", "optional"])
+def test_the_middleware_passes_every_statement(name: str, required: bool) -> None:
+    """H-01 to H-11, O-01 to O-03, O-05, O-06, O-08, R-01, R-02, and what the draft says, as a stranger sees it."""
+    serve, make = SERVED[name]
+    with serve(make(required)) as url:
+        findings = examine(Target(**options(url, required=required)))
+    open_ones = [each for each in findings.findings if each.verdict.result is not Result.HOLDS]
+    other_mode = {"missing-apart"} if required else {"missing-refused", "missing-explained"}
+    assert {each.statement.id for each in open_ones} == other_mode, open_ones
+    assert with_result(findings, Result.NOT_APPLICABLE) == other_mode
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_without_the_middleware_it_fails(name: str) -> None:
+    """With the key in a field that the middleware does not know: what passed, passed because of the middleware."""
+    serve, make = SERVED[name]
+    with serve(make(False)) as url:
+        findings = examine(Target(**options(url, required=False, header_name="X-Not-The-Key", slow_url=None)))
+    assert {"retry-result", "reuse-refused", "concurrent-once", "no-string"} <= with_result(findings, Result.FAILS)

@@ -1,0 +1,160 @@
+"""What the runner sends: no more than announced, random keys, odd bytes as they are."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from open_idempotency.conformance.http import CouldNotRun, Target, examine
+from open_idempotency.conformance.http.observations import LIMITS
+from open_idempotency.conformance.http.wire import Call, Client, Exchange
+from tests.conformance import servers, wrong_keys
+from tests.conformance.looking import examined, options
+from tests.conformance.shop import Shop
+
+
+@pytest.mark.parametrize("shop", [Shop, wrong_keys.RefusesStrings, wrong_keys.RunsMalformed])
+@pytest.mark.parametrize("required", [True, False])
+def test_no_more_requests_are_sent_than_announced(shop: type[Shop], required: bool) -> None:
+    """The help's table is an upper bound for each scene."""
+    sent = Counter(each.group for each in examined(shop(), required=required).exchanges)
+    assert set(sent) == set(LIMITS)
+    assert all(sent[scene] <= LIMITS[scene] for scene in sent)
+
+
+def test_the_bound_is_enforced() -> None:
+    """A request above the bound is not sent."""
+    call = Call("POST", "http://127.0.0.1:1/", (), b"")
+    with pytest.raises(RuntimeError, match="more requests than announced"):
+        Client({"scene": 0}, 1).send("scene", call)
+
+
+def _keys(exchanges: tuple[Exchange, ...]) -> set[bytes]:
+    return {value for each in exchanges for name, value in each.call.fields if name.lower() == b"idempotency-key"}
+
+
+def test_keys_are_new_in_each_run() -> None:
+    """No run meets the records of another, except for what is empty."""
+    one, other = (examined(Shop()).exchanges for _ in range(2))
+    assert _keys(one) & _keys(other) <= {b"", b'""'}
+
+
+def test_every_request_carries_the_callers_fields() -> None:
+    """--header, --content-type and --method, in every request; the other caller replaces its own."""
+    fields = (("Authorization", "Bearer a"), ("X-Trace", "on"))
+    exchanges = examined(Shop(), headers=fields, content_type="text/plain", method="PATCH").exchanges
+    for each in exchanges:
+        sent = dict(each.call.fields)
+        caller = b"Bearer b" if each.group == "--other-caller" else b"Bearer a"
+        assert (each.call.method, sent[b"Authorization"], sent[b"X-Trace"]) == ("PATCH", caller, b"on")
+        assert sent[b"Content-Type"] == b"text/plain"
+
+
+def test_another_field_name() -> None:
+    """--header-name: a shop that reads another field is another shop."""
+
+    class Renamed(Shop):
+        def __call__(self, environ: dict[str, object], start_response: object) -> object:  # type: ignore[override]
+            environ.pop("HTTP_IDEMPOTENCY_KEY", None)
+            if "HTTP_X_REQUEST_KEY" in environ:
+                environ["HTTP_IDEMPOTENCY_KEY"] = environ["HTTP_X_REQUEST_KEY"]
+            return super().__call__(environ, start_response)  # type: ignore[arg-type]
+
+    assert examined(Renamed(), header_name="X-Request-Key").passed
+
+
+def test_over_tls(tmp_path: Path) -> None:
+    """https, with a certificate that is trusted by --ca-file."""
+    trusted = tmp_path / "authority.pem"
+    servers.AUTHORITY.cert_pem.write_to_path(trusted)
+    with servers.wsgi(Shop(), tls=True) as url:
+        assert examine(Target(**options(url, ca_file=str(trusted)))).passed
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused() -> None:
+    """Nothing is sent to a server that cannot be trusted."""
+    shop = Shop()
+    with servers.wsgi(shop, tls=True) as url, pytest.raises(CouldNotRun, match="CERTIFICATE_VERIFY_FAILED"):
+        examine(Target(**options(url)))
+    assert shop.runs == 0
+
+
+@pytest.fixture
+def raw() -> Iterator[tuple[str, list[bytes]]]:
+    """A server of one connection that keeps the bytes that it gets; its address and the bytes."""
+    got: list[bytes] = []
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(servers.SECONDS)
+            got.append(connection.recv(65536))
+            connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(servers.SECONDS)
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", got
+        thread.join(servers.SECONDS)
+
+
+def test_odd_bytes_and_two_lines_go_out_as_they_are(raw: tuple[str, list[bytes]]) -> None:
+    """Nothing between the statement and the socket tidies the field."""
+    url, got = raw
+    call = Target(url=f"{url}/a?b=1").call((b'"\xc3\xa9', b"\x01 ", b""))
+    answer = Client({"scene": 1}, servers.SECONDS).send("scene", call)
+    assert answer.status == 204
+    (request,) = got
+    assert request.startswith(b"POST /a?b=1 HTTP/1.1\r\n")
+    lines = request.split(b"\r\n")
+    assert [line for line in lines if line.startswith(b"Idempotency-Key")] == [
+        b'Idempotency-Key: "\xc3\xa9',
+        b"Idempotency-Key: \x01 ",
+        b"Idempotency-Key: ",
+    ]
+
+
+def test_an_answer_without_end_is_cut() -> None:
+    """A stream that never ends costs no more than the bound."""
+
+    def endless(environ: dict[str, object], start_response: object) -> Iterator[bytes]:
+        start_response("200 OK", [])  # type: ignore[operator]
+        while True:
+            yield b"x" * 65536
+
+    with servers.wsgi(endless) as url:
+        answer = Client({"scene": 1}, servers.SECONDS).send("scene", Target(url=url).call(()))
+    assert answer.status == 200
+    assert 4 * 1024 * 1024 <= len(answer.body) < 5 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"url": "ftp://localhost/"},
+        {"url": "localhost:8000"},
+        {"url": "http://localhost:port/"},
+        {"url": "http://localhost/a b"},
+        {"slow_url": "/slow"},
+        {"method": "PO ST"},
+        {"header_name": "a:b"},
+        {"headers": (("X", "a\r\nb"),)},
+        {"headers": (("Idempotency-Key", "mine"),)},
+        {"headers": (("Content-Length", "1"),)},
+        {"other_data": b"{}"},
+        {"timeout": 0.0},
+        {"timeout": float("nan")},
+        {"skip": frozenset({"retry-statsu"})},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_sent_is_refused_before_anything_is(wrong: dict[str, object]) -> None:
+    """A mistake in the options is told at once."""
+    with pytest.raises(CouldNotRun):
+        examine(Target(**{"url": "http://127.0.0.1:1/", **wrong}))  # type: ignore[arg-type]

@@ -1,0 +1,318 @@
+"""Backends that are told: waiting ends by a message, not by asking again; and by itself where no message comes."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+import redis
+
+from open_idempotency.backend import Backend, Complete, Fail, Finished, Lease, Release, Wait
+from open_idempotency.backends.memory import MemoryBackend
+from open_idempotency.backends.redis import RedisBackend, listening
+from open_idempotency.backends.sqlite import SqliteBackend
+from open_idempotency.conformance import AsyncVerbs
+from open_idempotency.conformance.support import claim_of, lease_of
+from tests.servers import Server
+
+RECORD = b"\x01\xff record"
+#: no test passes by waiting for so long
+NEVER = 100.0
+SOON = 20.0
+PAUSE = 0.02
+#: for as long as it takes
+UNTOLD = Wait(RECORD, NEVER, NEVER)
+#: ended by a pause where nobody tells
+POLLED = Wait(RECORD, NEVER, PAUSE)
+
+ENDS: dict[str, Callable[[AsyncVerbs, Lease], Awaitable[object]]] = {
+    "complete": lambda verbs, lease: verbs.complete(Complete(lease, b"response")),
+    "fail": lambda verbs, lease: verbs.fail(Fail(lease)),
+    "release": lambda verbs, lease: verbs.release(Release(lease)),
+    "delete": lambda verbs, lease: verbs.delete(lease.record_id),
+}
+
+
+@pytest.fixture(params=["sync", "asyncio", "trio"])
+def colour(request: pytest.FixtureRequest) -> str:
+    colour: str = request.param
+    return colour
+
+
+def _on(url: str) -> RedisBackend:
+    return RedisBackend(url, prefix=f"t{secrets.token_hex(8)}:", timeout=10)
+
+
+@pytest.fixture
+def backend(server_url: str) -> Iterator[RedisBackend]:
+    backend = _on(server_url)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    """A server whose connections and users are this test's alone."""
+    server = Server("valkey").start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def plain(server_url: str) -> Iterator[redis.Redis]:
+    """A client that looks at the server behind the backend's back."""
+    with redis.Redis.from_url(server_url, socket_timeout=10, protocol=2) as client:
+        yield client
+
+
+def _run(colour: str, backend: Backend, steps: Callable[[AsyncVerbs], Awaitable[None]]) -> None:
+    """Carry out steps in one colour, on a loop of their own, within a bounded time."""
+
+    async def main() -> None:
+        verbs = AsyncVerbs(backend if colour == "sync" else backend.to_async())
+        with anyio.fail_after(SOON):
+            await steps(verbs)
+        await verbs.close()
+
+    anyio.run(main, backend="asyncio" if colour == "sync" else colour)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    """Bounded by the run."""
+    while not condition():
+        await anyio.sleep(0.001)
+
+
+def _subscribers(plain: redis.Redis, backend: RedisBackend) -> int:
+    return int(plain.pubsub_numsub(backend.options.key(RECORD))[0][1])
+
+
+@pytest.mark.parametrize("verb", ENDS)
+def test_memory_tells_whoever_waits(colour: str, verb: str) -> None:
+    """O-04: at once, in every colour, whoever ends the attempt."""
+    backend = MemoryBackend()
+
+    async def steps(verbs: AsyncVerbs) -> None:
+        lease = await lease_of(verbs, RECORD)
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(verbs.wait, UNTOLD)
+            await _until(lambda: len(backend._table._waiters.get()._waiting.get(RECORD, ())) == 5)
+            await ENDS[verb](verbs, lease)
+        assert not backend._table._waiters.get()
+
+    _run(colour, backend, steps)
+
+
+@pytest.mark.parametrize("verb", ENDS)
+def test_the_server_tells_whoever_waits(colour: str, verb: str, backend: RedisBackend, plain: redis.Redis) -> None:
+    """O-04: through one connection of the process, which listens only while somebody waits."""
+
+    async def steps(verbs: AsyncVerbs) -> None:
+        lease = await lease_of(verbs, RECORD)
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(verbs.wait, UNTOLD)
+            await _until(lambda: _subscribers(plain, backend) == 1)
+            await ENDS[verb](verbs, lease)
+        await _until(lambda: _subscribers(plain, backend) == 0)
+
+    _run(colour, backend, steps)
+
+
+def test_another_process_is_heard(colour: str, backend: RedisBackend, plain: redis.Redis) -> None:
+    """O-04: the owner runs elsewhere; here, behind another backend with connections of its own."""
+    elsewhere = RedisBackend(
+        f"redis://{backend.options.where.partition('//')[2]}", prefix=backend.options.prefix.decode(), timeout=10
+    )
+
+    async def steps(verbs: AsyncVerbs) -> None:
+        lease = await lease_of(AsyncVerbs(elsewhere), RECORD)
+        async with anyio.create_task_group() as group:
+            group.start_soon(verbs.wait, UNTOLD)
+            await _until(lambda: _subscribers(plain, backend) == 1)
+            elsewhere.complete(Complete(lease, b"response"))
+        assert await verbs.claim(claim_of(RECORD)) == Finished(b"response")
+
+    _run(colour, backend, steps)
+    elsewhere.close()
+
+
+def test_an_end_before_the_subscription_is_seen(colour: str, backend: RedisBackend) -> None:
+    """O-04: no message comes any more, so the record is looked at when the subscription is confirmed."""
+
+    async def steps(verbs: AsyncVerbs) -> None:
+        await verbs.complete(Complete(await lease_of(verbs, RECORD), b"response"))
+        await verbs.wait(UNTOLD)
+
+    _run(colour, backend, steps)
+
+
+def test_waiting_costs_one_call_and_a_subscription(colour: str, backend: RedisBackend, plain: redis.Redis) -> None:
+    """LIMITS target 1: whatever its length; counted by the server."""
+    # the release is a script, which publishes
+    names = ("evalsha", "publish", "hget", "subscribe", "unsubscribe")
+
+    def calls() -> dict[str, int]:
+        stats = plain.info("commandstats")
+        return {name: stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in names}
+
+    async def steps(verbs: AsyncVerbs) -> None:
+        lease = await lease_of(verbs, RECORD)
+        await verbs.release(Release(lease))  # so that the server knows the script
+        lease = await lease_of(verbs, RECORD)
+        before = calls()
+        async with anyio.create_task_group() as group:
+            group.start_soon(verbs.wait, UNTOLD)
+            await _until(lambda: calls()["hget"] > before["hget"])
+            await verbs.release(Release(lease))
+        await _until(lambda: calls()["unsubscribe"] > before["unsubscribe"])
+        after = calls()
+        assert {name: after[name] - before[name] for name in names} == dict.fromkeys(names, 1)
+
+    _run(colour, backend, steps)
+
+
+def test_a_task_that_stops_waiting_stops_listening(backend: RedisBackend, plain: redis.Redis) -> None:
+    """I11: a client that left is not waited for."""
+
+    async def steps(verbs: AsyncVerbs) -> None:
+        await lease_of(verbs, RECORD)
+        async with anyio.create_task_group() as group:
+            group.start_soon(verbs.wait, UNTOLD)
+            await _until(lambda: _subscribers(plain, backend) == 1)
+            group.cancel_scope.cancel()
+        await _until(lambda: _subscribers(plain, backend) == 0)
+
+    for library in ("asyncio", "trio"):
+        _run(library, backend, steps)
+        backend.delete(RECORD)
+
+
+def test_a_connection_that_breaks_ends_the_waiting(colour: str, own_server: Server) -> None:
+    """O-04, B-10: the duplicate asks again; then it polls, and after a rest it listens again."""
+    backend = _on(own_server.url)
+
+    async def steps(verbs: AsyncVerbs) -> None:
+        lease = await lease_of(verbs, RECORD)
+        with own_server.connect() as plain:
+            async with anyio.create_task_group() as group:
+                group.start_soon(verbs.wait, UNTOLD)
+                await _until(lambda: _subscribers(plain, backend) == 1)
+                assert plain.execute_command("CLIENT", "KILL", "TYPE", "pubsub") == 1
+            await verbs.wait(POLLED)
+            backend.listener._resting_until = 0.0  # the rest is over
+            async with anyio.create_task_group() as group:
+                group.start_soon(verbs.wait, UNTOLD)
+                await _until(lambda: _subscribers(plain, backend) == 1)
+                await verbs.complete(Complete(lease, b"response"))
+
+    _run(colour, backend, steps)
+
+
+def test_a_user_without_channels_waits_by_polling(colour: str, own_server: Server) -> None:
+    """B-11a: publishing that is forbidden does not keep a completion from being recorded."""
+    rules = ["on", ">secret", "~*", "resetchannels", "-@all", "+@hash", "+@scripting", "+@keyspace", "+time"]
+    rules += ["+subscribe"]
+    with own_server.connect() as plain:
+        plain.execute_command("ACL", "SETUSER", "app", *rules)
+    backend = _on(own_server.url.replace("//", "//app:secret@"))
+
+    async def steps(verbs: AsyncVerbs) -> None:
+        lease = await lease_of(verbs, RECORD)
+        for _ in range(3):
+            await verbs.wait(POLLED)
+        await verbs.complete(Complete(lease, b"response"))
+        assert await verbs.claim(claim_of(RECORD)) == Finished(b"response")
+
+    _run(colour, backend, steps)
+    with own_server.connect() as plain:
+        refused = [entry for entry in plain.acl_log() if entry["reason"] == "channel"]
+    assert [entry["count"] for entry in refused if entry["context"] == "toplevel"] == [1]
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["silent", "refusing"])
+def test_a_server_that_is_away_ends_the_waiting(colour: str, answers: bool) -> None:
+    """O-04, FAULTS 7: the waiting itself raises nothing; the claim that follows tells."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        if not answers:
+            nobody.listen()
+        backend = RedisBackend(f"redis://127.0.0.1:{nobody.getsockname()[1]}", timeout=0.1)
+
+        async def steps(verbs: AsyncVerbs) -> None:
+            started = time.monotonic()
+            await verbs.wait(Wait(RECORD, 1.0, PAUSE))
+            await verbs.wait(Wait(RECORD, 1.0, PAUSE))
+            assert time.monotonic() - started < 2.5
+
+        _run(colour, backend, steps)
+
+
+def test_closing_ends_the_waiting(colour: str, backend: RedisBackend, plain: redis.Redis) -> None:
+    """B-11: and it may be used again."""
+
+    async def steps(verbs: AsyncVerbs) -> None:
+        lease = await lease_of(verbs, RECORD)
+        for _ in range(2):
+            async with anyio.create_task_group() as group:
+                group.start_soon(verbs.wait, UNTOLD)
+                await _until(lambda: _subscribers(plain, backend) == 1)
+                await anyio.to_thread.run_sync(backend.listener.close)
+        await verbs.complete(Complete(lease, b"response"))
+
+    _run(colour, backend, steps)
+
+
+def test_the_thread_ends_when_nobody_waits(
+    backend: RedisBackend, plain: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I11: a backend that waited once does not keep a thread and a connection; the next to wait starts another."""
+    monkeypatch.setattr(listening, "IDLE", 0.01)
+    threads = set(threading.enumerate())
+
+    async def steps(verbs: AsyncVerbs) -> None:
+        lease = await lease_of(verbs, RECORD)
+        for _ in range(2):
+            await verbs.wait(Wait(RECORD, 0.05, 0.05))
+            await _until(lambda: not [t for t in set(threading.enumerate()) - threads if "listener" in t.name])
+        async with anyio.create_task_group() as group:
+            group.start_soon(verbs.wait, UNTOLD)
+            await _until(lambda: _subscribers(plain, backend) == 1)
+            await verbs.complete(Complete(lease, b"response"))
+
+    _run("asyncio", backend, steps)
+
+
+def test_where_no_thread_can_start_waiting_is_polling(backend: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I6: a process at its limits still waits."""
+
+    def refuse(*_: object) -> None:
+        raise OSError("too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socketpair", refuse)
+        assert backend.listener.enter(b"channel", threading.Event(), threading.Event()) is None
+        backend.wait(POLLED)
+
+
+def test_sqlite_polls(colour: str, tmp_path: Path) -> None:
+    """O-04: it cannot be told, so waiting ends after each pause, without a thread for each task."""
+    backend = SqliteBackend(str(tmp_path / "records.db"), synchronous="normal", timeout=20)
+
+    async def steps(verbs: AsyncVerbs) -> None:
+        await lease_of(verbs, RECORD)
+        threads = threading.active_count()
+        async with anyio.create_task_group() as group:
+            for _ in range(50 if colour != "sync" else 1):
+                group.start_soon(verbs.wait, POLLED)
+            await anyio.sleep(0)
+            assert colour == "sync" or threading.active_count() <= threads
+
+    _run(colour, backend, steps)

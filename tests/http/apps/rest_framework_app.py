@@ -1,0 +1,106 @@
+"""The application in Django REST framework, under WSGI: parsed requests, rendered answers, views in classes.
+
+The views read the body and then have it parsed, as ``request.data`` is what such a view looks at. Everything else is
+as in the application in Django.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from django.http import HttpResponseBase, StreamingHttpResponse
+from django.urls import path
+
+from tests.django_project import set_up
+
+set_up()
+
+from rest_framework.authentication import BaseAuthentication  # noqa: E402
+from rest_framework.exceptions import ParseError  # noqa: E402
+from rest_framework.negotiation import BaseContentNegotiation  # noqa: E402
+from rest_framework.parsers import FormParser, JSONParser, MultiPartParser  # noqa: E402
+from rest_framework.renderers import BaseRenderer  # noqa: E402
+from rest_framework.request import Request  # noqa: E402
+from rest_framework.response import Response  # noqa: E402
+from rest_framework.views import APIView  # noqa: E402
+
+from open_idempotency.django import exempt, idempotent  # noqa: E402
+from tests.http.behaviours import Reply, call_of, chunks, perform  # noqa: E402
+
+
+class MiddlewareUser(BaseAuthentication):
+    """Whoever a middleware outside of ours has found, as with sessions."""
+
+    def authenticate(self, request: Request) -> tuple[Any, None] | None:
+        user = getattr(request._request, "user", None)
+        return (user, None) if user is not None else None
+
+
+class AsItIs(BaseRenderer):
+    """Bytes that are rendered already."""
+
+    media_type = "application/octet-stream"
+    charset = None
+
+    def render(self, data: bytes, *_: Any, **__: Any) -> bytes:
+        return data
+
+
+class FirstRenderer(BaseContentNegotiation):
+    """Whatever the client accepts."""
+
+    def select_parser(self, request: Request, parsers: Any) -> Any:
+        return next((p for p in parsers if p.media_type == request.content_type.partition(";")[0]), None)
+
+    def select_renderer(self, request: Request, renderers: Any, format_suffix: Any = None) -> Any:
+        return renderers[0], renderers[0].media_type
+
+
+class Charges(APIView):
+    """Does what the script says."""
+
+    authentication_classes = [MiddlewareUser]
+    permission_classes: list[Any] = []
+    parser_classes = [JSONParser, FormParser, MultiPartParser]
+    renderer_classes = [AsItIs]
+    content_negotiation_class = FirstRenderer
+
+    def post(self, request: Request, rest: str) -> HttpResponseBase:
+        """Any method."""
+        body = request.body
+        with suppress(ParseError):  # the suite sends bytes of all kinds as JSON
+            assert request.data is not None
+        query = request.META["QUERY_STRING"]
+        call = call_of(str(request.method), request.path, query, body, request.headers["x-script"])
+        return _respond(perform(call))
+
+    get = put = patch = delete = post
+
+
+@idempotent(required=True)
+class RequiringCharges(Charges):
+    """The same, with a key."""
+
+
+@exempt
+class ExemptCharges(Charges):
+    """The same, not covered."""
+
+
+def _respond(reply: Reply) -> HttpResponseBase:
+    headers = dict(reply.headers)
+    content_type = headers.pop("Content-Type", None)
+    if isinstance(reply.body, bytes):
+        return Response(reply.body, reply.status, headers=headers, content_type=content_type)
+    return StreamingHttpResponse(chunks(reply.body), content_type, reply.status, headers=headers)
+
+
+class Urls:
+    """The views of the application."""
+
+    urlpatterns = [
+        path("required/<path:rest>", RequiringCharges.as_view()),
+        path("exempt/<path:rest>", ExemptCharges.as_view()),
+        path("<path:rest>", Charges.as_view()),
+    ]

@@ -1,0 +1,235 @@
+"""What FastAPI's OpenAPI description says of covered operations, and that it says nothing of the others."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import httpx
+import pytest
+from fastapi import APIRouter, Depends, FastAPI, Header
+from starlette.middleware import Middleware
+
+from open_idempotency import IdempotencyPolicy
+from open_idempotency._core.requests import Answer
+from open_idempotency.fastapi import (
+    IdempotencyMiddleware,
+    IdempotencyRule,
+    document_idempotency,
+    exempt,
+    idempotent,
+)
+
+REF = {"schema": {"$ref": "#/components/schemas/IdempotencyProblem"}}
+
+
+def create(order: dict[str, Any]) -> dict[str, Any]:
+    """An endpoint with a body, so that FastAPI describes a 422 of its own."""
+    return order
+
+
+def shop(**fields: Any) -> FastAPI:
+    """An application that describes itself."""
+    app = FastAPI()
+    app.add_middleware(IdempotencyMiddleware, backend="memory://", **fields)
+    document_idempotency(app)
+    return app
+
+
+def described(app: FastAPI, path: str = "/charges", method: str = "post") -> dict[str, Any]:
+    operation: dict[str, Any] = app.openapi()["paths"][path][method]
+    return operation
+
+
+def header(operation: dict[str, Any], name: str = "Idempotency-Key") -> dict[str, Any] | None:
+    found = [p for p in operation.get("parameters", ()) if p["in"] == "header" and p["name"].lower() == name.lower()]
+    assert len(found) < 2
+    return found[0] if found else None
+
+
+def is_described(operation: dict[str, Any]) -> bool:
+    """Whether the header is there, and our answers, or neither."""
+    there = header(operation) is not None
+    for status in ("400", "409", "422"):
+        content = operation["responses"].get(status, {}).get("content", {})
+        assert ("application/problem+json" in content) is there
+    return there
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_a_covered_operation_has_the_header_and_our_answers(required: bool) -> None:
+    """O-03, O-05, O-06: the header is required where the route requires it."""
+    app = shop(required=required)
+    app.add_api_route("/charges", create, methods=["POST"])
+    operation = described(app)
+    found = header(operation)
+    assert found is not None
+    assert (found["required"], found["schema"]["type"]) == (required, "string")
+    for status in ("400", "409", "422"):
+        assert operation["responses"][status]["content"]["application/problem+json"] == REF
+    assert ("missing" in operation["responses"]["400"]["description"]) is required
+
+
+def test_fastapis_own_validation_error_stays() -> None:
+    """O-05: one status, two media types."""
+    app = shop()
+    app.add_api_route("/charges", create, methods=["POST"])
+    answer = described(app)["responses"]["422"]
+    assert answer["content"]["application/json"] == {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}}
+    assert answer["description"].startswith("Validation Error. ")
+
+
+def test_what_the_application_says_of_a_status_stays() -> None:
+    """Nothing is overwritten."""
+    app = shop()
+    said = {409: {"description": "Sold out", "content": {"application/problem+json": {"example": {"a": 1}}}}}
+    app.add_api_route("/charges", create, methods=["POST"], responses=said)
+    answer = described(app)["responses"]["409"]
+    assert answer["content"] == {"application/problem+json": {"example": {"a": 1}}}
+    assert answer["description"].startswith("Sold out. ")
+
+
+def test_a_header_that_the_endpoint_declares_is_not_described_twice() -> None:
+    """It becomes required where the route requires it."""
+
+    def endpoint(idempotency_key: Annotated[str | None, Header(description="ours")] = None) -> None:
+        """Reads the key."""
+
+    app = shop(required=True)
+    app.add_api_route("/charges", endpoint, methods=["POST"])
+    found = header(described(app))
+    assert found is not None
+    assert (found["description"], found["required"]) == ("ours", True)
+
+
+def test_operations_that_are_not_covered_have_none_of_it() -> None:
+    """Section 4: by method, and by rule; their own 422 is as it was."""
+    app = shop()
+    for method in ("POST", "PATCH", "PUT", "DELETE", "GET"):
+        app.add_api_route("/charges", lambda order=None: order, methods=[method])
+    app.add_api_route("/ping", exempt(lambda order=None: order), methods=["POST"])
+    covered = {method for method, operation in app.openapi()["paths"]["/charges"].items() if is_described(operation)}
+    assert covered == {"post", "patch"}
+    assert not is_described(described(app, "/ping"))
+
+
+def test_without_a_middleware_nothing_is_described() -> None:
+    """On covered routes only."""
+    app = FastAPI()
+    app.add_api_route("/charges", create, methods=["POST"])
+    before = app.openapi()
+    document_idempotency(app)
+    assert app.openapi() == before
+    assert "IdempotencyProblem" not in app.openapi()["components"]["schemas"]
+
+
+def test_rules_of_routes_and_routers_are_described() -> None:
+    """Section 4: what the middleware does is what is said."""
+    app = shop()
+    router = APIRouter(prefix="/api", dependencies=[Depends(IdempotencyRule(required=True))])
+    router.add_api_route("/charges", create, methods=["POST"])
+    puts = idempotent(methods=["PUT"])(lambda order=None: order)
+    router.add_api_route("/puts", puts, methods=["PUT"])
+    router.add_api_route("/puts", puts, methods=["POST"])
+    router.add_api_route("/named", idempotent(header="X-Key")(lambda order=None: order), methods=["POST"])
+    app.include_router(router)
+    app.include_router(router, prefix="/free", dependencies=[])
+    found = header(described(app, "/api/charges"))
+    assert found is not None
+    assert found["required"] is True
+    assert header(described(app, "/api/named"), "x-key") is not None
+    assert is_described(described(app, "/api/puts", "put"))
+    assert not is_described(described(app, "/api/puts"))
+    assert is_described(described(app, "/free/api/charges"))
+
+
+def test_a_route_that_is_not_shown_stays_so() -> None:
+    """And does no harm."""
+    app = shop()
+    app.add_api_route("/charges", create, methods=["POST"], include_in_schema=False)
+    assert app.openapi()["paths"] == {}
+
+
+def test_of_two_routes_with_one_path_the_described_one_counts() -> None:
+    """FastAPI describes the later one."""
+    app = shop()
+    app.add_api_route("/charges", create, methods=["POST"], operation_id="one")
+    app.add_api_route("/charges", exempt(lambda: None), methods=["POST"], operation_id="two")
+    operation = described(app)
+    assert (operation["operationId"], is_described(operation)) == ("two", False)
+
+
+def test_a_policy_speaks_for_a_middleware_outside() -> None:
+    """``policy=``, where another application's middleware covers this one."""
+    app = FastAPI()
+    document_idempotency(app, IdempotencyPolicy(required=True))
+    app.add_api_route("/charges", create, methods=["POST"])
+    found = header(described(app))
+    assert found is not None
+    assert found["required"] is True
+
+
+def test_the_innermost_middleware_is_described() -> None:
+    """It is the one that protects."""
+    inner = Middleware(IdempotencyMiddleware, "memory://", policy=IdempotencyPolicy(header="X-Inner"), required=True)
+    app = FastAPI(middleware=[Middleware(IdempotencyMiddleware, "memory://"), inner])
+    document_idempotency(app)
+    app.add_api_route("/charges", create, methods=["POST"])
+    found = header(described(app), "X-Inner")
+    assert found is not None
+    assert found["required"] is True
+    assert header(described(app)) is None
+
+
+def test_problems_of_a_renderer_have_no_schema_of_ours() -> None:
+    """``render_problem=`` makes them whatever it likes."""
+    app = shop(render_problem=lambda problem: Answer(problem.status, [], b"no"))
+    app.add_api_route("/charges", create, methods=["POST"])
+    operation = described(app)
+    assert header(operation) is not None
+    assert set(operation["responses"]["422"]["content"]) == {"application/json"}
+    assert "content" not in operation["responses"]["409"]
+
+
+def test_answers_in_stripes_shape_have_stripes_statuses() -> None:
+    """``compat="stripe"`` answers a reused key with 400, and its errors are no problem documents."""
+    app = shop(compat="stripe")
+    app.add_api_route("/charges", create, methods=["POST"])
+    responses = described(app)["responses"]
+    assert "another request" in responses["400"]["description"]
+    assert "malformed" in responses["400"]["description"]
+    assert "another request" not in responses["422"]["description"]
+    assert "content" not in responses["400"]
+
+
+def asked(app: FastAPI, method: str, path: str, **headers: str) -> Any:
+    """What the application answers, in process."""
+
+    async def request() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.request(method, path, headers=headers)
+
+    return asyncio.run(request()).json()
+
+
+def test_the_description_is_served_and_grows_with_the_routes() -> None:
+    """FastAPI keeps the description that it has made."""
+    app = shop()
+    app.add_api_route("/charges", create, methods=["POST"])
+    assert is_described(asked(app, "GET", "/openapi.json")["paths"]["/charges"]["post"])
+    assert app.openapi() is app.openapi()
+    app.openapi_schema = None
+    app.add_api_route("/orders", create, methods=["POST"])
+    assert is_described(described(app, "/orders"))
+
+
+def test_the_schema_is_that_of_a_problem() -> None:
+    """RFC 9457: a problem as it is sent has the members that are described, of their types."""
+    app = shop(required=True)
+    app.add_api_route("/charges", create, methods=["POST"])
+    schema = app.openapi()["components"]["schemas"]["IdempotencyProblem"]
+    sent = asked(app, "POST", "/charges")
+    types = {"string": str, "integer": int, "boolean": bool}
+    described_types = {name: types[said["type"]] for name, said in schema["properties"].items()}
+    assert described_types == {name: type(value) for name, value in sent.items()}
+    assert schema["required"] == list(sent)

@@ -1,0 +1,76 @@
+"""One test's request: a key and a journal of its own, so that tests share the servers and their records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from uuid import uuid4
+
+from tests.wire.client import Connection, Response
+from tests.wire.journal import PATIENCE, Journal
+from tests.wire.servers import Server
+
+Lines = Sequence[bytes]
+
+
+class Case:
+    """A key, the endpoint that it is for, and the journal that tells what the endpoint did."""
+
+    def __init__(
+        self, server: Server, adapter: str, script: str, *, variant: str = "default", path: str = "/charges"
+    ) -> None:
+        self.server = server
+        self.key = str(uuid4())
+        self.script = script
+        self.journal = Journal(server.folder, self.key)
+        self._app = f"{adapter}/{variant}"
+        self._path = path
+
+    def head(self, *lines: bytes, method: str = "POST", key: bytes | None = b"own") -> bytes:
+        """The request's head: what every request of this case has, and further lines as they are."""
+        fields = [
+            f"{method} {self._path}?case={self.key} HTTP/1.1".encode(),
+            b"Host: localhost",
+            f"X-App: {self._app}".encode(),
+            f"X-Script: {self.script}".encode(),
+            b"Content-Type: application/octet-stream",
+        ]
+        if key is not None:
+            fields.append(b"Idempotency-Key: " + (f'"{self.key}"'.encode() if key == b"own" else key))
+        return b"\r\n".join([*fields, *lines]) + b"\r\n\r\n"
+
+    def request(self, body: bytes = b"{}", *lines: bytes, method: str = "POST", key: bytes | None = b"own") -> bytes:
+        """The whole request."""
+        return self.head(b"Content-Length: %d" % len(body), *lines, method=method, key=key) + body
+
+    def connect(self) -> Connection:
+        """A connection of its own."""
+        return Connection(self.server.connect())
+
+    def begin(self, body: bytes = b"{}") -> Connection:
+        """Send the request; the answer is still to be read."""
+        connection = self.connect()
+        connection.send(self.request(body))
+        return connection
+
+    def ask(self, body: bytes = b"{}", *lines: bytes, method: str = "POST", key: bytes | None = b"own") -> Response:
+        """Send the request and read the answer."""
+        return self.exchange(self.request(body, *lines, method=method, key=key), bodiless=method == "HEAD")
+
+    def exchange(self, data: bytes, *, bodiless: bool = False) -> Response:
+        """Send these bytes and read the answer."""
+        with self.connect() as connection:
+            connection.send(data)
+            return connection.read(bodiless=bodiless)
+
+    def ask_until_admitted(self, seconds: float = PATIENCE) -> tuple[list[int], Response]:
+        """Ask again while the answer is 409: the statuses on the way, and the other answer."""
+        refusals: list[int] = []
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            response = self.ask()
+            if response.status != 409:
+                return refusals, response
+            refusals.append(response.status)
+            time.sleep(0.01)
+        raise AssertionError(f"still refused after {seconds} s: {self.journal.lines()}")

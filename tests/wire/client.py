@@ -1,0 +1,117 @@
+"""An HTTP/1.1 client that does to a connection what clients and networks do, and reads what really comes back.
+
+Nothing here corrects a request, joins header fields, or hides an interim answer.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable
+from types import TracebackType
+from typing import NamedTuple
+
+Fields = list[tuple[bytes, bytes]]
+
+
+class Response(NamedTuple):
+    """An answer as it came: names in lower case, in order, with duplicates."""
+
+    status: int
+    headers: Fields
+    body: bytes
+
+    def values(self, name: bytes) -> list[bytes]:
+        """The values of a field, in order."""
+        return [value for key, value in self.headers if key == name]
+
+    @property
+    def replayed(self) -> bool:
+        """Whether it says that it is a replay."""
+        return self.values(b"idempotent-replayed") == [b"true"]
+
+
+class Connection:
+    """One connection, as bytes and as answers."""
+
+    def __init__(self, opened: socket.socket) -> None:
+        self.socket = opened
+        self._file = opened.makefile("rb")
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def send(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        self.socket.sendall(data)
+
+    def close(self) -> None:
+        """Leave."""
+        self._file.close()
+        self.socket.close()
+
+    def reset(self) -> None:
+        """Leave with a reset, as a client that crashed."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+
+    def half_close(self) -> None:
+        """Say that nothing more will be sent, and go on reading."""
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def read_head(self) -> Response:
+        """The next status and header fields, interim ones too; the body is still to be read."""
+        line = self._file.readline()
+        if not line:
+            raise ConnectionError("the server closed the connection")
+        status = int(line.split(b" ", 2)[1])
+        headers: Fields = []
+        for line in iter(self._file.readline, b"\r\n"):
+            assert line.endswith(b"\r\n"), line
+            name, _, value = line.partition(b":")
+            headers.append((name.lower(), value.strip()))
+        return Response(status, headers, b"")
+
+    def read_chunk(self) -> bytes:
+        """The next chunk of a chunked body; empty at its end."""
+        size = int(self._file.readline().partition(b";")[0], 16)
+        data = self._file.read(size)
+        assert len(data) == size
+        assert self._file.readline() == b"\r\n"
+        return data
+
+    def read_piece(self, head: Response, size: int) -> bytes:
+        """The next bytes of a body, up to ``size`` of them where it is not chunked."""
+        if head.values(b"transfer-encoding") == [b"chunked"]:
+            return self.read_chunk()
+        return self._file.read1(size)
+
+    def read_body(self, head: Response) -> bytes:
+        """The body that belongs to a head."""
+        if head.status in (204, 304) or head.status < 200:
+            return b""
+        if head.values(b"transfer-encoding") == [b"chunked"]:
+            return b"".join(iter(self.read_chunk, b""))
+        lengths = head.values(b"content-length")
+        if not lengths:
+            return self._file.read()
+        body = self._file.read(int(lengths[0]))
+        assert len(body) == int(lengths[0]), "the body ended early"
+        return body
+
+    def read(self, *, bodiless: bool = False) -> Response:
+        """The next final answer, whole. ``bodiless``: it answers a HEAD."""
+        head = self.read_head()
+        while head.status < 200:
+            head = self.read_head()
+        return head if bodiless else head._replace(body=self.read_body(head))
+
+
+def chunked(pieces: Iterable[bytes]) -> bytes:
+    """The pieces as a chunked body."""
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"

@@ -1,0 +1,162 @@
+"""The endpoints that the servers serve, as behaviours for every framework; here the test is another process.
+
+``?case=`` names the journal. Each run answers with a body of its own, so that a replay cannot be a second run.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+from uuid import uuid4
+
+from open_idempotency import idem
+from tests.http.behaviours import Behaviour, Call, Reply, Run, Save, Wait
+from tests.wire.journal import Journal
+
+Steps = Generator[Any, Any, Reply]
+
+
+def journal_of(query: str) -> Journal:
+    """The journal of a request."""
+    return Journal(Path(os.environ["WIRE_FOLDER"]), parse_qs(query)["case"][0])
+
+
+def charge(call: Call) -> Steps:
+    """Run, and say which body was seen."""
+    yield from ()
+    journal_of(call.query).write("ran")
+    digest = hashlib.sha256(call.body).hexdigest()
+    return Reply(201, [("Content-Type", "text/plain"), ("X-Body", digest)], uuid4().hex.encode())
+
+
+def gated(call: Call) -> Steps:
+    """Run, wait for the gate, and answer."""
+    journal = journal_of(call.query)
+    journal.write("arrived")
+    yield Wait(journal.gate())  # type: ignore[arg-type]
+    return (yield from charge(call))
+
+
+def staged(call: Call) -> Steps:
+    """Reserve, and wait; a later attempt charges without a wait."""
+    journal = journal_of(call.query)
+    yield Run("reserve", lambda: journal.write("reserve"))
+    if idem.attempt == 1:
+        journal.write("arrived")
+        yield Wait(journal.gate())  # type: ignore[arg-type]
+    yield Run("charge", lambda: journal.write("charge"))
+    return Reply(201, [], f"attempt {idem.attempt}".encode())
+
+
+def leaving(error: type[BaseException]) -> Behaviour:
+    """Reserve; then raise what no handler catches, at the first attempt."""
+
+    def endpoint(call: Call) -> Steps:
+        journal = journal_of(call.query)
+        yield Run("reserve", lambda: journal.write("reserve"))
+        if idem.attempt == 1:
+            raise error(3)
+        yield Run("charge", lambda: journal.write("charge"))
+        return Reply(201, [], f"attempt {idem.attempt}".encode())
+
+    return endpoint
+
+
+def stubborn(call: Call) -> Steps:
+    """Reserve; then refuse to end, at the first attempt, whatever the server raises."""
+    journal = journal_of(call.query)
+    yield Run("reserve", lambda: journal.write("reserve"))
+    while idem.attempt == 1:
+        try:
+            journal.gate().wait(60)
+        except BaseException:
+            journal.write("refused to end")
+    yield Run("charge", lambda: journal.write("charge"))
+    return Reply(201, [], f"attempt {idem.attempt}".encode())
+
+
+def mine(call: Call) -> Steps:
+    """Save a stage, let others run, and answer with what is on record for this request."""
+    journal = journal_of(call.query)
+    yield Save("mine", call.body.decode())
+    journal.write(f"saved {call.body.decode()}")
+    yield Wait(journal.gate())  # type: ignore[arg-type]
+    return Reply(201, [], f"{idem.load('mine')} {idem.attempt} {idem.key_for('x')}".encode())
+
+
+def events(call: Call) -> Steps:
+    """One event at once, one when the gate opens."""
+    yield from ()
+    journal = journal_of(call.query)
+    journal.write("ran")
+    tail = uuid4().hex.encode()
+    body = [b"data: first\n\n", journal.gate(), b"data: " + tail + b"\n\n"]
+    return Reply(200, [("Content-Type", "text/event-stream")], body)  # type: ignore[arg-type]
+
+
+def long_events(call: Call) -> Steps:
+    """More than the small variant keeps, in many pieces, behind a first one and a gate."""
+    yield from ()
+    journal = journal_of(call.query)
+    journal.write("ran")
+    body = [b"data: first\n\n", journal.gate(), *[b"data: " + b"x" * 90 + b"\n\n"] * 30]
+    return Reply(200, [("Content-Type", "text/event-stream")], body)  # type: ignore[arg-type]
+
+
+def background(call: Call) -> Steps:
+    """Answer; the task that follows waits for the gate."""
+    journal = journal_of(call.query)
+
+    def task() -> None:
+        journal.write("task began")
+        assert journal.gate().wait(10)
+        journal.write("task ended")
+
+    reply = yield from charge(call)
+    reply.background = task
+    return reply
+
+
+def _replying(reply: Reply) -> Behaviour:
+    def endpoint(call: Call) -> Steps:
+        yield from ()
+        journal_of(call.query).write("ran")
+        return reply
+
+    return endpoint
+
+
+DUPLICATES = [("X-Trail", "one"), ("X-Other", "between"), ("X-Trail", "two"), ("X-Trail", "one")]
+OF_THE_MOMENT = [("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("Access-Control-Allow-Origin", "*"), ("Age", "1")]
+REPLIES: Mapping[str, Reply] = {
+    "duplicates": Reply(201, [("Content-Type", "text/plain"), *DUPLICATES], b"said"),
+    "moment": Reply(201, [("Content-Type", "text/plain"), *OF_THE_MOMENT, ("X-Kept", "yes")], b"said"),
+    "one cookie": Reply(201, [("Content-Type", "text/plain"), ("Set-Cookie", "a=1"), ("X-Kept", "yes")], b"said"),
+    "204": Reply(204, [("X-Kept", "yes")]),
+    "304": Reply(304, [("ETag", '"v1"')]),
+    "empty": Reply(200, [("Content-Type", "text/plain")], b""),
+    "binary": Reply(200, [("Content-Type", "application/octet-stream")], bytes(range(256)) * 40),
+    "gzip": Reply(
+        200, [("Content-Type", "text/plain"), ("Content-Encoding", "gzip")], gzip.compress(b"squeezed" * 99, mtime=0)
+    ),
+    "latin": Reply(200, [("Content-Type", "text/plain"), ("X-Name", "caf\xe9")], b"said"),
+}
+
+ENDPOINTS: Mapping[str, Behaviour] = {
+    "charge": charge,
+    "gated": gated,
+    "staged": staged,
+    "exit": leaving(SystemExit),
+    "interrupt": leaving(KeyboardInterrupt),
+    "stubborn": stubborn,
+    "mine": mine,
+    "events": events,
+    "long events": long_events,
+    "background": background,
+    **{name: _replying(reply) for name, reply in REPLIES.items()},
+}

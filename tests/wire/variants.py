@@ -1,0 +1,17 @@
+"""The policies that the servers run with. ``options``: what the backend's URL gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+LIMIT = 1000
+BRISK_LEASE = 1.5
+
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "small": {"max_response_bytes": LIMIT},
+    "spooling": {"max_request_bytes": 2**31, "spool_bytes": 2**20},
+    # The slowest call, which is some times the timeout, has to be shorter than the lease.
+    "brisk": {"lease": BRISK_LEASE, "options": "timeout=0.25"},
+}
