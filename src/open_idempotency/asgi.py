@@ -20,6 +20,7 @@ from open_idempotency._core.settlement import Fate, abort, finish
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import running
 from open_idempotency._perform.coverage import Coverage, Coverages
+from open_idempotency._perform.drain import Drain
 from open_idempotency._perform.engine import Engine, new_owner
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import LeaseLost
@@ -61,13 +62,14 @@ class IdempotencyMiddleware:
         self.app = app
         self.engine = Engine(backend, policy, fields, threads=False)
         self.coverages = Coverages(self.engine)
+        self.drain = Drain()
         self._methods = self.engine.policy.methods
         self._names = self.coverages.default.names
         self._required = self.engine.policy.required
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in self._methods:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, self._after_drain(send) if scope["type"] == "lifespan" else send)
             return
         names = self._names
         for field in scope["headers"]:
@@ -106,6 +108,16 @@ class IdempotencyMiddleware:
             await self.app(scope, receive, send)
         finally:
             running.reset(mark)
+
+    def _after_drain(self, send: Send) -> Send:
+        """A server ends its process when it hears of a complete shutdown: not before all is on record (L-06)."""
+
+        async def send_after_drain(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown"):
+                await self.drain.wait(self.engine.aio.patience)
+            await send(message)
+
+        return send_after_drain
 
     def identify(self, scope: Scope) -> str | None:
         """The verified user that an outer middleware put into the scope; plain ASGI knows none."""
@@ -149,6 +161,7 @@ class _Exchange:
 
     async def run(self, key_fields: Headers) -> None:
         """Admit the request; then run the application, or send the answer that stands for it."""
+        self._inner.drain.enter(self)
         request = _request(self._scope)
         intake = Intake(request, key_fields, new_owner(), self._identify, self._receive_body, self._engine.advice)
         try:
@@ -161,6 +174,7 @@ class _Exchange:
             return
         finally:
             self._body.close()
+            self._inner.drain.leave(self)
 
     async def _identify(self) -> str | None:
         return self._inner.identify(self._scope)

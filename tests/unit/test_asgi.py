@@ -13,7 +13,7 @@ import pytest
 
 from open_idempotency import BackendUnavailable, IdempotencyPolicy, NotStarted, idem
 from open_idempotency.asgi import IdempotencyMiddleware
-from open_idempotency.backend import AsyncBackend, Complete, Completed
+from open_idempotency.backend import AsyncBackend, Complete, Completed, Fail
 from open_idempotency.backends.memory import AsyncMemoryBackend, MemoryBackend
 
 pytestmark = pytest.mark.anyio
@@ -89,17 +89,65 @@ def new_key() -> str:
     return str(uuid4())
 
 
-@pytest.mark.parametrize("kind", ["websocket", "lifespan"])
-async def test_what_is_not_http_is_untouched(kind: str) -> None:
+async def test_a_websocket_is_untouched() -> None:
     """Section 4, R-06: the application gets the server's own objects."""
     got: list[Any] = []
 
     async def app(*arguments: Any) -> None:
         got.extend(arguments)
 
-    exchange = Exchange(key=new_key(), type=kind)
+    exchange = Exchange(key=new_key(), type="websocket")
     await IdempotencyMiddleware(app, "memory://")(exchange.scope, exchange.receive, exchange.send)
     assert got == [exchange.scope, exchange.receive, exchange.send]
+
+
+async def test_a_lifespan_passes_through() -> None:
+    """Section 4, R-06: the same scope, and every message, in order."""
+    messages = [{"type": f"lifespan.{step}.complete"} for step in ("startup", "shutdown")]
+    exchange = Exchange(key=new_key(), type="lifespan")
+    await IdempotencyMiddleware(sending(*messages), "memory://")(exchange.scope, exchange.receive, exchange.send)
+    assert exchange.sent == messages
+
+
+async def test_a_shutdown_is_complete_when_what_was_cancelled_is_recorded() -> None:
+    """L-06: the server ends its process after that message, so the request's end comes first."""
+    told: list[str] = []
+
+    class Slow(AsyncMemoryBackend):
+        """Takes a few steps of the loop to record a failure."""
+
+        async def fail(self, c: Fail, /) -> None:
+            for _ in range(20):
+                await anyio.sleep(0)
+            await super().fail(c)
+            told.append("failed")
+
+    arrived = anyio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        arrived.set()
+        await anyio.sleep_forever()
+
+    async def told_last(message: Message) -> None:
+        told.append(message["type"])
+
+    middleware = IdempotencyMiddleware(app, Slow())
+    request, lifespan = Exchange(key=new_key()), Exchange(key=None, type="lifespan")
+    cancelled = anyio.CancelScope()
+
+    async def serve() -> None:
+        with cancelled:
+            await request.through(middleware)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(serve)
+        await arrived.wait()
+        cancelled.cancel()
+        await middleware(lifespan.scope, lifespan.receive, told_last)
+    assert told == ["failed", "lifespan.shutdown.complete"]
 
 
 @pytest.mark.parametrize(("method", "key"), [("POST", None), ("GET", "a-key-that-is-long-enough")])

@@ -131,11 +131,6 @@ def slow_records(folder: Path) -> Iterator[None]:
         connection.execute("ROLLBACK")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="uvicorn ends its process after lifespan.shutdown.complete, without waiting for the tasks that it has "
-    "cancelled; the middleware would have to hold that message back until their `fail` is recorded",
-)
 def test_sigterm_without_grace_on_uvicorn_ends_after_what_it_cancels_is_recorded(
     start_server: StartServer, running: Running
 ) -> None:

@@ -71,8 +71,9 @@ async def in_thread(function: Callable[..., T], /, *args: Any) -> T:
 async def shielded(make_awaitable: Callable[[], Awaitable[T]], seconds: float) -> T:
     """Carry out a cleanup to its end even while the calling task is being cancelled.
 
-    A cancellation that arrives meanwhile is put off until the caller's next await, never lost. Raises
-    ``TimeoutError`` after ``seconds``; the cleanup itself is cancelled then.
+    For use while an error is on its way out, and raised on afterwards: a cancellation that arrives meanwhile adds
+    nothing to that error. To deliver it once more would hit whatever runs behind the scope that was cancelled.
+    Raises ``TimeoutError`` after ``seconds``; the cleanup itself is cancelled then.
     """
     return await _implementation().shielded(make_awaitable, seconds)
 

@@ -68,9 +68,7 @@ async def shielded(make_awaitable: Callable[[], Awaitable[T]], seconds: float) -
     task = asyncio.ensure_future(make_awaitable())
     _cleanups.add(task)
     task.add_done_callback(_cleanups.discard)
-    cancelled = await _wait_out(task, asyncio.get_running_loop().time() + seconds)
-    if cancelled is not None:
-        _cancel_again(cancelled)
+    await _wait_out(task, asyncio.get_running_loop().time() + seconds)
     if task.done():
         return task.result()
     task.add_done_callback(_retrieve)
@@ -92,17 +90,6 @@ async def _wait_out(future: asyncio.Future[Any], deadline: float | None) -> asyn
         except asyncio.CancelledError as error:
             cancelled = error
     return cancelled
-
-
-def _cancel_again(cancelled: asyncio.CancelledError) -> None:
-    task = asyncio.current_task()
-    if task is None:
-        raise cancelled
-    # Counted once already; asyncio.timeout and TaskGroup compare the count.
-    uncancel: Callable[[], object] | None = getattr(task, "uncancel", None)
-    if uncancel is not None:
-        uncancel()
-    task.cancel(*cancelled.args)
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:

@@ -66,7 +66,8 @@ class AsyncPerformer:
     def __init__(self, backend: AsyncBackend) -> None:
         self.backend = backend
         # Cleanup after a cancellation may cost two calls; it is bounded, since shutdown waits for it.
-        self._patience = 2 * backend.call_timeout + 1.0
+        #: seconds that a cleanup may take
+        self.patience = 2 * backend.call_timeout + 1.0
         places = Places(None)
 
         async def take_place(command: TakePlace) -> Callable[[], None] | None:
@@ -94,7 +95,7 @@ class AsyncPerformer:
 
     async def _shield(self, call: Callable[[], Awaitable[Any]]) -> Any:
         try:
-            return await loops.shielded(call, self._patience)
+            return await loops.shielded(call, self.patience)
         except TimeoutError as error:
             raise BackendUnavailable("a backend call during cleanup did not end in time") from error
 
