@@ -83,8 +83,8 @@ def charge(token: str | None, key: str = KEY) -> Any:
 # Authentication inside the view
 
 
-def test_callers_are_told_apart_by_their_authorization() -> None:
-    """Section 5: DRF authenticates in the view, which is too late; the whole field stands for the caller."""
+def test_callers_are_told_apart_by_their_users() -> None:
+    """Section 5: whom the view's own authentication verifies, asked before the view."""
     with project(Charges.as_view()):
         assert charge("one").json() == {"charged": "ann", "run": 1}
         assert charge("two").json() == {"charged": "bob", "run": 2}

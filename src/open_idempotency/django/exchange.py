@@ -7,6 +7,7 @@ which differ in nothing but who carries the core's steps out.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
@@ -111,16 +112,22 @@ class Exchange:
 
     def _identify(self) -> str | None:
         # With a scope= of its own, nobody asks for the user, so nothing is loaded for it.
-        return None if self._policy.scope is not None else identity.identify(self._request)
+        return None if self._policy.scope is not None else identity.identify(self._request, self._lend)
 
     async def _aidentify(self) -> str | None:
-        return None if self._policy.scope is not None else await identity.aidentify(self._request)
+        return None if self._policy.scope is not None else await identity.aidentify(self._request, self._lend)
 
-    def _receive(self) -> RequestBody:
+    def _lend(self) -> AbstractContextManager[Any]:
+        return self._kept().lend()
+
+    def _kept(self) -> Recording:
         if self._recording is None:
             self.record()
         assert self._recording is not None
-        return self._recording.whole(self._policy)
+        return self._recording
+
+    def _receive(self) -> RequestBody:
+        return self._kept().whole(self._policy)
 
     async def _areceive(self) -> RequestBody:
         return self._receive()  # ASGIHandler has received it: this reads a file

@@ -1,6 +1,7 @@
 """Who is asking, as far as Django's authentication has verified it (SPEC section 5).
 
 A lazy ``request.user`` is only loaded where a session can be behind it, so that a request without one stays without.
+REST framework's views authenticate for themselves; how they are asked is in ``rest``.
 """
 
 from __future__ import annotations
@@ -12,33 +13,53 @@ from django.conf import settings
 from django.http import HttpRequest
 from django.utils.functional import LazyObject, empty
 
+from open_idempotency.django import rest
 from open_idempotency.exceptions import ScopeUnknown
 
 _SESSION_AUTHENTICATION = "django.contrib.auth.middleware"
 
 
-def identify(request: HttpRequest) -> str | None:
+def identify(request: HttpRequest, lend: rest.Lend) -> str | None:
     """The authenticated user's primary key; None for an anonymous one or without authentication.
 
-    Raises ``ScopeUnknown`` for an authenticated user that has no primary key.
+    In a REST framework view it is the user whom that view's authenticators verify, as that is who acts there, and
+    Django's own where they know nobody. ``lend`` lends them the body. Raises ``ScopeUnknown`` for an authenticated
+    user that has no primary key.
     """
+    view = rest.find_view(request)
+    name = None if view is None else _name_in_view(request, view, lend)
+    if name is not None:
+        return name
     user: Any = getattr(request, "user", None)
-    if user is None or _is_surely_anonymous(request, user):
-        return None
-    return _name(user)
+    return None if user is None or _is_surely_anonymous(request, user) else _name(user)
 
 
-async def aidentify(request: HttpRequest) -> str | None:
-    """The same, without blocking the event loop."""
+async def aidentify(request: HttpRequest, lend: rest.Lend) -> str | None:
+    """The same, without blocking the event loop: REST framework's authenticators run in Django's own thread."""
+    view = rest.find_view(request)
+    name = None if view is None else await sync_to_async(_name_in_view)(request, view, lend)
+    if name is not None:
+        return name
     user: Any = getattr(request, "user", None)
-    if user is None or _is_surely_anonymous(request, user):
-        return None
+    return None if user is None or _is_surely_anonymous(request, user) else await _aname(request, user)
+
+
+async def _aname(request: HttpRequest, user: Any) -> str | None:
     if not _is_unloaded(user):
         return _name(user)
     if _is_of_session(user) and hasattr(request, "auser"):
         return _name(await request.auser())
     # Django 4.2, or somebody else's lazy user: only Django's own thread may load it, as that has the connection.
     return await sync_to_async(_name)(user)
+
+
+def _name_in_view(request: HttpRequest, view: Any, lend: rest.Lend) -> str | None:
+    user: Any = getattr(request, "user", None)
+    if user is not None and _is_surely_anonymous(request, user):
+        from django.contrib.auth.models import AnonymousUser
+
+        user = AnonymousUser()  # an authenticator that looks at it does not load the session
+    return _name(rest.find_user(request, view, user, lend))
 
 
 def _is_unloaded(user: Any) -> bool:

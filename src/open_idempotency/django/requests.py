@@ -6,7 +6,9 @@ The body is read from the request's own stream and put back into it, so that ``r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from io import BytesIO
 from typing import Any
 from urllib.parse import quote
 
@@ -162,6 +164,22 @@ class Recording:
         except OSError as error:
             raise UnreadablePostError(*error.args) from error
 
+    @contextmanager
+    def lend(self) -> Generator[Any, None, None]:
+        """A stream for one who reads ahead of the view; what is read from it counts as unread."""
+        body: bytes | None = getattr(self._request, "_body", None)
+        if body is not None:
+            yield BytesIO(body)
+            return
+        place = self._source.tell() if self._rewinds else self._place
+        try:
+            yield _Lent(self._source if self._rewinds else self)
+        finally:
+            if self._rewinds:
+                self._source.seek(place)
+            else:
+                self._place = place
+
     def give_back(self) -> None:
         """Put a fresh stream into the request, at the place up to which others had read it."""
         if self._complete and not hasattr(self._request, "_body"):
@@ -185,3 +203,18 @@ class Recording:
     def end(self) -> None:
         """Give back what was kept: the request has ended."""
         self._body.close()
+
+
+class _Lent:
+    """Another's stream, which stays open, and counts as one that cannot be rewound."""
+
+    def __init__(self, stream: Any) -> None:
+        self.read: Callable[..., bytes] = stream.read
+        self.readline: Callable[..., bytes] = stream.readline
+
+    def seekable(self) -> bool:
+        """So that Django's own limits count what is read."""
+        return False
+
+    def close(self) -> None:
+        """Nothing: it is not its reader's."""

@@ -1,0 +1,427 @@
+"""Who is asking, in Django REST framework: the user whom the view's own authenticators verify (SPEC section 5)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.core.handlers.asgi import ASGIHandler
+from django.test import AsyncClient, Client, override_settings
+from django.test.client import encode_multipart
+from django.utils.asyncio import async_unsafe
+
+from tests.django_project.calls import KEY, OURS, REPLAYED, AsgiCall, post, project
+
+# Its settings are read when its views are imported.
+with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None}):
+    from rest_framework.authentication import BaseAuthentication, SessionAuthentication, TokenAuthentication
+    from rest_framework.exceptions import APIException, AuthenticationFailed
+    from rest_framework.permissions import BasePermission
+    from rest_framework.renderers import JSONRenderer
+    from rest_framework.request import Request
+    from rest_framework.response import Response
+    from rest_framework.views import APIView
+    from rest_framework.viewsets import ViewSet
+
+from open_idempotency.exceptions import ScopeUnknown
+
+SESSIONS = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
+MULTIPART = "multipart/form-data; boundary=own"
+
+runs: list[Any] = []
+asked: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    """No test sees what another one has noted."""
+    runs.clear()
+    asked.clear()
+
+
+def user_of(pk: str) -> Any:
+    """Somebody whom no session knows."""
+    return SimpleNamespace(is_authenticated=True, is_active=True, pk=pk)
+
+
+class Token(TokenAuthentication):
+    """REST framework's own, with its tokens at hand. Like a database it refuses to be asked on an event loop."""
+
+    owners = {"old": "ann", "new": "ann", "other": "bob"}
+
+    @async_unsafe("a token was looked up on the event loop")
+    def authenticate_credentials(self, key: str) -> Any:
+        asked.append(key)
+        if key not in self.owners:
+            raise AuthenticationFailed("no such token")
+        return user_of(self.owners[key]), key
+
+
+class Known(BasePermission):
+    """Whoever has been authenticated."""
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        return bool(getattr(request.user, "is_authenticated", False))
+
+
+class Charges(APIView):
+    """Notes the caller, how the authentication went, and what was posted."""
+
+    authentication_classes: list[Any] = [Token]
+    permission_classes = [Known]
+    renderer_classes = [JSONRenderer]
+
+    def post(self, request: Request) -> Response:
+        """Charge."""
+        by = type(request.successful_authenticator).__name__
+        files = {name: file.read().decode() for name, file in request.FILES.items()}
+        posted = {name: request.data[name] for name in request.data if name not in files}
+        runs.append((request.user.pk, request.auth, by, {**posted, **files}))
+        return Response({"charged": request.user.pk, "run": len(runs)}, status=201)
+
+
+def _blocking(token: str | None = None, client: Any = None, **extra: Any) -> Any:
+    return post(client or Client(), **_with(token, extra))
+
+
+def _awaited(token: str | None = None, client: Any = None, **extra: Any) -> Any:
+    async def send() -> Any:
+        return await post(client or AsyncClient(), **_with(token, extra))
+
+    return asyncio.run(send())
+
+
+def _with(token: str | None, extra: dict[str, Any]) -> dict[str, Any]:
+    headers = {} if token is None else {"Authorization": f"Token {token}"}
+    return {"data": {"amount": 5}, **extra, "headers": {**headers, **extra.get("headers", {})}}
+
+
+both_chains = pytest.mark.parametrize("send", [_blocking, _awaited], ids=["wsgi", "asgi"])
+Send = Callable[..., Any]
+
+
+# Who counts as one caller
+
+
+@both_chains
+def test_a_retry_with_the_new_token_of_the_same_user_is_replayed(send: Send) -> None:
+    """SPEC 5: the verified user comes before the digest of Authorization."""
+    with project(Charges.as_view()):
+        first, again = send("old"), send("new")
+    assert (again.content, again[REPLAYED]) == (first.content, "true")
+    assert [run[0] for run in runs] == ["ann"]
+
+
+@both_chains
+def test_two_users_with_one_key_are_two_requests(send: Send) -> None:
+    """SPEC 5: neither sees the other's answer."""
+    with project(Charges.as_view()):
+        assert send("old").json() == {"charged": "ann", "run": 1}
+        assert send("other").json() == {"charged": "bob", "run": 2}
+
+
+@both_chains
+def test_behind_djangos_authentication_the_token_counts_where_no_session_does(send: Send) -> None:
+    """SPEC 5: request.user is anonymous there, and its session is not touched for it."""
+    with project(Charges.as_view(), MIDDLEWARE=[*SESSIONS, OURS]):
+        first, again = send("old"), send("new")
+    assert again[REPLAYED] == "true"
+    assert "Vary" not in again or "Cookie" not in again["Vary"]
+    assert "Cookie" not in first.get("Vary", "")
+
+
+class BySession:
+    """Middleware that knows the same user of every request, as a session in a shared browser would."""
+
+    sync_capable = async_capable = True
+
+    def __init__(self, get_response: Any) -> None:
+        self.get_response = get_response
+        if iscoroutinefunction(get_response):
+            markcoroutinefunction(self)
+
+    def __call__(self, request: Any) -> Any:
+        request.user = user_of("cid")
+        return self.get_response(request)
+
+
+@both_chains
+def test_two_tokens_within_one_session_are_two_callers(send: Send) -> None:
+    """SPEC 5: who acts in the view counts, not whose session it is."""
+    middleware = [f"{__name__}.BySession", OURS]
+    with project(Charges.as_view(), MIDDLEWARE=middleware):
+        assert send("old").json()["charged"] == "ann"
+        assert send("other").json()["charged"] == "bob"
+
+
+def test_with_a_scope_of_its_own_nobody_asks_the_authenticators() -> None:
+    """SPEC 5: scope= comes first."""
+    with project(Charges.as_view(), IDEMPOTENCY_SCOPE=lambda request: "everybody"):
+        _blocking("old")
+    assert asked == ["old"]
+
+
+def test_without_a_key_only_the_view_authenticates() -> None:
+    """SPEC 4: an unkeyed request costs nothing."""
+    with project(Charges.as_view()):
+        _blocking("old", key=None)
+    assert asked == ["old"]
+
+
+class Nameless(BaseAuthentication):
+    """Knows that somebody is there, and not who."""
+
+    def authenticate(self, request: Request) -> tuple[Any, None]:
+        return SimpleNamespace(is_authenticated=True), None
+
+
+@both_chains
+def test_a_verified_user_without_a_primary_key_is_an_error(send: Send) -> None:
+    """SPEC 5: never a shared bucket."""
+    view = Charges.as_view(authentication_classes=[Nameless])
+    with project(view), pytest.raises(ScopeUnknown, match="IDEMPOTENCY_SCOPE"):
+        send()
+    assert runs == []
+
+
+# Refusals and errors
+
+
+@both_chains
+def test_a_wrong_token_gets_the_views_own_answer_and_takes_no_key(send: Send) -> None:
+    """SPEC 4, 5: 401 with the view's challenge, and nothing is stored."""
+    with project(Charges.as_view()):
+        refused = [send("wrong") for _ in range(2)]
+        assert send("old").status_code == 201
+    assert [(answer.status_code, answer["WWW-Authenticate"]) for answer in refused] == [(401, "Token")] * 2
+    assert all(answer.json() == {"detail": "no such token"} and REPLAYED not in answer for answer in refused)
+
+
+@both_chains
+def test_a_token_that_was_revoked_is_not_answered_with_what_is_stored(
+    send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SPEC 5: its user is no longer verified."""
+    monkeypatch.setattr(Token, "owners", dict(Token.owners))
+    with project(Charges.as_view()):
+        send("old")
+        del Token.owners["old"]
+        assert send("old").status_code == 401
+
+
+class Failing(BaseAuthentication):
+    """Fails once, then knows everybody."""
+
+    error: Exception = RuntimeError("no answer from the directory")
+
+    def authenticate(self, request: Request) -> tuple[Any, None]:
+        asked.append("failing")
+        if len(asked) == 1:
+            raise self.error
+        return user_of("ann"), None
+
+
+class Unavailable(APIException):
+    """503."""
+
+    status_code = 503
+
+
+@both_chains
+@pytest.mark.parametrize("error", [RuntimeError("down"), Unavailable()], ids=["any error", "503"])
+def test_an_authenticator_that_fails_runs_no_view(
+    send: Send, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SPEC 5: it could succeed in the view, which would run for a caller whom no retry comes back to."""
+    monkeypatch.setattr(Failing, "error", error)
+    with project(Charges.as_view(authentication_classes=[Failing])) as backend, pytest.raises(type(error)):
+        send()
+    assert (runs, backend.verbs) == ([], [])
+
+
+class Coroutine(BaseAuthentication):
+    """An authenticator of an extension that awaits them."""
+
+    async def authenticate(self, request: Request) -> Any:
+        raise AssertionError("nobody may await it here")
+
+
+def test_an_authenticator_that_is_a_coroutine_is_left_to_its_view() -> None:
+    """SPEC 5: the Authorization field counts, as where no user is known."""
+
+    class Awaiting(Charges):
+        permission_classes: list[Any] = []
+
+        def perform_authentication(self, request: Request) -> None:
+            request.user, request.auth = user_of("ann"), None
+            request._authenticator = None
+
+    with project(Awaiting.as_view(authentication_classes=[Coroutine])):
+        assert [_blocking(token).json()["run"] for token in ("old", "other", "old")] == [1, 2, 1]
+
+
+# The view finds everything as it is without us
+
+
+@both_chains
+def test_the_view_authenticates_for_itself(send: Send) -> None:
+    """O-01: its user, its auth, its authenticator and its parsed body."""
+    with project(Charges.as_view()):
+        send("old")
+    assert runs == [("ann", "old", "Token", {"amount": 5})]
+    assert asked == ["old", "old"]
+
+
+class Signed(BaseAuthentication):
+    """Reads the body in one of three ways before it knows who signed it."""
+
+    def authenticate(self, request: Request) -> tuple[Any, None]:
+        way = request.headers["X-Way"]
+        asked.append(request._request.body if way == "body" else dict(getattr(request, way)))
+        return user_of("ann"), None
+
+
+@both_chains
+@pytest.mark.parametrize("way", ["body", "data", "POST"])
+@pytest.mark.parametrize("kind", ["json", "multipart"])
+@pytest.mark.parametrize("spool", [10, 100_000], ids=["on disk", "in memory"])
+def test_a_body_that_an_authenticator_has_read_is_unread_for_the_view(
+    send: Send, way: str, kind: str, spool: int
+) -> None:
+    """R-08: however it was read, the view reads it again, and the whole of it is the fingerprint."""
+    fields = {"amount": "5", "receipt": SimpleUploadedFile("a.txt", b"thanks")}
+    body = {"data": encode_multipart("own", fields), "content_type": MULTIPART} if kind == "multipart" else {}
+    options = {"IDEMPOTENCY_SPOOL_BYTES": spool}
+    with project(Charges.as_view(authentication_classes=[Signed]), **options):
+        sent: dict[str, Any] = {"headers": {"X-Way": way}, **body}
+        assert [send(**sent).json()["run"] for _ in range(2)] == [1, 1]
+        assert send(**{**sent, "data": b"{}", "content_type": "application/json"}).status_code == 422
+    expected = {"amount": "5", "receipt": "thanks"} if kind == "multipart" else {"amount": 5}
+    assert runs[0][3] == expected
+
+
+class Marking(BaseAuthentication):
+    """Reads the stream itself, the first time that it is asked, and leaves marks on Django's request."""
+
+    def authenticate(self, request: Request) -> tuple[Any, None]:
+        plain = request._request
+        asked.append((hasattr(plain, "user"), "marked" in plain.META, plain._read_started))
+        plain.META["marked"] = "yes"
+        if len(asked) == 1:
+            plain.read(4)
+        return user_of("ann"), None
+
+
+class Reading(Charges):
+    """Reads what is left of the stream."""
+
+    authentication_classes = [Marking]
+
+    def post(self, request: Request) -> Response:
+        """Read."""
+        runs.append(request._request.read())
+        return Response("read")
+
+
+def test_what_an_authenticator_leaves_behind_is_gone_for_the_view_under_wsgi() -> None:
+    """O-01, R-08: the second time it finds what it found the first time."""
+    with project(Reading.as_view()):
+        _blocking(data="words")
+    assert (runs, asked) == ([b'"words"'], [(False, False, False)] * 2)
+
+
+def test_what_an_authenticator_leaves_behind_is_gone_for_the_view_under_asgi() -> None:
+    """O-01, R-08: there the stream is a file, which is rewound."""
+    with project(Reading.as_view()):
+        asyncio.run(AsgiCall(b"words").run(ASGIHandler()))
+    assert (runs, asked) == ([b"words"], [(False, False, False)] * 2)
+
+
+class Digesting(BaseAuthentication):
+    """Asks for the body, which makes Django close the stream behind it."""
+
+    def authenticate(self, request: Request) -> tuple[Any, None]:
+        asked.append(request._request.body)
+        return user_of("ann"), None
+
+
+def test_a_body_asked_for_by_an_authenticator_does_not_close_the_servers_file() -> None:
+    """R-08: it is read again for the fingerprint, and by the view."""
+    with project(Reading.as_view(authentication_classes=[Digesting])):
+        asyncio.run(AsgiCall(b"words").run(ASGIHandler()))
+    assert (runs, asked) == ([b"words"], [b"words"] * 2)
+
+
+# Sessions
+
+
+@pytest.fixture(scope="module")
+def tables() -> Iterator[None]:
+    """The tables of django.contrib.auth."""
+    from django.core.management import call_command
+    from django.db import connections
+
+    call_command("migrate", verbosity=0, interactive=False)
+    yield
+    connections.close_all()
+
+
+@pytest.mark.usefixtures("tables")
+@pytest.mark.parametrize(("send", "kind"), [(_blocking, Client), (_awaited, AsyncClient)], ids=["wsgi", "asgi"])
+def test_a_session_is_protected_against_forgery_as_ever(send: Send, kind: Any) -> None:
+    """SPEC 5: without the token the view's own 403 and nothing kept; with it one run and a replay."""
+    from django.contrib.auth.models import User
+
+    client = kind(enforce_csrf_checks=True)
+    client.force_login(User.objects.create_user(uuid4().hex))
+    secret = "a" * 32
+    client.cookies["csrftoken"] = secret
+    view = Charges.as_view(authentication_classes=[SessionAuthentication, Token])
+    with project(view, MIDDLEWARE=[*SESSIONS, OURS]):
+        assert [send(client=client).status_code for _ in range(2)] == [403, 403]
+        answers = [send(client=client, headers={"X-CSRFToken": secret}) for _ in range(2)]
+    assert [(answer.status_code, answer.get(REPLAYED)) for answer in answers] == [(201, None), (201, "true")]
+    assert len(runs) == 1
+
+
+# Viewsets
+
+
+class ByAction(ViewSet):
+    """Who may come depends on the action."""
+
+    permission_classes = [Known]
+    renderer_classes = [JSONRenderer]
+
+    def get_authenticators(self) -> Any:
+        """By token to pay, by signature otherwise; asked before the action has a name."""
+        action = self.action_map[str(self.request.method).lower()]
+        return [Token()] if action == "pay" and self.kwargs == {} else [Signed()]
+
+    def pay(self, request: Request) -> Response:
+        """Pay."""
+        return Response(request.user.pk)
+
+    def sign(self, request: Request) -> Response:
+        """Sign."""
+        return Response(request.user.pk)
+
+
+@both_chains
+def test_the_actions_of_a_viewset_have_authenticators_of_their_own(send: Send) -> None:
+    """SPEC 5: the one whose action is going to run."""
+    with project(ByAction.as_view({"post": "pay"}), ByAction.as_view({"post": "sign"})):
+        assert send("old").json() == "ann"
+        assert send("new")[REPLAYED] == "true"
+        assert send("other").json() == "bob"
+        signed = [send(place="/1", key=KEY + "2", headers={"X-Way": "data", "X-Try": str(n)}) for n in range(2)]
+    assert signed[1][REPLAYED] == "true"
