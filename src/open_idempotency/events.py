@@ -1,7 +1,8 @@
 """What happened, for metrics and logs: one frozen event for each decision.
 
 A listener is any callable that takes an event; pass it as ``on_event=``. It is called on the request's own thread
-or event loop, so it should return quickly. Events hold short digests, never keys, credentials or bodies.
+or event loop, and on the heartbeat's thread for what that finds, so it should return quickly and be thread-safe.
+Events hold short digests, never keys, credentials or bodies.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ def _decode_headers(frame: bytes, count: int) -> tuple[list[tuple[bytes, bytes]]
 
 
 def _check(status: int, headers: Headers) -> None:
-    if not 100 <= status <= 999:
-        raise ValueError(f"{status} is not an HTTP status")
+    if not 200 <= status <= 999:  # 1xx is no answer: a client would go on waiting for one
+        raise ValueError(f"{status} is not the status of an answer")
     if len(headers) > 0xFFFF:
         raise ValueError(f"{len(headers)} header fields are too many")
     for name, value in headers:

@@ -128,7 +128,7 @@ def _frame(answer: Answer, policy: IdempotencyPolicy) -> tuple[bytes, bool]:
         return encode_response(small), small.body is not None
     except ValueError:
         # An answer that no server would send either. The work is done all the same, so a tombstone stands for it.
-        status = answer.status if 100 <= answer.status <= 999 else 500
+        status = answer.status if 200 <= answer.status <= 999 else 500
         return encode_response(Answer(status, (), None)), False
 
 
