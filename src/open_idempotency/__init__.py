@@ -5,7 +5,9 @@ This package holds the names that every application uses. Adapters are modules o
 one loads no framework, client library or event loop.
 """
 
+from open_idempotency._core.doubt import NOT_DONE, UNKNOWN, Finding, Found
 from open_idempotency._core.models import Status
+from open_idempotency._perform.drain import drain
 from open_idempotency.backends.registry import open_backend
 from open_idempotency.exceptions import (
     AlreadyCompleted,
@@ -14,6 +16,7 @@ from open_idempotency.exceptions import (
     IdempotencyError,
     LeaseLost,
     NotStarted,
+    OutcomeUnknown,
     RecordUnreadable,
     StageConflict,
     StageValueError,
@@ -23,18 +26,24 @@ from open_idempotency.idem import idem
 from open_idempotency.policy import IdempotencyPolicy
 
 __all__ = [
+    "NOT_DONE",
+    "UNKNOWN",
     "AlreadyCompleted",
     "BackendUnavailable",
     "ConfigurationError",
+    "Finding",
+    "Found",
     "IdempotencyError",
     "IdempotencyPolicy",
     "LeaseLost",
     "NotStarted",
+    "OutcomeUnknown",
     "RecordUnreadable",
     "StageConflict",
     "StageValueError",
     "Status",
     "WrongColour",
+    "drain",
     "idem",
     "open_backend",
 ]

@@ -35,10 +35,11 @@ _CONFLICT = (
     "could not be kept"
 )
 _REUSED = "The idempotency key was used with another request"
+_TOO_MANY = "As many idempotency keys of this caller are kept as the service allows"
 
 
 def document(operation: dict[str, Any], policy: IdempotencyPolicy, problem: Mapping[str, Any]) -> None:
-    """Add the header field and the answers of our own (400, 409, 422) to an operation object, in place.
+    """Add the header field and the answers of our own (400, 409, 422; 429 with a quota) to an operation, in place.
 
     ``problem``: the schema of the problem, such as a ``$ref`` to it.
     """
@@ -53,9 +54,10 @@ def document(operation: dict[str, Any], policy: IdempotencyPolicy, problem: Mapp
 
 def _answers(policy: IdempotencyPolicy) -> Mapping[str, list[str]]:
     malformed = "The idempotency key is " + ("missing or malformed" if policy.required else "malformed")
+    quota = {} if policy.max_live_keys is None else {"429": [_TOO_MANY]}
     if policy.compat == "stripe":
-        return {"400": [malformed, _REUSED], "409": [_CONFLICT]}
-    return {"400": [malformed], "409": [_CONFLICT], "422": [_REUSED]}
+        return {"400": [malformed, _REUSED], "409": [_CONFLICT], **quota}
+    return {"400": [malformed], "409": [_CONFLICT], "422": [_REUSED], **quota}
 
 
 def _add_header(parameters: list[dict[str, Any]], policy: IdempotencyPolicy) -> None:

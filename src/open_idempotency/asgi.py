@@ -16,20 +16,24 @@ from open_idempotency._core.capture import Capture
 from open_idempotency._core.keys import find_key
 from open_idempotency._core.replay import UNRECORDED
 from open_idempotency._core.requests import Answer, Headers, Request
-from open_idempotency._core.settlement import Fate, abort, finish
+from open_idempotency._core.settlement import ANSWERED, Fate, abort, finish
+from open_idempotency._perform import drain
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import running
 from open_idempotency._perform.coverage import Coverage, Coverages
-from open_idempotency._perform.drain import Drain
 from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._perform.path_rules import PathRules
 from open_idempotency.backend import AsyncBackend, Backend
-from open_idempotency.exceptions import LeaseLost
+from open_idempotency.exceptions import ConfigurationError, LeaseLost
 from open_idempotency.policy import IdempotencyPolicy
+from open_idempotency.rules import IdempotencyRule, Rule, RulesByPath, exempt
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from open_idempotency.policy_fields import PolicyFields
+
+__all__ = ["App", "IdempotencyMiddleware", "IdempotencyRule", "Message", "Receive", "Scope", "Send", "exempt"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -48,7 +52,9 @@ class IdempotencyMiddleware:
     """Protects the requests of an ASGI application that carry an ``Idempotency-Key``.
 
     ``backend``: a URL such as ``sqlite:///idempotency.db`` or an instance. ``policy`` and ``fields``: an
-    ``IdempotencyPolicy``, its fields, or both. Raises ``ConfigurationError`` at once for what is wrong in them.
+    ``IdempotencyPolicy``, its fields, or both. ``rules``: paths, each with policy fields of its own, such as
+    ``{"/payments/*": {"required": True}, "POST /ping": exempt}``. Raises ``ConfigurationError`` at once for what is
+    wrong in them. Since 0.1.
     """
 
     def __init__(
@@ -57,26 +63,30 @@ class IdempotencyMiddleware:
         backend: str | Backend | AsyncBackend | None = None,
         *,
         policy: IdempotencyPolicy | None = None,
+        rules: RulesByPath | None = None,
         **fields: Unpack[PolicyFields],
     ) -> None:
         self.app = app
         self.engine = Engine(backend, policy, fields, threads=False)
         self.coverages = Coverages(self.engine)
-        self.drain = Drain()
-        self._methods = self.engine.policy.methods
+        self._paths = PathRules(rules, self.coverages) if rules else None
+        self._methods = self.engine.policy.methods if self._paths is None else self._paths.methods
         self._names = self.coverages.default.names
         self._required = self.engine.policy.required
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in self._methods:
-            await self.app(scope, receive, self._after_drain(send) if scope["type"] == "lifespan" else send)
+            await (self._live if scope["type"] == "lifespan" else self.app)(scope, receive, send)
+            return
+        if self._paths is not None and MARK not in scope and self._is_special(scope):
+            await self.protect(scope, receive, send)
             return
         names = self._names
         for field in scope["headers"]:
             if field[0] in names:
                 break
         else:
-            if not self._required:
+            if not self._required and MARK not in scope:
                 # Written out here: a call would be a third of what a request without a key costs.
                 mark = running.set((Attempt(self.engine.policy), self.engine))
                 try:
@@ -91,7 +101,21 @@ class IdempotencyMiddleware:
 
     async def protect(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Protect a request that has a key, or needs one; a subclass may know more about its route."""
-        await self.cover(self.coverages.default, scope, receive, send)
+        coverage = self.coverages.by(self.rules_of_path(scope))
+        if coverage is None:
+            await self.app(scope, receive, send)
+        else:
+            await self.cover(coverage, scope, receive, send)
+
+    def rules_of_path(self, scope: Scope) -> tuple[Rule, ...]:
+        """What ``rules=`` says about the path of an HTTP request, the most specific last."""
+        if self._paths is None:
+            return ()
+        return self._paths.find(scope["method"], scope["path"], scope.get("raw_path"), scope.get("root_path", ""))
+
+    def _is_special(self, scope: Scope) -> bool:
+        """Whether the application's own policy is not all that counts for this request."""
+        return scope["method"] not in self.engine.policy.methods or bool(self.rules_of_path(scope))
 
     async def cover(self, coverage: Coverage, scope: Scope, receive: Receive, send: Send) -> None:
         """Treat an HTTP request that nobody protects yet as this coverage says."""
@@ -109,12 +133,25 @@ class IdempotencyMiddleware:
         finally:
             running.reset(mark)
 
+    def check_start(self) -> None:
+        """Look at what is wrapped, when a server starts it; ``ConfigurationError`` keeps the server from starting."""
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application's lifespan, if it may begin at all."""
+        try:
+            self.check_start()
+        except ConfigurationError as error:
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
+        await self.app(scope, receive, self._after_drain(send))
+
     def _after_drain(self, send: Send) -> Send:
         """A server ends its process when it hears of a complete shutdown: not before all is on record (L-06)."""
 
         async def send_after_drain(message: Message) -> None:
             if message["type"].startswith("lifespan.shutdown"):
-                await self.drain.wait(self.engine.aio.patience)
+                await drain.settle()
             await send(message)
 
         return send_after_drain
@@ -159,9 +196,14 @@ class _Exchange:
         self._left = False
         self._gone = False
 
+    @property
+    def attempt(self) -> Attempt | None:
+        """What it runs; None while it is being admitted."""
+        return self._attempt
+
     async def run(self, key_fields: Headers) -> None:
         """Admit the request; then run the application, or send the answer that stands for it."""
-        self._inner.drain.enter(self)
+        drain.enter(self)
         request = _request(self._scope)
         intake = Intake(request, key_fields, new_owner(), self._identify, self._receive_body, self._engine.advice)
         try:
@@ -174,7 +216,7 @@ class _Exchange:
             return
         finally:
             self._body.close()
-            self._inner.drain.leave(self)
+            drain.leave(self)
 
     async def _identify(self) -> str | None:
         return self._inner.identify(self._scope)
@@ -222,13 +264,13 @@ class _Exchange:
         await self._engine.aio.run(abort(attempt, error))
 
     async def _stand_in(self, attempt: Attempt, error: BaseException) -> bool:
-        """Settle an attempt that raised (L-04); true if all is said: a later attempt's answer was sent (L-03)."""
+        """Settle an attempt that raised (L-04); true if all is said: another answer was sent (L-03, S-04)."""
         self._settled = True
         verdict = await self._engine.aio.run(abort(attempt, error), guarded=not isinstance(error, Exception))
         if isinstance(verdict, Fate) or self._started:
             return False
         await self._answer(verdict)
-        return isinstance(error, LeaseLost)
+        return isinstance(error, ANSWERED)
 
     def _hide_extensions(self) -> Any:
         """Take away what would go past the capture (R-06); what was there, to be put back."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 
 from open_idempotency._core.commands import (
     Claim,
@@ -23,7 +24,9 @@ from open_idempotency._core.commands import (
     Get,
     Release,
     Renew,
+    Reserve,
     SaveStage,
+    Unreserve,
     Wait,
 )
 from open_idempotency._core.models import (
@@ -34,15 +37,19 @@ from open_idempotency._core.models import (
     Lease,
     Leased,
     Mismatch,
+    OverQuota,
     Record,
     Refusal,
     Refused,
     Renewal,
+    ReserveAnswer,
+    Reserved,
     Stage,
     StageSaved,
     Status,
 )
 from open_idempotency._perform import loops
+from open_idempotency.exceptions import ConfigurationError
 
 __all__ = [
     "AsyncBackend",
@@ -55,21 +62,40 @@ __all__ = [
     "Fail",
     "Finished",
     "Get",
+    "Health",
     "Lease",
     "Leased",
     "Mismatch",
+    "OverQuota",
     "Record",
     "Refusal",
     "Refused",
     "Release",
     "Renew",
     "Renewal",
+    "Reserve",
+    "ReserveAnswer",
+    "Reserved",
     "SaveStage",
     "Stage",
     "StageSaved",
     "Status",
+    "Unreserve",
     "Wait",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What ``health`` found. ``warnings``: a sentence for each thing that endangers records; none if nothing is known.
+
+    Since 0.1.
+    """
+
+    warnings: tuple[str, ...] = ()
+
+
+_NO_QUOTAS = "backend: it has no quotas (Backend.quotas), so max_live_keys cannot be set"
 
 
 class Backend(ABC):
@@ -77,6 +103,8 @@ class Backend(ABC):
 
     #: seconds that the slowest call may take before it raises BackendUnavailable
     call_timeout: float = 0.0
+    #: whether ``reserve`` and ``unreserve`` are there; without them a policy with ``max_live_keys`` is refused at start
+    quotas: bool = False
 
     @abstractmethod
     def claim(self, c: Claim, /) -> ClaimAnswer:
@@ -116,7 +144,27 @@ class Backend(ABC):
 
     @abstractmethod
     def purge(self, limit: int = 1000) -> int:
-        """Delete at most ``limit`` expired records; how many were. Safe to run in parallel."""
+        """Delete at most ``limit`` expired records and reservations; how many were. Safe to run in parallel."""
+
+    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+        """Count the key towards its caller's quota, in one atomic call; ``OverQuota`` where ``c.limit`` others count.
+
+        A reservation lasts for ``c.lease + c.ttl`` seconds from the latest call at least, and one lease more at most.
+        A key that has one is never refused. Only for backends with ``quotas``.
+        """
+        raise ConfigurationError(_NO_QUOTAS)
+
+    def unreserve(self, c: Unreserve, /) -> None:
+        """The key counts no more; nothing where it did not. Only for backends with ``quotas``."""
+        raise ConfigurationError(_NO_QUOTAS)
+
+    def health(self) -> Health:
+        """Ask the store whether it answers, and what endangers the records in it. For operators, not for each request.
+
+        Raises ``BackendUnavailable`` where it does not answer.
+        """
+        self.get(Get(bytes(32)))
+        return Health()
 
     @abstractmethod
     def to_async(self) -> AsyncBackend:
@@ -131,6 +179,13 @@ class Backend(ABC):
         """
         time.sleep(min(c.seconds, c.pause))
 
+    def migrate(self) -> Sequence[str]:
+        """Make or bring up to date what the store needs before its first use; what was done, for an operator to read.
+
+        For deployments: no request does it. A store that needs nothing has nothing done.
+        """
+        return ()
+
     def close(self) -> None:  # noqa: B027 (a backend may have nothing to close)
         """Close what this process opened; the backend opens it again if it is used again."""
 
@@ -139,6 +194,7 @@ class AsyncBackend(ABC):
     """The asynchronous colour: the same verbs and promises, awaited. Safe on several event loops."""
 
     call_timeout: float = 0.0
+    quotas: bool = False
 
     @abstractmethod
     async def claim(self, c: Claim, /) -> ClaimAnswer:
@@ -179,6 +235,19 @@ class AsyncBackend(ABC):
     @abstractmethod
     async def purge(self, limit: int = 1000) -> int:
         """See ``Backend.purge``."""
+
+    async def reserve(self, c: Reserve, /) -> ReserveAnswer:
+        """See ``Backend.reserve``."""
+        raise ConfigurationError(_NO_QUOTAS)
+
+    async def unreserve(self, c: Unreserve, /) -> None:
+        """See ``Backend.unreserve``."""
+        raise ConfigurationError(_NO_QUOTAS)
+
+    async def health(self) -> Health:
+        """See ``Backend.health``."""
+        await self.get(Get(bytes(32)))
+        return Health()
 
     @abstractmethod
     def to_sync(self) -> Backend:

@@ -2,7 +2,8 @@
 
 Each function takes (record or None, command, now in seconds) and returns (answer, record to keep). The kept record
 **is** the given one where nothing changes, and None where the record is to be deleted. The owner's verbs raise
-``LeaseLost``, ``save_stage`` also ``AlreadyCompleted``; then nothing is to be changed.
+``LeaseLost``, ``save_stage`` also ``AlreadyCompleted``; then nothing is to be changed. ``reserve`` is about
+reservations and not about records; its docstring says what it takes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from open_idempotency._core.decisions import (
     save_stage,
     state_of,
 )
+from open_idempotency._core.quotas import decide as reserve
 
 __all__ = [
     "TRANSITIONS",
@@ -27,6 +29,7 @@ __all__ = [
     "fail",
     "release",
     "renew",
+    "reserve",
     "save_stage",
     "state_of",
 ]

@@ -111,6 +111,24 @@ class HookFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class InDoubt(Event):
+    """A stage was begun by an attempt that did not record its end. ``answer``: what was decided.
+
+    ``found``, ``not_done`` or ``unknown`` by ``reconcile=``, else ``rerun`` or ``raise`` by ``on_doubt=``.
+    """
+
+    stage: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaReached(Event):
+    """A new key was refused, since its caller has ``limit`` live ones: 429 ``too-many-keys``."""
+
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class FailedOpen(Event):
     """The backend was down and the route's policy let the request run unprotected."""
 

@@ -29,6 +29,12 @@ class MissingExtra(ConfigurationError, ImportError):
     code = "ERR_MISSING_EXTRA"
 
 
+class LedgerMissing(ConfigurationError):
+    """The database that ``tx=`` names does not have the ledger's tables; the message says how to make them."""
+
+    code = "ERR_LEDGER_MISSING"
+
+
 class KeyRejected(IdempotencyError):
     """The request's idempotency key cannot be used. Raised before any backend call."""
 
@@ -72,6 +78,44 @@ class LeaseLost(IdempotencyError):
 
     code = "ERR_LEASE_LOST"
     status = 409
+
+
+class OutcomeUnknown(IdempotencyError):
+    """A stage was begun and its end is not on record, and nobody could tell whether its effect happened (S-04).
+
+    Answered with 409 ``outcome-unknown`` unless the view catches it. ``retryable``: a later retry may find out.
+    """
+
+    code = "ERR_OUTCOME_UNKNOWN"
+    status = 409
+
+    def __init__(self, message: str, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+class KeyReused(IdempotencyError):
+    """The ledger in the application's database knows the key from another request, whose record was lost (S-06).
+
+    Answered with 422 ``key-reused`` unless the view catches it.
+    """
+
+    code = "ERR_KEY_REUSED"
+    status = 422
+
+
+class AnsweredBefore(IdempotencyError):
+    """The ledger has the answer that an earlier attempt committed with the application's rows (S-06).
+
+    Raised where ``idem.atomic`` is entered, so that nothing runs again; the middleware sends that answer. Not to be
+    caught.
+    """
+
+    code = "ERR_ANSWERED_BEFORE"
+
+    def __init__(self, frame: bytes) -> None:
+        super().__init__("this request was answered before; its answer is sent again")
+        self.frame = frame
 
 
 class StageConflict(IdempotencyError):

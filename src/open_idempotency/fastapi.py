@@ -21,6 +21,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from open_idempotency import _openapi
+from open_idempotency._perform.path_rules import PathTable
 from open_idempotency._starlette.matching import all_rules, expanded, is_ours
 from open_idempotency.policy import IdempotencyPolicy, make_policy
 from open_idempotency.rules import IdempotencyRule, combine, exempt, idempotent
@@ -53,16 +54,16 @@ def document_idempotency(app: FastAPI, policy: IdempotencyPolicy | None = None) 
             described = schema
         return schema
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way of extending the description
 
 
 def _describe(schema: dict[str, Any], app: FastAPI, policy: IdempotencyPolicy | None) -> None:
-    found = policy or _policy_of(app)
-    if found is None:
+    own = _coverages_of(app) if policy is None else (policy, None)
+    if own is None:
         return
     problem = {"$ref": f"#/components/schemas/{_openapi.SCHEMA_NAME}"}
     covered = False
-    for operation, effective in _covered(schema, app, found):
+    for operation, effective in _covered(schema, app, *own):
         covered = True
         _openapi.document(operation, effective, problem)
     if covered:
@@ -70,22 +71,24 @@ def _describe(schema: dict[str, Any], app: FastAPI, policy: IdempotencyPolicy | 
         schemas.setdefault(_openapi.SCHEMA_NAME, dict(_openapi.PROBLEM_SCHEMA))
 
 
-def _policy_of(app: FastAPI) -> IdempotencyPolicy | None:
-    """The policy of the application's own middleware; of the innermost, where it has several."""
+def _coverages_of(app: FastAPI) -> tuple[IdempotencyPolicy, PathTable | None] | None:
+    """Policy and path rules of the application's own middleware; of the innermost, where it has several."""
     for listed in reversed(app.user_middleware):
         if is_ours(listed.cls):
             fields: dict[str, Any] = dict(listed.kwargs)
             fields.pop("backend", None)
-            return make_policy(fields.pop("policy", None), fields)
+            by_path = fields.pop("rules", None)
+            return make_policy(fields.pop("policy", None), fields), PathTable(by_path) if by_path else None
     return None
 
 
 def _covered(
-    schema: dict[str, Any], app: FastAPI, policy: IdempotencyPolicy
+    schema: dict[str, Any], app: FastAPI, policy: IdempotencyPolicy, by_path: PathTable | None
 ) -> Iterator[tuple[dict[str, Any], IdempotencyPolicy]]:
-    """The operations that are covered, each with its own policy."""
+    """The operations that are covered, each with its own policy. In its path a parameter is any segment."""
     for method, route, operation in _operations(schema, app):
-        rule = combine(all_rules(route, method))
+        farther = by_path.find(method, route.path_format) if by_path else ()
+        rule = combine((*farther, *all_rules(route, method)))
         if rule is None or not rule.exempt:
             effective = policy.replace(**rule.fields) if rule else policy
             if method in effective.methods:

@@ -19,13 +19,15 @@ from open_idempotency.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from open_idempotency._core.problems import Problem
     from open_idempotency._core.requests import Answer, Request
+    from open_idempotency._core.sealing import Sealer
     from open_idempotency.events import Listener
 
 Seconds = float | int | timedelta
 
 _TOKEN_CHARS = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _URL = re.compile(r"[!-;=?-~]+")
-_NEVER_COVERED = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "CONNECT"})
+#: methods that no policy covers
+NEVER_COVERED = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "CONNECT"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ class IdempotencyPolicy:
         ``fingerprint``: ``"auto"``, ``"json"``, ``"none"`` (the body is not compared) or a callable that returns
         the bytes to compare. ``fingerprint_headers``: header fields that belong to it. ``fingerprint_ignore``: JSON
         pointers left out of it (needs ``"json"``). ``secret``: keys the digests.
+        ``max_live_keys``: how many keys of one caller may be kept at the same moment, None for no limit; a new one
+        beyond them is answered 429.
 
     Liveness
         ``lease``: seconds a claim lasts unless it is renewed. ``ttl``: seconds a record is kept after completion
@@ -63,6 +67,10 @@ class IdempotencyPolicy:
 
     What is kept
         ``store``: called with the status, returns true or false to overrule, None for the default.
+        ``redact``: called with the answer that is about to be stored, returns the one to store instead; the live answer
+        stays as it is. ``encryption``: seals stored answers and stage values, such as ``EncryptionKeys``.
+        ``plain_records``: while encryption is being switched on, ``"accept"`` reads records that are not encrypted, and
+        ``"write"`` still makes them; ``"refuse"`` answers 503.
         ``max_request_bytes``: a longer body with a key is answered 413. ``max_response_bytes``: of a longer body only
         the status and header are kept. ``max_stage_bytes``: a longer stage value is an error. ``spool_bytes``: request
         bodies above it go to disk while they are hashed. ``strict_stages``: stages without a key raise NotStarted.
@@ -88,6 +96,7 @@ class IdempotencyPolicy:
     fingerprint_headers: tuple[str, ...] = ()
     fingerprint_ignore: tuple[str, ...] = ()
     secret: bytes | None = dataclasses.field(default=None, repr=False)
+    max_live_keys: int | None = None
 
     lease: float = 30.0
     ttl: float = 86_400.0
@@ -103,6 +112,9 @@ class IdempotencyPolicy:
     fail_open: bool = False
 
     store: Callable[[int], bool | None] | None = None
+    redact: Callable[[Answer], Answer] | None = None
+    encryption: Sealer | None = dataclasses.field(default=None, repr=False)
+    plain_records: Literal["refuse", "accept", "write"] = "refuse"
     max_request_bytes: int = 10 * 1024 * 1024
     max_response_bytes: int = 1024 * 1024
     max_stage_bytes: int = 64 * 1024
@@ -179,7 +191,7 @@ def _names(name: str, value: object) -> list[str]:
 def _check_coverage(p: IdempotencyPolicy) -> None:
     if not p.methods:
         raise ConfigurationError("methods: empty, so no request would be covered; name at least one")
-    never = p.methods & _NEVER_COVERED
+    never = p.methods & NEVER_COVERED
     if never:
         raise ConfigurationError(f"methods: {', '.join(sorted(never))} can never be covered")
     tokens = {"methods": p.methods, "header": (p.header,), "aliases": p.aliases}
@@ -205,6 +217,7 @@ _CHOICES: Mapping[str, tuple[object, ...]] = {
     "strict_stages": (True, False),
     "scope_by_route": (True, False),
     "compat": (None, "stripe"),
+    "plain_records": ("refuse", "accept", "write"),
 }
 
 
@@ -240,13 +253,14 @@ def _check_sizes(p: IdempotencyPolicy) -> None:
     waiting = p.max_waiting
     if waiting is not None and (isinstance(waiting, bool) or not isinstance(waiting, int) or waiting < 0):
         raise ConfigurationError(f"max_waiting: expected at least 0 or None, got {waiting!r}")
-    tries = p.max_attempts
-    if tries is not None and (isinstance(tries, bool) or not isinstance(tries, int) or tries < 1):
-        raise ConfigurationError(f"max_attempts: expected at least 1 or None, got {tries!r}")
+    for name in ("max_attempts", "max_live_keys"):
+        value = getattr(p, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigurationError(f"{name}: expected at least 1 or None, got {value!r}")
 
 
 def _check_hooks(p: IdempotencyPolicy) -> None:
-    for name in ("validate", "scope", "store", "render_problem", "on_event"):
+    for name in ("validate", "scope", "store", "redact", "render_problem", "on_event"):
         hook = getattr(p, name)
         if hook is not None and not callable(hook):
             raise ConfigurationError(f"{name}: expected a callable or None, got {hook!r}")
@@ -254,7 +268,17 @@ def _check_hooks(p: IdempotencyPolicy) -> None:
         raise ConfigurationError(f"docs_url: expected a URL, percent-encoded where it is not ASCII, got {p.docs_url!r}")
     if not isinstance(p.application, str):
         raise ConfigurationError(f"application: expected a string, got {p.application!r}")
+    _check_encryption(p)
     if p.secret is not None and not isinstance(p.secret, bytes):
         raise ConfigurationError("secret: expected bytes or None")
     if p.secret is not None and len(p.secret) < 16:
         raise ConfigurationError("secret: needs at least 16 bytes")
+
+
+def _check_encryption(p: IdempotencyPolicy) -> None:
+    if p.encryption is None:
+        if p.plain_records != "refuse":
+            raise ConfigurationError(f"plain_records: {p.plain_records!r} has no meaning without encryption=")
+        return
+    if not all(callable(getattr(p.encryption, verb, None)) for verb in ("seal", "unseal")):
+        raise ConfigurationError("encryption: expected EncryptionKeys({...}), or an object with seal and unseal")

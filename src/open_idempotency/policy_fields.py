@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 if TYPE_CHECKING:
     from open_idempotency._core.problems import Problem
     from open_idempotency._core.requests import Answer, Request
+    from open_idempotency._core.sealing import Sealer
     from open_idempotency.events import Listener
 
 
@@ -31,6 +32,7 @@ class PolicyFields(TypedDict, total=False):
     fingerprint_headers: Iterable[str]
     fingerprint_ignore: Iterable[str]
     secret: bytes | None
+    max_live_keys: int | None
     lease: float | timedelta
     ttl: float | timedelta
     max_run: float | timedelta
@@ -43,6 +45,9 @@ class PolicyFields(TypedDict, total=False):
     max_attempts: int | None
     fail_open: bool
     store: Callable[[int], bool | None] | None
+    redact: Callable[[Answer], Answer] | None
+    encryption: Sealer | None
+    plain_records: Literal["refuse", "accept", "write"]
     max_request_bytes: int
     max_response_bytes: int
     max_stage_bytes: int

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 V = TypeVar("V", bound=Callable[..., Any])
 
 _MARK = "_open_idempotency_rule"
+_STANDS_FOR = ("func", "cls", "view_class")
 _BEHIND_API_VIEW = ("rest_framework.decorators", "api_view.<locals>.decorator.<locals>.handler")
 
 #: whether this process has made any rule; without one nobody needs to look which view a request will reach
@@ -38,10 +39,14 @@ class Rule:
 
 EXEMPT = Rule({}, exempt=True)
 
+#: what a middleware's ``rules=`` takes: paths, each with policy fields, an ``IdempotencyRule``, or ``exempt``
+RulesByPath = Mapping[str, "Mapping[str, Any] | IdempotencyRule | Callable[..., Any]"]
+
 
 class IdempotencyRule:
     """A rule as a FastAPI dependency, for a route or all routes of a router: ``Depends(IdempotencyRule(ttl=60))``.
 
+    Or a value of a middleware's ``rules=``, whose fields are then checked by name.
     ``fields``: policy fields. ``exempt``: the routes are not covered. It does nothing when it is called; the
     middleware finds it among the route's dependencies. Raises ``ConfigurationError`` for an unknown field, and for
     fields of an exempt route. Since 0.1.
@@ -70,8 +75,11 @@ def idempotent(**fields: Any) -> Callable[[V], V]: ...
 def idempotent(view: V | None = None, /, **fields: Any) -> V | Callable[[V], V]:
     """Give a view its own policy fields, such as ``@idempotent(required=True, ttl=3600)``.
 
-    Returns the view itself. Raises ``ConfigurationError`` for an unknown field, at once; values are checked when the
-    view is first asked for, together with the application's policy.
+    On a class they are those of all its methods, and of the classes made of it. Where several rules apply, the nearest
+    to the code decides, and adds to what the others say.
+
+    Returns the view itself. Raises ``ConfigurationError`` for an unknown field, at once; values are checked together
+    with the application's policy, when the application starts or its first request comes.
     """
     rule = _new_rule(fields)
 
@@ -82,28 +90,55 @@ def idempotent(view: V | None = None, /, **fields: Any) -> V | Callable[[V], V]:
 
 
 def exempt(view: V) -> V:
-    """Take a view out: its requests are not covered, whatever they carry. Returns the view itself."""
+    """Take a view out: its requests are not covered, whatever they carry. Returns the view itself.
+
+    In a middleware's ``rules=`` it is the function itself that takes the paths out.
+    """
     return _mark(view, EXEMPT)
 
 
-def rule_of(view: object) -> Rule | None:
-    """The rule on a view, or on what it stands for.
+def read_rule(said: object) -> Rule:
+    """What a middleware's ``rules=`` says about a path: policy fields, an ``IdempotencyRule``, or ``exempt``.
 
-    That is the class behind it (``view_class`` in Django and Flask, ``cls`` in DRF), the function that a
-    ``functools.partial`` calls, or the one below DRF's ``@api_view``.
+    Raises ``ConfigurationError`` for anything else, and for an unknown field.
     """
-    for holder in (view, getattr(view, "view_class", None), getattr(view, "cls", None), getattr(view, "func", None)):
-        rule: Rule | None = getattr(holder, _MARK, None)
-        if rule is not None:
-            return rule
-    return _rule_below_api_view(view)
+    if said is exempt:
+        return EXEMPT
+    if isinstance(said, IdempotencyRule):
+        return said.rule
+    if isinstance(said, Mapping):
+        return _new_rule(said)
+    raise ConfigurationError(f"expected a dictionary of policy fields, an IdempotencyRule or exempt, got {said!r}")
+
+
+def rules_on(view: Any, method: str, actions: Mapping[str, str] | None = None) -> tuple[Rule, ...]:
+    """All that a view says about requests of this HTTP method, the nearest to its code last.
+
+    A view may stand for something: a class (``view_class`` in Django and Flask, ``cls`` in DRF), the function that a
+    ``functools.partial`` calls, or the one below DRF's ``@api_view``. So rules are looked for on what it stands for,
+    on the view itself, and on the class's method or action for this HTTP method, in this order. ``actions``: those of
+    a viewset, where the view is only its class.
+    """
+    held = [getattr(view, name, None) for name in _STANDS_FOR]
+    found = [_rule_below_api_view(view), *map(_own_rule, held), _own_rule(view)]
+    holder: Any = next((each for each in (view, *held) if isinstance(each, type)), None)
+    if holder is not None:
+        verb = method.lower()
+        handler = getattr(holder, (actions or getattr(view, "actions", None) or {}).get(verb, verb), None)
+        found += [_rule_below_api_view(handler), _own_rule(handler)]
+    return tuple(rule for rule in found if rule is not None)
+
+
+def _own_rule(holder: object) -> Rule | None:
+    rule: Rule | None = getattr(holder, _MARK, None)
+    return rule
 
 
 def combine(chain: Iterable[Rule]) -> Rule | None:
     """One rule out of those that apply to a route, the nearest last: it decides, and adds to the others' fields."""
     found = list(chain)
-    if not found:
-        return None
+    if len(found) < 2:
+        return found[0] if found else None
     if found[-1].exempt:
         return EXEMPT
     fields: dict[str, Any] = {}
@@ -116,11 +151,8 @@ def _rule_below_api_view(view: Any) -> Rule | None:
     """DRF's decorators stand below ``@api_view``, so ours will too; it copies theirs by name, and drops ours."""
     if (getattr(view, "__module__", None), getattr(view, "__qualname__", None)) != _BEHIND_API_VIEW:
         return None
-    for cell in view.__closure__ or ():
-        rule: Rule | None = getattr(cell.cell_contents, _MARK, None)
-        if rule is not None:
-            return rule
-    return None
+    marked = (_own_rule(cell.cell_contents) for cell in view.__closure__ or ())
+    return next((rule for rule in marked if rule is not None), None)
 
 
 def _new_rule(fields: Mapping[str, Any]) -> Rule:
@@ -129,8 +161,10 @@ def _new_rule(fields: Mapping[str, Any]) -> Rule:
 
 
 def _mark(view: V, rule: Rule) -> V:
+    # What is marked already is a base class's rule, or that of a decorator below: this one adds to it.
+    earlier = _own_rule(view)
     try:
-        setattr(view, _MARK, rule)
+        setattr(view, _MARK, rule if earlier is None else combine((earlier, rule)))
     except AttributeError:
         raise ConfigurationError(
             f"{view!r} cannot carry a rule; put the decorator on the function or class that it is made of"

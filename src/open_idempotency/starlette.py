@@ -7,13 +7,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
 from open_idempotency import asgi, rules
 from open_idempotency.asgi import MARK, Receive, Scope, Send
-from open_idempotency.exceptions import MissingExtra, ScopeUnknown
-from open_idempotency.rules import exempt, idempotent
+from open_idempotency.exceptions import ConfigurationError, MissingExtra, ScopeUnknown
+from open_idempotency.policy import NEVER_COVERED
+from open_idempotency.rules import IdempotencyRule, exempt, idempotent
 
 try:
     import starlette
@@ -25,15 +27,15 @@ except ModuleNotFoundError as error:
     ) from error
 
 from open_idempotency._starlette.matching import find
+from open_idempotency._starlette.survey import authentication_beneath, rules_beneath
 
-__all__ = ["IdempotencyMiddleware", "exempt", "idempotent"]
+__all__ = ["IdempotencyMiddleware", "IdempotencyRule", "exempt", "idempotent"]
 
 # The package is only looked for here; what is needed of it is routing's, and matching has that.
 del starlette
 
 _logger = logging.getLogger("open_idempotency")
 _NAMES = ("identity", "display_name")
-_NEVER_COVERED = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "CONNECT"})
 
 
 class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
@@ -47,23 +49,64 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
     mount, a router or one route. Of several around one endpoint the innermost protects it. Since 0.1.
     """
 
+    _looked = False
     _warned = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # A rule may ask for a key, name another header, or cover another method.
-        if rules.in_use and scope["type"] == "http" and scope["method"] not in _NEVER_COVERED and MARK not in scope:
+        if rules.in_use and scope["type"] == "http" and scope["method"] not in NEVER_COVERED and MARK not in scope:
             await self.protect(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
     async def protect(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Protect a request as its route wants it; leave it alone where that is exempt, or another's matter."""
+        if not self._looked:
+            self._look_late()
         found = find(self.app, scope)
-        coverage = None if found.passing else self.coverages.by(found.rules)
+        coverage = None if found.passing else self.coverages.by((*self.rules_of_path(scope), *found.rules))
         if coverage is None:
             await self.app(scope, receive, send)
         else:
             await self.cover(coverage, scope, receive, send)
+
+    def check_start(self) -> None:
+        """Warn if it is the application's inside that authenticates.
+
+        Raises ``ConfigurationError`` that names the routes whose rules contradict the policy.
+        """
+        self._looked = True
+        if self.engine.policy.scope is None:
+            name = authentication_beneath(self.app)
+            if name is not None:
+                self._warn(name)
+        wrong = [*self._contradictions()]
+        if wrong:
+            raise ConfigurationError("; ".join(wrong))
+
+    def _look_late(self) -> None:
+        """No server has said that it starts: the first request says what is wrong, and others may well be served."""
+        try:
+            self.check_start()
+        except ConfigurationError as error:
+            _logger.error("these routes will answer 500: %s", error)
+
+    def _contradictions(self) -> Iterator[str]:
+        for path, method, rules_there in rules_beneath(self.app):
+            try:
+                self.coverages.by((*self.rules_of_path({"method": method, "path": path}), *rules_there))
+            except ConfigurationError as error:
+                yield f"{method} {path}: {error}"
+
+    def _warn(self, authenticating: str) -> None:
+        self._warned = True
+        _logger.warning(
+            "IdempotencyMiddleware runs outside authentication (%s), so it cannot tell users apart: call "
+            "add_middleware(IdempotencyMiddleware, ...) before add_middleware(%s, ...), or list it after it in "
+            "middleware=[...]",
+            authenticating,
+            authenticating,
+        )
 
     def identify(self, scope: Scope) -> str | None:
         """The verified user of ``scope["user"]``; None where there is none. Raises ``ScopeUnknown``."""
@@ -79,18 +122,13 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         )
 
     async def call_app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the application; warn once if it is the application's inside that authenticates."""
+        """Call the application; warn, if that was not seen at the start, where its inside has authenticated."""
         unknown = scope.get("user") is None
         try:
             await self.app(scope, receive, send)
         finally:
             if unknown and not self._warned and scope.get("user") is not None and not scope[MARK].policy.scope:
-                self._warned = True
-                _logger.warning(
-                    "IdempotencyMiddleware runs outside authentication, so it cannot tell users apart: call "
-                    "add_middleware(IdempotencyMiddleware, ...) before add_middleware(AuthenticationMiddleware, ...), "
-                    "or list it after it in middleware=[...]"
-                )
+                self._warn("AuthenticationMiddleware")
 
 
 def _read(user: object, name: str) -> Any:

@@ -11,18 +11,20 @@ from typing import Any
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.keys import key_names
 from open_idempotency._core.replay import UNRECORDED
 from open_idempotency._core.requests import Answer, Headers
 from open_idempotency._core.settlement import Fate
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import Running
+from open_idempotency._perform.coverage import Coverages
 from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._perform.path_rules import PathRules
 from open_idempotency._wsgi.environ import (
     MARK,
     App,
     BodyIncomplete,
     Environ,
+    Route,
     StartResponse,
     environ_names,
     find_key,
@@ -38,8 +40,9 @@ from open_idempotency._wsgi.live import LiveBody
 from open_idempotency._wsgi.protection import BoundIterable, Protection, bound
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.policy import IdempotencyPolicy
+from open_idempotency.rules import IdempotencyRule, Rule, RulesByPath, exempt
 
-__all__ = ["App", "Environ", "IdempotencyMiddleware", "StartResponse"]
+__all__ = ["App", "Environ", "IdempotencyMiddleware", "IdempotencyRule", "StartResponse", "exempt"]
 
 _UNRECORDED = (UNRECORDED[0].decode("ascii"), UNRECORDED[1].decode("ascii"))
 
@@ -48,7 +51,9 @@ class IdempotencyMiddleware:
     """Protects the requests of a WSGI application that carry an ``Idempotency-Key``.
 
     ``backend``: a URL such as ``sqlite:///idempotency.db`` or an instance. ``policy`` and ``fields``: an
-    ``IdempotencyPolicy``, its fields, or both. Raises ``ConfigurationError`` at once for what is wrong in them.
+    ``IdempotencyPolicy``, its fields, or both. ``rules``: paths, each with policy fields of its own, such as
+    ``{"/payments/*": {"required": True}, "POST /ping": exempt}``. Raises ``ConfigurationError`` at once for what is
+    wrong in them.
     The caller is ``REMOTE_USER``, where the server or an outer middleware has verified one. Since 0.1.
     """
 
@@ -58,25 +63,42 @@ class IdempotencyMiddleware:
         backend: str | Backend | AsyncBackend | None = None,
         *,
         policy: IdempotencyPolicy | None = None,
+        rules: RulesByPath | None = None,
         **fields: Any,
     ) -> None:
         self.app = app
         self.engine = Engine(backend, policy, fields, threads=True)
-        self._methods = self.engine.policy.methods
-        self._names = environ_names(key_names(self.engine.policy))
-        self._required = self.engine.policy.required
+        coverages = Coverages(self.engine)
+        self._paths = PathRules(rules, coverages) if rules else None
+        self._methods = self.engine.policy.methods if self._paths is None else self._paths.methods
+        self._coverages = coverages
+        self._route = Route(self.engine.policy, environ_names(coverages.default.names))
+        self._routes: dict[tuple[Rule, ...], Route | None] = {(): self._route}
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] not in self._methods:
             return self.app(environ, start_response)
-        if not self._required and not any(name in environ for name, _ in self._names):
-            return self._run_plainly(environ, start_response)
-        if MARK in environ:
+        route = self._route if self._paths is None else self._find_route(self._paths, environ)
+        if route is None or MARK in environ:
             return self.app(environ, start_response)
-        return _Exchange(self, environ, start_response).run(find_key(environ, self._names))
+        if not route.policy.required and not any(name in environ for name, _ in route.names):
+            return self._run_plainly(route.policy, environ, start_response)
+        return _Exchange(self, route.policy, environ, start_response).run(find_key(environ, route.names))
 
-    def _run_plainly(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        here: Running = (Attempt(self.engine.policy), self.engine)
+    def _find_route(self, paths: PathRules, environ: Environ) -> Route | None:
+        """How the path and the method of a request are covered; None where they are not."""
+        method = environ["REQUEST_METHOD"]
+        rules = paths.find(method, octets(environ.get("PATH_INFO", "")).decode("utf-8", "replace"))
+        if rules not in self._routes:
+            coverage = self._coverages.by(rules)
+            self._routes[rules] = coverage and Route(coverage.policy, environ_names(coverage.names))
+        route = self._routes[rules]
+        return route if route is not None and method in route.policy.methods else None
+
+    def _run_plainly(
+        self, policy: IdempotencyPolicy, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        here: Running = (Attempt(policy), self.engine)
         result = bound(here, self.app, environ, start_response)
         if _is_complete(result) or _is_file(result, environ):
             return result
@@ -102,15 +124,19 @@ class _Exchange:
     """One protected request: its body on the way in, and the iterable of its answer on the way out."""
 
     __slots__ = (
-        "_body", "_environ", "_gone", "_held", "_inner", "_live", "_outlet", "_outlet_write", "_replaced", "_started",
+        "_body", "_environ", "_gone", "_held", "_inner", "_live", "_outlet", "_outlet_write", "_policy", "_replaced",
+        "_started",
     )  # fmt: skip
 
-    def __init__(self, inner: IdempotencyMiddleware, environ: Environ, start_response: StartResponse) -> None:
+    def __init__(
+        self, inner: IdempotencyMiddleware, policy: IdempotencyPolicy, environ: Environ, start_response: StartResponse
+    ) -> None:
         self._inner = inner
+        self._policy = policy
         self._environ = environ
         self._outlet = start_response
         self._outlet_write: Callable[[bytes], object] | None = None
-        self._body = RequestBody(inner.engine.policy)
+        self._body = RequestBody(policy)
         self._held: tuple[str, list[tuple[str, str]]] | None = None
         self._live: LiveBody
         self._started = False
@@ -123,7 +149,7 @@ class _Exchange:
         request = read_request(self._environ, self._environ)
         intake = Intake(request, key_fields, new_owner(), self._identify, self._receive_body, engine.advice)
         try:
-            admission = engine.sync.run(admit(intake, engine.policy))
+            admission = engine.sync.run(admit(intake, self._policy))
         except BodyIncomplete as error:
             self._body.close()
             return self._send(Answer(error.status, [(b"content-length", b"0")], b""))

@@ -14,13 +14,15 @@ from open_idempotency import events
 from open_idempotency._core import problems
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.codecs import decode_response, decode_stage
-from open_idempotency._core.commands import Call, Claim, Now, Release, TakePlace, Wait
+from open_idempotency._core.commands import Call, Claim, Now, Release, Reserve, TakePlace, Wait
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.fingerprint import fingerprint
-from open_idempotency._core.keys import by_credentials, caller_scope, parse_key, record_id
+from open_idempotency._core.keys import by_credentials, caller_scope, parse_key, record_id, scope_id
 from open_idempotency._core.models import Busy, ClaimAnswer, Finished, Lease, Leased, Mismatch, Refused, Stage
+from open_idempotency._core.quotas import reserve
 from open_idempotency._core.rendering import render
 from open_idempotency._core.requests import Answer, Body, Headers, Request
+from open_idempotency._core.sealing import ANSWER, FAILURE, unseal, unseal_stage
 from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, Advice, cause, sendable, tell, warn
 from open_idempotency.exceptions import (
     BackendUnavailable,
@@ -94,7 +96,26 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
     )
     if by_credentials(scope) and intake.advice.due():
         yield from warn(policy, events.CredentialScoped(events.short(claim.record_id)))
-    return (yield from _begin(claim, request, policy))
+    if policy.max_live_keys is None:
+        return (yield from _begin(claim, request, policy))
+    place = Reserve(scope_id(scope, policy), claim.record_id, policy.max_live_keys, claim.lease, claim.ttl)
+    return (yield from _begin_reserved(place, claim, request, policy))
+
+
+def _begin_reserved(
+    place: Reserve, claim: Claim, request: Request, policy: IdempotencyPolicy
+) -> Steps[Attempt | Answer]:
+    """Count the key towards its caller's quota before the claim; a caller over it makes no record."""
+    try:
+        problem = yield from reserve(place, policy)
+    except (BackendUnavailable, RecordUnreadable) as error:
+        return (yield from _without_backend(error, "reserve", claim, request, policy))
+    if problem is not None:
+        return _refuse(problem, request, policy)
+    admission = yield from _begin(claim, request, policy)
+    if isinstance(admission, Attempt):
+        admission.scope_id = place.scope_id
+    return admission
 
 
 def _begin(claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
@@ -108,15 +129,21 @@ def _begin(claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[A
             return (yield from _answer_claim(answer, claim, request, policy))
         admission = yield from _answer_claim(awaited, claim, request, policy)
         return _preference_applied(admission, patience)
-    except BackendUnavailable as error:
-        yield from warn(policy, events.BackendFailed(events.short(claim.record_id), "claim", cause(error)))
-        if not policy.fail_open:
-            return _refuse(problems.backend_unavailable(), request, policy)
-        yield from warn(policy, events.FailedOpen(events.short(claim.record_id)))
-        return Attempt(policy)
-    except RecordUnreadable as error:
-        yield from warn(policy, events.BackendFailed(events.short(claim.record_id), "claim", cause(error)))
+    except (BackendUnavailable, RecordUnreadable) as error:
+        return (yield from _without_backend(error, "claim", claim, request, policy))
+
+
+def _without_backend(
+    error: BackendUnavailable | RecordUnreadable, verb: str, claim: Claim, request: Request, policy: IdempotencyPolicy
+) -> Steps[Attempt | Answer]:
+    record = events.short(claim.record_id)
+    yield from warn(policy, events.BackendFailed(record, verb, cause(error)))
+    if isinstance(error, RecordUnreadable):
         return _refuse(problems.record_unreadable(), request, policy)
+    if not policy.fail_open:
+        return _refuse(problems.backend_unavailable(), request, policy)
+    yield from warn(policy, events.FailedOpen(record))
+    return Attempt(policy)
 
 
 def _answer_claim(
@@ -124,14 +151,18 @@ def _answer_claim(
 ) -> Steps[Attempt | Answer]:
     record = events.short(claim.record_id)
     match answer:
-        case Leased(lease, stages):
-            if stages and not _readable(stages):
+        case Leased(lease, stages, asked):
+            try:
+                stages = _readable(stages, lease, policy)
+            except RecordUnreadable:
                 yield from _give_back(lease, policy)
-                raise RecordUnreadable("a stage of an earlier attempt cannot be read")
+                raise
             yield from tell(policy, events.Claimed, record, lease.attempt)
-            return Attempt.of(lease, stages, policy, _instance(request))
+            attempt = Attempt.of(lease, stages, policy, _instance(request))
+            attempt.confirmed(asked)
+            return attempt
         case Finished(frame):
-            return (yield from _replay(frame, claim.record_id, request, policy))
+            return (yield from _replay(frame, ANSWER, claim, request, policy))
         case Busy() as busy:
             yield from tell(policy, events.Conflicted, record, busy.remaining)
             return _refuse(problems.in_progress(busy), request, policy)
@@ -140,24 +171,22 @@ def _answer_claim(
             return _refuse(problems.key_reused(), request, policy)
         case Refused(reason, _, frame):
             if frame is not None and policy.on_failed == "replay":
-                return (yield from _replay(frame, claim.record_id, request, policy))
+                return (yield from _replay(frame, FAILURE, claim, request, policy))
             yield from tell(policy, events.Rejected, record, reason.value)
             return _refuse(problems.outcome_unknown(reason), request, policy)
 
 
-def _readable(stages: tuple[Stage, ...]) -> bool:
-    """Whether a retry can tell what was done; found out here, since the view would be halfway through (B-08b)."""
-    try:
-        for stage in stages:
-            decode_stage(stage.frame)
-    except RecordUnreadable:
-        return False
-    return True
+def _readable(stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy) -> tuple[Stage, ...]:
+    """The stages in plain form. Raises here where one cannot be read: the view would be halfway through (B-08b)."""
+    plain = tuple([unseal_stage(stage, lease, policy) for stage in stages])
+    for stage in plain:
+        decode_stage(stage.frame)
+    return plain
 
 
-def _replay(frame: bytes, record: bytes, request: Request, policy: IdempotencyPolicy) -> Steps[Answer]:
-    stored = decode_response(frame)
-    yield from tell(policy, events.Replayed, events.short(record), stored.status)
+def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Answer]:
+    stored = decode_response(unseal(frame, kind, claim, policy))
+    yield from tell(policy, events.Replayed, events.short(claim.record_id), stored.status)
     return sendable(stored, _instance(request), policy)
 
 

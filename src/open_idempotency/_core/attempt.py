@@ -7,10 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from math import inf
 from types import MappingProxyType
 
 from open_idempotency._core.models import Lease, Stage
-from open_idempotency.exceptions import AlreadyCompleted, LeaseLost, StageConflict
+from open_idempotency.exceptions import (
+    AlreadyCompleted,
+    AnsweredBefore,
+    KeyReused,
+    LeaseLost,
+    OutcomeUnknown,
+    StageConflict,
+)
 from open_idempotency.policy import IdempotencyPolicy
 
 StageId = tuple[str, str]
@@ -38,11 +46,17 @@ class Attempt:
     _recorded: dict[StageId, bytes]
     #: what downstream keys derive from; random, and made when it is asked for, where there is no lease
     seed: bytes = b""
+    #: the caller whose quota the key counts towards, where there is one
+    scope_id: bytes | None = None
     #: the request's path, for problems
     instance: str = ""
     phase: Phase = Phase.RUNNING
     #: set by the heartbeat or a refused verb: another attempt owns the record
     lost: bool = False
+    #: what stopped the view before its own end: a stage in doubt, or a ledger that knows another request or the answer
+    stopped: OutcomeUnknown | KeyReused | AnsweredBefore | None = None
+    #: seconds on the monotonic clock until which the lease is known to last
+    sure_until: float = inf
     #: the view's wish: True to store the answer, False to discard it, None for the policy's rule
     keep: bool | None = None
     _used: set[StageId] | None = None
@@ -63,6 +77,11 @@ class Attempt:
     def saved(self, stage: Stage) -> None:
         """Note that a stage is on record. In place, since threads of one request may do so at the same moment."""
         self._recorded[stage.name, stage.key] = stage.frame
+
+    def confirmed(self, asked: float) -> None:
+        """The backend has granted or renewed the lease. ``asked``: when it was asked to, on the monotonic clock."""
+        assert self.lease is not None
+        self.sure_until = asked + self.lease.duration
 
     def check_running(self) -> None:
         """Every stage boundary notices that the attempt ended (ERR_COMPLETED) or lost its lease (S-07)."""

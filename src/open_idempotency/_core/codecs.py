@@ -83,10 +83,12 @@ def _check(status: int, headers: Headers) -> None:
 
 
 class StageKind(IntEnum):
-    """What a stage's payload is."""
+    """What a stage's payload is; of an intent (begun, withdrawn) it is the number of the attempt."""
 
     VALUE = 0
     ERROR = 1
+    BEGUN = 2
+    WITHDRAWN = 3
 
 
 def encode_stage(kind: StageKind, payload: bytes) -> bytes:

@@ -16,6 +16,7 @@ from open_idempotency._core.models import (
     Lease,
     Record,
     Renewal,
+    ReserveAnswer,
     Stage,
     StageSaved,
 )
@@ -91,6 +92,28 @@ class Release(Command[None]):
 class Get(Command[Record | None]):
     """Read a record; changes and extends nothing."""
 
+    record_id: bytes
+
+
+@dataclass(slots=True)
+class Reserve(Command[ReserveAnswer]):
+    """Count a key towards its caller's quota, unless ``limit`` others count already. Comes before the claim.
+
+    ``scope_id``: the digest that stands for the caller. ``lease``, ``ttl``: seconds, those of the claim.
+    """
+
+    scope_id: bytes
+    record_id: bytes
+    limit: int
+    lease: float
+    ttl: float
+
+
+@dataclass(slots=True)
+class Unreserve(Command[None]):
+    """The key counts no more, since nothing is left of its record."""
+
+    scope_id: bytes
     record_id: bytes
 
 

@@ -23,6 +23,7 @@ MIN_ANONYMOUS_OCTETS = 16
 MAX_FIELD_OCTETS = 1024
 _BARE = re.compile(rb"[!#-+\--:<-\[\]-~]{1,255}")
 _DIGEST_PARAMETER = b"oi-record-1"
+_SCOPE_PARAMETER = b"oi-scope-1"
 _BY_CREDENTIALS = "authorization:"
 
 
@@ -145,6 +146,11 @@ def record_id(scope: str, key: str, request: Request, policy: IdempotencyPolicy)
     if policy.scope_by_route:
         return digest(policy.secret, *parts, request.method.encode(), request.path)
     return digest(policy.secret, *parts)
+
+
+def scope_id(scope: str, policy: IdempotencyPolicy) -> bytes:
+    """The 32-byte digest of (application, scope), for the quota; keyed when a secret is set."""
+    return digest(policy.secret, _SCOPE_PARAMETER, policy.application.encode(), scope.encode())
 
 
 def downstream_key(seed: bytes, name: str, secret: bytes | None) -> str:

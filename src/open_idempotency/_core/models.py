@@ -6,8 +6,9 @@ Times are seconds on the backend's clock; durations are seconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from math import inf
 
 
 class Status(IntEnum):
@@ -71,6 +72,8 @@ class Leased:
 
     lease: Lease
     stages: tuple[Stage, ...] = ()
+    #: when the claim was asked for, in seconds on the monotonic clock of its process; set by the performer
+    asked: float = field(default=inf, compare=False)
 
 
 @dataclass(slots=True)
@@ -130,6 +133,21 @@ class StageSaved:
 
     frame: bytes
     recreated: bool = False
+
+
+@dataclass(slots=True)
+class Reserved:
+    """The key counts towards its caller's quota, from now on or already."""
+
+
+@dataclass(slots=True)
+class OverQuota:
+    """The caller has as many live keys as it may have; the first of them counts for ``remaining`` seconds more."""
+
+    remaining: float
+
+
+ReserveAnswer = Reserved | OverQuota
 
 
 @dataclass(slots=True)

@@ -76,6 +76,11 @@ def retry_after(busy: Busy) -> int:
     return min(wanted, math.floor(max(0.0, busy.remaining) + 1.0))
 
 
+_FIND_OUT = "Find out what happened before you send it with a new key."
+
+# seconds: the other side was just asked and could not tell
+_DOUBT_RETRY_AFTER = 5
+
 _OUTCOME_UNKNOWN = {
     Refusal.FAILED: "An earlier attempt failed, and this service does not run it again.",
     Refusal.ABANDONED: "The worker of an earlier attempt died, and it is not known how far it got.",
@@ -85,8 +90,15 @@ _OUTCOME_UNKNOWN = {
 
 def outcome_unknown(reason: Refusal) -> Problem:
     """O-09, O-10: no further attempt is admitted."""
-    detail = _OUTCOME_UNKNOWN[reason] + " Find out what happened before you send it with a new key."
-    return Problem("outcome-unknown", 409, "Outcome unknown", detail, False, False)
+    return Problem("outcome-unknown", 409, "Outcome unknown", f"{_OUTCOME_UNKNOWN[reason]} {_FIND_OUT}", False, False)
+
+
+def stage_in_doubt(retryable: bool) -> Problem:
+    """S-04: a stage was begun by an earlier attempt, and it is not known whether its effect happened."""
+    detail = "An earlier attempt was interrupted in a step, and it is not known whether that step happened. "
+    detail += "Retry later with the same key." if retryable else _FIND_OUT
+    after = _DOUBT_RETRY_AFTER if retryable else None
+    return Problem("outcome-unknown", 409, "Outcome unknown", detail, retryable, retryable, retry_after=after)
 
 
 def not_replayable(status: int, location: str | None) -> Problem:
@@ -96,6 +108,23 @@ def not_replayable(status: int, location: str | None) -> Problem:
         extra["location"] = location
     detail = "The request was completed, but its response was too large to be kept. It is not run again."
     return Problem("not-replayable", 409, "Response not replayable", detail, False, False, extra=extra)
+
+
+# seconds: nobody is told to come back later than in a day, since keys may be given back before they expire
+_LONGEST_RETRY_AFTER = 86_400
+
+
+def too_many_keys(remaining: float) -> Problem:
+    """The caller has as many live keys as ``max_live_keys`` allows; nothing was run for a new one."""
+    return Problem(
+        "too-many-keys",
+        429,
+        "Too many idempotency keys",
+        "As many keys of this caller are kept as this service allows. Retry later with the same key.",
+        True,
+        True,
+        retry_after=max(1, math.ceil(min(remaining, _LONGEST_RETRY_AFTER))),
+    )
 
 
 def backend_unavailable(retry_after: int = 1) -> Problem:
@@ -108,6 +137,19 @@ def backend_unavailable(retry_after: int = 1) -> Problem:
         True,
         True,
         retry_after=retry_after,
+    )
+
+
+def answer_unreachable() -> Problem:
+    """L-03: this attempt was superseded, and the backend cannot be asked what the later one answered."""
+    return Problem(
+        "backend-unavailable",
+        503,
+        "Idempotency backend unavailable",
+        "Another attempt took this request over, and its answer cannot be read now. Retry with the same key.",
+        True,
+        True,
+        retry_after=1,
     )
 
 

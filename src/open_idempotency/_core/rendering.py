@@ -21,6 +21,7 @@ _STRIPE: Mapping[str, tuple[str, int, str | None]] = {
     "in-progress": ("invalid_request_error", 409, "idempotency_key_in_use"),
     "outcome-unknown": ("api_error", 409, None),
     "not-replayable": ("api_error", 409, None),
+    "too-many-keys": ("invalid_request_error", 429, "rate_limit"),
     "backend-unavailable": ("api_error", 503, None),
     "record-unreadable": ("api_error", 503, None),
 }

@@ -12,16 +12,28 @@ from enum import Enum
 from open_idempotency import events
 from open_idempotency._core import problems
 from open_idempotency._core.attempt import Attempt, Phase
-from open_idempotency._core.codecs import decode_response, encode_response
-from open_idempotency._core.commands import Command, Complete, Fail, Get, Now, Release, SaveStage, Sleep
+from open_idempotency._core.codecs import decode_response
+from open_idempotency._core.commands import Command, Complete, Fail, Get, Now, Release, Renew, SaveStage, Sleep
 from open_idempotency._core.drivers import R, Steps, ask
-from open_idempotency._core.models import Lease, Stage, Status
+from open_idempotency._core.keeping import stored_form
+from open_idempotency._core.models import Lease, Renewal, Stage, Status
+from open_idempotency._core.quotas import unreserve
 from open_idempotency._core.rendering import render
-from open_idempotency._core.replay import is_kept_status, kept
+from open_idempotency._core.replay import is_kept_status
 from open_idempotency._core.requests import Answer
+from open_idempotency._core.sealing import ANSWER, FAILURE, seal_stage, unseal, unseal_stage
 from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, cause, sendable, tell, warn
-from open_idempotency.exceptions import BackendUnavailable, LeaseLost, RecordUnreadable
-from open_idempotency.policy import IdempotencyPolicy
+from open_idempotency.exceptions import (
+    AnsweredBefore,
+    BackendUnavailable,
+    KeyReused,
+    LeaseLost,
+    OutcomeUnknown,
+    RecordUnreadable,
+)
+
+#: errors of the view's that another answer stands in for, where nothing of its own has left yet
+ANSWERED = (LeaseLost, OutcomeUnknown, KeyReused, AnsweredBefore)
 
 
 class Fate(Enum):
@@ -42,21 +54,41 @@ def save_stage(attempt: Attempt, stage: Stage) -> Steps[bytes]:
     if lease is None:
         return stage.frame
     try:
-        saved = yield from _persist(SaveStage(lease, stage), attempt, lease)
+        sealed = seal_stage(stage, lease, attempt.policy)
+        saved = yield from _persist(SaveStage(lease, sealed), attempt, lease)
         if saved.recreated:
             yield from warn(attempt.policy, events.Recreated(events.short(lease.record_id), lease.attempt))
             yield from _save_again(attempt, lease)
     except LeaseLost:
         yield from _lost(attempt, lease)
         raise
-    attempt.saved(Stage(stage.name, stage.key, saved.frame))
-    return saved.frame
+    if saved.frame != sealed.frame:  # another value was first
+        stage = unseal_stage(Stage(stage.name, stage.key, saved.frame), lease, attempt.policy)
+    attempt.saved(stage)
+    return stage.frame
+
+
+def make_sure(attempt: Attempt) -> Steps[None]:
+    """Ask whose the lease is, before an effect, where that is not known any more (S-07, L-03).
+
+    So it is where this process stood still, or the backend was away, for a lease: the heartbeat need not have noticed
+    yet. Raises ``LeaseLost``, ``BackendUnavailable`` after ``record_within`` seconds of trying.
+    """
+    lease = attempt.lease
+    assert lease is not None
+    asked = yield from ask(Now())
+    (found,) = yield from _persist(Renew([lease]), attempt, lease)
+    if found is Renewal.LOST:
+        yield from _lost(attempt, lease)
+        raise LeaseLost("another attempt has taken this request over; stop here")
+    attempt.confirmed(asked)
 
 
 def _save_again(attempt: Attempt, lease: Lease) -> Steps[None]:
     """The record vanished and was made anew: the earlier stages go back into it."""
     for (name, key), frame in list(attempt.stages.items()):
-        yield from _persist(SaveStage(lease, Stage(name, key, frame)), attempt, lease)
+        sealed = seal_stage(Stage(name, key, frame), lease, attempt.policy)
+        yield from _persist(SaveStage(lease, sealed), attempt, lease)
 
 
 def finish(attempt: Attempt, answer: Answer) -> Steps[Fate | Answer]:
@@ -80,7 +112,7 @@ def finish(attempt: Attempt, answer: Answer) -> Steps[Fate | Answer]:
 def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Answer]:
     """Settle the record of an attempt whose handler raised or was cancelled (L-04); its stages stay.
 
-    The result is as for ``finish``; the error itself is the adapter's to raise on.
+    The result is as for ``finish``; the error itself is the adapter's to raise on, unless it is one of ``ANSWERED``.
     """
     attempt.phase = Phase.ENDED
     lease = attempt.lease
@@ -89,6 +121,8 @@ def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Answer]:
     again = attempt.policy.on_failed if isinstance(error, Exception) else attempt.policy.on_abandoned
     try:
         if not attempt.lost and not isinstance(error, LeaseLost):
+            if isinstance(error, OutcomeUnknown | KeyReused | AnsweredBefore):
+                return (yield from _stop(attempt, lease, error, None))
             return (yield from _let_go(attempt, lease, Fail(lease, final=again != "resume"), None))
     except LeaseLost:
         pass
@@ -98,16 +132,47 @@ def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Answer]:
 
 def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answer]:
     policy, status = attempt.policy, answer.status
-    if (yield from _wants_kept(attempt, lease, status)):
+    if isinstance(attempt.stopped, AnsweredBefore):  # whatever the view made of it, it has not run
+        return (yield from _stop(attempt, lease, attempt.stopped, status))
+    if (yield from wants_kept(attempt, lease, status)):
         return (yield from _complete(attempt, lease, answer))
     if status < 500:
         return (yield from _let_go(attempt, lease, Release(lease), status))
-    frame = _frame(answer, policy)[0] if policy.on_failed == "replay" else None
-    command = Fail(lease, final=policy.on_failed != "resume", response=frame)
+    if attempt.stopped is not None:  # a framework that answers every error itself has made this 500 of it
+        return (yield from _stop(attempt, lease, attempt.stopped, status))
+    command = Fail(lease, final=policy.on_failed != "resume")
+    if policy.on_failed == "replay":
+        command.response, _ = yield from stored_form(answer, FAILURE, lease, policy)
     return (yield from _let_go(attempt, lease, command, status))
 
 
-def _wants_kept(attempt: Attempt, lease: Lease, status: int) -> Steps[bool]:
+def _stop(
+    attempt: Attempt, lease: Lease, error: OutcomeUnknown | KeyReused | AnsweredBefore, status: int | None
+) -> Steps[Answer]:
+    """End an attempt that went no further, and tell the client why (S-04, S-06)."""
+    if isinstance(error, AnsweredBefore):
+        return (yield from _answer_again(attempt, lease, error.frame))
+    if isinstance(error, KeyReused):
+        yield from _let_go(attempt, lease, Release(lease), status)
+        return render(problems.key_reused(), attempt.policy, attempt.instance)
+    # Never for good: a later attempt may ask again.
+    yield from _let_go(attempt, lease, Fail(lease), status)
+    return render(problems.stage_in_doubt(error.retryable), attempt.policy, attempt.instance)
+
+
+def _answer_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Answer]:
+    """The ledger had the answer although the record was lost: the record gets it back, and the client (S-06)."""
+    policy, record = attempt.policy, events.short(lease.record_id)
+    stored = decode_response(unseal(frame, ANSWER, lease, policy))
+    try:
+        yield from _persist(Complete(lease, frame), attempt, lease)
+    except (BackendUnavailable, RecordUnreadable) as error:  # the ledger still has it
+        yield from warn(policy, events.BackendFailed(record, "complete", cause(error)))
+    yield from tell(policy, events.Replayed, record, stored.status)
+    return sendable(stored, attempt.instance, policy)
+
+
+def wants_kept(attempt: Attempt, lease: Lease, status: int) -> Steps[bool]:
     """The view's wish, then the policy's ``store=``, then the status."""
     if attempt.keep is not None:
         return attempt.keep
@@ -121,20 +186,9 @@ def _wants_kept(attempt: Attempt, lease: Lease, status: int) -> Steps[bool]:
     return is_kept_status(status) if wish is None else wish
 
 
-def _frame(answer: Answer, policy: IdempotencyPolicy) -> tuple[bytes, bool]:
-    """What is stored of an answer, and whether its body is in it."""
-    small = kept(answer, policy.max_response_bytes)
-    try:
-        return encode_response(small), small.body is not None
-    except ValueError:
-        # An answer that no server would send either. The work is done all the same, so a tombstone stands for it.
-        status = answer.status if 200 <= answer.status <= 999 else 500
-        return encode_response(Answer(status, (), None)), False
-
-
 def _complete(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate]:
     policy, record = attempt.policy, events.short(lease.record_id)
-    frame, stored = _frame(answer, policy)
+    frame, stored = yield from stored_form(answer, ANSWER, lease, policy)
     try:
         done = yield from _persist(Complete(lease, frame), attempt, lease)
     except (BackendUnavailable, RecordUnreadable):
@@ -155,6 +209,8 @@ def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int
     except (BackendUnavailable, RecordUnreadable) as error:
         yield from warn(attempt.policy, events.BackendFailed(record, type(command).__name__.lower(), cause(error)))
         return Fate.NOT_KEPT
+    if isinstance(command, Release):
+        yield from unreserve(attempt, lease)
     told = events.Failed if isinstance(command, Fail) else events.Released
     yield from tell(attempt.policy, told, record, status)
     return Fate.NOT_KEPT
@@ -189,6 +245,8 @@ def _surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Comman
     except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
         raise
     except BaseException:
+        if attempt.lost:  # a record that is there by now, or is gone, is not this attempt's to write or to make anew
+            raise
         try:
             yield from ask(instead or command)
         except Exception as error:
@@ -204,10 +262,11 @@ def _supersede(attempt: Attempt, lease: Lease) -> Steps[Answer]:
         record = yield from ask(Get(lease.record_id))
         if record and record.status is Status.COMPLETED and record.response is not None:
             if hmac.compare_digest(record.fingerprint, lease.fingerprint):
-                return sendable(decode_response(record.response), attempt.instance, policy)
+                frame = unseal(record.response, ANSWER, lease, policy)
+                return sendable(decode_response(frame), attempt.instance, policy)
     except (BackendUnavailable, RecordUnreadable) as error:
         yield from warn(policy, events.BackendFailed(events.short(lease.record_id), "get", cause(error)))
-        return render(problems.backend_unavailable(), policy, attempt.instance)
+        return render(problems.answer_unreachable(), policy, attempt.instance)
     return render(problems.superseded(), policy, attempt.instance)
 
 

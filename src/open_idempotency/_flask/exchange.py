@@ -28,7 +28,7 @@ from open_idempotency._wsgi.environ import (
 )
 from open_idempotency._wsgi.live import LiveBody
 from open_idempotency._wsgi.protection import BoundIterable, Protection
-from open_idempotency.exceptions import BodyTooLarge, LeaseLost
+from open_idempotency.exceptions import BodyTooLarge, IdempotencyError
 from open_idempotency.policy import IdempotencyPolicy
 
 
@@ -141,8 +141,8 @@ class Exchange:
             raise self._too_large
         return self._body
 
-    def overtaken(self, error: LeaseLost) -> Answer:
-        """The view noticed that a later attempt runs: that one's answer, else the error (L-03)."""
+    def overtaken(self, error: IdempotencyError) -> Answer:
+        """The view noticed that a later attempt runs (L-03), or is in doubt (S-04): what stands in, else the error."""
         protection = self._protection
         verdict = protection.abort(error) if protection is not None and not protection.settled else None
         if isinstance(verdict, Answer):

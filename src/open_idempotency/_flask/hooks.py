@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -16,17 +17,21 @@ from weakref import WeakKeyDictionary
 from flask import Flask, Request, Response, request
 
 from open_idempotency._core.keys import key_names
+from open_idempotency._core.settlement import ANSWERED
 from open_idempotency._flask.answers import make_response
 from open_idempotency._flask.exchange import Exchange, Route, Setting
 from open_idempotency._perform.engine import Engine
 from open_idempotency._wsgi.environ import MARK, environ_names, find_key
-from open_idempotency.exceptions import LeaseLost
-from open_idempotency.rules import Rule, rule_of
+from open_idempotency.exceptions import ConfigurationError
+from open_idempotency.rules import Rule, combine, rules_on
 
 if TYPE_CHECKING:
     from werkzeug.local import LocalProxy
 
 Original = Callable[..., Any]
+
+_METHODS = ("POST", "PATCH", "PUT", "DELETE")
+_logger = logging.getLogger("open_idempotency")
 
 
 class Hooks:
@@ -36,16 +41,23 @@ class Hooks:
         self._app = app
         self._engine = engine
         self._setting = Setting(app, engine, partial(verified_user, app))
-        self._routes: dict[Rule | None, Route | None] = {}
+        self._routes: dict[tuple[Rule, ...], Route | None] = {}
+        self._looked = False
         self._exchanges: WeakKeyDictionary[Request, Exchange] = WeakKeyDictionary()
 
     def install(self) -> None:
-        """Wrap the application's methods, whatever other extensions have put there."""
+        """Wrap the application's methods, whatever other extensions have put there.
+
+        From here on a view whose rule contradicts the policy raises ``ConfigurationError`` where it is added.
+        """
         wrappers: dict[str, Original] = {
             "preprocess_request": self._preprocess,
             "dispatch_request": self._dispatch,
             "process_response": self._process,
+            "add_url_rule": self._add_url_rule,
         }
+        for endpoint in self._app.view_functions:
+            self._check(endpoint)
         for name, wrapper in wrappers.items():
             setattr(self._app, name, partial(wrapper, getattr(self._app, name)))
         self._app.teardown_request(self._teardown)
@@ -68,7 +80,7 @@ class Hooks:
         if answer is None:
             try:
                 return original(*args)
-            except LeaseLost as error:
+            except ANSWERED as error:
                 answer = exchange.overtaken(error)
         return make_response(self._app, answer)
 
@@ -86,17 +98,45 @@ class Hooks:
         """The exchange of a covered request; None for one that passes by."""
         if here.url_rule is None or MARK in here.environ:
             return None
-        route = self._route(here.url_rule.endpoint)
+        if not self._looked:
+            self._look_late()
+        route = self._route(self._app.view_functions.get(here.url_rule.endpoint), here.method)
         if route is None or here.method not in route.policy.methods:
             return None
         return Exchange(self._setting, here, route.policy, find_key(here.environ, route.names))
 
-    def _route(self, endpoint: str) -> Route | None:
-        rule = rule_of(self._app.view_functions.get(endpoint))
-        if rule not in self._routes:
-            policy = self._engine.policy_for(rule)
-            self._routes[rule] = None if policy is None else Route(policy, environ_names(key_names(policy)))
-        return self._routes[rule]
+    def _route(self, view: Any, method: str) -> Route | None:
+        rules = rules_on(view, method)
+        if rules not in self._routes:
+            policy = self._engine.policy_for(combine(rules))
+            self._routes[rules] = None if policy is None else Route(policy, environ_names(key_names(policy)))
+        return self._routes[rules]
+
+    # What is wrong with the views' rules, told as early as it can be known
+
+    def _add_url_rule(self, original: Original, *args: Any, **options: Any) -> Any:
+        before = set(self._app.view_functions)
+        added = original(*args, **options)
+        for endpoint in self._app.view_functions.keys() - before:
+            self._check(endpoint)
+        return added
+
+    def _check(self, endpoint: str) -> None:
+        view = self._app.view_functions[endpoint]
+        for method in _METHODS:
+            try:
+                self._route(view, method)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"@idempotent on the view {endpoint!r}: {error}") from None
+
+    def _look_late(self) -> None:
+        """The first request says what is wrong with rules that came after their views were added."""
+        self._looked = True
+        for endpoint in self._app.view_functions:
+            try:
+                self._check(endpoint)
+            except ConfigurationError as error:
+                _logger.error("this view will answer 500: %s", error)
 
 
 def current_request() -> Request:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._perform.performers import AsyncPerformer, Performer
+from open_idempotency.exceptions import NotStarted
 
 
 class Performers(Protocol):
@@ -27,3 +28,13 @@ class Performers(Protocol):
 Running = tuple[Attempt, Performers]
 
 running: ContextVar[Running | None] = ContextVar("open_idempotency_running", default=None)
+
+
+def here() -> Running:
+    """The request that is running in this context. Raises ``NotStarted`` outside of one."""
+    found = running.get()
+    if found is None:
+        raise NotStarted(
+            "no idempotent request is running here: is the middleware installed, and does it cover this route?"
+        )
+    return found

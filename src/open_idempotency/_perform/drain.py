@@ -1,34 +1,178 @@
-"""Waiting, at shutdown, until what the server has cancelled is on record (L-06).
+"""What happens to running requests when their process has to end: they are settled, or given up at once (L-06).
 
-Some servers cancel the requests that did not end in time, run the application's shutdown, and are gone a moment later.
-A request that could not record its end by then would block its key until the lease ends.
+Everything here is of one process: the requests that are on their way through an adapter, and the heartbeats, each of
+which knows its running leases and gives them up in its own thread. So ``drain`` takes no lock that whoever calls it
+could hold, and may be called from any thread, at the interpreter's exit, and in a signal handler.
 """
 
 from __future__ import annotations
 
+import atexit
+import sys
+import threading
 import time
+from typing import Any, Protocol
 
+from open_idempotency import events
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.commands import Emit, Fail
 from open_idempotency._perform import loops
+from open_idempotency._perform.processes import PerProcess
+from open_idempotency._perform.telling import tell
+from open_idempotency.backend import Backend
+from open_idempotency.exceptions import LeaseLost
 
+#: seconds that a pass over all running leases may take
+PATIENCE = 5.0
+# seconds in which a handler that its server has cancelled may clean up before its attempt is given up
+_CLEANUP = 1.0
 _LOOK = 0.01
 
 
-class Drain:
-    """The requests that are being protected by one adapter. Sets are changed atomically, so any thread may."""
+class Pass:
+    """One pass over the leases of one heartbeat: how long it may take, and how many were given up."""
 
-    def __init__(self) -> None:
-        self._requests: set[object] = set()
+    __slots__ = ("_done", "deadline", "released")
 
-    def enter(self, request: object) -> None:
-        """A request begins."""
-        self._requests.add(request)
+    def __init__(self, deadline: float) -> None:
+        #: on the monotonic clock
+        self.deadline = deadline
+        self.released = 0
+        self._done = threading.Event()
 
-    def leave(self, request: object) -> None:
-        """A request has ended, and what became of it is on record."""
-        self._requests.discard(request)
+    @property
+    def over(self) -> bool:
+        """Whether its time is up."""
+        return time.monotonic() >= self.deadline
 
-    async def wait(self, seconds: float) -> None:
-        """Return when no request is left, or after ``seconds``: some handlers take no cancellation."""
-        deadline = time.monotonic() + seconds
-        while self._requests and time.monotonic() < deadline:
-            await loops.sleep(_LOOK)
+    def end(self) -> None:
+        """There is nothing left to do."""
+        self._done.set()
+
+    def wait(self) -> int:
+        """How many were given up when it ended, or when its time was up."""
+        self._done.wait(max(0.0, self.deadline - time.monotonic()))
+        return self.released
+
+
+class Leases(Protocol):
+    """Something that has running leases, and a thread of its own to give them up."""
+
+    def drain(self, order: Pass) -> None:
+        """Begin the pass, and return at once. Takes no lock."""
+
+
+_leases: PerProcess[set[Leases]] = PerProcess(set)
+
+
+def enlist(leases: Leases) -> None:
+    """Have these leases drained from now on; in a process that has none yet, at its exit too."""
+    enlisted = _leases.get()
+    if not enlisted:
+        _drain_at_exit()
+    enlisted.add(leases)
+
+
+def dismiss(leases: Leases) -> None:
+    """Take ``enlist`` back."""
+    _leases.get().discard(leases)
+
+
+def drain(timeout: float = PATIENCE) -> int:
+    """Give up every request that runs in this process, so that its retry elsewhere need not wait for its lease.
+
+    For a process that ends before its handlers can, and only then: a handler that goes on after this has lost its
+    lease. Its next stage raises ``LeaseLost`` and its answer is replaced by a 409, but what it does between two stages
+    may happen beside the retry. What is being recorded at this moment is waited for. Attempts count, stages stay.
+
+    ``timeout``: seconds that all of it may take; a lease that was not reached by then ends by itself. Returns how many
+    were given up. Never raises; may be called from any thread and repeatedly; does nothing for other processes. It
+    blocks, so on an event loop call it in a thread. Since 0.1.
+    """
+    deadline = time.monotonic() + timeout
+    orders: list[Pass] = []
+    for leases in list(_leases.get()):
+        order = Pass(deadline)
+        leases.drain(order)
+        orders.append(order)
+    return sum(order.wait() for order in orders)
+
+
+def give_up(attempt: Attempt, backend: Backend) -> bool:
+    """End an attempt in the middle; whether that is on record. The handler is told by its next stage (S-07)."""
+    lease = attempt.lease
+    assert lease is not None
+    attempt.lost = True
+    record, listener = events.short(lease.record_id), attempt.policy.on_event
+    try:
+        backend.fail(Fail(lease, final=attempt.policy.on_abandoned != "resume"))
+    except LeaseLost:
+        return False  # another attempt has it, or this one's own end came first
+    except Exception as error:  # whatever a backend raises, the other leases are given up all the same
+        tell(Emit(events.BackendFailed(record, "fail", type(error.__cause__ or error).__name__), listener))
+        return False
+    tell(Emit(events.Failed(record, None), listener))
+    return True
+
+
+def _drain_at_exit() -> None:
+    atexit.unregister(drain)  # an ancestor's, inherited by a fork
+    atexit.register(drain)
+    process: Any = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        # A child of multiprocessing runs no atexit functions.
+        Finalize(None, _drain_unless_threads_go_on, exitpriority=0)
+
+
+def _drain_unless_threads_go_on() -> None:
+    """The child waits for its threads after this, so the handlers that run in them can finish."""
+    main = threading.main_thread()
+    if all(thread.daemon or thread is main for thread in threading.enumerate()):
+        drain()
+
+
+class Protected(Protocol):
+    """A request on its way through an adapter."""
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """What it runs; None while it is being admitted."""
+        ...
+
+
+_requests: PerProcess[set[Protected]] = PerProcess(set)
+
+
+def enter(request: Protected) -> None:
+    """A request begins. Sets are changed atomically, so any thread may."""
+    _requests.get().add(request)
+
+
+def leave(request: Protected) -> None:
+    """A request has ended, and what became of it is on record."""
+    _requests.get().discard(request)
+
+
+async def settle() -> None:
+    """At a server's shutdown: wait until what it has cancelled is on record, and give up what took no cancellation.
+
+    Some servers cancel the requests that did not end in time, run the application's shutdown, and are gone a moment
+    later. Bounded, since some handlers take no cancellation.
+    """
+    await _wait(_CLEANUP)
+    await loops.in_thread(drain)
+    await _wait(PATIENCE)
+
+
+async def _wait(seconds: float) -> None:
+    """Return when no request is left that may still have to be recorded, or after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    await loops.sleep(_LOOK)  # what was cancelled a moment ago learns of it
+    while _unsettled() and time.monotonic() < deadline:
+        await loops.sleep(_LOOK)
+
+
+def _unsettled() -> bool:
+    return any(request.attempt is None or not request.attempt.lost for request in list(_requests.get()))

@@ -38,7 +38,7 @@ class Engine:
     ) -> None:
         self.policy = make_policy(policy, fields)
         self.backend = open_backend(_named(backend))
-        self._check_timeouts(self.policy)
+        self._check(self.policy)
         self.sync = Performer(self.backend)
         self.aio = AsyncPerformer(ThreadedBackend(self.backend) if threads else self.backend.to_async())
         self.heartbeat = Heartbeat(self.backend)
@@ -54,11 +54,15 @@ class Engine:
         policy = self._policies.get(rule)
         if policy is None:
             policy = self.policy.replace(**rule.fields)
-            self._check_timeouts(policy)
+            self._check(policy)
             self._policies[rule] = policy
         return policy
 
-    def _check_timeouts(self, policy: IdempotencyPolicy) -> None:
+    def _check(self, policy: IdempotencyPolicy) -> None:
+        if policy.max_live_keys is not None and not self.backend.quotas:
+            raise ConfigurationError(
+                f"max_live_keys: {type(self.backend).__name__} has no quotas; leave it out, or take another backend"
+            )
         slowest = self.backend.call_timeout
         if slowest >= policy.lease:
             raise ConfigurationError(

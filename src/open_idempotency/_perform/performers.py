@@ -16,16 +16,18 @@ from open_idempotency._core.commands import (
     Now,
     Release,
     Renew,
+    Reserve,
     SaveStage,
     Sleep,
     TakePlace,
+    Unreserve,
     Wait,
 )
 from open_idempotency._core.drivers import AsyncHandlers, Handlers, Steps, drive, drive_async
 from open_idempotency._perform import loops
 from open_idempotency._perform.places import Places
 from open_idempotency._perform.telling import tell
-from open_idempotency.backend import AsyncBackend, Backend
+from open_idempotency.backend import AsyncBackend, Backend, ClaimAnswer, Leased
 from open_idempotency.exceptions import BackendUnavailable
 
 T = TypeVar("T")
@@ -40,7 +42,9 @@ class Performer:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self._handlers: Handlers = {
-            Claim: backend.claim,
+            Reserve: backend.reserve,
+            Unreserve: backend.unreserve,
+            Claim: self._claim,
             Renew: backend.renew,
             SaveStage: backend.save_stage,
             Complete: backend.complete,
@@ -59,6 +63,13 @@ class Performer:
         """Run an engine to its end; returns or raises what it does."""
         return drive(steps, self._handlers)
 
+    def _claim(self, command: Claim) -> ClaimAnswer:
+        asked = time.monotonic()
+        answer = self.backend.claim(command)
+        if isinstance(answer, Leased):
+            answer.asked = asked
+        return answer
+
 
 class AsyncPerformer:
     """Carries out commands awaited, on an ``AsyncBackend``."""
@@ -74,7 +85,9 @@ class AsyncPerformer:
             return places.take(command)
 
         self._handlers: AsyncHandlers = {
-            Claim: backend.claim,
+            Reserve: backend.reserve,
+            Unreserve: backend.unreserve,
+            Claim: self._claim,
             Renew: backend.renew,
             SaveStage: backend.save_stage,
             Complete: backend.complete,
@@ -92,6 +105,13 @@ class AsyncPerformer:
     async def run(self, steps: Steps[T], *, guarded: bool = False) -> T:
         """Run an engine to its end. ``guarded``: even though this task is being cancelled."""
         return await drive_async(steps, self._handlers, self._shield, guarded=guarded)
+
+    async def _claim(self, command: Claim) -> ClaimAnswer:
+        asked = time.monotonic()
+        answer = await self.backend.claim(command)
+        if isinstance(answer, Leased):
+            answer.asked = asked
+        return answer
 
     async def _shield(self, call: Callable[[], Awaitable[Any]]) -> Any:
         try:

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
-from open_idempotency._core import values
+from open_idempotency._core import doubt, values
 from open_idempotency._core.attempt import Attempt, StageId
 from open_idempotency._core.codecs import StageKind, decode_stage, encode_stage
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.models import Stage
-from open_idempotency._core.settlement import save_stage
+from open_idempotency._core.settlement import make_sure, save_stage
 from open_idempotency.exceptions import NotStarted, RecordUnreadable, StageValueError
+from open_idempotency.ledger.steps import find_stage
+from open_idempotency.ledger.steps import save_stage as save_in_transaction
+from open_idempotency.ledger.transactions import transaction_of
 
 Errors = tuple[type[Exception], ...]
+Reconcile = Callable[..., doubt.Reconciled | Awaitable[doubt.Reconciled]]
 
 MAX_NAME_CHARACTERS = 200
 _SCALARS = (str, int, float, bool, type(None))
@@ -38,39 +44,109 @@ def stage_id(name: str, key: str | int | None) -> StageId:
     return name, text
 
 
-class StageUse:
-    """A stage that a running attempt has entered. ``returns``: the declared type of its value, if any."""
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a stage is run: the arguments of ``Idem.stage`` but its name and key. Raises ``TypeError``."""
 
-    __slots__ = ("_attempt", "_errors", "_frame", "_function", "_returns", "id")
+    returns: object = None
+    memo_errors: Errors = ()
+    external: bool = False
+    on_doubt: doubt.OnDoubt | None = None
+    reconcile: Reconcile | None = None
+    not_done: Errors = ()
+    tx: object = None
+
+    def __post_init__(self) -> None:
+        if self.on_doubt not in (None, "raise", "rerun"):
+            raise TypeError(f"on_doubt must be 'raise' or 'rerun', not {self.on_doubt!r}")
+        if self.reconcile is not None:
+            if not callable(self.reconcile):
+                raise TypeError(f"reconcile must be callable, not {self.reconcile!r}")
+            if self.on_doubt is not None:
+                raise TypeError("give on_doubt= or reconcile=, not both: where there is a reconcile, it decides")
+        if not self.records_intent and (self.on_doubt is not None or self.not_done):
+            raise TypeError("on_doubt= and not_done= belong to external=True: without an intent no stage is in doubt")
+        if self.tx is not None and (self.records_intent or self.memo_errors):
+            raise TypeError(
+                "a stage with tx= commits or rolls back whole: external=, reconcile= and memo_errors= are not for it"
+            )
+
+    @property
+    def records_intent(self) -> bool:
+        """Whether the stage is put on record before it runs, so that a later attempt knows that it was begun."""
+        return self.external or self.reconcile is not None
+
+    @property
+    def begins(self) -> bool:
+        """Whether something has to be asked or recorded before the stage runs."""
+        return self.tx is not None or self.records_intent
+
+
+PLAIN = Terms()
+
+
+class StageUse:
+    """A stage that a running attempt has entered, on its terms."""
+
+    __slots__ = ("_attempt", "_errors", "_frame", "_function", "_returns", "_terms", "_transaction", "id")
 
     def __init__(
-        self,
-        attempt: Attempt,
-        stage: StageId,
-        returns: object = None,
-        errors: Errors = (),
-        function: Callable[..., Any] | None = None,
+        self, attempt: Attempt, stage: StageId, terms: Terms = PLAIN, function: Callable[..., Any] | None = None
     ) -> None:
         if attempt.lease is None and attempt.policy.strict_stages:
             raise NotStarted("this request has no idempotency key, and strict_stages asks for one")
         attempt.check_running()
         self._attempt = attempt
-        self._errors = errors
-        self._returns = returns
+        self._terms = terms
+        self._errors = terms.memo_errors
+        self._returns = terms.returns
         self._function = function
+        #: None also without a lease, where a stage runs plainly
+        self._transaction = None if terms.tx is None or attempt.lease is None else transaction_of(terms.tx)
         self._frame = attempt.stages.get(stage)
         self.id = stage
         attempt.enter(stage)
+
+    @property
+    def awaited(self) -> bool | None:
+        """The colour of the caller's transaction; None without one."""
+        return None if self._transaction is None else self._transaction.awaited
 
     @property
     def done(self) -> bool:
         """Whether the stage is on record already."""
         return self._frame is not None
 
+    @property
+    def unsure(self) -> bool:
+        """Whether the lease may have ended unnoticed, so that ``begin`` has to ask whose it is before the effect."""
+        return self._frame is None and time.monotonic() > self._attempt.sure_until
+
     def recall(self) -> Any:
         """The recorded value; raises the recorded error."""
         assert self._frame is not None
         return read_frame(self._frame, self._declared(), self._errors)
+
+    def begin(self, inquire: doubt.Inquiry | None) -> Steps[None]:
+        """Steps to take before the effect: they record its intent (S-04), or look into the ledger (S-05).
+
+        ``inquire`` asks the other side what became of an earlier use that is in doubt; where it is found to have
+        happened, the stage is ``done`` afterwards.
+        """
+        if self.unsure:
+            yield from make_sure(self._attempt)
+        if self._transaction is not None:
+            self._frame = yield from find_stage(self._transaction, self._attempt, self.id)
+            return
+        if self._frame is not None or not self._terms.records_intent:
+            return
+        found = yield from doubt.begin(self._attempt, self.id, self._terms.on_doubt or "raise", inquire)
+        if found is not None:
+            yield from self.save(found.value)
+
+    def withdraw(self) -> Steps[None]:
+        """Steps that take the intent back: the effect is known not to have happened."""
+        yield from doubt.withdraw(self._attempt, self.id)
 
     def save(self, value: object) -> Steps[Any]:
         """Steps that record a value; their result is the value on record, as a later attempt will see it."""
@@ -95,6 +171,10 @@ class StageUse:
         return readable if self._frame == frame else read_frame(self._frame, declared, self._errors)
 
     def _save(self, frame: bytes) -> Steps[None]:
+        if self._transaction is not None:
+            yield from save_in_transaction(self._transaction, self._attempt, self.id, frame)
+            self._frame = frame
+            return
         self._frame = yield from save_stage(self._attempt, Stage(*self.id, frame))
 
     def leave(self) -> None:

@@ -16,9 +16,10 @@ from starlette.routing import Match, Router
 
 from open_idempotency import asgi
 from open_idempotency.asgi import Scope
-from open_idempotency.rules import IdempotencyRule, Rule, rule_of
+from open_idempotency.rules import IdempotencyRule, Rule, rules_on
 
-_DEEPEST = 100
+#: how deep applications are looked into
+DEEPEST = 100
 
 
 class Found(NamedTuple):
@@ -29,7 +30,7 @@ class Found(NamedTuple):
     passing: bool
 
 
-class _Layers(NamedTuple):
+class Layers(NamedTuple):
     """What middleware wraps: ``app`` is innermost, ``routes`` are its own; ``inner``: one of them is ours."""
 
     app: Any
@@ -39,12 +40,12 @@ class _Layers(NamedTuple):
 
 def find(start: Any, scope: Scope) -> Found:
     """What is said about the request by what it will reach beneath ``start``, an ASGI application."""
-    layers = _layers(start)
+    layers = see_layers(start)
     if layers.routes is None and not layers.inner:
         layers = _routed_here(scope) or layers
     if layers.routes is None:
         # A middleware of one route: Starlette has noted which one before it came here.
-        rules_here = (_dependency_rules(scope.get("route")), _endpoint_rules(scope.get("endpoint"), scope["method"]))
+        rules_here = (_dependency_rules(scope.get("route")), endpoint_rules(scope.get("endpoint"), scope["method"]))
         return Found(tuple(chain(*rules_here)), layers.inner)
     rules: list[Rule] = []
     method = scope["method"]
@@ -54,16 +55,16 @@ def find(start: Any, scope: Scope) -> Found:
             return Found(tuple(rules), _refuses_itself(layers.app))
         route, child = matched
         scope = {**scope, **child}
-        layers = _layers(getattr(route, "app", None))
+        layers = see_layers(getattr(route, "app", None))
         rules += all_rules(route, method)
         if getattr(route, "endpoint", None) is None:  # a mount; the rules are on what is mounted
-            rules += _endpoint_rules(layers.app, method)
+            rules += endpoint_rules(layers.app, method)
     return Found(tuple(rules), layers.inner)
 
 
 def all_rules(route: Any, method: str) -> Iterator[Rule]:
     """Those of a route's dependencies, then those of its endpoint."""
-    return chain(_dependency_rules(route), _endpoint_rules(getattr(route, "endpoint", None), method))
+    return chain(_dependency_rules(route), endpoint_rules(getattr(route, "endpoint", None), method))
 
 
 def is_ours(kind: Any) -> bool:
@@ -71,19 +72,20 @@ def is_ours(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, asgi.IdempotencyMiddleware)
 
 
-def _layers(app: Any) -> _Layers:
-    for _ in range(_DEEPEST):
+def see_layers(app: Any) -> Layers:
+    """Look through what middleware wraps, as far as it shows it."""
+    for _ in range(DEEPEST):
         if isinstance(app, asgi.IdempotencyMiddleware):
-            return _Layers(app, None, True)
+            return Layers(app, None, True)
         if hasattr(app, "routes"):
-            return _Layers(app, app.routes, _has_ours(app))
+            return Layers(app, app.routes, _has_ours(app))
         wrapped = getattr(app, "app", None)
         if wrapped is None:
             # What a router's own middleware wraps is the router's method.
             owner = getattr(app, "__self__", None)
-            return _Layers(app, getattr(owner, "routes", None), False)
+            return Layers(app, getattr(owner, "routes", None), False)
         app = wrapped
-    return _Layers(app, None, False)
+    return Layers(app, None, False)
 
 
 def _has_ours(app: Any) -> bool:
@@ -92,19 +94,19 @@ def _has_ours(app: Any) -> bool:
         return True
     router = getattr(app, "router", app)
     layer = getattr(router, "middleware_stack", None)
-    for _ in range(_DEEPEST):
+    for _ in range(DEEPEST):
         if layer is None or isinstance(layer, asgi.IdempotencyMiddleware):
             break
         layer = getattr(layer, "app", None)
     return layer is not None
 
 
-def _routed_here(scope: Scope) -> _Layers | None:
+def _routed_here(scope: Scope) -> Layers | None:
     """The routes of the application that the request has just entered, where a middleware hides them."""
     app = scope.get("app")
     if app is None or scope.get("endpoint", app) is not app:
         return None
-    return _Layers(app, getattr(app, "routes", None), False)
+    return Layers(app, getattr(app, "routes", None), False)
 
 
 def _match(routes: Iterable[Any], scope: Scope) -> tuple[Any, Scope] | None:
@@ -134,10 +136,9 @@ def expanded(routes: Iterable[Any]) -> Iterable[Any]:
     return routes if expand is None else expand(routes)
 
 
-def _endpoint_rules(endpoint: Any, method: str) -> Iterator[Rule]:
+def endpoint_rules(endpoint: Any, method: str) -> Iterator[Rule]:
     """Those on a function, or on a class and then on its method for this verb."""
-    parts = (endpoint, getattr(endpoint, method.lower(), None) if isinstance(endpoint, type) else None)
-    return (rule for rule in map(rule_of, parts) if rule is not None)
+    return iter(() if endpoint is None else rules_on(endpoint, method))
 
 
 def _dependency_rules(route: Any) -> Iterator[Rule]:

@@ -7,17 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 from wsgiref.util import FileWrapper
 
 from open_idempotency._core.requests import Answer, Headers, Request
 from open_idempotency._perform.bodies import PIECE, RequestBody
+from open_idempotency.policy import IdempotencyPolicy
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
 Names = tuple[tuple[str, bytes], ...]
+
+
+class Route(NamedTuple):
+    """How requests are covered: the policy, and the environ's names of the fields that carry keys under it."""
+
+    policy: IdempotencyPolicy
+    names: Names
+
 
 #: in the environ of a request that is protected already, by an outer adapter of ours
 MARK = "open_idempotency.attempt"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from open_idempotency._core.requests import Answer, Headers
-from open_idempotency._core.settlement import Fate
+from open_idempotency._core.settlement import ANSWERED, Fate
 from open_idempotency._wsgi.protection import BoundIterable, Close, Protection
 from open_idempotency.exceptions import LeaseLost
 
@@ -97,11 +97,11 @@ class LiveBody:
         self.ended = True
 
     def fail(self, error: BaseException) -> None:
-        """The handler raised: settle the attempt and raise on (L-04), unless another answer stands in (L-03)."""
+        """The handler raised: settle the attempt and raise on (L-04), unless another answer stands in (L-03, S-04)."""
         self.ended = True
         if not self.protection.settled:
             verdict = self.protection.abort(error)
-            if isinstance(verdict, Answer) and isinstance(error, LeaseLost) and not self.begun:
+            if isinstance(verdict, Answer) and isinstance(error, ANSWERED) and not self.begun:
                 self.verdict = verdict
                 return
         raise error

@@ -28,12 +28,16 @@ from open_idempotency.backend import (
     Release,
     Renew,
     Renewal,
+    Reserve,
+    ReserveAnswer,
     SaveStage,
     StageSaved,
     Status,
+    Unreserve,
     Wait,
 )
 from open_idempotency.backends import urls
+from open_idempotency.backends.reservations import Reservations
 from open_idempotency.backends.waiters import Waiter, Waiters
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError
 
@@ -53,6 +57,7 @@ class _Table:
         # A child has none of the threads and tasks that wait in its parent.
         self._waiters = PerProcess(Waiters)
         self.records: OrderedDict[bytes, Record] = OrderedDict()
+        self.reservations = Reservations(max_records)
         # No record expires before this moment, so a full table is not searched in vain.
         self._earliest = float("inf")
 
@@ -135,6 +140,8 @@ class MemoryBackend(Backend):
 
     Since 0.1.
     """
+
+    quotas = True
 
     def __init__(self, *, max_records: int = 100_000, clock: Callable[[], float] | None = None) -> None:
         self._table = _Table(max_records, clock or time.time)
@@ -230,8 +237,21 @@ class MemoryBackend(Backend):
 
     def purge(self, limit: int = 1000) -> int:
         """See ``Backend.purge``."""
+        table = self._table
+        with table.lock:
+            now = table.now()
+            purged = table.purge(limit, now)
+            return purged + table.reservations.purge(limit - purged, now)
+
+    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+        """See ``Backend.reserve``. Raises ``BackendUnavailable`` while there are ``max_records`` of all callers."""
         with self._table.lock:
-            return self._table.purge(limit, self._table.now())
+            return self._table.reservations.reserve(c, self._table.now())
+
+    def unreserve(self, c: Unreserve, /) -> None:
+        """See ``Backend.unreserve``."""
+        with self._table.lock:
+            self._table.reservations.unreserve(c.scope_id, c.record_id)
 
     def wait(self, c: Wait, /) -> None:
         """See ``Backend.wait``; woken by the verb that ends the attempt."""
@@ -252,6 +272,8 @@ class AsyncMemoryBackend(AsyncBackend):
 
     Takes ``max_records`` and ``clock`` as ``MemoryBackend`` does. Since 0.1.
     """
+
+    quotas = True
 
     def __init__(
         self,
@@ -308,6 +330,14 @@ class AsyncMemoryBackend(AsyncBackend):
     async def purge(self, limit: int = 1000) -> int:
         """See ``Backend.purge``."""
         return self._sync.purge(limit)
+
+    async def reserve(self, c: Reserve, /) -> ReserveAnswer:
+        """See ``Backend.reserve``."""
+        return self._sync.reserve(c)
+
+    async def unreserve(self, c: Unreserve, /) -> None:
+        """See ``Backend.unreserve``."""
+        self._sync.unreserve(c)
 
     async def wait(self, c: Wait, /) -> None:
         """See ``Backend.wait``."""

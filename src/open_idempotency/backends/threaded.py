@@ -21,8 +21,11 @@ from open_idempotency.backend import (
     Release,
     Renew,
     Renewal,
+    Reserve,
+    ReserveAnswer,
     SaveStage,
     StageSaved,
+    Unreserve,
 )
 
 _END = object()
@@ -37,6 +40,7 @@ class ThreadedBackend(AsyncBackend):
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.call_timeout = backend.call_timeout
+        self.quotas = backend.quotas
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._backend!r})"
@@ -82,6 +86,14 @@ class ThreadedBackend(AsyncBackend):
     async def purge(self, limit: int = 1000) -> int:
         """See ``Backend.purge``."""
         return await in_thread(self._backend.purge, limit)
+
+    async def reserve(self, c: Reserve, /) -> ReserveAnswer:
+        """See ``Backend.reserve``."""
+        return await in_thread(self._backend.reserve, c)
+
+    async def unreserve(self, c: Unreserve, /) -> None:
+        """See ``Backend.unreserve``."""
+        await in_thread(self._backend.unreserve, c)
 
     def to_sync(self) -> Backend:
         """The backend that does the work."""

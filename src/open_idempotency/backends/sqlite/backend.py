@@ -25,8 +25,11 @@ from open_idempotency.backend import (
     Release,
     Renew,
     Renewal,
+    Reserve,
+    ReserveAnswer,
     SaveStage,
     StageSaved,
+    Unreserve,
 )
 from open_idempotency.backends import urls
 from open_idempotency.backends.sqlite import rows, statements
@@ -37,6 +40,7 @@ from open_idempotency.exceptions import ConfigurationError, RecordUnreadable
 
 _PURGED_PER_CLAIM = 4
 _BATCH = 100
+_LARGEST = 2**63 - 1
 _SYNCHRONOUS = ("full", "normal")
 _OPTIONS = {"timeout": urls.seconds, "synchronous": urls.choice(*_SYNCHRONOUS)}
 
@@ -48,6 +52,8 @@ class SqliteBackend(Backend):
     survives a power cut, or ``"normal"``, where it survives a crash of the process. ``clock``: seconds, for tests.
     Raises ``ConfigurationError``. Since 0.1.
     """
+
+    quotas = True
 
     def __init__(
         self,
@@ -204,11 +210,32 @@ class SqliteBackend(Backend):
         purged = 0
         while purged < limit:
             with self._connections.writing() as connection:
-                batch = _purge(connection, self._now(), min(_BATCH, limit - purged))
+                now, most = self._now(), min(_BATCH, limit - purged)
+                batch = _purge(connection, now, most)
+                batch += connection.execute(statements.PURGE_RESERVATIONS, (now, most - batch)).rowcount
             purged += batch
             if batch < _BATCH:
                 break
         return purged
+
+    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+        """See ``Backend.reserve``; a key that counts already and a caller over its quota only read, mostly."""
+        with self._connections.reading() as connection:
+            answer, end = _reservation(connection, c, self._now())
+        if end is None:
+            return answer
+        with self._connections.writing() as connection:
+            now = self._now()
+            answer, end = _reservation(connection, c, now)
+            if end is not None:
+                connection.execute(statements.WRITE_RESERVATION, (c.scope_id, c.record_id, end))
+                connection.execute(statements.PURGE_RESERVATIONS, (now, _PURGED_PER_CLAIM))
+        return answer
+
+    def unreserve(self, c: Unreserve, /) -> None:
+        """See ``Backend.unreserve``."""
+        with self._connections.writing() as connection:
+            connection.execute(statements.DELETE_RESERVATION, (c.scope_id, c.record_id))
 
     def to_async(self) -> AsyncSqliteBackend:
         """The asynchronous colour on the same file."""
@@ -267,6 +294,20 @@ def _purge(connection: sqlite3.Connection, now: float, limit: int) -> int:
     for (record_id,) in expired:
         _delete(connection, record_id)
     return len(expired)
+
+
+def _reservation(connection: sqlite3.Connection, c: Reserve, now: float) -> tuple[ReserveAnswer, float | None]:
+    found = connection.execute(statements.READ_RESERVATION, (c.scope_id, c.record_id)).fetchone()
+    end = None if found is None else found[0]
+    if not isinstance(end, float | None):
+        raise RecordUnreadable(f"the reservation of record {c.record_id[:6].hex()} is corrupt")
+    first = None
+    if end is None or end <= now:
+        others = min(c.limit - 1, _LARGEST)
+        first = connection.execute(statements.FIRST_OF_MORE_THAN, (c.scope_id, now, others)).fetchone()
+    # How many there are does not matter, but whether they are as many as the limit.
+    taken, earliest = (0, now) if first is None else (c.limit, first[0])
+    return decisions.reserve(end, taken, earliest, c, now)
 
 
 def _is_live(record_id: bytes, row: Sequence[Any], now: float) -> bool:

@@ -139,9 +139,10 @@ class Connections:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         self._use_write_ahead_log(connection)
-        if connection.execute(statements.HAS_SCHEMA).fetchone() is None:
-            self._create(connection)
-        versions = [row[0] for row in connection.execute(statements.READ_SCHEMA)]
+        versions = _versions(connection)
+        if versions in _OLDER:
+            self._bring_up(connection)
+            versions = _versions(connection)
         if versions != [statements.SCHEMA_VERSION]:
             raise RecordUnreadable(
                 f"the database has schema version {versions!r:.40}; this release reads {statements.SCHEMA_VERSION}"
@@ -160,17 +161,29 @@ class Connections:
             else:
                 return
 
-    def _create(self, connection: sqlite3.Connection) -> None:
+    def _bring_up(self, connection: sqlite3.Connection) -> None:
         connection.execute(statements.BEGIN)
         try:
             # Another process may have been first.
-            if connection.execute(statements.HAS_SCHEMA).fetchone() is None:
-                for statement in statements.SCHEMA.split(";"):
-                    connection.execute(statement)
+            versions = _versions(connection)
+            if versions in _OLDER:
+                for script in statements.SCHEMAS[_OLDER.index(versions) :]:
+                    for statement in script.split(";"):
+                        connection.execute(statement)
             connection.execute(statements.COMMIT)
         except BaseException:
             connection.execute(statements.ROLLBACK)
             raise
+
+
+# The versions that a database may have had before, in order; at first it has none.
+_OLDER: list[list[int] | None] = [None, *([version] for version in range(1, statements.SCHEMA_VERSION))]
+
+
+def _versions(connection: sqlite3.Connection) -> list[int] | None:
+    if connection.execute(statements.HAS_SCHEMA).fetchone() is None:
+        return None
+    return [row[0] for row in connection.execute(statements.READ_SCHEMA)]
 
 
 def _wrapped(error: sqlite3.Error) -> BackendUnavailable | RecordUnreadable:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-SCHEMA_VERSION = 1
-SCHEMA = (files("open_idempotency.backends.sqlite") / "schema.sql").read_text(encoding="utf-8")
+# The schema of a version is made by its script and those before it, so that an older database is brought up.
+SCHEMAS = [
+    (files("open_idempotency.backends.sqlite") / name).read_text(encoding="utf-8")
+    for name in ("schema.sql", "reservations.sql")
+]
+SCHEMA_VERSION = len(SCHEMAS)
 
 HAS_SCHEMA = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'open_idempotency_schema'"
 READ_SCHEMA = "SELECT version FROM open_idempotency_schema"
@@ -41,6 +45,23 @@ READ_STAGE = "SELECT name, key, frame FROM open_idempotency_stages WHERE record_
 HAS_STAGES = READ_STAGES + " LIMIT 1"
 ADD_STAGE = "INSERT INTO open_idempotency_stages (record_id, name, key, frame) VALUES (?, ?, ?, ?)"
 DELETE_STAGES = "DELETE FROM open_idempotency_stages WHERE record_id = ?1"
+
+READ_RESERVATION = "SELECT ends FROM open_idempotency_reservations WHERE scope_id = ?1 AND record_id = ?2"
+# The first end, where there are more than so many. Skipping rows is the cheapest way to count them.
+FIRST_OF_MORE_THAN = """
+    SELECT (SELECT min(ends) FROM open_idempotency_reservations WHERE scope_id = ?1 AND ends > ?2)
+    FROM open_idempotency_reservations WHERE scope_id = ?1 AND ends > ?2 ORDER BY ends LIMIT 1 OFFSET ?3
+"""
+WRITE_RESERVATION = """
+    INSERT INTO open_idempotency_reservations (scope_id, record_id, ends) VALUES (?1, ?2, ?3)
+    ON CONFLICT (scope_id, record_id) DO UPDATE SET ends = excluded.ends
+"""
+DELETE_RESERVATION = "DELETE FROM open_idempotency_reservations WHERE scope_id = ?1 AND record_id = ?2"
+PURGE_RESERVATIONS = """
+    DELETE FROM open_idempotency_reservations WHERE rowid IN (
+        SELECT rowid FROM open_idempotency_reservations WHERE ends <= ?1 LIMIT ?2
+    )
+"""
 
 FIND_EXPIRED = "SELECT record_id FROM open_idempotency_records WHERE expires_at <= ?1 LIMIT ?2"
 SCAN = """

@@ -1,0 +1,80 @@
+"""The whole answer in the application's own transaction (S-06): what ``Idem.atomic`` makes, in both colours."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TypeVar
+
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.drivers import Steps
+from open_idempotency._core.requests import Answer
+from open_idempotency._perform.blocks import check_colour, refuse_loop
+from open_idempotency._perform.context import Performers, here
+from open_idempotency._perform.responses import answer_of
+from open_idempotency.exceptions import NotStarted
+from open_idempotency.ledger.steps import Transaction, enter, save_answer
+from open_idempotency.ledger.transactions import transaction_of
+
+R = TypeVar("R")
+_WHAT = "idem.atomic"
+
+
+class AtomicBlock:
+    """A block of a view whose answer commits with the caller's rows; see ``Idem.atomic``."""
+
+    __slots__ = ("_answer", "_entered", "_tx")
+
+    def __init__(self, tx: object) -> None:
+        self._tx = tx
+        self._answer: Answer | None = None
+        #: None without a key, where nothing is kept
+        self._entered: tuple[Transaction, Attempt, Performers] | None = None
+
+    def answer(self, response: R) -> R:
+        """Hand over the answer to keep, and return it. A response of Starlette's, Flask's or Django's, with its body.
+
+        Raises ``TypeError`` for another one, and for a stream.
+        """
+        self._answer = answer_of(response)
+        return response
+
+    def _enter(self, awaited: bool) -> tuple[Steps[None], Performers] | None:
+        attempt, performers = here()
+        attempt.check_running()
+        if attempt.lease is None:
+            if attempt.policy.strict_stages:
+                raise NotStarted("this request has no idempotency key, and strict_stages asks for one")
+            return None
+        transaction = transaction_of(self._tx)
+        check_colour(_WHAT, transaction.awaited, awaited)
+        self._entered = transaction, attempt, performers
+        return enter(transaction, attempt), performers
+
+    def _leave(self, error: BaseException | None) -> tuple[Steps[None], Performers] | None:
+        if error is not None or self._answer is None or self._entered is None:
+            return None
+        transaction, attempt, performers = self._entered
+        return save_answer(transaction, attempt, self._answer), performers
+
+    def __enter__(self) -> AtomicBlock:
+        refuse_loop(_WHAT)
+        if todo := self._enter(awaited=False):
+            todo[1].sync.run(todo[0])
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if todo := self._leave(error):
+            todo[1].sync.run(todo[0])
+
+    async def __aenter__(self) -> AtomicBlock:
+        if todo := self._enter(awaited=True):
+            await todo[1].aio.run(todo[0])
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if todo := self._leave(error):
+            await todo[1].aio.run(todo[0])

@@ -1,0 +1,75 @@
+"""The ledger on a psycopg connection of the application's, blocking or awaited."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from open_idempotency.exceptions import ConfigurationError
+from open_idempotency.ledger.dialects import POSTGRESQL, Dialect
+from open_idempotency.ledger.problems import missing, no_transaction
+from open_idempotency.ledger.steps import Parameters, Rows
+
+_NAMED = re.compile(r"(?<!:):(\w+)")
+
+
+class PsycopgTransaction:
+    """The transaction that the connection is in, or begins with its next statement."""
+
+    awaited = False
+    dialect: Dialect = POSTGRESQL
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self._connection = connection
+
+    def execute(self, statement: str, parameters: Parameters) -> Rows:
+        """See ``Transaction.execute``."""
+        with self._connection.cursor(binary=True, row_factory=tuple_row) as cursor:
+            try:
+                cursor.execute(_with_percents(statement), dict(parameters))
+            except psycopg.errors.UndefinedTable as error:
+                raise missing(error, POSTGRESQL) from error
+            return cursor.fetchall() if cursor.description else []
+
+
+class AsyncPsycopgTransaction:
+    """The same, awaited."""
+
+    awaited = True
+    dialect: Dialect = POSTGRESQL
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        self._connection = connection
+
+    async def execute(self, statement: str, parameters: Parameters) -> Rows:
+        """See ``Transaction.execute``."""
+        async with self._connection.cursor(binary=True, row_factory=tuple_row) as cursor:
+            try:
+                await cursor.execute(_with_percents(statement), dict(parameters))
+            except psycopg.errors.UndefinedTable as error:
+                raise missing(error, POSTGRESQL) from error
+            return await cursor.fetchall() if cursor.description else []
+
+
+def transaction_of(
+    connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
+) -> PsycopgTransaction | AsyncPsycopgTransaction:
+    """See ``transactions.transaction_of``."""
+    status = connection.info.transaction_status
+    if status is TransactionStatus.IDLE and connection.autocommit:
+        raise no_transaction("the psycopg connection", "use it in `with connection.transaction():`")
+    if status not in (TransactionStatus.IDLE, TransactionStatus.INTRANS):
+        raise ConfigurationError(f"tx=: the psycopg connection cannot be used: its transaction is {status.name}")
+    if isinstance(connection, psycopg.AsyncConnection):
+        return AsyncPsycopgTransaction(connection)
+    return PsycopgTransaction(connection)
+
+
+@lru_cache(maxsize=32)
+def _with_percents(statement: str) -> bytes:
+    return _NAMED.sub(r"%(\1)s", statement.replace("%", "%%")).encode()

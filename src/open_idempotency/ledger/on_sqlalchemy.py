@@ -1,0 +1,115 @@
+"""The ledger on a session or connection of SQLAlchemy's, blocking or awaited."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import CursorResult, TextClause, text
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
+
+from open_idempotency.exceptions import ConfigurationError
+from open_idempotency.ledger.dialects import Dialect
+from open_idempotency.ledger.problems import dialect_named, is_missing, missing, no_transaction
+from open_idempotency.ledger.steps import Parameters, Rows
+
+Blocking = Session | scoped_session[Session] | Connection
+Awaited = AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection
+
+
+class SqlalchemyTransaction:
+    """The transaction that the session or connection is in, or begins with its next statement."""
+
+    awaited = False
+
+    def __init__(self, tx: Blocking, dialect: Dialect) -> None:
+        self._tx = tx
+        self.dialect = dialect
+
+    def execute(self, statement: str, parameters: Parameters) -> Rows:
+        """See ``Transaction.execute``."""
+        try:
+            return _rows(self._tx.execute(_clause(statement), dict(parameters)))
+        except DBAPIError as error:
+            raise _explained(error, self.dialect) from error
+
+
+class AsyncSqlalchemyTransaction:
+    """The same, awaited."""
+
+    awaited = True
+
+    def __init__(self, tx: Awaited, dialect: Dialect) -> None:
+        self._tx = tx
+        self.dialect = dialect
+
+    async def execute(self, statement: str, parameters: Parameters) -> Rows:
+        """See ``Transaction.execute``."""
+        try:
+            return _rows(await self._tx.execute(_clause(statement), dict(parameters)))
+        except DBAPIError as error:
+            raise _explained(error, self.dialect) from error
+
+
+def transaction_of(tx: Blocking | Awaited) -> SqlalchemyTransaction | AsyncSqlalchemyTransaction:
+    """See ``transactions.transaction_of``."""
+    if isinstance(tx, AsyncSession | async_scoped_session | AsyncConnection):
+        return AsyncSqlalchemyTransaction(tx, _dialect(_inner(tx)))
+    return SqlalchemyTransaction(tx, _dialect(tx))
+
+
+def _inner(tx: Awaited) -> Blocking:
+    """The blocking object that an awaited one stands before."""
+    if isinstance(tx, async_scoped_session):
+        tx = tx()
+    if isinstance(tx, AsyncSession):
+        return tx.sync_session
+    if tx.sync_connection is None:
+        raise no_transaction("the SQLAlchemy connection, which was not started,", "use it in `async with`")
+    return tx.sync_connection
+
+
+def _dialect(tx: Blocking) -> Dialect:
+    if isinstance(tx, scoped_session):
+        tx = tx()
+    if isinstance(tx, Session):
+        _check_session(tx)
+        return dialect_named(tx.get_bind().dialect.name)
+    if _commits_by_itself(tx):
+        raise no_transaction("the SQLAlchemy connection (AUTOCOMMIT)", "give the stage a connection that begins one")
+    return dialect_named(tx.dialect.name)
+
+
+def _check_session(session: Session) -> None:
+    if not session.is_active:
+        raise ConfigurationError("tx=: the SQLAlchemy session's transaction has failed; roll it back first")
+    if not session.in_transaction() and not session.autobegin:
+        raise no_transaction("the SQLAlchemy session", "use it in `with session.begin():`")
+    try:
+        bind = session.get_bind()
+    except InvalidRequestError as error:
+        raise ConfigurationError(f"tx=: {error}") from error
+    if _commits_by_itself(bind):
+        raise no_transaction("the SQLAlchemy session (AUTOCOMMIT)", "bind it to an engine that begins transactions")
+
+
+def _commits_by_itself(bind: Connection | Engine) -> bool:
+    level = bind.get_execution_options().get("isolation_level")
+    # What create_engine(isolation_level=...) was given has no public name, and asking the database costs a round trip.
+    return (level or getattr(bind.dialect, "_on_connect_isolation_level", None)) == "AUTOCOMMIT"
+
+
+def _rows(result: Any) -> Rows:
+    return result.fetchall() if isinstance(result, CursorResult) and result.returns_rows else []
+
+
+def _explained(error: DBAPIError, dialect: Dialect) -> Exception:
+    return missing(error, dialect) if is_missing(error) else error
+
+
+@lru_cache(maxsize=32)
+def _clause(statement: str) -> TextClause:
+    return text(statement)

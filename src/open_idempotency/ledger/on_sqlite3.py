@@ -1,0 +1,41 @@
+"""The ledger on a ``sqlite3.Connection`` of the application's."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from open_idempotency.ledger.dialects import SQLITE, Dialect
+from open_idempotency.ledger.problems import is_missing, missing, no_transaction
+from open_idempotency.ledger.steps import Parameters, Rows
+
+
+class SqliteTransaction:
+    """The transaction that the connection is in, or begins with its next write."""
+
+    awaited = False
+    dialect: Dialect = SQLITE
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def execute(self, statement: str, parameters: Parameters) -> Rows:
+        """See ``Transaction.execute``."""
+        try:
+            return self._connection.execute(statement, dict(parameters)).fetchall()
+        except sqlite3.OperationalError as error:
+            if is_missing(error):
+                raise missing(error, SQLITE) from error
+            raise
+
+
+def transaction_of(connection: sqlite3.Connection) -> SqliteTransaction:
+    """See ``transactions.transaction_of``."""
+    if not connection.in_transaction and _commits_by_itself(connection):
+        raise no_transaction("the sqlite3 connection", "execute BEGIN first, or leave isolation_level at its default")
+    return SqliteTransaction(connection)
+
+
+def _commits_by_itself(connection: sqlite3.Connection) -> bool:
+    # Since Python 3.12 there is `autocommit`, whose value -1 means: as isolation_level says.
+    autocommit = getattr(connection, "autocommit", -1)
+    return connection.isolation_level is None if autocommit == -1 else bool(autocommit)

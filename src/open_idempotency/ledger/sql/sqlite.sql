@@ -1,0 +1,18 @@
+-- The ledger: stages and answers that commit together with the application's own rows. Times are seconds since 1970.
+CREATE TABLE open_idempotency_ledger (
+    record_id blob NOT NULL PRIMARY KEY,
+    token bigint NOT NULL,
+    fingerprint blob NOT NULL,
+    response blob,
+    expires_at double NOT NULL
+);
+CREATE INDEX open_idempotency_ledger_expires_at ON open_idempotency_ledger (expires_at);
+
+CREATE TABLE open_idempotency_ledger_stages (
+    record_id blob NOT NULL,
+    stage_id blob NOT NULL,
+    name varchar(200) NOT NULL,
+    stage_key varchar(200) NOT NULL,
+    frame blob,
+    PRIMARY KEY (record_id, stage_id)
+);

@@ -1,0 +1,154 @@
+"""What the ledger does inside the application's own transaction, as steps for either colour (S-05, S-06).
+
+The fence comes first: it locks the record's row until the transaction ends, and refuses a token that was superseded. So
+a worker that lost its lease cannot commit, and one that takes over waits for the transaction of the one before, and
+then sees what that committed. What is saved is rolled back with the caller's rows, or committed with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import struct
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from open_idempotency._core.attempt import Attempt, StageId
+from open_idempotency._core.commands import Call
+from open_idempotency._core.drivers import Steps, ask
+from open_idempotency._core.keeping import stored_form
+from open_idempotency._core.models import Lease, Stage
+from open_idempotency._core.requests import Answer
+from open_idempotency._core.sealing import ANSWER, seal_stage, unseal_stage
+from open_idempotency._core.settlement import wants_kept
+from open_idempotency.exceptions import AnsweredBefore, KeyReused, LeaseLost, RecordUnreadable
+from open_idempotency.ledger.dialects import Dialect
+
+Parameters = Mapping[str, object]
+Rows = Sequence[Sequence[Any]]
+
+
+class Transaction(Protocol):
+    """The caller's transaction, whatever library it is of, in one colour."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """The statements to run."""
+        ...
+
+    @property
+    def awaited(self) -> bool:
+        """Whether the two verbs are to be awaited."""
+        ...
+
+    def execute(self, statement: str, parameters: Parameters) -> Rows | Awaitable[Rows]:
+        """Run a statement in the transaction; its rows, none where it returns none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the ledger has of a record: the answer that was committed with the application's rows, if one was."""
+
+    response: bytes | None
+
+
+def fence(transaction: Transaction, attempt: Attempt, lease: Lease) -> Steps[Entry]:
+    """Lock the record's row in the caller's transaction, and check that no later attempt has been there.
+
+    Raises ``LeaseLost``, and ``KeyReused`` where the key was used for another request whose record is lost.
+    """
+    dialect, kept = transaction.dialect, lease.duration + lease.ttl
+    named = {"record_id": lease.record_id, "fingerprint": lease.fingerprint, "kept": kept}
+    yield from _run(transaction, dialect.fence, {**named, "token": lease.token})
+    rows = yield from _run(transaction, dialect.row, {"record_id": lease.record_id})
+    if not rows:
+        raise RecordUnreadable("the ledger's row was not there right after it was written")
+    token, fingerprint, expired, response = rows[0]
+    if token > lease.token:
+        attempt.lost = True
+        raise LeaseLost(f"the ledger has token {token}; this attempt has {lease.token}")
+    if expired:
+        yield from _run(transaction, dialect.forget_stages, {"record_id": lease.record_id})
+        yield from _run(transaction, dialect.renew, named)
+        return Entry(None)
+    if not hmac.compare_digest(bytes(fingerprint), lease.fingerprint):
+        attempt.stopped = error = KeyReused("the ledger knows this key from another request")
+        raise error
+    return Entry(None if response is None else bytes(response))
+
+
+def find_stage(transaction: Transaction, attempt: Attempt, stage: StageId) -> Steps[bytes | None]:
+    """The frame of a stage that was committed, behind the fence; None where it has to run."""
+    lease = attempt.lease
+    assert lease is not None
+    yield from fence(transaction, attempt, lease)
+    named = _named(lease, stage)
+    if transaction.dialect.place is not None:
+        yield from _run(transaction, transaction.dialect.place, named)
+    found = {name: named[name] for name in ("record_id", "stage_id")}
+    rows = yield from _run(transaction, transaction.dialect.stage, found)
+    if not rows or rows[0][0] is None:
+        return None
+    return unseal_stage(Stage(*stage, bytes(rows[0][0])), lease, attempt.policy).frame
+
+
+def save_stage(transaction: Transaction, attempt: Attempt, stage: StageId, frame: bytes) -> Steps[None]:
+    """Put a stage into the caller's transaction, which ``find_stage`` has fenced."""
+    attempt.check_running()
+    lease = attempt.lease
+    assert lease is not None
+    sealed = seal_stage(Stage(*stage, frame), lease, attempt.policy).frame
+    named = _named(lease, stage)
+    if transaction.dialect.place is not None:
+        named = {name: named[name] for name in ("record_id", "stage_id")}
+    yield from _run(transaction, transaction.dialect.save_stage, {**named, "frame": sealed})
+
+
+def enter(transaction: Transaction, attempt: Attempt) -> Steps[None]:
+    """Go on only if no earlier attempt has committed its answer (S-06). Raises ``AnsweredBefore``, and as ``fence``."""
+    lease = attempt.lease
+    assert lease is not None
+    entry = yield from fence(transaction, attempt, lease)
+    if entry.response is not None:
+        attempt.stopped = error = AnsweredBefore(entry.response)
+        raise error
+
+
+def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> Steps[None]:
+    """Put the whole answer into the caller's transaction, behind ``enter``, if it is one that is kept (S-06)."""
+    attempt.check_running()
+    lease = attempt.lease
+    assert lease is not None
+    if not (yield from wants_kept(attempt, lease, answer.status)):
+        return
+    # The very bytes that the record gets in the end, so that either can stand for the other.
+    response, _ = yield from stored_form(answer, ANSWER, lease, attempt.policy)
+    named = {"record_id": lease.record_id, "response": response, "kept": lease.duration + lease.ttl}
+    yield from _run(transaction, transaction.dialect.answer, named)
+
+
+def purge(transaction: Transaction, limit: int) -> Steps[int]:
+    """Delete at most ``limit`` entries that have expired, and stages that belong to none; how many had expired."""
+    expired = yield from _run(transaction, transaction.dialect.expired, {"limit": limit})
+    yield from _run(transaction, transaction.dialect.purge, {"limit": limit})
+    yield from _run(transaction, transaction.dialect.purge_stages, {"limit": limit})
+    return int(expired[0][0])
+
+
+def _run(transaction: Transaction, statement: str, parameters: Parameters) -> Steps[Rows]:
+    run: Callable[[], Rows | Awaitable[Rows]] = partial(transaction.execute, statement, parameters)
+    return (yield from ask(Call(run)))
+
+
+def _named(lease: Lease, stage: StageId) -> dict[str, object]:
+    name, key = stage
+    return {"record_id": lease.record_id, "stage_id": _digest(stage), "name": name, "key": key}
+
+
+def _digest(stage: StageId) -> bytes:
+    """What stands for name and key in an index, whose entries some databases keep short."""
+    name = stage[0].encode("utf-8", "surrogatepass")
+    return hashlib.sha256(struct.pack("!I", len(name)) + name + stage[1].encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,57 @@
+"""What ``tx=`` takes: the application's own transaction, recognised by its type without importing any library."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from open_idempotency.exceptions import ConfigurationError
+from open_idempotency.ledger.steps import Transaction
+
+_EXPECTED = (
+    "tx= takes a SQLAlchemy Session, Connection, AsyncSession or AsyncConnection, a Django database alias, a psycopg "
+    "connection or a sqlite3.Connection"
+)
+
+
+class _Kind(NamedTuple):
+    """One type: the module and name of its class, and the module of ours that makes a ``Transaction`` of it."""
+
+    library: str
+    name: str
+    ours: str
+
+
+_KINDS = (
+    _Kind("sqlalchemy.orm", "Session", "on_sqlalchemy"),
+    _Kind("sqlalchemy.orm", "scoped_session", "on_sqlalchemy"),
+    _Kind("sqlalchemy.engine", "Connection", "on_sqlalchemy"),
+    _Kind("sqlalchemy.ext.asyncio", "AsyncSession", "on_sqlalchemy"),
+    _Kind("sqlalchemy.ext.asyncio", "async_scoped_session", "on_sqlalchemy"),
+    _Kind("sqlalchemy.ext.asyncio", "AsyncConnection", "on_sqlalchemy"),
+    _Kind("psycopg", "Connection", "on_psycopg"),
+    _Kind("psycopg", "AsyncConnection", "on_psycopg"),
+    _Kind("sqlite3", "Connection", "on_sqlite3"),
+)
+
+
+def transaction_of(tx: object) -> Transaction:
+    """The transaction that ``tx=`` stands for.
+
+    Raises ``ConfigurationError``, with what to do, for what is no transaction: an unknown type, a connection that
+    commits each statement by itself, an unknown alias, a database that the ledger knows no dialect of.
+    """
+    if isinstance(tx, str):
+        return _make("on_django", tx)
+    for kind in _KINDS:
+        known = getattr(sys.modules.get(kind.library), kind.name, None)
+        if isinstance(known, type) and isinstance(tx, known):
+            return _make(kind.ours, tx)
+    raise ConfigurationError(f"{_EXPECTED}; not {type(tx).__name__}")
+
+
+def _make(ours: str, tx: object) -> Transaction:
+    make: Callable[[Any], Transaction] = import_module(f"open_idempotency.ledger.{ours}").transaction_of
+    return make(tx)
