@@ -8,7 +8,8 @@
             return MyBackend(clock=clock)
 
 The fixture returns an empty backend of either colour, whose time is ``clock()``. This needs pytest and anyio, whose
-plugin comes with it; override its fixture ``anyio_backend`` to choose asyncio or trio. The HTTP runner,
+plugin comes with it; override its fixture ``anyio_backend`` to choose asyncio or trio. ``check_against_model`` looks
+for a history of commands on which the backend breaks the contract, and needs Hypothesis too. The HTTP runner,
 ``python -m open_idempotency.conformance URL``, needs neither, so nothing is imported before it is asked for.
 """
 
@@ -20,15 +21,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from open_idempotency.conformance.contract import BackendContract
+    from open_idempotency.conformance.modelled import check_against_model
     from open_idempotency.conformance.support import AsyncVerbs, ManualClock
 
-__all__ = ["AsyncVerbs", "BackendContract", "ManualClock"]
+__all__ = ["AsyncVerbs", "BackendContract", "ManualClock", "check_against_model"]
 
-_HOMES = {"BackendContract": "contract", "AsyncVerbs": "support", "ManualClock": "support"}
+_HOMES = {
+    "BackendContract": "contract",
+    "AsyncVerbs": "support",
+    "ManualClock": "support",
+    "check_against_model": "modelled",
+}
 
 # Only modules that are not imported yet can be rewritten, so this cannot wait until a name is asked for.
 if "pytest" in sys.modules:
-    for _module in ("claims", "expiry", "operators", "owners", "stages", "support", "waiting"):
+    for _module in ("claims", "expiry", "operators", "owners", "quotas", "stages", "support", "waiting"):
         sys.modules["pytest"].register_assert_rewrite(f"{__name__}.{_module}")
 
 

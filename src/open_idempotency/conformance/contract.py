@@ -12,12 +12,15 @@ from open_idempotency.conformance.claims import ClaimContract
 from open_idempotency.conformance.expiry import ExpiryContract
 from open_idempotency.conformance.operators import OperatorContract
 from open_idempotency.conformance.owners import OwnerContract
+from open_idempotency.conformance.quotas import QuotaContract
 from open_idempotency.conformance.stages import StageContract
 from open_idempotency.conformance.support import AsyncVerbs, ManualClock
 from open_idempotency.conformance.waiting import WaitingContract
 
 
-class BackendContract(ClaimContract, OwnerContract, StageContract, ExpiryContract, OperatorContract, WaitingContract):
+class BackendContract(
+    ClaimContract, OwnerContract, StageContract, ExpiryContract, OperatorContract, QuotaContract, WaitingContract
+):
     """Subclass it and override the fixture ``backend``."""
 
     pytestmark = pytest.mark.anyio

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,15 +19,19 @@ from open_idempotency.backend import (
     Completed,
     Fail,
     Get,
+    Health,
     Lease,
     Leased,
     Record,
     Release,
     Renew,
     Renewal,
+    Reserve,
+    ReserveAnswer,
     SaveStage,
     Stage,
     StageSaved,
+    Unreserve,
     Wait,
 )
 
@@ -56,6 +60,7 @@ class AsyncVerbs(AsyncBackend):
     def __init__(self, backend: Backend | AsyncBackend) -> None:
         self.backend = backend
         self.call_timeout = backend.call_timeout
+        self.quotas = backend.quotas
 
     async def _call(self, verb: str, *arguments: Any) -> Any:
         answer = getattr(self.backend, verb)(*arguments)
@@ -113,6 +118,20 @@ class AsyncVerbs(AsyncBackend):
         answer: int = await self._call("purge", limit)
         return answer
 
+    async def health(self) -> Health:
+        """See ``Backend.health``."""
+        answer: Health = await self._call("health")
+        return answer
+
+    async def reserve(self, c: Reserve, /) -> ReserveAnswer:
+        """See ``Backend.reserve``."""
+        answer: ReserveAnswer = await self._call("reserve", c)
+        return answer
+
+    async def unreserve(self, c: Unreserve, /) -> None:
+        """See ``Backend.unreserve``."""
+        await self._call("unreserve", c)
+
     async def wait(self, c: Wait, /) -> None:
         """See ``Backend.wait``; a blocking one waits in a thread, so that others can end what it waits for."""
         if isinstance(self.backend, AsyncBackend):
@@ -130,28 +149,32 @@ class AsyncVerbs(AsyncBackend):
 
     async def claim_at_once(self, claims: Sequence[Claim]) -> list[ClaimAnswer]:
         """All the claims at the same moment: in tasks, or in threads for a blocking backend."""
-        if isinstance(self.backend, Backend):
-            return _claim_in_threads(self.backend, claims)
-        answers: list[ClaimAnswer] = []
+        return await self.at_once("claim", claims)
 
-        async def one(c: Claim) -> None:
-            answers.append(await self.claim(c))
+    async def at_once(self, verb: str, commands: Sequence[Any]) -> list[Any]:
+        """The same with any verb."""
+        if isinstance(self.backend, Backend):
+            return _in_threads(getattr(self.backend, verb), commands)
+        answers: list[Any] = []
+
+        async def one(command: Any) -> None:
+            answers.append(await self._call(verb, command))
 
         async with anyio.create_task_group() as group:
-            for c in claims:
-                group.start_soon(one, c)
+            for command in commands:
+                group.start_soon(one, command)
         return answers
 
 
-def _claim_in_threads(backend: Backend, claims: Sequence[Claim]) -> list[ClaimAnswer]:
-    together = threading.Barrier(len(claims), timeout=30)
+def _in_threads(verb: Callable[[Any], Any], commands: Sequence[Any]) -> list[Any]:
+    together = threading.Barrier(len(commands), timeout=30)
 
-    def one(c: Claim) -> ClaimAnswer:
+    def one(command: Any) -> Any:
         together.wait()
-        return backend.claim(c)
+        return verb(command)
 
-    with ThreadPoolExecutor(len(claims)) as threads:
-        return list(threads.map(one, claims, timeout=60))
+    with ThreadPoolExecutor(len(commands)) as threads:
+        return list(threads.map(one, commands, timeout=60))
 
 
 def claim_of(record_id: bytes, **fields: Any) -> Claim:

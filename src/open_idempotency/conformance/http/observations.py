@@ -22,6 +22,7 @@ LIMITS: dict[str, int] = {
     "other spellings of the key": 4,
     "the key with another payload": 3,
     "two at one moment": 4,
+    "two payloads at one moment": 2,
     "no key": 2,
     "malformed keys": 12,
     "long keys": 2,
@@ -53,7 +54,7 @@ class Scene(Generic[_T]):
         value, verdict = played[self._place]
         if verdict is not None:
             raise Undecided(verdict.result, verdict.seen)
-        return value  # type: ignore[no-any-return]
+        return value  # type: ignore[no-any-return]  # what self._play returned, kept as Any
 
 
 def new_key() -> str:
@@ -179,18 +180,23 @@ class Observations:
 
     @Scene
     def reuse(self) -> Reuse:
-        """The first key with another payload, which the endpoint takes with a new key."""
-        other = self.target.other_payload()
-        if other is None:
-            raise not_applicable("no other payload; give --other-data")
-        group = "the key with another payload"
-        control = self._send(group, self.spelled(new_key()), body=other)
-        if not control.success:
-            raise unknown(f"the other payload is answered {control} with a new key too; give --other-data")
+        """The first key with another payload, and with its own again."""
+        group, other = "the key with another payload", self.other_payload
         return Reuse(
             self._send(group, self.spelled(self.key), body=other),
             self._send(group, self.spelled(self.key)),
         )
+
+    @Scene
+    def other_payload(self) -> bytes:
+        """Another payload, which the endpoint takes with a new key."""
+        other = self.target.other_payload()
+        if other is None:
+            raise not_applicable("no other payload; give --other-data")
+        control = self._send("the key with another payload", self.spelled(new_key()), body=other)
+        if not control.success:
+            raise unknown(f"the other payload is answered {control} with a new key too; give --other-data")
+        return other
 
     @Scene
     def pair(self) -> Pair:
@@ -205,6 +211,17 @@ class Observations:
             return Pair(both, afterwards, self.distinct)
         other = self._send(group, self.spelled(new_key()), url=url)
         return Pair(both, afterwards, result_of(other) != result_of(afterwards))
+
+    @Scene
+    def rivals(self) -> list[Exchange]:
+        """Two payloads with one new key at one moment, at the slow URL where there is one."""
+        other, url, key = self.other_payload, self.target.slow_url, self.spelled(new_key())
+        calls = [self.target.call((key,), url=url), self.target.call((key,), url=url, body=other)]
+        both = self._client.send_together("two payloads at one moment", calls)
+        for each in both:
+            if not each.status:
+                raise unknown(str(each))
+        return both
 
     @Scene
     def without_key(self) -> list[Exchange]:

@@ -20,6 +20,8 @@ from open_idempotency.conformance.http.wire import Exchange
 
 #: seconds by which a duplicate has to outlast a replay, before it is said to have been held back
 HELD = 0.5
+#: seconds that a request has to take, so that another one sent at the same moment has surely met it
+MET = 0.1
 _DESCRIBED = re.compile(r"""rel\s*=\s*"?[^",;]*\b(describedby|help)\b""", re.IGNORECASE)
 
 
@@ -55,6 +57,20 @@ def reuse_status(seen: Observations) -> Verdict:
 def reuse_explained(seen: Observations) -> Verdict:
     """The refusal says what is wrong."""
     return explained(_refusal(seen))
+
+
+def reuse_meanwhile(seen: Observations) -> Verdict:
+    """Of two payloads with one key at one moment one is carried out, and the other is a 422."""
+    answered = statuses(seen.rivals)
+    winners = [each for each in seen.rivals if each.success]
+    if len(winners) != 1:
+        which = "both were answered as if they were" if winners else "neither was"
+        return fails(f"{answered}: {which} carried out")
+    (winner,) = winners
+    (loser,) = [each for each in seen.rivals if each is not winner]
+    if loser.status == 422 and winner.seconds < max(MET, loser.seconds):
+        raise unknown(f"{answered}: the first had finished after {winner.seconds * 1000:.0f} ms; give --slow-url")
+    return holds_if(loser.status == 422, f"{loser} while the other ran")
 
 
 def _refusal(seen: Observations) -> Exchange:

@@ -91,6 +91,13 @@ STATEMENTS: tuple[Statement, ...] = (
         refusals.conflict_harmless,
     ),
     Statement(
+        "reuse-meanwhile",
+        _RULE,
+        "O-05",
+        "A key that comes with another payload while the first request runs is a 422.",
+        refusals.reuse_meanwhile,
+    ),
+    Statement(
         "missing-refused",
         _SHOULD,
         "draft 2.7",
