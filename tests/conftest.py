@@ -8,7 +8,10 @@ from contextlib import contextmanager
 
 import pytest
 
+from open_idempotency import open_backend
+from tests.postgres_server import PostgresServer
 from tests.servers import CAN_EXIST, Server
+from tests.topologies import Cluster, Sentinel, replicated
 
 #: on a machine that brings its own server; it is used in place of the Valkey one, and never flushed
 ADDRESS = os.environ.get("OI_TEST_REDIS_URL")
@@ -55,8 +58,54 @@ def redis_url() -> Iterator[str]:
         yield url
 
 
+@contextmanager
+def _running_postgres(version: int) -> Iterator[PostgresServer]:
+    # Durability is not what most tests are about, and the disk is slow.
+    server = PostgresServer(version, "fsync=off", "autovacuum=off").start()
+    try:
+        open_backend(server.url()).migrate()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres18() -> Iterator[PostgresServer]:
+    """The newest PostgreSQL, for this test process, with the tables made; keep to keys of your own."""
+    with _running_postgres(18) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres16() -> Iterator[PostgresServer]:
+    """An older PostgreSQL, in the same way."""
+    with _running_postgres(16) as server:
+        yield server
+
+
 @pytest.fixture(params=SERVER_KINDS)
 def server_url(request: pytest.FixtureRequest) -> str:
     """Each kind of server in turn."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A Cluster of three primaries for this test process; keep to keys of your own, and leave its nodes running."""
+    cluster = Cluster()
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def sentinel_url() -> Iterator[str]:
+    """A primary that a Sentinel names, for this test process; leave both running."""
+    with replicated(0) as (primary, _):
+        sentinel = Sentinel(primary.port)
+        try:
+            yield sentinel.start().sentinel_url
+        finally:
+            sentinel.stop()

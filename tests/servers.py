@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import signal
 import socket
 import subprocess
 import sys
@@ -63,6 +64,8 @@ class Server:
         self._folder = tempfile.TemporaryDirectory(prefix=f"oi-{kind}-")
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
+        #: what plain clients log in with
+        self.password = _word_after("--requirepass", options)
 
     @property
     def url(self) -> str:
@@ -71,7 +74,7 @@ class Server:
 
     def start(self) -> Server:
         """Start it and wait until it answers; a port that somebody else took is replaced."""
-        ports = [self.port] if self.port else [_free_port() for _ in range(_PORT_TRIES)]
+        ports = [self.port] if self.port else [free_port() for _ in range(_PORT_TRIES)]
         for port in ports:
             self.port = port
             self._process = self._launch(port)
@@ -87,6 +90,16 @@ class Server:
             self._process.wait(10)
             self._process = None
 
+    def freeze(self) -> None:
+        """Let it say nothing, as behind a silent partition; its machine still accepts connections."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """End it and remove its directory."""
         self.kill()
@@ -94,7 +107,7 @@ class Server:
 
     def connect(self) -> redis.Redis:
         """A plain client, to look at the server behind the backend's back."""
-        return redis.Redis(port=self.port, socket_timeout=5, protocol=2)
+        return redis.Redis(port=self.port, socket_timeout=5, protocol=2, password=self.password)
 
     def _launch(self, port: int) -> subprocess.Popen[bytes]:
         arguments = [
@@ -121,7 +134,12 @@ class Server:
         return False
 
 
-def _free_port() -> int:
+def _word_after(name: str, words: tuple[str, ...]) -> str | None:
+    return words[words.index(name) + 1] if name in words else None
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

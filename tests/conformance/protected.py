@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any
@@ -18,25 +19,34 @@ from open_idempotency.asgi import App, IdempotencyMiddleware, Receive, Scope, Se
 from open_idempotency.fastapi import IdempotencyMiddleware as FastAPIMiddleware
 from open_idempotency.flask import Idempotency
 from open_idempotency.wsgi import IdempotencyMiddleware as WSGIMiddleware
-from tests.conformance.shop import PATIENCE
+from tests.conformance.shop import PATIENCE, SLOW
 
 
 class Handler:
-    """Charges; ``/slow`` waits until a duplicate was turned away, ``/failing`` is a 503."""
+    """Charges; ``/slow`` waits until a duplicate was turned away, ``/failing`` is a 503.
+
+    The first slow request is met by a retry, the second by nobody, and the third by another payload.
+    """
 
     def __init__(self) -> None:
         self._numbers = count(1)
-        self._turned_away = threading.Event()
+        self._slow_runs = 0
+        self._turned_away = {0: threading.Event(), 2: threading.Event()}
 
     def listen(self, event: events.Event) -> None:
-        """Let a slow request end once its duplicate has been told of it."""
+        """Let a slow request end once what met it has been told so."""
         if isinstance(event, events.Conflicted):
-            self._turned_away.set()
+            self._turned_away[0].set()
+        elif isinstance(event, events.KeyReused) and self._slow_runs >= 2:
+            self._turned_away[2].set()
 
     def charge(self, path: str) -> tuple[int, dict[str, int], dict[str, str]]:
         """Status, body and fields."""
         if path == "/slow":
-            self._turned_away.wait(PATIENCE)
+            turn, self._slow_runs = self._slow_runs, self._slow_runs + 1
+            if turn in self._turned_away:
+                self._turned_away[turn].wait(PATIENCE)
+                time.sleep(SLOW)
         number = next(self._numbers)
         fields = {"Location": f"/charges/{number}", "Set-Cookie": f"last={number}"}
         return 503 if path == "/failing" else 201, {"charge": number}, fields

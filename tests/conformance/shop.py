@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
@@ -18,6 +20,8 @@ Fields = list[tuple[str, str]]
 STRING = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])+)"(?:; *[a-z*][a-z0-9_\-.*]*(?:=[a-z0-9]+)?)*')
 BARE = re.compile(r"[!#-+\--:<-\[\]-~]+")
 PATIENCE = 10.0
+#: seconds that a request to ``/slow`` takes, once it has been met
+SLOW = 0.12
 
 
 @dataclass
@@ -36,6 +40,8 @@ class Request:
     path: str
     caller: str
     body: bytes
+    #: how many keys came to ``/slow`` before this one
+    turn: int = field(default=0, compare=False)
 
 
 @dataclass
@@ -48,7 +54,11 @@ class Kept:
 
 
 class Shop:
-    """Charges at any path; ``/slow`` waits for a duplicate, ``/failing`` is a 503."""
+    """Charges at any path; ``/slow`` waits for a duplicate, ``/failing`` is a 503.
+
+    Of the keys that come to ``/slow`` the first one meets a duplicate, the second one comes alone and does not wait,
+    and the third one meets another payload.
+    """
 
     #: the statements that do not hold of it
     fails: frozenset[str] = frozenset()
@@ -62,9 +72,10 @@ class Shop:
         self.runs = 0
         self.kept: dict[Any, Kept] = {}
         self.lock = threading.Lock()
-        #: set when a duplicate of a slow request was answered, or ran as well
-        self.duplicate = threading.Event()
-        self.slow_runs = 0
+        #: set when a duplicate of a slow request was answered, or ran as well; by turn
+        self.met = {0: threading.Event(), 2: threading.Event()}
+        self.slow_runs: Counter[int] = Counter()
+        self.slow_keys: list[str] = []
 
     # --- what a subclass may get wrong
 
@@ -101,6 +112,10 @@ class Shop:
         """A key with another request."""
         return self.problem(422, "key reused")
 
+    def reused_meanwhile(self, kept: Kept, request: Request) -> Answer:
+        """A key with another request, while its own one runs."""
+        return self.reused(kept, request)
+
     def busy(self, kept: Kept, request: Request) -> Answer:
         """A retry while the first runs."""
         return self.problem(409, "in progress", [("Retry-After", "1")])
@@ -121,12 +136,13 @@ class Shop:
         with self.lock:
             number = next(self.numbers)
             self.runs += 1
-            self.slow_runs += request.path == "/slow"
-            both_run = self.slow_runs > 1
-        if request.path == "/slow":
+            self.slow_runs[request.turn] += request.path == "/slow"
+            both_run = self.slow_runs[request.turn] > 1
+        if request.path == "/slow" and request.turn in self.met:
             if both_run:
-                self.duplicate.set()
-            self.duplicate.wait(self.slow_for)
+                self.met[request.turn].set()
+            self.met[request.turn].wait(self.slow_for)
+            time.sleep(SLOW)
         body = json.dumps({"charge": number}).encode()
         if request.path == "/failing":
             return Answer(503, [("Content-Type", "application/json")], body)
@@ -150,11 +166,13 @@ class Shop:
         if kept is None:
             return self.first(record_id, own)
         if not self.same_request(kept.request, request):
-            return self.reused(kept, request)
-        if kept.answer is not None:
+            answer = self.reused(kept, request) if kept.answer is not None else self.reused_meanwhile(kept, request)
+        elif kept.answer is not None:
             return self.replay(kept.answer, kept)
-        answer = self.busy(kept, request)
-        self.duplicate.set()
+        else:
+            answer = self.busy(kept, request)
+        if request.path == "/slow" and request.turn in self.met:
+            self.met[request.turn].set()
         return answer
 
     def first(self, record_id: Any, kept: Kept) -> Answer:
@@ -170,8 +188,13 @@ class Shop:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        field = environ.get("HTTP_IDEMPOTENCY_KEY")
         request = Request(environ["PATH_INFO"], environ.get("HTTP_AUTHORIZATION", ""), body)
-        answer = self.answer(request, environ.get("HTTP_IDEMPOTENCY_KEY"))
+        if request.path == "/slow" and field is not None:
+            with self.lock:
+                self.slow_keys += [field] * (field not in self.slow_keys)
+                request.turn = self.slow_keys.index(field)
+        answer = self.answer(request, field)
         length = ("Content-Length", str(len(answer.body)))
         start_response(f"{answer.status} Whatever", [*answer.fields, length])
         return [answer.body]

@@ -94,7 +94,7 @@ class Unmarked(Shop):
 class IgnoresPayload(Shop):
     """Replays whatever the payload is."""
 
-    fails = frozenset({"reuse-refused"})
+    fails = frozenset({"reuse-refused", "reuse-meanwhile"})
 
     def same_request(self, kept: Request, request: Request) -> bool:
         return True
@@ -103,7 +103,7 @@ class IgnoresPayload(Shop):
 class RunsReusedKey(Shop):
     """Carries a reused key's other request out."""
 
-    fails = frozenset({"reuse-refused"})
+    fails = frozenset({"reuse-refused", "reuse-meanwhile"})
 
     def reused(self, kept: Kept, request: Request) -> Answer:
         return self.run(request)
@@ -112,10 +112,28 @@ class RunsReusedKey(Shop):
 class ReusedIs400(Shop):
     """Refuses a reused key with another status."""
 
-    fails = frozenset({"reuse-status"})
+    fails = frozenset({"reuse-status", "reuse-meanwhile"})
 
     def reused(self, kept: Kept, request: Request) -> Answer:
         return self.problem(400, "key reused")
+
+
+class ReusedMeanwhileIs409(Shop):
+    """Looks at the payload only when there is an answer to compare with."""
+
+    fails = frozenset({"reuse-meanwhile"})
+
+    def reused_meanwhile(self, kept: Kept, request: Request) -> Answer:
+        return self.busy(kept, request)
+
+
+class ReusedMeanwhileRuns(Shop):
+    """Carries out whatever comes in before the first payload is on record."""
+
+    fails = frozenset({"reuse-meanwhile"})
+
+    def reused_meanwhile(self, kept: Kept, request: Request) -> Answer:
+        return self.run(request)
 
 
 class ReuseSpoils(Shop):
@@ -199,9 +217,9 @@ class BothConflict(Shop):
         self.meeting = threading.Barrier(2)
 
     def with_key(self, key: str, request: Request) -> Answer:
-        if request.path == "/slow" and self.slow_runs == 0 and not self.duplicate.is_set():
+        if request.path == "/slow" and request.turn == 0 and not self.slow_runs[0] and not self.met[0].is_set():
             self.meeting.wait(PATIENCE)
-            self.duplicate.set()
+            self.met[0].set()
             return self.busy(Kept(request), request)
         return super().with_key(key, request)
 

@@ -146,7 +146,8 @@ class TellsOnOthers(SharesKeys):
 class OneForAll(Shop):
     """Takes every request for the first one."""
 
-    fails = frozenset({"new-keys", "reuse-refused", "case-of-key"})
+    fails = frozenset({"reuse-meanwhile", "new-keys", "reuse-refused", "case-of-key"})
+    slow_for = 1.0
 
     def record_id(self, key: str, request: Request) -> Any:
         return request.path, request.caller, request.body

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +34,6 @@ from open_idempotency.backends.redis import RedisBackend
 from open_idempotency.conformance import AsyncVerbs, ManualClock
 from open_idempotency.conformance.support import claim_of, lease_of, stage_of
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError, RecordUnreadable
-from tests.conftest import SERVER_KINDS
 from tests.servers import Server
 
 RECORD = b"\x01\xff record"
@@ -415,42 +415,6 @@ def test_when_all_connections_are_taken_a_call_gives_up(colour: str) -> None:
         _run(colour, backend, steps)
 
 
-@pytest.mark.parametrize("kind", SERVER_KINDS)
-def test_at_the_memory_limit_claims_fail_and_completions_succeed(kind: str) -> None:
-    """B-11b, FAULTS 9: finished work is recorded, re-created records included; new work is not begun."""
-    with _server("--maxmemory-policy", "noeviction", kind=kind) as server:
-        backend = RedisBackend(server.url, timeout=10)
-        leases = {name: _lease(backend, name) for name in (b"run", b"fail", b"stage", b"gone", b"renew")}
-        backend.delete(b"gone")
-        with server.connect() as plain:
-            plain.config_set("maxmemory", "1")
-        with pytest.raises(BackendUnavailable) as caught:
-            backend.claim(claim_of(b"new"))
-        assert "maxmemory" in str(caught.value.__cause__)
-        backend.complete(Complete(leases[b"run"], b"response" * 1000))
-        backend.fail(Fail(leases[b"fail"]))
-        backend.save_stage(SaveStage(leases[b"stage"], stage_of("reserve")))
-        assert backend.complete(Complete(leases[b"gone"], b"response")).recreated
-        assert list(backend.renew(Renew([leases[b"renew"]]))) == [Renewal.OWNED]
-        assert backend.claim(claim_of(b"run")) == Finished(b"response" * 1000)
-        backend.close()
-
-
-def test_a_user_without_config_and_scripts_load_is_enough() -> None:
-    """B-11a: a minimal ACL; nothing is asked of the server at start."""
-    with _server() as server:
-        rules = ["on", ">secret", "~oi:*", "-@all"]
-        rules += ["+evalsha", "+eval", "+hmget", "+hget", "+hset", "+hdel", "+exists", "+del", "+pexpire", "+time"]
-        with server.connect() as plain:
-            plain.execute_command("ACL", "SETUSER", "app", *rules)
-        backend = RedisBackend(server.url.replace("//", "//app:secret@"), timeout=10)
-        lease = _lease(backend)
-        backend.save_stage(SaveStage(lease, stage_of("reserve")))
-        backend.complete(Complete(lease, b"response"))
-        assert backend.claim(claim_of(RECORD)) == Finished(b"response")
-        backend.close()
-
-
 def test_wrong_credentials_are_unavailable_and_not_repeated() -> None:
     """Section 9, B-10: the cause is kept, the password is in no text."""
     with _server() as server:
@@ -487,9 +451,9 @@ def test_clients_of_closed_loops_are_forgotten(backend: RedisBackend) -> None:
 
     for _ in range(5):
         asyncio.run(use())
-    assert len(both._clients._clients.get()) == 1
+    assert len(both._calls._clients._clients.get()) == 1
     asyncio.run(both.close())
-    both._clients._clients.get().clear()
+    both._calls._clients._clients.get().clear()
     gc.collect()
 
 
@@ -498,3 +462,33 @@ def test_wrong_settings_are_refused_at_start(wrong: dict[str, float]) -> None:
     """By name."""
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         RedisBackend("redis://localhost", **wrong)  # type: ignore[arg-type]
+
+
+def test_closing_ends_calls_that_are_under_way(server_url: str, prefix: str) -> None:
+    """B-10, B-11: with a typed error, whatever the library makes of a connection that is taken from it."""
+    backend = RedisBackend(server_url, prefix=prefix, timeout=10)
+    ended = threading.Event()
+    others: list[BaseException] = []
+
+    def call() -> None:
+        while not ended.is_set():
+            try:
+                backend.claim(claim_of(secrets.token_bytes(8)))
+            except BackendUnavailable:
+                continue
+            except BaseException as error:
+                others.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for _ in range(100):
+        backend.get(Get(RECORD))
+        backend.close()
+    ended.set()
+    for thread in threads:
+        thread.join(20)
+    backend.close()
+    assert others == []
+    assert _lease(backend, b"afterwards")
+    backend.close()

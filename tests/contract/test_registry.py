@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,10 @@ SECRET = "s3cr3t-pa%2Fss"
         ("redis://localhost", RedisBackend),
         ("redis://user:pass@[::1]:7000/3?prefix=app:&timeout=0.2&max_connections=2", RedisBackend),
         ("rediss://localhost/0?ssl_cert_reqs=required", RedisBackend),
+        ("redis+sentinel://user:pa%40ss@one:26379,[::1]:26380,two/my%2Fmaster/3?sentinel_password=s", RedisBackend),
+        ("rediss+sentinel://one/mymaster?ssl_ca_certs=ca.pem", RedisBackend),
+        ("redis+cluster://one:7000,two:7001", RedisBackend),
+        ("rediss+cluster://user:pass@one:7000/0?min_replicas=1&replicas_timeout=0.2&eviction=refuse", RedisBackend),
     ],
 )
 def test_a_url_names_a_backend(url: str, kind: type, tmp_path: Path) -> None:
@@ -47,7 +52,9 @@ def test_a_ready_backend_is_taken_in_its_blocking_colour(tmp_path: Path) -> None
 
 def test_an_unknown_scheme_is_told_the_known_ones() -> None:
     """The error lists them."""
-    with pytest.raises(ConfigurationError, match=r"'mongo'; known: memory://, redis://, rediss://, sqlite://"):
+    known = ", ".join(f"{scheme}://" for scheme in sorted(registry.BACKENDS))
+    assert "redis+cluster://, redis+sentinel://" in known
+    with pytest.raises(ConfigurationError, match=re.escape(f"'mongo'; known: {known}")):
         open_backend("mongo://localhost")
 
 
@@ -78,10 +85,18 @@ def test_what_is_no_backend_is_refused(wrong: object) -> None:
         ("redis://localhost?timeout=inf", "timeout: must be more than 0"),
         ("redis://localhost?timeout=nan", "timeout: must be more than 0"),
         ("redis://localhost?ssl_cert_reqs=none", "no option 'ssl_cert_reqs'"),
-        ("redis://localhost?retries=3", "known: max_connections, prefix, timeout"),
+        ("redis://localhost?retries=3", "known: eviction, max_connections, min_replicas, prefix"),
         ("redis://localhost/zero", "the path is the database's number"),
         ("redis://localhost:port/0", "malformed"),
         ("redis://localhost:99999/0", "malformed"),
+        ("redis://[::1/0", "malformed"),
+        ("redis://one,two/0", "takes one host"),
+        ("redis://localhost?sentinel_password=x", "no option 'sentinel_password'"),
+        ("redis+sentinel://localhost", "begins with the name of the service"),
+        ("redis+sentinel://localhost/0x/one", "the path is the database's number, not 'one'"),
+        ("redis+sentinel://localhost:1,two:x/mymaster", "malformed"),
+        ("redis+cluster://localhost/1", "a Cluster has no database but 0"),
+        ("redis+cluster://localhost?eviction=never", "'never' is none of warn, refuse, ignore"),
     ],
 )
 def test_a_wrong_url_is_told_what_is_wrong(url: str, message: str) -> None:
@@ -99,6 +114,9 @@ def test_a_wrong_url_is_told_what_is_wrong(url: str, message: str) -> None:
         f"mongo://user:{SECRET}@localhost",
         f"user:{SECRET}@localhost",
         f"redis://user:{SECRET}@localhost:1/0?timeout=0.1",
+        f"redis+sentinel://user:{SECRET}@one:1,two:x/mymaster",
+        f"redis+sentinel://user:{SECRET}@one:1,two/mymaster?sentinel_password={SECRET}",
+        f"redis+cluster://user:{SECRET}@one:1,two:2",
     ],
 )
 def test_credentials_are_never_repeated(url: str) -> None:

@@ -181,7 +181,7 @@ def test_an_operator_can_delete_what_cannot_be_read(backend: SqliteBackend, othe
 
 def test_a_newer_schema_is_left_alone(path: str, backend: SqliteBackend, other: sqlite3.Connection) -> None:
     """B-08b: a database of a later release."""
-    other.execute("UPDATE open_idempotency_schema SET version = 2")
+    other.execute("UPDATE open_idempotency_schema SET version = 3")
     later = SqliteBackend(path)
     with pytest.raises(RecordUnreadable, match="schema version"):
         later.claim(claim_of(b"a"))

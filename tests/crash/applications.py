@@ -83,13 +83,22 @@ class Client:
     def post_until_admitted(self, worker: Worker) -> tuple[list[int], Reply]:
         """Ask again while the answer is 409: the statuses on the way, and the answer that is another one."""
         refusals: list[int] = []
+
+        def admitted(reply: Reply) -> bool:
+            refusals.append(reply.status)
+            return reply.status != 409
+
+        reply = self.post_until(worker, admitted)
+        return refusals[:-1], reply
+
+    def post_until(self, worker: Worker, wanted: Callable[[Reply], bool]) -> Reply:
+        """Ask again until the answer is a wanted one."""
         deadline = time.monotonic() + ADMITTED_WITHIN
         while time.monotonic() < deadline:
             reply = self.post(worker)
             assert reply is not None, worker.log
-            if reply.status != 409:
-                return refusals, reply
-            refusals.append(reply.status)
+            if wanted(reply):
+                return reply
             time.sleep(0.1)
         raise AssertionError(f"still refused after {ADMITTED_WITHIN} s: {worker.log}")
 

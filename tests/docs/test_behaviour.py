@@ -38,7 +38,6 @@ def test_the_reference_numbers_nothing_else() -> None:
 
 
 UNBUILT = {
-    "S-04": {"external", "reconcile", "on_doubt"},
     "S-05": {"tx"},
     "S-06": {"atomic"},
 }

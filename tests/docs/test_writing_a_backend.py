@@ -7,17 +7,19 @@ from typing import Any
 import pytest
 
 from open_idempotency.backend import AsyncBackend, Backend
-from open_idempotency.conformance import BackendContract, ManualClock
+from open_idempotency.conformance import BackendContract, ManualClock, check_against_model
 from tests.docs.pages import ROOT, blocks
 
 PAGE = ROOT / "docs" / "writing-a-backend.md"
 
 
 def _backend_class() -> Any:
-    (source,) = [block for block in blocks(PAGE) if block.language == "python" and block.heading == "The class"]
+    """The class of the page with all that it adds to it."""
     names: dict[str, Any] = {}
-    exec(compile(source.text, str(PAGE), "exec"), names)
-    return names["DictionaryBackend"]
+    for block in blocks(PAGE):
+        if block.language == "python" and block.heading in ("The class", "Quotas"):
+            exec(compile(block.text, str(PAGE), "exec"), names)
+    return names["CountingBackend"]
 
 
 class TestTheBackendOfTheDocs(BackendContract):
@@ -36,3 +38,9 @@ class TestTheBackendOfTheDocs(BackendContract):
     def backend(self, clock: ManualClock, colour: str) -> Backend | AsyncBackend:
         made: Backend = _backend_class()(clock=clock)
         return made if colour == "sync" else made.to_async()
+
+
+def test_the_backend_of_the_docs_keeps_to_the_model() -> None:
+    """B-12: the other test that the page sends its reader to."""
+    made = _backend_class()
+    check_against_model(lambda clock: made(clock=clock), examples=20, steps=30)

@@ -27,13 +27,16 @@ from open_idempotency.backend import (
     Release,
     Renew,
     Renewal,
+    Reserve,
+    ReserveAnswer,
     SaveStage,
     StageSaved,
+    Unreserve,
     Wait,
 )
 from tests.http.behaviours import PATIENCE
 
-Command = Claim | Renew | SaveStage | Complete | Fail | Release | Get
+Command = Claim | Renew | SaveStage | Complete | Fail | Release | Get | Reserve | Unreserve
 
 
 class WatchedBackend(Backend):
@@ -42,6 +45,7 @@ class WatchedBackend(Backend):
     def __init__(self, backend: Backend) -> None:
         self.inner = backend
         self.call_timeout = backend.call_timeout
+        self.quotas = backend.quotas
         self.commands: list[Command] = []
         #: duplicates that wait, or have waited; not a round trip, so not among the commands
         self.waits: list[Wait] = []
@@ -93,6 +97,14 @@ class WatchedBackend(Backend):
     def purge(self, limit: int = 1000) -> int:
         return self.inner.purge(limit)
 
+    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+        self.commands.append(c)
+        return self.inner.reserve(c)
+
+    def unreserve(self, c: Unreserve, /) -> None:
+        self.commands.append(c)
+        self.inner.unreserve(c)
+
     def to_async(self) -> AsyncBackend:
         return self._async
 
@@ -111,6 +123,7 @@ class _AsyncWatchedBackend(AsyncBackend):
         self._inner = watched.inner.to_async()
         self._noted = watched.commands
         self.call_timeout = self._inner.call_timeout
+        self.quotas = self._inner.quotas
 
     async def claim(self, c: Claim, /) -> ClaimAnswer:
         self._noted.append(c)
@@ -154,6 +167,14 @@ class _AsyncWatchedBackend(AsyncBackend):
     async def purge(self, limit: int = 1000) -> int:
         return await self._inner.purge(limit)
 
+    async def reserve(self, c: Reserve, /) -> ReserveAnswer:
+        self._noted.append(c)
+        return await self._inner.reserve(c)
+
+    async def unreserve(self, c: Unreserve, /) -> None:
+        self._noted.append(c)
+        await self._inner.unreserve(c)
+
     def to_sync(self) -> Backend:
         return self._watched
 
@@ -174,16 +195,32 @@ def sqlite_down(folder: Path) -> Backend:
     return open_backend(f"sqlite:///{path}?timeout=0.05")
 
 
-def redis_down(_: Path) -> Backend:
-    """A Redis address that is taken, so that nobody else can listen there, and refuses connections."""
+def _refusing_port() -> int:
+    """A port that is taken, so that nobody else can listen there, and refuses connections."""
     taken = socket.socket()
     taken.bind(("127.0.0.1", 0))
     _held.append(taken)
-    return open_backend(f"redis://127.0.0.1:{taken.getsockname()[1]}/0")
+    port: int = taken.getsockname()[1]
+    return port
+
+
+def redis_down(_: Path) -> Backend:
+    """A Redis address where nobody listens."""
+    return open_backend(f"redis://127.0.0.1:{_refusing_port()}/0")
+
+
+def postgres_down(_: Path) -> Backend:
+    """A PostgreSQL address where nobody listens."""
+    return open_backend(f"postgresql://127.0.0.1:{_refusing_port()}/none?timeout=0.2")
 
 
 _held: list[sqlite3.Connection | socket.socket] = []
-DOWN: dict[str, Callable[[Path], Backend]] = {"memory": memory_down, "sqlite": sqlite_down, "redis": redis_down}
+DOWN: dict[str, Callable[[Path], Backend]] = {
+    "memory": memory_down,
+    "sqlite": sqlite_down,
+    "redis": redis_down,
+    "postgres": postgres_down,
+}
 
 
 def close_held() -> None:

@@ -48,10 +48,15 @@ class Wait:
 
 @dataclass
 class Run:
-    """``idem.run(name, function)`` or ``await idem.arun(name, function)``."""
+    """``idem.run(name, function, **terms)`` or ``await idem.arun(name, function, **terms)``.
+
+    ``gate``: held within the stage, after the function and before its record, until it opens.
+    """
 
     name: str
     function: Callable[[], Any]
+    terms: dict[str, Any] = field(default_factory=dict)
+    gate: threading.Event | None = None
 
 
 @dataclass
@@ -130,14 +135,40 @@ async def _pass_async(gate: threading.Event) -> None:
     await asyncio.to_thread(_pass, gate)
 
 
+def _run(step: Run) -> Any:
+    if step.gate is None:
+        return idem.run(step.name, step.function, **step.terms)
+    return idem.run(step.name, _held, step, **step.terms)
+
+
+def _held(step: Run) -> Any:
+    value = step.function()
+    assert step.gate is not None
+    _pass(step.gate)
+    return value
+
+
+def _arun(step: Run) -> Any:
+    if step.gate is None:
+        return idem.arun(step.name, step.function, **step.terms)
+    return idem.arun(step.name, _held_async, step, **step.terms)
+
+
+async def _held_async(step: Run) -> Any:
+    value = step.function()
+    assert step.gate is not None
+    await _pass_async(step.gate)
+    return value
+
+
 _BLOCKING: dict[type, Callable[[Any], Any]] = {
     Wait: lambda step: _pass(step.gate),
-    Run: lambda step: idem.run(step.name, step.function),
+    Run: _run,
     Save: lambda step: idem.save_stage(step.name, step.value),
 }
 _AWAITED: dict[type, Callable[[Any], Any]] = {
     Wait: lambda step: _pass_async(step.gate),
-    Run: lambda step: idem.arun(step.name, step.function),
+    Run: _arun,
     Save: lambda step: idem.asave_stage(step.name, step.value),
 }
 

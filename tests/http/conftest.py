@@ -76,6 +76,8 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
                 url = f"sqlite:///{tmp_path_factory.mktemp('records')}/idempotency.db"
             if name == "redis":
                 url = request.getfixturevalue("valkey_url")
+            if name == "postgres":
+                url = request.getfixturevalue("postgres18").url()
             backends[name] = open_backend(url)
         return backends[name]
 

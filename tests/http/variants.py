@@ -11,7 +11,10 @@ from uuid import UUID
 
 import pytest
 
-BACKENDS = ("memory", "sqlite", "redis")
+from open_idempotency.encryption import EncryptionKeys
+from open_idempotency.redaction import redact_json
+
+BACKENDS = ("memory", "sqlite", "redis", "postgres")
 
 #: async: endpoints are coroutines, and blocking ones run in a threadpool. routes: a view, or its router, can require a
 #: key or be exempt. duplicates: its responses can have several fields of one name. background: tasks run after the
@@ -31,6 +34,7 @@ CAPABILITIES: Mapping[str, frozenset[str]] = {
 ON_UVICORN = frozenset({"asgi", "starlette", "fastapi", "django-asgi"})
 
 LIMIT = 1000
+LIVE_KEYS = 2
 
 
 def _uuid(key: str) -> bool:
@@ -62,12 +66,15 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "own rule": {"store": _store_all_but_201},
     "json": {"fingerprint": "json"},
     "by route": {"scope_by_route": True},
+    "limited": {"max_live_keys": LIVE_KEYS},
     "as stripe": {"compat": "stripe", "required": True},
     "rejects failed as stripe": {"compat": "stripe", "on_failed": "reject"},
     # one test's own: what an engine says once is said to the first who gives a reason
     "advised": {},
     "documented": {"docs_url": "https://example.org/idempotency"},
     "strict stages": {"strict_stages": True},
+    "encrypted": {"encryption": EncryptionKeys({"2026": b"k" * 32})},
+    "redacts": {"redact": redact_json("/reserved/card")},
     "down": {},
     "down, open": {"fail_open": True},
 }

@@ -16,12 +16,31 @@ import open_idempotency
 #: optional or costly: none of them may come with the package, nor with its core
 OPTIONAL = {
     "asyncio", "trio", "anyio", "redis", "sqlite3", "pydantic", "starlette", "fastapi", "flask", "werkzeug", "django",
-    "sqlalchemy", "orjson", "multiprocessing", "tempfile", "ssl", "socket",
+    "sqlalchemy", "cryptography", "orjson", "multiprocessing", "tempfile", "ssl", "socket",
 }  # fmt: skip
 #: what a module needs besides the base install; it may load that and nothing else of this list
-FRAMEWORKS = ("redis", "starlette", "fastapi", "flask", "django", "trio", "pydantic", "anyio")
+FRAMEWORKS = (
+    "redis",
+    "starlette",
+    "fastapi",
+    "flask",
+    "django",
+    "trio",
+    "pydantic",
+    "anyio",
+    "cryptography",
+    "psycopg",
+    "sqlalchemy",
+)
 ALLOWED = {
-    "open_idempotency.backends.redis": {"redis"},
+    # redis imports cryptography by itself where it is installed
+    "open_idempotency.backends.redis": {"redis", "cryptography"},
+    "open_idempotency.backends.postgres": {"psycopg"},
+    "open_idempotency.backends.sqlalchemy": {"sqlalchemy"},
+    "open_idempotency.ledger.on_django": {"django"},
+    "open_idempotency.ledger.on_psycopg": {"psycopg"},
+    "open_idempotency.ledger.on_sqlalchemy": {"sqlalchemy"},
+    "open_idempotency.ledger.tables": {"sqlalchemy"},
     "open_idempotency.starlette": {"starlette", "anyio"},
     "open_idempotency.fastapi": {"fastapi", "starlette", "anyio", "pydantic"},
     "open_idempotency.flask": {"flask"},

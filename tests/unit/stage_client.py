@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from open_idempotency._core.admission import Intake, admit
-from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._core.settlement import abort
 from open_idempotency._perform.context import running
 from open_idempotency._perform.engine import Engine, new_owner
@@ -21,18 +21,28 @@ class Client:
         self.engine: Engine = engine_of(**fields)
 
     @contextmanager
-    def request(self, key: bytes = b"0123456789abcdef") -> Iterator[Attempt]:
+    def request(self, key: bytes = b"0123456789abcdef", body: bytes = b"{}") -> Iterator[Attempt]:
         """One attempt: bound while the block runs, failed at its end."""
         fields = [(b"idempotency-key", key)] if key else []
-        intake = Intake(request_of(), fields, new_owner(), lambda: None, lambda: body_of(b"{}"))
+        intake = Intake(request_of(), fields, new_owner(), lambda: None, lambda: body_of(body))
         attempt = self.engine.sync.run(admit(intake, self.engine.policy))
         assert isinstance(attempt, Attempt)
+        try:
+            with self.bound(attempt):
+                yield attempt
+        finally:
+            self.engine.sync.run(abort(attempt, RuntimeError("the handler failed")))
+
+    @contextmanager
+    def bound(self, attempt: Attempt) -> Iterator[None]:
+        """The code of this attempt; of one that has ended, a worker that does not know it yet."""
+        phase, attempt.phase = attempt.phase, Phase.RUNNING
         mark = running.set((attempt, self.engine))
         try:
-            yield attempt
+            yield
         finally:
             running.reset(mark)
-            self.engine.sync.run(abort(attempt, RuntimeError("the handler failed")))
+            attempt.phase = phase
 
 
 class Counted:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 from django.core.checks import CheckMessage, run_checks
 from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
+from django.urls import include, path
+from django.utils.decorators import method_decorator
+from django.views import View
+from django.views.decorators.cache import never_cache
 
 from open_idempotency.django import IdempotencyMiddleware, idempotent
 from open_idempotency.exceptions import ConfigurationError
 from tests.django_project.calls import OURS, project
+
+# Its settings are read when its views are imported.
+with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None}):
+    from rest_framework.decorators import api_view
+    from rest_framework.viewsets import ViewSet
 
 AUTHENTICATION = [
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -115,6 +125,91 @@ def test_a_views_rule_that_contradicts_the_settings_is_named() -> None:
     assert message.id == "open_idempotency.E003"
     assert "hasty" in message.msg
     assert "ttl" in message.msg
+
+
+class Charges(View):
+    """One of its methods contradicts."""
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """Answer."""
+        return HttpResponse()
+
+    @idempotent(ttl=1)
+    def patch(self, request: HttpRequest) -> HttpResponse:
+        """Answer."""
+        return HttpResponse()
+
+
+@idempotent(lease=100)
+class Slow(View):
+    """Its rule is sound, and so is its method's; they are not together."""
+
+    @idempotent(ttl=99)
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """Answer."""
+        return HttpResponse()
+
+
+@method_decorator(idempotent(ttl=1), name="dispatch")
+class Dispatching(View):
+    """The usual way of decorating a class."""
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """Answer."""
+        return HttpResponse()
+
+
+class Orders(ViewSet):
+    """An action with a rule of its own."""
+
+    @idempotent(ttl=1)
+    def pay(self, request: Any) -> HttpResponse:
+        """Pay."""
+        return HttpResponse()
+
+
+def _plain(request: Any) -> HttpResponse:
+    return HttpResponse()
+
+
+@never_cache
+@idempotent(ttl=1)
+def cached(request: HttpRequest) -> HttpResponse:
+    """Decorated by somebody else as well."""
+    return HttpResponse()
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "a method of a class": (Charges.as_view(), "Charges.patch: ttl: 1.0"),
+    "a class and its method": (Slow.as_view(), "Slow.post: ttl: 99"),
+    "a class and the URLs": (idempotent(lease=90_000)(Charges.as_view()), "Charges.post: ttl: 86400"),
+    "dispatch": (Dispatching.as_view(), "Dispatching.post: ttl: 1.0"),
+    "an action": (Orders.as_view({"post": "pay"}), "Orders.pay: ttl: 1.0"),
+    "below @api_view": (api_view(["POST"])(idempotent(ttl=1)(_plain)), "_plain.post: ttl: 1.0"),
+    "below another decorator": (cached, "cached: ttl: 1.0"),
+    "a partial": (partial(idempotent(ttl=1)(lambda request, shop: HttpResponse()), shop="a"), "ttl: 1.0"),
+}
+
+
+@pytest.mark.parametrize("form", WRONG)
+def test_a_rule_is_found_wherever_it_is(form: str) -> None:
+    """E003, SPEC 4: with the name of what has it."""
+    view, complaint = WRONG[form]
+    messages = _found(view)
+    assert {message.id for message in messages} == {"open_idempotency.E003"}
+    assert any(complaint in message.msg for message in messages), messages
+
+
+def test_a_rule_in_a_nested_url_configuration_is_found() -> None:
+    """E003, SPEC 4: included, and included again; told once although two addresses lead there."""
+    nested = include(
+        ([path("b/", include(([path("c", Charges.as_view()), path("d", Charges.as_view())], "in")))], "out")
+    )
+    urls = type("Urls", (), {"urlpatterns": [path("a/", nested)]})
+    with project(), override_settings(ROOT_URLCONF=urls):
+        messages = [m.msg for m in run_checks() if m.id == "open_idempotency.E003"]
+    assert len(messages) == 1
+    assert "Charges.patch" in messages[0]
 
 
 def test_a_middleware_that_cannot_be_imported_is_left_to_django() -> None:

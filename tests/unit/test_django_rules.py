@@ -85,6 +85,38 @@ def test_one_method_of_a_class_can_have_a_rule_of_its_own() -> None:
         assert Client().patch("/0").status_code == 400
 
 
+@idempotent(required=True)
+class Several(View):
+    """A rule for all methods, which some of them change."""
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """Answer."""
+        return HttpResponse("posted")
+
+    @idempotent(ttl=60)
+    def patch(self, request: HttpRequest) -> HttpResponse:
+        """Answer."""
+        return HttpResponse("patched")
+
+    @exempt
+    def put(self, request: HttpRequest) -> HttpResponse:
+        """Answer."""
+        return HttpResponse("put")
+
+
+def test_a_method_adds_to_what_its_class_says() -> None:
+    """SPEC 4: as everywhere, the nearest rule decides, and what it does not say stays."""
+    with project(Several.as_view(), IDEMPOTENCY_METHODS=["POST", "PATCH", "PUT"]):
+        statuses = [Client().generic(method, "/0").status_code for method in ("POST", "PATCH", "PUT")]
+    assert statuses == [400, 400, 200]
+
+
+def test_what_the_urls_say_adds_to_what_the_class_says() -> None:
+    """SPEC 4: one class at two addresses."""
+    with project(idempotent(required=False)(Marked.as_view()), Marked.as_view()):
+        assert [_blocking(place, key=None).status_code for place in ("/0", "/1")] == [200, 400]
+
+
 @both_chains
 def test_an_exempt_view_is_not_covered(send: Send) -> None:
     """SPEC 4: whatever the request carries."""

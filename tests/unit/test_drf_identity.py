@@ -10,13 +10,10 @@ from uuid import uuid4
 
 import pytest
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
-from django.core.files.uploadedfile import SimpleUploadedFile
-from django.core.handlers.asgi import ASGIHandler
 from django.test import AsyncClient, Client, override_settings
-from django.test.client import encode_multipart
 from django.utils.asyncio import async_unsafe
 
-from tests.django_project.calls import KEY, OURS, REPLAYED, AsgiCall, post, project
+from tests.django_project.calls import KEY, OURS, REPLAYED, post, project
 
 # Its settings are read when its views are imported.
 with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None}):
@@ -269,98 +266,6 @@ def test_an_authenticator_that_is_a_coroutine_is_left_to_its_view() -> None:
         assert [_blocking(token).json()["run"] for token in ("old", "other", "old")] == [1, 2, 1]
 
 
-# The view finds everything as it is without us
-
-
-@both_chains
-def test_the_view_authenticates_for_itself(send: Send) -> None:
-    """O-01: its user, its auth, its authenticator and its parsed body."""
-    with project(Charges.as_view()):
-        send("old")
-    assert runs == [("ann", "old", "Token", {"amount": 5})]
-    assert asked == ["old", "old"]
-
-
-class Signed(BaseAuthentication):
-    """Reads the body in one of three ways before it knows who signed it."""
-
-    def authenticate(self, request: Request) -> tuple[Any, None]:
-        way = request.headers["X-Way"]
-        asked.append(request._request.body if way == "body" else dict(getattr(request, way)))
-        return user_of("ann"), None
-
-
-@both_chains
-@pytest.mark.parametrize("way", ["body", "data", "POST"])
-@pytest.mark.parametrize("kind", ["json", "multipart"])
-@pytest.mark.parametrize("spool", [10, 100_000], ids=["on disk", "in memory"])
-def test_a_body_that_an_authenticator_has_read_is_unread_for_the_view(
-    send: Send, way: str, kind: str, spool: int
-) -> None:
-    """R-08: however it was read, the view reads it again, and the whole of it is the fingerprint."""
-    fields = {"amount": "5", "receipt": SimpleUploadedFile("a.txt", b"thanks")}
-    body = {"data": encode_multipart("own", fields), "content_type": MULTIPART} if kind == "multipart" else {}
-    options = {"IDEMPOTENCY_SPOOL_BYTES": spool}
-    with project(Charges.as_view(authentication_classes=[Signed]), **options):
-        sent: dict[str, Any] = {"headers": {"X-Way": way}, **body}
-        assert [send(**sent).json()["run"] for _ in range(2)] == [1, 1]
-        assert send(**{**sent, "data": b"{}", "content_type": "application/json"}).status_code == 422
-    expected = {"amount": "5", "receipt": "thanks"} if kind == "multipart" else {"amount": 5}
-    assert runs[0][3] == expected
-
-
-class Marking(BaseAuthentication):
-    """Reads the stream itself, the first time that it is asked, and leaves marks on Django's request."""
-
-    def authenticate(self, request: Request) -> tuple[Any, None]:
-        plain = request._request
-        asked.append((hasattr(plain, "user"), "marked" in plain.META, plain._read_started))
-        plain.META["marked"] = "yes"
-        if len(asked) == 1:
-            plain.read(4)
-        return user_of("ann"), None
-
-
-class Reading(Charges):
-    """Reads what is left of the stream."""
-
-    authentication_classes = [Marking]
-
-    def post(self, request: Request) -> Response:
-        """Read."""
-        runs.append(request._request.read())
-        return Response("read")
-
-
-def test_what_an_authenticator_leaves_behind_is_gone_for_the_view_under_wsgi() -> None:
-    """O-01, R-08: the second time it finds what it found the first time."""
-    with project(Reading.as_view()):
-        _blocking(data="words")
-    assert (runs, asked) == ([b'"words"'], [(False, False, False)] * 2)
-
-
-def test_what_an_authenticator_leaves_behind_is_gone_for_the_view_under_asgi() -> None:
-    """O-01, R-08: there the stream is a file, which is rewound."""
-    with project(Reading.as_view()):
-        asyncio.run(AsgiCall(b"words").run(ASGIHandler()))
-    assert (runs, asked) == ([b"words"], [(False, False, False)] * 2)
-
-
-class Digesting(BaseAuthentication):
-    """Asks for the body, which makes Django close the stream behind it."""
-
-    def authenticate(self, request: Request) -> tuple[Any, None]:
-        asked.append(request._request.body)
-        return user_of("ann"), None
-
-
-def test_a_body_asked_for_by_an_authenticator_does_not_close_the_servers_file() -> None:
-    """R-08: it is read again for the fingerprint, and by the view."""
-    with project(Reading.as_view(authentication_classes=[Digesting])):
-        asyncio.run(AsgiCall(b"words").run(ASGIHandler()))
-    assert (runs, asked) == ([b"words"], [b"words"] * 2)
-
-
 # Sessions
 
 
@@ -394,6 +299,15 @@ def test_a_session_is_protected_against_forgery_as_ever(send: Send, kind: Any) -
 
 
 # Viewsets
+
+
+class Signed(BaseAuthentication):
+    """Reads the body in one of three ways before it knows who signed it."""
+
+    def authenticate(self, request: Request) -> tuple[Any, None]:
+        way = request.headers["X-Way"]
+        asked.append(request._request.body if way == "body" else dict(getattr(request, way)))
+        return user_of("ann"), None
 
 
 class ByAction(ViewSet):

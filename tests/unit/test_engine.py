@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,8 +12,13 @@ from open_idempotency._perform.engine import Engine, new_owner
 from open_idempotency.backends.memory import AsyncMemoryBackend, MemoryBackend
 from open_idempotency.exceptions import BodyTooLarge, ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy
-from open_idempotency.rules import exempt, idempotent, rule_of
+from open_idempotency.rules import Rule, combine, exempt, idempotent, rules_on
 from tests.unit.builders import body_of, engine_of
+
+
+def rule_of(view: Any) -> Rule | None:
+    """What is said on a view about POST."""
+    return combine(rules_on(view, "POST"))
 
 
 class Slow(MemoryBackend):
@@ -164,3 +170,63 @@ def test_a_declared_length_over_the_limit_is_refused_before_reading(declared: An
 def test_a_declared_length_within_the_limit_or_that_is_none_passes(declared: Any) -> None:
     """O-07: what is received is counted anyway."""
     RequestBody(IdempotencyPolicy(max_request_bytes=10)).check_length(declared)
+
+
+# Several rules on one view
+
+
+def fields_of(view: Any) -> dict[str, Any]:
+    """The fields of what is said on a view."""
+    rule = rule_of(view)
+    return {} if rule is None else dict(rule.fields)
+
+
+def test_a_class_adds_to_what_its_base_says() -> None:
+    """SPEC 4: a subclass does not lose that a key is required."""
+
+    @idempotent(required=True, wait=1)
+    class Base:
+        pass
+
+    @idempotent(wait=2)
+    class Derived(Base):
+        pass
+
+    assert fields_of(Derived) == {"required": True, "wait": 2}
+    assert fields_of(Base) == {"required": True, "wait": 1}
+
+
+def test_of_two_decorators_the_upper_one_decides_and_adds() -> None:
+    """SPEC 4: as with all decorators, the upper one comes later."""
+    assert fields_of(idempotent(wait=2)(idempotent(required=True, wait=1)(lambda: None))) == {
+        "required": True,
+        "wait": 2,
+    }
+
+
+def test_of_exempt_and_idempotent_the_upper_one_decides() -> None:
+    """SPEC 4."""
+    rule = rule_of(exempt(idempotent(required=True)(lambda: None)))
+    assert rule is not None
+    assert rule.exempt
+    assert fields_of(idempotent(wait=2)(exempt(lambda: None))) == {"wait": 2}
+
+
+def test_a_method_adds_to_what_a_view_and_its_class_say() -> None:
+    """SPEC 4: class, what as_view() has made, method; the nearest to the code decides."""
+
+    @idempotent(required=True, wait=1, ttl=60)
+    class View:
+        @idempotent(wait=3)
+        def post(self) -> None: ...
+
+    def view() -> None: ...
+
+    view.view_class = View  # type: ignore[attr-defined]  # as Django and Flask do
+    assert fields_of(idempotent(wait=2, lease=9)(view)) == {"required": True, "ttl": 60, "lease": 9, "wait": 3}
+
+
+def test_a_partial_adds_to_what_its_function_says() -> None:
+    """SPEC 4: Starlette takes partials for endpoints."""
+    inner = idempotent(required=True, wait=1)(lambda shop: None)
+    assert fields_of(idempotent(wait=2)(partial(inner, "shop"))) == {"required": True, "wait": 2}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +235,7 @@ def test_an_idle_thread_sleeps_and_is_woken_by_the_next_request(desk: Desk) -> N
     beats = desk.heartbeat._beats.get()
     desk.heartbeat.forget(attempt)
     assert IDLE_LOOKS > 0
-    eventually(lambda: beats._asleep.is_set() and beats._nap() is None)
+    eventually(lambda: beats._look == inf)
     seen = len(desk.backend.renewals)
     desk.admit(b"next", lease=0.03)
     eventually(lambda: len(desk.backend.renewals) > seen)
@@ -246,6 +249,46 @@ def test_a_shorter_lease_hurries_a_thread_that_naps_for_a_longer_one(desk: Desk)
     desk.backend.await_beats()
     assert desk.backend.renewals[0][1] == 1
     assert desk.backend.renewals[0][0] - before < 5.0
+
+
+def test_one_short_lease_does_not_hurry_the_thread_for_ever(desk: Desk) -> None:
+    """LIMITS 6: the thread looks as often as the leases that run need it."""
+    desk.admit(b"long", lease=12.0)
+    beats = desk.heartbeat._beats.get()
+    eventually(lambda: beats._look == 1.0)
+    short = desk.admit(b"short", lease=0.12)
+    eventually(lambda: beats._look == 0.01)
+    desk.heartbeat.forget(short)
+    eventually(lambda: beats._look == 1.0)
+
+
+def test_a_closed_heartbeat_ends_its_thread_and_beats_again_when_it_is_used_again(desk: Desk) -> None:
+    """L-01: an application that is made and thrown away leaves no thread behind."""
+    before = beating_threads()
+    desk.admit(lease=0.06)
+    desk.backend.await_beats()
+    (thread,) = beating_threads() - before
+    desk.heartbeat.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    desk.admit(b"next", lease=0.06)
+    desk.backend.await_beats()
+    assert len(beating_threads() - before) == 1
+    desk.heartbeat.close()
+
+
+def test_the_thread_ends_with_the_heartbeat_that_nobody_has_any_more() -> None:
+    """L-01: the same, where nobody closes it."""
+    before = beating_threads()
+    desk = Desk()
+    desk.admit(lease=0.06)
+    (thread,) = beating_threads() - before
+    gone = weakref.ref(desk.heartbeat)
+    del desk
+    gc.collect()
+    assert gone() is None
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_a_forked_child_has_a_heartbeat_of_its_own() -> None:

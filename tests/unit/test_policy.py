@@ -36,8 +36,12 @@ BAD: list[tuple[str, Any]] = [
     *[("on_failed", bad) for bad in ("rerun", None)],
     *[("on_abandoned", bad) for bad in ("replay", None)],
     *[("max_attempts", bad) for bad in (0, -1, 1.5, True, "3")],
+    *[("max_live_keys", bad) for bad in (0, -1, 1.5, True, "3")],
     *[("fail_open", bad) for bad in (None, "no")],
     *[("store", bad) for bad in (True, 200)],
+    *[("redact", bad) for bad in ("/card", True)],
+    *[("encryption", bad) for bad in (b"k" * 32, {"a": b"k" * 32}, True)],
+    *[("plain_records", bad) for bad in (None, True, "refused")],
     *[("max_request_bytes", bad) for bad in (-1, 1.0, None, True)],
     *[("max_response_bytes", bad) for bad in (-1, "1MB")],
     *[("max_stage_bytes", bad) for bad in (-1, None)],
@@ -71,6 +75,7 @@ def test_every_field_is_checked() -> None:
         ({"max_run": 29.0}, "max_run"),
         ({"fingerprint_ignore": ("/a",)}, "fingerprint_ignore"),
         ({"fingerprint_ignore": ("/a",), "fingerprint": "none"}, "fingerprint_ignore"),
+        ({"plain_records": "accept"}, "plain_records"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused_naming_one(fields: dict[str, Any], named: str) -> None:

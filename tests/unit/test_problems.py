@@ -30,6 +30,9 @@ ALL: list[tuple[Problem, str, int, bool, bool]] = [
     (problems.outcome_unknown(Refusal.ATTEMPTS), "outcome-unknown", 409, False, False),
     (problems.not_replayable(201, "/1"), "not-replayable", 409, False, False),
     (problems.backend_unavailable(), "backend-unavailable", 503, True, True),
+    (problems.answer_unreachable(), "backend-unavailable", 503, True, True),
+    (problems.stage_in_doubt(False), "outcome-unknown", 409, False, False),
+    (problems.stage_in_doubt(True), "outcome-unknown", 409, True, True),
     (problems.record_unreadable(), "record-unreadable", 503, True, True),
 ]
 

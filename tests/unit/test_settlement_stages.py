@@ -103,6 +103,16 @@ def test_a_cancelled_stage_is_sent_once_more_and_the_cancellation_goes_on() -> N
     assert script.names() == ["SaveStage", "SaveStage"]
 
 
+def test_a_cancelled_stage_of_an_attempt_that_was_lost_meanwhile_is_not_sent_again() -> None:
+    """L-04, B-08a: it would make a record anew that nobody lets go, and block the key for a lease."""
+    attempt = attempt_of()
+    steps = save_stage(attempt, NEW)
+    assert isinstance(next(steps), SaveStage)
+    attempt.lost = True
+    with pytest.raises(asyncio.CancelledError):
+        steps.throw(CANCELLED)
+
+
 def test_a_downstream_seed_is_the_same_on_every_attempt_of_one_request() -> None:
     """SPEC 8, ``key_for``: owner and token do not enter it."""
     later = lease_of(owner=b"z" * 16, token=99, attempt=2)

@@ -24,7 +24,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
-from open_idempotency import AlreadyCompleted, fastapi, idem, starlette
+from open_idempotency import AlreadyCompleted, fastapi, idem, rules, starlette
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import MissingExtra, ScopeUnknown
 from open_idempotency.starlette import IdempotencyMiddleware
@@ -147,8 +147,11 @@ async def test_a_middleware_outside_authentication_says_so_once(caplog: pytest.L
     assert "outside authentication" in record.getMessage()
 
 
-async def test_a_request_without_a_key_is_not_looked_at(caplog: pytest.LogCaptureFixture) -> None:
-    """Section 4: it passes through."""
+async def test_without_a_start_a_request_without_a_key_says_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Section 4: it passes through; nobody looks at it in a process without rules."""
+    monkeypatch.setattr(rules, "in_use", False)
     await post(with_users(SimpleUser("ada"), outside=False))
     assert _warnings(caplog) == []
 

@@ -15,6 +15,7 @@ import pytest
 ASGI_APP = "tests.wire.serving:asgi"
 WSGI_APP = "tests.wire.serving:wsgi"
 _GUNICORN = ("gunicorn", WSGI_APP, "--bind", "127.0.0.1:{port}", "--log-level", "warning", "--graceful-timeout", "2")
+_GUNICORN_ASGI = ("gunicorn", ASGI_APP, *_GUNICORN[2:])
 _UVICORN = ("uvicorn", ASGI_APP, "--host", "127.0.0.1", "--port", "{port}", "--log-level", "warning")
 
 
@@ -23,6 +24,8 @@ class Kind(NamedTuple):
 
     interface: str
     command: tuple[str, ...]
+    #: whether every test that can run there does; else those alone that name it
+    in_matrix: bool = True
 
 
 KINDS: Mapping[str, Kind] = {
@@ -37,6 +40,10 @@ KINDS: Mapping[str, Kind] = {
     "gunicorn-gthread": Kind("wsgi", (*_GUNICORN, "--worker-class", "gthread", "--threads", "8")),
     "gunicorn-gevent": Kind("wsgi", (*_GUNICORN, "--worker-class", "gevent")),
     "waitress": Kind("wsgi", ("waitress", "--listen", "127.0.0.1:{port}", "--threads", "8", WSGI_APP)),
+    "gunicorn-asgi": Kind("asgi", (*_GUNICORN_ASGI, "--worker-class", "asgi"), in_matrix=False),
+    "gunicorn-uvicorn": Kind(
+        "asgi", (*_GUNICORN_ASGI, "--worker-class", "tests.wire.uvicorn_worker.Worker"), in_matrix=False
+    ),
 }
 
 ADAPTERS: Mapping[str, tuple[str, ...]] = {
@@ -98,7 +105,7 @@ CANNOT: Mapping[str, Mapping[str, str]] = {
     **{f"gunicorn-{worker}:django-wsgi": {"chunked upload": _UNREADABLE} for worker in ("sync", "gthread", "gevent")},
 }
 
-SERVED = [f"{kind}:{adapter}" for kind in KINDS for adapter in ADAPTERS[KINDS[kind].interface]]
+SERVED = [f"{kind}:{adapter}" for kind in KINDS if KINDS[kind].in_matrix for adapter in ADAPTERS[KINDS[kind].interface]]
 
 
 def lacking(served: str, needed: set[str]) -> list[str]:

@@ -1,20 +1,26 @@
 """What the server processes serve: the applications of the HTTP suite, picked by the ``X-App`` request header.
 
 ``asgi`` and ``wsgi`` are the servers' targets. Everything about a process comes from its environment: ``WIRE_FOLDER``
-(records, journals, gates), ``WIRE_NONCE``, ``WIRE_BACKEND``, ``WIRE_WARM`` (the application that has connections and
-threads before a fork) and ``WIRE_LIFESPAN`` (the application that gets the lifespan events).
+(records, journals, gates), ``WIRE_NONCE``, ``WIRE_BACKEND``, ``WIRE_WARM`` (the applications that have connections and
+threads before a fork), ``WIRE_LIFESPAN`` (the application that gets the lifespan events), ``WIRE_DRAINED`` (whether
+``DrainAtShutdown`` is around it all), ``WIRE_SIGTERM`` (after how many seconds a SIGTERM drains) and ``WIRE_BUILT``
+(applications that are built before the first request). An application is named ``adapter/variant``, or
+``adapter/variant/backend`` for the one at ``WIRE_BACKEND_<BACKEND>``; an adapter of another suite is the dotted name
+of what makes it.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any
 from uuid import uuid4
 
+from open_idempotency.draining import DrainAtShutdown, drain_after_sigterm
 from tests.http.behaviours import SCRIPTS, Script
 from tests.wire import native
 from tests.wire.endpoints import ENDPOINTS
@@ -24,34 +30,36 @@ SCRIPTS.update({name: Script(behaviour) for name, behaviour in ENDPOINTS.items()
 
 # Named here anew: the HTTP suite's own table comes with its client and its servers.
 _MODULES = {
-    "asgi": "plain_asgi.make",
-    "fastapi": "fastapi_app.make",
-    "django-asgi": "django_app.make_asgi",
-    "wsgi": "plain_wsgi.make",
-    "flask": "flask_app.make",
-    "django-wsgi": "django_app.make_wsgi",
+    "asgi": "tests.http.apps.plain_asgi.make",
+    "fastapi": "tests.http.apps.fastapi_app.make",
+    "django-asgi": "tests.http.apps.django_app.make_asgi",
+    "wsgi": "tests.http.apps.plain_wsgi.make",
+    "flask": "tests.http.apps.flask_app.make",
+    "django-wsgi": "tests.http.apps.django_app.make_wsgi",
 }
 _apps: dict[str, Any] = {}
 _building = threading.Lock()
 
 
 def _app(name: str) -> Any:
-    """The application ``adapter/variant``, built when it is first asked for."""
+    """The application of this name, built when it is first asked for."""
     with _building:
         if name not in _apps:
-            adapter, _, variant = name.partition("/")
+            adapter, variant, *backends = name.split("/")
             fields = dict(VARIANTS[variant])
-            backend = os.environ.get("WIRE_BACKEND") or f"sqlite:///{os.environ['WIRE_FOLDER']}/records.db"
+            variables = [f"WIRE_BACKEND_{backend.upper()}" for backend in backends] or ["WIRE_BACKEND"]
+            backend = os.environ.get(variables[0]) or f"sqlite:///{os.environ['WIRE_FOLDER']}/records.db"
             backend += ("&" if "?" in backend else "?") + fields.pop("options", "timeout=2")
-            _apps[name] = _maker(adapter)(backend, fields)
+            _apps[name] = maker_of(adapter)(backend, fields)
         return _apps[name]
 
 
-def _maker(adapter: str) -> Callable[[str, dict[str, Any]], Any]:
+def maker_of(adapter: str) -> Callable[[Any, dict[str, Any]], Any]:
+    """What makes an adapter's application, of a backend (or its URL) and the policy's fields."""
     if adapter in native.MAKERS:
         return native.MAKERS[adapter]
-    module, _, function = _MODULES[adapter].partition(".")
-    maker: Callable[[str, dict[str, Any]], Any] = getattr(import_module(f"tests.http.apps.{module}"), function)
+    module, _, function = _MODULES.get(adapter, adapter).rpartition(".")
+    maker: Callable[[Any, dict[str, Any]], Any] = getattr(import_module(module), function)
     return maker
 
 
@@ -78,9 +86,16 @@ async def _live(scope: Any, receive: Any, send: Any) -> None:
     if "WIRE_LIFESPAN" in os.environ:
         await _app(os.environ["WIRE_LIFESPAN"])(scope, receive, send)
         return
-    for _ in range(2):
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
+    await receive()
+    _drain_after_sigterm()  # by now the server has put its own handler
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+def _drain_after_sigterm() -> None:
+    if "WIRE_SIGTERM" in os.environ:
+        drain_after_sigterm(float(os.environ["WIRE_SIGTERM"]))
 
 
 def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -116,5 +131,11 @@ def _warm(name: str) -> None:
     assert any(thread.name == "open-idempotency-heartbeat" for thread in threading.enumerate())
 
 
-if "WIRE_WARM" in os.environ:
-    _warm(os.environ["WIRE_WARM"])
+if "WIRE_DRAINED" in os.environ:
+    asgi = DrainAtShutdown(asgi)  # type: ignore[assignment]
+if "waitress" in sys.modules:  # it handles no signal, and calls nobody when it starts
+    _drain_after_sigterm()
+for _name in os.environ.get("WIRE_BUILT", "").split():
+    _app(_name)
+for _name in os.environ.get("WIRE_WARM", "").split():
+    _warm(_name)

@@ -18,7 +18,7 @@ from tests.wire.client import Connection
 from tests.wire.conftest import Running, StartServer
 from tests.wire.kinds import ADAPTERS, KINDS
 
-EXITS = [f"{kind}:{ADAPTERS[KINDS[kind].interface][0]}" for kind in KINDS]
+EXITS = [f"{kind}:{ADAPTERS[KINDS[kind].interface][0]}" for kind in KINDS if KINDS[kind].in_matrix]
 EXITS += ["uvicorn-httptools:django-asgi", "gunicorn-sync:django-wsgi", "gunicorn-gthread:flask"]
 INTERRUPTS = ["uvicorn-h11:asgi", "hypercorn:asgi", "granian:asgi", "gunicorn-sync:wsgi", "waitress:wsgi"]
 

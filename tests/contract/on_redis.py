@@ -1,0 +1,64 @@
+"""What the tests of the Redis backend share: servers of a test's own, and steps that are the same in all colours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import anyio
+
+from open_idempotency.backend import Backend, ClaimAnswer, Lease, Leased
+from open_idempotency.backends.redis import RedisBackend
+from open_idempotency.conformance import AsyncVerbs
+from open_idempotency.conformance.support import claim_of
+from open_idempotency.exceptions import BackendUnavailable
+from tests.servers import Server
+
+#: no test passes by waiting for so long
+SOON = 60.0
+Steps = Callable[[AsyncVerbs], Awaitable[None]]
+
+
+@contextmanager
+def server(*options: str, kind: str = "valkey") -> Iterator[Server]:
+    """A server whose connections, settings and users are this test's alone."""
+    made = Server(kind, *options).start()
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def run(colour: str, backend: RedisBackend, steps: Steps) -> None:
+    """Carry out steps in one colour, on a loop of their own, within a bounded time."""
+
+    async def main() -> None:
+        verbs = AsyncVerbs(backend if colour == "sync" else backend.to_async())
+        with anyio.fail_after(SOON):
+            try:
+                await steps(verbs)
+            finally:
+                await verbs.close()
+
+    anyio.run(main, backend="asyncio" if colour == "sync" else colour)
+
+
+def lease(backend: Backend, record_id: bytes) -> Lease:
+    """A new owner's lease."""
+    answer = backend.claim(claim_of(record_id))
+    assert isinstance(answer, Leased), answer
+    return answer.lease
+
+
+async def claimed_again(verbs: AsyncVerbs, record_id: bytes) -> ClaimAnswer:
+    """The first answer after the trouble; each call until then has to be refused, and in time."""
+    deadline = time.monotonic() + SOON
+    while time.monotonic() < deadline:
+        started = time.monotonic()
+        try:
+            return await verbs.claim(claim_of(record_id))
+        except BackendUnavailable:
+            assert time.monotonic() - started < verbs.call_timeout
+            await anyio.sleep(0.02)
+    raise AssertionError("the backend did not come back")

@@ -1,0 +1,13 @@
+"""How hard the searching tests look: a second or two by default, as long as one likes for a proof."""
+
+from __future__ import annotations
+
+import os
+
+#: a whole number; ``OI_TEST_EFFORT=50`` looks fifty times as long
+EFFORT = max(1, int(os.environ.get("OI_TEST_EFFORT", "1")))
+
+
+def times(default: int) -> int:
+    """The number of cases to try where the default form tries ``default``."""
+    return default * EFFORT

@@ -1,0 +1,11 @@
+"""Faults made on purpose, on real servers, files and processes: what must hold then, and what is lost.
+
+Each test is marked with the row of ``docs/faults.md`` that it shows; ``tox -e faults`` ends with the table of them.
+"""
+
+from __future__ import annotations
+
+import os
+
+#: whether the long form was asked for; the short one runs with the ordinary tests
+FULL = os.environ.get("OI_TEST_FAULTS") == "full"

@@ -1,0 +1,99 @@
+"""The fault tests' part of pytest: their marks are checked, and a run of them ends with a table.
+
+Without ``OI_TEST_FAULTS=full`` what is marked ``full_form`` is deselected. ``OI_TEST_FAULTS_REPORT`` names a file for
+the table, which is printed where this folder is what pytest was asked for, as ``tox -e faults`` does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults import FULL
+from tests.faults.effects import Effects
+from tests.faults.proxy import FaultProxy
+from tests.faults.records import OnFile, OnServer
+from tests.faults.report import LIST_VARIABLE, PROPERTY, Report, as_plain, from_plain, proofs_of
+
+HERE = Path(__file__).parent
+REPORT_FILE = os.environ.get("OI_TEST_FAULTS_REPORT")
+
+_report = Report()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Read each mark once, so that one that is wrong ends the run before it begins; leave the long forms out."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.user_properties += [(PROPERTY, as_plain(proof)) for proof in proofs_of(item)]
+    if not FULL:
+        left_out = [item for item in items if HERE in item.path.parents and item.get_closest_marker("full_form")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+    if LIST_VARIABLE in os.environ:
+        Path(os.environ[LIST_VARIABLE]).write_text(json.dumps(_listed(items)), encoding="utf-8")
+
+
+def _listed(items: list[pytest.Item]) -> list[dict[str, Any]]:
+    return [
+        {"test": getattr(item, "originalname", item.name), **plain}
+        for item in items
+        for name, plain in item.user_properties
+        if name == PROPERTY and isinstance(plain, dict)
+    ]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Take the outcome, in the process that prints."""
+    proofs = [from_plain(plain) for name, plain in report.user_properties if name == PROPERTY]
+    if report.when == "call" or report.outcome != "passed":
+        _report.add(report.nodeid, proofs, report.outcome)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table, and write it where a file is named."""
+    if not _report:
+        return
+    terminalreporter.section("faults")
+    for line in _report.text():
+        terminalreporter.line(line)
+    if REPORT_FILE:
+        Path(REPORT_FILE).write_text(_report.markdown(), encoding="utf-8")
+        terminalreporter.line(f"written to {REPORT_FILE}")
+
+
+@pytest.fixture(params=["wsgi", pytest.param("asgi", marks=pytest.mark.full_form)])
+def colour(request: pytest.FixtureRequest) -> str:
+    """Blocking and asynchronous; a test that is quick asks for ``both_colours`` in the short form too."""
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture
+def effects(tmp_path: Path) -> Effects:
+    """What happened, as somebody outside sees it."""
+    return Effects(tmp_path / "effects.txt")
+
+
+@pytest.fixture
+def records(backend_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OnServer | OnFile]:
+    """Records of this test alone; ``backend_kind`` is a parameter of the test."""
+    if backend_kind == "sqlite":
+        yield OnFile(tmp_path)
+        return
+    on_server = OnServer(request.getfixturevalue(f"{backend_kind}_url"))
+    yield on_server
+    on_server.close()
+
+
+@pytest.fixture
+def proxy(records: OnServer) -> Iterator[FaultProxy]:
+    """A proxy before the server of ``records``, which knows all scripts."""
+    records.load_scripts()
+    with FaultProxy(records.port) as proxy:
+        yield proxy

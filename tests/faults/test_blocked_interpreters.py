@@ -1,0 +1,65 @@
+"""Row 3: the event loop is blocked for longer than the lease; one C call keeps the whole interpreter for as long."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.effects import Effects
+from tests.faults.handlers import between
+from tests.faults.records import OnFile, OnServer, everywhere, mostly_files
+from tests.faults.site import PATIENCE, Order, Worker, admitted, until
+
+ROOT = Path(__file__).resolve().parents[2]
+Records = OnServer | OnFile
+LEASE = 2.0
+
+
+@mostly_files
+@pytest.mark.fault("event loop blocked longer than the lease", row=3, invariants=("I1", "I9"))
+def test_a_blocked_event_loop_keeps_its_lease(records: Records, effects: Effects) -> None:
+    """L-01: the beats come from a thread; duplicates are refused all the while, and the handler ran once."""
+    with (
+        Worker("asgi", records.at(), lease=LEASE) as worker,
+        Worker("asgi", records.at(), lease=LEASE) as other,
+    ):
+        order = Order(between(effects, lambda: time.sleep(1.7 * LEASE)))
+        duplicate = order.again(between(effects, int))
+        owner = worker.start(order)
+        order.until_arrived()
+        while (answer := other.post(duplicate)).status == 409:
+            time.sleep(0.05)
+        first = owner.result(PATIENCE)
+        assert (first.status, first.replayed) == (201, False)
+        assert (answer.replayed, answer.body) == (True, first.body)
+        assert first.seconds > LEASE
+    assert effects.all() == ["reserve 1", "mail 1", "charge 1"]
+
+
+@pytest.mark.full_form
+@everywhere
+@pytest.mark.fault("interpreter held longer than the lease", row=3, invariants=("I2", "I3", "I4"))
+@pytest.mark.fault("interpreter held, effect without a fence", row=3, invariants=("I9",), kind="documented")
+def test_a_worker_that_held_its_interpreter_changes_nothing(records: Records, effects: Effects) -> None:
+    """L-03: no thread can beat then, so it is taken over; when it wakes, its record is refused, its effects are not."""
+    order = Order(between(effects, int))
+    command = [sys.executable, "-m", "tests.faults.held_interpreter", records.at(), str(effects.path), order.key]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        until(effects.all, bool)
+        with Worker("wsgi", records.at(), lease=LEASE) as worker:
+            first = worker.post_until(order, admitted)
+            assert first.status == 201
+            answer, _ = process.communicate(timeout=60)
+            # What the worker that woke told its own client.
+            assert answer.split() == ["201", first.body.decode()]
+            assert worker.post(order).body == first.body
+    finally:
+        process.kill()
+        process.wait(10)
+    # It woke in the middle of its work, where nobody asks whether it still owns the request; its next stage asked.
+    assert effects.all() == ["reserve 1", "mail 2", "charge 2", "mail 1"]

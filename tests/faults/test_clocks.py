@@ -1,0 +1,85 @@
+"""Row 18: a worker's clock is off by an hour; the backend's own clock jumps.
+
+A worker's clock is shifted in a real server process, before anything of it is imported (``shifted/sitecustomize.py``).
+The backend's jumps by the clock that a backend takes for tests; what runs is the same scripts and statements.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from open_idempotency import open_backend
+from open_idempotency.conformance import ManualClock
+from tests.faults.effects import Effects
+from tests.faults.handlers import charging
+from tests.faults.records import OnFile, OnServer, everywhere, on_servers
+from tests.faults.site import PATIENCE, Order, Worker
+from tests.wire.case import Case
+from tests.wire.servers import ROOT, Server
+
+Records = OnServer | OnFile
+HERE = Path(__file__).parent
+HOUR = 3600
+
+
+@pytest.fixture(params=[HOUR, pytest.param(-HOUR, marks=pytest.mark.full_form)], ids=["fast", "slow"])
+def cases(request: pytest.FixtureRequest, records: OnServer, tmp_path: Path) -> Iterator[list[Case]]:
+    """One request as a worker whose clock is off sees it, and as one whose clock is right."""
+    wrong = {
+        "PYTHONPATH": os.pathsep.join([str(HERE / "shifted"), str(ROOT)]),
+        "WIRE_CLOCK_OFF": str(request.param),
+    }
+    with ExitStack() as stack:
+        url = records.at(options="")
+        servers = [stack.enter_context(Server("uvicorn-h11", tmp_path, WIRE_BACKEND=url, **env)) for env in (wrong, {})]
+        assert (tmp_path / f"clock-off-{servers[0].pid}").exists()
+        assert not (tmp_path / f"clock-off-{servers[1].pid}").exists()
+        first, second = (Case(server, "asgi", "gated", variant="brisk") for server in servers)
+        second.key, second.journal = first.key, first.journal
+        yield [first, second]
+
+
+@on_servers
+@pytest.mark.fault("worker's clock off by an hour", row=18, invariants=("I1", "I2", "I4"))
+@pytest.mark.parametrize("owner", [0, pytest.param(1, marks=pytest.mark.full_form)], ids=["owns", "duplicates"])
+def test_a_worker_whose_clock_is_off_changes_nothing(cases: list[Case], records: OnServer, owner: int) -> None:
+    """L-07: it keeps its lease beyond its first end, takes nobody else's, and stores an answer that is replayed."""
+    running, other = cases[owner], cases[1 - owner]
+    with running.begin() as connection:
+        running.journal.await_line("arrived")
+        backend = open_backend(records.at())
+        (before,) = list(backend.scan())
+        while next(backend.scan()).lease_end < before.lease_end + 2:
+            assert other.ask().status == 409
+        backend.close()
+        running.journal.gate().set()
+        first = connection.read()
+    again = other.ask()
+    assert (first.status, again.status, again.replayed, again.body) == (201, 201, True, first.body)
+    assert running.journal.lines() == ["arrived", "ran"]
+
+
+@everywhere
+@pytest.mark.fault("backend's clock jumps an hour ahead", row=18, invariants=("I2", "I3"))
+@pytest.mark.fault("backend's clock jumps ahead of a running request", row=18, invariants=("I1",), kind="documented")
+def test_a_backend_whose_clock_jumps_ends_leases_early(records: Records, effects: Effects, colour: str) -> None:
+    """L-03: a live owner is taken for a dead one; it changes nothing, and the completed stays completed."""
+    clock = ManualClock()
+    backends = [open_backend(records.at(), clock=clock) for _ in range(2)]
+    with Worker(colour, backends[0], lease=30) as worker, Worker(colour, backends[1], lease=30) as other:
+        order = Order(charging(effects, hold="answer"))
+        owner = worker.start(order)
+        order.until_arrived()
+        clock.advance(HOUR)
+        second = other.post(order)
+        assert (second.status, second.replayed, order.runs) == (201, False, 2)
+        order.script.release.set()
+        assert owner.result(PATIENCE).body == second.body
+        clock.advance(HOUR)
+        assert worker.post(order).body == second.body
+    assert effects.all() == ["reserve 1", "charge 1"]

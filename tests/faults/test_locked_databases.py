@@ -1,0 +1,107 @@
+"""Row 8 on SQLite: another process holds the file's write lock, for a while or for longer than anybody waits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from open_idempotency.events import BackendFailed, Unrecorded
+from tests.faults.effects import Effects
+from tests.faults.handlers import charging, plain
+from tests.faults.records import OnFile, on_files
+from tests.faults.site import PATIENCE, Order, Worker, admitted
+
+pytestmark = on_files
+_HOLDER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=10)
+connection.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+sys.stdin.read()
+connection.execute("ROLLBACK")
+connection.close()
+"""
+Unlock = Callable[[], None]
+
+
+@pytest.fixture
+def lock(records: OnFile) -> Iterator[Callable[[], Unlock]]:
+    """``unlock = lock()``: another process takes the write lock of the database."""
+    holders: list[subprocess.Popen[str]] = []
+
+    def take() -> Unlock:
+        command = [sys.executable, "-c", _HOLDER, str(records.path)]
+        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        holders.append(holder)
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        return lambda: _end(holder)
+
+    yield take
+    for holder in holders:
+        _end(holder)
+
+
+def _end(holder: subprocess.Popen[str]) -> None:
+    if holder.poll() is None:
+        holder.communicate(timeout=PATIENCE)
+
+
+@pytest.mark.fault("database locked, new request and replay", row=8, invariants=("I2", "I8", "I11"))
+def test_while_another_process_writes_nothing_new_runs_and_replays_go_on(
+    records: OnFile, effects: Effects, colour: str, lock: Callable[[], Unlock]
+) -> None:
+    """B-10, B-11b, O-12: 503 in time; what only reads waits for nobody."""
+    with Worker(colour, records.at()) as worker:
+        done, new = Order(plain(effects)), Order(plain(effects))
+        first = worker.post(done)
+        unlock = lock()
+        refused = worker.post(new)
+        assert (refused.status, new.runs) == (503, 0)
+        assert refused.seconds < worker.backend.call_timeout + 1
+        assert worker.post(done).body == first.body
+        unlock()
+        assert worker.post(new).status == 201
+    assert len(effects.all()) == 2
+
+
+@pytest.mark.fault("database locked while an answer is recorded, freed in time", row=8, invariants=("I4", "I11"))
+def test_a_completion_is_tried_until_the_lock_is_free(
+    records: OnFile, effects: Effects, colour: str, lock: Callable[[], Unlock]
+) -> None:
+    """L-08."""
+    with Worker(colour, records.at(), record_within=PATIENCE) as worker:
+        order = Order(charging(effects, hold="answer"))
+        owner = worker.start(order)
+        order.until_arrived()
+        unlock = lock()
+        order.script.release.set()
+        worker.await_event(BackendFailed)
+        unlock()
+        first = owner.result(PATIENCE)
+        assert (first.status, first.unrecorded) == (201, False)
+        assert worker.post(order).body == first.body
+    assert effects.all() == ["reserve 1", "charge 1"]
+
+
+@pytest.mark.full_form
+@pytest.mark.fault("database locked while an answer is recorded, not freed", row=8, invariants=("I5", "I9", "I11"))
+def test_an_answer_that_found_the_database_locked_goes_out_marked(
+    records: OnFile, effects: Effects, colour: str, lock: Callable[[], Unlock]
+) -> None:
+    """L-08: the record stays; a retry gets 409, and later runs from its last stage."""
+    with Worker(colour, records.at(), record_within=0.3) as worker:
+        order = Order(charging(effects, hold="answer"))
+        owner = worker.start(order)
+        order.until_arrived()
+        unlock = lock()
+        order.script.release.set()
+        first = owner.result(PATIENCE)
+        assert (first.status, first.unrecorded) == (201, True)
+        assert worker.saw(Unrecorded)
+        unlock()
+        assert worker.post_until(order, admitted).status == 201
+    assert effects.all() == ["reserve 1", "charge 1"]

@@ -1,0 +1,138 @@
+"""Row 4: the server carried a command out, and its answer never arrived.
+
+A proxy loses the answer to one command: by ending the connection or by saying
+nothing more, so that the caller's timeout ends the wait.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from open_idempotency.backends.redis import scripts
+from tests.faults.effects import Effects
+from tests.faults.handlers import Failed, charging, failing_first, plain
+from tests.faults.proxy import FaultProxy
+from tests.faults.records import OnServer, both_colours, on_servers
+from tests.faults.site import PATIENCE, Order, Worker, admitted
+
+pytestmark = on_servers
+silence = pytest.mark.parametrize("silently", [False, True], ids=["cut", "silence"])
+ONCE = ["reserve 1", "charge 1"]
+
+
+@both_colours
+@pytest.mark.fault("reply to a claim lost, connection cut", row=4, invariants=("I1", "I6", "I9"))
+def test_the_owner_is_not_told_that_somebody_else_has_its_key(
+    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
+) -> None:
+    """B-08: the claim is sent again by the same owner; one run, no 409."""
+    with Worker(colour, records.at(proxy.port)) as worker:
+        order = Order(charging(effects))
+        loss = proxy.lose_reply(scripts.CLAIM.sha.encode())
+        first = worker.post(order)
+        assert loss.happened.is_set()
+        assert first.status == 201
+        assert worker.post(order).body == first.body
+    assert effects.all() == ONCE
+
+
+@pytest.mark.fault("reply to a claim lost, silence", row=4, invariants=("I6", "I8", "I11"))
+def test_a_claim_whose_answer_never_comes_runs_nothing_and_blocks_for_a_lease_at_most(
+    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
+) -> None:
+    """B-10, O-12: 503 within the call's bound, and a retry runs once the unknown claim has ended."""
+    with Worker(colour, records.at(proxy.port)) as worker:
+        order = Order(charging(effects))
+        loss = proxy.lose_reply(scripts.CLAIM.sha.encode(), silently=True)
+        refused = worker.post(order)
+        assert loss.happened.is_set()
+        assert (refused.status, order.runs) == (503, 0)
+        assert refused.seconds < worker.backend.call_timeout + 1
+        assert worker.post_until(order, admitted).status == 201
+    assert [effect.split()[0] for effect in effects.all()] == ["reserve", "charge"]
+
+
+@silence
+@both_colours
+@pytest.mark.fault("reply to a stage lost", row=4, invariants=("I6", "I9"))
+def test_a_stage_whose_answer_was_lost_is_recorded_once(
+    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, silently: bool
+) -> None:
+    """B-08, B-06: it is sent again, and its value is the one that was saved."""
+    with Worker(colour, records.at(proxy.port)) as worker:
+        order = Order(charging(effects))
+        loss = proxy.lose_reply(scripts.SAVE_STAGE.sha.encode(), silently=silently)
+        assert worker.post(order).status == 201
+        assert loss.happened.is_set()
+    assert effects.all() == ONCE
+
+
+@silence
+@both_colours
+@pytest.mark.fault("reply to a completion lost", row=4, invariants=("I2", "I4", "I6", "I9"))
+def test_a_completion_whose_answer_was_lost_goes_out_as_recorded(
+    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, silently: bool
+) -> None:
+    """B-08, R-03: sent again it succeeds; the answer is not marked, and a duplicate gets the same bytes."""
+    with Worker(colour, records.at(proxy.port)) as worker:
+        order = Order(charging(effects))
+        loss = proxy.lose_reply(scripts.COMPLETE.sha.encode(), silently=silently)
+        first = worker.post(order)
+        assert loss.happened.is_set()
+        again = worker.post(order)
+        assert (first.status, first.unrecorded) == (201, False)
+        assert (again.status, again.replayed, again.body) == (201, True, first.body)
+    assert effects.all() == ONCE
+
+
+@silence
+@both_colours
+@pytest.mark.fault("reply to a failure lost", row=4, invariants=("I5", "I6", "I9"))
+def test_a_failure_whose_answer_was_lost_lets_the_retry_run_at_once(
+    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, silently: bool
+) -> None:
+    """B-08, L-04: from the stage that was recorded."""
+    with Worker(colour, records.at(proxy.port)) as worker:
+        order = Order(failing_first(effects))
+        loss = proxy.lose_reply(scripts.FAIL.sha.encode(), silently=silently)
+        with pytest.raises(Failed):
+            worker.post(order)
+        assert loss.happened.is_set()
+        assert worker.post(order).status == 201
+    assert effects.all() == ["reserve 1", "charge 2"]
+
+
+@silence
+@both_colours
+@pytest.mark.fault("reply to a release lost", row=4, invariants=("I5", "I6"))
+def test_a_release_whose_answer_was_lost_lets_the_retry_run_at_once(
+    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, silently: bool
+) -> None:
+    """B-08: an answer that is not kept (429) still arrives."""
+    with Worker(colour, records.at(proxy.port)) as worker:
+        order = Order(plain(effects, status=429))
+        loss = proxy.lose_reply(scripts.RELEASE.sha.encode(), silently=silently)
+        assert worker.post(order).status == 429
+        assert loss.happened.is_set()
+        assert worker.post(order).status == 429
+    assert len(effects.all()) == 2
+
+
+@pytest.mark.parametrize("silently", [pytest.param(False, marks=pytest.mark.full_form), True], ids=["cut", "silence"])
+@pytest.mark.fault("reply to a heartbeat lost", row=4, invariants=("I1", "I6", "I9"))
+def test_a_beat_whose_answer_was_lost_costs_the_owner_nothing(
+    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, silently: bool
+) -> None:
+    """B-08, L-01: it has renewed the lease, and the next beats renew it again."""
+    with Worker(colour, records.at(proxy.port)) as worker, Worker("wsgi", records.at()) as other:
+        order = Order(charging(effects, hold="charge"))
+        loss = proxy.lose_reply(scripts.RENEW.sha.encode(), silently=silently)
+        later = proxy.lose_reply(scripts.RENEW.sha.encode(), nth=4)
+        running = worker.start(order)
+        order.until_arrived()
+        assert loss.happened.wait(PATIENCE)
+        while not later.happened.wait(0.2):
+            assert other.post(order).status == 409
+        order.script.release.set()
+        assert running.result(PATIENCE).status == 201
+    assert effects.all() == ONCE

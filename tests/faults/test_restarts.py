@@ -1,0 +1,154 @@
+"""Row 5: the backend dies and comes back, with its log and without; a process dies while it writes to a file."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from open_idempotency.events import BackendFailed
+from tests.faults.effects import Effects
+from tests.faults.handlers import charging, plain
+from tests.faults.records import OnFile, on_files, on_servers
+from tests.faults.site import BRISK, PATIENCE, Order, Worker, admitted, until
+from tests.servers import Server
+
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
+ROOT = Path(__file__).resolve().parents[2]
+#: seconds; longer than a server takes to start on a busy machine
+LONG = 15.0
+
+
+class StartServer(Protocol):
+    def __call__(self, *options: str) -> Server: ...
+
+
+@pytest.fixture
+def start_server(backend_kind: str) -> Iterator[StartServer]:
+    """``start_server(*options)``: a server that this test may kill."""
+    servers: list[Server] = []
+
+    def start(*options: str) -> Server:
+        servers.append(Server(backend_kind, *options).start())
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def _url(server: Server) -> str:
+    return f"{server.url}?{BRISK}"
+
+
+@on_servers
+@pytest.mark.fault("backend killed and started, every write logged", row=5, invariants=("I1", "I2", "I5", "I8"))
+def test_a_backend_that_came_back_has_forgotten_nothing(
+    start_server: StartServer, effects: Effects, colour: str
+) -> None:
+    """B-10: down, nothing runs; back, the completed is replayed and the running one is still owned."""
+    server = start_server(*DURABLE)
+    with Worker(colour, _url(server), lease=LONG) as worker:
+        done, running, new = Order(plain(effects)), Order(charging(effects, hold="charge")), Order(plain(effects))
+        answer = worker.post(done)
+        owner = worker.start(running)
+        running.until_arrived()
+        server.kill()
+        refused = worker.post(new)
+        assert (refused.status, new.runs) == (503, 0)
+        server.start()
+        assert worker.post_until(new, lambda got: got.status != 503).status == 201
+        assert worker.post(done).body == answer.body
+        assert worker.post(running).status == 409
+        running.script.release.set()
+        first = owner.result(PATIENCE)
+        assert (first.status, first.unrecorded) == (201, False)
+        assert worker.post(running).body == first.body
+    assert sorted(effects.all()) == ["charge 1", "reserve 1", "run 1", "run 1"]
+
+
+@on_servers
+@pytest.mark.fault("backend killed while an answer is recorded", row=5, invariants=("I4", "I11"))
+def test_a_completion_waits_for_the_backend_to_come_back(
+    start_server: StartServer, effects: Effects, colour: str
+) -> None:
+    """L-08: within ``record_within``; the answer goes out unmarked, and is replayed."""
+    server = start_server(*DURABLE)
+    with Worker(colour, _url(server), lease=LONG) as worker:
+        order = Order(charging(effects, hold="answer"))
+        owner = worker.start(order)
+        order.until_arrived()
+        server.kill()
+        order.script.release.set()
+        worker.await_event(BackendFailed)
+        assert not owner.done()
+        server.start()
+        first = owner.result(PATIENCE)
+        assert (first.status, first.unrecorded) == (201, False)
+        assert worker.post(order).body == first.body
+    assert effects.all() == ["reserve 1", "charge 1"]
+
+
+@on_servers
+@pytest.mark.fault("backend killed and started empty, request running", row=5, invariants=("I4", "I6"))
+def test_an_owner_whose_record_did_not_come_back_records_its_answer(
+    start_server: StartServer, effects: Effects, colour: str
+) -> None:
+    """B-08a, B-10: the empty server knows no script and no record; a completion brings both."""
+    server = start_server()
+    with Worker(colour, _url(server), lease=LONG) as worker:
+        order = Order(charging(effects, hold="answer"))
+        owner = worker.start(order)
+        order.until_arrived()
+        server.kill()
+        server.start()
+        order.script.release.set()
+        first = owner.result(PATIENCE)
+        assert (first.status, first.unrecorded) == (201, False)
+        assert worker.post(order).body == first.body
+    assert effects.all() == ["reserve 1", "charge 1"]
+
+
+@on_servers
+@pytest.mark.fault("backend killed and started empty, request completed", row=5, invariants=("I2",), kind="documented")
+def test_a_backend_without_a_log_forgets_what_was_completed(start_server: StartServer, effects: Effects) -> None:
+    """Section 10: an answer that was given is not known any more, so its retry runs again."""
+    server = start_server()
+    with Worker("wsgi", _url(server)) as worker:
+        order = Order(plain(effects))
+        first = worker.post(order)
+        server.kill()
+        server.start()
+        again = worker.post_until(order, lambda got: got.status != 503)
+        assert (again.status, again.replayed) == (201, False)
+        assert again.body != first.body
+    assert effects.all() == ["run 1", "run 1"]
+
+
+@on_files
+@pytest.mark.fault("process killed inside a write transaction", row=5, invariants=("I2", "I5", "I9"))
+@pytest.mark.parametrize(
+    ("verb", "before"),
+    [("complete", ["reserve 1", "charge 1"]), pytest.param("save_stage", ["reserve 1"], marks=pytest.mark.full_form)],
+)
+def test_a_process_that_dies_while_it_writes_leaves_a_sound_record(
+    records: OnFile, effects: Effects, verb: str, before: list[str]
+) -> None:
+    """L-02: the write is undone, the lease ends, and the next attempt goes on from the last stage that was recorded."""
+    order = Order(charging(effects))
+    command = [sys.executable, "-m", "tests.faults.killed_writer", records.at(), str(effects.path), order.key, verb]
+    process = subprocess.run(command, cwd=ROOT, timeout=60, check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert effects.all() == before
+    with Worker("wsgi", records.at()) as worker:
+        assert worker.post(order).status == 409
+        answer = worker.post_until(order, admitted)
+        assert (answer.status, worker.post(order).body) == (201, answer.body)
+    # The stage that was being recorded when the process died is the one that is repeated.
+    repeated = {"complete": [], "save_stage": ["reserve 2", "charge 2"]}[verb]
+    assert until(effects.all, bool) == before + repeated

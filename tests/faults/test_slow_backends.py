@@ -1,0 +1,90 @@
+"""Row 8: a backend that answers late, each time a bit differently, or stops for a while."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from open_idempotency.backends.redis import scripts
+from open_idempotency.events import BackendFailed
+from tests.faults.effects import Effects
+from tests.faults.handlers import charging, plain
+from tests.faults.proxy import FaultProxy
+from tests.faults.records import OnServer, on_servers
+from tests.faults.site import BRISK, PATIENCE, Order, Worker
+from tests.servers import Server
+
+pytestmark = on_servers
+#: seconds on each way, and up to so much more
+DELAY, JITTER = 0.1, 0.05
+PATIENT = "timeout=0.8"
+LEASE = 5.0
+
+
+@pytest.fixture
+def own_server(backend_kind: str) -> Iterator[Server]:
+    """A server that nobody else uses, so that it may stop."""
+    server = Server(backend_kind).start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.fault("answers 200 to 300 ms late, jitter", row=8, invariants=("I1", "I2"))
+def test_of_many_at_once_one_runs(records: OnServer, proxy: FaultProxy, effects: Effects, colour: str) -> None:
+    """B-01: of eight that claim at the same moment on two slow workers; the others are told to come back."""
+    proxy.delay(DELAY, JITTER)
+    url = records.at(proxy.port, PATIENT)
+    with Worker(colour, url, lease=LEASE) as one, Worker(colour, url, lease=LEASE) as two:
+        order = Order(plain(effects))
+        together = threading.Barrier(8)
+
+        def post(worker: Worker) -> int:
+            together.wait(PATIENCE)
+            return worker.post(order).status
+
+        with ThreadPoolExecutor(8) as clients:
+            statuses = set(clients.map(post, (one, two) * 4))
+        assert statuses <= {201, 409}
+        again = one.post(order)
+        assert (again.status, again.replayed) == (201, True)
+    assert effects.all() == ["run 1"]
+
+
+@pytest.mark.full_form
+@pytest.mark.fault("answers 200 to 300 ms late for longer than a lease", row=8, invariants=("I1", "I9"))
+def test_late_beats_still_keep_the_lease(records: OnServer, proxy: FaultProxy, effects: Effects) -> None:
+    """L-01: the lease is counted from when the server has the request; nobody takes over."""
+    proxy.delay(DELAY, JITTER)
+    beats = proxy.watch(scripts.RENEW.sha.encode(), nth=4)
+    with Worker("wsgi", records.at(proxy.port, PATIENT), lease=LEASE) as worker, Worker("wsgi", records.at()) as other:
+        order = Order(charging(effects, hold="charge"))
+        owner = worker.start(order)
+        order.until_arrived()
+        while not beats.happened.wait(0.2):
+            assert other.post(order).status == 409
+        order.script.release.set()
+        assert owner.result(PATIENCE).status == 201
+    assert effects.all() == ["reserve 1", "charge 1"]
+
+
+@pytest.mark.fault("backend stops for longer than a call", row=8, invariants=("I4", "I8", "I11"))
+def test_a_pause_of_the_server_refuses_the_new_and_delays_the_finished(
+    own_server: Server, effects: Effects, colour: str
+) -> None:
+    """B-10, L-08: CLIENT PAUSE; the completion is tried again until the server goes on."""
+    with Worker(colour, f"{own_server.url}?{BRISK}", lease=15) as worker, own_server.connect() as operator:
+        running, new = Order(charging(effects, hold="answer")), Order(plain(effects))
+        owner = worker.start(running)
+        running.until_arrived()
+        operator.execute_command("CLIENT", "PAUSE", 3000, "ALL")
+        running.script.release.set()
+        refused = worker.post(new)
+        assert (refused.status, new.runs) == (503, 0)
+        worker.await_event(BackendFailed)
+        first = owner.result(PATIENCE)
+        assert (first.status, first.unrecorded) == (201, False)
+        assert worker.post(running).body == first.body
+    assert effects.all() == ["reserve 1", "charge 1"]

@@ -1,0 +1,94 @@
+"""Row 10: somebody deletes the record of a request that is running: an operator, an eviction, a restored copy."""
+
+from __future__ import annotations
+
+import pytest
+
+from open_idempotency.events import Recreated
+from tests.faults.effects import Effects
+from tests.faults.handlers import charging, plain
+from tests.faults.records import OnFile, OnServer, both_colours, everywhere, on_servers
+from tests.faults.site import BRISK, PATIENCE, Order, Worker
+from tests.servers import Server
+
+Records = OnServer | OnFile
+
+
+@everywhere
+@both_colours
+@pytest.mark.fault("record deleted, then completed", row=10, invariants=("I2", "I4"))
+def test_a_completion_makes_the_record_anew(records: Records, effects: Effects, colour: str) -> None:
+    """B-08a: with an event; a duplicate is answered from it."""
+    with Worker(colour, records.at()) as worker:
+        order = Order(charging(effects, hold="answer"))
+        owner = worker.start(order)
+        order.until_arrived()
+        records.forget()
+        order.script.release.set()
+        first = owner.result(PATIENCE)
+        assert (first.status, first.unrecorded) == (201, False)
+        assert worker.saw(Recreated)
+        assert worker.post(order).body == first.body
+    assert effects.all() == ["reserve 1", "charge 1"]
+
+
+@everywhere
+@both_colours
+@pytest.mark.fault("record deleted, then a stage saved", row=10, invariants=("I1", "I2", "I9"))
+def test_a_stage_makes_the_record_anew(records: Records, effects: Effects, colour: str) -> None:
+    """B-08a: from then on duplicates are refused again."""
+    with Worker(colour, records.at()) as worker:
+        order = Order(charging(effects, hold="charge"))
+        later = order.again(plain(effects))
+        owner = worker.start(order)
+        order.until_arrived()
+        records.forget()
+        order.script.release.set()
+        first = owner.result(PATIENCE)
+        assert worker.saw(Recreated)
+        assert worker.post(later).body == first.body
+    assert effects.all() == ["reserve 1", "charge 1"]
+
+
+@everywhere
+@both_colours
+@pytest.mark.fault("record deleted, then claimed by another", row=10, invariants=("I3",))
+@pytest.mark.fault(
+    "record deleted, duplicate before its owner ends", row=10, invariants=("I1", "I2"), kind="documented"
+)
+def test_whoever_claims_a_deleted_record_owns_it(records: Records, effects: Effects, colour: str) -> None:
+    """B-08a, L-03: nobody can tell it from a new request, so it runs again; the first owner changes nothing."""
+    with Worker(colour, records.at()) as worker, Worker(colour, records.at()) as other:
+        order = Order(plain(effects, hold=True))
+        owner = worker.start(order)
+        order.until_arrived()
+        records.forget()
+        second = other.post(order.again(plain(effects)))
+        assert (second.status, second.replayed) == (201, False)
+        order.script.release.set()
+        assert owner.result(PATIENCE).body == second.body
+        assert other.post(order).body == second.body
+    assert effects.all() == ["run 1", "run 1"]
+
+
+@on_servers
+@pytest.mark.fault("FLUSHALL and SCRIPT FLUSH, then completed", row=10, invariants=("I2", "I4", "I6"))
+def test_a_server_that_was_emptied_gets_record_and_script_again(
+    backend_kind: str, effects: Effects, colour: str
+) -> None:
+    """B-08a, B-10."""
+    server = Server(backend_kind).start()
+    try:
+        with Worker(colour, f"{server.url}?{BRISK}") as worker, server.connect() as operator:
+            order = Order(charging(effects, hold="answer"))
+            owner = worker.start(order)
+            order.until_arrived()
+            operator.flushall()
+            operator.script_flush()
+            order.script.release.set()
+            first = owner.result(PATIENCE)
+            assert (first.status, first.unrecorded) == (201, False)
+            assert worker.post(order).body == first.body
+    finally:
+        server.stop()
+    assert effects.all() == ["reserve 1", "charge 1"]

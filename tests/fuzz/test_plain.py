@@ -1,0 +1,114 @@
+"""Generated requests to an application without stages; only the middleware is there or not.
+
+``tests/fuzz/test_example.py`` says what this proves that the example cannot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import requests
+import schemathesis
+from fastapi import FastAPI
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import Case, GenerationMode
+
+from open_idempotency.backends.memory import MemoryBackend
+from open_idempotency.fastapi import IdempotencyMiddleware
+from tests.fuzz.plain_books import make_app
+
+#: the fields of one message: not stored, or written anew
+OWN = {b"set-cookie", b"content-length", b"idempotent-replayed"}
+COVERED = {"/entries": "POST", "/echo": "POST"}
+OPERATIONS = [
+    *COVERED.items(),
+    ("/entries/{number}", "PATCH"),
+    ("/entries/{number}", "PUT"),
+    ("/entries/{number}", "GET"),
+]
+
+
+def protected() -> FastAPI:
+    """The same application, and the middleware."""
+    app = make_app()
+    app.add_middleware(IdempotencyMiddleware, backend=MemoryBackend())
+    return app
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """Requests that the description allows, and ones that it does not."""
+    schema = schemathesis.openapi.from_dict(make_app().openapi())
+    return st.one_of(
+        schema[path][method].as_strategy(mode)
+        for path, method in OPERATIONS
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+    )
+
+
+def prepared(case: Case, number: int | None) -> requests.PreparedRequest:
+    """The request of a case, now and then about an entry that is there."""
+    if number is not None and "number" in case.path_parameters:
+        case.path_parameters = {"number": number}
+    return requests.Request(**case.as_transport_kwargs(base_url="http://test")).prepare()
+
+
+def _bytes(text: Any) -> bytes:
+    return text.encode("utf-8") if isinstance(text, str) else text or b""
+
+
+async def answer(app: FastAPI, sent: requests.PreparedRequest, key: str | None) -> tuple[int, Any, bytes]:
+    """Status, fields in order, and body."""
+    headers = [*sent.headers.items(), *([] if key is None else [("Idempotency-Key", f'"{key}"')])]
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport) as client:
+        got = await client.request(
+            str(sent.method),
+            str(sent.url),
+            headers=[(_bytes(name), _bytes(value)) for name, value in headers],
+            content=_bytes(sent.body),
+        )
+        return got.status_code, got.headers.raw, got.content
+
+
+async def same_answers(all_sent: list[requests.PreparedRequest]) -> set[int]:
+    """Send each to all three, one after the other; the statuses that came."""
+    bare, free, keyed = make_app(), protected(), protected()
+    statuses = set()
+    for sent in all_sent:
+        expected = await answer(bare, sent, None)
+        assert await answer(free, sent, None) == expected
+        key = str(uuid4())
+        assert await answer(keyed, sent, key) == expected
+        await same_again(keyed, sent, key, expected)
+        statuses.add(expected[0])
+    return statuses
+
+
+async def same_again(app: FastAPI, sent: requests.PreparedRequest, key: str, expected: tuple[int, Any, bytes]) -> None:
+    """A retry of what was stored brings the same, apart from what belongs to one message, and says so."""
+    if sent.method not in ("POST", "PATCH") or expected[0] >= 500 or expected[0] == 409:
+        return
+    status, fields, body = await answer(app, sent, key)
+    assert (status, body) == (expected[0], expected[2])
+    kept = [pair for pair in expected[1] if pair[0].lower() not in OWN]
+    assert [pair for pair in fields if pair[0].lower() not in OWN] == kept
+    assert (b"idempotent-replayed", b"true") in fields
+
+
+def test_generated_requests_are_answered_as_without_the_middleware() -> None:
+    """O-01, O-02, R-01, SPEC 4: status, fields and body, with no key and with a new one each; then a replay."""
+    order = requests.Request("POST", "http://test/entries", json={"title": "tea", "amount": 3}).prepare()
+    bug = requests.Request("POST", "http://test/entries", json={"title": "tea", "amount": 999}).prepare()
+    statuses: set[int] = set()
+
+    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(st.builds(prepared, cases(), st.sampled_from([None, 1])), min_size=1, max_size=4))
+    def check(sent: list[requests.PreparedRequest]) -> None:
+        statuses.update(asyncio.run(same_answers([order, *sent, bug])))
+
+    check()
+    assert statuses >= {200, 201, 404, 422, 500}

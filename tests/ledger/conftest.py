@@ -1,0 +1,66 @@
+"""Fixtures: a database of its own for each test, behind each kind of ``tx=``; a client that retries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import django_project
+from tests.ledger.databases import AWAITED, BLOCKING, Database, database_of
+from tests.postgres_server import PostgresServer
+from tests.unit.stage_client import Client
+
+django_project.set_up()
+
+
+@pytest.fixture
+def client() -> Client:
+    """Sends one request again and again; its records are in memory, whatever holds the ledger."""
+    return Client()
+
+
+@pytest.fixture(params=BLOCKING)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each kind of blocking transaction."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=AWAITED)
+def awaited_kind(request: pytest.FixtureRequest) -> str:
+    """Each kind of awaited transaction."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="session")
+def application_url(postgres18: PostgresServer) -> str:
+    """An application's database, beside the one where records are."""
+    return postgres18.create_database("application")
+
+
+@pytest.fixture
+def new_database(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Database]:
+    """A database without any table."""
+    url: Callable[[], Any] = partial(request.getfixturevalue, "application_url")
+    return lambda dialect: database_of(dialect, tmp_path, url)
+
+
+@pytest.fixture
+def database(kind: str, new_database: Callable[[str], Database]) -> Database:
+    """The database of ``kind``, with its tables."""
+    made = new_database(BLOCKING[kind][0])
+    made.make_tables()
+    return made
+
+
+@pytest.fixture
+def awaited_database(awaited_kind: str, new_database: Callable[[str], Database]) -> Database:
+    """The database of ``awaited_kind``, with its tables."""
+    made = new_database(AWAITED[awaited_kind][0])
+    made.make_tables()
+    return made

@@ -1,0 +1,214 @@
+"""An application's database behind each kind of ``tx=``: the ledger's tables, and one table of orders.
+
+``transaction()`` commits at its end and rolls back where its block raises. The awaited kinds have the same two verbs as
+coroutines, so a test is written once for each colour.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+import sqlalchemy
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from open_idempotency.ledger.dialects import POSTGRESQL, SQLITE
+
+ORDERS = "CREATE TABLE orders (name varchar(80) NOT NULL)"
+INSERT = "INSERT INTO orders VALUES ('an order')"
+COUNT = "SELECT count(*) FROM orders"
+
+
+class Open(NamedTuple):
+    """A transaction: what goes into ``tx=``, and what runs a statement in it."""
+
+    tx: Any
+    execute: Callable[[str], Any]
+
+
+class Database:
+    """One database of one test. ``url``: SQLAlchemy's, without a driver."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.dialect = POSTGRESQL if url.startswith("postgresql") else SQLITE
+        self._close: list[Callable[[], None]] = []
+
+    def make_tables(self, ledger: bool = True) -> None:
+        """Run the script as an operator would."""
+        script = (self.dialect.schema() if ledger else "") + ORDERS
+        if self.dialect is SQLITE:
+            with contextlib.closing(sqlite3.connect(self.path)) as connection:
+                connection.executescript(script)
+        else:
+            with psycopg.connect(self.url, autocommit=True) as connection:
+                connection.execute(script.encode())
+
+    @property
+    def path(self) -> str:
+        """The file of a SQLite database."""
+        return self.url.removeprefix("sqlite:///")
+
+    def query(self, statement: str) -> list[Any]:
+        """What is committed."""
+        if self.dialect is SQLITE:
+            with contextlib.closing(sqlite3.connect(self.path)) as connection:
+                rows = connection.execute(statement).fetchall()
+                connection.commit()
+                return rows
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def orders(self) -> int:
+        """How many orders are committed."""
+        return int(self.query(COUNT)[0][0])
+
+
+@contextlib.contextmanager
+def sqlite3_(database: Database) -> Iterator[Open]:
+    """A plain connection of the standard library."""
+    with contextlib.closing(sqlite3.connect(database.path, timeout=20)) as connection, connection:
+        yield Open(connection, connection.execute)
+
+
+@contextlib.contextmanager
+def psycopg_(database: Database) -> Iterator[Open]:
+    """A connection that begins by itself."""
+    with psycopg.connect(database.url) as connection:
+        yield Open(connection, connection.execute)
+
+
+@contextlib.contextmanager
+def psycopg_block(database: Database) -> Iterator[Open]:
+    """An autocommit connection in a block."""
+    with psycopg.connect(database.url, autocommit=True) as connection, connection.transaction():
+        yield Open(connection, connection.execute)
+
+
+def _engine_url(database: Database, asynchronous: bool = False) -> str:
+    if database.dialect is SQLITE:
+        return database.url.replace("sqlite:", "sqlite+aiosqlite:") if asynchronous else database.url
+    return database.url.replace("postgresql:", "postgresql+psycopg:")
+
+
+@contextlib.contextmanager
+def _engine(database: Database) -> Iterator[sqlalchemy.Engine]:
+    engine = sqlalchemy.create_engine(_engine_url(database))
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextlib.contextmanager
+def session(database: Database) -> Iterator[Open]:
+    """SQLAlchemy's session, which begins with the first statement."""
+    with _engine(database) as engine, Session(engine) as opened:
+        yield Open(opened, lambda statement: opened.execute(sqlalchemy.text(statement)))
+        opened.commit()
+
+
+@contextlib.contextmanager
+def connection(database: Database) -> Iterator[Open]:
+    """SQLAlchemy's connection."""
+    with _engine(database) as engine, engine.begin() as opened:
+        yield Open(opened, lambda statement: opened.execute(sqlalchemy.text(statement)))
+
+
+@contextlib.contextmanager
+def django(database: Database) -> Iterator[Open]:
+    """An alias of Django's, in an atomic block."""
+    from django.db import connections, transaction
+
+    alias = f"ledger{secrets.token_hex(4)}"
+    if database.dialect is SQLITE:
+        options: dict[str, Any] = {"ENGINE": "django.db.backends.sqlite3", "NAME": database.path}
+    else:
+        parts = psycopg.conninfo.conninfo_to_dict(database.url)
+        options = {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": parts["dbname"],
+            "USER": parts["user"],
+            "HOST": parts["host"],
+            "PORT": parts["port"],
+        }
+    connections.databases[alias] = connections.configure_settings({"default": options})["default"]
+    try:
+        with transaction.atomic(alias):
+            yield Open(alias, lambda statement: _in_cursor(connections[alias], statement))
+    finally:
+        connections[alias].close()
+        del connections[alias]
+        del connections.databases[alias]
+
+
+def _in_cursor(opened: Any, statement: str) -> None:
+    with opened.cursor() as cursor:
+        cursor.execute(statement)
+
+
+@contextlib.asynccontextmanager
+async def async_psycopg(database: Database) -> AsyncIterator[Open]:
+    """psycopg's awaited connection."""
+    async with await psycopg.AsyncConnection.connect(database.url) as opened:
+        yield Open(opened, opened.execute)
+
+
+@contextlib.asynccontextmanager
+async def async_session(database: Database) -> AsyncIterator[Open]:
+    """SQLAlchemy's awaited session."""
+    engine = create_async_engine(_engine_url(database, asynchronous=True))
+    try:
+        async with AsyncSession(engine) as opened:
+            yield Open(opened, lambda statement: opened.execute(sqlalchemy.text(statement)))
+            await opened.commit()
+    finally:
+        await engine.dispose()
+
+
+@contextlib.asynccontextmanager
+async def async_connection(database: Database) -> AsyncIterator[Open]:
+    """SQLAlchemy's awaited connection."""
+    engine = create_async_engine(_engine_url(database, asynchronous=True))
+    try:
+        async with engine.begin() as opened:
+            yield Open(opened, lambda statement: opened.execute(sqlalchemy.text(statement)))
+    finally:
+        await engine.dispose()
+
+
+#: by name: the dialect of its database, and what opens a transaction
+BLOCKING: dict[str, tuple[str, Callable[[Database], contextlib.AbstractContextManager[Open]]]] = {
+    "sqlite3": ("sqlite", sqlite3_),
+    "psycopg": ("postgresql", psycopg_),
+    "psycopg in a block": ("postgresql", psycopg_block),
+    "session on SQLite": ("sqlite", session),
+    "session on PostgreSQL": ("postgresql", session),
+    "connection on SQLite": ("sqlite", connection),
+    "connection on PostgreSQL": ("postgresql", connection),
+    "Django on SQLite": ("sqlite", django),
+    "Django on PostgreSQL": ("postgresql", django),
+}
+AWAITED: dict[str, tuple[str, Callable[[Database], contextlib.AbstractAsyncContextManager[Open]]]] = {
+    "psycopg": ("postgresql", async_psycopg),
+    "session on SQLite": ("sqlite", async_session),
+    "session on PostgreSQL": ("postgresql", async_session),
+    "connection on SQLite": ("sqlite", async_connection),
+    "connection on PostgreSQL": ("postgresql", async_connection),
+}
+
+
+def database_of(dialect: str, folder: Path, url: Callable[[], str]) -> Database:
+    """A database without any table of ours. ``url``: of the PostgreSQL one that the tests of a process share."""
+    if dialect == "sqlite":
+        return Database(f"sqlite:///{folder}/application.db")
+    database = Database(url())
+    database.query("DROP TABLE IF EXISTS orders, open_idempotency_ledger, open_idempotency_ledger_stages")
+    return database

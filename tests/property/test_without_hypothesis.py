@@ -1,0 +1,24 @@
+"""The conformance package without Hypothesis: the contract is there, and the model test says what it needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+_WITHOUT = """
+import sys
+sys.modules["hypothesis"] = None
+from open_idempotency.backends.memory import MemoryBackend
+from open_idempotency.conformance import BackendContract, ManualClock, check_against_model
+from open_idempotency.exceptions import MissingExtra
+try:
+    check_against_model(lambda clock: MemoryBackend(clock=clock))
+except MissingExtra as error:
+    sys.stdout.write(str(error))
+"""
+
+
+def test_the_model_test_names_what_to_install() -> None:
+    """B-12: Hypothesis is needed by nothing else that is shipped."""
+    done = subprocess.run([sys.executable, "-c", _WITHOUT], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "the model test needs Hypothesis: pip install hypothesis", done.stderr

@@ -1,0 +1,30 @@
+"""The model test can fail: each backend with a mistake is refused."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+
+from open_idempotency.backends.memory import MemoryBackend
+from open_idempotency.conformance import check_against_model
+from open_idempotency.conformance.model import Disagreement
+from tests.property.wrong_backends import WRONG
+
+# The first history that shows the mistake is enough, and it must be found on every run.
+SEARCH = hypothesis.settings(
+    max_examples=500,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[hypothesis.Phase.generate],
+    suppress_health_check=list(hypothesis.HealthCheck),
+    report_multiple_bugs=False,
+)
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda kind: kind.__name__)
+def test_a_backend_with_a_mistake_is_refused(wrong: type[MemoryBackend]) -> None:
+    """B-12: what the model test is for."""
+    with pytest.raises(Disagreement):
+        check_against_model(lambda clock: wrong(clock=clock), settings=SEARCH)

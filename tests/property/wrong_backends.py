@@ -1,0 +1,250 @@
+"""Backends with one mistake each, which the model has to find: guards that are missing, ends that are off by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from open_idempotency.backend import (
+    Claim,
+    ClaimAnswer,
+    Complete,
+    Completed,
+    Fail,
+    Finished,
+    Get,
+    Lease,
+    Leased,
+    Mismatch,
+    Record,
+    Refused,
+    Release,
+    Renew,
+    Renewal,
+    SaveStage,
+    StageSaved,
+    Status,
+)
+from open_idempotency.backends.memory import MemoryBackend
+from open_idempotency.exceptions import LeaseLost
+
+
+class _Wrong(MemoryBackend):
+    def found(self, record_id: bytes) -> Record | None:
+        return self._table.live(record_id)
+
+    def put(self, record: Record) -> None:
+        self._table.records[record.record_id] = record
+
+    def now(self) -> float:
+        return self._table.now()
+
+    def current(self, lease: Lease) -> Lease:
+        """The lease that would be accepted."""
+        record = self.found(lease.record_id)
+        return lease if record is None else replace(lease, token=record.token, owner=record.owner)
+
+
+class StaleCompletes(_Wrong):
+    def complete(self, c: Complete, /) -> Completed:
+        return super().complete(replace(c, lease=self.current(c.lease)))
+
+
+class StaleSavesStages(_Wrong):
+    def save_stage(self, c: SaveStage, /) -> StageSaved:
+        return super().save_stage(replace(c, lease=self.current(c.lease)))
+
+
+class StaleFails(_Wrong):
+    def fail(self, c: Fail, /) -> None:
+        super().fail(replace(c, lease=self.current(c.lease)))
+
+
+class StaleReleases(_Wrong):
+    def release(self, c: Release, /) -> None:
+        super().release(replace(c, lease=self.current(c.lease)))
+
+
+class StaleRenews(_Wrong):
+    def renew(self, c: Renew, /) -> Sequence[Renewal]:
+        return super().renew(Renew([self.current(lease) for lease in c.leases]))
+
+
+class TokenAloneIsEnough(_Wrong):
+    def complete(self, c: Complete, /) -> Completed:
+        return super().complete(replace(c, lease=replace(c.lease, owner=self.current(c.lease).owner)))
+
+
+class OwnerAloneIsEnough(_Wrong):
+    def complete(self, c: Complete, /) -> Completed:
+        return super().complete(replace(c, lease=replace(c.lease, token=self.current(c.lease).token)))
+
+
+class NotReentrant(_Wrong):
+    def claim(self, c: Claim, /) -> ClaimAnswer:
+        return super().claim(replace(c, owner=c.owner + bytes([self.sent()])))
+
+    def sent(self) -> int:
+        self._sent = (getattr(self, "_sent", 0) + 1) % 256
+        return self._sent
+
+
+class MismatchIgnored(_Wrong):
+    def claim(self, c: Claim, /) -> ClaimAnswer:
+        record = self.found(c.record_id)
+        answer = super().claim(c if record is None else replace(c, fingerprint=record.fingerprint))
+        return (
+            replace(answer, lease=replace(answer.lease, fingerprint=c.fingerprint))
+            if isinstance(answer, Leased)
+            else answer
+        )
+
+
+class MismatchOnlyWhenCompleted(_Wrong):
+    def claim(self, c: Claim, /) -> ClaimAnswer:
+        record = self.found(c.record_id)
+        if record is None or record.status is Status.COMPLETED or record.fingerprint == c.fingerprint:
+            return super().claim(c)
+        answer = super().claim(replace(c, fingerprint=record.fingerprint))
+        return Mismatch() if isinstance(answer, Leased) else answer
+
+
+class LeaseEndsLate(_Wrong):
+    def claim(self, c: Claim, /) -> ClaimAnswer:
+        record = self.found(c.record_id)
+        if record is not None and record.lease_end == self.now() and record.status is Status.IN_PROGRESS:
+            self.put(replace(record, lease_end=self.now() + 0.25))
+        return super().claim(c)
+
+
+class CompletedRunsAgain(_Wrong):
+    def claim(self, c: Claim, /) -> ClaimAnswer:
+        answer = super().claim(c)
+        record = self.found(c.record_id)
+        if isinstance(answer, Finished) and record is not None and record.claimed_at < self.now() - 8:
+            self.put(replace(record, status=Status.FAILED))
+            return super().claim(c)
+        return answer
+
+
+class FinalRunsAgain(_Wrong):
+    def fail(self, c: Fail, /) -> None:
+        super().fail(replace(c, final=False))
+
+
+class AttemptsUncounted(_Wrong):
+    def claim(self, c: Claim, /) -> ClaimAnswer:
+        return super().claim(replace(c, max_attempts=None))
+
+
+class AbandonedResumed(_Wrong):
+    def claim(self, c: Claim, /) -> ClaimAnswer:
+        return super().claim(replace(c, resume_abandoned=True))
+
+
+class FailedResumed(_Wrong):
+    def claim(self, c: Claim, /) -> ClaimAnswer:
+        return super().claim(replace(c, resume_failed=True))
+
+
+class GivenBackIsAnAttempt(_Wrong):
+    def release(self, c: Release, /) -> None:
+        record = self.found(c.lease.record_id)
+        if record is not None and record.stages:
+            super().fail(Fail(c.lease))
+        else:
+            super().release(c)
+
+
+class StagesForgotten(_Wrong):
+    def claim(self, c: Claim, /) -> ClaimAnswer:
+        answer = super().claim(c)
+        return replace(answer, stages=()) if isinstance(answer, Leased) else answer
+
+
+class StageOverwritten(_Wrong):
+    def save_stage(self, c: SaveStage, /) -> StageSaved:
+        record = self.found(c.lease.record_id)
+        answer = super().save_stage(c)
+        if record is not None and not answer.recreated:
+            stages = tuple(c.stage if (s.name, s.key) == (c.stage.name, c.stage.key) else s for s in record.stages)
+            kept = self.found(c.lease.record_id)
+            assert kept is not None
+            self.put(replace(kept, stages=stages + kept.stages[len(stages) :]))
+            return StageSaved(c.stage.frame)
+        return answer
+
+
+class StageKeyIgnored(_Wrong):
+    def save_stage(self, c: SaveStage, /) -> StageSaved:
+        return super().save_stage(replace(c, stage=replace(c.stage, key="")))
+
+
+class SecondCompletionWins(_Wrong):
+    def complete(self, c: Complete, /) -> Completed:
+        answer = super().complete(c)
+        record = self.found(c.lease.record_id)
+        assert record is not None
+        self.put(replace(record, response=c.response))
+        return answer
+
+
+class TtlFromTheClaim(_Wrong):
+    def complete(self, c: Complete, /) -> Completed:
+        record = self.found(c.lease.record_id)
+        answer = super().complete(c)
+        kept = self.found(c.lease.record_id)
+        if record is not None and kept is not None:
+            self.put(replace(kept, expires_at=min(kept.expires_at, record.claimed_at + record.ttl)))
+        return answer
+
+
+class ReadingExtends(_Wrong):
+    def claim(self, c: Claim, /) -> ClaimAnswer:
+        answer = super().claim(c)
+        record = self.found(c.record_id)
+        if record is not None and not isinstance(answer, Leased):
+            self.put(replace(record, expires_at=record.expires_at + 0.25))
+        return answer
+
+
+class VanishedIsLost(_Wrong):
+    def complete(self, c: Complete, /) -> Completed:
+        if self.found(c.lease.record_id) is None:
+            raise LeaseLost("gone")
+        return super().complete(c)
+
+
+class TokenStandsStill(_Wrong):
+    def claim(self, c: Claim, /) -> ClaimAnswer:
+        answer = super().claim(c)
+        record = self.found(c.record_id)
+        if isinstance(answer, Leased) and record is not None:
+            self.put(replace(record, token=1))
+            return replace(answer, lease=replace(answer.lease, token=1))
+        return answer
+
+
+class PurgesTheLiving(_Wrong):
+    def purge(self, limit: int = 1000) -> int:
+        for record_id in list(self._table.records)[:limit]:
+            self.delete(record_id)
+        return 0
+
+
+class ExpiredIsFound(_Wrong):
+    def get(self, c: Get, /) -> Record | None:
+        return self._table.records.get(c.record_id)
+
+
+class ResponseOfAnEarlierAttempt(_Wrong):
+    def claim(self, c: Claim, /) -> ClaimAnswer:
+        before = self.found(c.record_id)
+        answer = super().claim(c)
+        record = self.found(c.record_id)
+        if before is not None and record is not None and before.response and not isinstance(answer, Refused):
+            self.put(replace(record, response=before.response))
+        return answer
+
+
+WRONG = sorted(_Wrong.__subclasses__(), key=lambda kind: kind.__name__)

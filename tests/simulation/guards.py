@@ -1,0 +1,204 @@
+"""Sites that lack one guard each. Nothing of the library is edited: its environment is made to behave without it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from open_idempotency._core.attempt import Attempt
+from open_idempotency.backend import (
+    Busy,
+    Claim,
+    ClaimAnswer,
+    Complete,
+    Completed,
+    Lease,
+    Leased,
+    SaveStage,
+    StageSaved,
+    Status,
+)
+from open_idempotency.exceptions import BackendUnavailable, LeaseLost
+from tests.simulation.environment import VirtualHeartbeat, VirtualPerformer
+from tests.simulation.loop import Process
+from tests.simulation.network import EPOCH, RemoteBackend
+from tests.simulation.site import Site
+
+
+class WithoutTokenComparison(Site):
+    """The backend lets whoever once had a lease write (B-03)."""
+
+    def decide(self, process: Process, verb: str, command: Any) -> Any:
+        """Every lease is the current one."""
+        lease = getattr(command, "lease", None)
+        record = self.memory.look(lease.record_id) if isinstance(lease, Lease) else None
+        if isinstance(lease, Lease) and record is not None:
+            command = replace(command, lease=replace(lease, token=record.token, owner=record.owner))
+        return super().decide(process, verb, command)
+
+
+class WithoutReentrancy(Site):
+    """The backend takes an owner that claims again for somebody else (B-08)."""
+
+    def decide(self, process: Process, verb: str, command: Any) -> Any:
+        """A running record is busy, whoever asks."""
+        record = self.memory.look(command.record_id) if isinstance(command, Claim) else None
+        if record is not None and record.status is Status.IN_PROGRESS and record.owner == command.owner:
+            now = self.memory.time()
+            if now < record.lease_end:
+                return Busy(now - record.claimed_at, record.lease_end - now)
+        return super().decide(process, verb, command)
+
+
+class WithoutMismatchCheck(Site):
+    """The backend does not compare fingerprints (O-05)."""
+
+    def decide(self, process: Process, verb: str, command: Any) -> Any:
+        """Every request is the one on record."""
+        record = self.memory.look(command.record_id) if isinstance(command, Claim) else None
+        if record is not None:
+            command = replace(command, fingerprint=record.fingerprint)
+        return super().decide(process, verb, command)
+
+
+class WithoutTheBackendsClock(Site):
+    """Leases end by the clock of the worker that asks (L-07)."""
+
+    def decide(self, process: Process, verb: str, command: Any) -> Any:
+        """The time is what that worker takes it for."""
+        with self._clock_of(process):
+            return super().decide(process, verb, command)
+
+    @contextmanager
+    def _clock_of(self, process: Process) -> Iterator[None]:
+        self.memory.jumped += process.skew
+        try:
+            yield
+        finally:
+            self.memory.jumped -= process.skew
+
+
+class WithoutStages(Site):
+    """A new attempt is not told what earlier ones have done (B-01)."""
+
+    def decide(self, process: Process, verb: str, command: Any) -> Any:
+        """Every claim finds nothing."""
+        answer = super().decide(process, verb, command)
+        return replace(answer, stages=()) if isinstance(answer, Leased) else answer
+
+
+class _Unshielded(VirtualPerformer):
+    async def _shield(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        return await call()
+
+
+class WithoutShield(Site):
+    """A cancellation reaches the cleanup as well (L-04)."""
+
+    make_performer = _Unshielded
+
+
+class _SendsFirst(VirtualPerformer):
+    def __init__(self, site: Site, process: Process, backend: RemoteBackend) -> None:
+        super().__init__(site, process, backend)
+        self._handlers = {**self._handlers, Complete: self._complete_later}
+
+    async def _complete_later(self, c: Complete) -> Completed:
+        self.site.loop.spawn(self.process, self._completed(c), "completion")
+        return Completed()
+
+    async def _completed(self, c: Complete) -> Completed:
+        return await self.backend.complete(c)
+
+
+class WithoutStoreBeforeSend(Site):
+    """The answer leaves while its completion is still on its way (R-03)."""
+
+    make_performer = _SendsFirst
+
+
+class _DoesNotBeat(VirtualHeartbeat):
+    def watch(self, attempt: Attempt) -> None:
+        """Nothing is renewed."""
+
+
+class WithoutHeartbeat(Site):
+    """Leases are not renewed (L-01)."""
+
+    make_heartbeat = _DoesNotBeat
+
+
+class _DoesNotListen(VirtualPerformer):
+    def __init__(self, site: Site, process: Process, backend: RemoteBackend) -> None:
+        super().__init__(site, process, backend)
+        self._handlers = {**self._handlers, Complete: self._complete, SaveStage: self._save_stage}
+
+    async def _complete(self, c: Complete) -> Completed:
+        try:
+            return await self.backend.complete(c)
+        except LeaseLost:
+            return Completed()
+
+    async def _save_stage(self, c: SaveStage) -> StageSaved:
+        try:
+            return await self.backend.save_stage(c)
+        except LeaseLost:
+            return StageSaved(c.stage.frame)
+
+
+class WithoutHeedingRefusals(Site):
+    """A stale owner is refused, and answers its client all the same (L-03)."""
+
+    make_performer = _DoesNotListen
+
+
+class _RecordsNoIntent(VirtualPerformer):
+    def __init__(self, site: Site, process: Process, backend: RemoteBackend) -> None:
+        super().__init__(site, process, backend)
+        self._handlers = {**self._handlers, SaveStage: self._save_stage}
+
+    async def _save_stage(self, c: SaveStage) -> StageSaved:
+        # The application's own stages have no key, so what has one is an intent.
+        return StageSaved(c.stage.frame) if c.stage.key else await self.backend.save_stage(c)
+
+
+class WithoutIntents(Site):
+    """What an external stage is about to do is not on record before it does it (S-04)."""
+
+    make_performer = _RecordsNoIntent
+
+
+class _RunsAnyway(VirtualPerformer):
+    def __init__(self, site: Site, process: Process, backend: RemoteBackend) -> None:
+        super().__init__(site, process, backend)
+        self._handlers = {**self._handlers, Claim: self._claim}
+
+    async def _claim(self, c: Claim) -> ClaimAnswer:
+        try:
+            return await self.backend.claim(c)
+        except BackendUnavailable:
+            token = int((EPOCH + self.site.loop.now) * 1_000_000)
+            return Leased(Lease(c.record_id, c.owner, token, 1, c.fingerprint, c.lease, c.ttl))
+
+
+class WithoutFailingClosed(Site):
+    """Where the backend does not answer the request runs (O-12)."""
+
+    make_performer = _RunsAnyway
+
+
+WITHOUT: dict[str, type[Site]] = {
+    "token-comparison": WithoutTokenComparison,
+    "re-entrancy": WithoutReentrancy,
+    "mismatch-check": WithoutMismatchCheck,
+    "backends-clock": WithoutTheBackendsClock,
+    "stages": WithoutStages,
+    "shield": WithoutShield,
+    "store-before-send": WithoutStoreBeforeSend,
+    "heartbeat": WithoutHeartbeat,
+    "heeding-refusals": WithoutHeedingRefusals,
+    "intents": WithoutIntents,
+    "failing-closed": WithoutFailingClosed,
+}

@@ -1,0 +1,264 @@
+"""One history of one plan: clients ask, handlers work, and things go wrong, until all has come to rest."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from random import Random
+from typing import Any
+
+from open_idempotency import idem
+from open_idempotency.policy import IdempotencyPolicy
+from tests.simulation.environment import LEASE
+from tests.simulation.loop import Failure, Loop, Process
+from tests.simulation.network import Weather
+from tests.simulation.plans import Plan
+from tests.simulation.site import Order, Site, Worker, here
+
+#: seconds in which clients come and things go wrong, and after which all must have come to rest
+TROUBLE, REST = 30.0, 150.0
+
+
+class History:
+    """The site of one plan, and everything that happens on it."""
+
+    def __init__(self, made: Plan, make_site: type[Site] = Site, trace: Callable[[str], None] | None = None) -> None:
+        self.plan = made
+        self.loop = Loop(Random(made.seed))
+        self._random = self.loop.random
+        policy = IdempotencyPolicy(lease=LEASE, ttl=50_000.0, wait=made.wait, **made.policy)
+        self.site = make_site(self.loop, self._handle, policy, self._before_sending, trace)
+        self.site.network.weather = self._weather()
+        self.workers = [self._new_worker(number) for number in range(made.workers)]
+        self._old: list[Process] = []
+        self._outside = Process("clients")
+        self._troubled = True
+        self._open = 0
+
+    def _weather(self) -> Weather:
+        names = ("lost_request", "lost_reply", "doubled", "late", "slow")
+        rates = {name: self.plan.rates.get(name, 0.0) / 3 for name in names}
+        return Weather(**rates, driver_retries=self._random.random() < 0.7)
+
+    def _new_worker(self, number: int) -> Worker:
+        return Worker(self.site, f"worker-{number}", self._random.uniform(-3600.0, 3600.0))
+
+    def _happens(self, kind: str, share: float = 1.0) -> bool:
+        return self._troubled and self._random.random() < self.plan.rates.get(kind, 0.0) * share
+
+    # What the handlers do
+
+    async def _handle(self, scope: Any, receive: Any, send: Any) -> None:
+        order: Order = scope["order"]
+        attempt, lease = here(), here().lease
+        record_id = lease.record_id if lease is not None else b""
+        self.site.record_of[order.key, order.user] = record_id
+        self.site.note(None, "handler", order.key, order.user, lease and (lease.attempt, lease.token))
+        if scope["losses"] == self.site.losses_of(order):
+            self.site.oracle.started(record_id, lease, order.body)
+        if lease is not None and lease.attempt > self.plan.policy.get("max_attempts", lease.attempt):
+            self.loop.fail(f"O-10: attempt {lease.attempt} runs")
+        for number in range(self.plan.stages):
+            async with idem.stage(f"stage-{number}", external=self.plan.external) as stage:
+                if not stage.done:
+                    await self._work()
+                    assert attempt.lease is not None
+                    key = idem.key_for(f"stage-{number}")
+                    external = self.plan.external
+                    self.site.oracle.effect(record_id, f"stage-{number}", attempt.lease, order.body, key, external)
+                    stage.save(number)
+        await self._work()
+        await self._respond(order, send)
+
+    async def _work(self) -> None:
+        seconds = self._random.uniform(0.0, 0.3)
+        if self._happens("long"):
+            seconds += self._random.uniform(0.0, 3 * LEASE)
+        await self.loop.sleep(seconds)
+        if self._happens("errors", 0.5):
+            raise RuntimeError("the handler failed")
+
+    async def _respond(self, order: Order, send: Any) -> None:
+        status = 201
+        if self._happens("errors"):
+            status = self._random.choice([500, 401, 404])
+        body = b"%b|%b|%d" % (order.user.encode(), order.body, self.site.count())
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
+        if self._random.random() < 0.3:
+            await send({"type": "http.response.body", "body": body[:5], "more_body": True})
+            await self.loop.sleep(0.01)
+            body = body[5:]
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    # What goes wrong
+
+    def _before_sending(self, process: Process) -> None:
+        """A process dies or freezes around one of its commands: before, during or after it."""
+        moment = self._random.choice([0.0, 0.005, 0.02, 0.05])
+        if self._happens("crash", 0.2):
+            self.loop.after(moment, lambda: self.kill(process))
+        elif self._happens("freeze", 0.2):
+            self.loop.after(moment, lambda: self.freeze(process))
+
+    def kill(self, process: Process) -> None:
+        """SIGKILL; another process takes its place soon."""
+        for number, worker in enumerate(self.workers):
+            if worker.process is process and not process.dead:
+                self.site.note(process, "SIGKILL")
+                worker.kill()
+                self._old.append(process)
+                self.loop.after(self._random.uniform(0.1, 2.0), partial(self._restart, number))
+                return
+
+    def _restart(self, number: int) -> None:
+        self.workers[number] = self._new_worker(number)
+
+    def freeze(self, process: Process, seconds: float | None = None) -> None:
+        """SIGSTOP, and SIGCONT after some seconds."""
+        if seconds is None:
+            seconds = self._random.uniform(0.1, 2.5 * LEASE)
+        self.site.note(process, "SIGSTOP", f"for {seconds:.3f} s")
+        process.paused_until = max(process.paused_until, self.loop.now + seconds)
+
+    def _misfortunes(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        yield "crash", lambda: self.kill(self._some_worker().process)
+        yield "freeze", lambda: self.freeze(self._some_worker().process)
+        yield "block", self._block
+        yield "outage", self._outage
+        yield "vanish", self._vanish
+        yield "jump", self._jump
+        yield "cancel", self._cancel
+
+    def _some_worker(self) -> Worker:
+        return self._random.choice(self.workers)
+
+    def _block(self) -> None:
+        process, seconds = self._some_worker().process, self._random.uniform(0.1, 2 * LEASE)
+        self.site.note(process, "event loop blocked", f"for {seconds:.3f} s")
+        process.blocked_until = max(process.blocked_until, self.loop.now + seconds)
+
+    def _outage(self) -> None:
+        seconds = self._random.uniform(0.1, 1.5 * LEASE)
+        self.site.note(None, "backend down", f"for {seconds:.3f} s")
+        self.site.network.down_until = self.loop.now + seconds
+
+    def _vanish(self) -> None:
+        found = self.site.memory.record_ids()
+        if found:
+            record_id = self._random.choice(found)
+            self.site.note(None, "record lost", record_id[:3].hex())
+            self.site.memory.delete(record_id)
+            self.site.oracle.vanished(record_id)
+
+    def _jump(self) -> None:
+        seconds = self._random.uniform(0.0, 2.5 * LEASE)
+        self.site.note(None, "backend's clock jumps", f"{seconds:.3f} s")
+        self.site.memory.jumped += seconds
+
+    def _cancel(self) -> None:
+        tasks = list(self._some_worker().exchanges)
+        if tasks:
+            task, times = self._random.choice(tasks), self._random.choice([1, 1, 3, 10])
+            self.site.note(task.process, "cancelled", task.name, f"{times} times")
+            task.cancel(times)
+
+    def _arrange(self) -> None:
+        for kind, strike in self._misfortunes():
+            rate = self.plan.rates.get(kind, 0.0)
+            for _ in range(int(rate * 20) + 1 if rate else 0):
+                # Most of what there is to hit happens in the first seconds.
+                when = self._random.uniform(0.0, self._random.choice([1.0, 5.0, TROUBLE]))
+                self.loop.at(when, strike)
+
+    # What the clients do
+
+    async def _client(self, order: Order, tries: int) -> int | None:
+        self._open += 1
+        await self.loop.sleep(self._random.choice([0.0, self._random.uniform(0.0, 2.0)]))
+        status = None
+        for _ in range(tries):
+            status = await self._ask(order)
+            if status in (201, 404, 422):
+                break
+            await self.loop.sleep(self._random.choice([0.05, 1.0, LEASE / 2]) * self._random.uniform(0.5, 1.5))
+        self._open -= 1
+        return status
+
+    async def _ask(self, order: Order) -> int | None:
+        worker = self._some_worker()
+        exchange = worker.serve(order)
+        patience = self._random.uniform(0.01, 1.0) if self._happens("leave") else 60.0
+        self.loop.after(patience, exchange.break_off)
+        reply = await exchange.reply
+        return None if reply is None else int(reply[0])
+
+    # The whole of it
+
+    def run(self) -> None:
+        """Let it happen. Raises ``Failure``."""
+        try:
+            with silence():
+                self._arrange()
+                for order in self.plan.orders:
+                    self.loop.spawn(self._outside, self._client(order, 12), "client")
+                self.loop.run(TROUBLE)
+                self._troubled = False
+                self.site.network.weather = Weather()
+                self.loop.run(TROUBLE + REST)
+                self._check_rest()
+                self._probe()
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """Take everything apart."""
+        self.loop.end([*self._old, *(worker.process for worker in self.workers), self._outside])
+
+    def _check_rest(self) -> None:
+        if self._open:
+            raise Failure(f"I6: {self._open} clients still wait for an answer")
+        for worker in self.workers:
+            if worker.exchanges or worker.process.tasks:
+                raise Failure(f"I11: {worker.process.name} still runs {[task.name for task in worker.exchanges]}")
+
+    def _probe(self) -> None:
+        """I5, I6: all is over, leases included, so that each request is admitted at once, and answered for good."""
+        seen: dict[tuple[str, str], Order] = {}
+        for order in self.plan.orders:
+            seen.setdefault((order.key, order.user), order)
+        ends = [
+            (order, self.loop.spawn(self._outside, self._client(order, 1), "probe").ended) for order in seen.values()
+        ]
+        self.loop.run(self.loop.now + 60.0)
+        for order, ended in ends:
+            if not ended.done or ended.value[0] not in self._final(order):
+                raise Failure(f"I5: {order.user}'s {order.key} ends with {ended.value}")
+            self._count_effects(order)
+
+    def _final(self, order: Order) -> tuple[int, ...]:
+        contested = any(o.body != order.body and (o.key, o.user) == (order.key, order.user) for o in self.plan.orders)
+        # An external stage in doubt is 409 until somebody looks: that is the choice which was made.
+        undecided = (self.plan.external and self.plan.stages > 0) or self.plan.policy
+        return (201, 404, *([422] if contested else []), *([409, 500] if undecided else []))
+
+    def _count_effects(self, order: Order) -> None:
+        record_id = self.site.record_of.get((order.key, order.user))
+        if record_id is None or not self.plan.is_calm or self.plan.external or self.plan.policy:
+            return
+        effects = [stage for stage, _ in self.site.oracle.story(record_id).effects]
+        if sorted(effects) != [f"stage-{number}" for number in range(self.plan.stages)]:
+            raise Failure(f"I9: without any fault the effects of {order.key} are {effects}")
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """The heartbeat logs what it meets; the trace has it too."""
+    logger = logging.getLogger("open_idempotency")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

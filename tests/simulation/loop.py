@@ -1,0 +1,252 @@
+"""Virtual time: tasks of simulated processes, which can be paused, killed and cancelled, on one seeded order of events.
+
+Coroutines await nothing but futures of this loop. Two events of one moment come in an order drawn from the seed, and
+nothing else decides about order, so that a seed is one history.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context, copy_context
+from random import Random
+from typing import Any
+
+#: events after which a history is taken for one that never ends (I11)
+MOST_EVENTS = 200_000
+
+
+class Cancelled(BaseException):
+    """A cancellation as event loops deliver it."""
+
+
+class _Dead(BaseException):
+    """Ends what is left of a killed process, when its history is over."""
+
+
+class Failure(AssertionError):
+    """An invariant does not hold; the message has its name (I1 to I11, or a line of SPEC)."""
+
+
+class Process:
+    """A simulated process. ``skew``: seconds by which its own clocks are off. None of its code runs while it pauses."""
+
+    def __init__(self, name: str, skew: float = 0.0) -> None:
+        self.name = name
+        self.skew = skew
+        self.dead = False
+        self.paused_until = 0.0
+        #: the loop alone, while its threads (the heartbeat) go on
+        self.blocked_until = 0.0
+        self.tasks: dict[Task, None] = {}
+
+
+class Future:
+    """Something that will be known."""
+
+    __slots__ = ("_waiting", "done", "error", "value")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self._waiting: list[Callable[[], None]] = []
+
+    def __await__(self) -> Generator[Future, None, Any]:
+        if not self.done:
+            yield self
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+    def when_done(self, callback: Callable[[], None]) -> None:
+        """Call it when it is known."""
+        if self.done:
+            callback()
+        else:
+            self._waiting.append(callback)
+
+    def set(self, value: Any = None) -> None:
+        """It is known; later ones change nothing."""
+        self._end(value, None)
+
+    def fail(self, error: BaseException) -> None:
+        """It is known to be an error."""
+        self._end(None, error)
+
+    def _end(self, value: Any, error: BaseException | None) -> None:
+        if not self.done:
+            self.done, self.value, self.error = True, value, error
+            waiting, self._waiting = self._waiting, []
+            for callback in waiting:
+                callback()
+
+
+class Task:
+    """A coroutine of one process. ``persistent``: a cancellation is delivered again and again, as anyio does."""
+
+    def __init__(self, loop: Loop, process: Process, coroutine: Coroutine[Future, None, Any], name: str) -> None:
+        self.name = name
+        self.process = process
+        self.ended = Future()
+        #: what happened to its commands that would excuse a claim which it leaves behind
+        self.trouble: list[str] = []
+        #: whether the engine has said that its answer could not be recorded (L-08)
+        self.unrecorded = False
+        #: the record that it claimed, and as whom
+        self.claimed: tuple[bytes, bytes] | None = None
+        #: the task of the same process on whose behalf this one runs
+        self.parent = loop.current if loop.current is not None and loop.current.process is process else None
+        self._loop = loop
+        self._coroutine = coroutine
+        self._context: Context = copy_context()
+        self._awaited: Future | None = None
+        self._to_throw: BaseException | None = None
+        self._deliveries = 0
+        #: how often it has awaited, and what to do at which of them
+        self.awaits = 0
+        self.strike: tuple[int, Callable[[], None]] | None = None
+        process.tasks[self] = None
+        self._wake()
+
+    @property
+    def root(self) -> Task:
+        """The task on whose behalf this one runs."""
+        return self if self.parent is None else self.parent.root
+
+    def cancel(self, times: int) -> None:
+        """Deliver a cancellation, ``times`` times as long as it goes on to await."""
+        if self.ended.done or times < 1:
+            return
+        self._deliveries = times
+        self._to_throw = Cancelled()
+        self._wake()
+
+    def _wake(self) -> None:
+        self._loop.soon(self._step, self.process, on_loop=True)
+
+    def _woken(self, future: Future) -> None:
+        if self._awaited is future:
+            self._awaited = None
+            self._wake()
+
+    def _step(self) -> None:
+        if self.ended.done or (self._awaited is not None and self._to_throw is None):
+            return
+        self._loop.current, before = self, self._loop.current
+        thrown, self._to_throw, self._awaited = self._to_throw, None, None
+        try:
+            future = self._context.run(self._resume, thrown)
+        except StopIteration as stop:
+            self._finish(stop.value, None)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            self._finish(None, error)
+        else:
+            self._await(future)
+        finally:
+            self._loop.current = before
+
+    def _resume(self, thrown: BaseException | None) -> Future:
+        return self._coroutine.send(None) if thrown is None else self._coroutine.throw(thrown)
+
+    def _await(self, future: Future) -> None:
+        self._awaited = future
+        self.awaits += 1
+        if self.strike is not None and self.strike[0] == self.awaits:
+            self.strike[1]()
+        future.when_done(lambda: self._woken(future))
+        if self._deliveries > 1:
+            self._deliveries -= 1
+            delay = self._loop.random.uniform(0.0, 0.01)
+            self._loop.after(delay, lambda: self.cancel(self._deliveries), self.process)
+
+    def _finish(self, value: Any, error: BaseException | None) -> None:
+        self.process.tasks.pop(self, None)
+        self.ended.set((value, error))
+
+    def bury(self) -> None:
+        """End what a killed process has left, without a word to the outside."""
+        for _ in range(100):
+            try:
+                self._context.run(self._resume, _Dead())
+            except BaseException:
+                return
+        raise Failure(f"I11: {self.name} cannot be ended")
+
+
+class Loop:
+    """Virtual seconds, and what happens at them."""
+
+    def __init__(self, random: Random) -> None:
+        self.now = 0.0
+        self.random = random
+        self.current: Task | None = None
+        self._events: list[tuple[float, float, int, Callable[[], None], Process | None, bool]] = []
+        self._count = 0
+        self._graves: list[Task] = []
+        self._failure: str | None = None
+
+    def fail(self, what: str) -> None:
+        """The history is wrong: told from outside of its tasks, which might catch it."""
+        self._failure = self._failure or what
+
+    def at(self, when: float, call: Callable[[], None], process: Process | None = None, on_loop: bool = False) -> None:
+        """Call it then; for a process only while that one runs. ``on_loop``: not while its event loop is blocked."""
+        self._count += 1
+        if self._count > MOST_EVENTS:
+            self.fail(f"I11: {MOST_EVENTS} events, and no end")
+        heapq.heappush(self._events, (when, self.random.random(), self._count, call, process, on_loop))
+
+    def after(self, seconds: float, call: Callable[[], None], process: Process | None = None) -> None:
+        """Call it so many seconds from now."""
+        self.at(self.now + seconds, call, process)
+
+    def soon(self, call: Callable[[], None], process: Process | None = None, on_loop: bool = False) -> None:
+        """Call it at this moment, after what runs now."""
+        self.at(self.now, call, process, on_loop)
+
+    def spawn(self, process: Process, coroutine: Coroutine[Future, None, Any], name: str) -> Task:
+        """Start a task. What is left of a dead process, while it is taken apart, starts none."""
+        if process.dead:
+            coroutine.close()
+            raise _Dead
+        return Task(self, process, coroutine, name)
+
+    async def sleep(self, seconds: float) -> None:
+        """Let virtual seconds pass for the task that calls."""
+        future = Future()
+        self.after(seconds, future.set)
+        await future
+
+    def kill(self, process: Process) -> None:
+        """SIGKILL: nothing of it runs any more, cleanups included."""
+        process.dead = True
+        self._graves += process.tasks
+        process.tasks.clear()
+
+    def run(self, until: float) -> None:
+        """Let everything happen up to a moment."""
+        while self._events and self._events[0][0] <= until:
+            when, _, _, call, process, on_loop = heapq.heappop(self._events)
+            self.now = max(self.now, when)
+            if process is not None:
+                if process.dead:
+                    continue
+                until_then = max(process.paused_until, process.blocked_until if on_loop else 0.0)
+                if until_then > self.now:
+                    self.at(until_then, call, process, on_loop)
+                    continue
+            call()
+            if self._failure is not None:
+                raise Failure(self._failure)
+        self.now = max(self.now, until)
+
+    def end(self, processes: list[Process]) -> None:
+        """Take apart what is left."""
+        for process in processes:
+            self.kill(process)
+        self._events.clear()
+        for task in self._graves:
+            task.bury()

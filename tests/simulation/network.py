@@ -1,0 +1,279 @@
+"""The backend as workers see it: the real memory backend on a clock of its own, behind a network that fails.
+
+Requests and replies are lost, late, doubled and overtaken; the backend is down for a while; its clock jumps. What
+arrives is carried out by the real ``MemoryBackend``, so that only the way to it is made up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from open_idempotency.backend import (
+    AsyncBackend,
+    Backend,
+    Claim,
+    ClaimAnswer,
+    Complete,
+    Completed,
+    Fail,
+    Get,
+    Record,
+    Release,
+    Renew,
+    Renewal,
+    SaveStage,
+    StageSaved,
+    Wait,
+)
+from open_idempotency.backends.memory import MemoryBackend
+from open_idempotency.exceptions import BackendUnavailable
+from tests.simulation.loop import Future, Loop, Process, Task
+
+#: seconds after which a worker takes a call for lost; two of them are the slowest call
+TIMEOUT = 1.0
+EPOCH = 1_800_000_000.0
+
+
+@dataclass
+class Weather:
+    """How often what goes wrong; each is a probability for one message."""
+
+    lost_request: float = 0.0
+    lost_reply: float = 0.0
+    doubled: float = 0.0
+    late: float = 0.0
+    slow: float = 0.0
+    #: whether the driver sends a call again that got no reply, as client libraries do
+    driver_retries: bool = True
+
+
+class Memory(MemoryBackend):
+    """The real backend, on a clock that jumps; ``look`` and ``lose`` are the oracle's and the vandal's."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.jumped = 0.0
+        self._loop = loop
+        super().__init__(clock=self.time)
+
+    def time(self) -> float:
+        """Seconds on the backend's clock."""
+        return EPOCH + self._loop.now + self.jumped
+
+    def look(self, record_id: bytes) -> Record | None:
+        """The record, if it is live; a copy."""
+        return self._table.live(record_id)
+
+    def record_ids(self) -> list[bytes]:
+        """All ids, in the order of their making."""
+        return list(self._table.records)
+
+
+class Network:
+    """Between the workers and the backend. ``carry_out(process, verb, command)`` is where commands arrive.
+
+    ``before_sending`` is called with a process that is about to send one: the moment to kill or to freeze it.
+    """
+
+    def __init__(
+        self, loop: Loop, carry_out: Callable[[Process, str, Any], Any], before_sending: Callable[[Process], None]
+    ) -> None:
+        self.loop = loop
+        self.before_sending = before_sending
+        self.weather = Weather()
+        self.down_until = 0.0
+        self._carry_out = carry_out
+        self._sent: dict[Task, int] = {}
+        self._arrived: dict[Task, int] = {}
+
+    async def call(self, process: Process, verb: str, command: Any) -> Any:
+        """One call with its timeout, and the driver's own second try.
+
+        It may have to wait for a connection first; cancelled there, nothing is sent.
+        """
+        if self.loop.random.random() < 0.5:
+            await self.loop.sleep(self.loop.random.uniform(0.0, 0.02))
+        try:
+            return await self._send(process, verb, command)
+        except BackendUnavailable:
+            if not self.weather.driver_retries:
+                raise
+        return await self._send(process, verb, command)
+
+    def call_at_once(self, process: Process, verb: str, command: Any) -> Any:
+        """A call from a thread, which takes no time; it may get lost on either way."""
+        random, weather = self.loop.random, self.weather
+        if self._is_down() or random.random() < weather.lost_request:
+            raise BackendUnavailable("no connection")
+        answer = self._carry_out(process, verb, command)
+        if random.random() < weather.lost_reply:
+            raise BackendUnavailable("no reply")
+        return answer
+
+    def _is_down(self) -> bool:
+        return self.loop.now < self.down_until
+
+    def _send(self, process: Process, verb: str, command: Any) -> Future:
+        loop, random, weather = self.loop, self.loop.random, self.weather
+        reply, task = Future(), loop.current
+        root = None if task is None else task.root
+        if root is not None and isinstance(command, Claim):
+            root.claimed = command.record_id, command.owner
+        self.before_sending(process)
+        number = self._number(root)
+        loop.after(TIMEOUT, lambda: self._time_out(reply, root), process)
+        travel = random.uniform(0.0005, 0.02)
+        if random.random() < weather.slow:
+            travel += random.uniform(0.0, 1.5)
+        if random.random() < weather.late:
+            _excuse(root, f"{verb} late")
+            travel += random.uniform(0.0, 25.0)
+        if random.random() < weather.doubled:
+            _excuse(root, f"{verb} doubled")
+            loop.after(travel + random.uniform(0.0, 15.0), lambda: self._again(process, verb, command))
+        if random.random() < weather.lost_request:
+            _excuse(root, f"{verb} lost")
+            return reply
+        lose_reply = random.random() < weather.lost_reply
+        if lose_reply:
+            _excuse(root, f"reply to {verb} lost")
+        loop.after(
+            travel, lambda: self._arrive(process, verb, command, Future() if lose_reply else reply, root, number)
+        )
+        return reply
+
+    def _time_out(self, reply: Future, root: Task | None) -> None:
+        if not reply.done:
+            _excuse(root, "timeout")
+            reply.fail(BackendUnavailable("timeout"))
+
+    def _number(self, root: Task | None) -> int:
+        if root is None:
+            return 0
+        self._sent[root] = number = self._sent.get(root, 0) + 1
+        return number
+
+    def _arrive(self, process: Process, verb: str, command: Any, reply: Future, root: Task | None, number: int) -> None:
+        if root is not None:
+            if self._arrived.get(root, 0) > number:
+                _excuse(root, "overtaken")
+            self._arrived[root] = max(number, self._arrived.get(root, 0))
+        if self._is_down():
+            _excuse(root, "down")
+            answer: Any = BackendUnavailable("refused")
+        else:
+            answer = self._outcome(process, verb, command)
+        respond = reply.fail if isinstance(answer, BaseException) else reply.set
+        self.loop.after(self.loop.random.uniform(0.0005, 0.02), lambda: respond(answer))
+
+    def _again(self, process: Process, verb: str, command: Any) -> None:
+        if not self._is_down():
+            self._outcome(process, verb, command)
+
+    def _outcome(self, process: Process, verb: str, command: Any) -> Any:
+        try:
+            return self._carry_out(process, verb, command)
+        except Exception as error:
+            return error
+
+
+def _excuse(root: Task | None, trouble: str) -> None:
+    if root is not None:
+        root.trouble.append(trouble)
+
+
+class RemoteBackend(AsyncBackend):
+    """What one worker's engine is given."""
+
+    call_timeout = 2 * TIMEOUT
+
+    def __init__(self, network: Network, process: Process) -> None:
+        self._network = network
+        self._process = process
+        self._sync = _Beating(network, process, self)
+
+    async def _call(self, verb: str, command: Any) -> Any:
+        return await self._network.call(self._process, verb, command)
+
+    async def claim(self, c: Claim, /) -> ClaimAnswer:
+        """See ``Backend.claim``."""
+        answer: ClaimAnswer = await self._call("claim", c)
+        return answer
+
+    async def renew(self, c: Renew, /) -> Sequence[Renewal]:
+        """See ``Backend.renew``."""
+        answer: Sequence[Renewal] = await self._call("renew", c)
+        return answer
+
+    async def save_stage(self, c: SaveStage, /) -> StageSaved:
+        """See ``Backend.save_stage``."""
+        answer: StageSaved = await self._call("save_stage", c)
+        return answer
+
+    async def complete(self, c: Complete, /) -> Completed:
+        """See ``Backend.complete``."""
+        answer: Completed = await self._call("complete", c)
+        return answer
+
+    async def fail(self, c: Fail, /) -> None:
+        """See ``Backend.fail``."""
+        await self._call("fail", c)
+
+    async def release(self, c: Release, /) -> None:
+        """See ``Backend.release``."""
+        await self._call("release", c)
+
+    async def get(self, c: Get, /) -> Record | None:
+        """See ``Backend.get``."""
+        answer: Record | None = await self._call("get", c)
+        return answer
+
+    async def delete(self, record_id: bytes, /) -> bool:
+        """Operators do not come through here."""
+        raise NotImplementedError
+
+    def scan(self) -> AsyncIterator[Record]:
+        """Operators do not come through here."""
+        raise NotImplementedError
+
+    async def purge(self, limit: int = 1000) -> int:
+        """Operators do not come through here."""
+        raise NotImplementedError
+
+    async def wait(self, c: Wait, /) -> None:
+        """Polling, as by default."""
+        await self._network.loop.sleep(min(c.seconds, c.pause))
+
+    def to_sync(self) -> Backend:
+        """For the heartbeat."""
+        return self._sync
+
+
+class _Beating(Backend):
+    """The blocking colour, of which the heartbeat needs ``renew`` alone."""
+
+    call_timeout = 2 * TIMEOUT
+
+    def __init__(self, network: Network, process: Process, remote: RemoteBackend) -> None:
+        self._network = network
+        self._process = process
+        self._remote = remote
+
+    def renew(self, c: Renew, /) -> Sequence[Renewal]:
+        """See ``Backend.renew``."""
+        answer: Sequence[Renewal] = self._network.call_at_once(self._process, "renew", c)
+        return answer
+
+    def to_async(self) -> AsyncBackend:
+        """What requests use."""
+        return self._remote
+
+    def _unused(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+    def scan(self) -> Iterator[Record]:
+        """Operators do not come through here."""
+        raise NotImplementedError
+
+    claim = save_stage = complete = fail = release = get = delete = purge = _unused

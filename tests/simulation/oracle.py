@@ -1,0 +1,236 @@
+"""The oracle: what was promised about each key, and whether all that happens afterwards keeps to it.
+
+It sees commands where they arrive at the backend, effects where they happen, and answers where they leave. It asks
+neither the engine nor the decision table what is right: the invariants I1 to I11 are said here in their own words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from open_idempotency._core.codecs import decode_response
+from open_idempotency.backend import (
+    Busy,
+    Claim,
+    Complete,
+    Fail,
+    Lease,
+    Leased,
+    Record,
+    Release,
+    Renew,
+    Renewal,
+    SaveStage,
+    Status,
+)
+from tests.simulation.loop import Loop, Task
+from tests.simulation.network import Memory
+
+
+@dataclass
+class Promise:
+    """An answer that a client has received, and the token of the attempt that made it."""
+
+    status: int
+    body: bytes
+    token: int
+
+
+@dataclass
+class Story:
+    """One record as the world outside knows it. Times are the backend's."""
+
+    token: int = 0
+    owner: bytes = b""
+    running: bool = False
+    lease_end: float = 0.0
+    last_token: int = 0
+    completed: bytes | None = None
+    completed_until: float = 0.0
+    #: the stages on record, by name and key, and those that each attempt was told of
+    recorded: set[str] = field(default_factory=set)
+    told: dict[int, frozenset[str]] = field(default_factory=dict)
+    effects: list[tuple[str, int]] = field(default_factory=list)
+    #: by stage and request, since another request may come after a loss
+    downstream: dict[tuple[str, bytes], str] = field(default_factory=dict)
+    bodies: set[bytes] = field(default_factory=set)
+    promise: Promise | None = None
+    #: how often the record vanished, which takes back all that was promised
+    losses: int = 0
+
+
+class Oracle:
+    """Told of everything; calls ``loop.fail`` on the first thing that must not be."""
+
+    def __init__(self, loop: Loop, memory: Memory) -> None:
+        self._loop = loop
+        self._memory = memory
+        self.stories: dict[bytes, Story] = {}
+        #: effects and answers, for the caller's own counts
+        self.answers = 0
+
+    def story(self, record_id: bytes) -> Story:
+        """What is known of a record."""
+        return self.stories.setdefault(record_id, Story())
+
+    def vanished(self, record_id: bytes) -> None:
+        """The backend has lost it: nothing that was said of it counts any more, but tokens still grow."""
+        old = self.story(record_id)
+        self.stories[record_id] = Story(
+            last_token=old.last_token, effects=old.effects, downstream=old.downstream, losses=old.losses + 1
+        )
+
+    # Where commands arrive
+
+    def arrived(self, command: Any, before: Record | None, after: Record | None, outcome: Any) -> None:
+        """A command was carried out; ``before`` and ``after``: the record."""
+        lease = getattr(command, "lease", None)
+        if isinstance(lease, Lease):
+            self._check_stale(lease, type(command).__name__, before, after)
+        if not isinstance(outcome, BaseException):
+            _SEEN[type(command)](self, command, outcome)
+        if before is not None and after is None:
+            self.story(before.record_id).bodies.clear()  # given back, so any request may have the key
+
+    def renewed(self, lease: Lease, before: Record | None, after: Record | None, answer: Renewal) -> None:
+        """One lease of a beat."""
+        self._check_stale(lease, "Renew", before, after)
+        story = self.story(lease.record_id)
+        if answer is Renewal.OWNED and story.token == lease.token:
+            story.lease_end = self._memory.time() + lease.duration
+
+    def _check_stale(self, lease: Lease, verb: str, before: Record | None, after: Record | None) -> None:
+        owns = before is None or (before.token, before.owner) == (lease.token, lease.owner)
+        if not owns and after != before:
+            self._loop.fail(f"I3: {verb} of the superseded token {lease.token} has changed the record")
+
+    def _claimed(self, c: Claim, answer: Any) -> None:
+        story, now = self.story(c.record_id), self._memory.time()
+        alive = story.running and now < story.lease_end
+        if isinstance(answer, Busy):
+            if story.running and story.owner == c.owner:
+                self._loop.fail("I6: an owner was told to wait for itself")
+            elif not alive:
+                self._loop.fail("I5: told to wait, although nobody runs")
+        elif isinstance(answer, Leased):
+            lease = answer.lease
+            if lease.token != story.token or not story.running:
+                self._check_new_owner(story, c, answer, alive)
+                story.told[lease.token] = frozenset(story.recorded)
+            story.token, story.owner, story.running = lease.token, lease.owner, True
+            story.last_token = max(story.last_token, lease.token)
+            story.lease_end = now + lease.duration
+
+    def _check_new_owner(self, story: Story, c: Claim, answer: Leased, alive: bool) -> None:
+        if alive and story.owner != c.owner:
+            self._loop.fail(f"I1: claimed while token {story.token} has an unexpired lease")
+        if story.completed is not None and self._memory.time() < story.completed_until:
+            self._loop.fail("I2: a completed key was claimed again within its TTL")
+        if answer.lease.token <= story.last_token:
+            self._loop.fail("B-02: the token has not grown")
+        missing = story.recorded - {stage.name + stage.key for stage in answer.stages}
+        if missing:
+            self._loop.fail(f"I5: the new attempt was not told of {sorted(missing)}")
+
+    def _stage_saved(self, c: SaveStage, answer: Any) -> None:
+        story = self.story(c.lease.record_id)
+        if answer.recreated:
+            self._taken(story, c.lease)
+        elif c.stage.name + c.stage.key not in story.recorded:
+            story.lease_end = self._memory.time() + c.lease.duration
+        story.recorded.add(c.stage.name + c.stage.key)
+
+    def _taken(self, story: Story, lease: Lease) -> None:
+        story.token, story.owner, story.running = lease.token, lease.owner, True
+        story.lease_end = self._memory.time() + lease.duration
+        story.last_token = max(story.last_token, lease.token)
+
+    def _completed(self, c: Complete, answer: Any) -> None:
+        story = self.story(c.lease.record_id)
+        if answer.recreated:
+            self._taken(story, c.lease)
+        if story.completed is None:
+            story.completed, story.completed_until = c.response, self._memory.time() + c.lease.ttl
+        story.running = False
+
+    def _ended(self, c: Fail | Release, _: Any) -> None:
+        story = self.story(c.lease.record_id)
+        if story.token == c.lease.token:
+            story.running = False
+
+    # Where effects happen
+
+    def started(self, record_id: bytes, lease: Lease | None, body: bytes) -> None:
+        """A handler begins."""
+        story = self.story(record_id)
+        if lease is None:
+            self._loop.fail("I8: a handler runs without a lease")
+            return
+        if lease.token not in story.told:
+            self._loop.fail("I8: a handler runs on a lease that the backend has not given")
+        story.bodies.add(body)
+        if len(story.bodies) > 1:
+            self._loop.fail("I7: one key ran for two requests")
+        if story.promise is not None and lease.token > story.promise.token:
+            self._loop.fail("I4: ran again after its answer had been received")
+
+    def effect(self, record_id: bytes, stage: str, lease: Lease, body: bytes, downstream: str, external: bool) -> None:
+        """A handler has done something that cannot be undone. ``external``: its intent was recorded before (S-04)."""
+        story = self.story(record_id)
+        if external and not story.losses and any(stage == done for done, _ in story.effects):
+            self._loop.fail(f"I9: the external {stage} happened twice")
+        if (stage, lease.token) in story.effects:
+            self._loop.fail(f"I9: {stage} happened twice in one attempt")
+        if stage in story.told.get(lease.token, ()):
+            self._loop.fail(f"I5: {stage} was on record, and was done again")
+        if story.downstream.setdefault((stage, body), downstream) != downstream:
+            self._loop.fail(f"I9: {stage} was given two downstream keys")
+        story.effects.append((stage, lease.token))
+
+    # Where answers leave
+
+    def answered(self, record_id: bytes, status: int, body: bytes, unrecorded: bool) -> None:
+        """The last byte of a handler's answer, or of a replay, has left."""
+        self.answers += 1
+        story = self.story(record_id)
+        if unrecorded:
+            return
+        if story.promise is not None:
+            if (story.promise.status, story.promise.body) != (status, body):
+                self._loop.fail("I4: two different answers to one request")
+        elif story.completed is not None and _is(story.completed, status, body):
+            story.promise = Promise(status, body, story.last_token)
+        elif not story.losses:
+            self._loop.fail("I4: an answer left before it was durable (R-03)")
+
+    def refused_as_reused(self, record_id: bytes, body: bytes) -> None:
+        """A 422."""
+        story = self.story(record_id)
+        if story.bodies == {body} and not story.losses and self._memory.look(record_id) is not None:
+            self._loop.fail("I7: a request was taken for another one")
+
+    def ended(self, task: Task) -> None:
+        """A request is over, however it ended."""
+        if task.claimed is None or task.trouble or task.process.dead:
+            return
+        record_id, owner = task.claimed
+        record = self._memory.look(record_id)
+        if record is not None and record.owner == owner and record.status is Status.IN_PROGRESS:
+            self._loop.fail(f"L-04: {task.name} ended, and its claim still stands")
+
+
+_SEEN: dict[type, Any] = {
+    Claim: Oracle._claimed,
+    SaveStage: Oracle._stage_saved,
+    Complete: Oracle._completed,
+    Fail: Oracle._ended,
+    Release: Oracle._ended,
+}
+
+__all__ = ["Oracle", "Promise", "Renew", "Story"]
+
+
+def _is(frame: bytes, status: int, body: bytes) -> bool:
+    stored = decode_response(frame)
+    return (stored.status, stored.body) == (status, body)

@@ -1,0 +1,237 @@
+"""The site that is simulated: workers that run the real ASGI middleware, and the requests that reach them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.commands import Renew
+from open_idempotency._perform.context import running
+from open_idempotency.asgi import IdempotencyMiddleware
+from open_idempotency.backend import Renewal
+from open_idempotency.policy import IdempotencyPolicy
+from tests.simulation.environment import VirtualHeartbeat, VirtualPerformer
+from tests.simulation.loop import Future, Loop, Process, Task
+from tests.simulation.network import Memory, Network, RemoteBackend
+from tests.simulation.oracle import Oracle
+
+Message = MutableMapping[str, Any]
+
+
+class Order:
+    """What a client asks for: its key, who it is, and a body."""
+
+    def __init__(self, key: str, user: str, body: bytes) -> None:
+        self.key = key
+        self.user = user
+        self.body = body
+
+    @property
+    def scope(self) -> Message:
+        """The ASGI scope of a request for it."""
+        headers = [
+            (b"idempotency-key", f'"{self.key}"'.encode()),
+            (b"authorization", self.user.encode()),
+            (b"content-type", b"text/plain"),
+        ]
+        path = "/orders"
+        return {
+            "type": "http", "http_version": "1.1", "method": "POST", "path": path, "raw_path": path.encode(),
+            "query_string": b"", "root_path": "", "scheme": "http", "headers": headers,
+            "client": None, "server": None, "order": self,
+        }  # fmt: skip
+
+
+class Exchange:
+    """One request at one worker, between the server's ``receive`` and ``send``."""
+
+    def __init__(self, site: Site, order: Order) -> None:
+        self._site = site
+        self.order = order
+        #: how often the record had been lost when the request came
+        self.losses = site.losses_of(order)
+        #: (status, body), or None where the connection broke
+        self.reply = Future()
+        self._gone = Future()
+        self._received = False
+        self._start: Message = {}
+        self._pieces: list[bytes] = []
+
+    async def receive(self) -> Message:
+        """The body at once, then the disconnect when it comes."""
+        if not self._received:
+            self._received = True
+            return {"type": "http.request", "body": self.order.body, "more_body": False}
+        await self._gone
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """What reaches the client, if it is still there."""
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        self._pieces.append(message.get("body", b""))
+        if not message.get("more_body", False) and not self.reply.done:
+            body = b"".join(self._pieces)
+            self._site.left(self.order, self._start, body, len(self._pieces) > 1, self.losses)
+            self.reply.set((self._start["status"], body))
+
+    def break_off(self) -> None:
+        """The connection is gone, for both ends."""
+        self.reply.set(None)
+        self._gone.set()
+
+
+class Worker:
+    """One process and the requests that it serves."""
+
+    def __init__(self, site: Site, name: str, skew: float) -> None:
+        self.process = Process(name, skew)
+        self.exchanges: dict[Task, Exchange] = {}
+        self._site = site
+        backend = RemoteBackend(site.network, self.process)
+        self._app = IdempotencyMiddleware(site.handle, backend=backend, policy=site.policy)
+        self._app.engine.aio = site.make_performer(site, self.process, backend)
+        self._app.engine.heartbeat = site.make_heartbeat(site, self.process, backend)
+
+    def serve(self, order: Order) -> Exchange:
+        """Begin with a request."""
+        exchange = Exchange(self._site, order)
+        if self.process.dead:
+            exchange.break_off()
+            return exchange
+        number = self._site.count()
+        scope = {**order.scope, "losses": exchange.losses}
+        coroutine = self._app(scope, exchange.receive, exchange.send)
+        task = self._site.loop.spawn(self.process, coroutine, f"request {number} on {self.process.name}")
+        self._site.note(self.process, "request", number, order.key, order.user, order.body)
+        self.exchanges[task] = exchange
+        task.ended.when_done(lambda: self._over(task))
+        return exchange
+
+    def _over(self, task: Task) -> None:
+        exchange = self.exchanges.pop(task)
+        _, error = task.ended.value
+        self._site.note(self.process, "over", task.name, error)
+        if exchange.losses == self._site.losses_of(exchange.order):
+            self._site.oracle.ended(task)
+        exchange.break_off()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._site.loop.kill(self.process)
+        for exchange in self.exchanges.values():
+            exchange.break_off()
+
+
+class Site:
+    """Everything that one history is about. ``handle``: the application."""
+
+    make_performer: type[VirtualPerformer] = VirtualPerformer
+    make_heartbeat: type[VirtualHeartbeat] = VirtualHeartbeat
+
+    def __init__(
+        self,
+        loop: Loop,
+        handle: Callable[[Any, Any, Any], Awaitable[None]],
+        policy: IdempotencyPolicy,
+        before_sending: Callable[[Process], None] = lambda _: None,
+        trace: Callable[[str], None] | None = None,
+    ) -> None:
+        self.loop = loop
+        self.policy = policy
+        self.handle = handle
+        self.memory = Memory(loop)
+        self.oracle = Oracle(loop, self.memory)
+        self.network = Network(loop, self.carry_out, before_sending)
+        self._trace = trace
+        self._count = 0
+        #: what the record of an order is called, learnt from its claims
+        self.record_of: dict[tuple[str, str], bytes] = {}
+
+    def count(self) -> int:
+        """The next number."""
+        self._count += 1
+        return self._count
+
+    def losses_of(self, order: Order) -> int:
+        """How often the backend has lost the record of an order."""
+        record_id = self.record_of.get((order.key, order.user))
+        return 0 if record_id is None else self.oracle.story(record_id).losses
+
+    def note(self, process: Process | None, *what: object) -> None:
+        """A line of the trace, where one is kept."""
+        if self._trace is not None:
+            name = process.name if process is not None else "world"
+            self._trace(f"{self.loop.now:9.3f}  {name:<8} {'  '.join(str(part) for part in what)}")
+
+    # The backend's side
+
+    def carry_out(self, process: Process, verb: str, command: Any) -> Any:
+        """A command has arrived."""
+        if isinstance(command, Renew):
+            return self._renew(process, command)
+        record_id = command.record_id if hasattr(command, "record_id") else command.lease.record_id
+        before = self.memory.look(record_id)
+        try:
+            outcome: Any = self.decide(process, verb, command)
+        except Exception as error:
+            outcome = error
+        self.note(process, verb, _short(command), "->", outcome)
+        if verb != "get":
+            self.oracle.arrived(command, before, self.memory.look(record_id), outcome)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def decide(self, process: Process, verb: str, command: Any) -> Any:
+        """What the real backend makes of it; a guard is taken away by making something else of it."""
+        return getattr(self.memory, verb)(command)
+
+    def _renew(self, process: Process, command: Renew) -> Any:
+        """One by one, since two leases of a beat may be of one record."""
+        answers: list[Renewal] = []
+        for lease in command.leases:
+            before = self.memory.look(lease.record_id)
+            answers += self.decide(process, "renew", Renew([lease]))
+            self.oracle.renewed(lease, before, self.memory.look(lease.record_id), answers[-1])
+        self.note(process, "renew", [lease.token for lease in command.leases], "->", answers)
+        return answers
+
+    # The client's side
+
+    def left(self, order: Order, start: Message, body: bytes, streamed: bool, losses: int) -> None:
+        """The last byte of an answer has left for the client. A stream that has begun cannot be marked any more.
+
+        ``losses``: how often the record had been lost when the request came; one more takes back what was promised.
+        """
+        status, headers = start["status"], dict(start["headers"])
+        self.note(None, "answer", order.key, order.user, status, body)
+        is_problem = headers.get(b"content-type") == b"application/problem+json"
+        if not is_problem and not body.startswith(b"%b|%b|" % (order.user.encode(), order.body)):
+            self.loop.fail(f"I10: {order.user} got another one's answer, {body!r}")
+        record_id = self.record_of.get((order.key, order.user))
+        if record_id is None or losses != self.losses_of(order):
+            return
+        if is_problem and status == 422:
+            self.oracle.refused_as_reused(record_id, order.body)
+        elif not is_problem and status in (201, 404):
+            marked = headers.get(b"idempotency-status") == b"unrecorded"
+            task = self.loop.current
+            unmarkable = streamed and task is not None and task.root.unrecorded
+            self.oracle.answered(record_id, status, body, marked or unmarkable)
+
+
+def _short(command: Any) -> str:
+    lease = getattr(command, "lease", None)
+    if hasattr(lease, "token"):
+        return f"token {lease.token} {getattr(command, 'stage', '')}{getattr(command, 'response', '') or ''}"
+    return f"{command.record_id[:3].hex()} by {getattr(command, 'owner', b'')[:3].hex()}"
+
+
+def here() -> Attempt:
+    """The attempt whose handler runs."""
+    found = running.get()
+    assert found is not None
+    return found[0]

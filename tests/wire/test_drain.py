@@ -1,0 +1,138 @@
+"""Rolling deploys: SIGTERM reaches a process whose handler does not end, and the retry elsewhere runs at once.
+
+The lease is 30 s. The retry is one request, sent when the old process is gone: with its lease unreleased it gets 409.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.unit.builders import eventually
+from tests.wire.case import Case
+from tests.wire.client import Response
+from tests.wire.conftest import Running, StartServer
+
+#: seconds; of gunicorn in ``kinds``
+GRACE = 2.0
+HOOKS = ("--config", "python:open_idempotency.gunicorn")
+NO_GRACE = ("--timeout-graceful-shutdown", "0")
+#: a host that kills two seconds after SIGTERM, and an application that knows
+KILLED = (("--workers-kill-timeout", "2"), {"WIRE_SIGTERM": "1"})
+
+
+class Deployed(NamedTuple):
+    """A server and an adapter, and how its operator has prepared it for SIGTERM."""
+
+    kind: str
+    adapter: str
+    options: tuple[str, ...] = ()
+    environment: dict[str, str] = {}
+    path: str = "/charges"
+
+    def __str__(self) -> str:
+        return ":".join([self.kind, self.adapter, *filter(None, [self.path.strip("/").partition("/")[0]])])
+
+
+def lifespan_of(adapter: str) -> dict[str, str]:
+    """The lifespan events go to this application."""
+    return {"WIRE_LIFESPAN": f"{adapter}/default"}
+
+
+DJANGO = {**lifespan_of("django-asgi"), "WIRE_DRAINED": "yes"}
+PREPARED = [
+    Deployed("gunicorn-sync", "django-wsgi", HOOKS),
+    Deployed("gunicorn-gthread", "flask", HOOKS),
+    Deployed("gunicorn-gevent", "wsgi", HOOKS),
+    Deployed("gunicorn-asgi", "fastapi", HOOKS, lifespan_of("fastapi")),
+    Deployed("gunicorn-uvicorn", "django-asgi", ("--graceful-timeout", "8"), DJANGO),
+    Deployed("uvicorn-httptools", "fastapi", NO_GRACE, lifespan_of("fastapi")),
+    Deployed("uvicorn-httptools", "django-asgi", NO_GRACE, DJANGO),
+    Deployed("granian", "asgi", *KILLED),
+    Deployed("waitress", "flask", (), {"WIRE_SIGTERM": "1"}),
+]
+#: the rest of the matrix, whose servers are all above: with OI_TEST_DRAIN=full
+FULL = [
+    *[Deployed(f"gunicorn-{worker}", "wsgi", HOOKS) for worker in ("sync", "gthread")],
+    Deployed("gunicorn-sync", "flask", HOOKS),
+    Deployed("gunicorn-gthread", "django-wsgi", HOOKS),
+    Deployed("gunicorn-gevent", "flask", HOOKS),
+    Deployed("gunicorn-gevent", "django-wsgi", HOOKS),
+    Deployed("gunicorn-asgi", "django-asgi", HOOKS, DJANGO),
+    Deployed("gunicorn-uvicorn", "fastapi", ("--graceful-timeout", "8"), lifespan_of("fastapi")),
+    Deployed("gunicorn-uvicorn", "django-asgi", (*HOOKS, "--graceful-timeout", "8"), lifespan_of("django-asgi")),
+    Deployed("uvicorn-h11", "asgi", NO_GRACE, {"WIRE_DRAINED": "yes"}),
+    Deployed("uvicorn-h11", "django-asgi", NO_GRACE, DJANGO, "/sync/charges"),
+    Deployed("granian", "fastapi", *KILLED),
+    Deployed("granian", "django-asgi", *KILLED),
+    Deployed("waitress", "wsgi", (), {"WIRE_SIGTERM": "1"}),
+    Deployed("waitress", "django-wsgi", (), {"WIRE_SIGTERM": "1"}),
+]
+if os.environ.get("OI_TEST_DRAIN") == "full":
+    PREPARED += FULL
+
+
+def runs(pid: int) -> bool:
+    """Whether the process has not ended; one that nobody has waited for yet has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def deploy(start_server: StartServer, running: Running, deployed: Deployed) -> tuple[Case, Response]:
+    """Stop a process in the middle of a request, wait until it is gone, and retry at the next one."""
+    kind, adapter, options, environment, path = deployed
+    successor = running("uvicorn-httptools" if adapter in ("asgi", "fastapi", "django-asgi") else "gunicorn-sync")
+    case = Case(start_server(kind, *options, folder=successor.folder, **environment), adapter, "staged", path=path)
+    with case.begin():
+        case.journal.await_line("arrived")
+        pids = case.server.pids()
+        case.server.terminate()
+        assert case.server.wait(), f"it did not end: {case.server.log[-3000:]}"
+        eventually(lambda: not any(map(runs, pids)))
+    case.server = successor
+    return case, case.ask()
+
+
+@pytest.mark.parametrize("deployed", PREPARED, ids=str)
+def test_a_deploy_costs_no_lease(start_server: StartServer, running: Running, deployed: Deployed) -> None:
+    """L-06, L-04: what did not finish was released when its process ended; stages stay, attempts count."""
+    case, retry = deploy(start_server, running, deployed)
+    assert (retry.status, retry.replayed, retry.body) == (201, False, b"attempt 2")
+    assert case.journal.lines() == ["reserve", "arrived", "charge"]
+
+
+def test_a_worker_that_a_reload_replaces_may_finish(start_server: StartServer) -> None:
+    """L-06: gunicorn kills nobody at SIGHUP, so nothing is given up, however long the handler takes."""
+    server = start_server("gunicorn-gthread", *HOOKS)
+    case = Case(server, "flask", "staged")
+    with case.begin() as connection:
+        case.journal.await_line("arrived")
+        os.kill(server.pid, signal.SIGHUP)
+        eventually(lambda: len(server.pids()) == 3)
+        while_draining = time.monotonic() + 1.5 * GRACE
+        statuses = {case.ask().status for _ in iter(lambda: time.monotonic() < while_draining, False)}
+        case.journal.gate().set()
+        first = connection.read()
+    assert statuses == {409}
+    assert (first.status, first.body) == (201, b"attempt 1")
+    assert case.ask().replayed
+
+
+def test_a_worker_that_is_to_end_at_once_releases_at_once(start_server: StartServer, running: Running) -> None:
+    """L-06: SIGINT; gunicorn itself would wait for the threads until it kills them."""
+    successor = running("gunicorn-sync")
+    server = start_server("gunicorn-gthread", *HOOKS, "--graceful-timeout", "30", folder=successor.folder)
+    case = Case(server, "flask", "staged")
+    with case.begin():
+        case.journal.await_line("arrived")
+        os.kill(server.pid, signal.SIGINT)
+        case.server = successor
+        _, retry = case.ask_until_admitted()
+    assert (retry.status, retry.body) == (201, b"attempt 2")
