@@ -34,6 +34,8 @@ _SAMPLES: dict[str, object] = {
     "status": 201,
     "location": None,
     "retry_after": 1,
+    "remaining": 60.0,
+    "retryable": True,
 }
 
 

@@ -299,13 +299,23 @@ def test_without_listening_it_polls(postgres18: PostgresServer) -> None:
         ("postgresql://localhost/db?max_connections=0", "max_connections"),
         ("postgresql://localhost/db?listen=perhaps", "listen"),
         ("postgresql://localhost/db?nonsense=1", "nonsense"),
-        ("postgresql://localhost:port/db", "malformed"),
+        ("postgresql://localhost:port/db", "port"),
+        ("postgresql://[::1/db", "malformed"),
     ],
 )
 def test_a_wrong_url_is_refused_at_start(url: str, message: str) -> None:
     """Bad input: wrong configuration at start, by name."""
     with pytest.raises(ConfigurationError, match=message):
         open_backend(url)
+
+
+def test_of_several_hosts_the_one_that_writes_is_taken(postgres18: PostgresServer) -> None:
+    """B-10: and never a replica, which may not have heard of a claim yet."""
+    backend = PostgresBackend(f"postgresql://postgres@127.0.0.1:1,127.0.0.1:{postgres18.port}/postgres")
+    leased(backend, claim_of())
+    assert backend._pool.rows(b"SELECT pg_is_in_recovery()", ()) == [(False,)]
+    assert "target_session_attrs=read-write" in backend.options.conninfo
+    backend.close()
 
 
 def test_no_message_repeats_the_password() -> None:

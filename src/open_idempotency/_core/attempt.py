@@ -55,6 +55,8 @@ class Attempt:
     lost: bool = False
     #: what stopped the view before its own end: a stage in doubt, or a ledger that knows another request or the answer
     stopped: OutcomeUnknown | KeyReused | AnsweredBefore | None = None
+    #: this attempt has put its answer into a ledger
+    answered: bool = False
     #: seconds on the monotonic clock until which the lease is known to last
     sure_until: float = inf
     #: the view's wish: True to store the answer, False to discard it, None for the policy's rule

@@ -12,7 +12,7 @@ from open_idempotency._perform.blocks import check_colour, refuse_loop
 from open_idempotency._perform.context import Performers, here
 from open_idempotency._perform.responses import answer_of
 from open_idempotency.exceptions import NotStarted
-from open_idempotency.ledger.steps import Transaction, enter, save_answer
+from open_idempotency.ledger.steps import Transaction, fence, save_answer
 from open_idempotency.ledger.transactions import transaction_of
 
 R = TypeVar("R")
@@ -48,7 +48,7 @@ class AtomicBlock:
         transaction = transaction_of(self._tx)
         check_colour(_WHAT, transaction.awaited, awaited)
         self._entered = transaction, attempt, performers
-        return enter(transaction, attempt), performers
+        return fence(transaction, attempt), performers
 
     def _leave(self, error: BaseException | None) -> tuple[Steps[None], Performers] | None:
         if error is not None or self._answer is None or self._entered is None:

@@ -27,11 +27,18 @@ class Row(NamedTuple):
     library: str | None = None
 
 
+#: by scheme; one that ends in + stands for all that begin with it
 BACKENDS = {
+    "django": Row("open_idempotency.backends.django_orm", "DjangoBackend", "django", "django"),
     "memory": Row("open_idempotency.backends.memory", "MemoryBackend"),
     "sqlite": Row("open_idempotency.backends.sqlite", "SqliteBackend"),
-    "redis": Row("open_idempotency.backends.redis", "RedisBackend", "redis", "redis"),
-    "rediss": Row("open_idempotency.backends.redis", "RedisBackend", "redis", "redis"),
+    **{
+        scheme + way: Row("open_idempotency.backends.redis", "RedisBackend", "redis", "redis")
+        for scheme in ("redis", "rediss")
+        for way in ("", "+sentinel", "+cluster")
+    },
+    "sqlalchemy+": Row("open_idempotency.backends.sqlalchemy", "SqlalchemyBackend", "sqlalchemy", "sqlalchemy"),
+    "postgresql": Row("open_idempotency.backends.postgres", "PostgresBackend", "postgres", "psycopg"),
 }
 
 
@@ -71,7 +78,7 @@ def _scheme(url: str) -> str:
 
 
 def _class_for(scheme: str) -> _BackendClass:
-    row = BACKENDS.get(scheme)
+    row = BACKENDS.get(scheme) or BACKENDS.get(scheme.partition("+")[0] + "+")
     if row is not None:
         return _import(row)
     entry = _entries().get(scheme)
@@ -101,4 +108,6 @@ def _entries() -> dict[str, EntryPoint]:
 
 
 def _known() -> str:
-    return ", ".join(f"{scheme}://" for scheme in sorted({*BACKENDS, *_entries()}))
+    return ", ".join(
+        f"{scheme}…://" if scheme.endswith("+") else f"{scheme}://" for scheme in sorted({*BACKENDS, *_entries()})
+    )

@@ -8,9 +8,10 @@ made, never when this is imported.
 from __future__ import annotations
 
 from open_idempotency.exceptions import MissingExtra
-from open_idempotency.rules import exempt, idempotent
+from open_idempotency.rules import exempt
 
 try:
+    from open_idempotency.django.atomic import idempotent
     from open_idempotency.django.middleware import IdempotencyMiddleware
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] not in ("django", "asgiref"):

@@ -27,9 +27,11 @@ _RENEW = """
     UPDATE open_idempotency_ledger SET fingerprint = :fingerprint, response = NULL, expires_at = {now} + :kept
     WHERE record_id = :record_id
 """
-_ANSWER = (
-    "UPDATE open_idempotency_ledger SET response = :response, expires_at = {now} + :kept WHERE record_id = :record_id"
-)
+_ANSWER = """
+    UPDATE open_idempotency_ledger SET response = :response, expires_at = {now} + :kept
+    WHERE record_id = :record_id AND token = :token
+"""
+_WHOSE = "SELECT token FROM open_idempotency_ledger WHERE record_id = :record_id"
 _INSERT_STAGE = """
     INSERT INTO open_idempotency_ledger_stages (record_id, stage_id, name, stage_key, frame)
     VALUES (:record_id, :stage_id, :name, :key, :frame)
@@ -54,6 +56,7 @@ class Dialect:
     expired: str
     purge: str
     purge_stages: str
+    token: str = _WHOSE
     forget_stages: str = _FORGET_STAGES
     place: str | None = None
 
@@ -116,6 +119,7 @@ MYSQL = Dialect(
     """,
     renew=_RENEW.format(now=_MYSQL_NOW),
     answer=_ANSWER.format(now=_MYSQL_NOW),
+    token=_WHOSE + " FOR UPDATE",
     expired=_EXPIRED.format(now=_MYSQL_NOW),
     purge=f"DELETE FROM open_idempotency_ledger WHERE expires_at <= {_MYSQL_NOW} LIMIT :limit",  # noqa: S608
     purge_stages="""

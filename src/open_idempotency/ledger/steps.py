@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -48,18 +47,14 @@ class Transaction(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What the ledger has of a record: the answer that was committed with the application's rows, if one was."""
+def fence(transaction: Transaction, attempt: Attempt) -> Steps[None]:
+    """Lock the record's row in the caller's transaction, and check that no other attempt has been there.
 
-    response: bytes | None
-
-
-def fence(transaction: Transaction, attempt: Attempt, lease: Lease) -> Steps[Entry]:
-    """Lock the record's row in the caller's transaction, and check that no later attempt has been there.
-
-    Raises ``LeaseLost``, and ``KeyReused`` where the key was used for another request whose record is lost.
+    Raises ``LeaseLost``; ``AnsweredBefore`` where an earlier attempt has committed its answer (S-06), and ``KeyReused``
+    where another request with this key has: in both cases the record is lost.
     """
+    lease = attempt.lease
+    assert lease is not None
     dialect, kept = transaction.dialect, lease.duration + lease.ttl
     named = {"record_id": lease.record_id, "fingerprint": lease.fingerprint, "kept": kept}
     yield from _run(transaction, dialect.fence, {**named, "token": lease.token})
@@ -73,18 +68,20 @@ def fence(transaction: Transaction, attempt: Attempt, lease: Lease) -> Steps[Ent
     if expired:
         yield from _run(transaction, dialect.forget_stages, {"record_id": lease.record_id})
         yield from _run(transaction, dialect.renew, named)
-        return Entry(None)
+        return
     if not hmac.compare_digest(bytes(fingerprint), lease.fingerprint):
         attempt.stopped = error = KeyReused("the ledger knows this key from another request")
         raise error
-    return Entry(None if response is None else bytes(response))
+    if response is not None and not attempt.answered:
+        attempt.stopped = known = AnsweredBefore(bytes(response))
+        raise known
 
 
 def find_stage(transaction: Transaction, attempt: Attempt, stage: StageId) -> Steps[bytes | None]:
     """The frame of a stage that was committed, behind the fence; None where it has to run."""
     lease = attempt.lease
     assert lease is not None
-    yield from fence(transaction, attempt, lease)
+    yield from fence(transaction, attempt)
     named = _named(lease, stage)
     if transaction.dialect.place is not None:
         yield from _run(transaction, transaction.dialect.place, named)
@@ -107,18 +104,11 @@ def save_stage(transaction: Transaction, attempt: Attempt, stage: StageId, frame
     yield from _run(transaction, transaction.dialect.save_stage, {**named, "frame": sealed})
 
 
-def enter(transaction: Transaction, attempt: Attempt) -> Steps[None]:
-    """Go on only if no earlier attempt has committed its answer (S-06). Raises ``AnsweredBefore``, and as ``fence``."""
-    lease = attempt.lease
-    assert lease is not None
-    entry = yield from fence(transaction, attempt, lease)
-    if entry.response is not None:
-        attempt.stopped = error = AnsweredBefore(entry.response)
-        raise error
-
-
 def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> Steps[None]:
-    """Put the whole answer into the caller's transaction, behind ``enter``, if it is one that is kept (S-06)."""
+    """Put the whole answer into the caller's transaction, behind the fence, if it is one that is kept (S-06).
+
+    Raises ``LeaseLost`` where the fence is gone, because the caller committed in between, and a later attempt came.
+    """
     attempt.check_running()
     lease = attempt.lease
     assert lease is not None
@@ -126,8 +116,14 @@ def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> S
         return
     # The very bytes that the record gets in the end, so that either can stand for the other.
     response, _ = yield from stored_form(answer, ANSWER, lease, attempt.policy)
-    named = {"record_id": lease.record_id, "response": response, "kept": lease.duration + lease.ttl}
-    yield from _run(transaction, transaction.dialect.answer, named)
+    named = {"record_id": lease.record_id, "token": lease.token}
+    kept = lease.duration + lease.ttl
+    yield from _run(transaction, transaction.dialect.answer, {**named, "response": response, "kept": kept})
+    rows = yield from _run(transaction, transaction.dialect.token, {"record_id": lease.record_id})
+    if not rows or rows[0][0] != lease.token:
+        attempt.lost = True
+        raise LeaseLost("the transaction was committed before its answer was kept, and another attempt has come since")
+    attempt.answered = True
 
 
 def purge(transaction: Transaction, limit: int) -> Steps[int]:

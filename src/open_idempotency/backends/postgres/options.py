@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -43,7 +43,7 @@ class Options:
 
 def read_url(url: str, given: dict[str, Any]) -> Options:
     """The options of a URL, overruled by those given as keywords that are not None. Raises ``ConfigurationError``."""
-    parts = urls.split(url)
+    parts = _split(url)
     if parts.scheme not in ("postgresql", "postgres"):
         raise ConfigurationError(f"backend: expected postgresql://, got {parts.scheme!r}")
     pairs = parse_qsl(parts.query, keep_blank_values=True)
@@ -60,6 +60,14 @@ def read_url(url: str, given: dict[str, Any]) -> Options:
     return _checked(replace(Options(where, ""), **read), known)
 
 
+def _split(url: str) -> SplitResult:
+    # Not urls.split: libpq takes several hosts, each with a port.
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise ConfigurationError("backend: the URL is malformed (host)") from None
+
+
 def _checked(options: Options, known: dict[str, Any]) -> Options:
     try:
         urls.positive(options.timeout)
@@ -70,6 +78,12 @@ def _checked(options: Options, known: dict[str, Any]) -> Options:
     if options.listen not in ("yes", "no"):
         raise ConfigurationError(f"listen: {options.listen!r} is none of yes, no")
     known.setdefault("application_name", "open-idempotency")
+    for port in str(known.get("port") or "").split(","):
+        if port and not (port.isascii() and port.isdecimal()):
+            raise ConfigurationError(f"backend: the port must be a number, not {port!r}")
+    if "," in (known.get("host") or ""):
+        # A replay only reads, and a replica would answer it with what it has not heard yet.
+        known.setdefault("target_session_attrs", "read-write")
     # In whole seconds, and never below two: libpq's own limits.
     known.setdefault("connect_timeout", max(2, round(options.timeout)))
     return replace(options, conninfo=make_conninfo(**known))

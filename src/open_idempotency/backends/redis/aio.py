@@ -5,12 +5,13 @@ The client library knows asyncio alone, so under trio each call is the blocking 
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from open_idempotency._perform.loops import current_library, in_thread, signal, sleep
 from open_idempotency.backend import (
@@ -21,25 +22,37 @@ from open_idempotency.backend import (
     Completed,
     Fail,
     Get,
+    Health,
+    Lease,
+    Leased,
     Record,
     Release,
     Renew,
     Renewal,
+    Reserve,
+    ReserveAnswer,
     SaveStage,
     StageSaved,
+    Unreserve,
     Wait,
 )
-from open_idempotency.backends.redis import replies, scripts
-from open_idempotency.backends.redis.clients import ERRORS, LoopClients, may_retry, wrapped
+from open_idempotency.backends.redis import memory, replies, scripts
+from open_idempotency.backends.redis.async_calls import AsyncCalls
+from open_idempotency.backends.redis.bounds import within_async
+from open_idempotency.backends.redis.clients import wrapped
 from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Script
-from open_idempotency.exceptions import BackendUnavailable
+from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
 
 if TYPE_CHECKING:
     from open_idempotency.backends.redis.backend import RedisBackend
 
+logger = logging.getLogger("open_idempotency")
+
 
 class AsyncRedisBackend(AsyncBackend):
     """The asynchronous colour, on asyncio and on trio; takes the same arguments as ``RedisBackend``. Since 0.1."""
+
+    quotas = True
 
     def __init__(self, url: str = "", *, over: RedisBackend | None = None, **options: Any) -> None:
         if over is None:
@@ -49,7 +62,7 @@ class AsyncRedisBackend(AsyncBackend):
             over._async = self  # pyright: ignore[reportPrivateUsage]
         self._sync = over
         self._options = over.options
-        self._clients = LoopClients(self._options)
+        self._calls = AsyncCalls(self._options, over.calls)
         self.call_timeout = over.call_timeout
 
     def __repr__(self) -> str:
@@ -57,40 +70,64 @@ class AsyncRedisBackend(AsyncBackend):
 
     async def call(self, script: Script, keys: Sequence[bytes], *arguments: scripts.Argument) -> Any:
         """Run one script; tried once more where the connection broke. Raises ``BackendUnavailable``."""
-        if current_library() == "trio":
-            return await in_thread(self._sync.call, script, keys, *arguments)
-        return await self._tried(self._evaluate, script, keys, arguments)
-
-    async def command(self, *arguments: Any) -> Any:
-        """Run one plain command in the same way."""
-        if current_library() == "trio":
-            return await in_thread(self._sync.command, *arguments)
-        return await self._tried(self._execute, *arguments)
-
-    async def _tried(self, function: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
-        started = time.monotonic()
-        try:
-            try:
-                return await function(*arguments)
-            except ERRORS as error:
-                if not may_retry(error, started, self._options):
-                    raise
-                return await function(*arguments)
-        except ERRORS as error:
-            raise wrapped(error) from error
-
-    async def _execute(self, *arguments: Any) -> Any:
-        return await self._clients.get().execute_command(*arguments)
-
-    async def _evaluate(self, script: Script, keys: Sequence[bytes], arguments: scripts.Arguments) -> Any:
-        rest = (len(keys), *keys, self._options.now(), *arguments)
-        try:
-            return await self._execute("EVALSHA", script.sha, *rest)
-        except NoScriptError:
-            return await self._execute("EVAL", script.source, *rest)
+        return await self._calls.script(script, keys, arguments)
 
     async def claim(self, c: Claim, /) -> ClaimAnswer:
-        """See ``Backend.claim``."""
+        """See ``RedisBackend.claim``."""
+        if current_library() == "trio":
+            return await in_thread(self._sync.claim, c)
+        watch = self._sync.watch
+        if watch.unknown() and watch.due():
+            await self._look()
+        watch.admit()
+        answer = await self._confirmed(c) if self._options.min_replicas else await self._claim(c)
+        if watch.due():
+            await self._look()
+        return answer
+
+    async def _confirmed(self, c: Claim) -> ClaimAnswer:
+        leases: list[Lease] = []
+        try:
+            return await within_async(self._options.budget, self._claim_and_confirm(c, leases))
+        except (BackendUnavailable, RedisTimeoutError) as error:
+            for lease in leases:
+                await self._give_back(lease)
+            if isinstance(error, BackendUnavailable):
+                raise
+            raise wrapped(error) from error
+
+    async def _claim_and_confirm(self, c: Claim, leases: list[Lease]) -> ClaimAnswer:
+        answer = await self._claim(c)
+        if isinstance(answer, Leased):
+            leases.append(answer.lease)
+            key = self._options.key(c.record_id)
+            replies.held(await self._calls.durable(scripts.RENEW, key, scripts.renew_arguments(answer.lease)))
+        return answer
+
+    async def _give_back(self, lease: Lease) -> None:
+        try:
+            await within_async(self._options.timeout, self.release(Release(lease)))
+        except (IdempotencyError, RedisTimeoutError) as error:
+            logger.warning("%s: a claim that was not confirmed holds its key for a lease: %s", self, error)
+
+    async def _look(self) -> None:
+        try:
+            self._sync.watch.heed(await within_async(self._options.timeout, self._infos("memory")))
+        except BackendUnavailable as error:
+            self._sync.watch.missed(error)
+        except RedisTimeoutError as error:
+            self._sync.watch.missed(wrapped(error))
+
+    async def _infos(self, *sections: str) -> list[Any]:
+        return [await self._calls.on(server, "INFO", *sections) for server in await self._calls.servers()]
+
+    async def health(self) -> Health:
+        """See ``RedisBackend.health``."""
+        infos = await self._infos()
+        self._sync.watch.heed(infos)
+        return Health(tuple(memory.dangers_of(infos, self._options)))
+
+    async def _claim(self, c: Claim) -> ClaimAnswer:
         key = self._options.key(c.record_id)
         return replies.claimed(c, await self.call(scripts.CLAIM, (key,), *scripts.claim_arguments(c)))
 
@@ -98,21 +135,22 @@ class AsyncRedisBackend(AsyncBackend):
         """See ``RedisBackend.renew``."""
         answers: list[Renewal] = []
         for start in range(0, len(c.leases), RENEWED_AT_ONCE):
-            batch = Renew(c.leases[start : start + RENEWED_AT_ONCE])
-            keys = [self._options.key(lease.record_id) for lease in batch.leases]
-            answers += replies.renewed(await self.call(scripts.RENEW, keys, *scripts.renew_arguments(batch)))
+            batch = c.leases[start : start + RENEWED_AT_ONCE]
+            keys = [self._options.key(lease.record_id) for lease in batch]
+            arguments = [scripts.renew_arguments(lease) for lease in batch]
+            answers += replies.renewed(await self._calls.by_server(scripts.RENEW, keys, arguments))
         return answers
 
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
         key = self._options.key(c.lease.record_id)
-        reply = await self.call(scripts.SAVE_STAGE, (key,), *scripts.save_stage_arguments(c))
+        reply = await self._calls.durable(scripts.SAVE_STAGE, key, scripts.save_stage_arguments(c))
         return replies.stage_saved(reply)
 
     async def complete(self, c: Complete, /) -> Completed:
         """See ``RedisBackend.complete``."""
         key = self._options.key(c.lease.record_id)
-        return replies.completed(await self.call(scripts.COMPLETE, (key,), *scripts.complete_arguments(c)))
+        return replies.completed(await self._calls.durable(scripts.COMPLETE, key, scripts.complete_arguments(c)))
 
     async def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
@@ -148,19 +186,28 @@ class AsyncRedisBackend(AsyncBackend):
             async for key in keys:
                 if purged >= limit:
                     break
-                purged += replies.code(await self.call(scripts.PURGE, (key,)))
+                script, most = scripts.purging(self._options.holds_reservations(key), limit - purged)
+                purged += replies.code(await self.call(script, (key,), most))
         return purged
 
+    async def reserve(self, c: Reserve, /) -> ReserveAnswer:
+        """See ``Backend.reserve``."""
+        key = self._options.reservations_key(c.scope_id)
+        return replies.reserved(await self.call(scripts.RESERVE, (key,), *scripts.reserve_arguments(c)))
+
+    async def unreserve(self, c: Unreserve, /) -> None:
+        """See ``Backend.unreserve``."""
+        key = self._options.reservations_key(c.scope_id)
+        replies.code(await self.call(scripts.UNRESERVE, (key,), c.record_id))
+
     async def _keys(self) -> AsyncGenerator[bytes, None]:
-        cursor: Any = 0
-        while True:
-            cursor, keys = await self.command(
-                "SCAN", cursor, "MATCH", self._options.pattern(), "COUNT", SCANNED_AT_ONCE
-            )
-            for key in keys:
-                yield key
-            if int(cursor) == 0:
-                return
+        for server in await self._calls.servers():
+            cursor: Any = None
+            while cursor is None or int(cursor):
+                words = ("SCAN", cursor or 0, "MATCH", self._options.pattern(), "COUNT", SCANNED_AT_ONCE)
+                cursor, keys = await self._calls.on(server, *words)
+                for key in keys:
+                    yield key
 
     async def wait(self, c: Wait, /) -> None:
         """See ``RedisBackend.wait``; the same thread listens for both colours, and wakes the task."""
@@ -169,7 +216,7 @@ class AsyncRedisBackend(AsyncBackend):
         subscription = self._sync.listener.enter(key, settled, ended)
         try:
             if subscription is not None and await settled.wait(c.seconds) and subscription.confirmed:
-                if replies.is_running(await self.command(*scripts.status_of(key))):
+                if replies.is_running(await self.call(scripts.STATUS, (key,))):
                     await ended.wait(max(0.0, until - time.monotonic()))
                 return
         except BackendUnavailable:
@@ -185,6 +232,5 @@ class AsyncRedisBackend(AsyncBackend):
 
     async def close(self) -> None:
         """Close the running loop's connections, and the blocking colour's."""
-        if current_library() == "asyncio":
-            await self._clients.close()
+        await self._calls.close()
         self._sync.close()

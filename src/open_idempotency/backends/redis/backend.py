@@ -6,12 +6,11 @@ kept on the server but the records: no session state, and a script that it forgo
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-
-from redis.exceptions import NoScriptError
 
 from open_idempotency._perform.processes import PerProcess
 from open_idempotency.backend import (
@@ -22,30 +21,44 @@ from open_idempotency.backend import (
     Completed,
     Fail,
     Get,
+    Health,
+    Lease,
+    Leased,
     Record,
     Release,
     Renew,
     Renewal,
+    Reserve,
+    ReserveAnswer,
     SaveStage,
     StageSaved,
+    Unreserve,
     Wait,
 )
-from open_idempotency.backends.redis import replies, scripts
+from open_idempotency.backends.redis import memory, replies, scripts
 from open_idempotency.backends.redis.aio import AsyncRedisBackend
-from open_idempotency.backends.redis.clients import ERRORS, make_client, may_retry, wrapped
+from open_idempotency.backends.redis.bounds import within
+from open_idempotency.backends.redis.calls import Calls
 from open_idempotency.backends.redis.listening import Listener
+from open_idempotency.backends.redis.memory import MemoryWatch
 from open_idempotency.backends.redis.options import read_url
 from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Script
-from open_idempotency.exceptions import BackendUnavailable
+from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
+
+logger = logging.getLogger("open_idempotency")
 
 
 class RedisBackend(Backend):
-    """The blocking colour, on the server at a ``redis://`` or ``rediss://`` URL.
+    """The blocking colour, on what a ``redis://``, ``redis+sentinel://`` or ``redis+cluster://`` URL names.
 
     ``prefix``: before the names of all keys (default ``oi:``). ``timeout``: seconds for each step of a call
-    (default 1). ``max_connections``: for each process and event loop (default 64). ``clock``: seconds, for tests;
-    without it the server's clock decides. Raises ``ConfigurationError``. Since 0.1.
+    (default 1). ``max_connections``: for each process and event loop (default 64). ``min_replicas``: how many must
+    confirm a write before it counts (default 0), within ``replicas_timeout`` seconds (default half of ``timeout``).
+    ``eviction``: ``warn`` (default), ``refuse`` or ``ignore`` where the server may evict records. ``clock``: seconds,
+    for tests; without it the server's clock decides. Raises ``ConfigurationError``. Since 0.1.
     """
+
+    quotas = True
 
     def __init__(
         self,
@@ -54,77 +67,122 @@ class RedisBackend(Backend):
         prefix: str | None = None,
         timeout: float | None = None,
         max_connections: int | None = None,
+        min_replicas: int | None = None,
+        replicas_timeout: float | None = None,
+        eviction: str | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        given = {"prefix": prefix, "timeout": timeout, "max_connections": max_connections, "clock": clock}
+        given = {
+            "prefix": prefix,
+            "timeout": timeout,
+            "max_connections": max_connections,
+            "min_replicas": min_replicas,
+            "replicas_timeout": replicas_timeout,
+            "eviction": eviction,
+            "clock": clock,
+        }
         #: what the URL and the keywords said
         self.options = self._options = read_url(url, given)
-        self._clients = PerProcess(lambda: make_client(self._options))
+        self._calls = Calls(self._options)
+        self._watches = PerProcess(lambda: MemoryWatch(self._options))
         self._listeners = PerProcess(lambda: Listener(self._options))
         self.call_timeout = self._options.call_timeout
         self._async = AsyncRedisBackend(over=self)
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> RedisBackend:
-        """``redis://user:password@host:port/db?prefix=…&timeout=…&max_connections=…``, or ``rediss://``."""
+        """``redis://user:password@host:port/db?prefix=…&timeout=…``; the other schemes are in the documentation."""
         return cls(url, **options)
 
     def __repr__(self) -> str:
         return f"RedisBackend({self._options.where!r})"
 
+    @property
+    def calls(self) -> Calls:
+        """What asks the servers; for the other colour."""
+        return self._calls
+
+    @property
+    def watch(self) -> MemoryWatch:
+        """What this process knows of its servers' memory; for both colours."""
+        return self._watches.get()
+
     def call(self, script: Script, keys: Sequence[bytes], *arguments: scripts.Argument) -> Any:
         """Run one script; tried once more where the connection broke. Raises ``BackendUnavailable``."""
-        return self._tried(self._evaluate, script, keys, arguments)
-
-    def command(self, *arguments: Any) -> Any:
-        """Run one plain command in the same way."""
-        return self._tried(self._execute, *arguments)
-
-    def _tried(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        started = time.monotonic()
-        try:
-            try:
-                return function(*arguments)
-            except ERRORS as error:
-                if not may_retry(error, started, self._options):
-                    raise
-                return function(*arguments)
-        except ERRORS as error:
-            raise wrapped(error) from error
-
-    def _execute(self, *arguments: Any) -> Any:
-        return self._clients.get().execute_command(*arguments)
-
-    def _evaluate(self, script: Script, keys: Sequence[bytes], arguments: scripts.Arguments) -> Any:
-        rest = (len(keys), *keys, self._options.now(), *arguments)
-        try:
-            return self._execute("EVALSHA", script.sha, *rest)
-        except NoScriptError:
-            return self._execute("EVAL", script.source, *rest)
+        return self._calls.script(script, keys, arguments)
 
     def claim(self, c: Claim, /) -> ClaimAnswer:
-        """See ``Backend.claim``."""
+        """See ``Backend.claim``; with ``min_replicas`` a claim that they do not confirm is given back and refused."""
+        if self.watch.unknown() and self.watch.due():
+            self._look()
+        self.watch.admit()
+        answer = self._confirmed(c) if self._options.min_replicas else self._claim(c)
+        if self.watch.due():
+            self._look()
+        return answer
+
+    def _claim(self, c: Claim) -> ClaimAnswer:
         key = self._options.key(c.record_id)
         return replies.claimed(c, self.call(scripts.CLAIM, (key,), *scripts.claim_arguments(c)))
+
+    def _confirmed(self, c: Claim) -> ClaimAnswer:
+        lease: Lease | None = None
+        try:
+            with within(self._options.budget):
+                answer = self._claim(c)
+                if isinstance(answer, Leased):
+                    lease = answer.lease
+                    self._confirm(lease)
+                return answer
+        except BackendUnavailable:
+            if lease is not None:
+                self._give_back(lease)
+            raise
+
+    def _confirm(self, lease: Lease) -> None:
+        # Written again: replicas confirm what the same connection wrote, and a failover in between shows.
+        key = self._options.key(lease.record_id)
+        replies.held(self._calls.durable(scripts.RENEW, key, scripts.renew_arguments(lease)))
+
+    def _give_back(self, lease: Lease) -> None:
+        try:
+            with within(self._options.timeout):
+                self.release(Release(lease))
+        except IdempotencyError as error:
+            logger.warning("%s: a claim that was not confirmed holds its key for a lease: %s", self, error)
+
+    def _look(self) -> None:
+        try:
+            with within(self._options.timeout):
+                self.watch.heed([self._calls.on(server, "INFO", "memory") for server in self._calls.servers()])
+        except BackendUnavailable as error:
+            self.watch.missed(error)
+
+    def health(self) -> Health:
+        """See ``Backend.health``: eviction, memory, persistence and replicas of each primary, by ``INFO``."""
+        infos = [self._calls.on(server, "INFO") for server in self._calls.servers()]
+        self.watch.heed(infos)
+        return Health(tuple(memory.dangers_of(infos, self._options)))
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``Backend.renew``; a record that cannot be read is LOST. More than 500 leases take several calls."""
         answers: list[Renewal] = []
         for start in range(0, len(c.leases), RENEWED_AT_ONCE):
-            batch = Renew(c.leases[start : start + RENEWED_AT_ONCE])
-            keys = [self._options.key(lease.record_id) for lease in batch.leases]
-            answers += replies.renewed(self.call(scripts.RENEW, keys, *scripts.renew_arguments(batch)))
+            batch = c.leases[start : start + RENEWED_AT_ONCE]
+            keys = [self._options.key(lease.record_id) for lease in batch]
+            arguments = [scripts.renew_arguments(lease) for lease in batch]
+            answers += replies.renewed(self._calls.by_server(scripts.RENEW, keys, arguments))
         return answers
 
     def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
         key = self._options.key(c.lease.record_id)
-        return replies.stage_saved(self.call(scripts.SAVE_STAGE, (key,), *scripts.save_stage_arguments(c)))
+        return replies.stage_saved(self._calls.durable(scripts.SAVE_STAGE, key, scripts.save_stage_arguments(c)))
 
     def complete(self, c: Complete, /) -> Completed:
         """See ``Backend.complete``; succeeds at the server's memory limit too."""
         key = self._options.key(c.lease.record_id)
-        return replies.completed(self.call(scripts.COMPLETE, (key,), *scripts.complete_arguments(c)))
+        return replies.completed(self._calls.durable(scripts.COMPLETE, key, scripts.complete_arguments(c)))
 
     def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
@@ -158,16 +216,27 @@ class RedisBackend(Backend):
         for key in self._keys():
             if purged >= limit:
                 break
-            purged += replies.code(self.call(scripts.PURGE, (key,)))
+            script, most = scripts.purging(self._options.holds_reservations(key), limit - purged)
+            purged += replies.code(self.call(script, (key,), most))
         return purged
 
+    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+        """See ``Backend.reserve``; refused at the server's memory limit."""
+        key = self._options.reservations_key(c.scope_id)
+        return replies.reserved(self.call(scripts.RESERVE, (key,), *scripts.reserve_arguments(c)))
+
+    def unreserve(self, c: Unreserve, /) -> None:
+        """See ``Backend.unreserve``."""
+        key = self._options.reservations_key(c.scope_id)
+        replies.code(self.call(scripts.UNRESERVE, (key,), c.record_id))
+
     def _keys(self) -> Iterator[bytes]:
-        cursor: Any = 0
-        while True:
-            cursor, keys = self.command("SCAN", cursor, "MATCH", self._options.pattern(), "COUNT", SCANNED_AT_ONCE)
-            yield from keys
-            if int(cursor) == 0:
-                return
+        for server in self._calls.servers():
+            cursor: Any = None
+            while cursor is None or int(cursor):
+                words = ("SCAN", cursor or 0, "MATCH", self._options.pattern(), "COUNT", SCANNED_AT_ONCE)
+                cursor, keys = self._calls.on(server, *words)
+                yield from keys
 
     @property
     def listener(self) -> Listener:
@@ -182,7 +251,7 @@ class RedisBackend(Backend):
         try:
             if subscription is not None and settled.wait(c.seconds) and subscription.confirmed:
                 # It may have ended before the subscription was confirmed, and then no message comes.
-                if replies.is_running(self.command(*scripts.status_of(key))):
+                if replies.is_running(self.call(scripts.STATUS, (key,))):
                     ended.wait(until - time.monotonic())
                 return
         except BackendUnavailable:
@@ -201,6 +270,4 @@ class RedisBackend(Backend):
         listener = self._listeners.pop()
         if listener is not None:
             listener.close()
-        client = self._clients.pop()
-        if client is not None:
-            client.close()
+        self._calls.close()

@@ -1,63 +1,25 @@
-"""The client library, set up so that every call is bounded: our timeouts, and no retries but our own.
+"""The clients that a backend has: one for each process, and for asyncio one for each event loop in it.
 
-One client for each process, and for asyncio one for each event loop in it; all are made on first use.
+All are made on first use. What the library raises is told here from what a second try may mend.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-import socket
 import time
-from typing import Any, Protocol, cast
 
-import redis
-import redis.asyncio
-import redis.connection
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
+from redis.exceptions import ClusterDownError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from open_idempotency._perform.processes import PerProcess
+from open_idempotency.backends.redis.connecting import ERRORS
 from open_idempotency.backends.redis.options import Options
+from open_idempotency.backends.redis.topology import AsyncClient, Client, topology_of
 from open_idempotency.exceptions import BackendUnavailable
 
-#: what the client library raises
-ERRORS = (RedisError, OSError)
+__all__ = ["ERRORS", "LoopClients", "ProcessClients", "may_retry", "wrapped"]
 
-
-class Client(Protocol):
-    """What we use of ``redis.Redis``."""
-
-    def execute_command(self, *arguments: Any) -> Any: ...
-
-    def close(self) -> None: ...
-
-
-class Connection(Protocol):
-    """What we use of ``redis.Connection``."""
-
-    _sock: socket.socket
-
-    def connect(self) -> None: ...
-
-    def disconnect(self) -> None: ...
-
-    def send_command(self, *arguments: Any) -> None: ...
-
-    def can_read(self, timeout: float) -> bool: ...
-
-    def read_response(self) -> Any: ...
-
-
-class AsyncClient(Protocol):
-    """What we use of ``redis.asyncio.Redis``."""
-
-    async def execute_command(self, *arguments: Any) -> Any: ...
-
-    async def aclose(self) -> None: ...
+_RETRIED = (RedisConnectionError, ClusterDownError, TryAgainError)
 
 
 def wrapped(error: Exception) -> BackendUnavailable:
@@ -67,64 +29,38 @@ def wrapped(error: Exception) -> BackendUnavailable:
 
 def may_retry(error: Exception, started: float, options: Options) -> bool:
     """Whether a second try makes sense: the connection broke, as after a restart, and there is time left."""
-    return isinstance(error, RedisConnectionError) and time.monotonic() - started < options.timeout
+    return isinstance(error, _RETRIED) and time.monotonic() - started < options.timeout
 
 
-def _anonymous() -> dict[str, Any]:
-    """Arguments that save the round trips in which the library would introduce itself on each connection."""
-    parameters = inspect.signature(redis.Connection).parameters
-    known = inspect.signature(redis.connection.AbstractConnection).parameters
-    if "driver_info" in parameters or "driver_info" in known:
-        return {"driver_info": None}
-    return {name: None for name in ("lib_name", "lib_version") if name in known}
+class Closings:
+    """Tells a call whether it was closed under way: what the library raises then is anything."""
+
+    def __init__(self) -> None:
+        self._number = 0
+
+    def happened(self) -> None:
+        """Something was closed."""
+        self._number += 1
+
+    def __call__(self) -> int:
+        """A number that another call finds changed where something was closed between the two."""
+        return self._number
 
 
-_ANONYMOUS = _anonymous()
+class ProcessClients:
+    """The blocking client of each process."""
 
+    def __init__(self, options: Options) -> None:
+        self._clients: PerProcess[Client] = PerProcess(lambda: topology_of(options).client(options))
+        self.get = self._clients.get
+        self.closings = Closings()
 
-def _arguments(options: Options) -> dict[str, Any]:
-    return {
-        **_ANONYMOUS,
-        **options.connection,
-        "socket_timeout": options.timeout,
-        "socket_connect_timeout": options.timeout,
-        "protocol": 2,
-    }
-
-
-def _pool_arguments(options: Options) -> dict[str, Any]:
-    return {**_arguments(options), "max_connections": options.max_connections, "timeout": options.timeout}
-
-
-def connect(options: Options) -> Connection:
-    """A connection of its own for channels, which have no database number. Raises one of ``ERRORS``."""
-    kind: Any = redis.SSLConnection if options.tls else redis.Connection
-    connection: Connection = kind(retry=Retry(NoBackoff(), 0), **{**_arguments(options), "db": 0})
-    try:
-        connection.connect()
-    except BaseException:
-        connection.disconnect()
-        raise
-    return connection
-
-
-def make_client(options: Options) -> Client:
-    """A blocking client with a bounded pool."""
-    kind = redis.SSLConnection if options.tls else redis.Connection
-    pool: Any = redis.BlockingConnectionPool
-    client: Any = redis.Redis
-    made = pool(connection_class=kind, retry=Retry(NoBackoff(), 0), **_pool_arguments(options))
-    return cast(Client, client.from_pool(made))
-
-
-def make_async_client(options: Options) -> AsyncClient:
-    """An asyncio client with a bounded pool, for the running loop."""
-    kind = redis.asyncio.SSLConnection if options.tls else redis.asyncio.Connection
-    pool = redis.asyncio.BlockingConnectionPool(
-        connection_class=kind, retry=AsyncRetry(NoBackoff(), 0), **_pool_arguments(options)
-    )
-    client: Any = redis.asyncio.Redis
-    return cast(AsyncClient, client.from_pool(pool))
+    def close(self) -> None:
+        """Close this process's client; the next call makes another."""
+        client = self._clients.pop()
+        if client is not None:
+            self.closings.happened()
+            client.close()
 
 
 class LoopClients:
@@ -133,6 +69,7 @@ class LoopClients:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._clients: PerProcess[dict[asyncio.AbstractEventLoop, AsyncClient]] = PerProcess(dict)
+        self.closings = Closings()
 
     def get(self) -> AsyncClient:
         """The running loop's client. A new loop's first call forgets those of loops that were closed."""
@@ -143,11 +80,12 @@ class LoopClients:
             # Not a weak dictionary: connections hold their loop, so an entry would keep itself alive.
             for other in [other for other in list(clients) if other.is_closed()]:
                 clients.pop(other, None)
-            client = clients[loop] = make_async_client(self._options)
+            client = clients[loop] = topology_of(self._options).async_client(self._options)
         return client
 
     async def close(self) -> None:
         """Close the running loop's client; those of other loops can only be closed there."""
         client = self._clients.get().pop(asyncio.get_running_loop(), None)
         if client is not None:
-            await client.aclose()
+            self.closings.happened()
+            await client.close()

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
-from open_idempotency.backends.redis.clients import ERRORS, Connection, connect
+from open_idempotency.backends.redis.connecting import ERRORS, Connection
 from open_idempotency.backends.redis.options import Options
+from open_idempotency.backends.redis.topology import topology_of
 from open_idempotency.backends.waiters import Waiter, Waiters
 
 #: seconds after which a thread for which nobody waits ends
@@ -151,7 +152,7 @@ class _Session:
     def _run(self) -> None:
         connection: Connection | None = None
         try:
-            connection = connect(self._options)
+            connection = topology_of(self._options).listen(self._options)
             with selectors.DefaultSelector() as selector:
                 selector.register(connection._sock, selectors.EVENT_READ)  # pyright: ignore[reportPrivateUsage]
                 selector.register(self._ear, selectors.EVENT_READ)

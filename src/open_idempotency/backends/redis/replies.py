@@ -19,16 +19,19 @@ from open_idempotency.backend import (
     Lease,
     Leased,
     Mismatch,
+    OverQuota,
     Record,
     Refusal,
     Refused,
     Renewal,
+    ReserveAnswer,
+    Reserved,
     Stage,
     StageSaved,
     Status,
 )
 from open_idempotency.backends.redis.scripts import stage_of
-from open_idempotency.exceptions import AlreadyCompleted, LeaseLost, RecordUnreadable
+from open_idempotency.exceptions import AlreadyCompleted, BackendUnavailable, LeaseLost, RecordUnreadable
 
 R = TypeVar("R")
 Reply = Sequence[Any]
@@ -108,7 +111,7 @@ def claimed(c: Claim, reply: Reply) -> ClaimAnswer:
 
 
 def is_running(status: Any) -> bool:
-    """Whether an attempt holds the record, from what ``scripts.status_of`` read."""
+    """Whether an attempt holds the record, from what ``status.lua`` read."""
     return bool(status == b"%d" % Status.IN_PROGRESS)
 
 
@@ -125,10 +128,31 @@ def stage_saved(reply: Reply) -> StageSaved:
     return StageSaved(stage_of(reply[1]).frame, recreated=number == 1)
 
 
+def held(reply: Reply) -> None:
+    """Raise ``BackendUnavailable`` unless a renewal says that the claim still holds."""
+    if renewed(reply) != [Renewal.OWNED]:
+        raise BackendUnavailable("Redis: the claim was gone before replicas confirmed it")
+
+
+def confirmed(found: Sequence[Any], replicas: int) -> Any:
+    """The script's reply, where the reply to ``WAIT`` after it says that enough replicas have what it wrote."""
+    reply, having = found
+    # A refusal wrote nothing, and says more.
+    if reply[0] >= 0 and having < replicas:
+        raise BackendUnavailable(f"Redis: {having} of {replicas} replicas confirmed the write in time (min_replicas)")
+    return reply
+
+
 @_strictly
 def completed(reply: Reply) -> Completed:
     """The answer to a completion."""
     return Completed(recreated=code(reply) == 1)
+
+
+@_strictly
+def reserved(reply: Reply) -> ReserveAnswer:
+    """The answer to a reservation."""
+    return OverQuota(reply[1] / _MICRO) if code(reply) == 1 else Reserved()
 
 
 @_strictly

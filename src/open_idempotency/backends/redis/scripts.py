@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from importlib.resources import files
+from typing import Any
 
-from open_idempotency.backend import Claim, Complete, Fail, Lease, Release, Renew, SaveStage, Stage
+from open_idempotency.backend import Claim, Complete, Fail, Lease, Release, Reserve, SaveStage, Stage
 
 Argument = bytes | int
 Arguments = tuple[Argument, ...]
+#: the keys of a script, and its arguments after the time
+Keyed = tuple[Sequence[bytes], Arguments]
 
 # What one script may do before the server's other clients notice.
 RENEWED_AT_ONCE = 500
 SCANNED_AT_ONCE = 100
+RESERVATIONS_PURGED_AT_ONCE = 1000
 
 # Lua's numbers are exact up to 2**53; a lease and a ttl of 95 years each, from now, stay below it.
 _LONGEST = 3_000_000_000.0
@@ -50,6 +55,17 @@ RELEASE = Script("release")
 GET = Script("get")
 DELETE = Script("delete")
 PURGE = Script("purge")
+PURGE_RESERVATIONS = Script("purge_reservations")
+RESERVE = Script("reserve")
+UNRESERVE = Script("unreserve")
+STATUS = Script("status")
+
+
+def evaluation(script: Script, keyed: Keyed, now: Argument, source: bool = False) -> tuple[Any, ...]:
+    """The command that runs a script by its name, or by its ``source`` where the server does not know it."""
+    keys, arguments = keyed
+    words = ("EVAL", script.source) if source else ("EVALSHA", script.sha)
+    return (*words, len(keys), *keys, now, *arguments)
 
 
 def microseconds(seconds: float) -> int:
@@ -85,9 +101,9 @@ def _lease_arguments(lease: Lease) -> Arguments:
     )
 
 
-def renew_arguments(c: Renew) -> Arguments:
-    """For ``renew.lua``, after the time."""
-    return tuple(value for lease in c.leases for value in (lease.owner, lease.token, _duration(lease.duration)))
+def renew_arguments(lease: Lease) -> Arguments:
+    """For ``renew.lua``: what it takes for each of its keys."""
+    return (lease.owner, lease.token, _duration(lease.duration))
 
 
 def save_stage_arguments(c: SaveStage) -> Arguments:
@@ -112,9 +128,17 @@ def release_arguments(c: Release) -> Arguments:
     return _lease_arguments(c.lease)
 
 
-def status_of(key: bytes) -> tuple[str, bytes, bytes]:
-    """The command that reads a record's status alone, for ``replies.is_running``."""
-    return ("HGET", key, b"s")
+def reserve_arguments(c: Reserve) -> Arguments:
+    """For ``reserve.lua``, after the time. What is written lasts one lease longer than what is needed."""
+    needed, lease = _duration(c.lease) + _duration(c.ttl), _duration(c.lease)
+    return (c.record_id, c.limit, needed, needed + lease)
+
+
+def purging(reservations: bool, left: int) -> tuple[Script, Argument]:
+    """The script that purges a key, and its argument after the time: how many it may delete."""
+    if reservations:
+        return PURGE_RESERVATIONS, min(left, RESERVATIONS_PURGED_AT_ONCE)
+    return PURGE, left
 
 
 def stage_identity(stage: Stage) -> bytes:

@@ -9,7 +9,11 @@ if recreated then
     record = record_of_lease(now)
 else
     if not is_owner(record, ARGV[2], ARGV[3]) or record.s == FAILED then return {LOST, record.t} end
-    if record.s == COMPLETED then return {0} end
+    if record.s == COMPLETED then
+        -- Sent again. A write that changes nothing makes WAIT, where it follows, wait for the first one as well.
+        set_expiry(key, record, now)
+        return {0}
+    end
 end
 record.s, record.l, record.e = COMPLETED, now, now + record.T
 -- At the memory limit a script may write if a write that needs no memory came first, and finished work must be kept.

@@ -29,4 +29,6 @@ if not number then
 end
 local saved = redis.call('HGET', key, 'S' .. number)
 if not saved then return {UNREADABLE, 'a stage is missing'} end
+-- See complete.lua: the stage may have been sent again.
+set_expiry(key, record, now)
 return {0, saved}

@@ -1,0 +1,100 @@
+"""Time limits that hold whatever the client library does within a call: tries, redirections, discoveries.
+
+A thread has at most one deadline, which ``within`` sets; the connections of ``bounded`` classes give no step more time
+than is left, and none at all afterwards. On asyncio a whole call is cancelled instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Awaitable
+from types import TracebackType
+from typing import Any, TypeVar
+
+import redis
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+T = TypeVar("T")
+_LATE = "no answer in time"
+
+
+class _Here(threading.local):
+    until: float | None = None
+
+
+_HERE = _Here()
+
+
+def seconds_left() -> float | None:
+    """Until this thread's deadline; None where there is none."""
+    return None if _HERE.until is None else _HERE.until - time.monotonic()
+
+
+class within:  # noqa: N801 (read as a word: "with within(2.0):")
+    """Give what follows in this thread at most ``seconds``; a deadline that is nearer stays."""
+
+    __slots__ = ("_before", "_seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._before: float | None = None
+
+    def __enter__(self) -> None:
+        self._before = _HERE.until
+        until = time.monotonic() + self._seconds
+        _HERE.until = until if self._before is None else min(until, self._before)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _HERE.until = self._before
+
+
+async def within_async(seconds: float, work: Awaitable[T]) -> T:
+    """The same for one awaitable on asyncio, which is cancelled then."""
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except asyncio.TimeoutError:
+        raise RedisTimeoutError(_LATE) from None
+
+
+class BoundedConnection(redis.Connection):
+    """A connection that knows the deadline."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)  # type: ignore[no-untyped-call]
+        self._connects_within: float = arguments["socket_connect_timeout"]
+        self._answers_within: float = arguments["socket_timeout"]
+
+    def connect(self) -> None:
+        self._hurry()
+        super().connect()  # type: ignore[no-untyped-call]
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        self._hurry()
+        super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]
+
+    def read_response(self, *arguments: Any, **options: Any) -> Any:
+        self._hurry()
+        return super().read_response(*arguments, **options)
+
+    def _hurry(self) -> None:
+        left = seconds_left()
+        if left is None:
+            left = self._answers_within
+        elif left <= 0:
+            # What was sent and is not answered must not meet the next caller.
+            self.disconnect()  # type: ignore[no-untyped-call]
+            raise RedisTimeoutError(_LATE)
+        self.socket_connect_timeout = min(self._connects_within, left)
+        self.socket_timeout = min(self._answers_within, left)
+        sock: socket.socket | None = self._sock
+        if sock is not None:
+            sock.settimeout(self.socket_timeout)
+
+
+class BoundedSSLConnection(BoundedConnection, redis.SSLConnection):
+    """The same with TLS."""

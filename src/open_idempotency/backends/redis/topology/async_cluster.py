@@ -1,0 +1,121 @@
+"""The Cluster's client on asyncio; see ``cluster`` for what it does with redirections and errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import redis.asyncio
+import redis.asyncio.cluster
+from redis.exceptions import AskError, MovedError, ResponseError
+
+from open_idempotency.backends.redis.connecting import ERRORS, arguments, no_async_retry
+from open_idempotency.backends.redis.options import Options
+from open_idempotency.backends.redis.topology import Command
+from open_idempotency.backends.redis.topology.redirections import REDIRECTIONS, by_node, by_slot, key_of, redirected
+
+
+class AsyncClusterClient:
+    """A client of all nodes for one event loop."""
+
+    def __init__(self, options: Options) -> None:
+        made = arguments(options)
+        del made["db"]
+        node: Any = redis.asyncio.cluster.ClusterNode
+        client: Any = redis.asyncio.cluster.RedisCluster
+        self._cluster: Any = client(
+            startup_nodes=[node(*address) for address in options.addresses],
+            retry=no_async_retry(),
+            ssl=options.tls,
+            max_connections=options.max_connections,
+            **made,
+        )
+        # The library refuses a call when all connections are taken; here it waits, within its time.
+        self._gate = asyncio.Semaphore(options.max_connections)
+
+    async def execute(self, command: Command) -> Any:
+        async with self._gate:
+            return await self._cluster.execute_command(*command)
+
+    async def each(self, commands: Sequence[Command]) -> list[Any]:
+        async with self._gate:
+            await self._cluster.initialize()
+            replies: list[Any] = [None] * len(commands)
+            batches = by_node(commands, self._node_of)
+            fills = (self._fill(replies, node, positions, commands) for node, positions in batches)
+            ended = await asyncio.gather(*fills, return_exceptions=True)
+        broken = [error for error in ended if error is not None]
+        if broken:
+            raise broken[0]
+        return replies
+
+    async def _fill(self, replies: list[Any], node: Any, positions: list[int], commands: Sequence[Command]) -> None:
+        try:
+            found = await self._on(node, [commands[position] for position in positions])
+        except ERRORS:
+            with suppress(*ERRORS):
+                await self._cluster.execute_command(*commands[positions[0]])
+            raise
+        for position, reply in zip(positions, found, strict=True):
+            replies[position] = await self._followed(commands[position]) if redirected(reply) else reply
+
+    async def _followed(self, command: Command) -> Any:
+        try:
+            return await self._cluster.execute_command(*command)
+        except ResponseError as error:
+            return error
+
+    async def together(self, commands: Sequence[Command]) -> list[Any]:
+        async with self._gate:
+            await self._cluster.initialize()
+            node, asking = self._node_of(commands[0]), False
+            replies: list[Any] = []
+            for _ in range(REDIRECTIONS):
+                replies = await self._on(node, [("ASKING",), *commands] if asking else commands)
+                replies, first = replies[asking:], replies[asking]
+                asking = isinstance(first, AskError)
+                if isinstance(first, AskError):
+                    node = self._cluster.get_node(first.host, first.port) or node
+                elif isinstance(first, MovedError):
+                    await self._followed(commands[0])
+                    node = self._node_of(commands[0])
+                else:
+                    break
+            return replies
+
+    async def _on(self, node: Any, commands: Sequence[Command]) -> list[Any]:
+        queued = [redis.asyncio.cluster.PipelineCommand(place, *command) for place, command in enumerate(commands)]
+        await node.execute_pipeline(queued)
+        replies: list[Any] = [command.result for command in queued]
+        for reply in replies:
+            # What is no refusal of the server broke the connection.
+            if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
+                raise reply
+        return replies
+
+    def _node_of(self, command: Command) -> Any:
+        return self._cluster.get_node_from_key(key_of(command))
+
+    def groups(self, keys: Sequence[bytes]) -> list[list[int]]:
+        return by_slot(keys, self._cluster.keyslot)
+
+    async def servers(self) -> Sequence[NodeServer]:
+        await self._cluster.initialize()
+        return [NodeServer(node, self._gate) for node in self._cluster.get_primaries()]
+
+    async def close(self) -> None:
+        await self._cluster.aclose()
+
+
+class NodeServer:
+    """One primary."""
+
+    def __init__(self, node: Any, gate: asyncio.Semaphore) -> None:
+        self._node = node
+        self._gate = gate
+
+    async def execute(self, *words: Any) -> Any:
+        async with self._gate:
+            return await self._node.execute_command(*words)

@@ -1,0 +1,121 @@
+"""The whole answer in the application's transaction (S-06), for each kind of ``tx=``. More: in unit and proof."""
+
+from __future__ import annotations
+
+import pytest
+
+from open_idempotency import AnsweredBefore, LeaseLost, idem
+from open_idempotency._core.requests import Answer
+from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
+from tests.unit.stage_client import Client
+
+ANSWER = Answer(201, [(b"content-type", b"text/plain")], b"placed")
+
+
+def answer_order(opened: Open, answer: Answer = ANSWER) -> None:
+    """One order, and its answer."""
+    with idem.atomic(opened.tx) as block:
+        opened.execute(INSERT)
+        block.answer(answer)
+
+
+def lose_record(client: Client, attempt: object) -> None:
+    """The cache is flushed."""
+    lease = getattr(attempt, "lease", None)
+    assert lease is not None
+    client.engine.backend.delete(lease.record_id)
+
+
+def test_a_committed_answer_is_the_answer_although_the_record_is_lost(
+    client: Client, kind: str, database: Database
+) -> None:
+    """S-06: nothing runs again."""
+    with client.request() as attempt, BLOCKING[kind][1](database) as opened:
+        answer_order(opened)
+    lose_record(client, attempt)
+    with client.request(), pytest.raises(AnsweredBefore), BLOCKING[kind][1](database) as opened:
+        answer_order(opened)
+    assert database.orders() == 1
+
+
+def test_a_stage_in_a_transaction_notices_the_answer_too(client: Client, kind: str, database: Database) -> None:
+    """S-06: what is around the atomic block need not run in between."""
+    with client.request() as attempt, BLOCKING[kind][1](database) as opened:
+        answer_order(opened)
+    lose_record(client, attempt)
+    with client.request(), pytest.raises(AnsweredBefore), BLOCKING[kind][1](database) as opened:
+        idem.run("notify", opened.execute, INSERT, tx=opened.tx)
+    assert database.orders() == 1
+
+
+def test_the_attempt_that_answered_may_go_on(client: Client, kind: str, database: Database) -> None:
+    """S-06: its own answer does not stop it."""
+    with client.request():
+        with BLOCKING[kind][1](database) as opened:
+            answer_order(opened)
+        with BLOCKING[kind][1](database) as opened, idem.stage("notify", tx=opened.tx) as stage:
+            stage.save("done")
+        assert stage.value == "done"
+
+
+def test_a_rolled_back_answer_is_none(client: Client, kind: str, database: Database) -> None:
+    """S-06: the retry runs."""
+
+    def fail(_: object) -> None:
+        raise ValueError
+
+    with client.request(), pytest.raises(ValueError), BLOCKING[kind][1](database) as opened:
+        fail(answer_order(opened))
+    with client.request(), BLOCKING[kind][1](database) as opened:
+        answer_order(opened)
+    assert database.orders() == 1
+
+
+def test_an_answer_that_is_not_kept_is_not_in_the_ledger(client: Client, kind: str, database: Database) -> None:
+    """S-06 beside section 4: 409 is never stored, so the retry runs."""
+    for _ in range(2):
+        with client.request(), BLOCKING[kind][1](database) as opened:
+            answer_order(opened, Answer(409, [], b"not now"))
+    assert database.orders() == 2
+
+
+@pytest.mark.parametrize("kind", ["sqlite3", "psycopg"])
+def test_a_stale_worker_that_commits_in_the_middle_does_not_keep_its_answer(
+    client: Client, kind: str, database: Database
+) -> None:
+    """S-05, I3: the fence went with the first commit, so the token is compared once more."""
+    with client.request() as stale:
+        pass
+
+    def commit_in_the_middle(opened: Open) -> None:
+        with idem.atomic(opened.tx) as block:
+            opened.tx.commit()
+            with client.request(), BLOCKING[kind][1](database) as other:
+                answer_order(other)
+            opened.execute(INSERT)
+            block.answer(Answer(201, [], b"stale"))
+
+    with client.bound(stale), pytest.raises(LeaseLost), BLOCKING[kind][1](database) as opened:
+        commit_in_the_middle(opened)
+    assert stale.lost
+    assert database.orders() == 1
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.anyio
+async def test_awaited_a_committed_answer_is_the_answer(
+    client: Client, awaited_kind: str, awaited_database: Database
+) -> None:
+    """S-06."""
+
+    async def once() -> None:
+        async with AWAITED[awaited_kind][1](awaited_database) as opened, idem.atomic(opened.tx) as block:
+            await opened.execute(INSERT)
+            block.answer(ANSWER)
+
+    with client.request() as attempt:
+        await once()
+    lose_record(client, attempt)
+    with client.request(), pytest.raises(AnsweredBefore):
+        await once()
+    assert awaited_database.orders() == 1
