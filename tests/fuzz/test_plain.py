@@ -103,12 +103,14 @@ def test_generated_requests_are_answered_as_without_the_middleware() -> None:
     """O-01, O-02, R-01, SPEC 4: status, fields and body, with no key and with a new one each; then a replay."""
     order = requests.Request("POST", "http://test/entries", json={"title": "tea", "amount": 3}).prepare()
     bug = requests.Request("POST", "http://test/entries", json={"title": "tea", "amount": 999}).prepare()
+    found = requests.Request("GET", "http://test/entries/1").prepare()
+    missing = requests.Request("GET", "http://test/entries/999").prepare()
     statuses: set[int] = set()
 
     @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.builds(prepared, cases(), st.sampled_from([None, 1])), min_size=1, max_size=4))
     def check(sent: list[requests.PreparedRequest]) -> None:
-        statuses.update(asyncio.run(same_answers([order, *sent, bug])))
+        statuses.update(asyncio.run(same_answers([order, found, missing, *sent, bug])))
 
     check()
     assert statuses >= {200, 201, 404, 422, 500}

@@ -73,6 +73,7 @@ def test_the_postgres_functions_keep_to_the_model(colour: str, postgres18: Postg
     def make(clock: ManualClock) -> Backend:
         with postgres18.connect() as connection:
             connection.execute("DELETE FROM open_idempotency.records")
+            connection.execute("DELETE FROM open_idempotency.reservations")
         return PostgresBackend(postgres18.url(), timeout=10, clock=clock)
 
     check(make, colour, share=0.4)

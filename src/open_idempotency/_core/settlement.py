@@ -132,14 +132,14 @@ def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Answer]:
 
 def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answer]:
     policy, status = attempt.policy, answer.status
-    if isinstance(attempt.stopped, AnsweredBefore):  # whatever the view made of it, it has not run
+    # What stopped the view is told, unless the view said something itself: of an error that nobody catches frameworks
+    # make a 500. A view that was answered before has not run, whatever was made of it.
+    if attempt.stopped is not None and (status >= 500 or isinstance(attempt.stopped, AnsweredBefore)):
         return (yield from _stop(attempt, lease, attempt.stopped, status))
     if (yield from wants_kept(attempt, lease, status)):
         return (yield from _complete(attempt, lease, answer))
     if status < 500:
         return (yield from _let_go(attempt, lease, Release(lease), status))
-    if attempt.stopped is not None:  # a framework that answers every error itself has made this 500 of it
-        return (yield from _stop(attempt, lease, attempt.stopped, status))
     command = Fail(lease, final=policy.on_failed != "resume")
     if policy.on_failed == "replay":
         command.response, _ = yield from stored_form(answer, FAILURE, lease, policy)
@@ -163,7 +163,12 @@ def _stop(
 def _answer_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Answer]:
     """The ledger had the answer although the record was lost: the record gets it back, and the client (S-06)."""
     policy, record = attempt.policy, events.short(lease.record_id)
-    stored = decode_response(unseal(frame, ANSWER, lease, policy))
+    try:
+        stored = decode_response(unseal(frame, ANSWER, lease, policy))
+    except RecordUnreadable as error:
+        yield from warn(policy, events.BackendFailed(record, "ledger", cause(error)))
+        yield from _let_go(attempt, lease, Release(lease), None)
+        return render(problems.record_unreadable(), policy, attempt.instance)
     try:
         yield from _persist(Complete(lease, frame), attempt, lease)
     except (BackendUnavailable, RecordUnreadable) as error:  # the ledger still has it

@@ -36,15 +36,28 @@ _INSERT_STAGE = """
     INSERT INTO open_idempotency_ledger_stages (record_id, stage_id, name, stage_key, frame)
     VALUES (:record_id, :stage_id, :name, :key, :frame)
 """
+# Only behind the fence: where it is gone, since the caller's block ended its transaction, nothing is inserted or told.
+_RETURNING_STAGE = """
+    INSERT INTO open_idempotency_ledger_stages (record_id, stage_id, name, stage_key, frame)
+    SELECT record_id, :stage_id, :name, :key, :frame FROM open_idempotency_ledger
+    WHERE record_id = :record_id AND token = :token RETURNING 1
+"""
 _EXPIRED = """
-    SELECT count(*) FROM (SELECT 1 AS one FROM open_idempotency_ledger WHERE expires_at <= {now} LIMIT :limit) expired
+    SELECT count(*), max(expires_at) FROM (
+        SELECT expires_at FROM open_idempotency_ledger WHERE expires_at <= {now} ORDER BY expires_at LIMIT :limit
+    ) expired
 """
 _FORGET_STAGES = "DELETE FROM open_idempotency_ledger_stages WHERE record_id = :record_id"
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """What the ledger runs on one kind of database. ``place``: run before a stage is looked for, where it has to be."""
+    """What the ledger runs on one kind of database.
+
+    ``place``: run before a stage is looked for, where it has to be. ``purge``: in order; what has expired ``:until``
+    then, the stages before their record's row, which is locked. ``told``: whether ``save_stage`` returns a row where
+    the fence holds, and none where it does not; else ``token`` tells.
+    """
 
     name: str
     fence: str
@@ -54,8 +67,8 @@ class Dialect:
     renew: str
     answer: str
     expired: str
-    purge: str
-    purge_stages: str
+    purge: tuple[str, ...]
+    told: bool = False
     token: str = _WHOSE
     forget_stages: str = _FORGET_STAGES
     place: str | None = None
@@ -67,36 +80,43 @@ class Dialect:
         return (files("open_idempotency.ledger") / "sql" / f"{self.name}.sql").read_text(encoding="utf-8")
 
 
-def _with_conflicts(name: str, now: str, lock: str = "") -> Dialect:
-    """A dialect that knows ON CONFLICT."""
+def _with_conflicts(name: str, now: str, lock: str, save_stage: str, told: bool) -> Dialect:
+    """A dialect that knows ON CONFLICT. ``lock``: how what is to be purged is locked, and what is locked left alone."""
+    due = "SELECT record_id FROM open_idempotency_ledger l WHERE expires_at <= :until"
+    bounds = f"ORDER BY expires_at LIMIT :limit {lock}"
     return Dialect(
         name=name,
         fence=_FENCE.format(now=now),
         row=_ROW.format(now=now),
         stage=_STAGE,
-        save_stage=_INSERT_STAGE,
+        save_stage=save_stage,
+        told=told,
         renew=_RENEW.format(now=now),
         answer=_ANSWER.format(now=now),
         expired=_EXPIRED.format(now=now),
-        purge=f"""
-            DELETE FROM open_idempotency_ledger WHERE record_id IN (
-                SELECT record_id FROM open_idempotency_ledger WHERE expires_at <= {now} LIMIT :limit {lock}
-            )
-        """,  # noqa: S608 (no value is part of it)
-        purge_stages="""
-            DELETE FROM open_idempotency_ledger_stages WHERE record_id IN (
-                SELECT s.record_id FROM open_idempotency_ledger_stages s
-                LEFT JOIN open_idempotency_ledger l ON l.record_id = s.record_id
-                WHERE l.record_id IS NULL LIMIT :limit
-            )
-        """,
+        # A row goes after its stages: a key that comes back to no row takes whatever stages are there for its own.
+        purge=(
+            f"DELETE FROM open_idempotency_ledger_stages WHERE record_id IN ({due} {bounds})",  # noqa: S608
+            f"""
+                DELETE FROM open_idempotency_ledger WHERE record_id IN (
+                    {due} AND NOT EXISTS (
+                        SELECT 1 FROM open_idempotency_ledger_stages s WHERE s.record_id = l.record_id
+                    ) {bounds}
+                )
+            """,  # noqa: S608 (no value is part of it)
+        ),
     )
 
 
-POSTGRESQL = _with_conflicts("postgresql", "extract(epoch FROM clock_timestamp())", "FOR UPDATE SKIP LOCKED")
-SQLITE = _with_conflicts("sqlite", "((julianday('now') - 2440587.5) * 86400.0)")
+POSTGRESQL = _with_conflicts(
+    "postgresql", "extract(epoch FROM clock_timestamp())", "FOR UPDATE SKIP LOCKED", _RETURNING_STAGE, told=True
+)
+SQLITE = _with_conflicts(
+    "sqlite", "((julianday('now') - 2440587.5) * 86400.0)", "", _INSERT_STAGE, told=False
+)  # whose older versions know no RETURNING
 
-_MYSQL_NOW = "UNIX_TIMESTAMP(NOW(6))"
+# Not UNIX_TIMESTAMP, which goes by the session's time zone and repeats an hour when summer time ends.
+_MYSQL_NOW = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6)"
 # Reads that lock see what was committed last, whatever the snapshot; of an absent row they would lock the gap, which
 # two transactions may do at once and then both wait for each other. So a row without a frame is placed there first.
 MYSQL = Dialect(
@@ -114,19 +134,18 @@ MYSQL = Dialect(
         VALUES (:record_id, :stage_id, :name, :key, NULL)
     """,
     stage=_STAGE + " FOR UPDATE",
-    save_stage="""
-        UPDATE open_idempotency_ledger_stages SET frame = :frame WHERE record_id = :record_id AND stage_id = :stage_id
-    """,
+    save_stage=_INSERT_STAGE + " ON DUPLICATE KEY UPDATE frame = VALUES(frame)",
     renew=_RENEW.format(now=_MYSQL_NOW),
     answer=_ANSWER.format(now=_MYSQL_NOW),
     token=_WHOSE + " FOR UPDATE",
     expired=_EXPIRED.format(now=_MYSQL_NOW),
-    purge=f"DELETE FROM open_idempotency_ledger WHERE expires_at <= {_MYSQL_NOW} LIMIT :limit",  # noqa: S608
-    purge_stages="""
-        DELETE FROM open_idempotency_ledger_stages WHERE NOT EXISTS (
-            SELECT 1 FROM open_idempotency_ledger l WHERE l.record_id = open_idempotency_ledger_stages.record_id
-        ) LIMIT :limit
-    """,
+    # Rows and stages at once, each read with its lock; without LIMIT, which such a statement does not take.
+    purge=(
+        """
+            DELETE l, s FROM open_idempotency_ledger l
+            LEFT JOIN open_idempotency_ledger_stages s ON s.record_id = l.record_id WHERE l.expires_at <= :until
+        """,
+    ),
 )
 
 #: by the name that SQLAlchemy and Django have for them

@@ -1,4 +1,7 @@
-"""The ledger on a psycopg connection of the application's, blocking or awaited."""
+"""The ledger on a psycopg connection of the application's, blocking or awaited.
+
+Its cursors are of psycopg's own class, whatever ``cursor_factory`` and ``row_factory`` the application has set.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from open_idempotency.exceptions import ConfigurationError
@@ -29,9 +32,9 @@ class PsycopgTransaction:
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
-        with self._connection.cursor(binary=True, row_factory=tuple_row) as cursor:
+        with psycopg.Cursor(self._connection, row_factory=tuple_row) as cursor:
             try:
-                cursor.execute(_with_percents(statement), dict(parameters))
+                cursor.execute(_with_percents(statement), dict(parameters), binary=True)
             except psycopg.errors.UndefinedTable as error:
                 raise missing(error, POSTGRESQL) from error
             return cursor.fetchall() if cursor.description else []
@@ -48,9 +51,9 @@ class AsyncPsycopgTransaction:
 
     async def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
-        async with self._connection.cursor(binary=True, row_factory=tuple_row) as cursor:
+        async with psycopg.AsyncCursor(self._connection, row_factory=tuple_row) as cursor:
             try:
-                await cursor.execute(_with_percents(statement), dict(parameters))
+                await cursor.execute(_with_percents(statement), dict(parameters), binary=True)
             except psycopg.errors.UndefinedTable as error:
                 raise missing(error, POSTGRESQL) from error
             return await cursor.fetchall() if cursor.description else []
@@ -60,6 +63,10 @@ def transaction_of(
     connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
 ) -> PsycopgTransaction | AsyncPsycopgTransaction:
     """See ``transactions.transaction_of``."""
+    if connection.info.pipeline_status is not PipelineStatus.OFF:
+        raise ConfigurationError(
+            "tx=: the psycopg connection is in pipeline mode, which tells no result; leave it first"
+        )
     status = connection.info.transaction_status
     if status is TransactionStatus.IDLE and connection.autocommit:
         raise no_transaction("the psycopg connection", "use it in `with connection.transaction():`")

@@ -34,7 +34,8 @@ class SqlalchemyTransaction:
         try:
             return _rows(self._tx.execute(_clause(statement), dict(parameters)))
         except DBAPIError as error:
-            raise _explained(error, self.dialect) from error
+            _explain(error, self.dialect)
+            raise
 
 
 class AsyncSqlalchemyTransaction:
@@ -51,7 +52,8 @@ class AsyncSqlalchemyTransaction:
         try:
             return _rows(await self._tx.execute(_clause(statement), dict(parameters)))
         except DBAPIError as error:
-            raise _explained(error, self.dialect) from error
+            _explain(error, self.dialect)
+            raise
 
 
 def transaction_of(tx: Blocking | Awaited) -> SqlalchemyTransaction | AsyncSqlalchemyTransaction:
@@ -106,8 +108,12 @@ def _rows(result: Any) -> Rows:
     return result.fetchall() if isinstance(result, CursorResult) and result.returns_rows else []
 
 
-def _explained(error: DBAPIError, dialect: Dialect) -> Exception:
-    return missing(error, dialect) if is_missing(error) else error
+def _explain(error: DBAPIError, dialect: Dialect) -> None:
+    """Raise ``LedgerMissing`` where that is what it is; what it says otherwise has no answer or value in it."""
+    error.hide_parameters = True
+    # Its own text has the statement in it, and so always a name of ours.
+    if error.orig is not None and is_missing(error.orig):
+        raise missing(error, dialect) from error
 
 
 @lru_cache(maxsize=32)

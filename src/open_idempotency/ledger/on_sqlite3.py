@@ -20,8 +20,10 @@ class SqliteTransaction:
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
+        cursor = self._connection.cursor()
+        cursor.row_factory = None  # the application's may make anything of a row
         try:
-            return self._connection.execute(statement, dict(parameters)).fetchall()
+            return cursor.execute(statement, dict(parameters)).fetchall()
         except sqlite3.OperationalError as error:
             if is_missing(error):
                 raise missing(error, SQLITE) from error

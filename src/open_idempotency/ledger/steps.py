@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, StageId
 from open_idempotency._core.commands import Call
 from open_idempotency._core.drivers import Steps, ask
@@ -22,11 +23,14 @@ from open_idempotency._core.models import Lease, Stage
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.sealing import ANSWER, seal_stage, unseal_stage
 from open_idempotency._core.settlement import wants_kept
-from open_idempotency.exceptions import AnsweredBefore, KeyReused, LeaseLost, RecordUnreadable
+from open_idempotency._core.telling import warn
+from open_idempotency.exceptions import AnsweredBefore, ConfigurationError, KeyReused, LeaseLost, RecordUnreadable
 from open_idempotency.ledger.dialects import Dialect
 
 Parameters = Mapping[str, object]
 Rows = Sequence[Sequence[Any]]
+
+_ENDED = "tx=: the transaction was rolled back within the block; begin, commit and roll back around it"
 
 
 class Transaction(Protocol):
@@ -63,7 +67,7 @@ def fence(transaction: Transaction, attempt: Attempt) -> Steps[None]:
         raise RecordUnreadable("the ledger's row was not there right after it was written")
     token, fingerprint, expired, response = rows[0]
     if token > lease.token:
-        attempt.lost = True
+        yield from _superseded(attempt, lease)
         raise LeaseLost(f"the ledger has token {token}; this attempt has {lease.token}")
     if expired:
         yield from _run(transaction, dialect.forget_stages, {"record_id": lease.record_id})
@@ -93,45 +97,70 @@ def find_stage(transaction: Transaction, attempt: Attempt, stage: StageId) -> St
 
 
 def save_stage(transaction: Transaction, attempt: Attempt, stage: StageId, frame: bytes) -> Steps[None]:
-    """Put a stage into the caller's transaction, which ``find_stage`` has fenced."""
+    """Put a stage into the caller's transaction, which ``find_stage`` has fenced. Raises as ``_check_held``."""
     attempt.check_running()
     lease = attempt.lease
     assert lease is not None
     sealed = seal_stage(Stage(*stage, frame), lease, attempt.policy).frame
-    named = _named(lease, stage)
-    if transaction.dialect.place is not None:
-        named = {name: named[name] for name in ("record_id", "stage_id")}
-    yield from _run(transaction, transaction.dialect.save_stage, {**named, "frame": sealed})
+    dialect, named = transaction.dialect, {**_named(lease, stage), "frame": sealed}
+    rows = yield from _run(transaction, dialect.save_stage, {**named, "token": lease.token} if dialect.told else named)
+    if not rows:
+        yield from _check_held(transaction, attempt, lease)
+        if dialect.told:
+            raise ConfigurationError(_ENDED)
 
 
-def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> Steps[None]:
+def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> Steps[bool]:
     """Put the whole answer into the caller's transaction, behind the fence, if it is one that is kept (S-06).
 
-    Raises ``LeaseLost`` where the fence is gone, because the caller committed in between, and a later attempt came.
+    Whether it is: after one that is not, a retry runs again. Raises as ``_check_held``.
     """
     attempt.check_running()
     lease = attempt.lease
     assert lease is not None
     if not (yield from wants_kept(attempt, lease, answer.status)):
-        return
+        return False
     # The very bytes that the record gets in the end, so that either can stand for the other.
     response, _ = yield from stored_form(answer, ANSWER, lease, attempt.policy)
     named = {"record_id": lease.record_id, "token": lease.token}
     kept = lease.duration + lease.ttl
     yield from _run(transaction, transaction.dialect.answer, {**named, "response": response, "kept": kept})
-    rows = yield from _run(transaction, transaction.dialect.token, {"record_id": lease.record_id})
-    if not rows or rows[0][0] != lease.token:
-        attempt.lost = True
-        raise LeaseLost("the transaction was committed before its answer was kept, and another attempt has come since")
+    yield from _check_held(transaction, attempt, lease)
     attempt.answered = True
+    return True
+
+
+def _check_held(transaction: Transaction, attempt: Attempt, lease: Lease) -> Steps[None]:
+    """Make sure that the fence is still there: it went if the caller's block ended the transaction that has it.
+
+    Raises ``LeaseLost`` where another attempt has come since, and ``ConfigurationError`` where the row was rolled back.
+    """
+    rows = yield from _run(transaction, transaction.dialect.token, {"record_id": lease.record_id})
+    if rows and rows[0][0] == lease.token:
+        return
+    if rows and rows[0][0] > lease.token:
+        yield from _superseded(attempt, lease)
+        raise LeaseLost("the transaction ended before what it was for was kept, and another attempt has come since")
+    raise ConfigurationError(_ENDED)
+
+
+def _superseded(attempt: Attempt, lease: Lease) -> Steps[None]:
+    """Note that another attempt owns the request by now, and tell it once."""
+    if not attempt.lost:
+        attempt.lost = True
+        yield from warn(attempt.policy, events.OwnershipLost(events.short(lease.record_id), lease.attempt))
 
 
 def purge(transaction: Transaction, limit: int) -> Steps[int]:
-    """Delete at most ``limit`` entries that have expired, and stages that belong to none; how many had expired."""
-    expired = yield from _run(transaction, transaction.dialect.expired, {"limit": limit})
-    yield from _run(transaction, transaction.dialect.purge, {"limit": limit})
-    yield from _run(transaction, transaction.dialect.purge_stages, {"limit": limit})
-    return int(expired[0][0])
+    """Delete about ``limit`` entries that have expired, with their stages; how many there were to delete."""
+    dialect = transaction.dialect
+    ((expired, until),) = yield from _run(transaction, dialect.expired, {"limit": limit})
+    if expired:
+        values = {"limit": limit, "until": until}
+        for statement in dialect.purge:
+            named = {name: value for name, value in values.items() if f":{name}" in statement}
+            yield from _run(transaction, statement, named)
+    return int(expired)
 
 
 def _run(transaction: Transaction, statement: str, parameters: Parameters) -> Steps[Rows]:

@@ -107,7 +107,7 @@ class SqliteBackend(Backend):
             record = rows.with_stages(record, connection.execute(statements.READ_STAGES, (c.record_id,)))
         answer, kept = decisions.claim(record, c, now)
         if kept is not None and kept is not record:
-            if record is not None and not kept.stages:
+            if not kept.stages:  # also where somebody deleted the record by hand
                 connection.execute(statements.DELETE_STAGES, (c.record_id,))
             connection.execute(statements.WRITE, rows.row_of(kept))
             _purge(connection, now, _PURGED_PER_CLAIM)
