@@ -71,6 +71,17 @@ class PaymentProvider:
         """The same, awaited."""
         return await asyncio.to_thread(self.charge, amount, card, key)
 
+    def find(self, key: str) -> Charge | None:
+        """The charge that was made with this key, if there is one."""
+        with closing(self._connect()) as book:
+            found = book.execute("SELECT charge, amount FROM book WHERE key = ? AND outcome = 'charged'", (key,))
+            row = found.fetchone()
+        return Charge(*row) if row else None
+
+    async def find_async(self, key: str) -> Charge | None:
+        """The same, awaited."""
+        return await asyncio.to_thread(self.find, key)
+
     def lines(self) -> list[Line]:
         """All requests that were ever made, in order."""
         with closing(self._connect()) as book:

@@ -23,8 +23,10 @@ CREATE TABLE IF NOT EXISTS reservations (
 CREATE TABLE IF NOT EXISTS receipts (
     id TEXT PRIMARY KEY, sku TEXT NOT NULL, quantity INTEGER NOT NULL, amount INTEGER NOT NULL
 );
-INSERT OR IGNORE INTO stock VALUES ('mug', 1250, 100), ('shirt', 2400, 100), ('last-poster', 900, 1);
 """
+
+#: the first goods: what they are called, what one costs in cents, how many there are
+STOCK = (("mug", 1250, 100), ("shirt", 2400, 100), ("last-poster", 900, 1))
 
 
 class UnknownProduct(Exception):
@@ -62,6 +64,7 @@ class Shop:
         self._path = folder / "shop.db"
         with closing(self._connect()) as database:
             database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+            database.executemany("INSERT OR IGNORE INTO stock VALUES (?, ?, ?)", STOCK)
 
     @effect("reserve")
     def reserve(self, sku: str, quantity: int, reference: str) -> Reservation:

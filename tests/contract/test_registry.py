@@ -52,7 +52,7 @@ def test_a_ready_backend_is_taken_in_its_blocking_colour(tmp_path: Path) -> None
 
 def test_an_unknown_scheme_is_told_the_known_ones() -> None:
     """The error lists them."""
-    known = ", ".join(f"{scheme}://" for scheme in sorted(registry.BACKENDS))
+    known = ", ".join(f"{scheme}://" for scheme in sorted(registry.BACKENDS)).replace("+://", "+…://")
     assert "redis+cluster://, redis+sentinel://" in known
     with pytest.raises(ConfigurationError, match=re.escape(f"'mongo'; known: {known}")):
         open_backend("mongo://localhost")

@@ -13,6 +13,12 @@ from examples.shop import Shop
 from examples.workers import ROOT, Reply, Worker
 from tests.crash.applications import APPLICATIONS, Site
 
+#: the words after ``python -m`` that serve each example
+EXAMPLES = {
+    **APPLICATIONS,
+    "django-atomic": ["examples.payments_django_atomic"],
+    "fastapi-sqlalchemy": ["examples.payments_fastapi_sqlalchemy"],
+}
 MUG = {"sku": "mug", "quantity": 1, "card": "tok_visa"}
 
 
@@ -39,12 +45,12 @@ class Api:
         return reply
 
 
-@pytest.fixture(scope="module", params=APPLICATIONS)
+@pytest.fixture(scope="module", params=EXAMPLES)
 def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """Each example, started once for this module."""
     folder = tmp_path_factory.mktemp("shop")
     site = Site(folder, f"sqlite:///{folder}/idempotency.db?timeout=0.9")
-    with site.start(request.param) as worker:
+    with site.start_command(EXAMPLES[request.param]) as worker:
         yield Api(worker.wait_until_it_serves(), site)
 
 

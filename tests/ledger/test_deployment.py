@@ -97,6 +97,24 @@ def test_what_has_expired_is_purged_in_batches(client: Client, kind: str, databa
     assert [database.query(f"SELECT count(*) FROM {table}")[0][0] for table in TABLES] == [1, 1]
 
 
+def test_no_stage_outlives_its_record_in_a_purge(client: Client, kind: str, database: Database) -> None:
+    """S-05, I7: a key that comes back after its purge finds nothing of the request before, whatever that had."""
+    keys = [b"0123456789abcde%d" % number for number in range(4)]
+    for key in keys:
+        with client.request(key=key), BLOCKING[kind][1](database) as opened:
+            for number in range(3):
+                idem.run("item", lambda: "of the first life", key=number, tx=opened.tx)
+    database.query("UPDATE open_idempotency_ledger SET expires_at = 1")
+    purged = 1
+    while purged:
+        with BLOCKING[kind][1](database) as opened:
+            purged = ledger.purge(opened.tx, limit=2)
+    afresh = Client()
+    for key in keys:
+        with afresh.request(key=key, body=b"another"), BLOCKING[kind][1](database) as opened:
+            assert idem.run("item", lambda: "of the second life", key=0, tx=opened.tx) == "of the second life"
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
 async def test_awaited_purges(awaited_kind: str, awaited_database: Database) -> None:

@@ -70,7 +70,11 @@ def test_authentication_behind_it_is_not_reported() -> None:
         ("IDEMPOTENCY_TLL", 5, "did you mean IDEMPOTENCY_TTL?"),
         ("IDEMPOTENCY_XYZZY", 5, "known: IDEMPOTENCY_ALIASES"),
         ("IDEMPOTENCY_TTL", 5, "IDEMPOTENCY_TTL: 5.0 s is shorter than lease"),
-        ("IDEMPOTENCY_BACKEND", "oracle://db", "IDEMPOTENCY_BACKEND: unknown scheme 'oracle'; known: memory://"),
+        (
+            "IDEMPOTENCY_BACKEND",
+            "oracle://db",
+            "IDEMPOTENCY_BACKEND: unknown scheme 'oracle'; known: django://, memory://",
+        ),
         ("IDEMPOTENCY_BACKEND", None, "IDEMPOTENCY_BACKEND: none given"),
         ("IDEMPOTENCY_POLICY", {}, "IDEMPOTENCY_POLICY: expected an IdempotencyPolicy"),
     ],

@@ -22,11 +22,14 @@ _WHAT = "idem.atomic"
 class AtomicBlock:
     """A block of a view whose answer commits with the caller's rows; see ``Idem.atomic``."""
 
-    __slots__ = ("_answer", "_entered", "_tx")
+    __slots__ = ("_answer", "_entered", "_tx", "kept")
 
     def __init__(self, tx: object) -> None:
         self._tx = tx
         self._answer: Answer | None = None
+        #: at the block's end: whether the answer went into the transaction; None without a key or an answer. Where it
+        #: is false, such as for a 503, a retry runs again, so the caller's rows are better rolled back
+        self.kept: bool | None = None
         #: None without a key, where nothing is kept
         self._entered: tuple[Transaction, Attempt, Performers] | None = None
 
@@ -50,7 +53,7 @@ class AtomicBlock:
         self._entered = transaction, attempt, performers
         return fence(transaction, attempt), performers
 
-    def _leave(self, error: BaseException | None) -> tuple[Steps[None], Performers] | None:
+    def _leave(self, error: BaseException | None) -> tuple[Steps[bool], Performers] | None:
         if error is not None or self._answer is None or self._entered is None:
             return None
         transaction, attempt, performers = self._entered
@@ -66,7 +69,7 @@ class AtomicBlock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if todo := self._leave(error):
-            todo[1].sync.run(todo[0])
+            self.kept = todo[1].sync.run(todo[0])
 
     async def __aenter__(self) -> AtomicBlock:
         if todo := self._enter(awaited=True):
@@ -77,4 +80,4 @@ class AtomicBlock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if todo := self._leave(error):
-            await todo[1].aio.run(todo[0])
+            self.kept = await todo[1].aio.run(todo[0])

@@ -1,4 +1,4 @@
-"""The Django application: it has no models, and brings the system checks."""
+"""The Django application: the tables of ``django://`` and of the ledger, the admin pages, and the system checks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ class OpenIdempotencyConfig(AppConfig):
 
     name = "open_idempotency.django"
     label = "open_idempotency"
+    default_auto_field = "django.db.models.BigAutoField"
     verbose_name = "Open Idempotency"
 
     def ready(self) -> None:

@@ -1,7 +1,8 @@
 """A view whose answer commits with its own rows (S-06): ``@idempotent(atomic=True)``.
 
-The view runs in ``transaction.atomic``, and its answer goes into the ledger before that commits. The answer of a view
-that Django is told to roll back is not kept anywhere, so that a retry runs it again.
+The view runs in ``transaction.atomic``, and its answer goes into the ledger before that commits. Either both are kept
+or neither: the answer of a view that Django is told to roll back is not, nor are the rows of one whose answer is a 503
+or another that is never kept. Then a retry runs it again.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def idempotent(view: Any = None, /, *, atomic: bool | str = False, **fields: Any
     """Give a view its own policy fields, and with ``atomic`` let its answer commit together with its rows.
 
     ``atomic``: true for the default database, or an alias. The view runs in ``transaction.atomic`` of that database,
-    with ATOMIC_REQUESTS on or off, and a retry gets its answer even where the record was lost. Put it on functions
+    with ATOMIC_REQUESTS on or off, and a retry gets its answer even where the record was lost. Where the answer is not
+    one that is kept (5xx, 401, 429 ...), the view's rows are rolled back, since a retry runs again. Put it on functions
     (below ``@api_view``), on class-based views, on their methods, or on actions; ``async def`` is refused, as Django
     has no awaited transactions. The database needs the ledger's tables: ``manage.py migrate open_idempotency``.
     ``fields``: see ``open_idempotency.rules.idempotent``. Raises ``ConfigurationError``. Since 0.1.
@@ -48,12 +50,12 @@ def idempotent(view: Any = None, /, *, atomic: bool | str = False, **fields: Any
 
 
 def _atomic(view: Any, alias: str) -> Any:
+    if iscoroutinefunction(view) or getattr(view, "view_is_async", False):
+        raise ConfigurationError("atomic: Django has no awaited transactions; make the view an ordinary function")
     if isinstance(view, type):
         held: Any = view
         held.dispatch = _atomic(held.dispatch, alias)
         return held
-    if iscoroutinefunction(view):
-        raise ConfigurationError("atomic: Django has no awaited transactions; make the view an ordinary function")
 
     @functools.wraps(view)
     def in_transaction(*args: Any, **kwargs: Any) -> Any:
@@ -70,12 +72,19 @@ def _answered(view: Callable[[], Any], alias: str, args: tuple[Any, ...]) -> Any
     try:
         with idem.atomic(alias) as block:
             response = view()
-            if transaction.get_rollback(alias):
+            if getattr(response, "exception", False):
+                # REST framework answers in here what the view raised, and takes the rows back under ATOMIC_REQUESTS
+                # alone. As where the exception passes through: there are no rows, and only the record keeps a 400.
+                transaction.set_rollback(True, alias)
+            elif transaction.get_rollback(alias):
                 idem.discard()
             else:
                 block.answer(_rendered(response, args))
-            return response
+        if block.kept is False:  # a retry runs again, and would do everything twice
+            transaction.set_rollback(True, alias)
+        return response
     except (AnsweredBefore, KeyReused):
+        transaction.set_rollback(True, alias)
         # Not raised on: Django would log an error, and there is none. The middleware sends what stands in for this.
         return HttpResponse(status=500)
 

@@ -18,9 +18,10 @@ from django.utils.module_loading import import_string
 
 from open_idempotency._perform.engine import Engine
 from open_idempotency.django.conf import make_engine
+from open_idempotency.django.database_checks import check_database
 from open_idempotency.django.middleware import IdempotencyMiddleware
 from open_idempotency.exceptions import ConfigurationError
-from open_idempotency.rules import rule_of
+from open_idempotency.rules import combine, rules_on
 
 PATH = "open_idempotency.django.IdempotencyMiddleware"
 
@@ -30,6 +31,7 @@ _REFUSING = (
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
 )
+_METHODS = ("POST", "PATCH", "PUT", "DELETE")
 _COMPRESSING = ("django.middleware.gzip.GZipMiddleware",)
 
 
@@ -56,7 +58,7 @@ def check_middleware(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
     return list(_check_behind(listed[places[0] + 1 :]))
 
 
-CHECKS = (check_settings, check_middleware)
+CHECKS = (check_settings, check_middleware, check_database)
 
 
 def _check_behind(behind: Iterable[tuple[str, Any]]) -> Iterator[CheckMessage]:
@@ -74,12 +76,26 @@ def _hint(path: str) -> str:
 
 
 def _check_rules(engine: Engine) -> Iterator[CheckMessage]:
+    told: set[str] = set()
     for view in _views(get_resolver().url_patterns) if getattr(settings, "ROOT_URLCONF", None) else ():
-        try:
-            engine.policy_for(rule_of(view))
-        except ConfigurationError as error:
-            name = getattr(view, "__qualname__", repr(view))
-            yield Error(f"@idempotent on {name}: {error}", obj=view, id="open_idempotency.E003")
+        for method in _METHODS:
+            try:
+                engine.policy_for(combine(rules_on(view, method)))
+            except ConfigurationError as error:
+                message = f"@idempotent on {_name(view, method)}: {error}"
+                if message not in told:
+                    told.add(message)
+                    yield Error(message, obj=view, id="open_idempotency.E003")
+
+
+def _name(view: Any, method: str) -> str:
+    """The view by its name; of a class the method as well, where it is there."""
+    holder = getattr(view, "view_class", None) or getattr(view, "cls", None)
+    if holder is None:
+        return str(getattr(view, "__qualname__", repr(view)))
+    verb = method.lower()
+    action = (getattr(view, "actions", None) or {}).get(verb, verb)
+    return f"{holder.__name__}.{action}" if hasattr(holder, action) else str(holder.__name__)
 
 
 def _views(patterns: Iterable[URLPattern | URLResolver]) -> Iterator[Any]:

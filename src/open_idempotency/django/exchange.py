@@ -59,6 +59,11 @@ class Exchange:
         #: the view raised; Django makes the response of it
         self.raised = False
 
+    @property
+    def attempt(self) -> Attempt | None:
+        """What it runs; None until it is admitted."""
+        return None if self._protection is None else self._protection.attempt
+
     # Before the view
 
     def record(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from open_idempotency._core.requests import Answer
-from open_idempotency._core.settlement import Fate
+from open_idempotency._core.settlement import ANSWERED, Fate
 from open_idempotency._perform.context import Running, running
 from open_idempotency._wsgi.protection import Close
 from open_idempotency.django.protection import Protection
@@ -107,7 +107,7 @@ class AsyncLiveBody:
         self._ended = True
         if not self.protection.settled:
             verdict = await self.protection.aabort(error)
-            if isinstance(verdict, Answer) and isinstance(error, LeaseLost) and not self.begun:
+            if isinstance(verdict, Answer) and isinstance(error, ANSWERED) and not self.begun:
                 self.verdict = verdict
                 return
         raise error

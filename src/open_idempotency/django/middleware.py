@@ -17,17 +17,17 @@ from django.http.response import HttpResponse, HttpResponseBase
 
 from open_idempotency import asgi
 from open_idempotency._core.keys import key_names
+from open_idempotency._perform import drain
 from open_idempotency._perform.context import running
 from open_idempotency._wsgi.environ import MARK, environ_names
 from open_idempotency.django.conf import make_engine
 from open_idempotency.django.exchange import Exchange, Route
-from open_idempotency.django.requests import rule_for
-from open_idempotency.rules import Rule
+from open_idempotency.policy import NEVER_COVERED
+from open_idempotency.rules import Rule, combine, rules_on
 
 GetResponse = Callable[[HttpRequest], Any]
 
 _ATTRIBUTE = "_open_idempotency_exchange"
-_NEVER_COVERED = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "CONNECT"})
 
 
 class IdempotencyMiddleware:
@@ -45,16 +45,16 @@ class IdempotencyMiddleware:
         self.get_response = get_response
         self._awaits = iscoroutinefunction(get_response)
         self.engine = make_engine(threads=not self._awaits)
-        self._routes: dict[Rule | None, Route | None] = {}
+        self._routes: dict[tuple[Rule, ...], Route | None] = {}
         self._names: frozenset[str] = frozenset()
-        self._route(None)
+        self._route(())
         # Django looks at this very attribute to see whether it has to adapt the hook to its own colour.
         self.process_view = self._abegin if self._awaits else self._begin
         if self._awaits:
             markcoroutinefunction(cast("Callable[..., Any]", self))
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        if request.method in _NEVER_COVERED or _is_protected(request):
+        if request.method in NEVER_COVERED or _is_protected(request):
             response: HttpResponseBase | Awaitable[HttpResponseBase] = self.get_response(request)
             return response
         exchange = Exchange(self.engine, request)
@@ -78,6 +78,8 @@ class IdempotencyMiddleware:
 
     async def _arun(self, request: HttpRequest, exchange: Exchange, keyed: bool) -> HttpResponseBase:
         before = running.get()
+        if keyed:
+            drain.enter(exchange)
         try:
             if keyed:
                 return await self._run_to_its_end(request, exchange)
@@ -86,6 +88,7 @@ class IdempotencyMiddleware:
             await exchange.aabort(error)
             raise
         finally:
+            drain.leave(exchange)
             running.set(before)
 
     async def _run_to_its_end(self, request: HttpRequest, exchange: Exchange) -> HttpResponseBase:
@@ -115,13 +118,17 @@ class IdempotencyMiddleware:
         self, request: HttpRequest, view: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> HttpResponse | None:
         exchange = self._exchange(request)
-        return None if exchange is None else exchange.begin(self._route(rule_for(request, view)), view)
+        if exchange is None:
+            return None
+        return exchange.begin(self._route(rules_on(view, str(request.method))), view)
 
     async def _abegin(
         self, request: HttpRequest, view: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> HttpResponse | None:
         exchange = self._exchange(request)
-        return None if exchange is None else await exchange.abegin(self._route(rule_for(request, view)), view)
+        if exchange is None:
+            return None
+        return await exchange.abegin(self._route(rules_on(view, str(request.method))), view)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> None:
         """Note that the view raised; what becomes of it is Django's own matter."""
@@ -134,17 +141,17 @@ class IdempotencyMiddleware:
         exchange: Exchange | None = getattr(request, _ATTRIBUTE, None)
         return exchange if exchange is not None and exchange.engine is self.engine else None
 
-    def _route(self, rule: Rule | None) -> Route | None:
-        """How a view with this rule is covered; None for an exempt one."""
+    def _route(self, rules: tuple[Rule, ...]) -> Route | None:
+        """How a view with these rules is covered; None for an exempt one."""
         try:
-            return self._routes[rule]
+            return self._routes[rules]
         except KeyError:
             pass
-        policy = self.engine.policy_for(rule)
+        policy = self.engine.policy_for(combine(rules))
         route = None if policy is None else Route(policy, environ_names(key_names(policy)))
         if route is not None:
             self._names |= {name for name, _ in route.names}
-        self._routes[rule] = route
+        self._routes[rules] = route
         return route
 
 

@@ -1,4 +1,4 @@
-"""A Django request read as the core's: its view's rule, its key, its header fields, and its body.
+"""A Django request read as the core's: its key, its header fields, and its body.
 
 The body is read from the request's own stream and put back into it, so that ``request.POST``, ``request.FILES``,
 ``request.body`` and DRF's ``request.data`` work in the view as they always do, within Django's own limits.
@@ -23,19 +23,6 @@ from open_idempotency._wsgi.environ import find_key as find_key_in_environ
 from open_idempotency._wsgi.environ import read_request as read_environ
 from open_idempotency.exceptions import BodyTooLarge
 from open_idempotency.policy import IdempotencyPolicy
-from open_idempotency.rules import Rule, rule_of
-
-
-def rule_for(request: HttpRequest, view: Any) -> Rule | None:
-    """The rule on what handles the request: the method of a class-based view or viewset, else the view or class."""
-    holder = getattr(view, "view_class", None) or getattr(view, "cls", None)
-    if holder is not None:
-        verb = str(request.method).lower()
-        name = (getattr(view, "actions", None) or {}).get(verb, verb)
-        rule = rule_of(getattr(holder, name, None))
-        if rule is not None:
-            return rule
-    return rule_of(view)
 
 
 def find_key(request: HttpRequest, names: Names) -> list[tuple[bytes, bytes]]:

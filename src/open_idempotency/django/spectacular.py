@@ -19,7 +19,7 @@ from open_idempotency.django.conf import read_settings
 from open_idempotency.django.middleware import IdempotencyMiddleware
 from open_idempotency.exceptions import MissingExtra
 from open_idempotency.policy import IdempotencyPolicy, make_policy
-from open_idempotency.rules import Rule, rule_of
+from open_idempotency.rules import Rule, combine, rules_on
 
 try:
     from drf_spectacular import openapi
@@ -51,25 +51,25 @@ class IdempotencySchema(openapi.AutoSchema):
         Raises ``ConfigurationError`` for wrong settings.
         """
         operation: dict[str, Any] | None = super().get_operation(path, path_regex, path_prefix, method, registry)
-        policy = _policy_for(self._find_rule(path_regex, method, registry)) if operation is not None else None
+        policy = _policy_for(self._find_rules(path_regex, method, registry)) if operation is not None else None
         if operation is not None and policy is not None and method.upper() in policy.methods:
             document(operation, policy, _problem(registry))
         return operation
 
-    def _find_rule(self, path_regex: str, method: str, registry: ComponentRegistry) -> Rule | None:
-        """The rule on the view's method or action, on what the URLs name, or on the class."""
-        verb = method.lower()
-        name = (getattr(self.view, "action_map", None) or {}).get(verb, verb)
-        rule = rule_of(getattr(type(self.view), name, None))
-        return rule or rule_of(_callback(path_regex, method, registry)) or rule_of(type(self.view))
+    def _find_rules(self, path_regex: str, method: str, registry: ComponentRegistry) -> tuple[Rule, ...]:
+        """The rules on what the URLs name; where they name nothing, those on the view's class."""
+        view = self.view  # first: enumerating what the URLs name takes it away from a schema that views share
+        callback = _callback(path_regex, method, registry)
+        return rules_on(callback or type(view), method, getattr(view, "action_map", None))
 
 
 class AutoSchema(IdempotencySchema):
     """drf-spectacular's schema class with idempotency keys described. Since 0.1."""
 
 
-def _policy_for(rule: Rule | None) -> IdempotencyPolicy | None:
-    """The policy of a view with this rule; None where it is exempt, or nothing is protected."""
+def _policy_for(rules: tuple[Rule, ...]) -> IdempotencyPolicy | None:
+    """The policy of a view with these rules; None where it is exempt, or nothing is protected."""
+    rule = combine(rules)
     if not any(_is_ours(path) for path in settings.MIDDLEWARE) or (rule is not None and rule.exempt):
         return None
     fields = read_settings()
@@ -86,13 +86,13 @@ def _is_ours(path: str) -> bool:
 def _callback(path_regex: str, method: str, registry: ComponentRegistry) -> Callable[..., Any] | None:
     """What the project's URLs name at this place: ``as_view()`` or ``@api_view`` has made it, and it can be marked."""
     if registry not in _callbacks:
-        endpoints = EndpointEnumerator().get_api_endpoints()  # type: ignore[no-untyped-call]
+        endpoints = EndpointEnumerator().get_api_endpoints()  # type: ignore[no-untyped-call]  # drf-spectacular's
         _callbacks[registry] = {(regex, verb): callback for _, regex, verb, callback in endpoints}
     return _callbacks[registry].get((path_regex, method))
 
 
 def _problem(registry: ComponentRegistry) -> dict[str, Any]:
-    component = ResolvedComponent(  # type: ignore[no-untyped-call]
+    component = ResolvedComponent(  # type: ignore[no-untyped-call]  # drf-spectacular's
         name=SCHEMA_NAME, type=ResolvedComponent.SCHEMA, object=SCHEMA_NAME, schema=dict(PROBLEM_SCHEMA)
     )
     registry.register_on_missing(component)

@@ -1,0 +1,280 @@
+"""Connections of our own to a database of Django's, beside those that the application's threads have.
+
+A claim must be committed by itself, whatever transaction the view, ATOMIC_REQUESTS or a TestCase has open: inside it
+duplicates would wait for its end, and a rollback would forget the claim. So there is a small pool for each process,
+made from the alias's settings as Django has them at that moment, those of a test database included. At the end of each
+request what is older than CONN_MAX_AGE is closed, as Django does with its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any, TypeVar
+
+from django.core.signals import request_finished, request_started
+from django.db import Error, InterfaceError, OperationalError, connections
+from django.db.utils import load_backend
+
+from open_idempotency._perform.processes import PerProcess
+from open_idempotency.backends.django_orm import failures
+from open_idempotency.backends.django_orm.dialects import Dialect
+from open_idempotency.backends.django_orm.sessions import Session, bound_waits
+from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
+
+T = TypeVar("T")
+Work = Callable[[Session], T]
+_BROKEN = (OperationalError, InterfaceError)
+
+
+class _Stale(Exception):
+    """A connection that was kept turned out to be dead, so nothing has been done yet."""
+
+
+class _Pool:
+    """What one process holds. ``turn`` queues this process's writers where the database would let them poll."""
+
+    def __init__(self, most: int) -> None:
+        self.idle: deque[Any] = deque()
+        self.slots = threading.BoundedSemaphore(most)
+        self.turn = threading.Lock()
+
+    def close(self) -> None:
+        while self.idle:
+            with suppress(IndexError):  # another thread has taken the last one
+                _shut(self.idle.pop())
+
+
+class Connections:
+    """Where transactions on one alias begin. ``timeout``: seconds for each wait; ``most``: for each process."""
+
+    def __init__(self, alias: str, dialect: Dialect, timeout: float, most: int) -> None:
+        self.alias = alias
+        self.dialect = dialect
+        self._timeout = timeout
+        self._most = most
+        self._pools: PerProcess[_Pool] = PerProcess(lambda: _Pool(most))
+        weakref.finalize(self, _close, self._pools).atexit = False
+        _all.add(self)
+
+    def read(self, work: Work[T]) -> T:
+        """Run one statement, outside of any transaction."""
+        return self._run(work, None)
+
+    def read_together(self, work: Work[T]) -> T:
+        """Run statements that all see one state of the database."""
+        return self._run(work, self.dialect.begin_reading(self._timeout))
+
+    def write(self, work: Work[T]) -> T:
+        """Run a transaction: committed at the end, rolled back when the work raises.
+
+        Raises ``Overtaken`` where another one was in the way, ``BackendUnavailable`` and ``RecordUnreadable``.
+        """
+        return self._run(work, self.dialect.begin(self._timeout), self.dialect.one_writer)
+
+    def close(self) -> None:
+        """Close this process's idle connections; others close when their call ends."""
+        _close(self._pools)
+
+    def close_old(self) -> None:
+        """Close what Django would close between two requests."""
+        idle = self._pools.get().idle
+        for _ in range(len(idle)):
+            try:
+                connection = idle.popleft()
+            except IndexError:
+                return
+            if connection.close_at is not None and time.monotonic() >= connection.close_at:
+                _shut(connection)
+                continue
+            connection.close_if_unusable_or_obsolete()
+            if connection.connection is not None:
+                idle.append(connection)
+
+    def _run(self, work: Work[T], begin: Sequence[str] | None, in_turn: bool = False) -> T:
+        started = time.monotonic()
+        while True:
+            try:
+                return _off_the_loop(lambda: self._run_once(work, begin, in_turn, started + self._timeout))
+            except _Stale as stale:
+                # The others that are idle are as old, so each of them may be.
+                self._pools.get().close()
+                error = stale.__cause__
+                assert isinstance(error, Error)
+                if time.monotonic() >= started + self._timeout:
+                    raise self._wrapped(error) from error
+
+    def _run_once(self, work: Work[T], begin: Sequence[str] | None, in_turn: bool, deadline: float) -> T:
+        pool = self._pools.get()
+        turn = _held(pool.turn, deadline, "turn to write") if in_turn else nullcontext()
+        with turn, _held(pool.slots, deadline, "connection free"):
+            connection, kept = self._take(pool)
+            return self._use(pool, connection, kept, Session(connection, self.dialect, deadline, begin), work)
+
+    def _use(self, pool: _Pool, connection: Any, kept: bool, session: Session, work: Work[T]) -> T:
+        try:
+            answer = session.carry_out(work)
+        except IdempotencyError:
+            self._give_back(pool, connection, session.sound)  # an answer such as LeaseLost
+            raise
+        except Error as error:
+            sound = session.sound and failures.is_overtaken(error)
+            stale = kept and not session.late and isinstance(error, _BROKEN) and not _is_usable(connection)
+            self._give_back(pool, connection, sound)
+            if stale:
+                raise _Stale from error
+            raise self._wrapped(error) from error
+        except BaseException:
+            self._give_back(pool, connection, False)
+            raise
+        self._give_back(pool, connection, True)
+        return answer
+
+    def _take(self, pool: _Pool) -> tuple[Any, bool]:
+        """A connection, and whether it was kept from an earlier call."""
+        while pool.idle:
+            with suppress(IndexError):  # another thread was quicker
+                connection = pool.idle.pop()
+                # A test runner points an alias at another database.
+                if connection.settings_dict == self._settings():
+                    return connection, True
+                _shut(connection)
+        return self._open(), False
+
+    def _give_back(self, pool: _Pool, connection: Any, sound: bool) -> None:
+        # After close() the pool is another one, and what is not kept is closed.
+        if sound and self._pools.get() is pool:
+            pool.idle.append(connection)
+        else:
+            _shut(connection)
+
+    def _settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = dict(connections.settings[self.alias])
+        options = {name: value for name, value in settings["OPTIONS"].items() if name not in self.dialect.drops}
+        # Instead of asking whether a connection is sound, a call that finds it dead is made again on a new one.
+        ours = {"AUTOCOMMIT": True, "CONN_HEALTH_CHECKS": False}
+        return {**settings, **ours, "OPTIONS": {**options, **self.dialect.options(self._timeout)}}
+
+    def _open(self) -> Any:
+        settings = self._settings()
+        if self.dialect.one_writer and lives_in_one_connection(str(settings["NAME"])):
+            raise BackendUnavailable(
+                f"Django's database {self.alias!r} is in the memory of a single connection; give it a file, or take "
+                "memory:// for the records"
+            )
+        connection: Any = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, self.alias)
+        # One thread at a time uses it, but not always the same one.
+        connection.inc_thread_sharing()
+        # Django's log of statements would hold the stored answers.
+        connection.make_debug_cursor = connection.make_cursor
+        try:
+            connection.ensure_connection()
+            bound_waits(connection, self._timeout)
+            with connection.cursor() as cursor:
+                for statement in self.dialect.prepare(self._timeout):
+                    cursor.execute(statement)
+        except Error as error:
+            _shut(connection)
+            raise self._wrapped(error) from error
+        except BaseException:
+            _shut(connection)
+            raise
+        return connection
+
+    def _wrapped(self, error: Error) -> IdempotencyError:
+        return failures.wrapped(error, self.alias, connections[self.alias].vendor)
+
+    def pause(self) -> Callable[[], None]:
+        """Before a fork: let calls of other threads end, and close. What goes on, in the parent."""
+        pool = self._pools.get()
+        deadline = time.monotonic() + self._timeout
+        held = 0
+        while held < self._most and pool.slots.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            held += 1
+        pool.close()
+
+        def resume() -> None:
+            for _ in range(held):
+                pool.slots.release()
+
+        return resume
+
+
+def lives_in_one_connection(name: str) -> bool:
+    """Whether every connection to the SQLite database of that name would see one of its own."""
+    return name == ":memory:" or ("mode=memory" in name and "cache=shared" not in name)
+
+
+@contextmanager
+def _held(lock: threading.Lock | threading.Semaphore, deadline: float, what: str) -> Generator[None, None, None]:
+    if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        raise BackendUnavailable(f"no {what} in time")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _off_the_loop(call: Callable[[], T]) -> T:
+    """Django refuses to connect on a thread that runs an event loop, so there another thread does it meanwhile."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return call()
+    with ThreadPoolExecutor(1, "open-idempotency-django") as thread:
+        return thread.submit(call).result()
+
+
+def _is_usable(connection: Any) -> bool:
+    try:
+        return bool(connection.is_usable())
+    except Exception:  # what a driver says of a connection that is gone
+        return False
+
+
+def _shut(connection: Any) -> None:
+    # Not the wrapper's close(), which spares databases in memory and refuses threads with an event loop.
+    raw, connection.connection = connection.connection, None
+    if raw is not None:
+        with suppress(Exception):  # it may be gone already
+            raw.close()
+
+
+def _close(pools: PerProcess[_Pool]) -> None:
+    pool = pools.pop()
+    if pool is not None:
+        pool.close()
+
+
+_all: weakref.WeakSet[Connections] = weakref.WeakSet()
+_paused: list[Callable[[], None]] = []
+
+
+def _close_old(**kwargs: Any) -> None:
+    for each in list(_all):
+        _off_the_loop(each.close_old)
+
+
+for _signal in (request_started, request_finished):
+    _signal.connect(_close_old, dispatch_uid="open_idempotency.close_old")
+
+
+def _before_fork() -> None:
+    _paused.extend(each.pause() for each in list(_all))
+
+
+def _after_fork_in_parent() -> None:
+    while _paused:
+        _paused.pop()()
+
+
+if hasattr(os, "register_at_fork"):
+    # The child needs nothing: its pools are new, and what it inherits is neither used nor closed there.
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_paused.clear)

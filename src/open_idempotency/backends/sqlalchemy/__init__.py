@@ -1,0 +1,10 @@
+"""Records in a database that SQLAlchemy drives; needs the extra ``sqlalchemy``. See ``backend``.
+
+``metadata`` has the tables, for Alembic; ``SqlalchemyBackend.migrate`` makes them without it.
+"""
+
+from open_idempotency.backends.sqlalchemy.aio import AsyncSqlalchemyBackend
+from open_idempotency.backends.sqlalchemy.backend import SqlalchemyBackend
+from open_idempotency.backends.sqlalchemy.tables import metadata
+
+__all__ = ["AsyncSqlalchemyBackend", "SqlalchemyBackend", "metadata"]

@@ -1,0 +1,158 @@
+"""What a URL or an engine says: our own options, what is handed on to SQLAlchemy, and what cannot work."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+from sqlalchemy import URL, Engine, Pool, make_url
+from sqlalchemy.engine.interfaces import Dialect as SqlalchemyDialect
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from open_idempotency.backends import urls
+from open_idempotency.backends.sqlalchemy.dialects import DIALECTS, Dialect
+from open_idempotency.exceptions import ConfigurationError, MissingExtra
+
+SCHEME = "sqlalchemy+"
+_OPTIONS: dict[str, urls.Parser] = {"timeout": urls.seconds, "max_connections": urls.count}
+
+
+@dataclass(frozen=True)
+class Options:
+    """``blocking``, ``awaitable``: the colours in which the driver can be used, at least one of them.
+
+    ``lender``: of an engine that was given, the pool whose connections ours are made like.
+    """
+
+    url: URL = field(repr=False)
+    dialect: Dialect
+    blocking: bool
+    awaitable: bool
+    lender: Pool | None = None
+    timeout: float = 2.0
+    max_connections: int = 10
+    clock: Callable[[], float] | None = None
+
+    @property
+    def where(self) -> str:
+        """The database, without names and passwords."""
+        url = self.url
+        address = f"{url.host or ''}:{url.port}" if url.port else url.host or ""
+        return f"{SCHEME}{url.drivername}://{address}/{url.database or ''}"
+
+    @property
+    def driver(self) -> str:
+        """SQLAlchemy's name for the client library, mostly the module's."""
+        return self.url.get_dialect().driver
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is SQLite, whose locks a fork breaks."""
+        return self.url.get_backend_name() == "sqlite"
+
+    @property
+    def connect_seconds(self) -> int:
+        """What drivers take for a limit of connecting; libpq knows nothing below 2."""
+        return max(2, math.ceil(self.timeout))
+
+    @property
+    def try_timeout(self) -> float:
+        """A place in the pool, a connection; statements, each of which is begun in time; the last one, the commit."""
+        return 2 * self.timeout + 3 * self.connect_seconds
+
+    @property
+    def call_timeout(self) -> float:
+        """Nothing is tried again after ``timeout``."""
+        return self.timeout + self.try_timeout
+
+
+def read(source: str | Engine | AsyncEngine, given: dict[str, Any]) -> Options:
+    """The options of a URL or an engine, overruled by keywords that are not None. Raises ``ConfigurationError``."""
+    found = _of_url(source) if isinstance(source, str) else _of_engine(source)
+    found.update((name, value) for name, value in given.items() if value is not None)
+    url: URL = found["url"]
+    try:
+        dialect = DIALECTS[url.get_backend_name()]
+    except KeyError:
+        raise ConfigurationError(f"backend: {url.get_backend_name()} is none of {', '.join(DIALECTS)}") from None
+    if url.get_backend_name() == "sqlite":
+        found["url"] = _with_file(url)
+    return _checked(Options(dialect=dialect, **found))
+
+
+def _of_url(text: str) -> dict[str, Any]:
+    scheme, separator, rest = text.partition("://")
+    if not separator or not scheme.lower().startswith(SCHEME):
+        raise ConfigurationError("backend: expected sqlalchemy+ before a URL of SQLAlchemy's")
+    try:
+        url = make_url(f"{scheme[len(SCHEME) :]}://{rest}")
+        kind = url.get_dialect()
+        other = kind.get_async_dialect_cls(url)
+    except NoSuchModuleError:
+        raise ConfigurationError(f"backend: SQLAlchemy knows no {scheme[len(SCHEME) :]}://") from None
+    except (ArgumentError, ValueError):  # the message may repeat the URL, and a password in it
+        raise ConfigurationError("backend: the URL is malformed") from None
+    _check_driver(kind, url)
+    if kind.is_async and not _has_greenlet():
+        raise MissingExtra("backend: asynchronous drivers need greenlet: pip install 'sqlalchemy[asyncio]'")
+    read: dict[str, Any] = {}
+    for name in set(url.query) & set(_OPTIONS):
+        value = url.query[name]
+        if not isinstance(value, str):
+            raise ConfigurationError(f"backend: option {name} is given twice")
+        try:
+            read[name] = _OPTIONS[name](value)
+        except ValueError as error:
+            raise ConfigurationError(f"backend: option {name}: {error}") from None
+    # Without greenlet a driver that is both is awaited in threads.
+    colours = {"blocking": not kind.is_async, "awaitable": other.is_async and _has_greenlet()}
+    return {"url": url.difference_update_query(read), **colours, **read}
+
+
+def _has_greenlet() -> bool:
+    return find_spec("greenlet") is not None
+
+
+def _check_driver(kind: type[SqlalchemyDialect], url: URL) -> None:
+    try:
+        kind.import_dbapi()
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            f"backend: {SCHEME}{url.drivername}:// needs the {error.name} package: pip install {error.name}"
+        ) from error
+
+
+def _of_engine(engine: Engine | AsyncEngine) -> dict[str, Any]:
+    awaited = isinstance(engine, AsyncEngine)
+    blocking = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    if not isinstance(blocking, Engine):
+        raise ConfigurationError(f"backend: expected a URL or an engine of SQLAlchemy's, got {type(engine).__name__}")
+    return {"url": blocking.url, "blocking": not awaited, "awaitable": awaited, "lender": blocking.pool}
+
+
+def _with_file(url: URL) -> URL:
+    path = url.database or ""
+    if path in ("", ":memory:") or path.startswith("file:") or url.query.get("mode") == "memory":
+        raise ConfigurationError(
+            "backend: SQLite needs a file such as sqlalchemy+sqlite:///idem.db; for records in memory use memory://"
+        )
+    # So that a later change of directory does not matter.
+    absolute = os.path.abspath(path)
+    if not os.path.isdir(os.path.dirname(absolute)):
+        raise ConfigurationError(f"backend: the directory {os.path.dirname(absolute)} does not exist; create it first")
+    return url.set(database=absolute)
+
+
+def _checked(options: Options) -> Options:
+    try:
+        urls.positive(options.timeout)
+    except ValueError as error:
+        raise ConfigurationError(f"timeout: {error}") from None
+    if options.max_connections < 1:
+        raise ConfigurationError(f"max_connections: must be at least 1, got {options.max_connections}")
+    return options

@@ -1,0 +1,48 @@
+"""Making the tables. Never done by the backend itself: the application's own user need not be allowed to."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, inspect
+from sqlalchemy.exc import DBAPIError
+
+from open_idempotency.backends.sqlalchemy.tables import metadata
+
+
+def migrate(connection: Connection) -> list[str]:
+    """Make the tables and indexes that are missing; the names of those tables. Somebody else may do so meanwhile."""
+    made: list[str] = []
+    for table in metadata.sorted_tables:
+        if _create(connection, table.name):
+            made.append(table.name)
+    return made
+
+
+def _create(connection: Connection, name: str) -> bool:
+    table = metadata.tables[name]
+    missing = not inspect(connection).has_table(name)
+    try:
+        table.create(connection, checkfirst=True)
+        connection.commit()
+    except DBAPIError:
+        connection.rollback()
+        # Of two that create it at the same moment one fails, in a way that differs with each database.
+        if not inspect(connection).has_table(name):
+            raise
+        missing = False
+    _create_indexes(connection, name)
+    return missing
+
+
+def _create_indexes(connection: Connection, name: str) -> None:
+    """Those that are missing, as after a table was made on a database that commits each statement by itself."""
+    for index in metadata.tables[name].indexes:
+        found = {each["name"] for each in inspect(connection).get_indexes(name)}
+        if index.name in found:
+            continue
+        try:
+            index.create(connection)
+            connection.commit()
+        except DBAPIError:
+            connection.rollback()
+            if index.name not in {each["name"] for each in inspect(connection).get_indexes(name)}:
+                raise

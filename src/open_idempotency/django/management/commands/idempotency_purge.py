@@ -1,0 +1,73 @@
+"""``manage.py idempotency_purge``: delete what has expired, of the records and of the ledger, in bounded batches."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
+
+from open_idempotency import ledger
+from open_idempotency.backends.registry import open_backend
+from open_idempotency.django.conf import read_settings
+from open_idempotency.exceptions import ConfigurationError, IdempotencyError
+
+
+class Command(BaseCommand):
+    """Safe to run while the application does, and several times at once. Since 0.1."""
+
+    help = "Deletes expired records from the backend of IDEMPOTENCY_BACKEND, and expired entries from the ledger."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Which databases have a ledger, and how much to delete in one transaction."""
+        parser.add_argument(
+            "--database", action="append", dest="aliases", metavar="ALIAS", help="has a ledger; may be repeated"
+        )
+        parser.add_argument("--batch", type=_count, default=1000, metavar="N", help="rows in a transaction")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Delete, and say how much."""
+        batch: int = options["batch"]
+        aliases: list[str] = options["aliases"] or [DEFAULT_DB_ALIAS]
+        unknown = [alias for alias in aliases if alias not in connections]
+        if unknown:
+            raise CommandError(f"DATABASES has no {', '.join(unknown)}")
+        try:
+            self.stdout.write(f"records: {_purge_records(batch)}")
+            for alias in aliases:
+                self.stdout.write(f"ledger of {alias}: {_purge_ledger(alias, batch)}")
+        except IdempotencyError as error:
+            raise CommandError(str(error)) from error
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError(text)
+    return count
+
+
+def _purge_records(batch: int) -> int:
+    named = read_settings().get("backend")
+    if named is None:
+        raise ConfigurationError("IDEMPOTENCY_BACKEND: none given")
+    backend = open_backend(named)
+    purged = 0
+    try:
+        while deleted := backend.purge(batch):
+            purged += deleted
+    finally:
+        if isinstance(named, str):
+            backend.close()
+    return purged
+
+
+def _purge_ledger(alias: str, batch: int) -> int:
+    purged = 0
+    while True:
+        with transaction.atomic(alias):
+            deleted = ledger.purge(alias, batch)
+        purged += deleted
+        if deleted < batch:
+            return purged

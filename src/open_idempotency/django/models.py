@@ -1,0 +1,140 @@
+"""The application's tables: those of the ``django://`` backend, and those of the ledger.
+
+Migrations and the admin pages need them as models. The backend and the ledger reach them by statements of their own,
+through connections that these models know nothing of, and no object is to be saved from here.
+"""
+
+# What the fields hold, only a plugin of mypy knows.
+# mypy: disable-error-code="var-annotated"
+from __future__ import annotations
+
+from django.db import models
+
+from open_idempotency.django.fields import DigestField
+
+# Ours are 32 bytes; nobody else is held to that.
+_LONGEST_ID = 512
+_LONGEST_NAME = 200
+
+
+class Record(models.Model):
+    """What the ``django://`` backend keeps of one key. Times are seconds since 1970 on the database's clock."""
+
+    record_id = DigestField("record", max_length=_LONGEST_ID, primary_key=True)
+    record_version = models.IntegerField()
+    fingerprint = DigestField(max_length=_LONGEST_ID)
+    status = models.IntegerField()
+    owner = DigestField(max_length=_LONGEST_ID)
+    token = models.BigIntegerField()
+    attempt = models.IntegerField()
+    claimed_at = models.FloatField()
+    lease_end = models.FloatField()
+    ttl = models.FloatField("retention in seconds")
+    expires_at = models.FloatField()
+    final = models.BooleanField("failed for good")
+    response = models.BinaryField(null=True)
+
+    class Meta:
+        """Only the backend writes them."""
+
+        app_label = "open_idempotency"
+        db_table = "open_idempotency_django_records"
+        default_permissions = ("view", "delete")
+        indexes = [models.Index(fields=["expires_at"], name="oi_records_by_expiry")]
+
+    def __str__(self) -> str:
+        """The digest that events and logs have."""
+        return str(self.record_id)[:12]
+
+
+class Stage(models.Model):
+    """One stage of a record, in the order of ``id``."""
+
+    record_id = DigestField(max_length=_LONGEST_ID)
+    stage_id = DigestField(max_length=32)
+    name = models.BinaryField()
+    stage_key = models.BinaryField()
+    frame = models.BinaryField()
+
+    class Meta:
+        """Found by record, unique in it."""
+
+        app_label = "open_idempotency"
+        db_table = "open_idempotency_django_stages"
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["record_id", "stage_id"], name="oi_stages_once")]
+
+    def __str__(self) -> str:
+        """Its name."""
+        return bytes(self.name).decode("utf-8", "replace")
+
+
+class Reservation(models.Model):
+    """One key that counts towards its caller's quota until ``ends``."""
+
+    scope_id = DigestField(max_length=_LONGEST_ID)
+    record_id = DigestField(max_length=_LONGEST_ID)
+    ends = models.FloatField()
+
+    class Meta:
+        """Counted by caller."""
+
+        app_label = "open_idempotency"
+        db_table = "open_idempotency_django_reservations"
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["scope_id", "record_id"], name="oi_reservations_once")]
+        indexes = [
+            models.Index(fields=["scope_id", "ends"], name="oi_reservations_of_scope"),
+            models.Index(fields=["ends"], name="oi_reservations_by_end"),
+        ]
+
+
+class Scope(models.Model):
+    """The row that is locked while a caller's keys are counted; needed until ``ends``."""
+
+    scope_id = DigestField(max_length=_LONGEST_ID, primary_key=True)
+    ends = models.FloatField()
+
+    class Meta:
+        """Purged by end."""
+
+        app_label = "open_idempotency"
+        db_table = "open_idempotency_django_scopes"
+        default_permissions = ()
+        indexes = [models.Index(fields=["ends"], name="oi_scopes_by_end")]
+
+
+class LedgerEntry(models.Model):
+    """What was committed together with the application's own rows; see ``open_idempotency.ledger``."""
+
+    record_id = DigestField(max_length=64, primary_key=True)
+    token = models.BigIntegerField()
+    fingerprint = DigestField(max_length=128)
+    response = models.BinaryField(null=True)
+    expires_at = models.FloatField()
+
+    class Meta:
+        """The ledger's own names."""
+
+        app_label = "open_idempotency"
+        db_table = "open_idempotency_ledger"
+        default_permissions = ()
+        indexes = [models.Index(fields=["expires_at"], name="oi_ledger_by_expiry")]
+
+
+class LedgerStage(models.Model):
+    """One stage that was committed so. Django wants a key of one column; the ledger does without ``id``."""
+
+    record_id = DigestField(max_length=64)
+    stage_id = DigestField(max_length=32)
+    name = models.CharField(max_length=_LONGEST_NAME)
+    stage_key = models.CharField(max_length=_LONGEST_NAME)
+    frame = models.BinaryField(null=True)
+
+    class Meta:
+        """The ledger's own names."""
+
+        app_label = "open_idempotency"
+        db_table = "open_idempotency_ledger_stages"
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["record_id", "stage_id"], name="oi_ledger_stages_once")]

@@ -1,0 +1,72 @@
+"""Databases for the Django backend: an alias for one test, with the application's tables made by its migrations."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from tests.django_project import set_up
+
+set_up()
+
+from django.core.management import call_command  # noqa: E402
+from django.db import connections  # noqa: E402
+
+from tests.postgres_server import PostgresServer  # noqa: E402
+
+#: a server of the machine's own, as mysql://user:password@host:port/database; test processes make databases beside
+#: that one, with names that begin with its own
+MYSQL = os.environ.get("OI_TEST_MYSQL_URL")
+
+
+@contextmanager
+def aliased(settings: dict[str, Any], *, migrated: bool = True) -> Iterator[str]:
+    """A new alias of DATABASES with these settings; its name."""
+    alias = f"records_{secrets.token_hex(4)}"
+    connections.settings[alias] = connections.configure_settings({"default": {}, alias: settings})[alias]
+    try:
+        if migrated:
+            call_command("migrate", "open_idempotency", database=alias, verbosity=0, skip_checks=True)
+            connections[alias].close()
+        yield alias
+    finally:
+        connections[alias].close()
+        del connections[alias]
+        del connections.settings[alias]
+
+
+def sqlite(folder: Path, **more: Any) -> dict[str, Any]:
+    """A file in the folder."""
+    return {"ENGINE": "django.db.backends.sqlite3", "NAME": str(folder / "records.db"), **more}
+
+
+def postgresql(server: PostgresServer, database: str, **more: Any) -> dict[str, Any]:
+    """A database of the server."""
+    where = {"HOST": "127.0.0.1", "PORT": str(server.port), "USER": "postgres", "NAME": database}
+    return {"ENGINE": "django.db.backends.postgresql", **where, **more}
+
+
+def mysql(url: str, **more: Any) -> dict[str, Any]:
+    """A database for this test process, on the server of the URL."""
+    parts = urlsplit(url)
+    where = {"HOST": parts.hostname or "127.0.0.1", "PORT": str(parts.port or 3306)}
+    who = {"USER": unquote(parts.username or ""), "PASSWORD": unquote(parts.password or "")}
+    settings = {"ENGINE": "django.db.backends.mysql", **where, **who, "NAME": parts.path[1:]}
+    own = f"{parts.path[1:]}_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+    with aliased(settings, migrated=False) as alias, connections[alias].cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE IF NOT EXISTS {own} CHARACTER SET utf8mb4")
+    return {**settings, "NAME": own, **more}
+
+
+def emptied(alias: str) -> str:
+    """The alias, with nothing in its tables."""
+    with connections[alias].cursor() as cursor:
+        for table in ("records", "stages", "reservations", "scopes"):
+            cursor.execute(f"DELETE FROM open_idempotency_django_{table}")
+    connections[alias].close()
+    return alias

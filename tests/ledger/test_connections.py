@@ -1,0 +1,177 @@
+"""The application's own settings of its connections: the ledger does not stumble over them, and tells nothing on."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy
+from psycopg.rows import dict_row
+from sqlalchemy.orm import Session
+
+from open_idempotency import ConfigurationError, LeaseLost, events, idem
+from open_idempotency._core.requests import Answer
+from open_idempotency._perform.stages import stage_id
+from tests.ledger.databases import BLOCKING, INSERT, Database, Open
+from tests.unit.stage_client import Client
+
+SECRET = "4111 1111 1111 1111"
+
+
+def place(tx: Any, value: Any = "placed") -> Any:
+    """One stage that does nothing else; its value on record."""
+    with idem.stage("order", tx=tx) as stage:
+        stage.save(value)
+    return stage.value
+
+
+def place_another(opened: Open) -> None:
+    """Another stage, of the attempt that came since."""
+    with idem.stage("another", tx=opened.tx) as stage:
+        stage.save("done")
+
+
+def refuse(database: Database, message: str) -> None:
+    """Let no stage into a SQLite ledger."""
+    database.query(
+        "CREATE TRIGGER refuse BEFORE INSERT ON open_idempotency_ledger_stages "
+        f"BEGIN SELECT RAISE(ABORT, '{message}'); END"
+    )
+
+
+def as_dictionary(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
+    """The row factory of the standard library's own manual."""
+    return {column[0]: value for column, value in zip(cursor.description, row, strict=True)}
+
+
+@pytest.mark.parametrize("factory", [as_dictionary, sqlite3.Row])
+def test_a_sqlite3_connection_whose_rows_are_something_else(
+    client: Client, new_database: Callable[[str], Database], factory: Any
+) -> None:
+    """S-05."""
+    database = new_database("sqlite")
+    database.make_tables()
+    with contextlib.closing(sqlite3.connect(database.path)) as connection:
+        connection.row_factory = factory
+        for value in ("first", "second"):
+            with client.request(), connection:
+                assert place(connection, value) == "first"
+
+
+@pytest.mark.parametrize("factory", [psycopg.ClientCursor, psycopg.RawCursor])
+def test_a_psycopg_connection_whose_cursors_are_something_else(
+    client: Client, new_database: Callable[[str], Database], factory: Any
+) -> None:
+    """S-05: the one has no binary results, the other another style of parameters."""
+    database = new_database("postgresql")
+    database.make_tables()
+    with psycopg.connect(database.url, cursor_factory=factory, row_factory=dict_row) as connection:
+        for value in ("first", "second"):
+            with client.request():
+                assert place(connection, value) == "first"
+
+
+def test_a_psycopg_connection_in_pipeline_mode_is_refused(
+    client: Client, new_database: Callable[[str], Database]
+) -> None:
+    """Bad input: S-05; the fence has to see its result before the effect."""
+    database = new_database("postgresql")
+    refused = pytest.raises(ConfigurationError, match="pipeline")
+    with psycopg.connect(database.url) as connection, connection.pipeline(), client.request(), refused:
+        place(connection)
+
+
+@pytest.mark.parametrize("kind", ["session on SQLite"])
+def test_an_error_of_sqlalchemys_has_no_value_in_it(client: Client, kind: str, database: Database) -> None:
+    """Section 9: no bodies in errors; and its cause is the driver's error, not itself."""
+    refuse(database, "full")
+    engine = sqlalchemy.create_engine(database.url)
+    with Session(engine) as session, client.request(), pytest.raises(sqlalchemy.exc.IntegrityError) as raised:
+        place(session, SECRET)
+    engine.dispose()
+    assert "full" in str(raised.value)
+    assert SECRET not in str(raised.value)
+    assert raised.value.__cause__ is raised.value.orig
+
+
+@pytest.mark.parametrize("kind", ["session on SQLite"])
+def test_only_a_missing_table_is_called_missing(client: Client, kind: str, database: Database) -> None:
+    """S-05: the statement, which SQLAlchemy repeats in every error, has the table's name in it in any case."""
+    refuse(database, "the auditor does not exist")
+    with client.request(), pytest.raises(sqlalchemy.exc.IntegrityError), BLOCKING[kind][1](database) as opened:
+        place(opened.tx)
+
+
+def rolled_back(opened: Open) -> None:
+    """As a view does that catches an error of its database in the middle."""
+    opened.tx.rollback()
+    opened.execute(INSERT)
+
+
+@pytest.mark.parametrize("kind", ["sqlite3", "psycopg", "session on SQLite", "session on PostgreSQL"])
+def test_a_rollback_within_a_stage_is_told(client: Client, kind: str, database: Database) -> None:
+    """S-05: the fence is gone, and what came after it would commit without a stage that lasts."""
+
+    def roll_back(opened: Open) -> None:
+        with idem.stage("order", tx=opened.tx):
+            rolled_back(opened)
+
+    ended = pytest.raises(ConfigurationError, match="rolled back")
+    with client.request(), ended, BLOCKING[kind][1](database) as opened:
+        roll_back(opened)
+    assert database.orders() == 0
+
+
+@pytest.mark.parametrize("kind", ["sqlite3", "psycopg", "session on SQLite", "session on PostgreSQL"])
+def test_a_rollback_within_an_atomic_block_is_told(client: Client, kind: str, database: Database) -> None:
+    """S-06: the rows would commit without their answer."""
+
+    def roll_back(opened: Open) -> None:
+        with idem.atomic(opened.tx) as block:
+            rolled_back(opened)
+            block.answer(Answer(201, [], b"placed"))
+
+    ended = pytest.raises(ConfigurationError, match="rolled back")
+    with client.request(), ended, BLOCKING[kind][1](database) as opened:
+        roll_back(opened)
+    assert database.orders() == 0
+
+
+@pytest.mark.parametrize("kind", ["sqlite3", "psycopg"])
+def test_a_stale_worker_that_commits_within_a_stage_does_not_record_it(
+    client: Client, kind: str, database: Database
+) -> None:
+    """S-05, I3: the fence went with the commit, so the token is compared once more."""
+    with client.request() as stale:
+        pass
+
+    def commit_in_the_middle(opened: Open) -> None:
+        with idem.stage("order", tx=opened.tx):
+            opened.tx.commit()
+            with client.request(), BLOCKING[kind][1](database) as other:
+                place_another(other)
+            opened.execute(INSERT)
+
+    with client.bound(stale), pytest.raises(LeaseLost), BLOCKING[kind][1](database) as opened:
+        commit_in_the_middle(opened)
+    assert database.orders() == 0
+    assert stage_id("order", None) not in stale.stages
+
+
+@pytest.mark.parametrize("kind", ["sqlite3", "psycopg"])
+def test_a_worker_that_the_ledger_refuses_is_told_of_once(kind: str, database: Database) -> None:
+    """S-05, L-03: an operator sees it as he sees every lost lease."""
+    told = list[events.Event]()
+    client = Client(on_event=told.append)
+    with client.request() as stale:
+        pass
+    with client.request(), BLOCKING[kind][1](database) as opened:
+        place(opened.tx)
+    for _ in range(2):
+        with client.bound(stale), pytest.raises(LeaseLost), BLOCKING[kind][1](database) as opened:
+            place(opened.tx)
+    assert [type(event) for event in told].count(events.OwnershipLost) == 1

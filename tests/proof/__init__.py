@@ -1,0 +1,16 @@
+"""The proof of S-05 and S-06: Valkey holds the records, PostgreSQL the rows, and workers die or freeze at every point.
+
+A cell is a point, what stops the worker there, and whether the records are lost as well. ``OI_TEST_PROOF=full``
+(``tox -e proof``) takes a thousand keys for each cell, which the six forms share; a number takes that many keys of each
+form; the default takes two.
+"""
+
+from __future__ import annotations
+
+import os
+
+_ASKED = os.environ.get("OI_TEST_PROOF", "")
+#: whether a long form was asked for
+FULL = bool(_ASKED)
+#: of each form in each cell
+KEYS = 170 if _ASKED == "full" else int(_ASKED or "2")

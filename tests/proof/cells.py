@@ -1,0 +1,210 @@
+"""The driver of the proof: it has workers die and freeze, flushes the records, retries, and counts what is there.
+
+A batch is proved at once. Its keys belong to cells, which are a point and what happens to the worker there.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+
+from open_idempotency.ledger import schema
+from tests.postgres_server import PostgresServer
+from tests.servers import Server
+
+#: concurrent retries of each key, from two processes
+RETRIES = 64
+PROCESSES = 2
+#: requests that die or freeze together
+GROUP = 10
+#: seconds for each step of a call; five of them have to fit into a lease
+TIMEOUT = 0.25
+
+_ROOT = Path(__file__).parent.parent.parent
+_PATIENCE = 60.0
+_FLUSHES = 0.15
+_ORDERS = "CREATE TABLE orders (name varchar(80) NOT NULL, number varchar(80) NOT NULL)"
+
+
+class Cell(NamedTuple):
+    """Where workers are stopped: SIGKILL, or SIGSTOP until a lease has passed."""
+
+    point: str
+    stop: signal.Signals = signal.SIGKILL
+
+
+class Served(NamedTuple):
+    """What the clients of one key got: bodies of 201, and anything else."""
+
+    bodies: Counter[str]
+    others: Counter[tuple[int, str]]
+
+
+class Site:
+    """Valkey for the records, a database of PostgreSQL for the rows, and the server of workers."""
+
+    def __init__(self, records: Server, rows: PostgresServer) -> None:
+        self._records = records
+        self._database = rows.create_database(f"proof_{secrets.token_hex(6)}")
+        with self.connect() as connection:
+            connection.execute((schema("postgresql") + _ORDERS).encode())
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.proof.worker", f"{records.url}?timeout={TIMEOUT}", self._database],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=_ROOT,
+            text=True,
+        )
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """The application's database."""
+        return psycopg.connect(self._database, autocommit=True)
+
+    def close(self) -> None:
+        """End the workers and their server."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(_PATIENCE)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+
+    # Commands
+
+    def _start(self, form: str, keys: list[str], at_once: int, copies: int = 1, cell: Cell | None = None) -> int:
+        """Fork a worker for these keys; its pid."""
+        point, stop = (None, signal.SIGKILL) if cell is None else cell
+        job = {"form": form, "keys": keys, "copies": copies, "at_once": at_once, "point": point, "stop": int(stop)}
+        pids: list[int] = self._ask("start", [job])
+        return pids[0]
+
+    def _ask(self, verb: str, argument: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([verb, argument]) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        assert line, "the server of workers failed; see its traceback"
+        return json.loads(line)
+
+    def die(self, form: str, groups: list[tuple[Cell, list[str]]]) -> None:
+        """Have workers killed, each at its point with all its keys."""
+        pids = [self._start(form, keys, len(keys), cell=cell) for cell, keys in groups]
+        ends = self._ask("end", pids)
+        assert ends == [signal.SIGKILL] * len(pids), "a worker did not come to its point"
+
+    def freeze(self, form: str, groups: list[tuple[Cell, list[str]]]) -> list[int]:
+        """Have workers stop themselves, each at its point with all its keys."""
+        pids = [self._start(form, keys, len(keys), cell=cell) for cell, keys in groups]
+        self._ask("stopped", pids)
+        return pids
+
+    def thaw(self, pids: list[int]) -> None:
+        """Let them go on."""
+        self._ask("thaw", pids)
+
+    def served(self, pids: list[int], into: dict[str, Served]) -> None:
+        """Add what the clients of these workers got."""
+        for answers in self._ask("end", pids):
+            for key, status, body in answers:
+                if status == 201:
+                    into[key].bodies[body] += 1
+                else:
+                    into[key].others[status, body] += 1
+
+    def storm(self, form: str, keys: list[str]) -> list[int]:
+        """Every key is retried ``RETRIES`` times at once."""
+        share = RETRIES // PROCESSES
+        return [self._start(form, keys, share, share) for _ in range(PROCESSES)]
+
+    # The servers
+
+    def flush(self) -> None:
+        """Every record is lost."""
+        with self._records.connect() as client:
+            client.flushall()
+
+    @contextmanager
+    def flushing(self) -> Iterator[None]:
+        """Records are lost again and again while the block runs."""
+        over = threading.Event()
+
+        def flush() -> None:
+            with self._records.connect() as client:
+                while not over.wait(_FLUSHES):
+                    client.flushall()
+
+        self.flush()
+        thread = threading.Thread(target=flush)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(_PATIENCE)
+
+    def wait_for_the_frozen(self) -> None:
+        """Return when a retry waits for the row that a frozen worker has locked."""
+        deadline = time.monotonic() + _PATIENCE
+        with self.connect() as connection:
+            while time.monotonic() < deadline:
+                found = connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
+                if found is not None and found[0]:
+                    return
+                time.sleep(0.02)
+        raise AssertionError("no retry came to wait for a frozen worker")
+
+    def orders(self, keys: list[str]) -> dict[str, list[str]]:
+        """The numbers of the rows of each key."""
+        found: dict[str, list[str]] = {key: [] for key in keys}
+        with self.connect() as connection:
+            for key, number in connection.execute("SELECT name, number FROM orders WHERE name = ANY(%s)", (keys,)):
+                found[key].append(number)
+        return found
+
+
+def new_served() -> dict[str, Served]:
+    """Nobody has got anything."""
+    return defaultdict(lambda: Served(Counter(), Counter()))
+
+
+def wrong(orders: dict[str, list[str]], served: dict[str, Served], answers: int) -> dict[str, str]:
+    """What does not hold, by key: one row, and for every client an answer with its number, equal to the byte."""
+    found: dict[str, str] = {}
+    for key, numbers in orders.items():
+        bodies, others = served[key]
+        if len(numbers) != 1:
+            found[key] = f"{len(numbers)} rows"
+        elif others:
+            found[key] = f"answered {others}"
+        elif len(bodies) != 1 or json.loads(next(iter(bodies))) != {"order": numbers[0]}:
+            found[key] = f"row {numbers[0]}, bodies {bodies}"
+        elif bodies.total() < answers:
+            found[key] = f"{bodies.total()} answers"
+    return found
+
+
+def groups_of(cell: Cell, count: int) -> list[tuple[Cell, list[str]]]:
+    """``count`` new keys for a cell, in groups that share a worker."""
+    keys = [f"{secrets.token_hex(12)}" for _ in range(count)]
+    return [(cell, keys[start : start + GROUP]) for start in range(0, count, GROUP)]
+
+
+def keys_of(groups: list[tuple[Cell, list[str]]]) -> list[str]:
+    """All of them."""
+    return [key for _, keys in groups for key in keys]

@@ -1,0 +1,92 @@
+"""One row for each key, and one answer for each client: whatever kills or freezes the worker, and whatever is lost."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import nullcontext
+
+import pytest
+
+from tests.proof import FULL, KEYS
+from tests.proof.cells import RETRIES, Cell, Site, groups_of, keys_of, new_served, wrong
+from tests.proof.forms import FORMS, WITH_A_GAP
+from tests.proof.traps import AFTER_CLAIM, AFTER_COMMIT, FREEZING_POINTS, POINTS
+
+pytestmark = pytest.mark.timeout(3600 if FULL else 300)
+
+#: keys of a form that are on their way at the same moment
+_BATCH = 170
+_FROZEN_BATCH = 20
+#: in the full form each cell is a test for each form
+_DEATHS = [(point,) for point in POINTS] if FULL else [POINTS]
+_FREEZES = [(point,) for point in FREEZING_POINTS] if FULL else [FREEZING_POINTS]
+#: with the records flushed or not: in the short form not every form is frozen in both
+_FROZEN = [
+    pytest.param(form, lost, id=f"{form}-{'records flushed' if lost else 'records kept'}")
+    for number, form in enumerate(FORMS)
+    for lost in ((False, True) if FULL else (number % 2 == 0,))
+]
+
+
+def names_of(points: tuple[str, ...]) -> str:
+    """For the test's id."""
+    return "; ".join(points) if FULL else "everywhere"
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["records kept", "records flushed"])
+@pytest.mark.parametrize("points", _DEATHS, ids=names_of)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_killed_worker_leaves_one_row_and_one_answer(
+    site: Site, form: str, points: tuple[str, ...], lost: bool
+) -> None:
+    """S-05, S-06, B-08a, O-09: killed at each point, the records flushed or not, then retried 64 times at once."""
+    for count in _batches(KEYS, _BATCH):
+        groups = [group for point in points for group in groups_of(Cell(point), count)]
+        keys, served = keys_of(groups), new_served()
+        site.die(form, groups)
+        with site.flushing() if lost else nullcontext():
+            site.served(site.storm(form, keys), served)
+        assert wrong(site.orders(keys), served, RETRIES) == {}
+
+
+@pytest.mark.parametrize("points", _FREEZES, ids=names_of)
+@pytest.mark.parametrize(("form", "lost"), _FROZEN)
+def test_a_frozen_worker_leaves_one_row_and_one_answer(
+    site: Site, form: str, points: tuple[str, ...], lost: bool
+) -> None:
+    """S-05, S-06, L-03: frozen past its lease in mid-transaction, taken over 64 times at once, and thawed."""
+    for count in _batches(KEYS, _FROZEN_BATCH):
+        free, locked = (
+            [group for point in points if (point == AFTER_CLAIM) is before for group in _frozen_groups(point, count)]
+            for before in (True, False)
+        )
+        served = new_served()
+        pids, waiting = site.freeze(form, free), site.freeze(form, locked)
+        if lost:
+            site.flush()
+        if free:  # nobody has to wait for them
+            site.served(site.storm(form, keys_of(free)), served)
+            site.thaw(pids)
+        storm = site.storm(form, keys_of(locked)) if locked else []
+        if locked:
+            site.wait_for_the_frozen()
+            site.thaw(waiting)
+        site.served([*pids, *waiting, *storm], served)
+        keys = keys_of(free + locked)
+        assert wrong(site.orders(keys), served, RETRIES + 1) == {}
+
+
+def test_without_a_transaction_the_gap_shows(site: Site) -> None:
+    """S-05: what is proved here can fail. A stage that does not commit with the row is done twice."""
+    groups, served = groups_of(Cell(AFTER_COMMIT), 3), new_served()
+    site.die(WITH_A_GAP, groups)
+    site.served(site.storm(WITH_A_GAP, keys_of(groups)), served)
+    assert set(wrong(site.orders(keys_of(groups)), served, RETRIES).values()) == {"2 rows"}
+
+
+def _frozen_groups(point: str, count: int) -> list[tuple[Cell, list[str]]]:
+    return groups_of(Cell(point, signal.SIGSTOP), count)
+
+
+def _batches(count: int, size: int) -> list[int]:
+    return [min(size, count - start) for start in range(0, count, size)]

@@ -1,0 +1,70 @@
+"""The points at which a worker dies or freezes, and the trap that waits there until every request has come.
+
+So one process takes many keys with it: the last request to arrive sends the signal to its own process. A trap that is
+not set does nothing, which is how the retries run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+
+BEFORE_CLAIM = "before the claim"
+#: the transaction has begun and has written nothing
+AFTER_CLAIM = "after the claim"
+#: the business row is written, and its stage or answer is not
+IN_TRANSACTION = "inside the transaction"
+#: everything is written
+BEFORE_COMMIT = "before COMMIT"
+AFTER_COMMIT = "after COMMIT and before the completion"
+AFTER_COMPLETION = "after completion and before the answer"
+
+POINTS = (BEFORE_CLAIM, AFTER_CLAIM, IN_TRANSACTION, BEFORE_COMMIT, AFTER_COMMIT, AFTER_COMPLETION)
+#: where a frozen worker is in the middle of its transaction
+FREEZING_POINTS = (AFTER_CLAIM, IN_TRANSACTION, BEFORE_COMMIT)
+
+_PATIENCE = 60.0
+
+
+class Trap:
+    """Stops its own process when ``size`` requests are at ``point``; None for a worker that lives."""
+
+    def __init__(self, point: str | None = None, size: int = 0, stop: signal.Signals = signal.SIGKILL) -> None:
+        self._point = point
+        self._size = size
+        self._stop = stop
+        self._lock = threading.Lock()
+        self._thawed = threading.Event()
+        self._thawed_here: asyncio.Event | None = None
+
+    def at(self, point: str) -> None:
+        """A request is at a point. Returns when the process has been thawed, where it was frozen here."""
+        if point != self._point or self._thawed.is_set():
+            return
+        if self._arrived():
+            self._spring()
+        elif not self._thawed.wait(_PATIENCE):
+            raise TimeoutError(f"not every request came to the point {point!r}")
+
+    async def aat(self, point: str) -> None:
+        """The same on an event loop."""
+        if point != self._point or self._thawed.is_set():
+            return
+        self._thawed_here = self._thawed_here or asyncio.Event()
+        if self._arrived():
+            self._spring()
+            self._thawed_here.set()
+        else:
+            await asyncio.wait_for(self._thawed_here.wait(), _PATIENCE)
+
+    def _arrived(self) -> bool:
+        with self._lock:
+            self._size -= 1
+            return self._size == 0
+
+    def _spring(self) -> None:
+        # To this very thread, which then goes no further. Sent to the process, another thread may take the signal while
+        # this one releases the rest.
+        signal.pthread_kill(threading.get_ident(), self._stop)
+        self._thawed.set()

@@ -1,0 +1,195 @@
+"""A server of workers: it imports everything once, and forks a worker for each job, which it watches.
+
+``python -m tests.proof.worker RECORDS DATABASE``. A line of JSON on stdin is a command, and each is answered by a
+line. ``start`` forks a worker for each of its jobs; ``stopped`` waits until workers have stopped themselves, ``thaw``
+lets them go on, ``end`` waits for their ends: the signal that killed each, or what its clients got. One thread, so a
+fork inherits no lock that is held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import inspect
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from typing import Any, BinaryIO
+
+from tests.proof import FULL
+from tests.proof.forms import EVERY_FORM, Result, Setting
+from tests.proof.traps import Trap
+
+#: of the client: what it retries, how long it pauses, and when it gives up
+RETRIED = frozenset({409, 503})
+_PAUSE = 0.05
+_PATIENCE = 60.0
+#: seconds that a worker lives
+LONGEST = 400.0 if FULL else 90.0
+
+_WARM = (
+    "django.core.handlers.wsgi",
+    "django.db.backends.postgresql.base",
+    "fastapi.responses",
+    "flask",
+    "psycopg_pool",
+    "sqlalchemy.dialects.postgresql.psycopg",
+    "sqlalchemy.ext.asyncio",
+    "sqlalchemy.orm",
+    "starlette.applications",
+    "open_idempotency.asgi",
+    "open_idempotency.backends.redis.aio",
+    "open_idempotency.django",
+    "open_idempotency.flask",
+    "open_idempotency.ledger.on_django",
+    "open_idempotency.ledger.on_psycopg",
+    "open_idempotency.ledger.on_sqlalchemy",
+    "open_idempotency.wsgi",
+)
+
+Answer = tuple[str, int, str]
+
+
+class _Job:
+    """Requests that one worker makes at the same moment, or as many of them as it has threads."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self.make = EVERY_FORM[order["form"]]
+        self.requests = [key for key in order["keys"] for _ in range(order["copies"])]
+        self.at_once = int(order["at_once"])
+        self.point: str | None = order["point"]
+        self.stop = signal.Signals(order["stop"])
+
+    def run(self, records: str, database: str) -> list[Answer]:
+        """What the clients got, in the order of the requests."""
+        call = self.make(Setting(records, database, Trap(self.point, len(self.requests), self.stop)))
+        if inspect.iscoroutinefunction(getattr(call, "func", call)):
+            return asyncio.run(self._arun(call))
+        with ThreadPoolExecutor(self.at_once) as threads:
+            return list(threads.map(lambda key: _retried(call, key), self.requests))
+
+    async def _arun(self, call: Any) -> list[Answer]:
+        places = asyncio.Semaphore(self.at_once)
+
+        async def one(key: str) -> Answer:
+            async with places:
+                return await _aretried(call, key)
+
+        return await asyncio.gather(*(one(key) for key in self.requests))
+
+
+def _retried(call: Any, key: str) -> Answer:
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        status, body = call(key)
+        if status not in RETRIED or time.monotonic() > deadline:
+            return _answer(key, (status, body))
+        time.sleep(_PAUSE * (0.5 + random.random()))
+
+
+async def _aretried(call: Any, key: str) -> Answer:
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        status, body = await call(key)
+        if status not in RETRIED or time.monotonic() > deadline:
+            return _answer(key, (status, body))
+        await asyncio.sleep(_PAUSE * (0.5 + random.random()))
+
+
+def _answer(key: str, result: Result) -> Answer:
+    return key, result[0], result[1].decode("latin-1")
+
+
+class _Workers:
+    """The children of this process."""
+
+    def __init__(self, records: str, database: str) -> None:
+        self._where = records, database
+        self._outlets: dict[int, BinaryIO] = {}
+
+    def start(self, jobs: list[dict[str, Any]]) -> list[int]:
+        return [self._fork(_Job(job)) for job in jobs]
+
+    def _fork(self, job: _Job) -> int:
+        outlet = tempfile.TemporaryFile()  # noqa: SIM115 (closed where the worker's end is taken)
+        pid = os.fork()
+        if pid == 0:
+            self._work(job, outlet)
+        self._outlets[pid] = outlet
+        return pid
+
+    def _work(self, job: _Job, outlet: BinaryIO) -> None:
+        """In the child; ends it, without what the parent has registered for its own end."""
+        code = 1
+        # A worker that hangs tells where, and ends; whoever waits for it is told that it failed.
+        faulthandler.dump_traceback_later(LONGEST, exit=True)
+        try:
+            outlet.write(json.dumps(job.run(*self._where)).encode())
+            outlet.flush()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def stopped(self, pids: list[int]) -> None:
+        for pid in pids:
+            _, status = os.waitpid(pid, os.WUNTRACED)
+            if not os.WIFSTOPPED(status):
+                raise RuntimeError(f"worker {pid} ended ({status}) where it should have stopped")
+
+    def thaw(self, pids: list[int]) -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+    def end(self, pids: list[int]) -> list[Any]:
+        return [self._end(pid) for pid in pids]
+
+    def _end(self, pid: int) -> Any:
+        _, status = os.waitpid(pid, 0)
+        with self._outlets.pop(pid) as outlet:
+            if os.WIFSIGNALED(status):
+                return os.WTERMSIG(status)
+            if status:
+                raise RuntimeError(f"worker {pid} failed; see its traceback")
+            outlet.seek(0)
+            return json.loads(outlet.read())
+
+    def close(self) -> None:
+        for pid in self._outlets:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _warm() -> None:
+    """Import what the forms do, so that a fork has it."""
+    for name in _WARM:
+        import_module(name)
+
+
+def main() -> None:
+    """Serve commands until stdin ends."""
+    _warm()
+    workers = _Workers(*sys.argv[1:])
+    verbs: dict[str, Callable[[Any], Any]] = {
+        verb.__name__: verb for verb in (workers.start, workers.stopped, workers.thaw, workers.end)
+    }
+    try:
+        for line in sys.stdin:
+            verb, argument = json.loads(line)
+            sys.stdout.write(json.dumps(verbs[verb](argument)) + "\n")
+            sys.stdout.flush()
+    finally:
+        workers.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Every form of a Django view that ``@idempotent(atomic=True)`` goes on. Each makes a row in ``orders``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.django_project import set_up
+
+set_up()
+
+from django.db import connections  # noqa: E402
+from django.http import HttpRequest, HttpResponse  # noqa: E402
+from django.test import override_settings  # noqa: E402
+from django.utils.decorators import method_decorator  # noqa: E402
+from django.views import View  # noqa: E402
+
+from open_idempotency.django import idempotent  # noqa: E402
+
+with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None}):
+    from rest_framework.decorators import action, api_view, authentication_classes, permission_classes
+    from rest_framework.request import Request
+    from rest_framework.response import Response
+    from rest_framework.views import APIView
+    from rest_framework.viewsets import ViewSet
+
+
+def place() -> int:
+    """A row; its number."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute("INSERT INTO orders DEFAULT VALUES")
+        return int(cursor.lastrowid)
+
+
+@idempotent(atomic=True)
+def function(request: HttpRequest) -> HttpResponse:
+    """A function."""
+    return HttpResponse(f"order {place()}", status=201, headers={"X-Order": "here"})
+
+
+@idempotent(atomic=True)
+class Decorated(View):
+    """A class."""
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """Place an order."""
+        return HttpResponse(f"order {place()}", status=201, headers={"X-Order": "here"})
+
+
+class WithMethod(View):
+    """One method of a class."""
+
+    @idempotent(atomic=True)
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """Place an order."""
+        return HttpResponse(f"order {place()}", status=201, headers={"X-Order": "here"})
+
+
+@method_decorator(idempotent(atomic=True), name="post")
+class ByMethodDecorator(View):
+    """In Django's own way."""
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """Place an order."""
+        return HttpResponse(f"order {place()}", status=201, headers={"X-Order": "here"})
+
+
+@idempotent(atomic=True)
+class RestClass(APIView):
+    """REST framework's class."""
+
+    def post(self, request: Request) -> Response:
+        """Place an order."""
+        return Response({"order": place()}, status=201, headers={"X-Order": "here"})
+
+
+class RestMethod(APIView):
+    """One method of REST framework's class."""
+
+    @idempotent(atomic=True)
+    def post(self, request: Request) -> Response:
+        """Place an order."""
+        return Response({"order": place()}, status=201, headers={"X-Order": "here"})
+
+
+@api_view(["POST"])
+@authentication_classes([])
+@permission_classes([])
+@idempotent(atomic=True)
+def rest_function(request: Request) -> Response:
+    """REST framework's function."""
+    return Response({"order": place()}, status=201, headers={"X-Order": "here"})
+
+
+class RestSet(ViewSet):
+    """REST framework's actions."""
+
+    @action(detail=False, methods=["post"])
+    @idempotent(atomic=True)
+    def buy(self, request: Request) -> Response:
+        """Place an order."""
+        return Response({"order": place()}, status=201, headers={"X-Order": "here"})
+
+
+VIEWS: dict[str, Callable[[], Any]] = {
+    "function": lambda: function,
+    "class": Decorated.as_view,
+    "method": WithMethod.as_view,
+    "method_decorator": ByMethodDecorator.as_view,
+    "APIView class": RestClass.as_view,
+    "APIView method": RestMethod.as_view,
+    "api_view": lambda: rest_function,
+    "action": lambda: RestSet.as_view({"post": "buy"}),
+}
