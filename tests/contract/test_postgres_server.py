@@ -27,6 +27,8 @@ from open_idempotency.backend import (
     Release,
     Renew,
     Renewal,
+    Reserve,
+    Reserved,
     SaveStage,
     Stage,
     Wait,
@@ -316,6 +318,46 @@ def test_of_several_hosts_the_one_that_writes_is_taken(postgres18: PostgresServe
     assert backend._pool.rows(b"SELECT pg_is_in_recovery()", ()) == [(False,)]
     assert "target_session_attrs=read-write" in backend.options.conninfo
     backend.close()
+
+
+def test_what_is_libpqs_is_handed_on_as_it_is(postgres18: PostgresServer) -> None:
+    """B-10: to libpq a plus in a URL is a plus, and a space is written %20."""
+    url = f"{postgres18.url()}?options=-c%20work_mem%3D5MB&timeout=9&application_name=a+b"
+    backend = PostgresBackend(url)
+    rows = backend._pool.rows(b"SELECT current_setting('work_mem'), current_setting('application_name')", ())
+    backend.close()
+    assert rows == [("5MB", "a+b")]
+    assert backend.options.timeout == 9
+
+
+def test_claims_that_meet_under_a_higher_default_isolation_are_answered(postgres18: PostgresServer) -> None:
+    """B-10, I1: a serialization error is tried again, and not a backend that is down."""
+    url = f"{postgres18.url()}?options=-c%20default_transaction_isolation%3Dserializable"
+    backend = PostgresBackend(url, timeout=10)
+    record_ids = [secrets.token_bytes(32) for _ in range(10)]
+
+    def claimed(record_id: bytes) -> type[object]:
+        return type(backend.claim(claim_of(record_id)))
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(claimed, [record_id for record_id in record_ids for _ in range(8)]))
+    backend.close()
+    assert (answers.count(Leased), answers.count(Busy)) == (10, 70)
+
+
+def test_what_others_make_in_the_callers_search_path_is_not_called(postgres18: PostgresServer) -> None:
+    """Section 9: a function of theirs that fits better than the server's own."""
+    url = postgres18.create_database("searched")
+    migrate(PostgresBackend(url).options)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION public.hashtextextended(text, integer) RETURNS bigint LANGUAGE plpgsql"
+            " AS $$ BEGIN RAISE 'called'; END $$"
+        )
+    backend = PostgresBackend(url, timeout=10)
+    answer = backend.reserve(Reserve(secrets.token_bytes(32), secrets.token_bytes(32), 5, 30.0, 600.0))
+    backend.close()
+    assert answer == Reserved()
 
 
 def test_no_message_repeats_the_password() -> None:

@@ -101,6 +101,20 @@ def test_a_stale_worker_that_commits_in_the_middle_does_not_keep_its_answer(
     assert database.orders() == 1
 
 
+@pytest.mark.parametrize("kind", ["sqlite3", "psycopg"])
+def test_a_block_that_a_frozen_worker_enters_asks_whose_the_lease_is(
+    client: Client, kind: str, database: Database
+) -> None:
+    """S-07, L-03: the ledger knows nothing yet of the attempt that has taken over."""
+    with client.request() as stale:
+        pass
+    with client.request():
+        stale.sure_until = 0.0
+        with client.bound(stale), pytest.raises(LeaseLost), BLOCKING[kind][1](database) as opened:
+            answer_order(opened)
+    assert database.orders() == 0
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
 async def test_awaited_a_committed_answer_is_the_answer(

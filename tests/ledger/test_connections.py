@@ -175,3 +175,14 @@ def test_a_worker_that_the_ledger_refuses_is_told_of_once(kind: str, database: D
         with client.bound(stale), pytest.raises(LeaseLost), BLOCKING[kind][1](database) as opened:
             place(opened.tx)
     assert [type(event) for event in told].count(events.OwnershipLost) == 1
+
+
+@pytest.mark.parametrize("kind", ["sqlite3", "psycopg"])
+def test_a_stage_that_the_record_has_is_not_run_again_for_its_new_tx(
+    client: Client, kind: str, database: Database
+) -> None:
+    """S-01, B-06: the attempt before was of a release in which the stage had no ``tx=`` yet."""
+    with client.request():
+        idem.save_stage("order", "by the release before")
+    with client.request(), BLOCKING[kind][1](database) as opened:
+        assert place(opened.tx) == "by the release before"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 
 from open_idempotency import NOT_DONE, UNKNOWN, Found, OutcomeUnknown, StageValueError, WrongColour, events, idem
 from open_idempotency._core.codecs import StageKind, encode_stage
+from open_idempotency._core.commands import SaveStage
 from open_idempotency._core.doubt import begin
-from open_idempotency._core.models import Stage
+from open_idempotency._core.models import Stage, StageSaved
+from open_idempotency.exceptions import BackendUnavailable
 from tests.unit.builders import Listener, Script, attempt_of
 from tests.unit.stage_client import Client, Counted
 
@@ -304,3 +307,37 @@ def test_a_resumed_doubt_asks_for_nothing_but_the_answer() -> None:
     script = Script()
     assert script.run(begin(attempt_of(intent), ("charge", ""), "rerun", None)) is None
     assert script.names() == []
+
+
+def test_an_intent_whose_recording_is_interrupted_is_taken_back() -> None:
+    """S-04, L-04: it may have arrived, and nothing has begun; else every retry would be in doubt of nothing."""
+    cancelled = asyncio.CancelledError()
+    script = Script({SaveStage: [cancelled, StageSaved(b""), StageSaved(b"")]})
+    with pytest.raises(asyncio.CancelledError):
+        script.run(begin(attempt_of(), ("charge", ""), "raise", None))
+    saved = [(c.stage.key, c.stage.frame[1]) for c in script.asked if isinstance(c, SaveStage)]
+    # sent, sent once more because a cancelled write may have been lost, and withdrawn
+    assert saved == [("\x1f1", StageKind.BEGUN)] * 2 + [("\x1f2", StageKind.WITHDRAWN)]
+
+
+def test_an_intent_that_follows_an_interrupted_one_counts() -> None:
+    """S-04: the first had not arrived, its withdrawal has; the next one is the last, and in doubt once it is begun."""
+    attempt = attempt_of(Stage("charge", "\x1f2", encode_stage(StageKind.WITHDRAWN, b"1")))
+    begun = encode_stage(StageKind.BEGUN, b"1")
+    script = Script({SaveStage: [StageSaved(begun)]})
+    assert script.run(begin(attempt, ("charge", ""), "raise", None)) is None
+    assert [c.stage.key for c in script.asked if isinstance(c, SaveStage)] == ["\x1f3"]
+    with pytest.raises(OutcomeUnknown):
+        Script().run(begin(attempt, ("charge", ""), "raise", None))
+
+
+def test_after_an_interrupted_intent_the_same_attempt_may_begin_again() -> None:
+    """S-04: the backend was away, and the view tries once more."""
+    attempt, down = attempt_of(), BackendUnavailable("down")
+    impatient = attempt.policy.replace(record_within=0.001)
+    attempt.policy = impatient
+    script = Script({SaveStage: [down, down, StageSaved(encode_stage(StageKind.BEGUN, b"1"))]})
+    with pytest.raises(BackendUnavailable):
+        script.run(begin(attempt, ("charge", ""), "raise", None))
+    assert script.run(begin(attempt, ("charge", ""), "raise", None)) is None
+    assert [c.stage.key for c in script.asked if isinstance(c, SaveStage)] == ["\x1f1", "\x1f2", "\x1f3"]

@@ -15,12 +15,13 @@ from typing import Any, Generic, Literal, TypeVar
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, StageId
 from open_idempotency._core.codecs import StageKind, decode_stage, encode_stage
-from open_idempotency._core.commands import Call
+from open_idempotency._core.commands import Call, SaveStage
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.models import Stage
+from open_idempotency._core.sealing import seal_stage
 from open_idempotency._core.settlement import save_stage
-from open_idempotency._core.telling import warn
-from open_idempotency.exceptions import OutcomeUnknown
+from open_idempotency._core.telling import cause, warn
+from open_idempotency.exceptions import LeaseLost, OutcomeUnknown
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ def begin(attempt: Attempt, stage: StageId, on_doubt: OnDoubt, inquire: Inquiry 
         return None
     number, kind = _last_intent(attempt.stages, stage)
     if kind is not StageKind.BEGUN:
-        yield from _record(attempt, stage, number + 1, StageKind.BEGUN)
+        yield from _announce(attempt, stage, number + 1)
         return None
     # The intent stays as it is: if this attempt dies as well, the stage is in doubt again.
     if inquire is not None:
@@ -119,16 +120,43 @@ def _told(attempt: Attempt, stage: StageId, answer: str) -> Steps[None]:
 
 def _last_intent(stages: Mapping[StageId, bytes], stage: StageId) -> tuple[int, StageKind | None]:
     """The number of the last intent on record, from 1, and its kind; 0 and None where there is none."""
-    number, frame = 0, None
-    while (following := stages.get(_intent(stage, number + 1))) is not None:
-        number, frame = number + 1, following
-    return number, None if frame is None else decode_stage(frame)[0]
+    # Not the number of them: one whose recording was interrupted may be missing.
+    name, beginning = stage[0], stage[1] + _MARK
+    numbers = [
+        int(key[len(beginning) :])
+        for own, key in stages
+        if own == name and key.startswith(beginning) and key[len(beginning) :].isdecimal()
+    ]
+    if not numbers:
+        return 0, None
+    last = max(numbers)
+    return last, decode_stage(stages[_intent(stage, last)])[0]
 
 
 def _record(attempt: Attempt, stage: StageId, number: int, kind: StageKind) -> Steps[None]:
     assert attempt.lease is not None
     payload = b"%d" % attempt.lease.attempt
     yield from save_stage(attempt, Stage(*_intent(stage, number), encode_stage(kind, payload)))
+
+
+def _announce(attempt: Attempt, stage: StageId, number: int) -> Steps[None]:
+    """Record the intent; where that is interrupted, take it back, for it may have arrived and nothing has begun."""
+    try:
+        yield from _record(attempt, stage, number, StageKind.BEGUN)
+    except (LeaseLost, GeneratorExit):
+        raise
+    except BaseException:
+        lease = attempt.lease
+        assert lease is not None
+        withdrawn = Stage(*_intent(stage, number + 1), encode_stage(StageKind.WITHDRAWN, b"%d" % lease.attempt))
+        attempt.saved(withdrawn)  # whether it arrives or not, its number is taken
+        try:
+            yield from ask(SaveStage(lease, seal_stage(withdrawn, lease, attempt.policy)))
+        except Exception as error:
+            yield from warn(
+                attempt.policy, events.BackendFailed(events.short(lease.record_id), "withdraw", cause(error))
+            )
+        raise
 
 
 def _intent(stage: StageId, number: int) -> StageId:

@@ -121,8 +121,8 @@ def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Answer]:
     again = attempt.policy.on_failed if isinstance(error, Exception) else attempt.policy.on_abandoned
     try:
         if not attempt.lost and not isinstance(error, LeaseLost):
-            if isinstance(error, OutcomeUnknown | KeyReused | AnsweredBefore):
-                return (yield from _stop(attempt, lease, error, None))
+            if attempt.stopped is not None:  # whatever the view, or a task group, made of that error
+                return (yield from _stop(attempt, lease, attempt.stopped, None))
             return (yield from _let_go(attempt, lease, Fail(lease, final=again != "resume"), None))
     except LeaseLost:
         pass

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import TypeVar
 
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.requests import Answer
+from open_idempotency._core.settlement import make_sure
 from open_idempotency._perform.blocks import check_colour, refuse_loop
 from open_idempotency._perform.context import Performers, here
 from open_idempotency._perform.responses import answer_of
@@ -17,6 +19,13 @@ from open_idempotency.ledger.transactions import transaction_of
 
 R = TypeVar("R")
 _WHAT = "idem.atomic"
+
+
+def _entering(transaction: Transaction, attempt: Attempt) -> Steps[None]:
+    """As for a stage: where the lease may have ended unnoticed, its owner is asked for before any effect (S-07)."""
+    if time.monotonic() > attempt.sure_until:
+        yield from make_sure(attempt)
+    yield from fence(transaction, attempt)
 
 
 class AtomicBlock:
@@ -51,7 +60,7 @@ class AtomicBlock:
         transaction = transaction_of(self._tx)
         check_colour(_WHAT, transaction.awaited, awaited)
         self._entered = transaction, attempt, performers
-        return fence(transaction, attempt), performers
+        return _entering(transaction, attempt), performers
 
     def _leave(self, error: BaseException | None) -> tuple[Steps[bool], Performers] | None:
         if error is not None or self._answer is None or self._entered is None:

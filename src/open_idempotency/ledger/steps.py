@@ -16,14 +16,14 @@ from typing import Any, Protocol
 
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, StageId
-from open_idempotency._core.commands import Call
+from open_idempotency._core.commands import Call, Release
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.keeping import stored_form
 from open_idempotency._core.models import Lease, Stage
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.sealing import ANSWER, seal_stage, unseal_stage
 from open_idempotency._core.settlement import wants_kept
-from open_idempotency._core.telling import warn
+from open_idempotency._core.telling import cause, warn
 from open_idempotency.exceptions import AnsweredBefore, ConfigurationError, KeyReused, LeaseLost, RecordUnreadable
 from open_idempotency.ledger.dialects import Dialect
 
@@ -59,8 +59,8 @@ def fence(transaction: Transaction, attempt: Attempt) -> Steps[None]:
     """
     lease = attempt.lease
     assert lease is not None
-    dialect, kept = transaction.dialect, lease.duration + lease.ttl
-    named = {"record_id": lease.record_id, "fingerprint": lease.fingerprint, "kept": kept}
+    dialect = transaction.dialect
+    named = {"record_id": lease.record_id, "fingerprint": lease.fingerprint, "kept": _kept(attempt, lease)}
     yield from _run(transaction, dialect.fence, {**named, "token": lease.token})
     rows = yield from _run(transaction, dialect.row, {"record_id": lease.record_id})
     if not rows:
@@ -86,6 +86,9 @@ def find_stage(transaction: Transaction, attempt: Attempt, stage: StageId) -> St
     lease = attempt.lease
     assert lease is not None
     yield from fence(transaction, attempt)
+    recorded = attempt.stages.get(stage)
+    if recorded is not None:  # by a release of the application in which it had no tx= yet
+        return recorded
     named = _named(lease, stage)
     if transaction.dialect.place is not None:
         yield from _run(transaction, transaction.dialect.place, named)
@@ -123,11 +126,17 @@ def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> S
     # The very bytes that the record gets in the end, so that either can stand for the other.
     response, _ = yield from stored_form(answer, ANSWER, lease, attempt.policy)
     named = {"record_id": lease.record_id, "token": lease.token}
-    kept = lease.duration + lease.ttl
-    yield from _run(transaction, transaction.dialect.answer, {**named, "response": response, "kept": kept})
+    values = {**named, "response": response, "kept": _kept(attempt, lease)}
+    yield from _run(transaction, transaction.dialect.answer, values)
     yield from _check_held(transaction, attempt, lease)
     attempt.answered = True
     return True
+
+
+def _kept(attempt: Attempt, lease: Lease) -> float:
+    """Seconds for which an entry is kept: as long as the record at least, whose time to live begins with the end of the
+    attempt, and the attempt may go on until its lease is no more renewed."""
+    return attempt.policy.max_run + lease.duration + lease.ttl
 
 
 def _check_held(transaction: Transaction, attempt: Attempt, lease: Lease) -> Steps[None]:
@@ -148,7 +157,15 @@ def _superseded(attempt: Attempt, lease: Lease) -> Steps[None]:
     """Note that another attempt owns the request by now, and tell it once."""
     if not attempt.lost:
         attempt.lost = True
-        yield from warn(attempt.policy, events.OwnershipLost(events.short(lease.record_id), lease.attempt))
+        record = events.short(lease.record_id)
+        yield from warn(attempt.policy, events.OwnershipLost(record, lease.attempt))
+        # The backend may think that this attempt is the owner, if its clock is behind: then nobody else would be.
+        try:
+            yield from ask(Release(lease))
+        except LeaseLost:
+            pass
+        except Exception as error:  # the claim ends with its lease
+            yield from warn(attempt.policy, events.BackendFailed(record, "release", cause(error)))
 
 
 def purge(transaction: Transaction, limit: int) -> Steps[int]:

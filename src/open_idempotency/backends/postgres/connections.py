@@ -24,6 +24,7 @@ T = TypeVar("T")
 ERRORS = (psycopg.Error, PoolTimeout, PoolClosed)
 #: seconds between two looks whether a silent server's time is over
 _LOOK = 0.1
+_MET = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
 _MISSING = (psycopg.errors.UndefinedFunction, psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
 
 
@@ -75,11 +76,12 @@ def wrapped(error: Exception) -> BackendUnavailable:
 
 
 def may_retry(error: Exception, broken: bool, started: float, options: Options) -> bool:
-    """Whether another try makes sense: the connection was broken before, as after a restart, and there is time left.
+    """Whether another try makes sense: the connection was broken before, as after a restart, or two calls met, which is
+    an error where the database's default isolation is a higher one; and there is time left.
 
     Each verb may be sent twice (B-08).
     """
-    if not broken or isinstance(error, ServerSilent):
+    if not (broken or isinstance(error, _MET)) or isinstance(error, ServerSilent):
         return False
     return time.monotonic() - started < options.timeout
 

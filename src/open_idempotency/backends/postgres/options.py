@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -46,11 +46,10 @@ def read_url(url: str, given: dict[str, Any]) -> Options:
     parts = _split(url)
     if parts.scheme not in ("postgresql", "postgres"):
         raise ConfigurationError(f"backend: expected postgresql://, got {parts.scheme!r}")
-    pairs = parse_qsl(parts.query, keep_blank_values=True)
-    ours = urlencode([pair for pair in pairs if pair[0] in _OPTIONS])
+    ours, others = _parted(parts.query)
     read = urls.options(parts._replace(query=ours), _OPTIONS)
     read.update((name, value) for name, value in given.items() if value is not None)
-    libpq = urlunsplit(urlsplit(url)._replace(query=urlencode([pair for pair in pairs if pair[0] not in _OPTIONS])))
+    libpq = urlunsplit(parts._replace(query=others))
     try:
         known = conninfo_to_dict(libpq)
     except ProgrammingError as error:
@@ -58,6 +57,14 @@ def read_url(url: str, given: dict[str, Any]) -> Options:
         raise ConfigurationError(f"backend: {str(error).strip()}; ours are {', '.join(sorted(_OPTIONS))}") from None
     where = "postgresql://{}:{}/{}".format(*(known.get(name) or "" for name in ("host", "port", "dbname")))
     return _checked(replace(Options(where, ""), **read), known)
+
+
+def _parted(query: str) -> tuple[str, str]:
+    """Our options, and libpq's just as they are: to libpq a plus is a plus, and not a space."""
+    ours, others = list[str](), list[str]()
+    for pair in query.split("&"):
+        (ours if unquote(pair.partition("=")[0]) in _OPTIONS else others).append(pair)
+    return "&".join(ours), "&".join(pair for pair in others if pair)
 
 
 def _split(url: str) -> SplitResult:

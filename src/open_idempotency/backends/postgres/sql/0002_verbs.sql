@@ -357,3 +357,16 @@ CREATE FUNCTION open_idempotency.unreserve(p_now double precision, p_scope bytea
 LANGUAGE sql VOLATILE AS $$
     DELETE FROM open_idempotency.reservations WHERE scope_id = p_scope AND record_id = p_record
 $$;
+
+-- A function or operator that somebody else has made in a schema of the caller's search_path must not come before the
+-- server's own. Those that are not in PL/pgSQL are inlined, which this would prevent, and call nothing that could fit.
+DO $$
+DECLARE
+    f regprocedure;
+BEGIN
+    FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+        WHERE p.pronamespace = 'open_idempotency'::regnamespace AND l.lanname = 'plpgsql'
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, pg_temp', f);
+    END LOOP;
+END $$;
