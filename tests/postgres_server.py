@@ -6,6 +6,8 @@ there it is started as another user. Nothing here knows of our package.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib.util
 import os
 import shutil
@@ -39,6 +41,28 @@ def binaries(version: int) -> Path:
     return folder
 
 
+@functools.cache
+def _reachable(folder: Path) -> Path:
+    """The same binaries where the other user may go: nobody but root may look into root's virtual environments."""
+    copy = Path(tempfile.mkdtemp(prefix="oi-postgres-binaries-"))
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    copy.chmod(0o755)
+    install, packages = folder.parent, folder.parents[2]
+    # The libraries lie beside the package, and are found by the way from the binaries to them.
+    for part in (install, packages / f"{install.parent.name}.libs"):
+        if part.is_dir():
+            shutil.copytree(part, copy / part.relative_to(packages), symlinks=True, copy_function=_linked)
+    return copy / folder.relative_to(packages)
+
+
+def _linked(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
+    return target
+
+
 class PostgresServer:
     """A server process on a free port of the loopback. ``start`` after ``kill`` keeps the port and the directory."""
 
@@ -48,6 +72,7 @@ class PostgresServer:
         self._folder = Path(tempfile.mkdtemp(prefix=f"oi-postgres{version}-"))
         self._identity: dict[str, Any] = {}
         if os.getuid() == 0:
+            self._binaries = _reachable(self._binaries)
             self._identity = {"user": _UNPRIVILEGED, "group": _UNPRIVILEGED, "extra_groups": []}
             os.chown(self._folder, _UNPRIVILEGED, _UNPRIVILEGED)
         self._process: subprocess.Popen[bytes] | None = None

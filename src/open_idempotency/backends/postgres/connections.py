@@ -8,65 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Generator
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
 
 from open_idempotency._perform.processes import PerProcess
 from open_idempotency.backends.postgres.options import Options
+from open_idempotency.backends.psycopg_waits import AsyncBoundedConnection, BoundedConnection, ServerSilent
 from open_idempotency.exceptions import BackendUnavailable
-
-T = TypeVar("T")
 
 #: what the client library raises
 ERRORS = (psycopg.Error, PoolTimeout, PoolClosed)
-#: seconds between two looks whether a silent server's time is over
-_LOOK = 0.1
 _MET = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
 _MISSING = (psycopg.errors.UndefinedFunction, psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
-
-
-class ServerSilent(psycopg.OperationalError):
-    """The server did not answer in time; the connection is of no more use."""
-
-
-class BoundedConnection(psycopg.Connection[Any]):
-    """A connection whose waits end at ``deadline``, in seconds on the monotonic clock."""
-
-    deadline = float("inf")
-
-    def wait(self, gen: Any, interval: float = _LOOK, *more: Any, **options: Any) -> Any:
-        """See ``psycopg.Connection``."""
-        return super().wait(_bounded(gen, self), interval, *more, **options)
-
-
-class AsyncBoundedConnection(psycopg.AsyncConnection[Any]):
-    """The same, awaited."""
-
-    deadline = float("inf")
-
-    async def wait(self, gen: Any, interval: float = _LOOK, *more: Any, **options: Any) -> Any:
-        """See ``psycopg.AsyncConnection``."""
-        return await super().wait(_bounded(gen, self), interval, *more, **options)
-
-
-def _bounded(
-    waiting: Generator[Any, Any, T], connection: BoundedConnection | AsyncBoundedConnection
-) -> Generator[Any, Any, T]:
-    """The driver's generator, which is told every so often that nothing has come, ended when its time is over."""
-    try:
-        state = next(waiting)
-        while True:
-            ready = yield state
-            if not ready and time.monotonic() > connection.deadline:
-                connection.pgconn.finish()
-                raise ServerSilent("no answer in time")
-            state = waiting.send(ready)
-    except StopIteration as stop:
-        answer: T = stop.value
-        return answer
 
 
 def wrapped(error: Exception) -> BackendUnavailable:

@@ -54,7 +54,7 @@ def bounded_connect(options: Options) -> Connect | None:
     """How to connect in place of the driver's own way, where that would make connections that wait for ever."""
     if options.driver != "psycopg":
         return None
-    from open_idempotency.backends.sqlalchemy.waits import BoundedConnection
+    from open_idempotency.backends.psycopg_waits import BoundedConnection
 
     def connect(*arguments: Any, **keywords: Any) -> Any:
         connection = BoundedConnection.connect(*arguments, **keywords)
@@ -69,7 +69,7 @@ def async_connect_arguments(options: Options) -> dict[str, Any]:
     arguments = connect_arguments(options)
     if options.driver not in ("psycopg", "psycopg_async"):
         return arguments
-    from open_idempotency.backends.sqlalchemy.waits import AsyncBoundedConnection
+    from open_idempotency.backends.psycopg_waits import AsyncBoundedConnection
 
     async def connect(*arguments: Any, **keywords: Any) -> Any:
         connection = await AsyncBoundedConnection.connect(*arguments, **keywords)
