@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 if TYPE_CHECKING:
     from open_idempotency._core.problems import Problem
     from open_idempotency._core.requests import Answer, Request
-    from open_idempotency._core.sealing import Sealer
+    from open_idempotency._core.sealer import Sealer
     from open_idempotency.events import Listener
 
 

@@ -8,7 +8,6 @@ answer, the answer of a failure, the stage of this name and key). The cipher is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from open_idempotency._core.commands import Claim
 from open_idempotency._core.keys import digest
@@ -20,22 +19,6 @@ from open_idempotency.policy import IdempotencyPolicy
 SEALED = b"\x80"
 
 ANSWER, FAILURE, _STAGE = b"answer", b"failure", b"stage"
-
-
-class Sealer(Protocol):
-    """What ``encryption=`` takes: authenticated encryption of small byte strings, from any thread.
-
-    Both methods run on the request's thread or event loop, so they must not wait for a network: fetch data keys
-    beforehand. ``bound_to`` is a digest of the place that the bytes belong to. Since 0.1.
-    """
-
-    def seal(self, plain: bytes, bound_to: bytes, /) -> bytes:
-        """The sealed form of ``plain``, which ``unseal`` opens with this ``bound_to`` and with no other."""
-        ...
-
-    def unseal(self, sealed: bytes, bound_to: bytes, /) -> bytes:
-        """What was sealed. Raises (anything) for bytes that were not sealed so: changed, moved, of an unknown key."""
-        ...
 
 
 def seal(frame: bytes, kind: bytes, of: Claim | Lease, policy: IdempotencyPolicy, *names: str) -> bytes:
