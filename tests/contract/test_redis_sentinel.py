@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import redis
 
 from open_idempotency.backend import Busy, Complete, Finished, Get, Leased
 from open_idempotency.backends.redis import RedisBackend
 from open_idempotency.conformance import AsyncVerbs
 from open_idempotency.conformance.support import claim_of, lease_of
-from open_idempotency.exceptions import BackendUnavailable
+from open_idempotency.exceptions import BackendUnavailable, ConfigurationError
 from tests.conftest import SERVER_KINDS
 from tests.contract.on_redis import claimed_again, run, server
 from tests.servers import Server
@@ -172,3 +173,13 @@ def test_sentinels_have_a_login_of_their_own(colour: str) -> None:
             assert SECRET not in f"{caught.value!r} {caught.value.__cause__!r}"
         finally:
             sentinel.stop()
+
+
+@pytest.mark.parametrize("scheme", ["redis+sentinel", "rediss+cluster"])
+def test_a_client_library_that_is_too_old_is_refused_at_start(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bad input: wrong configuration at start, with what to do."""
+    monkeypatch.setattr(redis, "__version__", "5.0.1")
+    path = "/primary" if "sentinel" in scheme else ""
+    with pytest.raises(ConfigurationError, match="pip install -U redis"):
+        RedisBackend(f"{scheme}://127.0.0.1:1{path}")
+    RedisBackend("redis://127.0.0.1:1")

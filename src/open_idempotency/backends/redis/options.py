@@ -7,12 +7,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+import redis
+
 from open_idempotency.backends import urls
 from open_idempotency.backends.redis.addresses import Address, Authority, authority, split, written
 from open_idempotency.backends.redis.scripts import microseconds
 from open_idempotency.exceptions import ConfigurationError
 
 SINGLE, SENTINEL, CLUSTER = "single", "sentinel", "cluster"
+
+
+# of Sentinel and Cluster; a single server is content with what the extra asks for
+_LIBRARY = (6, 4)
 
 
 class _Scheme(NamedTuple):
@@ -131,6 +137,7 @@ def read_url(url: str, given: dict[str, Any]) -> Options:
         raise ConfigurationError(
             "backend: redis:// takes one host; several are for redis+sentinel:// and redis+cluster://"
         )
+    _check_library(scheme.topology, parts.scheme)
     place = _PLACES[scheme.topology](parts.scheme, parts.path)
     fixed = {
         **place,
@@ -167,6 +174,14 @@ def _database(scheme: str, text: str) -> int:
 
 def _single(scheme: str, path: str) -> dict[str, Any]:
     return {"database": _database(scheme, path.strip("/") or "0")}
+
+
+def _check_library(topology: str, scheme: str) -> None:
+    """Sentinel and Cluster need a client library whose connections can be used from many threads at once."""
+    found = redis.__version__
+    major, minor = (int(part) for part in found.split(".")[:2])
+    if topology != SINGLE and (major, minor) < _LIBRARY:
+        raise ConfigurationError(f"backend: {scheme}:// needs redis 6.4 or later, found {found}: pip install -U redis")
 
 
 def _sentinel(scheme: str, path: str) -> dict[str, Any]:
