@@ -83,12 +83,14 @@ class Outcome(NamedTuple):
 
     ``waits``: the retry is refused until the lease has ended. ``replays``: the retry runs nothing. ``twice``: the
     stages whose unfenced effect happens twice, which no lease can prevent; the fenced ones happen once everywhere.
+    ``or_replays``: the handler may have been quicker than what was to end it; then the first attempt's answer stands.
     """
 
     attempt: int
     waits: bool = False
     replays: bool = False
     twice: tuple[str, ...] = ()
+    or_replays: bool = False
 
 
 _NOTHING_HAPPENED = Outcome(attempt=1)
@@ -130,8 +132,8 @@ OUTCOMES: Mapping[str, Mapping[str, Outcome]] = {
 
 #: (manner, point, server): where a server or its framework does something else
 EXCEPTIONS: Mapping[tuple[str, str, str], Outcome] = {
-    # Starlette cancels the iterator of a stream whose client left.
-    ("disconnect", "mid-stream", "uvicorn"): _RESUMED,
+    # Starlette cancels the iterator of a stream whose client left, unless that has come to its end before.
+    ("disconnect", "mid-stream", "uvicorn"): _RESUMED._replace(or_replays=True),
     # These raise nothing in a handler before they kill, so a call to the backend that never ends ends with its lease.
     **{
         ("evict", point, server): _RESUMED._replace(waits=True)
