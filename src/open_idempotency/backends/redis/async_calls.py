@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
 from open_idempotency._perform.loops import current_library, in_thread
@@ -114,8 +115,17 @@ class AsyncCalls:
     async def _tried(self, function: Callable[[AsyncClient], Awaitable[R]], closings: int) -> R:
         started = time.monotonic()
         try:
-            return await function(self._clients.get())
+            return await self._carried_out(function)
         except ERRORS as error:
             if self._clients.closings() != closings or not may_retry(error, started, self._options):
                 raise
+            return await self._carried_out(function)
+
+    async def _carried_out(self, function: Callable[[AsyncClient], Awaitable[R]]) -> R:
+        try:
             return await function(self._clients.get())
+        except AttributeError as error:
+            # redis-py gives out a connection that another task has dropped at this very moment.
+            if "NoneType" not in str(error):
+                raise
+            raise RedisConnectionError(str(error)) from error
