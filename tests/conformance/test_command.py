@@ -109,7 +109,7 @@ def test_a_plain_request_that_is_refused_exits_with_2(capsys: pytest.CaptureFixt
     """Nothing could be said about an endpoint that wants something else."""
 
     class Locked(Shop):
-        def answer(self, request: object, field: str | None) -> object:  # type: ignore[override]
+        def answer(self, request: object, field: str | None) -> object:
             return self.problem(401, "who are you?")
 
     with servers.wsgi(Locked()) as url:
@@ -169,4 +169,4 @@ def test_the_contract_suite_is_still_found_by_name() -> None:
     assert {"AsyncVerbs", "BackendContract", "ManualClock"} <= set(dir(conformance))
     assert conformance.BackendContract.__name__ == "BackendContract"
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
-        _ = conformance.Nothing  # type: ignore[attr-defined]
+        _ = conformance.Nothing

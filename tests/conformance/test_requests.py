@@ -59,11 +59,11 @@ def test_another_field_name() -> None:
     """--header-name: a shop that reads another field is another shop."""
 
     class Renamed(Shop):
-        def __call__(self, environ: dict[str, object], start_response: object) -> object:  # type: ignore[override]
+        def __call__(self, environ: dict[str, object], start_response: object) -> object:
             environ.pop("HTTP_IDEMPOTENCY_KEY", None)
             if "HTTP_X_REQUEST_KEY" in environ:
                 environ["HTTP_IDEMPOTENCY_KEY"] = environ["HTTP_X_REQUEST_KEY"]
-            return super().__call__(environ, start_response)  # type: ignore[arg-type]
+            return super().__call__(environ, start_response)
 
     assert examined(Renamed(), header_name="X-Request-Key").passed
 
@@ -124,7 +124,7 @@ def test_an_answer_without_end_is_cut() -> None:
     """A stream that never ends costs no more than the bound."""
 
     def endless(environ: dict[str, object], start_response: object) -> Iterator[bytes]:
-        start_response("200 OK", [])  # type: ignore[operator]
+        start_response("200 OK", [])
         while True:
             yield b"x" * 65536
 
@@ -157,4 +157,4 @@ def test_an_answer_without_end_is_cut() -> None:
 def test_what_cannot_be_sent_is_refused_before_anything_is(wrong: dict[str, object]) -> None:
     """A mistake in the options is told at once."""
     with pytest.raises(CouldNotRun):
-        examine(Target(**{"url": "http://127.0.0.1:1/", **wrong}))  # type: ignore[arg-type]
+        examine(Target(**{"url": "http://127.0.0.1:1/", **wrong}))

@@ -1,5 +1,6 @@
 """Databases for the Django backend: an alias for one test, with the application's tables made by its migrations."""
 
+# ruff: noqa: E402 (Django has to be set up before what needs its settings is imported)
 from __future__ import annotations
 
 import os
@@ -14,10 +15,10 @@ from tests.django_project import set_up
 
 set_up()
 
-from django.core.management import call_command  # noqa: E402
-from django.db import connections  # noqa: E402
+from django.core.management import call_command
+from django.db import connections
 
-from tests.postgres_server import PostgresServer  # noqa: E402
+from tests.postgres_server import PostgresServer
 
 #: a server of the machine's own, as mysql://user:password@host:port/database; test processes make databases beside
 #: that one, with names that begin with its own

@@ -69,7 +69,7 @@ def make_tables(url: str) -> None:
 
 def without_disk(connection: object, _record: object) -> None:
     """Durability is not what the tests are about, and the disk is slow."""
-    cursor = connection.cursor()  # type: ignore[attr-defined]
+    cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = OFF")
     cursor.close()

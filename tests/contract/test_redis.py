@@ -461,7 +461,7 @@ def test_clients_of_closed_loops_are_forgotten(backend: RedisBackend) -> None:
 def test_wrong_settings_are_refused_at_start(wrong: dict[str, float]) -> None:
     """By name."""
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
-        RedisBackend("redis://localhost", **wrong)  # type: ignore[arg-type]
+        RedisBackend("redis://localhost", **wrong)
 
 
 def test_closing_ends_calls_that_are_under_way(server_url: str, prefix: str) -> None:

@@ -15,6 +15,7 @@ from redis.crc import key_slot
 
 from open_idempotency.backend import Complete, Finished, Lease, Record, Renew, Renewal, Wait
 from open_idempotency.backends.redis import RedisBackend
+from open_idempotency.backends.redis.topology import AsyncClient
 from open_idempotency.conformance import AsyncVerbs
 from open_idempotency.conformance.support import claim_of, lease_of
 from open_idempotency.exceptions import BackendUnavailable
@@ -264,3 +265,22 @@ def test_a_server_that_is_no_cluster_is_told(colour: str, valkey_url: str) -> No
             await verbs.claim(claim_of(b"new"))
 
     run(colour, RedisBackend(valkey_url.replace("redis://", "redis+cluster://"), timeout=2), steps)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.anyio
+async def test_a_connection_that_was_dropped_when_it_was_given_out_is_a_broken_one(backend: RedisBackend) -> None:
+    """B-10: the client library then stumbles over None; the call is made once more, and its errors are ours."""
+    calls, tries = backend.to_async()._calls, list[int]()
+
+    async def stumbling(client: AsyncClient, times: int) -> str:
+        tries.append(1)
+        if len(tries) <= times:
+            raise AttributeError("'NoneType' object has no attribute 'writelines'")
+        return "done"
+
+    assert await calls._run(lambda client: stumbling(client, times=1)) == "done"
+    tries.clear()
+    with pytest.raises(BackendUnavailable):
+        await calls._run(lambda client: stumbling(client, times=2))
+    await backend.to_async().close()

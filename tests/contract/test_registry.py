@@ -62,7 +62,7 @@ def test_an_unknown_scheme_is_told_the_known_ones() -> None:
 def test_what_is_no_backend_is_refused(wrong: object) -> None:
     """By type, with an example."""
     with pytest.raises(ConfigurationError, match="expected a URL such as"):
-        open_backend(wrong)  # type: ignore[arg-type]
+        open_backend(wrong)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ class Elsewhere(MemoryBackend):
     """A backend of another package."""
 
     @classmethod
-    def from_url(cls, url: str, **options: object) -> MemoryBackend:  # type: ignore[override]
+    def from_url(cls, url: str, **options: object) -> MemoryBackend:
         assert url == "elsewhere://here"
         return cls()
 

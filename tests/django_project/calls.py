@@ -1,5 +1,6 @@
 """What tests of the Django adapter share: a project for one test, its backend, and a request with a key."""
 
+# ruff: noqa: E402 (Django has to be set up before what needs its settings is imported)
 from __future__ import annotations
 
 import asyncio
@@ -12,11 +13,11 @@ from tests.django_project import set_up
 
 set_up()
 
-from django.test import override_settings  # noqa: E402
-from django.urls import path  # noqa: E402
+from django.test import override_settings
+from django.urls import path
 
-from open_idempotency._core.commands import Claim, Complete  # noqa: E402
-from open_idempotency.backends.memory import MemoryBackend  # noqa: E402
+from open_idempotency._core.commands import Claim, Complete
+from open_idempotency.backends.memory import MemoryBackend
 
 OURS = "open_idempotency.django.IdempotencyMiddleware"
 PATIENCE = 20

@@ -89,11 +89,11 @@ class _Item:
 def test_a_mark_that_cannot_be_reported_is_refused(mark: pytest.MarkDecorator) -> None:
     """Before anything runs."""
     with pytest.raises(BadMark):
-        proofs_of(_Item(mark))  # type: ignore[arg-type]
+        proofs_of(_Item(mark))
 
 
 def test_a_mark_may_leave_the_backend_to_the_parameter() -> None:
     """The parameter ``backend_kind``."""
     item = _Item(pytest.mark.fault("reply lost: claim", row=4, invariants=("I1", "I6")))
-    item.callspec = type("Call", (), {"params": {"backend_kind": "sqlite"}})()  # type: ignore[attr-defined]
-    assert proofs_of(item) == [CLAIM]  # type: ignore[arg-type]
+    item.callspec = type("Call", (), {"params": {"backend_kind": "sqlite"}})()
+    assert proofs_of(item) == [CLAIM]

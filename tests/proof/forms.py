@@ -123,7 +123,7 @@ def atomic_in_fastapi(setting: Setting) -> Call:
     trap, sessions = setting.trap, _async_sessions(setting)
     app = FastAPI()
 
-    async def view(request):  # type: ignore[no-untyped-def]  # its annotation is given below
+    async def view(request):
         async with sessions() as session, session.begin():
             await trap.aat(AFTER_CLAIM)
             async with idem.atomic(session) as block:

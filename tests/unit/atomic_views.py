@@ -1,5 +1,6 @@
 """Every form of a Django view that ``@idempotent(atomic=True)`` goes on. Each makes a row in ``orders``."""
 
+# ruff: noqa: E402 (Django has to be set up before what needs its settings is imported)
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -9,13 +10,13 @@ from tests.django_project import set_up
 
 set_up()
 
-from django.db import connections  # noqa: E402
-from django.http import HttpRequest, HttpResponse  # noqa: E402
-from django.test import override_settings  # noqa: E402
-from django.utils.decorators import method_decorator  # noqa: E402
-from django.views import View  # noqa: E402
+from django.db import connections
+from django.http import HttpRequest, HttpResponse
+from django.test import override_settings
+from django.utils.decorators import method_decorator
+from django.views import View
 
-from open_idempotency.django import idempotent  # noqa: E402
+from open_idempotency.django import idempotent
 
 with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None}):
     from rest_framework.decorators import action, api_view, authentication_classes, permission_classes

@@ -259,7 +259,7 @@ def test_an_engine_that_is_thrown_away_asks_nothing_more() -> None:
     steps = admit(admission.intake, admission.policy)
     command = next(steps)
     while not isinstance(command, Claim):
-        command = steps.send(command.function())  # type: ignore[attr-defined]
+        command = steps.send(command.function())
     steps.close()
     with pytest.raises(StopIteration):
         next(steps)

@@ -203,7 +203,7 @@ async def fastapi_answers(
     engine = create_async_engine(shop.url.replace("sqlite:", "sqlite+aiosqlite:"))
     app = FastAPI()
 
-    async def view(request):  # type: ignore[no-untyped-def]  # its annotation is given below
+    async def view(request):
         async with AsyncSession(engine) as session, session.begin(), idem.atomic(session) as block:
             result = await session.execute(text("INSERT INTO orders DEFAULT VALUES RETURNING number"))
             return block.answer(await respond(result.scalar_one()))

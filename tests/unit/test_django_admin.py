@@ -1,5 +1,6 @@
 """The admin pages: what they show of records, what they keep to themselves, and how records are forgotten."""
 
+# ruff: noqa: E402 (Django has to be set up before what needs its settings is imported)
 from __future__ import annotations
 
 import secrets
@@ -13,16 +14,16 @@ from tests.django_project import set_up
 
 set_up()
 
-from django.contrib.auth.models import Permission, User  # noqa: E402
-from django.core.management import call_command  # noqa: E402
-from django.db import connections  # noqa: E402
-from django.test import Client, override_settings  # noqa: E402
-from django.urls import path  # noqa: E402
+from django.contrib.auth.models import Permission, User
+from django.core.management import call_command
+from django.db import connections
+from django.test import Client, override_settings
+from django.urls import path
 
-from open_idempotency.backend import Complete, Fail, Get, Lease, Leased, SaveStage  # noqa: E402
-from open_idempotency.backends.django_orm import DjangoBackend  # noqa: E402
-from open_idempotency.conformance.support import claim_of, stage_of  # noqa: E402
-from open_idempotency.django.models import LedgerStage, Record  # noqa: E402
+from open_idempotency.backend import Complete, Fail, Get, Lease, Leased, SaveStage
+from open_idempotency.backends.django_orm import DjangoBackend
+from open_idempotency.conformance.support import claim_of, stage_of
+from open_idempotency.django.models import LedgerStage, Record
 
 LIST = "/admin/open_idempotency/record/"
 SECRET = b"5105105105105100"
@@ -89,7 +90,7 @@ def backend() -> Iterator[DjangoBackend]:
     clock = Clock(real)
     real.close()
     backend = DjangoBackend(clock=clock)
-    backend.clock = clock  # type: ignore[attr-defined]
+    backend.clock = clock
     yield backend
     backend.close()
 

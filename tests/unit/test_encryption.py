@@ -167,7 +167,7 @@ def test_bad_keys_are_refused_at_start_and_not_repeated(keys: Any, said: str) ->
 def test_an_unknown_cipher_is_refused_at_start() -> None:
     """HOUSE: options validate themselves."""
     with pytest.raises(ConfigurationError, match=r"^encryption: cipher 'des' is none of 'aes-256-gcm', 'chacha"):
-        EncryptionKeys({"k": NEW}, cipher="des")  # type: ignore[arg-type]
+        EncryptionKeys({"k": NEW}, cipher="des")
 
 
 def test_the_keys_are_not_shown() -> None:

@@ -222,7 +222,7 @@ def test_a_method_adds_to_what_a_view_and_its_class_say() -> None:
 
     def view() -> None: ...
 
-    view.view_class = View  # type: ignore[attr-defined]  # as Django and Flask do
+    view.view_class = View
     assert fields_of(idempotent(wait=2, lease=9)(view)) == {"required": True, "ttl": 60, "lease": 9, "wait": 3}
 
 

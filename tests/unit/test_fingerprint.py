@@ -107,7 +107,7 @@ def test_the_way_a_body_was_chunked_does_not_count() -> None:
     """SPEC 5: exact bytes."""
     request = request_of(b"ab")
     assert request.body is not None
-    request.body.add(b"cd")  # type: ignore[attr-defined]
+    request.body.add(b"cd")
     assert fingerprint(request, AUTO) == of(body=b"abcd")
 
 

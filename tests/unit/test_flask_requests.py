@@ -118,7 +118,7 @@ def test_flasks_own_limit_stays_flasks_own_error(app: Flask, backend: MemoryBack
     Idempotency(app, backend)
     declared = {"data": b"ab", "environ_overrides": {"CONTENT_LENGTH": "4"}}
     chunked = {"input_stream": io.BytesIO(b"abcd"), "environ_overrides": {"wsgi.input_terminated": True}}
-    chunked["environ_overrides"]["CONTENT_LENGTH"] = ""  # type: ignore[index]
+    chunked["environ_overrides"]["CONTENT_LENGTH"] = ""
     assert [post(app, **options).text for options in (declared, chunked)] == ["our own", "our own"]
     assert list(backend.scan()) == []
     assert post(app, data=b"abc").text == "abc"
@@ -139,7 +139,7 @@ def test_a_request_that_the_wsgi_middleware_protects_is_left_to_it(app: Flask, b
     """O-01: two layers on one backend do not wait for each other."""
     view(app, lambda: "x")
     Idempotency(app, backend)
-    app.wsgi_app = IdempotencyMiddleware(app.wsgi_app, backend)  # type: ignore[method-assign]
+    app.wsgi_app = IdempotencyMiddleware(app.wsgi_app, backend)
     assert [(r.status_code, replayed(r)) for r in (post(app), post(app))] == [(200, False), (200, True)]
     assert len(list(backend.scan())) == 1
 

@@ -214,7 +214,7 @@ def test_a_listener_that_raises_does_not_stop_the_heartbeat(desk: Desk) -> None:
         raise RuntimeError("a listener's bug")
 
     desk.backend.failure = BackendUnavailable("down")
-    desk.listener = listener  # type: ignore[assignment]
+    desk.listener = listener
     desk.admit()
     desk.backend.await_beats(3)
 

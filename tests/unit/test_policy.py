@@ -104,13 +104,13 @@ def test_a_timedelta_becomes_float_seconds(name: str) -> None:
 
 def test_methods_are_upper_case_inside() -> None:
     """SPEC 4."""
-    assert IdempotencyPolicy(methods=["post", "Put"]).methods == {"POST", "PUT"}  # type: ignore[arg-type]
+    assert IdempotencyPolicy(methods=["post", "Put"]).methods == {"POST", "PUT"}
 
 
 def test_lists_become_tuples() -> None:
     """A policy is a value; it shares nothing with what it was made of."""
     names = ["X-Key"]
-    policy = IdempotencyPolicy(aliases=names)  # type: ignore[arg-type]
+    policy = IdempotencyPolicy(aliases=names)
     names.append("X-Other")
     assert policy.aliases == ("X-Key",)
 
@@ -118,7 +118,7 @@ def test_lists_become_tuples() -> None:
 def test_a_policy_cannot_be_changed() -> None:
     """HOUSE: frozen."""
     with pytest.raises(dataclasses.FrozenInstanceError):
-        IdempotencyPolicy().lease = 1.0  # type: ignore[misc]
+        IdempotencyPolicy().lease = 1.0
 
 
 def test_replace_changes_some_fields_and_leaves_the_policy() -> None:
@@ -157,7 +157,7 @@ def test_fields_override_a_given_policy() -> None:
 def test_a_policy_that_is_none_of_ours_is_refused() -> None:
     """Issue."""
     with pytest.raises(ConfigurationError, match=r"^policy: "):
-        make_policy({"lease": 3}, {})  # type: ignore[arg-type]
+        make_policy({"lease": 3}, {})
 
 
 def test_the_secret_is_not_shown() -> None:

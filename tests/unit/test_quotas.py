@@ -124,7 +124,7 @@ def test_with_the_backend_down_nothing_runs(where: type) -> None:
     assert name(admission.problem()) == "backend-unavailable"
     assert admission.script.names()[-1] == where.__name__
     assert admission.listener.kinds() == [events.BackendFailed]
-    assert admission.listener.seen[0].verb == "reserve"  # type: ignore[attr-defined]
+    assert admission.listener.seen[0].verb == "reserve"
 
 
 def test_with_the_backend_down_a_route_may_fail_open() -> None:

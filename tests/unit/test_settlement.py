@@ -117,8 +117,8 @@ def test_a_store_hook_that_raises_leaves_the_rule_of_the_status(status: int, ver
     script.run(finish(attempt, Answer(status, [], b"")))
     assert script.names() == [verb]
     assert told(attempt)[0] is events.HookFailed
-    assert "LookupError" in repr(attempt.policy.on_event.seen)  # type: ignore[union-attr]
-    assert "hunter2" not in repr(attempt.policy.on_event.seen)  # type: ignore[union-attr]
+    assert "LookupError" in repr(attempt.policy.on_event.seen)
+    assert "hunter2" not in repr(attempt.policy.on_event.seen)
 
 
 def test_an_attempt_without_a_lease_settles_nothing() -> None:
@@ -146,7 +146,7 @@ def test_an_answer_that_cannot_be_kept_is_completed_as_a_tombstone(answer: Answe
     command = script.asked[0]
     assert isinstance(command, Complete)
     assert decode_response(command.response).body is None
-    assert attempt.policy.on_event.seen[-1].stored is False  # type: ignore[union-attr]
+    assert attempt.policy.on_event.seen[-1].stored is False
 
 
 @pytest.mark.parametrize("failures", [1, 3])

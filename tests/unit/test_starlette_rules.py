@@ -300,7 +300,7 @@ async def test_a_contradiction_with_the_applications_policy_runs_nothing() -> No
 async def test_a_method_that_cannot_carry_a_rule_is_an_error() -> None:
     """A rule that would be lost is told at once."""
     with pytest.raises(ConfigurationError, match="cannot carry a rule"):
-        exempt(Charges(scope={"type": "http"}, receive=None, send=None).patch)  # type: ignore[arg-type]
+        exempt(Charges(scope={"type": "http"}, receive=None, send=None).patch)
 
 
 # Requests that reach no endpoint

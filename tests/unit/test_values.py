@@ -182,7 +182,7 @@ class Money(pydantic.BaseModel):
     amount: int = pydantic.Field(alias="amountMinor")
     at: datetime
 
-    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @pydantic.computed_field
     @property
     def doubled(self) -> int:
         """Derived."""
@@ -310,7 +310,7 @@ def nothing() -> None:
     """A function without a value."""
 
 
-def unresolvable() -> "Nowhere":  # type: ignore[name-defined]  # noqa: F821
+def unresolvable() -> "Nowhere":  # noqa: F821 (it is not defined on purpose)
     """An annotation that names nothing."""
 
 

@@ -224,7 +224,7 @@ def _first_runs(backend: MemoryBackend) -> Complete:
     """The first request has its lease; the completion that it will send."""
     first = _duplicate()
     attempt = Performer(backend).run(admit(first.intake, first.policy))
-    return Complete(attempt.lease, FRAME)  # type: ignore[union-attr,arg-type]
+    return Complete(attempt.lease, FRAME)
 
 
 def test_a_duplicate_that_is_told_claims_twice() -> None:

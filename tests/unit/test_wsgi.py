@@ -99,7 +99,7 @@ def test_without_a_key_a_file_stays_a_file_for_the_server(backend: MemoryBackend
 def test_a_repeat_is_replayed_and_both_sides_keep_to_pep_3333(backend: MemoryBackend) -> None:
     """O-02, R-01: status, header fields with duplicates and body; the validator watches server and application."""
     app, runs = counting(hello)
-    middleware = validator(IdempotencyMiddleware(validator(app), backend))  # type: ignore[arg-type]
+    middleware = validator(IdempotencyMiddleware(validator(app), backend))
     first = serve(middleware, environ(b"{}"))
     second = serve(middleware, environ(b"{}"))
     assert (first.status, first.body, first.header("link")) == ("201 Created", b"hello", ["</a>", "</b>"])
@@ -207,7 +207,7 @@ def test_what_is_written_is_sent_and_replayed(backend: MemoryBackend) -> None:
 def test_close_is_called_once(backend: MemoryBackend, key: str | None) -> None:
     """R-07: also where a server closes twice."""
     body = Closing(iter([b"a", b"b"]))
-    sent = begin(IdempotencyMiddleware(streaming(lambda: body), backend), environ(key=key))  # type: ignore[arg-type, return-value]
+    sent = begin(IdempotencyMiddleware(streaming(lambda: body), backend), environ(key=key))
     assert b"".join(sent.chunks) == b"ab"
     sent.close()
     sent.close()
@@ -225,7 +225,7 @@ def test_close_sees_that_the_request_has_ended(backend: MemoryBackend) -> None:
             except AlreadyCompleted as error:
                 seen.append(type(error))
 
-    serve(IdempotencyMiddleware(streaming(lambda: Late(iter([b"a"]))), backend))  # type: ignore[arg-type, return-value]
+    serve(IdempotencyMiddleware(streaming(lambda: Late(iter([b"a"]))), backend))
     assert seen == [AlreadyCompleted]
     assert running.get() is None
 

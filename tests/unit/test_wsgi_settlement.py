@@ -108,7 +108,7 @@ def test_a_generator_that_raises_mid_stream_fails_and_the_retry_resumes(backend:
 
     closing = [Closing(body()), Closing(body())]
     bodies = iter(closing)
-    middleware = IdempotencyMiddleware(streaming(lambda: next(bodies)), backend)  # type: ignore[arg-type, return-value]
+    middleware = IdempotencyMiddleware(streaming(lambda: next(bodies)), backend)
     with pytest.raises(ValueError, match="half way"):
         serve(middleware)
     assert only_record(backend).status is Status.FAILED
@@ -120,7 +120,7 @@ def test_a_generator_that_raises_mid_stream_fails_and_the_retry_resumes(backend:
 def test_a_server_that_stops_early_does_not_stop_the_handler(backend: MemoryBackend) -> None:
     """L-05: the client is gone, the handler finishes, and the retry gets its answer."""
     body = Closing(iter([b"a", b"b", b"c", b"d"]))
-    middleware = IdempotencyMiddleware(streaming(lambda: body), backend)  # type: ignore[arg-type, return-value]
+    middleware = IdempotencyMiddleware(streaming(lambda: body), backend)
     sent = begin(middleware, environ())
     next(sent.chunks)
     sent.close()
@@ -185,7 +185,7 @@ def test_a_handler_that_is_ended_lets_go_of_its_record(backend: MemoryBackend, e
 def test_a_text_body_fails(backend: MemoryBackend) -> None:
     """R-07: PEP 3333 asks for bytes; what cannot be sent cannot be stored."""
     with pytest.raises(TypeError, match="not str"):
-        serve(IdempotencyMiddleware(streaming(lambda: iter(["a"])), backend))  # type: ignore[arg-type, list-item]
+        serve(IdempotencyMiddleware(streaming(lambda: iter(["a"])), backend))
     assert only_record(backend).status is Status.FAILED
 
 

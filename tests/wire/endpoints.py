@@ -38,7 +38,7 @@ def gated(call: Call) -> Steps:
     """Run, wait for the gate, and answer."""
     journal = journal_of(call.query)
     journal.write("arrived")
-    yield Wait(journal.gate())  # type: ignore[arg-type]
+    yield Wait(journal.gate())
     return (yield from charge(call))
 
 
@@ -48,7 +48,7 @@ def staged(call: Call) -> Steps:
     yield Run("reserve", lambda: journal.write("reserve"))
     if idem.attempt == 1:
         journal.write("arrived")
-        yield Wait(journal.gate())  # type: ignore[arg-type]
+        yield Wait(journal.gate())
     yield Run("charge", lambda: journal.write("charge"))
     return Reply(201, [], f"attempt {idem.attempt}".encode())
 
@@ -85,7 +85,7 @@ def mine(call: Call) -> Steps:
     journal = journal_of(call.query)
     yield Save("mine", call.body.decode())
     journal.write(f"saved {call.body.decode()}")
-    yield Wait(journal.gate())  # type: ignore[arg-type]
+    yield Wait(journal.gate())
     return Reply(201, [], f"{idem.load('mine')} {idem.attempt} {idem.key_for('x')}".encode())
 
 
@@ -96,7 +96,7 @@ def events(call: Call) -> Steps:
     journal.write("ran")
     tail = uuid4().hex.encode()
     body = [b"data: first\n\n", journal.gate(), b"data: " + tail + b"\n\n"]
-    return Reply(200, [("Content-Type", "text/event-stream")], body)  # type: ignore[arg-type]
+    return Reply(200, [("Content-Type", "text/event-stream")], body)
 
 
 def long_events(call: Call) -> Steps:
@@ -105,7 +105,7 @@ def long_events(call: Call) -> Steps:
     journal = journal_of(call.query)
     journal.write("ran")
     body = [b"data: first\n\n", journal.gate(), *[b"data: " + b"x" * 90 + b"\n\n"] * 30]
-    return Reply(200, [("Content-Type", "text/event-stream")], body)  # type: ignore[arg-type]
+    return Reply(200, [("Content-Type", "text/event-stream")], body)
 
 
 def background(call: Call) -> Steps:

@@ -284,7 +284,7 @@ class AsyncMemoryBackend(AsyncBackend):
     ) -> None:
         if over is None:
             over = MemoryBackend(max_records=max_records, clock=clock)
-            over._async = self  # pyright: ignore[reportPrivateUsage]
+            over._async = self  # pyright: ignore[reportPrivateUsage]  # its other colour
         self._sync = over
 
     def __repr__(self) -> str:

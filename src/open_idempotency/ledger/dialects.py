@@ -96,7 +96,7 @@ def _with_conflicts(name: str, now: str, lock: str, save_stage: str, told: bool)
         expired=_EXPIRED.format(now=now),
         # A row goes after its stages: a key that comes back to no row takes whatever stages are there for its own.
         purge=(
-            f"DELETE FROM open_idempotency_ledger_stages WHERE record_id IN ({due} {bounds})",  # noqa: S608
+            f"DELETE FROM open_idempotency_ledger_stages WHERE record_id IN ({due} {bounds})",  # noqa: S608 (no value is part of it)
             f"""
                 DELETE FROM open_idempotency_ledger WHERE record_id IN (
                     {due} AND NOT EXISTS (

@@ -60,8 +60,8 @@ def _work(call: Call, **terms: Any) -> Generator[Any, Any, None]:
     yield Run("reserve", partial(_effect, call, "reserve"))
     stop = stop_at("between-stages")
     if stop is not None:
-        yield Wait(stop)  # type: ignore[arg-type]
-    yield Run("charge", partial(_effect, call, "charge"), terms, stop_at("after-effect"))  # type: ignore[arg-type]
+        yield Wait(stop)
+    yield Run("charge", partial(_effect, call, "charge"), terms, stop_at("after-effect"))
     yield Run("receipt", partial(_effect, call, "receipt"))
 
 

@@ -83,7 +83,7 @@ def _prepare(request: HttpRequest, urls: Any) -> None:
     request.urlconf = urls
     name = request.headers.get("x-user")
     if name:
-        request.user = SimpleNamespace(is_authenticated=True, pk=name)  # type: ignore[assignment]
+        request.user = SimpleNamespace(is_authenticated=True, pk=name)
 
 
 def _call(request: HttpRequest) -> Call:

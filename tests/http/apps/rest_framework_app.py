@@ -4,6 +4,7 @@ The views read the body and then have it parsed, as ``request.data`` is what suc
 as in the application in Django.
 """
 
+# ruff: noqa: E402 (Django has to be set up before what needs its settings is imported)
 from __future__ import annotations
 
 from contextlib import suppress
@@ -16,17 +17,17 @@ from tests.django_project import set_up
 
 set_up()
 
-from rest_framework.authentication import BaseAuthentication  # noqa: E402
-from rest_framework.exceptions import ParseError  # noqa: E402
-from rest_framework.negotiation import BaseContentNegotiation  # noqa: E402
-from rest_framework.parsers import FormParser, JSONParser, MultiPartParser  # noqa: E402
-from rest_framework.renderers import BaseRenderer  # noqa: E402
-from rest_framework.request import Request  # noqa: E402
-from rest_framework.response import Response  # noqa: E402
-from rest_framework.views import APIView  # noqa: E402
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.exceptions import ParseError
+from rest_framework.negotiation import BaseContentNegotiation
+from rest_framework.parsers import FormParser, JSONParser, MultiPartParser
+from rest_framework.renderers import BaseRenderer
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
 
-from open_idempotency.django import exempt, idempotent  # noqa: E402
-from tests.http.behaviours import Reply, call_of, chunks, perform  # noqa: E402
+from open_idempotency.django import exempt, idempotent
+from tests.http.behaviours import Reply, call_of, chunks, perform
 
 
 class MiddlewareUser(BaseAuthentication):

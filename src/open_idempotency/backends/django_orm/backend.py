@@ -281,5 +281,5 @@ class AsyncDjangoBackend(ThreadedBackend):
     def __init__(self, alias: str = "default", *, over: DjangoBackend | None = None, **options: Any) -> None:
         if over is None:
             over = DjangoBackend(alias, **options)
-            over._async = self  # pyright: ignore[reportPrivateUsage]
+            over._async = self  # pyright: ignore[reportPrivateUsage]  # its other colour
         super().__init__(over)

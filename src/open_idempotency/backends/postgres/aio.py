@@ -48,7 +48,7 @@ class AsyncPostgresBackend(AsyncBackend):
             from open_idempotency.backends.postgres.backend import PostgresBackend
 
             over = PostgresBackend(url, **options)
-            over._async = self  # pyright: ignore[reportPrivateUsage]
+            over._async = self  # pyright: ignore[reportPrivateUsage]  # its other colour
         self._sync = over
         self._options = over.options
         self._pools = LoopPools(self._options)

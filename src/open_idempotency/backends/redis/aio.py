@@ -59,7 +59,7 @@ class AsyncRedisBackend(AsyncBackend):
             from open_idempotency.backends.redis.backend import RedisBackend
 
             over = RedisBackend(url, **options)
-            over._async = self  # pyright: ignore[reportPrivateUsage]
+            over._async = self  # pyright: ignore[reportPrivateUsage]  # its other colour
         self._sync = over
         self._options = over.options
         self._calls = AsyncCalls(self._options, over.calls)

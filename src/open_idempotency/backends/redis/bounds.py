@@ -65,17 +65,17 @@ class BoundedConnection(redis.Connection):
     """A connection that knows the deadline."""
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)  # type: ignore[no-untyped-call]
+        super().__init__(**arguments)  # type: ignore[no-untyped-call]  # redis-py's
         self._connects_within: float = arguments["socket_connect_timeout"]
         self._answers_within: float = arguments["socket_timeout"]
 
     def connect(self) -> None:
         self._hurry()
-        super().connect()  # type: ignore[no-untyped-call]
+        super().connect()  # type: ignore[no-untyped-call]  # redis-py's
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         self._hurry()
-        super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]
+        super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]  # redis-py's
 
     def read_response(self, *arguments: Any, **options: Any) -> Any:
         self._hurry()
@@ -87,7 +87,7 @@ class BoundedConnection(redis.Connection):
             left = self._answers_within
         elif left <= 0:
             # What was sent and is not answered must not meet the next caller.
-            self.disconnect()  # type: ignore[no-untyped-call]
+            self.disconnect()  # type: ignore[no-untyped-call]  # redis-py's
             raise RedisTimeoutError(_LATE)
         self.socket_connect_timeout = min(self._connects_within, left)
         self.socket_timeout = min(self._answers_within, left)

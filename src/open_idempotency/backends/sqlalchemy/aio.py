@@ -54,7 +54,7 @@ class AsyncSqlalchemyBackend(AsyncBackend):
             from open_idempotency.backends.sqlalchemy.backend import SqlalchemyBackend
 
             over = SqlalchemyBackend(source, **options)
-            over._async = self  # pyright: ignore[reportPrivateUsage]
+            over._async = self  # pyright: ignore[reportPrivateUsage]  # its other colour
         self._sync = over
         self._engines = over.engines
         self.call_timeout = self._sync.call_timeout

@@ -252,7 +252,7 @@ class AsyncSqliteBackend(ThreadedBackend):
     def __init__(self, path: str, *, over: SqliteBackend | None = None, **options: Any) -> None:
         if over is None:
             over = SqliteBackend(path, **options)
-            over._async = self  # pyright: ignore[reportPrivateUsage]
+            over._async = self  # pyright: ignore[reportPrivateUsage]  # its other colour
         super().__init__(over)
 
 

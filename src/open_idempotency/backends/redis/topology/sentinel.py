@@ -132,7 +132,7 @@ class _Primary(BoundedConnection):
     def connect(self) -> None:
         connected = self._sock is not None
         if connected and (self.host, self.port) != self._discovery.latest:
-            self.disconnect()  # type: ignore[no-untyped-call]
+            self.disconnect()  # type: ignore[no-untyped-call]  # redis-py's
             connected = False
         if not connected:
             self.host, self.port = self._discovery.find()
@@ -144,7 +144,7 @@ class _Primary(BoundedConnection):
         except ResponseError as error:
             if not _says_replica(error):
                 raise
-            self.disconnect()  # type: ignore[no-untyped-call]
+            self.disconnect()  # type: ignore[no-untyped-call]  # redis-py's
             raise RedisConnectionError(_DEMOTED) from error
 
 
@@ -164,7 +164,7 @@ class _AsyncPrimary(redis.asyncio.Connection):
             await self.disconnect()
         if not self.is_connected:
             self.host, self.port = await self._discovery.find()
-        await super().connect()  # type: ignore[no-untyped-call]
+        await super().connect()  # type: ignore[no-untyped-call]  # redis-py's
 
     async def read_response(self, *arguments: Any, **options: Any) -> Any:
         try:
