@@ -1,0 +1,137 @@
+"""Coalescing for the threads of one process: each batch is carried out by one of those that wait for it."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from open_idempotency.backends.coalescing.waiting import Limits, Queue, own, too_late
+from open_idempotency.exceptions import BackendUnavailable
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+#: how many times as long as in the queue a question may be on its way
+_PATIENCE = 10
+
+
+class _Group(Generic[Q, R]):
+    """The questions of one call, its answers, and whether its thread is to carry out the next batch."""
+
+    __slots__ = ("answers", "count", "leads", "questions", "size", "until", "woken")
+
+    def __init__(self, questions: Sequence[tuple[Q, int]], until: float) -> None:
+        self.questions = [question for question, _ in questions]
+        self.count = len(questions)
+        self.size = sum(size for _, size in questions)
+        self.until = until
+        self.answers: Sequence[R | Exception] | None = None
+        self.leads = False
+        self.woken = threading.Lock()
+        self.woken.acquire()
+
+
+class ThreadCoalescer(Generic[Q, R]):
+    """See ``LoopCoalescer``; ``carry_out`` blocks. A thread carries out one batch, its own question in it, and then
+    hands over, so that none works for the others for long. Use one for each process.
+    """
+
+    def __init__(self, carry_out: Callable[[Sequence[Q]], Sequence[R | Exception]], limits: Limits) -> None:
+        self._carry_out = carry_out
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._queue: Queue[_Group[Q, R]] = Queue(limits)
+        self._busy = False
+
+    def ask(self, question: Q, size: int = 0) -> R:
+        """See ``LoopCoalescer.ask``."""
+        (answer,) = self.ask_all(((question, size),))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def ask_all(self, questions: Sequence[tuple[Q, int]]) -> Sequence[R | Exception]:
+        """The answers to several questions, each with its size in bytes; they go into one batch."""
+        group: _Group[Q, R] = _Group(questions, time.monotonic() + self._limits.seconds)
+        with self._lock:
+            at_once = not self._busy
+            if at_once:
+                self._busy = True
+            else:
+                self._queue.add(group)
+        if at_once:
+            self._lead([group])
+        else:
+            self._wait(group)
+            if group.leads:
+                self._lead(self._next_batch())
+        if group.answers is None:
+            raise BackendUnavailable("no answer in time")
+        return group.answers
+
+    def _wait(self, group: _Group[Q, R]) -> None:
+        """Until there are answers, or the lead."""
+        try:
+            if not group.woken.acquire(timeout=self._limits.seconds):
+                with self._lock:
+                    gave_up = not group.leads and self._queue.remove(group)
+                if gave_up:
+                    raise too_late(self._limits)
+                # On its way in somebody's batch, which is bounded in time.
+                group.woken.acquire(timeout=_PATIENCE * self._limits.seconds)
+        except BaseException:
+            # Such as SystemExit from a signal's handler: this thread will not lead.
+            with self._lock:
+                self._queue.remove(group)
+                if group.leads:
+                    self._hand_over()
+            raise
+
+    def _next_batch(self) -> list[_Group[Q, R]]:
+        with self._lock:
+            batch, overdue = self._queue.take()
+        for group in overdue:
+            _tell(group, [too_late(self._limits)] * group.count)
+        return batch
+
+    def _lead(self, batch: list[_Group[Q, R]]) -> None:
+        try:
+            self._answer(batch)
+        finally:
+            with self._lock:
+                self._hand_over()
+
+    def _answer(self, batch: list[_Group[Q, R]]) -> None:
+        questions = [question for group in batch for question in group.questions]
+        try:
+            answers = self._carry_out(questions)
+        except Exception as error:
+            answers = [own(error) for _ in questions]
+        except BaseException:
+            for group in batch:
+                _tell(group, [BackendUnavailable("the thread that asked was ended") for _ in group.questions])
+            raise
+        start = 0
+        for group in batch:
+            _tell(group, answers[start : start + group.count])
+            start += group.count
+
+    def _hand_over(self) -> None:
+        """Name the one that leads next; under the lock."""
+        first = self._queue.first()
+        if first is None:
+            self._busy = False
+            return
+        first.leads = True
+        first.until = math.inf
+        first.woken.release()
+
+
+def _tell(group: _Group[Q, R], answers: Sequence[R | Exception]) -> None:
+    group.answers = answers
+    # One that leads was woken before.
+    if not group.leads:
+        group.woken.release()

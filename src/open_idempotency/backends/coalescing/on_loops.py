@@ -1,0 +1,113 @@
+"""Coalescing for the tasks of one asyncio loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from open_idempotency.backends.coalescing.waiting import Limits, Queue, own, too_late
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+class _Asked(Generic[Q, R]):
+    __slots__ = ("answer", "question", "size", "until")
+    count = 1
+
+    def __init__(self, question: Q, size: int, until: float, answer: asyncio.Future[R]) -> None:
+        self.question = question
+        self.size = size
+        self.until = until
+        self.answer = answer
+
+
+class LoopCoalescer(Generic[Q, R]):
+    """``carry_out`` gets the questions of a batch, and answers each in its place: an exception there is raised to its
+    asker alone, one that ``carry_out`` raises to every asker of the batch. It must be bounded in time.
+
+    A question of an asker that was cancelled is not sent; one that is on its way ends without it. One for each loop.
+    """
+
+    def __init__(self, carry_out: Callable[[Sequence[Q]], Awaitable[Sequence[R | Exception]]], limits: Limits) -> None:
+        self._carry_out = carry_out
+        self._limits = limits
+        self._queue: Queue[_Asked[Q, R]] = Queue(limits)
+        self._busy = False
+        self._worker: asyncio.Task[None] | None = None
+
+    async def ask(self, question: Q, size: int = 0) -> R:
+        """The answer to ``question``, which is of ``size`` bytes. Raises ``BackendUnavailable`` where it waited too
+        long, or too many wait; else what ``carry_out`` answers or raises.
+        """
+        if self._busy:
+            return await self._queued(question, size)
+        self._busy = True
+        try:
+            (answer,) = await self._carry_out((question,))
+        finally:
+            self._hand_over()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def _queued(self, question: Q, size: int) -> R:
+        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        asked: _Asked[Q, R] = _Asked(question, size, time.monotonic() + self._limits.seconds, answer)
+        self._queue.add(asked)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._queue.remove(asked)
+            raise
+
+    def _hand_over(self) -> None:
+        if not self._queue:
+            self._busy = False
+            return
+        # A context of its own: the batches are not the business of the request that happened to be before them.
+        self._worker = contextvars.Context().run(asyncio.get_running_loop().create_task, self._work())
+
+    async def _work(self) -> None:
+        batch: list[_Asked[Q, R]] = []
+        try:
+            while self._queue:
+                batch, overdue = self._queue.take()
+                for asked in overdue:
+                    _raise(asked, too_late(self._limits))
+                if batch:
+                    await self._answer(batch)
+                # Those that were answered may ask their next question, which then goes into one batch too.
+                await asyncio.sleep(0)
+        except BaseException:
+            # The loop is ending, and cancels every task.
+            _cancel(batch)
+            while self._queue:
+                _cancel([asked for group in self._queue.take() for asked in group])
+            raise
+        finally:
+            self._busy = False
+
+    async def _answer(self, batch: list[_Asked[Q, R]]) -> None:
+        try:
+            answers = await self._carry_out([asked.question for asked in batch])
+        except Exception as error:
+            answers = [own(error) for _ in batch]
+        for asked, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Exception):
+                _raise(asked, answer)
+            elif not asked.answer.done():
+                asked.answer.set_result(answer)
+
+
+def _raise(asked: _Asked[Q, R], error: Exception) -> None:
+    if not asked.answer.done():
+        asked.answer.set_exception(error)
+
+
+def _cancel(batch: list[_Asked[Q, R]]) -> None:
+    for asked in batch:
+        asked.answer.cancel()
