@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from open_idempotency import open_backend
+from tests.poolers import POOLERS, PgBouncer, Pooler, pgbouncer_binary
 from tests.postgres_server import PostgresServer
 from tests.servers import CAN_EXIST, Server
 from tests.topologies import Cluster, Sentinel, replicated
@@ -21,7 +22,8 @@ SERVER_KINDS = [kind for kind, can_exist in CAN_EXIST.items() if can_exist]
 def pytest_report_header() -> list[str]:
     """Say which servers are tested, and which cannot exist here, so that none is missing silently."""
     missing = [kind for kind, can_exist in CAN_EXIST.items() if not can_exist]
-    notes = [f"servers: {', '.join(SERVER_KINDS)}"]
+    bouncer = pgbouncer_binary() or "none here, the pooler of tests/poolers.py stands for it"
+    notes = [f"servers: {', '.join(SERVER_KINDS)}", f"pgbouncer: {bouncer}"]
     return notes + [f"servers without a wheel for this Python, deselected: {', '.join(missing)}"] * bool(missing)
 
 
@@ -81,6 +83,13 @@ def postgres16() -> Iterator[PostgresServer]:
     """An older PostgreSQL, in the same way."""
     with _running_postgres(16) as server:
         yield server
+
+
+@pytest.fixture(params=POOLERS, scope="session")
+def pooler(request: pytest.FixtureRequest, postgres18: PostgresServer) -> Iterator[Pooler | PgBouncer]:
+    """A pooler in transaction mode before that server: our own, and the real one where there is one."""
+    with POOLERS[request.param](postgres18.port) as pooler:
+        yield pooler
 
 
 @pytest.fixture(params=SERVER_KINDS)

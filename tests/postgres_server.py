@@ -16,6 +16,8 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,22 +65,34 @@ def _linked(source: str, target: str) -> str:
     return target
 
 
-class PostgresServer:
-    """A server process on a free port of the loopback. ``start`` after ``kill`` keeps the port and the directory."""
+def identity() -> dict[str, Any]:
+    """What ``subprocess`` needs to start a program that refuses to run as root."""
+    return {"user": _UNPRIVILEGED, "group": _UNPRIVILEGED, "extra_groups": []} if os.getuid() == 0 else {}
 
-    def __init__(self, version: int = 18, *options: str) -> None:
+
+class PostgresServer:
+    """A server process on a free port of the loopback. ``start`` after ``kill`` keeps the port and the directory.
+
+    ``replica_of``: the port, on the loopback, of the server that it is a copy of and follows until it is promoted.
+    """
+
+    def __init__(self, version: int = 18, *options: str, replica_of: int | None = None) -> None:
+        self.version = version
         self._binaries = binaries(version)
         self._options = options
         self._folder = Path(tempfile.mkdtemp(prefix=f"oi-postgres{version}-"))
-        self._identity: dict[str, Any] = {}
-        if os.getuid() == 0:
+        self._identity = identity()
+        if self._identity:
             self._binaries = _reachable(self._binaries)
-            self._identity = {"user": _UNPRIVILEGED, "group": _UNPRIVILEGED, "extra_groups": []}
             os.chown(self._folder, _UNPRIVILEGED, _UNPRIVILEGED)
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
         self._data = self._folder / "data"
-        self._run("initdb", "-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+        if replica_of is None:
+            self._run("initdb", "-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+        else:
+            primary = f"host=127.0.0.1 port={replica_of} user=postgres"
+            self._run("pg_basebackup", "-D", str(self._data), "-d", primary, "-R", "-c", "fast", "--no-sync")
 
     def url(self, database: str = "postgres") -> str:
         """Where clients find it."""
@@ -86,8 +100,7 @@ class PostgresServer:
 
     def start(self) -> PostgresServer:
         """Start it and wait until it answers; a port that somebody else took is replaced."""
-        ports = [self.port] if self.port else [_free_port() for _ in range(_PORT_TRIES)]
-        for port in ports:
+        for port in self._ports():
             self.port = port
             self._process = self._launch(port)
             if self._answers():
@@ -105,17 +118,39 @@ class PostgresServer:
             connection.execute(f'CREATE DATABASE "{name}"')
         return self.url(name)
 
-    def kill(self) -> None:
-        """End it at once, as ``pg_ctl stop -m immediate`` does: nothing is flushed, the next start recovers."""
+    def kill(self, number: signal.Signals = signal.SIGQUIT) -> None:
+        """End it at once, as ``pg_ctl stop -m immediate`` does: nothing is flushed, the next start recovers.
+
+        With SIGKILL all of its processes end as in a crash.
+        """
         if self._process is not None:
-            self._process.send_signal(signal.SIGQUIT)
+            children = self._children() if number is signal.SIGKILL else []
+            self._process.send_signal(number)
+            for pid in children:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
             self._process.wait(20)
             self._process = None
+
+    def _children(self) -> list[int]:
+        assert self._process is not None
+        listed = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+        return [int(pid) for pid in listed.read_text().split()] if listed.exists() else []
 
     def stop(self) -> None:
         """End it and remove its directory."""
         self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _ports(self) -> Iterator[int]:
+        """The ports to try: new ones at first, the one that it had for as long as it may take to be free again."""
+        if not self.port:
+            yield from (_free_port() for _ in range(_PORT_TRIES))
+            return
+        deadline = time.monotonic() + _START_WITHIN
+        while time.monotonic() < deadline:
+            yield self.port
+            time.sleep(0.05)
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(

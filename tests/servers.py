@@ -129,7 +129,7 @@ class Server:
                 with self.connect() as client:
                     # Another server may own the port: the pid tells ours.
                     client.ping()  # which is not answered while the data are loaded, as INFO is
-                    return client.info("server")["process_id"] == self._process.pid
+                    return bool(client.info("server")["process_id"] == self._process.pid)
             except redis.exceptions.ConnectionError:
                 time.sleep(0.01)
         return False

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.capture import Capture
+from open_idempotency._core.drivers import Steps
 from open_idempotency._core.keys import find_key
 from open_idempotency._core.replay import UNRECORDED
 from open_idempotency._core.requests import Answer, Headers, Request
@@ -75,37 +76,32 @@ class IdempotencyMiddleware:
         self._required = self.engine.policy.required
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] not in self._methods:
+        if scope["type"] != "http" or scope["method"] not in self._methods or MARK in scope:
             await (self._live if scope["type"] == "lifespan" else self.app)(scope, receive, send)
             return
-        if self._paths is not None and MARK not in scope and self._is_special(scope):
-            await self.protect(scope, receive, send)
-            return
-        names = self._names
-        for field in scope["headers"]:
-            if field[0] in names:
-                break
-        else:
-            if not self._required and MARK not in scope:
-                # Written out here: a call would be a third of what a request without a key costs.
-                mark = running.set((Attempt(self.engine.policy), self.engine))
-                try:
-                    await self.app(scope, receive, send)
-                finally:
-                    running.reset(mark)
-                return
-        if MARK in scope:
-            await self.app(scope, receive, send)
-        else:
-            await self.protect(scope, receive, send)
+        # Where the application's own policy is all that counts, for this path and method:
+        if self._paths is None or not (self.rules_of_path(scope) or scope["method"] not in self.engine.policy.methods):
+            names = self._names
+            for field in scope["headers"]:
+                if field[0] in names:
+                    break
+            else:
+                if not self._required:
+                    # Written out here: a call would be a third of what a request without a key costs.
+                    mark = running.set((Attempt(self.engine.policy), self.engine))
+                    try:
+                        await self.app(scope, receive, send)
+                    finally:
+                        running.reset(mark)
+                    return
+        await self.cover(self.coverage_of(scope), scope, receive, send)
 
-    async def protect(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Protect a request that has a key, or needs one; a subclass may know more about its route."""
-        coverage = self.coverages.by(self.rules_of_path(scope))
-        if coverage is None:
-            await self.app(scope, receive, send)
-        else:
-            await self.cover(coverage, scope, receive, send)
+    def coverage_of(self, scope: Scope) -> Coverage | None:
+        """How an HTTP request that nobody protects yet is covered; None where it is not the middleware's matter.
+
+        A subclass may know more about its route.
+        """
+        return self.coverages.default if self._paths is None else self.coverages.by(self.rules_of_path(scope))
 
     def rules_of_path(self, scope: Scope) -> tuple[Rule, ...]:
         """What ``rules=`` says about the path of an HTTP request, the most specific last."""
@@ -113,20 +109,16 @@ class IdempotencyMiddleware:
             return ()
         return self._paths.find(scope["method"], scope["path"], scope.get("raw_path"), scope.get("root_path", ""))
 
-    def _is_special(self, scope: Scope) -> bool:
-        """Whether the application's own policy is not all that counts for this request."""
-        return scope["method"] not in self.engine.policy.methods or bool(self.rules_of_path(scope))
-
-    async def cover(self, coverage: Coverage, scope: Scope, receive: Receive, send: Send) -> None:
+    def cover(self, coverage: Coverage | None, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Treat an HTTP request that nobody protects yet as this coverage says."""
-        policy = coverage.policy
-        if scope["method"] not in policy.methods:
-            await self.app(scope, receive, send)
-            return
+        if coverage is None or scope["method"] not in coverage.policy.methods:
+            return self.app(scope, receive, send)
         key_fields = find_key(scope["headers"], coverage.names)
-        if key_fields or policy.required:
-            await _Exchange(self, policy, scope, receive, send).run(key_fields)
-            return
+        if key_fields or coverage.policy.required:
+            return _Exchange(self, coverage.policy, scope, receive, send).run(key_fields)
+        return self._run_plainly(coverage.policy, scope, receive, send)
+
+    async def _run_plainly(self, policy: IdempotencyPolicy, scope: Scope, receive: Receive, send: Send) -> None:
         mark = running.set((Attempt(policy), self.engine))
         try:
             await self.app(scope, receive, send)
@@ -160,9 +152,9 @@ class IdempotencyMiddleware:
         """The verified user that an outer middleware put into the scope; plain ASGI knows none."""
         return None
 
-    async def call_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def call_app(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Call the application on behalf of a protected request; a subclass may look at the scope around it."""
-        await self.app(scope, receive, send)
+        return self.app(scope, receive, send)
 
 
 class _ClientGone(Exception):
@@ -203,7 +195,7 @@ class _Exchange:
 
     async def run(self, key_fields: Headers) -> None:
         """Admit the request; then run the application, or send the answer that stands for it."""
-        drain.enter(self)
+        requests = drain.enter(self)
         request = _request(self._scope)
         intake = Intake(request, key_fields, new_owner(), self._identify, self._receive_body, self._engine.advice)
         try:
@@ -216,7 +208,7 @@ class _Exchange:
             return
         finally:
             self._body.close()
-            drain.leave(self)
+            requests.discard(self)
 
     async def _identify(self) -> str | None:
         return self._inner.identify(self._scope)
@@ -250,7 +242,6 @@ class _Exchange:
             if self._settled or not await self._stand_in(attempt, error):
                 raise
         finally:
-            engine.heartbeat.forget(attempt)
             running.reset(mark)
             if extensions is not None:
                 self._scope["extensions"] = extensions
@@ -260,17 +251,22 @@ class _Exchange:
         error = RuntimeError("the application returned before its response was complete")
         if not self._left:
             raise error
-        self._settled = True
-        await self._engine.aio.run(abort(attempt, error))
+        await self._settle(attempt, abort(attempt, error))
 
     async def _stand_in(self, attempt: Attempt, error: BaseException) -> bool:
         """Settle an attempt that raised (L-04); true if all is said: another answer was sent (L-03, S-04)."""
-        self._settled = True
-        verdict = await self._engine.aio.run(abort(attempt, error), guarded=not isinstance(error, Exception))
+        verdict = await self._settle(attempt, abort(attempt, error), guarded=not isinstance(error, Exception))
         if isinstance(verdict, Fate) or self._started:
             return False
         await self._answer(verdict)
         return isinstance(error, ANSWERED)
+
+    async def _settle(self, attempt: Attempt, steps: Steps[Fate | Answer], *, guarded: bool = False) -> Fate | Answer:
+        self._settled = True
+        try:
+            return await self._engine.aio.run(steps, guarded=guarded)
+        finally:
+            self._engine.heartbeat.forget(attempt)
 
     def _hide_extensions(self) -> Any:
         """Take away what would go past the capture (R-06); what was there, to be put back."""
@@ -302,8 +298,7 @@ class _Exchange:
         elif message["type"] == "http.response.body":
             self._capture.add(message.get("body", b""))
             if message.get("more_body", False) and not self._capture.whole:
-                await self._let_start_go()
-                await self._forward(message)
+                await self._let_go(message)
             else:
                 await self._send_last(message)
         else:
@@ -311,15 +306,13 @@ class _Exchange:
 
     async def _send_last(self, message: Message) -> None:
         """Nothing of the last message leaves before the answer is durable (R-03)."""
-        assert self._attempt is not None
-        self._settled = True
-        verdict = await self._engine.aio.run(finish(self._attempt, self._capture.answer()))
-        self._engine.heartbeat.forget(self._attempt)
+        attempt = self._attempt
+        assert attempt is not None
+        verdict = await self._settle(attempt, finish(attempt, self._capture.answer()))
         if isinstance(verdict, Fate):
             if verdict is Fate.UNRECORDED and self._held is not None:
                 self._held = {**self._held, "headers": [*self._held["headers"], UNRECORDED]}
-            await self._let_start_go()
-            await self._forward(message)
+            await self._let_go(message)
         elif self._started:
             raise LeaseLost("a later attempt owns this request; the end of this stream is withheld")
         else:
@@ -327,24 +320,29 @@ class _Exchange:
 
     # What the server sees
 
-    async def _let_start_go(self) -> None:
-        if self._held is not None:
-            self._started = True
-            held, self._held = self._held, None
-            await self._forward(held)
+    def _let_go(self, message: Message) -> Awaitable[None]:
+        """Forward a part of the body, behind the start that was held back for it."""
+        held, self._held = self._held, None
+        if held is None:
+            return self._forward(message)
+        self._started = True
+        return self._forward(held, message)
 
     async def _answer(self, answer: Answer) -> None:
         headers = [(name.lower(), value) for name, value in answer.headers]
-        await self._forward({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await self._forward({"type": "http.response.body", "body": answer.body or b"", "more_body": False})
+        await self._forward(
+            {"type": "http.response.start", "status": answer.status, "headers": headers},
+            {"type": "http.response.body", "body": answer.body or b"", "more_body": False},
+        )
         self._gone = True  # all is said: what the application still sends belongs to no answer
 
-    async def _forward(self, message: Message) -> None:
+    async def _forward(self, *messages: Message) -> None:
         """Send to the client; one that is gone does not stop the handler, whose answer is stored (L-05)."""
         if self._gone:
             return
         try:
-            await self._outlet(message)
+            for message in messages:
+                await self._outlet(message)
         except OSError:
             self._gone = True
 

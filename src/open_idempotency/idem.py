@@ -196,17 +196,18 @@ class Idem:
 
         In a block ask ``s.done`` before the effect, hand the result to ``s.save(value)``, and read ``s.value``; the
         stage is recorded where the block ends without an exception. A decorated function runs as with ``run``; its
-        ``key`` may be a callable that makes one from the call's arguments. The ``reconcile`` of a block is called
-        without arguments; where it finds the effect done, ``s.done`` is true.
+        ``key`` and its ``tx`` may be callables that make them from the call's arguments. The ``reconcile`` of a block
+        is called without arguments; where it finds the effect done, ``s.done`` is true.
         """
         return StageBlock(name, key, Terms(returns, memo_errors, external, on_doubt, reconcile, not_done, tx))
 
     def atomic(self, tx: object) -> AtomicBlock:
         """A block whose answer goes into the caller's transaction, and so commits with the rows that it made (S-06).
 
-        Hand the response to ``answer(response)`` of the block, within the transaction; it commits when you commit. From
-        then on a retry gets that answer, even where its record was lost: entering the block raises ``AnsweredBefore``,
-        and the middleware sends it. ``tx`` is as for a stage; its database needs the ledger's tables.
+        Hand the response to ``answer(response)`` of the block, within the transaction; it commits when you commit. A
+        block that ends without one raises ``ConfigurationError``, unless ``discard()`` was called. From then on a
+        retry gets that answer, even where its record was lost: entering the block raises ``AnsweredBefore``, and the
+        middleware sends it. ``tx`` is as for a stage; its database needs the ledger's tables.
         Raises ``LeaseLost``, ``KeyReused``, ``ConfigurationError``, ``WrongColour``, ``NotStarted``.
         """
         return AtomicBlock(tx)

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from open_idempotency import asgi, rules
+from open_idempotency._perform.coverage import Coverage
 from open_idempotency.asgi import MARK, Receive, Scope, Send
 from open_idempotency.exceptions import ConfigurationError, MissingExtra, ScopeUnknown
 from open_idempotency.policy import NEVER_COVERED
@@ -55,20 +56,16 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # A rule may ask for a key, name another header, or cover another method.
         if rules.in_use and scope["type"] == "http" and scope["method"] not in NEVER_COVERED and MARK not in scope:
-            await self.protect(scope, receive, send)
+            await self.cover(self.coverage_of(scope), scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
-    async def protect(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Protect a request as its route wants it; leave it alone where that is exempt, or another's matter."""
+    def coverage_of(self, scope: Scope) -> Coverage | None:
+        """As its route wants it; None where that is exempt, or another's matter."""
         if not self._looked:
             self._look_late()
         found = find(self.app, scope)
-        coverage = None if found.passing else self.coverages.by((*self.rules_of_path(scope), *found.rules))
-        if coverage is None:
-            await self.app(scope, receive, send)
-        else:
-            await self.cover(coverage, scope, receive, send)
+        return None if found.passing else self.coverages.by((*self.rules_of_path(scope), *found.rules))
 
     def check_start(self) -> None:
         """Warn if it is the application's inside that authenticates.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import threading
@@ -60,6 +61,21 @@ def after_use(url: str) -> None:
     work(backend, b"parent")
     expect(pid)
     assert isinstance(backend.claim(mine), Leased)
+
+
+def on_loops(url: str) -> None:
+    """Parent and child go on at the same time, each on a loop of its own; the parent had used one before."""
+    backend = open_backend(url)
+
+    async def at_once(name: bytes) -> None:
+        ids = [name + b"-%d" % number for number in range(20)]
+        answers = await asyncio.gather(*(backend.to_async().claim(claim_of(record_id)) for record_id in ids))
+        assert all(isinstance(answer, Leased) for answer in answers), answers
+
+    asyncio.run(at_once(b"before"))
+    pid = in_child(lambda: asyncio.run(at_once(b"child")))
+    asyncio.run(at_once(b"parent"))
+    expect(pid)
 
 
 def while_locked(url: str) -> None:
@@ -139,5 +155,5 @@ def while_waiting(url: str) -> None:
 
 
 if __name__ == "__main__":
-    scenarios = (after_use, while_locked, no_file_inherited, while_waiting)
+    scenarios = (after_use, on_loops, while_locked, no_file_inherited, while_waiting)
     {scenario.__name__: scenario for scenario in scenarios}[sys.argv[1]](sys.argv[2])

@@ -49,19 +49,47 @@ class TestSqlite(_Coloured):
         return SqliteBackend(str(tmp_path / "records.db"), synchronous="normal", timeout=20, clock=clock)
 
 
+class TestSqliteOneByOne(TestSqlite):
+    """B-12 on SQLite without coalescing, where trio does what asyncio does."""
+
+    @pytest.fixture(params=["sync", "asyncio"])
+    def colour(self, request: pytest.FixtureRequest) -> str:
+        colour: str = request.param
+        return colour
+
+    @pytest.fixture
+    def made(self, clock: ManualClock, tmp_path: Path) -> Backend:
+        path = str(tmp_path / "records.db")
+        return SqliteBackend(path, synchronous="normal", coalesce=False, timeout=20, clock=clock)
+
+
 class _OnServer(_Coloured):
     server_kind: str
+    coalesce = True
 
     @pytest.fixture
     def made(self, clock: ManualClock, request: pytest.FixtureRequest) -> Backend:
         url: str = request.getfixturevalue(f"{self.server_kind}_url")
-        return RedisBackend(url, prefix=f"test*:{secrets.token_hex(8)}:", timeout=10, clock=clock)
+        prefix = f"test*:{secrets.token_hex(8)}:"
+        return RedisBackend(url, prefix=prefix, timeout=10, coalesce=self.coalesce, clock=clock)
 
 
 class TestValkey(_OnServer):
     """B-12 on Valkey."""
 
     server_kind = "valkey"
+
+
+class TestValkeyOneByOne(_OnServer):
+    """B-12 on Valkey, with every call on a connection of its own; the other colours never coalesce."""
+
+    server_kind = "valkey"
+    coalesce = False
+
+    @pytest.fixture(params=["asyncio"])
+    def colour(self, request: pytest.FixtureRequest) -> str:
+        colour: str = request.param
+        return colour
 
 
 if "redis" in SERVER_KINDS:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from open_idempotency import open_backend
+from tests.postgres_server import PostgresServer
+
 SCRIPT = Path(__file__).with_name("fork_script.py")
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no fork on Windows")
@@ -30,6 +33,11 @@ def test_sqlite_goes_on_in_both_processes(tmp_path: Path) -> None:
     _run("after_use", f"sqlite:///{tmp_path}/records.db?timeout=20&synchronous=normal")
 
 
+def test_the_loops_of_both_processes_go_on(tmp_path: Path) -> None:
+    """B-11: nor is a thread that a loop of the parent had its calls made in."""
+    _run("on_loops", f"sqlite:///{tmp_path}/records.db?timeout=20&synchronous=normal")
+
+
 def test_redis_goes_on_in_both_processes(valkey_url: str) -> None:
     """B-11: an inherited connection is never used."""
     _run("after_use", f"{valkey_url}?prefix=fork:")
@@ -38,6 +46,13 @@ def test_redis_goes_on_in_both_processes(valkey_url: str) -> None:
 def test_redis_forked_while_somebody_waits(valkey_url: str) -> None:
     """B-11, O-04: the thread that listens does not survive a fork, so the child has one of its own."""
     _run("while_waiting", f"{valkey_url}?prefix=waiting:")
+
+
+def test_postgres_goes_on_in_both_processes(postgres18: PostgresServer) -> None:
+    """B-11: an inherited connection is never used."""
+    url = postgres18.create_database("forked")
+    open_backend(url).migrate()
+    _run("after_use", f"{url}?timeout=20&max_connections=2")
 
 
 def test_memory_forked_in_the_middle_of_a_write() -> None:

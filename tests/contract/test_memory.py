@@ -7,10 +7,10 @@ import os
 
 import pytest
 
-from open_idempotency.backend import Claim, Complete, Get, Leased, Mismatch
+from open_idempotency.backend import Claim, Complete, Finished, Get, Leased, Mismatch, Release, SaveStage, Stage
 from open_idempotency.backends.memory import AsyncMemoryBackend, MemoryBackend
 from open_idempotency.conformance import ManualClock
-from open_idempotency.conformance.support import claim_of
+from open_idempotency.conformance.support import claim_of, stage_of
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError
 
 
@@ -49,6 +49,55 @@ def test_when_full_a_vanished_record_is_still_completed() -> None:
     assert backend.complete(Complete(lease, b"response")).recreated
 
 
+def test_when_full_of_bytes_a_new_record_is_refused_and_none_is_evicted() -> None:
+    """I11, section 9: large answers fill it before there are many of them."""
+    backend = MemoryBackend(max_bytes=10_000, clock=ManualClock())
+    backend.complete(Complete(_lease(backend, claim_of(b"a")), bytes(9_500)))
+    with pytest.raises(BackendUnavailable, match="full: 1 live"):
+        backend.claim(claim_of(b"b"))
+    assert isinstance(backend.claim(claim_of(b"a")), Finished)
+
+
+def test_when_full_of_bytes_what_runs_is_still_completed() -> None:
+    """B-11b: claims fail closed, completions and stages succeed."""
+    backend = MemoryBackend(max_bytes=10_000, clock=ManualClock())
+    running, other = _lease(backend, claim_of(b"a")), _lease(backend, claim_of(b"b"))
+    backend.complete(Complete(other, bytes(20_000)))
+    backend.save_stage(SaveStage(running, stage_of("one")))
+    backend.complete(Complete(running, bytes(20_000)))
+    assert isinstance(backend.claim(claim_of(b"a")), Finished)
+
+
+@pytest.mark.parametrize("end", ["deleted", "released", "expired", "purged"])
+def test_the_bytes_of_a_record_that_is_gone_are_free_again(end: str) -> None:
+    """I11: stages and answers count while they are kept."""
+    clock = ManualClock()
+    backend = MemoryBackend(max_bytes=10_000, clock=clock)
+    for number in range(5):  # each would fill it
+        lease = _lease(backend, claim_of(b"%d" % number, ttl=100.0))
+        if end == "released":
+            backend.release(Release(lease))
+            continue
+        backend.save_stage(SaveStage(lease, Stage("one", "", bytes(4_500))))
+        backend.complete(Complete(lease, bytes(4_500)))
+        if end == "deleted":
+            backend.delete(lease.record_id)
+        else:
+            clock.advance(200)
+        if end == "purged":
+            assert backend.purge() == 1
+    _lease(backend, claim_of(b"last"))
+
+
+def test_many_small_records_count_with_what_each_takes_anyway() -> None:
+    """I11: a claim without an answer takes memory too."""
+    backend = MemoryBackend(max_bytes=10_000, clock=ManualClock())
+    while len(list(backend.scan())) * 600 < 10_000:
+        _lease(backend, claim_of(os.urandom(16)))
+    with pytest.raises(BackendUnavailable, match="full"):
+        backend.claim(claim_of(b"one more"))
+
+
 def test_when_full_of_expired_records_there_is_room() -> None:
     """I11: expired records give way, also those that completed early."""
     clock = ManualClock()
@@ -84,10 +133,12 @@ def test_a_record_that_is_read_is_a_copy() -> None:
     assert again.token > 0
 
 
-def test_max_records_must_be_positive() -> None:
+def test_the_bounds_must_be_positive() -> None:
     """A wrong setting is refused at start, by name."""
     with pytest.raises(ConfigurationError, match="max_records"):
         AsyncMemoryBackend(max_records=0)
+    with pytest.raises(ConfigurationError, match="max_bytes"):
+        MemoryBackend(max_bytes=0)
 
 
 def test_without_a_clock_time_passes() -> None:

@@ -34,6 +34,7 @@ from open_idempotency.backend import (
     Wait,
 )
 from open_idempotency.backends.postgres import PostgresBackend
+from open_idempotency.backends.postgres.encoding import Statement
 from open_idempotency.backends.postgres.schema import migrate, migrations
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
 from tests.postgres_server import PostgresServer
@@ -61,6 +62,11 @@ def leased(backend: PostgresBackend, claim: Claim) -> Lease:
     answer = backend.claim(claim)
     assert isinstance(answer, Leased), answer
     return answer.lease
+
+
+def asked(backend: PostgresBackend, statement: str, *values: Any) -> list[Any]:
+    """The rows of a statement on one of the backend's own connections."""
+    return backend._asking._mine.get().connections.rows(Statement(statement), values)
 
 
 @pytest.fixture
@@ -108,13 +114,13 @@ def test_nothing_of_a_session_is_used(backend: PostgresBackend) -> None:
     for number in range(10):  # psycopg would prepare a statement that it has seen five times
         backend.save_stage(SaveStage(lease, Stage(f"stage {number}", "", b"frame")))
     backend.wait(Wait(lease.record_id, 0.01, 0.01))
-    rows = backend._pool.rows(
-        b"SELECT (SELECT count(*) FROM pg_prepared_statements), (SELECT count(*) FROM pg_listening_channels()),"
-        b" (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),"
-        b" current_setting('synchronous_commit')",
-        (),
+    rows = asked(
+        backend,
+        "SELECT (SELECT count(*) FROM pg_prepared_statements), (SELECT count(*) FROM pg_listening_channels()),"
+        " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),"
+        " current_setting('synchronous_commit'), current_setting('lock_timeout')",
     )
-    assert rows == [(0, 0, 0, "on")]
+    assert rows == [(0, 0, 0, "on", "0")]
 
 
 def test_one_of_many_claims_at_once_wins(backend: PostgresBackend) -> None:
@@ -267,7 +273,7 @@ def waiting_until_told(backend: PostgresBackend, lease: Lease) -> threading.Thre
 
 def awaited(backend: PostgresBackend, lease: Lease) -> bool:
     """Whether somebody has asked to be told."""
-    rows = backend._pool.rows(b"SELECT awaited FROM open_idempotency.records WHERE record_id = %b", (lease.record_id,))
+    rows = asked(backend, "SELECT awaited FROM open_idempotency.records WHERE record_id = {bytea}", lease.record_id)
     return bool(rows and rows[0][0])
 
 
@@ -300,6 +306,7 @@ def test_without_listening_it_polls(postgres18: PostgresServer) -> None:
         ("postgresql://localhost/db?timeout=0", "timeout"),
         ("postgresql://localhost/db?max_connections=0", "max_connections"),
         ("postgresql://localhost/db?listen=perhaps", "listen"),
+        ("postgresql://localhost/db?coalesce=perhaps", "coalesce"),
         ("postgresql://localhost/db?nonsense=1", "nonsense"),
         ("postgresql://localhost:port/db", "port"),
         ("postgresql://[::1/db", "malformed"),
@@ -315,7 +322,7 @@ def test_of_several_hosts_the_one_that_writes_is_taken(postgres18: PostgresServe
     """B-10: and never a replica, which may not have heard of a claim yet."""
     backend = PostgresBackend(f"postgresql://postgres@127.0.0.1:1,127.0.0.1:{postgres18.port}/postgres")
     leased(backend, claim_of())
-    assert backend._pool.rows(b"SELECT pg_is_in_recovery()", ()) == [(False,)]
+    assert asked(backend, "SELECT pg_is_in_recovery()") == [(False,)]
     assert "target_session_attrs=read-write" in backend.options.conninfo
     backend.close()
 
@@ -324,7 +331,7 @@ def test_what_is_libpqs_is_handed_on_as_it_is(postgres18: PostgresServer) -> Non
     """B-10: to libpq a plus in a URL is a plus, and a space is written %20."""
     url = f"{postgres18.url()}?options=-c%20work_mem%3D5MB&timeout=9&application_name=a+b"
     backend = PostgresBackend(url)
-    rows = backend._pool.rows(b"SELECT current_setting('work_mem'), current_setting('application_name')", ())
+    rows = asked(backend, "SELECT current_setting('work_mem'), current_setting('application_name')")
     backend.close()
     assert rows == [("5MB", "a+b")]
     assert backend.options.timeout == 9

@@ -34,10 +34,9 @@ from open_idempotency.backend import (
 )
 from open_idempotency.backends.sqlalchemy import SqlalchemyBackend, metadata
 from open_idempotency.backends.sqlalchemy.tables import records, stages
-from open_idempotency.conformance import ManualClock, check_against_model
+from open_idempotency.conformance import ManualClock
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
 from tests.contract.sql_databases import KINDS, make_tables, postgres_url, url_of
-from tests.effort import times
 from tests.faults.proxy import FaultProxy
 from tests.postgres_server import PostgresServer
 
@@ -255,22 +254,6 @@ def test_values_of_other_types_are_left_alone(request: pytest.FixtureRequest) ->
         backend.claim(claim_of(lease.record_id))
     engine.dispose()
     backend.close()
-
-
-@pytest.mark.parametrize(("kind", "colour"), [*((kind, "sync") for kind in KINDS), ("postgresql", "asyncio")])
-def test_the_statements_keep_to_the_model(kind: str, colour: str, request: pytest.FixtureRequest) -> None:
-    """B-12: the real statements, against the shipped model."""
-    backends: list[SqlalchemyBackend] = []
-    url = url_of(kind, request)
-
-    def make(clock: ManualClock) -> Any:
-        make_tables(url)
-        backends.append(SqlalchemyBackend(f"sqlalchemy+{url}", timeout=10, clock=clock))
-        return backends[-1] if colour == "sync" else backends[-1].to_async()
-
-    check_against_model(make, examples=times(5), steps=30)
-    for backend in backends:
-        backend.close()
 
 
 def test_broken_connections_in_the_pool_are_replaced(postgres18: PostgresServer) -> None:

@@ -79,7 +79,8 @@ def test_a_locked_database_is_unavailable_in_time(path: str, other: sqlite3.Conn
     impatient.close()
 
 
-def test_threads_of_one_process_queue_for_the_write_lock(path: str) -> None:
+@pytest.mark.parametrize("coalesce", [True, False])
+def test_threads_of_one_process_queue_for_the_write_lock(path: str, coalesce: bool) -> None:
     """B-10: a writer that holds its turn too long is told from a lock of another process, and bounded too."""
     inside, go_on = threading.Event(), threading.Event()
 
@@ -89,11 +90,11 @@ def test_threads_of_one_process_queue_for_the_write_lock(path: str) -> None:
             go_on.wait(20)
         return 1_800_000_000.0
 
-    backend = SqliteBackend(path, timeout=0.05, clock=clock)
+    backend = SqliteBackend(path, timeout=0.05, coalesce=coalesce, clock=clock)
     thread = threading.Thread(target=lambda: backend.claim(claim_of(b"a")))
     thread.start()
     assert inside.wait(20)
-    with pytest.raises(BackendUnavailable, match="no turn to write"):
+    with pytest.raises(BackendUnavailable, match=r"no turn to write|took no further calls"):
         backend.claim(claim_of(b"b"))
     go_on.set()
     thread.join(20)
@@ -243,9 +244,11 @@ def test_claims_purge_expired_records(path: str, tmp_path: Path) -> None:
 def test_durability_is_what_was_asked_for(path: str, synchronous: str, level: int) -> None:
     """Section 1 of FAULTS: FULL survives a power cut; write-ahead logging in any case."""
     backend = SqliteBackend(path, synchronous=synchronous)
-    with backend._connections.reading() as connection:
-        assert connection.execute("PRAGMA synchronous").fetchone() == (level,)
-        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+    def pragmas(connection: sqlite3.Connection) -> list[object]:
+        return [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("synchronous", "journal_mode")]
+
+    assert backend._connections.read(pragmas) == [level, "wal"]
     backend.close()
 
 
@@ -281,14 +284,84 @@ def test_a_relative_path_is_fixed_at_start(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "records.db").exists()
 
 
+def test_what_goes_on_after_a_fork_lets_go_of_its_own_lock_alone(path: str) -> None:
+    """B-11: also where the backend was closed, and used again, while another thread forked."""
+    backend = SqliteBackend(path, synchronous="normal", timeout=20)
+    backend.get(Get(b"schema"))
+    resume = backend._connections.pause()
+    backend.close()
+    backend.get(Get(b"again"))
+    opened_since = backend._connections._pools.get()
+    with opened_since.writing:
+        resume()
+        assert opened_since.writing.locked()
+    assert isinstance(backend.claim(claim_of(b"a")), Leased)
+    backend.close()
+
+
+def test_no_connection_is_opened_while_the_process_forks(path: str) -> None:
+    """B-11: the child would inherit it."""
+    backend = SqliteBackend(path, synchronous="normal", timeout=20)
+    backend.get(Get(b"schema"))
+    opened = threading.Event()
+    resume = backend._connections.pause()
+    thread = threading.Thread(target=lambda: backend._connections.read(lambda _: opened.set()))
+    thread.start()
+    # Where it did not wait it would be there in a millisecond.
+    assert not opened.wait(0.1)
+    resume()
+    assert opened.wait(20)
+    thread.join(20)
+    backend.close()
+
+
+def test_what_waits_for_a_fork_does_not_wait_for_ever(path: str) -> None:
+    """B-10, I11."""
+    backend = SqliteBackend(path, synchronous="normal", timeout=0.05)
+    resume = backend._connections.pause()
+    for call in (lambda: backend.get(Get(b"a")), lambda: backend.claim(claim_of(b"a"))):
+        with pytest.raises(BackendUnavailable):
+            call()
+    resume()
+    assert isinstance(backend.claim(claim_of(b"a")), Leased)
+    backend.close()
+
+
+def test_purging_goes_on_when_the_clock_is_put_back(path: str) -> None:
+    """L-07: what looked for expired records in the future looks for them again."""
+    clock, right = ManualClock(), ManualClock()
+    backend, other = (SqliteBackend(path, synchronous="normal", clock=each) for each in (clock, right))
+    clock.advance(1_000_000)
+    _lease(backend, b"future")
+    _lease(other, b"old")
+    clock.advance(-900_000)
+    _lease(backend, b"now")
+    backend.close()
+    other.close()
+    connection = sqlite3.connect(path)
+    assert connection.execute(f"SELECT record_id FROM {RECORDS} ORDER BY 1").fetchall() == [(b"future",), (b"now",)]
+    connection.close()
+
+
+def test_the_stages_of_a_record_that_was_deleted_by_hand_are_not_taken_over(
+    backend: SqliteBackend, other: sqlite3.Connection
+) -> None:
+    """B-06: a new record begins without stages, also for the attempts after its first."""
+    backend.save_stage(SaveStage(_lease(backend), stage_of("reserve")))
+    other.execute(f"DELETE FROM {RECORDS}")
+    backend.fail(Fail(_lease(backend)))
+    answer = backend.claim(claim_of(b"a"))
+    assert isinstance(answer, Leased)
+    assert (answer.lease.attempt, answer.stages) == (2, ())
+
+
 def test_more_threads_than_idle_connections_are_closed_after_use(path: str) -> None:
     """I11: connections do not pile up, whatever the number of threads was."""
     backend = SqliteBackend(path, synchronous="normal", timeout=20)
     barrier = threading.Barrier(24, timeout=20)
 
     def use() -> None:
-        with backend._connections.reading():
-            barrier.wait()
+        backend._connections.read(lambda _: barrier.wait())
 
     threads = [threading.Thread(target=use) for _ in range(24)]
     for thread in threads:
@@ -296,5 +369,5 @@ def test_more_threads_than_idle_connections_are_closed_after_use(path: str) -> N
     for thread in threads:
         thread.join(20)
     pool = backend._connections._pools.get()
-    assert (len(pool.idle), len(pool.taken)) == (8, 0)
+    assert (len(pool.idle), len(pool.calls)) == (8, 0)
     backend.close()

@@ -103,9 +103,9 @@ def test_memory_tells_whoever_waits(colour: str, verb: str) -> None:
         async with anyio.create_task_group() as group:
             for _ in range(5):
                 group.start_soon(verbs.wait, UNTOLD)
-            await _until(lambda: len(backend._table._waiters.get()._waiting.get(RECORD, ())) == 5)
+            await _until(lambda: len(backend._table._here.get().waiters._waiting.get(RECORD, ())) == 5)
             await ENDS[verb](verbs, lease)
-        assert not backend._table._waiters.get()
+        assert not backend._table._here.get().waiters
 
     _run(colour, backend, steps)
 

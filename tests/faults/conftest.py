@@ -17,7 +17,7 @@ import pytest
 from tests.faults import FULL
 from tests.faults.effects import Effects
 from tests.faults.proxy import FaultProxy
-from tests.faults.records import OnFile, OnServer
+from tests.faults.records import POSTGRES, OnFile, OnPostgres, OnRedis, OnServer, Records
 from tests.faults.report import LIST_VARIABLE, PROPERTY, Report, as_plain, from_plain, proofs_of
 
 HERE = Path(__file__).parent
@@ -81,19 +81,22 @@ def effects(tmp_path: Path) -> Effects:
 
 
 @pytest.fixture
-def records(backend_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OnServer | OnFile]:
+def records(backend_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Records]:
     """Records of this test alone; ``backend_kind`` is a parameter of the test."""
+    records: Records
     if backend_kind == "sqlite":
-        yield OnFile(tmp_path)
-        return
-    on_server = OnServer(request.getfixturevalue(f"{backend_kind}_url"))
-    yield on_server
-    on_server.close()
+        records = OnFile(tmp_path)
+    elif backend_kind in POSTGRES:
+        records = OnPostgres(request.getfixturevalue(POSTGRES[backend_kind]))
+    else:
+        records = OnRedis(request.getfixturevalue(f"{backend_kind}_url"))
+    yield records
+    records.close()
 
 
 @pytest.fixture
 def proxy(records: OnServer) -> Iterator[FaultProxy]:
-    """A proxy before the server of ``records``, which knows all scripts."""
-    records.load_scripts()
+    """A proxy before the server of ``records``, which knows all that it will be asked."""
+    records.prepare()
     with FaultProxy(records.port) as proxy:
         yield proxy

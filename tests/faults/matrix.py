@@ -15,7 +15,7 @@ import pytest
 from tests.faults.conftest import FULL
 
 APPS = "tests.faults.apps.served"
-BACKENDS = ("sqlite", "redis")
+BACKENDS = ("sqlite", "redis", "postgres")
 
 
 class Point(NamedTuple):
@@ -213,27 +213,29 @@ def reasons(cell: Cell) -> list[str]:
 
 CELLS: tuple[Cell, ...] = tuple(cell for cell in combinations() if not reasons(cell))
 
-#: the gap with an intent on record (S-04), one for each interface and backend
+#: the gap with an intent on record (S-04), one for each backend, and both interfaces
 EXTERNAL: tuple[Cell, ...] = (
     Cell("after-effect", "kill", "uvicorn", "sqlite"),
     Cell("after-effect", "kill", "gunicorn-gthread", "redis"),
+    Cell("after-effect", "kill", "hypercorn", "postgres"),
 )
 
 #: what runs with the ordinary tests: each point, manner, server and backend, in pairs that differ most
 SHORT: tuple[Cell, ...] = (
     Cell("before-claim", "kill", "gunicorn-sync", "redis"),
-    Cell("after-claim", "kill", "uvicorn", "sqlite"),
-    Cell("between-stages", "kill", "gunicorn-preload", "redis"),
+    Cell("after-claim", "kill", "uvicorn", "postgres"),
+    Cell("between-stages", "kill", "gunicorn-preload", "postgres"),
     Cell("before-answer", "kill", "granian", "sqlite"),
     Cell("after-effect", "freeze", "hypercorn", "redis"),
     Cell("before-completion", "freeze", "gunicorn-gevent", "sqlite"),
-    Cell("mid-stream", "freeze", "uvicorn", "redis"),
+    Cell("mid-stream", "freeze", "uvicorn", "postgres"),
     Cell("before-completion", "stop", "gunicorn-gthread", "redis"),
     Cell("mid-stream", "stop", "hypercorn", "sqlite"),
     Cell("between-stages", "evict", "uvicorn", "redis"),
+    Cell("after-claim", "evict", "hypercorn", "postgres"),
     Cell("after-effect", "cancel", "gunicorn-sync", "sqlite"),
     Cell("before-completion", "cancel", "hypercorn", "sqlite"),
-    Cell("before-end", "disconnect", "gunicorn-gthread", "sqlite"),
+    Cell("before-end", "disconnect", "gunicorn-gthread", "postgres"),
     Cell("mid-stream", "disconnect", "granian", "redis"),
 )
 

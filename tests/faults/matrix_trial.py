@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -28,16 +28,22 @@ _SUCCESSORS = {"asgi": ("uvicorn", ("asgi", "django_asgi")), "wsgi": ("gunicorn-
 _STEP = 0.005
 
 
+def _variant(backend: str, *, brisk: bool) -> str:
+    """The application's policy, and its backend."""
+    policy = "brisk-postgres" if backend == "postgres" else "brisk"
+    return f"{policy if brisk else 'default'}/{backend}"
+
+
 class Fleet:
-    """The servers of one test process, over one folder and one Redis.
+    """The servers of one test process, over one folder, and one server for each backend that is one (``urls``).
 
     Those that live through what is done to them are shared; each of the others is one cell's own.
     """
 
-    def __init__(self, stack: ExitStack, folder: Path, redis_url: str) -> None:
+    def __init__(self, stack: ExitStack, folder: Path, urls: Mapping[str, str]) -> None:
         self.folder = folder
         self._stack = stack
-        self._redis_url = redis_url
+        self._backends = {f"WIRE_BACKEND_{backend.upper()}": url for backend, url in urls.items()}
         self._firsts: dict[str, Server] = {}
         self._successors: dict[str, Server] = {}
 
@@ -63,10 +69,10 @@ class Fleet:
         served = SERVERS[name]
         words = (*served.options, *options)
         built = [f"{APPS}.{adapter}/default/{on}" for adapter in (served.adapter, *adapters) for on in BACKENDS]
-        environment = {"WIRE_BACKEND_REDIS": self._redis_url, "WIRE_BUILT": " ".join(built), **environment}
+        environment = {**self._backends, "WIRE_BUILT": " ".join(built), **environment}
         if "--preload" in words:
-            apps = [f"{APPS}.{served.adapter}/{variant}" for variant in ("brisk", "default")]
-            environment["WIRE_WARM"] = " ".join(f"{app}/{on}" for app in apps for on in ("sqlite", "redis"))
+            variants = [_variant(on, brisk=brisk) for brisk in (True, False) for on in BACKENDS]
+            environment["WIRE_WARM"] = " ".join(f"{APPS}.{served.adapter}/{variant}" for variant in variants)
         return Server(served.kind, self.folder, words, **environment)
 
 
@@ -92,7 +98,7 @@ class Trial:
         script: str = "",
     ) -> None:
         self.cell = cell
-        self.variant = f"{'brisk' if brisk else 'default'}/{cell.backend}"
+        self.variant = _variant(cell.backend, brisk=brisk)
         self.first = first
         self.case = Case(
             successor,
@@ -202,7 +208,7 @@ def closes_port(server: Server, seconds: float) -> bool:
     return False
 
 
-def fleet(folder: Path, redis_url: str) -> Iterator[Fleet]:
+def fleet(folder: Path, urls: Mapping[str, str]) -> Iterator[Fleet]:
     """The servers of one test process, ended at its end."""
     with ExitStack() as stack:
-        yield Fleet(stack, folder, redis_url)
+        yield Fleet(stack, folder, urls)

@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import psycopg
 import pytest
 import redis
 
 from open_idempotency.backends.redis import scripts
 from tests.conftest import SERVER_KINDS
-from tests.faults.site import BRISK
+from tests.faults.site import BRISK, BRISK_POSTGRES
+from tests.postgres_server import PostgresServer
 
 RECORDS, STAGES = "open_idempotency_records", "open_idempotency_stages"
-#: the older server repeats what the newer one shows, so in the full form only
-_SERVERS = [pytest.param(kind, marks=[pytest.mark.full_form] * (kind != "valkey")) for kind in SERVER_KINDS]
-on_servers = pytest.mark.parametrize("backend_kind", _SERVERS)
-on_files = pytest.mark.parametrize("backend_kind", ["sqlite"])
-both_colours = pytest.mark.parametrize("colour", ["wsgi", "asgi"])
+#: the version of each kind of PostgreSQL
+VERSIONS = {"postgres": 18, "postgres16": 16}
+#: the fixture of its server
+POSTGRES = {kind: f"postgres{version}" for kind, version in VERSIONS.items()}
+#: the older servers repeat what the newer ones show, so in the full form only
+_SHORT = {"sqlite", "valkey", "postgres"}
+
+
+def _on(kinds: Iterable[str], short: Iterable[str] = _SHORT) -> pytest.MarkDecorator:
+    """Run on each of these kinds; on those that are not ``short``, in the full form only."""
+    left_out = {kind: [pytest.mark.full_form] * (kind not in short) for kind in kinds}
+    return pytest.mark.parametrize("backend_kind", [pytest.param(kind, marks=left_out[kind]) for kind in left_out])
+
+
+on_files = _on(["sqlite"])
+on_redis = _on(SERVER_KINDS)
+on_postgres = _on(POSTGRES)
+on_servers = _on([*SERVER_KINDS, *POSTGRES])
+#: what locks rows or tables, and lets others read
+on_databases = _on(["sqlite", *POSTGRES])
+everywhere = _on(["sqlite", *SERVER_KINDS, *POSTGRES])
 #: everywhere in the full form, for what takes seconds and does not depend on the backend
-mostly_files = pytest.mark.parametrize(
-    "backend_kind", ["sqlite", *(pytest.param(kind, marks=pytest.mark.full_form) for kind in SERVER_KINDS)]
-)
-everywhere = pytest.mark.parametrize("backend_kind", ["sqlite", *_SERVERS])
+mostly_files = _on(["sqlite", *SERVER_KINDS, *POSTGRES], short=["sqlite"])
+#: the same for what needs a network
+mostly_redis = _on([*SERVER_KINDS, *POSTGRES], short=["valkey"])
+both_colours = pytest.mark.parametrize("colour", ["wsgi", "asgi"])
 
 
 def sqlite_url(folder: Path, options: str = BRISK) -> str:
@@ -32,7 +52,7 @@ def sqlite_url(folder: Path, options: str = BRISK) -> str:
     return f"sqlite:///{folder}/records.db" + f"?{options}" * bool(options)
 
 
-class OnServer:
+class OnRedis:
     """Records under a prefix of their own on a server that others use too."""
 
     def __init__(self, url: str) -> None:
@@ -48,6 +68,11 @@ class OnServer:
         place = f"{user}@127.0.0.1" if user else "127.0.0.1"
         return f"redis://{place}:{port or self.port}{parts.path}?prefix={self.prefix}" + f"&{options}" * bool(options)
 
+    def command(self, verb: str) -> bytes:
+        """What tells the command of a verb from others, as it goes over the network."""
+        script: scripts.Script = getattr(scripts, verb.upper())
+        return script.sha.encode()
+
     def keys(self) -> list[bytes]:
         """The keys of the records."""
         return list(self.plain.scan_iter(f"{self.prefix}*", count=1000))
@@ -56,7 +81,14 @@ class OnServer:
         """Delete the records, as an operator or an eviction would."""
         self.plain.delete(*self.keys())
 
-    def load_scripts(self) -> None:
+    def snapshot(self) -> object:
+        """All that is stored."""
+        # Not DUMP, whose order of fields may change by reading them.
+        return [
+            self.plain.hgetall(key) if self.plain.type(key) == b"hash" else self.plain.get(key) for key in self.keys()
+        ]
+
+    def prepare(self) -> None:
         """Have the server know all scripts, so that each verb is one command."""
         for script in vars(scripts).values():
             if isinstance(script, scripts.Script):
@@ -67,6 +99,54 @@ class OnServer:
         if self.keys():
             self.forget()
         self.plain.close()
+
+
+class OnPostgres:
+    """Records on a server that the other tests of this process use too, one after the other."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.server = server
+        self.port = server.port
+        self.forget()
+
+    def at(self, port: int | None = None, options: str = BRISK_POSTGRES) -> str:
+        """The URL, where a proxy stands before the server with the proxy's port."""
+        url = self.server.url().replace(f":{self.port}/", f":{port or self.port}/")
+        return url + f"?{options}" * bool(options)
+
+    def command(self, verb: str) -> bytes:
+        """What tells the statement of a verb from others, as it goes over the network."""
+        return f"open_idempotency.{verb}(".encode()
+
+    def ask(self, statement: str) -> list[Any]:
+        """The rows of a statement that is run behind the backend's back."""
+        with self.server.connect() as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def change(self, statement: str) -> None:
+        """Change rows behind the backend's back."""
+        self.ask(statement)
+
+    def forget(self) -> None:
+        """Delete the records and their stages, as an operator would."""
+        self.ask("DELETE FROM open_idempotency.records")
+
+    def snapshot(self) -> object:
+        """All that is stored."""
+        return [self.ask(f"SELECT * FROM open_idempotency.{table} ORDER BY 1") for table in ("records", "stages")]
+
+    def lock(self) -> psycopg.Connection[Any]:
+        """A transaction that lets nobody write any record, and everybody read, until it ends."""
+        connection = psycopg.connect(self.server.url(), connect_timeout=5)
+        connection.execute("LOCK TABLE open_idempotency.records IN EXCLUSIVE MODE")
+        return connection
+
+    def prepare(self) -> None:
+        """Each verb is one statement from the beginning."""
+
+    def close(self) -> None:
+        """Whoever comes next deletes what is left."""
 
 
 class OnFile:
@@ -80,18 +160,31 @@ class OnFile:
         """The URL."""
         return sqlite_url(self._folder, options)
 
-    def change(self, statement: str) -> None:
-        """Change rows behind the backend's back."""
+    def ask(self, statement: str) -> list[Any]:
+        """The rows of a statement that is run behind the backend's back."""
         connection = sqlite3.connect(self.path, isolation_level=None, timeout=10)
         try:
-            connection.execute(statement)
+            return connection.execute(statement).fetchall()
         finally:
             connection.close()
+
+    def change(self, statement: str) -> None:
+        """Change rows behind the backend's back."""
+        self.ask(statement)
 
     def forget(self) -> None:
         """Delete the records, as a restored copy would."""
         self.change(f"DELETE FROM {STAGES}")
         self.change(f"DELETE FROM {RECORDS}")
 
+    def snapshot(self) -> object:
+        """All that is stored."""
+        return self.ask(f"SELECT * FROM {RECORDS}")
+
     def close(self) -> None:
         """The folder is pytest's."""
+
+
+#: records behind a network
+OnServer = OnRedis | OnPostgres
+Records = OnRedis | OnPostgres | OnFile

@@ -19,6 +19,7 @@ from uuid import uuid4
 from open_idempotency import open_backend
 from open_idempotency.backend import Backend
 from open_idempotency.events import Event
+from tests.faults import ONE_BY_ONE
 from tests.http.apps import plain_asgi, plain_wsgi
 from tests.http.behaviours import SCRIPTS, Behaviour, Script
 
@@ -26,7 +27,9 @@ from tests.http.behaviours import SCRIPTS, Behaviour, Script
 PATIENCE = 20.0
 _STEP = 0.02
 #: shorter than its lease is the slowest call, which is some times the timeout
-BRISK = "timeout=0.35"
+BRISK = "timeout=0.35" + "&coalesce=no" * ONE_BY_ONE
+#: to connect takes PostgreSQL a process of its own, and some messages
+BRISK_POSTGRES = BRISK.replace("0.35", "0.5")
 LEASE = 2.5
 
 

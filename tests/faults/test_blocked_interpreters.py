@@ -11,11 +11,10 @@ import pytest
 
 from tests.faults.effects import Effects
 from tests.faults.handlers import between
-from tests.faults.records import OnFile, OnServer, everywhere, mostly_files
+from tests.faults.records import Records, everywhere, mostly_files
 from tests.faults.site import PATIENCE, Order, Worker, admitted, until
 
 ROOT = Path(__file__).resolve().parents[2]
-Records = OnServer | OnFile
 LEASE = 2.0
 
 

@@ -17,12 +17,11 @@ from open_idempotency import open_backend
 from open_idempotency.conformance import ManualClock
 from tests.faults.effects import Effects
 from tests.faults.handlers import charging
-from tests.faults.records import OnFile, OnServer, everywhere, on_servers
+from tests.faults.records import OnServer, Records, everywhere, mostly_redis
 from tests.faults.site import PATIENCE, Order, Worker
 from tests.wire.case import Case
 from tests.wire.servers import ROOT, Server
 
-Records = OnServer | OnFile
 HERE = Path(__file__).parent
 HOUR = 3600
 
@@ -44,7 +43,7 @@ def cases(request: pytest.FixtureRequest, records: OnServer, tmp_path: Path) -> 
         yield [first, second]
 
 
-@on_servers
+@mostly_redis
 @pytest.mark.fault("worker's clock off by an hour", row=18, invariants=("I1", "I2", "I4"))
 @pytest.mark.parametrize("owner", [0, pytest.param(1, marks=pytest.mark.full_form)], ids=["owns", "duplicates"])
 def test_a_worker_whose_clock_is_off_changes_nothing(cases: list[Case], records: OnServer, owner: int) -> None:

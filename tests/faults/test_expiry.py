@@ -13,10 +13,9 @@ from open_idempotency.conformance.support import claim_of
 from open_idempotency.exceptions import ConfigurationError
 from tests.faults.effects import Effects
 from tests.faults.handlers import plain
-from tests.faults.records import OnFile, OnServer, everywhere, mostly_files
+from tests.faults.records import Records, everywhere, mostly_files
 from tests.faults.site import PATIENCE, Order, Worker
 
-Records = OnServer | OnFile
 SHORT = 2.0
 
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import pytest
 
-from open_idempotency.backends.redis import scripts
 from tests.faults.effects import Effects
 from tests.faults.handlers import Failed, charging, failing_first, plain
 from tests.faults.proxy import FaultProxy
-from tests.faults.records import OnServer, both_colours, on_servers
+from tests.faults.records import OnPostgres, OnServer, both_colours, on_postgres, on_servers
 from tests.faults.site import PATIENCE, Order, Worker, admitted
 
-pytestmark = on_servers
 silence = pytest.mark.parametrize("silently", [False, True], ids=["cut", "silence"])
 ONCE = ["reserve 1", "charge 1"]
+MANY = 32
 
 
+@on_servers
 @both_colours
 @pytest.mark.fault("reply to a claim lost, connection cut", row=4, invariants=("I1", "I6", "I9"))
 def test_the_owner_is_not_told_that_somebody_else_has_its_key(
@@ -28,7 +28,7 @@ def test_the_owner_is_not_told_that_somebody_else_has_its_key(
     """B-08: the claim is sent again by the same owner; one run, no 409."""
     with Worker(colour, records.at(proxy.port)) as worker:
         order = Order(charging(effects))
-        loss = proxy.lose_reply(scripts.CLAIM.sha.encode())
+        loss = proxy.lose_reply(records.command("claim"))
         first = worker.post(order)
         assert loss.happened.is_set()
         assert first.status == 201
@@ -36,6 +36,7 @@ def test_the_owner_is_not_told_that_somebody_else_has_its_key(
     assert effects.all() == ONCE
 
 
+@on_servers
 @pytest.mark.fault("reply to a claim lost, silence", row=4, invariants=("I6", "I8", "I11"))
 def test_a_claim_whose_answer_never_comes_runs_nothing_and_blocks_for_a_lease_at_most(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
@@ -43,7 +44,7 @@ def test_a_claim_whose_answer_never_comes_runs_nothing_and_blocks_for_a_lease_at
     """B-10, O-12: 503 within the call's bound, and a retry runs once the unknown claim has ended."""
     with Worker(colour, records.at(proxy.port)) as worker:
         order = Order(charging(effects))
-        loss = proxy.lose_reply(scripts.CLAIM.sha.encode(), silently=True)
+        loss = proxy.lose_reply(records.command("claim"), silently=True)
         refused = worker.post(order)
         assert loss.happened.is_set()
         assert (refused.status, order.runs) == (503, 0)
@@ -52,6 +53,7 @@ def test_a_claim_whose_answer_never_comes_runs_nothing_and_blocks_for_a_lease_at
     assert [effect.split()[0] for effect in effects.all()] == ["reserve", "charge"]
 
 
+@on_servers
 @silence
 @both_colours
 @pytest.mark.fault("reply to a stage lost", row=4, invariants=("I6", "I9"))
@@ -61,12 +63,13 @@ def test_a_stage_whose_answer_was_lost_is_recorded_once(
     """B-08, B-06: it is sent again, and its value is the one that was saved."""
     with Worker(colour, records.at(proxy.port)) as worker:
         order = Order(charging(effects))
-        loss = proxy.lose_reply(scripts.SAVE_STAGE.sha.encode(), silently=silently)
+        loss = proxy.lose_reply(records.command("save_stage"), silently=silently)
         assert worker.post(order).status == 201
         assert loss.happened.is_set()
     assert effects.all() == ONCE
 
 
+@on_servers
 @silence
 @both_colours
 @pytest.mark.fault("reply to a completion lost", row=4, invariants=("I2", "I4", "I6", "I9"))
@@ -76,7 +79,7 @@ def test_a_completion_whose_answer_was_lost_goes_out_as_recorded(
     """B-08, R-03: sent again it succeeds; the answer is not marked, and a duplicate gets the same bytes."""
     with Worker(colour, records.at(proxy.port)) as worker:
         order = Order(charging(effects))
-        loss = proxy.lose_reply(scripts.COMPLETE.sha.encode(), silently=silently)
+        loss = proxy.lose_reply(records.command("complete"), silently=silently)
         first = worker.post(order)
         assert loss.happened.is_set()
         again = worker.post(order)
@@ -85,6 +88,7 @@ def test_a_completion_whose_answer_was_lost_goes_out_as_recorded(
     assert effects.all() == ONCE
 
 
+@on_servers
 @silence
 @both_colours
 @pytest.mark.fault("reply to a failure lost", row=4, invariants=("I5", "I6", "I9"))
@@ -94,7 +98,7 @@ def test_a_failure_whose_answer_was_lost_lets_the_retry_run_at_once(
     """B-08, L-04: from the stage that was recorded."""
     with Worker(colour, records.at(proxy.port)) as worker:
         order = Order(failing_first(effects))
-        loss = proxy.lose_reply(scripts.FAIL.sha.encode(), silently=silently)
+        loss = proxy.lose_reply(records.command("fail"), silently=silently)
         with pytest.raises(Failed):
             worker.post(order)
         assert loss.happened.is_set()
@@ -102,6 +106,7 @@ def test_a_failure_whose_answer_was_lost_lets_the_retry_run_at_once(
     assert effects.all() == ["reserve 1", "charge 2"]
 
 
+@on_servers
 @silence
 @both_colours
 @pytest.mark.fault("reply to a release lost", row=4, invariants=("I5", "I6"))
@@ -111,13 +116,14 @@ def test_a_release_whose_answer_was_lost_lets_the_retry_run_at_once(
     """B-08: an answer that is not kept (429) still arrives."""
     with Worker(colour, records.at(proxy.port)) as worker:
         order = Order(plain(effects, status=429))
-        loss = proxy.lose_reply(scripts.RELEASE.sha.encode(), silently=silently)
+        loss = proxy.lose_reply(records.command("release"), silently=silently)
         assert worker.post(order).status == 429
         assert loss.happened.is_set()
         assert worker.post(order).status == 429
     assert len(effects.all()) == 2
 
 
+@on_servers
 @pytest.mark.parametrize("silently", [pytest.param(False, marks=pytest.mark.full_form), True], ids=["cut", "silence"])
 @pytest.mark.fault("reply to a heartbeat lost", row=4, invariants=("I1", "I6", "I9"))
 def test_a_beat_whose_answer_was_lost_costs_the_owner_nothing(
@@ -126,8 +132,8 @@ def test_a_beat_whose_answer_was_lost_costs_the_owner_nothing(
     """B-08, L-01: it has renewed the lease, and the next beats renew it again."""
     with Worker(colour, records.at(proxy.port)) as worker, Worker("wsgi", records.at()) as other:
         order = Order(charging(effects, hold="charge"))
-        loss = proxy.lose_reply(scripts.RENEW.sha.encode(), silently=silently)
-        later = proxy.lose_reply(scripts.RENEW.sha.encode(), nth=4)
+        loss = proxy.lose_reply(records.command("renew"), silently=silently)
+        later = proxy.lose_reply(records.command("renew"), nth=4)
         running = worker.start(order)
         order.until_arrived()
         assert loss.happened.wait(PATIENCE)
@@ -136,3 +142,21 @@ def test_a_beat_whose_answer_was_lost_costs_the_owner_nothing(
         order.script.release.set()
         assert running.result(PATIENCE).status == 201
     assert effects.all() == ONCE
+
+
+@on_postgres
+@pytest.mark.parametrize("batch", ["claims", "ends"])
+@pytest.mark.fault("reply to a batch lost", row=4, invariants=("I1", "I4", "I6", "I9"))
+def test_a_batch_whose_answer_was_lost_is_sent_again_for_all_in_it(
+    records: OnPostgres, proxy: FaultProxy, effects: Effects, batch: str
+) -> None:
+    """B-08: each of many requests at once runs once, and its answer is recorded."""
+    proxy.delay(0.03)  # what comes while a call is under way goes as a batch
+    with Worker("asgi", records.at(proxy.port, "timeout=5"), lease=20) as worker:
+        orders = [Order(plain(effects)) for _ in range(MANY)]
+        loss = proxy.lose_reply(records.command(batch))
+        answers = [answer.result(PATIENCE) for answer in [worker.start(order) for order in orders]]
+        assert loss.happened.is_set()
+        assert {(answer.status, answer.unrecorded) for answer in answers} == {(201, False)}
+        assert [worker.post(order).body for order in orders] == [answer.body for answer in answers]
+    assert effects.all() == ["run 1"] * MANY

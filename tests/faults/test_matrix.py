@@ -16,15 +16,17 @@ from tests.faults.apps.shop import unfenced
 from tests.faults.matrix import ASGI_SERVERS, EXTERNAL, SERVERS, TIME_LIMIT, Cell, cells
 from tests.faults.matrix_trial import Fleet, Trial, closes_port
 from tests.faults.matrix_trial import fleet as run_fleet
+from tests.postgres_server import PostgresServer
 
 #: of a lease of 30 s: nothing that was recorded, given back or completed lets a retry wait for longer
 AT_ONCE = 8.0
 
 
 @pytest.fixture(scope="session")
-def fleet(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Iterator[Fleet]:
+def fleet(tmp_path_factory: pytest.TempPathFactory, valkey_url: str, postgres18: PostgresServer) -> Iterator[Fleet]:
     """Servers that share records, journals and gates."""
-    yield from run_fleet(tmp_path_factory.mktemp("matrix"), valkey_url)
+    urls = {"redis": valkey_url, "postgres": postgres18.url()}
+    yield from run_fleet(tmp_path_factory.mktemp("matrix"), urls)
 
 
 @pytest.mark.parametrize("cell", cells("kill"))

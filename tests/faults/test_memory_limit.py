@@ -10,11 +10,11 @@ import redis
 
 from tests.faults.effects import Effects
 from tests.faults.handlers import charging, plain
-from tests.faults.records import on_servers
+from tests.faults.records import on_redis
 from tests.faults.site import BRISK, PATIENCE, Order, Worker
 from tests.servers import Server
 
-pytestmark = on_servers
+pytestmark = on_redis
 LIMIT = "12mb"
 _BLOCK = b"x" * 65536
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from open_idempotency.backends.redis import scripts
 from open_idempotency.events import BackendFailed, OwnershipLost, Unrecorded
 from tests.faults.effects import Effects
 from tests.faults.handlers import charging, plain
 from tests.faults.proxy import FaultProxy
-from tests.faults.records import OnServer, on_servers
+from tests.faults.records import OnServer, mostly_redis, on_servers
 from tests.faults.site import PATIENCE, Got, Order, Worker, admitted
 
-pytestmark = on_servers
 
-
+@on_servers
 @pytest.mark.fault("silent partition, new request", row=7, invariants=("I8", "I11"))
 def test_a_request_during_a_partition_is_refused_in_time(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
@@ -30,6 +28,7 @@ def test_a_request_during_a_partition_is_refused_in_time(
             assert refused.seconds < worker.backend.call_timeout + 1
 
 
+@on_servers
 @pytest.mark.fault("silent partition, then healed", row=7, invariants=("I2", "I6"))
 def test_connections_that_stayed_half_open_do_not_stop_the_worker_for_long(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
@@ -45,6 +44,7 @@ def test_connections_that_stayed_half_open_do_not_stop_the_worker_for_long(
     assert len(effects.all()) == 2
 
 
+@on_servers
 @pytest.mark.fault("silent partition while an answer is recorded, healed in time", row=7, invariants=("I4", "I11"))
 def test_a_completion_is_tried_until_the_partition_ends(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
@@ -64,6 +64,7 @@ def test_a_completion_is_tried_until_the_partition_ends(
     assert effects.all() == ["reserve 1", "charge 1"]
 
 
+@mostly_redis
 @pytest.mark.fault("silent partition while an answer is recorded, not healed", row=7, invariants=("I9", "I11"))
 def test_an_answer_that_cannot_be_recorded_goes_out_marked(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
@@ -86,6 +87,7 @@ def test_an_answer_that_cannot_be_recorded_goes_out_marked(
     assert effects.all() == ["reserve 1", "charge 1"]
 
 
+@on_servers
 @pytest.mark.fault("silent partition longer than the lease", row=7, invariants=("I3", "I5", "I9"))
 def test_an_owner_that_could_not_beat_learns_that_it_lost_its_lease(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
@@ -108,6 +110,7 @@ def test_an_owner_that_could_not_beat_learns_that_it_lost_its_lease(
     assert effects.all() == ["reserve 1", "charge 2"]
 
 
+@mostly_redis
 @pytest.mark.fault("silent partition longer than the lease, next effect external", row=7, invariants=("I3", "I9"))
 def test_an_owner_that_cannot_beat_makes_no_effect_outside(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
@@ -117,6 +120,7 @@ def test_an_owner_that_cannot_beat_makes_no_effect_outside(
     assert effects.all() == ["reserve 1", "charge 2"]
 
 
+@mostly_redis
 @pytest.mark.fault("silent partition longer than the lease, next effect plain", row=7, invariants=("I3", "I9"))
 def test_an_owner_that_cannot_beat_begins_no_plain_stage(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
@@ -147,6 +151,7 @@ def _succeeded(outcome: Got | BaseException) -> bool:
     return isinstance(outcome, Got) and outcome.status < 400
 
 
+@on_servers
 @pytest.mark.fault("completion delivered after the lease", row=7, invariants=("I2", "I3", "I4"))
 def test_a_completion_that_arrives_late_changes_nothing(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
@@ -159,7 +164,7 @@ def test_a_completion_that_arrives_late_changes_nothing(
         order = Order(charging(effects, hold="answer"))
         owner = worker.start(order)
         order.until_arrived()
-        late = proxy.watch(scripts.COMPLETE.sha.encode())
+        late = proxy.watch(records.command("complete"))
         proxy.pause()
         order.script.release.set()
         assert proxy.held_back.wait(PATIENCE)

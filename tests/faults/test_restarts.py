@@ -8,14 +8,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
 import pytest
 
+from open_idempotency import open_backend
 from open_idempotency.events import BackendFailed
 from tests.faults.effects import Effects
 from tests.faults.handlers import charging, plain
-from tests.faults.records import OnFile, on_files, on_servers
-from tests.faults.site import BRISK, PATIENCE, Order, Worker, admitted, until
+from tests.faults.records import POSTGRES, VERSIONS, OnFile, on_files, on_postgres, on_servers
+from tests.faults.site import BRISK, BRISK_POSTGRES, PATIENCE, Order, Worker, admitted, until
+from tests.postgres_server import PostgresServer
 from tests.servers import Server
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
@@ -24,17 +27,67 @@ ROOT = Path(__file__).resolve().parents[2]
 LONG = 15.0
 
 
+class Host(Protocol):
+    """A server that may be killed, and started again."""
+
+    @property
+    def url(self) -> str: ...
+
+    def kill(self) -> None: ...
+
+    def start(self) -> object: ...
+
+
+class _Postgres:
+    """A database of its own on a server. ``number``: the signal that kills the server."""
+
+    number = signal.SIGQUIT
+
+    def __init__(self, server: PostgresServer, *, logged: bool) -> None:
+        self._server = server
+        self.url = server.create_database(uuid4().hex)
+        open_backend(self.url).migrate()
+        if not logged:
+            with server.connect(self.url.rpartition("/")[2]) as operator:
+                for table in ("stages", "records"):  # the one that refers to the other comes first
+                    operator.execute(f"ALTER TABLE open_idempotency.{table} SET UNLOGGED".encode())
+
+    def kill(self) -> None:
+        self._server.kill(self.number)
+
+    def start(self) -> None:
+        self._server.start()
+
+
+@pytest.fixture(scope="module")
+def postgres_hosts() -> Iterator[dict[str, PostgresServer]]:
+    """Servers of these tests alone, by kind."""
+    servers: dict[str, PostgresServer] = {}
+    yield servers
+    for server in servers.values():
+        server.stop()
+
+
+def _postgres(kind: str, servers: dict[str, PostgresServer], *, logged: bool = True) -> _Postgres:
+    if kind not in servers:
+        # A process that dies loses nothing that the system has; only a machine that does needs the disk.
+        servers[kind] = PostgresServer(VERSIONS[kind], "fsync=off").start()
+    return _Postgres(servers[kind], logged=logged)
+
+
 class StartServer(Protocol):
-    def __call__(self, *options: str) -> Server: ...
+    def __call__(self, *, logged: bool) -> Host: ...
 
 
 @pytest.fixture
-def start_server(backend_kind: str) -> Iterator[StartServer]:
-    """``start_server(*options)``: a server that this test may kill."""
+def start_server(backend_kind: str, postgres_hosts: dict[str, PostgresServer]) -> Iterator[StartServer]:
+    """``start_server(logged=…)``: a server that this test may kill; with a log it forgets nothing."""
     servers: list[Server] = []
 
-    def start(*options: str) -> Server:
-        servers.append(Server(backend_kind, *options).start())
+    def start(*, logged: bool) -> Host:
+        if backend_kind in POSTGRES:
+            return _postgres(backend_kind, postgres_hosts, logged=logged)
+        servers.append(Server(backend_kind, *(DURABLE if logged else ())).start())
         return servers[-1]
 
     yield start
@@ -42,8 +95,8 @@ def start_server(backend_kind: str) -> Iterator[StartServer]:
         server.stop()
 
 
-def _url(server: Server) -> str:
-    return f"{server.url}?{BRISK}"
+def _url(server: Host) -> str:
+    return f"{server.url}?{BRISK_POSTGRES if isinstance(server, _Postgres) else BRISK}"
 
 
 @on_servers
@@ -52,7 +105,7 @@ def test_a_backend_that_came_back_has_forgotten_nothing(
     start_server: StartServer, effects: Effects, colour: str
 ) -> None:
     """B-10: down, nothing runs; back, the completed is replayed and the running one is still owned."""
-    server = start_server(*DURABLE)
+    server = start_server(logged=True)
     with Worker(colour, _url(server), lease=LONG) as worker:
         done, running, new = Order(plain(effects)), Order(charging(effects, hold="charge")), Order(plain(effects))
         answer = worker.post(done)
@@ -78,7 +131,7 @@ def test_a_completion_waits_for_the_backend_to_come_back(
     start_server: StartServer, effects: Effects, colour: str
 ) -> None:
     """L-08: within ``record_within``; the answer goes out unmarked, and is replayed."""
-    server = start_server(*DURABLE)
+    server = start_server(logged=True)
     with Worker(colour, _url(server), lease=LONG) as worker:
         order = Order(charging(effects, hold="answer"))
         owner = worker.start(order)
@@ -100,7 +153,7 @@ def test_an_owner_whose_record_did_not_come_back_records_its_answer(
     start_server: StartServer, effects: Effects, colour: str
 ) -> None:
     """B-08a, B-10: the empty server knows no script and no record; a completion brings both."""
-    server = start_server()
+    server = start_server(logged=False)
     with Worker(colour, _url(server), lease=LONG) as worker:
         order = Order(charging(effects, hold="answer"))
         owner = worker.start(order)
@@ -118,7 +171,7 @@ def test_an_owner_whose_record_did_not_come_back_records_its_answer(
 @pytest.mark.fault("backend killed and started empty, request completed", row=5, invariants=("I2",), kind="documented")
 def test_a_backend_without_a_log_forgets_what_was_completed(start_server: StartServer, effects: Effects) -> None:
     """Section 10: an answer that was given is not known any more, so its retry runs again."""
-    server = start_server()
+    server = start_server(logged=False)
     with Worker("wsgi", _url(server)) as worker:
         order = Order(plain(effects))
         first = worker.post(order)
@@ -128,6 +181,29 @@ def test_a_backend_without_a_log_forgets_what_was_completed(start_server: StartS
         assert (again.status, again.replayed) == (201, False)
         assert again.body != first.body
     assert effects.all() == ["run 1", "run 1"]
+
+
+@on_postgres
+@pytest.mark.fault("backend killed with SIGKILL, stage recorded", row=5, invariants=("I2", "I4", "I5", "I9"))
+def test_stages_survive_a_server_that_dies_without_a_word(
+    backend_kind: str, postgres_hosts: dict[str, PostgresServer], effects: Effects, colour: str
+) -> None:
+    """B-01, L-02: what was acknowledged is there, so the next attempt goes on from the last stage."""
+    server = _postgres(backend_kind, postgres_hosts)
+    server.number = signal.SIGKILL
+    with Worker(colour, _url(server)) as worker, Worker(colour, _url(server), record_within=0.3) as doomed:
+        order = Order(charging(effects, hold="answer"))
+        owner = doomed.start(order)
+        order.until_arrived()
+        server.kill()
+        order.script.release.set()
+        first = owner.result(PATIENCE)
+        assert (first.status, first.unrecorded) == (201, True)
+        server.start()
+        again = worker.post_until(order, admitted)
+        assert (again.status, again.replayed) == (201, False)
+        assert worker.post(order).body == again.body
+    assert effects.all() == ["reserve 1", "charge 1"]
 
 
 @on_files

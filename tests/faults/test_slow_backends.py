@@ -3,40 +3,81 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import pytest
 
-from open_idempotency.backends.redis import scripts
 from open_idempotency.events import BackendFailed
 from tests.faults.effects import Effects
 from tests.faults.handlers import charging, plain
 from tests.faults.proxy import FaultProxy
-from tests.faults.records import OnServer, on_servers
+from tests.faults.records import POSTGRES, OnPostgres, OnServer, on_servers
 from tests.faults.site import BRISK, PATIENCE, Order, Worker
 from tests.servers import Server
 
 pytestmark = on_servers
 #: seconds on each way, and up to so much more
 DELAY, JITTER = 0.1, 0.05
-PATIENT = "timeout=0.8"
 LEASE = 5.0
 
 
 @pytest.fixture
-def own_server(backend_kind: str) -> Iterator[Server]:
-    """A server that nobody else uses, so that it may stop."""
+def patient(backend_kind: str) -> str:
+    """Options for a backend that is so slow: to connect to PostgreSQL takes several of its answers."""
+    return "timeout=1.6" if backend_kind in POSTGRES else "timeout=0.8"
+
+
+class Pausing(NamedTuple):
+    """A backend at a URL that ``pause``, called with seconds, lets say nothing for so long."""
+
+    url: str
+    pause: Callable[[float], object]
+
+
+@pytest.fixture
+def pausing(backend_kind: str, request: pytest.FixtureRequest) -> Iterator[Pausing]:
+    """CLIENT PAUSE on a server that nobody else uses, or a transaction that locks every table and sleeps."""
+    if backend_kind in POSTGRES:
+        yield from _locking(request.getfixturevalue("records"))
+        return
     server = Server(backend_kind).start()
-    yield server
+    with server.connect() as operator:
+        yield Pausing(
+            f"{server.url}?{BRISK}",
+            lambda seconds: operator.execute_command("CLIENT", "PAUSE", round(seconds * 1000), "ALL"),
+        )
     server.stop()
 
 
+def _locking(records: OnPostgres) -> Iterator[Pausing]:
+    threads: list[threading.Thread] = []
+
+    def hold(locked: threading.Event, seconds: float) -> None:
+        with records.server.connect() as connection, connection.transaction():
+            connection.execute("LOCK TABLE open_idempotency.records, open_idempotency.stages")
+            locked.set()
+            connection.execute("SELECT pg_sleep(%s)", (seconds,))
+
+    def pause(seconds: float) -> None:
+        locked = threading.Event()
+        threads.append(threading.Thread(target=hold, args=(locked, seconds)))
+        threads[-1].start()
+        assert locked.wait(PATIENCE)
+
+    yield Pausing(records.at(), pause)
+    for thread in threads:
+        thread.join(PATIENCE)
+
+
 @pytest.mark.fault("answers 200 to 300 ms late, jitter", row=8, invariants=("I1", "I2"))
-def test_of_many_at_once_one_runs(records: OnServer, proxy: FaultProxy, effects: Effects, colour: str) -> None:
+def test_of_many_at_once_one_runs(
+    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, patient: str
+) -> None:
     """B-01: of eight that claim at the same moment on two slow workers; the others are told to come back."""
     proxy.delay(DELAY, JITTER)
-    url = records.at(proxy.port, PATIENT)
+    url = records.at(proxy.port, patient)
     with Worker(colour, url, lease=LEASE) as one, Worker(colour, url, lease=LEASE) as two:
         order = Order(plain(effects))
         together = threading.Barrier(8)
@@ -55,11 +96,11 @@ def test_of_many_at_once_one_runs(records: OnServer, proxy: FaultProxy, effects:
 
 @pytest.mark.full_form
 @pytest.mark.fault("answers 200 to 300 ms late for longer than a lease", row=8, invariants=("I1", "I9"))
-def test_late_beats_still_keep_the_lease(records: OnServer, proxy: FaultProxy, effects: Effects) -> None:
+def test_late_beats_still_keep_the_lease(records: OnServer, proxy: FaultProxy, effects: Effects, patient: str) -> None:
     """L-01: the lease is counted from when the server has the request; nobody takes over."""
     proxy.delay(DELAY, JITTER)
-    beats = proxy.watch(scripts.RENEW.sha.encode(), nth=4)
-    with Worker("wsgi", records.at(proxy.port, PATIENT), lease=LEASE) as worker, Worker("wsgi", records.at()) as other:
+    beats = proxy.watch(records.command("renew"), nth=4)
+    with Worker("wsgi", records.at(proxy.port, patient), lease=LEASE) as worker, Worker("wsgi", records.at()) as other:
         order = Order(charging(effects, hold="charge"))
         owner = worker.start(order)
         order.until_arrived()
@@ -72,14 +113,14 @@ def test_late_beats_still_keep_the_lease(records: OnServer, proxy: FaultProxy, e
 
 @pytest.mark.fault("backend stops for longer than a call", row=8, invariants=("I4", "I8", "I11"))
 def test_a_pause_of_the_server_refuses_the_new_and_delays_the_finished(
-    own_server: Server, effects: Effects, colour: str
+    pausing: Pausing, effects: Effects, colour: str
 ) -> None:
-    """B-10, L-08: CLIENT PAUSE; the completion is tried again until the server goes on."""
-    with Worker(colour, f"{own_server.url}?{BRISK}", lease=15) as worker, own_server.connect() as operator:
+    """B-10, L-08: the completion is tried again until the server goes on."""
+    with Worker(colour, pausing.url, lease=15) as worker:
         running, new = Order(charging(effects, hold="answer")), Order(plain(effects))
         owner = worker.start(running)
         running.until_arrived()
-        operator.execute_command("CLIENT", "PAUSE", 3000, "ALL")
+        pausing.pause(3.0)
         running.script.release.set()
         refused = worker.post(new)
         assert (refused.status, new.runs) == (503, 0)

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.records import OnFile, OnServer, everywhere
+from tests.faults.records import Records, everywhere
 from tests.faults.site import PATIENCE
 from tests.wire.case import Case
 from tests.wire.client import Response
 from tests.wire.servers import Server
 
 DUPLICATES = 64
-Records = OnServer | OnFile
 
 
 @pytest.fixture(params=["uvicorn-h11:asgi", pytest.param("waitress:wsgi", marks=pytest.mark.full_form)])

@@ -7,11 +7,9 @@ import pytest
 from open_idempotency.events import Recreated
 from tests.faults.effects import Effects
 from tests.faults.handlers import charging, plain
-from tests.faults.records import OnFile, OnServer, both_colours, everywhere, on_servers
+from tests.faults.records import OnPostgres, Records, both_colours, everywhere, on_postgres, on_redis
 from tests.faults.site import BRISK, PATIENCE, Order, Worker
 from tests.servers import Server
-
-Records = OnServer | OnFile
 
 
 @everywhere
@@ -71,7 +69,7 @@ def test_whoever_claims_a_deleted_record_owns_it(records: Records, effects: Effe
     assert effects.all() == ["run 1", "run 1"]
 
 
-@on_servers
+@on_redis
 @pytest.mark.fault("FLUSHALL and SCRIPT FLUSH, then completed", row=10, invariants=("I2", "I4", "I6"))
 def test_a_server_that_was_emptied_gets_record_and_script_again(
     backend_kind: str, effects: Effects, colour: str
@@ -91,4 +89,27 @@ def test_a_server_that_was_emptied_gets_record_and_script_again(
             assert worker.post(order).body == first.body
     finally:
         server.stop()
+    assert effects.all() == ["reserve 1", "charge 1"]
+
+
+@on_postgres
+@pytest.mark.fault("schema dropped and made anew, then completed", row=10, invariants=("I2", "I4", "I6", "I8"))
+def test_a_database_that_was_emptied_refuses_until_it_is_migrated(
+    records: OnPostgres, effects: Effects, colour: str
+) -> None:
+    """B-08a, B-10: without its functions it is a backend that is down; with them the owner brings its record."""
+    with Worker(colour, records.at()) as worker:
+        order, new = Order(charging(effects, hold="answer")), Order(plain(effects))
+        owner = worker.start(order)
+        order.until_arrived()
+        records.ask("DROP SCHEMA open_idempotency CASCADE")
+        try:
+            refused = worker.post(new)
+            assert (refused.status, new.runs) == (503, 0)
+        finally:
+            worker.backend.migrate()
+        order.script.release.set()
+        first = owner.result(PATIENCE)
+        assert (first.status, first.unrecorded) == (201, False)
+        assert worker.post(order).body == first.body
     assert effects.all() == ["reserve 1", "charge 1"]

@@ -35,6 +35,7 @@ from open_idempotency.backend import (
     Wait,
 )
 from tests.http.behaviours import PATIENCE
+from tests.http.variants import POSTGRES_VERSIONS
 
 Command = Claim | Renew | SaveStage | Complete | Fail | Release | Get | Reserve | Unreserve
 
@@ -219,7 +220,7 @@ DOWN: dict[str, Callable[[Path], Backend]] = {
     "memory": memory_down,
     "sqlite": sqlite_down,
     "redis": redis_down,
-    "postgres": postgres_down,
+    **dict.fromkeys(("postgres", *POSTGRES_VERSIONS), postgres_down),
 }
 
 

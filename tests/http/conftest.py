@@ -1,7 +1,11 @@
-"""The matrix: every test of this folder that asks for ``site`` runs on every adapter and backend that can do it."""
+"""The matrix: every test of this folder that asks for ``site`` runs on every adapter and backend that can do it.
+
+On PostgreSQL each adapter runs on the version that ``ON_POSTGRES_16`` says; with ``OI_TEST_HTTP=full``, on both.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,10 +17,13 @@ from open_idempotency.backend import Backend
 from tests.http.backends import close_held
 from tests.http.behaviours import SCRIPTS, Behaviour
 from tests.http.sites import Case, Site, served
-from tests.http.variants import BACKENDS, CAPABILITIES
+from tests.http.variants import BACKENDS, CAPABILITIES, ON_POSTGRES_16, POSTGRES_VERSIONS
 
 NewCase = Callable[..., Case]
 Open = Callable[[str], Backend]
+
+_POSTGRES = POSTGRES_VERSIONS if os.environ.get("OI_TEST_HTTP") == "full" else ("postgres",)
+_BACKENDS = (*(name for name in BACKENDS if name != "postgres"), *_POSTGRES)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "adapter" in metafunc.fixturenames:
         metafunc.parametrize("adapter", CAPABILITIES, scope="session")
-        metafunc.parametrize("backend_name", BACKENDS, scope="session")
+        metafunc.parametrize("backend_name", _BACKENDS, scope="session")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -45,7 +52,12 @@ def _applies(item: pytest.Item) -> bool:
         return True
     needed = {capability for mark in item.iter_markers("needs") for capability in mark.args}
     allowed = [set(mark.args) for mark in item.iter_markers("on_backends")]
-    return needed <= CAPABILITIES[adapter] and all(backend in names for names in allowed)
+    return needed <= CAPABILITIES[adapter] and all(_kind(str(backend)) in names for names in allowed)
+
+
+def _kind(backend_name: str) -> str:
+    """The backend, without its version."""
+    return backend_name.rstrip("0123456789")
 
 
 @pytest.fixture(scope="session")
@@ -76,8 +88,8 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
                 url = f"sqlite:///{tmp_path_factory.mktemp('records')}/idempotency.db"
             if name == "redis":
                 url = request.getfixturevalue("valkey_url")
-            if name == "postgres":
-                url = request.getfixturevalue("postgres18").url()
+            if name in POSTGRES_VERSIONS:
+                url = request.getfixturevalue(name).url()
             backends[name] = open_backend(url)
         return backends[name]
 
@@ -96,9 +108,12 @@ def site(adapter: str, started: Callable[[str], Site]) -> Site:
 def new_case(site: Site, backend_name: str, opened: Open) -> Iterator[NewCase]:
     """``new_case(behaviour, variant)``: an endpoint with a key of its own."""
     known = set(SCRIPTS)
+    opens = backend_name
+    if backend_name == "postgres":
+        opens = "postgres16" if site.adapter in ON_POSTGRES_16 else "postgres18"
 
     def make(behaviour: Behaviour, variant: str = "default") -> Case:
-        built = site.app(backend_name, opened(backend_name), variant)
+        built = site.app(backend_name, opened(opens), variant)
         return Case(site, f"{backend_name}/{variant}", built, behaviour)
 
     yield make

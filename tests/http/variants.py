@@ -33,6 +33,11 @@ CAPABILITIES: Mapping[str, frozenset[str]] = {
 #: adapters that are served by uvicorn; the others are served by waitress
 ON_UVICORN = frozenset({"asgi", "starlette", "fastapi", "django-asgi"})
 
+#: adapters whose backend "postgres" is version 16; that of the others is 18
+ON_POSTGRES_16 = frozenset({"starlette", "flask", "django-wsgi"})
+#: with ``OI_TEST_HTTP=full`` all of them run on both, by these names
+POSTGRES_VERSIONS = ("postgres16", "postgres18")
+
 LIMIT = 1000
 LIVE_KEYS = 2
 

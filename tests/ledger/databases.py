@@ -1,12 +1,14 @@
 """An application's database behind each kind of ``tx=``: the ledger's tables, and one table of orders.
 
 ``transaction()`` commits at its end and rolls back where its block raises. The awaited kinds have the same two verbs as
-coroutines, so a test is written once for each colour.
+coroutines, so a test is written once for each colour. MySQL and MariaDB are there where ``OI_TEST_MYSQL_URL`` names a
+database, as for the backends (``tests/contract/sql_databases.py``).
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,8 +20,9 @@ import sqlalchemy
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from open_idempotency.ledger.dialects import POSTGRESQL, SQLITE
+from open_idempotency.ledger.dialects import DIALECTS, MYSQL, POSTGRESQL, SQLITE, Dialect
 
+MYSQL_URL = os.environ.get("OI_TEST_MYSQL_URL")
 ORDERS = "CREATE TABLE orders (name varchar(80) NOT NULL)"
 INSERT = "INSERT INTO orders VALUES ('an order')"
 COUNT = "SELECT count(*) FROM orders"
@@ -37,18 +40,13 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.dialect = POSTGRESQL if url.startswith("postgresql") else SQLITE
-        self._close: list[Callable[[], None]] = []
+        self.dialect = DIALECTS[url.partition(":")[0]]
 
     def make_tables(self, ledger: bool = True) -> None:
         """Run the script as an operator would."""
         script = (self.dialect.schema() if ledger else "") + ORDERS
-        if self.dialect is SQLITE:
-            with contextlib.closing(sqlite3.connect(self.path)) as connection:
-                connection.executescript(script)
-        else:
-            with psycopg.connect(self.url, autocommit=True) as connection:
-                connection.execute(script.encode())
+        for statement in script.split(";"):
+            self.query(statement)
 
     @property
     def path(self) -> str:
@@ -57,18 +55,33 @@ class Database:
 
     def query(self, statement: str) -> list[Any]:
         """What is committed."""
-        if self.dialect is SQLITE:
-            with contextlib.closing(sqlite3.connect(self.path)) as connection:
-                rows = connection.execute(statement).fetchall()
-                connection.commit()
-                return rows
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            cursor = connection.execute(statement.encode())
-            return cursor.fetchall() if cursor.description else []
+        with contextlib.closing(_CONNECT[self.dialect](self)) as connection:
+            cursor = connection.cursor()
+            cursor.execute(statement)
+            rows = list(cursor.fetchall()) if cursor.description else []
+            connection.commit()
+            return rows
 
     def orders(self) -> int:
         """How many orders are committed."""
         return int(self.query(COUNT)[0][0])
+
+
+def _mysql(database: Database) -> Any:
+    import pymysql
+
+    where = sqlalchemy.make_url(database.url)
+    return pymysql.connect(
+        host=where.host, port=where.port or 3306, user=where.username, password=where.password or "",
+        database=where.database, charset="utf8mb4",
+    )  # fmt: skip
+
+
+_CONNECT: dict[Dialect, Callable[[Database], Any]] = {
+    SQLITE: lambda database: sqlite3.connect(database.path),
+    POSTGRESQL: lambda database: psycopg.connect(database.url),
+    MYSQL: _mysql,
+}
 
 
 @contextlib.contextmanager
@@ -92,10 +105,16 @@ def psycopg_block(database: Database) -> Iterator[Open]:
         yield Open(connection, connection.execute)
 
 
+#: by dialect: SQLAlchemy's drivers, blocking and awaited
+_DRIVERS = {
+    SQLITE: ("sqlite", "sqlite+aiosqlite"),
+    POSTGRESQL: ("postgresql+psycopg", "postgresql+psycopg"),
+    MYSQL: ("mysql+pymysql", "mysql+asyncmy"),
+}
+
+
 def _engine_url(database: Database, asynchronous: bool = False) -> str:
-    if database.dialect is SQLITE:
-        return database.url.replace("sqlite:", "sqlite+aiosqlite:") if asynchronous else database.url
-    return database.url.replace("postgresql:", "postgresql+psycopg:")
+    return _DRIVERS[database.dialect][asynchronous] + ":" + database.url.partition(":")[2]
 
 
 @contextlib.contextmanager
@@ -123,30 +142,47 @@ def connection(database: Database) -> Iterator[Open]:
 
 
 @contextlib.contextmanager
-def django(database: Database) -> Iterator[Open]:
-    """An alias of Django's, in an atomic block."""
-    from django.db import connections, transaction
+def django_alias(database: Database) -> Iterator[str]:
+    """An alias of Django's for the database."""
+    from django.db import connections
 
     alias = f"ledger{secrets.token_hex(4)}"
-    if database.dialect is SQLITE:
-        options: dict[str, Any] = {"ENGINE": "django.db.backends.sqlite3", "NAME": database.path}
-    else:
-        parts = psycopg.conninfo.conninfo_to_dict(database.url)
-        options = {
-            "ENGINE": "django.db.backends.postgresql",
-            "NAME": parts["dbname"],
-            "USER": parts["user"],
-            "HOST": parts["host"],
-            "PORT": parts["port"],
-        }
+    options = _DJANGO[database.dialect](database)
     connections.databases[alias] = connections.configure_settings({"default": options})["default"]
     try:
-        with transaction.atomic(alias):
-            yield Open(alias, lambda statement: _in_cursor(connections[alias], statement))
+        yield alias
     finally:
         connections[alias].close()
         del connections[alias]
         del connections.databases[alias]
+
+
+@contextlib.contextmanager
+def django(database: Database) -> Iterator[Open]:
+    """An alias of Django's, in an atomic block."""
+    from django.db import connections, transaction
+
+    with django_alias(database) as alias, transaction.atomic(alias):
+        yield Open(alias, lambda statement: _in_cursor(connections[alias], statement))
+
+
+def _django_on_sqlite(database: Database) -> dict[str, Any]:
+    return {"ENGINE": "django.db.backends.sqlite3", "NAME": database.path}
+
+
+def _django_on_postgresql(database: Database) -> dict[str, Any]:
+    parts = psycopg.conninfo.conninfo_to_dict(database.url)
+    where = {"NAME": parts["dbname"], "USER": parts["user"], "HOST": parts["host"], "PORT": parts["port"]}
+    return {"ENGINE": "django.db.backends.postgresql", **where}
+
+
+def _django_on_mysql(database: Database) -> dict[str, Any]:
+    url = sqlalchemy.make_url(database.url)
+    where = {"NAME": url.database, "USER": url.username, "HOST": url.host, "PORT": str(url.port or 3306)}
+    return {"ENGINE": "django.db.backends.mysql", "PASSWORD": url.password or "", **where}
+
+
+_DJANGO = {SQLITE: _django_on_sqlite, POSTGRESQL: _django_on_postgresql, MYSQL: _django_on_mysql}
 
 
 def _in_cursor(opened: Any, statement: str) -> None:
@@ -204,11 +240,27 @@ AWAITED: dict[str, tuple[str, Callable[[Database], contextlib.AbstractAsyncConte
     "connection on PostgreSQL": ("postgresql", async_connection),
 }
 
+if MYSQL_URL:
+    BLOCKING |= {
+        "session on MySQL": ("mysql", session),
+        "connection on MySQL": ("mysql", connection),
+        "Django on MySQL": ("mysql", django),
+    }
+    AWAITED["session on MySQL"] = ("mysql", async_session)
+
 
 def database_of(dialect: str, folder: Path, url: Callable[[], str]) -> Database:
     """A database without any table of ours. ``url``: of the PostgreSQL one that the tests of a process share."""
     if dialect == "sqlite":
         return Database(f"sqlite:///{folder}/application.db")
-    database = Database(url())
+    database = Database(_mysql_of_this_process() if dialect == "mysql" else url())
     database.query("DROP TABLE IF EXISTS orders, open_idempotency_ledger, open_idempotency_ledger_stages")
     return database
+
+
+def _mysql_of_this_process() -> str:
+    assert MYSQL_URL is not None
+    given = sqlalchemy.make_url(MYSQL_URL)
+    name = f"{given.database}_ledger_{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
+    Database(MYSQL_URL).query(f"CREATE DATABASE IF NOT EXISTS {name} CHARACTER SET utf8mb4")
+    return given.set(database=name).render_as_string(hide_password=False)

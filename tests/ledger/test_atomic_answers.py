@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from open_idempotency import AnsweredBefore, LeaseLost, idem
+from open_idempotency import AnsweredBefore, ConfigurationError, LeaseLost, idem
 from open_idempotency._core.requests import Answer
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
 from tests.unit.stage_client import Client
@@ -133,3 +133,52 @@ async def test_awaited_a_committed_answer_is_the_answer(
     with client.request(), pytest.raises(AnsweredBefore):
         await once()
     assert awaited_database.orders() == 1
+
+
+# A block without an answer
+
+
+def silent(opened: Open) -> None:
+    """As a view does that returns early."""
+    with idem.atomic(opened.tx):
+        opened.execute(INSERT)
+
+
+@pytest.mark.parametrize("key", [b"0123456789abcdef", b""], ids=["", "without a key"])
+def test_a_block_that_ends_without_an_answer_is_told_before_the_commit(
+    client: Client, kind: str, database: Database, key: bytes
+) -> None:
+    """S-06: its rows would commit alone, and a retry would make them again. Told at the first trial, key or none."""
+    told = pytest.raises(ConfigurationError, match=r"block\.answer\(response\)")
+    with client.request(key=key), told, BLOCKING[kind][1](database) as opened:
+        silent(opened)
+    assert database.orders() == 0
+
+
+def test_a_block_without_an_answer_may_discard_it(client: Client, kind: str, database: Database) -> None:
+    """S-06: said aloud, it is no mistake."""
+    with client.request(), BLOCKING[kind][1](database) as opened, idem.atomic(opened.tx):
+        idem.discard()
+
+
+def test_what_a_block_raises_is_what_is_raised(client: Client, kind: str, database: Database) -> None:
+    """S-06: not that it has no answer."""
+
+    def fail(opened: Open) -> None:
+        with idem.atomic(opened.tx):
+            raise ZeroDivisionError
+
+    with client.request(), pytest.raises(ZeroDivisionError), BLOCKING[kind][1](database) as opened:
+        fail(opened)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.anyio
+async def test_awaited_a_block_that_ends_without_an_answer_is_told(
+    client: Client, awaited_kind: str, awaited_database: Database
+) -> None:
+    """S-06."""
+    with client.request(), pytest.raises(ConfigurationError, match=r"idem\.discard\(\)"):
+        async with AWAITED[awaited_kind][1](awaited_database) as opened, idem.atomic(opened.tx):
+            await opened.execute(INSERT)
+    assert awaited_database.orders() == 0

@@ -87,8 +87,8 @@ def test_what_has_expired_is_purged_in_batches(client: Client, kind: str, databa
     for number in range(5):
         with client.request(key=b"0123456789abcde%d" % number), BLOCKING[kind][1](database) as opened:
             place(opened)
-        if number == 3:
-            database.query("UPDATE open_idempotency_ledger SET expires_at = 1")
+        if number < 4:
+            database.query(f"UPDATE open_idempotency_ledger SET expires_at = {number} WHERE expires_at > 1000")
     purged = []
     for _ in range(3):
         with BLOCKING[kind][1](database) as opened:

@@ -12,5 +12,7 @@ import os
 _ASKED = os.environ.get("OI_TEST_PROOF", "")
 #: whether a long form was asked for
 FULL = bool(_ASKED)
+#: seconds after which a wait of the proof is given up; a processor that many share must not end a long form
+PATIENCE = 300.0 if FULL else 60.0
 #: of each form in each cell
 KEYS = 170 if _ASKED == "full" else int(_ASKED or "2")

@@ -22,6 +22,7 @@ import psycopg
 
 from open_idempotency.ledger import schema
 from tests.postgres_server import PostgresServer
+from tests.proof import PATIENCE
 from tests.servers import Server
 
 #: concurrent retries of each key, from two processes
@@ -29,12 +30,15 @@ RETRIES = 64
 PROCESSES = 2
 #: requests that die or freeze together
 GROUP = 10
+#: requests that wait for their death at the same moment, each with a connection, of which PostgreSQL has a hundred
+AT_ONCE = 30
 #: seconds for each step of a call; five of them have to fit into a lease
 TIMEOUT = 0.25
 
 _ROOT = Path(__file__).parent.parent.parent
-_PATIENCE = 60.0
-_FLUSHES = 0.15
+#: seconds to the first flush of a storm, and by how much each pause is longer than the one before: else a storm that
+#: has hardly a processor would never get through
+_FLUSHES, _GROWTH = 0.15, 1.05
 _ORDERS = "CREATE TABLE orders (name varchar(80) NOT NULL, number varchar(80) NOT NULL)"
 
 
@@ -77,7 +81,7 @@ class Site:
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
-            self._process.wait(_PATIENCE)
+            self._process.wait(PATIENCE)
         finally:
             self._process.kill()
             self._process.wait()
@@ -99,14 +103,17 @@ class Site:
         self._process.stdin.write(json.dumps([verb, argument]) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
-        assert line, "the server of workers failed; see its traceback"
-        return json.loads(line)
+        assert line, "the server of workers ended"
+        told = json.loads(line)
+        assert "error" not in told, f"{verb}: {told['error']}"
+        return told["answer"]
 
     def die(self, form: str, groups: list[tuple[Cell, list[str]]]) -> None:
         """Have workers killed, each at its point with all its keys."""
-        pids = [self._start(form, keys, len(keys), cell=cell) for cell, keys in groups]
-        ends = self._ask("end", pids)
-        assert ends == [signal.SIGKILL] * len(pids), "a worker did not come to its point"
+        for some in _shares(groups, AT_ONCE):
+            pids = [self._start(form, keys, len(keys), cell=cell) for cell, keys in some]
+            ends = self._ask("end", pids)
+            assert ends == [signal.SIGKILL] * len(pids), "a worker did not come to its point"
 
     def freeze(self, form: str, groups: list[tuple[Cell, list[str]]]) -> list[int]:
         """Have workers stop themselves, each at its point with all its keys."""
@@ -145,9 +152,11 @@ class Site:
         over = threading.Event()
 
         def flush() -> None:
+            pause = _FLUSHES
             with self._records.connect() as client:
-                while not over.wait(_FLUSHES):
+                while not over.wait(pause):
                     client.flushall()
+                    pause *= _GROWTH
 
         self.flush()
         thread = threading.Thread(target=flush)
@@ -156,11 +165,11 @@ class Site:
             yield
         finally:
             over.set()
-            thread.join(_PATIENCE)
+            thread.join(PATIENCE)
 
     def wait_for_the_frozen(self) -> None:
         """Return when a retry waits for the row that a frozen worker has locked."""
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         with self.connect() as connection:
             while time.monotonic() < deadline:
                 found = connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
@@ -208,3 +217,14 @@ def groups_of(cell: Cell, count: int) -> list[tuple[Cell, list[str]]]:
 def keys_of(groups: list[tuple[Cell, list[str]]]) -> list[str]:
     """All of them."""
     return [key for _, keys in groups for key in keys]
+
+
+def _shares(groups: list[tuple[Cell, list[str]]], most: int) -> Iterator[list[tuple[Cell, list[str]]]]:
+    """The groups in order, as many together as have ``most`` keys."""
+    share: list[tuple[Cell, list[str]]] = []
+    for group in groups:
+        if share and len(keys_of([*share, group])) > most:
+            yield share
+            share = []
+        share.append(group)
+    yield share

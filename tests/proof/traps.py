@@ -10,6 +10,8 @@ import asyncio
 import signal
 import threading
 
+from tests.proof import PATIENCE
+
 BEFORE_CLAIM = "before the claim"
 #: the transaction has begun and has written nothing
 AFTER_CLAIM = "after the claim"
@@ -23,8 +25,6 @@ AFTER_COMPLETION = "after completion and before the answer"
 POINTS = (BEFORE_CLAIM, AFTER_CLAIM, IN_TRANSACTION, BEFORE_COMMIT, AFTER_COMMIT, AFTER_COMPLETION)
 #: where a frozen worker is in the middle of its transaction
 FREEZING_POINTS = (AFTER_CLAIM, IN_TRANSACTION, BEFORE_COMMIT)
-
-_PATIENCE = 60.0
 
 
 class Trap:
@@ -44,7 +44,7 @@ class Trap:
             return
         if self._arrived():
             self._spring()
-        elif not self._thawed.wait(_PATIENCE):
+        elif not self._thawed.wait(PATIENCE):
             raise TimeoutError(f"not every request came to the point {point!r}")
 
     async def aat(self, point: str) -> None:
@@ -56,7 +56,7 @@ class Trap:
             self._spring()
             self._thawed_here.set()
         else:
-            await asyncio.wait_for(self._thawed_here.wait(), _PATIENCE)
+            await asyncio.wait_for(self._thawed_here.wait(), PATIENCE)
 
     def _arrived(self) -> bool:
         with self._lock:

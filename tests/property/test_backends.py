@@ -16,6 +16,7 @@ from open_idempotency.backends.redis import RedisBackend
 from open_idempotency.backends.sqlite import SqliteBackend
 from open_idempotency.conformance import ManualClock, check_against_model
 from tests.conftest import SERVER_KINDS
+from tests.contract.on_postgres import BatchingPostgres, emptied
 from tests.effort import times
 from tests.postgres_server import PostgresServer
 
@@ -43,37 +44,54 @@ def test_memory_keeps_to_the_model(colour: str) -> None:
     check(lambda clock: MemoryBackend(clock=clock), colour)
 
 
-@pytest.mark.parametrize("colour", COLOURS)
-def test_sqlite_keeps_to_the_model(colour: str, tmp_path: Path) -> None:
-    """B-12: the real statements, on a database of its own for each history."""
+@pytest.mark.parametrize(
+    ("colour", "coalesce"), [*((colour, True) for colour in COLOURS), ("sync", False), ("asyncio", False)]
+)
+def test_sqlite_keeps_to_the_model(colour: str, coalesce: bool, tmp_path: Path) -> None:
+    """B-12: the real statements, on a database of its own for each history, in shared transactions and one by one."""
     numbers = itertools.count()
 
     def make(clock: ManualClock) -> Backend:
-        return SqliteBackend(str(tmp_path / f"{next(numbers)}.db"), synchronous="normal", timeout=20, clock=clock)
+        path = str(tmp_path / f"{next(numbers)}.db")
+        return SqliteBackend(path, synchronous="normal", timeout=20, coalesce=coalesce, clock=clock)
 
-    check(make, colour)
+    check(make, colour, share=1.0 if coalesce else 0.5)
 
 
-@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize(("colour", "coalesce"), [*((colour, True) for colour in COLOURS), ("asyncio", False)])
 @pytest.mark.parametrize("kind", SERVER_KINDS)
-def test_the_redis_scripts_keep_to_the_model(colour: str, kind: str, request: pytest.FixtureRequest) -> None:
-    """B-12: the real scripts, on the newest server and on the oldest."""
+def test_the_redis_scripts_keep_to_the_model(
+    colour: str, coalesce: bool, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """B-12: the real scripts, on the newest server and on the oldest; in batches and one by one."""
     url: str = request.getfixturevalue(f"{kind}_url")
 
     def make(clock: ManualClock) -> Backend:
-        return RedisBackend(url, prefix=f"model:{secrets.token_hex(8)}:", timeout=10, clock=clock)
+        prefix = f"model:{secrets.token_hex(8)}:"
+        return RedisBackend(url, prefix=prefix, timeout=10, coalesce=coalesce, clock=clock)
 
-    check(make, colour)
+    check(make, colour, share=1.0 if coalesce else 0.5)
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-def test_the_postgres_functions_keep_to_the_model(colour: str, postgres18: PostgresServer) -> None:
-    """B-12: the real functions, on tables that are emptied for each history."""
+@pytest.mark.parametrize("version", [16, 18])
+def test_the_postgres_functions_keep_to_the_model(colour: str, version: int, request: pytest.FixtureRequest) -> None:
+    """B-12: the real functions, on tables that are emptied for each history; the same ones on both versions."""
+    server: PostgresServer = request.getfixturevalue(f"postgres{version}")
 
     def make(clock: ManualClock) -> Backend:
-        with postgres18.connect() as connection:
+        with server.connect() as connection:
             connection.execute("DELETE FROM open_idempotency.records")
             connection.execute("DELETE FROM open_idempotency.reservations")
-        return PostgresBackend(postgres18.url(), timeout=10, clock=clock)
+        return PostgresBackend(server.url(), timeout=10, clock=clock)
 
-    check(make, colour, share=0.4)
+    check(make, colour, share=0.25)
+
+
+def test_batches_on_postgres_keep_to_the_model(postgres16: PostgresServer) -> None:
+    """B-12: every claim, stage and completion in a batch; what the batch leaves goes alone."""
+
+    def make(clock: ManualClock) -> Backend:
+        return BatchingPostgres(emptied(postgres16), timeout=10, clock=clock)
+
+    check(make, "sync", share=0.4)

@@ -16,14 +16,18 @@ from open_idempotency.backend import (
     Lease,
     Leased,
     Mismatch,
+    OverQuota,
     Record,
     Refused,
     Release,
     Renew,
     Renewal,
+    Reserve,
+    ReserveAnswer,
     SaveStage,
     StageSaved,
     Status,
+    Unreserve,
 )
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import LeaseLost
@@ -245,6 +249,40 @@ class ResponseOfAnEarlierAttempt(_Wrong):
         if before is not None and record is not None and before.response and not isinstance(answer, Refused):
             self.put(replace(record, response=before.response))
         return answer
+
+
+class AdmitsOneKeyTooMany(_Wrong):
+    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+        return super().reserve(replace(c, limit=c.limit + 1))
+
+
+class RefusesAKeyThatCounts(_Wrong):
+    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+        others = replace(c, record_id=c.record_id + b"again")
+        answer = super().reserve(others)
+        self.unreserve(Unreserve(c.scope_id, others.record_id))
+        return answer if isinstance(answer, OverQuota) else super().reserve(c)
+
+
+class PlacesEndTooSoon(_Wrong):
+    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+        return super().reserve(replace(c, ttl=c.ttl / 4))
+
+
+class PlacesEndTooLate(_Wrong):
+    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+        return super().reserve(replace(c, ttl=c.ttl * 4))
+
+
+class TellsTheWrongEnd(_Wrong):
+    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+        answer = super().reserve(c)
+        return OverQuota(answer.remaining + 100) if isinstance(answer, OverQuota) else answer
+
+
+class GivesNoPlaceBack(_Wrong):
+    def unreserve(self, c: Unreserve, /) -> None:
+        pass
 
 
 WRONG = sorted(_Wrong.__subclasses__(), key=lambda kind: kind.__name__)

@@ -111,9 +111,11 @@ def interrupt() -> None:
         nonlocal drained
         drain(timeout=0.5)
         drained += 1
+        # Armed again at the end, so that on a slow machine the handlers do not interrupt each other without end.
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
 
     signal.signal(signal.SIGALRM, handle)
-    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.002)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005)
     number = 0
     while drained < 200:
         number += 1

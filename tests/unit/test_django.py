@@ -282,6 +282,48 @@ def test_a_replay_is_what_was_stored_whatever_inner_middleware_does_to_it(send: 
     assert again["X-Request-ID"] == "second"
 
 
+def _other_status(response: HttpResponse) -> None:
+    response.status_code = 299
+
+
+def _other_field(response: HttpResponse) -> None:
+    response["Content-Type"] = "text/other"
+
+
+def _one_more_field(response: HttpResponse) -> None:
+    response["X-More"] = "1"
+
+
+def _other_body(response: HttpResponse) -> None:
+    response.content = b"enod"
+
+
+ALTERATIONS = [_other_status, _other_field, _one_more_field, _other_body]
+
+
+def altering(get_response: Any) -> Any:
+    """An inner middleware that changes one thing of a replay: the one whose number the request says."""
+
+    def middleware(request: HttpRequest) -> Any:
+        response = get_response(request)
+        if REPLAYED in response:
+            ALTERATIONS[int(request.headers["X-Alteration"])](response)
+        return response
+
+    return middleware
+
+
+@both_chains
+@pytest.mark.parametrize("number", range(len(ALTERATIONS)))
+def test_a_replay_that_is_changed_in_one_thing_is_sent_as_it_was_stored(send: Send, number: int) -> None:
+    """R-01: one that nobody has changed is sent as it was made, so each thing has to be looked at."""
+    with project(lambda request: HttpResponse("done"), MIDDLEWARE=[OURS, f"{__name__}.altering"]):
+        first = send()
+        again = send(headers={"X-Alteration": str(number)})
+    assert (again.status_code, again.content, again["Content-Type"]) == (200, b"done", first["Content-Type"])
+    assert "X-More" not in again
+
+
 def refusing(get_response: Any) -> Any:
     """An inner middleware that lets nobody pass."""
     return lambda request: HttpResponse(status=403)

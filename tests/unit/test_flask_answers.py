@@ -56,6 +56,60 @@ def test_a_replay_is_what_was_stored_and_the_moments_own_fields(app: Flask, back
     assert closed == [0, 1]
 
 
+def _other_status(response: Response) -> None:
+    response.status_code = 299
+
+
+def _other_field(response: Response) -> None:
+    response.headers["Content-Type"] = "text/other"
+
+
+def _one_more_field(response: Response) -> None:
+    response.headers.add("X-More", "1")
+
+
+def _other_body(response: Response) -> None:
+    response.response = [b"ydob"]
+
+
+@pytest.mark.parametrize("change", [_other_status, _other_field, _one_more_field, _other_body])
+def test_a_replay_that_is_changed_in_one_thing_is_sent_as_it_was_stored(
+    app: Flask, backend: MemoryBackend, change: Callable[[Response], None]
+) -> None:
+    """R-01: one that nobody has changed is sent as it was made, so each thing has to be looked at."""
+    view(app, lambda: ("body", 201))
+    Idempotency(app, backend)
+
+    @app.after_request
+    def alter(response: Response) -> Response:
+        if replayed(response):
+            change(response)
+        return response
+
+    first, second = post(app), post(app)
+    assert (second.status_code, second.text, second.content_type) == (201, "body", first.content_type)
+    assert "X-More" not in second.headers
+
+
+def test_a_replay_that_nobody_changes_is_made_once(app: Flask, backend: MemoryBackend) -> None:
+    """R-01: what is counted here is time."""
+    made: list[int] = []
+
+    class Counted(Response):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            if type(self) is Counted:  # and not the test client's own
+                made.append(self.status_code)
+
+    app.response_class = Counted
+    view(app, lambda: ("body", 201))
+    Idempotency(app, backend)
+    post(app)
+    made.clear()
+    assert replayed(post(app))
+    assert made == [201]
+
+
 def test_after_request_functions_registered_earlier_are_part_of_the_answer(app: Flask, backend: MemoryBackend) -> None:
     """R-01: the answer is stored as it leaves, whatever the order of set-up."""
     app.after_request(lambda response: response.headers.add("X-Early", "1") or response)

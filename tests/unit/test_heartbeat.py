@@ -20,10 +20,10 @@ from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._core.commands import Claim, Renew
 from open_idempotency._core.models import Leased, Renewal
-from open_idempotency._perform.heartbeat import BATCH, IDLE_LOOKS, Heartbeat
+from open_idempotency._perform.heartbeat import BATCH, IDLE_LOOKS, Heartbeat, _Beats, _Watched
 from open_idempotency.exceptions import BackendUnavailable
 from open_idempotency.policy import IdempotencyPolicy
-from tests.unit.builders import PRINT, Clock, Listener, RecordingBackend, eventually
+from tests.unit.builders import PRINT, Clock, Listener, RecordingBackend, attempt_of, eventually, lease_of
 
 FORK_SCRIPT = Path(__file__).with_name("fork_heartbeat.py")
 
@@ -132,6 +132,68 @@ def test_many_leases_are_renewed_in_batches(desk: Desk) -> None:
     assert BATCH == 500
     assert max(counts) <= BATCH
     eventually(lambda: sum(count for _, count in desk.backend.renewals) >= 2 * BATCH + 7)
+
+
+def test_leases_that_are_nearly_due_fill_a_call_that_goes_out_anyway(desk: Desk) -> None:
+    """LIMITS 6: requests that began at different moments come to be renewed in full calls."""
+    beats = _Beats(desk.backend)
+    for number, due in enumerate([5.0, 12.0, 14.0]):
+        entry = _Watched(attempt_of(), lease_of(), 0.0)
+        entry.due, entry.early = due, due - 2.5
+        beats._watched[b"%d" % number] = entry
+    assert [entry.due for entry in beats._due(10.0)] == [5.0, 12.0]
+    assert beats._due(4.0) == []
+
+
+def test_a_call_is_filled_no_further_than_it_has_room(desk: Desk) -> None:
+    """B-04, LIMITS 6: one call for 500, not a second one for what is not due."""
+    beats = _Beats(desk.backend)
+    for number in range(BATCH + 3):
+        entry = _Watched(attempt_of(), lease_of(), 0.0)
+        entry.due, entry.early = (5.0 if number < 2 else 12.0), 2.5
+        beats._watched[b"%d" % number] = entry
+    assert len(beats._due(10.0)) == BATCH
+
+
+def test_no_lease_is_renewed_early_before_its_first_beat(desk: Desk) -> None:
+    """LIMITS 1: another request's beat costs a short handler no renewal."""
+    desk.admit(b"running", lease=0.3)
+    desk.backend.await_beats()
+    before = time.monotonic()
+    desk.admit(b"new", lease=0.3)
+    eventually(lambda: 2 in [count for _, count in desk.backend.renewals])
+    first = next(at for at, count in desk.backend.renewals if count == 2)
+    assert first - before >= 0.1
+
+
+def test_a_backend_that_hangs_delays_no_beat_of_another() -> None:
+    """L-01, I11: each backend has a thread of its own, as each may be slow for itself."""
+    hanging, other = Desk(HangingBackend()), Desk()
+    try:
+        hanging.admit()
+        assert isinstance(hanging.backend, HangingBackend)
+        assert hanging.backend.entered.wait(10.0)
+        other.admit()
+        other.backend.await_beats(3)
+        assert not hanging.backend.go_on.is_set()
+    finally:
+        hanging.backend.go_on.set()
+        hanging.close()
+        other.close()
+
+
+class HangingBackend(RecordingBackend):
+    """A backend whose renewals answer when they are told to."""
+
+    def __init__(self) -> None:
+        super().__init__(clock=Clock())
+        self.entered, self.go_on = threading.Event(), threading.Event()
+
+    def renew(self, c: Renew, /) -> Sequence[Renewal]:
+        """Hang, and say so."""
+        self.entered.set()
+        self.go_on.wait(30.0)
+        return super().renew(c)
 
 
 def test_a_lost_lease_marks_its_attempt_and_is_told_once(desk: Desk) -> None:

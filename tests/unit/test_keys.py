@@ -18,6 +18,7 @@ from open_idempotency._core.keys import (
     find_key,
     key_names,
     parse_key,
+    parse_value,
     record_id,
 )
 from open_idempotency._core.requests import Request
@@ -118,6 +119,42 @@ def test_any_bytes_give_a_bounded_printable_key_or_are_refused(value: bytes) -> 
             text, limit = str(error), 400
         assert text is not None
         assert re.fullmatch(f"[ -~]{{1,{limit}}}", text)
+
+
+def assert_ways_agree(value: bytes) -> None:
+    """A field is read, or refused, as the parser alone would."""
+    for policy in (LENIENT, STRICT):
+        try:
+            whole = parse_value(value, policy.profile)
+        except KeyRejected:
+            whole = None
+        try:
+            assert parse(value, policy) == whole
+        except KeyRejected:
+            assert whole is None
+
+
+# Bytes near the forms that are read quickly: quotes and escapes in odd places, keys about as long as they may be.
+NEARLY_PLAIN = st.one_of(
+    st.binary(max_size=40),
+    st.lists(st.sampled_from([b'"', b"\\", b" ", b"\t", b"a", b",", b";", b"~", b"!", b"\x7f", b"\n"]), max_size=9).map(
+        b"".join
+    ),
+    st.builds(lambda n, quote: quote + b"k" * n + quote, st.integers(250, 260), st.sampled_from([b"", b'"'])),
+)
+
+
+@given(NEARLY_PLAIN)
+def test_the_quick_way_of_reading_a_field_agrees_with_the_parser(value: bytes) -> None:
+    """H-01 to H-10: the common forms do not go through the parser, and are read as it would."""
+    assert_ways_agree(value)
+
+
+@pytest.mark.parametrize("form", [b'"a%bc"', b"a%bc", b'"%b"', b"%b"])
+def test_each_octet_is_read_quickly_as_the_parser_reads_it(form: bytes) -> None:
+    """H-09: in a key, and as the whole of one."""
+    for octet in range(256):
+        assert_ways_agree(form % bytes([octet]))
 
 
 @given(st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=255))

@@ -345,3 +345,15 @@ def test_an_inner_middleware_with_another_header_leaves_the_request_alone(adapte
     assert [outer("/charges", key=KEY), outer("/ping", key=KEY + "2")] == [200, 200]
     assert inner.active == ["recorded", "recorded"]
     assert len(list(backend.scan())) == 2
+
+
+def test_what_is_remembered_of_a_path_is_not_said_of_another_spelling() -> None:
+    """Section 4: one decoded path, two ways of sending it; both again, when each is known."""
+    app = Asgi({"/payments/{id}": REQUIRED})
+    assert [app(path) for path in ("/payments/a/b", "/payments/a%2Fb") * 2] == [200, 400, 200, 400]
+
+
+def test_a_path_of_any_length_has_its_rule() -> None:
+    """Section 4: what is too long to be remembered is looked up each time."""
+    app = Asgi({"/payments/{id}": REQUIRED})
+    assert [app("/payments/" + "x" * length) for length in (10, 240, 250, 5_000)] == [400] * 4

@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from fastapi import Depends, FastAPI
+from fastapi import __version__ as fastapi_version
 from starlette.applications import Starlette
 from starlette.authentication import AuthCredentials, AuthenticationBackend, BaseUser, SimpleUser, UnauthenticatedUser
 from starlette.background import BackgroundTask
@@ -323,6 +324,8 @@ async def test_a_background_task_that_raises_changes_nothing() -> None:
 
 # FastAPI
 
+FASTAPI = tuple(int(part) for part in fastapi_version.split(".")[:2])
+
 
 def opened_session(request: Request) -> Iterator[str]:
     """A dependency that records a stage, and tries to record another one at its end."""
@@ -334,6 +337,7 @@ def opened_session(request: Request) -> Iterator[str]:
         request.app.state.codes.append(error.code)
 
 
+@pytest.mark.skipif(FASTAPI < (0, 118), reason="FastAPI before 0.118 cleans up before it answers")
 async def test_dependencies_with_yield_see_the_request_until_it_is_answered() -> None:
     """Section 8, S-03: a dependency's set-up may record stages, its clean-up comes after the answer."""
     app = FastAPI()

@@ -298,7 +298,7 @@ async def test_a_task_that_is_cancelled_while_it_waits_leaves_nothing_behind() -
     (record,) = memory.scan()
     with anyio.move_on_after(0.01):
         await memory.to_async().wait(Wait(record.record_id, LONG, LONG))
-    assert not memory._table._waiters.get()
+    assert not memory._table._here.get().waiters
 
 
 def test_a_wait_for_a_record_that_completed_does_not_wait() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from open_idempotency._wsgi.environ import read_request
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.wsgi import IdempotencyMiddleware
 from tests.unit.wsgi_server import (
@@ -173,3 +174,29 @@ def test_an_inner_middleware_leaves_a_protected_request_alone(backend: MemoryBac
     middleware = IdempotencyMiddleware(IdempotencyMiddleware(hello, backend), backend)
     assert serve(middleware).status == "201 Created"
     assert len(list(backend.scan())) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        (b"content-type", [b"text/plain"]),
+        (b"content-length", []),  # an empty one is none
+        (b"authorization", [b"Bearer a"]),
+        (b"x-two-words", [b"caf\xe9"]),
+        (b"x_two_words", []),  # no name of a field that an environ has
+        (b"x-absent", []),
+    ],
+)
+def test_a_field_looked_up_by_itself_is_the_one_among_all(name: bytes, values: list[bytes]) -> None:
+    """Section 5: the fingerprint, the scope and a user's own callable see the same fields, however they ask."""
+    fields = {
+        "CONTENT_TYPE": "text/plain",
+        "CONTENT_LENGTH": "",
+        "HTTP_CONTENT_TYPE": "text/again",
+        "HTTP_AUTHORIZATION": "Bearer a",
+        "HTTP_X_TWO_WORDS": "caf\xe9",
+    }
+    request = read_request(environ(**fields), None)
+    assert request.header(name) == values
+    assert [value for field, value in request.headers if field == name] == values
+    assert request.header(name) == values

@@ -14,4 +14,6 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "spooling": {"max_request_bytes": 2**31, "spool_bytes": 2**20},
     # The slowest call, which is some times the timeout, has to be shorter than the lease.
     "brisk": {"lease": BRISK_LEASE, "options": "timeout=0.25"},
+    # To connect takes PostgreSQL a process of its own, and some messages.
+    "brisk-postgres": {"lease": BRISK_LEASE, "options": "timeout=0.4"},
 }

@@ -19,7 +19,7 @@ from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.fingerprint import fingerprint
 from open_idempotency._core.keys import by_credentials, caller_scope, parse_key, record_id, scope_id
 from open_idempotency._core.models import Busy, ClaimAnswer, Finished, Lease, Leased, Mismatch, Refused, Stage
-from open_idempotency._core.quotas import reserve
+from open_idempotency._core.quotas import reserve, take_back
 from open_idempotency._core.rendering import render
 from open_idempotency._core.requests import Answer, Body, Headers, Request
 from open_idempotency._core.sealing import ANSWER, FAILURE, unseal, unseal_stage
@@ -85,14 +85,14 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
     except BodyTooLarge:
         return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
     claim = Claim(
-        record_id=record_id(scope, key, request, policy),
-        fingerprint=fingerprint(request, policy),
-        owner=intake.owner,
-        lease=policy.lease,
-        ttl=policy.ttl,
-        resume_failed=policy.on_failed == "resume",
-        resume_abandoned=policy.on_abandoned == "resume",
-        max_attempts=policy.max_attempts,
+        record_id(scope, key, request, policy),
+        fingerprint(request, policy),
+        intake.owner,
+        policy.lease,
+        policy.ttl,
+        policy.on_failed == "resume",
+        policy.on_abandoned == "resume",
+        policy.max_attempts,
     )
     if by_credentials(scope) and intake.advice.due():
         yield from warn(policy, events.CredentialScoped(events.short(claim.record_id)))
@@ -108,11 +108,16 @@ def _begin_reserved(
     """Count the key towards its caller's quota before the claim; a caller over it makes no record."""
     try:
         problem = yield from reserve(place, policy)
-    except (BackendUnavailable, RecordUnreadable) as error:
+        if problem is not None:
+            return _refuse(problem, request, policy)
+        admission = yield from _begin(claim, request, policy)
+    except (BackendUnavailable, RecordUnreadable) as error:  # of the reservation: those of the claim are answered
         return (yield from _without_backend(error, "reserve", claim, request, policy))
-    if problem is not None:
-        return _refuse(problem, request, policy)
-    admission = yield from _begin(claim, request, policy)
+    except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
+        raise
+    except BaseException:
+        yield from take_back(place, policy)
+        raise
     if isinstance(admission, Attempt):
         admission.scope_id = place.scope_id
     return admission
@@ -149,44 +154,46 @@ def _without_backend(
 def _answer_claim(
     answer: ClaimAnswer, claim: Claim, request: Request, policy: IdempotencyPolicy
 ) -> Steps[Attempt | Answer]:
-    record = events.short(claim.record_id)
     match answer:
         case Leased(lease, stages, asked):
-            try:
-                stages = _readable(stages, lease, policy)
-            except RecordUnreadable:
-                yield from _give_back(lease, policy)
-                raise
-            yield from tell(policy, events.Claimed, record, lease.attempt)
+            if stages:
+                stages = yield from _readable(stages, lease, policy)
+            if policy.on_event is not None:
+                yield from tell(policy, events.Claimed, lease.record_id, lease.attempt)
             attempt = Attempt.of(lease, stages, policy, _instance(request))
             attempt.confirmed(asked)
             return attempt
         case Finished(frame):
             return (yield from _replay(frame, ANSWER, claim, request, policy))
         case Busy() as busy:
-            yield from tell(policy, events.Conflicted, record, busy.remaining)
+            yield from tell(policy, events.Conflicted, claim.record_id, busy.remaining)
             return _refuse(problems.in_progress(busy), request, policy)
         case Mismatch():
-            yield from tell(policy, events.KeyReused, record)
+            yield from tell(policy, events.KeyReused, claim.record_id)
             return _refuse(problems.key_reused(), request, policy)
         case Refused(reason, _, frame):
             if frame is not None and policy.on_failed == "replay":
                 return (yield from _replay(frame, FAILURE, claim, request, policy))
-            yield from tell(policy, events.Rejected, record, reason.value)
+            yield from tell(policy, events.Rejected, claim.record_id, reason.value)
             return _refuse(problems.outcome_unknown(reason), request, policy)
 
 
-def _readable(stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy) -> tuple[Stage, ...]:
+def _readable(stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy) -> Steps[tuple[Stage, ...]]:
     """The stages in plain form. Raises here where one cannot be read: the view would be halfway through (B-08b)."""
-    plain = tuple([unseal_stage(stage, lease, policy) for stage in stages])
-    for stage in plain:
-        decode_stage(stage.frame)
+    try:
+        plain = tuple([unseal_stage(stage, lease, policy) for stage in stages])
+        for stage in plain:
+            decode_stage(stage.frame)
+    except RecordUnreadable:
+        yield from _give_back(lease, policy)
+        raise
     return plain
 
 
 def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Answer]:
     stored = decode_response(unseal(frame, kind, claim, policy))
-    yield from tell(policy, events.Replayed, events.short(claim.record_id), stored.status)
+    if policy.on_event is not None:
+        yield from tell(policy, events.Replayed, claim.record_id, stored.status)
     return sendable(stored, _instance(request), policy)
 
 
@@ -221,7 +228,8 @@ def _claim_patiently(claim: Claim, busy: Busy, patience: float, policy: Idempote
 
 def _claim(claim: Claim, policy: IdempotencyPolicy) -> Steps[ClaimAnswer]:
     try:
-        return (yield from ask(claim))
+        answer: ClaimAnswer = yield claim
+        return answer
     except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
         raise
     except BaseException:

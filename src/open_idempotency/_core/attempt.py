@@ -11,6 +11,7 @@ from math import inf
 from types import MappingProxyType
 
 from open_idempotency._core.models import Lease, Stage
+from open_idempotency._core.requests import Answer
 from open_idempotency.exceptions import (
     AlreadyCompleted,
     AnsweredBefore,
@@ -55,8 +56,10 @@ class Attempt:
     lost: bool = False
     #: what stopped the view before its own end: a stage in doubt, or a ledger that knows another request or the answer
     stopped: OutcomeUnknown | KeyReused | AnsweredBefore | None = None
-    #: this attempt has put its answer into a ledger
-    answered: bool = False
+    #: this attempt has put its answer into a ledger: the answer, what is stored of it, and whether its body is in that
+    answered: tuple[Answer, bytes, bool] | None = None
+    #: what ``store=`` said, of which status; it is asked once
+    stored: tuple[int, bool | None] | None = None
     #: seconds on the monotonic clock until which the lease is known to last
     sure_until: float = inf
     #: the view's wish: True to store the answer, False to discard it, None for the policy's rule

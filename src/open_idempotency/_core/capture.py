@@ -5,6 +5,8 @@ from __future__ import annotations
 from open_idempotency._core.replay import BODILESS
 from open_idempotency._core.requests import Answer, Headers
 
+_LENGTH = len(b"content-length")
+
 
 class Capture:
     """Collects one response. A body that outgrows ``max_bytes`` is let go, and becomes a tombstone (R-04, O-11)."""
@@ -63,5 +65,7 @@ def _promised_bytes(status: int, headers: Headers) -> int | None:
     """How long the body is going to be; None where only its end tells."""
     if status in BODILESS:
         return 0
-    length = next((value for name, value in headers if name.lower() == b"content-length"), b"")
-    return int(length) if length.isdigit() else None
+    for name, value in headers:
+        if len(name) == _LENGTH and name.lower() == b"content-length":
+            return int(value) if value.isdigit() else None
+    return None

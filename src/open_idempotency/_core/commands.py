@@ -96,6 +96,13 @@ class Get(Command[Record | None]):
 
 
 @dataclass(slots=True)
+class Forget(Command[bool]):
+    """Delete a record whatever its state; whether there was one. Compares no token: the engine makes sure before."""
+
+    record_id: bytes
+
+
+@dataclass(slots=True)
 class Reserve(Command[ReserveAnswer]):
     """Count a key towards its caller's quota, unless ``limit`` others count already. Comes before the claim.
 

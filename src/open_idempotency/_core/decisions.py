@@ -142,18 +142,38 @@ def _take_again(record: Record, c: Claim, now: float) -> tuple[Leased, Record]:
 
 
 def _in_progress(lease: Lease, now: float, stages: tuple[Stage, ...] = ()) -> Record:
+    end = now + lease.duration
     return Record(
-        record_id=lease.record_id,
-        fingerprint=lease.fingerprint,
-        status=Status.IN_PROGRESS,
-        owner=lease.owner,
-        token=lease.token,
-        attempt=lease.attempt,
-        claimed_at=now,
-        lease_end=now + lease.duration,
-        ttl=lease.ttl,
-        expires_at=now + lease.duration + lease.ttl,
+        lease.record_id,
+        lease.fingerprint,
+        Status.IN_PROGRESS,
+        lease.owner,
+        lease.token,
+        lease.attempt,
+        now,
+        end,
+        lease.ttl,
+        end + lease.ttl,
         stages=stages,
+    )
+
+
+def _ended(record: Record, status: Status, response: bytes | None, now: float, *, final: bool = False) -> Record:
+    """The record as it is kept after the attempt: for its TTL from now."""
+    return Record(
+        record.record_id,
+        record.fingerprint,
+        status,
+        record.owner,
+        record.token,
+        record.attempt,
+        record.claimed_at,
+        now,
+        record.ttl,
+        now + record.ttl,
+        final,
+        response,
+        record.stages,
     )
 
 
@@ -211,14 +231,7 @@ def complete(record: Record | None, c: Complete, now: float) -> tuple[Completed,
     if found is State.COMPLETED and record is not None:
         return Completed(), record
     kept = record if record and found is not State.ABSENT else _in_progress(c.lease, now)
-    done = replace(
-        kept,
-        status=Status.COMPLETED,
-        response=c.response,
-        lease_end=now,
-        expires_at=now + kept.ttl,
-    )
-    return Completed(recreated=found is State.ABSENT), done
+    return Completed(found is State.ABSENT), _ended(kept, Status.COMPLETED, c.response, now)
 
 
 def fail(record: Record | None, c: Fail, now: float) -> tuple[None, Record | None]:
@@ -226,14 +239,7 @@ def fail(record: Record | None, c: Fail, now: float) -> tuple[None, Record | Non
     found, after = _owned(record, c.lease, Fail, now)
     if record is None or found is after:
         return None, record
-    return None, replace(
-        record,
-        status=Status.FAILED,
-        final=c.final,
-        response=c.response,
-        lease_end=now,
-        expires_at=now + record.ttl,
-    )
+    return None, _ended(record, Status.FAILED, c.response, now, final=c.final)
 
 
 def release(record: Record | None, c: Release, now: float) -> tuple[None, Record | None]:

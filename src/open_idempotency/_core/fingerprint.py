@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 
 from open_idempotency._core.canonical_json import NotCanonical, canonical_json
 from open_idempotency._core.keys import digest
@@ -22,11 +23,6 @@ def fingerprint(request: Request, policy: IdempotencyPolicy) -> bytes:
     """The request's fingerprint: 33 bytes, a version byte and a SHA-256 (HMAC when the policy has a secret)."""
     content_type = b", ".join(request.header(b"content-type"))
     media_type = content_type.partition(b";")[0].strip().lower()
-    # One part for each field, so that the values of one cannot pass for another field.
-    headers = [
-        digest(None, name, *request.header(name))
-        for name in (field.lower().encode() for field in policy.fingerprint_headers)
-    ]
     return VERSION + digest(
         policy.secret,
         request.method.encode(),
@@ -34,8 +30,14 @@ def fingerprint(request: Request, policy: IdempotencyPolicy) -> bytes:
         request.query,
         media_type,
         _body(request, policy, media_type, content_type),
-        *headers,
+        *(_headers(request, policy.fingerprint_headers) if policy.fingerprint_headers else ()),
     )
+
+
+def _headers(request: Request, fields: Sequence[str]) -> list[bytes]:
+    """One part for each field, so that the values of one cannot pass for another field."""
+    names = [field.lower().encode() for field in fields]
+    return [digest(None, name, *request.header(name)) for name in names]
 
 
 def _body(request: Request, policy: IdempotencyPolicy, media_type: bytes, content_type: bytes) -> bytes:
@@ -53,8 +55,9 @@ def _body(request: Request, policy: IdempotencyPolicy, media_type: bytes, conten
 
 
 def _exact(body: Body) -> bytes:
-    sha = hashlib.sha256()
-    for chunk in body.chunks():
+    chunks = iter(body.chunks())
+    sha = hashlib.sha256(next(chunks, b""))
+    for chunk in chunks:
         sha.update(chunk)
     return sha.digest()
 

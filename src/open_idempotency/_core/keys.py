@@ -10,6 +10,7 @@ import base64
 import hashlib
 import hmac
 import re
+from collections.abc import Callable, Mapping
 
 import http_sf
 
@@ -21,7 +22,14 @@ MAX_KEY_OCTETS = 255
 MIN_ANONYMOUS_OCTETS = 16
 # Escapes can double a key's length, quotes add two, and parameters want some room; beyond it nothing is parsed.
 MAX_FIELD_OCTETS = 1024
-_BARE = re.compile(rb"[!#-+\--:<-\[\]-~]{1,255}")
+_BARE = rb"[!#-+\--:<-\[\]-~]{1,255}"
+# A String with nothing in it that is escaped, and nothing around it: what clients send.
+_PLAIN_STRING = rb'"[ !#-\[\]-~]{1,255}"'
+_is_bare = re.compile(_BARE).fullmatch
+_is_plain: Mapping[str, Callable[[bytes], re.Match[bytes] | None]] = {
+    "strict": re.compile(_PLAIN_STRING).fullmatch,
+    "lenient": re.compile(_PLAIN_STRING + rb"|" + _BARE).fullmatch,
+}
 _DIGEST_PARAMETER = b"oi-record-1"
 _SCOPE_PARAMETER = b"oi-scope-1"
 _BY_CREDENTIALS = "authorization:"
@@ -47,29 +55,38 @@ def parse_key(fields: Headers, policy: IdempotencyPolicy) -> str | None:
             raise KeyRequired(f"send an {policy.header} header; this route requires it")
         return None
     if len(fields) == 1:
-        return _parse_field(fields[0][1], policy)
+        return _read_field(fields[0][1], policy)
     if len({name for name, _ in fields}) < len(fields):
         raise KeyRejected(f"send one {policy.header} field line, not {len(fields)}")
-    keys = {_parse_field(value, policy) for _, value in fields}
+    keys = {_read_field(value, policy) for _, value in fields}
     if len(keys) > 1:
         raise KeyRejected(f"{policy.header} and its alias carry different keys")
     return keys.pop()
 
 
-def _parse_field(value: bytes, policy: IdempotencyPolicy) -> str:
-    key = _parse_item(value.strip(b" \t"), policy)
+def _read_field(value: bytes, policy: IdempotencyPolicy) -> str:
+    # No quote is inside of what is plain.
+    plain = _is_plain[policy.profile](value)
+    key = parse_value(value, policy.profile) if plain is None else value.strip(b'"').decode("ascii")
+    if policy.validate is not None:
+        _validate(key, policy.validate)
+    return key
+
+
+def parse_value(value: bytes, profile: str) -> str:
+    """The key in the value of a field, by RFC 9651 and the profile. Raises ``KeyRejected``."""
+    key = _parse_item(value.strip(b" \t"), profile)
     if not key:
         raise KeyRejected("the key is empty")
     if len(key) > MAX_KEY_OCTETS:
         raise KeyRejected(f"the key is longer than {MAX_KEY_OCTETS} octets")
-    _validate(key, policy)
     return key
 
 
-def _parse_item(value: bytes, policy: IdempotencyPolicy) -> str:
+def _parse_item(value: bytes, profile: str) -> str:
     if len(value) > MAX_FIELD_OCTETS:
         raise KeyRejected(f"the field is longer than {MAX_FIELD_OCTETS} octets")
-    if policy.profile == "lenient" and _BARE.fullmatch(value):
+    if profile == "lenient" and _is_bare(value):
         return value.decode("ascii")
     try:
         item = http_sf.parse(value, tltype="item")
@@ -86,11 +103,9 @@ def _printable(error: Exception) -> str:
     return "".join(char if " " <= char <= "~" else "?" for char in str(error))[:200]
 
 
-def _validate(key: str, policy: IdempotencyPolicy) -> None:
-    if policy.validate is None:
-        return
+def _validate(key: str, validate: Callable[[str], object]) -> None:
     try:
-        verdict = policy.validate(key)
+        verdict = validate(key)
     except ValueError as error:
         raise KeyRejected(str(error) or "the key has not the form that this service asks for") from error
     if not verdict:
@@ -112,7 +127,7 @@ def caller_scope(request: Request, user: str | None, key: str, policy: Idempoten
         return "user:" + user
     credentials = request.header(b"authorization")
     # An empty field is nobody's credentials: it would be one scope for all who send it.
-    if any(value.strip() for value in credentials):
+    if b"".join(credentials).strip():
         return _BY_CREDENTIALS + hashlib.sha256(b"\0".join(credentials)).hexdigest()
     if len(key) < MIN_ANONYMOUS_OCTETS:
         raise KeyRejected(
@@ -142,10 +157,11 @@ def record_id(scope: str, key: str, request: Request, policy: IdempotencyPolicy)
 
     With ``scope_by_route`` of the request's method and raw path too.
     """
-    parts = (_DIGEST_PARAMETER, policy.application.encode(), scope.encode(), key.encode())
+    application, caller, name = policy.application.encode(), scope.encode(), key.encode()
     if policy.scope_by_route:
-        return digest(policy.secret, *parts, request.method.encode(), request.path)
-    return digest(policy.secret, *parts)
+        route = request.method.encode(), request.path
+        return digest(policy.secret, _DIGEST_PARAMETER, application, caller, name, *route)
+    return digest(policy.secret, _DIGEST_PARAMETER, application, caller, name)
 
 
 def scope_id(scope: str, policy: IdempotencyPolicy) -> bytes:
@@ -161,7 +177,7 @@ def downstream_key(seed: bytes, name: str, secret: bytes | None) -> str:
 
 def digest(secret: bytes | None, *parts: bytes) -> bytes:
     """SHA-256 (HMAC with a secret) over the parts, each behind its length, so that none can run into the next."""
-    framed = b"".join(b"%d:%b" % (len(part), part) for part in parts)
+    framed = b"".join([b"%d:%b" % (len(part), part) for part in parts])
     if secret is None:
         return hashlib.sha256(framed).digest()
     return hmac.digest(secret, framed, "sha256")

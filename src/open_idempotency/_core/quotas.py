@@ -44,13 +44,22 @@ def reserve(c: Reserve, policy: IdempotencyPolicy) -> Steps[problems.Problem | N
     # A record may outlive its reservation: it ran for long, or it is older than the quota. Its duplicates are answered.
     if (yield from ask(Get(c.record_id))) is not None:
         return None
-    yield from tell(policy, events.QuotaReached, events.short(c.record_id), c.limit)
+    yield from tell(policy, events.QuotaReached, c.record_id, c.limit)
     return problems.too_many_keys(answer.remaining)
 
 
+def take_back(c: Reserve, policy: IdempotencyPolicy) -> Steps[None]:
+    """After a request that was cancelled before it ran: the key counts no more, unless there is a record of it."""
+    try:
+        if (yield from ask(Get(c.record_id))) is None:
+            yield from ask(Unreserve(c.scope_id, c.record_id))
+    except Exception as error:  # it counts until it expires
+        yield from warn(policy, events.BackendFailed(events.short(c.record_id), "unreserve", cause(error)))
+
+
 def unreserve(attempt: Attempt, lease: Lease) -> Steps[None]:
-    """After a release: the key counts no more, unless stages or an earlier attempt keep its record."""
-    if attempt.scope_id is None or lease.attempt > 1 or attempt.stages:
+    """The record is gone: its key counts no more."""
+    if attempt.scope_id is None:
         return
     try:
         yield from ask(Unreserve(attempt.scope_id, lease.record_id))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from open_idempotency._core.requests import Answer, Headers
 
 REPLAYED = (b"idempotent-replayed", b"true")
@@ -34,6 +36,7 @@ _NOT_KEPT = frozenset(
     }
 )
 _NOT_KEPT_PREFIXES = (b"proxy-", b"access-control-")
+_CONNECTION = len(b"connection")
 BODILESS = frozenset({204, 304})
 
 
@@ -42,24 +45,29 @@ def is_kept_status(status: int) -> bool:
     return 200 <= status < 500 and status not in _TRANSIENT_4XX
 
 
-def is_kept_header(name: bytes, connection: frozenset[bytes] = frozenset()) -> bool:
-    """Whether a field (lower-case name) is stored; ``connection``: the names in the Connection field."""
-    return not (name in _NOT_KEPT or name in connection or name.startswith(_NOT_KEPT_PREFIXES))
+# An application sends the same few names all the time. The bound is for one that makes names up.
+@lru_cache(maxsize=256)
+def is_kept_header(name: bytes) -> bool:
+    """Whether a field of this name, in any case, is stored."""
+    name = name.lower()
+    return not (name in _NOT_KEPT or name.startswith(_NOT_KEPT_PREFIXES))
 
 
 def kept(answer: Answer, max_bytes: int) -> Answer:
     """What is stored of a live answer; over ``max_bytes`` of body it is a tombstone (O-11)."""
-    connection = frozenset(
-        token.strip().lower()
-        for name, value in answer.headers
-        if name.lower() == b"connection"
-        for token in value.split(b",")
-    )
-    headers = [(n, v) for n, v in answer.headers if is_kept_header(n.lower(), connection)]
+    headers = [(name, value) for name, value in answer.headers if is_kept_header(name)]
+    named = _named_by_connection(answer.headers)
+    if named:
+        headers = [(name, value) for name, value in headers if name.lower() not in named]
     body = answer.body
     if body is not None and len(body) > max_bytes:
         body = None
     return Answer(answer.status, headers, body)
+
+
+def _named_by_connection(headers: Headers) -> set[bytes]:
+    lines = [value for name, value in headers if len(name) == _CONNECTION and name.lower() == b"connection"]
+    return {token.strip().lower() for value in lines for token in value.split(b",")} if lines else set()
 
 
 def replayed(stored: Answer) -> Answer:

@@ -13,13 +13,13 @@ from open_idempotency import events
 from open_idempotency._core import problems
 from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._core.codecs import decode_response
-from open_idempotency._core.commands import Command, Complete, Fail, Get, Now, Release, Renew, SaveStage, Sleep
+from open_idempotency._core.commands import Command, Complete, Fail, Forget, Get, Now, Release, Renew, SaveStage, Sleep
 from open_idempotency._core.drivers import R, Steps, ask
 from open_idempotency._core.keeping import stored_form
 from open_idempotency._core.models import Lease, Renewal, Stage, Status
 from open_idempotency._core.quotas import unreserve
 from open_idempotency._core.rendering import render
-from open_idempotency._core.replay import is_kept_status
+from open_idempotency._core.replay import is_kept_status, kept
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.sealing import ANSWER, FAILURE, seal_stage, unseal, unseal_stage
 from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, cause, sendable, tell, warn
@@ -136,7 +136,11 @@ def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answ
     # make a 500. A view that was answered before has not run, whatever was made of it.
     if attempt.stopped is not None and (status >= 500 or isinstance(attempt.stopped, AnsweredBefore)):
         return (yield from _stop(attempt, lease, attempt.stopped, status))
-    if (yield from wants_kept(attempt, lease, status)):
+    if attempt.keep is None and policy.store is None:
+        wanted = is_kept_status(status)
+    else:
+        wanted = yield from wants_kept(attempt, lease, status)
+    if wanted:
         return (yield from _complete(attempt, lease, answer))
     if status < 500:
         return (yield from _let_go(attempt, lease, Release(lease), status))
@@ -153,7 +157,7 @@ def _stop(
     if isinstance(error, AnsweredBefore):
         return (yield from _answer_again(attempt, lease, error.frame))
     if isinstance(error, KeyReused):
-        yield from _let_go(attempt, lease, Release(lease), status)
+        yield from _forget(attempt, lease, status)
         return render(problems.key_reused(), attempt.policy, attempt.instance)
     # Never for good: a later attempt may ask again.
     yield from _let_go(attempt, lease, Fail(lease), status)
@@ -173,7 +177,7 @@ def _answer_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Answer]
         yield from _persist(Complete(lease, frame), attempt, lease)
     except (BackendUnavailable, RecordUnreadable) as error:  # the ledger still has it
         yield from warn(policy, events.BackendFailed(record, "complete", cause(error)))
-    yield from tell(policy, events.Replayed, record, stored.status)
+    yield from tell(policy, events.Replayed, lease.record_id, stored.status)
     return sendable(stored, attempt.instance, policy)
 
 
@@ -182,27 +186,43 @@ def wants_kept(attempt: Attempt, lease: Lease, status: int) -> Steps[bool]:
     if attempt.keep is not None:
         return attempt.keep
     wish = None
-    if attempt.policy.store is not None:
+    if attempt.stored is not None and attempt.stored[0] == status:  # for an answer that went into the ledger
+        wish = attempt.stored[1]
+    elif attempt.policy.store is not None:
         try:
             wish = attempt.policy.store(status)
         except Exception as error:
             # The handler has run: its outcome must not be lost to a faulty hook.
             yield from warn(attempt.policy, events.HookFailed(events.short(lease.record_id), "store", cause(error)))
+        attempt.stored = status, wish
     return is_kept_status(status) if wish is None else wish
 
 
+def _form_of(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[tuple[bytes, bool]]:
+    """What is stored of the answer. Hooks run once: where the ledger has this very answer, it is those very bytes."""
+    if attempt.answered is not None:
+        committed, frame, whole = attempt.answered
+        if kept(answer, attempt.policy.max_response_bytes) == committed:
+            return frame, whole
+    return (yield from stored_form(answer, ANSWER, lease, attempt.policy))
+
+
 def _complete(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate]:
-    policy, record = attempt.policy, events.short(lease.record_id)
-    frame, stored = yield from stored_form(answer, ANSWER, lease, policy)
+    policy = attempt.policy
+    if attempt.answered is None:
+        frame, stored = yield from stored_form(answer, ANSWER, lease, policy)
+    else:
+        frame, stored = yield from _form_of(attempt, lease, answer)
     try:
         done = yield from _persist(Complete(lease, frame), attempt, lease)
     except (BackendUnavailable, RecordUnreadable):
         # L-08: the client gets its answer, marked; the record stays as it is, so nothing runs before the lease ends.
-        yield from warn(policy, events.Unrecorded(record, answer.status))
+        yield from warn(policy, events.Unrecorded(events.short(lease.record_id), answer.status))
         return Fate.UNRECORDED
     if done.recreated:
-        yield from warn(policy, events.Recreated(record, lease.attempt))
-    yield from tell(policy, events.Completed, record, answer.status, stored)
+        yield from warn(policy, events.Recreated(events.short(lease.record_id), lease.attempt))
+    if policy.on_event is not None:
+        yield from tell(policy, events.Completed, lease.record_id, answer.status, stored)
     return Fate.KEPT
 
 
@@ -214,11 +234,35 @@ def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int
     except (BackendUnavailable, RecordUnreadable) as error:
         yield from warn(attempt.policy, events.BackendFailed(record, type(command).__name__.lower(), cause(error)))
         return Fate.NOT_KEPT
-    if isinstance(command, Release):
+    if isinstance(command, Release) and not _has_history(attempt, lease):
         yield from unreserve(attempt, lease)
     told = events.Failed if isinstance(command, Fail) else events.Released
-    yield from tell(attempt.policy, told, record, status)
+    yield from tell(attempt.policy, told, lease.record_id, status)
     return Fate.NOT_KEPT
+
+
+def _has_history(attempt: Attempt, lease: Lease) -> bool:
+    """Whether a released record stays: stages and earlier attempts keep it."""
+    return lease.attempt > 1 or bool(attempt.stages)
+
+
+def _forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
+    """Leave nothing of a request that took another's key: a record with its fingerprint would refuse the right one."""
+    if not _has_history(attempt, lease):
+        yield from _let_go(attempt, lease, Release(lease), status)
+        return
+    record = events.short(lease.record_id)
+    try:
+        # Right before the deletion, which compares no token: nobody else is let in for a lease from now on.
+        (found,) = yield from _surely(Renew([lease]), attempt, lease, instead=Release(lease))
+        if found is Renewal.LOST:
+            raise LeaseLost("another attempt has taken this request over")
+        yield from _surely(Forget(lease.record_id), attempt, lease)
+    except (BackendUnavailable, RecordUnreadable) as error:
+        yield from warn(attempt.policy, events.BackendFailed(record, "delete", cause(error)))
+        return
+    yield from unreserve(attempt, lease)
+    yield from tell(attempt.policy, events.Released, lease.record_id, status)
 
 
 def _persist(command: Command[R], attempt: Attempt, lease: Lease) -> Steps[R]:
@@ -246,7 +290,8 @@ def _surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Comman
     Sent twice by one owner a write succeeds (B-08), so it does not matter whether the first one arrived.
     """
     try:
-        return (yield from ask(command))
+        reply: R = yield command
+        return reply
     except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
         raise
     except BaseException:

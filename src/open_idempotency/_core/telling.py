@@ -33,10 +33,12 @@ class Advice:
             return False
 
 
-def tell(policy: IdempotencyPolicy, kind: Callable[..., events.Event], *members: object) -> Steps[None]:
+def tell(
+    policy: IdempotencyPolicy, kind: Callable[..., events.Event], record_id: bytes, *members: object
+) -> Steps[None]:
     """An everyday event: made only where somebody listens."""
     if policy.on_event is not None:
-        yield from ask(Emit(kind(*members), policy.on_event))
+        yield from ask(Emit(kind(events.short(record_id), *members), policy.on_event))
 
 
 def warn(policy: IdempotencyPolicy, event: events.Event) -> Steps[None]:

@@ -7,16 +7,36 @@ from typing import Any
 from flask import Flask, Response
 from werkzeug.datastructures import Headers as FlaskHeaders
 
-from open_idempotency._core.replay import is_kept_header
+from open_idempotency._core.replay import BODILESS, is_kept_header
 from open_idempotency._core.requests import Answer, Headers
+from open_idempotency._perform.context import Running
 from open_idempotency._wsgi.environ import native_headers, octets
+from open_idempotency._wsgi.protection import BoundIterable
+
+# What Flask does to header fields as it sends them: it makes addresses absolute, and spares 204 and 304 some.
+_PLAIN = Response.get_wsgi_headers
+_MADE_ANEW = frozenset({b"location", b"content-location"})
 
 
 def make_response(app: Flask, answer: Answer) -> Response:
     """A response with the answer's status, header fields and body, and nothing of its own."""
-    response: Response = app.response_class(answer.body or b"", status=answer.status)
-    response.headers = FlaskHeaders(native_headers(answer))
+    fields = FlaskHeaders(native_headers(answer))
+    typed = "content-type" in fields
+    # A list, as of bytes Flask would make a Content-Length of its own.
+    response: Response = app.response_class([answer.body or b""], answer.status, fields)
+    if not typed:
+        del response.headers["Content-Type"]
     return response
+
+
+def is_untouched(response: Response, made: Response, fields: list[tuple[str, str]], answer: Answer) -> bool:
+    """Whether a response is still as ``make_response`` made it, with these header fields, for this answer."""
+    return (
+        response is made
+        and made.status_code == answer.status
+        and list(made.headers) == fields
+        and made.get_data() == (answer.body or b"")
+    )
 
 
 def stand_in(app: Flask, answer: Answer, current: Response) -> Response:
@@ -32,6 +52,17 @@ def stand_in(app: Flask, answer: Answer, current: Response) -> Response:
     return response
 
 
+def bind_stream(here: Running, response: Response) -> None:
+    """Let a response's iterator run under its own request, wherever the server iterates over it."""
+    if not response.is_sequence and not response.direct_passthrough:
+        close = getattr(response.response, "close", None)
+        response.response = BoundIterable(here, response.iter_encoded(), close)
+
+
 def header_fields(response: Response, environ: dict[str, Any]) -> Headers:
-    """The header fields that the response will send."""
+    """The header fields that the response will send, but for a Content-Length, which is never stored."""
+    fields = [(octets(name), octets(value)) for name, value in response.headers]
+    if type(response).get_wsgi_headers is _PLAIN and response.status_code not in BODILESS:
+        if not any(name.lower() in _MADE_ANEW for name, _ in fields):
+            return fields
     return [(octets(name), octets(value)) for name, value in response.get_wsgi_headers(environ)]

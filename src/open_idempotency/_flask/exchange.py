@@ -1,4 +1,4 @@
-"""One covered request of a Flask application: its body, its claim, its view's context, and its answer."""
+"""One protected request of a Flask application: its body, its claim, its view's context, and its answer."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Exchange:
     """Carried through Flask's own stages: ``receive``, ``begin``, ``conclude``, ``end``, in this order."""
 
     __slots__ = (
-        "_answer", "_body", "_bound", "_key_fields", "_live", "_policy", "_previous", "_protection", "_request",
-        "_setting", "_too_large",
+        "_answer", "_body", "_bound", "_fields", "_key_fields", "_live", "_made", "_policy", "_previous", "_protection",
+        "_request", "_setting", "_too_large",
     )  # fmt: skip
 
     def __init__(self, setting: Setting, request: Request, policy: IdempotencyPolicy, key_fields: Headers) -> None:
@@ -65,6 +65,9 @@ class Exchange:
         self._protection: Protection | None = None
         self._live: LiveBody | None = None
         self._answer: Answer | None = None
+        # the response made of that answer, and its header fields at that time
+        self._made: Response
+        self._fields: list[tuple[str, str]]
         self._previous: Running | None = None
         self._bound = False
 
@@ -99,17 +102,15 @@ class Exchange:
             raise RequestEntityTooLarge
         give_body(request.environ, self._body)
 
-    def begin(self) -> Answer | None:
-        """Claim the request and bind its context; or the answer to send instead of running the view."""
-        admission = self._admit() if self._key_fields or self._policy.required else Attempt(self._policy)
+    def begin(self) -> Response | None:
+        """Claim the request and bind its context; or the response to send instead of running the view."""
+        admission = self._admit()
         if isinstance(admission, Answer):
-            self._answer = admission
-            return admission
+            return self._answered(admission)
         self._protection = Protection(self._setting.engine, admission)
         environ = self._request.environ
         environ[MARK] = admission
-        if self._key_fields:
-            hide_file_wrapper(environ)
+        hide_file_wrapper(environ)
         self._previous = running.get()
         self._bound = True
         running.set(self._protection.here)
@@ -141,13 +142,18 @@ class Exchange:
             raise self._too_large
         return self._body
 
-    def overtaken(self, error: IdempotencyError) -> Answer:
+    def _answered(self, answer: Answer) -> Response:
+        self._answer = answer
+        self._made = made = answers.make_response(self._setting.app, answer)
+        self._fields = list(made.headers)
+        return made
+
+    def overtaken(self, error: IdempotencyError) -> Response:
         """The view noticed that a later attempt runs (L-03), or is in doubt (S-04): what stands in, else the error."""
         protection = self._protection
         verdict = protection.abort(error) if protection is not None and not protection.settled else None
         if isinstance(verdict, Answer):
-            self._answer = verdict
-            return verdict
+            return self._answered(verdict)
         raise error
 
     # After the view
@@ -160,23 +166,15 @@ class Exchange:
             protection = self._protection
             if protection is None or protection.settled:
                 return response
-            if self._key_fields:
-                return self._capture(protection, response)
-            return self._bind_stream(protection, response)
+            return self._capture(protection, response)
         finally:
             self._unbind()
 
     def _restored(self, answer: Answer, response: Response) -> Response:
         """A replay is what was stored, whatever the application's ``after_request`` functions add to it (R-01)."""
-        if REPLAYED in answer.headers:
-            return answers.stand_in(self._setting.app, answer, response)
-        return response
-
-    def _bind_stream(self, protection: Protection, response: Response) -> Response:
-        if not response.is_sequence and not response.direct_passthrough:
-            close = getattr(response.response, "close", None)
-            response.response = BoundIterable(protection.here, response.iter_encoded(), close)
-        return response
+        if REPLAYED not in answer.headers or answers.is_untouched(response, self._made, self._fields, answer):
+            return response
+        return answers.stand_in(self._setting.app, answer, response)
 
     def _capture(self, protection: Protection, response: Response) -> Response:
         capture = protection.capture
@@ -214,7 +212,7 @@ class Exchange:
             return  # the stream may outlive the request, and settles by itself
         protection = self._protection
         try:
-            if protection is not None and self._key_fields and not protection.settled:
+            if protection is not None and not protection.settled:
                 protection.abort(error or RuntimeError("the request ended without a response"))
         finally:
             self._body.close()

@@ -12,14 +12,14 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakKeyDictionary
 
 from flask import Flask, Request, Response, request
 
+from open_idempotency import rules
 from open_idempotency._core.keys import key_names
 from open_idempotency._core.settlement import ANSWERED
-from open_idempotency._flask.answers import make_response
 from open_idempotency._flask.exchange import Exchange, Route, Setting
+from open_idempotency._flask.plain import Plain
 from open_idempotency._perform.engine import Engine
 from open_idempotency._wsgi.environ import MARK, environ_names, find_key
 from open_idempotency.exceptions import ConfigurationError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Original = Callable[..., Any]
 
+_ATTRIBUTE = "_open_idempotency_exchange"
 _METHODS = ("POST", "PATCH", "PUT", "DELETE")
 _logger = logging.getLogger("open_idempotency")
 
@@ -43,7 +44,6 @@ class Hooks:
         self._setting = Setting(app, engine, partial(verified_user, app))
         self._routes: dict[tuple[Rule, ...], Route | None] = {}
         self._looked = False
-        self._exchanges: WeakKeyDictionary[Request, Exchange] = WeakKeyDictionary()
 
     def install(self) -> None:
         """Wrap the application's methods, whatever other extensions have put there.
@@ -68,33 +68,35 @@ class Hooks:
         here = current_request()
         exchange = self._open(here)
         if exchange is not None:
-            self._exchanges[here] = exchange
+            setattr(here, _ATTRIBUTE, exchange)
             exchange.receive()
         return original(*args)
 
     def _dispatch(self, original: Original, *args: Any) -> Any:
-        exchange = self._exchanges.get(current_request())
+        exchange = _exchange(current_request())
         if exchange is None:
             return original(*args)
         answer = exchange.begin()
-        if answer is None:
-            try:
-                return original(*args)
-            except ANSWERED as error:
-                answer = exchange.overtaken(error)
-        return make_response(self._app, answer)
+        if answer is not None:
+            return answer
+        try:
+            return original(*args)
+        except ANSWERED as error:
+            return exchange.overtaken(error)
 
     def _process(self, original: Original, *args: Any) -> Response:
         response: Response = original(*args)
-        exchange = self._exchanges.get(current_request())
+        exchange = _exchange(current_request())
         return response if exchange is None else exchange.conclude(response)
 
     def _teardown(self, error: BaseException | None) -> None:
-        exchange = self._exchanges.pop(current_request(), None)
+        here = current_request()
+        exchange = _exchange(here)
         if exchange is not None:
+            delattr(here, _ATTRIBUTE)
             exchange.end(error)
 
-    def _open(self, here: Request) -> Exchange | None:
+    def _open(self, here: Request) -> Exchange | Plain | None:
         """The exchange of a covered request; None for one that passes by."""
         if here.url_rule is None or MARK in here.environ:
             return None
@@ -103,14 +105,17 @@ class Hooks:
         route = self._route(self._app.view_functions.get(here.url_rule.endpoint), here.method)
         if route is None or here.method not in route.policy.methods:
             return None
-        return Exchange(self._setting, here, route.policy, find_key(here.environ, route.names))
+        key_fields = find_key(here.environ, route.names)
+        if not key_fields and not route.policy.required:
+            return Plain(self._engine, here, route.policy)
+        return Exchange(self._setting, here, route.policy, key_fields)
 
     def _route(self, view: Any, method: str) -> Route | None:
-        rules = rules_on(view, method)
-        if rules not in self._routes:
-            policy = self._engine.policy_for(combine(rules))
-            self._routes[rules] = None if policy is None else Route(policy, environ_names(key_names(policy)))
-        return self._routes[rules]
+        found = rules_on(view, method) if rules.in_use else ()
+        if found not in self._routes:
+            policy = self._engine.policy_for(combine(found))
+            self._routes[found] = None if policy is None else Route(policy, environ_names(key_names(policy)))
+        return self._routes[found]
 
     # What is wrong with the views' rules, told as early as it can be known
 
@@ -137,6 +142,11 @@ class Hooks:
                 self._check(endpoint)
             except ConfigurationError as error:
                 _logger.error("this view will answer 500: %s", error)
+
+
+def _exchange(here: Request) -> Exchange | Plain | None:
+    exchange: Exchange | Plain | None = getattr(here, _ATTRIBUTE, None)
+    return exchange
 
 
 def current_request() -> Request:

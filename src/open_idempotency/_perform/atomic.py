@@ -13,7 +13,7 @@ from open_idempotency._core.settlement import make_sure
 from open_idempotency._perform.blocks import check_colour, refuse_loop
 from open_idempotency._perform.context import Performers, here
 from open_idempotency._perform.responses import answer_of
-from open_idempotency.exceptions import NotStarted
+from open_idempotency.exceptions import ConfigurationError, NotStarted
 from open_idempotency.ledger.steps import Transaction, fence, save_answer
 from open_idempotency.ledger.transactions import transaction_of
 
@@ -29,12 +29,17 @@ def _entering(transaction: Transaction, attempt: Attempt) -> Steps[None]:
 
 
 class AtomicBlock:
-    """A block of a view whose answer commits with the caller's rows; see ``Idem.atomic``."""
+    """A block of a view whose answer commits with the caller's rows; see ``Idem.atomic``.
 
-    __slots__ = ("_answer", "_entered", "_tx", "kept")
+    ``optional``: it may end without an answer, since whoever made it rolls back then.
+    """
 
-    def __init__(self, tx: object) -> None:
+    __slots__ = ("_answer", "_attempt", "_entered", "_optional", "_tx", "kept")
+
+    def __init__(self, tx: object, *, optional: bool = False) -> None:
         self._tx = tx
+        self._optional = optional
+        self._attempt: Attempt | None = None
         self._answer: Answer | None = None
         #: at the block's end: whether the answer went into the transaction; None without a key or an answer. Where it
         #: is false, such as for a 503, a retry runs again, so the caller's rows are better rolled back
@@ -53,6 +58,7 @@ class AtomicBlock:
     def _enter(self, awaited: bool) -> tuple[Steps[None], Performers] | None:
         attempt, performers = here()
         attempt.check_running()
+        self._attempt = attempt
         if attempt.lease is None:
             if attempt.policy.strict_stages:
                 raise NotStarted("this request has no idempotency key, and strict_stages asks for one")
@@ -63,10 +69,23 @@ class AtomicBlock:
         return _entering(transaction, attempt), performers
 
     def _leave(self, error: BaseException | None) -> tuple[Steps[bool], Performers] | None:
-        if error is not None or self._answer is None or self._entered is None:
+        if error is not None:
+            return None
+        if self._answer is None:
+            self._refuse_silence()
+            return None
+        if self._entered is None:
             return None
         transaction, attempt, performers = self._entered
         return save_answer(transaction, attempt, self._answer), performers
+
+    def _refuse_silence(self) -> None:
+        """Without an answer the rows would commit alone, with or without a key, and a retry would make them again."""
+        if not self._optional and self._attempt is not None and self._attempt.keep is not False:
+            raise ConfigurationError(
+                f"{_WHAT}: the block ended without an answer; hand it over with block.answer(response), or call "
+                "idem.discard() and roll back where there is none to keep"
+            )
 
     def __enter__(self) -> AtomicBlock:
         refuse_loop(_WHAT)

@@ -5,6 +5,7 @@ What is recorded, and when, is in ``stages`` and the core; here it is carried ou
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from open_idempotency._core.drivers import Steps
 from open_idempotency._perform import loops
 from open_idempotency._perform.context import Performers, here
 from open_idempotency._perform.stages import PLAIN, StageUse, Terms, is_coroutine_function, stage_id
-from open_idempotency.exceptions import WrongColour
+from open_idempotency.exceptions import ConfigurationError, WrongColour
+from open_idempotency.ledger.transactions import is_transaction
 
 F = TypeVar("F", bound=Callable[..., Any])
 Key = str | int | None
@@ -213,7 +215,16 @@ class StageBlock:
 
     def _for_call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> StageBlock:
         key = self._key(*args, **kwargs) if callable(self._key) else self._key
-        return StageBlock(self._name, key, self._terms, function)
+        return StageBlock(self._name, key, self._terms_for(args, kwargs), function)
+
+    def _terms_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Terms:
+        make = self._terms.tx
+        if not callable(make) or is_transaction(make):
+            return self._terms
+        tx = make(*args, **kwargs)
+        if tx is None:  # which elsewhere means: in no transaction
+            raise ConfigurationError(f"stage {self._name!r}: tx= was called, and returned no transaction but None")
+        return dataclasses.replace(self._terms, tx=tx)
 
 
 def check_colour(what: str, transaction: bool | None, block: bool) -> None:

@@ -145,14 +145,14 @@ class Protected(Protocol):
 _requests: PerProcess[set[Protected]] = PerProcess(set)
 
 
-def enter(request: Protected) -> None:
-    """A request begins. Sets are changed atomically, so any thread may."""
-    _requests.get().add(request)
+def enter(request: Protected) -> set[Protected]:
+    """A request begins. Whoever it is discards it from this set when what became of it is on record.
 
-
-def leave(request: Protected) -> None:
-    """A request has ended, and what became of it is on record."""
-    _requests.get().discard(request)
+    Sets are changed atomically, so any thread may.
+    """
+    requests = _requests.get()
+    requests.add(request)
+    return requests
 
 
 async def settle() -> None:

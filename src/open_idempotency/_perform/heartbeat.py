@@ -28,20 +28,27 @@ LOOKS_A_LEASE = 12
 BATCH = 500
 #: after so many looks with nothing to renew the thread sleeps until it is woken
 IDLE_LOOKS = 24
-_UNTIL_WOKEN = float("inf")
+_UNTIL_WOKEN = _NEVER = float("inf")
 _SETTLING_LOOK = 0.005
 
 
 class _Watched:
     """A running attempt and the monotonic times (seconds) that matter to it."""
 
-    __slots__ = ("attempt", "due", "lease", "until")
+    __slots__ = ("attempt", "due", "early", "lease", "until")
 
     def __init__(self, attempt: Attempt, lease: Lease, now: float) -> None:
         self.attempt = attempt
         self.lease = lease
         self.due = now + lease.duration / BEATS_A_LEASE
+        #: from when on it may be renewed where a call has room for it; the first time never before it is due
+        self.early = _NEVER
         self.until = now + attempt.policy.max_run
+
+    def renewed(self, now: float) -> None:
+        """The backend has answered for it."""
+        self.due = now + self.lease.duration / BEATS_A_LEASE
+        self.early = self.due - self.lease.duration / LOOKS_A_LEASE
 
 
 class _Beats:
@@ -90,15 +97,26 @@ class _Beats:
             order = self._sleep()
             if order is not None:
                 self._give_up(order)
-            now = time.monotonic()
-            due = [entry for entry in list(self._watched.values()) if entry.due <= now]
-            for start in range(0, len(due), BATCH):
-                self._beat(due[start : start + BATCH], now)
+            self._renew_due(time.monotonic())
         dismiss(self)
         while not self._orders.empty():
             order = self._orders.get()
             if order is not None:
                 order.end()
+
+    def _renew_due(self, now: float) -> None:
+        due = self._due(now)
+        for start in range(0, len(due), BATCH):
+            self._beat(due[start : start + BATCH], now)
+
+    def _due(self, now: float) -> list[_Watched]:
+        """What is to be renewed, and what is nearly due where the last call has room: so calls become full."""
+        watched = list(self._watched.values())
+        due = [entry for entry in watched if entry.due <= now]
+        room = -len(due) % BATCH
+        if room:
+            due += [entry for entry in watched if entry.early <= now < entry.due][:room]
+        return due
 
     def _sleep(self) -> Pass | None:
         """Return when it is time to look, or with what somebody wants."""
@@ -158,7 +176,7 @@ class _Beats:
 
     def _heed(self, answered: list[tuple[_Watched, Renewal]], now: float) -> None:
         for entry, answer in answered:
-            entry.due = now + entry.lease.duration / BEATS_A_LEASE
+            entry.renewed(now)
             if answer is Renewal.OWNED:
                 entry.attempt.confirmed(now)
             # An attempt that is being settled may have given its record up itself; settlement knows better.

@@ -7,6 +7,7 @@ is read in every way in which an application could, and the reading that protect
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -16,6 +17,10 @@ from open_idempotency._perform.paths import Pattern, Table
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED
 from open_idempotency.rules import EXEMPT, Rule, read_rule
+
+# Most requests that are covered go to few paths. Longer ones are not worth their memory.
+_REMEMBERED, _LONGEST_REMEMBERED = 1024, 256
+_PERCENT = ord("%")
 
 # In place of a parameter, when rules are tried: what nobody has written.
 _SOMETHING = "\0"
@@ -50,9 +55,15 @@ class PathRules:
         self._check(read)
         fields = [set(coverages.default.policy.methods), *self._methods_said(read)]
         self.methods: frozenset[str] = frozenset().union(*fields)
+        self._remembered = lru_cache(_REMEMBERED)(self._look_up)
 
     def find(self, method: str, path: str, raw: bytes | None = None, root: str = "") -> tuple[Rule, ...]:
         """The rules for a request, the nearest last. ``path``: decoded; ``raw``: as it was sent, where one knows."""
+        if len(path) > _LONGEST_REMEMBERED or (raw is not None and _PERCENT in raw):
+            return self._look_up(method, path, raw, root)
+        return self._remembered(method, path, None, root)
+
+    def _look_up(self, method: str, path: str, raw: bytes | None, root: str) -> tuple[Rule, ...]:
         if not root and not self._may_fit(path) and not paths.is_odd(path, raw):
             return ()  # nearly every request without a rule, quickly
         readings = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from open_idempotency._core.commands import (
@@ -12,6 +12,7 @@ from open_idempotency._core.commands import (
     Complete,
     Emit,
     Fail,
+    Forget,
     Get,
     Now,
     Release,
@@ -51,6 +52,7 @@ class Performer:
             Fail: backend.fail,
             Release: backend.release,
             Get: backend.get,
+            Forget: lambda command: backend.delete(command.record_id),
             Wait: backend.wait,
             TakePlace: Places(_PLACES_ON_THREADS).take,
             Call: lambda command: command.function(),
@@ -94,6 +96,7 @@ class AsyncPerformer:
             Fail: backend.fail,
             Release: backend.release,
             Get: backend.get,
+            Forget: lambda command: backend.delete(command.record_id),
             Wait: backend.wait,
             TakePlace: take_place,
             Call: lambda command: command.function(),
@@ -102,9 +105,9 @@ class AsyncPerformer:
             Emit: _tell,
         }
 
-    async def run(self, steps: Steps[T], *, guarded: bool = False) -> T:
+    def run(self, steps: Steps[T], *, guarded: bool = False) -> Coroutine[Any, Any, T]:
         """Run an engine to its end. ``guarded``: even though this task is being cancelled."""
-        return await drive_async(steps, self._handlers, self._shield, guarded=guarded)
+        return drive_async(steps, self._handlers, self._shield, guarded=guarded)
 
     async def _claim(self, command: Claim) -> ClaimAnswer:
         asked = time.monotonic()

@@ -33,7 +33,7 @@ _SCALARS = (str, int, float, bool, type(None))
 
 def stage_id(name: str, key: str | int | None) -> StageId:
     """The (name, key) that a stage is known by. Raises ``StageValueError`` for what cannot be one."""
-    text = "" if key is None else str(key)
+    text = "" if key is None else _spelled(key)
     if not isinstance(name, str) or not name:
         raise StageValueError(f"a stage name must be a non-empty string, not {name!r}")
     if key is not None and not text:
@@ -42,6 +42,15 @@ def stage_id(name: str, key: str | int | None) -> StageId:
         if len(part) > MAX_NAME_CHARACTERS or not (part.isprintable() or not part):
             raise StageValueError(f"stage names and keys have at most {MAX_NAME_CHARACTERS} printable characters")
     return name, text
+
+
+def _spelled(key: str | int) -> str:
+    try:
+        return str(key)
+    except ValueError as error:  # Python spells no number of thousands of digits
+        raise StageValueError(
+            f"stage names and keys have at most {MAX_NAME_CHARACTERS} printable characters"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Text in WSGI is bytes tunnelled through latin-1. Nothing here decides anything a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -58,26 +59,64 @@ def find_key(environ: Environ, names: Names) -> list[tuple[bytes, bytes]]:
     return [(field, octets(environ[name])) for name, field in names if name in environ]
 
 
-def read_request(environ: Environ, native: object) -> Request:
-    """The request to be protected. The path is quoted anew, as the environ has it decoded."""
-    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-    return Request(
-        method=environ["REQUEST_METHOD"],
-        path=quote(octets(path)).encode("ascii"),
-        query=octets(environ.get("QUERY_STRING", "")),
-        headers=_read_headers(environ),
-        native=native,
-    )
+class EnvironRequest(Request):
+    """A request whose header fields are made of the environ when somebody asks for all of them; most ask for one."""
+
+    __slots__ = ("_environ",)
+
+    def __init__(self, environ: Environ, native: object, path: bytes) -> None:
+        self.method = environ["REQUEST_METHOD"]
+        self.path = path
+        self.query = octets(environ.get("QUERY_STRING", ""))
+        self.native = native
+        self.body = None
+        self._environ = environ
+
+    def __getattr__(self, name: str) -> Headers:
+        # Called for what was never set.
+        if name != "headers":
+            raise AttributeError(name)
+        self.headers = fields = _read_headers(self._environ)
+        return fields
+
+    def header(self, name: bytes) -> list[bytes]:
+        """All values of a header field, given its lower-case name: one at most, as a server has joined them."""
+        key = _key(name)
+        value = self._environ.get(key)
+        return [] if value is None or (not value and key in _OUTSIDE_HTTP) else [octets(value)]
+
+
+def read_request(environ: Environ, native: object, path: bytes | None = None) -> Request:
+    """The request to be protected. ``path``: its own, where it is known; else quoted anew from what the environ has."""
+    if path is None:
+        path = quote(octets(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))).encode("ascii")
+    return EnvironRequest(environ, native, path)
 
 
 def _read_headers(environ: Environ) -> Headers:
     fields = [
-        (octets(name[5:].replace("_", "-").lower()), octets(value))
+        (field, octets(value))
         for name, value in environ.items()
-        if name.startswith("HTTP_") and name not in _TWICE
+        if name.startswith("HTTP_") and (field := _field(name)) is not None
     ]
     fields.extend((field, octets(environ[name])) for name, field in _OUTSIDE_HTTP.items() if environ.get(name))
     return fields
+
+
+# Clients send the same few names all the time, and policies ask for fewer. The bounds are for one that makes names up.
+@lru_cache(maxsize=256)
+def _field(name: str) -> bytes | None:
+    """The header field that an environ's name stands for; None for one that stands there twice."""
+    return None if name in _TWICE else octets(name[5:].replace("_", "-").lower())
+
+
+@lru_cache(maxsize=256)
+def _key(field: bytes) -> str:
+    """The environ's name of a header field; empty for one that an environ cannot have."""
+    name = field.decode("latin-1").upper().replace("-", "_")
+    if _field(f"HTTP_{name}") == field:
+        return f"HTTP_{name}"
+    return name if _OUTSIDE_HTTP.get(name) == field else ""
 
 
 def read_body(environ: Environ, body: RequestBody) -> None:

@@ -11,6 +11,14 @@ from typing import Any, TypeVar
 
 import psycopg
 
+from open_idempotency.exceptions import MissingExtra
+
+if tuple(int(part) for part in psycopg.__version__.split(".")[:2]) < (3, 3):
+    raise MissingExtra(
+        f"psycopg {psycopg.__version__} cannot be told to give up a silent server; install 3.3 or a later one: "
+        "pip install --upgrade 'open-idempotency[postgres]'"
+    )
+
 T = TypeVar("T")
 
 #: seconds between two looks whether a silent server's time is over

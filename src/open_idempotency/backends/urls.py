@@ -69,6 +69,11 @@ def count(text: str) -> int:
     return int(text)
 
 
+def yes_or_no(text: str) -> bool:
+    """``yes`` or ``no``. Raises ``ValueError``."""
+    return bool(choice("yes", "no")(text) == "yes")
+
+
 def choice(*allowed: str) -> Parser:
     """A parser for one of a few words."""
 

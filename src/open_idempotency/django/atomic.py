@@ -16,6 +16,7 @@ from django.db import DEFAULT_DB_ALIAS, transaction
 from django.http import HttpResponse
 
 from open_idempotency import rules
+from open_idempotency._perform.atomic import AtomicBlock
 from open_idempotency._perform.context import running
 from open_idempotency.exceptions import AnsweredBefore, ConfigurationError, KeyReused
 from open_idempotency.idem import idem
@@ -70,7 +71,7 @@ def _atomic(view: Any, alias: str) -> Any:
 def _answered(view: Callable[[], Any], alias: str, args: tuple[Any, ...]) -> Any:
     """Run the view, unless the ledger has its answer, and hand its answer over."""
     try:
-        with idem.atomic(alias) as block:
+        with AtomicBlock(alias, optional=True) as block:
             response = view()
             if getattr(response, "exception", False):
                 # REST framework answers in here what the view raised, and takes the rows back under ATOMIC_REQUESTS

@@ -29,7 +29,7 @@ from open_idempotency.django import identity
 from open_idempotency.django.live import AsyncLiveBody, BoundAsyncIterator
 from open_idempotency.django.protection import Protection
 from open_idempotency.django.requests import Recording, find_key, read_request
-from open_idempotency.django.responses import header_fields, make_response, mark_unrecorded, stand_in
+from open_idempotency.django.responses import header_fields, is_untouched, make_response, mark_unrecorded, stand_in
 from open_idempotency.policy import IdempotencyPolicy
 
 
@@ -44,7 +44,8 @@ class Exchange:
     """What is known of a request between the middleware's hooks."""
 
     __slots__ = (
-        "_answer", "_policy", "_protection", "_recording", "_request", "blocking", "engine", "raised",
+        "_answer", "_fields", "_made", "_policy", "_protection", "_recording", "_request", "blocking", "engine",
+        "raised",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, request: HttpRequest) -> None:
@@ -54,6 +55,9 @@ class Exchange:
         self._recording: Recording | None = None
         self._protection: Protection | None = None
         self._answer: Answer | None = None
+        # the response made of that answer, and its header fields at that time
+        self._made: HttpResponse
+        self._fields: list[tuple[str, str]]
         #: the view runs in a thread, where no cancellation reaches it
         self.blocking = False
         #: the view raised; Django makes the response of it
@@ -144,7 +148,9 @@ class Exchange:
     def _admitted(self, admission: Attempt | Answer, view: Callable[..., Any]) -> HttpResponse | None:
         if isinstance(admission, Answer):
             self._answer = admission
-            return make_response(admission)
+            self._made = made = make_response(admission)
+            self._fields = list(made.items())
+            return made
         self.blocking = not iscoroutinefunction(view)
         self._protection = Protection(self.engine, admission)
         running.set(self._protection.here)
@@ -231,8 +237,10 @@ class Exchange:
             _bind_stream(response)
             return response
         self.end()
+        if REPLAYED not in self._answer.headers or is_untouched(response, self._made, self._fields, self._answer):
+            return response
         # A replay is what was stored, whatever other middleware adds to it on the way (R-01).
-        return stand_in(self._answer, response) if REPLAYED in self._answer.headers else response
+        return stand_in(self._answer, response)
 
     def abort(self, error: BaseException) -> None:
         """The chain raised: settle the attempt, whose stages stay (L-04). The error is the caller's to raise on."""

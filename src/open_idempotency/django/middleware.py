@@ -15,7 +15,7 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest
 from django.http.response import HttpResponse, HttpResponseBase
 
-from open_idempotency import asgi
+from open_idempotency import asgi, rules
 from open_idempotency._core.keys import key_names
 from open_idempotency._perform import drain
 from open_idempotency._perform.context import running
@@ -78,17 +78,17 @@ class IdempotencyMiddleware:
 
     async def _arun(self, request: HttpRequest, exchange: Exchange, keyed: bool) -> HttpResponseBase:
         before = running.get()
-        if keyed:
-            drain.enter(exchange)
+        requests = drain.enter(exchange) if keyed else None
         try:
-            if keyed:
+            if requests is not None:
                 return await self._run_to_its_end(request, exchange)
             return await exchange.aconclude(await self.get_response(request))
         except BaseException as error:
             await exchange.aabort(error)
             raise
         finally:
-            drain.leave(exchange)
+            if requests is not None:
+                requests.discard(exchange)
             running.set(before)
 
     async def _run_to_its_end(self, request: HttpRequest, exchange: Exchange) -> HttpResponseBase:
@@ -120,7 +120,7 @@ class IdempotencyMiddleware:
         exchange = self._exchange(request)
         if exchange is None:
             return None
-        return exchange.begin(self._route(rules_on(view, str(request.method))), view)
+        return exchange.begin(self._route(_rules_on(view, request)), view)
 
     async def _abegin(
         self, request: HttpRequest, view: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -128,7 +128,7 @@ class IdempotencyMiddleware:
         exchange = self._exchange(request)
         if exchange is None:
             return None
-        return await exchange.abegin(self._route(rules_on(view, str(request.method))), view)
+        return await exchange.abegin(self._route(_rules_on(view, request)), view)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> None:
         """Note that the view raised; what becomes of it is Django's own matter."""
@@ -173,6 +173,10 @@ class _Inner:
             if variable.get(None) is not value:
                 variable.set(value)
         return self.task.result()
+
+
+def _rules_on(view: Callable[..., Any], request: HttpRequest) -> tuple[Rule, ...]:
+    return rules_on(view, str(request.method)) if rules.in_use else ()
 
 
 def _is_protected(request: HttpRequest) -> bool:

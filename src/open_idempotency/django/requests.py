@@ -42,9 +42,7 @@ def read_request(request: HttpRequest) -> Request:
     scope: Any = getattr(request, "scope", None)
     path = quote(request.path).encode("ascii")
     if scope is None:
-        found = read_environ(request.META, request)
-        found.path = path
-        return found
+        return read_environ(request.META, request, path)
     # Django's test client has text in the scope here, where servers have bytes; META has text from both.
     query = request.META["QUERY_STRING"].encode()
     return Request(str(request.method), path, query, _scope_headers(scope), request)

@@ -16,13 +16,16 @@ _OF_ANOTHER_BODY = frozenset({b"content-length", b"transfer-encoding", b"trailer
 
 def make_response(answer: Answer) -> HttpResponse:
     """A response with the answer's status, header fields and body, and nothing of its own."""
-    response = HttpResponse(answer.body or b"", status=answer.status)
-    del response.headers["Content-Type"]
+    fields: dict[str, str] = {}
+    spelt: dict[str, str] = {}
     for raw_name, raw_value in answer.headers:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        name = spelt.setdefault(name.lower(), name)
         # Django's responses have each name once; RFC 9110 (5.3) lets a list be joined.
-        earlier = response.headers.get(name)
-        response.headers[name] = value if earlier is None else f"{earlier}, {value}"
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    response = HttpResponse(answer.body or b"", status=answer.status, headers=fields)
+    if "content-type" not in spelt:
+        del response.headers["Content-Type"]
     return response
 
 
@@ -40,6 +43,16 @@ def stand_in(answer: Answer, current: HttpResponseBase) -> HttpResponse:
     new: Any = response
     new._resource_closers.extend(old._resource_closers)
     return response
+
+
+def is_untouched(response: HttpResponseBase, made: HttpResponse, fields: list[tuple[str, str]], answer: Answer) -> bool:
+    """Whether a response is still as ``make_response`` made it, with these header fields, for this answer."""
+    return (
+        response is made
+        and made.status_code == answer.status
+        and list(made.items()) == fields
+        and made.content == (answer.body or b"")
+    )
 
 
 def header_fields(response: HttpResponseBase) -> Headers:

@@ -1,11 +1,15 @@
-"""The ledger on a session or connection of SQLAlchemy's, blocking or awaited."""
+"""The ledger on a session or connection of SQLAlchemy's, blocking or awaited.
+
+A session may have several databases, and send what only reads to a replica (``get_bind``). The ledger has to be where
+it writes, whatever a statement of the ledger's is, so each of them runs on the connection for an UPDATE.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import CursorResult, TextClause, text
+from sqlalchemy import CursorResult, TextClause, column, table, text, update
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
@@ -20,6 +24,10 @@ Blocking = Session | scoped_session[Session] | Connection
 Awaited = AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection
 
 
+#: what a session is shown to find out where it writes; never executed
+_WRITE = update(table("open_idempotency_ledger", column("token"))).values(token=0)
+
+
 class SqlalchemyTransaction:
     """The transaction that the session or connection is in, or begins with its next statement."""
 
@@ -32,7 +40,7 @@ class SqlalchemyTransaction:
     def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
         try:
-            return _rows(self._tx.execute(_clause(statement), dict(parameters)))
+            return _rows(_connection(self._tx).execute(_clause(statement), dict(parameters)))
         except DBAPIError as error:
             _explain(error, self.dialect)
             raise
@@ -49,8 +57,14 @@ class AsyncSqlalchemyTransaction:
 
     async def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
+
+        def run(tx: Session | Connection) -> Rows:
+            return _rows(_connection(tx).execute(_clause(statement), dict(parameters)))
+
+        # Both in one: a session may give another connection after each COMMIT or ROLLBACK.
+        tx = self._tx() if isinstance(self._tx, async_scoped_session) else self._tx
         try:
-            return _rows(await self._tx.execute(_clause(statement), dict(parameters)))
+            return await tx.run_sync(run)
         except DBAPIError as error:
             _explain(error, self.dialect)
             raise
@@ -79,7 +93,7 @@ def _dialect(tx: Blocking) -> Dialect:
         tx = tx()
     if isinstance(tx, Session):
         _check_session(tx)
-        return dialect_named(tx.get_bind().dialect.name)
+        return dialect_named(tx.get_bind(clause=_WRITE).dialect.name)
     if _commits_by_itself(tx):
         raise no_transaction("the SQLAlchemy connection (AUTOCOMMIT)", "give the stage a connection that begins one")
     return dialect_named(tx.dialect.name)
@@ -91,9 +105,12 @@ def _check_session(session: Session) -> None:
     if not session.in_transaction() and not session.autobegin:
         raise no_transaction("the SQLAlchemy session", "use it in `with session.begin():`")
     try:
-        bind = session.get_bind()
+        bind = session.get_bind(clause=_WRITE)
     except InvalidRequestError as error:
-        raise ConfigurationError(f"tx=: {error}") from error
+        raise ConfigurationError(
+            "tx=: the SQLAlchemy session has no database for the ledger; give tx= the connection that has your rows, "
+            f"session.connection(bind_arguments={{'mapper': YourModel}}) ({error})"
+        ) from error
     if _commits_by_itself(bind):
         raise no_transaction("the SQLAlchemy session (AUTOCOMMIT)", "bind it to an engine that begins transactions")
 
@@ -102,6 +119,13 @@ def _commits_by_itself(bind: Connection | Engine) -> bool:
     level = bind.get_execution_options().get("isolation_level")
     # What create_engine(isolation_level=...) was given has no public name, and asking the database costs a round trip.
     return (level or getattr(bind.dialect, "_on_connect_isolation_level", None)) == "AUTOCOMMIT"
+
+
+def _connection(tx: Blocking) -> Connection:
+    """The connection of the transaction; a session begins it if it has to."""
+    if isinstance(tx, Connection):
+        return tx
+    return tx.connection(bind_arguments={"clause": _WRITE})
 
 
 def _rows(result: Any) -> Rows:

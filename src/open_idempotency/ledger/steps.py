@@ -20,6 +20,7 @@ from open_idempotency._core.commands import Call, Release
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.keeping import stored_form
 from open_idempotency._core.models import Lease, Stage
+from open_idempotency._core.replay import kept
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.sealing import ANSWER, seal_stage, unseal_stage
 from open_idempotency._core.settlement import wants_kept
@@ -76,7 +77,7 @@ def fence(transaction: Transaction, attempt: Attempt) -> Steps[None]:
     if not hmac.compare_digest(bytes(fingerprint), lease.fingerprint):
         attempt.stopped = error = KeyReused("the ledger knows this key from another request")
         raise error
-    if response is not None and not attempt.answered:
+    if response is not None and attempt.answered is None:
         attempt.stopped = known = AnsweredBefore(bytes(response))
         raise known
 
@@ -123,13 +124,14 @@ def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> S
     assert lease is not None
     if not (yield from wants_kept(attempt, lease, answer.status)):
         return False
-    # The very bytes that the record gets in the end, so that either can stand for the other.
-    response, _ = yield from stored_form(answer, ANSWER, lease, attempt.policy)
+    # The record gets these very bytes in the end, unless something between view and middleware changes the answer: so
+    # either can stand for the other, and no hook runs twice.
+    response, whole = yield from stored_form(answer, ANSWER, lease, attempt.policy)
     named = {"record_id": lease.record_id, "token": lease.token}
     values = {**named, "response": response, "kept": _kept(attempt, lease)}
     yield from _run(transaction, transaction.dialect.answer, values)
     yield from _check_held(transaction, attempt, lease)
-    attempt.answered = True
+    attempt.answered = kept(answer, attempt.policy.max_response_bytes), response, whole
     return True
 
 

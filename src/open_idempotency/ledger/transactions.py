@@ -12,7 +12,7 @@ from open_idempotency.ledger.steps import Transaction
 
 _EXPECTED = (
     "tx= takes a SQLAlchemy Session, Connection, AsyncSession or AsyncConnection, a Django database alias, a psycopg "
-    "connection or a sqlite3.Connection"
+    "connection or a sqlite3.Connection; in a decorator also a callable that returns one, given the call's arguments"
 )
 
 
@@ -43,15 +43,24 @@ def transaction_of(tx: object) -> Transaction:
     Raises ``ConfigurationError``, with what to do, for what is no transaction: an unknown type, a connection that
     commits each statement by itself, an unknown alias, a database that the ledger knows no dialect of.
     """
+    ours = _ours(tx)
+    if ours is None:
+        raise ConfigurationError(f"{_EXPECTED}; not {type(tx).__name__}")
+    make: Callable[[Any], Transaction] = import_module(f"open_idempotency.ledger.{ours}").transaction_of
+    return make(tx)
+
+
+def is_transaction(tx: object) -> bool:
+    """Whether ``tx`` is of a known type. Some of those can be called too, such as SQLAlchemy's ``scoped_session``."""
+    return _ours(tx) is not None
+
+
+def _ours(tx: object) -> str | None:
+    """The module of ours for a transaction of this type."""
     if isinstance(tx, str):
-        return _make("on_django", tx)
+        return "on_django"
     for kind in _KINDS:
         known = getattr(sys.modules.get(kind.library), kind.name, None)
         if isinstance(known, type) and isinstance(tx, known):
-            return _make(kind.ours, tx)
-    raise ConfigurationError(f"{_EXPECTED}; not {type(tx).__name__}")
-
-
-def _make(ours: str, tx: object) -> Transaction:
-    make: Callable[[Any], Transaction] = import_module(f"open_idempotency.ledger.{ours}").transaction_of
-    return make(tx)
+            return kind.ours
+    return None

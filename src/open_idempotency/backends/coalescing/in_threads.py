@@ -48,7 +48,18 @@ class ThreadCoalescer(Generic[Q, R]):
 
     def ask(self, question: Q, size: int = 0) -> R:
         """See ``LoopCoalescer.ask``."""
-        (answer,) = self.ask_all(((question, size),))
+        with self._lock:
+            alone = not self._busy
+            self._busy = True
+        if alone:
+            # As below, without what only a group needs.
+            try:
+                (answer,) = self._carry_out((question,))
+            finally:
+                with self._lock:
+                    self._hand_over()
+        else:
+            (answer,) = self.ask_all(((question, size),))
         if isinstance(answer, Exception):
             raise answer
         return answer

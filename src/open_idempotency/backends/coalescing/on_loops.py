@@ -39,6 +39,11 @@ class LoopCoalescer(Generic[Q, R]):
         self._busy = False
         self._worker: asyncio.Task[None] | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is on its way, so that a question would wait."""
+        return self._busy
+
     async def ask(self, question: Q, size: int = 0) -> R:
         """The answer to ``question``, which is of ``size`` bytes. Raises ``BackendUnavailable`` where it waited too
         long, or too many wait; else what ``carry_out`` answers or raises.

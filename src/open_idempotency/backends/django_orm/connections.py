@@ -63,6 +63,9 @@ class Connections:
         self._pools: PerProcess[_Pool] = PerProcess(lambda: _Pool(most))
         weakref.finalize(self, _close, self._pools).atexit = False
         _all.add(self)
+        # Not at import: a project whose records are elsewhere has no connections here, and many requests.
+        for signal in (request_started, request_finished):
+            signal.connect(_close_old, dispatch_uid="open_idempotency.close_old")
 
     def read(self, work: Work[T]) -> T:
         """Run one statement, outside of any transaction."""
@@ -260,10 +263,6 @@ _paused: list[Callable[[], None]] = []
 def _close_old(**kwargs: Any) -> None:
     for each in list(_all):
         _off_the_loop(each.close_old)
-
-
-for _signal in (request_started, request_finished):
-    _signal.connect(_close_old, dispatch_uid="open_idempotency.close_old")
 
 
 def _before_fork() -> None:

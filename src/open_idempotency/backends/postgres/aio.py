@@ -30,8 +30,9 @@ from open_idempotency.backend import (
     Wait,
 )
 from open_idempotency.backends.postgres import replies, statements
-from open_idempotency.backends.postgres.connections import LoopPools
-from open_idempotency.backends.postgres.statements import RENEWED_AT_ONCE, SCANNED_AT_ONCE
+from open_idempotency.backends.postgres.encoding import Row, Statement
+from open_idempotency.backends.postgres.loop_asking import LoopAsking
+from open_idempotency.backends.postgres.statements import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Verb
 from open_idempotency.exceptions import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -51,21 +52,27 @@ class AsyncPostgresBackend(AsyncBackend):
             over._async = self  # pyright: ignore[reportPrivateUsage]  # its other colour
         self._sync = over
         self._options = over.options
-        self._pools = LoopPools(self._options)
+        self._asking = LoopAsking(self._options)
         self.call_timeout = over.call_timeout
 
     def __repr__(self) -> str:
         return f"AsyncPostgresBackend({self._options.where!r})"
 
-    async def rows(self, statement: bytes, *parameters: Any) -> list[Any]:
+    async def rows(self, statement: Statement, *parameters: Any) -> list[Any]:
         """Run a statement whose first parameter is the time. Raises ``BackendUnavailable``."""
         if current_library() == "trio":
             return await in_thread(self._sync.rows, statement, *parameters)
-        return await self._pools.rows(statement, (self._options.now(), *parameters))
+        return await self._asking.rows(statement, *parameters)
+
+    async def row(self, verb: Verb, c: Any) -> Row:
+        """What the function of the verb answers; asked with what other tasks ask. Raises ``BackendUnavailable``."""
+        if current_library() == "trio":
+            return await in_thread(self._sync.row, verb, c)
+        return await self._asking.row(verb, c)
 
     async def claim(self, c: Claim, /) -> ClaimAnswer:
         """See ``Backend.claim``."""
-        return replies.claimed(c, (await self.rows(statements.CLAIM, *statements.claim(c)))[0])
+        return replies.claimed(c, (await self.row(statements.CLAIM, c)))
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``PostgresBackend.renew``."""
@@ -77,19 +84,19 @@ class AsyncPostgresBackend(AsyncBackend):
 
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
-        return replies.stage_saved((await self.rows(statements.SAVE_STAGE, *statements.save_stage(c)))[0])
+        return replies.stage_saved(await self.row(statements.SAVE_STAGE, c))
 
     async def complete(self, c: Complete, /) -> Completed:
         """See ``Backend.complete``."""
-        return replies.completed((await self.rows(statements.COMPLETE, *statements.complete(c)))[0][0])
+        return replies.completed((await self.row(statements.COMPLETE, c))[0])
 
     async def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
-        replies.code((await self.rows(statements.FAIL, *statements.fail(c)))[0][0])
+        replies.code((await self.row(statements.FAIL, c))[0])
 
     async def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
-        replies.code((await self.rows(statements.RELEASE, *statements.release(c)))[0][0])
+        replies.code((await self.row(statements.RELEASE, c))[0])
 
     async def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""
@@ -146,5 +153,5 @@ class AsyncPostgresBackend(AsyncBackend):
     async def close(self) -> None:
         """Close the running loop's connections, and the blocking colour's."""
         if current_library() == "asyncio":
-            await self._pools.close()
+            self._asking.close()
         await in_thread(self._sync.close)

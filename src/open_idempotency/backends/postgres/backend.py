@@ -33,10 +33,11 @@ from open_idempotency.backend import (
 )
 from open_idempotency.backends.postgres import replies, schema, statements
 from open_idempotency.backends.postgres.aio import AsyncPostgresBackend
-from open_idempotency.backends.postgres.connections import Pool
+from open_idempotency.backends.postgres.asking import Asking
+from open_idempotency.backends.postgres.encoding import Row, Statement
 from open_idempotency.backends.postgres.listening import Listener
 from open_idempotency.backends.postgres.options import read_url
-from open_idempotency.backends.postgres.statements import RENEWED_AT_ONCE, SCANNED_AT_ONCE
+from open_idempotency.backends.postgres.statements import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Verb
 from open_idempotency.exceptions import BackendUnavailable
 
 
@@ -45,8 +46,9 @@ class PostgresBackend(Backend):
 
     ``timeout``: seconds to wait for a connection, and then for an answer (default 2). ``max_connections``: for each
     process and event loop (default 10). ``listen``: ``"no"`` where no connection may be kept for notifications, as
-    behind a pooler in transaction mode; waiting duplicates then poll. ``clock``: seconds, for tests; without it the
-    server's clock decides. Raises ``ConfigurationError``. Since 0.1.
+    behind a pooler in transaction mode; waiting duplicates then poll. ``coalesce``: whether what is asked
+    while many others are on their way goes out with them, in one statement and one commit (default true). ``clock``:
+    seconds, for tests; without it the server's clock decides. Raises ``ConfigurationError``. Since 0.1.
     """
 
     quotas = True
@@ -58,12 +60,19 @@ class PostgresBackend(Backend):
         timeout: float | None = None,
         max_connections: int | None = None,
         listen: str | None = None,
+        coalesce: bool | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        given = {"timeout": timeout, "max_connections": max_connections, "listen": listen, "clock": clock}
+        given = {
+            "timeout": timeout,
+            "max_connections": max_connections,
+            "listen": listen,
+            "coalesce": coalesce,
+            "clock": clock,
+        }
         #: what the URL and the keywords said
         self.options = self._options = read_url(url, given)
-        self._pool = Pool(self._options)
+        self._asking = Asking(self._options)
         self._listeners = PerProcess(lambda: Listener(self._options))
         self.call_timeout = self._options.call_timeout
         self._async = AsyncPostgresBackend(over=self)
@@ -76,13 +85,17 @@ class PostgresBackend(Backend):
     def __repr__(self) -> str:
         return f"PostgresBackend({self._options.where!r})"
 
-    def rows(self, statement: bytes, *parameters: Any) -> list[Any]:
+    def rows(self, statement: Statement, *parameters: Any) -> list[Any]:
         """Run a statement whose first parameter is the time. Raises ``BackendUnavailable``."""
-        return self._pool.rows(statement, (self._options.now(), *parameters))
+        return self._asking.rows(statement, *parameters)
+
+    def row(self, verb: Verb, c: Any) -> Row:
+        """What the function of the verb answers; asked with what other threads ask. Raises ``BackendUnavailable``."""
+        return self._asking.row(verb, c)
 
     def claim(self, c: Claim, /) -> ClaimAnswer:
         """See ``Backend.claim``."""
-        return replies.claimed(c, self.rows(statements.CLAIM, *statements.claim(c))[0])
+        return replies.claimed(c, self.row(statements.CLAIM, c))
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``Backend.renew``; a record that cannot be read is LOST. More than 500 leases take several calls."""
@@ -94,19 +107,19 @@ class PostgresBackend(Backend):
 
     def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
-        return replies.stage_saved(self.rows(statements.SAVE_STAGE, *statements.save_stage(c))[0])
+        return replies.stage_saved(self.row(statements.SAVE_STAGE, c))
 
     def complete(self, c: Complete, /) -> Completed:
         """See ``Backend.complete``."""
-        return replies.completed(self.rows(statements.COMPLETE, *statements.complete(c))[0][0])
+        return replies.completed(self.row(statements.COMPLETE, c)[0])
 
     def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
-        replies.code(self.rows(statements.FAIL, *statements.fail(c))[0][0])
+        replies.code(self.row(statements.FAIL, c)[0])
 
     def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
-        replies.code(self.rows(statements.RELEASE, *statements.release(c))[0][0])
+        replies.code(self.row(statements.RELEASE, c)[0])
 
     def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""
@@ -174,4 +187,4 @@ class PostgresBackend(Backend):
         listener = self._listeners.pop()
         if listener is not None:
             listener.close()
-        self._pool.close()
+        self._asking.close()

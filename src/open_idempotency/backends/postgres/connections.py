@@ -1,154 +1,160 @@
-"""Connections to one PostgreSQL database: a small pool for each process, and for asyncio one for each event loop.
-
-Every wait is bounded here, since the server's own limits need settings that a pooler in between may not pass on, and a
-server that has vanished sets none. Statements are never prepared on the server, for the same pooler's sake.
-"""
+"""The blocking connections to one PostgreSQL database: a few for each process, opened when they are needed."""
 
 from __future__ import annotations
 
-import asyncio
+import threading
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import psycopg
-from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
 
-from open_idempotency._perform.processes import PerProcess
+from open_idempotency.backends.postgres.encoding import Row, Statement
 from open_idempotency.backends.postgres.options import Options
-from open_idempotency.backends.psycopg_waits import AsyncBoundedConnection, BoundedConnection, ServerSilent
-from open_idempotency.exceptions import BackendUnavailable
+from open_idempotency.backends.postgres.running import AGE, ARGUMENTS, IDLE, Busy, KeptConnection, Tries, running
+from open_idempotency.backends.psycopg_waits import ServerSilent
 
-#: what the client library raises
-ERRORS = (psycopg.Error, PoolTimeout, PoolClosed)
-_MET = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
-_MISSING = (psycopg.errors.UndefinedFunction, psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
+#: seconds between two tries to connect
+PAUSE = 0.05
 
 
-def wrapped(error: Exception) -> BackendUnavailable:
-    """The library's error as ours; the caller keeps it as the cause."""
-    hint = "; run `open-idempotency migrate` with the URL of the backend" if isinstance(error, _MISSING) else ""
-    return BackendUnavailable(f"PostgreSQL: {type(error).__name__}: {str(error).strip()}{hint}")
-
-
-def may_retry(error: Exception, broken: bool, started: float, options: Options) -> bool:
-    """Whether another try makes sense: the connection was broken before, as after a restart, or two calls met, which is
-    an error where the database's default isolation is a higher one; and there is time left.
-
-    Each verb may be sent twice (B-08).
-    """
-    if not (broken or isinstance(error, _MET)) or isinstance(error, ServerSilent):
-        return False
-    return time.monotonic() - started < options.timeout
-
-
-def _arguments(options: Options) -> dict[str, Any]:
-    return {
-        "conninfo": options.conninfo,
-        "kwargs": {"autocommit": True, "prepare_threshold": None},
-        "min_size": 0,
-        "max_size": options.max_connections,
-        "timeout": options.timeout,
-        # A server that is away is not looked for in the background: the next call tries again.
-        "reconnect_timeout": options.timeout,
-        "num_workers": 1,
-        "open": False,
-    }
-
-
-class Pool:
-    """The blocking connections of each process."""
+class Connections:
+    """Those of one process; the one that was used last is used next."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._pools: PerProcess[ConnectionPool[BoundedConnection]] = PerProcess(self._make)
+        self._idle: list[KeptConnection] = []
+        self._places = threading.Semaphore(options.max_connections)
+        self._closed = False
 
-    def _make(self) -> ConnectionPool[BoundedConnection]:
-        return ConnectionPool(connection_class=BoundedConnection, **_arguments(self._options))
-
-    def _opened(self) -> ConnectionPool[BoundedConnection]:
-        pool = self._pools.get()
-        if pool.closed:
-            pool.open()
-        return pool
-
-    def rows(self, statement: bytes, parameters: tuple[Any, ...]) -> list[Any]:
-        """Run one statement in a transaction of its own. Raises ``BackendUnavailable``."""
-        started = time.monotonic()
+    def rows(self, statement: Statement, values: Sequence[Any], until: float | None = None) -> list[Row]:
+        """Run one statement in a transaction of its own; ``until`` on the monotonic clock. Raises
+        ``BackendUnavailable``.
+        """
+        tries = Tries(self._options, until)
+        parameters = statement.encoded(values)
         while True:
             broken: list[bool] = []
             try:
-                return self._rows(statement, parameters, broken)
-            except ERRORS as error:
-                if not may_retry(error, any(broken), started, self._options):
-                    raise wrapped(error) from error
+                return self._rows(statement, parameters, tries, broken)
+            except psycopg.Error as error:
+                tries.again(error, any(broken))
 
-    def _rows(self, statement: bytes, parameters: tuple[Any, ...], broken: list[bool]) -> list[Any]:
-        pool = self._opened()
-        connection = pool.getconn()
+    def _rows(
+        self, statement: Statement, parameters: list[bytes | None], tries: Tries, broken: list[bool]
+    ) -> list[Row]:
+        connection = self._take(tries)
         try:
-            connection.deadline = time.monotonic() + self._options.timeout
-            with connection.cursor(binary=True) as cursor:
-                cursor.execute(statement, parameters)
-                return cursor.fetchall()
+            connection.deadline = time.monotonic() + tries.left()
+            answered: list[Row] = connection.wait(running(connection, statement.text, parameters, statement.formats))
+            return answered
         finally:
             broken.append(connection.closed)
-            pool.putconn(connection)
+            self._give(connection)
+
+    def _take(self, tries: Tries) -> KeptConnection:
+        """A connection for one call. Raises ``psycopg.OperationalError``."""
+        if not self._places.acquire(timeout=tries.left()):
+            raise Busy(f"no connection was free; there are {self._options.max_connections}")
+        try:
+            return self._kept() or self._made(tries)
+        except BaseException:
+            self._places.release()
+            raise
+
+    def _give(self, connection: KeptConnection) -> None:
+        """Keep it for the next call, if it is of any more use."""
+        try:
+            connection.used = time.monotonic()
+            if connection.is_clean() and not self._closed:
+                self._idle.append(connection)
+            else:
+                connection.close()
+            self._close_idle(connection.used - IDLE)
+        finally:
+            self._places.release()
 
     def close(self) -> None:
-        """Close this process's connections; they open again if the backend is used again."""
-        pool = self._pools.pop()
-        if pool is not None:
-            pool.close()
+        """Close those that nobody uses, and the others when they are given back."""
+        self._closed = True
+        self._close_idle(time.monotonic())
 
+    def _close_idle(self, used_before: float) -> None:
+        with suppress(IndexError):  # none is left, or another thread was faster
+            while self._idle[0].used <= used_before:
+                self._idle.pop(0).close()
 
-class LoopPools:
-    """The asyncio connections of this process, by event loop."""
-
-    def __init__(self, options: Options) -> None:
-        self._options = options
-        self._pools: PerProcess[dict[asyncio.AbstractEventLoop, AsyncConnectionPool[AsyncBoundedConnection]]]
-        self._pools = PerProcess(dict)
-
-    async def _opened(self) -> AsyncConnectionPool[AsyncBoundedConnection]:
-        pools = self._pools.get()
-        loop = asyncio.get_running_loop()
-        pool = pools.get(loop)
-        if pool is None:
-            # Not a weak dictionary: connections hold their loop, so an entry would keep itself alive.
-            for other in [other for other in list(pools) if other.is_closed()]:
-                pools.pop(other, None)
-            pool = pools[loop] = AsyncConnectionPool(
-                connection_class=AsyncBoundedConnection, **_arguments(self._options)
-            )
-        if pool.closed:
-            await pool.open()
-        return pool
-
-    async def rows(self, statement: bytes, parameters: tuple[Any, ...]) -> list[Any]:
-        """See ``Pool.rows``."""
-        started = time.monotonic()
+    def _kept(self) -> KeptConnection | None:
         while True:
-            broken: list[bool] = []
             try:
-                return await self._rows(statement, parameters, broken)
-            except ERRORS as error:
-                if not may_retry(error, any(broken), started, self._options):
-                    raise wrapped(error) from error
+                connection = self._idle.pop()
+            except IndexError:
+                return None
+            if connection.is_fresh(time.monotonic()):
+                return connection
+            connection.close()
 
-    async def _rows(self, statement: bytes, parameters: tuple[Any, ...], broken: list[bool]) -> list[Any]:
-        pool = await self._opened()
-        connection = await pool.getconn()
+    def _made(self, tries: Tries) -> KeptConnection:
+        """A new one; a server that is starting is waited for."""
+        until = time.monotonic() + tries.left()
+        while True:
+            try:
+                left = max(0.0, until - time.monotonic())
+                connection = in_time(left, lambda: KeptConnection.connect(self._options.conninfo, **ARGUMENTS))
+            except psycopg.OperationalError:
+                if time.monotonic() + PAUSE > until:
+                    raise
+                time.sleep(PAUSE)
+            else:
+                connection.until = time.monotonic() + AGE
+                return connection
+
+
+class _Connecting:
+    """A connection that is being made in a thread of its own; nothing else can end looking up a host's name."""
+
+    def __init__(self, connect: Callable[[], KeptConnection]) -> None:
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._given_up = False
+        self.done = threading.Event()
+        self.made: KeptConnection | None = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """In the thread."""
+        made: KeptConnection | None = None
         try:
-            connection.deadline = time.monotonic() + self._options.timeout
-            async with connection.cursor(binary=True) as cursor:
-                await cursor.execute(statement, parameters)
-                return await cursor.fetchall()
-        finally:
-            broken.append(connection.closed)
-            await pool.putconn(connection)
+            made = self._connect()
+        except BaseException as error:  # raised again in the caller's thread
+            self.error = error
+        with self._lock:
+            self.made = made
+            given_up = self._given_up
+        if given_up and made is not None:
+            made.close()
+        self.done.set()
 
-    async def close(self) -> None:
-        """Close the running loop's connections; those of other loops can only be closed there."""
-        pool = self._pools.get().pop(asyncio.get_running_loop(), None)
-        if pool is not None:
-            await pool.close()
+    def give_up(self) -> bool:
+        """The connection is not wanted any more; False where it is there."""
+        with self._lock:
+            self._given_up = self.made is None
+            return self._given_up
+
+
+def in_time(seconds: float, connect: Callable[[], KeptConnection]) -> KeptConnection:
+    """What ``connect`` returns or raises; ``ServerSilent`` after ``seconds``."""
+    connecting = _Connecting(connect)
+    threading.Thread(target=connecting.run, name="open-idempotency-connect", daemon=True).start()
+    try:
+        finished = connecting.done.wait(seconds)
+    except BaseException:
+        if not connecting.give_up() and connecting.made is not None:
+            connecting.made.close()
+        raise
+    if not finished and connecting.give_up():
+        raise ServerSilent("no connection in time")
+    if connecting.made is None:
+        raise connecting.error or ServerSilent("no connection in time")
+    return connecting.made

@@ -6,6 +6,7 @@ for a while or its connection breaks. No outcome depends on a notification: it o
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from contextlib import suppress
@@ -74,6 +75,9 @@ class Listener:
     def _run(self) -> None:
         try:
             with psycopg.connect(self._options.conninfo, autocommit=True, prepare_threshold=None) as connection:
+                if _is_pooled(connection):
+                    self._resting_until = math.inf
+                    return
                 connection.execute("LISTEN open_idempotency")
                 with self._lock:
                     self._listening = True
@@ -102,3 +106,12 @@ class Listener:
             record_id = bytes.fromhex(payload)
             with self._lock:
                 self._waiters.wake(record_id)
+
+
+def _is_pooled(connection: psycopg.Connection[Any]) -> bool:
+    """Whether a pooler stands in between, where LISTEN would be done on a session that others get next.
+
+    A pooler makes up the process id that a client is told for cancelling, since its session may be another each time.
+    """
+    row = connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
+    return row is None or row[0] != connection.info.backend_pid

@@ -17,7 +17,11 @@ _OPTIONS: dict[str, urls.Parser] = {
     "timeout": urls.seconds,
     "max_connections": urls.count,
     "listen": urls.choice("yes", "no"),
+    "coalesce": urls.yes_or_no,
 }
+
+#: more questions than anybody asks at the same time
+UNBOUNDED = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,17 @@ class Options:
     timeout: float = 2.0
     max_connections: int = 10
     listen: str = "yes"
+    coalesce: bool = True
     clock: Callable[[], float] | None = None
 
     @property
     def call_timeout(self) -> float:
-        """A connection, an answer; and a first try on a connection that turned out to be broken."""
+        """Waiting for the last batch; a connection; an answer. What is sent again or alone has what is left of it."""
         return self.timeout * 3
+
+    def alone(self, most: int) -> int:
+        """How many questions of at most so many may go alone at the same time; one connection is the batches'."""
+        return min(most, self.max_connections - 1) if self.coalesce else UNBOUNDED
 
     def now(self) -> float | None:
         """The time for the functions: None for the server's own."""
@@ -88,9 +97,8 @@ def _checked(options: Options, known: dict[str, Any]) -> Options:
     for port in str(known.get("port") or "").split(","):
         if port and not (port.isascii() and port.isdecimal()):
             raise ConfigurationError(f"backend: the port must be a number, not {port!r}")
-    if "," in (known.get("host") or ""):
-        # A replay only reads, and a replica would answer it with what it has not heard yet.
-        known.setdefault("target_session_attrs", "read-write")
+    # A replay only reads, and a replica would answer it with what it has not heard yet.
+    known.setdefault("target_session_attrs", "read-write")
     # In whole seconds, and never below two: libpq's own limits.
     known.setdefault("connect_timeout", max(2, round(options.timeout)))
     return replace(options, conninfo=make_conninfo(**known))

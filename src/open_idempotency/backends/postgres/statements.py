@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from open_idempotency.backend import (
@@ -17,55 +19,43 @@ from open_idempotency.backend import (
     Stage,
     Unreserve,
 )
+from open_idempotency.backends.postgres.encoding import Statement
 
 Parameters = tuple[Any, ...]
 
-_WORDS = {
-    ":now": "%s::double precision",
-    ":lease": "(%b::bytea, %b::bytea, %s::bigint, %s::integer, %b::bytea, %s::double precision, %s::double precision)"
-    "::open_idempotency.lease",
-}
-
-
-def _statement(text: str) -> bytes:
-    """The text with the words that all statements share written out."""
-    for word, meaning in _WORDS.items():
-        text = text.replace(word, meaning)
-    return text.encode()
-
-
-CLAIM = _statement(
-    "SELECT code, reason, token, attempt, elapsed, remaining, response, names, keys, frames"
-    " FROM open_idempotency.claim(:now, :lease, %s, %s, %s::integer)"
+_LEASE = (
+    "({bytea}, {bytea}, {bigint}, {integer}, {bytea}, {double precision}, {double precision})::open_idempotency.lease"
 )
-RENEW = _statement(
-    "SELECT open_idempotency.renew(:now, %b::bytea[], %b::bytea[], %s::bigint[], %s::double precision[])"
-)
-SAVE_STAGE = _statement(
-    "SELECT code, frame FROM open_idempotency.save_stage(:now, :lease, %b::bytea, %b::bytea, %b::bytea)"
-)
-COMPLETE = _statement("SELECT open_idempotency.complete(:now, :lease, %b::bytea)")
-FAIL = _statement("SELECT open_idempotency.fail(:now, :lease, %s, %b::bytea)")
-RELEASE = _statement("SELECT open_idempotency.release(:now, :lease)")
-GET = _statement("SELECT * FROM open_idempotency.get(:now, %b::bytea)")
-FORGET = _statement("SELECT open_idempotency.forget(:now, %b::bytea)")
-PURGE = _statement("SELECT open_idempotency.purge(:now, %s::integer)")
-AWAIT = _statement("SELECT open_idempotency.await(:now, %b::bytea)")
-RESERVE = _statement(
-    "SELECT code, remaining FROM open_idempotency.reserve("
-    ":now, %b::bytea, %b::bytea, %s::integer, %s::double precision, %s::double precision)"
-)
-UNRESERVE = _statement("SELECT open_idempotency.unreserve(:now, %b::bytea, %b::bytea)")
-SCAN = _statement("SELECT open_idempotency.scan(:now, %b::bytea, %s::integer)")
-
-#: how many leases and records go into one call
-RENEWED_AT_ONCE = SCANNED_AT_ONCE = 500
+#: the time of a test's clock, or NULL
+_NOW = "{double precision}"
+#: the same, where a row that somebody keeps locked is waited for only shortly; it is read after the setting was made
+_HURRIED_NOW = "CASE WHEN hurry.made IS NOT NULL THEN {double precision} END"
+_HURRY = "set_config('lock_timeout', '100ms', true) AS hurry (made), LATERAL"
 
 
-def claim(c: Claim) -> Parameters:
-    """For ``CLAIM``, after the time."""
-    lease = (c.record_id, c.owner, 0, 0, c.fingerprint, c.lease, c.ttl)
-    return (*lease, c.resume_failed, c.resume_abandoned, c.max_attempts)
+@dataclass(frozen=True, slots=True, eq=False)
+class Verb:
+    """A verb that may go into a batch: its statement alone, the same for a batch of one, and its parameters."""
+
+    statement: Statement
+    hurried: Statement
+    parameters: Callable[[Any], Parameters]
+    size: Callable[[Any], int]
+
+
+def _verb(columns: str, call: str, parameters: Callable[[Any], Parameters], size: Callable[[Any], int]) -> Verb:
+    """``call``: of a function, with its time as ``:now`` and its lease as ``:lease``."""
+    call = "open_idempotency." + call.replace(":lease", _LEASE)
+    return Verb(
+        Statement(" ".join(("SELECT", columns, "FROM", call.replace(":now", _NOW)))),
+        Statement(" ".join(("SELECT", columns, "FROM", _HURRY, call.replace(":now", _HURRIED_NOW)))),
+        parameters,
+        size,
+    )
+
+
+def _statement(text: str) -> Statement:
+    return Statement(text.replace(":now", _NOW))
 
 
 def _lease(lease: Lease) -> Parameters:
@@ -74,34 +64,71 @@ def _lease(lease: Lease) -> Parameters:
     )  # fmt: skip
 
 
+def _claim(c: Claim) -> Parameters:
+    lease = (c.record_id, c.owner, 0, 0, c.fingerprint, c.lease, c.ttl)
+    return (*lease, c.resume_failed, c.resume_abandoned, c.max_attempts)
+
+
+def _save_stage(c: SaveStage) -> Parameters:
+    return (*_lease(c.lease), *stage_key(c.stage), c.stage.frame)
+
+
+def _complete(c: Complete) -> Parameters:
+    return (*_lease(c.lease), c.response)
+
+
+def _fail(c: Fail) -> Parameters:
+    return (*_lease(c.lease), c.final, c.response)
+
+
+def _release(c: Release) -> Parameters:
+    return _lease(c.lease)
+
+
+def _no_bytes(c: object) -> int:
+    return 0
+
+
+CLAIM = _verb(
+    "code, reason, token, attempt, elapsed, remaining, response, names, keys, frames",
+    "claim(:now, :lease, {boolean}, {boolean}, {integer})",
+    _claim,
+    _no_bytes,
+)
+SAVE_STAGE = _verb(
+    "code, frame",
+    "save_stage(:now, :lease, {bytea}, {bytea}, {bytea})",
+    _save_stage,
+    lambda c: len(c.stage.frame),
+)
+COMPLETE = _verb("code", "complete(:now, :lease, {bytea})", _complete, lambda c: len(c.response))
+FAIL = _verb("code", "fail(:now, :lease, {boolean}, {bytea})", _fail, lambda c: len(c.response or b""))
+RELEASE = _verb("code", "release(:now, :lease)", _release, _no_bytes)
+
+RENEW = _statement("SELECT open_idempotency.renew(:now, {bytea[]}, {bytea[]}, {bigint[]}, {double precision[]})")
+GET = _statement("SELECT * FROM open_idempotency.get(:now, {bytea})")
+FORGET = _statement("SELECT open_idempotency.forget(:now, {bytea})")
+PURGE = _statement("SELECT open_idempotency.purge(:now, {integer})")
+AWAIT = _statement("SELECT open_idempotency.await(:now, {bytea})")
+RESERVE = _statement(
+    "SELECT code, remaining FROM open_idempotency.reserve("
+    ":now, {bytea}, {bytea}, {integer}, {double precision}, {double precision})"
+)
+UNRESERVE = _statement("SELECT open_idempotency.unreserve(:now, {bytea}, {bytea})")
+SCAN = _statement("SELECT open_idempotency.scan(:now, {bytea}, {integer})")
+
+#: how many leases and records go into one call
+RENEWED_AT_ONCE = SCANNED_AT_ONCE = 500
+
+
 def renew(c: Renew) -> Parameters:
     """For ``RENEW``, after the time."""
     return (
         [lease.record_id for lease in c.leases],
         [lease.owner for lease in c.leases],
         [lease.token for lease in c.leases],
-        [float(lease.duration) for lease in c.leases],
+        [lease.duration for lease in c.leases],
     )
-
-
-def save_stage(c: SaveStage) -> Parameters:
-    """For ``SAVE_STAGE``, after the time."""
-    return (*_lease(c.lease), *stage_key(c.stage), c.stage.frame)
-
-
-def complete(c: Complete) -> Parameters:
-    """For ``COMPLETE``, after the time."""
-    return (*_lease(c.lease), c.response)
-
-
-def fail(c: Fail) -> Parameters:
-    """For ``FAIL``, after the time."""
-    return (*_lease(c.lease), c.final, c.response)
-
-
-def release(c: Release) -> Parameters:
-    """For ``RELEASE``, after the time."""
-    return _lease(c.lease)
 
 
 def get(c: Get) -> Parameters:

@@ -15,12 +15,13 @@ from redis.exceptions import NoScriptError, RedisError
 
 from open_idempotency._perform.loops import current_library, in_thread
 from open_idempotency.backends.redis.bounds import within_async
-from open_idempotency.backends.redis.calls import CLOSED, Calls, in_order, keyed_of, raised
+from open_idempotency.backends.redis.calls import Calls, in_order, keyed_of, raised
 from open_idempotency.backends.redis.clients import ERRORS, LoopClients, may_retry, wrapped
+from open_idempotency.backends.redis.connecting import CLOSED
 from open_idempotency.backends.redis.options import SINGLE, Options
 from open_idempotency.backends.redis.replies import confirmed
 from open_idempotency.backends.redis.scripts import Arguments, Keyed, Script, evaluation
-from open_idempotency.backends.redis.topology import AsyncClient
+from open_idempotency.backends.redis.topology import AsyncClient, NotInBatch
 
 R = TypeVar("R")
 
@@ -43,7 +44,22 @@ class AsyncCalls:
         """See ``Calls.script``."""
         if current_library() == "trio":
             return await in_thread(self._blocking.script, script, keys, arguments)
-        return await self._run(lambda client: self._evaluate(client, script, (keys, arguments)))
+        keyed = (keys, arguments)
+        return await self._batched(script, keyed, False, lambda client: self._evaluate(client, script, keyed))
+
+    async def _batched(
+        self, script: Script, keyed: Keyed, durably: bool, alone: Callable[[AsyncClient], Awaitable[R]]
+    ) -> R:
+        """Run a script in a batch; ``alone`` where batches are not wanted, or not possible at the moment."""
+        seconds = self._options.budget
+        if self._options.coalesce:
+            started = time.monotonic()
+            try:
+                answer: R = await self._clients.get().in_batch(script, keyed, durably)
+                return answer
+            except NotInBatch:
+                seconds += started - time.monotonic()
+        return await self._run(alone, seconds)
 
     async def _evaluate(self, client: AsyncClient, script: Script, keyed: Keyed) -> Any:
         now = self._options.now()
@@ -58,15 +74,15 @@ class AsyncCalls:
             return await self.script(script, (key,), arguments)
         if current_library() == "trio":
             return await in_thread(self._blocking.durable, script, key, arguments)
-        found = await self._run(lambda client: self._waited(client, script, ((key,), arguments)))
-        return confirmed(found, self._options.min_replicas)
+        keyed = ((key,), arguments)
+        return await self._batched(script, keyed, True, lambda client: self._waited(client, script, keyed))
 
-    async def _waited(self, client: AsyncClient, script: Script, keyed: Keyed) -> list[Any]:
+    async def _waited(self, client: AsyncClient, script: Script, keyed: Keyed) -> Any:
         now, wait = self._options.now(), self._options.wait_command
         found = await client.together([evaluation(script, keyed, now), wait])
         if isinstance(found[0], NoScriptError):
             found = await client.together([evaluation(script, keyed, now, source=True), wait])
-        return raised(found)
+        return confirmed(raised(found), self._options.min_replicas)
 
     async def by_server(self, script: Script, keys: Sequence[bytes], arguments: Sequence[Arguments]) -> list[Any]:
         """See ``Calls.by_server``."""
@@ -99,11 +115,11 @@ class AsyncCalls:
             return await in_thread(self._blocking.on, server, *words)
         return await self._run(lambda _: server.execute(*words))
 
-    async def _run(self, function: Callable[[AsyncClient], Awaitable[R]]) -> R:
+    async def _run(self, function: Callable[[AsyncClient], Awaitable[R]], seconds: float | None = None) -> R:
         closings = self._clients.closings()
         try:
             if self._limited:
-                return await within_async(self._options.budget, self._tried(function, closings))
+                return await within_async(seconds or self._options.budget, self._tried(function, closings))
             return await self._tried(function, closings)
         except ERRORS as error:
             raise wrapped(error) from error

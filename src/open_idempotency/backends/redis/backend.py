@@ -54,8 +54,10 @@ class RedisBackend(Backend):
     ``prefix``: before the names of all keys (default ``oi:``). ``timeout``: seconds for each step of a call
     (default 1). ``max_connections``: for each process and event loop (default 64). ``min_replicas``: how many must
     confirm a write before it counts (default 0), within ``replicas_timeout`` seconds (default half of ``timeout``).
-    ``eviction``: ``warn`` (default), ``refuse`` or ``ignore`` where the server may evict records. ``clock``: seconds,
-    for tests; without it the server's clock decides. Raises ``ConfigurationError``. Since 0.1.
+    ``eviction``: ``warn`` (default), ``refuse`` or ``ignore`` where the server may evict records. ``coalesce``:
+    whether, on asyncio, what is asked while a batch is on its way goes out as the next one, over one connection for
+    each loop and server (``coalesce=yes|no`` in the URL, default yes); else each call has a connection for itself.
+    ``clock``: seconds, for tests; without it the server's clock decides. Raises ``ConfigurationError``. Since 0.1.
     """
 
     quotas = True
@@ -70,6 +72,7 @@ class RedisBackend(Backend):
         min_replicas: int | None = None,
         replicas_timeout: float | None = None,
         eviction: str | None = None,
+        coalesce: bool | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         given = {
@@ -79,6 +82,7 @@ class RedisBackend(Backend):
             "min_replicas": min_replicas,
             "replicas_timeout": replicas_timeout,
             "eviction": eviction,
+            "coalesce": coalesce,
             "clock": clock,
         }
         #: what the URL and the keywords said

@@ -13,14 +13,13 @@ from redis.exceptions import NoScriptError, RedisError
 
 from open_idempotency.backends.redis.bounds import within
 from open_idempotency.backends.redis.clients import ERRORS, ProcessClients, may_retry, wrapped
+from open_idempotency.backends.redis.connecting import CLOSED
 from open_idempotency.backends.redis.options import Options
 from open_idempotency.backends.redis.replies import confirmed
 from open_idempotency.backends.redis.scripts import Arguments, Keyed, Script, evaluation
 from open_idempotency.backends.redis.topology import Client, Server
 
 R = TypeVar("R")
-
-CLOSED = "the backend was closed during the call"
 
 
 class Calls:

@@ -18,6 +18,7 @@ from open_idempotency.backends.redis.options import Options
 
 #: what the client library raises; that of its Cluster client is no RedisError
 ERRORS = (RedisError, RedisClusterException, OSError)
+CLOSED = "the backend was closed during the call"
 
 
 class Connection(Protocol):

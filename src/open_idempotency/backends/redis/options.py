@@ -33,6 +33,7 @@ _SCHEMES = {
     "redis+cluster": _Scheme(CLUSTER, 6379),
 }
 _OPTIONS: dict[str, urls.Parser] = {
+    "coalesce": urls.yes_or_no,
     "eviction": urls.choice("warn", "refuse", "ignore"),
     "max_connections": urls.count,
     "min_replicas": urls.count,
@@ -66,6 +67,7 @@ class Options:
     min_replicas: int = 0
     replicas_timeout: float = 0.0
     eviction: str = "warn"
+    coalesce: bool = True
     clock: Callable[[], float] | None = None
     #: of Sentinel: the name under which it knows the primary
     service: str = ""
@@ -80,8 +82,18 @@ class Options:
 
         Finding the server takes one step more, and so does waiting for its replicas.
         """
+        return self.connects_within + self.timeout * (3 + (self.min_replicas > 0))
+
+    @property
+    def connects_within(self) -> float:
+        """Seconds for a new connection with its handshake, and for finding where it goes."""
         handshake = ("password" in self.login) + (self.database != 0) + self.tls
-        return self.timeout * (4 + handshake + (self.topology != SINGLE) + (self.min_replicas > 0))
+        return self.timeout * (1 + handshake + (self.topology != SINGLE))
+
+    @property
+    def carried_out_within(self) -> float:
+        """Seconds for a batch; what is asked may have waited for one before it."""
+        return self.budget - self.timeout
 
     @property
     def call_timeout(self) -> float:

@@ -30,7 +30,7 @@ from open_idempotency.backend import (
     StageSaved,
     Unreserve,
 )
-from open_idempotency.backends.sqlalchemy import options, quotas, schema, verbs
+from open_idempotency.backends.sqlalchemy import drivers, options, quotas, schema, verbs
 from open_idempotency.backends.sqlalchemy.aio import AsyncSqlalchemyBackend
 from open_idempotency.backends.sqlalchemy.loop_engines import LoopEngines
 from open_idempotency.backends.sqlalchemy.runners import OnEngine, OnLoop, Runner
@@ -62,6 +62,7 @@ class SqlalchemyBackend(Backend):
         given = {"timeout": timeout, "max_connections": max_connections, "clock": clock}
         #: what the URL or the engine, and the keywords said
         self.options = options.read(source, given)
+        drivers.check(self.options)
         settings = Settings(self.options.dialect, self.options.timeout, self.options.clock)
         #: those of event loops, for both colours
         self.engines = LoopEngines(self.options, settings)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 from open_idempotency.backends.sqlalchemy.options import Options
 
 Connect = Callable[..., Any]
+
+_PSYCOPG = ("psycopg", "psycopg_async")
 
 
 def _libpq(options: Options) -> dict[str, Any]:
@@ -50,6 +53,12 @@ def connect_arguments(options: Options) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name not in options.url.query}
 
 
+def check(options: Options) -> None:
+    """Raises ``MissingExtra`` for a release of the driver whose waits cannot be bounded."""
+    if options.driver in _PSYCOPG:
+        import_module("open_idempotency.backends.psycopg_waits")
+
+
 def bounded_connect(options: Options) -> Connect | None:
     """How to connect in place of the driver's own way, where that would make connections that wait for ever."""
     if options.driver != "psycopg":
@@ -67,7 +76,7 @@ def bounded_connect(options: Options) -> Connect | None:
 def async_connect_arguments(options: Options) -> dict[str, Any]:
     """The keywords for an asynchronous engine, with the same way to connect."""
     arguments = connect_arguments(options)
-    if options.driver not in ("psycopg", "psycopg_async"):
+    if options.driver not in _PSYCOPG:
         return arguments
     from open_idempotency.backends.psycopg_waits import AsyncBoundedConnection
 

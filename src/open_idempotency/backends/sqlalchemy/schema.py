@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import CreateTable
 
 from open_idempotency.backends.sqlalchemy.tables import metadata
 
@@ -18,19 +19,20 @@ def migrate(connection: Connection) -> list[str]:
 
 
 def _create(connection: Connection, name: str) -> bool:
-    table = metadata.tables[name]
-    missing = not inspect(connection).has_table(name)
-    try:
-        table.create(connection, checkfirst=True)
-        connection.commit()
-    except DBAPIError:
-        connection.rollback()
-        # Of two that create it at the same moment one fails, in a way that differs with each database.
-        if not inspect(connection).has_table(name):
-            raise
-        missing = False
+    made = False
+    if not inspect(connection).has_table(name):
+        try:
+            # Its indexes come later: where statements are committed one by one, another may be making them already.
+            connection.execute(CreateTable(metadata.tables[name]))
+            connection.commit()
+            made = True
+        except DBAPIError:
+            connection.rollback()
+            # Of two that create it at the same moment one fails, in a way that differs with each database.
+            if not inspect(connection).has_table(name):
+                raise
     _create_indexes(connection, name)
-    return missing
+    return made
 
 
 def _create_indexes(connection: Connection, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from open_idempotency.backends.sqlite.backend import AsyncSqliteBackend, SqliteBackend
+from open_idempotency.backends.sqlite.asynchronous import AsyncSqliteBackend
+from open_idempotency.backends.sqlite.backend import SqliteBackend
 
 __all__ = ["AsyncSqliteBackend", "SqliteBackend"]

@@ -13,12 +13,15 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
 
 from open_idempotency._perform.processes import PerProcess
 from open_idempotency.backends.sqlite import statements
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _MAX_IDLE = 8
 _CACHED_STATEMENTS = 64
@@ -29,12 +32,43 @@ class _Pool:
 
     def __init__(self) -> None:
         self.idle: deque[sqlite3.Connection] = deque()
-        self.taken: set[sqlite3.Connection] = set()
+        self.calls: set[object] = set()
         self.writing = threading.Lock()
+        self._forking: threading.Event | None = None
 
     def close(self) -> None:
         while self.idle:
             self.idle.pop().close()
+
+    def enter(self, seconds: float) -> object:
+        """Begin a call, which ``calls`` then holds; while the process forks, wait for the end of that."""
+        call = object()
+        deadline = time.monotonic() + seconds
+        while True:
+            # First, so that either we see that the process forks, or what forks sees the call.
+            self.calls.add(call)
+            forking = self._forking
+            if forking is None:
+                return call
+            self.calls.discard(call)
+            if not forking.wait(deadline - time.monotonic()):
+                raise BackendUnavailable(f"the process was forking for {seconds} s")
+
+    def pause(self, seconds: float) -> Callable[[], None]:
+        deadline = time.monotonic() + seconds
+        held = self.writing.acquire(timeout=seconds)
+        forking = self._forking = threading.Event()
+        while self.calls and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self.close()
+
+        def resume() -> None:
+            self._forking = None
+            forking.set()
+            if held:
+                self.writing.release()
+
+        return resume
 
 
 class Connections:
@@ -47,41 +81,37 @@ class Connections:
         self._pools = PerProcess(_Pool)
         _all.add(self)
 
-    @contextmanager
-    def reading(self) -> Generator[sqlite3.Connection, None, None]:
-        """A connection for single reads; waits for no writer. Raises ``BackendUnavailable``."""
+    def read(self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call with a connection for single reads; waits for no writer. Raises ``BackendUnavailable``."""
         pool = self._pools.get()
+        call = pool.enter(self._timeout)
         try:
             connection = self._take(pool)
-        except sqlite3.Error as error:
-            raise _wrapped(error) from error
-        try:
-            yield connection
-        except sqlite3.Error as error:
-            pool.taken.discard(connection)
-            connection.close()
-            raise _wrapped(error) from error
-        except BaseException:
-            # An answer such as LeaseLost, raised between statements: the connection is sound.
+            try:
+                answer = function(connection, *args, **kwargs)
+            except sqlite3.Error:
+                connection.close()
+                raise
+            except BaseException:
+                # An answer such as LeaseLost, raised between statements: the connection is sound.
+                self._give_back(pool, connection)
+                raise
             self._give_back(pool, connection)
-            raise
-        self._give_back(pool, connection)
+            return answer
+        except sqlite3.Error as error:
+            raise wrapped(error) from error
+        finally:
+            pool.calls.discard(call)
 
-    @contextmanager
-    def writing(self) -> Generator[sqlite3.Connection, None, None]:
-        """A write transaction: committed at the end, rolled back when the block raises."""
+    def take_turn(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call with a connection while no other thread of this process writes. Raises ``BackendUnavailable``."""
         lock = self._pools.get().writing
         if not lock.acquire(timeout=self._timeout):
             raise BackendUnavailable(f"no turn to write within {self._timeout} s")
         try:
-            with self.reading() as connection:
-                connection.execute(statements.BEGIN)
-                try:
-                    yield connection
-                except BaseException:
-                    connection.execute(statements.ROLLBACK)
-                    raise
-                connection.execute(statements.COMMIT)
+            return self.read(function, *args, **kwargs)
         finally:
             lock.release()
 
@@ -91,27 +121,15 @@ class Connections:
         if pool is not None:
             pool.close()
 
-    def pause(self) -> bool:
-        """Before a fork: let calls of other threads end, and close. True where ``resume`` has to be called."""
-        pool = self._pools.get()
-        deadline = time.monotonic() + self._timeout
-        held = pool.writing.acquire(timeout=self._timeout)
-        while pool.taken and time.monotonic() < deadline:
-            time.sleep(0.001)
-        pool.close()
-        return held
-
-    def resume(self) -> None:
-        """After a fork, in the parent."""
-        self._pools.get().writing.release()
+    def pause(self) -> Callable[[], None]:
+        """Before a fork: let calls of other threads end, and close. What it returns lets them go on in the parent."""
+        return self._pools.get().pause(self._timeout)
 
     def _take(self, pool: _Pool) -> sqlite3.Connection:
         try:
-            connection = pool.idle.pop()
+            return pool.idle.pop()
         except IndexError:
-            connection = self._open()
-        pool.taken.add(connection)
-        return connection
+            return self._open()
 
     def _give_back(self, pool: _Pool, connection: sqlite3.Connection) -> None:
         # After close() the pool is another one, and what is not kept is closed.
@@ -119,7 +137,6 @@ class Connections:
             pool.idle.append(connection)
         else:
             connection.close()
-        pool.taken.discard(connection)
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -162,18 +179,34 @@ class Connections:
                 return
 
     def _bring_up(self, connection: sqlite3.Connection) -> None:
-        connection.execute(statements.BEGIN)
-        try:
+        with transaction(connection):
             # Another process may have been first.
             versions = _versions(connection)
             if versions in _OLDER:
                 for script in statements.SCHEMAS[_OLDER.index(versions) :]:
                     for statement in script.split(";"):
                         connection.execute(statement)
-            connection.execute(statements.COMMIT)
-        except BaseException:
-            connection.execute(statements.ROLLBACK)
-            raise
+
+
+class transaction:  # noqa: N801 (reads as a verb)
+    """``with transaction(connection):`` begins to write; committed at the end, rolled back when the block raises."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.execute(statements.BEGIN)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._connection.execute(statements.COMMIT)
+        finally:
+            # After an error SQLite may have rolled back by itself, as when the disk is full.
+            if self._connection.in_transaction:
+                self._connection.execute(statements.ROLLBACK)
 
 
 # The versions that a database may have had before, in order; at first it has none.
@@ -186,7 +219,8 @@ def _versions(connection: sqlite3.Connection) -> list[int] | None:
     return [row[0] for row in connection.execute(statements.READ_SCHEMA)]
 
 
-def _wrapped(error: sqlite3.Error) -> BackendUnavailable | RecordUnreadable:
+def wrapped(error: sqlite3.Error) -> BackendUnavailable | RecordUnreadable:
+    """What is raised instead of a driver's error."""
     # A malformed file, or one that is no database, has this very class; all other troubles have subclasses.
     if type(error) is sqlite3.DatabaseError:
         return RecordUnreadable(f"SQLite cannot read the database: {error}")
@@ -194,16 +228,19 @@ def _wrapped(error: sqlite3.Error) -> BackendUnavailable | RecordUnreadable:
 
 
 _all: weakref.WeakSet[Connections] = weakref.WeakSet()
-_paused: list[Connections] = []
+# By thread, since more than one may fork.
+_paused: dict[int, list[Callable[[], None]]] = {}
 
 
 def _before_fork() -> None:
-    _paused.extend(connections for connections in list(_all) if connections.pause())
+    resumes = _paused.setdefault(threading.get_ident(), [])
+    for connections in list(_all):
+        resumes.append(connections.pause())
 
 
 def _after_fork_in_parent() -> None:
-    while _paused:
-        _paused.pop().resume()
+    for resume in _paused.pop(threading.get_ident(), []):
+        resume()
 
 
 if hasattr(os, "register_at_fork"):

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from open_idempotency.backend import Record, Stage, Status
 from open_idempotency.exceptions import RecordUnreadable
 
 RECORD_VERSION = 1
-# record_version, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final, response
-_TYPES: tuple[type | tuple[type, ...], ...] = (
-    int,
-    bytes,
-    int,
-    bytes,
-    int,
-    int,
-    float,
-    float,
-    float,
-    float,
-    int,
-    (bytes, type(None)),
-)
+# record_version, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final
+_HEADER = (int, bytes, int, bytes, int, int, float, float, float, float, int)
+_SOUND = {(*_HEADER, bytes), (*_HEADER, type(None))}
 _STATUSES = {int(status): status for status in Status if status is not Status.NONE}
 
 
@@ -32,8 +19,7 @@ def record_of(record_id: bytes, row: Sequence[Any]) -> Record:
     """The record in a row, without its stages. Raises ``RecordUnreadable``."""
     if row[0] != RECORD_VERSION:
         raise RecordUnreadable(f"record {record_id[:6].hex()} has the unknown version {row[0]!r:.20}")
-    sound = all(isinstance(value, kind) for value, kind in zip(row, _TYPES, strict=True))
-    if not sound or row[2] not in _STATUSES or row[10] not in (0, 1):
+    if tuple(map(type, row)) not in _SOUND or row[2] not in _STATUSES or row[10] not in (0, 1):
         raise RecordUnreadable(f"record {record_id[:6].hex()} is corrupt")
     _, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final, response = row
     return Record(
@@ -71,9 +57,9 @@ def row_of(record: Record) -> tuple[Any, ...]:
     )
 
 
-def with_stages(record: Record, rows: Iterable[Sequence[Any]]) -> Record:
-    """The record with its stages. Raises ``RecordUnreadable``."""
-    return replace(record, stages=tuple(_stage_of(record.record_id, row) for row in rows))
+def add_stages(record: Record, rows: Iterable[Sequence[Any]]) -> None:
+    """Give the record its stages. Raises ``RecordUnreadable``."""
+    record.stages = tuple(_stage_of(record.record_id, row) for row in rows)
 
 
 def _stage_of(record_id: bytes, row: Sequence[Any]) -> Stage:

@@ -25,17 +25,32 @@ READ_HEADER = f"SELECT {_HEADER}, NULL {_FROM}"
 READ_WHOLE = f"SELECT {_HEADER}, response {_FROM}"
 # A claim needs the response only to replay it, so not while it runs and not for another request.
 READ_FOR_CLAIM = f"SELECT {_HEADER}, CASE WHEN status <> 1 AND fingerprint = ?2 THEN response END {_FROM}"
-WRITE = """
+# Which of some records there are: by how many are asked for, so that few statements are prepared.
+_FIND = "SELECT record_id FROM open_idempotency_records WHERE record_id IN "
+FIND = {count: _FIND + f"(?{', ?' * (count - 1)})" for count in (4, 16, 64, 256)}
+_INSERT = """
     INSERT INTO open_idempotency_records (
         record_id, record_version, fingerprint, status, owner, token, attempt,
         claimed_at, lease_end, ttl, expires_at, final, response
     ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+ADD = f"{_INSERT} ON CONFLICT (record_id) DO NOTHING"
+WRITE = f"""{_INSERT}
     ON CONFLICT (record_id) DO UPDATE SET
         record_version = excluded.record_version, fingerprint = excluded.fingerprint,
         status = excluded.status, owner = excluded.owner, token = excluded.token,
         attempt = excluded.attempt, claimed_at = excluded.claimed_at, lease_end = excluded.lease_end,
         ttl = excluded.ttl, expires_at = excluded.expires_at, final = excluded.final,
         response = excluded.response
+"""
+# What decisions.complete does with a sound record that its owner has not ended yet, in one statement.
+COMPLETE = """
+    UPDATE open_idempotency_records SET status = 2, lease_end = ?4, expires_at = ?4 + ttl, response = ?5
+    WHERE record_id = ?1 AND token = ?2 AND owner = ?3 AND status = 1 AND expires_at > ?4
+        AND record_version = 1 AND final IN (0, 1) AND typeof(fingerprint) = 'blob' AND typeof(owner) = 'blob'
+        AND typeof(record_version) = 'integer' AND typeof(status) = 'integer' AND typeof(token) = 'integer'
+        AND typeof(attempt) = 'integer' AND typeof(final) = 'integer' AND typeof(claimed_at) = 'real'
+        AND typeof(lease_end) = 'real' AND typeof(ttl) = 'real' AND typeof(expires_at) = 'real'
 """
 EXTEND = "UPDATE open_idempotency_records SET lease_end = ?2, expires_at = ?3 WHERE record_id = ?1"
 DELETE = "DELETE FROM open_idempotency_records WHERE record_id = ?1"

@@ -198,6 +198,12 @@ CREATE FUNCTION open_idempotency.complete(
 DECLARE
     own record;
 BEGIN
+    -- Nearly always this is all there is to do. Waiting for a lock makes it read the row, and the time, once more.
+    UPDATE open_idempotency.records r SET status = 2, response = p_response,
+        lease_end = open_idempotency.seconds(p_now), expires_at = open_idempotency.seconds(p_now) + r.ttl
+    WHERE r.record_id = l.record_id AND r.owner = l.owner AND r.token = l.token AND r.status = 1 AND NOT r.awaited
+        AND r.expires_at - open_idempotency.seconds(p_now) > 0 AND open_idempotency.is_sound(r);
+    IF FOUND THEN code := 0; RETURN; END IF;
     LOOP
         SELECT * INTO own FROM open_idempotency.lock_own(p_now, l);
         code := own.code;

@@ -18,8 +18,12 @@ end
 record.s, record.l, record.e = COMPLETED, now, now + record.T
 -- At the memory limit a script may write if a write that needs no memory came first, and finished work must be kept.
 set_expiry(key, record, now)
-save(key, record)
-redis.call('HSET', key, 'r', ARGV[8])
-if recreated then set_expiry(key, record, now) end
+if recreated then
+    save(key, record)
+    redis.call('HSET', key, 'r', ARGV[8])
+    set_expiry(key, record, now)
+else
+    redis.call('HSET', key, 's', record.s, 'l', record.l, 'e', record.e, 'r', ARGV[8])
+end
 tell_waiters(key)
 return {recreated and 1 or 0}

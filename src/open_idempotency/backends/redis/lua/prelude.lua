@@ -15,7 +15,7 @@ local function current_time()
     return tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 
--- Lua's own conversion would write large numbers with an exponent.
+-- Lua's own conversion would write large numbers with an exponent; that of redis.call does not.
 local function text(number) return string.format('%.0f', number) end
 
 -- The record; nil where there is none; nil and the reason where it cannot be read.
@@ -28,7 +28,7 @@ local function load(key)
     end
     if raw[1] ~= '1' then return nil, 'unknown record version' end
     for _, i in ipairs(NUMBERS) do
-        if not raw[i] or not string.match(raw[i], '^%d+$') then return nil, 'malformed field ' .. FIELDS[i] end
+        if not raw[i] or not string.find(raw[i], '^%d+$') then return nil, 'malformed field ' .. FIELDS[i] end
     end
     local status = tonumber(raw[3])
     if not raw[2] or not raw[4] or status < RUNNING or status > FAILED then return nil, 'malformed record' end
@@ -47,13 +47,12 @@ end
 
 -- The key outlives the record by a second: what has expired is decided by e alone.
 local function set_expiry(key, record, now)
-    redis.call('PEXPIRE', key, text(math.ceil((record.e - now) / 1000) + 1000))
+    redis.call('PEXPIRE', key, math.ceil((record.e - now) / 1000) + 1000)
 end
 
 local function save(key, record)
     redis.call('HSET', key, 'v', '1', 'f', record.f, 's', record.s, 'o', record.o, 't', record.t,
-        'a', text(record.a), 'c', text(record.c), 'l', text(record.l), 'T', text(record.T),
-        'e', text(record.e), 'x', record.x, 'n', text(record.n))
+        'a', record.a, 'c', record.c, 'l', record.l, 'T', record.T, 'e', record.e, 'x', record.x, 'n', record.n)
 end
 
 -- Wake those who wait for the attempt to end; the channel has the key's name. A user who may not publish may still

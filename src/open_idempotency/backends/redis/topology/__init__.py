@@ -5,15 +5,20 @@ Each arrangement has a module of its own over the client library's own client fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 from open_idempotency.backends.redis.connecting import Connection
 from open_idempotency.backends.redis.options import Options
+from open_idempotency.backends.redis.scripts import Keyed, Script
 
 #: the words of a command
 Command = Sequence[Any]
+
+
+class NotInBatch(Exception):
+    """A script is to be run by itself."""
 
 
 class Server(Protocol):
@@ -59,6 +64,14 @@ class AsyncClient(Protocol):
     """The same on asyncio, for one event loop."""
 
     async def execute(self, command: Command) -> Any: ...
+
+    def in_batch(self, script: Script, keyed: Keyed, durably: bool) -> Awaitable[Any]:
+        """Run a script, together with what others ask meanwhile; ``durably``: until replicas have what it wrote.
+
+        Bounded in time, and tried again, here; what comes of it is raised as ``BackendUnavailable``. Raises
+        ``NotInBatch`` where it is to be run by itself, which does no harm if it has been run already.
+        """
+        ...
 
     async def each(self, commands: Sequence[Command]) -> list[Any]: ...
 

@@ -10,11 +10,17 @@ from typing import Any
 import redis.asyncio
 import redis.asyncio.cluster
 from redis.exceptions import AskError, MovedError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from open_idempotency.backends.redis.addresses import Address
+from open_idempotency.backends.redis.batches import Batches
+from open_idempotency.backends.redis.bounds import within_async
 from open_idempotency.backends.redis.connecting import ERRORS, arguments, no_async_retry
 from open_idempotency.backends.redis.options import Options
-from open_idempotency.backends.redis.topology import Command
+from open_idempotency.backends.redis.scripts import Keyed, Script
+from open_idempotency.backends.redis.topology import Command, NotInBatch
 from open_idempotency.backends.redis.topology.redirections import REDIRECTIONS, by_node, by_slot, key_of, redirected
+from open_idempotency.exceptions import BackendUnavailable
 
 
 class AsyncClusterClient:
@@ -34,10 +40,44 @@ class AsyncClusterClient:
         )
         # The library refuses a call when all connections are taken; here it waits, within its time.
         self._gate = asyncio.Semaphore(options.max_connections)
+        self._options = options
+        self._known = False
+        self._lines: dict[tuple[str, bool], Batches] = {}
 
     async def execute(self, command: Command) -> Any:
         async with self._gate:
+            await self._know()
             return await self._cluster.execute_command(*command)
+
+    async def _know(self) -> None:
+        """Learn the nodes before the first call: calls that make the library do so at the same moment may lose their
+        connections to each other.
+        """
+        if not self._known:
+            await self._cluster.initialize()
+            self._known = True
+
+    async def in_batch(self, script: Script, keyed: Keyed, durably: bool) -> Any:
+        """On a connection to the key's node; what is not answered there the library's client is to look for."""
+        keys, _ = keyed
+        try:
+            await within_async(self._options.connects_within, self._know())
+            return await self._batches(keys[0], durably).ask(script, keyed, self._options.now())
+        except ERRORS as error:
+            raise NotInBatch from error
+        except BackendUnavailable as error:
+            if isinstance(error.__cause__, RedisConnectionError | ResponseError):
+                raise NotInBatch from error
+            raise
+
+    def _batches(self, key: bytes, durably: bool) -> Batches:
+        node = self._cluster.get_node_from_key(key)
+        batches = self._lines.get((node.name, durably))
+        if batches is None:
+            replicas = self._options.min_replicas if durably else 0
+            batches = Batches(self._options, Node(node.host, node.port, self._options), replicas=replicas)
+            self._lines[node.name, durably] = batches
+        return batches
 
     async def each(self, commands: Sequence[Command]) -> list[Any]:
         async with self._gate:
@@ -106,7 +146,28 @@ class AsyncClusterClient:
         return [NodeServer(node, self._gate) for node in self._cluster.get_primaries()]
 
     async def close(self) -> None:
+        for batches in self._lines.values():
+            batches.close()
         await self._cluster.aclose()
+
+
+class Node:
+    """Where the batches for one node go."""
+
+    def __init__(self, host: str, port: int, options: Options) -> None:
+        self._options = options
+        self._address = (host, port)
+
+    def connection(self) -> Any:
+        kind: Any = redis.asyncio.SSLConnection if self._options.tls else redis.asyncio.Connection
+        host, port = self._address
+        return kind(retry=no_async_retry(), **{**arguments(self._options), "db": 0, "host": host, "port": port})
+
+    def is_at(self, address: Address) -> bool:
+        return address == self._address
+
+    def is_gone(self, error: Exception) -> bool:
+        return False
 
 
 class NodeServer:

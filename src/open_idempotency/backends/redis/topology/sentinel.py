@@ -196,10 +196,15 @@ class SentinelClient(OneServer):
 class AsyncSentinelClient(AsyncOneServer):
     """The same on asyncio."""
 
-    def _pool(self, options: Options) -> Any:
+    def _where(self, options: Options) -> tuple[Any, dict[str, Any]]:
         self._discovery = AsyncDiscovery(options)
-        kind: Any = _AsyncSSLPrimary if options.tls else _AsyncPrimary
-        return self._pool_of(options, connection_class=kind, discovery=self._discovery)
+        return _AsyncSSLPrimary if options.tls else _AsyncPrimary, {"discovery": self._discovery}
+
+    def is_at(self, address: Address) -> bool:
+        return address == self._discovery.latest
+
+    def is_gone(self, error: Exception) -> bool:
+        return isinstance(error, ResponseError) and _says_replica(error)
 
     async def close(self) -> None:
         await super().close()

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import redis
 import redis.asyncio
 
+from open_idempotency.backends.redis.addresses import Address
+from open_idempotency.backends.redis.batches import Batches
 from open_idempotency.backends.redis.bounds import BoundedConnection, BoundedSSLConnection
-from open_idempotency.backends.redis.connecting import Connection, connect, no_async_retry, no_retry, pool_arguments
+from open_idempotency.backends.redis.connecting import (
+    Connection,
+    arguments,
+    connect,
+    no_async_retry,
+    no_retry,
+    pool_arguments,
+)
 from open_idempotency.backends.redis.options import Options
+from open_idempotency.backends.redis.scripts import Keyed, Script
 from open_idempotency.backends.redis.topology import Command, Topology
 
 
@@ -69,16 +79,33 @@ class AsyncOneServer:
 
     def __init__(self, options: Options) -> None:
         client: Any = redis.asyncio.Redis
-        self._redis = client.from_pool(self._pool(options))
-
-    def _pool(self, options: Options) -> Any:
-        kind = redis.asyncio.SSLConnection if options.tls else redis.asyncio.Connection
-        host, port = options.addresses[0]
-        return self._pool_of(options, connection_class=kind, host=host, port=port)
-
-    def _pool_of(self, options: Options, **more: Any) -> Any:
         pool: Any = redis.asyncio.BlockingConnectionPool
-        return pool(retry=no_async_retry(), **pool_arguments(options), **more)
+        self._options = options
+        self._kind, self._place = self._where(options)
+        self._redis = client.from_pool(
+            pool(connection_class=self._kind, retry=no_async_retry(), **pool_arguments(options), **self._place)
+        )
+        self._batches = Batches(options, self)
+        # On a connection of its own: what waits for replicas makes nobody else wait.
+        self._durable = Batches(options, self, replicas=options.min_replicas)
+
+    def _where(self, options: Options) -> tuple[Any, dict[str, Any]]:
+        """The class of the connections, and what says where they go."""
+        host, port = options.addresses[0]
+        return redis.asyncio.SSLConnection if options.tls else redis.asyncio.Connection, {"host": host, "port": port}
+
+    def connection(self) -> Any:
+        return self._kind(retry=no_async_retry(), **arguments(self._options), **self._place)
+
+    def is_at(self, address: Address) -> bool:
+        return True
+
+    def is_gone(self, error: Exception) -> bool:
+        return False
+
+    def in_batch(self, script: Script, keyed: Keyed, durably: bool) -> Awaitable[Any]:
+        batches = self._durable if durably else self._batches
+        return batches.ask(script, keyed, self._options.now())
 
     async def execute(self, command: Command) -> Any:
         return await self._redis.execute_command(*command)
@@ -100,6 +127,8 @@ class AsyncOneServer:
         return (PlainServer(self._redis),)
 
     async def close(self) -> None:
+        self._batches.close()
+        self._durable.close()
         await self._redis.aclose()
 
 

@@ -1,0 +1,23 @@
+"""The endpoint in Django under ASGI; the layer and ours are Django middleware, the floor wraps the application."""
+
+from __future__ import annotations
+
+from benchmarks.apps.django_project import make_asgi
+from benchmarks.interface import App, Colour
+
+COLOUR: Colour = "asgi"
+
+
+def bare() -> App:
+    """The application alone, without any middleware."""
+    return make_asgi()
+
+
+def layer() -> App:
+    """Behind a middleware that does nothing."""
+    return make_asgi(["benchmarks.apps.django_layers.layer"])
+
+
+def ours(backend_url: str) -> App:
+    """Protected by the middleware."""
+    return make_asgi(["open_idempotency.django.IdempotencyMiddleware"], IDEMPOTENCY_BACKEND=backend_url)

@@ -1,0 +1,58 @@
+"""The endpoint in Flask; the layer and the floor wrap ``app.wsgi_app``, and ours is the documented extension."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flask import Flask, Response, request
+
+from benchmarks.interface import HELD, HOLD, PATH, STATUS, App, Colour, answer
+from open_idempotency.flask import Idempotency
+
+COLOUR: Colour = "wsgi"
+WSGIApp = Callable[[dict[str, Any], Any], Iterable[bytes]]
+
+
+class Layer:
+    """The least that a WSGI middleware can do."""
+
+    def __init__(self, app: WSGIApp) -> None:
+        self.app = app
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        return self.app(environ, start_response)
+
+
+def charge() -> Response:
+    """Read the order, answer with as many bytes."""
+    body = request.get_data()
+    if HOLD in request.headers:
+        HELD.wait()
+    return Response(answer(len(body)), STATUS, content_type="application/json")
+
+
+def bare() -> App:
+    """The application alone."""
+    app = Flask("benchmarks")
+    app.add_url_rule(PATH, view_func=charge, methods=["POST"])
+    return app
+
+
+def layer() -> App:
+    """Behind a middleware that does nothing."""
+    return within(Layer)
+
+
+def ours(backend_url: str) -> App:
+    """Protected by the extension."""
+    app = bare()
+    Idempotency(app, backend=backend_url)
+    return app
+
+
+def within(middleware: Callable[[WSGIApp], WSGIApp]) -> App:
+    """The application with ``middleware`` where Flask's documentation puts one."""
+    app = bare()
+    app.wsgi_app = middleware(app.wsgi_app)
+    return app

@@ -1,0 +1,1 @@
+"""The views of peers that mark or wrap them; each module is imported by Django, and where its peer is installed."""

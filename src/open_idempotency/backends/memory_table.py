@@ -1,0 +1,145 @@
+"""The table of the memory backend: its records, their bounds, and who waits for which of them.
+
+Knows no verb: the backend decides, under this table's lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+
+from open_idempotency._perform.processes import PerProcess
+from open_idempotency.backend import Record, Status
+from open_idempotency.backends.reservations import Reservations
+from open_idempotency.backends.waiters import Waiter, Waiters
+from open_idempotency.exceptions import BackendUnavailable, ConfigurationError
+
+# What a record takes beside its answer and its stages, about: itself, its ids, and its place in the table.
+_BYTES_A_RECORD = 600
+_PURGED_PER_INSERT = 2
+
+
+class _Here:
+    """What belongs to one process: an inherited lock could be held for ever, and nobody of a parent's waits here."""
+
+    __slots__ = ("lock", "waiters")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.waiters = Waiters()
+
+
+class Table:
+    """The records, in the order in which they were last looked at for purging."""
+
+    def __init__(self, max_records: int, max_bytes: int, clock: Callable[[], float]) -> None:
+        for name, value in (("max_records", max_records), ("max_bytes", max_bytes)):
+            if value < 1:
+                raise ConfigurationError(f"{name}: must be at least 1, got {value}")
+        self.max_records = max_records
+        self.max_bytes = max_bytes
+        # What the records' answers and stages take, without what each record takes anyway.
+        self._frames = 0
+        self.now = clock
+        self._here = PerProcess(_Here)
+        # Whether anybody may wait, so that nearly every verb need not look.
+        self._awaited = False
+        self.records: OrderedDict[bytes, Record] = OrderedDict()
+        self.reservations = Reservations(max_records)
+        # No record expires before this moment, so a full table is not searched in vain.
+        self._earliest = float("inf")
+
+    @property
+    def lock(self) -> threading.Lock:
+        """This process's lock."""
+        return self._here.get().lock
+
+    def keep(self, record_id: bytes, before: Record | None, after: Record | None) -> None:
+        """Save what was decided. The lock is held."""
+        if after is before:
+            return
+        if self._awaited and (after is None or after.status is not Status.IN_PROGRESS):
+            self._here.get().waiters.wake(record_id)
+        if after is None:
+            self._drop(record_id)
+            return
+        self.records[record_id] = after
+        self._frames += _size(after) - (0 if before is None else _size(before))
+        if after.expires_at < self._earliest:
+            self._earliest = after.expires_at
+        if before is None and self._earliest <= after.claimed_at:
+            self._purge_some(after.claimed_at)
+
+    def _purge_some(self, now: float) -> None:
+        """Each new record looks at the two oldest, so expired ones never outnumber the live ones for long."""
+        for _ in range(_PURGED_PER_INSERT):
+            record_id = next(iter(self.records), None)
+            if record_id is None:
+                return
+            if self.records[record_id].expires_at <= now:
+                self._drop(record_id)
+            else:
+                self.records.move_to_end(record_id)
+
+    def make_room(self, record_id: bytes, now: float) -> None:
+        """Refuse a new record while the table is full of live ones. The lock is held."""
+        if not self._is_full() or record_id in self.records:
+            return
+        if self._earliest <= now:
+            self.purge(len(self.records), now)
+        if self._is_full():
+            raise BackendUnavailable(f"memory backend is full: {len(self.records)} live records")
+
+    def _is_full(self) -> bool:
+        count = len(self.records)
+        return count >= self.max_records or count * _BYTES_A_RECORD + self._frames >= self.max_bytes
+
+    def _drop(self, record_id: bytes) -> None:
+        record = self.records.pop(record_id, None)
+        if record is not None:
+            self._frames -= _size(record)
+
+    def purge(self, limit: int, now: float) -> int:
+        """Delete expired records, at most ``limit``. The lock is held."""
+        expired = [key for key, record in self.records.items() if record.expires_at <= now]
+        for record_id in expired[: max(0, limit)]:
+            self._drop(record_id)
+        self._earliest = min((r.expires_at for r in self.records.values()), default=float("inf"))
+        return min(max(0, limit), len(expired))
+
+    def forget(self, record_id: bytes) -> bool:
+        """Delete a record, for an operator; whether it was live. The lock is held."""
+        there = self.live(record_id) is not None
+        self._drop(record_id)
+        self._here.get().waiters.wake(record_id)
+        return there
+
+    def enter(self, record_id: bytes, waiter: Waiter) -> bool:
+        """Have it woken when the running attempt ends; false where none runs. Takes the lock."""
+        with self.lock:
+            record = self.records.get(record_id)
+            running = record is not None and record.status is Status.IN_PROGRESS
+            if running:
+                self._here.get().waiters.add(record_id, waiter)
+                self._awaited = True
+        return running
+
+    def leave(self, record_id: bytes, waiter: Waiter) -> None:
+        """It has stopped waiting. Takes the lock."""
+        with self.lock:
+            waiters = self._here.get().waiters
+            waiters.discard(record_id, waiter)
+            self._awaited = bool(waiters)
+
+    def live(self, record_id: bytes) -> Record | None:
+        """A copy of the record unless it expired. The lock is held."""
+        record = self.records.get(record_id)
+        return None if record is None or record.expires_at <= self.now() else replace(record)
+
+
+def _size(record: Record) -> int:
+    """Bytes of what the application gave to be kept."""
+    size = len(record.response) if record.response else 0
+    return size + sum([len(stage.frame) for stage in record.stages]) if record.stages else size

@@ -1,0 +1,174 @@
+"""Group commit: what wants to write while the last transaction is written goes together into the next one.
+
+No answer leaves before its transaction is committed. A refusal, such as LeaseLost, is an answer like others, since a
+verb that raises one has written nothing. What SQLite cannot do for one question, as with a value too big for it, is
+undone for all, and then each is tried alone; what it can do for none, as while the database is locked, fails them all.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
+
+from open_idempotency._perform.processes import PerProcess
+from open_idempotency.backends.coalescing import Limits, ThreadCoalescer
+from open_idempotency.backends.sqlite import verbs
+from open_idempotency.backends.sqlite.connections import Connections, transaction, wrapped
+from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
+
+C = TypeVar("C")
+R = TypeVar("R")
+
+#: expired records that are deleted along with each claim, and with all claims of a transaction
+_PURGED_PER_CLAIM = 4
+_PURGED_AT_ONCE = 100
+#: seconds after which expired records are looked for again, where there were few
+_PURGE_PAUSE = 1.0
+
+
+class Question(Generic[C, R]):
+    """A verb with its command; ``size``: about how many bytes it writes; ``seconds``: until when it must have begun."""
+
+    __slots__ = ("command", "looked", "size", "until", "verb")
+
+    def __init__(self, verb: verbs.Verb[C, R], command: C, size: int, seconds: float) -> None:
+        self.verb = verb
+        self.command = command
+        self.size = size
+        self.until = time.monotonic() + seconds
+        self.looked = verb.look is None
+
+
+class Transactions:
+    """Carries out verbs. ``timeout``: seconds within which one must have begun to write."""
+
+    def __init__(self, connections: Connections, clock: verbs.Clock, timeout: float, coalesce: bool) -> None:
+        self.timeout = timeout
+        self.coalesce = coalesce
+        self._connections = connections
+        self._clock = clock
+        self._coalescers: PerProcess[ThreadCoalescer[Question[Any, Any], Any]] = PerProcess(
+            lambda: ThreadCoalescer(self._carry_out, Limits(timeout))
+        )
+        self._purge_from = 0.0
+
+    def ask(self, verb: verbs.Verb[C, R], command: C, size: int = 0) -> R:
+        """The answer to one command, once it is durable."""
+        if verb.look is not None:
+            answer = self._connections.read(verb.look, command, self._clock)
+            if answer is not None:
+                return answer
+        question = Question(verb, command, size, self.timeout)
+        if self.coalesce:
+            written: R = self._coalescers.get().ask(question, size)
+            return written
+        (alone,) = self._carry_out((question,))
+        if isinstance(alone, Exception):
+            raise alone
+        answered: R = alone
+        return answered
+
+    def ask_all(self, questions: Sequence[Question[Any, Any]]) -> Sequence[Any]:
+        """The answers to several, an exception in the place of one that has none."""
+        answers = self.look(questions)
+        left = [
+            (question, question.size) for question, answer in zip(questions, answers, strict=True) if answer is None
+        ]
+        written = iter(self._coalescers.get().ask_all(left) if left else ())
+        return [next(written) if answer is None else answer for answer in answers]
+
+    def look(self, questions: Sequence[Question[Any, Any]]) -> Sequence[Any]:
+        """What can be answered without a write; None for the others."""
+        if all(question.looked for question in questions):
+            return [None] * len(questions)
+        return self._connections.read(self._look, questions)
+
+    def _look(self, connection: sqlite3.Connection, questions: Sequence[Question[Any, Any]]) -> Sequence[Any]:
+        self._pass_over_new(connection, [question for question in questions if question.verb is verbs.CLAIM])
+        return [self._look_for(connection, question) for question in questions]
+
+    def _pass_over_new(self, connection: sqlite3.Connection, claims: Sequence[Question[Any, Any]]) -> None:
+        # Most claims are of new keys, and one statement finds them all: each one more lets go of the interpreter.
+        if len(claims) < 2:
+            return
+        # What is no id is told so when it is looked for by itself.
+        with suppress(sqlite3.InterfaceError, sqlite3.ProgrammingError):
+            found = verbs.find(connection, [claim.command.record_id for claim in claims])
+            for claim in claims:
+                claim.looked = claim.looked or claim.command.record_id not in found
+
+    def _look_for(self, connection: sqlite3.Connection, question: Question[Any, Any]) -> Any:
+        look = question.verb.look
+        if look is None or question.looked:
+            return None
+        question.looked = True
+        try:
+            return look(connection, question.command, self._clock)
+        except sqlite3.OperationalError:
+            raise
+        except Exception as error:
+            return _refused(error)
+
+    def _carry_out(self, questions: Sequence[Question[Any, Any]]) -> Sequence[Any]:
+        now = time.monotonic()
+        in_time = [question for question in questions if question.until >= now]
+        written = iter(self._connections.take_turn(self._write, in_time) if in_time else ())
+        return [next(written) if question.until >= now else self._too_late() for question in questions]
+
+    def _too_late(self) -> BackendUnavailable:
+        return BackendUnavailable(f"SQLite: no turn to write within {self.timeout} s")
+
+    def _write(self, connection: sqlite3.Connection, questions: Sequence[Question[Any, Any]]) -> Sequence[Any]:
+        started = time.monotonic()
+        try:
+            return self._transact(connection, questions)
+        except sqlite3.OperationalError:
+            # Locked, full, not to be read or written: it would be the same for each.
+            raise
+        except Exception:
+            if len(questions) == 1:
+                raise
+        return [self._write_one(connection, question, started + self.timeout) for question in questions]
+
+    def _write_one(self, connection: sqlite3.Connection, question: Question[Any, Any], until: float) -> Any:
+        if time.monotonic() > until:
+            return BackendUnavailable("SQLite: no time was left after another write failed")
+        try:
+            return self._transact(connection, (question,))[0]
+        except Exception as error:
+            return _refused(error)
+
+    def _transact(self, connection: sqlite3.Connection, questions: Sequence[Question[Any, Any]]) -> Sequence[Any]:
+        with transaction(connection):
+            answers = [self._answer(connection, question) for question in questions]
+            self._purge(connection, sum(question.verb is verbs.CLAIM for question in questions))
+        return answers
+
+    def _answer(self, connection: sqlite3.Connection, question: Question[Any, Any]) -> Any:
+        try:
+            return question.verb.write(connection, question.command, self._clock)
+        except IdempotencyError as error:
+            return error
+
+    def _purge(self, connection: sqlite3.Connection, claims: int) -> None:
+        if not claims:
+            return
+        now = self._clock()
+        # A clock that was put back must not end the purging.
+        if self._purge_from - _PURGE_PAUSE <= now < self._purge_from:
+            return
+        most = min(claims * _PURGED_PER_CLAIM, _PURGED_AT_ONCE)
+        purged = verbs.purge_some(connection, now, most)
+        self._purge_from = now if purged == most else now + _PURGE_PAUSE
+
+
+def _refused(error: Exception) -> Exception:
+    """What the asker of the one question that SQLite, or the verb, did not take is told."""
+    if not isinstance(error, sqlite3.Error):
+        return error
+    refused = wrapped(error)
+    refused.__cause__ = error
+    return refused

@@ -1,0 +1,279 @@
+"""What each verb reads and writes on a connection, inside a transaction that somebody else begins and commits.
+
+A verb asks ``clock`` when it holds the lock. It raises before it writes, so that what it refuses leaves nothing behind
+in a transaction that it shares with others. ``look_for_…`` only reads, without a lock: an answer, or None where the
+verb has to write.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from open_idempotency import decisions
+from open_idempotency.backend import (
+    Claim,
+    ClaimAnswer,
+    Complete,
+    Completed,
+    Fail,
+    Lease,
+    Record,
+    Release,
+    Renew,
+    Renewal,
+    Reserve,
+    ReserveAnswer,
+    SaveStage,
+    StageSaved,
+    Unreserve,
+)
+from open_idempotency.backends.sqlite import rows, statements
+from open_idempotency.exceptions import RecordUnreadable
+
+Clock = Callable[[], float]
+C = TypeVar("C")
+R = TypeVar("R")
+
+_RESERVATIONS_PURGED = 4
+_LARGEST = 2**63 - 1
+
+
+def find(connection: sqlite3.Connection, record_ids: Sequence[bytes]) -> set[bytes]:
+    """Which of these records there are, readable or not; few statements for many."""
+    found: set[bytes] = set()
+    most = max(statements.FIND)
+    for start in range(0, len(record_ids), most):
+        some = record_ids[start : start + most]
+        count = next(count for count in statements.FIND if count >= len(some))
+        padded = [*some, *[some[0]] * (count - len(some))]
+        found.update(record_id for (record_id,) in connection.execute(statements.FIND[count], padded))
+    return found
+
+
+def look_for_claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> ClaimAnswer | None:
+    """A replay, a 409 or a 422 (B-11b)."""
+    record = _find(connection, c)
+    if record is None:
+        return None
+    answer, kept = decisions.claim(record, c, clock())
+    return answer if kept is record else None
+
+
+def claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> ClaimAnswer:
+    """See ``Backend.claim``."""
+    now = clock()
+    # Mostly there is none, and then it needs no look.
+    answer, kept = decisions.claim(None, c, now)
+    if kept is None or not connection.execute(statements.ADD, rows.row_of(kept)).rowcount:
+        return _claim_again(connection, c, now)
+    # Also where somebody deleted the record by hand.
+    connection.execute(statements.DELETE_STAGES, (c.record_id,))
+    return answer
+
+
+def _claim_again(connection: sqlite3.Connection, c: Claim, now: float) -> ClaimAnswer:
+    record = _find(connection, c)
+    if record is not None and record.expires_at > now:
+        rows.add_stages(record, connection.execute(statements.READ_STAGES, (c.record_id,)))
+    answer, kept = decisions.claim(record, c, now)
+    if kept is not None and kept is not record:
+        if not kept.stages:
+            connection.execute(statements.DELETE_STAGES, (c.record_id,))
+        connection.execute(statements.WRITE, rows.row_of(kept))
+    return answer
+
+
+def _find(connection: sqlite3.Connection, c: Claim) -> Record | None:
+    return read(connection, c.record_id, statements.READ_FOR_CLAIM, c.fingerprint)
+
+
+def renew(connection: sqlite3.Connection, c: Renew, clock: Clock) -> Sequence[Renewal]:
+    """See ``Backend.renew``; a record that cannot be read is LOST, so that the others are renewed."""
+    now = clock()
+    return [_renew(connection, lease, now) for lease in c.leases]
+
+
+def _renew(connection: sqlite3.Connection, lease: Lease, now: float) -> Renewal:
+    try:
+        record = read(connection, lease.record_id)
+    except RecordUnreadable:
+        return Renewal.LOST
+    answer, kept = decisions.renew(record, lease, now)
+    if kept is not None and kept is not record:
+        connection.execute(statements.EXTEND, (lease.record_id, kept.lease_end, kept.expires_at))
+    return answer
+
+
+def save_stage(connection: sqlite3.Connection, c: SaveStage, clock: Clock) -> StageSaved:
+    """See ``Backend.save_stage``."""
+    record_id = c.lease.record_id
+    key = rows.stage_key(record_id, c.stage)
+    record, now = read(connection, record_id), clock()
+    if record is not None and record.expires_at > now:
+        rows.add_stages(record, connection.execute(statements.READ_STAGE, key))
+    answer, kept = decisions.save_stage(record, c, now)
+    if kept is not record:
+        if answer.recreated:
+            connection.execute(statements.DELETE_STAGES, (record_id,))
+        connection.execute(statements.WRITE, rows.row_of(kept))
+        connection.execute(statements.ADD_STAGE, (*key, c.stage.frame))
+    return answer
+
+
+def complete(connection: sqlite3.Connection, c: Complete, clock: Clock) -> Completed:
+    """See ``Backend.complete``."""
+    lease, now = c.lease, clock()
+    record_id = lease.record_id
+    if connection.execute(statements.COMPLETE, (record_id, lease.token, lease.owner, now, c.response)).rowcount:
+        return Completed()
+    record = read(connection, record_id)
+    answer, kept = decisions.complete(record, c, now)
+    if answer.recreated and record is not None:
+        connection.execute(statements.DELETE_STAGES, (record_id,))
+    _keep(connection, record, kept)
+    return answer
+
+
+def fail(connection: sqlite3.Connection, c: Fail, clock: Clock) -> None:
+    """See ``Backend.fail``."""
+    record = read(connection, c.lease.record_id)
+    _, kept = decisions.fail(record, c, clock())
+    _keep(connection, record, kept)
+
+
+def release(connection: sqlite3.Connection, c: Release, clock: Clock) -> None:
+    """See ``Backend.release``."""
+    record_id = c.lease.record_id
+    record = read(connection, record_id)
+    if record is not None:
+        rows.add_stages(record, connection.execute(statements.HAS_STAGES, (record_id,)))
+    _, kept = decisions.release(record, c, clock())
+    _keep(connection, record, kept)
+
+
+def _keep(connection: sqlite3.Connection, before: Record | None, after: Record | None) -> None:
+    if after is before:
+        return
+    if after is None:
+        assert before is not None
+        _delete(connection, before.record_id)
+    else:
+        connection.execute(statements.WRITE, rows.row_of(after))
+
+
+def delete(connection: sqlite3.Connection, record_id: bytes, clock: Clock) -> bool:
+    """See ``Backend.delete``; deletes a record that cannot be read as well."""
+    row = connection.execute(statements.READ_HEADER, (record_id,)).fetchone()
+    _delete(connection, record_id)
+    return row is not None and _is_live(record_id, row, clock())
+
+
+def _is_live(record_id: bytes, row: Sequence[object], now: float) -> bool:
+    try:
+        return rows.record_of(record_id, row).expires_at > now
+    except RecordUnreadable:
+        return True
+
+
+def _delete(connection: sqlite3.Connection, record_id: bytes) -> None:
+    connection.execute(statements.DELETE, (record_id,))
+    connection.execute(statements.DELETE_STAGES, (record_id,))
+
+
+def get(connection: sqlite3.Connection, record_id: bytes, clock: Clock) -> Record | None:
+    """See ``Backend.get``; begins and ends its transaction, for both reads to see one state of the database."""
+    connection.execute("BEGIN")
+    try:
+        record = read(connection, record_id, statements.READ_WHOLE)
+        if record is None or record.expires_at <= clock():
+            return None
+        rows.add_stages(record, connection.execute(statements.READ_STAGES, (record_id,)))
+        return record
+    finally:
+        connection.execute(statements.COMMIT)
+
+
+def find_live(connection: sqlite3.Connection, last: bytes, most: int, clock: Clock) -> list[bytes]:
+    """The ids of live records that come after ``last``."""
+    return [record_id for (record_id,) in connection.execute(statements.SCAN, (last, clock(), most))]
+
+
+def look_for_reservation(connection: sqlite3.Connection, c: Reserve, clock: Clock) -> ReserveAnswer | None:
+    """A key that counts already, and a caller over its quota, mostly."""
+    answer, end = _reservation(connection, c, clock())
+    return answer if end is None else None
+
+
+def reserve(connection: sqlite3.Connection, c: Reserve, clock: Clock) -> ReserveAnswer:
+    """See ``Backend.reserve``."""
+    now = clock()
+    answer, end = _reservation(connection, c, now)
+    if end is not None:
+        connection.execute(statements.WRITE_RESERVATION, (c.scope_id, c.record_id, end))
+        connection.execute(statements.PURGE_RESERVATIONS, (now, _RESERVATIONS_PURGED))
+    return answer
+
+
+def _reservation(connection: sqlite3.Connection, c: Reserve, now: float) -> tuple[ReserveAnswer, float | None]:
+    found = connection.execute(statements.READ_RESERVATION, (c.scope_id, c.record_id)).fetchone()
+    end = None if found is None else found[0]
+    if not isinstance(end, float | None):
+        raise RecordUnreadable(f"the reservation of record {c.record_id[:6].hex()} is corrupt")
+    first = None
+    if end is None or end <= now:
+        others = min(c.limit - 1, _LARGEST)
+        first = connection.execute(statements.FIRST_OF_MORE_THAN, (c.scope_id, now, others)).fetchone()
+    # How many there are does not matter, but whether they are as many as the limit.
+    taken, earliest = (0, now) if first is None else (c.limit, first[0])
+    return decisions.reserve(end, taken, earliest, c, now)
+
+
+def unreserve(connection: sqlite3.Connection, c: Unreserve, clock: Clock) -> None:
+    """See ``Backend.unreserve``."""
+    connection.execute(statements.DELETE_RESERVATION, (c.scope_id, c.record_id))
+
+
+def purge_some(connection: sqlite3.Connection, now: float, limit: int) -> int:
+    """Delete at most ``limit`` expired records; how many were."""
+    expired = connection.execute(statements.FIND_EXPIRED, (now, limit)).fetchall()
+    for (record_id,) in expired:
+        _delete(connection, record_id)
+    return len(expired)
+
+
+def purge(connection: sqlite3.Connection, limit: int, clock: Clock) -> int:
+    """At most ``limit`` expired records and reservations; how many were deleted."""
+    now = clock()
+    purged = purge_some(connection, now, limit)
+    return purged + connection.execute(statements.PURGE_RESERVATIONS, (now, limit - purged)).rowcount
+
+
+def read(
+    connection: sqlite3.Connection, record_id: bytes, statement: str = statements.READ_HEADER, *more: bytes
+) -> Record | None:
+    """One record without its stages, by a statement that names the columns as ``rows`` does."""
+    row = connection.execute(statement, (record_id, *more)).fetchone()
+    return None if row is None else rows.record_of(record_id, row)
+
+
+@dataclass(frozen=True, slots=True)
+class Verb(Generic[C, R]):
+    """How a command is carried out; ``look`` is asked first, without a lock, and has an answer or None."""
+
+    write: Callable[[sqlite3.Connection, C, Clock], R]
+    look: Callable[[sqlite3.Connection, C, Clock], R | None] | None = None
+
+
+CLAIM = Verb(claim, look_for_claim)
+RENEW = Verb(renew)
+SAVE_STAGE = Verb(save_stage)
+COMPLETE = Verb(complete)
+FAIL = Verb(fail)
+RELEASE = Verb(release)
+DELETE = Verb(delete)
+RESERVE = Verb(reserve, look_for_reservation)
+UNRESERVE = Verb(unreserve)
+PURGE = Verb(purge)

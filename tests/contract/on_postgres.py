@@ -1,0 +1,77 @@
+"""Questions that go into one batch on PostgreSQL: for the contract and the model, and for the tests of batches."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from open_idempotency.backend import Claim, Lease, Leased, Release
+from open_idempotency.backends.postgres import AsyncPostgresBackend, PostgresBackend, loop_asking
+from open_idempotency.backends.postgres.batches import APART
+from open_idempotency.backends.postgres.encoding import Row
+from open_idempotency.backends.postgres.statements import RELEASE, Verb
+from tests.postgres_server import PostgresServer
+
+#: seconds; longer than anything takes on a busy machine
+PATIENCE = 60.0
+
+
+def claim_of(record_id: bytes | None = None, **fields: Any) -> Claim:
+    """A claim of a record of its own."""
+    given = {"fingerprint": b"fingerprint", "owner": secrets.token_bytes(16), "lease": 30.0, "ttl": 600.0, **fields}
+    return Claim(record_id or secrets.token_bytes(32), **given)
+
+
+def of_nobody() -> Release:
+    """A question that finds nothing, changes nothing, and is sent once more alone."""
+    return Release(Lease(secrets.token_bytes(32), bytes(16), 1, 1, b"", 30.0, 600.0))
+
+
+def leased(backend: PostgresBackend, claim: Claim | None = None) -> Lease:
+    """The lease of a claim that succeeds."""
+    answer = backend.claim(claim or claim_of())
+    assert isinstance(answer, Leased), answer
+    return answer.lease
+
+
+def emptied(server: PostgresServer) -> str:
+    """The server's URL, with no record left in it."""
+    with server.connect() as connection:
+        connection.execute("DELETE FROM open_idempotency.records")
+        connection.execute("DELETE FROM open_idempotency.reservations")
+    return server.url()
+
+
+class BatchingPostgres(PostgresBackend):
+    """Sends every question in a batch, beside one that finds nothing; what the batch leaves it sends alone."""
+
+    def row(self, verb: Verb, c: Any) -> Row:
+        """See ``PostgresBackend``."""
+        row = self._asking._mine.get()._carry_out([(verb, c), (RELEASE, of_nobody())])[0]
+        return super().row(verb, c) if row is APART else row
+
+
+async def together(backend: AsyncPostgresBackend, questions: Sequence[tuple[str, Any]]) -> list[Any]:
+    """The answers, or errors, of ``(verb, command)`` that go into one batch, in order.
+
+    The tasks begin in their order before any of them is answered, so it is known which go alone.
+    """
+    before = [("release", of_nobody()) for _ in range(loop_asking.ALONE + 1)]
+    asking = [getattr(backend, verb)(command) for verb, command in [*before, *questions]]
+    answers = await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), PATIENCE)
+    return answers[len(before) :]
+
+
+def at_once(backend: PostgresBackend, questions: Sequence[tuple[str, Any]]) -> list[Any]:
+    """The same on a loop of its own."""
+
+    async def ask() -> list[Any]:
+        awaited = backend.to_async()
+        try:
+            return await together(awaited, questions)
+        finally:
+            await awaited.close()
+
+    return asyncio.run(ask())

@@ -1,0 +1,127 @@
+"""Writers that meet in one transaction of SQLite: somebody holds the write lock until all of them wait for it.
+
+Used by the coalescing tests, and by the script that dies in the middle of such a transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import struct
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from open_idempotency.backend import Claim, Get, Leased
+from open_idempotency.backends.sqlite import SqliteBackend
+
+#: seconds; longer than anything takes on a busy machine
+PATIENCE = 20.0
+#: what goes before the batch: its transaction is the one that the others wait for
+FIRST = b"first"
+
+
+def claim_of(record_id: bytes, owner: bytes = b"", **fields: Any) -> Claim:
+    """A claim; its owner is the record's name unless told."""
+    given = {"fingerprint": b"fingerprint", "lease": 30.0, "ttl": 600.0, **fields}
+    return Claim(record_id, owner=(owner or record_id).ljust(16)[:16], **given)
+
+
+def lease_of(backend: SqliteBackend, record_id: bytes):
+    """The lease of a new claim."""
+    answer = backend.claim(claim_of(record_id))
+    assert isinstance(answer, Leased)
+    return answer.lease
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for it; bounded."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def lock(path: str) -> sqlite3.Connection:
+    """A connection of somebody else, which holds the write lock until it rolls back."""
+    connection = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE, check_same_thread=False)
+    connection.execute("BEGIN IMMEDIATE")
+    return connection
+
+
+def unlock(connection: sqlite3.Connection) -> None:
+    """Let the writers begin."""
+    connection.execute("ROLLBACK")
+    connection.close()
+
+
+def commits(path: str) -> int:
+    """How many transactions the write-ahead log holds: frames that end one tell the size of the database."""
+    log = Path(path + "-wal").read_bytes()
+    page, salts = struct.unpack(">I", log[8:12])[0], log[16:24]
+    frames = (log[start : start + 24] for start in range(32, len(log), page + 24))
+    return sum(frame[8:16] == salts and frame[4:8] != bytes(4) for frame in frames)
+
+
+class OnThreads:
+    """Each question has a thread."""
+
+    def __init__(self, backend: SqliteBackend) -> None:
+        self._backend = backend
+
+    def answers(self, path: str, questions: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]) -> list[Any]:
+        """The answers, or errors, of ``(verb, command)`` that go into one transaction, in order."""
+        answers: dict[int, Any] = {}
+        threads: list[threading.Thread] = []
+
+        def ask(number: int, verb: str, command: Any) -> None:
+            try:
+                answers[number] = getattr(self._backend, verb)(command)
+            except Exception as error:
+                answers[number] = error
+
+        self._backend.get(Get(b"the schema is made"))
+        holder = lock(path)
+        coalescer = self._backend._transactions._coalescers.get()
+        for number, (verb, command) in enumerate([("claim", claim_of(FIRST)), *questions]):
+            threads.append(threading.Thread(target=ask, args=(number, verb, command)))
+            threads[-1].start()
+            until(lambda: coalescer._busy and coalescer._queue._count == len(threads) - 1)
+        meanwhile()
+        unlock(holder)
+        for thread in threads:
+            thread.join(PATIENCE)
+        return [answers[number] for number in range(1, len(threads))]
+
+
+class OnALoop:
+    """Each question has a task of one asyncio loop."""
+
+    def __init__(self, backend: SqliteBackend) -> None:
+        self._backend = backend
+
+    def answers(self, path: str, questions: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]) -> list[Any]:
+        """See ``OnThreads``."""
+        return asyncio.run(asyncio.wait_for(self._answers(path, questions, meanwhile), 2 * PATIENCE))
+
+    async def _answers(
+        self, path: str, questions: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]
+    ) -> list[Any]:
+        backend = self._backend.to_async()
+        await backend.get(Get(b"the schema is made"))
+        holder = lock(path)
+        lanes = backend._lanes_of(asyncio.get_running_loop())
+        tasks: list[asyncio.Task[Any]] = []
+        for verb, command in [("claim", claim_of(FIRST)), *questions]:
+            tasks.append(asyncio.ensure_future(_as_coroutine(getattr(backend, verb)(command))))
+            while not (lanes._writing.busy and lanes._writing._queue._count == len(tasks) - 1):
+                await asyncio.sleep(0.001)
+        await asyncio.to_thread(meanwhile)
+        unlock(holder)
+        return (await asyncio.gather(*tasks, return_exceptions=True))[1:]
+
+
+async def _as_coroutine(awaited: Coroutine[Any, Any, Any]) -> Any:
+    return await awaited

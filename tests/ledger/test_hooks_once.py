@@ -1,0 +1,121 @@
+"""Hooks of an answer that goes into the ledger and into the record: each is asked once (S-06, section 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from open_idempotency import idem
+from open_idempotency._core.codecs import decode_response
+from open_idempotency._core.requests import Answer
+from open_idempotency._core.sealing import ANSWER as ANSWERED
+from open_idempotency._core.sealing import unseal
+from open_idempotency._core.settlement import Fate, finish
+from open_idempotency.encryption import EncryptionKeys
+from tests.ledger.applications import FRAMEWORKS, Make
+from tests.ledger.databases import BLOCKING, Database
+from tests.unit.stage_client import Client
+
+ANSWER = Answer(201, [(b"content-type", b"text/plain"), (b"content-length", b"6")], b"placed")
+
+
+class Hooks:
+    """``store``, ``redact`` and ``encryption``, which count how often they are asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self._keys = EncryptionKeys({"2026": b"k" * 32})
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Of a policy."""
+        return {"store": self.store, "redact": self.redact, "encryption": self}
+
+    def store(self, status: int) -> bool | None:
+        """As the policy would."""
+        self.asked.append("store")
+        return None
+
+    def redact(self, answer: Answer) -> Answer:
+        """Nothing."""
+        self.asked.append("redact")
+        return answer
+
+    def seal(self, frame: bytes, place: bytes) -> bytes:
+        """With another nonce each time."""
+        self.asked.append("seal")
+        return self._keys.seal(frame, place)
+
+    def unseal(self, stored: bytes, place: bytes) -> bytes:
+        """The reverse."""
+        return self._keys.unseal(stored, place)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_each_hook_is_asked_once(framework: str, new_database: Callable[[str], Database]) -> None:
+    """S-06: and ledger and record have the very same bytes, so that either can stand for the other."""
+    make: Make = FRAMEWORKS[framework]
+    database, hooks = new_database("sqlite"), Hooks()
+    database.make_tables()
+    with make(database, **hooks.fields) as application:
+        first = application.send(b"")
+        (record,) = application.backend.scan()
+        application.lose()
+        assert application.send(b"") == first
+    assert hooks.asked == ["store", "redact", "seal"]
+    ((response,),) = database.query("SELECT response FROM open_idempotency_ledger")
+    assert bytes(response) == record.response
+
+
+def kept(database: Database, hooks: Hooks, sent: Answer) -> Answer:
+    """What the record has of an attempt whose view answers with ``ANSWER``, of which ``sent`` leaves."""
+    client = Client(**hooks.fields)
+    with client.request() as attempt:
+        with BLOCKING["sqlite3"][1](database) as opened, idem.atomic(opened.tx) as block:
+            block.answer(ANSWER)
+        client.engine.sync.run(finish(attempt, sent))
+    (record,) = client.engine.backend.scan()
+    assert attempt.lease is not None
+    assert record.response is not None
+    return decode_response(unseal(record.response, ANSWERED, attempt.lease, attempt.policy))
+
+
+@pytest.mark.parametrize("kind", ["sqlite3"])
+def test_what_does_not_belong_to_an_answer_does_not_make_another_of_it(database: Database) -> None:
+    """R-02: such as a length, or the date that a server adds."""
+    hooks = Hooks()
+    dated = Answer(201, [*ANSWER.headers[:1], (b"date", b"now")], ANSWER.body)
+    assert kept(database, hooks, dated).body == b"placed"
+    assert hooks.asked == ["store", "redact", "seal"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite3"])
+def test_what_is_between_view_and_middleware_is_in_the_record(database: Database) -> None:
+    """R-01: what the client got is what a replay sends; so the hooks see that, too."""
+    hooks = Hooks()
+    changed = Answer(201, [*ANSWER.headers, (b"x-between", b"here")], b"PLACED")
+    stored = kept(database, hooks, changed)
+    assert (stored.body, stored.headers[-1]) == (b"PLACED", (b"x-between", b"here"))
+    assert hooks.asked == ["store", "redact", "seal", "redact", "seal"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite3"])
+def test_another_status_is_another_decision(database: Database) -> None:
+    """Section 4: ``store=`` says it of a status."""
+    hooks = Hooks()
+    assert kept(database, hooks, Answer(202, ANSWER.headers, ANSWER.body)).status == 202
+    assert hooks.asked == ["store", "redact", "seal", "store", "redact", "seal"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite3"])
+def test_of_an_answer_that_is_not_kept_store_is_asked_once(database: Database) -> None:
+    """Section 4: and nothing else."""
+    hooks, refused = Hooks(), Answer(409, [], b"not now")
+    client = Client(**hooks.fields)
+    with client.request() as attempt:
+        with BLOCKING["sqlite3"][1](database) as opened, idem.atomic(opened.tx) as block:
+            block.answer(refused)
+        assert client.engine.sync.run(finish(attempt, refused)) is Fate.NOT_KEPT
+    assert hooks.asked == ["store"]

@@ -1,0 +1,158 @@
+"""What a request does not cost: counts, never times."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from open_idempotency import events
+from open_idempotency._core.requests import Answer
+from open_idempotency.asgi import IdempotencyMiddleware
+from open_idempotency.backends.memory import MemoryBackend
+from open_idempotency.wsgi import IdempotencyMiddleware as WsgiMiddleware
+from tests.unit.builders import Listener
+
+KEY = b"0123456789abcdef"
+BODY = b"b" * 5_000
+SENT = b"a" * 5_000
+Message = dict[str, Any]
+
+
+async def _app(scope: Any, receive: Any, send: Any) -> None:
+    scope["received"] = await receive()
+    await send({"type": "http.response.start", "status": 201, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": SENT})
+
+
+async def _post(app: Any, body: bytes = BODY, key: bytes | None = KEY) -> tuple[Message, list[Message]]:
+    """The scope and the messages of one request."""
+    headers = [(b"host", b"a"), *([] if key is None else [(b"idempotency-key", key)])]
+    scope: Message = {"type": "http", "method": "POST", "path": "/charges", "query_string": b"", "headers": headers}
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return scope, sent
+
+
+@contextmanager
+def count_made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[type]]:
+    """The classes of the events that are made meanwhile."""
+    made: list[type] = []
+    kinds = [each for each in vars(events).values() if isinstance(each, type) and issubclass(each, events.Event)]
+    with monkeypatch.context() as patched:
+        for kind in kinds:
+            patched.setattr(kind, "__init__", _noting(kind, made))
+        yield made
+
+
+def _noting(kind: type, made: list[type]) -> Any:
+    original = kind.__init__
+
+    def noting(self: Any, *args: Any, **kwargs: Any) -> None:
+        made.append(type(self))
+        original(self, *args, **kwargs)
+
+    return noting
+
+
+@pytest.mark.parametrize("listener", [None, Listener()], ids=["nobody listens", "somebody listens"])
+def test_an_event_is_made_only_where_somebody_listens(
+    listener: Listener | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LIMITS 2: a new key, its replay and a mismatch make no event of everyday things in vain."""
+    app = IdempotencyMiddleware(_app, "memory://", on_event=listener)
+    with count_made(monkeypatch) as made:
+        asyncio.run(_post(app))
+        asyncio.run(_post(app))
+        asyncio.run(_post(app, b"other"))
+    everyday = [events.Claimed, events.Completed, events.Replayed, events.KeyReused]
+    assert made == ([] if listener is None else everyday)
+
+
+def test_a_body_in_one_message_reaches_the_application_uncopied() -> None:
+    """LIMITS 2: it is the very object that the server gave."""
+    scope, _ = asyncio.run(_post(IdempotencyMiddleware(_app, "memory://")))
+    assert scope["received"]["body"] is BODY
+
+
+def test_an_answer_in_one_message_reaches_the_client_uncopied() -> None:
+    """LIMITS 2: it is the very object that the application gave."""
+    _, sent = asyncio.run(_post(IdempotencyMiddleware(_app, "memory://")))
+    assert sent[-1]["body"] is SENT
+
+
+def test_what_a_hook_redacts_is_the_applications_own_body() -> None:
+    """LIMITS 2: nor is it copied to be stored, but into its record."""
+    seen: list[Answer] = []
+
+    def redact(answer: Answer) -> Answer:
+        seen.append(answer)
+        return answer
+
+    asyncio.run(_post(IdempotencyMiddleware(_app, "memory://", redact=redact)))
+    assert seen[0].body is SENT
+
+
+def test_a_wsgi_answer_in_one_piece_reaches_the_server_uncopied() -> None:
+    """LIMITS 2: it is the very list that the application returned."""
+    whole = [SENT]
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("201 Created", [("Content-Type", "text/plain")])
+        return whole
+
+    environ = {
+        "REQUEST_METHOD": "POST",
+        "PATH_INFO": "/charges",
+        "HTTP_IDEMPOTENCY_KEY": KEY.decode(),
+        "CONTENT_LENGTH": "0",
+        "wsgi.input": io.BytesIO(),
+    }
+    assert WsgiMiddleware(app, "memory://")(environ, lambda *_: None) is whole
+
+
+def test_requests_start_no_thread_but_the_one_heartbeat() -> None:
+    """L-01, LIMITS 6: one for all requests of a backend, whatever their number."""
+    app = IdempotencyMiddleware(_app, MemoryBackend())
+
+    async def many() -> None:
+        await _post(app, key=b"first-of-them-all")
+        before = set(threading.enumerate())
+        await asyncio.gather(*(_post(app, key=b"%016d" % number) for number in range(50)))
+        assert set(threading.enumerate()) <= before
+
+    asyncio.run(many())
+
+
+def test_without_a_key_no_backend_no_thread_and_no_event_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LIMITS 1 and 3: it passes through, with the very receive and send of the server."""
+    given: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        given.extend((scope, receive, send))
+
+    async def receive() -> Message:
+        raise AssertionError("nobody reads")
+
+    async def send(message: Message) -> None:
+        raise AssertionError("nobody sends")
+
+    before = set(threading.enumerate())
+    scope = {"type": "http", "method": "POST", "path": "/charges", "query_string": b"", "headers": []}
+    with count_made(monkeypatch) as made:
+        asyncio.run(IdempotencyMiddleware(app, "memory://", on_event=Listener())(scope, receive, send))
+    assert [one is other for one, other in zip(given, (scope, receive, send), strict=True)] == [True] * 3
+    assert made == []
+    assert set(threading.enumerate()) <= before
