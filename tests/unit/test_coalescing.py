@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -365,6 +366,34 @@ def test_a_thread_that_is_ended_while_it_carries_out_leaves_the_others_answered(
     gate.open()
     errors = [future.exception(_SECONDS) for future in asked]
     assert [type(error) for error in errors] == [type(None), SystemExit, BackendUnavailable, type(None)]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no timers that signal")
+def test_a_signal_that_raises_anywhere_in_a_call_leaves_nobody_stuck() -> None:
+    """I6: a handler that raises, as a timeout by alarm does, must not take the lead with it for good."""
+    coalescer: ThreadCoalescer[int, int] = ThreadCoalescer(list, Limits(0.02))
+    ended = 0
+
+    def give_up(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    try:
+        for delay in range(1, 400):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, delay * 5e-7)
+                for _ in range(200):
+                    coalescer.ask(1)
+                    coalescer.ask_all(((1, 0), (2, 0)))
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except TimeoutError:
+                ended += 1
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            assert coalescer.ask(3) == 3
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert ended > 100
 
 
 def test_too_many_threads_that_wait_are_refused(pool: ThreadPoolExecutor) -> None:

@@ -43,22 +43,26 @@ class ThreadCoalescer(Generic[Q, R]):
         self._carry_out = carry_out
         self._limits = limits
         self._lock = threading.Lock()
+        #: held while a batch is on its way
+        self._on_its_way = threading.Lock()
         self._queue: Queue[_Group[Q, R]] = Queue(limits)
         self._busy = False
 
     def ask(self, question: Q, size: int = 0) -> R:
         """See ``LoopCoalescer.ask``."""
-        with self._lock:
-            alone = not self._busy
-            self._busy = True
-        if alone:
-            # As below, without what only a group needs.
-            try:
-                (answer,) = self._carry_out((question,))
-            finally:
-                with self._lock:
-                    self._hand_over()
-        else:
+        leads = False
+        try:
+            # All of it is tried: a signal's handler may raise anywhere, and whoever has the lead must pass it on.
+            with self._lock:
+                leads = not self._busy
+                self._busy = True
+            if leads:
+                with self._on_its_way:
+                    (answer,) = self._carry_out((question,))
+        finally:
+            if leads:
+                self._pass_on()
+        if not leads:
             (answer,) = self.ask_all(((question, size),))
         if isinstance(answer, Exception):
             raise answer
@@ -67,39 +71,44 @@ class ThreadCoalescer(Generic[Q, R]):
     def ask_all(self, questions: Sequence[tuple[Q, int]]) -> Sequence[R | Exception]:
         """The answers to several questions, each with its size in bytes; they go into one batch."""
         group: _Group[Q, R] = _Group(questions, time.monotonic() + self._limits.seconds)
-        with self._lock:
-            at_once = not self._busy
-            if at_once:
+        try:
+            with self._lock:
+                group.leads = not self._busy
                 self._busy = True
-            else:
-                self._queue.add(group)
-        if at_once:
-            self._lead([group])
-        else:
-            self._wait(group)
+                if not group.leads:
+                    self._queue.add(group)
+            batch = [group] if group.leads else self._wait(group)
+            if batch:
+                self._answer(batch)
+        finally:
+            if group.answers is None:
+                with self._lock:
+                    self._queue.remove(group)
             if group.leads:
-                self._lead(self._next_batch())
+                self._pass_on()
         if group.answers is None:
             raise BackendUnavailable("no answer in time")
         return group.answers
 
-    def _wait(self, group: _Group[Q, R]) -> None:
-        """Until there are answers, or the lead."""
-        try:
-            if not group.woken.acquire(timeout=self._limits.seconds):
-                with self._lock:
-                    gave_up = not group.leads and self._queue.remove(group)
-                if gave_up:
-                    raise too_late(self._limits)
-                # On its way in somebody's batch, which is bounded in time.
-                group.woken.acquire(timeout=_PATIENCE * self._limits.seconds)
-        except BaseException:
-            # Such as SystemExit from a signal's handler: this thread will not lead.
-            with self._lock:
-                self._queue.remove(group)
-                if group.leads:
-                    self._hand_over()
-            raise
+    def _wait(self, group: _Group[Q, R]) -> list[_Group[Q, R]]:
+        """Until there are answers, or a batch to carry out."""
+        if not group.woken.acquire(timeout=self._limits.seconds) and not self._found_lead(group):
+            # On its way in somebody's batch, which is bounded in time.
+            group.woken.acquire(timeout=_PATIENCE * self._limits.seconds)
+        return self._next_batch() if group.leads else []
+
+    def _found_lead(self, group: _Group[Q, R]) -> bool:
+        """After a wait that was in vain: whether it leads. Raises ``BackendUnavailable`` where it is too late."""
+        with self._lock:
+            if group.leads or not self._queue.remove(group):
+                return group.leads
+            if self._on_its_way.locked():
+                raise too_late(self._limits)
+            # The one that had the lead lost it, to a signal's handler that raised while it passed it on.
+            group.leads = True
+            group.until = math.inf
+            self._queue.put_first(group)
+            return True
 
     def _next_batch(self) -> list[_Group[Q, R]]:
         with self._lock:
@@ -108,17 +117,11 @@ class ThreadCoalescer(Generic[Q, R]):
             _tell(group, [too_late(self._limits)] * group.count)
         return batch
 
-    def _lead(self, batch: list[_Group[Q, R]]) -> None:
-        try:
-            self._answer(batch)
-        finally:
-            with self._lock:
-                self._hand_over()
-
     def _answer(self, batch: list[_Group[Q, R]]) -> None:
         questions = [question for group in batch for question in group.questions]
         try:
-            answers = self._carry_out(questions)
+            with self._on_its_way:
+                answers = self._carry_out(questions)
         except Exception as error:
             answers = [own(error) for _ in questions]
         except BaseException:
@@ -130,15 +133,15 @@ class ThreadCoalescer(Generic[Q, R]):
             _tell(group, answers[start : start + group.count])
             start += group.count
 
-    def _hand_over(self) -> None:
-        """Name the one that leads next; under the lock."""
-        first = self._queue.first()
-        if first is None:
-            self._busy = False
-            return
-        first.leads = True
-        first.until = math.inf
-        first.woken.release()
+    def _pass_on(self) -> None:
+        with self._lock:
+            first = self._queue.first()
+            if first is None:
+                self._busy = False
+                return
+            first.leads = True
+            first.until = math.inf
+            first.woken.release()
 
 
 def _tell(group: _Group[Q, R], answers: Sequence[R | Exception]) -> None:

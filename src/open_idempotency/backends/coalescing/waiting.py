@@ -51,6 +51,11 @@ class Queue(Generic[A]):
         self._waiting.append(asked)
         self._count += asked.count
 
+    def put_first(self, asked: A) -> None:
+        """Back to the head of the queue."""
+        self._waiting.appendleft(asked)
+        self._count += asked.count
+
     def remove(self, asked: A) -> bool:
         """Wait no longer; False where it is on its way."""
         try:

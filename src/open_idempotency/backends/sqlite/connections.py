@@ -34,6 +34,9 @@ class _Pool:
         self.idle: deque[sqlite3.Connection] = deque()
         self.calls: set[object] = set()
         self.writing = threading.Lock()
+        #: held by the thread that opens the process's first connection, which may have to make the tables
+        self.opening = threading.Lock()
+        self.opened = False
         self._forking: threading.Event | None = None
 
     def close(self) -> None:
@@ -129,7 +132,18 @@ class Connections:
         try:
             return pool.idle.pop()
         except IndexError:
-            return self._open()
+            return self._open() if pool.opened else self._open_first(pool)
+
+    def _open_first(self, pool: _Pool) -> sqlite3.Connection:
+        # One thread brings the file up; the others would poll for its locks, and some in vain.
+        if not pool.opening.acquire(timeout=self._timeout):
+            raise BackendUnavailable(f"SQLite: the database was not opened within {self._timeout} s")
+        try:
+            connection = self._open()
+            pool.opened = True
+            return connection
+        finally:
+            pool.opening.release()
 
     def _give_back(self, pool: _Pool, connection: sqlite3.Connection) -> None:
         # After close() the pool is another one, and what is not kept is closed.
