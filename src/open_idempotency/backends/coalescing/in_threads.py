@@ -56,16 +56,17 @@ class ThreadCoalescer(Generic[Q, R]):
             with self._lock:
                 leads = not self._busy
                 self._busy = True
-            if leads:
-                with self._on_its_way:
-                    (answer,) = self._carry_out((question,))
+            answer = self._alone(question) if leads else self.ask_all(((question, size),))[0]
         finally:
             if leads:
                 self._pass_on()
-        if not leads:
-            (answer,) = self.ask_all(((question, size),))
         if isinstance(answer, Exception):
             raise answer
+        return answer
+
+    def _alone(self, question: Q) -> R | Exception:
+        with self._on_its_way:
+            (answer,) = self._carry_out((question,))
         return answer
 
     def ask_all(self, questions: Sequence[tuple[Q, int]]) -> Sequence[R | Exception]:

@@ -45,8 +45,8 @@ class SqliteBackend(Backend):
 
     ``timeout``: seconds to wait for another writer. ``synchronous``: ``"full"``, where an acknowledged write
     survives a power cut, or ``"normal"``, where it survives a crash of the process. ``coalesce``: whether what wants
-    to write while a transaction is on its way to the disk shares the next one. ``clock``: seconds, for tests.
-    Raises ``ConfigurationError``. Since 0.1.
+    to write while a transaction is on its way shares the next one; threads do so with ``"full"``, tasks always.
+    ``clock``: seconds, for tests. Raises ``ConfigurationError``. Since 0.1.
     """
 
     quotas = True
@@ -69,7 +69,7 @@ class SqliteBackend(Backend):
         self._path = database_path(path)
         self._now = clock or time.time
         self._connections = Connections(self._path, timeout, synchronous)
-        self._transactions = Transactions(self._connections, self._now, timeout, coalesce)
+        self._transactions = Transactions(self._connections, self._now, timeout, coalesce, synchronous == "full")
         # The turn among this process's threads, the opening of a connection, the turn among processes.
         self.call_timeout = 3 * timeout
         self._async = AsyncSqliteBackend(self._path, over=self)

@@ -43,11 +43,17 @@ class Question(Generic[C, R]):
 
 
 class Transactions:
-    """Carries out verbs. ``timeout``: seconds within which one must have begun to write."""
+    """Carries out verbs. ``timeout``: seconds within which one must have begun to write; ``durable``: whether a commit
+    waits for the disk.
+    """
 
-    def __init__(self, connections: Connections, clock: verbs.Clock, timeout: float, coalesce: bool) -> None:
+    def __init__(
+        self, connections: Connections, clock: verbs.Clock, timeout: float, coalesce: bool, durable: bool
+    ) -> None:
         self.timeout = timeout
         self.coalesce = coalesce
+        # Without the disk a commit costs less than to wake the threads that share one.
+        self._coalesce_threads = coalesce and durable
         self._connections = connections
         self._clock = clock
         self._coalescers: PerProcess[ThreadCoalescer[Question[Any, Any], Any]] = PerProcess(
@@ -62,7 +68,7 @@ class Transactions:
             if answer is not None:
                 return answer
         question = Question(verb, command, size, self.timeout)
-        if self.coalesce:
+        if self._coalesce_threads:
             written: R = self._coalescers.get().ask(question, size)
             return written
         (alone,) = self._carry_out((question,))
