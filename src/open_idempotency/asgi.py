@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from open_idempotency import rules as route_rules
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.capture import Capture
@@ -26,7 +27,7 @@ from open_idempotency._perform.engine import Engine, new_owner
 from open_idempotency._perform.path_rules import PathRules
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import ConfigurationError, LeaseLost
-from open_idempotency.policy import IdempotencyPolicy
+from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
 from open_idempotency.rules import IdempotencyRule, Rule, RulesByPath, exempt
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ class IdempotencyMiddleware:
     wrong in them. Since 0.1.
     """
 
+    #: whether rules may stand on the routes beneath, for a subclass that finds them
+    _asks_routes = False
+
     def __init__(
         self,
         app: App,
@@ -76,6 +80,11 @@ class IdempotencyMiddleware:
         self._required = self.engine.policy.required
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._asks_routes and route_rules.in_use and scope["type"] == "http" and MARK not in scope:
+            # A rule may ask for a key, name another header, or cover another method.
+            if scope["method"] not in NEVER_COVERED:
+                await self.cover(self.coverage_of(scope), scope, receive, send)
+                return
         if scope["type"] != "http" or scope["method"] not in self._methods or MARK in scope:
             await (self._live if scope["type"] == "lifespan" else self.app)(scope, receive, send)
             return

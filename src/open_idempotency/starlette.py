@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
-from open_idempotency import asgi, rules
+from open_idempotency import asgi
 from open_idempotency._perform.coverage import Coverage
 from open_idempotency.asgi import MARK, Receive, Scope, Send
 from open_idempotency.exceptions import ConfigurationError, MissingExtra, ScopeUnknown
-from open_idempotency.policy import NEVER_COVERED
 from open_idempotency.rules import IdempotencyRule, exempt, idempotent
 
 try:
@@ -27,7 +26,7 @@ except ModuleNotFoundError as error:
         "open_idempotency.starlette needs the starlette package: pip install 'open-idempotency[starlette]'"
     ) from error
 
-from open_idempotency._starlette.matching import find
+from open_idempotency._starlette.matching import NOTHING_SAID, Layers, find, see_layers
 from open_idempotency._starlette.survey import authentication_beneath, rules_beneath
 
 __all__ = ["IdempotencyMiddleware", "IdempotencyRule", "exempt", "idempotent"]
@@ -50,21 +49,21 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
     mount, a router or one route. Of several around one endpoint the innermost protects it. Since 0.1.
     """
 
+    _asks_routes = True
     _looked = False
     _warned = False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A rule may ask for a key, name another header, or cover another method.
-        if rules.in_use and scope["type"] == "http" and scope["method"] not in NEVER_COVERED and MARK not in scope:
-            await self.cover(self.coverage_of(scope), scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+    _layers: Layers | None = None
 
     def coverage_of(self, scope: Scope) -> Coverage | None:
         """As its route wants it; None where that is exempt, or another's matter."""
-        if not self._looked:
-            self._look_late()
-        found = find(self.app, scope)
+        layers = self._layers
+        if layers is None:
+            if not self._looked:
+                self._look_late()
+            layers = self._layers = see_layers(self.app)
+        found = find(layers.again(), scope)
+        if found is NOTHING_SAID and self._paths is None:
+            return self.coverages.default
         return None if found.passing else self.coverages.by((*self.rules_of_path(scope), *found.rules))
 
     def check_start(self) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -198,19 +199,38 @@ def test_a_lease_really_ends(backend: RedisBackend) -> None:
     assert answer.lease.attempt == 2
 
 
+def _spliced(place: int, other: bytes) -> Callable[[redis.Redis, bytes], object]:
+    """What is packed into field m, with other bytes at one place."""
+
+    def damage(plain: redis.Redis, key: bytes) -> object:
+        packed: Any = plain.hget(key, b"m")
+        return plain.hset(key, b"m", packed[:place] + other + packed[place + len(other) :])
+
+    return damage
+
+
+def _cut(length: int) -> Callable[[redis.Redis, bytes], object]:
+    def damage(plain: redis.Redis, key: bytes) -> object:
+        packed: Any = plain.hget(key, b"m")
+        return plain.hset(key, b"m", (packed + bytes(length))[:length])
+
+    return damage
+
+
 DAMAGE: dict[str, Callable[[redis.Redis, bytes], object]] = {
     "string": lambda plain, key: plain.delete(key) and plain.set(key, b"text"),
     "list": lambda plain, key: plain.delete(key) and plain.rpush(key, b"text"),
     "foreign hash": lambda plain, key: plain.delete(key) and plain.hset(key, b"name", b"value"),
-    "newer version": lambda plain, key: plain.hset(key, b"v", b"2"),
-    "no status": lambda plain, key: plain.hdel(key, b"s"),
-    "status 0": lambda plain, key: plain.hset(key, b"s", b"0"),
-    "status 9": lambda plain, key: plain.hset(key, b"s", b"9"),
-    "token": lambda plain, key: plain.hset(key, b"t", b"-1"),
-    "expiry": lambda plain, key: plain.hset(key, b"e", b"1e999"),
-    "attempt": lambda plain, key: plain.hset(key, b"a", b""),
-    "owner": lambda plain, key: plain.hdel(key, b"o"),
-    "fingerprint": lambda plain, key: plain.hdel(key, b"f"),
+    "newer version": _spliced(0, b"\x02"),
+    "status 0": _spliced(1, b"\x00"),
+    "status 9": _spliced(1, b"\x09"),
+    "token": _spliced(11, b"\xff" * 8),
+    "expiry": _spliced(43, b"\x00\x20" + bytes(6)),
+    "nothing in it": _cut(0),
+    "the version alone": _cut(1),
+    "no owner": _cut(51),
+    "an owner longer than the rest": _spliced(51, b"\xff\xff"),
+    "something behind the fingerprint": _cut(200),
 }
 
 

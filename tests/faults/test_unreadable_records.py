@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -23,11 +24,16 @@ def _on_redis(change: Callable[[OnRedis, bytes], object]) -> Callable[[OnRedis],
     return damage
 
 
+def _spliced(records: OnRedis, key: bytes, place: int, byte: bytes) -> object:
+    packed: Any = records.plain.hget(key, "m")
+    return records.plain.hset(key, "m", packed[:place] + byte + packed[place + 1 :])
+
+
 DAMAGE: dict[str, dict[str, Callable[..., object]]] = {
     "corrupt": {
         "sqlite": lambda records: records.change(f"UPDATE {RECORDS} SET status = 7"),
         "postgres": lambda records: records.change(f"UPDATE {_ROWS} SET status = 7"),
-        "redis": _on_redis(lambda records, key: records.plain.hset(key, "s", "9")),
+        "redis": _on_redis(lambda records, key: _spliced(records, key, 1, b"\x09")),
     },
     "foreign": {
         "sqlite": lambda records: records.change(f"UPDATE {RECORDS} SET owner = 'text', token = 'x'"),
@@ -38,7 +44,7 @@ DAMAGE: dict[str, dict[str, Callable[..., object]]] = {
     "newer": {
         "sqlite": lambda records: records.change(f"UPDATE {RECORDS} SET record_version = 99"),
         "postgres": lambda records: records.change(f"UPDATE {_ROWS} SET record_version = 99"),
-        "redis": _on_redis(lambda records, key: records.plain.hset(key, "v", "99")),
+        "redis": _on_redis(lambda records, key: _spliced(records, key, 0, b"\x63")),
     },
 }
 

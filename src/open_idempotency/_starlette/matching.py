@@ -39,30 +39,36 @@ class Layers(NamedTuple):
     routes: Iterable[Any] | None
     inner: bool
 
+    def again(self) -> Layers:
+        """The same once more: what an application has begun to serve with stays, only its routes may change."""
+        return Layers(self.app, self.app.routes, self.inner) if hasattr(self.app, "routes") else see_layers(self.app)
 
-def find(start: Any, scope: Scope) -> Found:
-    """What is said about the request by what it will reach beneath ``start``, an ASGI application."""
-    layers = see_layers(start)
+
+#: for most requests: nothing is said, and this middleware protects them
+NOTHING_SAID = Found((), False)
+
+
+def find(layers: Layers, scope: Scope) -> Found:
+    """What is said about the request by what it will reach beneath ``layers``."""
     if layers.routes is None and not layers.inner:
         layers = _routed_here(scope) or layers
     if layers.routes is None:
         # A middleware of one route: Starlette has noted which one before it came here.
         return Found(_rules_here(scope) if rules.in_use else (), layers.inner)
     said: list[Rule] = []
-    method = scope["method"]
     while not layers.inner and layers.routes is not None:
         matched = _match(layers.routes, scope)
         if matched is None:
             return Found(tuple(said), _refuses_itself(layers.app))
         route, child = matched
-        scope = {**scope, **child}
         layers = see_layers(getattr(route, "app", None))
-        if not rules.in_use:
-            continue
-        said += all_rules(route, method)
-        if getattr(route, "endpoint", None) is None:  # a mount; the rules are on what is mounted
-            said += endpoint_rules(layers.app, method)
-    return Found(tuple(said), layers.inner)
+        if layers.routes is not None:
+            scope = {**scope, **child}
+        if rules.in_use:
+            said += all_rules(route, scope["method"])
+            if getattr(route, "endpoint", None) is None:  # a mount; the rules are on what is mounted
+                said += endpoint_rules(layers.app, scope["method"])
+    return Found(tuple(said), layers.inner) if said or layers.inner else NOTHING_SAID
 
 
 def _rules_here(scope: Scope) -> tuple[Rule, ...]:
@@ -119,12 +125,13 @@ def _routed_here(scope: Scope) -> Layers | None:
 def _match(routes: Iterable[Any], scope: Scope) -> tuple[Any, Scope] | None:
     """The route that a router would choose: the first that fits, else the first but for the method."""
     partial: tuple[Any, Scope] | None = None
-    for route in expanded(routes):
-        match, child = route.matches(scope)
-        if match is Match.FULL:
-            return route, child
-        if match is Match.PARTIAL and partial is None:
-            partial = (route, child)
+    for listed in routes:
+        for route in (listed,) if isinstance(listed, _SINGLE) else expanded((listed,)):
+            match, child = route.matches(scope)
+            if match is Match.FULL:
+                return route, child
+            if match is Match.PARTIAL and partial is None:
+                partial = (route, child)
     return partial
 
 

@@ -47,7 +47,8 @@ class PostgresBackend(Backend):
     ``timeout``: seconds to wait for a connection, and then for an answer (default 2). ``max_connections``: for each
     process and event loop (default 10). ``listen``: ``"no"`` where no connection may be kept for notifications, as
     behind a pooler in transaction mode; waiting duplicates then poll. ``coalesce``: whether what is asked
-    while many others are on their way goes out with them, in one statement and one commit (default true). ``clock``:
+    while many others are on their way goes out with them, in one statement and one commit (default true). ``prepare``:
+    whether a connection prepares what it sends often, where nothing in between prevents it (default true). ``clock``:
     seconds, for tests; without it the server's clock decides. Raises ``ConfigurationError``. Since 0.1.
     """
 
@@ -61,6 +62,7 @@ class PostgresBackend(Backend):
         max_connections: int | None = None,
         listen: str | None = None,
         coalesce: bool | None = None,
+        prepare: bool | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         given = {
@@ -68,6 +70,7 @@ class PostgresBackend(Backend):
             "max_connections": max_connections,
             "listen": listen,
             "coalesce": coalesce,
+            "prepare": prepare,
             "clock": clock,
         }
         #: what the URL and the keywords said

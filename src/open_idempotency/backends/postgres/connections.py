@@ -12,7 +12,16 @@ import psycopg
 
 from open_idempotency.backends.postgres.encoding import Row, Statement
 from open_idempotency.backends.postgres.options import Options
-from open_idempotency.backends.postgres.running import AGE, ARGUMENTS, IDLE, Busy, KeptConnection, Tries, running
+from open_idempotency.backends.postgres.running import (
+    AGE,
+    ARGUMENTS,
+    IDLE,
+    Busy,
+    KeptConnection,
+    Preparing,
+    Tries,
+    running,
+)
 from open_idempotency.backends.psycopg_waits import ServerSilent
 
 #: seconds between two tries to connect
@@ -27,6 +36,7 @@ class Connections:
         self._idle: list[KeptConnection] = []
         self._places = threading.Semaphore(options.max_connections)
         self._closed = False
+        self._preparing = Preparing(options)
 
     def rows(self, statement: Statement, values: Sequence[Any], until: float | None = None) -> list[Row]:
         """Run one statement in a transaction of its own; ``until`` on the monotonic clock. Raises
@@ -47,7 +57,7 @@ class Connections:
         connection = self._take(tries)
         try:
             connection.deadline = time.monotonic() + tries.left()
-            answered: list[Row] = connection.wait(running(connection, statement.text, parameters, statement.formats))
+            answered: list[Row] = connection.wait(running(connection, statement, parameters))
             return answered
         finally:
             broken.append(connection.closed)
@@ -108,6 +118,7 @@ class Connections:
                 time.sleep(PAUSE)
             else:
                 connection.until = time.monotonic() + AGE
+                connection.preparing = self._preparing
                 return connection
 
 

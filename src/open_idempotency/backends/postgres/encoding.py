@@ -6,6 +6,7 @@ function. Here a statement says the type of each parameter, once.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -65,7 +66,7 @@ _ENCODERS: dict[str, Encoder] = {
 class Statement:
     """A statement whose parameters are written as ``{type}``; no value ever becomes part of it."""
 
-    __slots__ = ("_encoders", "formats", "text")
+    __slots__ = ("_encoders", "formats", "name", "text")
 
     def __init__(self, text: str) -> None:
         types: list[str] = []
@@ -75,6 +76,9 @@ class Statement:
             return f"${len(types)}::{found[1]}"
 
         self.text = re.sub(r"\{([^}]+)\}", numbered, text).encode()
+        #: under which it may be prepared: the same on every server and in every release that sends the same text, and
+        #: only there, so that whoever prepared it on a shared connection, it is this very statement
+        self.name = b"open_idempotency_" + hashlib.sha256(self.text).hexdigest()[:32].encode()
         self._encoders = [_ENCODERS[kind] for kind in types]
         #: every parameter is binary
         self.formats = [1] * len(types)

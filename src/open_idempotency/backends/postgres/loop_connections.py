@@ -18,6 +18,7 @@ from open_idempotency.backends.postgres.running import (
     IDLE,
     AsyncKeptConnection,
     Busy,
+    Preparing,
     Tries,
     running,
 )
@@ -32,6 +33,7 @@ class LoopConnections:
         self._idle: list[AsyncKeptConnection] = []
         self._places = asyncio.Semaphore(options.max_connections)
         self._closed = False
+        self._preparing = Preparing(options)
 
     async def rows(self, statement: Statement, values: Sequence[Any], until: float | None = None) -> list[Row]:
         """See ``Connections.rows``."""
@@ -50,9 +52,7 @@ class LoopConnections:
         connection = await self._take(tries)
         try:
             connection.deadline = time.monotonic() + tries.left()
-            answered: list[Row] = await connection.wait(
-                running(connection, statement.text, parameters, statement.formats)
-            )
+            answered: list[Row] = await connection.wait(running(connection, statement, parameters))
             return answered
         finally:
             broken.append(connection.closed)
@@ -114,4 +114,5 @@ class LoopConnections:
                 await asyncio.sleep(PAUSE)
             else:
                 connection.until = time.monotonic() + AGE
+                connection.preparing = self._preparing
                 return connection

@@ -18,6 +18,7 @@ _OPTIONS: dict[str, urls.Parser] = {
     "max_connections": urls.count,
     "listen": urls.choice("yes", "no"),
     "coalesce": urls.yes_or_no,
+    "prepare": urls.yes_or_no,
 }
 
 #: more questions than anybody asks at the same time
@@ -34,6 +35,7 @@ class Options:
     max_connections: int = 10
     listen: str = "yes"
     coalesce: bool = True
+    prepare: bool = True
     clock: Callable[[], float] | None = None
 
     @property

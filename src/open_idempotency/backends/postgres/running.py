@@ -1,8 +1,12 @@
 """What both kinds of connection share: how one statement is run, what an error means, and when another try makes sense.
 
-Statements are never prepared on the server, and nothing of a session is used, since a pooler in transaction mode may
-stand in between. Every wait is bounded here: the server's own limits need settings that such a pooler may not pass on,
-and a server that has vanished sets none.
+Nothing of a session is needed, since a pooler in transaction mode may stand in between. What a connection sends often
+is prepared there, which spares the server half of its work for a small call. A pooler may hand the next transaction to
+another session, where it is not prepared, or was by another client: then it is sent plainly, at once, and from then on
+nothing is prepared any more. Such an error comes before anything is carried out.
+
+Every wait is bounded here: the server's own limits need settings that such a pooler may not pass on, and a server that
+has vanished sets none.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import psycopg
 from psycopg import generators, pq
 from psycopg.errors import error_from_result
 
-from open_idempotency.backends.postgres.encoding import Row, rows
+from open_idempotency.backends.postgres.encoding import Row, Statement, rows
 from open_idempotency.backends.postgres.options import Options
 from open_idempotency.backends.psycopg_waits import AsyncBoundedConnection, BoundedConnection, ServerSilent
 from open_idempotency.exceptions import BackendUnavailable
@@ -24,6 +28,11 @@ from open_idempotency.exceptions import BackendUnavailable
 IDLE, AGE = 600.0, 3600.0
 #: for every connection; how it may be used is up to `running`
 ARGUMENTS: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
+
+#: after so many times on one connection a statement is prepared
+OFTEN = 5
+#: no such prepared statement; one of this name is there already; what it answers with has changed since
+_NOT_PREPARED = ("26000", "42P05", "0A000")
 
 _MET = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
 _MISSING = (psycopg.errors.UndefinedFunction, psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
@@ -36,6 +45,15 @@ class Busy(psycopg.OperationalError):
     """Every connection was in use for the whole time."""
 
 
+class Preparing:
+    """Whether what is sent often is prepared; for all connections of a pool."""
+
+    __slots__ = ("possible",)
+
+    def __init__(self, options: Options) -> None:
+        self.possible = options.prepare
+
+
 class _Kept:
     """A connection that is kept for the next call."""
 
@@ -44,6 +62,12 @@ class _Kept:
     until = float("inf")
 
     pgconn: pq.abc.PGconn
+    preparing: Preparing
+
+    def __init__(self, pgconn: pq.abc.PGconn) -> None:
+        super().__init__(pgconn)  # type: ignore[call-arg]  # to the library's own class, which comes next
+        self.prepared: set[Statement] = set()
+        self._sent: dict[Statement, int] = {}
 
     def __del__(self, *unused: Any) -> None:
         """Nothing to warn of: libpq's own object closes itself, and only in the process that opened it."""
@@ -51,6 +75,13 @@ class _Kept:
     def is_fresh(self, now: float) -> bool:
         """Whether another call may use it."""
         return bool(self.pgconn.status == _READY) and now < self.until
+
+    def is_often_sent(self, statement: Statement) -> bool:
+        """Whether to send it prepared, now that it is sent once more."""
+        if statement in self.prepared:
+            return self.preparing.possible
+        count = self._sent[statement] = self._sent.get(statement, 0) + 1
+        return count > OFTEN and self.preparing.possible
 
     def is_clean(self) -> bool:
         """Whether the last call came to its end."""
@@ -66,14 +97,41 @@ class AsyncKeptConnection(_Kept, AsyncBoundedConnection):
 
 
 def running(
-    connection: KeptConnection | AsyncKeptConnection, text: bytes, parameters: list[bytes | None], formats: list[int]
+    connection: KeptConnection | AsyncKeptConnection, statement: Statement, parameters: list[bytes | None]
 ) -> Generator[Any, Any, list[Row]]:
     """Run one statement in a transaction of its own; for the connection's ``wait``. Raises ``psycopg.Error``."""
-    connection.pgconn.send_query_params(text, parameters, param_formats=formats, result_format=pq.Format.BINARY)
-    result = (yield from generators.execute(connection.pgconn))[-1]
+    if connection.is_often_sent(statement):
+        try:
+            return rows((yield from _run_prepared(connection, statement, parameters)))
+        except psycopg.Error as error:
+            if error.sqlstate not in _NOT_PREPARED:
+                raise
+            connection.preparing.possible = False
+    connection.pgconn.send_query_params(
+        statement.text, parameters, param_formats=statement.formats, result_format=pq.Format.BINARY
+    )
+    return rows((yield from _answered(connection.pgconn)))
+
+
+def _run_prepared(
+    connection: KeptConnection | AsyncKeptConnection, statement: Statement, parameters: list[bytes | None]
+) -> Generator[Any, Any, pq.abc.PGresult]:
+    pgconn = connection.pgconn
+    if statement not in connection.prepared:
+        pgconn.send_prepare(statement.name, statement.text)
+        yield from _answered(pgconn)
+        connection.prepared.add(statement)
+    pgconn.send_query_prepared(
+        statement.name, parameters, param_formats=statement.formats, result_format=pq.Format.BINARY
+    )
+    return (yield from _answered(pgconn))
+
+
+def _answered(pgconn: pq.abc.PGconn) -> Generator[Any, Any, pq.abc.PGresult]:
+    result = (yield from generators.execute(pgconn))[-1]
     if result.status not in (_TUPLES, _COMMAND):
         raise error_from_result(result)
-    return rows(result)
+    return result
 
 
 class Tries:

@@ -112,7 +112,7 @@ def claimed(c: Claim, reply: Reply) -> ClaimAnswer:
 
 def is_running(status: Any) -> bool:
     """Whether an attempt holds the record, from what ``status.lua`` read."""
-    return bool(status == b"%d" % Status.IN_PROGRESS)
+    return bool(status == Status.IN_PROGRESS)
 
 
 @_strictly

@@ -25,7 +25,9 @@ CREATE TABLE open_idempotency.records (
 );
 -- Responses are often compressed already, and each is read at most a few times.
 ALTER TABLE open_idempotency.records ALTER COLUMN response SET STORAGE EXTERNAL;
-CREATE INDEX records_by_expiry ON open_idempotency.records (expires_at);
+-- What an attempt changes on its way, its expiry above all, is in no index: so a completion and a renewal write the row
+-- alone, mostly on the same page (HOT). An attempt expires at this moment or somewhat later, by as long as it ran.
+CREATE INDEX records_by_age ON open_idempotency.records ((claimed_at + ttl));
 
 CREATE TABLE open_idempotency.stages (
     record_id bytea NOT NULL REFERENCES open_idempotency.records ON DELETE CASCADE,

@@ -307,8 +307,8 @@ DECLARE
     reservations integer;
 BEGIN
     DELETE FROM open_idempotency.records WHERE record_id IN (
-        SELECT record_id FROM open_idempotency.records WHERE expires_at <= moment
-        ORDER BY expires_at LIMIT p_limit FOR UPDATE SKIP LOCKED
+        SELECT record_id FROM open_idempotency.records WHERE claimed_at + ttl <= moment AND expires_at <= moment
+        ORDER BY claimed_at + ttl LIMIT p_limit FOR UPDATE SKIP LOCKED
     );
     GET DIAGNOSTICS records = ROW_COUNT;
     DELETE FROM open_idempotency.reservations WHERE (scope_id, record_id) IN (

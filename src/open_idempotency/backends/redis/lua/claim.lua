@@ -21,9 +21,9 @@ end
 
 local record, reason = load(key)
 if reason then return {UNREADABLE, reason} end
-if not record then return take({t = text(now), a = 1, c = now, n = 0}) end
+if not record then return take({t = now, a = 1, c = now, n = 0}) end
 -- Above the last token and, by the clock, above any that a deleted record may have had.
-local token = text(math.max(now, tonumber(record.t) + 1))
+local token = math.max(now, record.t + 1)
 if record.e <= now then
     redis.call('DEL', key)
     return take({t = token, a = 1, c = now, n = 0})

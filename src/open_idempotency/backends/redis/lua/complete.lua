@@ -23,7 +23,7 @@ if recreated then
     redis.call('HSET', key, 'r', ARGV[8])
     set_expiry(key, record, now)
 else
-    redis.call('HSET', key, 's', record.s, 'l', record.l, 'e', record.e, 'r', ARGV[8])
+    redis.call('HSET', key, 'm', packed(record), 'r', ARGV[8])
 end
 tell_waiters(key)
 return {recreated and 1 or 0}

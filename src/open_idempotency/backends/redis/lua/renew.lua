@@ -11,7 +11,7 @@ local function renew(key, owner, token, lease)
         record.l, record.e = now + lease, now + lease + record.T
         -- Allowed at the memory limit because a write that needs no memory comes first.
         set_expiry(key, record, now)
-        redis.call('HSET', key, 'l', text(record.l), 'e', text(record.e))
+        save(key, record)
     end
     return 0
 end

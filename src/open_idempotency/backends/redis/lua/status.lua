@@ -1,2 +1,3 @@
 -- The record's status alone, or nil.
-return redis.call('HGET', KEYS[1], 's')
+local raw = redis.call('HGET', KEYS[1], 'm')
+return raw and string.byte(raw, 2)
