@@ -128,7 +128,7 @@ def _run_prepared(
 
 
 def _answered(pgconn: pq.abc.PGconn) -> Generator[Any, Any, pq.abc.PGresult]:
-    result = (yield from generators.execute(pgconn))[-1]
+    result: pq.abc.PGresult = (yield from generators.execute(pgconn))[-1]
     if result.status not in (_TUPLES, _COMMAND):
         raise error_from_result(result)
     return result

@@ -1,0 +1,85 @@
+"""Statements that a connection sends often are prepared there, and nothing depends on it (B-11a)."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from open_idempotency.backend import Lease, Leased, SaveStage, Stage
+from open_idempotency.backends.postgres import PostgresBackend
+from open_idempotency.backends.postgres.encoding import Statement
+from open_idempotency.backends.postgres.running import OFTEN
+from open_idempotency.backends.postgres.statements import SAVE_STAGE
+from open_idempotency.conformance.support import claim_of
+from tests.postgres_server import PostgresServer
+
+PREPARED = "SELECT convert_to(name, 'UTF8'), convert_to(statement, 'UTF8') FROM pg_prepared_statements"
+SENT = SAVE_STAGE.statement
+
+
+@pytest.fixture
+def backend(postgres18: PostgresServer) -> Iterator[PostgresBackend]:
+    """A backend with one connection."""
+    backend = PostgresBackend(postgres18.url(), timeout=10)
+    yield backend
+    backend.close()
+
+
+def use(backend: PostgresBackend) -> None:
+    """Send one statement often."""
+    answer = backend.claim(claim_of(secrets.token_bytes(32)))
+    assert isinstance(answer, Leased)
+    lease: Lease = answer.lease
+    for number in range(2 * OFTEN):
+        assert backend.save_stage(SaveStage(lease, Stage(f"{number}", "", b"frame"))).frame == b"frame"
+
+
+def asked(backend: PostgresBackend, statement: str) -> list[Any]:
+    """The rows of a statement on the backend's own connection."""
+    return backend._asking._mine.get().connections.rows(Statement(statement), ())
+
+
+def test_what_is_sent_often_is_prepared_under_a_name_of_its_own(backend: PostgresBackend) -> None:
+    """Whoever else gets this session, and prepares under the same name, prepares the same text."""
+    use(backend)
+    assert asked(backend, PREPARED) == [(SENT.name, SENT.text)]
+
+
+def test_nothing_is_prepared_where_it_is_not_wanted(postgres18: PostgresServer) -> None:
+    """With ``prepare=no``."""
+    backend = PostgresBackend(f"{postgres18.url()}?prepare=no", timeout=10)
+    use(backend)
+    assert asked(backend, PREPARED) == []
+    backend.close()
+
+
+def test_a_statement_that_the_session_does_not_know_is_sent_plainly(backend: PostgresBackend) -> None:
+    """As where a pooler has given the next transaction to another session; from then on nothing is prepared."""
+    use(backend)
+    asked(backend, "DEALLOCATE ALL")
+    use(backend)
+    assert asked(backend, PREPARED) == []
+
+
+def test_a_statement_that_another_client_has_prepared_is_sent_plainly(backend: PostgresBackend) -> None:
+    """As where a pooler has given us the session of that client."""
+    asked(backend, f"PREPARE {SENT.name.decode()} AS {SENT.text.decode()}")
+    use(backend)
+    asked(backend, "DEALLOCATE ALL")
+    use(backend)
+    assert asked(backend, PREPARED) == []
+
+
+def test_a_statement_that_answers_otherwise_since_a_migration_is_sent_plainly(backend: PostgresBackend) -> None:
+    """The server refuses to change what a prepared statement answers with."""
+    asked(backend, "CREATE TEMPORARY TABLE changing (a integer)")
+    asked(backend, "INSERT INTO changing VALUES (1)")
+    statement = Statement("SELECT * FROM changing")
+    connections = backend._asking._mine.get().connections
+    for _ in range(2 * OFTEN):
+        assert connections.rows(statement, ()) == [(1,)]
+    asked(backend, "ALTER TABLE changing ADD b integer")
+    assert connections.rows(statement, ()) == [(1, None)]
