@@ -176,7 +176,10 @@ def test_waiting_costs_one_call_and_a_subscription(colour: str, backend: RedisBa
             await verbs.release(Release(lease))
         await _until(lambda: calls()["unsubscribe"] > before["unsubscribe"])
         after = calls()
-        assert {name: after[name] - before[name] for name in names} == dict.fromkeys(names, 1) | {"evalsha": 2, "hget": 2}
+        assert {name: after[name] - before[name] for name in names} == dict.fromkeys(names, 1) | {
+            "evalsha": 2,
+            "hget": 2,
+        }
 
     _run(colour, backend, steps)
 

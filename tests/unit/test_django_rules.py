@@ -6,14 +6,18 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import pytest
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.test import AsyncClient, Client
+from django.test import AsyncClient, Client, override_settings
+from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
 
+from open_idempotency import idem, rules
+from open_idempotency._perform.context import running
 from open_idempotency.django import exempt, idempotent
 from tests.django_project.calls import KEY, REPLAYED, post, project
 
@@ -146,6 +150,43 @@ def test_a_view_can_opt_another_method_in() -> None:
         assert answer[REPLAYED] == "true"
         _blocking(), _blocking()
     assert calls == [1, 1, 1]
+
+
+class LoadedLate:
+    """A URL configuration whose views get their rules as Django first looks for them, with the first request."""
+
+    def __init__(self, make: Callable[[], Callable[..., Any]]) -> None:
+        self._make = make
+
+    @cached_property
+    def urlpatterns(self) -> list[Any]:
+        """See Django."""
+        return [path("0", self._make())]
+
+
+@both_chains
+@pytest.mark.parametrize("key, status", [(None, 400), (KEY, 201)])
+def test_the_first_rule_of_a_process_counts_for_the_request_that_loads_it(
+    send: Send, key: str | None, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O-06: no request slips by."""
+    monkeypatch.setattr(rules, "in_use", False)
+    calls: list[int] = []
+    with project(), override_settings(ROOT_URLCONF=LoadedLate(lambda: idempotent(required=True)(_counting(calls)))):
+        assert send(key=key).status_code == status
+    assert calls == [1] * (status == 201)
+
+
+@both_chains
+def test_an_exemption_counts_for_the_request_that_loads_it(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S-03: no stage runs plainly where nothing is covered."""
+
+    def view(request: HttpRequest) -> HttpResponse:
+        return JsonResponse({"active": idem.active, "started": running.get() is not None})
+
+    monkeypatch.setattr(rules, "in_use", False)
+    with project(), override_settings(ROOT_URLCONF=LoadedLate(lambda: exempt(view))):
+        assert send(key=None).json() == {"active": False, "started": False}
 
 
 def _run_python(code: str) -> str:

@@ -234,8 +234,7 @@ class Exchange:
     def _unprotected(self, response: HttpResponseBase) -> HttpResponseBase:
         """An answer of ours, or a request without a key."""
         if self._answer is None:
-            _bind_stream(response)
-            return response
+            return bind_stream(response)
         self.end()
         if REPLAYED not in self._answer.headers or is_untouched(response, self._made, self._fields, self._answer):
             return response
@@ -264,11 +263,11 @@ class Exchange:
             self._recording.end()
 
 
-def _bind_stream(response: Any) -> None:
-    """Without a key the stages of a stream run plainly too, wherever Django iterates over it."""
+def bind_stream(response: Any) -> Any:
+    """The response; without a key the stages of its stream run plainly too, wherever Django iterates over it."""
     here = running.get()
-    if here is None or not response.streaming or getattr(response, "file_to_stream", None) is not None:
-        return
-    source = response.streaming_content
-    bound = BoundAsyncIterator(here, aiter(source)) if response.is_async else BoundIterable(here, source)
-    response.streaming_content = bound
+    if response.streaming and here is not None and getattr(response, "file_to_stream", None) is None:
+        source = response.streaming_content
+        bound = BoundAsyncIterator(here, aiter(source)) if response.is_async else BoundIterable(here, source)
+        response.streaming_content = bound
+    return response

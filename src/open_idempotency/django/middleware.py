@@ -16,12 +16,13 @@ from django.http import HttpRequest
 from django.http.response import HttpResponse, HttpResponseBase
 
 from open_idempotency import asgi, rules
+from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.keys import key_names
 from open_idempotency._perform import drain
-from open_idempotency._perform.context import running
+from open_idempotency._perform.context import Running, running
 from open_idempotency._wsgi.environ import MARK, environ_names
 from open_idempotency.django.conf import make_engine
-from open_idempotency.django.exchange import Exchange, Route
+from open_idempotency.django.exchange import Exchange, Route, bind_stream
 from open_idempotency.policy import NEVER_COVERED
 from open_idempotency.rules import Rule, combine, rules_on
 
@@ -57,12 +58,48 @@ class IdempotencyMiddleware:
         if request.method in NEVER_COVERED or _is_protected(request):
             response: HttpResponseBase | Awaitable[HttpResponseBase] = self.get_response(request)
             return response
+        keyed = self._is_keyed(request)
+        if not keyed and not self.engine.policy.required and not rules.in_use:
+            return self._pass(request)
         exchange = Exchange(self.engine, request)
         setattr(request, _ATTRIBUTE, exchange)
-        keyed = not self._names.isdisjoint(request.META)
         if keyed:
             exchange.record()
         return self._arun(request, exchange, keyed) if self._awaits else self._run(request, exchange)
+
+    def _is_keyed(self, request: HttpRequest) -> bool:
+        for name in self._names:
+            if name in request.META:
+                return True
+        return False
+
+    # The chain of a request that has no key and, as far as is known, needs none: stages run plainly
+
+    def _pass(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        setattr(request, _ATTRIBUTE, None)
+        policy = self.engine.policy
+        here = (Attempt(policy), self.engine) if request.method in policy.methods else running.get()
+        return self._apass_by(request, here) if self._awaits else self._pass_by(request, here)
+
+    def _pass_by(self, request: HttpRequest, here: Running | None) -> HttpResponseBase:
+        before = running.get()
+        running.set(here)
+        try:
+            response: HttpResponseBase = self.get_response(request)
+            late = self._exchange(request)
+            return bind_stream(response) if late is None else late.conclude(response)
+        finally:
+            running.set(before)
+
+    async def _apass_by(self, request: HttpRequest, here: Running | None) -> HttpResponseBase:
+        before = running.get()
+        running.set(here)
+        try:
+            response: HttpResponseBase = await self.get_response(request)
+            late = self._exchange(request)
+            return bind_stream(response) if late is None else await late.aconclude(response)
+        finally:
+            running.set(before)
 
     # The chain around the view
 
@@ -117,7 +154,7 @@ class IdempotencyMiddleware:
     def _begin(
         self, request: HttpRequest, view: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> HttpResponse | None:
-        exchange = self._exchange(request)
+        exchange = self._exchange(request) or self._late(request)
         if exchange is None:
             return None
         return exchange.begin(self._route(_rules_on(view, request)), view)
@@ -125,10 +162,19 @@ class IdempotencyMiddleware:
     async def _abegin(
         self, request: HttpRequest, view: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> HttpResponse | None:
-        exchange = self._exchange(request)
+        exchange = self._exchange(request) or self._late(request)
         if exchange is None:
             return None
         return await exchange.abegin(self._route(_rules_on(view, request)), view)
+
+    def _late(self, request: HttpRequest) -> Exchange | None:
+        """For a request that was let pass when no view had a rule: Django loads views with the first request to them."""
+        if not rules.in_use or getattr(request, _ATTRIBUTE, request) is not None:
+            return None
+        exchange = Exchange(self.engine, request)
+        setattr(request, _ATTRIBUTE, exchange)
+        running.set(None)
+        return exchange
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> None:
         """Note that the view raised; what becomes of it is Django's own matter."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +68,9 @@ class AsyncRedisBackend(AsyncBackend):
     def __repr__(self) -> str:
         return f"AsyncRedisBackend({self._options.where!r})"
 
-    async def call(self, script: Script, keys: Sequence[bytes], *arguments: scripts.Argument) -> Any:
+    def call(self, script: Script, keys: Sequence[bytes], *arguments: scripts.Argument) -> Awaitable[Any]:
         """Run one script; tried once more where the connection broke. Raises ``BackendUnavailable``."""
-        return await self._calls.script(script, keys, arguments)
+        return self._calls.script(script, keys, arguments)
 
     async def claim(self, c: Claim, /) -> ClaimAnswer:
         """See ``RedisBackend.claim``."""

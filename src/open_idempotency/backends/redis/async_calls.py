@@ -40,12 +40,13 @@ class AsyncCalls:
         if current_library() == "asyncio":
             await self._clients.close()
 
-    async def script(self, script: Script, keys: Sequence[bytes], arguments: Arguments) -> Any:
+    def script(self, script: Script, keys: Sequence[bytes], arguments: Arguments) -> Awaitable[Any]:
         """See ``Calls.script``."""
+        # No coroutine of its own, as in durable: under load each of them that waits is woken in turn.
         if current_library() == "trio":
-            return await in_thread(self._blocking.script, script, keys, arguments)
+            return in_thread(self._blocking.script, script, keys, arguments)
         keyed = (keys, arguments)
-        return await self._batched(script, keyed, False, lambda client: self._evaluate(client, script, keyed))
+        return self._batched(script, keyed, False, lambda client: self._evaluate(client, script, keyed))
 
     async def _batched(
         self, script: Script, keyed: Keyed, durably: bool, alone: Callable[[AsyncClient], Awaitable[R]]
@@ -68,14 +69,14 @@ class AsyncCalls:
         except NoScriptError:
             return await client.execute(evaluation(script, keyed, now, source=True))
 
-    async def durable(self, script: Script, key: bytes, arguments: Arguments) -> Any:
+    def durable(self, script: Script, key: bytes, arguments: Arguments) -> Awaitable[Any]:
         """See ``Calls.durable``."""
         if not self._options.min_replicas:
-            return await self.script(script, (key,), arguments)
+            return self.script(script, (key,), arguments)
         if current_library() == "trio":
-            return await in_thread(self._blocking.durable, script, key, arguments)
+            return in_thread(self._blocking.durable, script, key, arguments)
         keyed = ((key,), arguments)
-        return await self._batched(script, keyed, True, lambda client: self._waited(client, script, keyed))
+        return self._batched(script, keyed, True, lambda client: self._waited(client, script, keyed))
 
     async def _waited(self, client: AsyncClient, script: Script, keyed: Keyed) -> Any:
         now, wait = self._options.now(), self._options.wait_command

@@ -7,7 +7,7 @@ the server forgot are sent again, and what replicas have to confirm they confirm
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, NamedTuple
 
 from redis.exceptions import NoScriptError
@@ -45,13 +45,13 @@ class Batches:
         self._next: LoopCoalescer[_Question, Any] = first
         self._other: LoopCoalescer[_Question, Any] = second
 
-    async def ask(self, script: Script, keyed: Keyed, now: Argument) -> Any:
+    def ask(self, script: Script, keyed: Keyed, now: Argument) -> Awaitable[Any]:
         """Run one script. Raises ``BackendUnavailable``."""
         command = packed(evaluation(script, keyed, now))
         if self._next.busy:
             # In turn, so that both have equal parts.
             self._next, self._other = self._other, self._next
-        return await self._next.ask(_Question(script, keyed, now, command), len(command))
+        return self._next.ask(_Question(script, keyed, now, command), len(command))
 
     def close(self) -> None:
         """Close the connection; who waits for an answer is refused."""

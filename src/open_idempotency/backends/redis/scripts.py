@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -73,6 +74,8 @@ def microseconds(seconds: float) -> int:
     return round(seconds * 1_000_000)
 
 
+# A policy's leases and TTLs are always the same few.
+@lru_cache(64)
 def _duration(seconds: float) -> int:
     return microseconds(min(seconds, _LONGEST))
 

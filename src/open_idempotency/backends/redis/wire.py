@@ -5,7 +5,6 @@ The client library has this too, for one command and one reply at a time, and th
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 from redis._parsers import BaseParser
@@ -18,19 +17,21 @@ _ARRAY, _TEXT, _INTEGER, _SIMPLE, _ERROR = b"*$:+-"
 _error_of: Any = BaseParser.parse_error
 
 
-@lru_cache(64)
-def _frame(words: int) -> bytes:
-    return b"*%d\r\n" % words + b"$%d\r\n%b\r\n" * words
+# The end of one word and the length of the next; nearly all words are short.
+_LENGTHS = [b"\r\n$%d\r\n" % length for length in range(128)]
 
 
 def packed(command: Command) -> bytes:
     """A command as it is sent; its words are bytes of any kind, text or whole numbers."""
-    values: list[Any] = []
+    pieces = [b"*%d" % len(command)]
     for word in command:
         if type(word) is not bytes:
             word = b"%d" % word if type(word) is int else _octets(word)
-        values += (len(word), word)
-    return _frame(len(command)) % tuple(values)
+        length = len(word)
+        pieces.append(_LENGTHS[length] if length < len(_LENGTHS) else b"\r\n$%d\r\n" % length)
+        pieces.append(word)
+    pieces.append(_END)
+    return b"".join(pieces)
 
 
 def _octets(word: Any) -> bytes:
