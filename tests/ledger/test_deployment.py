@@ -67,6 +67,24 @@ def test_the_metadata_may_be_the_applications_own() -> None:
     assert sorted(ledger.metadata(own).tables) == [*TABLES, "orders"]
 
 
+def test_the_metadata_does_not_go_into_a_schema_of_the_applications() -> None:
+    """S-05: the ledger's statements name none, and look where a connection looks by itself."""
+    own = sqlalchemy.MetaData(schema="shop")
+    sqlalchemy.Table("orders", own)
+    assert ledger.metadata(ledger.metadata(own)) is own
+    assert sorted(own.tables) == [*TABLES, "shop.orders"]
+
+
+@pytest.mark.parametrize("dialect", ["mysql", "mariadb"])
+def test_the_metadata_makes_tables_that_roll_back(dialect: str) -> None:
+    """S-05: whatever the server's engine and the database's characters are by default."""
+    speaks = sqlalchemy.create_mock_engine(f"{dialect}+pymysql://", lambda *_: None).dialect
+    for table in ledger.metadata().tables.values():
+        script = str(sqlalchemy.schema.CreateTable(table).compile(dialect=speaks))
+        assert "ENGINE=InnoDB" in script
+        assert script.count("CHARACTER SET utf8mb4") == script.count("VARCHAR(200)")
+
+
 def test_the_command_prints_the_script(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """``open-idempotency ledger sqlite``: what it prints makes the tables."""
     assert main(["ledger", "sqlite"]) == 0
