@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import unittest
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy
-from sqlalchemy.orm import Session
+from django.db import transaction
+from django.test import TestCase
+from sqlalchemy.ext.asyncio import async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 from open_idempotency import ConfigurationError, idem
+from tests.ledger.databases import INSERT, Database, django_alias
 from tests.postgres_server import PostgresServer
 from tests.unit.stage_client import Client
 
@@ -35,8 +41,35 @@ def test_an_alias_that_django_does_not_know(client: Client) -> None:
 
 
 def test_an_alias_that_is_in_no_atomic_block(client: Client) -> None:
-    """Bad input: S-05; another database than the view's is in none either."""
+    """Bad input: S-05."""
     refuses(client, "default", r"with transaction.atomic\('default'\)")
+
+
+def test_another_alias_than_that_of_the_view(client: Client, new_database: Callable[[str], Database]) -> None:
+    """Bad input: S-05; which one has a transaction is said."""
+    with django_alias(new_database("sqlite")) as alias, transaction.atomic(alias):
+        refuses(client, "default", rf"'default', unlike '{alias}', is in no transaction")
+
+
+def test_the_blocks_of_a_testcase_are_not_the_views(client: Client, new_database: Callable[[str], Database]) -> None:
+    """Bad input: a view without ``atomic`` fails in its tests as it does in production."""
+    database = new_database("sqlite")
+    database.make_tables()
+    with django_alias(database) as alias:
+
+        class Tests(TestCase):
+            databases = {alias}
+
+            def test_without_a_block(self) -> None:
+                refuses(client, alias, "is in no transaction")
+
+            def test_with_one(self) -> None:
+                with client.request(), transaction.atomic(alias), idem.stage("order", tx=alias) as stage:
+                    assert not stage.done
+
+        outcome = unittest.TestResult()
+        unittest.defaultTestLoader.loadTestsFromTestCase(Tests).run(outcome)
+    assert (outcome.testsRun, outcome.errors, outcome.failures) == (2, [], [])
 
 
 def test_a_sqlite3_connection_that_commits_each_statement(client: Client, tmp_path: Path) -> None:
@@ -58,6 +91,13 @@ def test_a_psycopg_connection_whose_transaction_has_failed(client: Client, postg
             connection.execute("nonsense")
         refuses(client, connection, "INERROR")
         connection.rollback()
+
+
+def test_a_psycopg_connection_that_is_closed(client: Client, postgres18: PostgresServer) -> None:
+    """Bad input: S-05."""
+    with psycopg.connect(postgres18.url()) as connection:
+        pass
+    refuses(client, connection, "is closed")
 
 
 def test_a_session_that_begins_nothing(client: Client, tmp_path: Path) -> None:
@@ -82,6 +122,40 @@ def test_a_connection_in_autocommit(client: Client, tmp_path: Path) -> None:
     with Session(engine) as session:
         refuses(client, session, "AUTOCOMMIT")
     engine.dispose()
+
+
+def test_a_session_whose_connection_is_in_autocommit(client: Client, tmp_path: Path) -> None:
+    """Bad input: S-05; its engine is not."""
+    engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/a.db")
+    with Session(engine) as session:
+        session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        refuses(client, session, "AUTOCOMMIT")
+    engine.dispose()
+
+
+def test_a_session_that_begins_on_an_engine_in_autocommit(
+    client: Client, new_database: Callable[[str], Database]
+) -> None:
+    """S-05: what the session has asked for counts."""
+    database = new_database("sqlite")
+    database.make_tables()
+    engine = sqlalchemy.create_engine(database.url, isolation_level="AUTOCOMMIT")
+    with Session(engine) as session, client.request():
+        session.connection(execution_options={"isolation_level": "SERIALIZABLE"})
+        with idem.stage("order", tx=session):
+            session.execute(sqlalchemy.text(INSERT))
+        session.rollback()
+    engine.dispose()
+    assert database.orders() == 0
+
+
+@pytest.mark.parametrize("maker", [sessionmaker(), async_sessionmaker()])
+def test_what_makes_sessions(client: Client, maker: Any) -> None:
+    """Bad input: S-05; called for a decorator it would make a session that nobody commits."""
+    refuses(client, maker, "makes another session each time")
+    refused = pytest.raises(ConfigurationError, match="makes another session each time")
+    with client.request(), refused:
+        idem.stage("order", tx=maker)(lambda: pytest.fail("not reached"))()
 
 
 @pytest.mark.parametrize("terms", [{"external": True}, {"reconcile": print}, {"memo_errors": (ValueError,)}])

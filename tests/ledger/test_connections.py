@@ -13,9 +13,11 @@ import sqlalchemy
 from psycopg.rows import dict_row
 from sqlalchemy.orm import Session
 
-from open_idempotency import ConfigurationError, LeaseLost, events, idem
+from open_idempotency import ConfigurationError, LeaseLost, LedgerMissing, events, idem
 from open_idempotency._core.requests import Answer
 from open_idempotency._perform.stages import stage_id
+from open_idempotency.ledger.dialects import POSTGRESQL
+from open_idempotency.ledger.problems import explain
 from tests.ledger.databases import BLOCKING, INSERT, Database, Open
 from tests.unit.stage_client import Client
 
@@ -104,6 +106,13 @@ def test_only_a_missing_table_is_called_missing(client: Client, kind: str, datab
     refuse(database, "the auditor does not exist")
     with client.request(), pytest.raises(sqlalchemy.exc.IntegrityError), BLOCKING[kind][1](database) as opened:
         place(opened.tx)
+
+
+def test_missing_tables_are_known_in_any_language() -> None:
+    """S-05: as the server's ``lc_messages`` has it."""
+    error = psycopg.errors.UndefinedTable("FEHLER: Relation »open_idempotency_ledger« existiert nicht")
+    with pytest.raises(LedgerMissing, match="open-idempotency ledger postgresql"):
+        explain(error, error, POSTGRESQL)
 
 
 def rolled_back(opened: Open) -> None:

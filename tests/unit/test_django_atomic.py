@@ -254,7 +254,7 @@ def test_an_unknown_database_is_told() -> None:
     def view(request: HttpRequest) -> HttpResponse:
         raise AssertionError("not reached")
 
-    with project(view), pytest.raises(Exception, match="elsewhere"):
+    with project(view), pytest.raises(ConfigurationError, match=r"no 'elsewhere'; it has default"):
         post(Client())
 
 

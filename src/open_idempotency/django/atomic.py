@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
 from asgiref.sync import iscoroutinefunction
-from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.http import HttpResponse
 
 from open_idempotency import rules
@@ -60,6 +60,8 @@ def _atomic(view: Any, alias: str) -> Any:
 
     @functools.wraps(view)
     def in_transaction(*args: Any, **kwargs: Any) -> Any:
+        if alias not in connections:
+            raise ConfigurationError(f"atomic: DATABASES has no {alias!r}; it has {', '.join(connections)}")
         with transaction.atomic(alias):
             if running.get() is None:  # a method that is not covered
                 return view(*args, **kwargs)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _ROW = """
-    SELECT token, fingerprint, CASE WHEN expires_at <= {now} THEN 1 ELSE 0 END, response
+    SELECT token, fingerprint, CASE WHEN expires_at <= {now} THEN 1 ELSE 0 END, response, {number}
     FROM open_idempotency_ledger WHERE record_id = :record_id
 """
 _STAGE = "SELECT frame FROM open_idempotency_ledger_stages WHERE record_id = :record_id AND stage_id = :stage_id"
@@ -31,7 +31,7 @@ _ANSWER = """
     UPDATE open_idempotency_ledger SET response = :response, expires_at = {now} + :kept
     WHERE record_id = :record_id AND token = :token
 """
-_WHOSE = "SELECT token FROM open_idempotency_ledger WHERE record_id = :record_id"
+_WHOSE = "SELECT token, {number} FROM open_idempotency_ledger WHERE record_id = :record_id"
 _INSERT_STAGE = """
     INSERT INTO open_idempotency_ledger_stages (record_id, stage_id, name, stage_key, frame)
     VALUES (:record_id, :stage_id, :name, :key, :frame)
@@ -40,7 +40,7 @@ _INSERT_STAGE = """
 _RETURNING_STAGE = """
     INSERT INTO open_idempotency_ledger_stages (record_id, stage_id, name, stage_key, frame)
     SELECT record_id, :stage_id, :name, :key, :frame FROM open_idempotency_ledger
-    WHERE record_id = :record_id AND token = :token RETURNING 1
+    WHERE record_id = :record_id AND token = :token RETURNING {number}
 """
 _EXPIRED = """
     SELECT count(*), max(expires_at) FROM (
@@ -56,7 +56,8 @@ class Dialect:
 
     ``place``: run before a stage is looked for, where it has to be. ``purge``: in order; what has expired ``:until``
     then, the stages before their record's row, which is locked. ``told``: whether ``save_stage`` returns a row where
-    the fence holds, and none where it does not; else ``token`` tells.
+    the fence holds, and none where it does not; else ``token`` tells. ``row``, ``token`` and that row end with the
+    transaction's number, the same until it ends; 0 where the database has none that everybody may read.
     """
 
     name: str
@@ -66,10 +67,10 @@ class Dialect:
     save_stage: str
     renew: str
     answer: str
+    token: str
     expired: str
     purge: tuple[str, ...]
     told: bool = False
-    token: str = _WHOSE
     forget_stages: str = _FORGET_STAGES
     place: str | None = None
 
@@ -80,17 +81,18 @@ class Dialect:
         return (files("open_idempotency.ledger") / "sql" / f"{self.name}.sql").read_text(encoding="utf-8")
 
 
-def _with_conflicts(name: str, now: str, lock: str, save_stage: str, told: bool) -> Dialect:
+def _with_conflicts(name: str, now: str, lock: str, save_stage: str, told: bool, number: str = "0") -> Dialect:
     """A dialect that knows ON CONFLICT. ``lock``: how what is to be purged is locked, and what is locked left alone."""
     due = "SELECT record_id FROM open_idempotency_ledger l WHERE expires_at <= :until"
     bounds = f"ORDER BY expires_at LIMIT :limit {lock}"
     return Dialect(
         name=name,
         fence=_FENCE.format(now=now),
-        row=_ROW.format(now=now),
+        row=_ROW.format(now=now, number=number),
         stage=_STAGE,
-        save_stage=save_stage,
+        save_stage=save_stage.format(number=number),
         told=told,
+        token=_WHOSE.format(number=number),
         renew=_RENEW.format(now=now),
         answer=_ANSWER.format(now=now),
         expired=_EXPIRED.format(now=now),
@@ -109,7 +111,12 @@ def _with_conflicts(name: str, now: str, lock: str, save_stage: str, told: bool)
 
 
 POSTGRESQL = _with_conflicts(
-    "postgresql", "extract(epoch FROM clock_timestamp())", "FOR UPDATE SKIP LOCKED", _RETURNING_STAGE, told=True
+    name="postgresql",
+    now="extract(epoch FROM clock_timestamp())",
+    lock="FOR UPDATE SKIP LOCKED",
+    save_stage=_RETURNING_STAGE,
+    told=True,
+    number="txid_current()",  # savepoints have none of their own; the fence has made the server give it already
 )
 SQLITE = _with_conflicts(
     "sqlite", "((julianday('now') - 2440587.5) * 86400.0)", "", _INSERT_STAGE, told=False
@@ -128,7 +135,7 @@ MYSQL = Dialect(
             token = GREATEST(token, VALUES(token)),
             expires_at = IF(expires_at > {_MYSQL_NOW}, VALUES(expires_at), expires_at)
     """,  # noqa: S608 (no value is part of it)
-    row=_ROW.format(now=_MYSQL_NOW) + " FOR UPDATE",
+    row=_ROW.format(now=_MYSQL_NOW, number=0) + " FOR UPDATE",
     place="""
         INSERT IGNORE INTO open_idempotency_ledger_stages (record_id, stage_id, name, stage_key, frame)
         VALUES (:record_id, :stage_id, :name, :key, NULL)
@@ -137,7 +144,7 @@ MYSQL = Dialect(
     save_stage=_INSERT_STAGE + " ON DUPLICATE KEY UPDATE frame = VALUES(frame)",
     renew=_RENEW.format(now=_MYSQL_NOW),
     answer=_ANSWER.format(now=_MYSQL_NOW),
-    token=_WHOSE + " FOR UPDATE",
+    token=_WHOSE.format(number=0) + " FOR UPDATE",
     expired=_EXPIRED.format(now=_MYSQL_NOW),
     # Rows and stages at once, each read with its lock; without LIMIT, which such a statement does not take.
     purge=(

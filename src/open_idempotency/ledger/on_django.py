@@ -11,7 +11,7 @@ from django.utils.connection import ConnectionDoesNotExist
 
 from open_idempotency._perform.loops import current_library
 from open_idempotency.exceptions import ConfigurationError, WrongColour
-from open_idempotency.ledger.problems import dialect_named, is_missing, missing, no_transaction
+from open_idempotency.ledger.problems import dialect_named, explain, no_transaction
 from open_idempotency.ledger.steps import Parameters, Rows
 
 _NAMED = re.compile(r"(?<!:):(\w+)")
@@ -25,6 +25,11 @@ class DjangoTransaction:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self.dialect = dialect_named(connection.vendor)
+        self.entered: object = None
+
+    def current(self) -> object:
+        """See ``Transaction.current``; Django lets nobody end it in an atomic block."""
+        return True
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
@@ -32,8 +37,7 @@ class DjangoTransaction:
             try:
                 cursor.execute(_with_percents(statement), dict(parameters))
             except DatabaseError as error:
-                if is_missing(error):
-                    raise missing(error, self.dialect) from error
+                explain(error, error.__cause__, self.dialect)
                 raise
             return list(cursor.fetchall()) if cursor.description else []
 
@@ -49,11 +53,21 @@ def transaction_of(alias: str) -> DjangoTransaction:
     except ConnectionDoesNotExist as error:
         known = ", ".join(connections)
         raise ConfigurationError(f"tx=: DATABASES has no {alias!r}; it has {known}") from error
-    if not connection.in_atomic_block:
-        raise no_transaction(f"Django's database {alias!r}", f"use `with transaction.atomic({alias!r}):`")
+    if not _is_begun(connection):
+        begun = ", ".join(repr(other.alias) for other in connections.all(initialized_only=True) if _is_begun(other))
+        what = f"Django's database {alias!r}" + (f", unlike {begun}," if begun else "")
+        raise no_transaction(what, f"use `with transaction.atomic({alias!r}):`, or the alias that has your rows")
     if connection.needs_rollback:
         raise ConfigurationError(f"tx=: the transaction on {alias!r} has failed and will be rolled back")
     return DjangoTransaction(connection)
+
+
+def _is_begun(connection: Any) -> bool:
+    """Whether there is an atomic block of the application's. Those of a ``TestCase`` do not count, as for ``durable``:
+    in production they are not there."""
+    blocks = getattr(connection, "atomic_blocks", None) or [None]
+    own = any(not getattr(block, "_from_testcase", False) for block in blocks)
+    return bool(connection.in_atomic_block and own)
 
 
 @lru_cache(maxsize=32)

@@ -15,7 +15,7 @@ from psycopg.rows import tuple_row
 
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.ledger.dialects import POSTGRESQL, Dialect
-from open_idempotency.ledger.problems import missing, no_transaction
+from open_idempotency.ledger.problems import explain, no_transaction
 from open_idempotency.ledger.steps import Parameters, Rows
 
 _NAMED = re.compile(r"(?<!:):(\w+)")
@@ -29,14 +29,20 @@ class PsycopgTransaction:
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
+        self.entered: object = None
+
+    def current(self) -> object:
+        """See ``Transaction.current``; the server tells one from another."""
+        return True
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
         with psycopg.Cursor(self._connection, row_factory=tuple_row) as cursor:
             try:
                 cursor.execute(_with_percents(statement), dict(parameters), binary=True)
-            except psycopg.errors.UndefinedTable as error:
-                raise missing(error, POSTGRESQL) from error
+            except psycopg.Error as error:
+                explain(error, error, POSTGRESQL)
+                raise
             return cursor.fetchall() if cursor.description else []
 
 
@@ -48,14 +54,20 @@ class AsyncPsycopgTransaction:
 
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
         self._connection = connection
+        self.entered: object = None
+
+    def current(self) -> object:
+        """See ``Transaction.current``; the server tells one from another."""
+        return True
 
     async def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
         async with psycopg.AsyncCursor(self._connection, row_factory=tuple_row) as cursor:
             try:
                 await cursor.execute(_with_percents(statement), dict(parameters), binary=True)
-            except psycopg.errors.UndefinedTable as error:
-                raise missing(error, POSTGRESQL) from error
+            except psycopg.Error as error:
+                explain(error, error, POSTGRESQL)
+                raise
             return await cursor.fetchall() if cursor.description else []
 
 
@@ -63,6 +75,8 @@ def transaction_of(
     connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
 ) -> PsycopgTransaction | AsyncPsycopgTransaction:
     """See ``transactions.transaction_of``."""
+    if connection.closed:
+        raise ConfigurationError("tx=: the psycopg connection is closed")
     if connection.info.pipeline_status is not PipelineStatus.OFF:
         raise ConfigurationError(
             "tx=: the psycopg connection is in pipeline mode, which tells no result; leave it first"
@@ -71,7 +85,9 @@ def transaction_of(
     if status is TransactionStatus.IDLE and connection.autocommit:
         raise no_transaction("the psycopg connection", "use it in `with connection.transaction():`")
     if status not in (TransactionStatus.IDLE, TransactionStatus.INTRANS):
-        raise ConfigurationError(f"tx=: the psycopg connection cannot be used: its transaction is {status.name}")
+        raise ConfigurationError(
+            f"tx=: the psycopg connection cannot be used: its transaction is {status.name}; roll it back"
+        )
     if isinstance(connection, psycopg.AsyncConnection):
         return AsyncPsycopgTransaction(connection)
     return PsycopgTransaction(connection)

@@ -10,19 +10,20 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import CursorResult, TextClause, column, table, text, update
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.ledger.dialects import Dialect
-from open_idempotency.ledger.problems import dialect_named, is_missing, missing, no_transaction
+from open_idempotency.ledger.problems import dialect_named, explain, no_transaction
 from open_idempotency.ledger.steps import Parameters, Rows
 
 Blocking = Session | scoped_session[Session] | Connection
 Awaited = AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection
-
+#: they can be called, and so would be taken for what makes the transaction of a decorator's call
+Makers = sessionmaker[Session] | async_sessionmaker[AsyncSession]
 
 #: what a session is shown to find out where it writes; never executed
 _WRITE = update(table("open_idempotency_ledger", column("token"))).values(token=0)
@@ -36,6 +37,11 @@ class SqlalchemyTransaction:
     def __init__(self, tx: Blocking, dialect: Dialect) -> None:
         self._tx = tx
         self.dialect = dialect
+        self.entered: object = None
+
+    def current(self) -> object:
+        """See ``Transaction.current``."""
+        return _current(self._tx)
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
@@ -54,6 +60,11 @@ class AsyncSqlalchemyTransaction:
     def __init__(self, tx: Awaited, dialect: Dialect) -> None:
         self._tx = tx
         self.dialect = dialect
+        self.entered: object = None
+
+    def current(self) -> object:
+        """See ``Transaction.current``."""
+        return _current(_inner(self._tx))
 
     async def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
@@ -70,8 +81,13 @@ class AsyncSqlalchemyTransaction:
             raise
 
 
-def transaction_of(tx: Blocking | Awaited) -> SqlalchemyTransaction | AsyncSqlalchemyTransaction:
+def transaction_of(tx: Blocking | Awaited | Makers) -> SqlalchemyTransaction | AsyncSqlalchemyTransaction:
     """See ``transactions.transaction_of``."""
+    if isinstance(tx, sessionmaker | async_sessionmaker):
+        raise ConfigurationError(
+            f"tx=: {type(tx).__name__} makes another session each time; give tx= the session that has your rows, in a "
+            "decorator a callable that returns it, as tx=lambda session, order: session"
+        )
     if isinstance(tx, AsyncSession | async_scoped_session | AsyncConnection):
         return AsyncSqlalchemyTransaction(tx, _dialect(_inner(tx)))
     return SqlalchemyTransaction(tx, _dialect(tx))
@@ -105,27 +121,33 @@ def _check_session(session: Session) -> None:
     if not session.in_transaction() and not session.autobegin:
         raise no_transaction("the SQLAlchemy session", "use it in `with session.begin():`")
     try:
-        bind = session.get_bind(clause=_WRITE)
+        session.get_bind(clause=_WRITE)
     except InvalidRequestError as error:
         raise ConfigurationError(
             "tx=: the SQLAlchemy session has no database for the ledger; give tx= the connection that has your rows, "
             f"session.connection(bind_arguments={{'mapper': YourModel}}) ({error})"
         ) from error
-    if _commits_by_itself(bind):
-        raise no_transaction("the SQLAlchemy session (AUTOCOMMIT)", "bind it to an engine that begins transactions")
 
 
-def _commits_by_itself(bind: Connection | Engine) -> bool:
-    level = bind.get_execution_options().get("isolation_level")
+def _commits_by_itself(connection: Connection) -> bool:
+    level = connection.get_execution_options().get("isolation_level")
     # What create_engine(isolation_level=...) was given has no public name, and asking the database costs a round trip.
-    return (level or getattr(bind.dialect, "_on_connect_isolation_level", None)) == "AUTOCOMMIT"
+    return (level or getattr(connection.dialect, "_on_connect_isolation_level", None)) == "AUTOCOMMIT"
 
 
 def _connection(tx: Blocking) -> Connection:
     """The connection of the transaction; a session begins it if it has to."""
     if isinstance(tx, Connection):
         return tx
-    return tx.connection(bind_arguments={"clause": _WRITE})
+    connection = tx.connection(bind_arguments={"clause": _WRITE})
+    if _commits_by_itself(connection):  # by its engine, or by what the session was asked for this one transaction
+        raise no_transaction("the SQLAlchemy session (AUTOCOMMIT)", "give it a connection that begins transactions")
+    return connection
+
+
+def _current(tx: Blocking) -> object:
+    """Its transaction; savepoints are none."""
+    return (tx() if isinstance(tx, scoped_session) else tx).get_transaction()
 
 
 def _rows(result: Any) -> Rows:
@@ -133,11 +155,10 @@ def _rows(result: Any) -> Rows:
 
 
 def _explain(error: DBAPIError, dialect: Dialect) -> None:
-    """Raise ``LedgerMissing`` where that is what it is; what it says otherwise has no answer or value in it."""
+    """Raise what it is of the caller's transaction; what it says otherwise has no answer or value in it."""
     error.hide_parameters = True
     # Its own text has the statement in it, and so always a name of ours.
-    if error.orig is not None and is_missing(error.orig):
-        raise missing(error, dialect) from error
+    explain(error, error.orig, dialect)
 
 
 @lru_cache(maxsize=32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from open_idempotency.ledger.dialects import SQLITE, Dialect
-from open_idempotency.ledger.problems import is_missing, missing, no_transaction
+from open_idempotency.ledger.problems import explain, no_transaction
 from open_idempotency.ledger.steps import Parameters, Rows
 
 
@@ -17,6 +17,11 @@ class SqliteTransaction:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self.entered: object = None
+
+    def current(self) -> object:
+        """See ``Transaction.current``; a block that ends one and begins another is not noticed here."""
+        return self._connection.in_transaction or None
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
@@ -25,8 +30,7 @@ class SqliteTransaction:
         try:
             return cursor.execute(statement, dict(parameters)).fetchall()
         except sqlite3.OperationalError as error:
-            if is_missing(error):
-                raise missing(error, SQLITE) from error
+            explain(error, error, SQLITE)
             raise
 
 

@@ -20,8 +20,25 @@ def no_transaction(what: str, begin: str) -> ConfigurationError:
     return ConfigurationError(f"tx=: {what} is in no transaction; {begin}")
 
 
-def missing(error: Exception, dialect: Dialect) -> LedgerMissing:
-    """The tables are not there."""
+def explain(error: Exception, driver: BaseException | None, dialect: Dialect) -> None:
+    """Raise what a database's error says of the caller's transaction; return where it says something else.
+
+    ``driver``: the error as the driver has it, which SQLAlchemy and Django raise others for.
+    """
+    if driver is None:
+        return
+    if _is_missing(driver):
+        raise _missing(error, dialect) from error
+    if _code(driver) == _FAILED:
+        raise ConfigurationError("tx=: the transaction has failed; roll it back first") from error
+
+
+#: PostgreSQL's SQLSTATE and MySQL's, and the number by which other drivers know the latter; messages are translated
+_UNDEFINED_TABLE = ("42P01", "42S02", 1146)
+_FAILED = "25P02"
+
+
+def _missing(error: Exception, dialect: Dialect) -> LedgerMissing:
     return LedgerMissing(
         "tx=: the ledger's tables are not in this database; make them with a migration: Django's "
         "`manage.py migrate open_idempotency`, Alembic with `open_idempotency.ledger.metadata()`, or the script that "
@@ -29,9 +46,15 @@ def missing(error: Exception, dialect: Dialect) -> LedgerMissing:
     )
 
 
-def is_missing(error: BaseException) -> bool:
-    """Whether a driver's error says that a table is not there. SQLAlchemy and Django hand on the driver's message."""
-    text = str(error)
-    return "open_idempotency_ledger" in text and any(
-        words in text for words in ("does not exist", "no such table", "doesn't exist")
-    )
+def _is_missing(driver: BaseException) -> bool:
+    """Whether a table of ours is not there, and not one that a trigger of the application's asks for."""
+    text = str(driver)
+    if "open_idempotency_ledger" not in text:
+        return False
+    return _code(driver) in _UNDEFINED_TABLE or any(words in text for words in ("does not exist", "no such table"))
+
+
+def _code(driver: BaseException) -> object:
+    """By which the database knows the error, as psycopg, asyncpg and PyMySQL name it, psycopg2, or others for MySQL."""
+    first = driver.args[0] if driver.args else None
+    return getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None) or first

@@ -31,7 +31,7 @@ from open_idempotency.ledger.dialects import Dialect
 Parameters = Mapping[str, object]
 Rows = Sequence[Sequence[Any]]
 
-_ENDED = "tx=: the transaction was rolled back within the block; begin, commit and roll back around it"
+_ENDED = "tx=: the transaction was committed or rolled back within the block; begin, commit and roll back around it"
 
 
 class Transaction(Protocol):
@@ -45,6 +45,16 @@ class Transaction(Protocol):
     @property
     def awaited(self) -> bool:
         """Whether the two verbs are to be awaited."""
+        ...
+
+    #: by what the transaction is known in which the fence stands; ``fence`` sets it
+    entered: object
+
+    def current(self) -> object:
+        """What the client library has as the transaction that it is in; None in none.
+
+        The same all the time where the library cannot tell one from the next, or does not let a block end it.
+        """
         ...
 
     def execute(self, statement: str, parameters: Parameters) -> Rows | Awaitable[Rows]:
@@ -66,7 +76,8 @@ def fence(transaction: Transaction, attempt: Attempt) -> Steps[None]:
     rows = yield from _run(transaction, dialect.row, {"record_id": lease.record_id})
     if not rows:
         raise RecordUnreadable("the ledger's row was not there right after it was written")
-    token, fingerprint, expired, response = rows[0]
+    token, fingerprint, expired, response, number = rows[0]
+    transaction.entered = transaction.current(), number
     if token > lease.token:
         yield from _superseded(attempt, lease)
         raise LeaseLost(f"the ledger has token {token}; this attempt has {lease.token}")
@@ -107,11 +118,11 @@ def save_stage(transaction: Transaction, attempt: Attempt, stage: StageId, frame
     assert lease is not None
     sealed = seal_stage(Stage(*stage, frame), lease, attempt.policy).frame
     dialect, named = transaction.dialect, {**_named(lease, stage), "frame": sealed}
+    current = transaction.current()
     rows = yield from _run(transaction, dialect.save_stage, {**named, "token": lease.token} if dialect.told else named)
-    if not rows:
-        yield from _check_held(transaction, attempt, lease)
-        if dialect.told:
-            raise ConfigurationError(_ENDED)
+    number = rows[0][0] if rows else (yield from _check_held(transaction, attempt, lease))
+    if (dialect.told and not rows) or (current, number) != transaction.entered:
+        raise ConfigurationError(_ENDED)
 
 
 def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> Steps[bool]:
@@ -129,8 +140,11 @@ def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> S
     response, whole = yield from stored_form(answer, ANSWER, lease, attempt.policy)
     named = {"record_id": lease.record_id, "token": lease.token}
     values = {**named, "response": response, "kept": _kept(attempt, lease)}
+    current = transaction.current()
     yield from _run(transaction, transaction.dialect.answer, values)
-    yield from _check_held(transaction, attempt, lease)
+    number = yield from _check_held(transaction, attempt, lease)
+    if (current, number) != transaction.entered:
+        raise ConfigurationError(_ENDED)
     attempt.answered = kept(answer, attempt.policy.max_response_bytes), response, whole
     return True
 
@@ -141,14 +155,15 @@ def _kept(attempt: Attempt, lease: Lease) -> float:
     return attempt.policy.max_run + lease.duration + lease.ttl
 
 
-def _check_held(transaction: Transaction, attempt: Attempt, lease: Lease) -> Steps[None]:
+def _check_held(transaction: Transaction, attempt: Attempt, lease: Lease) -> Steps[int]:
     """Make sure that the fence is still there: it went if the caller's block ended the transaction that has it.
 
+    The number of the present transaction, since a row that was committed is there in the next one as well.
     Raises ``LeaseLost`` where another attempt has come since, and ``ConfigurationError`` where the row was rolled back.
     """
     rows = yield from _run(transaction, transaction.dialect.token, {"record_id": lease.record_id})
     if rows and rows[0][0] == lease.token:
-        return
+        return int(rows[0][1])
     if rows and rows[0][0] > lease.token:
         yield from _superseded(attempt, lease)
         raise LeaseLost("the transaction ended before what it was for was kept, and another attempt has come since")

@@ -27,9 +27,11 @@ class _Kind(NamedTuple):
 _KINDS = (
     _Kind("sqlalchemy.orm", "Session", "on_sqlalchemy"),
     _Kind("sqlalchemy.orm", "scoped_session", "on_sqlalchemy"),
+    _Kind("sqlalchemy.orm", "sessionmaker", "on_sqlalchemy"),  # to be refused, and not called
     _Kind("sqlalchemy.engine", "Connection", "on_sqlalchemy"),
     _Kind("sqlalchemy.ext.asyncio", "AsyncSession", "on_sqlalchemy"),
     _Kind("sqlalchemy.ext.asyncio", "async_scoped_session", "on_sqlalchemy"),
+    _Kind("sqlalchemy.ext.asyncio", "async_sessionmaker", "on_sqlalchemy"),
     _Kind("sqlalchemy.ext.asyncio", "AsyncConnection", "on_sqlalchemy"),
     _Kind("psycopg", "Connection", "on_psycopg"),
     _Kind("psycopg", "AsyncConnection", "on_psycopg"),

@@ -1,0 +1,202 @@
+"""A block that ends the very transaction that its stage or answer is for: told, since it would commit apart from it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from open_idempotency import ConfigurationError, idem
+from open_idempotency._core.requests import Answer
+from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
+from tests.unit.stage_client import Client
+
+#: those that let a block commit; Django and a psycopg block refuse it themselves
+COMMIT = ["sqlite3", "psycopg", "session on SQLite", "session on PostgreSQL"]
+#: those that know one transaction from the next
+KNOW = COMMIT[1:]
+STAGES = "SELECT count(*) FROM open_idempotency_ledger_stages WHERE frame IS NOT NULL"
+ANSWERS = "SELECT count(*) FROM open_idempotency_ledger WHERE response IS NOT NULL"
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """By an error, where the block ends."""
+    with pytest.raises(ConfigurationError, match="committed or rolled back within the block"):
+        yield
+
+
+def in_a_stage(opened: Open, work: Callable[[], None]) -> None:
+    """The work as a stage."""
+    with idem.stage("order", tx=opened.tx):
+        work()
+
+
+def in_an_atomic_block(opened: Open, work: Callable[[], None]) -> None:
+    """The work, and an answer."""
+    with idem.atomic(opened.tx) as block:
+        work()
+        block.answer(Answer(201, [], b"placed"))
+
+
+FORMS = pytest.mark.parametrize("form", [in_a_stage, in_an_atomic_block])
+
+
+def ordered(opened: Open) -> Callable[[], None]:
+    """Place an order and commit it, as many do at the end of their work."""
+
+    def work() -> None:
+        opened.execute(INSERT)
+        opened.tx.commit()
+
+    return work
+
+
+@FORMS
+@pytest.mark.parametrize("kind", COMMIT)
+def test_a_commit_at_the_end_of_a_block_is_told(client: Client, kind: str, form: Any, database: Database) -> None:
+    """S-05, S-06: stage and answer would go into the next transaction, which nobody may ever commit."""
+    with client.request(), told(), BLOCKING[kind][1](database) as opened:
+        form(opened, ordered(opened))
+    assert database.query(STAGES) == database.query(ANSWERS) == [(0,)]
+
+
+@FORMS
+@pytest.mark.parametrize("kind", KNOW)
+def test_a_commit_in_the_middle_of_a_block_is_told(client: Client, kind: str, form: Any, database: Database) -> None:
+    """S-05, S-06: although there is a transaction again where the block ends."""
+
+    def committed_in_the_middle(opened: Open) -> Callable[[], None]:
+        def work() -> None:
+            ordered(opened)()
+            opened.execute(INSERT)
+
+        return work
+
+    with client.request(), told(), BLOCKING[kind][1](database) as opened:
+        form(opened, committed_in_the_middle(opened))
+    assert database.query(STAGES) == database.query(ANSWERS) == [(0,)]
+    assert database.orders() == 1
+
+
+@FORMS
+@pytest.mark.parametrize("kind", ["psycopg", "session on SQLite", "session on PostgreSQL", "connection on PostgreSQL"])
+def test_a_savepoint_within_a_block_ends_nothing(client: Client, kind: str, form: Any, database: Database) -> None:
+    """S-05, S-06: neither one that is kept nor one that is rolled back."""
+
+    def in_savepoints(opened: Open) -> Callable[[], None]:
+        def work() -> None:
+            for name in ("kept", "lost"):
+                opened.execute(f"SAVEPOINT {name}")
+                opened.execute(INSERT)
+            opened.execute("ROLLBACK TO SAVEPOINT lost")
+
+        return work
+
+    with client.request(), BLOCKING[kind][1](database) as opened:
+        form(opened, in_savepoints(opened))
+    assert database.orders() == 1
+    assert sorted(database.query(kept) for kept in (STAGES, ANSWERS)) == [[(0,)], [(1,)]]
+
+
+def test_a_savepoint_around_a_block_ends_nothing(client: Client, new_database: Callable[[str], Database]) -> None:
+    """S-05: and takes the stage away with its rows, where it is rolled back."""
+    database = new_database("postgresql")
+    database.make_tables()
+    found = []
+    with client.request(), BLOCKING["session on PostgreSQL"][1](database) as opened:
+        for _ in range(2):
+            savepoint = opened.tx.begin_nested()
+            with idem.stage("order", tx=opened.tx) as stage:
+                found.append(stage.done)
+                opened.execute(INSERT)
+            savepoint.rollback()
+    assert found == [False, False]
+    assert (database.orders(), database.query(STAGES)) == (0, [(0,)])
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("awaited_kind", ["psycopg", "session on SQLite", "session through asyncpg"])
+@pytest.mark.anyio
+async def test_awaited_a_commit_in_the_middle_of_a_block_is_told(
+    client: Client, awaited_kind: str, awaited_database: Database
+) -> None:
+    """S-05, S-06."""
+
+    async def place_twice(opened: Open) -> None:
+        await opened.execute(INSERT)
+        await opened.tx.commit()
+        await opened.execute(INSERT)
+
+    async def in_awaited_stage(opened: Open) -> None:
+        async with idem.stage("order", tx=opened.tx):
+            await place_twice(opened)
+
+    async def in_awaited_block(opened: Open) -> None:
+        async with idem.atomic(opened.tx) as block:
+            await place_twice(opened)
+            block.answer(Answer(201, [], b"placed"))
+
+    for form in (in_awaited_stage, in_awaited_block):
+        with client.request(), told():
+            async with AWAITED[awaited_kind][1](awaited_database) as opened:
+                await form(opened)
+    assert await asyncio.to_thread(awaited_database.query, STAGES) == [(0,)]
+    assert await asyncio.to_thread(awaited_database.orders) == 2
+
+
+# A transaction that has failed
+
+
+def broken(opened: Open) -> None:
+    """As in a view that goes on after an error of its database."""
+    with pytest.raises(Exception, match="nowhere"):
+        opened.execute("SELECT * FROM nowhere")
+
+
+FAILED = ["psycopg", "session on PostgreSQL", "connection on PostgreSQL", "Django on PostgreSQL"]
+
+
+@pytest.mark.parametrize("kind", FAILED[1:])
+def test_a_block_in_a_transaction_that_has_failed_is_told(client: Client, kind: str, database: Database) -> None:
+    """Bad input: SQLAlchemy and Django do not know it of their connections."""
+    failed = pytest.raises(ConfigurationError, match="transaction has failed; roll it back")
+
+    def enter(opened: Open) -> None:
+        broken(opened)
+        with failed, idem.stage("order", tx=opened.tx):
+            raise AssertionError("not reached")
+
+    with client.request(), rolled_back(), BLOCKING[kind][1](database) as opened:
+        enter(opened)
+        raise _Left
+
+
+@pytest.mark.parametrize("kind", FAILED)
+def test_a_transaction_that_fails_within_a_block_is_told(client: Client, kind: str, database: Database) -> None:
+    """S-05: the stage cannot be kept."""
+    failed = pytest.raises(ConfigurationError, match="transaction has failed; roll it back")
+
+    def fail_within(opened: Open) -> None:
+        with failed, idem.stage("order", tx=opened.tx):
+            opened.execute(INSERT)
+            broken(opened)
+
+    with client.request(), rolled_back(), BLOCKING[kind][1](database) as opened:
+        fail_within(opened)
+        raise _Left
+    assert database.orders() == 0
+
+
+class _Left(Exception):
+    """The view gives up."""
+
+
+@contextmanager
+def rolled_back() -> Iterator[None]:
+    """Where the view's transaction ends with an exception."""
+    with pytest.raises(_Left):
+        yield
