@@ -68,6 +68,19 @@ class TestPostgres(_OnServer):
     kind = "postgresql"
 
 
+class TestAsyncpg(_Coloured):
+    """B-12 on PostgreSQL through a driver that is asynchronous only."""
+
+    @pytest.fixture
+    def colour(self) -> str:
+        return "asyncio"
+
+    @pytest.fixture
+    def made(self, clock: ManualClock, request: pytest.FixtureRequest) -> Backend:
+        url = url_of("postgresql", request).replace("+psycopg:", "+asyncpg:")
+        return SqlalchemyBackend(f"sqlalchemy+{url}", timeout=10, clock=clock)
+
+
 if "mysql" in KINDS:
 
     class TestMysql(_OnServer):

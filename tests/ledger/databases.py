@@ -8,6 +8,7 @@ database, as for the backends (``tests/contract/sql_databases.py``).
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
 import sqlite3
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 import sqlalchemy
+from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -70,7 +72,7 @@ class Database:
 def _mysql(database: Database) -> Any:
     import pymysql
 
-    where = sqlalchemy.make_url(database.url)
+    where = make_url(database.url)
     return pymysql.connect(
         host=where.host, port=where.port or 3306, user=where.username, password=where.password or "",
         database=where.database, charset="utf8mb4",
@@ -177,7 +179,7 @@ def _django_on_postgresql(database: Database) -> dict[str, Any]:
 
 
 def _django_on_mysql(database: Database) -> dict[str, Any]:
-    url = sqlalchemy.make_url(database.url)
+    url = make_url(database.url)
     where = {"NAME": url.database, "USER": url.username, "HOST": url.host, "PORT": str(url.port or 3306)}
     return {"ENGINE": "django.db.backends.mysql", "PASSWORD": url.password or "", **where}
 
@@ -198,9 +200,10 @@ async def async_psycopg(database: Database) -> AsyncIterator[Open]:
 
 
 @contextlib.asynccontextmanager
-async def async_session(database: Database) -> AsyncIterator[Open]:
-    """SQLAlchemy's awaited session."""
-    engine = create_async_engine(_engine_url(database, asynchronous=True))
+async def async_session(database: Database, driver: str | None = None) -> AsyncIterator[Open]:
+    """SQLAlchemy's awaited session. ``driver``: another than the usual one of the dialect."""
+    url = _engine_url(database, asynchronous=True)
+    engine = create_async_engine(make_url(url).set(drivername=driver) if driver else url)
     try:
         async with AsyncSession(engine) as opened:
             yield Open(opened, lambda statement: opened.execute(sqlalchemy.text(statement)))
@@ -236,6 +239,7 @@ AWAITED: dict[str, tuple[str, Callable[[Database], contextlib.AbstractAsyncConte
     "psycopg": ("postgresql", async_psycopg),
     "session on SQLite": ("sqlite", async_session),
     "session on PostgreSQL": ("postgresql", async_session),
+    "session through asyncpg": ("postgresql", functools.partial(async_session, driver="postgresql+asyncpg")),
     "connection on SQLite": ("sqlite", async_connection),
     "connection on PostgreSQL": ("postgresql", async_connection),
 }
@@ -260,7 +264,7 @@ def database_of(dialect: str, folder: Path, url: Callable[[], str]) -> Database:
 
 def _mysql_of_this_process() -> str:
     assert MYSQL_URL is not None
-    given = sqlalchemy.make_url(MYSQL_URL)
+    given = make_url(MYSQL_URL)
     name = f"{given.database}_ledger_{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
     Database(MYSQL_URL).query(f"CREATE DATABASE IF NOT EXISTS {name} CHARACTER SET utf8mb4")
     return given.set(database=name).render_as_string(hide_password=False)
