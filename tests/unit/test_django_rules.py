@@ -165,7 +165,7 @@ class LoadedLate:
 
 
 @both_chains
-@pytest.mark.parametrize("key, status", [(None, 400), (KEY, 201)])
+@pytest.mark.parametrize(("key", "status"), [(None, 400), (KEY, 201)])
 def test_the_first_rule_of_a_process_counts_for_the_request_that_loads_it(
     send: Send, key: str | None, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

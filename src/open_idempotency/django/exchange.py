@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.http import HttpRequest
@@ -31,6 +31,8 @@ from open_idempotency.django.protection import Protection
 from open_idempotency.django.requests import Recording, find_key, read_request
 from open_idempotency.django.responses import header_fields, is_untouched, make_response, mark_unrecorded, stand_in
 from open_idempotency.policy import IdempotencyPolicy
+
+R = TypeVar("R", bound=HttpResponseBase)
 
 
 class Route(NamedTuple):
@@ -263,11 +265,12 @@ class Exchange:
             self._recording.end()
 
 
-def bind_stream(response: Any) -> Any:
+def bind_stream(response: R) -> R:
     """The response; without a key the stages of its stream run plainly too, wherever Django iterates over it."""
     here = running.get()
-    if response.streaming and here is not None and getattr(response, "file_to_stream", None) is None:
-        source = response.streaming_content
-        bound = BoundAsyncIterator(here, aiter(source)) if response.is_async else BoundIterable(here, source)
-        response.streaming_content = bound
+    stream: Any = response
+    if stream.streaming and here is not None and getattr(stream, "file_to_stream", None) is None:
+        source = stream.streaming_content
+        bound = BoundAsyncIterator(here, aiter(source)) if stream.is_async else BoundIterable(here, source)
+        stream.streaming_content = bound
     return response

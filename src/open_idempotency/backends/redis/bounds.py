@@ -17,7 +17,10 @@ from typing import Any, TypeVar
 import redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from open_idempotency.backends.redis.wire import packed
+
 T = TypeVar("T")
+_SCRIPTS = ("EVALSHA", "EVAL")
 _LATE = "no answer in time"
 
 
@@ -70,8 +73,16 @@ class BoundedConnection(redis.Connection):
         self._answers_within: float = arguments["socket_timeout"]
 
     def connect(self) -> None:
-        self._hurry()
-        super().connect()  # type: ignore[no-untyped-call]  # redis-py's
+        if self._sock is None:  # asked for before each command
+            self._hurry()
+            super().connect()  # type: ignore[no-untyped-call]  # redis-py's
+
+    def send_command(self, *words: Any, **options: Any) -> None:
+        # The library's own way of packing takes longer, the more words there are.
+        if words[0] in _SCRIPTS:
+            self.send_packed_command([packed(words)], options.get("check_health", True))
+        else:
+            super().send_command(*words, **options)  # type: ignore[no-untyped-call]  # redis-py's
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         self._hurry()
@@ -90,10 +101,12 @@ class BoundedConnection(redis.Connection):
             self.disconnect()  # type: ignore[no-untyped-call]  # redis-py's
             raise RedisTimeoutError(_LATE)
         self.socket_connect_timeout = min(self._connects_within, left)
-        self.socket_timeout = min(self._answers_within, left)
-        sock: socket.socket | None = self._sock
-        if sock is not None:
-            sock.settimeout(self.socket_timeout)
+        answers_within = min(self._answers_within, left)
+        if answers_within != self.socket_timeout:  # nearly always it is all that one answer may take
+            self.socket_timeout = answers_within
+            sock: socket.socket | None = self._sock
+            if sock is not None:
+                sock.settimeout(answers_within)
 
 
 class BoundedSSLConnection(BoundedConnection, redis.SSLConnection):
