@@ -55,6 +55,9 @@ def _is_missing(driver: BaseException) -> bool:
 
 
 def _code(driver: BaseException) -> object:
-    """By which the database knows the error, as psycopg, asyncpg and PyMySQL name it, psycopg2, or others for MySQL."""
+    """By which the database knows the error: psycopg, asyncpg and PyMySQL name it, psycopg2 names it otherwise, other
+    drivers of MySQL's begin with its number, and pg8000 with all that the server says."""
     first = driver.args[0] if driver.args else None
+    if isinstance(first, dict):
+        first = first.get("C")
     return getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None) or first
