@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks import results, svg
 from benchmarks.interface import BACKENDS
+from benchmarks.served import FROZEN
 from benchmarks.svg import Curve, Point
 from benchmarks.ways import FLOOR, LAYER, OURS
 
@@ -64,7 +65,7 @@ def _replayed(one: Mapping[str, Any]) -> str:
 
 
 def _hue(one: Mapping[str, Any]) -> int:
-    return {OURS: 1, FLOOR: 2}.get(one["way"], 0)
+    return {OURS: 1, FROZEN: 1, FLOOR: 2}.get(one["way"], 0)
 
 
 def _curves(points: Iterable[Mapping[str, Any]], of: Any, figure: str) -> list[Curve]:

@@ -1,4 +1,4 @@
-"""Writes README.md's tables from the results, so that no figure is typed by hand: ``python -m benchmarks.report``."""
+"""Writes the pages' tables from the results, so that no figure is typed by hand: ``python -m benchmarks.report``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.rows import Row
 from benchmarks.targets import NOT_PEERS
 from benchmarks.ways import FLOOR, LAYER, OURS
 
-PAGE = Path(__file__).parent / "README.md"
+PAGES = (Path(__file__).parent / "README.md", Path(__file__).parent.parent / "docs" / "performance.md")
 _MARKED = re.compile(r"(<!-- results: (?P<part>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Lines = Iterator[Sequence[str]]
 
@@ -137,8 +137,9 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def write() -> None:
-    """Write the page."""
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), results.FOLDER), encoding="utf-8")
+    """Write the pages."""
+    for page in PAGES:
+        page.write_text(written(page.read_text(encoding="utf-8"), results.FOLDER), encoding="utf-8")
 
 
 if __name__ == "__main__":

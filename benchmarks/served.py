@@ -5,7 +5,9 @@ Serves the ASGI application with uvicorn, as it comes, on a free port, which is 
 
 from __future__ import annotations
 
+import gc
 import importlib
+import logging
 import socket
 import sys
 from collections.abc import Callable
@@ -17,6 +19,9 @@ from benchmarks.floor import asgi as asgi_floor
 from benchmarks.interface import App, Application, BackendName, application
 from benchmarks.ways import BARE, FLOOR, LAYER, OURS, all_peers
 
+#: ours, and the garbage collector told to leave alone what was there before the first request
+FROZEN = f"{OURS}, gc.freeze()"
+
 
 def _floor(module: Application, backend: BackendName, url: str) -> App:
     return asgi_floor.FloorMiddleware(module.bare(), floor.async_calls_for(backend, url))
@@ -27,6 +32,7 @@ _MADE: dict[str, Callable[[Application, BackendName, str], App]] = {
     LAYER: lambda module, backend, url: module.layer(),
     FLOOR: _floor,
     OURS: lambda module, backend, url: module.ours(url),
+    FROZEN: lambda module, backend, url: module.ours(url),
 }
 
 
@@ -42,7 +48,11 @@ def make(framework: str, way: str, backend: BackendName, url: str) -> App:
 def main() -> None:
     """Serve until somebody ends it."""
     framework, way, backend, url = sys.argv[1:]
+    logging.getLogger().addHandler(logging.NullHandler())  # some peers tell of each refusal
     app = make(framework, way, backend, url)  # type: ignore[arg-type]  # one of the names
+    if way == FROZEN:
+        gc.collect()
+        gc.freeze()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         print(listening.getsockname()[1], flush=True)
         uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False)).run([listening])

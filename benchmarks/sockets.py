@@ -20,6 +20,7 @@ from benchmarks import tables
 from benchmarks.interface import STATUS, BackendName, Kind
 from benchmarks.rows import SMALL, Row
 from benchmarks.run import Results, Run
+from benchmarks.served import FROZEN
 from benchmarks.timing import ratio, spread
 from benchmarks.ways import BARE, FLOOR, LAYER, OURS, peers_of
 
@@ -97,6 +98,10 @@ def _serve(run: Run, ends: ExitStack) -> Iterator[Served]:
             yield Served(way, backend, "new-key", started)
             if way == OURS:
                 yield Served(way, backend, "replay", started)
+        if backend in _AGAINST:
+            frozen = server(FROZEN, backend, url)
+            yield Served(FROZEN, backend, "new-key", frozen)
+            yield Served(FROZEN, backend, "replay", frozen)
 
 
 def _load(one: Served, seconds: float) -> dict[str, Any]:
