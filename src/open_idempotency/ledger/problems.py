@@ -40,8 +40,9 @@ _FAILED = "25P02"
 
 def _missing(error: Exception, dialect: Dialect) -> LedgerMissing:
     return LedgerMissing(
-        "tx=: the ledger's tables are not in this database; make them with a migration: Django's "
-        "`manage.py migrate open_idempotency`, Alembic with `open_idempotency.ledger.metadata()`, or the script that "
+        "tx=: the ledger's tables are not in this database; make them with a migration: Django's, with "
+        '"open_idempotency.django" in INSTALLED_APPS and `manage.py migrate open_idempotency --database ALIAS`, '
+        "Alembic's with `open_idempotency.ledger.metadata()`, or the script that "
         f"`open-idempotency ledger {dialect.name}` prints ({type(error).__name__})"
     )
 
