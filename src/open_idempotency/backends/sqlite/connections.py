@@ -110,13 +110,18 @@ class Connections:
         self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Call with a connection while no other thread of this process writes. Raises ``BackendUnavailable``."""
-        lock = self._pools.get().writing
+        lock = self.turn
         if not lock.acquire(timeout=self._timeout):
             raise BackendUnavailable(f"no turn to write within {self._timeout} s")
         try:
             return self.read(function, *args, **kwargs)
         finally:
             lock.release()
+
+    @property
+    def turn(self) -> threading.Lock:
+        """Held by the thread of this process that writes."""
+        return self._pools.get().writing
 
     def close(self) -> None:
         """Close this process's idle connections; others close when their call ends."""

@@ -19,7 +19,9 @@ CREATE TABLE open_idempotency_records (
     final INTEGER NOT NULL,
     response BLOB
 );
-CREATE INDEX open_idempotency_records_expiry ON open_idempotency_records (expires_at);
+-- What an attempt changes on its way, its expiry above all, is in no index, so that a completion writes the row alone.
+-- An attempt expires at this moment or somewhat later, by as long as it ran.
+CREATE INDEX open_idempotency_records_age ON open_idempotency_records (claimed_at + ttl);
 
 -- position grows with every row, so it is the order of a record's stages. Names are UTF-8.
 CREATE TABLE open_idempotency_stages (

@@ -32,10 +32,14 @@ _INSERT = """
     INSERT INTO open_idempotency_records (
         record_id, record_version, fingerprint, status, owner, token, attempt,
         claimed_at, lease_end, ttl, expires_at, final, response
-    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    )
 """
-ADD = f"{_INSERT} ON CONFLICT (record_id) DO NOTHING"
-WRITE = f"""{_INSERT}
+# Nothing where there is a record, or where stages are left of one that somebody deleted by hand.
+ADD = f"""{_INSERT} SELECT ?1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+    WHERE NOT EXISTS (SELECT 1 FROM open_idempotency_stages WHERE record_id = ?1)
+    ON CONFLICT (record_id) DO NOTHING
+"""
+WRITE = f"""{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (record_id) DO UPDATE SET
         record_version = excluded.record_version, fingerprint = excluded.fingerprint,
         status = excluded.status, owner = excluded.owner, token = excluded.token,
@@ -78,7 +82,9 @@ PURGE_RESERVATIONS = """
     )
 """
 
-FIND_EXPIRED = "SELECT record_id FROM open_idempotency_records WHERE expires_at <= ?1 LIMIT ?2"
+FIND_EXPIRED = """
+    SELECT record_id FROM open_idempotency_records WHERE claimed_at + ttl <= ?1 AND expires_at <= ?1 LIMIT ?2
+"""
 SCAN = """
     SELECT record_id FROM open_idempotency_records
     WHERE record_id > ?1 AND expires_at > ?2 ORDER BY record_id LIMIT ?3

@@ -27,6 +27,8 @@ _PURGED_PER_CLAIM = 4
 _PURGED_AT_ONCE = 100
 #: seconds after which expired records are looked for again, where there were few
 _PURGE_PAUSE = 1.0
+#: somebody else of this process writes
+_NO_TURN = object()
 
 
 class Question(Generic[C, R]):
@@ -63,22 +65,40 @@ class Transactions:
 
     def ask(self, verb: verbs.Verb[C, R], command: C, size: int = 0) -> R:
         """The answer to one command, once it is durable."""
+        if self._coalesce_threads:
+            return self._ask_with_others(verb, command, size)
+        answer: Any = self._connections.read(self._look_and_write, verb, command)
+        if answer is _NO_TURN:
+            answer = self._connections.take_turn(self._write_alone, verb, command)
+        answered: R = answer
+        return answered
+
+    def _look_and_write(self, connection: sqlite3.Connection, verb: verbs.Verb[C, R], command: C) -> Any:
+        answer = None if verb.look is None else verb.look(connection, command, self._clock)
+        if answer is not None:
+            return answer
+        # Whoever waits for a turn must hold no connection: see Connections.pause.
+        turn = self._connections.turn
+        if not turn.acquire(blocking=False):
+            return _NO_TURN
+        try:
+            return self._write_alone(connection, verb, command)
+        finally:
+            turn.release()
+
+    def _ask_with_others(self, verb: verbs.Verb[C, R], command: C, size: int) -> R:
         if verb.look is not None:
             answer = self._connections.read(verb.look, command, self._clock)
             if answer is not None:
                 return answer
-        question = Question(verb, command, size, self.timeout)
-        if self._coalesce_threads:
-            written: R = self._coalescers.get().ask(question, size)
-            return written
-        (alone,) = self._carry_out((question,))
-        if isinstance(alone, Exception):
-            raise alone
-        answered: R = alone
-        return answered
+        written: R = self._coalescers.get().ask(Question(verb, command, size, self.timeout), size)
+        return written
 
     def ask_all(self, questions: Sequence[Question[Any, Any]]) -> Sequence[Any]:
         """The answers to several, an exception in the place of one that has none."""
+        if len(questions) == 1:
+            (alone,) = questions
+            return (self.ask(alone.verb, alone.command, alone.size),)
         answers = self.look(questions)
         left = [
             (question, question.size) for question, answer in zip(questions, answers, strict=True) if answer is None
@@ -119,10 +139,30 @@ class Transactions:
             return _refused(error)
 
     def _carry_out(self, questions: Sequence[Question[Any, Any]]) -> Sequence[Any]:
+        if len(questions) == 1:
+            return (self._carry_out_alone(*questions),)
         now = time.monotonic()
         in_time = [question for question in questions if question.until >= now]
         written = iter(self._connections.take_turn(self._write, in_time) if in_time else ())
         return [next(written) if question.until >= now else self._too_late() for question in questions]
+
+    def _carry_out_alone(self, question: Question[Any, Any]) -> Any:
+        if question.until < time.monotonic():
+            return self._too_late()
+        try:
+            return self._connections.take_turn(self._write_alone, question.verb, question.command)
+        except IdempotencyError as error:
+            return error
+
+    def _write_alone(self, connection: sqlite3.Connection, verb: verbs.Verb[C, R], command: C) -> R:
+        answer = None if verb.alone is None else verb.alone(connection, command, self._clock)
+        if answer is not None:
+            return answer
+        with transaction(connection):
+            written = verb.write(connection, command, self._clock)
+            if verb is verbs.CLAIM:
+                self._purge(connection, 1)
+        return written
 
     def _too_late(self) -> BackendUnavailable:
         return BackendUnavailable(f"SQLite: no turn to write within {self.timeout} s")
@@ -135,8 +175,7 @@ class Transactions:
             # Locked, full, not to be read or written: it would be the same for each.
             raise
         except Exception:
-            if len(questions) == 1:
-                raise
+            pass
         return [self._write_one(connection, question, started + self.timeout) for question in questions]
 
     def _write_one(self, connection: sqlite3.Connection, question: Question[Any, Any], until: float) -> Any:

@@ -69,8 +69,6 @@ def claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> ClaimAnswer
     answer, kept = decisions.claim(None, c, now)
     if kept is None or not connection.execute(statements.ADD, rows.row_of(kept)).rowcount:
         return _claim_again(connection, c, now)
-    # Also where somebody deleted the record by hand.
-    connection.execute(statements.DELETE_STAGES, (c.record_id,))
     return answer
 
 
@@ -123,14 +121,24 @@ def save_stage(connection: sqlite3.Connection, c: SaveStage, clock: Clock) -> St
     return answer
 
 
+def complete_running(connection: sqlite3.Connection, c: Complete, clock: Clock) -> Completed | None:
+    """What a completion mostly is, in one statement; the answer, or None where there is more to see to.
+
+    Alone it knows the time before it has the lock, which makes the record expire sooner by as long as it waits.
+    """
+    lease = c.lease
+    values = (lease.record_id, lease.token, lease.owner, clock(), c.response)
+    return Completed() if connection.execute(statements.COMPLETE, values).rowcount else None
+
+
 def complete(connection: sqlite3.Connection, c: Complete, clock: Clock) -> Completed:
     """See ``Backend.complete``."""
-    lease, now = c.lease, clock()
-    record_id = lease.record_id
-    if connection.execute(statements.COMPLETE, (record_id, lease.token, lease.owner, now, c.response)).rowcount:
-        return Completed()
+    completed = complete_running(connection, c, clock)
+    if completed is not None:
+        return completed
+    record_id = c.lease.record_id
     record = read(connection, record_id)
-    answer, kept = decisions.complete(record, c, now)
+    answer, kept = decisions.complete(record, c, clock())
     if answer.recreated and record is not None:
         connection.execute(statements.DELETE_STAGES, (record_id,))
     _keep(connection, record, kept)
@@ -261,16 +269,19 @@ def read(
 
 @dataclass(frozen=True, slots=True)
 class Verb(Generic[C, R]):
-    """How a command is carried out; ``look`` is asked first, without a lock, and has an answer or None."""
+    """How a command is carried out; ``look`` is asked first, without a lock, and has an answer or None. So has
+    ``alone``, which is asked next where no other verb is in the transaction; it makes one of its own.
+    """
 
     write: Callable[[sqlite3.Connection, C, Clock], R]
     look: Callable[[sqlite3.Connection, C, Clock], R | None] | None = None
+    alone: Callable[[sqlite3.Connection, C, Clock], R | None] | None = None
 
 
 CLAIM = Verb(claim, look_for_claim)
 RENEW = Verb(renew)
 SAVE_STAGE = Verb(save_stage)
-COMPLETE = Verb(complete)
+COMPLETE = Verb(complete, alone=complete_running)
 FAIL = Verb(fail)
 RELEASE = Verb(release)
 DELETE = Verb(delete)
