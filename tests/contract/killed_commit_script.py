@@ -59,7 +59,7 @@ def _kill() -> None:
 
 def main(path: str, asking: str, moment: str) -> None:
     """Never returns."""
-    backend = SqliteBackend(path, synchronous="normal", timeout=PATIENCE)
+    backend = SqliteBackend(path, timeout=PATIENCE)
     _Killing.moment = moment
 
     transactions.transaction = _Killing

@@ -36,7 +36,9 @@ from open_idempotency.backend import (
 from open_idempotency.backends.postgres import PostgresBackend
 from open_idempotency.backends.postgres.encoding import Statement
 from open_idempotency.backends.postgres.schema import migrate, migrations
+from open_idempotency.conformance import ManualClock
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
+from tests.contract.on_postgres import emptied
 from tests.postgres_server import PostgresServer
 
 NEVER = 100.0
@@ -120,6 +122,40 @@ def test_nothing_of_a_session_is_held(backend: PostgresBackend) -> None:
         " current_setting('synchronous_commit'), current_setting('lock_timeout')",
     )
     assert rows == [(0, 0, "on", "0")]
+
+
+def test_a_completion_and_a_renewal_write_no_index(own_server: PostgresServer) -> None:
+    """LIMITS: what an attempt changes is in no index, so all but the full page's go beside the row itself (HOT)."""
+    backend = PostgresBackend(own_server.url(), timeout=10)
+    for _ in range(5):
+        lease = leased(backend, claim_of())
+        assert backend.renew(Renew([lease])) == [Renewal.OWNED]
+        backend.complete(Complete(lease, b"response"))
+    backend.close()
+    with own_server.connect() as connection:
+        while (row := connection.execute(_UPDATES).fetchone()) != (10, 10):
+            assert row is None or row[0] < 10, row
+            time.sleep(0.01)
+
+
+_UPDATES = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'records'"
+
+
+def test_an_attempt_that_outlives_its_ttl_is_not_purged(postgres18: PostgresServer) -> None:
+    """B-05: what purging looks for is the earliest moment of expiry, and a renewed record expires later."""
+    clock = ManualClock()
+    backend = PostgresBackend(emptied(postgres18), timeout=10, clock=clock)
+    lease = leased(backend, claim_of(ttl=10.0))
+    for _ in range(10):
+        clock.advance(20)
+        assert backend.renew(Renew([lease])) == [Renewal.OWNED]
+    assert backend.purge() == 0
+    backend.complete(Complete(lease, b"response"))
+    clock.advance(9)
+    assert backend.purge() == 0
+    clock.advance(2)
+    assert backend.purge() == 1
+    backend.close()
 
 
 def test_one_of_many_claims_at_once_wins(backend: PostgresBackend) -> None:

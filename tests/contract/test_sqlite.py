@@ -12,7 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from open_idempotency.backend import Busy, Complete, Fail, Finished, Get, Leased, Mismatch, Refused, SaveStage
+from open_idempotency.backend import (
+    Busy,
+    Complete,
+    Fail,
+    Finished,
+    Get,
+    Leased,
+    Mismatch,
+    Refused,
+    Renew,
+    Renewal,
+    SaveStage,
+)
 from open_idempotency.backends.sqlite import SqliteBackend
 from open_idempotency.conformance import ManualClock
 from open_idempotency.conformance.support import claim_of, stage_of
@@ -271,6 +283,24 @@ def test_a_missing_directory_is_found_at_start(tmp_path: Path) -> None:
         SqliteBackend(str(tmp_path / "missing" / "records.db"))
     with pytest.raises(ConfigurationError, match="is a directory"):
         SqliteBackend(str(tmp_path))
+
+
+def test_an_attempt_that_outlives_its_ttl_is_not_purged(path: str) -> None:
+    """B-05: what purging looks for is the earliest moment of expiry, and a renewed record expires later."""
+    clock = ManualClock()
+    backend = SqliteBackend(path, synchronous="normal", clock=clock)
+    answer = backend.claim(claim_of(b"long", ttl=10.0))
+    assert isinstance(answer, Leased)
+    for _ in range(10):
+        clock.advance(20)
+        assert backend.renew(Renew([answer.lease])) == [Renewal.OWNED]
+    assert backend.purge() == 0
+    backend.complete(Complete(answer.lease, b"response"))
+    clock.advance(9)
+    assert backend.purge() == 0
+    clock.advance(2)
+    assert backend.purge() == 1
+    backend.close()
 
 
 def test_a_relative_path_is_fixed_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

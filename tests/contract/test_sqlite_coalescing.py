@@ -52,7 +52,7 @@ def path(tmp_path: Path) -> str:
 
 @pytest.fixture
 def backend(path: str) -> Iterator[SqliteBackend]:
-    backend = SqliteBackend(path, synchronous="normal", timeout=PATIENCE)
+    backend = SqliteBackend(path, timeout=PATIENCE)  # durable: with "normal" threads do not coalesce
     yield backend
     backend.close()
 

@@ -35,10 +35,9 @@ _INSERT = """
     )
 """
 # Nothing where there is a record, or where stages are left of one that somebody deleted by hand.
-ADD = f"""{_INSERT} SELECT ?1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
-    WHERE NOT EXISTS (SELECT 1 FROM open_idempotency_stages WHERE record_id = ?1)
-    ON CONFLICT (record_id) DO NOTHING
-"""
+_NO_STAGES = "NOT EXISTS (SELECT 1 FROM open_idempotency_stages WHERE record_id = ?1)"
+_IF_NEW = f"SELECT ?1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE {_NO_STAGES} ON CONFLICT (record_id) DO NOTHING"
+ADD = f"{_INSERT} {_IF_NEW}"
 WRITE = f"""{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (record_id) DO UPDATE SET
         record_version = excluded.record_version, fingerprint = excluded.fingerprint,

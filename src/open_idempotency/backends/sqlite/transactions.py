@@ -175,7 +175,8 @@ class Transactions:
             # Locked, full, not to be read or written: it would be the same for each.
             raise
         except Exception:
-            pass
+            if len(questions) == 1:
+                raise
         return [self._write_one(connection, question, started + self.timeout) for question in questions]
 
     def _write_one(self, connection: sqlite3.Connection, question: Question[Any, Any], until: float) -> Any:
