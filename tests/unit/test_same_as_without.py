@@ -24,7 +24,9 @@ from open_idempotency.fastapi import IdempotencyMiddleware
 
 # Starlette leaves the iterator of a body to the garbage collector, and trio says so, on Python 3.10 at once.
 LEFT_BY_STARLETTE = "ignore:Async generator 'starlette.requests.Request.stream' was garbage collected:ResourceWarning"
-pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings(LEFT_BY_STARLETTE)]
+# Its BaseHTTPMiddleware, in the oldest release that is supported, does the same with a stream of its own.
+LEFT_OPEN_BY_STARLETTE = "ignore:Unclosed <MemoryObjectReceiveStream:ResourceWarning"
+pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings(LEFT_BY_STARLETTE, LEFT_OPEN_BY_STARLETTE)]
 
 TRAIL: ContextVar[str] = ContextVar("trail", default="")
 PATIENCE = 10
@@ -229,7 +231,11 @@ async def requested(app: Any, diary: Diary, path: str, key: str | None, state: d
 
 def layers(diary: Diary) -> list[Middleware]:
     """Other people's middleware, from the outside in."""
-    return [Middleware(Layer, "outer", diary), base_layer("base", diary), Middleware(Layer, "inner", diary)]
+    return [
+        Middleware(Layer, name="outer", diary=diary),
+        base_layer("base", diary),
+        Middleware(Layer, name="inner", diary=diary),
+    ]
 
 
 async def diary_of(path: str, key: str | None, place: int | None) -> list[tuple[str, str]]:
@@ -269,7 +275,13 @@ async def test_an_application_sees_what_it_sees_without_us(path: str, place: int
 async def test_a_middleware_with_a_task_of_its_own_would_be_noticed() -> None:
     """The comparison can fail: what such a one changes is the context of the layers above."""
     diary, without = Diary(), Diary()
-    middleware = [Middleware(Layer, "outer", diary), base_layer("theirs", Diary()), Middleware(Layer, "inner", diary)]
+    middleware = [
+        Middleware(Layer, name="outer", diary=diary),
+        base_layer("theirs", Diary()),
+        Middleware(Layer, name="inner", diary=diary),
+    ]
     await served(shop(diary, middleware), diary, "/awaited", None)
-    await served(shop(without, [Middleware(Layer, n, without) for n in ("outer", "inner")]), without, "/awaited", None)
+    await served(
+        shop(without, [Middleware(Layer, name=n, diary=without) for n in ("outer", "inner")]), without, "/awaited", None
+    )
     assert dict(diary.notes)["outer leaves"] != dict(without.notes)["outer leaves"]
