@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connections, transaction
+from django.db import IntegrityError, connections, transaction
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.template import engines
 from django.template.response import TemplateResponse
@@ -288,6 +289,43 @@ def test_hooks_run_once_after_the_commit() -> None:
         post(client())
         post(client())
     assert hooks == ["1 of 1"]
+
+
+def test_a_hook_that_raises_costs_its_client_the_answer_and_nobody_else() -> None:
+    """S-06: the answer was committed before, so a retry gets it; the hook is not run again."""
+
+    @idempotent(atomic=True)
+    def view(request: HttpRequest) -> HttpResponse:
+        place()
+
+        def hook() -> None:
+            hooks.append("ran")
+            raise ZeroDivisionError
+
+        transaction.on_commit(hook)
+        return HttpResponse(status=201)
+
+    with project(view):
+        assert [post(client()).status_code for _ in range(3)] == [500, 201, 201]
+    assert (orders(), hooks) == (1, ["ran"])
+
+
+def test_a_database_error_that_the_view_swallows_takes_the_answer_too() -> None:
+    """S-06: Django rolls such a transaction back, so there is nothing that its answer could be true of."""
+
+    @idempotent(atomic=True)
+    def view(request: HttpRequest) -> HttpResponse:
+        hooks.append("ran")
+        with contextlib.suppress(IntegrityError), transaction.atomic(savepoint=False):
+            place()
+            if len(hooks) == 1:
+                raise IntegrityError
+        return HttpResponse(f"run {len(hooks)}", status=201)
+
+    with project(view):
+        answers = [post(client()) for _ in range(3)]
+    assert [(answer.status_code, answer.content) for answer in answers[1:]] == [(201, b"run 2")] * 2
+    assert orders() == 1
 
 
 def test_a_template_is_rendered_within_the_transaction() -> None:
