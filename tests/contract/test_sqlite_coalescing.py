@@ -290,6 +290,33 @@ def test_a_replay_waits_for_no_writer_of_its_loop(path: str, backend: SqliteBack
     asyncio.run(asyncio.wait_for(test(), PATIENCE))
 
 
+def test_a_replay_that_goes_with_writers_is_told_before_they_are_written(path: str, backend: SqliteBackend) -> None:
+    """B-11b: one that comes between two batches."""
+    backend.complete(Complete(lease_of(backend, b"done"), b"response"))
+
+    async def test() -> None:
+        awaited = backend.to_async()
+
+        async def then_replay(key: bytes) -> Any:
+            await awaited.claim(claim_of(key))
+            holders.append(lock(path))
+            return await awaited.claim(claim_of(b"done", b"other"))
+
+        async def then_write(key: bytes) -> Any:
+            await awaited.claim(claim_of(key))
+            return await awaited.claim(claim_of(key + b" again"))
+
+        holders: list[sqlite3.Connection] = []
+        tasks = [asyncio.ensure_future(each) for each in (then_replay(b"a"), then_write(b"b"), then_write(b"c"))]
+        # The first goes alone and the others as one batch; the database is locked before what they ask next is written.
+        assert await asyncio.wait_for(tasks[0], PATIENCE) == Finished(b"response")
+        assert not all(task.done() for task in tasks[1:])
+        unlock(*holders)
+        assert [type(answer) for answer in await asyncio.gather(*tasks[1:])] == [Leased] * 2
+
+    asyncio.run(asyncio.wait_for(test(), 2 * PATIENCE))
+
+
 def test_a_cancelled_claim_is_written_before_its_release(path: str, backend: SqliteBackend) -> None:
     """L-04: a cancelled call ends before the cancellation goes on, so that nothing overtakes it."""
     aio = backend.to_async()

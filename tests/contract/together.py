@@ -116,7 +116,7 @@ class OnALoop:
         tasks: list[asyncio.Task[Any]] = []
         for verb, command in [("claim", claim_of(FIRST)), *questions]:
             tasks.append(asyncio.ensure_future(_as_coroutine(getattr(backend, verb)(command))))
-            while not (lanes._writing.busy and lanes._writing._queue._count == len(tasks) - 1):
+            while not (lanes._writing.on_its_way and lanes._writing._queue._count == len(tasks) - 1):
                 await asyncio.sleep(0.001)
         await asyncio.to_thread(meanwhile)
         unlock(holder)

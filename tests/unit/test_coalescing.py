@@ -108,6 +108,36 @@ def test_answered_tasks_that_ask_again_share_the_next_batch() -> None:
     on_a_loop(test())
 
 
+def test_who_has_an_answer_before_the_end_of_the_batch_is_told_then() -> None:
+    """B-11b: what only reads does not wait for what is written; what comes at the end is not told twice."""
+
+    async def test() -> None:
+        told, ended = asyncio.Event(), asyncio.Event()
+
+        async def carry_out(numbers: Sequence[int]) -> Sequence[int | Exception]:
+            if 1 in numbers:
+                await asyncio.sleep(0)
+                return [2]
+            coalescer.tell([4, None, LookupError("4")])
+            told.set()
+            await ended.wait()
+            return [-1, 6, -1]
+
+        coalescer: LoopCoalescer[int, int] = LoopCoalescer(carry_out, LIMITS)
+        _, two, three, four = await ask_all(coalescer, 1, 2, 3, 4)
+        await told.wait()
+        assert coalescer.on_its_way
+        assert await two == 4
+        with pytest.raises(LookupError):
+            await four
+        assert not three.done()
+        ended.set()
+        assert await three == 6
+        assert not coalescer.on_its_way
+
+    on_a_loop(test())
+
+
 def test_each_task_gets_its_own_error() -> None:
     """One question's refusal is not another's."""
 

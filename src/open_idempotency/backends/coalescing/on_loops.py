@@ -37,12 +37,26 @@ class LoopCoalescer(Generic[Q, R]):
         self._limits = limits
         self._queue: Queue[_Asked[Q, R]] = Queue(limits)
         self._busy = False
+        #: the batch on its way; the one question that found nothing on its way has no place in it
+        self._batch: list[_Asked[Q, R]] = []
+        self._on_its_way = False
         self._worker: asyncio.Task[None] | None = None
 
     @property
     def busy(self) -> bool:
-        """Whether a batch is on its way, so that a question would wait."""
+        """Whether a question would not go at once."""
         return self._busy
+
+    @property
+    def on_its_way(self) -> bool:
+        """Whether a batch is; between two of them a question goes with the second, without waiting."""
+        return self._on_its_way
+
+    def tell(self, answers: Sequence[R | Exception | None]) -> None:
+        """Answer those of the batch on its way that have an answer before its end; None is none."""
+        for asked, answer in zip(self._batch, answers, strict=True):
+            if answer is not None:
+                _settle(asked, answer)
 
     async def ask(self, question: Q, size: int = 0) -> R:
         """The answer to ``question``, which is of ``size`` bytes. Raises ``BackendUnavailable`` where it waited too
@@ -50,10 +64,11 @@ class LoopCoalescer(Generic[Q, R]):
         """
         if self._busy:
             return await self._queued(question, size)
-        self._busy = True
+        self._busy = self._on_its_way = True
         try:
             (answer,) = await self._carry_out((question,))
         finally:
+            self._on_its_way = False
             self._hand_over()
         if isinstance(answer, Exception):
             raise answer
@@ -82,7 +97,7 @@ class LoopCoalescer(Generic[Q, R]):
             while self._queue:
                 batch, overdue = self._queue.take()
                 for asked in overdue:
-                    _raise(asked, too_late(self._limits))
+                    _settle(asked, too_late(self._limits))
                 if batch:
                     await self._answer(batch)
                 # Those that were answered may ask their next question, which then goes into one batch too.
@@ -97,20 +112,26 @@ class LoopCoalescer(Generic[Q, R]):
             self._busy = False
 
     async def _answer(self, batch: list[_Asked[Q, R]]) -> None:
+        self._batch = batch
+        self._on_its_way = True
         try:
             answers = await self._carry_out([asked.question for asked in batch])
         except Exception as error:
             answers = [own(error) for _ in batch]
+        finally:
+            self._on_its_way = False
+            self._batch = []
         for asked, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, Exception):
-                _raise(asked, answer)
-            elif not asked.answer.done():
-                asked.answer.set_result(answer)
+            _settle(asked, answer)
 
 
-def _raise(asked: _Asked[Q, R], error: Exception) -> None:
-    if not asked.answer.done():
-        asked.answer.set_exception(error)
+def _settle(asked: _Asked[Q, R], answer: R | Exception) -> None:
+    if asked.answer.done():
+        return
+    if isinstance(answer, Exception):
+        asked.answer.set_exception(answer)
+    else:
+        asked.answer.set_result(answer)
 
 
 def _cancel(batch: list[_Asked[Q, R]]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,18 +46,27 @@ R = TypeVar("R")
 class _Lanes:
     """What one loop has on its way: one batch that may write, and beside it one that only reads.
 
-    So a replay does not wait for the disk behind a new key, nor for another process that holds the write lock.
+    So a replay does not wait for the disk behind a new key, nor for another process that holds the write lock. One that
+    comes between two batches goes with the next, and is told before that is written: the claims of new keys that come
+    with it would else miss the batch while they are looked for, and each batch would be half as large.
     """
 
-    def __init__(self, transactions: Transactions) -> None:
+    def __init__(self, transactions: Transactions, loop: asyncio.AbstractEventLoop) -> None:
+        self._transactions = transactions
+        self._loop = loop
         limits = Limits(transactions.timeout)
-        self._writing: LoopCoalescer[Question[Any, Any], Any] = LoopCoalescer(
-            partial(hop, transactions.ask_all), limits
-        )
+        self._writing: LoopCoalescer[Question[Any, Any], Any] = LoopCoalescer(partial(hop, self._ask_all), limits)
         self._reading: LoopCoalescer[Question[Any, Any], Any] = LoopCoalescer(partial(hop, transactions.look), limits)
 
+    def _ask_all(self, questions: Sequence[Question[Any, Any]]) -> Sequence[Any]:
+        return self._transactions.ask_all(questions, self._tell)
+
+    def _tell(self, answers: Sequence[Any]) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and with it the tasks are gone
+            self._loop.call_soon_threadsafe(self._writing.tell, answers)
+
     async def ask(self, question: Question[C, R]) -> R:
-        if question.verb.look is not None and self._writing.busy:
+        if question.verb.look is not None and self._writing.on_its_way:
             answer: R | None = await self._reading.ask(question)
             if answer is not None:
                 return answer
@@ -127,5 +137,5 @@ class AsyncSqliteBackend(ThreadedBackend):
             for other in list(all_lanes):
                 if other.is_closed():
                     all_lanes.pop(other, None)
-            lanes = all_lanes[loop] = _Lanes(self._transactions)
+            lanes = all_lanes[loop] = _Lanes(self._transactions, loop)
         return lanes

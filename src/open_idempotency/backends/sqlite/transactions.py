@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
@@ -29,6 +29,10 @@ _PURGED_AT_ONCE = 100
 _PURGE_PAUSE = 1.0
 #: somebody else of this process writes
 _NO_TURN = object()
+
+
+#: is told answers, an exception or None in the place of one
+Tell = Callable[[Sequence[Any]], object]
 
 
 class Question(Generic[C, R]):
@@ -94,8 +98,10 @@ class Transactions:
         written: R = self._coalescers.get().ask(Question(verb, command, size, self.timeout), size)
         return written
 
-    def ask_all(self, questions: Sequence[Question[Any, Any]]) -> Sequence[Any]:
-        """The answers to several, an exception in the place of one that has none."""
+    def ask_all(self, questions: Sequence[Question[Any, Any]], tell: Tell | None = None) -> Sequence[Any]:
+        """The answers to several, an exception in the place of one that has none. Where some need no write, ``tell``
+        gets them before the others are written, None in the place of these.
+        """
         if len(questions) == 1:
             (alone,) = questions
             return (self.ask(alone.verb, alone.command, alone.size),)
@@ -103,6 +109,8 @@ class Transactions:
         left = [
             (question, question.size) for question, answer in zip(questions, answers, strict=True) if answer is None
         ]
+        if tell is not None and 0 < len(left) < len(questions):
+            tell(answers)
         written = iter(self._coalescers.get().ask_all(left) if left else ())
         return [next(written) if answer is None else answer for answer in answers]
 
