@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from open_idempotency.exceptions import first_line
+
+_LONGEST_DETAIL = 300
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -96,10 +100,19 @@ class Unrecorded(Event):
 
 @dataclass(frozen=True, slots=True)
 class BackendFailed(Event):
-    """A backend call failed during ``verb``; ``error`` is the class name of the cause."""
+    """A backend call failed during ``verb``. ``error``: the class name of the cause; ``detail``: what was said of it,
+    shortened. It may name a host, a user or a table, and nothing that came with a request.
+    """
 
     verb: str
     error: str
+    detail: str = ""
+
+    @classmethod
+    def of(cls, record: str, verb: str, error: BaseException) -> BackendFailed:
+        """The event of an error; ``record`` as ``short`` makes it."""
+        printable = "".join(char if char.isprintable() else "?" for char in first_line(error)[:_LONGEST_DETAIL])
+        return cls(record, verb, type(error.__cause__ or error).__name__, printable)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first; behind that a database may repeat the statement, or the row."""
+    return str(error).strip().partition("\n")[0].rstrip()
+
+
 class IdempotencyError(Exception):
     """Root of all errors of this package."""
 

@@ -17,9 +17,6 @@ from open_idempotency.redaction import redact_json
 
 BACKENDS = ("memory", "sqlite", "redis", "postgres")
 
-# Django 4.2 does not listen for the client's disconnect, and runs every view to its end.
-_LEFT_IN_DJANGO = "cancelled" if django.VERSION >= (5, 0) else "undisturbed"
-
 #: async: endpoints are coroutines, and blocking ones run in a threadpool. routes: a view, or its router, can require a
 #: key or be exempt. duplicates: its responses can have several fields of one name. background: tasks run after the
 #: answer. users: the application's authentication names the caller. undisturbed: a handler goes on when its client
@@ -31,9 +28,12 @@ CAPABILITIES: Mapping[str, frozenset[str]] = {
     "wsgi": frozenset({"duplicates", "undisturbed"}),
     "flask": frozenset({"duplicates", "routes", "users", "undisturbed"}),
     "django-wsgi": frozenset({"routes", "users", "undisturbed"}),
-    "django-asgi": frozenset({"async", "routes", "users", _LEFT_IN_DJANGO}),
+    "django-asgi": frozenset({"async", "routes", "users", "cancelled"}),
     "rest-framework": frozenset({"routes", "users", "undisturbed"}),
 }
+if django.VERSION < (5, 0):  # which does not listen for the client's disconnect, and runs every view to its end
+    _can = CAPABILITIES["django-asgi"] - {"cancelled"} | {"undisturbed"}
+    CAPABILITIES = {**CAPABILITIES, "django-asgi": _can}
 #: adapters that are served by uvicorn; the others are served by waitress
 ON_UVICORN = frozenset({"asgi", "starlette", "fastapi", "django-asgi"})
 

@@ -23,7 +23,7 @@ from open_idempotency._core.quotas import reserve, take_back
 from open_idempotency._core.rendering import render
 from open_idempotency._core.requests import Answer, Body, Headers, Request
 from open_idempotency._core.sealing import ANSWER, FAILURE, unseal, unseal_stage
-from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, Advice, cause, sendable, tell, warn
+from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, Advice, sendable, tell, warn
 from open_idempotency.exceptions import (
     BackendUnavailable,
     BodyTooLarge,
@@ -142,7 +142,7 @@ def _without_backend(
     error: BackendUnavailable | RecordUnreadable, verb: str, claim: Claim, request: Request, policy: IdempotencyPolicy
 ) -> Steps[Attempt | Answer]:
     record = events.short(claim.record_id)
-    yield from warn(policy, events.BackendFailed(record, verb, cause(error)))
+    yield from warn(policy, events.BackendFailed.of(record, verb, error))
     if isinstance(error, RecordUnreadable):
         return _refuse(problems.record_unreadable(), request, policy)
     if not policy.fail_open:
@@ -245,14 +245,14 @@ def _withdraw(claim: Claim, policy: IdempotencyPolicy) -> Steps[None]:
         if isinstance(answer, Leased):
             yield from ask(Release(answer.lease))
     except Exception as error:
-        yield from warn(policy, events.BackendFailed(events.short(claim.record_id), "release", cause(error)))
+        yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "release", error))
 
 
 def _give_back(lease: Lease, policy: IdempotencyPolicy) -> Steps[None]:
     try:
         yield from ask(Release(lease))
     except Exception as error:  # a claim that stays ends with its lease; the answer is the same
-        yield from warn(policy, events.BackendFailed(events.short(lease.record_id), "release", cause(error)))
+        yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "release", error))
 
 
 def _patience(request: Request, policy: IdempotencyPolicy) -> Patience:

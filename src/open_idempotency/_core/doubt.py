@@ -20,7 +20,7 @@ from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.models import Stage
 from open_idempotency._core.sealing import seal_stage
 from open_idempotency._core.settlement import save_stage
-from open_idempotency._core.telling import cause, warn
+from open_idempotency._core.telling import warn
 from open_idempotency.exceptions import LeaseLost, OutcomeUnknown
 
 T = TypeVar("T")
@@ -153,9 +153,7 @@ def _announce(attempt: Attempt, stage: StageId, number: int) -> Steps[None]:
         try:
             yield from ask(SaveStage(lease, seal_stage(withdrawn, lease, attempt.policy)))
         except Exception as error:
-            yield from warn(
-                attempt.policy, events.BackendFailed(events.short(lease.record_id), "withdraw", cause(error))
-            )
+            yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "withdraw", error))
         raise
 
 

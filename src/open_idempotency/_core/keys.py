@@ -30,6 +30,9 @@ _is_plain: Mapping[str, Callable[[bytes], re.Match[bytes] | None]] = {
     "strict": re.compile(_PLAIN_STRING).fullmatch,
     "lenient": re.compile(_PLAIN_STRING + rb"|" + _BARE).fullmatch,
 }
+_is_visible = re.compile(rb"[!-~]+").fullmatch
+_is_printable = re.compile(rb"[ -~]+").fullmatch
+_EXAMPLE = '"8e03978e-40d5-43e8-bc93-6894a57f9324"'
 _DIGEST_PARAMETER = b"oi-record-1"
 _SCOPE_PARAMETER = b"oi-scope-1"
 _BY_CREDENTIALS = "authorization:"
@@ -88,14 +91,27 @@ def _parse_item(value: bytes, profile: str) -> str:
         raise KeyRejected(f"the field is longer than {MAX_FIELD_OCTETS} octets")
     if profile == "lenient" and _is_bare(value):
         return value.decode("ascii")
+    if not value.startswith(b'"'):
+        raise KeyRejected(_why_not_bare(value))
     try:
         item = http_sf.parse(value, tltype="item")
     except http_sf.StructuredFieldError as error:
         raise KeyRejected(f"the field is not an RFC 9651 String: {_printable(error)}") from None
     key = item[0] if isinstance(item, tuple) else item
     if type(key) is not str:
-        raise KeyRejected('the field is not an RFC 9651 String such as "8e03978e-40d5-43e8-bc93-6894a57f9324"')
+        raise KeyRejected(f"the field is not an RFC 9651 String such as {_EXAMPLE}")
     return key
+
+
+def _why_not_bare(value: bytes) -> str:
+    """What is wrong with a key that is not in quotes; a parser would speak of numbers and lists."""
+    if not value:
+        return "the key is empty"
+    if len(value) > MAX_KEY_OCTETS and _is_visible(value):
+        return f"the key is longer than {MAX_KEY_OCTETS} octets"
+    if not _is_printable(value):
+        return f"the key has a character that is not printable ASCII; send a String such as {_EXAMPLE}"
+    return f"the key has to be in double quotes, an RFC 9651 String such as {_EXAMPLE}"
 
 
 def _printable(error: Exception) -> str:

@@ -133,7 +133,7 @@ def backend_unavailable(retry_after: int = 1) -> Problem:
         "backend-unavailable",
         503,
         "Idempotency backend unavailable",
-        "Whether this request was run before cannot be told now; it was not run. Retry with the same key.",
+        "The request was not run now, as it cannot be told whether an earlier one was. Retry with the same key.",
         True,
         True,
         retry_after=retry_after,

@@ -13,7 +13,7 @@ from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Get, Reserve, Unreserve
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.models import Lease, OverQuota, ReserveAnswer, Reserved
-from open_idempotency._core.telling import cause, tell, warn
+from open_idempotency._core.telling import tell, warn
 from open_idempotency.policy import IdempotencyPolicy
 
 
@@ -54,7 +54,7 @@ def take_back(c: Reserve, policy: IdempotencyPolicy) -> Steps[None]:
         if (yield from ask(Get(c.record_id))) is None:
             yield from ask(Unreserve(c.scope_id, c.record_id))
     except Exception as error:  # it counts until it expires
-        yield from warn(policy, events.BackendFailed(events.short(c.record_id), "unreserve", cause(error)))
+        yield from warn(policy, events.BackendFailed.of(events.short(c.record_id), "unreserve", error))
 
 
 def unreserve(attempt: Attempt, lease: Lease) -> Steps[None]:
@@ -65,4 +65,4 @@ def unreserve(attempt: Attempt, lease: Lease) -> Steps[None]:
         yield from ask(Unreserve(attempt.scope_id, lease.record_id))
     except Exception as error:  # it counts until it expires; the answer is the same
         record = events.short(lease.record_id)
-        yield from warn(attempt.policy, events.BackendFailed(record, "unreserve", cause(error)))
+        yield from warn(attempt.policy, events.BackendFailed.of(record, "unreserve", error))

@@ -170,13 +170,13 @@ def _answer_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Answer]
     try:
         stored = decode_response(unseal(frame, ANSWER, lease, policy))
     except RecordUnreadable as error:
-        yield from warn(policy, events.BackendFailed(record, "ledger", cause(error)))
+        yield from warn(policy, events.BackendFailed.of(record, "ledger", error))
         yield from _let_go(attempt, lease, Release(lease), None)
         return render(problems.record_unreadable(), policy, attempt.instance)
     try:
         yield from _persist(Complete(lease, frame), attempt, lease)
     except (BackendUnavailable, RecordUnreadable) as error:  # the ledger still has it
-        yield from warn(policy, events.BackendFailed(record, "complete", cause(error)))
+        yield from warn(policy, events.BackendFailed.of(record, "complete", error))
     yield from tell(policy, events.Replayed, lease.record_id, stored.status)
     return sendable(stored, attempt.instance, policy)
 
@@ -232,7 +232,7 @@ def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int
     try:
         yield from _surely(command, attempt, lease)
     except (BackendUnavailable, RecordUnreadable) as error:
-        yield from warn(attempt.policy, events.BackendFailed(record, type(command).__name__.lower(), cause(error)))
+        yield from warn(attempt.policy, events.BackendFailed.of(record, type(command).__name__.lower(), error))
         return Fate.NOT_KEPT
     if isinstance(command, Release) and not _has_history(attempt, lease):
         yield from unreserve(attempt, lease)
@@ -259,7 +259,7 @@ def _forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
             raise LeaseLost("another attempt has taken this request over")
         yield from _surely(Forget(lease.record_id), attempt, lease)
     except (BackendUnavailable, RecordUnreadable) as error:
-        yield from warn(attempt.policy, events.BackendFailed(record, "delete", cause(error)))
+        yield from warn(attempt.policy, events.BackendFailed.of(record, "delete", error))
         return
     yield from unreserve(attempt, lease)
     yield from tell(attempt.policy, events.Released, lease.record_id, status)
@@ -275,7 +275,7 @@ def _persist(command: Command[R], attempt: Attempt, lease: Lease) -> Steps[R]:
             return (yield from _surely(command, attempt, lease))
         except BackendUnavailable as error:
             verb = type(command).__name__.lower()
-            yield from warn(policy, events.BackendFailed(events.short(lease.record_id), verb, cause(error)))
+            yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), verb, error))
             now = yield from ask(Now())
             deadline = now + within if deadline is None else deadline
             if now + pause > deadline:
@@ -301,7 +301,7 @@ def _surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Comman
             yield from ask(instead or command)
         except Exception as error:
             record = events.short(lease.record_id)
-            yield from warn(attempt.policy, events.BackendFailed(record, "cancelled", cause(error)))
+            yield from warn(attempt.policy, events.BackendFailed.of(record, "cancelled", error))
         raise
 
 
@@ -315,7 +315,7 @@ def _supersede(attempt: Attempt, lease: Lease) -> Steps[Answer]:
                 frame = unseal(record.response, ANSWER, lease, policy)
                 return sendable(decode_response(frame), attempt.instance, policy)
     except (BackendUnavailable, RecordUnreadable) as error:
-        yield from warn(policy, events.BackendFailed(events.short(lease.record_id), "get", cause(error)))
+        yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "get", error))
         return render(problems.answer_unreachable(), policy, attempt.instance)
     return render(problems.superseded(), policy, attempt.instance)
 

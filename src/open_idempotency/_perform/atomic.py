@@ -88,7 +88,7 @@ class AtomicBlock:
             )
 
     def __enter__(self) -> AtomicBlock:
-        refuse_loop(_WHAT)
+        refuse_loop(_WHAT, "`async with idem.atomic(...)` with a transaction that is awaited, or a `def` view")
         if todo := self._enter(awaited=False):
             todo[1].sync.run(todo[0])
         return self

@@ -235,13 +235,13 @@ def check_colour(what: str, transaction: bool | None, block: bool) -> None:
     raise WrongColour(f"{what}: tx= is {'' if transaction else 'not '}asynchronous; use {use}")
 
 
-def refuse_loop(what: str) -> None:
+_AWAITED = "`await idem.arun(...)`, `await idem.asave_stage(...)` or `async with idem.stage(...)`"
+
+
+def refuse_loop(what: str, instead: str = _AWAITED) -> None:
     """Raise ``WrongColour`` on an event loop: a blocking call would stop every other request of it (S-08)."""
     if loops.current_library() is not None:
-        raise WrongColour(
-            f"{what}: this is an event loop; use `await idem.arun(...)`, `await idem.asave_stage(...)` "
-            "or `async with idem.stage(...)`"
-        )
+        raise WrongColour(f"{what}: this is an event loop; use {instead}")
 
 
 def needs_loop(verb: str) -> None:

@@ -35,6 +35,8 @@ def here() -> Running:
     found = running.get()
     if found is None:
         raise NotStarted(
-            "no idempotent request is running here: is the middleware installed, and does it cover this route?"
+            "no idempotent request is running here: is the middleware installed, and does it cover this route and its "
+            "method (POST and PATCH, unless methods= says more)? A thread of your own runs in "
+            "contextvars.copy_context().run(...)"
         )
     return found

@@ -109,7 +109,7 @@ def give_up(attempt: Attempt, backend: Backend) -> bool:
     except LeaseLost:
         return False  # another attempt has it, or this one's own end came first
     except Exception as error:  # whatever a backend raises, the other leases are given up all the same
-        tell(Emit(events.BackendFailed(record, "fail", type(error.__cause__ or error).__name__), listener))
+        tell(Emit(events.BackendFailed.of(record, "fail", error), listener))
         return False
     tell(Emit(events.Failed(record, None), listener))
     return True

@@ -192,12 +192,8 @@ class _Beats:
     def _missed(self, running: list[_Watched], error: Exception) -> None:
         """The backend did not answer: the next look tries again, and the lease may outlast the trouble."""
         entry = running[0]
-        cause = type(error.__cause__ or error).__name__
-        tell(
-            Emit(
-                events.BackendFailed(events.short(entry.lease.record_id), "renew", cause), entry.attempt.policy.on_event
-            )
-        )
+        failed = events.BackendFailed.of(events.short(entry.lease.record_id), "renew", error)
+        tell(Emit(failed, entry.attempt.policy.on_event))
 
 
 class Heartbeat:

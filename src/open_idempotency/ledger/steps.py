@@ -24,7 +24,7 @@ from open_idempotency._core.replay import kept
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.sealing import ANSWER, seal_stage, unseal_stage
 from open_idempotency._core.settlement import wants_kept
-from open_idempotency._core.telling import cause, warn
+from open_idempotency._core.telling import warn
 from open_idempotency.exceptions import AnsweredBefore, ConfigurationError, KeyReused, LeaseLost, RecordUnreadable
 from open_idempotency.ledger.dialects import Dialect
 
@@ -182,7 +182,7 @@ def _superseded(attempt: Attempt, lease: Lease) -> Steps[None]:
         except LeaseLost:
             pass
         except Exception as error:  # the claim ends with its lease
-            yield from warn(attempt.policy, events.BackendFailed(record, "release", cause(error)))
+            yield from warn(attempt.policy, events.BackendFailed.of(record, "release", error))
 
 
 def purge(transaction: Transaction, limit: int) -> Steps[int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from django.db import DatabaseError, Error, IntegrityError, connections
 
-from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, RecordUnreadable
+from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, RecordUnreadable, first_line
 
 #: PostgreSQL: serialization failure, deadlock; MySQL: deadlock
 _OVERTAKEN = frozenset({"40001", "40P01", 1213})
@@ -36,7 +36,7 @@ def wrapped(error: Error, alias: str, vendor: str) -> IdempotencyError:
     # A malformed file, or one that is no database, has this very class; all other troubles have subclasses.
     if vendor == "sqlite" and type(error) is DatabaseError:
         return RecordUnreadable(f"Django's database {alias!r} cannot be read: {error}")
-    text = str(error).strip()
+    text = first_line(error)
     return BackendUnavailable(f"Django's database {alias!r}: {type(error).__name__}: {text}{_hint(text, alias)}")
 
 

@@ -22,7 +22,7 @@ from psycopg.errors import error_from_result
 from open_idempotency.backends.postgres.encoding import Row, Statement, rows
 from open_idempotency.backends.postgres.options import Options
 from open_idempotency.backends.psycopg_waits import AsyncBoundedConnection, BoundedConnection, ServerSilent
-from open_idempotency.exceptions import BackendUnavailable
+from open_idempotency.exceptions import BackendUnavailable, first_line
 
 #: seconds after which an idle connection is closed, and after which any is
 IDLE, AGE = 600.0, 3600.0
@@ -163,7 +163,7 @@ class Tries:
 def wrapped(error: Exception) -> BackendUnavailable:
     """The library's error as ours; the caller keeps it as the cause."""
     hint = "; run `open-idempotency migrate` with the URL of the backend" if isinstance(error, _MISSING) else ""
-    return BackendUnavailable(f"PostgreSQL: {type(error).__name__}: {str(error).strip()}{hint}")
+    return BackendUnavailable(f"PostgreSQL: {type(error).__name__}: {first_line(error)}{hint}")
 
 
 def was_refused(error: BackendUnavailable) -> bool:

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from open_idempotency.backends.sqlalchemy.dialects import may_succeed_again
 from open_idempotency.backends.sqlalchemy.options import Options
 from open_idempotency.backends.sqlalchemy.tables import metadata
-from open_idempotency.exceptions import BackendUnavailable
+from open_idempotency.exceptions import BackendUnavailable, first_line
 
 #: what SQLAlchemy raises, and what comes through it from the network
 DATABASE = (SQLAlchemyError, OSError, asyncio.TimeoutError)
@@ -41,7 +41,7 @@ def wrapped(error: Exception) -> BackendUnavailable:
     """The error as ours; the caller keeps it as the cause."""
     # SQLAlchemy's own text repeats the statement.
     told = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    text = str(told).strip()
+    text = first_line(told)
     hint = "; run `open-idempotency migrate` with the URL of the backend" if _is_missing(text) else ""
     return BackendUnavailable(f"SQLAlchemy: {type(told).__name__}: {text}{hint}")
 

@@ -1,0 +1,49 @@
+"""What a log says when a backend fails: enough for an operator to act, and nothing that came with a request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import httpx
+import pytest
+
+from open_idempotency import events
+from open_idempotency.asgi import IdempotencyMiddleware
+from open_idempotency.exceptions import BackendUnavailable
+
+
+def test_the_log_names_the_command_that_makes_missing_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Issue 5, bad input: the client is told nothing of it, the operator what to do."""
+    app = IdempotencyMiddleware(_never, f"sqlalchemy+sqlite:///{tmp_path}/none.db")
+    with caplog.at_level(logging.WARNING, "open_idempotency"):
+        answer = asyncio.run(_posted(app))
+    assert answer.status_code == 503
+    assert "migrate" not in answer.text
+    assert "run `open-idempotency migrate`" in caplog.text
+
+
+def test_what_a_database_says_is_cut_to_its_first_line() -> None:
+    """SPEC 9: the lines behind it may quote the row."""
+    error = BackendUnavailable("no room\nDETAIL: Failing row contains (secret)")
+    error.__cause__ = OSError("full")
+    event = events.BackendFailed.of("0123456789ab", "claim", error)
+    assert event == events.BackendFailed("0123456789ab", "claim", "OSError", "no room")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"), [("a\x1b[2Jb\rc", "a?[2Jb?c"), ("x" * 1000, "x" * 300)], ids=["control characters", "too long"]
+)
+def test_what_a_database_says_fits_into_a_line_of_a_log(said: str, told: str) -> None:
+    """FAULTS 4: log injection."""
+    assert events.BackendFailed.of("0123456789ab", "claim", BackendUnavailable(said)).detail == told
+
+
+async def _posted(app: IdempotencyMiddleware) -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shop") as client:
+        return await client.post("/charges", headers={"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"})
+
+
+async def _never(scope: object, receive: object, send: object) -> None:
+    raise AssertionError("it must not run")
