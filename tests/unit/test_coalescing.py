@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from open_idempotency.backends.coalescing import Limits, LoopCoalescer, ThreadCoalescer
+from open_idempotency.backends.coalescing import NOT_ALONE, Limits, LoopCoalescer, ThreadCoalescer
 from open_idempotency.exceptions import BackendUnavailable
 
 _SECONDS = 20.0
@@ -331,6 +331,26 @@ def test_threads_ask_together_what_came_while_the_last_batch_was_away(pool: Thre
     gate.open()
     assert [future.result(_SECONDS) for future in asked] == [2, 4, 6, 8]
     assert gate.batches == [[1], [2, 3, 4]]
+
+
+def test_a_call_in_the_place_of_a_batch_is_made_where_none_is_on_its_way(pool: ThreadPoolExecutor) -> None:
+    """It holds up the others as a batch does, and hands over as one does."""
+    gate = Gate(holds=0)
+    coalescer = ThreadCoalescer(gate.carry_out, LIMITS)
+
+    def call(word: str) -> str:
+        asked.append(pool.submit(coalescer.ask, 1))
+        _until(lambda: coalescer._queue._count == 1)
+        assert coalescer.alone(call, "another") is NOT_ALONE
+        assert not gate.batches
+        return word
+
+    asked: list[Future[int]] = []
+    assert coalescer.alone(call, "answer") == "answer"
+    assert [future.result(_SECONDS) for future in asked] == [2]
+    with pytest.raises(LookupError):
+        coalescer.alone({}.__getitem__, "missing")
+    assert coalescer.alone(str, 1) == "1"
 
 
 def test_a_thread_carries_out_one_batch_and_hands_over(pool: ThreadPoolExecutor) -> None:

@@ -6,8 +6,8 @@ out is the backend's; what waits, in which order and for how long is decided her
 
 from __future__ import annotations
 
-from open_idempotency.backends.coalescing.in_threads import ThreadCoalescer
+from open_idempotency.backends.coalescing.in_threads import NOT_ALONE, ThreadCoalescer
 from open_idempotency.backends.coalescing.on_loops import LoopCoalescer
 from open_idempotency.backends.coalescing.waiting import Limits
 
-__all__ = ["Limits", "LoopCoalescer", "ThreadCoalescer"]
+__all__ = ["NOT_ALONE", "Limits", "LoopCoalescer", "ThreadCoalescer"]

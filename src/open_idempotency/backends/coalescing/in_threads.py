@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from open_idempotency.backends.coalescing.waiting import Limits, Queue, own, too_late
 from open_idempotency.exceptions import BackendUnavailable
@@ -14,6 +14,8 @@ from open_idempotency.exceptions import BackendUnavailable
 Q = TypeVar("Q")
 R = TypeVar("R")
 
+#: nothing was called, since a batch is on its way
+NOT_ALONE: Final = object()
 #: how many times as long as in the queue a question may be on its way
 _PATIENCE = 10
 
@@ -50,24 +52,29 @@ class ThreadCoalescer(Generic[Q, R]):
 
     def ask(self, question: Q, size: int = 0) -> R:
         """See ``LoopCoalescer.ask``."""
+        answers = self.alone(self._carry_out, (question,))
+        if answers is NOT_ALONE:
+            answers = self.ask_all(((question, size),))
+        answer: R | Exception = answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def alone(self, call: Callable[..., Any], *args: Any) -> Any:
+        """``call(*args)`` in the place of a batch, where it is cheaper; ``NOT_ALONE`` while one is on its way."""
         leads = False
         try:
             # All of it is tried: a signal's handler may raise anywhere, and whoever has the lead must pass it on.
             with self._lock:
                 leads = not self._busy
                 self._busy = True
-            answer = self._alone(question) if leads else self.ask_all(((question, size),))[0]
+            if not leads:
+                return NOT_ALONE
+            with self._on_its_way:
+                return call(*args)
         finally:
             if leads:
                 self._pass_on()
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def _alone(self, question: Q) -> R | Exception:
-        with self._on_its_way:
-            (answer,) = self._carry_out((question,))
-        return answer
 
     def ask_all(self, questions: Sequence[tuple[Q, int]]) -> Sequence[R | Exception]:
         """The answers to several questions, each with its size in bytes; they go into one batch."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from open_idempotency._perform.processes import PerProcess
-from open_idempotency.backends.coalescing import Limits, ThreadCoalescer
+from open_idempotency.backends.coalescing import NOT_ALONE, Limits, ThreadCoalescer
 from open_idempotency.backends.sqlite import verbs
 from open_idempotency.backends.sqlite.connections import Connections, transaction, wrapped
 from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
@@ -27,8 +27,6 @@ _PURGED_PER_CLAIM = 4
 _PURGED_AT_ONCE = 100
 #: seconds after which expired records are looked for again, where there were few
 _PURGE_PAUSE = 1.0
-#: somebody else of this process writes
-_NO_TURN = object()
 
 
 #: is told answers, an exception or None in the place of one
@@ -69,11 +67,9 @@ class Transactions:
 
     def ask(self, verb: verbs.Verb[C, R], command: C, size: int = 0) -> R:
         """The answer to one command, once it is durable."""
-        if self._coalesce_threads:
-            return self._ask_with_others(verb, command, size)
         answer: Any = self._connections.read(self._look_and_write, verb, command)
-        if answer is _NO_TURN:
-            answer = self._connections.take_turn(self._write_alone, verb, command)
+        if answer is NOT_ALONE:
+            answer = self._write_with_others(verb, command, size)
         answered: R = answer
         return answered
 
@@ -81,20 +77,23 @@ class Transactions:
         answer = None if verb.look is None else verb.look(connection, command, self._clock)
         if answer is not None:
             return answer
+        if self._coalesce_threads:
+            return self._coalescers.get().alone(self._write_at_once, connection, verb, command)
+        return self._write_at_once(connection, verb, command)
+
+    def _write_at_once(self, connection: sqlite3.Connection, verb: verbs.Verb[C, R], command: C) -> Any:
         # Whoever waits for a turn must hold no connection: see Connections.pause.
         turn = self._connections.turn
         if not turn.acquire(blocking=False):
-            return _NO_TURN
+            return NOT_ALONE
         try:
             return self._write_alone(connection, verb, command)
         finally:
             turn.release()
 
-    def _ask_with_others(self, verb: verbs.Verb[C, R], command: C, size: int) -> R:
-        if verb.look is not None:
-            answer = self._connections.read(verb.look, command, self._clock)
-            if answer is not None:
-                return answer
+    def _write_with_others(self, verb: verbs.Verb[C, R], command: C, size: int) -> R:
+        if not self._coalesce_threads:
+            return self._connections.take_turn(self._write_alone, verb, command)
         written: R = self._coalescers.get().ask(Question(verb, command, size, self.timeout), size)
         return written
 
