@@ -11,7 +11,6 @@ writes nothing, and waits for no disk.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -36,17 +35,24 @@ class _Asking:
     def __init__(self, options: Options) -> None:
         self._options = options
         self.connections = Connections(options)
-        self._alone = threading.Semaphore(options.alone(ALONE))
+        #: a place for each question that may go alone, where not all do
+        self._alone: list[None] = [None] * options.alone(ALONE) if options.coalesce else []
         self._batches: ThreadCoalescer[Question, Row] = ThreadCoalescer(self._carry_out, Limits(options.timeout))
 
     def ask(self, verb: Verb, c: Any) -> Row:
         """The answer to one question."""
         until = time.monotonic() + self._options.call_timeout
-        if self._alone.acquire(blocking=False):
+        if not self._options.coalesce:
+            return self._send(verb, c, until)
+        try:
+            place = self._alone.pop()
+        except IndexError:
+            pass
+        else:
             try:
                 return self._send(verb, c, until)
             finally:
-                self._alone.release()
+                self._alone.append(place)
         row = self._batches.ask((verb, c), verb.size(c))
         return self._send(verb, c, until) if row is APART else row
 
