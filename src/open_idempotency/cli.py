@@ -7,15 +7,17 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
+import open_idempotency
 from open_idempotency.backends.registry import open_backend
 from open_idempotency.exceptions import IdempotencyError
 from open_idempotency.ledger import schema
 
 _BATCH = 1000
 _ARGUMENTS = {
-    "url": "the backend's URL, as the application has it",
+    "url": "the backend's URL, as the application has it, such as postgresql://user@host/database",
     "dialect": "postgresql, mysql, mariadb or sqlite",
 }
+_CHOICES = {"dialect": ("postgresql", "mysql", "mariadb", "sqlite")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="open-idempotency", description="Look after the records of a backend.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {open_idempotency.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     for function, argument, what in (
         (migrate, "url", "make or bring up to date the tables of a backend that needs them"),
@@ -40,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         (ledger, "dialect", "print the SQL script that makes the ledger's tables in the application's database"),
     ):
         command = commands.add_parser(function.__name__, help=what, description=what)
-        command.add_argument("argument", metavar=argument, help=_ARGUMENTS[argument])
+        command.add_argument("argument", metavar=argument, help=_ARGUMENTS[argument], choices=_CHOICES.get(argument))
         command.set_defaults(command=function)
     return parser
 

@@ -25,6 +25,8 @@ _BEHIND_API_VIEW = ("rest_framework.decorators", "api_view.<locals>.decorator.<l
 
 #: whether this process has made any rule; without one nobody needs to look which view a request will reach
 in_use = False
+#: the header fields that views' rules name for their keys; known before their views are reached
+fields_named: set[str] = set()
 
 
 class Rule:
@@ -170,6 +172,7 @@ def _mark(view: V, rule: Rule) -> V:
             f"{view!r} cannot carry a rule; put the decorator on the function or class that it is made of"
         ) from None
     _note_use()
+    fields_named.update(rule.fields.get("aliases", ()), {rule.fields["header"]} if "header" in rule.fields else ())
     return view
 
 

@@ -353,6 +353,13 @@ def test_a_wrong_url_is_refused_at_start(url: str, message: str) -> None:
         open_backend(url)
 
 
+def test_without_a_host_libpq_looks_for_its_own_socket() -> None:
+    """B-10: as everywhere with libpq."""
+    found = PostgresBackend("postgresql:///shop?host=/run/postgresql&timeout=3").options.conninfo
+    assert "dbname=shop host=/run/postgresql " in found
+    assert "host" not in PostgresBackend("postgresql:///shop").options.conninfo
+
+
 def test_of_several_hosts_the_one_that_writes_is_taken(postgres18: PostgresServer) -> None:
     """B-10: and never a replica, which may not have heard of a claim yet."""
     backend = PostgresBackend(f"postgresql://postgres@127.0.0.1:1,127.0.0.1:{postgres18.port}/postgres")

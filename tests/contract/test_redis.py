@@ -229,7 +229,7 @@ DAMAGE: dict[str, Callable[[redis.Redis, bytes], object]] = {
     "nothing in it": _cut(0),
     "the version alone": _cut(1),
     "no owner": _cut(51),
-    "an owner longer than the rest": _spliced(51, b"\xff\xff"),
+    "an owner longer than the rest": _spliced(51, b"\xff" * 4),
     "something behind the fingerprint": _cut(200),
 }
 

@@ -154,6 +154,22 @@ def test_without_coalescing_each_call_has_a_connection(own: Server) -> None:
     _run(steps)
 
 
+def test_a_large_answer_holds_nobody_up(own: Server) -> None:
+    """I11: it goes on a connection of its own, as the others would have to wait behind it."""
+
+    async def steps() -> None:
+        async with _opened(own.url) as backend:
+            large, small = [await _lease(backend, os.urandom(8)) for _ in range(2)]
+            with _counting(own) as count:
+                await backend.complete(Complete(small, b"x" * 1000))
+                assert count()["connections"] == 0
+                await backend.complete(Complete(large, b"x" * 200_000))
+                assert count()["connections"] == 1
+            assert await backend.claim(claim_of(large.record_id)) == Finished(b"x" * 200_000)
+
+    _run(steps)
+
+
 def test_alone_a_call_waits_for_nobody(own: Server) -> None:
     """LIMITS target 1: one after the other, each is one write."""
 

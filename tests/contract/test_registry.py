@@ -98,6 +98,12 @@ def test_what_is_no_backend_is_refused(wrong: object) -> None:
         ("redis+sentinel://localhost:1,two:x/mymaster", "malformed"),
         ("redis+cluster://localhost/1", "a Cluster has no database but 0"),
         ("redis+cluster://localhost?eviction=never", "'never' is none of warn, refuse, ignore"),
+        ("postgres://localhost/x", "did you mean postgresql://"),
+        ("postgresql+psycopg://localhost/x", r"did you mean sqlalchemy\+postgresql\+psycopg://"),
+        ("mysql://localhost/x", r"did you mean sqlalchemy\+mysql://"),
+        ("redi://localhost", "did you mean redis://"),
+        ("sqlalchemy+mysql://localhost/x", "pip install mysqlclient$"),
+        ("sqlalchemy+mysql+mysqlconnector://localhost/x", "pip install mysql-connector-python$"),
     ],
 )
 def test_a_wrong_url_is_told_what_is_wrong(url: str, message: str) -> None:
@@ -118,6 +124,8 @@ def test_a_wrong_url_is_told_what_is_wrong(url: str, message: str) -> None:
         f"redis+sentinel://user:{SECRET}@one:1,two:x/mymaster",
         f"redis+sentinel://user:{SECRET}@one:1,two/mymaster?sentinel_password={SECRET}",
         f"redis+cluster://user:{SECRET}@one:1,two:2",
+        f"postgresql://user:{SECRET}@localhost/x?nonsense=1",
+        f"postgresql:///x?password={SECRET}&nonsense=1",
     ],
 )
 def test_credentials_are_never_repeated(url: str) -> None:

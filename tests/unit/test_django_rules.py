@@ -19,7 +19,7 @@ from django.views import View
 from open_idempotency import idem, rules
 from open_idempotency._perform.context import running
 from open_idempotency.django import exempt, idempotent
-from tests.django_project.calls import KEY, REPLAYED, post, project
+from tests.django_project.calls import KEY, OURS, REPLAYED, post, project
 
 Send = Callable[..., Any]
 
@@ -187,6 +187,47 @@ def test_an_exemption_counts_for_the_request_that_loads_it(send: Send, monkeypat
     monkeypatch.setattr(rules, "in_use", False)
     with project(), override_settings(ROOT_URLCONF=LoadedLate(lambda: exempt(view))):
         assert send(key=None).json() == {"active": False, "started": False}
+
+
+@both_chains
+def test_the_request_that_loads_a_view_with_a_field_of_its_own_is_let_go_when_it_is_stopped(
+    send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L-04: whatever was known of it before its view was found."""
+    monkeypatch.setattr(rules, "in_use", False)
+    ends: list[BaseException | None] = [SystemExit(1), None]
+
+    def view(request: HttpRequest) -> HttpResponse:
+        end = ends.pop(0)
+        if end is not None:
+            raise end
+        return HttpResponse("paid")
+
+    late = LoadedLate(lambda: idempotent(header="X-Charge")(view))
+    with project(), override_settings(ROOT_URLCONF=late):
+        with pytest.raises(SystemExit):
+            send(key=None, headers={"X-Charge": KEY})
+        assert send(key=None, headers={"X-Charge": KEY}).content == b"paid"
+
+
+def test_a_field_of_a_views_own_is_known_before_a_request_has_reached_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R-09: the body is kept from before other middleware reads it."""
+    with project(_counting([]), idempotent(header="X-Later")(_counting([])), MIDDLEWARE=[OURS, f"{__name__}.Reading"]):
+        _blocking(key=None)
+        answers = [Client().post("/1", {"amount": "1"}, headers={"X-Later": KEY}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert answers[1][REPLAYED] == "true"
+
+
+class Reading:
+    """Middleware that reads the form, as CSRF protection does; whoever wants the raw body then comes too late."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        assert request.POST is not None
+        return self.get_response(request)
 
 
 def _run_python(code: str) -> str:

@@ -6,6 +6,7 @@ URL scheme, its value a class with a class method ``from_url(url)``.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -40,6 +41,15 @@ BACKENDS = {
     "sqlalchemy+": Row("open_idempotency.backends.sqlalchemy", "SqlalchemyBackend", "sqlalchemy", "sqlalchemy"),
     "postgresql": Row("open_idempotency.backends.postgres", "PostgresBackend", "postgres", "psycopg"),
 }
+
+
+#: what client libraries say that lack something of their own, and what to do
+_HALF_INSTALLED = {
+    "no pq wrapper available": "psycopg finds no libpq: pip install 'psycopg[binary]', or install libpq",
+    "greenlet": "SQLAlchemy needs greenlet: pip install 'open-idempotency[sqlalchemy]'",
+}
+_SYNONYMS = {"postgres": "postgresql", "valkey": "redis", "valkeys": "rediss", "sqlite3": "sqlite"}
+_DIALECTS = ("mysql", "mariadb", "postgresql", "sqlite")
 
 
 class _BackendClass(Protocol):
@@ -83,16 +93,36 @@ def _class_for(scheme: str) -> _BackendClass:
         return _import(row)
     entry = _entries().get(scheme)
     if entry is None:
-        raise ConfigurationError(f"backend: unknown scheme {scheme!r}; known: {_known()}")
+        raise ConfigurationError(f"backend: unknown scheme {scheme!r}; {_meant(scheme)}known: {_known()}")
     loaded: _BackendClass = entry.load()
     return loaded
+
+
+def _meant(scheme: str) -> str:
+    """What is probably wanted by whoever writes a scheme as other libraries have it."""
+    dialect, _, _ = scheme.partition("+")
+    if scheme in _SYNONYMS:
+        meant = _SYNONYMS[scheme]
+    elif dialect in _DIALECTS:
+        meant = f"sqlalchemy+{scheme}"
+    else:
+        close = get_close_matches(scheme, BACKENDS, n=1)
+        if not close:
+            return ""
+        (meant,) = close
+    return f"did you mean {meant}://? "
 
 
 def _import(row: Row) -> _BackendClass:
     try:
         found: _BackendClass = getattr(import_module(row.module), row.name)
-    except ModuleNotFoundError as error:
-        if row.library is None or (error.name or "").partition(".")[0] != row.library:
+    except ImportError as error:
+        if row.library is None:
+            raise
+        for said, hint in _HALF_INSTALLED.items():
+            if said in str(error):
+                raise MissingExtra(f"backend: {hint}") from error
+        if (error.name or "").partition(".")[0] != row.library or not isinstance(error, ModuleNotFoundError):
             raise
         raise MissingExtra(
             f"backend: {row.name} needs the {row.library} package: pip install 'open-idempotency[{row.extra}]'"

@@ -48,6 +48,8 @@ class IdempotencyMiddleware:
         self.engine = make_engine(threads=not self._awaits)
         self._routes: dict[tuple[Rule, ...], Route | None] = {}
         self._names: frozenset[str] = frozenset()
+        self._learned = 0
+        self._found_view = False
         self._route(())
         # Django looks at this very attribute to see whether it has to adapt the hook to its own colour.
         self.process_view = self._abegin if self._awaits else self._begin
@@ -58,7 +60,8 @@ class IdempotencyMiddleware:
         if request.method in NEVER_COVERED or _is_protected(request):
             response: HttpResponseBase | Awaitable[HttpResponseBase] = self.get_response(request)
             return response
-        keyed = self._is_keyed(request)
+        # Until a view was found the URLs, and with them the views' rules, may not have been loaded yet.
+        keyed = not self._found_view or self._is_keyed(request)
         if not keyed and not self.engine.policy.required and not rules.in_use:
             return self._pass(request)
         exchange = Exchange(self.engine, request)
@@ -68,10 +71,15 @@ class IdempotencyMiddleware:
         return self._arun(request, exchange, keyed) if self._awaits else self._run(request, exchange)
 
     def _is_keyed(self, request: HttpRequest) -> bool:
-        for name in self._names:
-            if name in request.META:
-                return True
-        return False
+        if rules.in_use and len(rules.fields_named) != self._learned:
+            self._learn()
+        return any(name in request.META for name in self._names)
+
+    def _learn(self) -> None:
+        """The fields of views that no request has reached yet."""
+        named = list(rules.fields_named)
+        self._names |= {name for name, _ in environ_names(name.lower().encode("ascii") for name in named)}
+        self._learned = len(named)
 
     # The chain of a request that has no key and, as far as is known, needs none: stages run plainly
 
@@ -88,6 +96,11 @@ class IdempotencyMiddleware:
             response: HttpResponseBase = self.get_response(request)
             late = self._exchange(request)
             return bind_stream(response) if late is None else late.conclude(response)
+        except BaseException as error:
+            late = self._exchange(request)
+            if late is not None:
+                late.abort(error)
+            raise
         finally:
             running.set(before)
 
@@ -98,6 +111,11 @@ class IdempotencyMiddleware:
             response: HttpResponseBase = await self.get_response(request)
             late = self._exchange(request)
             return bind_stream(response) if late is None else await late.aconclude(response)
+        except BaseException as error:
+            late = self._exchange(request)
+            if late is not None:
+                await late.aabort(error)
+            raise
         finally:
             running.set(before)
 
@@ -154,6 +172,7 @@ class IdempotencyMiddleware:
     def _begin(
         self, request: HttpRequest, view: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> HttpResponse | None:
+        self._found_view = True
         exchange = self._exchange(request) or self._late(request)
         if exchange is None:
             return None
@@ -162,13 +181,14 @@ class IdempotencyMiddleware:
     async def _abegin(
         self, request: HttpRequest, view: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> HttpResponse | None:
+        self._found_view = True
         exchange = self._exchange(request) or self._late(request)
         if exchange is None:
             return None
         return await exchange.abegin(self._route(_rules_on(view, request)), view)
 
     def _late(self, request: HttpRequest) -> Exchange | None:
-        """For a request that was let pass when no view had a rule: Django loads views with the first request to them."""
+        """For a request that was let pass when no view had a rule: further views may be loaded at any time."""
         if not rules.in_use or getattr(request, _ATTRIBUTE, request) is not None:
             return None
         exchange = Exchange(self.engine, request)

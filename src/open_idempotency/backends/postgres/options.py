@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -60,7 +60,8 @@ def read_url(url: str, given: dict[str, Any]) -> Options:
     ours, others = _parted(parts.query)
     read = urls.options(parts._replace(query=ours), _OPTIONS)
     read.update((name, value) for name, value in given.items() if value is not None)
-    libpq = urlunsplit(parts._replace(query=others))
+    # Not put together again from its parts, which would lose the slashes before a host that is not there.
+    libpq = f"postgresql:{url.partition(':')[2].partition('?')[0]}" + (f"?{others}" if others else "")
     try:
         known = conninfo_to_dict(libpq)
     except ProgrammingError as error:

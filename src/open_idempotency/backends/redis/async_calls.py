@@ -24,6 +24,8 @@ from open_idempotency.backends.redis.scripts import Arguments, Keyed, Script, ev
 from open_idempotency.backends.redis.topology import AsyncClient, NotInBatch
 
 R = TypeVar("R")
+#: bytes of an answer or a stage from which on it goes on a connection of its own
+_LARGE = 128 * 1024
 
 
 class AsyncCalls:
@@ -53,7 +55,9 @@ class AsyncCalls:
     ) -> R:
         """Run a script in a batch; ``alone`` where batches are not wanted, or not possible at the moment."""
         seconds = self._options.budget
-        if self._options.coalesce:
+        last = keyed[1][-1] if keyed[1] else b""
+        # What is large would hold up all that comes behind it on the one connection of the batches.
+        if self._options.coalesce and (type(last) is not bytes or len(last) <= _LARGE):
             started = time.monotonic()
             try:
                 answer: R = await self._clients.get().in_batch(script, keyed, durably)

@@ -10,9 +10,11 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from math import inf
 from types import TracebackType
 from typing import Any, TypeVar
+from weakref import ref
 
 import redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -24,8 +26,40 @@ _SCRIPTS = ("EVALSHA", "EVAL")
 _LATE = "no answer in time"
 
 
+class within:  # noqa: N801 (read as a word: "with within(2.0):")
+    """Give what follows in this thread at most ``seconds``; a deadline that is nearer stays."""
+
+    __slots__ = ("__weakref__", "_before", "_seconds", "until")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._before: _Deadline = _nothing
+        #: on the monotonic clock
+        self.until = inf
+
+    def __enter__(self) -> None:
+        self._before = _HERE.deadline
+        outer = self._before()
+        until = time.monotonic() + self._seconds
+        self.until = until if outer is None else min(until, outer.until)
+        _HERE.deadline = ref(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _HERE.deadline = self._before
+
+
+_Deadline = Callable[[], within | None]
+
+
+def _nothing() -> None:
+    return None
+
+
 class _Here(threading.local):
-    until: float | None = None
+    # Weak: a signal's handler may raise as a block is left, and what it was given then ends with it.
+    deadline: _Deadline = staticmethod(_nothing)
 
 
 _HERE = _Here()
@@ -33,27 +67,8 @@ _HERE = _Here()
 
 def seconds_left() -> float | None:
     """Until this thread's deadline; None where there is none."""
-    return None if _HERE.until is None else _HERE.until - time.monotonic()
-
-
-class within:  # noqa: N801 (read as a word: "with within(2.0):")
-    """Give what follows in this thread at most ``seconds``; a deadline that is nearer stays."""
-
-    __slots__ = ("_before", "_seconds")
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._before: float | None = None
-
-    def __enter__(self) -> None:
-        self._before = _HERE.until
-        until = time.monotonic() + self._seconds
-        _HERE.until = until if self._before is None else min(until, self._before)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _HERE.until = self._before
+    deadline = _HERE.deadline()
+    return None if deadline is None else deadline.until - time.monotonic()
 
 
 async def within_async(seconds: float, work: Awaitable[T]) -> T:
@@ -101,12 +116,11 @@ class BoundedConnection(redis.Connection):
             self.disconnect()  # type: ignore[no-untyped-call]  # redis-py's
             raise RedisTimeoutError(_LATE)
         self.socket_connect_timeout = min(self._connects_within, left)
-        answers_within = min(self._answers_within, left)
-        if answers_within != self.socket_timeout:  # nearly always it is all that one answer may take
-            self.socket_timeout = answers_within
-            sock: socket.socket | None = self._sock
-            if sock is not None:
-                sock.settimeout(answers_within)
+        self.socket_timeout = min(self._answers_within, left)
+        sock: socket.socket | None = self._sock
+        # Nearly always it has what one answer may take. To ask it is no call of the system; to set it is.
+        if sock is not None and sock.gettimeout() != self.socket_timeout:
+            sock.settimeout(self.socket_timeout)
 
 
 class BoundedSSLConnection(BoundedConnection, redis.SSLConnection):

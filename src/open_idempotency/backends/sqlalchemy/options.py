@@ -114,6 +114,10 @@ def _of_url(text: str) -> dict[str, Any]:
     return {"url": url.difference_update_query(read), **colours, **read}
 
 
+#: drivers that pip knows by another name than Python
+_DISTRIBUTIONS = {"MySQLdb": "mysqlclient", "mysql": "mysql-connector-python"}
+
+
 def _has_greenlet() -> bool:
     return find_spec("greenlet") is not None
 
@@ -122,8 +126,9 @@ def _check_driver(kind: type[SqlalchemyDialect], url: URL) -> None:
     try:
         kind.import_dbapi()
     except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
         raise MissingExtra(
-            f"backend: {SCHEME}{url.drivername}:// needs the {error.name} package: pip install {error.name}"
+            f"backend: {SCHEME}{url.drivername}:// needs a driver: pip install {_DISTRIBUTIONS.get(package, package)}"
         ) from error
 
 

@@ -6,7 +6,7 @@
 -- Replies begin with a number: 0 and above are the verb's own answers, below 0:
 local UNREADABLE, LOST, COMPLETED_ALREADY = -1, -2, -3
 local RUNNING, COMPLETED, FAILED = 1, 2, 3
-local VERSION, PACKED = 1, '>BBBI4I4I8I8I8I8I8I2c0I2c0'
+local VERSION, PACKED = 1, '>BBBI4I4I8I8I8I8I8I4c0I4c0'
 -- Lua's numbers are exact up to here.
 local LARGEST = 9007199254740992
 
