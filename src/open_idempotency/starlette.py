@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from typing import Any
 from uuid import UUID
 
@@ -35,6 +36,8 @@ __all__ = ["IdempotencyMiddleware", "IdempotencyRule", "exempt", "idempotent"]
 del starlette
 
 _logger = logging.getLogger("open_idempotency")
+# What a router answers where no route fits.
+_ROUTERS_OWN = (307, 308, 404, 405)
 _NAMES = ("identity", "display_name")
 
 
@@ -54,17 +57,40 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
     _warned = False
     _layers: Layers | None = None
 
+    @cached_property
+    def _unsures(self) -> dict[int, Coverage]:
+        """By the identity of a coverage, each of which lives as long as the middleware."""
+        return {}
+
     def coverage_of(self, scope: Scope) -> Coverage | None:
         """As its route wants it; None where that is exempt, or another's matter."""
         layers = self._layers
         if layers is None:
             if not self._looked:
                 self._look_late()
-            layers = self._layers = see_layers(self.app)
-        found = find(layers.again(), scope)
+            layers = see_layers(self.app)
+            if layers.plain:
+                self._layers = layers
+        else:
+            layers = layers.again()
+        found = find(layers, scope)
         if found is NOTHING_SAID and self._paths is None:
             return self.coverages.default
-        return None if found.passing else self.coverages.by((*self.rules_of_path(scope), *found.rules))
+        if found.passing:
+            return None
+        coverage = self.coverages.by((*self.rules_of_path(scope), *found.rules))
+        return self._unsure(coverage) if found.unsure and coverage is not None else coverage
+
+    def _unsure(self, coverage: Coverage) -> Coverage:
+        """Protect what a layer between may lead to an endpoint; but keep no answer by which a router says that none is
+        there, as a redirect that took the key would make the redirected request a mismatch.
+        """
+        known = self._unsures.get(id(coverage))
+        if known is None:
+            store = coverage.policy.store
+            kept = coverage.policy.replace(store=partial(_stored_if_routed, store))
+            known = self._unsures[id(coverage)] = Coverage(kept, coverage.names)
+        return known
 
     def check_start(self) -> None:
         """Warn if it is the application's inside that authenticates.
@@ -125,6 +151,12 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         finally:
             if unknown and not self._warned and scope.get("user") is not None and not scope[MARK].policy.scope:
                 self._warn("AuthenticationMiddleware")
+
+
+def _stored_if_routed(store: Callable[[int], bool | None] | None, status: int) -> bool | None:
+    if status in _ROUTERS_OWN:
+        return False
+    return None if store is None else store(status)
 
 
 def _read(user: object, name: str) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import Host, Match, Mount, Route, Router, WebSocketRoute
 
 from open_idempotency import asgi, rules
@@ -21,27 +22,35 @@ from open_idempotency.rules import IdempotencyRule, Rule, rules_on
 #: how deep applications are looked into
 DEEPEST = 100
 #: routes that are no more than themselves
+_FRAMEWORKS = ("starlette", "fastapi")
 _SINGLE = (Route, WebSocketRoute, Mount, Host)
 
 
 class Found(NamedTuple):
     """``rules``: those of the endpoint and of all around it, the nearest last. ``passing``: the request is no matter of
-    the middleware that asks, since another one of ours stands between, or no endpoint will take it."""
+    the middleware that asks, since another one of ours stands between, or no endpoint will take it. ``unsure``: no
+    endpoint would take it as it is here, but what stands between may make another request of it."""
 
     rules: tuple[Rule, ...]
     passing: bool
+    unsure: bool = False
 
 
 class Layers(NamedTuple):
-    """What middleware wraps: ``app`` is innermost, ``routes`` are its own; ``inner``: one of them is ours."""
+    """What middleware wraps: ``app`` is innermost, ``routes`` are its own; ``inner``: one of them is ours.
+
+    ``plain``: what lies before the routes is Starlette's and FastAPI's own, so that it hands requests on as they are
+    and stays what it is.
+    """
 
     app: Any
     routes: Iterable[Any] | None
     inner: bool
+    plain: bool = False
 
     def again(self) -> Layers:
-        """The same once more: what an application has begun to serve with stays, only its routes may change."""
-        return Layers(self.app, self.app.routes, self.inner) if hasattr(self.app, "routes") else see_layers(self.app)
+        """The same once more, where it is plain: only the routes may change."""
+        return Layers(self.app, self.app.routes, self.inner, True)
 
 
 #: for most requests: nothing is said, and this middleware protects them
@@ -56,10 +65,13 @@ def find(layers: Layers, scope: Scope) -> Found:
         # A middleware of one route: Starlette has noted which one before it came here.
         return Found(_rules_here(scope) if rules.in_use else (), layers.inner)
     said: list[Rule] = []
+    plain = True
     while not layers.inner and layers.routes is not None:
-        matched = _match(layers.routes, scope)
+        plain = plain and layers.plain
+        matched = _match(layers.routes, _as_entered(layers.app, scope))
         if matched is None:
-            return Found(tuple(said), _refuses_itself(layers.app))
+            refused = _refuses_itself(layers.app)
+            return Found(tuple(said), refused and plain, refused and not plain)
         route, child = matched
         layers = see_layers(getattr(route, "app", None))
         if layers.routes is not None:
@@ -87,18 +99,44 @@ def is_ours(kind: Any) -> bool:
 
 def see_layers(app: Any) -> Layers:
     """Look through what middleware wraps, as far as it shows it."""
+    plain = True
     for _ in range(DEEPEST):
         if isinstance(app, asgi.IdempotencyMiddleware):
             return Layers(app, None, True)
+        plain = plain and _is_plain(app)
         if hasattr(app, "routes"):
-            return Layers(app, app.routes, _has_ours(app))
+            return Layers(app, app.routes, _has_ours(app), plain)
         wrapped = getattr(app, "app", None)
         if wrapped is None:
             # What a router's own middleware wraps is the router's method.
             owner = getattr(app, "__self__", None)
-            return Layers(app, getattr(owner, "routes", None), False)
+            return Layers(app, getattr(owner, "routes", None), False, plain and _is_plain(owner))
         app = wrapped
     return Layers(app, None, False)
+
+
+def _is_plain(app: Any) -> bool:
+    """Whether this hands a request on as it is: an application, a router or a middleware as the framework made it.
+
+    An application may wrap itself in middleware that is listed. A ``BaseHTTPMiddleware`` calls somebody's function.
+    """
+    kind = type(app)
+    if kind.__module__.partition(".")[0] not in _FRAMEWORKS or isinstance(app, BaseHTTPMiddleware):
+        return False
+    return all(_is_plain_class(listed.cls) for listed in getattr(app, "user_middleware", ()))
+
+
+def _is_plain_class(kind: Any) -> bool:
+    module = str(getattr(kind, "__module__", ""))
+    return module.partition(".")[0] in _FRAMEWORKS and not (
+        isinstance(kind, type) and issubclass(kind, BaseHTTPMiddleware)
+    )
+
+
+def _as_entered(app: Any, scope: Scope) -> Scope:
+    """The scope as an application sees it: FastAPI puts the ``root_path`` of its own in."""
+    root_path = getattr(app, "root_path", None)
+    return {**scope, "root_path": root_path} if root_path and isinstance(root_path, str) else scope
 
 
 def _has_ours(app: Any) -> bool:
@@ -119,7 +157,7 @@ def _routed_here(scope: Scope) -> Layers | None:
     app = scope.get("app")
     if app is None or scope.get("endpoint", app) is not app:
         return None
-    return Layers(app, getattr(app, "routes", None), False)
+    return Layers(app, getattr(app, "routes", None), False, _is_plain(app))
 
 
 def _match(routes: Iterable[Any], scope: Scope) -> tuple[Any, Scope] | None:
