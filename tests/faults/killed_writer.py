@@ -1,6 +1,7 @@
 """A process that dies inside a write transaction on SQLite: url, effect file, key, and the verb that it dies in.
 
-The backend asks its clock inside each write transaction, so a clock can be the killer. Run by ``test_restarts.py``.
+The backend asks its clock where it is about to write, so a clock can lay the trap: a trigger on that connection, which
+is sprung by what is written, before it is committed. Run by ``test_restarts.py``.
 """
 
 from __future__ import annotations
@@ -17,23 +18,35 @@ from tests.faults.effects import Effects
 from tests.faults.handlers import charging
 from tests.faults.site import Order, Worker
 
+_TRAP = "CREATE TEMPORARY TRIGGER trap AFTER UPDATE ON open_idempotency_records BEGIN SELECT spring(); END"
+
 
 class _Killer:
-    """A clock; ends the process where it is asked by ``verb``."""
+    """A clock; the process ends in what is written by the function that asked."""
 
-    def __init__(self, verb: str) -> None:
-        self._verb = verb
+    def __init__(self, function: str) -> None:
+        self._function = function
 
     def __call__(self) -> float:
         frame = sys._getframe(1)
-        if frame.f_code.co_name == self._verb:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if frame.f_code.co_name == self._function:
+            connection = frame.f_locals["connection"]
+            connection.create_function("spring", 0, _kill)
+            connection.execute(_TRAP)
         return time.time()
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+#: where each verb asks for the time
+_ASKS = {"complete": "complete_running", "save_stage": "save_stage"}
 
 
 def main(url: str, effects: str, key: str, verb: str) -> None:
     """Post one order; never returns."""
-    backend = open_backend(url, clock=_Killer(verb))
+    backend = open_backend(url, clock=_Killer(_ASKS[verb]))
     assert isinstance(backend, SqliteBackend)
     with Worker("wsgi", backend) as worker:
         worker.post(Order(charging(Effects(Path(effects))), key))
