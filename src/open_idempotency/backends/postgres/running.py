@@ -66,8 +66,9 @@ class _Kept:
 
     def __init__(self, pgconn: pq.abc.PGconn) -> None:
         super().__init__(pgconn)  # type: ignore[call-arg]  # to the library's own class, which comes next
-        self.prepared: set[Statement] = set()
-        self._sent: dict[Statement, int] = {}
+        #: by their names, as is how often each was sent plainly
+        self.prepared: set[bytes] = set()
+        self._sent: dict[bytes, int] = {}
 
     def __del__(self, *unused: Any) -> None:
         """Nothing to warn of: libpq's own object closes itself, and only in the process that opened it."""
@@ -78,9 +79,10 @@ class _Kept:
 
     def is_often_sent(self, statement: Statement) -> bool:
         """Whether to send it prepared, now that it is sent once more."""
-        if statement in self.prepared:
+        name = statement.name
+        if name in self.prepared:
             return self.preparing.possible
-        count = self._sent[statement] = self._sent.get(statement, 0) + 1
+        count = self._sent[name] = self._sent.get(name, 0) + 1
         return count > OFTEN and self.preparing.possible
 
     def is_clean(self) -> bool:
@@ -117,10 +119,10 @@ def _run_prepared(
     connection: KeptConnection | AsyncKeptConnection, statement: Statement, parameters: list[bytes | None]
 ) -> Generator[Any, Any, pq.abc.PGresult]:
     pgconn = connection.pgconn
-    if statement not in connection.prepared:
+    if statement.name not in connection.prepared:
         pgconn.send_prepare(statement.name, statement.text)
         yield from _answered(pgconn)
-        connection.prepared.add(statement)
+        connection.prepared.add(statement.name)
     pgconn.send_query_prepared(
         statement.name, parameters, param_formats=statement.formats, result_format=pq.Format.BINARY
     )
