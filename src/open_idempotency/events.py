@@ -124,6 +124,11 @@ class HookFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Uncommitted(Event):
+    """A view answered, and had neither committed nor rolled back the transaction of its ``tx=`` or ``idem.atomic``."""
+
+
+@dataclass(frozen=True, slots=True)
 class InDoubt(Event):
     """A stage was begun by an attempt that did not record its end. ``answer``: what was decided.
 

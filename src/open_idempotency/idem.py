@@ -17,7 +17,15 @@ from open_idempotency._core.keys import downstream_key
 from open_idempotency._perform.atomic import AtomicBlock
 from open_idempotency._perform.blocks import Key, StageBlock, needs_loop
 from open_idempotency._perform.context import here, running
-from open_idempotency._perform.stages import Errors, Reconcile, Terms, plain_value, read_frame, stage_id
+from open_idempotency._perform.stages import (
+    Errors,
+    Reconcile,
+    Terms,
+    plain_value,
+    read_frame,
+    refuse_shared_names,
+    stage_id,
+)
 from open_idempotency.exceptions import AlreadyCompleted
 
 
@@ -138,7 +146,9 @@ class Idem:
 
         The value is JSON, or a dataclass or pydantic model that the function's return annotation or ``returns=``
         declares; it passes through JSON on the first attempt too. An exception is not recorded, unless its class is in
-        ``memo_errors``. A ``key`` tells several uses of one name apart.
+        ``memo_errors``. A ``key`` tells several uses of one name apart. Where one of the stage's arguments is given
+        (``key``, ``tx`` ...) and the function has one of that name too, a ``TypeError`` asks which is meant:
+        ``functools.partial`` gives the function its own.
 
         ``external=True`` puts the stage on record before the call as well, one round trip more: if this attempt dies
         in between, the stage is *in doubt* on the next one (S-04). Then ``reconcile``, called with the function's own
@@ -156,6 +166,7 @@ class Idem:
         ``tx`` also ``ConfigurationError`` for what is no transaction, and ``KeyReused``.
         """
         terms = Terms(returns, memo_errors, external, on_doubt, reconcile, not_done, tx)
+        refuse_shared_names(name, function, key, terms)
         return StageBlock(name, key, terms, function).run(function, args, kwargs)
 
     def arun(
@@ -177,6 +188,7 @@ class Idem:
         """``run``, awaited; ``function`` may be a coroutine function or an ordinary one that does not block."""
         needs_loop("arun")
         terms = Terms(returns, memo_errors, external, on_doubt, reconcile, not_done, tx)
+        refuse_shared_names(name, function, key, terms)
         return StageBlock(name, key, terms, function).arun(function, args, kwargs)
 
     def stage(
@@ -199,6 +211,8 @@ class Idem:
         ``key`` and its ``tx`` may be callables that make them from the call's arguments. The ``reconcile`` of a block
         is called without arguments; where it finds the effect done, ``s.done`` is true.
         """
+        if callable(name):
+            raise TypeError("a stage has a name: write @idem.stage('name')")
         return StageBlock(name, key, Terms(returns, memo_errors, external, on_doubt, reconcile, not_done, tx))
 
     def atomic(self, tx: object) -> AtomicBlock:

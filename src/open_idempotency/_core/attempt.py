@@ -5,7 +5,7 @@ Shared by the adapter that runs the request, the helper ``idem`` and the heartbe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from math import inf
 from types import MappingProxyType
@@ -58,6 +58,8 @@ class Attempt:
     stopped: OutcomeUnknown | KeyReused | AnsweredBefore | None = None
     #: this attempt has put its answer into a ledger: the answer, what is stored of it, and whether its body is in that
     answered: tuple[Answer, bytes, bool] | None = None
+    #: what tell of transactions with something of this attempt in them whether they were left open
+    left_open: tuple[Callable[[], bool], ...] = ()
     #: what ``store=`` said, of which status; it is asked once
     stored: tuple[int, bool | None] | None = None
     #: seconds on the monotonic clock until which the lease is known to last

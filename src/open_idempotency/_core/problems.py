@@ -166,6 +166,18 @@ def record_unreadable() -> Problem:
     )
 
 
+def uncommitted() -> Problem:
+    """S-05: the view answered while the transaction was open that its stage or its answer is in."""
+    return Problem(
+        "not-committed",
+        500,
+        "Transaction not committed",
+        "The service answered before it had committed what the answer is about. Retry with the same key.",
+        True,
+        True,
+    )
+
+
 def superseded() -> Problem:
     """L-03: this attempt outlived its lease, and the one that took over has no answer yet."""
     return Problem(

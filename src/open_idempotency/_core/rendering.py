@@ -24,6 +24,7 @@ _STRIPE: Mapping[str, tuple[str, int, str | None]] = {
     "too-many-keys": ("invalid_request_error", 429, "rate_limit"),
     "backend-unavailable": ("api_error", 503, None),
     "record-unreadable": ("api_error", 503, None),
+    "not-committed": ("api_error", 500, None),
 }
 
 

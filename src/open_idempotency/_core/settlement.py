@@ -136,6 +136,9 @@ def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answ
     # make a 500. A view that was answered before has not run, whatever was made of it.
     if attempt.stopped is not None and (status >= 500 or isinstance(attempt.stopped, AnsweredBefore)):
         return (yield from _stop(attempt, lease, attempt.stopped, status))
+    # A refusal may well leave its rows behind.
+    if attempt.left_open and status < 400 and any(left_open() for left_open in attempt.left_open):
+        return (yield from _uncommitted(attempt, lease))
     if attempt.keep is None and policy.store is None:
         wanted = is_kept_status(status)
     else:
@@ -148,6 +151,13 @@ def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answ
     if policy.on_failed == "replay":
         command.response, _ = yield from stored_form(answer, FAILURE, lease, policy)
     return (yield from _let_go(attempt, lease, command, status))
+
+
+def _uncommitted(attempt: Attempt, lease: Lease) -> Steps[Answer]:
+    """The view answers, and has not committed what its answer says: neither counts, and the client is told (S-05)."""
+    yield from warn(attempt.policy, events.Uncommitted(events.short(lease.record_id)))
+    yield from _let_go(attempt, lease, Fail(lease), None)
+    return render(problems.uncommitted(), attempt.policy, attempt.instance)
 
 
 def _stop(

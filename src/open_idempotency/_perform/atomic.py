@@ -59,12 +59,13 @@ class AtomicBlock:
         attempt, performers = here()
         attempt.check_running()
         self._attempt = attempt
-        if attempt.lease is None:
-            if attempt.policy.strict_stages:
-                raise NotStarted("this request has no idempotency key, and strict_stages asks for one")
-            return None
+        if attempt.lease is None and attempt.policy.strict_stages:
+            raise NotStarted("this request has no idempotency key, and strict_stages asks for one")
+        # What is wrong with it is told without a key, too.
         transaction = transaction_of(self._tx)
         check_colour(_WHAT, transaction.awaited, awaited)
+        if attempt.lease is None:
+            return None
         self._entered = transaction, attempt, performers
         return _entering(transaction, attempt), performers
 

@@ -174,6 +174,7 @@ class StageBlock:
 
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function unless the stage is done; the value on record."""
+        self._check(function)
         if is_coroutine_function(function):
             raise WrongColour(f"stage {self._name!r} is a coroutine function: use `await idem.arun(...)`")
         self._arguments = args, kwargs
@@ -184,12 +185,22 @@ class StageBlock:
 
     async def arun(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``run``, awaited."""
+        self._check(function)
         self._arguments = args, kwargs
         async with self as stage:
             if not stage.done:
                 result = function(*args, **kwargs)
                 stage.save(await result if inspect.isawaitable(result) else result)
         return stage.value
+
+    def _check(self, function: object) -> None:
+        if not callable(function):
+            if inspect.iscoroutine(function):
+                function.close()
+            raise TypeError(
+                f"stage {self._name!r}: pass the function and its arguments apart, and not what it returned, which is "
+                "made before the stage begins: idem.run(name, function, argument)"
+            )
 
     def _called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = function(*args, **kwargs)
@@ -221,6 +232,11 @@ class StageBlock:
         make = self._terms.tx
         if not callable(make) or is_transaction(make):
             return self._terms
+        if isinstance(make, type):
+            raise ConfigurationError(
+                f"stage {self._name!r}: tx= is the class {make.__name__}; give the session that has your rows, or a "
+                "callable that returns it"
+            )
         tx = make(*args, **kwargs)
         if tx is None:  # which elsewhere means: in no transaction
             raise ConfigurationError(f"stage {self._name!r}: tx= was called, and returned no transaction but None")

@@ -6,11 +6,12 @@ are only ever rebuilt as one of the classes that the caller names.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from open_idempotency._core import doubt, values
@@ -94,6 +95,29 @@ class Terms:
 PLAIN = Terms()
 
 
+def refuse_shared_names(stage: str, function: object, key: object, terms: Terms) -> None:
+    """Raise ``TypeError`` where an argument may be meant for the stage or for the function that it calls.
+
+    The stage takes it, and a ``key`` that was for a payment provider would not arrive there.
+    """
+    given = {field.name for field in fields(terms) if getattr(terms, field.name) is not field.default}
+    if key is not None:
+        given.add("key")
+    if not given:
+        return
+    try:
+        taken = given & inspect.signature(function).parameters.keys()  # type: ignore[arg-type]  # told below
+    except (TypeError, ValueError):  # no function, which is told where it is called; or one without a signature
+        return
+    if isinstance(function, functools.partial):
+        taken -= function.keywords.keys()
+    for name in sorted(taken):
+        raise TypeError(
+            f"stage {stage!r}: {name}= is the stage's, and the function has an argument of that name, too; give it its "
+            f"own with functools.partial(function, {name}=...)"
+        )
+
+
 class StageUse:
     """A stage that a running attempt has entered, on its terms."""
 
@@ -110,8 +134,10 @@ class StageUse:
         self._errors = terms.memo_errors
         self._returns = terms.returns
         self._function = function
+        # Looked at without a lease too, so that what is wrong with it is told to whoever tries without a key.
+        transaction = None if terms.tx is None else transaction_of(terms.tx)
         #: None also without a lease, where a stage runs plainly
-        self._transaction = None if terms.tx is None or attempt.lease is None else transaction_of(terms.tx)
+        self._transaction = None if attempt.lease is None else transaction
         self._frame = attempt.stages.get(stage)
         self.id = stage
         attempt.enter(stage)

@@ -16,9 +16,14 @@ _LEVELS: dict[type[events.Event], int] = {
     events.HookFailed: logging.ERROR,
     events.Unrecorded: logging.ERROR,
     events.FailedOpen: logging.ERROR,
+    events.Uncommitted: logging.ERROR,
     events.CredentialScoped: logging.WARNING,
 }
 _ADVICE: dict[type[events.Event], str] = {
+    events.Uncommitted: (
+        "the view answered before it committed the transaction that tx= or idem.atomic is in, so the answer does not "
+        "count and the client got a 500; commit before the view returns, as `with session.begin():` around it does"
+    ),
     events.CredentialScoped: (
         "callers are told apart by their Authorization field alone, so a client whose token changes between two tries "
         "is a new caller, and its retry runs again; put the middleware inside authentication, or set scope="

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -30,6 +31,10 @@ class DjangoTransaction:
     def current(self) -> object:
         """See ``Transaction.current``; Django lets nobody end it in an atomic block."""
         return True
+
+    def watch(self) -> Callable[[], bool]:
+        """See ``Transaction.watch``; an atomic block ends before its view does."""
+        return lambda: False
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""

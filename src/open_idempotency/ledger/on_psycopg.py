@@ -6,6 +6,7 @@ Its cursors are of psycopg's own class, whatever ``cursor_factory`` and ``row_fa
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -35,6 +36,10 @@ class PsycopgTransaction:
         """See ``Transaction.current``; the server tells one from another."""
         return True
 
+    def watch(self) -> Callable[[], bool]:
+        """See ``Transaction.watch``; psycopg tells of no commit."""
+        return lambda: False
+
     def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
         with psycopg.Cursor(self._connection, row_factory=tuple_row) as cursor:
@@ -59,6 +64,10 @@ class AsyncPsycopgTransaction:
     def current(self) -> object:
         """See ``Transaction.current``; the server tells one from another."""
         return True
+
+    def watch(self) -> Callable[[], bool]:
+        """See ``Transaction.watch``; psycopg tells of no commit."""
+        return lambda: False
 
     async def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""

@@ -6,24 +6,31 @@ it writes, whatever a statement of the ledger's is, so each of them runs on the 
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import CursorResult, TextClause, column, table, text, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.ledger.dialects import Dialect
 from open_idempotency.ledger.problems import dialect_named, explain, no_transaction
+from open_idempotency.ledger.sqlalchemy_ends import watch
 from open_idempotency.ledger.steps import Parameters, Rows
 
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session, async_sessionmaker
+    from typing_extensions import TypeIs
+
+    Awaited = AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection
+    #: they can be called, and so would be taken for what makes the transaction of a decorator's call
+    Makers = sessionmaker[Session] | async_sessionmaker[AsyncSession]
+
 Blocking = Session | scoped_session[Session] | Connection
-Awaited = AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection
-#: they can be called, and so would be taken for what makes the transaction of a decorator's call
-Makers = sessionmaker[Session] | async_sessionmaker[AsyncSession]
 
 #: what a session is shown to find out where it writes; never executed
 _WRITE = update(table("open_idempotency_ledger", column("token"))).values(token=0)
@@ -42,6 +49,10 @@ class SqlalchemyTransaction:
     def current(self) -> object:
         """See ``Transaction.current``."""
         return _current(self._tx)
+
+    def watch(self) -> Callable[[], bool]:
+        """See ``Transaction.watch``."""
+        return watch(_session_or_connection(self._tx))
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
@@ -66,6 +77,10 @@ class AsyncSqlalchemyTransaction:
         """See ``Transaction.current``."""
         return _current(_inner(self._tx))
 
+    def watch(self) -> Callable[[], bool]:
+        """See ``Transaction.watch``."""
+        return watch(_session_or_connection(_inner(self._tx)))
+
     async def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
 
@@ -73,7 +88,7 @@ class AsyncSqlalchemyTransaction:
             return _rows(_connection(tx).execute(_clause(statement), dict(parameters)))
 
         # Both in one: a session may give another connection after each COMMIT or ROLLBACK.
-        tx = self._tx() if isinstance(self._tx, async_scoped_session) else self._tx
+        tx = self._tx() if _is_scoped(self._tx) else self._tx
         try:
             return await tx.run_sync(run)
         except DBAPIError as error:
@@ -83,35 +98,62 @@ class AsyncSqlalchemyTransaction:
 
 def transaction_of(tx: Blocking | Awaited | Makers) -> SqlalchemyTransaction | AsyncSqlalchemyTransaction:
     """See ``transactions.transaction_of``."""
-    if isinstance(tx, sessionmaker | async_sessionmaker):
+    if _is_maker(tx):
         raise ConfigurationError(
             f"tx=: {type(tx).__name__} makes another session each time; give tx= the session that has your rows, in a "
             "decorator a callable that returns it, as tx=lambda session, order: session"
         )
-    if isinstance(tx, AsyncSession | async_scoped_session | AsyncConnection):
+    if _is_awaited(tx):
         return AsyncSqlalchemyTransaction(tx, _dialect(_inner(tx)))
     return SqlalchemyTransaction(tx, _dialect(tx))
 
 
 def _inner(tx: Awaited) -> Blocking:
     """The blocking object that an awaited one stands before."""
-    if isinstance(tx, async_scoped_session):
+    if _is_scoped(tx):
         tx = tx()
-    if isinstance(tx, AsyncSession):
+    if _is_session(tx):
         return tx.sync_session
     if tx.sync_connection is None:
         raise no_transaction("the SQLAlchemy connection, which was not started,", "use it in `async with`")
     return tx.sync_connection
 
 
+# Awaited sessions come from a module that cannot be imported without greenlet; who has one has imported it.
+
+
+def _is_one(tx: object, *names: str) -> bool:
+    library: Any = sys.modules.get("sqlalchemy.ext.asyncio")
+    return library is not None and isinstance(tx, tuple(getattr(library, name) for name in names))
+
+
+def _is_awaited(tx: object) -> TypeIs[Awaited]:
+    return _is_one(tx, "AsyncSession", "async_scoped_session", "AsyncConnection")
+
+
+def _is_scoped(tx: object) -> TypeIs[async_scoped_session[AsyncSession]]:
+    return _is_one(tx, "async_scoped_session")
+
+
+def _is_session(tx: object) -> TypeIs[AsyncSession]:
+    return _is_one(tx, "AsyncSession")
+
+
+def _is_maker(tx: object) -> TypeIs[Makers]:
+    return isinstance(tx, sessionmaker) or _is_one(tx, "async_sessionmaker")
+
+
+def _session_or_connection(tx: Blocking) -> Session | Connection:
+    return tx() if isinstance(tx, scoped_session) else tx
+
+
 def _dialect(tx: Blocking) -> Dialect:
-    if isinstance(tx, scoped_session):
-        tx = tx()
+    tx = _session_or_connection(tx)
     if isinstance(tx, Session):
         _check_session(tx)
         return dialect_named(tx.get_bind(clause=_WRITE).dialect.name)
     if _commits_by_itself(tx):
-        raise no_transaction("the SQLAlchemy connection (AUTOCOMMIT)", "give the stage a connection that begins one")
+        raise no_transaction("the SQLAlchemy connection (AUTOCOMMIT)", "take a connection that begins one")
     return dialect_named(tx.dialect.name)
 
 
@@ -141,13 +183,13 @@ def _connection(tx: Blocking) -> Connection:
         return tx
     connection = tx.connection(bind_arguments={"clause": _WRITE})
     if _commits_by_itself(connection):  # by its engine, or by what the session was asked for this one transaction
-        raise no_transaction("the SQLAlchemy session (AUTOCOMMIT)", "give it a connection that begins transactions")
+        raise no_transaction("the SQLAlchemy session (AUTOCOMMIT)", "take a connection that begins transactions")
     return connection
 
 
 def _current(tx: Blocking) -> object:
     """Its transaction; savepoints are none."""
-    return (tx() if isinstance(tx, scoped_session) else tx).get_transaction()
+    return _session_or_connection(tx).get_transaction()
 
 
 def _rows(result: Any) -> Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 
 from open_idempotency.ledger.dialects import SQLITE, Dialect
 from open_idempotency.ledger.problems import explain, no_transaction
@@ -22,6 +23,16 @@ class SqliteTransaction:
     def current(self) -> object:
         """See ``Transaction.current``; a block that ends one and begins another is not noticed here."""
         return self._connection.in_transaction or None
+
+    def watch(self) -> Callable[[], bool]:
+        """See ``Transaction.watch``; where every statement is in some transaction, none can be told from another."""
+        return self._is_open if getattr(self._connection, "autocommit", -1) == -1 else lambda: False
+
+    def _is_open(self) -> bool:
+        try:
+            return self._connection.in_transaction
+        except sqlite3.ProgrammingError:  # in another thread
+            return False
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""

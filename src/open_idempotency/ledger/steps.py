@@ -57,6 +57,10 @@ class Transaction(Protocol):
         """
         ...
 
+    def watch(self) -> Callable[[], bool]:
+        """Watch for the end of the transaction; what tells whether it was left open, as far as the library says."""
+        ...
+
     def execute(self, statement: str, parameters: Parameters) -> Rows | Awaitable[Rows]:
         """Run a statement in the transaction; its rows, none where it returns none."""
         ...
@@ -123,6 +127,7 @@ def save_stage(transaction: Transaction, attempt: Attempt, stage: StageId, frame
     number = rows[0][0] if rows else (yield from _check_held(transaction, attempt, lease))
     if (dialect.told and not rows) or (current, number) != transaction.entered:
         raise ConfigurationError(_ENDED)
+    attempt.left_open += (transaction.watch(),)
 
 
 def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> Steps[bool]:
@@ -146,6 +151,7 @@ def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> S
     if (current, number) != transaction.entered:
         raise ConfigurationError(_ENDED)
     attempt.answered = kept(answer, attempt.policy.max_response_bytes), response, whole
+    attempt.left_open += (transaction.watch(),)
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -48,6 +49,10 @@ def transaction_of(tx: object) -> Transaction:
     ours = _ours(tx)
     if ours is None:
         raise ConfigurationError(f"{_EXPECTED}; not {type(tx).__name__}")
+    if isinstance(tx, str) and not _has_django():  # the text is not repeated: it may be a URL with a password
+        raise ConfigurationError(
+            f"tx= is a string, as for a Django database alias, and no Django is set up; {_EXPECTED}"
+        )
     make: Callable[[Any], Transaction] = import_module(f"open_idempotency.ledger.{ours}").transaction_of
     return make(tx)
 
@@ -55,6 +60,11 @@ def transaction_of(tx: object) -> Transaction:
 def is_transaction(tx: object) -> bool:
     """Whether ``tx`` is of a known type. Some of those can be called too, such as SQLAlchemy's ``scoped_session``."""
     return _ours(tx) is not None
+
+
+def _has_django() -> bool:
+    conf = sys.modules.get("django.conf")
+    return "DJANGO_SETTINGS_MODULE" in os.environ or (conf is not None and conf.settings.configured)
 
 
 def _ours(tx: object) -> str | None:
