@@ -101,8 +101,14 @@ def test_on_sqlite_what_was_read_is_read_again_before_it_is_written(path: str) -
         backend.unreserve(Unreserve(SCOPE, b"none"))
         other.execute("BEGIN IMMEDIATE")
         waiting = threads.submit(backend.reserve, _place(limit=1))
-        turn = backend._connections._pools.get().writing
-        eventually(turn.locked)  # it has read, and waits for its turn to write
+        turn = backend._connections.turn
+
+        def is_taken() -> bool:
+            free = turn.acquire(0)
+            turn.release()
+            return not free
+
+        eventually(is_taken)  # it has read, and waits for its turn to write
         other.execute(f"INSERT INTO {RESERVATIONS} VALUES (?, ?, ?)", (SCOPE, b"theirs", time.time() + 1000))
         other.execute("COMMIT")
         assert isinstance(waiting.result(20), OverQuota)

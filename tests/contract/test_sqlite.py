@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -314,6 +315,19 @@ def test_a_relative_path_is_fixed_at_start(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "records.db").exists()
 
 
+def test_a_turn_to_write_is_given_back_only_by_who_has_it(path: str) -> None:
+    """B-10: it is given back in any case, since a signal's handler may raise right behind taking it."""
+    turn = SqliteBackend(path)._connections.turn
+    with ThreadPoolExecutor(1) as another:
+        assert another.submit(turn.acquire, 0).result(20)
+        assert not turn.acquire(0)
+        turn.release()
+        assert not turn.acquire(0)
+        another.submit(turn.release).result(20)
+    assert turn.acquire(0)
+    turn.release()
+
+
 def test_what_goes_on_after_a_fork_lets_go_of_its_own_lock_alone(path: str) -> None:
     """B-11: also where the backend was closed, and used again, while another thread forked."""
     backend = SqliteBackend(path, synchronous="normal", timeout=20)
@@ -322,9 +336,11 @@ def test_what_goes_on_after_a_fork_lets_go_of_its_own_lock_alone(path: str) -> N
     backend.close()
     backend.get(Get(b"again"))
     opened_since = backend._connections._pools.get()
-    with opened_since.writing:
-        resume()
-        assert opened_since.writing.locked()
+    assert opened_since.writing.acquire(0)
+    resume()
+    with ThreadPoolExecutor(1) as another:
+        assert not another.submit(opened_since.writing.acquire, 0).result(20)
+    opened_since.writing.release()
     assert isinstance(backend.claim(claim_of(b"a")), Leased)
     backend.close()
 

@@ -220,7 +220,35 @@ def test_the_end_of_the_loop_ends_those_that_wait() -> None:
             if task.get_coro().__qualname__.endswith("_work"):  # type: ignore[union-attr]
                 task.cancel()
         await asyncio.wait([second])
-        assert second.cancelled()
+        assert isinstance(second.exception(), BackendUnavailable)
+        assert not coalescer.busy
+
+    on_a_loop(test())
+
+
+def test_a_worker_that_is_cancelled_before_its_first_step_leaves_nobody_behind() -> None:
+    """L-04: what cleans up as everything is cancelled can ask once more."""
+
+    async def test() -> None:
+        gate = asyncio.Event()
+
+        async def carry_out(questions: Sequence[int]) -> list[int]:
+            await gate.wait()
+            return [2 * question for question in questions]
+
+        def cancelled_at_once(loop: asyncio.AbstractEventLoop, coroutine: Any, **more: Any) -> asyncio.Task[Any]:
+            task = asyncio.Task(coroutine, loop=loop, **more)
+            task.cancel()
+            return task
+
+        coalescer: LoopCoalescer[int, int] = LoopCoalescer(carry_out, LIMITS)
+        first, second = await ask_all(coalescer, 1, 2)
+        asyncio.get_running_loop().set_task_factory(cancelled_at_once)  # the worker is the next task
+        gate.set()
+        await asyncio.wait([first, second])
+        asyncio.get_running_loop().set_task_factory(None)
+        assert isinstance(second.exception(), BackendUnavailable)
+        assert await coalescer.ask(3) == 6
 
     on_a_loop(test())
 

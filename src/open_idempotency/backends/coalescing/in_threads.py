@@ -17,7 +17,7 @@ R = TypeVar("R")
 #: nothing was called, since a batch is on its way
 NOT_ALONE: Final = object()
 #: how many times as long as in the queue a question may be on its way
-_PATIENCE = 10
+_PATIENCE = 3
 
 
 class _Group(Generic[Q, R]):
@@ -136,10 +136,15 @@ class ThreadCoalescer(Generic[Q, R]):
             for group in batch:
                 _tell(group, [BackendUnavailable("the thread that asked was ended") for _ in group.questions])
             raise
-        start = 0
-        for group in batch:
-            _tell(group, answers[start : start + group.count])
-            start += group.count
+        try:
+            start = 0
+            for group in batch:
+                _tell(group, answers[start : start + group.count])
+                start += group.count
+        finally:  # a signal's handler may have raised in the middle
+            for group in batch:
+                if group.answers is None:
+                    _tell(group, [BackendUnavailable("the thread that asked was interrupted")] * group.count)
 
     def _pass_on(self) -> None:
         with self._lock:

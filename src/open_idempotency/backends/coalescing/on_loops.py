@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 from open_idempotency.backends.coalescing.waiting import Limits, Queue, own, too_late
+from open_idempotency.exceptions import BackendUnavailable
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -41,6 +42,7 @@ class LoopCoalescer(Generic[Q, R]):
         self._batch: list[_Asked[Q, R]] = []
         self._on_its_way = False
         self._worker: asyncio.Task[None] | None = None
+        self._begun = False
 
     @property
     def busy(self) -> bool:
@@ -88,10 +90,27 @@ class LoopCoalescer(Generic[Q, R]):
         if not self._queue:
             self._busy = False
             return
+        self._begun = False
         # A context of its own: the batches are not the business of the request that happened to be before them.
         self._worker = contextvars.Context().run(asyncio.get_running_loop().create_task, self._work())
+        self._worker.add_done_callback(self._ended)
+
+    def _ended(self, worker: asyncio.Task[None]) -> None:
+        # Cancelled before its first step it has done nothing, and nobody would ever take its place.
+        if worker is self._worker and not self._begun:
+            self._refuse([])
+            self._busy = False
+
+    def _refuse(self, batch: list[_Asked[Q, R]]) -> None:
+        """The loop is ending, and cancels every task; what cleans up meanwhile may ask again."""
+        refused = [*batch]
+        while self._queue:
+            refused += [asked for group in self._queue.take() for asked in group]
+        for asked in refused:
+            _settle(asked, BackendUnavailable("the batch was cancelled"))
 
     async def _work(self) -> None:
+        self._begun = True
         batch: list[_Asked[Q, R]] = []
         try:
             while self._queue:
@@ -103,10 +122,7 @@ class LoopCoalescer(Generic[Q, R]):
                 # Those that were answered may ask their next question, which then goes into one batch too.
                 await asyncio.sleep(0)
         except BaseException:
-            # The loop is ending, and cancels every task.
-            _cancel(batch)
-            while self._queue:
-                _cancel([asked for group in self._queue.take() for asked in group])
+            self._refuse(batch)
             raise
         finally:
             self._busy = False
@@ -132,8 +148,3 @@ def _settle(asked: _Asked[Q, R], answer: R | Exception) -> None:
         asked.answer.set_exception(answer)
     else:
         asked.answer.set_result(answer)
-
-
-def _cancel(batch: list[_Asked[Q, R]]) -> None:
-    for asked in batch:
-        asked.answer.cancel()

@@ -14,6 +14,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Concatenate, ParamSpec, TypeVar
 
 from open_idempotency._perform.processes import PerProcess
@@ -27,13 +28,35 @@ _MAX_IDLE = 8
 _CACHED_STATEMENTS = 64
 
 
+class Turn:
+    """A lock that may be released in any case: where this thread does not have it, that does nothing.
+
+    A signal's handler may raise right behind ``acquire``, before any ``try`` or variable knows that there is something
+    to release; so ``acquire`` belongs into the ``try``.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def acquire(self, timeout: float) -> bool:
+        """Take it, within so many seconds."""
+        return self._lock.acquire(timeout=timeout)
+
+    def release(self) -> None:
+        """Give it back, if this thread has it."""
+        with suppress(RuntimeError):
+            self._lock.release()
+
+
 class _Pool:
     """What one process holds. ``writing`` queues this process's writers, which SQLite would let poll."""
 
     def __init__(self) -> None:
         self.idle: deque[sqlite3.Connection] = deque()
         self.calls: set[object] = set()
-        self.writing = threading.Lock()
+        self.writing = Turn()
         #: held by the thread that opens the process's first connection, which may have to make the tables
         self.opening = threading.Lock()
         self.opened = False
@@ -110,16 +133,16 @@ class Connections:
         self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Call with a connection while no other thread of this process writes. Raises ``BackendUnavailable``."""
-        lock = self.turn
-        if not lock.acquire(timeout=self._timeout):
-            raise BackendUnavailable(f"no turn to write within {self._timeout} s")
+        turn = self.turn
         try:
+            if not turn.acquire(timeout=self._timeout):
+                raise BackendUnavailable(f"no turn to write within {self._timeout} s")
             return self.read(function, *args, **kwargs)
         finally:
-            lock.release()
+            turn.release()
 
     @property
-    def turn(self) -> threading.Lock:
+    def turn(self) -> Turn:
         """Held by the thread of this process that writes."""
         return self._pools.get().writing
 

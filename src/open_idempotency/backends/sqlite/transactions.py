@@ -84,10 +84,8 @@ class Transactions:
     def _write_at_once(self, connection: sqlite3.Connection, verb: verbs.Verb[C, R], command: C) -> Any:
         # Whoever waits for a turn must hold no connection: see Connections.pause.
         turn = self._connections.turn
-        if not turn.acquire(blocking=False):
-            return NOT_ALONE
         try:
-            return self._write_alone(connection, verb, command)
+            return self._write_alone(connection, verb, command) if turn.acquire(timeout=0) else NOT_ALONE
         finally:
             turn.release()
 
