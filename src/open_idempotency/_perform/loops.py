@@ -50,6 +50,12 @@ def current_library() -> Library | None:
     return "asyncio" if running_loop is not None and running_loop() is not None else None
 
 
+def on_trio() -> bool:
+    """Whether a task of trio's calls; the cheaper question for what awaits asyncio as a matter of course."""
+    trio = sys.modules.get("trio")
+    return trio is not None and current_library() == "trio"
+
+
 async def sleep(seconds: float) -> None:
     """Let ``seconds`` pass without blocking the loop."""
     await _implementation().sleep(seconds)

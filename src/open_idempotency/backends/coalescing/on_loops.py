@@ -65,7 +65,15 @@ class LoopCoalescer(Generic[Q, R]):
         long, or too many wait; else what ``carry_out`` answers or raises.
         """
         if self._busy:
-            return await self._queued(question, size)
+            asked: _Asked[Q, R] = _Asked(
+                question, size, time.monotonic() + self._limits.seconds, asyncio.get_running_loop().create_future()
+            )
+            self._queue.add(asked)
+            try:
+                return await asked.answer
+            except asyncio.CancelledError:
+                self._queue.remove(asked)
+                raise
         self._busy = self._on_its_way = True
         try:
             (answer,) = await self._carry_out((question,))
@@ -75,16 +83,6 @@ class LoopCoalescer(Generic[Q, R]):
         if isinstance(answer, Exception):
             raise answer
         return answer
-
-    async def _queued(self, question: Q, size: int) -> R:
-        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        asked: _Asked[Q, R] = _Asked(question, size, time.monotonic() + self._limits.seconds, answer)
-        self._queue.add(asked)
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            self._queue.remove(asked)
-            raise
 
     def _hand_over(self) -> None:
         if not self._queue:

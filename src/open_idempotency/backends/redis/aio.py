@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from open_idempotency._perform.loops import current_library, in_thread, signal, sleep
+from open_idempotency._perform.loops import in_thread, on_trio, signal, sleep
 from open_idempotency.backend import (
     AsyncBackend,
     Claim,
@@ -74,13 +74,16 @@ class AsyncRedisBackend(AsyncBackend):
 
     async def claim(self, c: Claim, /) -> ClaimAnswer:
         """See ``RedisBackend.claim``."""
-        if current_library() == "trio":
+        if on_trio():
             return await in_thread(self._sync.claim, c)
         watch = self._sync.watch
         if watch.unknown() and watch.due():
             await self._look()
         watch.admit()
-        answer = await self._confirmed(c) if self._options.min_replicas else await self._claim(c)
+        if self._options.min_replicas:
+            answer = await self._confirmed(c)
+        else:
+            answer = replies.claimed(c, await self._asked(c))
         if watch.due():
             await self._look()
         return answer
@@ -97,7 +100,7 @@ class AsyncRedisBackend(AsyncBackend):
             raise wrapped(error) from error
 
     async def _claim_and_confirm(self, c: Claim, leases: list[Lease]) -> ClaimAnswer:
-        answer = await self._claim(c)
+        answer = replies.claimed(c, await self._asked(c))
         if isinstance(answer, Leased):
             leases.append(answer.lease)
             key = self._options.key(c.record_id)
@@ -127,9 +130,8 @@ class AsyncRedisBackend(AsyncBackend):
         self._sync.watch.heed(infos)
         return Health(tuple(memory.dangers_of(infos, self._options)))
 
-    async def _claim(self, c: Claim) -> ClaimAnswer:
-        key = self._options.key(c.record_id)
-        return replies.claimed(c, await self.call(scripts.CLAIM, (key,), *scripts.claim_arguments(c)))
+    def _asked(self, c: Claim) -> Awaitable[Any]:
+        return self.call(scripts.CLAIM, (self._options.key(c.record_id),), *scripts.claim_arguments(c))
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``RedisBackend.renew``."""

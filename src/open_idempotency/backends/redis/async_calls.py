@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
-from open_idempotency._perform.loops import current_library, in_thread
+from open_idempotency._perform.loops import current_library, in_thread, on_trio
 from open_idempotency.backends.redis.bounds import within_async
 from open_idempotency.backends.redis.calls import Calls, in_order, keyed_of, raised
 from open_idempotency.backends.redis.clients import ERRORS, LoopClients, may_retry, wrapped
@@ -45,7 +45,7 @@ class AsyncCalls:
     def script(self, script: Script, keys: Sequence[bytes], arguments: Arguments) -> Awaitable[Any]:
         """See ``Calls.script``."""
         # No coroutine of its own, as in durable: under load each of them that waits is woken in turn.
-        if current_library() == "trio":
+        if on_trio():
             return in_thread(self._blocking.script, script, keys, arguments)
         keyed = (keys, arguments)
         return self._batched(script, keyed, False, lambda client: self._evaluate(client, script, keyed))
@@ -77,7 +77,7 @@ class AsyncCalls:
         """See ``Calls.durable``."""
         if not self._options.min_replicas:
             return self.script(script, (key,), arguments)
-        if current_library() == "trio":
+        if on_trio():
             return in_thread(self._blocking.durable, script, key, arguments)
         keyed = ((key,), arguments)
         return self._batched(script, keyed, True, lambda client: self._waited(client, script, keyed))
@@ -91,7 +91,7 @@ class AsyncCalls:
 
     async def by_server(self, script: Script, keys: Sequence[bytes], arguments: Sequence[Arguments]) -> list[Any]:
         """See ``Calls.by_server``."""
-        if current_library() == "trio":
+        if on_trio():
             return await in_thread(self._blocking.by_server, script, keys, arguments)
         return await self._run(lambda client: self._grouped(client, script, keys, arguments))
 
@@ -110,13 +110,13 @@ class AsyncCalls:
 
     async def servers(self) -> Sequence[Any]:
         """See ``Calls.servers``; for ``on`` under the same library."""
-        if current_library() == "trio":
+        if on_trio():
             return await in_thread(self._blocking.servers)
         return await self._run(lambda client: client.servers())
 
     async def on(self, server: Any, *words: Any) -> Any:
         """See ``Calls.on``."""
-        if current_library() == "trio":
+        if on_trio():
             return await in_thread(self._blocking.on, server, *words)
         return await self._run(lambda _: server.execute(*words))
 

@@ -47,7 +47,8 @@ class Batches:
 
     def ask(self, script: Script, keyed: Keyed, now: Argument) -> Awaitable[Any]:
         """Run one script. Raises ``BackendUnavailable``."""
-        command = packed(evaluation(script, keyed, now))
+        (key,), arguments = keyed
+        command = packed((*script.called, key, now, *arguments))
         if self._next.busy:
             # In turn, so that both have equal parts.
             self._next, self._other = self._other, self._next

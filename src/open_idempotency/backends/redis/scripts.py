@@ -27,18 +27,23 @@ RESERVATIONS_PURGED_AT_ONCE = 1000
 
 # Lua's numbers are exact up to 2**53; a lease and a ttl of 95 years each, from now, stay below it.
 _LONGEST = 3_000_000_000.0
+_FLAGS = (b"0", b"1")
 _STAGE_IDENTITY = struct.Struct("!I")
 
 
 class Script:
-    """One script: ``source`` with the prelude before it, and the ``sha`` by which the server knows it."""
+    """One script: ``source`` with the prelude before it, and the ``sha`` by which the server knows it.
 
-    __slots__ = ("name", "sha", "source")
+    ``called``: the words with which a call of it for one key begins, as they are sent.
+    """
+
+    __slots__ = ("called", "name", "sha", "source")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.source = _PRELUDE + _read(name)
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
+        self.called = (b"EVALSHA", self.sha.encode(), b"1")
 
 
 def _read(name: str) -> bytes:
@@ -76,8 +81,8 @@ def microseconds(seconds: float) -> int:
 
 # A policy's leases and TTLs are always the same few.
 @lru_cache(64)
-def _duration(seconds: float) -> int:
-    return microseconds(min(seconds, _LONGEST))
+def _duration(seconds: float) -> bytes:
+    return b"%d" % microseconds(min(seconds, _LONGEST))
 
 
 def claim_arguments(c: Claim) -> Arguments:
@@ -87,8 +92,8 @@ def claim_arguments(c: Claim) -> Arguments:
         c.owner,
         _duration(c.lease),
         _duration(c.ttl),
-        int(c.resume_failed),
-        int(c.resume_abandoned),
+        _FLAGS[c.resume_failed],
+        _FLAGS[c.resume_abandoned],
         b"" if c.max_attempts is None else c.max_attempts,
     )
 
@@ -133,7 +138,7 @@ def release_arguments(c: Release) -> Arguments:
 
 def reserve_arguments(c: Reserve) -> Arguments:
     """For ``reserve.lua``, after the time. What is written lasts one lease longer than what is needed."""
-    needed, lease = _duration(c.lease) + _duration(c.ttl), _duration(c.lease)
+    needed, lease = int(_duration(c.lease)) + int(_duration(c.ttl)), int(_duration(c.lease))
     return (c.record_id, c.limit, needed, needed + lease)
 
 

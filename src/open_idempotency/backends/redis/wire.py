@@ -5,6 +5,7 @@ The client library has this too, for one command and one reply at a time, and th
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from redis._parsers import BaseParser
@@ -76,8 +77,17 @@ class _Incomplete(Exception):
         self.length = length
 
 
+#: a short array of numbers, as most answers are; behind it may be the reply to something else
+_NUMBERS = re.compile(rb"\*(\d)\r\n((?::-?\d+\r\n)+)").match
+
+
 def _reply(data: bytes, position: int) -> tuple[Any, int]:
     """The reply at ``position``, and where it ends. A loop, not a recursion: this is what each call pays."""
+    numbers = _NUMBERS(data, position)
+    if numbers is not None:
+        found = numbers[2][1:-2].split(b"\r\n:")
+        if len(found) == int(numbers[1]):
+            return [*map(int, found)], numbers.end()
     open_arrays: list[tuple[list[Any], int]] = []
     while True:
         value, position, missing = _value(data, position)
