@@ -172,8 +172,15 @@ def _mark(view: V, rule: Rule) -> V:
             f"{view!r} cannot carry a rule; put the decorator on the function or class that it is made of"
         ) from None
     _note_use()
-    fields_named.update(rule.fields.get("aliases", ()), {rule.fields["header"]} if "header" in rule.fields else ())
+    _note_fields(rule.fields)
     return view
+
+
+def _note_fields(fields: Mapping[str, Any]) -> None:
+    aliases = fields.get("aliases")
+    named = [fields.get("header"), *(aliases if isinstance(aliases, list | tuple | set | frozenset) else ())]
+    # What is wrong with them is told by the policy, in time.
+    fields_named.update(name for name in named if isinstance(name, str) and name.isascii())
 
 
 def _note_use() -> None:

@@ -198,3 +198,63 @@ def test_all_modules_were_found() -> None:
     assert {"open_idempotency.idem", "open_idempotency._core.decisions", "open_idempotency.backends.redis.aio"} < {
         *MODULES
     }
+
+
+#: an interpreter in which one module cannot be imported, and says so in its library's words
+REFUSING = """
+import sys
+class Refusing:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise ImportError({words!r})
+sys.meta_path.insert(0, Refusing())
+"""
+
+
+def _said(code: str, module: str, words: str) -> str:
+    command = [sys.executable, "-c", REFUSING.format(module=module, words=words) + code]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "words", "hint"),
+    [
+        ("postgresql://h/x", "psycopg.pq", "no pq wrapper available.", "pip install 'psycopg[binary]'"),
+        (
+            "sqlalchemy+sqlite:///x.db",
+            "sqlalchemy.ext.asyncio",
+            "The SQLAlchemy asyncio module requires that the Python 'greenlet' library is installed",
+            "pip install 'open-idempotency[sqlalchemy]'",
+        ),
+    ],
+)
+def test_a_library_that_lacks_something_of_its_own_is_told_with_what_to_do(
+    url: str, module: str, words: str, hint: str
+) -> None:
+    """Bad input: a missing extra names the install command, whatever is missing of it."""
+    code = f"""
+from open_idempotency import ConfigurationError, open_backend
+try:
+    open_backend({url!r})
+except ConfigurationError as error:
+    print(type(error).__name__, error)
+"""
+    said = _said(code, module, words)
+    assert said.startswith("MissingExtra")
+    assert hint in said
+
+
+def test_the_ledger_takes_a_session_where_awaited_ones_cannot_be_imported() -> None:
+    """S-05: SQLAlchemy without greenlet."""
+    code = """
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+from open_idempotency.ledger.transactions import transaction_of
+engine = create_engine("sqlite://")
+with Session(engine) as session:
+    print(transaction_of(session).dialect.name)
+engine.dispose()
+"""
+    assert _said(code, "sqlalchemy.ext.asyncio", "no greenlet").strip() == "sqlite"

@@ -16,7 +16,7 @@ from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
 
-from open_idempotency import idem, rules
+from open_idempotency import ConfigurationError, idem, rules
 from open_idempotency._perform.context import running
 from open_idempotency.django import exempt, idempotent
 from tests.django_project.calls import KEY, OURS, REPLAYED, post, project
@@ -217,6 +217,13 @@ def test_a_field_of_a_views_own_is_known_before_a_request_has_reached_it(monkeyp
         answers = [Client().post("/1", {"amount": "1"}, headers={"X-Later": KEY}) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [201, 201]
     assert answers[1][REPLAYED] == "true"
+
+
+@pytest.mark.parametrize("fields", [{"header": 5}, {"header": "Schl\xfcssel"}, {"aliases": None}, {"aliases": "X-One"}])
+def test_a_wrong_field_of_a_view_is_told_by_its_policy(fields: dict[str, Any]) -> None:
+    """Bad input: not where the names are collected."""
+    with project(idempotent(**fields)(_counting([]))), pytest.raises(ConfigurationError):
+        Client().post("/0", headers={"Idempotency-Key": KEY})
 
 
 class Reading:

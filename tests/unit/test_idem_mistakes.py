@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from open_idempotency import idem
-from open_idempotency.exceptions import ConfigurationError
+from open_idempotency.exceptions import ConfigurationError, StageValueError
+from open_idempotency.flask import Idempotency
 from tests.unit.stage_client import Client, Counted
 
 
@@ -101,3 +102,16 @@ def test_a_name_means_nothing_where_no_django_is_set_up(monkeypatch: pytest.Monk
     with pytest.raises(ConfigurationError, match="no Django is set up") as caught:
         transaction_of("postgresql://user:secret@host/shop")
     assert "secret" not in str(caught.value)
+
+
+def test_a_value_that_cannot_be_kept_is_told_with_its_stage(client: Client) -> None:
+    """S-02: and what to save instead."""
+    with client.request(), pytest.raises(StageValueError, match=r"stage 'reserve': .* save a text, a number or an id"):
+        idem.save_stage("reserve", object())
+
+
+def test_a_backend_in_the_place_of_the_application_is_told() -> None:
+    """Bad input: Flask's extension takes the application first."""
+    wrong: Any = "sqlite:///idem.db"
+    with pytest.raises(ConfigurationError, match=r"first argument is the Flask application.*backend="):
+        Idempotency(wrong)

@@ -43,7 +43,9 @@ def encode(value: object, declared: object, max_bytes: int) -> bytes:
         text = json.dumps(_plain(value, declared), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
         payload = text.encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise StageValueError(f"a stage value must be JSON: {error}") from error
+        raise StageValueError(
+            f"a stage value must be JSON, a dataclass or a pydantic model: {error}; save a text, a number or an id"
+        ) from error
     if len(payload) > max_bytes:
         raise StageValueError(
             f"a stage value of {len(payload)} bytes is over max_stage_bytes ({max_bytes}); "

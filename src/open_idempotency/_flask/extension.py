@@ -35,6 +35,10 @@ class Idempotency:
         **fields: Any,
     ) -> None:
         refuse_unknown(fields)
+        if app is not None and not hasattr(app, "extensions"):
+            raise ConfigurationError(
+                f"the first argument is the Flask application, not {type(app).__name__}; the backend is backend=..."
+            )
         self._backend = backend
         self._policy = policy
         self._fields = fields

@@ -186,9 +186,12 @@ class StageUse:
     def save(self, value: object) -> Steps[Any]:
         """Steps that record a value; their result is the value on record, as a later attempt will see it."""
         declared = None if isinstance(value, _SCALARS) else self._declared()
-        payload = values.encode(value, declared, self._attempt.policy.max_stage_bytes)
-        # Read back before it is recorded: a saved value never changes, not even one that cannot be read.
-        readable = values.decode(payload, declared)
+        try:
+            payload = values.encode(value, declared, self._attempt.policy.max_stage_bytes)
+            # Read back before it is recorded: a saved value never changes, not even one that cannot be read.
+            readable = values.decode(payload, declared)
+        except StageValueError as error:
+            raise StageValueError(f"stage {self.id[0]!r}: {error}") from error
         return self._save_value(encode_stage(StageKind.VALUE, payload), readable, declared)
 
     def save_error(self, error: Exception) -> Steps[Any]:
