@@ -14,6 +14,8 @@ from benchmarks.svg import Curve, Point
 from benchmarks.ways import FLOOR, LAYER, OURS
 
 _DASHES = {OURS: 0, FLOOR: 1, LAYER: 2}
+#: where the name of a way is too long to stand beside its bar
+_LABELS = {FROZEN: "with gc.freeze()"}
 _GROWTH = {
     "size": ("What a new key costs, by the size of the body", "bytes of the body, and of the answer"),
     "stages": ("What a new key costs, by the stages that it saves", "stages"),
@@ -51,7 +53,7 @@ def _sockets(folder: Path) -> Iterator[Path]:
     if found is not None:
         lengths = [
             (
-                f"{one['way']}, {one['backend'] or 'no key'}{_replayed(one)}",
+                f"{_LABELS.get(one['way'], one['way'])}, {one['backend'] or 'no key'}{_replayed(one)}",
                 _point(0, one["requests_a_second"]),
                 _hue(one),
             )

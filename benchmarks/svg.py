@@ -8,7 +8,7 @@ from html import escape
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 720, 420
-_LEFT, _RIGHT, _TOP, _BOTTOM = 80, 210, 40, 50
+_LEFT, _RIGHT, _TOP, _BOTTOM = 80, 210, 56, 50
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b")
 _FONT = 'font-family="sans-serif" font-size="12"'
 
@@ -38,7 +38,7 @@ def curves(title: str, x_label: str, y_label: str, drawn: Sequence[Curve]) -> st
     to_x = across(xs[0], xs[-1], _LEFT, WIDTH - _RIGHT)
     ys = _decades(min(p.low for c in drawn for p in c.points), max(p.high for c in drawn for p in c.points))
     to_y = _logarithmic(ys[0], ys[-1], HEIGHT - _BOTTOM, _TOP)
-    parts = [_text(_LEFT, 22, title, size=15)]
+    parts = [_text(10, 22, title, size=15)]
     parts += [_text(WIDTH - _RIGHT, HEIGHT - 10, x_label, "end"), _text(_LEFT - 70, _TOP - 12, y_label)]
     for y in ys:
         parts += [
