@@ -323,7 +323,7 @@ class _Exchange:
                 self._held = {**self._held, "headers": [*self._held["headers"], UNRECORDED]}
             await self._let_go(message)
         elif self._started:
-            raise LeaseLost("a later attempt owns this request; the end of this stream is withheld")
+            raise LeaseLost("what this stream says does not count any more (see the log before this); its end is withheld")
         else:
             await self._answer(verdict)
 

@@ -159,7 +159,7 @@ class LiveBody:
         if isinstance(self.verdict, Answer):
             self.ended = True
             if self.begun:
-                raise LeaseLost("a later attempt owns this request; the end of this answer is withheld")
+                raise LeaseLost("what this answer says does not count any more (see the log before this); its end is withheld")
 
 
 def _is_event_stream(headers: Headers) -> bool:
