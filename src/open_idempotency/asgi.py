@@ -323,7 +323,7 @@ class _Exchange:
                 self._held = {**self._held, "headers": [*self._held["headers"], UNRECORDED]}
             await self._let_go(message)
         elif self._started:
-            raise LeaseLost("what this stream says does not count any more (see the log before this); its end is withheld")
+            raise LeaseLost("this stream does not count, as the log says before; its end is withheld")
         else:
             await self._answer(verdict)
 

@@ -159,7 +159,7 @@ class LiveBody:
         if isinstance(self.verdict, Answer):
             self.ended = True
             if self.begun:
-                raise LeaseLost("what this answer says does not count any more (see the log before this); its end is withheld")
+                raise LeaseLost("this answer does not count, as the log says before; its end is withheld")
 
 
 def _is_event_stream(headers: Headers) -> bool:

@@ -100,7 +100,7 @@ class AsyncLiveBody:
         if isinstance(self.verdict, Answer):
             self._ended = True
             if self.begun:
-                raise LeaseLost("what this stream says does not count any more (see the log before this); its end is withheld")
+                raise LeaseLost("this stream does not count, as the log says before; its end is withheld")
 
     async def _fail(self, error: BaseException) -> None:
         """The view's iterator raised or was cancelled: settle the attempt and raise on, unless an answer stands in."""
