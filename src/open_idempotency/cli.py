@@ -11,13 +11,14 @@ import open_idempotency
 from open_idempotency.backends.registry import open_backend
 from open_idempotency.exceptions import IdempotencyError
 from open_idempotency.ledger import schema
+from open_idempotency.ledger.dialects import DIALECTS
 
 _BATCH = 1000
 _ARGUMENTS = {
     "url": "the backend's URL, as the application has it, such as postgresql://user@host/database",
     "dialect": "postgresql, mysql, mariadb or sqlite",
 }
-_CHOICES = {"dialect": ("postgresql", "mysql", "mariadb", "sqlite")}
+_CHOICES = {"dialect": sorted(DIALECTS)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -120,10 +120,8 @@ def _is_plain(app: Any) -> bool:
 
     An application may wrap itself in middleware that is listed. A ``BaseHTTPMiddleware`` calls somebody's function.
     """
-    kind = type(app)
-    if kind.__module__.partition(".")[0] not in _FRAMEWORKS or isinstance(app, BaseHTTPMiddleware):
-        return False
-    return all(_is_plain_class(listed.cls) for listed in getattr(app, "user_middleware", ()))
+    kinds = [type(app), *(listed.cls for listed in getattr(app, "user_middleware", ()))]
+    return all(map(_is_plain_class, kinds))
 
 
 def _is_plain_class(kind: Any) -> bool:
