@@ -25,6 +25,7 @@ from open_idempotency._perform.context import running
 from open_idempotency._perform.coverage import Coverage, Coverages
 from open_idempotency._perform.engine import Engine, new_owner
 from open_idempotency._perform.path_rules import PathRules
+from open_idempotency._perform.telling import report_late_error
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import ConfigurationError, LeaseLost
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
@@ -248,6 +249,7 @@ class _Exchange:
             if not self._settled:
                 await self._give_up(attempt)
         except BaseException as error:
+            report_late_error(attempt, error)
             if self._settled or not await self._stand_in(attempt, error):
                 raise
         finally:

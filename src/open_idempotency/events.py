@@ -129,6 +129,15 @@ class Uncommitted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RaisedAfterResponse(Event):
+    """The application raised after its response had been recorded, so a retry replays that response whatever the error
+    undid. ``error``: the class name of the exception.
+    """
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class InDoubt(Event):
     """A stage was begun by an attempt that did not record its end. ``answer``: what was decided.
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
 from uuid import UUID
@@ -28,7 +28,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from open_idempotency._starlette.matching import NOTHING_SAID, Layers, find, see_layers
-from open_idempotency._starlette.survey import authentication_beneath, rules_beneath
+from open_idempotency._starlette.survey import authentication_beneath, endpoints_beneath, late_dependencies
 
 __all__ = ["IdempotencyMiddleware", "IdempotencyRule", "exempt", "idempotent"]
 
@@ -39,6 +39,8 @@ _logger = logging.getLogger("open_idempotency")
 # What a router answers where no route fits.
 _ROUTERS_OWN = (307, 308, 404, 405)
 _NAMES = ("identity", "display_name")
+#: how many routes a warning names
+_NAMED_ROUTES = 5
 
 
 class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
@@ -93,7 +95,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         return known
 
     def check_start(self) -> None:
-        """Warn if it is the application's inside that authenticates.
+        """Warn if it is the application's inside that authenticates, and of dependencies that end after the response.
 
         Raises ``ConfigurationError`` that names the routes whose rules contradict the policy.
         """
@@ -102,9 +104,23 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
             name = authentication_beneath(self.app)
             if name is not None:
                 self._warn(name)
-        wrong = [*self._contradictions()]
+        wrong: list[str] = []
+        late: dict[str, list[str]] = {}
+        for endpoint in endpoints_beneath(self.app):
+            place = f"{endpoint.method} {endpoint.path}"
+            by_path = self.rules_of_path({"method": endpoint.method, "path": endpoint.path})
+            try:
+                coverage = self.coverages.by((*by_path, *endpoint.rules))
+            except ConfigurationError as error:
+                wrong.append(f"{place}: {error}")
+                continue
+            if coverage is not None and endpoint.method in coverage.policy.methods:
+                for dependency in dict.fromkeys(late_dependencies(endpoint.route)):
+                    late.setdefault(dependency, []).append(place)
         if wrong:
             raise ConfigurationError("; ".join(wrong))
+        for dependency, places in late.items():
+            _warn_of_late(dependency, places)
 
     def _look_late(self) -> None:
         """No server has said that it starts: the first request says what is wrong, and others may well be served."""
@@ -112,13 +128,6 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
             self.check_start()
         except ConfigurationError as error:
             _logger.error("these routes will answer 500: %s", error)
-
-    def _contradictions(self) -> Iterator[str]:
-        for path, method, rules_there in rules_beneath(self.app):
-            try:
-                self.coverages.by((*self.rules_of_path({"method": method, "path": path}), *rules_there))
-            except ConfigurationError as error:
-                yield f"{method} {path}: {error}"
 
     def _warn(self, authenticating: str) -> None:
         self._warned = True
@@ -151,6 +160,20 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         finally:
             if unknown and not self._warned and scope.get("user") is not None and not scope[MARK].policy.scope:
                 self._warn("AuthenticationMiddleware")
+
+
+def _warn_of_late(dependency: str, places: list[str]) -> None:
+    named = ", ".join(places[:_NAMED_ROUTES])
+    if len(places) > _NAMED_ROUTES:
+        named += f" and {len(places) - _NAMED_ROUTES} more"
+    _logger.warning(
+        "%s ends after the response of %s: the response is recorded first, so if a commit behind its yield fails, or "
+        "the worker dies before it, a retry replays a success whose rows do not exist. If it commits, declare it with "
+        'Depends(..., scope="function"), or commit in the endpoint, or use idem.atomic(session) or tx=session. If it '
+        'only cleans up, scope="function" is right as well, and ends this warning',
+        dependency,
+        named,
+    )
 
 
 def _stored_if_routed(store: Callable[[int], bool | None] | None, status: int) -> bool | None:

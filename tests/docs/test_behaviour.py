@@ -18,7 +18,7 @@ LINES = {
     "H": [f"{n:02}" for n in range(1, 12)],
     "O": [f"{n:02}" for n in range(1, 13)],
     "L": [f"{n:02}" for n in range(1, 9)],
-    "R": [f"{n:02}" for n in range(1, 10)],
+    "R": [*(f"{n:02}" for n in range(1, 10)), "05a"],
     "S": [f"{n:02}" for n in range(1, 9)],
 }
 

@@ -64,6 +64,8 @@ class Attempt:
     stored: tuple[int, bool | None] | None = None
     #: seconds on the monotonic clock until which the lease is known to last
     sure_until: float = inf
+    #: its response is on record, or went out while that was not possible: retries will, or may, be sent it
+    recorded: bool = False
     #: the view's wish: True to store the answer, False to discard it, None for the policy's rule
     keep: bool | None = None
     _used: set[StageId] | None = None

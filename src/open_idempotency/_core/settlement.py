@@ -105,6 +105,7 @@ def finish(attempt: Attempt, answer: Answer) -> Steps[Fate | Answer]:
         if not attempt.lost:
             return (yield from _settle(attempt, lease, answer))
     except LeaseLost:
+        attempt.recorded = False
         yield from _lost(attempt, lease)
     return (yield from _supersede(attempt, lease))
 
@@ -219,6 +220,7 @@ def _form_of(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[tuple[byte
 
 def _complete(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate]:
     policy = attempt.policy
+    attempt.recorded = True
     if attempt.answered is None:
         frame, stored = yield from stored_form(answer, ANSWER, lease, policy)
     else:

@@ -1,8 +1,9 @@
-"""Where the extension sits in a Flask application: around three of its methods, and at the end of each request.
+"""Where the extension sits in a Flask application: around some of its methods, and at the end of each request.
 
 ``preprocess_request``: the body is read, before any other function can. ``dispatch_request``: the claim, when every
 ``before_request`` function has run, so that the caller is known. ``process_response``: the settlement, after every
 ``after_request`` function and the session. ``teardown_request``: whatever ended without a response.
+``wsgi_app``: what teardown functions raise, which comes after the response was recorded.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import TYPE_CHECKING, Any, cast
 from flask import Flask, Request, Response, request
 
 from open_idempotency import rules
+from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.keys import key_names
 from open_idempotency._core.settlement import ANSWERED
 from open_idempotency._flask.exchange import Exchange, Route, Setting
 from open_idempotency._flask.plain import Plain
 from open_idempotency._perform.engine import Engine
+from open_idempotency._perform.telling import report_late_error
 from open_idempotency._wsgi.environ import MARK, environ_names, find_key
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.rules import Rule, combine, rules_on
@@ -55,6 +58,7 @@ class Hooks:
             "dispatch_request": self._dispatch,
             "process_response": self._process,
             "add_url_rule": self._add_url_rule,
+            "wsgi_app": self._wsgi_app,
         }
         for endpoint in self._app.view_functions:
             self._check(endpoint)
@@ -116,6 +120,15 @@ class Hooks:
             policy = self._engine.policy_for(combine(found))
             self._routes[found] = None if policy is None else Route(policy, environ_names(key_names(policy)))
         return self._routes[found]
+
+    def _wsgi_app(self, original: Original, environ: dict[str, Any], start_response: Any) -> Any:
+        try:
+            return original(environ, start_response)
+        except Exception as error:
+            attempt: Attempt | None = environ.get(MARK)
+            if attempt is not None:
+                report_late_error(attempt, error)
+            raise
 
     # What is wrong with the views' rules, told as early as it can be known
 

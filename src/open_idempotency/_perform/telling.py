@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from open_idempotency import events
+from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Emit
 
 logger = logging.getLogger("open_idempotency")
@@ -17,12 +18,18 @@ _LEVELS: dict[type[events.Event], int] = {
     events.Unrecorded: logging.ERROR,
     events.FailedOpen: logging.ERROR,
     events.Uncommitted: logging.ERROR,
+    events.RaisedAfterResponse: logging.ERROR,
     events.CredentialScoped: logging.WARNING,
 }
 _ADVICE: dict[type[events.Event], str] = {
     events.Uncommitted: (
         "the view answered before it committed the transaction that tx= or idem.atomic is in, so the answer does not "
         "count and the client got a 500; commit before the view returns, as `with session.begin():` around it does"
+    ),
+    events.RaisedAfterResponse: (
+        "the application raised after its response was recorded, and a retry replays that response; if the error "
+        "undid what the response says (a commit that failed in a dependency or a teardown function), commit before "
+        'the response: with FastAPI by Depends(..., scope="function"), elsewhere in the view'
     ),
     events.CredentialScoped: (
         "callers are told apart by their Authorization field alone, so a client whose token changes between two tries "
@@ -43,3 +50,13 @@ def tell(command: Emit) -> None:
         command.listener(event)
     except Exception:
         logger.exception("the on_event listener raised on %s", type(event).__name__)
+
+
+def report_late_error(attempt: Attempt, error: BaseException) -> None:
+    """Report an error that the application raised after the response of this attempt had been recorded.
+
+    Only ordinary exceptions: a cancellation, or a closed generator, says nothing about the application's work.
+    """
+    if attempt.recorded and attempt.lease is not None and isinstance(error, Exception):
+        event = events.RaisedAfterResponse(events.short(attempt.lease.record_id), type(error).__name__)
+        tell(Emit(event, attempt.policy.on_event))

@@ -1,12 +1,16 @@
-"""What can be known of an application before its first request: the rules of its routes, and who authenticates where.
+"""What can be known of an application before its first request: the rules of its routes, which of their dependencies
+end after the response, and who authenticates where.
 
 The routes are walked as ``matching`` asks them. What cannot be seen into is left out, and told when a request comes.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from open_idempotency._starlette.matching import (
     DEEPEST,
@@ -24,14 +28,23 @@ _METHODS = ("POST", "PATCH", "PUT", "DELETE")
 _AUTHENTICATING = ("AuthenticationMiddleware", "AuthMiddleware")
 
 
-def rules_beneath(app: Any) -> Iterator[tuple[str, str, tuple[Rule, ...]]]:
-    """Path, method and rules of each route that requests reach without another middleware of ours."""
-    return _rules_in(see_layers(app), "", (), DEEPEST)
+class Endpoint(NamedTuple):
+    """One method of one route: its path as the application writes it, the rules on it, and the route itself."""
+
+    path: str
+    method: str
+    rules: tuple[Rule, ...]
+    route: Any
 
 
-def _rules_in(
+def endpoints_beneath(app: Any) -> Iterator[Endpoint]:
+    """Every endpoint that requests reach without another middleware of ours."""
+    return _endpoints_in(see_layers(app), "", (), DEEPEST)
+
+
+def _endpoints_in(
     layers: Layers, path: str, around: dict[str, tuple[Rule, ...]] | tuple[()], depth: int
-) -> Iterator[tuple[str, str, tuple[Rule, ...]]]:
+) -> Iterator[Endpoint]:
     if layers.inner or layers.routes is None or not depth:
         return
     for route in expanded(layers.routes):
@@ -43,8 +56,8 @@ def _rules_in(
             if _is_mount(route):
                 found[method] += tuple(endpoint_rules(beneath.app, method))
         if beneath.routes is None and not beneath.inner:
-            yield from ((place, method, rules) for method, rules in found.items())
-        yield from _rules_in(beneath, place, found, depth - 1)
+            yield from (Endpoint(place, method, rules, route) for method, rules in found.items())
+        yield from _endpoints_in(beneath, place, found, depth - 1)
 
 
 def _is_mount(route: Any) -> bool:
@@ -59,6 +72,49 @@ def _path_of(route: Any) -> str:
 def _methods_of(route: Any) -> Iterator[str]:
     allowed = getattr(route, "methods", None)
     return (method for method in _METHODS if allowed is None or method in allowed)
+
+
+def late_dependencies(route: Any) -> Iterator[str]:
+    """The names of a FastAPI route's dependencies with ``yield`` whose code behind it runs after the response.
+
+    That is so since FastAPI 0.118, unless the dependency was declared with ``scope="function"``.
+    """
+    dependant = getattr(route, "dependant", None)
+    if dependant is None or not _ends_dependencies_late():
+        return iter(())
+    return _late_beneath(dependant)
+
+
+def _late_beneath(dependant: Any) -> Iterator[str]:
+    for each in dependant.dependencies:
+        if getattr(each, "scope", None) != "function" and _is_generator(each.call):
+            yield _name_of(each.call)
+        yield from _late_beneath(each)
+
+
+def _is_generator(call: Any) -> bool:
+    function = _behind_partials(call)
+    candidates = (function, type(function).__call__)
+    return any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in candidates)
+
+
+def _name_of(call: Any) -> str:
+    function = _behind_partials(call)
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _behind_partials(call: Any) -> Any:
+    while isinstance(call, functools.partial):
+        call = call.func
+    return inspect.unwrap(call)
+
+
+@functools.cache
+def _ends_dependencies_late() -> bool:
+    version = str(getattr(sys.modules.get("fastapi"), "__version__", "0"))
+    numbers = [int(part) if part.isdigit() else 0 for part in version.split(".")]
+    return numbers >= [0, 118]
 
 
 def authentication_beneath(app: Any, depth: int = DEEPEST) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from open_idempotency._core.requests import Answer, Headers
 from open_idempotency._core.settlement import ANSWERED, Fate
+from open_idempotency._perform.telling import report_late_error
 from open_idempotency._wsgi.protection import BoundIterable, Close, Protection
 from open_idempotency.exceptions import LeaseLost
 
@@ -104,6 +105,7 @@ class LiveBody:
             if isinstance(verdict, Answer) and isinstance(error, ANSWERED) and not self.begun:
                 self.verdict = verdict
                 return
+        report_late_error(self.protection.attempt, error)
         raise error
 
     def close(self) -> None:
@@ -117,9 +119,16 @@ class LiveBody:
         finally:
             try:
                 if self._source is not None:
-                    self._source.close()
+                    self._close_source(self._source)
             finally:
                 self._cleanup()
+
+    def _close_source(self, source: BoundIterable) -> None:
+        try:
+            source.close()
+        except BaseException as error:
+            report_late_error(self.protection.attempt, error)
+            raise
 
     def _drain(self, source: BoundIterable) -> None:
         """Run the handler to its end without a client. One without a near end is stopped, as its server would."""

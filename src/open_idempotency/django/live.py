@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.settlement import ANSWERED, Fate
 from open_idempotency._perform.context import Running, running
+from open_idempotency._perform.telling import report_late_error
 from open_idempotency._wsgi.protection import Close
 from open_idempotency.django.protection import Protection
 from open_idempotency.exceptions import LeaseLost
@@ -110,6 +111,7 @@ class AsyncLiveBody:
             if isinstance(verdict, Answer) and isinstance(error, ANSWERED) and not self.begun:
                 self.verdict = verdict
                 return
+        report_late_error(self.protection.attempt, error)
         raise error
 
     async def drain(self) -> None:
