@@ -83,14 +83,15 @@ class IdempotencyMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._asks_routes and route_rules.in_use and scope["type"] == "http" and MARK not in scope:
             # A rule may ask for a key, name another header, or cover another method.
-            if scope["method"] not in NEVER_COVERED:
+            if scope["method"].upper() not in NEVER_COVERED:
                 await self.cover(self.coverage_of(scope), scope, receive, send)
                 return
-        if scope["type"] != "http" or scope["method"] not in self._methods or MARK in scope:
+        # In upper case, as most frameworks read it, whatever the server hands on.
+        if scope["type"] != "http" or (method := scope["method"].upper()) not in self._methods or MARK in scope:
             await (self._live if scope["type"] == "lifespan" else self.app)(scope, receive, send)
             return
         # Where the application's own policy is all that counts, for this path and method:
-        if self._paths is None or not (self.rules_of_path(scope) or scope["method"] not in self.engine.policy.methods):
+        if self._paths is None or not (self.rules_of_path(scope) or method not in self.engine.policy.methods):
             names = self._names
             for field in scope["headers"]:
                 if field[0] in names:
@@ -117,11 +118,13 @@ class IdempotencyMiddleware:
         """What ``rules=`` says about the path of an HTTP request, the most specific last."""
         if self._paths is None:
             return ()
-        return self._paths.find(scope["method"], scope["path"], scope.get("raw_path"), scope.get("root_path", ""))
+        return self._paths.find(
+            scope["method"].upper(), scope["path"], scope.get("raw_path"), scope.get("root_path", "")
+        )
 
     def cover(self, coverage: Coverage | None, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Treat an HTTP request that nobody protects yet as this coverage says."""
-        if coverage is None or scope["method"] not in coverage.policy.methods:
+        if coverage is None or scope["method"].upper() not in coverage.policy.methods:
             return self.app(scope, receive, send)
         key_fields = find_key(scope["headers"], coverage.names)
         if key_fields or coverage.policy.required:
@@ -361,7 +364,7 @@ class _Exchange:
 def _request(scope: Scope) -> Request:
     raw = scope.get("raw_path") or quote(scope["path"]).encode("ascii")
     return Request(
-        method=scope["method"],
+        method=scope["method"].upper(),
         path=raw.partition(b"?")[0],
         query=scope.get("query_string", b""),
         headers=scope["headers"],

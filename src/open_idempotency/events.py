@@ -162,7 +162,7 @@ class FailedOpen(Event):
 
 @dataclass(frozen=True, slots=True)
 class CredentialScoped(Event):
-    """A caller was known by its ``Authorization`` field alone, so a new token is a new caller. Told once."""
+    """A caller was known by the credentials in its headers alone, so a new token is a new caller. Reported once."""
 
 
 Listener = Callable[[Event], None]

@@ -29,6 +29,30 @@ _URL = re.compile(r"[!-;=?-~]+")
 #: methods that no policy covers
 NEVER_COVERED = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "CONNECT"})
 
+#: headers in which clients send credentials that stay the same from one request to the next
+CREDENTIAL_HEADERS = (
+    "Authorization",
+    "X-API-Key",
+    "API-Key",
+    "ApiKey",
+    "X-API-Token",
+    "X-Access-Token",
+    "X-Auth-Key",
+    "X-Auth-Token",
+    "X-Authorization",
+    "X-Client-Secret",
+    "X-Goog-Api-Key",
+    "X-RapidAPI-Key",
+    "X-Secret-Key",
+    "X-Service-Token",
+    "X-Session-Token",
+    "X-User-Token",
+    "Ocp-Apim-Subscription-Key",
+    "Private-Token",
+)
+#: headers that differ from one request to the next, whoever sends them
+_NO_CREDENTIALS = frozenset({"cookie", "date", "dpop", "proxy-authorization", "signature", "signature-input"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class IdempotencyPolicy:
@@ -43,9 +67,12 @@ class IdempotencyPolicy:
 
     Who and what
         ``scope``: called with the request, returns the caller's identity (``str``); without it the framework's
-        verified user, then the ``Authorization`` field. ``scope_by_route``: method and path belong to the key, so one
-        key may be used on several endpoints, each for itself, instead of 422. ``application``: separates applications
-        that share a backend.
+        verified user, then the credentials in its headers. ``credential_headers``: the headers that carry credentials
+        which stay the same from one request of a caller to the next; who sends other ones is another caller.
+        ``scope_by_host``: the ``Host`` header belongs to the caller, where tenants are told apart by it; a client that
+        chooses another host for a retry runs again.
+        ``scope_by_route``: method and path belong to the key, so one key may be used on several endpoints, each for
+        itself, instead of 422. ``application``: separates applications that share a backend.
         ``fingerprint``: ``"auto"``, ``"json"``, ``"none"`` (the body is not compared) or a callable that returns
         the bytes to compare. ``fingerprint_headers``: header fields that belong to it. ``fingerprint_ignore``: JSON
         pointers left out of it (needs ``"json"``). ``secret``: keys the digests.
@@ -90,6 +117,8 @@ class IdempotencyPolicy:
     validate: Callable[[str], object] | None = None
 
     scope: Callable[[Request], str] | None = None
+    credential_headers: tuple[str, ...] = CREDENTIAL_HEADERS
+    scope_by_host: bool = False
     scope_by_route: bool = False
     application: str = ""
     fingerprint: Literal["auto", "json", "none"] | Callable[[Request], bytes] = "auto"
@@ -130,7 +159,7 @@ class IdempotencyPolicy:
         for name in ("lease", "ttl", "max_run", "wait", "max_wait", "record_within"):
             self._normalise(name, _seconds(name, getattr(self, name)))
         self._normalise("methods", frozenset(m.upper() for m in _names("methods", self.methods)))
-        for name in ("aliases", "fingerprint_headers", "fingerprint_ignore"):
+        for name in ("aliases", "credential_headers", "fingerprint_headers", "fingerprint_ignore"):
             self._normalise(name, tuple(_names(name, getattr(self, name))))
         for check in (_check_coverage, _check_choices, _check_durations, _check_sizes, _check_hooks):
             check(self)
@@ -195,10 +224,17 @@ def _check_coverage(p: IdempotencyPolicy) -> None:
     if never:
         raise ConfigurationError(f"methods: {', '.join(sorted(never))} can never be covered")
     tokens = {"methods": p.methods, "header": (p.header,), "aliases": p.aliases}
-    for field, names in {**tokens, "fingerprint_headers": p.fingerprint_headers}.items():
+    tokens |= {"credential_headers": p.credential_headers, "fingerprint_headers": p.fingerprint_headers}
+    for field, names in tokens.items():
         for name in names:
             if not isinstance(name, str) or not name or not _TOKEN_CHARS.issuperset(name):
                 raise ConfigurationError(f"{field}: {name!r} is not a name that HTTP allows")
+    for name in p.credential_headers:
+        if name.lower() in _NO_CREDENTIALS or name.lower() in {p.header.lower(), *map(str.lower, p.aliases)}:
+            raise ConfigurationError(
+                f"credential_headers: {name} differs between two tries of one caller, so each retry would run as "
+                "another caller's; name headers with credentials that stay, and use scope= for everything else"
+            )
     for pointer in p.fingerprint_ignore:
         if not pointer.startswith("/"):
             raise ConfigurationError(
@@ -215,6 +251,7 @@ _CHOICES: Mapping[str, tuple[object, ...]] = {
     "required": (True, False),
     "fail_open": (True, False),
     "strict_stages": (True, False),
+    "scope_by_host": (True, False),
     "scope_by_route": (True, False),
     "compat": (None, "stripe"),
     "plain_records": ("refuse", "accept", "write"),

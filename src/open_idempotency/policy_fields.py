@@ -26,6 +26,8 @@ class PolicyFields(TypedDict, total=False):
     profile: Literal["lenient", "strict"]
     validate: Callable[[str], object] | None
     scope: Callable[[Request], str] | None
+    credential_headers: Iterable[str]
+    scope_by_host: bool
     scope_by_route: bool
     application: str
     fingerprint: Literal["auto", "json", "none"] | Callable[[Request], bytes]

@@ -27,6 +27,8 @@ except ModuleNotFoundError as error:
         "open_idempotency.starlette needs the starlette package: pip install 'open-idempotency[starlette]'"
     ) from error
 
+from starlette.authentication import SimpleUser
+
 from open_idempotency._starlette.matching import NOTHING_SAID, Layers, find, see_layers
 from open_idempotency._starlette.survey import authentication_beneath, endpoints_beneath, late_dependencies
 
@@ -38,7 +40,6 @@ del starlette
 _logger = logging.getLogger("open_idempotency")
 # What a router answers where no route fits.
 _ROUTERS_OWN = (307, 308, 404, 405)
-_NAMES = ("identity", "display_name")
 #: how many routes a warning names
 _NAMED_ROUTES = 5
 
@@ -47,8 +48,8 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
     """Protects the requests of a Starlette application that carry an ``Idempotency-Key``.
 
     Takes what ``open_idempotency.asgi.IdempotencyMiddleware`` takes. The caller is ``request.user`` where an outer
-    ``AuthenticationMiddleware`` has verified one: its ``identity``, or else its ``display_name``, which must then be
-    unique. One that is authenticated and has neither raises ``ScopeUnknown``, which is a 500.
+    ``AuthenticationMiddleware`` has verified one: its ``identity``; of Starlette's ``SimpleUser`` its ``username``. A
+    user that is authenticated and has no identity raises ``ScopeUnknown``, which is a 500.
 
     The endpoint's ``@idempotent(...)`` and ``@exempt`` count, wherever the middleware stands: around the application, a
     mount, a router or one route. Of several around one endpoint the innermost protects it. Since 0.1.
@@ -144,12 +145,14 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         user = scope.get("user")
         if user is None or not getattr(user, "is_authenticated", True):
             return None
-        for name in _NAMES:
+        # Never its display name: two people may have one.
+        for name in ("identity", "username") if isinstance(user, SimpleUser) else ("identity",):
             value = _read(user, name)
             if value is not None:
                 return _text(value, user, name)
         raise ScopeUnknown(
-            f"{type(user).__name__} is authenticated and has neither identity nor display_name; pass scope="
+            f"{type(user).__name__} is authenticated and has no identity; give the class an identity property, or pass "
+            "scope= to the middleware"
         )
 
     async def call_app(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -76,7 +76,8 @@ class IdempotencyMiddleware:
         self._routes: dict[tuple[Rule, ...], Route | None] = {(): self._route}
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] not in self._methods:
+        # Frameworks read it in upper case, whatever the server hands on.
+        if environ["REQUEST_METHOD"].upper() not in self._methods:
             return self.app(environ, start_response)
         route = self._route if self._paths is None else self._find_route(self._paths, environ)
         if route is None or MARK in environ:
@@ -87,7 +88,7 @@ class IdempotencyMiddleware:
 
     def _find_route(self, paths: PathRules, environ: Environ) -> Route | None:
         """How the path and the method of a request are covered; None where they are not."""
-        method = environ["REQUEST_METHOD"]
+        method = environ["REQUEST_METHOD"].upper()
         rules = paths.find(method, octets(environ.get("PATH_INFO", "")).decode("utf-8", "replace"))
         if rules not in self._routes:
             coverage = self._coverages.by(rules)

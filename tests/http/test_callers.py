@@ -19,6 +19,15 @@ def test_two_callers_with_one_key_run_twice(new_case: NewCase) -> None:
     assert len(case.runs) == 2
 
 
+def test_two_callers_with_api_keys_run_twice(new_case: NewCase) -> None:
+    """O-15: credentials in other headers tell callers apart as well, and so does having none."""
+    case = new_case(charge)
+    callers = [[("x-api-key", "ann's")], [("x-api-key", "bob's")], [("private-token", "ann's")], []]
+    assert [case.send(headers=who).json() for who in callers] == [{"charge": n} for n in (1, 2, 3, 4)]
+    assert [case.send(headers=who).json() for who in callers] == [{"charge": n} for n in (1, 2, 3, 4)]
+    assert len(case.runs) == 4
+
+
 def test_another_callers_request_is_not_a_mismatch(new_case: NewCase) -> None:
     """Section 5: not even a 422 is seen across callers."""
     case = new_case(charge)

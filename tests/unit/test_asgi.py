@@ -483,3 +483,20 @@ async def test_a_cancelled_request_in_a_task_stays_cancelled() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@pytest.mark.parametrize("first", ["POST", "post", "Post"])
+@pytest.mark.parametrize("rules", [None, {"/charges": {"required": True}}])
+async def test_a_method_in_other_letters_is_the_same_method(first: str, rules: Any) -> None:
+    """O-17: some servers hand it on as it was sent, and frameworks read it in upper case."""
+    runs: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        runs.append(scope["method"])
+        await send({"type": "http.response.start", "status": 201, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    middleware, key = IdempotencyMiddleware(app, "memory://", rules=rules), str(uuid4())
+    for method in (first, "POST", "post"):
+        assert (await Exchange(key=key, method=method).through(middleware)).status == 201
+    assert runs == [first]

@@ -10,9 +10,10 @@ from uuid import uuid4
 
 import pytest
 from django.http import HttpRequest, HttpResponse
-from django.test import AsyncClient, Client
+from django.test import AsyncClient, Client, override_settings
 from django.utils.functional import SimpleLazyObject
 
+from open_idempotency.django.identity import identify
 from open_idempotency.exceptions import ScopeUnknown
 from tests.django_project.calls import OURS, REPLAYED, post, project
 
@@ -166,3 +167,103 @@ def test_users_of_two_models_with_one_primary_key_are_two_callers(send: Send) ->
         send(headers={"X-Kind": "auth.User"})
         send(headers={"X-Kind": "shop.Customer"})
     assert calls == [1, 1]
+
+
+# Tenants
+
+
+def by_tenant(get_response: Any) -> Any:
+    """A middleware that sets the request's tenant, as packages for tenants do."""
+
+    def middleware(request: Any) -> Any:
+        found = request.headers.get("X-Tenant")
+        request.tenant = {"text": found, "object": SimpleNamespace(pk=found), "lazy": SimpleLazyObject(lambda: found)}[
+            request.headers.get("X-Form", "text")
+        ]
+        return get_response(request)
+
+    return middleware
+
+
+@both_chains
+@pytest.mark.parametrize("form", ["text", "object", "lazy"])
+@pytest.mark.parametrize("who", [{}, {"Authorization": "Bearer one"}, "user"])
+def test_one_caller_in_two_tenants_is_two(send: Send, form: str, who: Any, new_user: Callable[[], Any]) -> None:
+    """O-16: primary keys begin at 1 in each tenant, so a user's alone is no identity; nobody's is none anyhow."""
+    user = new_user() if who == "user" else None
+    headers = {"X-Form": form, **(who if isinstance(who, dict) else {})}
+
+    def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(request.headers["X-Tenant"])
+
+    with project(view, MIDDLEWARE=[*AUTHENTICATION, f"{__name__}.by_tenant", OURS]):
+        for name in ("one", "two", "one"):
+            response = send(user, headers={**headers, "X-Tenant": name})
+            assert response.content == name.encode()
+        assert response[REPLAYED] == "true"
+
+
+def by_nameless_tenant(get_response: Any) -> Any:
+    """A middleware whose tenants have nothing by which they could be told apart."""
+
+    def middleware(request: Any) -> Any:
+        request.tenant = object()
+        return get_response(request)
+
+    return middleware
+
+
+@both_chains
+def test_a_tenant_without_an_identity_is_nobodys_bucket(send: Send) -> None:
+    """O-16: a 500 that says what to set, and never a scope that all tenants share."""
+    options = {"MIDDLEWARE": [f"{__name__}.by_nameless_tenant", OURS]}
+    with project(lambda request: HttpResponse("done"), **options), pytest.raises(ScopeUnknown, match="IDEMPOTENCY_"):
+        send()
+
+
+class ReadsAnywhere:
+    """A router with replicas: what is read comes from any of them, and everything is written to the primary."""
+
+    reads = 0
+
+    def db_for_read(self, model: Any, **hints: Any) -> str:
+        ReadsAnywhere.reads += 1
+        return ("default", "replica")[ReadsAnywhere.reads % 2]
+
+    def db_for_write(self, model: Any, **hints: Any) -> str:
+        return "default"
+
+
+class OneForEach:
+    """A router with a database for each tenant."""
+
+    def db_for_write(self, model: Any, **hints: Any) -> str:
+        return "tenant"
+
+
+def test_a_user_of_another_database_is_another_caller() -> None:
+    """O-16: also where the user was loaded from there without a router."""
+    from django.contrib.auth.models import User
+
+    here, there = User(pk=1), User(pk=1)
+    here._state.db, there._state.db = "default", "other"
+    request: Any = SimpleNamespace(user=here, resolver_match=None)
+    names = []
+    for user in (here, there):
+        request.user = user
+        names.append(identify(request, None).user)  # type: ignore[arg-type]
+    with override_settings(DATABASE_ROUTERS=[f"{__name__}.OneForEach"]):
+        names.append(identify(request, None).user)  # type: ignore[arg-type]
+    assert names == ["1", "other:1", "tenant:1"]
+
+
+def test_a_replica_that_a_user_was_read_from_is_no_part_of_the_caller() -> None:
+    """O-16: it is chosen anew for each request, so a retry would run as another caller's."""
+    from django.contrib.auth.models import User
+
+    with override_settings(DATABASE_ROUTERS=[f"{__name__}.ReadsAnywhere"]):
+        for alias in ("default", "replica"):
+            user = User(pk=1)
+            user._state.db = alias
+            request: Any = SimpleNamespace(user=user, resolver_match=None)
+            assert identify(request, None).user == "1"  # type: ignore[arg-type]

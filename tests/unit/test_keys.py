@@ -21,7 +21,7 @@ from open_idempotency._core.keys import (
     parse_value,
     record_id,
 )
-from open_idempotency._core.requests import Request
+from open_idempotency._core.requests import Caller, Request
 from open_idempotency.exceptions import KeyRejected, KeyRequired, ScopeUnknown
 from open_idempotency.policy import IdempotencyPolicy
 from tests.unit.builders import request_of
@@ -249,7 +249,7 @@ def test_a_validate_hook_that_returns_nothing_refuses() -> None:
 
 def scope_of(headers: list[tuple[bytes, bytes]], user: str | None = None, key: str = LONG_KEY, **fields: Any) -> str:
     """The scope of a request with these headers."""
-    return caller_scope(request_of(headers=headers), user, key, IdempotencyPolicy(**fields))
+    return caller_scope(request_of(headers=headers), Caller(user), key, IdempotencyPolicy(**fields))
 
 
 AUTHORIZED = [(b"authorization", b"Bearer secret")]
@@ -280,6 +280,51 @@ def test_two_credentials_are_two_scopes() -> None:
 def test_two_authorization_lines_are_not_one_joined_line() -> None:
     """SPEC 5: the whole field counts."""
     assert scope_of([(b"authorization", b"a"), (b"authorization", b"b")]) != scope_of([(b"authorization", b"ab")])
+
+
+API_KEY = [(b"x-api-key", b"ann's")]
+
+
+def test_credentials_in_other_headers_make_a_caller_as_well() -> None:
+    """O-15: an API key is as good as an Authorization header."""
+    assert by_credentials(scope_of(API_KEY))
+    assert scope_of(API_KEY) != scope_of([(b"x-api-key", b"bob's")])
+    assert scope_of(API_KEY) != scope_of([(b"x-auth-token", b"ann's")])
+    assert scope_of(API_KEY) != scope_of([*API_KEY, *AUTHORIZED])
+
+
+def test_the_order_of_headers_with_credentials_does_not_count() -> None:
+    """O-15: proxies reorder headers. Two values of one header have an order."""
+    assert scope_of([*API_KEY, *AUTHORIZED]) == scope_of([*AUTHORIZED, *API_KEY])
+    twice = [(b"x-api-key", b"one"), (b"x-api-key", b"two")]
+    assert scope_of(twice) != scope_of(twice[::-1])
+
+
+def test_the_policy_names_the_headers_with_credentials() -> None:
+    """O-15: a list of its own takes the place of the default, in any case of letters."""
+    own = {"credential_headers": ["X-Merchant"]}
+    assert by_credentials(scope_of([(b"x-merchant", b"7")], **own))
+    assert scope_of(API_KEY, **own) == scope_of([(b"x-merchant", b" ")], **own) == "anonymous:"
+
+
+@pytest.mark.parametrize("headers", [AUTHORIZED, API_KEY, []])
+@pytest.mark.parametrize("fields", [{}, {"scope": lambda _: "everybody"}])
+def test_a_caller_is_another_one_in_another_tenant_and_on_another_host(headers: Any, fields: Any) -> None:
+    """O-16: whatever else is known of the caller."""
+
+    def scope(tenant: str = "", host: bytes = b"a.example", **more: Any) -> str:
+        request = request_of(headers=[*headers, (b"host", host)])
+        return caller_scope(request, Caller(None, tenant), LONG_KEY, IdempotencyPolicy(**fields, **more))
+
+    by_host = {"scope_by_host": True}
+    seen = [
+        scope(), scope("one"), scope("two"), scope(**by_host), scope(host=b"b.example", **by_host),
+        scope("one", **by_host), scope("a.example"),
+    ]  # fmt: skip
+    assert len(set(seen)) == len(seen)
+    assert scope() == scope(host=b"b.example")
+    assert scope(host=b"A.Example", **by_host) == scope(**by_host)
+    assert len({by_credentials(each) for each in seen}) == 1
 
 
 def test_without_credentials_a_caller_is_anonymous() -> None:

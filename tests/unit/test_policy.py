@@ -20,6 +20,8 @@ BAD: list[tuple[str, Any]] = [
     *[("profile", bad) for bad in ("loose", None, "Strict")],
     *[("validate", bad) for bad in ("uuid", 1)],
     *[("scope", bad) for bad in ("user", 1)],
+    *[("credential_headers", bad) for bad in ("X-Key", ["X Key"], ["Cookie"], ["DPoP"], ["idempotency-key"], None)],
+    *[("scope_by_host", bad) for bad in (None, "example", 2)],
     *[("scope_by_route", bad) for bad in (None, "path", 2)],
     *[("application", bad) for bad in (None, b"shop", 1)],
     *[("fingerprint", bad) for bad in ("raw", None, b"auto")],

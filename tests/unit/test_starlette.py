@@ -79,6 +79,14 @@ class Nameless(BaseUser):
         return True
 
 
+class Displayed(Nameless):
+    """What is on the screen is a name that many people have."""
+
+    @property
+    def display_name(self) -> str:
+        return "Maria Garcia"
+
+
 USER_ID = UUID("8e03978e-40d5-43e8-bc93-6894a57f9324")
 
 
@@ -87,7 +95,7 @@ USER_ID = UUID("8e03978e-40d5-43e8-bc93-6894a57f9324")
     [(Named("ada"), "ada"), (Named(7), "7"), (Named(USER_ID), str(USER_ID)), (SimpleUser("bob"), "bob")],
 )
 async def test_a_verified_user_is_the_caller(user: BaseUser, name: str) -> None:
-    """Section 5: its identity, or else its display name."""
+    """O-15: its identity; Starlette's SimpleUser has a username instead."""
     assert ADAPTER.identify({"user": user}) == name
 
 
@@ -97,7 +105,7 @@ async def test_without_a_verified_user_the_caller_is_known_otherwise(scope: dict
     assert ADAPTER.identify(scope) is None
 
 
-@pytest.mark.parametrize("user", [Nameless(), Named(""), Named(True), Named(object()), SimpleUser("")])
+@pytest.mark.parametrize("user", [Nameless(), Displayed(), Named(""), Named(True), Named(object()), SimpleUser("")])
 async def test_a_user_without_a_usable_name_is_nobodys_bucket(user: BaseUser) -> None:
     """Section 5: ScopeUnknown, never a shared scope nor one that changes with each process."""
     with pytest.raises(ScopeUnknown):

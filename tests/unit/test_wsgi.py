@@ -304,3 +304,14 @@ def test_requests_in_two_greenlets_of_one_thread_have_their_own_context(backend:
     bodies = {let.switch() for let in lets}
     assert len(bodies) == 2
     assert running.get() is None
+
+
+@pytest.mark.parametrize("first", ["POST", "post", "Post"])
+@pytest.mark.parametrize("rules", [None, {"/charges": {"required": True}}])
+def test_a_method_in_other_letters_is_the_same_method(backend: MemoryBackend, first: str, rules: Any) -> None:
+    """O-17: some servers hand it on as it was sent, and frameworks read it in upper case."""
+    app, runs = counting(hello)
+    middleware = IdempotencyMiddleware(app, backend, rules=rules)
+    for method in (first, "POST", "post"):
+        assert serve(middleware, environ(REQUEST_METHOD=method)).status == "201 Created"
+    assert len(runs) == 1

@@ -21,7 +21,7 @@ from open_idempotency._core.keys import by_credentials, caller_scope, parse_key,
 from open_idempotency._core.models import Busy, ClaimAnswer, Finished, Lease, Leased, Mismatch, Refused, Stage
 from open_idempotency._core.quotas import reserve, take_back
 from open_idempotency._core.rendering import render
-from open_idempotency._core.requests import Answer, Body, Headers, Request
+from open_idempotency._core.requests import Answer, Body, Caller, Headers, Request
 from open_idempotency._core.sealing import ANSWER, FAILURE, unseal, unseal_stage
 from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, Advice, sendable, tell, warn
 from open_idempotency.exceptions import (
@@ -39,6 +39,9 @@ FIRST_LOOK, LONGEST_LOOK = 1.0, 5.0
 _PREFER_WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
 
 
+Identified = Caller | str | None
+
+
 @dataclass(slots=True, frozen=True)
 class Patience:
     """For how many seconds a duplicate waits, and whether its client asked for them."""
@@ -51,14 +54,15 @@ class Patience:
 class Intake:
     """What an adapter brings to be admitted. The two callables are of the adapter's own colour.
 
-    ``identify`` returns the framework's verified user (``str``) or None; ``receive`` reads the body whole and raises
-    ``BodyTooLarge``. ``owner``: 16 random bytes. ``advice``: the engine's, shared by all its requests.
+    ``identify`` returns the framework's verified user, None where there is none, or a ``Caller`` where the user belongs
+    to a tenant; ``receive`` reads the body whole and raises ``BodyTooLarge``. ``owner``: 16 random bytes. ``advice``:
+    the engine's, shared by all its requests.
     """
 
     request: Request
     key_fields: Headers
     owner: bytes
-    identify: Callable[[], str | Awaitable[str | None] | None]
+    identify: Callable[[], Identified | Awaitable[Identified]]
     receive: Callable[[], Body | Awaitable[Body]]
     advice: Advice = field(default_factory=Advice)
 
@@ -75,8 +79,8 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
         key = parse_key(intake.key_fields, policy)
         if key is None:
             return Attempt(policy)
-        user = yield from ask(Call(intake.identify))
-        scope = caller_scope(request, user, key, policy)
+        caller = yield from ask(Call(intake.identify))
+        scope = caller_scope(request, caller if isinstance(caller, Caller) else Caller(caller), key, policy)
         request.body = yield from ask(Call(intake.receive))
     except KeyRequired as error:
         return _refuse(problems.key_missing(str(error)), request, policy)

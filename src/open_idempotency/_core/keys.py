@@ -11,10 +11,13 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from itertools import chain
+from operator import itemgetter
 
 import http_sf
 
-from open_idempotency._core.requests import Headers, Request
+from open_idempotency._core.requests import Caller, Headers, Request
 from open_idempotency.exceptions import KeyRejected, KeyRequired, ScopeUnknown
 from open_idempotency.policy import IdempotencyPolicy
 
@@ -36,6 +39,10 @@ _EXAMPLE = '"8e03978e-40d5-43e8-bc93-6894a57f9324"'
 _DIGEST_PARAMETER = b"oi-record-1"
 _SCOPE_PARAMETER = b"oi-scope-1"
 _BY_CREDENTIALS = "authorization:"
+# A tenant or a host, as a digest in hexadecimal digits, and then the caller's own scope.
+_WITHIN = "within:"
+_WITHIN_LENGTH = len(_WITHIN) + 64 + 1
+_AUTHORIZATION = b"authorization"
 
 
 def key_names(policy: IdempotencyPolicy) -> frozenset[bytes]:
@@ -128,23 +135,32 @@ def _validate(key: str, validate: Callable[[str], object]) -> None:
         raise KeyRejected("the key has not the form that this service asks for")
 
 
-def caller_scope(request: Request, user: str | None, key: str, policy: IdempotencyPolicy) -> str:
-    """Who is asking, as text with a kind in front, so that no two kinds collide (SPEC section 5).
+def caller_scope(request: Request, caller: Caller, key: str, policy: IdempotencyPolicy) -> str:
+    """Who is asking, as text with a kind in front, so that no two kinds collide.
 
-    First that applies: the ``scope=`` callable, the framework's verified ``user``, the whole ``Authorization``
-    field, anonymous. Raises ``ScopeUnknown`` for a failure or a nobody,
-    ``KeyRejected`` for a guessable anonymous key.
+    First that applies: the ``scope=`` callable, the framework's verified user, all credentials in the headers of
+    ``credential_headers``, anonymous. Each is another one in another tenant, and on another host if ``scope_by_host``
+    says so. Raises ``ScopeUnknown`` for a failure or a nobody, ``KeyRejected`` for a guessable anonymous key.
     """
+    scope = _scope_of_caller(request, caller.user, key, policy)
+    host = b"\0".join(request.header(b"host")).lower() if policy.scope_by_host else b""
+    if not caller.tenant and not host:
+        return scope
+    return f"{_WITHIN}{digest(None, caller.tenant.encode(), host).hex()}:{scope}"
+
+
+def _scope_of_caller(request: Request, user: str | None, key: str, policy: IdempotencyPolicy) -> str:
     if policy.scope is not None:
         return "custom:" + _call_scope(request, policy)
     if user == "":
         raise ScopeUnknown("the framework's user has no name; no request runs in a shared scope")
     if user is not None:
         return "user:" + user
-    credentials = request.header(b"authorization")
-    # An empty field is nobody's credentials: it would be one scope for all who send it.
-    if b"".join(credentials).strip():
-        return _BY_CREDENTIALS + hashlib.sha256(b"\0".join(credentials)).hexdigest()
+    names = _lower(policy.credential_headers)
+    # An empty header is nobody's credentials: it would be one scope for all who send it.
+    credentials = [header for header in request.headers if header[0] in names and header[1].strip()]
+    if credentials:
+        return _BY_CREDENTIALS + _digest_of_credentials(credentials)
     if len(key) < MIN_ANONYMOUS_OCTETS:
         raise KeyRejected(
             f"without credentials a key needs at least {MIN_ANONYMOUS_OCTETS} characters; send a random UUID"
@@ -152,9 +168,23 @@ def caller_scope(request: Request, user: str | None, key: str, policy: Idempoten
     return "anonymous:"
 
 
+def _digest_of_credentials(credentials: Headers) -> str:
+    if all(name == _AUTHORIZATION for name, _ in credentials):
+        return hashlib.sha256(b"\0".join([value for _, value in credentials])).hexdigest()
+    # Sorted, since proxies reorder headers; by name only, since two values of one name have an order.
+    ordered = sorted(credentials, key=itemgetter(0))
+    return digest(None, *chain.from_iterable(ordered)).hex()
+
+
+@lru_cache(maxsize=64)
+def _lower(names: tuple[str, ...]) -> frozenset[bytes]:
+    return frozenset(name.lower().encode("ascii") for name in names)
+
+
 def by_credentials(scope: str) -> bool:
     """Whether a caller is known by nothing but its credentials, and is another one with new ones."""
-    return scope.startswith(_BY_CREDENTIALS)
+    start = _WITHIN_LENGTH if scope.startswith(_WITHIN) else 0
+    return scope.startswith(_BY_CREDENTIALS, start)
 
 
 def _call_scope(request: Request, policy: IdempotencyPolicy) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -43,6 +43,16 @@ class Request:
     def header(self, name: bytes) -> list[bytes]:
         """All values of a header field, given its lower-case name, in order."""
         return [value for field, value in self.headers if field == name]
+
+
+class Caller(NamedTuple):
+    """Who sent a request, as a framework knows it: the verified user, if any, and the tenant that the user belongs to.
+
+    ``tenant``: "" where the application has none. Users of two tenants can have one name.
+    """
+
+    user: str | None
+    tenant: str = ""
 
 
 @dataclass(slots=True)

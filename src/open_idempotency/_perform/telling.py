@@ -32,8 +32,8 @@ _ADVICE: dict[type[events.Event], str] = {
         'the response: with FastAPI by Depends(..., scope="function"), elsewhere in the view'
     ),
     events.CredentialScoped: (
-        "callers are told apart by their Authorization field alone, so a client whose token changes between two tries "
-        "is a new caller, and its retry runs again; put the middleware inside authentication, or set scope="
+        "callers are known by the credentials in their headers alone, so a client whose token changes between two "
+        "tries is a new caller, and its retry runs again; put the middleware inside authentication, or set scope="
     ),
 }
 

@@ -65,7 +65,7 @@ class EnvironRequest(Request):
     __slots__ = ("_environ",)
 
     def __init__(self, environ: Environ, native: object, path: bytes) -> None:
-        self.method = environ["REQUEST_METHOD"]
+        self.method = environ["REQUEST_METHOD"].upper()
         self.path = path
         self.query = octets(environ.get("QUERY_STRING", ""))
         self.native = native

@@ -17,7 +17,7 @@ from django.http.response import HttpResponse, HttpResponseBase
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.replay import REPLAYED
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Answer, Caller
 from open_idempotency._core.settlement import Fate
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import running
@@ -121,11 +121,11 @@ class Exchange:
             self._recording.let_go()
             self._recording = None
 
-    def _identify(self) -> str | None:
+    def _identify(self) -> Caller | None:
         # With a scope= of its own, nobody asks for the user, so nothing is loaded for it.
         return None if self._policy.scope is not None else identity.identify(self._request, self._lend)
 
-    async def _aidentify(self) -> str | None:
+    async def _aidentify(self) -> Caller | None:
         return None if self._policy.scope is not None else await identity.aidentify(self._request, self._lend)
 
     def _lend(self) -> AbstractContextManager[Any]:

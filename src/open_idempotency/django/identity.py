@@ -6,20 +6,62 @@ REST framework's views authenticate for themselves; how they are asked is in ``r
 
 from __future__ import annotations
 
+import json
 from typing import Any
+from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.http import HttpRequest
 from django.utils.functional import LazyObject, empty
 
+from open_idempotency._core.requests import Caller
 from open_idempotency.django import rest
 from open_idempotency.exceptions import ScopeUnknown
 
 _SESSION_AUTHENTICATION = "django.contrib.auth.middleware"
 
 
-def identify(request: HttpRequest, lend: rest.Lend) -> str | None:
+def identify(request: HttpRequest, lend: rest.Lend) -> Caller:
+    """The authenticated user and the tenant, as far as the project has tenants; no user for an anonymous one."""
+    return Caller(_identify(request, lend), tenant(request))
+
+
+async def aidentify(request: HttpRequest, lend: rest.Lend) -> Caller:
+    """The same, without blocking the event loop."""
+    name = await _aidentify(request, lend)
+    # A lazy tenant is read from the database, which only Django's own thread may do.
+    lazy = issubclass(type(getattr(request, "tenant", None)), LazyObject)
+    return Caller(name, await sync_to_async(tenant)(request) if lazy else tenant(request))
+
+
+def tenant(request: HttpRequest) -> str:
+    """The tenant whose request it is: ``request.tenant``, and the schema of the default connection; "" without any.
+
+    Packages for tenants set the one, the other, or both. Raises ``ScopeUnknown`` for a tenant that has no identity.
+    """
+    schema = getattr(connections[DEFAULT_DB_ALIAS], "schema_name", None)
+    found: Any = getattr(request, "tenant", None)
+    if not found and not schema:
+        return ""
+    return json.dumps([None if not found else _name_of_tenant(found), None if schema is None else str(schema)])
+
+
+def _name_of_tenant(found: Any) -> str:
+    if isinstance(found, str | int | UUID):
+        return str(found)
+    for name in ("pk", "id", "schema_name", "slug"):
+        value = getattr(found, name, None)
+        if isinstance(value, str | int | UUID) and str(value):
+            return f"{name}:{value}"
+    raise ScopeUnknown(
+        f"request.tenant, a {type(found).__name__}, has no pk, id, schema_name or slug; set IDEMPOTENCY_SCOPE to a "
+        "callable that names tenant and user"
+    )
+
+
+def _identify(request: HttpRequest, lend: rest.Lend) -> str | None:
     """The authenticated user's primary key; None for an anonymous one or without authentication.
 
     In a REST framework view it is the user whom that view's authenticators verify, as that is who acts there, and
@@ -34,8 +76,8 @@ def identify(request: HttpRequest, lend: rest.Lend) -> str | None:
     return None if user is None or _is_surely_anonymous(request, user) else _name(user)
 
 
-async def aidentify(request: HttpRequest, lend: rest.Lend) -> str | None:
-    """The same, without blocking the event loop: REST framework's authenticators run in Django's own thread."""
+async def _aidentify(request: HttpRequest, lend: rest.Lend) -> str | None:
+    """The same, awaited: REST framework's authenticators run in Django's own thread."""
     view = rest.find_view(request)
     name = None if view is None else await sync_to_async(_name_in_view)(request, view, lend)
     if name is not None:
@@ -84,4 +126,8 @@ def _name(user: Any) -> str | None:
         raise ScopeUnknown("request.user is authenticated and has no primary key; set IDEMPOTENCY_SCOPE")
     # Users of several models can have one primary key.
     label = getattr(getattr(user, "_meta", None), "label", settings.AUTH_USER_MODEL)
-    return str(key) if label == settings.AUTH_USER_MODEL else f"{label}:{key}"
+    name = str(key) if label == settings.AUTH_USER_MODEL else f"{label}:{key}"
+    # So can users of several databases. The one that the user would be written to: a replica, from which a router may
+    # have read the user, is chosen anew for each request.
+    database = router.db_for_write(user.__class__, instance=user) if hasattr(user, "_state") else DEFAULT_DB_ALIAS
+    return name if database == DEFAULT_DB_ALIAS else f"{database}:{name}"
