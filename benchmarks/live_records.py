@@ -67,11 +67,11 @@ class MemoryStore:
 
 # Sorted, since a million places at random in an index take minutes; the pages come out fuller than they are in use.
 _COPY_ROWS = """
-    WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?2)
+    WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?)
     INSERT INTO open_idempotency_records
     SELECT randomblob(32) AS id, record_version, fingerprint, status, owner, token, attempt,
         claimed_at, lease_end, ttl, expires_at + n * 1e-3, final, response
-    FROM numbers, open_idempotency_records WHERE record_id = ?1 ORDER BY id
+    FROM numbers, open_idempotency_records WHERE record_id = ? ORDER BY id
 """
 _SOME_ROWS = "SELECT record_id FROM open_idempotency_records WHERE record_id > randomblob(32) LIMIT 1"
 
@@ -85,7 +85,7 @@ class SqliteStore:
             self._connection.execute(f"PRAGMA {pragma}")
 
     def copy(self, original: bytes, count: int) -> list[bytes]:
-        self._connection.execute(_COPY_ROWS, (original, count))
+        self._connection.execute(_COPY_ROWS, (count, original))
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         found = [self._connection.execute(_SOME_ROWS).fetchone() for _ in range(_SOME)]
         return [row[0] for row in found if row is not None]

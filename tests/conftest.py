@@ -7,12 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from open_idempotency import open_backend
 from tests.poolers import POOLERS, PgBouncer, Pooler, pgbouncer_binary
 from tests.postgres_server import PostgresServer
 from tests.servers import CAN_EXIST, Server
 from tests.topologies import Cluster, Sentinel, replicated
+
+# How long it takes to make and to try a value depends on the machine's load, and is no property of the code.
+settings.register_profile("patient", settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]))
+settings.load_profile("patient")
 
 #: on a machine that brings its own server; it is used in place of the Valkey one, and never flushed
 ADDRESS = os.environ.get("OI_TEST_REDIS_URL")

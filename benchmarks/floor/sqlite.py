@@ -18,8 +18,10 @@ _SCHEMA = """
     )
 """
 _CLAIM = """
-    INSERT INTO floor_records (id, fingerprint, owner, expires) VALUES (?1, ?2, ?3, ?4 + ?5)
-    ON CONFLICT (id) DO UPDATE SET fingerprint = ?2, owner = ?3, expires = ?4 + ?5, response = NULL WHERE expires <= ?4
+    INSERT INTO floor_records (id, fingerprint, owner, expires) VALUES (:id, :fingerprint, :owner, :now + :ttl)
+    ON CONFLICT (id) DO UPDATE SET fingerprint = excluded.fingerprint, owner = excluded.owner,
+        expires = excluded.expires, response = NULL
+    WHERE expires <= :now
 """
 _READ = "SELECT fingerprint, response FROM floor_records WHERE id = ?"
 _COMPLETE = "UPDATE floor_records SET response = ?, expires = ? WHERE id = ? AND owner = ?"
@@ -39,8 +41,9 @@ class SqliteCalls:
         self._connection.execute(_SCHEMA)
 
     def claim(self, record_id: bytes, fingerprint: bytes, owner: bytes) -> Found:
+        row = {"id": record_id, "fingerprint": fingerprint, "owner": owner, "now": time.time(), "ttl": TTL}
         with self._lock:
-            if self._connection.execute(_CLAIM, (record_id, fingerprint, owner, time.time(), TTL)).rowcount:
+            if self._connection.execute(_CLAIM, row).rowcount:
                 return None
             known, response = self._connection.execute(_READ, (record_id,)).fetchone()
         if known != fingerprint:

@@ -58,7 +58,7 @@ def test_a_chunked_body_that_the_server_ends_is_read_whole(backend: MemoryBacken
 
     middleware = IdempotencyMiddleware(echo, backend)
     assert serve(middleware, chunked(b"one")).body == b"one"
-    assert serve(middleware, chunked(b"two")).status == "422 Unprocessable Entity"
+    assert serve(middleware, chunked(b"two")).status.startswith("422 ")
 
 
 def test_a_chunked_body_without_an_end_is_refused(backend: MemoryBackend) -> None:

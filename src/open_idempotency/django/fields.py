@@ -53,8 +53,12 @@ class DigestField(_Field):
         return None if value is None else connection.Database.Binary(value)
 
     def get_placeholder(self, value: Any, compiler: Any, connection: Any) -> Any:
-        """What marks bytes for MySQL."""
+        """The placeholder that marks bytes for MySQL; Django before 6.1 calls this."""
         return connection.ops.binary_placeholder_sql(value)
+
+    def get_placeholder_sql(self, value: Any, compiler: Any, connection: Any) -> Any:
+        """The placeholder that marks bytes for MySQL, and its parameters; Django 6.1 and later call this."""
+        return connection.ops.binary_placeholder_sql(value, compiler)
 
     def value_to_string(self, obj: models.Model) -> str:
         """The text that a dump holds."""

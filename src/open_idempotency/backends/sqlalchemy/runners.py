@@ -45,6 +45,8 @@ class _Held:
 
     def __init__(self, options: Options) -> None:
         self.engine: Engine = make_engine(options)
+        # When nothing uses it any more, and at exit: an application need not close its backend.
+        weakref.finalize(self, _dispose_own, self.engine, os.getpid())
         self._timeout = options.timeout
         self._changed = threading.Condition()
         self._calls = 0
@@ -75,6 +77,12 @@ class _Held:
         with self._changed:
             self._paused = False
             self._changed.notify_all()
+
+
+def _dispose_own(engine: Engine, pid: int) -> None:
+    # A child that ends leaves alone what its parent has opened.
+    if os.getpid() == pid:
+        engine.dispose()
 
 
 class OnEngine:

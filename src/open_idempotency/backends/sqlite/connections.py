@@ -55,6 +55,8 @@ class _Pool:
 
     def __init__(self) -> None:
         self.idle: deque[sqlite3.Connection] = deque()
+        #: closes them when nothing uses this pool any more, and at exit: an application need not close its backend
+        self.ending = weakref.finalize(self, _close_own, self.idle, os.getpid())
         self.calls: set[object] = set()
         self.writing = Turn()
         #: held by the thread that opens the process's first connection, which may have to make the tables
@@ -95,6 +97,13 @@ class _Pool:
                 self.writing.release()
 
         return resume
+
+
+def _close_own(idle: deque[sqlite3.Connection], pid: int) -> None:
+    # A child that ends leaves alone what its parent has opened.
+    with suppress(IndexError):
+        while os.getpid() == pid:
+            idle.pop().close()
 
 
 class Connections:
@@ -174,8 +183,8 @@ class Connections:
             pool.opening.release()
 
     def _give_back(self, pool: _Pool, connection: sqlite3.Connection) -> None:
-        # After close() the pool is another one, and what is not kept is closed.
-        if len(pool.idle) < _MAX_IDLE and self._pools.get() is pool:
+        # After close() the pool is another one, and at exit it ends; what is not kept is closed.
+        if len(pool.idle) < _MAX_IDLE and pool.ending.alive and self._pools.get() is pool:
             pool.idle.append(connection)
         else:
             connection.close()

@@ -67,7 +67,7 @@ def claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> ClaimAnswer
     now = clock()
     # Mostly there is none, and then it needs no look.
     answer, kept = decisions.claim(None, c, now)
-    if kept is None or not connection.execute(statements.ADD, rows.row_of(kept)).rowcount:
+    if kept is None or not connection.execute(statements.ADD, (*rows.row_of(kept), c.record_id)).rowcount:
         return _claim_again(connection, c, now)
     return answer
 
@@ -101,7 +101,7 @@ def _renew(connection: sqlite3.Connection, lease: Lease, now: float) -> Renewal:
         return Renewal.LOST
     answer, kept = decisions.renew(record, lease, now)
     if kept is not None and kept is not record:
-        connection.execute(statements.EXTEND, (lease.record_id, kept.lease_end, kept.expires_at))
+        connection.execute(statements.EXTEND, (kept.lease_end, kept.expires_at, lease.record_id))
     return answer
 
 
@@ -127,7 +127,13 @@ def complete_running(connection: sqlite3.Connection, c: Complete, clock: Clock) 
     Alone it knows the time before it has the lock, which makes the record expire sooner by as long as it waits.
     """
     lease = c.lease
-    values = (lease.record_id, lease.token, lease.owner, clock(), c.response)
+    values = {
+        "record_id": lease.record_id,
+        "token": lease.token,
+        "owner": lease.owner,
+        "now": clock(),
+        "response": c.response,
+    }
     return Completed() if connection.execute(statements.COMPLETE, values).rowcount else None
 
 
@@ -232,8 +238,8 @@ def _reservation(connection: sqlite3.Connection, c: Reserve, now: float) -> tupl
         raise RecordUnreadable(f"the reservation of record {c.record_id[:6].hex()} is corrupt")
     first = None
     if end is None or end <= now:
-        others = min(c.limit - 1, _LARGEST)
-        first = connection.execute(statements.FIRST_OF_MORE_THAN, (c.scope_id, now, others)).fetchone()
+        values = {"scope_id": c.scope_id, "now": now, "others": min(c.limit - 1, _LARGEST)}
+        first = connection.execute(statements.FIRST_OF_MORE_THAN, values).fetchone()
     # How many there are does not matter, but whether they are as many as the limit.
     taken, earliest = (0, now) if first is None else (c.limit, first[0])
     return decisions.reserve(end, taken, earliest, c, now)
@@ -246,7 +252,7 @@ def unreserve(connection: sqlite3.Connection, c: Unreserve, clock: Clock) -> Non
 
 def purge_some(connection: sqlite3.Connection, now: float, limit: int) -> int:
     """Delete at most ``limit`` expired records; how many were."""
-    expired = connection.execute(statements.FIND_EXPIRED, (now, limit)).fetchall()
+    expired = connection.execute(statements.FIND_EXPIRED, {"now": now, "limit": limit}).fetchall()
     for (record_id,) in expired:
         _delete(connection, record_id)
     return len(expired)
@@ -260,10 +266,13 @@ def purge(connection: sqlite3.Connection, limit: int, clock: Clock) -> int:
 
 
 def read(
-    connection: sqlite3.Connection, record_id: bytes, statement: str = statements.READ_HEADER, *more: bytes
+    connection: sqlite3.Connection, record_id: bytes, statement: str = statements.READ_HEADER, *before: bytes
 ) -> Record | None:
-    """One record without its stages, by a statement that names the columns as ``rows`` does."""
-    row = connection.execute(statement, (record_id, *more)).fetchone()
+    """One record without its stages, by a statement that names the columns as ``rows`` does.
+
+    ``before`` are the statement's parameters before the record's id.
+    """
+    row = connection.execute(statement, (*before, record_id)).fetchone()
     return None if row is None else rows.record_of(record_id, row)
 
 
