@@ -103,7 +103,7 @@ class _Thread:
 
 
 class World:
-    """Runs threads by a seed. ``traced``: modules whose lines are steps; ``pauses``: seconds of a process that stops."""
+    """Runs threads by a seed. ``traced``: modules whose lines are steps; ``pauses``: seconds of a pause."""
 
     def __init__(self, seed: int, *traced: Any, pauses: tuple[float, ...] = (), alarms: bool = False) -> None:
         self.random = random.Random(seed)

@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -191,10 +192,8 @@ async def _all_are_answered(alarms: _Alarms) -> None:
 
     async def asks(number: int) -> None:
         for more in range(3):
-            try:
+            with suppress(Alarm, BackendUnavailable):
                 assert await coalescer.ask(number + more) == 2 * (number + more)
-            except (Alarm, BackendUnavailable):
-                pass
 
     before = sys.gettrace()
     sys.settrace(alarms.trace)
@@ -239,7 +238,7 @@ def test_a_loop_that_stands_still_sends_nothing_that_was_refused() -> None:
         coalescer: LoopCoalescer[int, int] = LoopCoalescer(carry_out, Limits(0.05))
         first, second = (asyncio.ensure_future(coalescer.ask(number)) for number in (1, 2))
         await asyncio.sleep(0)
-        time.sleep(0.2)  # noqa: ASYNC251 (the whole process stands still)
+        time.sleep(0.2)  # the whole process stands still
         may_end.set()
         assert await first == 2
         with pytest.raises(BackendUnavailable, match="no further calls"):

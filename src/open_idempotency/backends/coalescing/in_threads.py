@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 
 from open_idempotency.backends.coalescing.waiting import PATIENCE, Limits, Queue, interrupted, shared, too_late
@@ -46,10 +47,8 @@ class _Group(Generic[Q, R]):
 
     def wake(self) -> None:
         """Let its thread look again; once is as good as twice."""
-        try:
+        with suppress(RuntimeError):  # it was woken before, and has not looked yet
             self.woken.release()
-        except RuntimeError:  # it was woken before, and has not looked yet
-            pass
 
     def tell(self, answers: Sequence[R | Exception]) -> None:
         """Its answers. The first ones count."""
