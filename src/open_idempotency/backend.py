@@ -6,8 +6,10 @@ shipped suite ``open_idempotency.conformance`` against it. A backend keeps ``fin
 transaction, the module ``open_idempotency.decisions`` decides and the backend only loads and saves.
 
 Every verb may raise ``BackendUnavailable`` (the driver's error is its cause) and ``RecordUnreadable``; the owner's
-verbs also ``LeaseLost``. No verb may take longer than ``call_timeout`` seconds, retries of the driver included.
-Constructing a backend opens nothing: connections open lazily, for each process, so that a fork is harmless.
+verbs also ``LeaseLost``. What fails in the process itself (no thread, no file descriptor, no memory, any ``OSError``)
+becomes ``BackendUnavailable`` in each verb of a subclass; there is nothing to do for it. No verb may take longer than
+``call_timeout`` seconds, retries of the driver included. Constructing a backend opens nothing: connections open
+lazily, for each process, so that a fork is harmless.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from open_idempotency._core.commands import (
     Claim,
@@ -48,7 +51,7 @@ from open_idempotency._core.models import (
     StageSaved,
     Status,
 )
-from open_idempotency._perform import loops
+from open_idempotency._perform import local_failures, loops
 from open_idempotency.exceptions import ConfigurationError
 
 __all__ = [
@@ -105,6 +108,11 @@ class Backend(ABC):
     call_timeout: float = 0.0
     #: whether ``reserve`` and ``unreserve`` are there; without them a policy with ``max_live_keys`` is refused at start
     quotas: bool = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Local failures of its verbs are ``BackendUnavailable`` from here on (B-10a)."""
+        super().__init_subclass__(**keywords)
+        local_failures.guard_verbs(cls, Backend)
 
     @abstractmethod
     def claim(self, c: Claim, /) -> ClaimAnswer:
@@ -195,6 +203,11 @@ class AsyncBackend(ABC):
 
     call_timeout: float = 0.0
     quotas: bool = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """See ``Backend``."""
+        super().__init_subclass__(**keywords)
+        local_failures.guard_async_verbs(cls, AsyncBackend)
 
     @abstractmethod
     async def claim(self, c: Claim, /) -> ClaimAnswer:

@@ -59,7 +59,7 @@ def test_threads_share_a_transaction_too(postgres18: PostgresServer) -> None:
     batch = [threading.Thread(target=ask, args=(number,)) for number in range(MANY)]
     for thread in held:
         thread.start()
-    until(lambda: mine._batches._busy)
+    until(lambda: mine._batches.busy)
     for thread in batch:
         thread.start()
     until(lambda: mine._batches._queue._count == MANY)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -372,3 +373,53 @@ def test_a_process_that_dies_at_a_commit_has_answered_nobody(path: str, asking: 
     attempts = {backend.claim(claim_of(key, b"next")).lease.attempt for key in keys}
     assert attempts == ({1} if moment == "before" else {2})
     backend.close()
+
+
+_WRITERS = 24
+_ROUNDS = 25
+_WITHIN = 0.05
+
+
+def _ended(complete: Callable[[], Any]) -> Any:
+    """As the engine does: again while the backend is unavailable, and nothing else is an excuse."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return complete()
+        except BackendUnavailable:
+            assert time.monotonic() < deadline
+
+
+def test_no_completion_is_lost_while_the_database_is_locked_for_longer_than_the_timeout(path: str) -> None:
+    """B-10b: all threads time out at about the moment at which the lock is free; each is written, or tried again."""
+    backend = SqliteBackend(path, timeout=_WITHIN)
+    ended: list[Any] = []
+
+    def write(number: int, together: threading.Barrier) -> None:
+        try:
+            for turn in range(_ROUNDS):
+                lease = _ended(lambda turn=turn: backend.claim(claim_of(b"%d of %d" % (turn, number)))).lease
+                together.wait(PATIENCE)
+                ended.append(_ended(lambda lease=lease: backend.complete(Complete(lease, b"response"))))
+        except Exception as error:
+            ended.append(error)
+            together.abort()
+
+    _ended(lambda: backend.get(Get(b"the schema is made")))
+    together = threading.Barrier(_WRITERS + 1)
+    writers = [threading.Thread(target=write, args=(number, together)) for number in range(_WRITERS)]
+    for writer in writers:
+        writer.start()
+    for turn in range(_ROUNDS):
+        if together.broken:
+            break
+        holder = lock(path)
+        unlocking = threading.Timer(_WITHIN * (1 + turn % 10 / 10), unlock, (holder,))
+        unlocking.start()
+        with suppress(threading.BrokenBarrierError):
+            together.wait(PATIENCE)
+        unlocking.join(PATIENCE)
+    for writer in writers:
+        writer.join(PATIENCE)
+    backend.close()
+    assert ended == [Completed()] * _WRITERS * _ROUNDS

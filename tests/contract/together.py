@@ -88,7 +88,7 @@ class OnThreads:
         for number, (verb, command) in enumerate([("claim", claim_of(FIRST)), *questions]):
             threads.append(threading.Thread(target=ask, args=(number, verb, command)))
             threads[-1].start()
-            until(lambda: coalescer._busy and coalescer._queue._count == len(threads) - 1)
+            until(lambda: coalescer.busy and coalescer._queue._count == len(threads) - 1)
         meanwhile()
         unlock(holder)
         for thread in threads:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -53,13 +54,44 @@ async def sleep(seconds: float) -> None:
 
 async def in_thread(function: Callable[..., T], args: tuple[Any, ...]) -> T:
     """See ``loops.in_thread``."""
-    loop = asyncio.get_running_loop()
-    future = loop.run_in_executor(_executors.get(), function, *args)
+    future = asyncio.wrap_future(_submitted(function, args))
     cancelled = await _wait_out(future, None)
     if cancelled is not None:
         _retrieve(future)
         raise cancelled
     return future.result()
+
+
+def _submitted(function: Callable[..., T], args: tuple[Any, ...]) -> Future[T]:
+    """The future of a call in the executor."""
+    future: Future[T] = Future()
+    try:
+        _executors.get().submit(_make, future, function, args)
+    except RuntimeError:
+        # It has no thread for the call and keeps it, to make it when it has one: that would be a call that nobody
+        # waits for, such as a late claim. So it is taken back, unless a thread has begun it.
+        if not future.cancel():
+            return future
+    except BaseException:
+        future.cancel()
+        raise
+    else:
+        return future
+    # At the end of the interpreter the executor takes nothing more, although loops of other threads still run.
+    future = Future()
+    threading.Thread(target=_make, args=(future, function, args), name="open-idempotency", daemon=True).start()
+    return future
+
+
+def _make(future: Future[T], function: Callable[..., T], args: tuple[Any, ...]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = function(*args)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 async def shielded(make_awaitable: Callable[[], Awaitable[T]], seconds: float) -> T:

@@ -10,6 +10,7 @@ import pytest
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.conformance.claims import ClaimContract
 from open_idempotency.conformance.expiry import ExpiryContract
+from open_idempotency.conformance.failures import FailureContract
 from open_idempotency.conformance.operators import OperatorContract
 from open_idempotency.conformance.owners import OwnerContract
 from open_idempotency.conformance.quotas import QuotaContract
@@ -19,7 +20,14 @@ from open_idempotency.conformance.waiting import WaitingContract
 
 
 class BackendContract(
-    ClaimContract, OwnerContract, StageContract, ExpiryContract, OperatorContract, QuotaContract, WaitingContract
+    ClaimContract,
+    OwnerContract,
+    StageContract,
+    ExpiryContract,
+    FailureContract,
+    OperatorContract,
+    QuotaContract,
+    WaitingContract,
 ):
     """Subclass it and override the fixture ``backend``."""
 

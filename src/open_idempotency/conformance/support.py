@@ -40,13 +40,16 @@ TTL = 3600.0
 
 
 class ManualClock:
-    """Seconds that pass only when ``advance`` is called."""
+    """Seconds that pass only when ``advance`` is called. ``fails_with``: raised in place of the time, where given."""
 
     def __init__(self, now: float = 1_800_000_000.0) -> None:
         self.now = now
+        self.fails_with: Exception | None = None
 
     def __call__(self) -> float:
         """The time in seconds."""
+        if self.fails_with is not None:
+            raise self.fails_with
         return self.now
 
     def advance(self, seconds: float) -> None:
@@ -62,46 +65,47 @@ class AsyncVerbs(AsyncBackend):
         self.call_timeout = backend.call_timeout
         self.quotas = backend.quotas
 
-    async def _call(self, verb: str, *arguments: Any) -> Any:
+    async def call(self, verb: str, *arguments: Any) -> Any:
+        """What the backend's own verb answers."""
         answer = getattr(self.backend, verb)(*arguments)
         return await answer if isinstance(self.backend, AsyncBackend) else answer
 
     async def claim(self, c: Claim, /) -> ClaimAnswer:
         """See ``Backend.claim``."""
-        answer: ClaimAnswer = await self._call("claim", c)
+        answer: ClaimAnswer = await self.call("claim", c)
         return answer
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``Backend.renew``."""
-        answer: Sequence[Renewal] = await self._call("renew", c)
+        answer: Sequence[Renewal] = await self.call("renew", c)
         return answer
 
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
-        answer: StageSaved = await self._call("save_stage", c)
+        answer: StageSaved = await self.call("save_stage", c)
         return answer
 
     async def complete(self, c: Complete, /) -> Completed:
         """See ``Backend.complete``."""
-        answer: Completed = await self._call("complete", c)
+        answer: Completed = await self.call("complete", c)
         return answer
 
     async def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
-        await self._call("fail", c)
+        await self.call("fail", c)
 
     async def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
-        await self._call("release", c)
+        await self.call("release", c)
 
     async def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""
-        answer: Record | None = await self._call("get", c)
+        answer: Record | None = await self.call("get", c)
         return answer
 
     async def delete(self, record_id: bytes, /) -> bool:
         """See ``Backend.delete``."""
-        answer: bool = await self._call("delete", record_id)
+        answer: bool = await self.call("delete", record_id)
         return answer
 
     async def scan(self) -> AsyncIterator[Record]:
@@ -115,22 +119,22 @@ class AsyncVerbs(AsyncBackend):
 
     async def purge(self, limit: int = 1000) -> int:
         """See ``Backend.purge``."""
-        answer: int = await self._call("purge", limit)
+        answer: int = await self.call("purge", limit)
         return answer
 
     async def health(self) -> Health:
         """See ``Backend.health``."""
-        answer: Health = await self._call("health")
+        answer: Health = await self.call("health")
         return answer
 
     async def reserve(self, c: Reserve, /) -> ReserveAnswer:
         """See ``Backend.reserve``."""
-        answer: ReserveAnswer = await self._call("reserve", c)
+        answer: ReserveAnswer = await self.call("reserve", c)
         return answer
 
     async def unreserve(self, c: Unreserve, /) -> None:
         """See ``Backend.unreserve``."""
-        await self._call("unreserve", c)
+        await self.call("unreserve", c)
 
     async def wait(self, c: Wait, /) -> None:
         """See ``Backend.wait``; a blocking one waits in a thread, so that others can end what it waits for."""
@@ -145,7 +149,7 @@ class AsyncVerbs(AsyncBackend):
 
     async def close(self) -> None:
         """See ``Backend.close``."""
-        await self._call("close")
+        await self.call("close")
 
     async def claim_at_once(self, claims: Sequence[Claim]) -> list[ClaimAnswer]:
         """All the claims at the same moment: in tasks, or in threads for a blocking backend."""
@@ -158,7 +162,7 @@ class AsyncVerbs(AsyncBackend):
         answers: list[Any] = []
 
         async def one(command: Any) -> None:
-            answers.append(await self._call(verb, command))
+            answers.append(await self.call(verb, command))
 
         async with anyio.create_task_group() as group:
             for command in commands:

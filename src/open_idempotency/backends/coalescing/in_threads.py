@@ -1,29 +1,37 @@
-"""Coalescing for the threads of one process: each batch is carried out by one of those that wait for it."""
+"""Coalescing for the threads of one process: each batch is carried out by one of those that wait for it.
+
+The lead is one lock object. Its owner holds that lock from before it gets the lead until it has left, whatever it
+leaves with. ``ThreadCoalescer._lead`` names the lock of the one call that leads. Only its owner passes the lead on, and
+only while it is there. A lock that nobody holds shows that its owner left without passing it on, as where a signal's
+handler raised twice; then the next that looks takes the lead. So no clock and no guess decides who leads.
+"""
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 
-from open_idempotency.backends.coalescing.waiting import Limits, Queue, own, too_late
-from open_idempotency.exceptions import BackendUnavailable
+from open_idempotency.backends.coalescing.waiting import PATIENCE, Limits, Queue, interrupted, shared, too_late
+from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
 
 Q = TypeVar("Q")
 R = TypeVar("R")
 
 #: nothing was called, since a batch is on its way
 NOT_ALONE: Final = object()
-#: how many times as long as in the queue a question may be on its way
-_PATIENCE = 3
 
 
 class _Group(Generic[Q, R]):
-    """The questions of one call, its answers, and whether its thread is to carry out the next batch."""
+    """The questions of one call, and their answers.
 
-    __slots__ = ("answers", "count", "leads", "questions", "size", "until", "woken")
+    ``lead``: the lock that the call holds as long as it lasts. ``followers``: the calls whose questions go with its
+    own, where it leads. ``carrier``: the lock of the call in whose batch it is.
+    """
+
+    __slots__ = ("answers", "carrier", "count", "followers", "lead", "questions", "size", "until", "woken")
 
     def __init__(self, questions: Sequence[tuple[Q, int]], until: float) -> None:
         self.questions = [question for question, _ in questions]
@@ -31,9 +39,22 @@ class _Group(Generic[Q, R]):
         self.size = sum(size for _, size in questions)
         self.until = until
         self.answers: Sequence[R | Exception] | None = None
-        self.leads = False
+        self.followers: list[_Group[Q, R]] = []
+        self.lead = threading.Lock()
+        self.carrier: threading.Lock | None = None
         self.woken = threading.Lock()
         self.woken.acquire()
+
+    def wake(self) -> None:
+        """Let its thread look again; once is as good as twice."""
+        with suppress(RuntimeError):  # it was woken before, and has not looked yet
+            self.woken.release()
+
+    def tell(self, answers: Sequence[R | Exception]) -> None:
+        """Its answers. The first ones count."""
+        if self.answers is None:
+            self.answers = answers
+        self.wake()
 
 
 class ThreadCoalescer(Generic[Q, R]):
@@ -44,11 +65,10 @@ class ThreadCoalescer(Generic[Q, R]):
     def __init__(self, carry_out: Callable[[Sequence[Q]], Sequence[R | Exception]], limits: Limits) -> None:
         self._carry_out = carry_out
         self._limits = limits
+        #: held for each change of what follows
         self._lock = threading.Lock()
-        #: held while a batch is on its way
-        self._on_its_way = threading.Lock()
         self._queue: Queue[_Group[Q, R]] = Queue(limits)
-        self._busy = False
+        self._lead: threading.Lock | None = None
 
     def ask(self, question: Q, size: int = 0) -> R:
         """See ``LoopCoalescer.ask``."""
@@ -62,103 +82,113 @@ class ThreadCoalescer(Generic[Q, R]):
 
     def alone(self, call: Callable[..., Any], *args: Any) -> Any:
         """``call(*args)`` in the place of a batch, where it is cheaper; ``NOT_ALONE`` while one is on its way."""
-        leads = False
-        try:
+        lead = threading.Lock()
+        with lead:
             # All of it is tried: a signal's handler may raise anywhere, and whoever has the lead must pass it on.
-            with self._lock:
-                leads = not self._busy
-                self._busy = True
-            if not leads:
-                return NOT_ALONE
-            with self._on_its_way:
+            try:
+                with self._lock:
+                    if self.busy:
+                        return NOT_ALONE
+                    self._lead = lead
                 return call(*args)
-        finally:
-            if leads:
-                self._pass_on()
+            finally:
+                self._pass_on(lead)
 
     def ask_all(self, questions: Sequence[tuple[Q, int]]) -> Sequence[R | Exception]:
-        """The answers to several questions, each with its size in bytes; they go into one batch."""
+        """The answers to several questions, each with its size in bytes; they go into one batch.
+
+        Raises ``BackendUnavailable`` where they waited too long, or too many wait, and what ends this very thread.
+        """
         group: _Group[Q, R] = _Group(questions, time.monotonic() + self._limits.seconds)
-        try:
-            with self._lock:
-                group.leads = not self._busy
-                self._busy = True
-                if not group.leads:
-                    self._queue.add(group)
-            batch = [group] if group.leads else self._wait(group)
-            if batch:
-                self._answer(batch)
-        finally:
-            if group.answers is None:
+        with group.lead:
+            try:
                 with self._lock:
-                    self._queue.remove(group)
-            if group.leads:
-                self._pass_on()
+                    if self.busy:
+                        self._queue.add(group)
+                    else:
+                        self._lead = group.lead
+                if self._lead is group.lead or self._wait(group):
+                    self._answer(group)
+            finally:
+                self._leave(group)
         if group.answers is None:
             raise BackendUnavailable("no answer in time")
         return group.answers
 
-    def _wait(self, group: _Group[Q, R]) -> list[_Group[Q, R]]:
-        """Until there are answers, or a batch to carry out."""
-        if not group.woken.acquire(timeout=self._limits.seconds) and not self._found_lead(group):
-            # On its way in somebody's batch, which is bounded in time.
-            group.woken.acquire(timeout=_PATIENCE * self._limits.seconds)
-        return self._next_batch() if group.leads else []
+    @property
+    def busy(self) -> bool:
+        """Whether a question would not go at once: somebody has the lead, and is there."""
+        return self._lead is not None and self._lead.locked()
 
-    def _found_lead(self, group: _Group[Q, R]) -> bool:
-        """After a wait that was in vain: whether it leads. Raises ``BackendUnavailable`` where it is too late."""
+    def _wait(self, group: _Group[Q, R]) -> bool:
+        """Until there are answers (false), or it is this call's turn to lead (true).
+
+        Raises ``BackendUnavailable`` where it was not sent in time. What was sent may have had its effect, so its
+        answer is waited for longer; in several steps, since a pause of the whole process makes one of them useless.
+        """
+        for _ in range(1 + PATIENCE):
+            group.woken.acquire(timeout=self._limits.seconds)
+            if group.answers is not None:
+                return False
+            with self._lock:
+                if self._lead is group.lead:
+                    return True
+                if self._queue.remove(group):
+                    if self.busy:
+                        raise too_late(self._limits)
+                    self._lead = group.lead
+                    return True
+            if group.carrier is not None and not group.carrier.locked() and group.answers is None:
+                raise interrupted()
+        return False
+
+    def _answer(self, group: _Group[Q, R]) -> None:
+        """Carry out a batch: the call's own questions, and those that waited in the meantime."""
+        overdue: list[_Group[Q, R]] = []
         with self._lock:
-            if group.leads or not self._queue.remove(group):
-                return group.leads
-            if self._on_its_way.locked():
-                raise too_late(self._limits)
-            # The one that had the lead lost it, to a signal's handler that raised while it passed it on.
-            group.leads = True
-            group.until = math.inf
-            self._queue.put_first(group)
-            return True
-
-    def _next_batch(self) -> list[_Group[Q, R]]:
-        with self._lock:
-            batch, overdue = self._queue.take()
-        for group in overdue:
-            _tell(group, [too_late(self._limits)] * group.count)
-        return batch
-
-    def _answer(self, batch: list[_Group[Q, R]]) -> None:
-        questions = [question for group in batch for question in group.questions]
+            self._queue.remove(group)
+            self._queue.take(group.followers, overdue, time.monotonic(), after=group)
+        for each in overdue:
+            each.tell([too_late(self._limits)] * each.count)
+        questions = group.questions
+        for each in group.followers:
+            each.carrier = group.lead
+            questions = questions + each.questions
         try:
-            with self._on_its_way:
-                answers = self._carry_out(questions)
-        except Exception as error:
-            answers = [own(error) for _ in questions]
-        except BaseException:
-            for group in batch:
-                _tell(group, [BackendUnavailable("the thread that asked was ended") for _ in group.questions])
+            answers = self._carry_out(questions)
+        except IdempotencyError as error:
+            answers = [shared(error) for _ in questions]
+        except BaseException as error:
+            # It may be this thread's alone, such as its own time limit, so it is raised here, and nowhere else.
+            for each in group.followers:
+                each.tell([shared(error) for _ in each.questions])
             raise
-        try:
-            start = 0
-            for group in batch:
-                _tell(group, answers[start : start + group.count])
-                start += group.count
-        finally:  # a signal's handler may have raised in the middle
-            for group in batch:
-                if group.answers is None:
-                    _tell(group, [BackendUnavailable("the thread that asked was interrupted")] * group.count)
+        group.answers = answers[: group.count]
+        start = group.count
+        for each in group.followers:
+            each.tell(answers[start : start + each.count])
+            start += each.count
 
-    def _pass_on(self) -> None:
+    def _leave(self, group: _Group[Q, R]) -> None:
+        # Those that a signal's handler left behind: of a batch that was not told, or of one that was not taken whole.
+        lost = [each for each in group.followers if each.answers is None]
+        if lost or group.answers is None:
+            with self._lock:
+                for each in (*lost, group):
+                    self._queue.remove(each)
+        for each in lost:
+            each.tell([interrupted() for _ in each.questions])
+        self._pass_on(group.lead)
+
+    def _pass_on(self, lead: threading.Lock) -> None:
+        """Give the lead to the next that waits, if this call has it."""
+        if self._lead is not lead:  # while it is held nobody else changes that
+            return
         with self._lock:
-            first = self._queue.first()
-            if first is None:
-                self._busy = False
-                return
-            first.leads = True
-            first.until = math.inf
-            first.woken.release()
-
-
-def _tell(group: _Group[Q, R], answers: Sequence[R | Exception]) -> None:
-    group.answers = answers
-    # One that leads was woken before.
-    if not group.leads:
-        group.woken.release()
+            group = self._queue.first()
+            while group is not None and (group.answers is not None or not group.lead.locked()):  # its thread has left
+                self._queue.remove(group)
+                group = self._queue.first()
+            self._lead = None if group is None else group.lead
+            if group is not None:
+                group.wake()

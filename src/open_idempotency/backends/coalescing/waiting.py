@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Generic, Protocol, TypeVar
 
-from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
+from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, first_line
+
+#: how many times as long as in the queue a question may be on its way
+PATIENCE = 3
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,6 @@ class Queue(Generic[A]):
         self._waiting.append(asked)
         self._count += asked.count
 
-    def put_first(self, asked: A) -> None:
-        """Back to the head of the queue."""
-        self._waiting.appendleft(asked)
-        self._count += asked.count
-
     def remove(self, asked: A) -> bool:
         """Wait no longer; False where it is on its way."""
         try:
@@ -69,17 +67,22 @@ class Queue(Generic[A]):
         """Who is next."""
         return self._waiting[0] if self._waiting else None
 
-    def take(self) -> tuple[list[A], list[A]]:
-        """The next batch, and those whose time is over, which must not be sent any more."""
-        now = time.monotonic()
-        batch: list[A] = []
-        overdue: list[A] = []
-        count = size = 0
+    def overdue(self, now: float) -> list[A]:
+        """Those that wait although their time is over; they came first."""
+        return list(takewhile(lambda asked: asked.until < now, self._waiting))
+
+    def take(self, batch: list[A], overdue: list[A], now: float, after: A | None = None) -> None:
+        """Move the next batch to ``batch``, and those whose time is over, which must not be sent any more, to
+        ``overdue``. ``now``: on the monotonic clock; ``after``: what is in the batch already.
+
+        A signal's handler may raise in the middle. Each is in a list before it is out of the queue, so none is lost.
+        """
+        count, size = (0, 0) if after is None else (after.count, after.size)
         while self._waiting:
             asked = self._waiting[0]
             if asked.until < now:
                 overdue.append(asked)
-            elif batch and (count + asked.count > self._limits.most or size + asked.size > self._limits.size):
+            elif count and (count + asked.count > self._limits.most or size + asked.size > self._limits.size):
                 break
             else:
                 batch.append(asked)
@@ -87,7 +90,6 @@ class Queue(Generic[A]):
                 size += asked.size
             self._waiting.popleft()
             self._count -= asked.count
-        return batch, overdue
 
 
 def too_late(limits: Limits) -> BackendUnavailable:
@@ -95,12 +97,24 @@ def too_late(limits: Limits) -> BackendUnavailable:
     return BackendUnavailable(f"the backend took no further calls for {limits.seconds} s")
 
 
-def own(error: Exception) -> Exception:
-    """An error that several askers get, for one of them: raised from several places, one object would mix their
-    tracebacks.
+def interrupted() -> BackendUnavailable:
+    """For a question whose batch nobody carries out any more; it may have had its effect."""
+    return BackendUnavailable("the thread or task that had sent this call was interrupted; its outcome is not known")
+
+
+def shared(error: BaseException) -> Exception:
+    """An error of a whole batch, for one of those that share it: raised from several places, one object would mix
+    their tracebacks.
+
+    What no backend raises, such as the time limit of the thread that carried out the batch, is for the others a call
+    without an answer, which may be tried again.
     """
-    if type(error).__init__ is not IdempotencyError.__init__:
-        return error
-    copy = type(error)(*error.args)
-    copy.__cause__ = error.__cause__ or error
-    return copy
+    if isinstance(error, IdempotencyError):
+        if type(error).__init__ is not IdempotencyError.__init__:
+            return error
+        copy = type(error)(*error.args)
+        copy.__cause__ = error.__cause__ or error
+        return copy
+    unavailable = BackendUnavailable(f"the batch of this call failed: {type(error).__name__}: {first_line(error)}")
+    unavailable.__cause__ = error
+    return unavailable

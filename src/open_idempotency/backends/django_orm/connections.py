@@ -23,6 +23,7 @@ from django.core.signals import request_finished, request_started
 from django.db import Error, InterfaceError, OperationalError, connections
 from django.db.utils import load_backend
 
+from open_idempotency._perform.local_failures import KINDS, is_local
 from open_idempotency._perform.processes import PerProcess
 from open_idempotency.backends.django_orm import failures
 from open_idempotency.backends.django_orm.dialects import Dialect
@@ -262,7 +263,11 @@ _paused: list[Callable[[], None]] = []
 
 def _close_old(**kwargs: Any) -> None:
     for each in list(_all):
-        _off_the_loop(each.close_old)
+        try:
+            _off_the_loop(each.close_old)
+        except KINDS as error:
+            if not is_local(error):  # else they are closed after another request, and this one has its response
+                raise
 
 
 def _before_fork() -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
+from open_idempotency._perform.local_failures import is_local, translated
 from open_idempotency._perform.loops import current_library, in_thread, on_trio
 from open_idempotency.backends.redis.bounds import within_async
 from open_idempotency.backends.redis.calls import Calls, in_order, keyed_of, raised
@@ -129,6 +130,8 @@ class AsyncCalls:
         except ERRORS as error:
             raise wrapped(error) from error
         except Exception as error:
+            if is_local(error):
+                raise translated(error)  # noqa: B904 (it has its cause)
             if self._clients.closings() == closings:
                 raise
             raise wrapped(RedisError(CLOSED)) from error

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from redis.exceptions import NoScriptError, RedisError
 
+from open_idempotency._perform.local_failures import is_local, translated
 from open_idempotency.backends.redis.bounds import within
 from open_idempotency.backends.redis.clients import ERRORS, ProcessClients, may_retry, wrapped
 from open_idempotency.backends.redis.connecting import CLOSED
@@ -96,6 +97,8 @@ class Calls:
         except ERRORS as error:
             raise wrapped(error) from error
         except Exception as error:
+            if is_local(error):
+                raise translated(error)  # noqa: B904 (it has its cause)
             if self._clients.closings() == closings:
                 raise
             raise wrapped(RedisError(CLOSED)) from error

@@ -7,6 +7,7 @@ import time
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from open_idempotency._perform.local_failures import is_local
 from open_idempotency.backends.sqlalchemy.dialects import may_succeed_again
 from open_idempotency.backends.sqlalchemy.options import Options
 from open_idempotency.backends.sqlalchemy.tables import metadata
@@ -33,8 +34,10 @@ class Tries:
             raise wrapped(error) from error
 
     def _is_databases(self, error: Exception) -> bool:
-        # While they connect, some drivers raise errors of their own.
-        return isinstance(error, DATABASE) or type(error).__module__.partition(".")[0] == self._options.driver
+        # While they connect, some drivers raise errors of their own, or start threads.
+        if isinstance(error, DATABASE) or is_local(error):
+            return True
+        return type(error).__module__.partition(".")[0] == self._options.driver
 
 
 def wrapped(error: Exception) -> BackendUnavailable:

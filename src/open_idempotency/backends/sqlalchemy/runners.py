@@ -9,7 +9,7 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -132,7 +132,11 @@ class _Loop:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="open-idempotency-sqlalchemy", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # the process may have no more threads
+            self.loop.close()
+            raise
 
     def _run(self) -> None:
         self.loop.run_forever()
@@ -155,11 +159,11 @@ class OnLoop:
 
     def run(self, step: Step) -> Any:
         """See ``Runner``."""
-        return self._await(self._engines.run(step))
+        return self._await(lambda: self._engines.run(step))
 
     def call(self, function: Callable[[Connection], T], mode: str) -> T:
         """See ``Runner``."""
-        found: T = self._await(self._engines.call(function, mode))
+        found: T = self._await(lambda: self._engines.call(function, mode))
         return found
 
     def close(self) -> None:
@@ -173,10 +177,10 @@ class OnLoop:
             finally:
                 running.end(self._options.timeout)
 
-    def _await(self, coroutine: Any) -> Any:
+    def _await(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         with self._starting.get():
             loop = self._loops.get().loop
-        return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+        return asyncio.run_coroutine_threadsafe(call(), loop).result()
 
 
 _files: weakref.WeakSet[OnEngine] = weakref.WeakSet()

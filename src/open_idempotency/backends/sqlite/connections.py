@@ -128,8 +128,12 @@ class Connections:
                 connection.close()
                 raise
             except BaseException:
-                # An answer such as LeaseLost, raised between statements: the connection is sound.
-                self._give_back(pool, connection)
+                # An answer such as LeaseLost, raised between statements: the connection is sound, unless there was
+                # no memory left for the end of its transaction.
+                if connection.in_transaction:
+                    connection.close()
+                else:
+                    self._give_back(pool, connection)
                 raise
             self._give_back(pool, connection)
             return answer
