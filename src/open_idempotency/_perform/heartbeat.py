@@ -129,8 +129,8 @@ class _Beats:
             return False
         entry = self._watched.get(lease.owner) or _Watched(command.attempt, lease, time.monotonic())
         entry.until = command.until
-        self._recordings.add(lease.owner, command)
         self._watched[lease.owner] = entry
+        self._recordings.add(lease.owner, command)
         self._orders.put(None)
         return True
 
@@ -187,6 +187,7 @@ class _Beats:
             self._recordings.wake_all()
         self._renew_now()
         self._recordings.go_on(self._renew_now)
+        self._courier.go()
         if self._passes:
             self._end_passes()
 
