@@ -67,7 +67,7 @@ def complete(write: Complete, attempt: Attempt, lease: Lease, status: int) -> St
     began = yield from ask(Now())
     until = min(began + _client_waits(attempt.policy), attempt.ends_at)
     try:
-        return (yield from _persist(write, attempt, lease, lambda _: until, brief=began + BRIEF))
+        return (yield from _persist(write, attempt, lease, lambda _: until, began))
     except BackendUnavailable:
         yield from warn(attempt.policy, events.Unrecorded(events.short(lease.record_id), status))
         yield from _hand_over(write, attempt, lease, status, began)
@@ -135,13 +135,15 @@ def _persist(
     attempt: Attempt,
     lease: Lease,
     until: Callable[[float], float],
-    brief: float | None = None,
+    began: float | None = None,
 ) -> Steps[R]:
     """Try again while the backend is down. ``until``: from the time of the first failure, when to give up.
 
-    ``brief``: when to give up where the request finds no place to wait in, since it keeps a thread from others.
+    No try is made that would end after that, if it took as long as the one before. ``began``: when a client began to
+    wait for it; it waits only briefly where the request finds no place, since it keeps a thread from others.
     """
     pause, first, leave = FIRST_PAUSE, None, None
+    asked = began
     try:
         while True:
             try:
@@ -150,12 +152,14 @@ def _persist(
                 yield from _failed(command, attempt, lease, error)
                 now = yield from ask(Now())
                 first = now if first is None else first
-                if now + pause > until(first):
+                end = now + pause if asked is None else now + pause + (now - asked)
+                if end > until(first):
                     raise
-                if brief is not None and leave is None:
+                if began is not None and leave is None:
                     leave = yield from ask(TakePlace(0 if attempt.alone else None))
-                    if leave is None and now + pause > brief:
+                    if leave is None and end > began + BRIEF:
                         raise
+                asked = now + pause
             yield from surely(Sleep(pause), attempt, lease, instead=command)
             pause = min(pause * 2, LONGEST_PAUSE)
     finally:
