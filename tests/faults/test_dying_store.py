@@ -103,6 +103,28 @@ def test_finished_responses_are_out_in_time_and_recorded_when_the_store_is_back(
 
 
 @on_valkey
+@pytest.mark.full_form
+@pytest.mark.fault("silent partition under a stage, in a worker with a time limit", row=7, invariants=("I11",))
+def test_a_stage_gives_up_before_gunicorn_kills_its_worker(
+    records: OnServer, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """L-08: with the hooks its ``timeout`` is known; the client gets an answer, and the retry waits for no lease."""
+    hooks = ("--config", "python:open_idempotency.gunicorn", "--workers", "1", "--timeout", "8")
+    with Server("gunicorn-sync", tmp_path, hooks, WIRE_BACKEND=records.at(proxy.port, options="")) as server:
+        case = Case(server, "flask", "staged", variant="impatient")
+        with case.begin() as connection:
+            case.journal.await_line("arrived")
+            pids = server.pids()
+            proxy.swallow()
+            case.journal.gate().set()
+            assert connection.read().status == 500
+        assert server.pids() == pids
+        proxy.heal()
+        _, again = case.ask_until_admitted()
+        assert (again.status, again.body) == (201, b"attempt 2")
+
+
+@on_valkey
 @pytest.mark.parametrize("site", STOPPED, ids=str)
 @pytest.mark.fault("SIGTERM while responses wait to be recorded", row=5, invariants=("I2", "I4"))
 def test_a_server_that_is_stopped_records_what_waits_before_it_ends(

@@ -190,6 +190,14 @@ def test_the_first_call_counts_for_what_the_client_waits(seconds: float) -> None
     assert script.clock - Script.clock <= max(5.0, seconds)
 
 
+def test_a_client_gets_its_response_before_its_server_ends_the_request() -> None:
+    """L-08: where it is known when that is."""
+    attempt, script = attempt_of(), Script({Complete: [DOWN] * 100})
+    attempt.ends_at = script.clock + 2.0
+    assert script.run(finish(attempt, DONE)) is Fate.UNRECORDED
+    assert slept(script) <= 2.0
+
+
 def slept(script: Script) -> float:
     """For how long it paused."""
     return sum(command.seconds for command in script.asked if isinstance(command, Sleep))

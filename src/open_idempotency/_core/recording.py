@@ -39,14 +39,13 @@ BRIEF = 1.0
 def save(command: SaveStage, attempt: Attempt, lease: Lease) -> Steps[StageSaved]:
     """Record a stage, whose effect has happened: tried for as long as the lease may live.
 
-    Even where that is over already it is tried for ``respond_within`` seconds: a later attempt need not have come.
-    Raises ``BackendUnavailable`` after that, and before the server ends the request, where it is known when.
+    That is a lease from the first failure on, or from the last renewal. Raises ``BackendUnavailable`` after that, and
+    before the server ends the request, where it is known when.
     """
-    policy = attempt.policy
 
     def until(first: float) -> float:
-        alive = max(attempt.sure_until, first + policy.respond_within)
-        return min(alive, first + _total(policy, inf), attempt.ends_at)
+        alive = max(attempt.sure_until, first + lease.duration)
+        return min(alive, first + _total(attempt.policy, inf), attempt.ends_at)
 
     return (yield from _persist(command, attempt, lease, until))
 
