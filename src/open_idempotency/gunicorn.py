@@ -37,9 +37,8 @@ def post_worker_init(worker: Any) -> None:
     The worker class of uvicorn puts a handler of SIGTERM in place of this one's while it serves, so it needs a
     ``timeout_graceful_shutdown`` that is shorter than gunicorn's ``graceful_timeout`` besides.
     """
-    from gunicorn.workers.sync import SyncWorker
-
-    if isinstance(worker, SyncWorker) and worker.cfg.timeout:
+    # The other classes tell the arbiter that they live whatever their requests do.
+    if worker.cfg.timeout and any(kind.__name__ == "SyncWorker" for kind in type(worker).__mro__):
         servers.limit_requests(worker.cfg.timeout)
     grace: float = worker.cfg.graceful_timeout
     signals = 0

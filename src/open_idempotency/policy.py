@@ -59,7 +59,8 @@ class IdempotencyPolicy:
         is ignored at 0. ``max_waiting``: how many duplicates of one process may wait at the same moment, further ones
         get their 409 at once (None: 2 where waiting holds a thread, else no limit). ``respond_within``: seconds
         that a client waits at most for its finished response while the backend fails; then it gets it, marked as
-        unrecorded. ``record_within``: seconds for which recording it goes on, in the background too (None: ``max_run``).
+        unrecorded. ``record_within``: seconds for which recording it is tried in all, also in the background after that
+        (None: ``max_run``, or ``ttl`` if that is shorter).
 
     After a failure
         ``on_failed``: ``"resume"`` runs again, ``"replay"`` repeats the failed answer, ``"reject"`` answers 409.

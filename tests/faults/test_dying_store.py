@@ -73,7 +73,10 @@ def test_finished_responses_are_out_in_time_and_recorded_when_the_store_is_back(
     site: Site, absence: Absence, records: OnServer, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     """L-08: nobody without a key waits, each effect is there once, and the retry replays."""
-    environment = {"WIRE_BACKEND": records.at(proxy.port, options=""), "WIRE_BUILT": f"{site.adapter}/{absence.variant}"}
+    environment = {
+        "WIRE_BACKEND": records.at(proxy.port, options=""),
+        "WIRE_BUILT": f"{site.adapter}/{absence.variant}",
+    }
     with Server(site.kind, tmp_path, site.options, **environment) as server:
         cases = [Case(server, site.adapter, "gated", variant=absence.variant) for _ in range(VIEWS)]
         connections = [case.begin() for case in cases]
@@ -154,5 +157,3 @@ def test_a_server_that_is_stopped_records_what_waits_before_it_ends(
         case.server = successor
         again = case.ask()
         assert (again.status, again.replayed, again.body) == (201, True, first.body)
-
-

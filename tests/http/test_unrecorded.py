@@ -118,4 +118,3 @@ def streaming(call: Call) -> Steps:
 def kinds(case: Case) -> list[type[events.Event]]:
     """What was reported so far."""
     return [type(event) for event in case.events]
-

@@ -238,4 +238,3 @@ def test_where_max_run_is_short_only_its_quarters_count(desk: Desk) -> None:
     """L-12: four leases would be past it."""
     desk.admit(lease=0.2, max_run=0.4)
     eventually(lambda: len(reports(desk)) == 4)
-

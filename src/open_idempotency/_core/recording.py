@@ -51,7 +51,7 @@ def save(command: SaveStage, attempt: Attempt, lease: Lease) -> Steps[StageSaved
 
 
 def ask_whose(attempt: Attempt, lease: Lease) -> Steps[Renewal]:
-    """Whose the lease is, before an effect. Raises ``BackendUnavailable`` after ``respond_within`` seconds of trying."""
+    """Whose the lease is, before an effect. Raises ``BackendUnavailable`` after ``respond_within`` seconds."""
     within = _client_waits(attempt.policy)
     (found,) = yield from _persist(Renew([lease]), attempt, lease, lambda first: min(first + within, attempt.ends_at))
     return found

@@ -91,7 +91,8 @@ def drain(timeout: float = PATIENCE) -> int:
 
     For a process that ends before its handlers can, and only then: a handler that goes on after this has lost its
     lease. Its next stage raises ``LeaseLost`` and its answer is replaced by a 409, but what it does between two stages
-    may happen beside the retry. What is being recorded at this moment, in the background too, is waited for. Attempts count, stages stay.
+    may happen beside the retry. What is being recorded at this moment, in the background too, is waited for. Attempts
+    count, stages stay.
 
     ``timeout``: seconds that all of it may take; a lease that was not reached by then ends by itself. Returns how many
     were given up. Never raises; may be called from any thread and repeatedly; does nothing for other processes. It

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from math import inf
+
 from open_idempotency._core.commands import (
     Complete,
     Emit,

@@ -31,8 +31,8 @@ _ADVICE: dict[type[events.Event], str] = {
     events.RecordingLost: "a retry of this request may run again; see the docs of the event for the reason",
     events.NotRenewable: (
         "no thread can be started that renews leases, so the request was refused (503), its claim is given back and "
-        "nothing ran; raise the limit on processes and threads (docker --pids-limit, podPidsLimit of Kubernetes, ulimit "
-        "-u, TasksMax of systemd) or the memory, or start fewer threads; the next request tries again"
+        "nothing ran; raise the limit on processes and threads (docker --pids-limit, podPidsLimit of Kubernetes, "
+        "ulimit -u, TasksMax of systemd) or the memory, or start fewer threads; the next request tries again"
     ),
     events.Uncommitted: (
         "the view answered before it committed the transaction that tx= or idem.atomic is in, so the answer does not "
