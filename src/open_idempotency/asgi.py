@@ -246,7 +246,6 @@ class _Exchange:
         self._pieces = self._body.pieces()
         extensions = self._hide_extensions()
         mark = running.set((attempt, engine))
-        engine.heartbeat.watch(attempt)
         try:
             await self._inner.call_app(self._scope, self._receive, self._send)
             if not self._settled:

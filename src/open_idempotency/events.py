@@ -1,7 +1,8 @@
 """What happened, for metrics and logs: one frozen event for each decision.
 
 A listener is any callable that takes an event; pass it as ``on_event=``. It is called on the request's own thread
-or event loop, and on the heartbeat's thread for what that finds, so it should return quickly and be thread-safe.
+or event loop, so it should return quickly. What the heartbeat finds is reported on a thread of its own, so a listener
+that blocks there delays no renewal; it should be thread-safe.
 Events hold short digests, never keys, credentials or bodies.
 """
 
@@ -93,9 +94,77 @@ class Recreated(Event):
 
 @dataclass(frozen=True, slots=True)
 class Unrecorded(Event):
-    """An answer went out although it could not be recorded within ``record_within`` seconds."""
+    """A response goes out before it is recorded: the backend did not take it within ``respond_within`` seconds.
+
+    The recording goes on in the background, and ends with ``RecordedLate`` or ``RecordingLost``.
+    """
 
     status: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedLate(Event):
+    """A response that the client has already, or that was cancelled, is recorded now. ``status``: None if cancelled."""
+
+    status: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingLost(Event):
+    """The outcome of an attempt will not be recorded, so a retry may run again. ``reason``: ``superseded``, a later
+    attempt owns the record; ``time``, ``record_within`` is over; ``room``, too much waits to be recorded or no thread
+    can be started; ``unreadable``, the record is damaged or of a newer version; ``exit``, the process ended first.
+    """
+
+    status: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotRenewable(Event):
+    """A request was refused because no thread can be started that renews its lease. ``error``: the class name of the
+    cause; ``detail``: its message, shortened.
+    """
+
+    error: str
+    detail: str
+
+    @classmethod
+    def of(cls, record: str, error: BaseException) -> NotRenewable:
+        """The event of an error; ``record`` as ``short`` makes it."""
+        why = error.__cause__ or error
+        return cls(record, type(why).__name__, _printable(first_line(why), _LONGEST_DETAIL))
+
+
+@dataclass(frozen=True, slots=True)
+class StillRunning(Event):
+    """A handler has been running for four leases, or for a further quarter of ``max_run``. ``method`` and ``path`` are
+    its request's, shortened; ``seconds``: for how long it runs; ``renewed``: whether its lease is still renewed.
+    """
+
+    attempt: int
+    method: str
+    path: str
+    seconds: float
+    renewed: bool
+
+    @classmethod
+    def of(cls, record: str, attempt: int, method: str, path: str, seconds: float, renewed: bool) -> StillRunning:
+        """The event; ``record`` as ``short`` makes it."""
+        return cls(
+            record, attempt, _printable(method, 20), _printable(path, _LONGEST_DETAIL), round(seconds, 1), renewed
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.method} {self.path} is still running after {self.seconds:.0f} s (record {self.record}, attempt "
+            f"{self.attempt}); "
+            + (
+                "its key is held, and retries are answered 409"
+                if self.renewed
+                else "max_run is over, so its lease is renewed no more, and a retry may run beside it"
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +180,7 @@ class BackendFailed(Event):
     @classmethod
     def of(cls, record: str, verb: str, error: BaseException) -> BackendFailed:
         """The event of an error; ``record`` as ``short`` makes it."""
-        printable = "".join(char if char.isprintable() else "?" for char in first_line(error)[:_LONGEST_DETAIL])
+        printable = _printable(first_line(error), _LONGEST_DETAIL)
         return cls(record, verb, type(error.__cause__ or error).__name__, printable)
 
 
@@ -166,6 +235,10 @@ class CredentialScoped(Event):
 
 
 Listener = Callable[[Event], None]
+
+
+def _printable(text: str, longest: int) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text[:longest])
 
 
 def short(record_id: bytes) -> str:

@@ -13,6 +13,7 @@ import mmap
 import struct
 from typing import Any
 
+from open_idempotency._perform import servers
 from open_idempotency._perform.drain import drain
 from open_idempotency.draining import arm_sigterm
 
@@ -29,11 +30,16 @@ _reloaded = mmap.mmap(-1, struct.calcsize(_FORMAT))
 
 
 def post_worker_init(worker: Any) -> None:
-    """In a worker, before it serves: drain shortly before gunicorn kills it.
+    """In a worker, before it serves: drain shortly before gunicorn kills it, and take note of ``timeout``.
 
+    A ``sync`` worker that works at one request for longer than ``timeout`` is killed. So stages and responses that the
+    backend does not take are given up, or recorded later, shortly before that.
     The worker class of uvicorn puts a handler of SIGTERM in place of this one's while it serves, so it needs a
     ``timeout_graceful_shutdown`` that is shorter than gunicorn's ``graceful_timeout`` besides.
     """
+    # The other classes tell the arbiter that they live whatever their requests do.
+    if worker.cfg.timeout and any(kind.__name__ == "SyncWorker" for kind in type(worker).__mro__):
+        servers.limit_requests(worker.cfg.timeout)
     grace: float = worker.cfg.graceful_timeout
     signals = 0
 

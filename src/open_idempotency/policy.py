@@ -84,8 +84,10 @@ class IdempotencyPolicy:
         or last activity. ``max_run``: seconds for which a lease is renewed at most. ``wait``: seconds a
         duplicate waits for the first request before its 409; ``max_wait``: the same for ``Prefer: wait=N``, which
         is ignored at 0. ``max_waiting``: how many duplicates of one process may wait at the same moment, further ones
-        get their 409 at once (None: 2 where waiting holds a thread, else no limit). ``record_within``: seconds for
-        which a failing completion is tried again (None: one lease).
+        get their 409 at once (None: 2 where waiting holds a thread, else no limit). ``respond_within``: seconds
+        that a client waits at most for its finished response while the backend fails; then it gets it, marked as
+        unrecorded. ``record_within``: seconds for which recording it is tried in all, also in the background after that
+        (None: ``max_run``, or ``ttl`` if that is shorter).
 
     After a failure
         ``on_failed``: ``"resume"`` runs again, ``"replay"`` repeats the failed answer, ``"reject"`` answers 409.
@@ -133,6 +135,7 @@ class IdempotencyPolicy:
     wait: float = 0.0
     max_wait: float = 0.0
     max_waiting: int | None = None
+    respond_within: float = 5.0
     record_within: float | None = None
 
     on_failed: Literal["resume", "replay", "reject"] = "resume"
@@ -156,7 +159,7 @@ class IdempotencyPolicy:
     on_event: Listener | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lease", "ttl", "max_run", "wait", "max_wait", "record_within"):
+        for name in ("lease", "ttl", "max_run", "wait", "max_wait", "respond_within", "record_within"):
             self._normalise(name, _seconds(name, getattr(self, name)))
         self._normalise("methods", frozenset(m.upper() for m in _names("methods", self.methods)))
         for name in ("aliases", "credential_headers", "fingerprint_headers", "fingerprint_ignore"):
@@ -271,7 +274,7 @@ def _check_durations(p: IdempotencyPolicy) -> None:
     for name in ("lease", "ttl", "max_run"):
         if not getattr(p, name) > 0:
             raise ConfigurationError(f"{name}: must be more than 0 seconds, got {getattr(p, name)}")
-    for name in ("wait", "max_wait", "record_within"):
+    for name in ("wait", "max_wait", "respond_within", "record_within"):
         value = getattr(p, name)
         if value is not None and not value >= 0:
             raise ConfigurationError(f"{name}: must not be negative, got {value}")
@@ -280,6 +283,11 @@ def _check_durations(p: IdempotencyPolicy) -> None:
             raise ConfigurationError(
                 f"{name}: {getattr(p, name)} s is shorter than lease ({p.lease} s); raise {name} or shorten the lease"
             )
+    if p.record_within is not None and p.record_within > p.ttl:
+        raise ConfigurationError(
+            f"record_within: {p.record_within} s is longer than ttl ({p.ttl} s), after which the key may be used anew; "
+            "raise ttl or lower record_within"
+        )
 
 
 def _check_sizes(p: IdempotencyPolicy) -> None:

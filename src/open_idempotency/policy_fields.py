@@ -41,6 +41,7 @@ class PolicyFields(TypedDict, total=False):
     wait: float | timedelta
     max_wait: float | timedelta
     max_waiting: int | None
+    respond_within: float | timedelta
     record_within: float | timedelta | None
     on_failed: Literal["resume", "replay", "reject"]
     on_abandoned: Literal["resume", "reject"]

@@ -34,6 +34,7 @@ from open_idempotency.backend import (
     Unreserve,
     Wait,
 )
+from open_idempotency.exceptions import BackendUnavailable
 from tests.http.behaviours import PATIENCE
 from tests.http.variants import POSTGRES_VERSIONS
 
@@ -54,6 +55,8 @@ class WatchedBackend(Backend):
         self.may_complete = threading.Event()
         self.may_complete.set()
         self.completing = threading.Event()
+        #: set by a test for which the store is away when an owner writes
+        self.away = threading.Event()
         self._async = _AsyncWatchedBackend(self)
 
     def claim(self, c: Claim, /) -> ClaimAnswer:
@@ -62,6 +65,7 @@ class WatchedBackend(Backend):
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         self.commands.append(c)
+        self.check_reachable()
         return self.inner.renew(c)
 
     def save_stage(self, c: SaveStage, /) -> StageSaved:
@@ -71,14 +75,17 @@ class WatchedBackend(Backend):
     def complete(self, c: Complete, /) -> Completed:
         self.commands.append(c)
         self.hold()
+        self.check_reachable()
         return self.inner.complete(c)
 
     def fail(self, c: Fail, /) -> None:
         self.commands.append(c)
+        self.check_reachable()
         self.inner.fail(c)
 
     def release(self, c: Release, /) -> None:
         self.commands.append(c)
+        self.check_reachable()
         self.inner.release(c)
 
     def get(self, c: Get, /) -> Record | None:
@@ -109,6 +116,11 @@ class WatchedBackend(Backend):
     def to_async(self) -> AsyncBackend:
         return self._async
 
+    def check_reachable(self) -> None:
+        """Raise while a test has the store away."""
+        if self.away.is_set():
+            raise BackendUnavailable("away")
+
     def hold(self) -> None:
         """Wait while a test holds completions back."""
         self.completing.set()
@@ -132,6 +144,7 @@ class _AsyncWatchedBackend(AsyncBackend):
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
         self._noted.append(c)
+        self._watched.check_reachable()
         return await self._inner.renew(c)
 
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
@@ -141,14 +154,17 @@ class _AsyncWatchedBackend(AsyncBackend):
     async def complete(self, c: Complete, /) -> Completed:
         self._noted.append(c)
         await in_thread(self._watched.hold)
+        self._watched.check_reachable()
         return await self._inner.complete(c)
 
     async def fail(self, c: Fail, /) -> None:
         self._noted.append(c)
+        self._watched.check_reachable()
         await self._inner.fail(c)
 
     async def release(self, c: Release, /) -> None:
         self._noted.append(c)
+        self._watched.check_reachable()
         await self._inner.release(c)
 
     async def get(self, c: Get, /) -> Record | None:

@@ -80,6 +80,9 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "rejects failed as stripe": {"compat": "stripe", "on_failed": "reject"},
     # one test's own: what an engine says once is said to the first who gives a reason
     "advised": {},
+    # one test's own: no other request of the application has begun when it does
+    "unrenewed": {},
+    "responds soon": {"respond_within": 0.1},
     "documented": {"docs_url": "https://example.org/idempotency"},
     "strict stages": {"strict_stages": True},
     "encrypted": {"encryption": EncryptionKeys({"2026": b"k" * 32})},

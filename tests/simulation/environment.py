@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.commands import Emit, Now, Sleep
+from open_idempotency._core.commands import Emit, Now, RecordLater, Sleep
+from open_idempotency._core.drivers import drive_async
 from open_idempotency._perform.heartbeat import LOOKS_A_LEASE, _Beats, _Watched
 from open_idempotency._perform.performers import AsyncPerformer
 from open_idempotency.exceptions import BackendUnavailable
@@ -28,10 +29,22 @@ class VirtualPerformer(AsyncPerformer):
     """The real performer, on virtual time, with a shield like an event loop's."""
 
     def __init__(self, site: Site, process: Process, backend: RemoteBackend) -> None:
-        super().__init__(backend)
+        super().__init__(backend, self)
+        self.heartbeat: VirtualHeartbeat
         self.site = site
         self.process = process
         self._handlers = {**self._handlers, Now: self._monotonic, Sleep: self._sleep, Emit: self._emit}
+
+    def watch(self, attempt: Attempt) -> None:
+        """See ``Heartbeat.watch``."""
+        self.heartbeat.watch(attempt)
+
+    def record(self, command: RecordLater) -> bool:
+        """See ``Heartbeat.record``: by a task of the process, which nobody cancels."""
+        attempt = command.attempt
+        steps = drive_async(command.steps, self._handlers, self._shield)
+        self.heartbeat.keep(attempt, self.site.loop.spawn(self.process, steps, "recording").ended)
+        return True
 
     async def _monotonic(self, _: Now) -> float:
         return self.site.loop.now + self.process.skew
@@ -80,6 +93,7 @@ class VirtualHeartbeat:
         self._process = process
         self._beats = _Beats(backend.to_sync())
         self._ticking = False
+        self._recording: set[bytes] = set()
 
     def watch(self, attempt: Attempt) -> None:
         """See ``Heartbeat.watch``."""
@@ -90,8 +104,19 @@ class VirtualHeartbeat:
 
     def forget(self, attempt: Attempt) -> None:
         """See ``Heartbeat.forget``."""
-        if attempt.lease is not None:
+        if attempt.lease is not None and attempt.lease.owner not in self._recording:
             self._beats.forget(attempt.lease)
+
+    def keep(self, attempt: Attempt, ended: Future) -> None:
+        """Renew it until its recording in the background has ended."""
+        assert attempt.lease is not None
+        self._recording.add(attempt.lease.owner)
+        ended.when_done(lambda: self._recorded(attempt))
+
+    def _recorded(self, attempt: Attempt) -> None:
+        assert attempt.lease is not None
+        self._recording.discard(attempt.lease.owner)
+        self.forget(attempt)
 
     def _now(self) -> float:
         return self._site.loop.now + self._process.skew

@@ -93,7 +93,8 @@ class Worker:
         backend = RemoteBackend(site.network, self.process)
         self._app = IdempotencyMiddleware(site.handle, backend=backend, policy=site.policy)
         self._app.engine.aio = site.make_performer(site, self.process, backend)
-        self._app.engine.heartbeat = site.make_heartbeat(site, self.process, backend)
+        self._app.engine.aio.heartbeat = site.make_heartbeat(site, self.process, backend)
+        self._app.engine.heartbeat = self._app.engine.aio.heartbeat
 
     def serve(self, order: Order) -> Exchange:
         """Begin with a request."""

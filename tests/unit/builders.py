@@ -129,7 +129,7 @@ class Script:
         self.clock += command.pause
 
     def _TakePlace(self, command: Any) -> Callable[[], None] | None:  # noqa: N802
-        if self.places == 0:
+        if self.places == 0 or command.places == 0:
             return None
         self.places -= 1
         return self._leave_place
@@ -145,8 +145,18 @@ class Script:
             command.listener(command.event)
 
     def names(self) -> list[str]:
-        """The commands that were asked, by class name, without the telling."""
-        return [name for name in (type(c).__name__ for c in self.asked) if name != "Emit"]
+        """The commands that were asked, by class name, without the reporting and the clock."""
+        return [name for name in (type(c).__name__ for c in self.asked) if name not in ("Emit", "Now", "Watch")]
+
+    def asked_for(self, kind: type[Command[Any]]) -> list[Any]:
+        """The commands of this class."""
+        return [command for command in self.asked if isinstance(command, kind)]
+
+    def _Watch(self, command: Any) -> None:  # noqa: N802
+        pass
+
+    def _RecordLater(self, command: Any) -> bool:  # noqa: N802
+        return True
 
 
 class RecordingBackend(MemoryBackend):

@@ -32,6 +32,7 @@ class Client:
                 yield attempt
         finally:
             self.engine.sync.run(abort(attempt, RuntimeError("the handler failed")))
+            self.engine.heartbeat.forget(attempt)
 
     @contextmanager
     def bound(self, attempt: Attempt) -> Iterator[None]:

@@ -12,7 +12,7 @@ import pytest
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._core.codecs import decode_response, encode_response
-from open_idempotency._core.commands import Complete, Fail, Get, Release, Sleep
+from open_idempotency._core.commands import Complete, Fail, Get, RecordLater, Release, Sleep, Unreserve
 from open_idempotency._core.models import Completed, Record, Status
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.settlement import Fate, abort, finish
@@ -52,8 +52,7 @@ def test_what_is_stored_is_the_answer_without_the_fields_of_the_moment() -> None
     """R-01, R-02."""
     script = Script({Complete: [Completed()]})
     script.run(finish(attempt_of(), DONE))
-    command = script.asked[0]
-    assert isinstance(command, Complete)
+    (command,) = script.asked_for(Complete)
     assert decode_response(command.response) == Answer(201, [(b"x", b"1")], b"made")
 
 
@@ -143,8 +142,7 @@ def test_an_answer_that_cannot_be_kept_is_completed_as_a_tombstone(answer: Answe
     """O-11: never a second run; the event says that the body is not there."""
     attempt, script = attempt_of(**fields), Script({Complete: [Completed()]})
     assert script.run(finish(attempt, answer)) is Fate.KEPT
-    command = script.asked[0]
-    assert isinstance(command, Complete)
+    (command,) = script.asked_for(Complete)
     assert decode_response(command.response).body is None
     assert attempt.policy.on_event.seen[-1].stored is False
 
@@ -154,26 +152,175 @@ def test_a_completion_is_tried_again_while_the_backend_is_down(failures: int) ->
     """L-08."""
     attempt, script = attempt_of(), Script({Complete: [DOWN] * failures + [Completed()]})
     assert script.run(finish(attempt, DONE)) is Fate.KEPT
-    assert [n for n in script.names() if n != "Now"] == ["Complete", "Sleep"] * failures + ["Complete"]
+    first, *more = ["Complete", "Sleep"] * failures
+    assert script.names() == [first, "TakePlace", *more, "Complete"]
 
 
-@pytest.mark.parametrize("within", [0.0, 2.0, None])
-def test_a_completion_that_fails_until_the_deadline_goes_out_unrecorded(within: float | None) -> None:
-    """L-08: ``record_within``, one lease where there is none; the record is not deleted."""
-    attempt = attempt_of(record_within=within, lease=5)
-    script = Script({Complete: [DOWN] * 100})
+def recorded_later(script: Script) -> RecordLater:
+    """What was handed over, once."""
+    (command,) = [command for command in script.asked if isinstance(command, RecordLater)]
+    return command
+
+
+@pytest.mark.parametrize(("fields", "limit"), [({}, 5.0), ({"respond_within": 2}, 2.0), ({"respond_within": 0}, 0.0)])
+def test_a_client_waits_for_a_completion_no_longer_than_respond_within(fields: dict[str, Any], limit: float) -> None:
+    """L-08: then its response goes out unrecorded, and the recording is handed over."""
+    attempt, script = attempt_of(**fields), Script({Complete: [DOWN] * 100})
     assert script.run(finish(attempt, DONE)) is Fate.UNRECORDED
-    slept = sum(command.seconds for command in script.asked if isinstance(command, Sleep))
-    limit = 5.0 if within is None else within
-    assert limit - 1.0 <= slept <= limit
-    assert set(script.names()) <= {"Complete", "Sleep", "Now"}
+    assert limit - 1.0 <= slept(script) <= limit
     assert told(attempt)[-1] is events.Unrecorded
+    assert recorded_later(script).attempt is attempt
+    assert recorded_later(script).size == len(script.asked_for(Complete)[0].response)
+
+
+@pytest.mark.parametrize("seconds", [0.9, 2.0, 4.0, 6.0])
+def test_the_first_call_counts_for_what_the_client_waits(seconds: float) -> None:
+    """L-08: however slow the calls are; none is made that would end too late if it took as long as the one before."""
+
+    class Slow(Script):
+        seconds = 0.0
+
+        def _answer(self, command: Any) -> Any:
+            self.clock += self.seconds if isinstance(command, Complete) else 0.0
+            return super()._answer(command)
+
+    script = Slow({Complete: [DOWN] * 100})
+    script.seconds = seconds
+    script.run(finish(attempt_of(), DONE))
+    assert script.clock - Script.clock <= max(5.0, seconds)
+
+
+def test_a_client_gets_its_response_before_its_server_ends_the_request() -> None:
+    """L-08: where it is known when that is."""
+    attempt, script = attempt_of(), Script({Complete: [DOWN] * 100})
+    attempt.ends_at = script.clock + 2.0
+    assert script.run(finish(attempt, DONE)) is Fate.UNRECORDED
+    assert slept(script) <= 2.0
+
+
+def slept(script: Script) -> float:
+    """For how long it paused."""
+    return sum(command.seconds for command in script.asked if isinstance(command, Sleep))
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["all places are taken", "a worker with one thread"])
+def test_a_client_waits_only_briefly_where_its_thread_is_needed(alone: bool) -> None:
+    """L-08: a request that waits on a thread keeps it from those without a key."""
+    attempt, script = attempt_of(), Script({Complete: [DOWN] * 100}, places=int(alone))
+    attempt.alone = alone
+    assert script.run(finish(attempt, DONE)) is Fate.UNRECORDED
+    assert 0.1 < slept(script) <= 1.0
+    assert recorded_later(script)
+
+
+def test_the_place_is_given_back_before_the_response_goes_out() -> None:
+    """L-08, O-04."""
+    script = Script({Complete: [DOWN] * 100})
+    script.run(finish(attempt_of(), DONE))
+    assert script.places == 1
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_where_there_is_no_room_the_recording_is_reported_as_lost(room: bool) -> None:
+    """L-08: never silently."""
+    attempt, script = attempt_of(respond_within=0), Script({Complete: [DOWN], RecordLater: [room]})
+    script.run(finish(attempt, DONE))
+    assert told(attempt)[2:] == ([] if room else [events.RecordingLost])
+
+
+def test_record_within_bounds_all_of_it() -> None:
+    """L-08: shorter than ``respond_within`` it bounds that too, and nothing is handed over."""
+    attempt, script = attempt_of(record_within=0), Script({Complete: [DOWN] * 100})
+    assert script.run(finish(attempt, DONE)) is Fate.UNRECORDED
+    assert script.names() == ["Complete"]
+    assert told(attempt) == [events.BackendFailed, events.Unrecorded, events.RecordingLost]
+
+
+def handed_over(write: Any = Complete, **fields: Any) -> tuple[Attempt, RecordLater, float]:
+    """An attempt whose last write goes on in the background, and when that begins."""
+    attempt, script = attempt_of(respond_within=0, **fields), Script({write: [DOWN]})
+    script.run(finish(attempt, {Complete: DONE, Fail: Answer(500, [], b""), Release: Answer(403, [], b"")}[write]))
+    attempt.policy.on_event.seen.clear()
+    return attempt, recorded_later(script), script.clock
+
+
+@pytest.mark.parametrize("failures", [0, 1, 30])
+def test_the_recording_goes_on_in_the_background_until_it_succeeds(failures: int) -> None:
+    """L-08: with pauses of a second at most."""
+    attempt, later, _ = handed_over()
+    script = Script({Complete: [DOWN] * failures + [Completed()]})
+    script.run(later.steps)
+    assert script.names() == ["Sleep", "Complete"] * (failures + 1)
+    assert max(command.seconds for command in script.asked if isinstance(command, Sleep)) <= 1.0
+    assert told(attempt) == [events.RecordedLate]
+
+
+@pytest.mark.parametrize(("write", "event"), [(Fail, events.Failed), (Release, events.Released)])
+def test_a_failure_and_a_release_go_on_in_the_background_as_well(write: Any, event: Any) -> None:
+    """L-08, L-04: so the retry need not wait for the lease; the client does not wait at all."""
+    attempt, later, _ = handed_over(write)
+    Script({write: [DOWN, None]}).run(later.steps)
+    assert told(attempt) == [event]
+
+
+def test_a_recording_that_is_superseded_ends_and_is_reported() -> None:
+    """L-03, L-08."""
+    attempt, later, _ = handed_over()
+    script = Script({Complete: [DOWN, LeaseLost("superseded")]})
+    script.run(later.steps)
+    assert told(attempt) == [events.OwnershipLost, events.RecordingLost]
+    assert attempt.policy.on_event.seen[-1].reason == "superseded"
+
+
+def test_a_recording_whose_attempt_is_known_to_be_lost_writes_nothing() -> None:
+    """L-03, L-08: it would make a record anew that is not its own."""
+    attempt, later, _ = handed_over()
+    attempt.lost = True
+    script = Script()
+    script.run(later.steps)
+    assert script.names() == ["Sleep"]
+    assert told(attempt) == [events.RecordingLost]
+
+
+@pytest.mark.parametrize(("fields", "total"), [({}, 3600.0), ({"record_within": 60}, 60.0)])
+def test_a_recording_gives_up_after_record_within(fields: dict[str, Any], total: float) -> None:
+    """L-08: ``max_run`` where there is none."""
+    attempt, later, began = handed_over(**fields)
+    script = Script({Complete: [DOWN] * 4000}, clock=began)
+    script.run(later.steps)
+    assert total - 2.0 <= slept(script) <= total
+    assert later.until == began + total
+    assert told(attempt) == [events.RecordingLost]
+
+
+def test_a_backends_own_bug_is_reported_once_and_tried_again() -> None:
+    """L-08: the work is done, whatever the backend raises."""
+    attempt, later, _ = handed_over()
+    Script({Complete: [TypeError("bug"), TypeError("bug"), Completed()]}).run(later.steps)
+    assert told(attempt) == [events.BackendFailed, events.RecordedLate]
+
+
+def test_a_record_that_vanished_meanwhile_is_made_anew() -> None:
+    """B-08a, L-08."""
+    attempt, later, _ = handed_over()
+    Script({Complete: [Completed(recreated=True)]}).run(later.steps)
+    assert told(attempt) == [events.Recreated, events.RecordedLate]
+
+
+def test_a_release_in_the_background_gives_the_callers_place_back() -> None:
+    """L-08, and quotas."""
+    attempt, script = attempt_of(), Script({Release: [DOWN, None], Unreserve: [None]})
+    attempt.scope_id = b"s" * 32
+    script.run(finish(attempt, Answer(403, [], b"")))
+    script.run(recorded_later(script).steps)
+    assert script.names()[-2:] == ["Release", "Unreserve"]
 
 
 def test_a_completion_over_an_unreadable_record_goes_out_unrecorded_at_once() -> None:
-    """B-08b, L-08."""
-    script = Script({Complete: [RecordUnreadable("newer")]})
-    assert script.run(finish(attempt_of(), DONE)) is Fate.UNRECORDED
+    """B-08b, L-08: trying again would not help."""
+    attempt, script = attempt_of(), Script({Complete: [RecordUnreadable("newer")]})
+    assert script.run(finish(attempt, DONE)) is Fate.UNRECORDED
+    assert told(attempt) == [events.Unrecorded, events.RecordingLost]
 
 
 def test_a_record_that_vanished_is_completed_anew_and_told() -> None:
@@ -258,8 +405,8 @@ def test_a_cancelled_completion_is_sent_once_more_and_the_cancellation_goes_on()
     with pytest.raises(asyncio.CancelledError) as caught:
         script.run(finish(attempt_of(), DONE))
     assert caught.value is CANCELLED
-    assert script.asked[0] is script.asked[1]
-    assert script.names() == ["Complete", "Complete"]
+    first, second = script.asked_for(Complete)
+    assert first is second
 
 
 def test_a_completion_that_is_cancelled_between_tries_is_sent_once_more() -> None:
@@ -267,16 +414,17 @@ def test_a_completion_that_is_cancelled_between_tries_is_sent_once_more() -> Non
     script = Script({Complete: [DOWN, Completed()], Sleep: [CANCELLED]})
     with pytest.raises(asyncio.CancelledError):
         script.run(finish(attempt_of(), DONE))
-    assert [n for n in script.names() if n != "Now"] == ["Complete", "Sleep", "Complete"]
+    assert script.names() == ["Complete", "TakePlace", "Sleep", "Complete"]
 
 
 @pytest.mark.parametrize("error", [DOWN, LeaseLost("x"), RecordUnreadable("x")])
 def test_a_cancellation_goes_on_even_if_the_completion_fails(error: Exception) -> None:
-    """L-04: and it is told."""
+    """L-04, L-08: and it is told; while the backend is down, the completion goes on in the background."""
     attempt, script = attempt_of(), Script({Complete: [CANCELLED, error]})
     with pytest.raises(asyncio.CancelledError):
         script.run(finish(attempt, DONE))
     assert told(attempt) == [events.BackendFailed]
+    assert ("RecordLater" in script.names()) is (error is DOWN)
 
 
 @pytest.mark.parametrize(("status", "verb"), [(403, Release), (500, Fail)])
@@ -334,10 +482,10 @@ def test_a_handler_that_raised_without_a_lease_settles_nothing() -> None:
 
 
 def test_a_failure_is_not_held_up_by_a_backend_that_is_down() -> None:
-    """L-04: time-bounded; the lease ends by itself."""
+    """L-04, L-08: it goes on in the background."""
     attempt, script = attempt_of(), Script({Fail: [DOWN]})
     assert script.run(abort(attempt, ValueError())) is Fate.NOT_KEPT
-    assert script.names() == ["Fail"]
+    assert script.names() == ["Fail", "RecordLater"]
 
 
 @pytest.mark.parametrize("how", ["told by the heartbeat", "raised by a stage", "refused by the backend"])

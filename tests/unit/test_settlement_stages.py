@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,31 @@ def test_a_stage_that_cannot_be_recorded_in_time_is_an_error() -> None:
     with pytest.raises(BackendUnavailable):
         script.run(save_stage(attempt, NEW))
     assert attempt.stages == {}
+
+
+class Renewed(Script):
+    """A script whose attempt is renewed until ``last``."""
+
+    attempt: Attempt
+    last = 0.0
+
+    def _Sleep(self, command: Any) -> None:  # noqa: N802
+        super()._Sleep(command)
+        self.attempt.sure_until = min(self.clock, self.last) + 30.0
+
+
+@pytest.mark.parametrize(("renewed", "ends", "tried"), [(0.0, 1e9, 30.0), (45.0, 1e9, 75.0), (45.0, 28.0, 28.0)])
+def test_a_stage_is_tried_for_as_long_as_its_lease_may_live_and_its_server_waits(
+    renewed: float, ends: float, tried: float
+) -> None:
+    """L-08: its effect has happened, so it is not forgotten after the seconds that a client waits."""
+    script = Renewed({SaveStage: [DOWN] * 200})
+    attempt = script.attempt = attempt_of()
+    attempt.sure_until, script.last = script.clock + 20.0, script.clock + renewed
+    attempt.ends_at = script.clock + ends
+    with pytest.raises(BackendUnavailable):
+        script.run(save_stage(attempt, NEW))
+    assert tried - 1.5 <= script.clock - Script.clock <= tried
 
 
 def test_a_stage_of_a_stale_owner_marks_the_attempt() -> None:

@@ -14,7 +14,7 @@ from open_idempotency import events
 from open_idempotency._core import problems
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.codecs import decode_response, decode_stage
-from open_idempotency._core.commands import Call, Claim, Now, Release, Reserve, TakePlace, Wait
+from open_idempotency._core.commands import Call, Claim, Now, Release, Reserve, TakePlace, Wait, Watch
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.fingerprint import fingerprint
 from open_idempotency._core.keys import by_credentials, caller_scope, parse_key, record_id, scope_id
@@ -100,10 +100,13 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
     )
     if by_credentials(scope) and intake.advice.due():
         yield from warn(policy, events.CredentialScoped(events.short(claim.record_id)))
-    if policy.max_live_keys is None:
-        return (yield from _begin(claim, request, policy))
-    place = Reserve(scope_id(scope, policy), claim.record_id, policy.max_live_keys, claim.lease, claim.ttl)
-    return (yield from _begin_reserved(place, claim, request, policy))
+    try:
+        if policy.max_live_keys is None:
+            return (yield from _begin(claim, request, policy))
+        place = Reserve(scope_id(scope, policy), claim.record_id, policy.max_live_keys, claim.lease, claim.ttl)
+        return (yield from _begin_reserved(place, claim, request, policy))
+    except _NotRenewable:
+        return (yield from _unprotected(claim, request, policy))
 
 
 def _begin_reserved(
@@ -117,6 +120,10 @@ def _begin_reserved(
         admission = yield from _begin(claim, request, policy)
     except (BackendUnavailable, RecordUnreadable) as error:  # of the reservation: those of the claim are answered
         return (yield from _without_backend(error, "reserve", claim, request, policy))
+    except _NotRenewable as error:
+        if error.first:
+            yield from take_back(place, policy)
+        raise
     except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
         raise
     except BaseException:
@@ -149,9 +156,14 @@ def _without_backend(
     yield from warn(policy, events.BackendFailed.of(record, verb, error))
     if isinstance(error, RecordUnreadable):
         return _refuse(problems.record_unreadable(), request, policy)
+    return (yield from _unprotected(claim, request, policy))
+
+
+def _unprotected(claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
+    """What becomes of a request that cannot be protected: 503, unless the policy fails open."""
     if not policy.fail_open:
         return _refuse(problems.backend_unavailable(), request, policy)
-    yield from warn(policy, events.FailedOpen(record))
+    yield from warn(policy, events.FailedOpen(events.short(claim.record_id)))
     return Attempt(policy)
 
 
@@ -162,10 +174,12 @@ def _answer_claim(
         case Leased(lease, stages, asked):
             if stages:
                 stages = yield from _readable(stages, lease, policy)
+            attempt = Attempt.of(lease, stages, policy, _instance(request))
+            attempt.method, attempt.alone = request.method, request.alone
+            attempt.confirmed(asked)
+            yield from _watch(attempt, lease)
             if policy.on_event is not None:
                 yield from tell(policy, events.Claimed, lease.record_id, lease.attempt)
-            attempt = Attempt.of(lease, stages, policy, _instance(request))
-            attempt.confirmed(asked)
             return attempt
         case Finished(frame):
             return (yield from _replay(frame, ANSWER, claim, request, policy))
@@ -180,6 +194,24 @@ def _answer_claim(
                 return (yield from _replay(frame, FAILURE, claim, request, policy))
             yield from tell(policy, events.Rejected, claim.record_id, reason.value)
             return _refuse(problems.outcome_unknown(reason), request, policy)
+
+
+class _NotRenewable(Exception):
+    """Nobody can renew the lease, so the claim was given back."""
+
+    def __init__(self, first: bool) -> None:
+        #: whether nothing of the record is left, since there was no earlier attempt
+        self.first = first
+
+
+def _watch(attempt: Attempt, lease: Lease) -> Steps[None]:
+    """Have the lease renewed from here on. A claim that nobody can renew is given back, and nothing runs (L-11)."""
+    try:
+        yield from ask(Watch(attempt))
+    except BackendUnavailable as error:
+        yield from warn(attempt.policy, events.NotRenewable.of(events.short(lease.record_id), error))
+        yield from _give_back(lease, attempt.policy)
+        raise _NotRenewable(lease.attempt == 1 and not attempt.stages) from error
 
 
 def _readable(stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy) -> Steps[tuple[Stage, ...]]:

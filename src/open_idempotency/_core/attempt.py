@@ -49,8 +49,10 @@ class Attempt:
     seed: bytes = b""
     #: the caller whose quota the key counts towards, where there is one
     scope_id: bytes | None = None
-    #: the request's path, for problems
+    #: the request's path, for problems and the log
     instance: str = ""
+    #: the request's method, for the log
+    method: str = ""
     phase: Phase = Phase.RUNNING
     #: set by the heartbeat or a refused verb: another attempt owns the record
     lost: bool = False
@@ -66,6 +68,10 @@ class Attempt:
     sure_until: float = inf
     #: its response is on record, or went out while that was not possible: retries will, or may, be sent it
     recorded: bool = False
+    #: the server works at no other request in this process meanwhile
+    alone: bool = False
+    #: seconds on the monotonic clock at which the server ends the request, where that is known
+    ends_at: float = inf
     #: the view's wish: True to store the answer, False to discard it, None for the policy's rule
     keep: bool | None = None
     _used: set[StageId] | None = None

@@ -6,10 +6,11 @@ the same value. ``Command[R]`` carries the type of its answer.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.models import (
     ClaimAnswer,
     Completed,
@@ -146,6 +147,31 @@ class TakePlace(Command[Callable[[], None] | None]):
     """
 
     places: int | None
+
+
+@dataclass(slots=True)
+class Watch(Command[None]):
+    """Renew the attempt's lease from now on, until the adapter forgets the attempt.
+
+    Raises ``BackendUnavailable`` where nobody can renew it.
+    """
+
+    attempt: Attempt
+
+
+@dataclass(slots=True)
+class RecordLater(Command[bool]):
+    """Carry out ``steps`` in the background, and renew the attempt's lease until they have ended.
+
+    False where there is no room for them. ``size``: bytes that they keep in memory. ``until``: seconds on the
+    monotonic clock at which they give up by themselves. ``lost``: what to report where the process ends before them.
+    """
+
+    attempt: Attempt
+    steps: Generator[Command[Any], Any, None]
+    size: int
+    until: float
+    lost: Event | None = None
 
 
 @dataclass(slots=True)

@@ -30,7 +30,8 @@ class Request:
     """A covered request, as ``scope=`` and ``fingerprint=`` callables see it.
 
     ``path`` and ``query`` are raw (percent-encoded). ``native`` is the framework's own request: the ASGI scope, the
-    WSGI environ, Django's or Flask's request. ``body`` is None until it was received.
+    WSGI environ, Django's or Flask's request. ``body`` is None until it was received. ``alone``: the server works at no
+    other request in this process meanwhile.
     """
 
     method: str
@@ -39,6 +40,7 @@ class Request:
     headers: Headers
     native: Any
     body: Body | None = None
+    alone: bool = False
 
     def header(self, name: bytes) -> list[bytes]:
         """All values of a header field, given its lower-case name, in order."""

@@ -10,19 +10,20 @@ import hmac
 from enum import Enum
 
 from open_idempotency import events
-from open_idempotency._core import problems
+from open_idempotency._core import problems, recording
 from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._core.codecs import decode_response
-from open_idempotency._core.commands import Command, Complete, Fail, Forget, Get, Now, Release, Renew, SaveStage, Sleep
-from open_idempotency._core.drivers import R, Steps, ask
+from open_idempotency._core.commands import Complete, Fail, Forget, Get, Now, Release, Renew, SaveStage
+from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.keeping import stored_form
 from open_idempotency._core.models import Lease, Renewal, Stage, Status
 from open_idempotency._core.quotas import unreserve
+from open_idempotency._core.recording import has_history, lost, surely
 from open_idempotency._core.rendering import render
 from open_idempotency._core.replay import is_kept_status, kept
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.sealing import ANSWER, FAILURE, seal_stage, unseal, unseal_stage
-from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, cause, sendable, tell, warn
+from open_idempotency._core.telling import cause, sendable, tell, warn
 from open_idempotency.exceptions import (
     AnsweredBefore,
     BackendUnavailable,
@@ -47,7 +48,7 @@ class Fate(Enum):
 def save_stage(attempt: Attempt, stage: Stage) -> Steps[bytes]:
     """Record a stage of a running attempt; the frame that is on record, which is the first one saved (B-06).
 
-    Raises ``AlreadyCompleted``, ``LeaseLost``, ``BackendUnavailable`` after ``record_within`` seconds of trying.
+    Raises ``AlreadyCompleted``, ``LeaseLost``, and ``BackendUnavailable`` once the lease may have ended.
     """
     attempt.check_running()
     lease = attempt.lease
@@ -55,12 +56,12 @@ def save_stage(attempt: Attempt, stage: Stage) -> Steps[bytes]:
         return stage.frame
     try:
         sealed = seal_stage(stage, lease, attempt.policy)
-        saved = yield from _persist(SaveStage(lease, sealed), attempt, lease)
+        saved = yield from recording.save(SaveStage(lease, sealed), attempt, lease)
         if saved.recreated:
             yield from warn(attempt.policy, events.Recreated(events.short(lease.record_id), lease.attempt))
             yield from _save_again(attempt, lease)
     except LeaseLost:
-        yield from _lost(attempt, lease)
+        yield from lost(attempt, lease)
         raise
     if saved.frame != sealed.frame:  # another value was first
         stage = unseal_stage(Stage(stage.name, stage.key, saved.frame), lease, attempt.policy)
@@ -72,14 +73,14 @@ def make_sure(attempt: Attempt) -> Steps[None]:
     """Ask whose the lease is, before an effect, where that is not known any more (S-07, L-03).
 
     So it is where this process stood still, or the backend was away, for a lease: the heartbeat need not have noticed
-    yet. Raises ``LeaseLost``, ``BackendUnavailable`` after ``record_within`` seconds of trying.
+    yet. Raises ``LeaseLost``, ``BackendUnavailable`` after ``respond_within`` seconds of trying.
     """
     lease = attempt.lease
     assert lease is not None
     asked = yield from ask(Now())
-    (found,) = yield from _persist(Renew([lease]), attempt, lease)
+    found = yield from recording.ask_whose(attempt, lease)
     if found is Renewal.LOST:
-        yield from _lost(attempt, lease)
+        yield from lost(attempt, lease)
         raise LeaseLost("another attempt has taken this request over; stop here")
     attempt.confirmed(asked)
 
@@ -88,7 +89,7 @@ def _save_again(attempt: Attempt, lease: Lease) -> Steps[None]:
     """The record vanished and was made anew: the earlier stages go back into it."""
     for (name, key), frame in list(attempt.stages.items()):
         sealed = seal_stage(Stage(name, key, frame), lease, attempt.policy)
-        yield from _persist(SaveStage(lease, sealed), attempt, lease)
+        yield from recording.save(SaveStage(lease, sealed), attempt, lease)
 
 
 def finish(attempt: Attempt, answer: Answer) -> Steps[Fate | Answer]:
@@ -106,7 +107,7 @@ def finish(attempt: Attempt, answer: Answer) -> Steps[Fate | Answer]:
             return (yield from _settle(attempt, lease, answer))
     except LeaseLost:
         attempt.recorded = False
-        yield from _lost(attempt, lease)
+        yield from lost(attempt, lease)
     return (yield from _supersede(attempt, lease))
 
 
@@ -127,7 +128,7 @@ def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Answer]:
             return (yield from _let_go(attempt, lease, Fail(lease, final=again != "resume"), None))
     except LeaseLost:
         pass
-    yield from _lost(attempt, lease)
+    yield from lost(attempt, lease)
     return (yield from _supersede(attempt, lease))
 
 
@@ -185,8 +186,10 @@ def _answer_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Answer]
         yield from _let_go(attempt, lease, Release(lease), None)
         return render(problems.record_unreadable(), policy, attempt.instance)
     try:
-        yield from _persist(Complete(lease, frame), attempt, lease)
-    except (BackendUnavailable, RecordUnreadable) as error:  # the ledger still has it
+        yield from recording.complete(Complete(lease, frame), attempt, lease, stored.status)
+    except BackendUnavailable:  # it goes on in the background, and the ledger still has it
+        pass
+    except RecordUnreadable as error:
         yield from warn(policy, events.BackendFailed.of(record, "complete", error))
     yield from tell(policy, events.Replayed, lease.record_id, stored.status)
     return sendable(stored, attempt.instance, policy)
@@ -226,10 +229,13 @@ def _complete(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate]:
     else:
         frame, stored = yield from _form_of(attempt, lease, answer)
     try:
-        done = yield from _persist(Complete(lease, frame), attempt, lease)
-    except (BackendUnavailable, RecordUnreadable):
-        # L-08: the client gets its answer, marked; the record stays as it is, so nothing runs before the lease ends.
+        done = yield from recording.complete(Complete(lease, frame), attempt, lease, answer.status)
+    except BackendUnavailable:
+        # L-08: the client gets its response, marked; the recording goes on, and until then the lease is renewed.
+        return Fate.UNRECORDED
+    except RecordUnreadable:
         yield from warn(policy, events.Unrecorded(events.short(lease.record_id), answer.status))
+        yield from warn(policy, events.RecordingLost(events.short(lease.record_id), answer.status, "unreadable"))
         return Fate.UNRECORDED
     if done.recreated:
         yield from warn(policy, events.Recreated(events.short(lease.record_id), lease.attempt))
@@ -239,82 +245,36 @@ def _complete(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate]:
 
 
 def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
-    """End an attempt whose answer is not kept. If the backend is down the lease ends by itself."""
-    record = events.short(lease.record_id)
+    """End an attempt whose answer is not kept. If the backend is down that goes on later, and nobody waits for it."""
     try:
-        yield from _surely(command, attempt, lease)
-    except (BackendUnavailable, RecordUnreadable) as error:
+        yield from recording.let_go(command, attempt, lease, status)
+    except BackendUnavailable:
+        return Fate.NOT_KEPT
+    except RecordUnreadable as error:
+        record = events.short(lease.record_id)
         yield from warn(attempt.policy, events.BackendFailed.of(record, type(command).__name__.lower(), error))
         return Fate.NOT_KEPT
-    if isinstance(command, Release) and not _has_history(attempt, lease):
-        yield from unreserve(attempt, lease)
-    told = events.Failed if isinstance(command, Fail) else events.Released
-    yield from tell(attempt.policy, told, lease.record_id, status)
+    yield from recording.ended(command, attempt, lease, status)
     return Fate.NOT_KEPT
-
-
-def _has_history(attempt: Attempt, lease: Lease) -> bool:
-    """Whether a released record stays: stages and earlier attempts keep it."""
-    return lease.attempt > 1 or bool(attempt.stages)
 
 
 def _forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
     """Leave nothing of a request that took another's key: a record with its fingerprint would refuse the right one."""
-    if not _has_history(attempt, lease):
+    if not has_history(attempt, lease):
         yield from _let_go(attempt, lease, Release(lease), status)
         return
     record = events.short(lease.record_id)
     try:
         # Right before the deletion, which compares no token: nobody else is let in for a lease from now on.
-        (found,) = yield from _surely(Renew([lease]), attempt, lease, instead=Release(lease))
+        (found,) = yield from surely(Renew([lease]), attempt, lease, instead=Release(lease))
         if found is Renewal.LOST:
             raise LeaseLost("another attempt has taken this request over")
-        yield from _surely(Forget(lease.record_id), attempt, lease)
+        yield from surely(Forget(lease.record_id), attempt, lease)
     except (BackendUnavailable, RecordUnreadable) as error:
         yield from warn(attempt.policy, events.BackendFailed.of(record, "delete", error))
         return
     yield from unreserve(attempt, lease)
     yield from tell(attempt.policy, events.Released, lease.record_id, status)
-
-
-def _persist(command: Command[R], attempt: Attempt, lease: Lease) -> Steps[R]:
-    """Carry out a write that must not be lost: try again while the backend is down, for ``record_within`` seconds."""
-    policy = attempt.policy
-    within = policy.lease if policy.record_within is None else policy.record_within
-    pause, deadline = FIRST_PAUSE, None
-    while True:
-        try:
-            return (yield from _surely(command, attempt, lease))
-        except BackendUnavailable as error:
-            verb = type(command).__name__.lower()
-            yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), verb, error))
-            now = yield from ask(Now())
-            deadline = now + within if deadline is None else deadline
-            if now + pause > deadline:
-                raise
-        yield from _surely(Sleep(pause), attempt, lease, instead=command)
-        pause = min(pause * 2, LONGEST_PAUSE)
-
-
-def _surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Command[object] | None = None) -> Steps[R]:
-    """Carry out a command; cancelled in the middle, send it (or ``instead``) once more, shielded, then be cancelled.
-
-    Sent twice by one owner a write succeeds (B-08), so it does not matter whether the first one arrived.
-    """
-    try:
-        reply: R = yield command
-        return reply
-    except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
-        raise
-    except BaseException:
-        if attempt.lost:  # a record that is there by now, or is gone, is not this attempt's to write or to make anew
-            raise
-        try:
-            yield from ask(instead or command)
-        except Exception as error:
-            record = events.short(lease.record_id)
-            yield from warn(attempt.policy, events.BackendFailed.of(record, "cancelled", error))
-        raise
 
 
 def _supersede(attempt: Attempt, lease: Lease) -> Steps[Answer]:
@@ -330,10 +290,3 @@ def _supersede(attempt: Attempt, lease: Lease) -> Steps[Answer]:
         yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "get", error))
         return render(problems.answer_unreachable(), policy, attempt.instance)
     return render(problems.superseded(), policy, attempt.instance)
-
-
-def _lost(attempt: Attempt, lease: Lease) -> Steps[None]:
-    if attempt.lost:
-        return  # the heartbeat or an earlier verb has told it
-    attempt.lost = True
-    yield from warn(attempt.policy, events.OwnershipLost(events.short(lease.record_id), lease.attempt))

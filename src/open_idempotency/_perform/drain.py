@@ -11,6 +11,7 @@ import atexit
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from open_idempotency import events
@@ -18,7 +19,6 @@ from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Emit, Fail
 from open_idempotency._perform import loops
 from open_idempotency._perform.processes import PerProcess
-from open_idempotency._perform.telling import tell
 from open_idempotency.backend import Backend
 from open_idempotency.exceptions import LeaseLost
 
@@ -45,13 +45,18 @@ class Pass:
         """Whether its time is up."""
         return time.monotonic() >= self.deadline
 
+    @property
+    def left(self) -> float:
+        """Seconds until its time is up."""
+        return max(0.0, self.deadline - time.monotonic())
+
     def end(self) -> None:
         """There is nothing left to do."""
         self._done.set()
 
     def wait(self) -> int:
         """How many were given up when it ended, or when its time was up."""
-        self._done.wait(max(0.0, self.deadline - time.monotonic()))
+        self._done.wait(self.left)
         return self.released
 
 
@@ -60,6 +65,9 @@ class Leases(Protocol):
 
     def drain(self, order: Pass) -> None:
         """Begin the pass, and return at once. Takes no lock."""
+
+    def report_lost(self) -> None:
+        """The process ends: report what it has not recorded."""
 
 
 _leases: PerProcess[set[Leases]] = PerProcess(set)
@@ -83,7 +91,8 @@ def drain(timeout: float = PATIENCE) -> int:
 
     For a process that ends before its handlers can, and only then: a handler that goes on after this has lost its
     lease. Its next stage raises ``LeaseLost`` and its answer is replaced by a 409, but what it does between two stages
-    may happen beside the retry. What is being recorded at this moment is waited for. Attempts count, stages stay.
+    may happen beside the retry. What is being recorded at this moment, in the background too, is waited for. Attempts
+    count, stages stay.
 
     ``timeout``: seconds that all of it may take; a lease that was not reached by then ends by itself. Returns how many
     were given up. Never raises; may be called from any thread and repeatedly; does nothing for other processes. It
@@ -98,7 +107,7 @@ def drain(timeout: float = PATIENCE) -> int:
     return sum(order.wait() for order in orders)
 
 
-def give_up(attempt: Attempt, backend: Backend) -> bool:
+def give_up(attempt: Attempt, backend: Backend, tell: Callable[[Emit], None]) -> bool:
     """End an attempt in the middle; whether that is on record. The handler is told by its next stage (S-07)."""
     lease = attempt.lease
     assert lease is not None
@@ -116,8 +125,8 @@ def give_up(attempt: Attempt, backend: Backend) -> bool:
 
 
 def _drain_at_exit() -> None:
-    atexit.unregister(drain)  # an ancestor's, inherited by a fork
-    atexit.register(drain)
+    atexit.unregister(_drain_and_report)  # an ancestor's, inherited by a fork
+    atexit.register(_drain_and_report)
     process: Any = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
         from multiprocessing.util import Finalize
@@ -130,7 +139,13 @@ def _drain_unless_threads_go_on() -> None:
     """The child waits for its threads after this, so the handlers that run in them can finish."""
     main = threading.main_thread()
     if all(thread.daemon or thread is main for thread in threading.enumerate()):
-        drain()
+        _drain_and_report()
+
+
+def _drain_and_report() -> None:
+    drain()
+    for leases in list(_leases.get()):
+        leases.report_lost()
 
 
 class Protected(Protocol):

@@ -39,9 +39,10 @@ class Engine:
         self.policy = make_policy(policy, fields)
         self.backend = open_backend(_named(backend))
         self._check(self.policy)
-        self.sync = Performer(self.backend)
-        self.aio = AsyncPerformer(ThreadedBackend(self.backend) if threads else self.backend.to_async())
         self.heartbeat = Heartbeat(self.backend)
+        self.sync = Performer(self.backend, self.heartbeat)
+        asynchronous = ThreadedBackend(self.backend) if threads else self.backend.to_async()
+        self.aio = AsyncPerformer(asynchronous, self.heartbeat)
         self.advice = Advice()
         self._policies: dict[Rule, IdempotencyPolicy] = {}
 

@@ -3,24 +3,35 @@
 It is a thread so that a blocked event loop does not starve it. A lease is renewed once a third of it has passed, so a
 handler that is faster costs no call. Nothing here decides who owns a record: the backend says so, and an attempt that
 lost its lease is marked for its next stage to notice. It knows every running lease, so it also gives them up when the
-process has to end (``drain``).
+process has to end (``drain``), reports handlers that hang (L-12), and records what the backend did not take while the
+client was waiting (L-08).
+
+Whoever has a claim relies on the thread: where it cannot be started the claim is not handed out (L-11), no error ends
+it, and one that has died all the same is started again by the next claim.
 """
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
 import weakref
+from collections.abc import Callable
+from contextlib import suppress
 
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, Phase
-from open_idempotency._core.commands import Emit, Renew
+from open_idempotency._core.commands import Emit, RecordLater, Renew
 from open_idempotency._core.models import Lease, Renewal
+from open_idempotency._perform import servers
+from open_idempotency._perform.courier import Courier
 from open_idempotency._perform.drain import Pass, dismiss, enlist, give_up
 from open_idempotency._perform.processes import PerProcess
+from open_idempotency._perform.recordings import Recordings
 from open_idempotency._perform.telling import tell
 from open_idempotency.backend import Backend
+from open_idempotency.exceptions import BackendUnavailable
 
 BEATS_A_LEASE = 3
 #: how often the thread looks, as a part of the shortest running lease: a renewal is at most this much late
@@ -30,25 +41,53 @@ BATCH = 500
 IDLE_LOOKS = 24
 _UNTIL_WOKEN = _NEVER = float("inf")
 _SETTLING_LOOK = 0.005
+#: a handler that runs for so many leases hangs, as far as anybody can tell; then each quarter of ``max_run``
+_LEASES_OF_A_HANG = 4
+#: seconds after an error that should not have been
+_PAUSE = 0.5
+#: seconds for which the end of a process waits for listeners
+_LISTENING = 1.0
+
+_logger = logging.getLogger("open_idempotency")
 
 
 class _Watched:
     """A running attempt and the monotonic times (seconds) that matter to it."""
 
-    __slots__ = ("attempt", "due", "early", "lease", "until")
+    __slots__ = ("attempt", "began", "due", "early", "lease", "mark", "until")
 
     def __init__(self, attempt: Attempt, lease: Lease, now: float) -> None:
+        self.began = now
         self.attempt = attempt
         self.lease = lease
         self.due = now + lease.duration / BEATS_A_LEASE
         #: from when on it may be renewed where a call has room for it; the first time never before it is due
         self.early = _NEVER
         self.until = now + attempt.policy.max_run
+        #: when it is reported as hanging
+        self.mark = self._next_mark(now)
 
     def renewed(self, now: float) -> None:
         """The backend has answered for it."""
         self.due = now + self.lease.duration / BEATS_A_LEASE
         self.early = self.due - self.lease.duration / LOOKS_A_LEASE
+
+    def remind(self, now: float, tell: Callable[[Emit], None]) -> None:
+        """Report that it still runs."""
+        attempt, self.mark = self.attempt, self._next_mark(now)
+        if attempt.phase is not Phase.RUNNING or attempt.lost:
+            return
+        record, renewed = events.short(self.lease.record_id), now < self.until
+        told = events.StillRunning.of(
+            record, self.lease.attempt, attempt.method, attempt.instance, now - self.began, renewed
+        )
+        tell(Emit(told, attempt.policy.on_event))
+
+    def _next_mark(self, now: float) -> float:
+        most = self.attempt.policy.max_run
+        quarters = [most * part / 4 for part in (1, 2, 3, 4)]
+        marks = [self.began + run for run in (self.lease.duration * _LEASES_OF_A_HANG, *quarters) if run <= most]
+        return min((mark for mark in marks if mark > now), default=_NEVER)
 
 
 class _Beats:
@@ -61,53 +100,109 @@ class _Beats:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._watched: dict[bytes, _Watched] = {}
+        self._courier = Courier()
+        self._recordings = Recordings(backend, self._courier.tell, self._drop)
         self._look = _UNTIL_WOKEN
         self._idle = 0
         self._orders: queue.SimpleQueue[Pass | None] = queue.SimpleQueue()
+        self._passes: list[Pass] = []
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
 
     def watch(self, attempt: Attempt, lease: Lease) -> None:
+        self._ensure_thread()
         self._watched[lease.owner] = _Watched(attempt, lease, time.monotonic())
-        if self._thread is None:
-            self._start()
         if lease.duration / LOOKS_A_LEASE < self._look:
             self._orders.put(None)
 
     def forget(self, lease: Lease) -> None:
-        self._watched.pop(lease.owner, None)
+        if lease not in self._recordings:
+            self._drop(lease.owner)
+
+    def record(self, command: RecordLater, lease: Lease) -> bool:
+        if not self._recordings.fits(command):
+            return False
+        try:
+            self._ensure_thread()
+        except BackendUnavailable:
+            return False
+        entry = self._watched.get(lease.owner) or _Watched(command.attempt, lease, time.monotonic())
+        entry.until = command.until
+        self._watched[lease.owner] = entry
+        self._recordings.add(lease.owner, command)
+        self._orders.put(None)
+        return True
 
     def drain(self, order: Pass) -> None:
         self._orders.put(order)
+
+    def report_lost(self) -> None:
+        for lost in self._recordings.lost():
+            tell(lost)
 
     def close(self) -> None:
         self._closed = True
         self._orders.put(None)
 
-    def _start(self) -> None:
+    def _drop(self, owner: bytes) -> None:
+        self._watched.pop(owner, None)
+
+    def _ensure_thread(self) -> None:
+        """Start the thread, unless it lives. Raises ``BackendUnavailable`` where that is impossible now."""
+        thread = self._thread
+        if thread is not None and thread.is_alive():
+            return
         with self._starting:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="open-idempotency-heartbeat", daemon=True)
-                enlist(self)
-                self._thread.start()
+            if self._thread is not None and self._thread.is_alive():
+                return
+            thread = threading.Thread(target=self._run, name="open-idempotency-heartbeat", daemon=True)
+            try:
+                thread.start()
+            except Exception as error:
+                raise BackendUnavailable("the thread that renews leases cannot be started") from error
+            self._thread = thread
+            enlist(self)
 
     def _run(self) -> None:
-        while not self._closed:
-            order = self._sleep()
-            if order is not None:
-                self._give_up(order)
-            self._renew_due(time.monotonic())
+        # Closed, it ends what it has to record.
+        while not self._closed or len(self._recordings):
+            try:
+                self._turn()
+            except BaseException:  # whatever it was, the other leases still need their beats
+                with suppress(Exception):
+                    _logger.exception("the thread that renews leases met an error, and goes on")
+                time.sleep(_PAUSE)
         dismiss(self)
         while not self._orders.empty():
             order = self._orders.get()
             if order is not None:
                 order.end()
 
+    def _turn(self) -> None:
+        order = self._sleep()
+        if order is not None:
+            self._passes.append(order)
+            self._give_up(order)
+            self._recordings.wake_all()
+        self._renew_now()
+        self._recordings.go_on(self._renew_now)
+        self._courier.go()
+        if self._passes:
+            self._end_passes()
+
+    def _renew_now(self) -> None:
+        now = time.monotonic()
+        for entry in list(self._watched.values()):
+            if entry.mark <= now:
+                entry.remind(now, self._courier.tell)
+        self._renew_due(now)
+
     def _renew_due(self, now: float) -> None:
         due = self._due(now)
         for start in range(0, len(due), BATCH):
-            self._beat(due[start : start + BATCH], now)
+            if not self._beat(due[start : start + BATCH], now):
+                return
 
     def _due(self, now: float) -> list[_Watched]:
         """What is to be renewed, and what is nearly due where the last call has room: so calls become full."""
@@ -121,6 +216,9 @@ class _Beats:
     def _sleep(self) -> Pass | None:
         """Return when it is time to look, or with what somebody wants."""
         look = self._next_look()
+        if self._passes:
+            look = min(look, _SETTLING_LOOK)
+        look = min(look, max(0.0, self._recordings.wake - time.monotonic()))
         try:
             return self._orders.get(timeout=None if look == _UNTIL_WOKEN else look)
         except queue.Empty:
@@ -139,33 +237,38 @@ class _Beats:
         return self._look
 
     def _give_up(self, order: Pass) -> None:
-        try:
-            for entry in list(self._watched.values()):
-                if order.over:
-                    return
-                if entry.attempt.phase is Phase.RUNNING:
-                    self.forget(entry.lease)
-                    order.released += not entry.attempt.lost and give_up(entry.attempt, self._backend)
-            # The others are being recorded by their own handlers: a process that ended now would cut that off.
-            while self._settling() and not order.over:
-                time.sleep(_SETTLING_LOOK)
-        finally:
-            order.end()
+        for entry in list(self._watched.values()):
+            if order.over:
+                return
+            if entry.attempt.phase is Phase.RUNNING:
+                self.forget(entry.lease)
+                order.released += not entry.attempt.lost and give_up(entry.attempt, self._backend, self._courier.tell)
 
-    def _settling(self) -> bool:
-        return any(entry.attempt.phase is Phase.ENDED for entry in list(self._watched.values()))
+    def _end_passes(self) -> None:
+        """End those that have nothing left to wait for, or no time."""
+        # What is being recorded, by its handler or here: a process that ended now would cut that off.
+        settling = len(self._recordings) or any(
+            entry.attempt.phase is Phase.ENDED for entry in list(self._watched.values())
+        )
+        for order in list(self._passes):
+            if order.over or not settling:
+                self._passes.remove(order)
+                self._courier.flush(min(_LISTENING, order.left))
+                order.end()
 
-    def _beat(self, due: list[_Watched], now: float) -> None:
+    def _beat(self, due: list[_Watched], now: float) -> bool:
+        """Renew these; false where the backend is away, so that it would be in vain to ask it for more."""
         running = [entry for entry in due if self._may_renew(entry, now)]
         if not running:
-            return
+            return True
         try:
             answers = self._backend.renew(Renew([entry.lease for entry in running]))
             answered = list(zip(running, answers, strict=True))
         except Exception as error:  # whatever a backend raises, the other leases still need their beats
             self._missed(running, error)
-            return
+            return not isinstance(error, BackendUnavailable)
         self._heed(answered, now)
+        return True
 
     def _may_renew(self, entry: _Watched, now: float) -> bool:
         """A handler over ``max_run`` is not kept alive: it may be deadlocked (L-01)."""
@@ -187,13 +290,13 @@ class _Beats:
         entry.attempt.lost = True
         self.forget(entry.lease)
         event = events.OwnershipLost(events.short(entry.lease.record_id), entry.lease.attempt)
-        tell(Emit(event, entry.attempt.policy.on_event))
+        self._courier.tell(Emit(event, entry.attempt.policy.on_event))
 
     def _missed(self, running: list[_Watched], error: Exception) -> None:
         """The backend did not answer: the next look tries again, and the lease may outlast the trouble."""
         entry = running[0]
         failed = events.BackendFailed.of(events.short(entry.lease.record_id), "renew", error)
-        tell(Emit(failed, entry.attempt.policy.on_event))
+        self._courier.tell(Emit(failed, entry.attempt.policy.on_event))
 
 
 class Heartbeat:
@@ -204,17 +307,30 @@ class Heartbeat:
         weakref.finalize(self, _close, self._beats).atexit = False
 
     def watch(self, attempt: Attempt) -> None:
-        """Renew the attempt's lease until it is forgotten, lost, or older than ``max_run``."""
+        """Renew the attempt's lease until it is forgotten, lost, or older than ``max_run``.
+
+        Raises ``BackendUnavailable`` where that cannot be guaranteed, since no thread can be started.
+        """
         if attempt.lease is not None:
+            attempt.ends_at = servers.end_of_request(time.monotonic())
             self._beats.get().watch(attempt, attempt.lease)
 
+    def record(self, command: RecordLater) -> bool:
+        """Carry out the steps in the background, and renew the lease until they have ended (L-08)."""
+        lease = command.attempt.lease
+        assert lease is not None
+        return self._beats.get().record(command, lease)
+
     def forget(self, attempt: Attempt) -> None:
-        """Stop renewing; the attempt has ended."""
+        """Stop renewing; the attempt has ended. Where it is still being recorded that ends it, later."""
         if attempt.lease is not None:
             self._beats.get().forget(attempt.lease)
 
     def close(self) -> None:
-        """End this process's thread; what still runs is renewed no more. The next ``watch`` starts another one."""
+        """End this process's thread; what still runs is renewed no more, and what waits to be recorded is recorded.
+
+        The next ``watch`` starts another one.
+        """
         _close(self._beats)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import (
     Call,
     Claim,
@@ -15,6 +16,7 @@ from open_idempotency._core.commands import (
     Forget,
     Get,
     Now,
+    RecordLater,
     Release,
     Renew,
     Reserve,
@@ -23,6 +25,7 @@ from open_idempotency._core.commands import (
     TakePlace,
     Unreserve,
     Wait,
+    Watch,
 )
 from open_idempotency._core.drivers import AsyncHandlers, Handlers, Steps, drive, drive_async
 from open_idempotency._perform import loops
@@ -37,10 +40,34 @@ T = TypeVar("T")
 _PLACES_ON_THREADS = 2
 
 
-class Performer:
-    """Carries out commands blocking, on a ``Backend``."""
+class Keeper(Protocol):
+    """Keeps the leases of running attempts: the heartbeat."""
 
-    def __init__(self, backend: Backend) -> None:
+    def watch(self, attempt: Attempt) -> None:
+        """Renew the attempt's lease from now on; ``BackendUnavailable`` where nobody can."""
+
+    def record(self, command: RecordLater) -> bool:
+        """Carry the steps out in the background; false where there is no room for them."""
+        ...
+
+
+class _Nobody:
+    """Keeps no lease: for steps that are carried out without an engine, and run no handler."""
+
+    def watch(self, attempt: Attempt) -> None:
+        """The lease ends by itself."""
+
+    def record(self, command: RecordLater) -> bool:
+        return False
+
+
+_NOBODY = _Nobody()
+
+
+class Performer:
+    """Carries out commands blocking, on a ``Backend``. ``keeper``: the heartbeat on the same backend."""
+
+    def __init__(self, backend: Backend, keeper: Keeper = _NOBODY) -> None:
         self.backend = backend
         self._handlers: Handlers = {
             Reserve: backend.reserve,
@@ -54,6 +81,8 @@ class Performer:
             Get: backend.get,
             Forget: lambda command: backend.delete(command.record_id),
             Wait: backend.wait,
+            Watch: lambda command: keeper.watch(command.attempt),
+            RecordLater: keeper.record,
             TakePlace: Places(_PLACES_ON_THREADS).take,
             Call: lambda command: command.function(),
             Sleep: lambda command: time.sleep(command.seconds),
@@ -76,7 +105,7 @@ class Performer:
 class AsyncPerformer:
     """Carries out commands awaited, on an ``AsyncBackend``."""
 
-    def __init__(self, backend: AsyncBackend) -> None:
+    def __init__(self, backend: AsyncBackend, keeper: Keeper = _NOBODY) -> None:
         self.backend = backend
         # Cleanup after a cancellation may cost two calls; it is bounded, since shutdown waits for it.
         #: seconds that a cleanup may take
@@ -85,6 +114,12 @@ class AsyncPerformer:
 
         async def take_place(command: TakePlace) -> Callable[[], None] | None:
             return places.take(command)
+
+        async def watch(command: Watch) -> None:
+            keeper.watch(command.attempt)
+
+        async def record(command: RecordLater) -> bool:
+            return keeper.record(command)
 
         self._handlers: AsyncHandlers = {
             Reserve: backend.reserve,
@@ -98,6 +133,8 @@ class AsyncPerformer:
             Get: backend.get,
             Forget: lambda command: backend.delete(command.record_id),
             Wait: backend.wait,
+            Watch: watch,
+            RecordLater: record,
             TakePlace: take_place,
             Call: lambda command: command.function(),
             Sleep: lambda command: loops.sleep(command.seconds),

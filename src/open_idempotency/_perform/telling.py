@@ -1,4 +1,4 @@
-"""Telling an event: to the package's logger, and to the policy's listener."""
+"""Reporting an event: to the package's logger, and to the policy's listener."""
 
 from __future__ import annotations
 
@@ -16,12 +16,26 @@ _LEVELS: dict[type[events.Event], int] = {
     events.BackendFailed: logging.WARNING,
     events.HookFailed: logging.ERROR,
     events.Unrecorded: logging.ERROR,
+    events.RecordedLate: logging.WARNING,
+    events.RecordingLost: logging.ERROR,
+    events.NotRenewable: logging.ERROR,
+    events.StillRunning: logging.WARNING,
     events.FailedOpen: logging.ERROR,
     events.Uncommitted: logging.ERROR,
     events.RaisedAfterResponse: logging.ERROR,
     events.CredentialScoped: logging.WARNING,
 }
 _ADVICE: dict[type[events.Event], str] = {
+    events.Unrecorded: (
+        "the backend did not record this response in time, so it goes out marked `Idempotency-Status: unrecorded`; the "
+        "recording goes on in this process, and RecordedLate or RecordingLost reports its end"
+    ),
+    events.RecordingLost: "a retry of this request may run again; see the docs of the event for the reason",
+    events.NotRenewable: (
+        "no thread can be started that renews leases, so the request was refused (503), its claim is given back and "
+        "nothing ran; raise the limit on processes and threads (docker --pids-limit, podPidsLimit of Kubernetes, "
+        "ulimit -u, TasksMax of systemd) or the memory, or start fewer threads; the next request tries again"
+    ),
     events.Uncommitted: (
         "the view answered before it committed the transaction that tx= or idem.atomic is in, so the answer does not "
         "count and the client got a 500; commit before the view returns, as `with session.begin():` around it does"
@@ -40,16 +54,25 @@ _ADVICE: dict[type[events.Event], str] = {
 
 def tell(command: Emit) -> None:
     """Log the event and call the listener; a listener that raises is logged and harms no request."""
-    event = command.event
+    log(command.event)
+    call_listener(command)
+
+
+def log(event: events.Event) -> None:
+    """Give an event to the package's logger."""
     kind = type(event)
     advice = _ADVICE.get(kind)
     logger.log(_LEVELS.get(kind, logging.DEBUG), "%s" if advice is None else f"%s: {advice}", event)
+
+
+def call_listener(command: Emit) -> None:
+    """Call the event's listener, if it has one; one that raises is logged."""
     if command.listener is None:
         return
     try:
-        command.listener(event)
+        command.listener(command.event)
     except Exception:
-        logger.exception("the on_event listener raised on %s", type(event).__name__)
+        logger.exception("the on_event listener raised on %s", type(command.event).__name__)
 
 
 def report_late_error(attempt: Attempt, error: BaseException) -> None:

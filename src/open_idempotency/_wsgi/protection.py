@@ -58,7 +58,7 @@ class BoundIterable:
 
 
 class Protection:
-    """What an attempt needs until it is settled. Its lease is renewed from here on, and until then."""
+    """What an attempt needs until it is settled. Until then its lease is renewed."""
 
     __slots__ = ("_engine", "_until", "attempt", "capture", "here", "settled")
 
@@ -69,7 +69,6 @@ class Protection:
         self.here: Running = (attempt, engine)
         self.capture = Capture(attempt.policy.max_response_bytes)
         self.settled = False
-        engine.heartbeat.watch(attempt)
 
     @property
     def overdue(self) -> bool:

@@ -1,0 +1,250 @@
+"""Recording: writes that must not be lost are tried again, and go on after the client has its response (L-08).
+
+There are two times. The client waits for ``respond_within`` seconds at most. The recording goes on in the background,
+where leases are renewed, until it succeeds, until a later attempt owns the record, or until ``record_within`` is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+
+from open_idempotency import events
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.commands import (
+    Command,
+    Complete,
+    Fail,
+    Now,
+    RecordLater,
+    Release,
+    Renew,
+    SaveStage,
+    Sleep,
+    TakePlace,
+)
+from open_idempotency._core.drivers import R, Steps, ask
+from open_idempotency._core.models import Completed, Lease, Renewal, StageSaved
+from open_idempotency._core.quotas import unreserve
+from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, tell, warn
+from open_idempotency.exceptions import BackendUnavailable, LeaseLost, RecordUnreadable
+from open_idempotency.policy import IdempotencyPolicy
+
+Write = Complete | Fail | Release
+
+#: seconds that a response waits to be recorded where it keeps a thread from other requests
+BRIEF = 1.0
+
+
+def save(command: SaveStage, attempt: Attempt, lease: Lease) -> Steps[StageSaved]:
+    """Record a stage, whose effect has happened: tried for as long as the lease may live.
+
+    That is a lease from the first failure on, or from the last renewal. Raises ``BackendUnavailable`` after that, and
+    before the server ends the request, where it is known when.
+    """
+
+    def until(first: float) -> float:
+        alive = max(attempt.sure_until, first + lease.duration)
+        return min(alive, first + _total(attempt.policy, inf), attempt.ends_at)
+
+    return (yield from _persist(command, attempt, lease, until))
+
+
+def ask_whose(attempt: Attempt, lease: Lease) -> Steps[Renewal]:
+    """Whose the lease is, before an effect. Raises ``BackendUnavailable`` after ``respond_within`` seconds."""
+    within = _client_waits(attempt.policy)
+    (found,) = yield from _persist(Renew([lease]), attempt, lease, lambda first: min(first + within, attempt.ends_at))
+    return found
+
+
+def complete(write: Complete, attempt: Attempt, lease: Lease, status: int) -> Steps[Completed]:
+    """Make the response durable while the client waits for it, for ``respond_within`` seconds at most.
+
+    Raises ``BackendUnavailable`` after that; then the response goes out, and the recording has been handed over.
+    """
+    # From before the first try on: it may take as long as the slowest call.
+    began = yield from ask(Now())
+    until = min(began + _client_waits(attempt.policy), attempt.ends_at)
+    try:
+        return (yield from _persist(write, attempt, lease, lambda _: until, began))
+    except BackendUnavailable:
+        yield from warn(attempt.policy, events.Unrecorded(events.short(lease.record_id), status))
+        yield from _hand_over(write, attempt, lease, status, began)
+        raise
+
+
+def let_go(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
+    """End an attempt whose response is not kept, in one try. Raises ``BackendUnavailable``; then it goes on later."""
+    try:
+        yield from surely(write, attempt, lease)
+    except BackendUnavailable as error:
+        yield from _failed(write, attempt, lease, error)
+        yield from _hand_over(write, attempt, lease, status, (yield from ask(Now())))
+        raise
+
+
+def surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Command[object] | None = None) -> Steps[R]:
+    """Carry out a command; cancelled in the middle, send it (or ``instead``) once more, shielded, then be cancelled.
+
+    Sent twice by one owner a write succeeds (B-08), so it does not matter whether the first one arrived. Where the
+    second one fails, it goes on in the background.
+    """
+    try:
+        reply: R = yield command
+        return reply
+    except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
+        raise
+    except BaseException:
+        if attempt.lost:  # a record that is there by now, or is gone, is not this attempt's to write or to make anew
+            raise
+        again = instead or command
+        try:
+            yield from ask(again)
+        except Exception as error:
+            record = events.short(lease.record_id)
+            yield from warn(attempt.policy, events.BackendFailed.of(record, "cancelled", error))
+            if isinstance(error, BackendUnavailable) and isinstance(again, Write):
+                yield from _hand_over(again, attempt, lease, None, (yield from ask(Now())))
+        raise
+
+
+def lost(attempt: Attempt, lease: Lease) -> Steps[None]:
+    """Note that a later attempt owns the record, and report it once."""
+    if attempt.lost:
+        return  # the heartbeat or an earlier verb has told it
+    attempt.lost = True
+    yield from warn(attempt.policy, events.OwnershipLost(events.short(lease.record_id), lease.attempt))
+
+
+def has_history(attempt: Attempt, lease: Lease) -> bool:
+    """Whether a released record stays: stages and earlier attempts keep it."""
+    return lease.attempt > 1 or bool(attempt.stages)
+
+
+def _client_waits(policy: IdempotencyPolicy) -> float:
+    return min(policy.respond_within, _total(policy, inf))
+
+
+def _total(policy: IdempotencyPolicy, default: float) -> float:
+    return default if policy.record_within is None else policy.record_within
+
+
+def _persist(
+    command: Command[R],
+    attempt: Attempt,
+    lease: Lease,
+    until: Callable[[float], float],
+    began: float | None = None,
+) -> Steps[R]:
+    """Try again while the backend is down. ``until``: from the time of the first failure, when to give up.
+
+    No try is made that would end after that, if it took as long as the one before. ``began``: when a client began to
+    wait for it; it waits only briefly where the request finds no place, since it keeps a thread from others.
+    """
+    pause, first, leave = FIRST_PAUSE, None, None
+    asked = began
+    try:
+        while True:
+            try:
+                return (yield from surely(command, attempt, lease))
+            except BackendUnavailable as error:
+                yield from _failed(command, attempt, lease, error)
+                now = yield from ask(Now())
+                first = now if first is None else first
+                end = now + pause if asked is None else now + pause + (now - asked)
+                if end > until(first):
+                    raise
+                if began is not None and leave is None:
+                    leave = yield from ask(TakePlace(0 if attempt.alone else None))
+                    if leave is None and end > began + BRIEF:
+                        raise
+                asked = now + pause
+            yield from surely(Sleep(pause), attempt, lease, instead=command)
+            pause = min(pause * 2, LONGEST_PAUSE)
+    finally:
+        if leave is not None:
+            leave()
+
+
+def _failed(command: Command[object], attempt: Attempt, lease: Lease, error: Exception) -> Steps[None]:
+    verb = type(command).__name__.lower()
+    yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), verb, error))
+
+
+# What goes on in the background
+
+
+def _hand_over(write: Write, attempt: Attempt, lease: Lease, status: int | None, began: float) -> Steps[None]:
+    """Have a write go on although nobody waits for it any more; report it where that is impossible."""
+    now = yield from ask(Now())
+    until = began + _total(attempt.policy, min(attempt.policy.max_run, attempt.policy.ttl))
+    if now >= until:
+        yield from _give_up(write, attempt, lease, status, "time")
+        return
+    attempt.left_open = ()  # what belongs to the request is over
+    size = len(write.response or b"") if isinstance(write, Complete | Fail) else 0
+    size += sum(map(len, attempt.stages.values()))
+    steps = _go_on(write, attempt, lease, status, until)
+    lost = events.RecordingLost(events.short(lease.record_id), status, "exit") if _matters(write) else None
+    if not (yield from ask(RecordLater(attempt, steps, size, until, lost))):
+        yield from _give_up(write, attempt, lease, status, "room")
+
+
+def _go_on(write: Write, attempt: Attempt, lease: Lease, status: int | None, until: float) -> Steps[None]:
+    """Try it again and again. Whoever carries this out renews the lease, so nobody takes over as long as it can."""
+    pause, reported = FIRST_PAUSE, False
+    while True:
+        yield from ask(Sleep(pause))
+        if attempt.lost:
+            yield from _give_up(write, attempt, lease, status, "superseded")
+            return
+        try:
+            reply = yield from ask(write)
+        except LeaseLost:
+            yield from lost(attempt, lease)
+            yield from _give_up(write, attempt, lease, status, "superseded")
+            return
+        except RecordUnreadable as error:
+            yield from _failed(write, attempt, lease, error)
+            yield from _give_up(write, attempt, lease, status, "unreadable")
+            return
+        except Exception as error:  # whatever a backend raises, the work is done, and nobody else can record it
+            if not (reported or isinstance(error, BackendUnavailable)):
+                reported = True
+                yield from _failed(write, attempt, lease, error)
+            if (yield from ask(Now())) + pause > until:
+                yield from _give_up(write, attempt, lease, status, "time")
+                return
+            pause = min(pause * 2, LONGEST_PAUSE)
+        else:
+            yield from _recorded_late(write, attempt, lease, status, reply)
+            return
+
+
+def _recorded_late(write: Write, attempt: Attempt, lease: Lease, status: int | None, reply: object) -> Steps[None]:
+    policy = attempt.policy
+    if isinstance(write, Complete):
+        if isinstance(reply, Completed) and reply.recreated:
+            yield from warn(policy, events.Recreated(events.short(lease.record_id), lease.attempt))
+        yield from warn(policy, events.RecordedLate(events.short(lease.record_id), status))
+        return
+    yield from ended(write, attempt, lease, status)
+
+
+def ended(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
+    """What follows when the end of an attempt without a kept response is on record."""
+    if isinstance(write, Release) and not has_history(attempt, lease):
+        yield from unreserve(attempt, lease)
+    told = events.Failed if isinstance(write, Fail) else events.Released
+    yield from tell(attempt.policy, told, lease.record_id, status)
+
+
+def _matters(write: Write) -> bool:
+    """Whether a retry is treated otherwise where it is not recorded. A claim that was to be let go ends by itself."""
+    return isinstance(write, Complete) or (isinstance(write, Fail) and write.final)
+
+
+def _give_up(write: Write, attempt: Attempt, lease: Lease, status: int | None, reason: str) -> Steps[None]:
+    if _matters(write):
+        record = events.short(lease.record_id)
+        yield from warn(attempt.policy, events.RecordingLost(record, status, reason))
