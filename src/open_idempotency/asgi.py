@@ -6,6 +6,7 @@ core's order of operations, carried out between the server's ``receive`` and ``s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -18,7 +19,7 @@ from open_idempotency._core.drivers import Steps
 from open_idempotency._core.keys import find_key
 from open_idempotency._core.replay import UNRECORDED
 from open_idempotency._core.requests import Answer, Headers, Request
-from open_idempotency._core.settlement import ANSWERED, Fate, abort, finish
+from open_idempotency._core.settlement import ANSWERED, Fate, abort, begin, finish
 from open_idempotency._perform import drain
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import running
@@ -244,6 +245,8 @@ class _Exchange:
         mark = running.set((attempt, engine))
         engine.heartbeat.watch(attempt)
         try:
+            if time.monotonic() > attempt.sure_until and not await self._may_begin(attempt):
+                return
             await self._inner.call_app(self._scope, self._receive, self._send)
             if not self._settled:
                 await self._give_up(attempt)
@@ -254,6 +257,17 @@ class _Exchange:
             running.reset(mark)
             if extensions is not None:
                 self._scope["extensions"] = extensions
+
+    async def _may_begin(self, attempt: Attempt) -> bool:
+        """Ask whose the lease is (L-10); false if another response was sent instead of calling the application."""
+        while time.monotonic() > attempt.sure_until:
+            instead = await self._engine.aio.run(begin(attempt))
+            if instead is not None:
+                self._settled = True
+                self._engine.heartbeat.forget(attempt)
+                await self._answer(instead)
+                return False
+        return True
 
     async def _give_up(self, attempt: Attempt) -> None:
         """The application returned in the middle: its right where the client left, else an error of its own."""

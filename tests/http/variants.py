@@ -43,6 +43,7 @@ ON_POSTGRES_16 = frozenset({"starlette", "flask", "django-wsgi"})
 POSTGRES_VERSIONS = ("postgres16", "postgres18")
 
 LIMIT = 1000
+SHORT_LEASE = 0.5
 LIVE_KEYS = 2
 
 
@@ -81,6 +82,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     # one test's own: what an engine says once is said to the first who gives a reason
     "advised": {},
     "documented": {"docs_url": "https://example.org/idempotency"},
+    "short lease": {"lease": SHORT_LEASE},
     "strict stages": {"strict_stages": True},
     "encrypted": {"encryption": EncryptionKeys({"2026": b"k" * 32})},
     "redacts": {"redact": redact_json("/reserved/card")},

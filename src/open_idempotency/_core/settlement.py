@@ -84,6 +84,31 @@ def make_sure(attempt: Attempt) -> Steps[None]:
     attempt.confirmed(asked)
 
 
+def begin(attempt: Attempt) -> Steps[Answer | None]:
+    """Ask whose the lease is before the handler starts, where that is not known any more (L-10).
+
+    So it is where this process stood still, between the reply to its claim and this moment, for as long as the lease
+    lasts: another attempt may run already. None: the handler may start, if this reply did not take as long again.
+    Otherwise the response to send instead; then nothing has run, and the attempt is over.
+    """
+    lease = attempt.lease
+    assert lease is not None
+    asked = yield from ask(Now())
+    try:
+        (found,) = yield from _surely(Renew([lease]), attempt, lease, instead=Release(lease))
+    except (BackendUnavailable, RecordUnreadable) as error:
+        attempt.phase = Phase.ENDED
+        yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "renew", error))
+        yield from _let_go(attempt, lease, Release(lease), None)
+        return render(problems.backend_unavailable(), attempt.policy, attempt.instance)
+    if found is Renewal.LOST:
+        attempt.phase = Phase.ENDED
+        yield from _lost(attempt, lease)
+        return (yield from _supersede(attempt, lease))
+    attempt.confirmed(asked)
+    return None
+
+
 def _save_again(attempt: Attempt, lease: Lease) -> Steps[None]:
     """The record vanished and was made anew: the earlier stages go back into it."""
     for (name, key), frame in list(attempt.stages.items()):

@@ -87,7 +87,10 @@ class Exchange:
             return HttpResponse(status=error.status)
         finally:
             self._give_back()
-        return self._admitted(admission, view)
+        if isinstance(admission, Answer):
+            return self._answered(admission)
+        protection = self._protect(admission, view)
+        return self._started(protection.begin())
 
     async def abegin(self, route: Route | None, view: Callable[..., Any]) -> HttpResponse | None:
         """The same, awaited."""
@@ -100,7 +103,10 @@ class Exchange:
             return HttpResponse(status=error.status)
         finally:
             self._give_back()
-        return self._admitted(admission, view)
+        if isinstance(admission, Answer):
+            return self._answered(admission)
+        protection = self._protect(admission, view)
+        return self._started(await protection.abegin())
 
     def _open(self, route: Route | None, identify: Callable[[], Any], receive: Callable[[], Any]) -> Intake | None:
         """What is to be admitted; None where the view is not covered, or where it runs plainly, without a key."""
@@ -147,16 +153,25 @@ class Exchange:
         if self._recording is not None:
             self._recording.give_back()
 
-    def _admitted(self, admission: Attempt | Answer, view: Callable[..., Any]) -> HttpResponse | None:
-        if isinstance(admission, Answer):
-            self._answer = admission
-            self._made = made = make_response(admission)
-            self._fields = list(made.items())
-            return made
+    def _answered(self, answer: Answer) -> HttpResponse:
+        self._answer = answer
+        self._made = made = make_response(answer)
+        self._fields = list(made.items())
+        return made
+
+    def _protect(self, attempt: Attempt, view: Callable[..., Any]) -> Protection:
         self.blocking = not iscoroutinefunction(view)
-        self._protection = Protection(self.engine, admission)
+        self._protection = Protection(self.engine, attempt)
         running.set(self._protection.here)
-        return None
+        return self._protection
+
+    def _started(self, instead: Answer | None) -> HttpResponse | None:
+        """What was sent instead of starting the view; None where it may start (L-10)."""
+        if instead is None:
+            return None
+        self._protection = None
+        running.set(None)
+        return self._answered(instead)
 
     # After the view
 
