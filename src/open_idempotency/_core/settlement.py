@@ -36,6 +36,10 @@ from open_idempotency.exceptions import (
 ANSWERED = (LeaseLost, OutcomeUnknown, KeyReused, AnsweredBefore)
 
 
+# seconds between two looks at whether a thread has ended
+_LOOK = 0.05
+
+
 class Fate(Enum):
     """What became of an answer that goes out as the handler made it."""
 
@@ -263,6 +267,14 @@ def _complete(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate]:
 
 def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
     """End an attempt whose answer is not kept. If the backend is down the lease ends by itself."""
+    cancelled = yield from _threads_end(attempt)
+    fate = yield from _record_end(attempt, lease, command, status)
+    if cancelled is not None:
+        raise cancelled
+    return fate
+
+
+def _record_end(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
     record = events.short(lease.record_id)
     try:
         yield from _surely(command, attempt, lease)
@@ -274,6 +286,24 @@ def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int
     told = events.Failed if isinstance(command, Fail) else events.Released
     yield from tell(attempt.policy, told, lease.record_id, status)
     return Fate.NOT_KEPT
+
+
+def _threads_end(attempt: Attempt) -> Steps[BaseException | None]:
+    """Wait for threads that a cancellation has left running: no retry may begin beside them (L-09).
+
+    The result is the last cancellation that arrived meanwhile, which goes on when the end is on record.
+    """
+    cancelled: BaseException | None = None
+    while attempt.threads is not None and attempt.threads.left_behind:
+        try:
+            yield from ask(Sleep(_LOOK))
+        except GeneratorExit:
+            raise
+        except Exception:  # a shield whose time was up; what counts is whether the thread has ended
+            continue
+        except BaseException as error:
+            cancelled = error
+    return cancelled
 
 
 def _has_history(attempt: Attempt, lease: Lease) -> bool:

@@ -22,6 +22,7 @@ from open_idempotency._core.settlement import Fate
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import running
 from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._perform.thread_calls import InView
 from open_idempotency._wsgi.environ import BodyIncomplete, Names
 from open_idempotency._wsgi.live import LiveBody
 from open_idempotency._wsgi.protection import BoundIterable
@@ -106,6 +107,8 @@ class Exchange:
         if isinstance(admission, Answer):
             return self._answered(admission)
         protection = self._protect(admission, view)
+        if self.blocking:
+            admission.threads = InView()
         return self._started(await protection.abegin())
 
     def _open(self, route: Route | None, identify: Callable[[], Any], receive: Callable[[], Any]) -> Intake | None:
