@@ -265,7 +265,7 @@ class _Exchange:
 
     def _run_app(self, attempt: Attempt) -> Awaitable[None]:
         """Call the application, whose cancellation waits for what it has running in threads (L-09)."""
-        if not thread_calls.hooked:
+        if thread_calls.pending:
             thread_calls.hook()
         hold = self._hold = hold_for(attempt)
         call = self._inner.call_app(self._scope, self._receive, self._send)

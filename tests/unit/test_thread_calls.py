@@ -6,6 +6,7 @@ The threads wait for a gate, so that each test sees what a retry gets while one 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
 import threading
 import warnings
@@ -19,6 +20,7 @@ import anyio.to_thread
 import httpx
 import pytest
 from anyio._backends import _asyncio
+from asgiref.sync import SyncToAsync
 from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -477,8 +479,9 @@ async def test_a_stream_that_is_made_in_threads_is_not_held_for_ever(anyio_backe
 # How it is known, and what it costs
 
 
-def test_anyio_has_the_shape_that_is_relied_on() -> None:
+def test_others_have_the_shape_that_is_relied_on() -> None:
     """L-09: a canary; what happens with another shape is below."""
+    assert {"func", "run_in_executor"} <= set(thread_calls._names_in(inspect.unwrap(SyncToAsync.__call__)))
     assert {thread_calls._INNER, thread_calls._VERB} <= set(anyio.to_thread.run_sync.__code__.co_names)
     assert hasattr(_asyncio, "_task_states")
 
@@ -486,7 +489,7 @@ def test_anyio_has_the_shape_that_is_relied_on() -> None:
 @pytest.fixture
 def unhooked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a process where no request has come yet; afterwards as it was."""
-    monkeypatch.setattr(thread_calls, "hooked", False)
+    monkeypatch.setattr(thread_calls, "pending", {"anyio.to_thread": thread_calls._hook_anyio})
     for name in (thread_calls._PUBLIC, thread_calls._INNER):
         monkeypatch.setattr(anyio.to_thread, name, getattr(anyio.to_thread, name))
     yield
@@ -514,9 +517,9 @@ async def test_where_nothing_of_it_is_found_one_warning_says_so(
     app = protected(with_endpoint(shop))
     for _ in range(2):
         assert (await post(app, str(uuid4()))).status_code == 201
-    assert [record.getMessage() for record in caplog.records if "another name" in record.getMessage()] == [
-        "anyio.to_thread.another name was not found: this release of anyio is not known, so a request that is cancelled "
-        "does not wait for its endpoint's thread, and its retry may run beside it; install an older release of anyio"
+    assert [record.getMessage() for record in caplog.records if record.name == "open_idempotency"] == [
+        "anyio.to_thread: this release is not known, so a request that is cancelled does not wait for its threads, and "
+        "its retry may run beside them; install an older release"
     ]
 
 

@@ -1,10 +1,11 @@
-"""The calls of a running request that anyio's thread pool carries out, and that no cancellation stops (L-09).
+"""The calls of a running request that its framework's threads carry out, and that no cancellation stops (L-09).
 
-Starlette and FastAPI run ``def`` endpoints, ``def`` dependencies and ``run_in_threadpool`` there, and so do other
-frameworks. The function that all of them call is ``anyio.to_thread.run_sync``. It asks ``get_async_backend`` of its own
-module for the pool; ``hook`` puts a wrapper in that place, which does nothing outside of a running request with a key.
-This is the one module that knows of it. Where anyio has another shape ``run_sync`` itself is wrapped, and where that is
-missing too, one warning is logged and threads are not known.
+This is the one module that knows how other libraries call threads; its wrappers do nothing outside of a running request
+with a key. Starlette and FastAPI run ``def`` endpoints, ``def`` dependencies and ``run_in_threadpool`` by
+``anyio.to_thread.run_sync``, as other frameworks do. It asks ``get_async_backend`` of its own module for the pool, and
+that name gets the wrapper, so it does not matter who has imported ``run_sync``. Django's is ``SyncToAsync.__call__`` of
+asgiref. Where anyio has another shape ``run_sync`` itself is wrapped. Where nothing of what is needed is found one
+warning is logged, and requests are cancelled as if they had no threads.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from copy import copy
+from functools import wraps
 from math import inf
 from types import ModuleType
 from typing import Any
@@ -20,7 +23,8 @@ from typing import Any
 from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._perform.context import running
 
-_MODULE, _PUBLIC, _INNER, _VERB = "anyio.to_thread", "run_sync", "get_async_backend", "run_sync_in_worker_thread"
+_PUBLIC, _INNER, _VERB = "run_sync", "get_async_backend", "run_sync_in_worker_thread"
+_DJANGOS = "SyncToAsync"
 #: seconds after the end of a thread in which the response may be made and recorded
 GRACE = 1.0
 #: seconds between two looks at whether that has happened
@@ -133,34 +137,46 @@ def calls_here() -> ThreadCalls | None:
     return attempt.threads if isinstance(attempt.threads, ThreadCalls) else None
 
 
-#: whether the pool is hooked, or cannot be
-hooked = False
-
-
 def hook() -> None:
-    """Have calls through anyio's thread pool known from now on, where anyio is in use."""
-    module = sys.modules.get(_MODULE)
-    if module is not None and not hooked:
-        _hook(module)
+    """Have thread calls known from now on, by those libraries that are in use by now."""
+    for name in [name for name in pending if name in sys.modules]:
+        install = pending.pop(name, None)
+        if install is not None and not install(sys.modules[name]):
+            _logger.warning(
+                "%s: this release is not known, so a request that is cancelled does not wait for its threads, and its "
+                "retry may run beside them; install an older release",
+                name,
+            )
 
 
-def _hook(module: ModuleType) -> None:
-    global hooked
-    hooked = True
+def _hook_anyio(module: ModuleType) -> bool:
     public = getattr(module, _PUBLIC, None)
-    names: tuple[str, ...] = getattr(getattr(public, "__code__", None), "co_names", ())
+    names = _names_in(public)
     if _INNER in names and _VERB in names and hasattr(module, _INNER):
         setattr(module, _INNER, _with_known_calls(getattr(module, _INNER)))
     elif public is not None:
         # Whoever has imported the function by its name already calls it without the wrapper.
         setattr(module, _PUBLIC, _knowing(public))
-    else:
-        _logger.warning(
-            "%s.%s was not found: this release of anyio is not known, so a request that is cancelled does not wait for "
-            "its endpoint's thread, and its retry may run beside it; install an older release of anyio",
-            _MODULE,
-            _PUBLIC,
-        )
+    return public is not None
+
+
+def _hook_asgiref(module: ModuleType) -> bool:
+    kind = getattr(module, _DJANGOS, None)
+    call = getattr(kind, "__call__", None)
+    if kind is None or not {"func", "run_in_executor"} <= set(_names_in(call)):
+        return False
+    kind.__call__ = _knowing_method(call)
+    return True
+
+
+#: what is not hooked yet, by the module that has to be there first
+pending: dict[str, Callable[[ModuleType], bool]] = {"anyio.to_thread": _hook_anyio, "asgiref.sync": _hook_asgiref}
+
+
+def _names_in(function: object) -> tuple[str, ...]:
+    """The global names and attributes that a function uses."""
+    names: tuple[str, ...] = getattr(getattr(function, "__code__", None), "co_names", ())
+    return names
 
 
 def _with_known_calls(get_backend: Callable[..., Any]) -> Callable[..., Any]:
@@ -195,3 +211,20 @@ def _knowing(run_sync: Callable[..., Any]) -> Callable[..., Any]:
         return run_sync(func, *args, **options) if calls is None else calls.run(run_sync, func, *args, **options)
 
     return run_sync_known
+
+
+def _knowing_method(call: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(call)
+    async def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        calls = calls_here()
+        if calls is None:
+            return await call(self, *args, **kwargs)
+
+        def in_thread(function: Callable[..., Any]) -> Any:
+            known = copy(self)
+            known.func = function
+            return call(known, *args, **kwargs)
+
+        return await calls.run(in_thread, self.func)
+
+    return __call__

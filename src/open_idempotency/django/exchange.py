@@ -22,7 +22,7 @@ from open_idempotency._core.settlement import Fate
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import running
 from open_idempotency._perform.engine import Engine, new_owner
-from open_idempotency._perform.thread_calls import InView
+from open_idempotency._perform.thread_calls import GRACE, InView
 from open_idempotency._wsgi.environ import BodyIncomplete, Names
 from open_idempotency._wsgi.live import LiveBody
 from open_idempotency._wsgi.protection import BoundIterable
@@ -47,8 +47,7 @@ class Exchange:
     """What is known of a request between the middleware's hooks."""
 
     __slots__ = (
-        "_answer", "_fields", "_made", "_policy", "_protection", "_recording", "_request", "blocking", "engine",
-        "raised",
+        "_answer", "_fields", "_made", "_policy", "_protection", "_recording", "_request", "engine", "raised",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, request: HttpRequest) -> None:
@@ -61,8 +60,6 @@ class Exchange:
         # the response made of that answer, and its header fields at that time
         self._made: HttpResponse
         self._fields: list[tuple[str, str]]
-        #: the view runs in a thread, where no cancellation reaches it
-        self.blocking = False
         #: the view raised; Django makes the response of it
         self.raised = False
 
@@ -70,6 +67,12 @@ class Exchange:
     def attempt(self) -> Attempt | None:
         """What it runs; None until it is admitted."""
         return None if self._protection is None else self._protection.attempt
+
+    @property
+    def in_threads(self) -> bool:
+        """Whether no cancellation reaches the view, as it is in a thread or was there a moment ago."""
+        threads = None if self.attempt is None else self.attempt.threads
+        return threads is not None and threads.ran_within(GRACE)
 
     # Before the view
 
@@ -90,8 +93,7 @@ class Exchange:
             self._give_back()
         if isinstance(admission, Answer):
             return self._answered(admission)
-        protection = self._protect(admission, view)
-        return self._started(protection.begin())
+        return self._started(self._protect(admission).begin())
 
     async def abegin(self, route: Route | None, view: Callable[..., Any]) -> HttpResponse | None:
         """The same, awaited."""
@@ -106,10 +108,9 @@ class Exchange:
             self._give_back()
         if isinstance(admission, Answer):
             return self._answered(admission)
-        protection = self._protect(admission, view)
-        if self.blocking:
+        if not iscoroutinefunction(view):
             admission.threads = InView()
-        return self._started(await protection.abegin())
+        return self._started(await self._protect(admission).abegin())
 
     def _open(self, route: Route | None, identify: Callable[[], Any], receive: Callable[[], Any]) -> Intake | None:
         """What is to be admitted; None where the view is not covered, or where it runs plainly, without a key."""
@@ -162,8 +163,7 @@ class Exchange:
         self._fields = list(made.items())
         return made
 
-    def _protect(self, attempt: Attempt, view: Callable[..., Any]) -> Protection:
-        self.blocking = not iscoroutinefunction(view)
+    def _protect(self, attempt: Attempt) -> Protection:
         self._protection = Protection(self.engine, attempt)
         running.set(self._protection.here)
         return self._protection
