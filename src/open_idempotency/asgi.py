@@ -6,6 +6,7 @@ core's order of operations, carried out between the server's ``receive`` and ``s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -18,12 +19,13 @@ from open_idempotency._core.drivers import Steps
 from open_idempotency._core.keys import find_key
 from open_idempotency._core.replay import UNRECORDED
 from open_idempotency._core.requests import Answer, Headers, Request
-from open_idempotency._core.settlement import ANSWERED, Fate, abort, finish
-from open_idempotency._perform import drain
+from open_idempotency._core.settlement import ANSWERED, Fate, abort, begin, finish
+from open_idempotency._perform import drain, thread_calls
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import running
 from open_idempotency._perform.coverage import Coverage, Coverages
 from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._perform.holding import hold_for
 from open_idempotency._perform.path_rules import PathRules
 from open_idempotency._perform.telling import report_late_error
 from open_idempotency.backend import AsyncBackend, Backend
@@ -34,6 +36,8 @@ from open_idempotency.rules import IdempotencyRule, Rule, RulesByPath, exempt
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from open_idempotency._perform.holding import Hold
+    from open_idempotency._perform.holding_on_trio import TrioHold
     from open_idempotency.policy_fields import PolicyFields
 
 __all__ = ["App", "IdempotencyMiddleware", "IdempotencyRule", "Message", "Receive", "Scope", "Send", "exempt"]
@@ -178,8 +182,8 @@ class _Exchange:
     """One protected request: its body on the way in, its answer on the way out."""
 
     __slots__ = (
-        "_attempt", "_body", "_capture", "_engine", "_gone", "_held", "_inner", "_left", "_outlet", "_pieces",
-        "_policy", "_scope", "_settled", "_source", "_started",
+        "_attempt", "_body", "_capture", "_engine", "_gone", "_held", "_hold", "_inner", "_left", "_outlet",
+        "_pieces", "_policy", "_scope", "_settled", "_source", "_started", "_withheld",
     )  # fmt: skip
 
     def __init__(
@@ -196,8 +200,10 @@ class _Exchange:
         self._attempt: Attempt | None = None
         self._pieces: Iterator[tuple[bytes, bool]] = iter(())
         self._held: Message | None = None
+        self._hold: Hold | TrioHold | None = None
         self._started = False
         self._settled = False
+        self._withheld = False
         self._left = False
         self._gone = False
 
@@ -247,7 +253,9 @@ class _Exchange:
         extensions = self._hide_extensions()
         mark = running.set((attempt, engine))
         try:
-            await self._inner.call_app(self._scope, self._receive, self._send)
+            if time.monotonic() > attempt.sure_until and not await self._may_begin(attempt):
+                return
+            await self._run_app(attempt)
             if not self._settled:
                 await self._give_up(attempt)
         except BaseException as error:
@@ -258,6 +266,25 @@ class _Exchange:
             running.reset(mark)
             if extensions is not None:
                 self._scope["extensions"] = extensions
+
+    def _run_app(self, attempt: Attempt) -> Awaitable[None]:
+        """Call the application, whose cancellation waits for what it has running in threads (L-09)."""
+        if thread_calls.pending:
+            thread_calls.hook()
+        hold = self._hold = hold_for(attempt)
+        call = self._inner.call_app(self._scope, self._receive, self._send)
+        return call if hold is None else hold.run(call)
+
+    async def _may_begin(self, attempt: Attempt) -> bool:
+        """Ask whose the lease is (L-10); false if another response was sent instead of calling the application."""
+        while time.monotonic() > attempt.sure_until:
+            instead = await self._engine.aio.run(begin(attempt))
+            if instead is not None:
+                self._settled = True
+                self._engine.heartbeat.forget(attempt)
+                await self._answer(instead)
+                return False
+        return True
 
     async def _give_up(self, attempt: Attempt) -> None:
         """The application returned in the middle: its right where the client left, else an error of its own."""
@@ -303,6 +330,7 @@ class _Exchange:
     async def _send(self, message: Message) -> None:
         """Hold the start back until it is known what may leave; keep a copy of the rest (R-03)."""
         if self._settled:
+            self._withheld = self._withheld and message["type"] != "http.response.start"
             await self._forward(message)  # trailers
         elif message["type"] == "http.response.start":
             headers = list(message.get("headers", ()))  # once: any iterable may come
@@ -322,7 +350,9 @@ class _Exchange:
         attempt = self._attempt
         assert attempt is not None
         verdict = await self._settle(attempt, finish(attempt, self._capture.answer()))
-        if isinstance(verdict, Fate):
+        if self._hold is not None and await self._hold.release():
+            self._withheld = True  # whoever has cancelled the request decides what its client gets
+        elif isinstance(verdict, Fate):
             if verdict is Fate.UNRECORDED and self._held is not None:
                 self._held = {**self._held, "headers": [*self._held["headers"], UNRECORDED]}
             await self._let_go(message)
@@ -339,6 +369,8 @@ class _Exchange:
         if held is None:
             return self._forward(message)
         self._started = True
+        if self._hold is not None:
+            self._withheld = self._hold.begun()
         return self._forward(held, message)
 
     async def _answer(self, answer: Answer) -> None:
@@ -351,7 +383,7 @@ class _Exchange:
 
     async def _forward(self, *messages: Message) -> None:
         """Send to the client; one that is gone does not stop the handler, whose answer is stored (L-05)."""
-        if self._gone:
+        if self._gone or self._withheld:
             return
         try:
             for message in messages:

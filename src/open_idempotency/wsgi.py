@@ -176,6 +176,10 @@ class _Exchange:
         hide_file_wrapper(environ)
         try:
             give_body(environ, self._body)
+            instead = live.protection.begin()
+            if instead is not None:
+                live.close()
+                return self._send(instead)
             here = live.protection.here
             result = bound(here, self._inner.app, environ, self._start_response)
             if isinstance(result, list | tuple) and _is_complete(result) and not live.taken:

@@ -57,11 +57,15 @@ class WatchedBackend(Backend):
         self.completing = threading.Event()
         #: set by a test for which the store is away when an owner writes
         self.away = threading.Event()
+        #: what befalls the process between the reply to a claim and the handler, each once: it holds the event loop up
+        self.after_claim: list[Callable[[Claim], None]] = []
         self._async = _AsyncWatchedBackend(self)
 
     def claim(self, c: Claim, /) -> ClaimAnswer:
         self.commands.append(c)
-        return self.inner.claim(c)
+        answer = self.inner.claim(c)
+        self.stall(c)
+        return answer
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         self.commands.append(c)
@@ -120,6 +124,10 @@ class WatchedBackend(Backend):
         """Raise while a test has the store away."""
         if self.away.is_set():
             raise BackendUnavailable("away")
+    def stall(self, c: Claim) -> None:
+        """Let happen what a test wants to happen after this claim."""
+        while self.after_claim:
+            self.after_claim.pop()(c)
 
     def hold(self) -> None:
         """Wait while a test holds completions back."""
@@ -140,7 +148,9 @@ class _AsyncWatchedBackend(AsyncBackend):
 
     async def claim(self, c: Claim, /) -> ClaimAnswer:
         self._noted.append(c)
-        return await self._inner.claim(c)
+        answer = await self._inner.claim(c)
+        self._watched.stall(c)
+        return answer
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
         self._noted.append(c)

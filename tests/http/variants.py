@@ -43,6 +43,7 @@ ON_POSTGRES_16 = frozenset({"starlette", "flask", "django-wsgi"})
 POSTGRES_VERSIONS = ("postgres16", "postgres18")
 
 LIMIT = 1000
+SHORT_LEASE = 0.5
 LIVE_KEYS = 2
 
 
@@ -84,6 +85,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "unrenewed": {},
     "responds soon": {"respond_within": 0.1},
     "documented": {"docs_url": "https://example.org/idempotency"},
+    "short lease": {"lease": SHORT_LEASE},
     "strict stages": {"strict_stages": True},
     "encrypted": {"encryption": EncryptionKeys({"2026": b"k" * 32})},
     "redacts": {"redact": redact_json("/reserved/card")},

@@ -10,6 +10,7 @@ from typing import Any
 
 import django
 import pytest
+from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import FileResponse, HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
@@ -282,5 +283,68 @@ def test_a_blocking_view_whose_client_left_an_asgi_server_is_not_run_beside_itse
         assert again.body == b"done"
         assert calls == [1]
         assert "complete" in backend.verbs
+
+    asyncio.run(scenario())
+
+
+@needs_disconnects
+def test_an_awaited_view_whose_client_left_is_not_run_beside_its_thread() -> None:
+    """L-09: what it calls by ``sync_to_async`` ends first, and then its response is stored."""
+
+    async def scenario() -> None:
+        running, go_on = threading.Event(), threading.Event()
+        calls: list[int] = []
+
+        def charge() -> None:
+            calls.append(idem.attempt)
+            running.set()
+            assert go_on.wait(PATIENCE)
+
+        async def view(request: HttpRequest) -> HttpResponse:
+            await sync_to_async(charge)()
+            return HttpResponse("done")
+
+        with project(view):
+            handler, call = ASGIHandler(), AsgiCall()
+            done = asyncio.ensure_future(call.run(handler))
+            await _until(running)
+            call.left.set()
+            meanwhile = AsgiCall()
+            await meanwhile.run(handler)
+            assert meanwhile.sent[0]["status"] == 409
+            go_on.set()
+            await done
+            again = AsgiCall()
+            await again.run(handler)
+        assert again.body == b"done"
+        assert calls == [1]
+
+    asyncio.run(scenario())
+
+
+@needs_disconnects
+def test_an_awaited_view_that_goes_on_after_its_thread_is_cancelled_then() -> None:
+    """L-09, L-04: its attempt fails after the thread has ended."""
+
+    async def scenario() -> None:
+        running = threading.Event()
+        attempts: list[int] = []
+
+        async def view(request: HttpRequest) -> HttpResponse:
+            attempts.append(idem.attempt)
+            await sync_to_async(running.set)()
+            if idem.attempt == 1:
+                await asyncio.Event().wait()
+            return HttpResponse("done")
+
+        with project(view):
+            handler, call = ASGIHandler(), AsgiCall()
+            done = asyncio.ensure_future(call.run(handler))
+            await _until(running)
+            call.left.set()
+            await done
+            again = AsgiCall()
+            await again.run(handler)
+        assert (again.body, attempts) == (b"done", [1, 2])
 
     asyncio.run(scenario())

@@ -6,17 +6,21 @@ The heartbeat notices it too, but it may be the handler that goes on first.
 from __future__ import annotations
 
 import time
+from asyncio import CancelledError
 from math import inf
 
 import pytest
 
 from open_idempotency import idem
 from open_idempotency._core.admission import Intake, admit
-from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.attempt import Attempt, Phase
+from open_idempotency._core.commands import Release, Renew
+from open_idempotency._core.models import Renewal
 from open_idempotency._core.requests import Body
+from open_idempotency._core.settlement import begin
 from open_idempotency._perform.engine import new_owner
 from open_idempotency.exceptions import BackendUnavailable, LeaseLost
-from tests.unit.builders import Clock, RecordingBackend, body_of, request_of
+from tests.unit.builders import Clock, RecordingBackend, Script, attempt_of, body_of, request_of
 from tests.unit.stage_client import Client, Counted
 
 LEASE = 30.0
@@ -134,6 +138,31 @@ def test_a_stage_that_is_on_record_is_recalled_without_a_question(site: Site) ->
         site.freeze(attempt)
         assert idem.run("charge", Counted(8)) == 7
     assert site.backend.renewals == []
+
+
+def test_a_handler_does_not_begin_while_nobody_can_tell_whose_the_lease_is() -> None:
+    """L-10, O-12: nothing has run, so the claim is given back, and the client is told to retry."""
+    attempt = attempt_of()
+    script = Script({Renew: [BackendUnavailable("away")], Release: [None]})
+    response = script.run(begin(attempt))
+    assert (response.status, attempt.phase) == (503, Phase.ENDED)
+    assert script.names() == ["Now", "Renew", "Release"]
+
+
+def test_a_beginning_that_is_cancelled_gives_the_claim_back() -> None:
+    """L-10, L-04: nothing has run."""
+    script = Script({Renew: [CancelledError()], Release: [None]})
+    with pytest.raises(CancelledError):
+        script.run(begin(attempt_of()))
+    assert script.names() == ["Now", "Renew", "Release"]
+
+
+def test_a_renewal_counts_from_when_it_was_asked_for() -> None:
+    """L-10: whoever stands still again before the reply asks again."""
+    attempt = attempt_of()
+    script = Script({Renew: [[Renewal.OWNED]]}, clock=7.0)
+    assert script.run(begin(attempt)) is None
+    assert attempt.sure_until == 7.0 + LEASE
 
 
 def test_without_a_lease_there_is_nothing_to_ask(site: Site) -> None:

@@ -67,7 +67,6 @@ FULL = [
     Deployed("gunicorn-uvicorn", "fastapi", ("--graceful-timeout", "8"), lifespan_of("fastapi")),
     Deployed("gunicorn-uvicorn", "django-asgi", (*HOOKS, "--graceful-timeout", "8"), lifespan_of("django-asgi")),
     Deployed("uvicorn-h11", "asgi", NO_GRACE, {"WIRE_DRAINED": "yes"}),
-    Deployed("uvicorn-h11", "django-asgi", NO_GRACE, DJANGO, "/sync/charges"),
     Deployed("granian", "fastapi", *KILLED),
     Deployed("granian", "django-asgi", *KILLED),
     Deployed("waitress", "wsgi", (), {"WIRE_SIGTERM": "1"}),
@@ -75,6 +74,18 @@ FULL = [
 ]
 if os.environ.get("OI_TEST_DRAIN") == "full":
     PREPARED += FULL
+
+
+IN_THREAD = "/sync/charges"
+#: handlers in a thread, where every server but granian cancels the request, which stops no thread
+IN_THREADS = [
+    Deployed("uvicorn-httptools", "fastapi", NO_GRACE, lifespan_of("fastapi"), IN_THREAD),
+    Deployed("hypercorn", "fastapi", ("--graceful-timeout", "0"), lifespan_of("fastapi"), IN_THREAD),
+    Deployed("granian", "fastapi", (), {}, IN_THREAD),
+    Deployed("gunicorn-uvicorn", "fastapi", ("--graceful-timeout", "15"), lifespan_of("fastapi"), IN_THREAD),
+    Deployed("uvicorn-h11", "django-asgi", NO_GRACE, DJANGO, IN_THREAD),
+    Deployed("hypercorn", "django-asgi", ("--graceful-timeout", "0"), DJANGO, IN_THREAD),
+]
 
 
 def runs(pid: int) -> bool:
@@ -106,6 +117,36 @@ def test_a_deploy_costs_no_lease(start_server: StartServer, running: Running, de
     case, retry = deploy(start_server, running, deployed)
     assert (retry.status, retry.replayed, retry.body) == (201, False, b"attempt 2")
     assert case.journal.lines() == ["reserve", "arrived", "charge"]
+
+
+@pytest.mark.parametrize("deployed", IN_THREADS, ids=str)
+def test_a_handler_in_a_thread_ends_before_its_process(
+    start_server: StartServer, running: Running, deployed: Deployed
+) -> None:
+    """L-09, L-06: no cancellation stops a thread, so nothing runs beside it, and its response is what a retry gets."""
+    kind, adapter, options, environment, path = deployed
+    successor = running("uvicorn-httptools")
+    case = Case(start_server(kind, *options, folder=successor.folder, **environment), adapter, "gated", path=path)
+    with case.begin():
+        case.journal.await_line("arrived")
+        case.server.terminate()
+        case.server, ended = successor, case.server
+        while_draining = time.monotonic() + 1.5 * GRACE
+        statuses = {case.ask().status for _ in iter(lambda: time.monotonic() < while_draining, False)}
+        case.journal.gate().set()
+        refusals, retry = case.ask_until_admitted()
+    assert statuses | {*refusals} == {409}
+    assert (retry.status, retry.replayed) == (201, True)
+    assert case.journal.lines() == ["arrived", "ran"]
+    assert ended.wait(), f"it did not end: {ended.log[-3000:]}"
+
+
+def test_a_handler_in_a_thread_that_does_not_end_keeps_its_lease(start_server: StartServer, running: Running) -> None:
+    """L-09: whether its process ends before it nobody knows, so a retry waits for the lease."""
+    in_thread = Deployed("uvicorn-httptools", "fastapi", NO_GRACE, lifespan_of("fastapi"), IN_THREAD)
+    case, retry = deploy(start_server, running, in_thread)
+    assert retry.status == 409
+    assert case.journal.lines() == ["reserve", "arrived"]
 
 
 def test_a_worker_that_a_reload_replaces_may_finish(start_server: StartServer) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from math import inf
 from types import MappingProxyType
+from typing import Protocol
 
 from open_idempotency._core.models import Lease, Stage
 from open_idempotency._core.requests import Answer
@@ -32,6 +33,24 @@ class Phase(Enum):
 
     RUNNING = "running"
     ENDED = "ended"
+
+
+class Threads(Protocol):
+    """Code of a request that runs in threads of its process, where no cancellation reaches it (L-09)."""
+
+    @property
+    def running(self) -> bool:
+        """Whether some runs at this moment."""
+        ...
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether some runs that nobody awaits any more, since its task was cancelled."""
+        ...
+
+    def ran_within(self, seconds: float) -> bool:
+        """Whether some runs, or has ended so many seconds ago at most."""
+        ...
 
 
 class Attempt:
@@ -72,6 +91,8 @@ class Attempt:
     alone: bool = False
     #: seconds on the monotonic clock at which the server ends the request, where that is known
     ends_at: float = inf
+    #: its code that runs in threads; None where none is known of
+    threads: Threads | None = None
     #: the view's wish: True to store the answer, False to discard it, None for the policy's rule
     keep: bool | None = None
     _used: set[StageId] | None = None

@@ -37,6 +37,10 @@ from open_idempotency.exceptions import (
 ANSWERED = (LeaseLost, OutcomeUnknown, KeyReused, AnsweredBefore)
 
 
+# seconds between two looks at whether a thread has ended
+_LOOK = 0.05
+
+
 class Fate(Enum):
     """What became of an answer that goes out as the handler made it."""
 
@@ -83,6 +87,31 @@ def make_sure(attempt: Attempt) -> Steps[None]:
         yield from lost(attempt, lease)
         raise LeaseLost("another attempt has taken this request over; stop here")
     attempt.confirmed(asked)
+
+
+def begin(attempt: Attempt) -> Steps[Answer | None]:
+    """Ask whose the lease is before the handler starts, where that is not known any more (L-10).
+
+    So it is where this process stood still, between the reply to its claim and this moment, for as long as the lease
+    lasts: another attempt may run already. None: the handler may start, if this reply did not take as long again.
+    Otherwise the response to send instead; then nothing has run, and the attempt is over.
+    """
+    lease = attempt.lease
+    assert lease is not None
+    asked = yield from ask(Now())
+    try:
+        (found,) = yield from _surely(Renew([lease]), attempt, lease, instead=Release(lease))
+    except (BackendUnavailable, RecordUnreadable) as error:
+        attempt.phase = Phase.ENDED
+        yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "renew", error))
+        yield from _let_go(attempt, lease, Release(lease), None)
+        return render(problems.backend_unavailable(), attempt.policy, attempt.instance)
+    if found is Renewal.LOST:
+        attempt.phase = Phase.ENDED
+        yield from _lost(attempt, lease)
+        return (yield from _supersede(attempt, lease))
+    attempt.confirmed(asked)
+    return None
 
 
 def _save_again(attempt: Attempt, lease: Lease) -> Steps[None]:
@@ -246,6 +275,14 @@ def _complete(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate]:
 
 def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
     """End an attempt whose answer is not kept. If the backend is down that goes on later, and nobody waits for it."""
+    cancelled = yield from _threads_end(attempt)
+    fate = yield from _record_end(attempt, lease, command, status)
+    if cancelled is not None:
+        raise cancelled
+    return fate
+
+
+def _record_end(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
     try:
         yield from recording.let_go(command, attempt, lease, status)
     except BackendUnavailable:
@@ -256,6 +293,24 @@ def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int
         return Fate.NOT_KEPT
     yield from recording.ended(command, attempt, lease, status)
     return Fate.NOT_KEPT
+
+
+def _threads_end(attempt: Attempt) -> Steps[BaseException | None]:
+    """Wait for threads that a cancellation has left running: no retry may begin beside them (L-09).
+
+    The result is the last cancellation that arrived meanwhile, which goes on when the end is on record.
+    """
+    cancelled: BaseException | None = None
+    while attempt.threads is not None and attempt.threads.left_behind:
+        try:
+            yield from ask(Sleep(_LOOK))
+        except GeneratorExit:
+            raise
+        except Exception:  # a shield whose time was up; what counts is whether the thread has ended
+            continue
+        except BaseException as error:
+            cancelled = error
+    return cancelled
 
 
 def _forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:

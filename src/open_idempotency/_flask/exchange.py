@@ -107,13 +107,16 @@ class Exchange:
         admission = self._admit()
         if isinstance(admission, Answer):
             return self._answered(admission)
-        self._protection = Protection(self._setting.engine, admission)
+        self._protection = protection = Protection(self._setting.engine, admission)
         environ = self._request.environ
         environ[MARK] = admission
         hide_file_wrapper(environ)
+        instead = protection.begin()
+        if instead is not None:
+            return self._answered(instead)
         self._previous = running.get()
         self._bound = True
-        running.set(self._protection.here)
+        running.set(protection.here)
         return None
 
     def _admit(self) -> Attempt | Answer:

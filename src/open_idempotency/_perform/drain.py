@@ -30,15 +30,23 @@ _LOOK = 0.01
 
 
 class Pass:
-    """One pass over the leases of one heartbeat: how long it may take, and how many were given up."""
+    """One pass over the leases of one heartbeat: how long it may take, and how many were given up.
 
-    __slots__ = ("_done", "deadline", "released")
+    ``sparing``: what runs in a thread keeps its lease, since the process, and so the thread, may go on for a while.
+    """
 
-    def __init__(self, deadline: float) -> None:
+    __slots__ = ("_done", "deadline", "released", "sparing")
+
+    def __init__(self, deadline: float, sparing: bool = False) -> None:
         #: on the monotonic clock
         self.deadline = deadline
+        self.sparing = sparing
         self.released = 0
         self._done = threading.Event()
+
+    def takes(self, attempt: Attempt) -> bool:
+        """Whether this running attempt is to be given up."""
+        return not (self.sparing and attempt.threads is not None and attempt.threads.running)
 
     @property
     def over(self) -> bool:
@@ -98,10 +106,14 @@ def drain(timeout: float = PATIENCE) -> int:
     were given up. Never raises; may be called from any thread and repeatedly; does nothing for other processes. It
     blocks, so on an event loop call it in a thread. Since 0.1.
     """
+    return _drain(timeout, sparing=False)
+
+
+def _drain(timeout: float, *, sparing: bool) -> int:
     deadline = time.monotonic() + timeout
     orders: list[Pass] = []
     for leases in list(_leases.get()):
-        order = Pass(deadline)
+        order = Pass(deadline, sparing)
         leases.drain(order)
         orders.append(order)
     return sum(order.wait() for order in orders)
@@ -175,9 +187,12 @@ async def settle() -> None:
 
     Some servers cancel the requests that did not end in time, run the application's shutdown, and are gone a moment
     later. Bounded, since some handlers take no cancellation.
+
+    A handler that runs in a thread is waited for, and never given up: the process may not end before that thread does,
+    so a retry would run beside it (L-09). Its lease is renewed as long as the process lives, and then ends by itself.
     """
     await _wait(_CLEANUP)
-    await loops.in_thread(drain)
+    await loops.in_thread(lambda: _drain(PATIENCE, sparing=True))
     await _wait(PATIENCE)
 
 

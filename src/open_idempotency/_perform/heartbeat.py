@@ -240,7 +240,7 @@ class _Beats:
         for entry in list(self._watched.values()):
             if order.over:
                 return
-            if entry.attempt.phase is Phase.RUNNING:
+            if entry.attempt.phase is Phase.RUNNING and order.takes(entry.attempt):
                 self.forget(entry.lease)
                 order.released += not entry.attempt.lost and give_up(entry.attempt, self._backend, self._courier.tell)
 

@@ -10,7 +10,7 @@ from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.capture import Capture
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.requests import Answer
-from open_idempotency._core.settlement import Fate, abort, finish
+from open_idempotency._core.settlement import Fate, abort, begin, finish
 from open_idempotency._perform.context import Running, running
 from open_idempotency._perform.engine import Engine
 
@@ -74,6 +74,24 @@ class Protection:
     def overdue(self) -> bool:
         """Whether the handler has run for longer than its lease is renewed."""
         return time.monotonic() > self._until
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the lease may have ended unnoticed: then ``begin`` has to ask before the handler starts."""
+        return time.monotonic() > self.attempt.sure_until
+
+    def begin(self) -> Answer | None:
+        """To be called directly before the handler starts; the response to send instead of starting it (L-10)."""
+        while self.unsure:
+            instead = self._engine.sync.run(begin(self.attempt))
+            if instead is not None:
+                self._end()
+                return instead
+        return None
+
+    def _end(self) -> None:
+        self.settled = True
+        self._engine.heartbeat.forget(self.attempt)
 
     def finish(self) -> Fate | Answer:
         """Settle it with the answer that was captured; what is to be sent."""

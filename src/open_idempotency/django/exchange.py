@@ -22,6 +22,7 @@ from open_idempotency._core.settlement import Fate
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import running
 from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._perform.thread_calls import GRACE, InView
 from open_idempotency._wsgi.environ import BodyIncomplete, Names
 from open_idempotency._wsgi.live import LiveBody
 from open_idempotency._wsgi.protection import BoundIterable
@@ -46,8 +47,7 @@ class Exchange:
     """What is known of a request between the middleware's hooks."""
 
     __slots__ = (
-        "_answer", "_fields", "_made", "_policy", "_protection", "_recording", "_request", "blocking", "engine",
-        "raised",
+        "_answer", "_fields", "_made", "_policy", "_protection", "_recording", "_request", "engine", "raised",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, request: HttpRequest) -> None:
@@ -60,8 +60,6 @@ class Exchange:
         # the response made of that answer, and its header fields at that time
         self._made: HttpResponse
         self._fields: list[tuple[str, str]]
-        #: the view runs in a thread, where no cancellation reaches it
-        self.blocking = False
         #: the view raised; Django makes the response of it
         self.raised = False
 
@@ -69,6 +67,12 @@ class Exchange:
     def attempt(self) -> Attempt | None:
         """What it runs; None until it is admitted."""
         return None if self._protection is None else self._protection.attempt
+
+    @property
+    def in_threads(self) -> bool:
+        """Whether no cancellation reaches the view, as it is in a thread or was there a moment ago."""
+        threads = None if self.attempt is None else self.attempt.threads
+        return threads is not None and threads.ran_within(GRACE)
 
     # Before the view
 
@@ -87,7 +91,9 @@ class Exchange:
             return HttpResponse(status=error.status)
         finally:
             self._give_back()
-        return self._admitted(admission, view)
+        if isinstance(admission, Answer):
+            return self._answered(admission)
+        return self._started(self._protect(admission).begin())
 
     async def abegin(self, route: Route | None, view: Callable[..., Any]) -> HttpResponse | None:
         """The same, awaited."""
@@ -100,7 +106,11 @@ class Exchange:
             return HttpResponse(status=error.status)
         finally:
             self._give_back()
-        return self._admitted(admission, view)
+        if isinstance(admission, Answer):
+            return self._answered(admission)
+        if not iscoroutinefunction(view):
+            admission.threads = InView()
+        return self._started(await self._protect(admission).abegin())
 
     def _open(self, route: Route | None, identify: Callable[[], Any], receive: Callable[[], Any]) -> Intake | None:
         """What is to be admitted; None where the view is not covered, or where it runs plainly, without a key."""
@@ -147,16 +157,24 @@ class Exchange:
         if self._recording is not None:
             self._recording.give_back()
 
-    def _admitted(self, admission: Attempt | Answer, view: Callable[..., Any]) -> HttpResponse | None:
-        if isinstance(admission, Answer):
-            self._answer = admission
-            self._made = made = make_response(admission)
-            self._fields = list(made.items())
-            return made
-        self.blocking = not iscoroutinefunction(view)
-        self._protection = Protection(self.engine, admission)
+    def _answered(self, answer: Answer) -> HttpResponse:
+        self._answer = answer
+        self._made = made = make_response(answer)
+        self._fields = list(made.items())
+        return made
+
+    def _protect(self, attempt: Attempt) -> Protection:
+        self._protection = Protection(self.engine, attempt)
         running.set(self._protection.here)
-        return None
+        return self._protection
+
+    def _started(self, instead: Answer | None) -> HttpResponse | None:
+        """What was sent instead of starting the view; None where it may start (L-10)."""
+        if instead is None:
+            return None
+        self._protection = None
+        running.set(None)
+        return self._answered(instead)
 
     # After the view
 

@@ -18,7 +18,7 @@ from django.http.response import HttpResponse, HttpResponseBase
 from open_idempotency import asgi, rules
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.keys import key_names
-from open_idempotency._perform import drain
+from open_idempotency._perform import drain, thread_calls
 from open_idempotency._perform.context import Running, running
 from open_idempotency._wsgi.environ import MARK, environ_names
 from open_idempotency.django.conf import make_engine
@@ -54,6 +54,7 @@ class IdempotencyMiddleware:
         # Django looks at this very attribute to see whether it has to adapt the hook to its own colour.
         self.process_view = self._abegin if self._awaits else self._begin
         if self._awaits:
+            thread_calls.hook()
             markcoroutinefunction(cast("Callable[..., Any]", self))
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
@@ -150,17 +151,20 @@ class IdempotencyMiddleware:
         """Django cancels the chain when the client leaves. That ends an awaited view, and may.
 
         A blocking view would go on in its thread, unseen: its attempt would be taken for failed and run a second time
-        beside it. So it is waited for, and its answer is stored (L-05).
+        beside it. So it is waited for, and its answer is stored (L-05). So is an awaited view while it has called
+        blocking code, and for a moment after that (L-09).
         """
         inner = _Inner(self.get_response(request))
         cancelled: asyncio.CancelledError | None = None
+        due = False
         while not inner.task.done():
             try:
-                await asyncio.wait((inner.task,))
+                await asyncio.wait((inner.task,), timeout=thread_calls.LOOK if due else None)
             except asyncio.CancelledError as error:
-                cancelled = error
-                if not exchange.blocking:
-                    inner.task.cancel()
+                cancelled, due = error, True
+            if due and not exchange.in_threads:
+                due = False
+                inner.task.cancel()
         response = inner.result()
         if cancelled is None:
             return await exchange.aconclude(response)

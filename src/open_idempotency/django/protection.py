@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.requests import Answer
-from open_idempotency._core.settlement import Fate, abort, finish
+from open_idempotency._core.settlement import Fate, abort, begin, finish
 from open_idempotency._wsgi import protection
 
 
@@ -12,6 +12,15 @@ class Protection(protection.Protection):
     """The blocking adapters' protection, with awaited verbs besides."""
 
     __slots__ = ()
+
+    async def abegin(self) -> Answer | None:
+        """``begin``, awaited."""
+        while self.unsure:
+            instead = await self._engine.aio.run(begin(self.attempt))
+            if instead is not None:
+                self._end()
+                return instead
+        return None
 
     async def afinish(self, *, guarded: bool = False) -> Fate | Answer:
         """``finish``, awaited. ``guarded``: although this task is being cancelled."""

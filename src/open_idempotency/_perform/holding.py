@@ -1,0 +1,249 @@
+"""Holds the cancellation of a request back while code of it runs in a thread, until its response is on record (L-09).
+
+A cancelled task does not stop a thread. Were the request ended at once, its retry would run beside that thread. So a
+cancellation waits for the thread, and for ``GRACE`` seconds more, in which the response is made and recorded. Then it
+goes on. Where no thread runs it goes on at once, as ever.
+
+asyncio cancels a task by cancelling the future that it waits for. ``Hold.run`` carries the application out and puts a
+future of its own before each of those, which passes cancellations on or keeps them: no task, no turn of the loop and no
+copy of the context more. anyio and trio cancel scopes, which ask at each checkpoint; a scope with a shield is around the
+application there, if there is one around it that could be cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable, Generator
+from math import inf
+from types import CoroutineType, coroutine
+from typing import TYPE_CHECKING, Any
+
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._perform.loops import current_library
+from open_idempotency._perform.thread_calls import GRACE, LOOK, ThreadCalls
+
+if TYPE_CHECKING:
+    from open_idempotency._perform.holding_on_trio import TrioHold
+
+# How anyio's cancellations begin. It repeats them as long as its scope is cancelled, so they need not be kept.
+_BY_SCOPE = "Cancelled via cancel scope"
+
+class Hold:
+    """The cancellations of one request's task, on asyncio."""
+
+    __slots__ = (
+        "_armed", "_attempt", "_before", "_begun", "_message", "_over", "_pending", "_scope", "_task", "_timer",
+        "_until", "_waiter",
+    )  # fmt: skip
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._over = False
+        # Of a response that has begun to leave the rest is waited for until then, on the monotonic clock.
+        self._begun = False
+        self._until = inf
+        self._task: asyncio.Task[Any]
+        self._before = 0
+        self._waiter: _Waiter | None = None
+        # A cancellation is kept back, or is to be thrown in as soon as the task goes on; what it says.
+        self._pending = False
+        self._armed = False
+        self._message: Any = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._scope: Any = None
+
+    def run(self, awaitable: Awaitable[None]) -> Awaitable[None]:
+        """Await it, and hold cancellations back as long as needed. Raises what it does, and what was held back."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._before = _cancellations(task)
+        return self._run_in_scope(awaitable) if _is_in_scope(task) else self._steps(awaitable)
+
+    async def _run_in_scope(self, awaitable: Awaitable[None]) -> None:
+        calls = self._attempt.threads = ThreadCalls(self._attempt.policy.max_run, self._shield)
+        try:
+            with sys.modules["anyio"].CancelScope() as self._scope:
+                await self._steps(awaitable)
+        finally:
+            calls.touched = None
+
+    @coroutine
+    def _steps(self, awaitable: Awaitable[None]) -> Generator[Any, Any, None]:
+        inner: Any = awaitable if type(awaitable) is CoroutineType else _as_coroutine(awaitable)
+        error: BaseException | None = None
+        answer: Any = None
+        try:
+            while True:
+                try:
+                    yielded = inner.send(answer) if error is None else inner.throw(error)
+                except StopIteration:
+                    break
+                error, future = None, None
+                if getattr(yielded, "_asyncio_future_blocking", False):
+                    yielded._asyncio_future_blocking = False  # as a task does when it takes a future over
+                    future = yielded
+                    yielded = self._waiter = _Waiter(future, self)
+                    if self._armed:
+                        self._deliver()
+                try:
+                    answer = yield yielded
+                except GeneratorExit:
+                    inner.close()
+                    raise
+                except BaseException as thrown:
+                    answer, error = None, thrown
+                self._waiter = None
+                error = self._on_waking(error, future)
+        finally:
+            error = None  # it holds this frame
+            self._over = True
+            if self._timer is not None:
+                self._timer.cancel()
+        if (self._pending or self._armed) and not self._is_stale():
+            raise self._cancelled()
+
+    def _on_waking(self, error: BaseException | None, future: Any) -> BaseException | None:
+        """What to throw in where the task has waited; a cancellation that came between two waits arrives here."""
+        if error is None:
+            if self._armed:
+                self._armed = False
+                return None if self._is_stale() else self._cancelled()
+        elif isinstance(error, asyncio.CancelledError) and (future is None or not future.cancelled()):
+            # Otherwise it is the end of what was awaited, and not of this task.
+            return None if self.keeps_back(error.args[0] if error.args else None) else error
+        return error
+
+    def keeps_back(self, message: Any) -> bool:
+        """Whether the task, which is being cancelled, is not to know it yet."""
+        if not self._holds():
+            return False
+        if not (isinstance(message, str) and message.startswith(_BY_SCOPE)):
+            if self._begun and not self._pending:
+                self._until = time.monotonic() + GRACE
+            self._pending, self._message = True, message
+            self._look_again()
+        return True
+
+    def _holds(self) -> bool:
+        threads = self._attempt.threads
+        if threads is None or self._over or time.monotonic() > self._until:
+            return False
+        return threads.ran_within(GRACE)
+
+    def _look_again(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LOOK, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._holds():
+            self._look_again()
+            return
+        self._let_go_on()
+        if self._scope is not None:
+            self._scope.shield = False
+
+    def _let_go_on(self) -> bool:
+        """Hold what was kept back no longer; whether there was something."""
+        if not self._pending:
+            return False
+        self._pending = False
+        if self._is_stale():
+            return False
+        self._armed = True
+        self._deliver()
+        return True
+
+    def _deliver(self) -> None:
+        """Cancel what the task waits for. Where it does not wait, or for nothing any more, it learns of it on waking."""
+        if self._waiter is not None and _cancel(self._waiter.future, self._message):
+            self._armed = False
+
+    def _cancelled(self) -> asyncio.CancelledError:
+        return asyncio.CancelledError() if self._message is None else asyncio.CancelledError(self._message)
+
+    def _is_stale(self) -> bool:
+        """Whether those who cancelled have taken it back, such as a time limit within the endpoint that has ended."""
+        return sys.version_info >= (3, 11) and self._task.cancelling() <= self._before
+
+    def begun(self) -> bool:
+        """The response begins to leave. Whether it should not, as the request is cancelled."""
+        self._begun = True
+        if self._pending or self._scope is not None:
+            self._until = time.monotonic() + GRACE
+        return self._pending
+
+    def _shield(self) -> None:
+        if not self._over and not self._begun:
+            self._scope.shield = True
+            self._look_again()
+
+    async def release(self) -> bool:
+        """The response is on record: hold nothing back any more. Whether the request is cancelled.
+
+        Where it was cancelled by a scope, that raises.
+        """
+        self._over = True
+        cancelled = self._let_go_on()
+        if self._scope is not None and self._scope.shield:
+            self._scope.shield = False
+            await sys.modules["anyio"].sleep(0)
+        return cancelled
+
+
+class _Waiter(asyncio.Future[Any]):
+    """What the task waits for in place of a future; it differs in what becomes of a cancellation."""
+
+    def __init__(self, future: asyncio.Future[Any], hold: Hold) -> None:
+        super().__init__(loop=future.get_loop())
+        self.future = future
+        self._hold = hold
+        self._asyncio_future_blocking = True
+
+    def add_done_callback(self, callback: Callable[..., object], *, context: Any = None) -> None:
+        self.future.add_done_callback(callback, context=context)
+
+    def cancel(self, msg: Any = None) -> bool:
+        return self._hold.keeps_back(msg) or _cancel(self.future, msg)
+
+    def done(self) -> bool:
+        return self.future.done()
+
+
+def _cancel(future: asyncio.Future[Any], message: Any) -> bool:
+    return future.cancel() if message is None else future.cancel(message)
+
+
+async def _as_coroutine(awaitable: Awaitable[None]) -> None:
+    await awaitable
+
+
+def _cancellations(task: asyncio.Task[Any]) -> int:
+    return task.cancelling() if sys.version_info >= (3, 11) else 0
+
+
+def _is_in_scope(task: asyncio.Task[Any]) -> bool:
+    """Whether a cancel scope of anyio's is around this task; true if that cannot be known, as one more harms nobody."""
+    module = sys.modules.get("anyio._backends._asyncio")
+    if module is None:
+        return False
+    states = getattr(module, "_task_states", None)
+    if states is None:
+        return True
+    state = states.get(task)
+    return state is not None and getattr(state, "cancel_scope", True) is not None
+
+
+def hold_for(attempt: Attempt) -> Hold | TrioHold | None:
+    """What holds the cancellations of the task back that calls; None outside of both event loops."""
+    library = current_library()
+    if library == "asyncio":
+        return Hold(attempt)
+    if library == "trio":
+        from open_idempotency._perform import holding_on_trio
+
+        return holding_on_trio.TrioHold(attempt)
+    return None

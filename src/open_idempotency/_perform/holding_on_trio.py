@@ -1,0 +1,64 @@
+"""Holds the cancellation of a request back on trio; see ``holding``. Imported when a trio task first asks for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable
+from math import inf
+
+import trio
+
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._perform.thread_calls import GRACE, LOOK, ThreadCalls
+
+
+class TrioHold:
+    """A scope around the application, which has a shield while a thread of it runs."""
+
+    __slots__ = ("_attempt", "_looking", "_over", "_scope", "_until")
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._over = False
+        self._until = inf
+        self._looking = False
+        self._scope = trio.CancelScope()
+
+    async def run(self, awaitable: Awaitable[None]) -> None:
+        """See ``Hold.run``."""
+        calls = self._attempt.threads = ThreadCalls(self._attempt.policy.max_run, self._shield)
+        try:
+            with self._scope:
+                await awaitable
+        finally:
+            self._over = True
+            calls.touched = None
+
+    def _shield(self) -> None:
+        if not self._over and self._until == inf:
+            self._scope.shield = True
+            if not self._looking:
+                self._looking = True
+                trio.lowlevel.spawn_system_task(self._look)
+
+    def begun(self) -> bool:
+        """See ``Hold.begun``."""
+        self._until = time.monotonic() + GRACE
+        return False
+
+    async def _look(self) -> None:
+        threads = self._attempt.threads
+        assert threads is not None
+        await trio.sleep(LOOK)  # in which the thread begins, unless it has to wait for a free one
+        while not self._over and time.monotonic() < self._until and threads.ran_within(GRACE):
+            await trio.sleep(LOOK)
+        self._looking = False
+        self._scope.shield = False
+
+    async def release(self) -> bool:
+        """See ``Hold.release``."""
+        self._over = True
+        if self._scope.shield:
+            self._scope.shield = False
+            await trio.lowlevel.checkpoint_if_cancelled()
+        return False
