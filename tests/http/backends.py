@@ -124,6 +124,7 @@ class WatchedBackend(Backend):
         """Raise while a test has the store away."""
         if self.away.is_set():
             raise BackendUnavailable("away")
+
     def stall(self, c: Claim) -> None:
         """Let happen what a test wants to happen after this claim."""
         while self.after_claim:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # How anyio's cancellations begin. It repeats them as long as its scope is cancelled, so they need not be kept.
 _BY_SCOPE = "Cancelled via cancel scope"
 
+
 class Hold:
     """The cancellations of one request's task, on asyncio."""
 
