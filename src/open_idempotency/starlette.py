@@ -36,7 +36,7 @@ __all__ = ["IdempotencyMiddleware", "IdempotencyRule", "exempt", "idempotent"]
 del starlette
 
 _logger = logging.getLogger("open_idempotency")
-# What a router answers where no route fits.
+# The responses of a router where no route fits. Here store= is not asked, as it cannot tell them from a view's own.
 _ROUTERS_OWN = (307, 308, 404, 405)
 _NAMES = ("identity", "display_name")
 
