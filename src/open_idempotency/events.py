@@ -130,13 +130,28 @@ class Uncommitted(Event):
 
 @dataclass(frozen=True, slots=True)
 class InDoubt(Event):
-    """A stage was begun by an attempt that did not record its end. ``answer``: what was decided.
+    """A stage has no value on record: its end is not recorded, or its value was not kept. ``answer``: what was decided.
 
-    ``found``, ``not_done`` or ``unknown`` by ``reconcile=``, else ``rerun`` or ``raise`` by ``on_doubt=``.
+    ``found``, ``not_done`` or ``unknown`` by ``reconcile=``, ``default`` by ``default=``, else ``rerun`` or ``raise``
+    by ``on_doubt=``.
     """
 
     stage: str
     answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageValueNotKept(Event):
+    """A stage is done and on record without its value, which cannot be kept. Later attempts do not run it.
+
+    They get 409 ``outcome-unknown``. Where ``reconcile=`` or ``default=`` says what they get there is no such event.
+    ``kind``: the type of the value, or of the error of ``memo_errors=``. ``cure``: what to change. ``record`` is empty
+    in a request without a key, where nothing is stored.
+    """
+
+    stage: str
+    kind: str
+    cure: str
 
 
 @dataclass(frozen=True, slots=True)

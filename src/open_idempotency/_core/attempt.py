@@ -24,6 +24,7 @@ from open_idempotency.policy import IdempotencyPolicy
 
 StageId = tuple[str, str]
 
+_NO_VALUES: Mapping[StageId, object] = MappingProxyType({})
 _NO_STAGES: Mapping[StageId, bytes] = MappingProxyType({})
 
 
@@ -60,6 +61,8 @@ class Attempt:
     answered: tuple[Answer, bytes, bool] | None = None
     #: what tell of transactions with something of this attempt in them whether they were left open
     left_open: tuple[Callable[[], bool], ...] = ()
+    #: the values of this attempt's own stages that could not be kept
+    live: Mapping[StageId, object] = _NO_VALUES
     #: what ``store=`` said, of which status; it is asked once
     stored: tuple[int, bool | None] | None = None
     #: seconds on the monotonic clock until which the lease is known to last
@@ -84,6 +87,10 @@ class Attempt:
     def saved(self, stage: Stage) -> None:
         """Note that a stage is on record. In place, since threads of one request may do so at the same moment."""
         self._recorded[stage.name, stage.key] = stage.frame
+
+    def kept_live(self, stage: StageId, value: object) -> None:
+        """Remember a value that cannot be kept, for as long as this attempt runs; in place, as ``saved``."""
+        vars(self).setdefault("live", {})[stage] = value
 
     def confirmed(self, asked: float) -> None:
         """The backend has granted or renewed the lease. ``asked``: when it was asked to, on the monotonic clock."""

@@ -17,12 +17,17 @@ _LEVELS: dict[type[events.Event], int] = {
     events.Unrecorded: logging.ERROR,
     events.FailedOpen: logging.ERROR,
     events.Uncommitted: logging.ERROR,
+    events.StageValueNotKept: logging.ERROR,
     events.CredentialScoped: logging.WARNING,
 }
 _ADVICE: dict[type[events.Event], str] = {
     events.Uncommitted: (
         "the view answered before it committed the transaction that tx= or idem.atomic is in, so the answer does not "
         "count and the client got a 500; commit before the view returns, as `with session.begin():` around it does"
+    ),
+    events.StageValueNotKept: (
+        "the stage is done, and its value cannot be kept: a retry of this request does not run the stage again, and "
+        "gets 409 outcome-unknown in its place; change the stage as cure= says"
     ),
     events.CredentialScoped: (
         "callers are told apart by their Authorization field alone, so a client whose token changes between two tries "
