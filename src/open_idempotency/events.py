@@ -167,6 +167,15 @@ class FailedOpen(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class CallerChanged(Event):
+    """A view has changed who its caller is: a login, a logout, a new password. ``followed``: whether a retry that comes
+    with the session that the view has left behind still finds this record; where not, it runs again.
+    """
+
+    followed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CredentialScoped(Event):
     """A caller was known by its ``Authorization`` field alone, so a new token is a new caller. Told once."""
 

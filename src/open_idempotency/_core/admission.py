@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from open_idempotency import events
 from open_idempotency._core import problems
 from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.callers import Caller, Session, find_record
 from open_idempotency._core.codecs import decode_response, decode_stage
 from open_idempotency._core.commands import Call, Claim, Now, Release, Reserve, TakePlace, Wait
 from open_idempotency._core.drivers import Steps, ask
@@ -52,7 +53,8 @@ class Intake:
     """What an adapter brings to be admitted. The two callables are of the adapter's own colour.
 
     ``identify`` returns the framework's verified user (``str``) or None; ``receive`` reads the body whole and raises
-    ``BodyTooLarge``. ``owner``: 16 random bytes. ``advice``: the engine's, shared by all its requests.
+    ``BodyTooLarge``. ``owner``: 16 random bytes. ``advice``: the engine's, shared by all its requests. ``session``: what
+    tells of a request that began under another caller (O-14), where the adapter knows sessions.
     """
 
     request: Request
@@ -61,6 +63,7 @@ class Intake:
     identify: Callable[[], str | Awaitable[str | None] | None]
     receive: Callable[[], Body | Awaitable[Body]]
     advice: Advice = field(default_factory=Advice)
+    session: Session | None = None
 
 
 def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
@@ -94,6 +97,23 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
         policy.on_abandoned == "resume",
         policy.max_attempts,
     )
+    caller = None
+    if intake.session is not None and policy.scope is None:
+        caller = Caller(request, key, policy, user)
+        try:
+            began = yield from find_record(caller, intake.session)
+        except (BackendUnavailable, RecordUnreadable) as error:
+            return (yield from _without_backend(error, "get", claim, request, policy))
+        if began is not None:
+            claim.record_id = began
+    admission = yield from _begin_counted(claim, scope, intake, policy)
+    if caller is not None and isinstance(admission, Attempt):
+        admission.caller = caller
+    return admission
+
+
+def _begin_counted(claim: Claim, scope: str, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
+    request = intake.request
     if by_credentials(scope) and intake.advice.due():
         yield from warn(policy, events.CredentialScoped(events.short(claim.record_id)))
     if policy.max_live_keys is None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from math import inf
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from open_idempotency._core.models import Lease, Stage
 from open_idempotency._core.requests import Answer
@@ -21,6 +22,9 @@ from open_idempotency.exceptions import (
     StageConflict,
 )
 from open_idempotency.policy import IdempotencyPolicy
+
+if TYPE_CHECKING:
+    from open_idempotency._core.callers import Caller
 
 StageId = tuple[str, str]
 
@@ -67,6 +71,8 @@ class Attempt:
     stored: tuple[int, bool | None] | None = None
     #: seconds on the monotonic clock until which the lease is known to last
     sure_until: float = inf
+    #: who sent the request, where the adapter knows of sessions that may tell of another caller (O-14)
+    caller: Caller | None = None
     #: the view's wish: True to store the answer, False to discard it, None for the policy's rule
     keep: bool | None = None
     _used: set[StageId] | None = None

@@ -86,7 +86,7 @@ def without_value(
     """The value of a stage that is done, and on record without its value (S-02a).
 
     ``inquire`` asks the other side. Where that cannot tell, and where there is none, the value is ``default``. ``kind``:
-    the name of the value's type. Raises ``OutcomeUnknown``; whatever the other side says, the stage is not run again.
+    the name of its type. Raises ``OutcomeUnknown``: the stage does not run again, whatever the other side says.
     """
     if inquire is not None:
         answer = yield from _asked(attempt, stage, inquire)

@@ -18,6 +18,7 @@ _LEVELS: dict[type[events.Event], int] = {
     events.FailedOpen: logging.ERROR,
     events.Uncommitted: logging.ERROR,
     events.StageValueNotKept: logging.ERROR,
+    events.CallerChanged: logging.WARNING,
     events.CredentialScoped: logging.WARNING,
 }
 _ADVICE: dict[type[events.Event], str] = {
@@ -28,6 +29,10 @@ _ADVICE: dict[type[events.Event], str] = {
     events.StageValueNotKept: (
         "the stage is done, and its value cannot be kept: a retry of this request does not run the stage again, and "
         "gets 409 outcome-unknown in its place; change the stage as cure= says"
+    ),
+    events.CallerChanged: (
+        "the view has changed who its caller is, and no session tells of it, so a retry of this request is another "
+        "caller's and runs again; exempt such a view, let it change the caller last, or set scope="
     ),
     events.CredentialScoped: (
         "callers are told apart by their Authorization field alone, so a client whose token changes between two tries "
@@ -40,8 +45,10 @@ def tell(command: Emit) -> None:
     """Log the event and call the listener; a listener that raises is logged and harms no request."""
     event = command.event
     kind = type(event)
-    advice = _ADVICE.get(kind)
-    logger.log(_LEVELS.get(kind, logging.DEBUG), "%s" if advice is None else f"%s: {advice}", event)
+    advice, level = _ADVICE.get(kind), _LEVELS.get(kind, logging.DEBUG)
+    if isinstance(event, events.CallerChanged) and event.followed:
+        advice, level = None, logging.DEBUG
+    logger.log(level, "%s" if advice is None else f"%s: {advice}", event)
     if command.listener is None:
         return
     try:

@@ -15,7 +15,9 @@ from django.http import HttpRequest
 from django.http.response import HttpResponse, HttpResponseBase
 
 from open_idempotency._core.admission import Intake, admit
+from open_idempotency._core.callers import Change, follow
 from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.drivers import Steps
 from open_idempotency._core.replay import REPLAYED
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.settlement import Fate
@@ -30,6 +32,7 @@ from open_idempotency.django.live import AsyncLiveBody, BoundAsyncIterator
 from open_idempotency.django.protection import Protection
 from open_idempotency.django.requests import Recording, find_key, read_request
 from open_idempotency.django.responses import header_fields, is_untouched, make_response, mark_unrecorded, stand_in
+from open_idempotency.django.sessions import SessionTrace
 from open_idempotency.policy import IdempotencyPolicy
 
 R = TypeVar("R", bound=HttpResponseBase)
@@ -46,8 +49,8 @@ class Exchange:
     """What is known of a request between the middleware's hooks."""
 
     __slots__ = (
-        "_answer", "_fields", "_made", "_policy", "_protection", "_recording", "_request", "blocking", "engine",
-        "raised",
+        "_answer", "_fields", "_made", "_policy", "_protection", "_recording", "_request", "_session", "blocking",
+        "engine", "raised",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, request: HttpRequest) -> None:
@@ -56,6 +59,7 @@ class Exchange:
         self._policy = engine.policy
         self._recording: Recording | None = None
         self._protection: Protection | None = None
+        self._session = SessionTrace(request)
         self._answer: Answer | None = None
         # the response made of that answer, and its header fields at that time
         self._made: HttpResponse
@@ -114,7 +118,8 @@ class Exchange:
             self._let_go()
             running.set((Attempt(route.policy), self.engine))
             return None
-        return Intake(read_request(request), key_fields, new_owner(), identify, receive, self.engine.advice)
+        engine = self.engine
+        return Intake(read_request(request), key_fields, new_owner(), identify, receive, engine.advice, self._session)
 
     def _let_go(self) -> None:
         if self._recording is not None:
@@ -165,6 +170,11 @@ class Exchange:
         protection = self._protection
         if protection is None:
             return self._unprotected(response)
+        change = self._change(protection.attempt, response)
+        if change is not None:
+            if self._session.must_save(change, response):
+                self._session.save()
+            self.engine.sync.run(self._follow(protection.attempt, change))
         self._start_capture(protection, response)
         if not response.streaming:
             return self._sent(protection.finish(), response)
@@ -180,6 +190,7 @@ class Exchange:
         protection = self._protection
         if protection is None:
             return self._unprotected(response)
+        await self._afollow(protection.attempt, response)
         self._start_capture(protection, response)
         if not response.streaming:
             return self._sent(await protection.afinish(), response)
@@ -195,6 +206,7 @@ class Exchange:
         protection = self._protection
         if protection is None:
             return
+        await self._afollow(protection.attempt, response, guarded=True)
         self._start_capture(protection, response)
         if not response.streaming:
             await protection.afinish(guarded=True)
@@ -205,6 +217,25 @@ class Exchange:
             await live.drain()
         # Django closes no response of a cancelled chain. In its own thread, where the view's connections are.
         await sync_to_async(response.close)()
+
+    # Where the view has changed the caller a retry finds the record all the same (O-14)
+
+    def _change(self, attempt: Attempt, response: HttpResponseBase) -> Change | None:
+        if attempt.caller is None or attempt.lease is None:
+            return None
+        return self._session.change(attempt.caller, attempt.lease.record_id, response)
+
+    def _follow(self, attempt: Attempt, change: Change) -> Steps[None]:
+        assert attempt.caller is not None
+        return follow(attempt, attempt.caller, change, new_owner())
+
+    async def _afollow(self, attempt: Attempt, response: HttpResponseBase, *, guarded: bool = False) -> None:
+        change = self._change(attempt, response)
+        if change is None:
+            return
+        if self._session.must_save(change, response):
+            await sync_to_async(self._session.save)()
+        await self.engine.aio.run(self._follow(attempt, change), guarded=guarded)
 
     def _start_capture(self, protection: Protection, response: Any) -> None:
         if self.raised and response.status_code >= 500:

@@ -53,6 +53,17 @@ async def _aname(request: HttpRequest, user: Any) -> str | None:
     return await sync_to_async(_name)(user)
 
 
+def name_after(request: HttpRequest, before: str | None) -> str | None:
+    """Who the caller is behind the view, which may have logged somebody in or out; ``before``, if that is not known."""
+    user: Any = getattr(request, "user", None)
+    if user is None or _is_unloaded(user):
+        return before
+    try:
+        return _name(user)
+    except ScopeUnknown:
+        return before
+
+
 def _name_in_view(request: HttpRequest, view: Any, lend: rest.Lend) -> str | None:
     user: Any = getattr(request, "user", None)
     if user is not None and _is_surely_anonymous(request, user):
