@@ -53,8 +53,8 @@ class Intake:
     """What an adapter brings to be admitted. The two callables are of the adapter's own colour.
 
     ``identify`` returns the framework's verified user (``str``) or None; ``receive`` reads the body whole and raises
-    ``BodyTooLarge``. ``owner``: 16 random bytes. ``advice``: the engine's, shared by all its requests. ``session``: what
-    tells of a request that began under another caller (O-14), where the adapter knows sessions.
+    ``BodyTooLarge``. ``owner``: 16 random bytes. ``advice``: the engine's, shared by all its requests. ``session``:
+    what tells of a request that began under another caller (O-14), where the adapter knows sessions.
     """
 
     request: Request

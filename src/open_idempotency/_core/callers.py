@@ -59,9 +59,10 @@ class Session(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a view has made of its caller. ``user``: who it is now. ``carried``: whether the new session knows the record.
+    """What a view has made of its caller. ``user``: who it is now.
 
-    ``lost``: the digest of the session with which the request came, if the view has ended that.
+    ``carried``: whether the new session knows the record. ``lost``: the digest of the session with which the request
+    came, if the view has ended that.
     """
 
     user: str | None

@@ -85,8 +85,8 @@ def without_value(
 ) -> Steps[Found[Any]]:
     """The value of a stage that is done, and on record without its value (S-02a).
 
-    ``inquire`` asks the other side. Where that cannot tell, and where there is none, the value is ``default``. ``kind``:
-    the name of its type. Raises ``OutcomeUnknown``: the stage does not run again, whatever the other side says.
+    ``inquire`` asks the other side. Where that cannot tell, and where there is none, the value is ``default``.
+    ``kind``: the name of its type. Raises ``OutcomeUnknown``: whatever the other side says, the stage does not run.
     """
     if inquire is not None:
         answer = yield from _asked(attempt, stage, inquire)

@@ -15,8 +15,8 @@ from django.http import HttpRequest
 from django.http.response import HttpResponse, HttpResponseBase
 
 from open_idempotency._core.admission import Intake, admit
-from open_idempotency._core.callers import Change, follow
 from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.callers import Change, follow
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.replay import REPLAYED
 from open_idempotency._core.requests import Answer
@@ -173,7 +173,7 @@ class Exchange:
         change = self._change(protection.attempt, response)
         if change is not None:
             if self._session.must_save(change, response):
-                self._session.save()
+                change = self._session.save(change)
             self.engine.sync.run(self._follow(protection.attempt, change))
         self._start_capture(protection, response)
         if not response.streaming:
@@ -234,7 +234,7 @@ class Exchange:
         if change is None:
             return
         if self._session.must_save(change, response):
-            await sync_to_async(self._session.save)()
+            change = await sync_to_async(self._session.save)(change)
         await self.engine.aio.run(self._follow(attempt, change), guarded=guarded)
 
     def _start_capture(self, protection: Protection, response: Any) -> None:

@@ -1,12 +1,13 @@
 """What Django's session tells of a request whose view changes the caller (O-14).
 
-``login()``, ``logout()``, ``cycle_key()`` and ``update_session_auth_hash()`` end the session with which the request came:
-its secret names nobody any more. The session that a login begins carries the id of the record.
+``login()``, ``logout()``, ``cycle_key()`` and ``update_session_auth_hash()`` end the session with which the request
+came: its secret names nobody any more. The session that a login begins carries the id of the record.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 from django.conf import settings
@@ -87,9 +88,13 @@ class SessionTrace:
         """Whether the session was saved before it was told: the middleware is listed outside of the session's."""
         return change.carried and settings.SESSION_COOKIE_NAME in response.cookies
 
-    def save(self) -> None:
-        """Save it once more."""
-        self._request.session.save()
+    def save(self, change: Change) -> Change:
+        """Save it once more; what became of it. The view's outcome must not be lost for it."""
+        try:
+            self._request.session.save()
+        except Exception:
+            return replace(change, carried=False)
+        return change
 
     def _is_sent(self, response: HttpResponseBase) -> bool:
         """Whether all of it is in a cookie of the response by now."""

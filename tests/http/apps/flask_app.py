@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import flask
-from flask_login import LoginManager, UserMixin
+from flask_login import LoginManager, UserMixin, login_user
 
 from open_idempotency.backend import Backend
 from open_idempotency.flask import Idempotency, exempt, idempotent
@@ -39,10 +39,15 @@ def _user(request: flask.Request) -> _User | None:
     return _User(name) if name else None
 
 
+def _become(name: str) -> None:
+    login_user(_User(name))
+
+
 def _view(rest: str) -> flask.Response:
     request = flask.request
     query = request.query_string.decode()
-    reply = perform(call_of(request.method, request.path, query, request.get_data(), request.headers["x-script"]))
+    script = request.headers["x-script"]
+    reply = perform(call_of(request.method, request.path, query, request.get_data(), script, _become))
     body = reply.body if isinstance(reply.body, bytes) else chunks(reply.body)
     response = flask.Response(body, reply.status)
     del response.headers["content-type"]
