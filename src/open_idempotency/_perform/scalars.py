@@ -69,6 +69,10 @@ def _build_duration(data: int) -> timedelta:
     return data * _MICROSECOND
 
 
+def _build_bytearray(data: str) -> bytearray:
+    return bytearray(_build_bytes(data))
+
+
 def _itself(value: Any) -> object:
     return value
 
@@ -81,7 +85,7 @@ _SCALARS: dict[object, Scalar] = {
     time: Scalar(_plain_moment, partial(_build_moment, time), _exact_moment),
     timedelta: Scalar(_plain_duration, _build_duration, _itself),
     bytes: Scalar(_plain_bytes, _build_bytes, _itself),
-    bytearray: Scalar(_plain_bytes, lambda data: bytearray(_build_bytes(data)), _itself),
+    bytearray: Scalar(_plain_bytes, _build_bytearray, _itself),
 }
 
 
