@@ -14,6 +14,7 @@ from urllib.parse import quote
 from open_idempotency import rules as route_rules
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.callers import Session
 from open_idempotency._core.capture import Capture
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.keys import find_key
@@ -169,6 +170,10 @@ class IdempotencyMiddleware:
         """The verified user that an outer middleware put into the scope; plain ASGI knows none."""
         return None
 
+    def session_of(self, scope: Scope) -> Session | None:
+        """What tells of a request whose view changes the caller (O-14); plain ASGI knows no session."""
+        return None
+
     def call_app(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Call the application on behalf of a protected request; a subclass may look at the scope around it."""
         return self.app(scope, receive, send)
@@ -216,7 +221,8 @@ class _Exchange:
         """Admit the request; then run the application, or send the answer that stands for it."""
         requests = drain.enter(self)
         request = _request(self._scope)
-        intake = Intake(request, key_fields, new_owner(), self._identify, self._receive_body, self._engine.advice)
+        session, advice = self._inner.session_of(self._scope), self._engine.advice
+        intake = Intake(request, key_fields, new_owner(), self._identify, self._receive_body, advice, session)
         try:
             admission = await self._engine.aio.run(admit(intake, self._policy))
             if isinstance(admission, Answer):

@@ -208,13 +208,28 @@ class RaisedAfterResponse(Event):
 
 @dataclass(frozen=True, slots=True)
 class InDoubt(Event):
-    """A stage was begun by an attempt that did not record its end. ``answer``: what was decided.
+    """A stage has no value on record: its end is not recorded, or its value was not kept. ``answer``: what was decided.
 
-    ``found``, ``not_done`` or ``unknown`` by ``reconcile=``, else ``rerun`` or ``raise`` by ``on_doubt=``.
+    ``found``, ``not_done`` or ``unknown`` by ``reconcile=``, ``default`` by ``default=``, else ``rerun`` or ``raise``
+    by ``on_doubt=``.
     """
 
     stage: str
     answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageValueNotKept(Event):
+    """A stage is done and on record without its value, which cannot be kept. Later attempts do not run it.
+
+    They get 409 ``outcome-unknown``. Where ``reconcile=`` or ``default=`` says what they get there is no such event.
+    ``kind``: the type of the value, or of the error of ``memo_errors=``. ``cure``: what to change. ``record`` is empty
+    in a request without a key, where nothing is stored.
+    """
+
+    stage: str
+    kind: str
+    cure: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +242,15 @@ class QuotaReached(Event):
 @dataclass(frozen=True, slots=True)
 class FailedOpen(Event):
     """The backend was down and the route's policy let the request run unprotected."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallerChanged(Event):
+    """A view has changed who its caller is: a login, a logout, a new password. ``followed``: whether a retry that comes
+    with the session that the view has left behind still finds this record; where not, it runs again.
+    """
+
+    followed: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,8 @@ class LeaseLost(IdempotencyError):
 
 
 class OutcomeUnknown(IdempotencyError):
-    """A stage was begun and its end is not on record, and nobody could tell whether its effect happened (S-04).
+    """A stage cannot go on from its record: it was begun and its end is not on record, and nobody could tell whether
+    its effect happened (S-04), or it was done and its value could not be kept (S-02a).
 
     Answered with 409 ``outcome-unknown`` unless the view catches it. ``retryable``: a later retry may find out.
     """
@@ -130,9 +131,18 @@ class StageConflict(IdempotencyError):
 
 
 class StageValueError(IdempotencyError, ValueError):
-    """A stage value cannot be saved or read back: not JSON, too large, or its type is not declared."""
+    """A stage value cannot be kept or read back: not JSON, too large, or its type is not declared.
+
+    Raised before the effect where the declared type says so, and of a stage with ``tx=``, whose transaction it rolls
+    back; else such a stage is done without its value (S-02a). ``kind``: the name of the type. ``cure``: what to do.
+    """
 
     code = "ERR_STAGE_VALUE"
+
+    def __init__(self, message: str, kind: str = "", cure: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.cure = cure
 
 
 class WrongColour(IdempotencyError, RuntimeError):

@@ -18,11 +18,12 @@ from open_idempotency._perform.atomic import AtomicBlock
 from open_idempotency._perform.blocks import Key, StageBlock, needs_loop
 from open_idempotency._perform.context import here, running
 from open_idempotency._perform.stages import (
+    UNSET,
     Errors,
     Reconcile,
     Terms,
+    loaded,
     plain_value,
-    read_frame,
     refuse_shared_names,
     stage_id,
 )
@@ -33,7 +34,8 @@ from open_idempotency.exceptions import AlreadyCompleted
 class RecordedStage:
     """A stage on record: its name, its key (None without one) and its plain JSON value.
 
-    Of a memoised error the value is its class name and arguments: ``{"error": ..., "arguments": [...]}``.
+    Of a memoised error the value is its class name and arguments: ``{"error": ..., "arguments": [...]}``. Of a stage
+    whose value could not be kept it is the name of the type: ``{"not_kept": ...}``.
     """
 
     name: str
@@ -76,12 +78,11 @@ class Idem:
         return tuple(RecordedStage(name, key or None, plain_value(frame)) for (name, key), frame in recorded)
 
     def load(self, name: str, *, key: Key = None, default: Any = None, returns: object = None) -> Any:
-        """The value of a recorded stage, or ``default``. ``returns``: the type to build it as.
+        """The value of a stage, or ``default`` where the stage is not on record. ``returns``: the type to build it as.
 
-        Raises ``NotStarted``.
+        Raises ``NotStarted``, and ``OutcomeUnknown`` for a stage of an earlier attempt whose value was not kept.
         """
-        frame = here()[0].stages.get(stage_id(name, key))
-        return default if frame is None else read_frame(frame, returns)
+        return loaded(here()[0], stage_id(name, key), default, returns)
 
     def key_for(self, name: str) -> str:
         """A key for a downstream API such as a payment provider: the same on every attempt of this request.
@@ -109,8 +110,10 @@ class Idem:
     def save_stage(self, name: str, value: Any = None, *, key: Key = None) -> Any:
         """Record that the request got this far. Returns the value on record, which is the first one ever saved.
 
-        ``value`` is JSON, of at most ``max_stage_bytes``. Raises ``NotStarted``, ``AlreadyCompleted``, ``LeaseLost``,
-        ``StageConflict`` (twice in one attempt), ``StageValueError``, ``WrongColour``, ``BackendUnavailable``.
+        ``value`` is JSON, of at most ``max_stage_bytes``; of another one only that the request got this far is known
+        later, and there is an error in the log. Raises ``NotStarted``, ``AlreadyCompleted``, ``LeaseLost``,
+        ``StageConflict`` (twice in one attempt), ``StageValueError`` (for a bad name), ``OutcomeUnknown``,
+        ``WrongColour``, ``BackendUnavailable``.
         """
         with StageBlock(name, key) as stage:
             stage.save(value)
@@ -140,12 +143,15 @@ class Idem:
         reconcile: Reconcile | None = None,
         not_done: Errors = (),
         tx: object = None,
+        default: object = UNSET,
         **kwargs: Any,
     ) -> Any:
         """Call ``function(*args, **kwargs)`` once, and record what it returns; on later attempts return that.
 
-        The value is JSON, or a dataclass or pydantic model that the function's return annotation or ``returns=``
-        declares; it passes through JSON on the first attempt too. An exception is not recorded, unless its class is in
+        The value is JSON, or of a type that the function's return annotation or ``returns=`` declares: a dataclass, a
+        pydantic model, dates, decimals and the like; it passes through JSON on the first attempt too. What cannot be
+        kept is given to this attempt alone, and the stage is done all the same: later attempts get ``default``, or what
+        ``reconcile`` finds, else ``OutcomeUnknown`` (S-02a). An exception is not recorded, unless its class is in
         ``memo_errors``. A ``key`` tells several uses of one name apart. Where one of the stage's arguments is given
         (``key``, ``tx`` ...) and the function has one of that name too, a ``TypeError`` asks which is meant:
         ``functools.partial`` gives the function its own.
@@ -162,10 +168,12 @@ class Idem:
         ``sqlite3.Connection``; its database needs the tables of ``open_idempotency.ledger``. Such a stage is known to
         later attempts where they enter it, but not to ``stages`` and ``load``.
 
-        Raises as ``save_stage`` does, and ``OutcomeUnknown``, for which the client gets 409 ``outcome-unknown``; with
-        ``tx`` also ``ConfigurationError`` for what is no transaction, and ``KeyReused``.
+        Raises as ``save_stage`` does, and ``StageValueError`` before the call where no value of the declared type can
+        be kept. For ``OutcomeUnknown`` the client gets 409 ``outcome-unknown``. With ``tx`` a value that cannot be kept
+        raises ``StageValueError`` as well, so that the transaction rolls back; what is no transaction raises
+        ``ConfigurationError``, and another request's entry in the ledger ``KeyReused``.
         """
-        terms = Terms(returns, memo_errors, external, on_doubt, reconcile, not_done, tx)
+        terms = Terms(returns, memo_errors, external, on_doubt, reconcile, not_done, tx, default)
         refuse_shared_names(name, function, key, terms)
         return StageBlock(name, key, terms, function).run(function, args, kwargs)
 
@@ -183,11 +191,12 @@ class Idem:
         reconcile: Reconcile | None = None,
         not_done: Errors = (),
         tx: object = None,
+        default: object = UNSET,
         **kwargs: Any,
     ) -> Awaitable[Any]:
         """``run``, awaited; ``function`` may be a coroutine function or an ordinary one that does not block."""
         needs_loop("arun")
-        terms = Terms(returns, memo_errors, external, on_doubt, reconcile, not_done, tx)
+        terms = Terms(returns, memo_errors, external, on_doubt, reconcile, not_done, tx, default)
         refuse_shared_names(name, function, key, terms)
         return StageBlock(name, key, terms, function).arun(function, args, kwargs)
 
@@ -203,6 +212,7 @@ class Idem:
         reconcile: Reconcile | None = None,
         not_done: Errors = (),
         tx: object = None,
+        default: object = UNSET,
     ) -> StageBlock:
         """A stage as a block (``with``, ``async with``) or as a decorator of a ``def`` or ``async def``.
 
@@ -213,7 +223,8 @@ class Idem:
         """
         if callable(name):
             raise TypeError("a stage has a name: write @idem.stage('name')")
-        return StageBlock(name, key, Terms(returns, memo_errors, external, on_doubt, reconcile, not_done, tx))
+        terms = Terms(returns, memo_errors, external, on_doubt, reconcile, not_done, tx, default)
+        return StageBlock(name, key, terms)
 
     def atomic(self, tx: object) -> AtomicBlock:
         """A block whose answer goes into the caller's transaction, and so commits with the rows that it made (S-06).

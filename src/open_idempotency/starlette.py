@@ -13,8 +13,11 @@ from typing import Any
 from uuid import UUID
 
 from open_idempotency import asgi
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.callers import follow
 from open_idempotency._perform.coverage import Coverage
-from open_idempotency.asgi import MARK, Receive, Scope, Send
+from open_idempotency._perform.engine import new_owner
+from open_idempotency.asgi import MARK, Message, Receive, Scope, Send
 from open_idempotency.exceptions import ConfigurationError, MissingExtra, ScopeUnknown
 from open_idempotency.rules import IdempotencyRule, exempt, idempotent
 
@@ -30,6 +33,7 @@ except ModuleNotFoundError as error:
 from starlette.authentication import SimpleUser
 
 from open_idempotency._starlette.matching import NOTHING_SAID, Layers, find, see_layers
+from open_idempotency._starlette.sessions import SessionTrace
 from open_idempotency._starlette.survey import authentication_beneath, endpoints_beneath, late_dependencies
 
 __all__ = ["IdempotencyMiddleware", "IdempotencyRule", "exempt", "idempotent"]
@@ -38,10 +42,11 @@ __all__ = ["IdempotencyMiddleware", "IdempotencyRule", "exempt", "idempotent"]
 del starlette
 
 _logger = logging.getLogger("open_idempotency")
-# What a router answers where no route fits.
+# The responses of a router where no route fits. Here store= is not asked, as it cannot tell them from a view's own.
 _ROUTERS_OWN = (307, 308, 404, 405)
 #: how many routes a warning names
 _NAMED_ROUTES = 5
+_TRACE = "open_idempotency.session"
 
 
 class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
@@ -155,11 +160,36 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
             "scope= to the middleware"
         )
 
+    def session_of(self, scope: Scope) -> SessionTrace | None:
+        """The session that an outer ``SessionMiddleware`` has opened."""
+        session = scope.get("session")
+        if session is None:
+            return None
+        trace = scope[_TRACE] = SessionTrace(session)
+        return trace
+
+    def _following(self, scope: Scope, send: Send) -> Send:
+        """Let a retry find the record although the view has changed the caller (O-14), before the session leaves."""
+        trace: SessionTrace | None = scope.get(_TRACE)
+        attempt: Attempt = scope[MARK]
+        caller, lease = attempt.caller, attempt.lease
+        if trace is None or caller is None or lease is None:
+            return send
+
+        async def follow_and_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                change = trace.change(caller, lease.record_id)
+                if change is not None:
+                    await self.engine.aio.run(follow(attempt, caller, change, new_owner()))
+            await send(message)
+
+        return follow_and_send
+
     async def call_app(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the application; warn, if that was not seen at the start, where its inside has authenticated."""
         unknown = scope.get("user") is None
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, self._following(scope, send))
         finally:
             if unknown and not self._warned and scope.get("user") is not None and not scope[MARK].policy.scope:
                 self._warn("AuthenticationMiddleware")

@@ -27,6 +27,8 @@ class Call:
     query: str
     body: bytes
     script: Script
+    #: puts another user into the request, where the framework knows users
+    become: Callable[[str], object] | None = None
 
 
 @dataclass
@@ -85,9 +87,11 @@ class Script:
 SCRIPTS: dict[str, Script] = {}
 
 
-def call_of(method: str, path: str, query: str, body: bytes, script: str) -> Call:
+def call_of(
+    method: str, path: str, query: str, body: bytes, script: str, become: Callable[[str], object] | None = None
+) -> Call:
     """The call that an application has received."""
-    return Call(method, path, query, body, SCRIPTS[script])
+    return Call(method, path, query, body, SCRIPTS[script], become)
 
 
 def perform(call: Call) -> Reply:

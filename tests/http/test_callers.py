@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from open_idempotency import events
+from tests.http.behaviours import Call, Run
 from tests.http.conftest import NewCase
-from tests.http.endpoints import charge
+from tests.http.endpoints import Declined, Steps, charge
 from tests.http.sites import assert_problem
 from tests.http.variants import needs, on_memory_only
 
@@ -76,6 +77,28 @@ def test_a_verified_user_may_have_a_new_token(new_case: NewCase) -> None:
     case.send(headers=[("x-user", "ada"), ("authorization", "Bearer one")])
     again = case.send(headers=[("x-user", "ada"), ("authorization", "Bearer two")])
     assert again.headers["idempotent-replayed"] == "true"
+
+
+@needs("users")
+def test_an_attempt_ends_in_the_scope_in_which_it_began(new_case: NewCase) -> None:
+    """O-14: whomever the view puts in its caller's place, the response and the stages are its caller's."""
+
+    def endpoint(call: Call) -> Steps:
+        yield Run("reserve", lambda: call.script.notes.append("reserved"))
+        assert call.become is not None
+        call.become("bob")
+        yield Run("charge", lambda: call.script.notes.append("charged"))
+        if len(call.script.runs) == 1:
+            raise Declined
+        return (yield from charge(call))
+
+    case, ada, bob = new_case(endpoint), [("x-user", "ada")], [("x-user", "bob")]
+    assert [case.send(headers=ada).status_code for _ in range(2)] == [500, 201]
+    assert case.send(headers=ada).headers["idempotent-replayed"] == "true"
+    assert case.script.notes == ["reserved", "charged"]
+    case.site.client.cookies.clear()  # a session that was begun for Bob knows the record
+    assert "idempotent-replayed" not in case.send(headers=bob).headers
+    assert len(case.runs) == 3
 
 
 @on_memory_only

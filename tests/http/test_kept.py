@@ -15,14 +15,14 @@ from tests.http.conftest import NewCase
 from tests.http.endpoints import Steps, answering, charge
 from tests.http.variants import needs, on_memory_only
 
-KEPT = (200, 201, 202, 204, 301, 302, 303, 304, 307, 308, 400, 402, 404, 405, 410, 412, 422, 451)
-NOT_KEPT = (401, 403, 407, 408, 409, 421, 423, 425, 429)
+KEPT = (200, 201, 202, 204, 301, 302, 303, 304, 400, 402, 404, 405, 410, 412, 422, 451)
+NOT_KEPT = (307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429)
 
 
 @on_memory_only
 @pytest.mark.parametrize("status", KEPT)
 def test_an_outcome_is_kept(new_case: NewCase, status: int) -> None:
-    """Section 4: 2xx, 3xx and the 4xx that say what became of the request."""
+    """O-13: 2xx, 3xx and the 4xx that say what became of the request."""
     case = new_case(answering(status))
     first, second = case.send(), case.send()
     assert (second.status_code, second.content) == (first.status_code, first.content)
@@ -34,7 +34,7 @@ def test_an_outcome_is_kept(new_case: NewCase, status: int) -> None:
 @on_memory_only
 @pytest.mark.parametrize("status", NOT_KEPT)
 def test_a_refusal_of_the_moment_is_not_kept(new_case: NewCase, status: int) -> None:
-    """Section 4: the retry runs, as attempt 1 of a request that has not begun."""
+    """O-13: the retry runs, as attempt 1 of a request that has not begun."""
 
     def endpoint(call: Call) -> Steps:
         call.script.notes.append(idem.attempt)
@@ -53,6 +53,26 @@ def test_a_server_error_is_not_kept(new_case: NewCase, status: int) -> None:
     responses = [case.send(), case.send()]
     assert [r.status_code for r in responses] == [status, status]
     assert "idempotent-replayed" not in responses[1].headers
+    assert len(case.runs) == 2
+
+
+@pytest.mark.parametrize("status", [307, 308])
+def test_a_redirect_that_keeps_the_method_leaves_the_key_to_the_request_that_follows_it(
+    new_case: NewCase, status: int
+) -> None:
+    """O-13: the client sends the same request to another path, with the same key (RFC 9110, 15.4.8 and 15.4.9)."""
+
+    def endpoint(call: Call) -> Steps:
+        if call.path == "/v1/charges":
+            yield from ()
+            return Reply(status, [("Location", "/charges")])
+        return (yield from charge(call))
+
+    case = new_case(endpoint)
+    assert case.send(path="/v1/charges").status_code == status
+    followed, again = case.send(path="/charges"), case.send(path="/charges")
+    assert (followed.status_code, again.content) == (201, followed.content)
+    assert again.headers["idempotent-replayed"] == "true"
     assert len(case.runs) == 2
 
 

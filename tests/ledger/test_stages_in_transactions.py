@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from open_idempotency import LeaseLost, WrongColour, idem
+from open_idempotency import LeaseLost, StageValueError, WrongColour, idem
 from open_idempotency.exceptions import KeyReused, LedgerMissing
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
 from tests.unit.stage_client import Client
@@ -292,3 +293,25 @@ async def test_awaited_tables_that_are_missing_are_told(client: Client, awaited_
     with client.request(), pytest.raises(LedgerMissing):
         async with AWAITED[awaited_kind][1](database) as opened:
             await place_order_awaited(opened)
+
+
+@pytest.mark.parametrize("value", [object(), "x" * 70_000], ids=["object", "too long"])
+def test_a_value_that_cannot_be_kept_rolls_back(client: Client, kind: str, database: Database, value: Any) -> None:
+    """S-02a: its effect is in the transaction, so neither is there, and the next attempt does both."""
+    for _ in range(2):
+        with client.request():
+            with pytest.raises(StageValueError, match="stage 'order'"), BLOCKING[kind][1](database) as opened:
+                place_order(opened, value)
+            assert idem.stages == ()
+        assert database.orders() == 0
+    with client.request(), BLOCKING[kind][1](database) as opened:
+        assert place_order(opened, "ord_1") == "ord_1"
+    assert database.orders() == 1
+
+
+def test_a_value_of_a_declared_type_comes_back_from_the_ledger(client: Client, kind: str, database: Database) -> None:
+    """S-02, S-05: as from the record."""
+    for number in range(2):
+        with client.request(), BLOCKING[kind][1](database) as opened:
+            made = idem.run("order", lambda: Decimal(number), returns=Decimal, tx=opened.tx)  # noqa: B023
+            assert (type(made), made) == (Decimal, 0)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from open_idempotency import NOT_DONE, UNKNOWN, Found, OutcomeUnknown, StageValueError, WrongColour, events, idem
+from open_idempotency import NOT_DONE, UNKNOWN, Found, OutcomeUnknown, WrongColour, events, idem
 from open_idempotency._core.codecs import StageKind, encode_stage
 from open_idempotency._core.commands import SaveStage
 from open_idempotency._core.doubt import begin
@@ -112,13 +112,14 @@ def test_what_the_other_side_found_is_recorded(client: Client, listener: Listene
     assert doubts(listener) == [("charge", "found")]
 
 
-def test_what_is_found_has_to_be_a_stage_value(client: Client) -> None:
-    """S-02: refused at save time, and the stage stays in doubt."""
+def test_what_is_found_need_not_be_a_value_that_can_be_kept(client: Client) -> None:
+    """S-02a: the stage is done, and the next attempt asks again."""
     interrupted(client)
-    with client.request():
-        with pytest.raises(StageValueError):
-            idem.run("charge", Counted(), reconcile=lambda: Found(object()))
-        assert idem.run("charge", Counted(), reconcile=lambda: Found(1)) == 1
+    for _ in range(2):
+        effect, found = Counted(), object()
+        with client.request():
+            assert idem.run("charge", effect, reconcile=lambda: Found(found)) is found  # noqa: B023
+        assert effect.calls == 0
 
 
 def test_the_other_side_is_asked_with_the_arguments_of_the_stage(client: Client) -> None:

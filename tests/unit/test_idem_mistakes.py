@@ -104,10 +104,12 @@ def test_a_name_means_nothing_where_no_django_is_set_up(monkeypatch: pytest.Monk
     assert "secret" not in str(caught.value)
 
 
-def test_a_value_that_cannot_be_kept_is_told_with_its_stage(client: Client) -> None:
-    """S-02: and what to save instead."""
-    with client.request(), pytest.raises(StageValueError, match=r"stage 'reserve': .* save a text, a number or an id"):
-        idem.save_stage("reserve", object())
+def test_a_declared_type_that_cannot_be_kept_is_told_with_its_stage(client: Client) -> None:
+    """S-02a: before the call, and what to return instead."""
+    reserve = Counted()
+    with client.request(), pytest.raises(StageValueError, match=r"stage 'reserve': .* Counted .* return a text"):
+        idem.run("reserve", reserve, returns=Counted)
+    assert reserve.calls == 0
 
 
 def test_a_backend_in_the_place_of_the_application_is_told() -> None:

@@ -21,7 +21,7 @@ from open_idempotency._core.keys import (
     parse_value,
     record_id,
 )
-from open_idempotency._core.requests import Caller, Request
+from open_idempotency._core.requests import Identity, Request
 from open_idempotency.exceptions import KeyRejected, KeyRequired, ScopeUnknown
 from open_idempotency.policy import IdempotencyPolicy
 from tests.unit.builders import request_of
@@ -249,7 +249,7 @@ def test_a_validate_hook_that_returns_nothing_refuses() -> None:
 
 def scope_of(headers: list[tuple[bytes, bytes]], user: str | None = None, key: str = LONG_KEY, **fields: Any) -> str:
     """The scope of a request with these headers."""
-    return caller_scope(request_of(headers=headers), Caller(user), key, IdempotencyPolicy(**fields))
+    return caller_scope(request_of(headers=headers), Identity(user), key, IdempotencyPolicy(**fields))
 
 
 AUTHORIZED = [(b"authorization", b"Bearer secret")]
@@ -314,7 +314,7 @@ def test_a_caller_is_another_one_in_another_tenant_and_on_another_host(headers: 
 
     def scope(tenant: str = "", host: bytes = b"a.example", **more: Any) -> str:
         request = request_of(headers=[*headers, (b"host", host)])
-        return caller_scope(request, Caller(None, tenant), LONG_KEY, IdempotencyPolicy(**fields, **more))
+        return caller_scope(request, Identity(None, tenant), LONG_KEY, IdempotencyPolicy(**fields, **more))
 
     by_host = {"scope_by_host": True}
     seen = [

@@ -8,13 +8,13 @@ from open_idempotency._core.capture import Capture
 from open_idempotency._core.replay import is_kept_header, is_kept_status, kept, location, replayed
 from open_idempotency._core.requests import Answer
 
-REFUSALS_OF_THE_MOMENT = {401, 403, 407, 408, 409, 421, 423, 425, 429}
+GIVEN_BACK = {307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429}
 
 
 @pytest.mark.parametrize("status", range(100, 600))
 def test_a_status_is_kept_by_its_class(status: int) -> None:
-    """SPEC 4, "Stored": 2xx, 3xx, 4xx except nine; never 1xx, never 5xx."""
-    assert is_kept_status(status) is (status // 100 in (2, 3, 4) and status not in REFUSALS_OF_THE_MOMENT)
+    """O-13: 2xx, 3xx and 4xx except eleven; never 1xx, never 5xx."""
+    assert is_kept_status(status) is (status // 100 in (2, 3, 4) and status not in GIVEN_BACK)
 
 
 NOT_REPLAYED = [

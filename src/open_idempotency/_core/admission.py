@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from open_idempotency import events
 from open_idempotency._core import problems
 from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.callers import Caller, Session, find_record
 from open_idempotency._core.codecs import decode_response, decode_stage
 from open_idempotency._core.commands import Call, Claim, Now, Release, Reserve, TakePlace, Wait, Watch
 from open_idempotency._core.drivers import Steps, ask
@@ -21,7 +22,7 @@ from open_idempotency._core.keys import by_credentials, caller_scope, parse_key,
 from open_idempotency._core.models import Busy, ClaimAnswer, Finished, Lease, Leased, Mismatch, Refused, Stage
 from open_idempotency._core.quotas import reserve, take_back
 from open_idempotency._core.rendering import render
-from open_idempotency._core.requests import Answer, Body, Caller, Headers, Request
+from open_idempotency._core.requests import Answer, Body, Headers, Identity, Request
 from open_idempotency._core.sealing import ANSWER, FAILURE, unseal, unseal_stage
 from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, Advice, sendable, tell, warn
 from open_idempotency.exceptions import (
@@ -39,7 +40,7 @@ FIRST_LOOK, LONGEST_LOOK = 1.0, 5.0
 _PREFER_WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
 
 
-Identified = Caller | str | None
+Identified = Identity | str | None
 
 
 @dataclass(slots=True, frozen=True)
@@ -54,9 +55,10 @@ class Patience:
 class Intake:
     """What an adapter brings to be admitted. The two callables are of the adapter's own colour.
 
-    ``identify`` returns the framework's verified user, None where there is none, or a ``Caller`` where the user belongs
-    to a tenant; ``receive`` reads the body whole and raises ``BodyTooLarge``. ``owner``: 16 random bytes. ``advice``:
-    the engine's, shared by all its requests.
+    ``identify`` returns the framework's verified user, None where there is none, or an ``Identity`` where the user
+    belongs to a tenant; ``receive`` reads the body whole and raises ``BodyTooLarge``. ``owner``: 16 random bytes.
+    ``advice``: the engine's, shared by all its requests. ``session``: what tells of a request that began under another
+    caller (O-14), where the adapter knows sessions.
     """
 
     request: Request
@@ -65,6 +67,7 @@ class Intake:
     identify: Callable[[], Identified | Awaitable[Identified]]
     receive: Callable[[], Body | Awaitable[Body]]
     advice: Advice = field(default_factory=Advice)
+    session: Session | None = None
 
 
 def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
@@ -79,8 +82,9 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
         key = parse_key(intake.key_fields, policy)
         if key is None:
             return Attempt(policy)
-        caller = yield from ask(Call(intake.identify))
-        scope = caller_scope(request, caller if isinstance(caller, Caller) else Caller(caller), key, policy)
+        found = yield from ask(Call(intake.identify))
+        identity = found if isinstance(found, Identity) else Identity(found)
+        scope = caller_scope(request, identity, key, policy)
         request.body = yield from ask(Call(intake.receive))
     except KeyRequired as error:
         return _refuse(problems.key_missing(str(error)), request, policy)
@@ -98,6 +102,23 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
         policy.on_abandoned == "resume",
         policy.max_attempts,
     )
+    caller = None
+    if intake.session is not None and policy.scope is None:
+        caller = Caller(request, key, policy, *identity)
+        try:
+            began = yield from find_record(caller, intake.session)
+        except (BackendUnavailable, RecordUnreadable) as error:
+            return (yield from _without_backend(error, "get", claim, request, policy))
+        if began is not None:
+            claim.record_id = began
+    admission = yield from _begin_counted(claim, scope, intake, policy)
+    if caller is not None and isinstance(admission, Attempt):
+        admission.caller = caller
+    return admission
+
+
+def _begin_counted(claim: Claim, scope: str, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
+    request = intake.request
     if by_credentials(scope) and intake.advice.due():
         yield from warn(policy, events.CredentialScoped(events.short(claim.record_id)))
     try:

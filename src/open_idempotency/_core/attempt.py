@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from math import inf
 from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from open_idempotency._core.models import Lease, Stage
 from open_idempotency._core.requests import Answer
@@ -23,8 +23,12 @@ from open_idempotency.exceptions import (
 )
 from open_idempotency.policy import IdempotencyPolicy
 
+if TYPE_CHECKING:
+    from open_idempotency._core.callers import Caller
+
 StageId = tuple[str, str]
 
+_NO_VALUES: Mapping[StageId, object] = MappingProxyType({})
 _NO_STAGES: Mapping[StageId, bytes] = MappingProxyType({})
 
 
@@ -81,6 +85,8 @@ class Attempt:
     answered: tuple[Answer, bytes, bool] | None = None
     #: what tell of transactions with something of this attempt in them whether they were left open
     left_open: tuple[Callable[[], bool], ...] = ()
+    #: the values of this attempt's own stages that could not be kept
+    live: Mapping[StageId, object] = _NO_VALUES
     #: what ``store=`` said, of which status; it is asked once
     stored: tuple[int, bool | None] | None = None
     #: seconds on the monotonic clock until which the lease is known to last
@@ -93,6 +99,8 @@ class Attempt:
     ends_at: float = inf
     #: its code that runs in threads; None where none is known of
     threads: Threads | None = None
+    #: who sent the request, where the adapter knows of sessions that may tell of another caller (O-14)
+    caller: Caller | None = None
     #: the view's wish: True to store the answer, False to discard it, None for the policy's rule
     keep: bool | None = None
     _used: set[StageId] | None = None
@@ -113,6 +121,10 @@ class Attempt:
     def saved(self, stage: Stage) -> None:
         """Note that a stage is on record. In place, since threads of one request may do so at the same moment."""
         self._recorded[stage.name, stage.key] = stage.frame
+
+    def kept_live(self, stage: StageId, value: object) -> None:
+        """Remember a value that cannot be kept, for as long as this attempt runs; in place, as ``saved``."""
+        vars(self).setdefault("live", {})[stage] = value
 
     def confirmed(self, asked: float) -> None:
         """The backend has granted or renewed the lease. ``asked``: when it was asked to, on the monotonic clock."""

@@ -91,12 +91,19 @@ def _is_name(name: bytes) -> bool:
 
 
 class StageKind(IntEnum):
-    """What a stage's payload is; of an intent (begun, withdrawn) it is the number of the attempt."""
+    """What a stage's payload is. A reader that does not know a kind refuses the whole record, and nothing runs.
+
+    ``VALUE`` is plain JSON, ``TYPED`` is JSON that needs the declared type to be read. Of an intent (``BEGUN``,
+    ``WITHDRAWN``) the payload is the number of the attempt. ``NOT_KEPT`` stands for a value or an error that could not
+    be kept, of a stage that is done.
+    """
 
     VALUE = 0
     ERROR = 1
     BEGUN = 2
     WITHDRAWN = 3
+    NOT_KEPT = 4
+    TYPED = 5
 
 
 def encode_stage(kind: StageKind, payload: bytes) -> bytes:

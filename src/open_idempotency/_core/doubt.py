@@ -80,6 +80,31 @@ def begin(attempt: Attempt, stage: StageId, on_doubt: OnDoubt, inquire: Inquiry 
     raise _unknown(attempt, OutcomeUnknown(_DETAIL.format(stage[0]) + "and on_doubt='raise' does not run it again"))
 
 
+def without_value(
+    attempt: Attempt, stage: StageId, kind: str, inquire: Inquiry | None, default: Found[Any] | None
+) -> Steps[Found[Any]]:
+    """The value of a stage that is done, and on record without its value (S-02a).
+
+    ``inquire`` asks the other side. Where that cannot tell, and where there is none, the value is ``default``.
+    ``kind``: the name of its type. Raises ``OutcomeUnknown``: whatever the other side says, the stage does not run.
+    """
+    if inquire is not None:
+        answer = yield from _asked(attempt, stage, inquire)
+        if isinstance(answer, Found):
+            return answer
+    yield from _told(attempt, stage, "raise" if default is None else "default")
+    if default is None:
+        raise no_value(attempt, stage, kind, retryable=inquire is not None)
+    return default
+
+
+def no_value(attempt: Attempt, stage: StageId, kind: str, retryable: bool = False) -> OutcomeUnknown:
+    """The error for a stage that is done, and on record without its value."""
+    why = "reconcile= did not find it" if retryable else "default= or reconcile= would say what this attempt gets"
+    said = f"stage {stage[0]!r} is done, and its value ({kind}) could not be kept; {why}"
+    return _unknown(attempt, OutcomeUnknown(said, retryable))
+
+
 def withdraw(attempt: Attempt, stage: StageId) -> Steps[None]:
     """Record that the effect whose intent is on record has not happened after all."""
     if attempt.lease is None:
@@ -93,18 +118,22 @@ _DETAIL = "stage {!r} was begun and its end is not on record, "
 
 
 def _inquired(attempt: Attempt, stage: StageId, inquire: Inquiry) -> Steps[Found[Any] | None]:
-    answer = yield from ask(Call(inquire))
+    answer = yield from _asked(attempt, stage, inquire)
     if isinstance(answer, Found):
-        yield from _told(attempt, stage, "found")
         return answer
-    if not isinstance(answer, Finding):
-        raise TypeError(
-            f"reconcile= of stage {stage[0]!r} returned {type(answer).__name__}, not Found(value), NOT_DONE or UNKNOWN"
-        )
-    yield from _told(attempt, stage, answer.value)
     if answer is NOT_DONE:
         return None
     raise _unknown(attempt, OutcomeUnknown(_DETAIL.format(stage[0]) + "and the other side cannot tell", retryable=True))
+
+
+def _asked(attempt: Attempt, stage: StageId, inquire: Inquiry) -> Steps[Reconciled]:
+    answer = yield from ask(Call(inquire))
+    if not isinstance(answer, Found | Finding):
+        raise TypeError(
+            f"reconcile= of stage {stage[0]!r} returned {type(answer).__name__}, not Found(value), NOT_DONE or UNKNOWN"
+        )
+    yield from _told(attempt, stage, "found" if isinstance(answer, Found) else answer.value)
+    return answer
 
 
 def _unknown(attempt: Attempt, error: OutcomeUnknown) -> OutcomeUnknown:

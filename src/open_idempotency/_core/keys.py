@@ -17,7 +17,7 @@ from operator import itemgetter
 
 import http_sf
 
-from open_idempotency._core.requests import Caller, Headers, Request
+from open_idempotency._core.requests import Headers, Identity, Request
 from open_idempotency.exceptions import KeyRejected, KeyRequired, ScopeUnknown
 from open_idempotency.policy import IdempotencyPolicy
 
@@ -135,7 +135,7 @@ def _validate(key: str, validate: Callable[[str], object]) -> None:
         raise KeyRejected("the key has not the form that this service asks for")
 
 
-def caller_scope(request: Request, caller: Caller, key: str, policy: IdempotencyPolicy) -> str:
+def caller_scope(request: Request, caller: Identity, key: str, policy: IdempotencyPolicy) -> str:
     """Who is asking, as text with a kind in front, so that no two kinds collide.
 
     First that applies: the ``scope=`` callable, the framework's verified user, all credentials in the headers of

@@ -94,8 +94,8 @@ def outcome_unknown(reason: Refusal) -> Problem:
 
 
 def stage_in_doubt(retryable: bool) -> Problem:
-    """S-04: a stage was begun by an earlier attempt, and it is not known whether its effect happened."""
-    detail = "An earlier attempt was interrupted in a step, and it is not known whether that step happened. "
+    """S-04, S-02a: a stage of an earlier attempt has no result on record, and must not be run again."""
+    detail = "An earlier attempt began a step whose result is not on record, and that step is not run again. "
     detail += "Retry later with the same key." if retryable else _FIND_OUT
     after = _DOUBT_RETRY_AFTER if retryable else None
     return Problem("outcome-unknown", 409, "Outcome unknown", detail, retryable, retryable, retry_after=after)

@@ -9,7 +9,8 @@ from open_idempotency._core.requests import Answer, Headers
 REPLAYED = (b"idempotent-replayed", b"true")
 UNRECORDED = (b"idempotency-status", b"unrecorded")
 
-_TRANSIENT_4XX = frozenset({401, 403, 407, 408, 409, 421, 423, 425, 429})
+# "Not now", and of 307 and 308 "not here": the client sends this very request again, there and with the same key.
+_GIVEN_BACK = frozenset({307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429})
 
 # R-02: what belongs to one connection, one moment, one session or one trace, and not to the outcome.
 _NOT_KEPT = frozenset(
@@ -41,8 +42,11 @@ BODILESS = frozenset({204, 304})
 
 
 def is_kept_status(status: int) -> bool:
-    """Whether answers of this status are stored by default: outcomes are, refusals of the moment are not."""
-    return 200 <= status < 500 and status not in _TRANSIENT_4XX
+    """Whether responses of this status are stored by default: outcomes are.
+
+    Refusals of the moment are not, nor are redirects that keep the method and so the key (307, 308).
+    """
+    return 200 <= status < 500 and status not in _GIVEN_BACK
 
 
 # An application sends the same few names all the time. The bound is for one that makes names up.

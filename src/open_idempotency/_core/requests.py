@@ -47,7 +47,7 @@ class Request:
         return [value for field, value in self.headers if field == name]
 
 
-class Caller(NamedTuple):
+class Identity(NamedTuple):
     """Who sent a request, as a framework knows it: the verified user, if any, and the tenant that the user belongs to.
 
     ``tenant``: "" where the application has none. Users of two tenants can have one name.

@@ -10,10 +10,12 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.callers import follow
 from open_idempotency._core.replay import BODILESS, REPLAYED, UNRECORDED
 from open_idempotency._core.requests import Answer, Headers
 from open_idempotency._core.settlement import Fate
 from open_idempotency._flask import answers
+from open_idempotency._flask.sessions import SessionTrace
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import Running, running
 from open_idempotency._perform.engine import Engine, new_owner
@@ -52,7 +54,7 @@ class Exchange:
 
     __slots__ = (
         "_answer", "_body", "_bound", "_fields", "_key_fields", "_live", "_made", "_policy", "_previous", "_protection",
-        "_request", "_setting", "_too_large",
+        "_request", "_session", "_setting", "_too_large",
     )  # fmt: skip
 
     def __init__(self, setting: Setting, request: Request, policy: IdempotencyPolicy, key_fields: Headers) -> None:
@@ -63,6 +65,7 @@ class Exchange:
         self._body = RequestBody(policy)
         self._too_large: Exception | None = None
         self._protection: Protection | None = None
+        self._session = SessionTrace(self._identify) if hasattr(setting.app, "login_manager") else None
         self._live: LiveBody | None = None
         self._answer: Answer | None = None
         # the response made of that answer, and its header fields at that time
@@ -128,6 +131,7 @@ class Exchange:
             self._identify,
             self._received,
             self._setting.engine.advice,
+            self._session,
         )
         # The fingerprint reads the same file as the view will, and somebody may have begun to read it.
         place = source.tell() if self._body.spooled else None
@@ -160,6 +164,21 @@ class Exchange:
         raise error
 
     # After the view
+
+    def viewed(self) -> None:
+        """The view has run: if it has changed the caller, a retry finds the record all the same (O-14).
+
+        The session is saved right after it, and the response settled only then.
+        """
+        protection, session = self._protection, self._session
+        if protection is None or session is None or protection.settled:
+            return
+        attempt = protection.attempt
+        if attempt.caller is None or attempt.lease is None:
+            return
+        change = session.change(attempt.caller, attempt.lease.record_id)
+        if change is not None:
+            self._setting.engine.sync.run(follow(attempt, attempt.caller, change, new_owner()))
 
     def conclude(self, response: Response) -> Response:
         """Settle the attempt with the response that is about to leave; the response to send."""

@@ -87,6 +87,8 @@ class Hooks:
             return original(*args)
         except ANSWERED as error:
             return exchange.overtaken(error)
+        finally:
+            exchange.viewed()
 
     def _process(self, original: Original, *args: Any) -> Response:
         response: Response = original(*args)

@@ -34,6 +34,9 @@ class Plain:
         self._bound = True
         running.set(self._here)
 
+    def viewed(self) -> None:
+        """There is no record that a retry would have to find."""
+
     def overtaken(self, error: IdempotencyError) -> Response:
         """There is no record that could stand in, so the error is the view's own."""
         raise error

@@ -50,7 +50,10 @@ class StageBlock:
 
     @property
     def done(self) -> bool:
-        """Whether the stage is on record: an earlier attempt recorded it, or ``reconcile`` found its value."""
+        """Whether the stage is on record: an earlier attempt recorded it, or ``reconcile`` found its value.
+
+        Then it must not run again, whether its value was kept or not.
+        """
         return self._entered().done
 
     @property
@@ -98,7 +101,7 @@ class StageBlock:
     def __enter__(self) -> StageBlock:
         refuse_loop(f"stage {self._name!r}")
         use = self._enter()
-        if (self._terms.begins or use.unsure) and self._performers is not None:
+        if use.begins and self._performers is not None:
             try:
                 check_colour(f"stage {self._name!r}", use.awaited, False)
                 self._performers.sync.run(use.begin(self._inquiry()))
@@ -123,7 +126,7 @@ class StageBlock:
 
     async def __aenter__(self) -> StageBlock:
         use = self._enter()
-        if (self._terms.begins or use.unsure) and self._performers is not None:
+        if use.begins and self._performers is not None:
             try:
                 check_colour(f"stage {self._name!r}", use.awaited, True)
                 await self._performers.aio.run(use.begin(self._ainquiry()))

@@ -12,14 +12,19 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields
+from enum import Enum
 from typing import Any
 
-from open_idempotency._core import doubt, values
+from open_idempotency import events
+from open_idempotency._core import doubt
 from open_idempotency._core.attempt import Attempt, StageId
 from open_idempotency._core.codecs import StageKind, decode_stage, encode_stage
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.models import Stage
 from open_idempotency._core.settlement import make_sure, save_stage
+from open_idempotency._core.telling import warn
+from open_idempotency._perform import values
+from open_idempotency._perform.declared import declared_type
 from open_idempotency.exceptions import NotStarted, RecordUnreadable, StageValueError
 from open_idempotency.ledger.steps import find_stage
 from open_idempotency.ledger.steps import save_stage as save_in_transaction
@@ -29,7 +34,18 @@ Errors = tuple[type[Exception], ...]
 Reconcile = Callable[..., doubt.Reconciled | Awaitable[doubt.Reconciled]]
 
 MAX_NAME_CHARACTERS = 200
-_SCALARS = (str, int, float, bool, type(None))
+_SAVE_AN_ID = "save a text, a number or an id"
+
+
+class _Unset(Enum):
+    """What no argument can be."""
+
+    UNSET = "UNSET"
+
+
+_VALUES = (StageKind.VALUE, StageKind.TYPED)
+#: no ``default=`` was given; None would be one
+UNSET = _Unset.UNSET
 
 
 def stage_id(name: str, key: str | int | None) -> StageId:
@@ -65,6 +81,7 @@ class Terms:
     reconcile: Reconcile | None = None
     not_done: Errors = ()
     tx: object = None
+    default: object = UNSET
 
     def __post_init__(self) -> None:
         if self.on_doubt not in (None, "raise", "rerun"):
@@ -76,15 +93,21 @@ class Terms:
                 raise TypeError("give on_doubt= or reconcile=, not both: where there is a reconcile, it decides")
         if not self.records_intent and (self.on_doubt is not None or self.not_done):
             raise TypeError("on_doubt= and not_done= belong to external=True: without an intent no stage is in doubt")
-        if self.tx is not None and (self.records_intent or self.memo_errors):
+        if self.tx is not None and (self.records_intent or self.memo_errors or self.default is not UNSET):
             raise TypeError(
-                "a stage with tx= commits or rolls back whole: external=, reconcile= and memo_errors= are not for it"
+                "a stage with tx= commits or rolls back whole: external=, reconcile=, default= and memo_errors= are "
+                "not for it"
             )
 
     @property
     def records_intent(self) -> bool:
         """Whether the stage is put on record before it runs, so that a later attempt knows that it was begun."""
         return self.external or self.reconcile is not None
+
+    @property
+    def foresees(self) -> bool:
+        """Whether they say what later attempts get where the value cannot be kept."""
+        return self.default is not UNSET or self.reconcile is not None
 
     @property
     def begins(self) -> bool:
@@ -121,7 +144,7 @@ def refuse_shared_names(stage: str, function: object, key: object, terms: Terms)
 class StageUse:
     """A stage that a running attempt has entered, on its terms."""
 
-    __slots__ = ("_attempt", "_errors", "_frame", "_function", "_returns", "_terms", "_transaction", "id")
+    __slots__ = ("_attempt", "_errors", "_found", "_frame", "_function", "_returns", "_terms", "_transaction", "id")
 
     def __init__(
         self, attempt: Attempt, stage: StageId, terms: Terms = PLAIN, function: Callable[..., Any] | None = None
@@ -139,7 +162,11 @@ class StageUse:
         #: None also without a lease, where a stage runs plainly
         self._transaction = None if attempt.lease is None else transaction
         self._frame = attempt.stages.get(stage)
+        #: what stands for a value that was not kept
+        self._found: doubt.Found[Any] | None = None
         self.id = stage
+        if self._frame is None and not terms.foresees:
+            self._check_declared()
         attempt.enter(stage)
 
     @property
@@ -153,12 +180,21 @@ class StageUse:
         return self._frame is not None
 
     @property
-    def unsure(self) -> bool:
+    def begins(self) -> bool:
+        """Whether ``begin`` has something to ask or to record."""
+        if self._frame is None:
+            return self._terms.begins or self._unsure
+        return self._terms.tx is not None or decode_stage(self._frame)[0] is StageKind.NOT_KEPT
+
+    @property
+    def _unsure(self) -> bool:
         """Whether the lease may have ended unnoticed, so that ``begin`` has to ask whose it is before the effect."""
         return self._frame is None and time.monotonic() > self._attempt.sure_until
 
     def recall(self) -> Any:
         """The recorded value; raises the recorded error."""
+        if self._found is not None:
+            return self._found.value
         assert self._frame is not None
         return read_frame(self._frame, self._declared(), self._errors)
 
@@ -166,42 +202,77 @@ class StageUse:
         """Steps to take before the effect: they record its intent (S-04), or look into the ledger (S-05).
 
         ``inquire`` asks the other side what became of an earlier use that is in doubt; where it is found to have
-        happened, the stage is ``done`` afterwards.
+        happened, the stage is ``done`` afterwards. Of a stage that is done without its value they find out what stands
+        for it (S-02a), or raise ``OutcomeUnknown``.
         """
-        if self.unsure:
+        if self._unsure:
             yield from make_sure(self._attempt)
         if self._transaction is not None:
             self._frame = yield from find_stage(self._transaction, self._attempt, self.id)
+        if self._frame is not None:
+            kind, payload = decode_stage(self._frame)
+            if kind is StageKind.NOT_KEPT:
+                self._found = yield from self._stand_in(payload, inquire)
             return
-        if self._frame is not None or not self._terms.records_intent:
+        if not self._terms.records_intent:
             return
         found = yield from doubt.begin(self._attempt, self.id, self._terms.on_doubt or "raise", inquire)
         if found is not None:
-            yield from self.save(found.value)
+            self._found = doubt.Found((yield from self.save(found.value)))
 
     def withdraw(self) -> Steps[None]:
         """Steps that take the intent back: the effect is known not to have happened."""
         yield from doubt.withdraw(self._attempt, self.id)
 
     def save(self, value: object) -> Steps[Any]:
-        """Steps that record a value; their result is the value on record, as a later attempt will see it."""
-        declared = None if isinstance(value, _SCALARS) else self._declared()
+        """Steps that record a value; their result is the value on record, as a later attempt will see it.
+
+        What cannot be kept is not known to later attempts, and the stage is done all the same, since its effect has
+        happened; then the result is the value itself. In a transaction it raises ``StageValueError`` instead, so that
+        the effect is rolled back.
+        """
+        declared = self._declared()
         try:
-            payload = values.encode(value, declared, self._attempt.policy.max_stage_bytes)
+            kind, payload = values.encode(value, declared, self._attempt.policy.max_stage_bytes)
             # Read back before it is recorded: a saved value never changes, not even one that cannot be read.
-            readable = values.decode(payload, declared)
+            readable = values.decode(kind, payload, declared)
         except StageValueError as error:
-            raise StageValueError(f"stage {self.id[0]!r}: {error}") from error
-        return self._save_value(encode_stage(StageKind.VALUE, payload), readable, declared)
+            if self._terms.tx is not None:
+                raise self._named(error) from error
+            return self._save_without(value, error, raised=False)
+        return self._save_value(encode_stage(kind, payload), readable, declared)
 
     def save_error(self, error: Exception) -> Steps[Any]:
         """Steps that record an error, so that later attempts raise it again (``memo_errors``).
 
-        One of a subclass comes back as the class that the caller named.
+        One of a subclass comes back as the class that the caller named. One that could not be made again is not kept.
         """
         named = next(kind for kind in type(error).__mro__ if kind in self._errors)
-        payload = values.encode([named.__name__, list(error.args)], None, self._attempt.policy.max_stage_bytes)
+        try:
+            memo = [named.__name__, list(error.args)]
+            _, payload = values.encode(memo, None, self._attempt.policy.max_stage_bytes)
+            _rebuilt(named, _memo(payload)[1])
+        except StageValueError as refused:
+            return self._save_without(error, refused, raised=True)
         return self._save(encode_stage(StageKind.ERROR, payload))
+
+    def _save_without(self, value: object, error: StageValueError, raised: bool) -> Steps[Any]:
+        """Record that the stage is done, without its value, and say so once."""
+        attempt = self._attempt
+        name = type(value).__name__ if raised or not error.kind else error.kind
+        if raised:
+            cure = "let its args be JSON and pass all of them to Exception.__init__, or give reconcile="
+        else:
+            cure = error.cure or f"{_SAVE_AN_ID}, or let what is returned fit its declared type"
+        frame = encode_stage(StageKind.NOT_KEPT, json.dumps({"type": name, "raised": raised}).encode())
+        yield from self._save(frame)
+        if self._frame is not None and decode_stage(self._frame)[0] is not StageKind.NOT_KEPT:  # another was first
+            return read_frame(self._frame, self._declared(), self._errors)
+        attempt.kept_live(self.id, value)
+        if self._terms.reconcile is None and (raised or self._terms.default is UNSET):
+            record = "" if attempt.lease is None else events.short(attempt.lease.record_id)
+            yield from warn(attempt.policy, events.StageValueNotKept(record, self.id[0], name, cure))
+        return value
 
     def _save_value(self, frame: bytes, readable: object, declared: object) -> Steps[Any]:
         yield from self._save(frame)
@@ -221,15 +292,31 @@ class StageUse:
 
     def _declared(self) -> object:
         if self._returns is None and self._function is not None:
-            self._returns = values.declared_type(self._function)
+            self._returns = declared_type(self._function)
         return self._returns
+
+    def _check_declared(self) -> None:
+        try:
+            values.check(self._declared())
+        except StageValueError as error:
+            raise self._named(error) from error
+
+    def _named(self, error: StageValueError) -> StageValueError:
+        return StageValueError(f"stage {self.id[0]!r}: {error}", error.kind, error.cure)
+
+    def _stand_in(self, payload: bytes, inquire: doubt.Inquiry | None) -> Steps[doubt.Found[Any]]:
+        """What stands for a value that was not kept. An error has no default: it was no success."""
+        kind, raised = _not_kept(payload)
+        default = self._terms.default
+        given = None if raised or default is UNSET else doubt.Found(default)
+        return (yield from doubt.without_value(self._attempt, self.id, kind, inquire, given))
 
 
 def read_frame(frame: bytes, declared: object, errors: Errors = ()) -> Any:
     """The value in a stage frame; raises the error in it."""
     kind, payload = decode_stage(frame)
-    if kind is StageKind.VALUE:
-        return values.decode(payload, declared)
+    if kind in _VALUES:
+        return values.decode(kind, payload, declared)
     name, arguments = _memo(payload)
     for named in errors:
         if named.__name__ == name:
@@ -237,13 +324,37 @@ def read_frame(frame: bytes, declared: object, errors: Errors = ()) -> Any:
     raise StageValueError(f"the stage recorded a {name}; name that class in memo_errors= to have it raised again")
 
 
+def loaded(attempt: Attempt, stage: StageId, default: Any, returns: object) -> Any:
+    """The value of a stage on record, or ``default``. Raises ``OutcomeUnknown`` for one whose value was not kept."""
+    frame = attempt.stages.get(stage)
+    if frame is None:
+        return default
+    if stage in attempt.live:
+        return attempt.live[stage]
+    kind, payload = decode_stage(frame)
+    if kind is StageKind.NOT_KEPT:
+        raise doubt.no_value(attempt, stage, _not_kept(payload)[0])
+    return read_frame(frame, returns)
+
+
 def plain_value(frame: bytes) -> Any:
     """What a stage frame holds, as plain JSON; of a memoised error its class name and arguments."""
     kind, payload = decode_stage(frame)
-    if kind is StageKind.VALUE:
-        return values.decode(payload, None)
+    if kind in _VALUES:
+        return values.decode(StageKind.VALUE, payload, None)
+    if kind is StageKind.NOT_KEPT:
+        return {"not_kept": _not_kept(payload)[0]}
     name, arguments = _memo(payload)
     return {"error": name, "arguments": arguments}
+
+
+def _not_kept(payload: bytes) -> tuple[str, bool]:
+    """The name of the type that could not be kept, and whether it was raised."""
+    try:
+        memo = json.loads(payload)
+        return str(memo["type"]), bool(memo["raised"])
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
+        raise RecordUnreadable("a stage without its value cannot be read") from error
 
 
 def _memo(payload: bytes) -> tuple[str, list[Any]]:

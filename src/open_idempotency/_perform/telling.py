@@ -23,6 +23,8 @@ _LEVELS: dict[type[events.Event], int] = {
     events.FailedOpen: logging.ERROR,
     events.Uncommitted: logging.ERROR,
     events.RaisedAfterResponse: logging.ERROR,
+    events.StageValueNotKept: logging.ERROR,
+    events.CallerChanged: logging.WARNING,
     events.CredentialScoped: logging.WARNING,
 }
 _ADVICE: dict[type[events.Event], str] = {
@@ -45,6 +47,14 @@ _ADVICE: dict[type[events.Event], str] = {
         "undid what the response says (a commit that failed in a dependency or a teardown function), commit before "
         'the response: with FastAPI by Depends(..., scope="function"), elsewhere in the view'
     ),
+    events.StageValueNotKept: (
+        "the stage is done, and its value cannot be kept: a retry of this request does not run the stage again, and "
+        "gets 409 outcome-unknown in its place; change the stage as cure= says"
+    ),
+    events.CallerChanged: (
+        "the view has changed who its caller is, and no session tells of it, so a retry of this request is another "
+        "caller's and runs again; exempt such a view, let it change the caller last, or set scope="
+    ),
     events.CredentialScoped: (
         "callers are known by the credentials in their headers alone, so a client whose token changes between two "
         "tries is a new caller, and its retry runs again; put the middleware inside authentication, or set scope="
@@ -61,8 +71,10 @@ def tell(command: Emit) -> None:
 def log(event: events.Event) -> None:
     """Give an event to the package's logger."""
     kind = type(event)
-    advice = _ADVICE.get(kind)
-    logger.log(_LEVELS.get(kind, logging.DEBUG), "%s" if advice is None else f"%s: {advice}", event)
+    advice, level = _ADVICE.get(kind), _LEVELS.get(kind, logging.DEBUG)
+    if isinstance(event, events.CallerChanged) and event.followed:
+        advice, level = None, logging.DEBUG
+    logger.log(level, "%s" if advice is None else f"%s: {advice}", event)
 
 
 def call_listener(command: Emit) -> None:

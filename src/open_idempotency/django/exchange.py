@@ -16,8 +16,10 @@ from django.http.response import HttpResponse, HttpResponseBase
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.callers import Change, follow
+from open_idempotency._core.drivers import Steps
 from open_idempotency._core.replay import REPLAYED
-from open_idempotency._core.requests import Answer, Caller
+from open_idempotency._core.requests import Answer, Identity
 from open_idempotency._core.settlement import Fate
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import running
@@ -31,6 +33,7 @@ from open_idempotency.django.live import AsyncLiveBody, BoundAsyncIterator
 from open_idempotency.django.protection import Protection
 from open_idempotency.django.requests import Recording, find_key, read_request
 from open_idempotency.django.responses import header_fields, is_untouched, make_response, mark_unrecorded, stand_in
+from open_idempotency.django.sessions import SessionTrace
 from open_idempotency.policy import IdempotencyPolicy
 
 R = TypeVar("R", bound=HttpResponseBase)
@@ -47,7 +50,8 @@ class Exchange:
     """What is known of a request between the middleware's hooks."""
 
     __slots__ = (
-        "_answer", "_fields", "_made", "_policy", "_protection", "_recording", "_request", "engine", "raised",
+        "_answer", "_fields", "_made", "_policy", "_protection", "_recording", "_request", "_session", "engine",
+        "raised",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, request: HttpRequest) -> None:
@@ -56,6 +60,7 @@ class Exchange:
         self._policy = engine.policy
         self._recording: Recording | None = None
         self._protection: Protection | None = None
+        self._session = SessionTrace(request)
         self._answer: Answer | None = None
         # the response made of that answer, and its header fields at that time
         self._made: HttpResponse
@@ -124,18 +129,19 @@ class Exchange:
             self._let_go()
             running.set((Attempt(route.policy), self.engine))
             return None
-        return Intake(read_request(request), key_fields, new_owner(), identify, receive, self.engine.advice)
+        engine = self.engine
+        return Intake(read_request(request), key_fields, new_owner(), identify, receive, engine.advice, self._session)
 
     def _let_go(self) -> None:
         if self._recording is not None:
             self._recording.let_go()
             self._recording = None
 
-    def _identify(self) -> Caller | None:
+    def _identify(self) -> Identity | None:
         # With a scope= of its own, nobody asks for the user, so nothing is loaded for it.
         return None if self._policy.scope is not None else identity.identify(self._request, self._lend)
 
-    async def _aidentify(self) -> Caller | None:
+    async def _aidentify(self) -> Identity | None:
         return None if self._policy.scope is not None else await identity.aidentify(self._request, self._lend)
 
     def _lend(self) -> AbstractContextManager[Any]:
@@ -183,6 +189,11 @@ class Exchange:
         protection = self._protection
         if protection is None:
             return self._unprotected(response)
+        change = self._change(protection.attempt, response)
+        if change is not None:
+            if self._session.must_save(change, response):
+                change = self._session.save(change)
+            self.engine.sync.run(self._follow(protection.attempt, change))
         self._start_capture(protection, response)
         if not response.streaming:
             return self._sent(protection.finish(), response)
@@ -198,6 +209,7 @@ class Exchange:
         protection = self._protection
         if protection is None:
             return self._unprotected(response)
+        await self._afollow(protection.attempt, response)
         self._start_capture(protection, response)
         if not response.streaming:
             return self._sent(await protection.afinish(), response)
@@ -213,6 +225,7 @@ class Exchange:
         protection = self._protection
         if protection is None:
             return
+        await self._afollow(protection.attempt, response, guarded=True)
         self._start_capture(protection, response)
         if not response.streaming:
             await protection.afinish(guarded=True)
@@ -223,6 +236,25 @@ class Exchange:
             await live.drain()
         # Django closes no response of a cancelled chain. In its own thread, where the view's connections are.
         await sync_to_async(response.close)()
+
+    # Where the view has changed the caller a retry finds the record all the same (O-14)
+
+    def _change(self, attempt: Attempt, response: HttpResponseBase) -> Change | None:
+        if attempt.caller is None or attempt.lease is None:
+            return None
+        return self._session.change(attempt.caller, attempt.lease.record_id, response)
+
+    def _follow(self, attempt: Attempt, change: Change) -> Steps[None]:
+        assert attempt.caller is not None
+        return follow(attempt, attempt.caller, change, new_owner())
+
+    async def _afollow(self, attempt: Attempt, response: HttpResponseBase, *, guarded: bool = False) -> None:
+        change = self._change(attempt, response)
+        if change is None:
+            return
+        if self._session.must_save(change, response):
+            change = await sync_to_async(self._session.save)(change)
+        await self.engine.aio.run(self._follow(attempt, change), guarded=guarded)
 
     def _start_capture(self, protection: Protection, response: Any) -> None:
         if self.raised and response.status_code >= 500:

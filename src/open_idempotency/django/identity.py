@@ -16,24 +16,24 @@ from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.http import HttpRequest
 from django.utils.functional import LazyObject, empty
 
-from open_idempotency._core.requests import Caller
+from open_idempotency._core.requests import Identity
 from open_idempotency.django import rest
 from open_idempotency.exceptions import ScopeUnknown
 
 _SESSION_AUTHENTICATION = "django.contrib.auth.middleware"
 
 
-def identify(request: HttpRequest, lend: rest.Lend) -> Caller:
+def identify(request: HttpRequest, lend: rest.Lend) -> Identity:
     """The authenticated user and the tenant, as far as the project has tenants; no user for an anonymous one."""
-    return Caller(_identify(request, lend), tenant(request))
+    return Identity(_identify(request, lend), tenant(request))
 
 
-async def aidentify(request: HttpRequest, lend: rest.Lend) -> Caller:
+async def aidentify(request: HttpRequest, lend: rest.Lend) -> Identity:
     """The same, without blocking the event loop."""
     name = await _aidentify(request, lend)
     # A lazy tenant is read from the database, which only Django's own thread may do.
     lazy = issubclass(type(getattr(request, "tenant", None)), LazyObject)
-    return Caller(name, await sync_to_async(tenant)(request) if lazy else tenant(request))
+    return Identity(name, await sync_to_async(tenant)(request) if lazy else tenant(request))
 
 
 def tenant(request: HttpRequest) -> str:
@@ -93,6 +93,17 @@ async def _aname(request: HttpRequest, user: Any) -> str | None:
         return _name(await request.auser())
     # Django 4.2, or somebody else's lazy user: only Django's own thread may load it, as that has the connection.
     return await sync_to_async(_name)(user)
+
+
+def name_after(request: HttpRequest, before: str | None) -> str | None:
+    """Who the caller is behind the view, which may have logged somebody in or out; ``before``, if that is not known."""
+    user: Any = getattr(request, "user", None)
+    if user is None or _is_unloaded(user):
+        return before
+    try:
+        return _name(user)
+    except ScopeUnknown:
+        return before
 
 
 def _name_in_view(request: HttpRequest, view: Any, lend: rest.Lend) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,12 +84,18 @@ def _prepare(request: HttpRequest, urls: Any) -> None:
     request.urlconf = urls
     name = request.headers.get("x-user")
     if name:
-        request.user = SimpleNamespace(is_authenticated=True, pk=name)
+        become_user(request, name)
+
+
+def become_user(request: Any, name: str) -> None:
+    """Put a user into a request, of Django or of REST framework."""
+    request.user = SimpleNamespace(is_authenticated=True, pk=name)
 
 
 def _call(request: HttpRequest) -> Call:
     query = request.META["QUERY_STRING"]
-    return call_of(str(request.method), request.path, query, request.body, request.headers["x-script"])
+    become = partial(become_user, request)
+    return call_of(str(request.method), request.path, query, request.body, request.headers["x-script"], become)
 
 
 def _respond(reply: Reply, stream: Callable[[Any], Any]) -> HttpResponseBase:

@@ -39,10 +39,15 @@ def _user(request: flask.Request) -> _User | None:
     return _User(name) if name else None
 
 
+def _become(name: str) -> None:
+    flask.g._login_user = _User(name)  # for this request only, as with a request loader
+
+
 def _view(rest: str) -> flask.Response:
     request = flask.request
     query = request.query_string.decode()
-    reply = perform(call_of(request.method, request.path, query, request.get_data(), request.headers["x-script"]))
+    script = request.headers["x-script"]
+    reply = perform(call_of(request.method, request.path, query, request.get_data(), script, _become))
     body = reply.body if isinstance(reply.body, bytes) else chunks(reply.body)
     response = flask.Response(body, reply.status)
     del response.headers["content-type"]

@@ -8,6 +8,7 @@ as in the application in Django.
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from django.http import HttpResponseBase, StreamingHttpResponse
@@ -27,6 +28,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from open_idempotency.django import exempt, idempotent
+from tests.http.apps.django_app import become_user
 from tests.http.behaviours import Reply, call_of, chunks, perform
 
 
@@ -73,7 +75,8 @@ class Charges(APIView):
         with suppress(ParseError):  # the suite sends bytes of all kinds as JSON
             assert request.data is not None
         query = request.META["QUERY_STRING"]
-        call = call_of(str(request.method), request.path, query, body, request.headers["x-script"])
+        become = partial(become_user, request)
+        call = call_of(str(request.method), request.path, query, body, request.headers["x-script"], become)
         return _respond(perform(call))
 
     get = put = patch = delete = post

@@ -5,6 +5,7 @@ An AuthenticationMiddleware outside believes the ``X-User`` header.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -65,7 +66,12 @@ def _in_threadpool(request: Request) -> Response:
 
 def call_from(request: Request, body: bytes) -> Any:
     """The call that this request is."""
-    return call_of(request.method, request.url.path, request.url.query, body, request.headers["x-script"])
+    script = request.headers["x-script"]
+    return call_of(request.method, request.url.path, request.url.query, body, script, partial(_become, request))
+
+
+def _become(request: Request, name: str) -> None:
+    request.scope["user"] = SimpleUser(name)
 
 
 def respond(reply: Reply) -> Response:

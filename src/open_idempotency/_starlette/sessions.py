@@ -1,0 +1,72 @@
+"""What Starlette's session tells of a request whose view changes the caller (O-14).
+
+The session is in a cookie, so the one with which a request came goes on for a client that has lost the response. Who a
+changed session names is known to the application's own authentication, when the next request comes. So the session
+carries the id of the record, and a digest of what it was when the view had ended. It is believed if it is still that,
+and if it names the user who was verified.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import MutableMapping
+from typing import Any
+
+from open_idempotency._core.callers import Caller, Change
+
+_NAME = "_open_idempotency"
+
+
+class SessionTrace:
+    """The session of one request, which an outer ``SessionMiddleware`` has opened. Looking at it leaves no trace."""
+
+    __slots__ = ("_before", "_session", "_told")
+
+    def __init__(self, session: MutableMapping[str, Any]) -> None:
+        self._session = session
+        self._told = False
+        self._before = self._content()
+
+    def carried(self, caller: Caller) -> bytes | None:
+        """The record of the request that made this session what it is, if that was this very request."""
+        began = self._content().get(_NAME)
+        if not isinstance(began, dict) or not self._names(caller.user):
+            return None
+        found = began.get(self._seal(caller))
+        return bytes.fromhex(found) if isinstance(found, str) else None
+
+    def lost(self) -> str | None:
+        """Nothing: a session in a cookie has no end on the server."""
+        return None
+
+    def change(self, caller: Caller, record_id: bytes) -> Change | None:
+        """What the view has made of the caller; None where nothing tells of it. To be asked before the session leaves.
+
+        A session that the view has changed at all carries the record: it may name another user by now.
+        """
+        if self._told or self._content() == self._before:
+            return None
+        self._told = True
+        was_named, content = _names(self._before, caller.user), self._content()
+        carried = bool(content)
+        if carried:
+            self._session[_NAME] = {self._seal(caller): record_id.hex()}
+        return Change(None, carried) if was_named and not _names(content, caller.user) else None
+
+    def _content(self) -> dict[str, Any]:
+        # A plain copy: the session itself notes who reads it, and the response would begin to vary by cookie.
+        return dict(dict.items(self._session)) if isinstance(self._session, dict) else dict(self._session)
+
+    def _names(self, user: str | None) -> bool:
+        return _names(self._content(), user)
+
+    def _seal(self, caller: Caller) -> str:
+        content = {name: value for name, value in self._content().items() if name != _NAME}
+        text = json.dumps(content, sort_keys=True, default=str)
+        return caller.of_session(hashlib.sha256(text.encode()).hexdigest()).hex()
+
+
+def _names(content: dict[str, Any], user: str | None) -> bool:
+    """Whether a session says who the user is, so that it is the session by which that is known."""
+    return user is not None and any(type(value) in (str, int) and str(value) == user for value in content.values())
