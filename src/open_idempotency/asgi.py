@@ -7,10 +7,12 @@ core's order of operations, carried out between the server's ``receive`` and ``s
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from open_idempotency import rules as route_rules
+from open_idempotency._asgi.client import Client
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.capture import Capture
@@ -24,6 +26,7 @@ from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import running
 from open_idempotency._perform.coverage import Coverage, Coverages
 from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._perform.grace import ClientLeft, Grace
 from open_idempotency._perform.path_rules import PathRules
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import ConfigurationError, LeaseLost
@@ -174,7 +177,7 @@ class _Exchange:
     """One protected request: its body on the way in, its answer on the way out."""
 
     __slots__ = (
-        "_attempt", "_body", "_capture", "_engine", "_gone", "_held", "_inner", "_left", "_outlet", "_pieces",
+        "_attempt", "_body", "_capture", "_client", "_engine", "_gone", "_held", "_inner", "_outlet", "_pieces",
         "_policy", "_scope", "_settled", "_source", "_started",
     )  # fmt: skip
 
@@ -194,8 +197,8 @@ class _Exchange:
         self._held: Message | None = None
         self._started = False
         self._settled = False
-        self._left = False
         self._gone = False
+        self._client: Client
 
     @property
     def attempt(self) -> Attempt | None:
@@ -238,6 +241,7 @@ class _Exchange:
     async def _protect(self, attempt: Attempt) -> None:
         engine = self._engine
         self._attempt = attempt
+        self._client = Client(self._source, Grace(self._policy.stream_grace, self._capture))
         self._scope[MARK] = attempt
         self._pieces = self._body.pieces()
         extensions = self._hide_extensions()
@@ -252,18 +256,26 @@ class _Exchange:
                 raise
         finally:
             running.reset(mark)
+            self._client.end()
             if extensions is not None:
                 self._scope["extensions"] = extensions
 
     async def _give_up(self, attempt: Attempt) -> None:
         """The application returned in the middle: its right where the client left, else an error of its own."""
         error = RuntimeError("the application returned before its response was complete")
-        if not self._left:
+        if self._client.left is None:
             raise error
-        await self._settle(attempt, abort(attempt, error))
+        await self._settle(attempt, abort(attempt, self._client.grace.error() if self._client.told else error))
 
     async def _stand_in(self, attempt: Attempt, error: BaseException) -> bool:
-        """Settle an attempt that raised (L-04); true if all is said: another answer was sent (L-03, S-04)."""
+        """Settle an attempt that raised (L-04).
+
+        True if all is said: another answer was sent (L-03, S-04), or the stream was to be closed (L-05a).
+        """
+        if self._client.told and _comes_of_leaving(error):
+            clear_frames(error.__traceback__)  # the stream's generator is among them, and is closed before its retry
+            await self._settle(attempt, abort(attempt, self._client.grace.error()))
+            return True
         verdict = await self._settle(attempt, abort(attempt, error), guarded=not isinstance(error, Exception))
         if isinstance(verdict, Fate) or self._started:
             return False
@@ -276,6 +288,7 @@ class _Exchange:
             return await self._engine.aio.run(steps, guarded=guarded)
         finally:
             self._engine.heartbeat.forget(attempt)
+            self._client.end()
 
     def _hide_extensions(self) -> Any:
         """Take away what would go past the capture (R-06); what was there, to be put back."""
@@ -291,9 +304,7 @@ class _Exchange:
         """The body that was received already, then whatever the server says: in the end, the disconnect (R-06)."""
         piece = next(self._pieces, None)
         if piece is None:
-            message = await self._source()
-            self._left = self._left or message["type"] == "http.disconnect"
-            return message
+            return await self._client.receive()
         return {"type": "http.request", "body": piece[0], "more_body": piece[1]}
 
     async def _send(self, message: Message) -> None:
@@ -304,10 +315,15 @@ class _Exchange:
             headers = list(message.get("headers", ()))  # once: any iterable may come
             self._held = {**message, "headers": headers}
             self._capture.start(message["status"], headers)
+            self._client.begin_stream()
         elif message["type"] == "http.response.body":
+            if self._client.left is not None and (message.get("more_body", False) or self._client.told):
+                if await self._client.stops():
+                    return
             self._capture.add(message.get("body", b""))
             if message.get("more_body", False) and not self._capture.whole:
                 await self._let_go(message)
+                self._client.watch()
             else:
                 await self._send_last(message)
         else:
@@ -354,6 +370,15 @@ class _Exchange:
                 await self._outlet(message)
         except OSError:
             self._gone = True
+            if self._attempt is not None:
+                self._client.leave()
+
+
+def _comes_of_leaving(error: BaseException | None) -> bool:
+    """Whether it is the ``ClientLeft`` that ``send()`` has raised, or what a framework made of that."""
+    while error is not None and not isinstance(error, ClientLeft):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _request(scope: Scope) -> Request:

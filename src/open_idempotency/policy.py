@@ -58,7 +58,8 @@ class IdempotencyPolicy:
         duplicate waits for the first request before its 409; ``max_wait``: the same for ``Prefer: wait=N``, which
         is ignored at 0. ``max_waiting``: how many duplicates of one process may wait at the same moment, further ones
         get their 409 at once (None: 2 where waiting holds a thread, else no limit). ``record_within``: seconds for
-        which a failing completion is tried again (None: one lease).
+        which a failing completion is tried again (None: one lease). ``stream_grace``: seconds for which a stream may go
+        on after its client has left; one that does not end by then is closed, and its attempt has failed.
 
     After a failure
         ``on_failed``: ``"resume"`` runs again, ``"replay"`` repeats the failed answer, ``"reject"`` answers 409.
@@ -105,6 +106,7 @@ class IdempotencyPolicy:
     max_wait: float = 0.0
     max_waiting: int | None = None
     record_within: float | None = None
+    stream_grace: float = 5.0
 
     on_failed: Literal["resume", "replay", "reject"] = "resume"
     on_abandoned: Literal["resume", "reject"] = "resume"
@@ -127,7 +129,7 @@ class IdempotencyPolicy:
     on_event: Listener | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lease", "ttl", "max_run", "wait", "max_wait", "record_within"):
+        for name in ("lease", "ttl", "max_run", "wait", "max_wait", "record_within", "stream_grace"):
             self._normalise(name, _seconds(name, getattr(self, name)))
         self._normalise("methods", frozenset(m.upper() for m in _names("methods", self.methods)))
         for name in ("aliases", "fingerprint_headers", "fingerprint_ignore"):
@@ -234,7 +236,7 @@ def _check_durations(p: IdempotencyPolicy) -> None:
     for name in ("lease", "ttl", "max_run"):
         if not getattr(p, name) > 0:
             raise ConfigurationError(f"{name}: must be more than 0 seconds, got {getattr(p, name)}")
-    for name in ("wait", "max_wait", "record_within"):
+    for name in ("wait", "max_wait", "record_within", "stream_grace"):
         value = getattr(p, name)
         if value is not None and not value >= 0:
             raise ConfigurationError(f"{name}: must not be negative, got {value}")

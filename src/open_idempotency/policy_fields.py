@@ -40,6 +40,7 @@ class PolicyFields(TypedDict, total=False):
     max_wait: float | timedelta
     max_waiting: int | None
     record_within: float | timedelta | None
+    stream_grace: float | timedelta
     on_failed: Literal["resume", "replay", "reject"]
     on_abandoned: Literal["resume", "reject"]
     max_attempts: int | None
