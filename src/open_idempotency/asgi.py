@@ -21,7 +21,7 @@ from open_idempotency._core.keys import find_key
 from open_idempotency._core.replay import UNRECORDED
 from open_idempotency._core.requests import Answer, Headers, Request
 from open_idempotency._core.settlement import ANSWERED, Fate, abort, finish
-from open_idempotency._perform import drain
+from open_idempotency._perform import drain, loops
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import running
 from open_idempotency._perform.coverage import Coverage, Coverages
@@ -234,7 +234,8 @@ class _Exchange:
             message = await self._source()
             if message["type"] == "http.disconnect":
                 raise _ClientGone
-            body.add(message.get("body", b""))
+            for _ in body.add_in_turns(message.get("body", b"")):
+                await loops.sleep(0)
             if not message.get("more_body", False):
                 return body
 
@@ -302,6 +303,8 @@ class _Exchange:
 
     async def _receive(self) -> Message:
         """The body that was received already, then whatever the server says: in the end, the disconnect (R-06)."""
+        if self._body.spooled:
+            await loops.sleep(0)  # these pieces come without waiting: whoever reads them all lets others run
         piece = next(self._pieces, None)
         if piece is None:
             return await self._client.receive()
