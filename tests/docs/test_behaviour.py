@@ -17,8 +17,8 @@ LINES = {
     "B": ["01", "02", "03", "04", "05", "06", "07", "08", "08a", "08b", "09", "10", "11", "11a", "11b", "12"],
     "H": [f"{n:02}" for n in range(1, 12)],
     "O": [f"{n:02}" for n in range(1, 13)],
-    "L": [f"{n:02}" for n in range(1, 9)],
-    "R": [f"{n:02}" for n in range(1, 10)],
+    "L": [*[f"{n:02}" for n in range(1, 9)], "05a"],
+    "R": [f"{n:02}" for n in range(1, 11)],
     "S": [f"{n:02}" for n in range(1, 9)],
 }
 
