@@ -57,7 +57,8 @@ class Server:
 
         scope = {
             "type": "http", "method": "POST", "path": "/", "raw_path": b"/", "query_string": b"", "root_path": "",
-            "headers": [(b"idempotency-key", self._key)], "asgi": {"version": "3.0", "spec_version": self._spec_version},
+            "headers": [(b"idempotency-key", self._key)],
+            "asgi": {"version": "3.0", "spec_version": self._spec_version},
         }  # fmt: skip
         with anyio.fail_after(PATIENCE):
             await self._app(scope, receive, self._send)

@@ -111,9 +111,7 @@ def test_a_stream_without_an_end_is_closed_when_its_grace_is_over(served: str, n
 @pytest.mark.parametrize(
     "pair", ["uvicorn-httptools:fastapi", "hypercorn:asgi", "granian:django-asgi", "gunicorn-gthread:flask"]
 )
-def test_streams_whose_clients_left_hold_neither_threads_nor_the_shutdown(
-    start_server: StartServer, pair: str
-) -> None:
+def test_streams_whose_clients_left_hold_neither_threads_nor_the_shutdown(start_server: StartServer, pair: str) -> None:
     """L-05a, L-06: as many as the server has threads; it answers others afterwards, and ends at SIGTERM."""
     kind, _, adapter = pair.partition(":")
     server = start_server(kind)

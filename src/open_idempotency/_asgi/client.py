@@ -25,8 +25,8 @@ class Client:
     """Listens to the server for the application, and for itself where the application streams without listening."""
 
     __slots__ = (
-        "_ended", "_heeding", "_late", "_listening", "_polled", "_source", "_streaming", "_unwatch", "_waiting", "grace",
-        "left", "told",
+        "_ended", "_heeding", "_late", "_listening", "_polled", "_source", "_streaming", "_unwatch", "_waiting",
+        "grace", "left", "told",
     )  # fmt: skip
 
     def __init__(self, source: Callable[[], Awaitable[Message]], grace: Grace) -> None:
