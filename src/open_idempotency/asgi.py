@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from open_idempotency import rules as route_rules
+from open_idempotency._asgi.client import Client
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.callers import Session
@@ -21,11 +23,12 @@ from open_idempotency._core.keys import find_key
 from open_idempotency._core.replay import UNRECORDED
 from open_idempotency._core.requests import Answer, Headers, Request
 from open_idempotency._core.settlement import ANSWERED, Fate, abort, begin, finish
-from open_idempotency._perform import drain, thread_calls
+from open_idempotency._perform import drain, loops, thread_calls
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import running
 from open_idempotency._perform.coverage import Coverage, Coverages
 from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._perform.grace import ClientLeft, Grace
 from open_idempotency._perform.holding import hold_for
 from open_idempotency._perform.path_rules import PathRules
 from open_idempotency._perform.telling import report_late_error
@@ -187,7 +190,7 @@ class _Exchange:
     """One protected request: its body on the way in, its answer on the way out."""
 
     __slots__ = (
-        "_attempt", "_body", "_capture", "_engine", "_gone", "_held", "_hold", "_inner", "_left", "_outlet",
+        "_attempt", "_body", "_capture", "_client", "_engine", "_gone", "_held", "_hold", "_inner", "_outlet",
         "_pieces", "_policy", "_scope", "_settled", "_source", "_started", "_withheld",
     )  # fmt: skip
 
@@ -209,8 +212,8 @@ class _Exchange:
         self._started = False
         self._settled = False
         self._withheld = False
-        self._left = False
         self._gone = False
+        self._client: Client
 
     @property
     def attempt(self) -> Attempt | None:
@@ -247,13 +250,15 @@ class _Exchange:
             message = await self._source()
             if message["type"] == "http.disconnect":
                 raise _ClientGone
-            body.add(message.get("body", b""))
+            for _ in body.add_in_turns(message.get("body", b"")):
+                await loops.sleep(0)
             if not message.get("more_body", False):
                 return body
 
     async def _protect(self, attempt: Attempt) -> None:
         engine = self._engine
         self._attempt = attempt
+        self._client = Client(self._source, Grace(self._policy.stream_grace, self._capture))
         self._scope[MARK] = attempt
         self._pieces = self._body.pieces()
         extensions = self._hide_extensions()
@@ -270,6 +275,7 @@ class _Exchange:
                 raise
         finally:
             running.reset(mark)
+            self._client.end()
             if extensions is not None:
                 self._scope["extensions"] = extensions
 
@@ -295,12 +301,19 @@ class _Exchange:
     async def _give_up(self, attempt: Attempt) -> None:
         """The application returned in the middle: its right where the client left, else an error of its own."""
         error = RuntimeError("the application returned before its response was complete")
-        if not self._left:
+        if self._client.left is None:
             raise error
-        await self._settle(attempt, abort(attempt, error))
+        await self._settle(attempt, abort(attempt, self._client.grace.error() if self._client.told else error))
 
     async def _stand_in(self, attempt: Attempt, error: BaseException) -> bool:
-        """Settle an attempt that raised (L-04); true if all is said: another answer was sent (L-03, S-04)."""
+        """Settle an attempt that raised (L-04).
+
+        True if all is said: another answer was sent (L-03, S-04), or the stream was to be closed (L-05a).
+        """
+        if self._client.told and _comes_of_leaving(error):
+            clear_frames(error.__traceback__)  # the stream's generator is among them, and is closed before its retry
+            await self._settle(attempt, abort(attempt, self._client.grace.error()))
+            return True
         verdict = await self._settle(attempt, abort(attempt, error), guarded=not isinstance(error, Exception))
         if isinstance(verdict, Fate) or self._started:
             return False
@@ -313,6 +326,7 @@ class _Exchange:
             return await self._engine.aio.run(steps, guarded=guarded)
         finally:
             self._engine.heartbeat.forget(attempt)
+            self._client.end()
 
     def _hide_extensions(self) -> Any:
         """Take away what would go past the capture (R-06); what was there, to be put back."""
@@ -326,11 +340,11 @@ class _Exchange:
 
     async def _receive(self) -> Message:
         """The body that was received already, then whatever the server says: in the end, the disconnect (R-06)."""
+        if self._body.spooled:
+            await loops.sleep(0)  # these pieces come without waiting: whoever reads them all lets others run
         piece = next(self._pieces, None)
         if piece is None:
-            message = await self._source()
-            self._left = self._left or message["type"] == "http.disconnect"
-            return message
+            return await self._client.receive()
         return {"type": "http.request", "body": piece[0], "more_body": piece[1]}
 
     async def _send(self, message: Message) -> None:
@@ -342,10 +356,15 @@ class _Exchange:
             headers = list(message.get("headers", ()))  # once: any iterable may come
             self._held = {**message, "headers": headers}
             self._capture.start(message["status"], headers)
+            self._client.begin_stream()
         elif message["type"] == "http.response.body":
+            if self._client.left is not None and (message.get("more_body", False) or self._client.told):
+                if await self._client.stops():
+                    return
             self._capture.add(message.get("body", b""))
             if message.get("more_body", False) and not self._capture.whole:
                 await self._let_go(message)
+                self._client.watch()
             else:
                 await self._send_last(message)
         else:
@@ -396,6 +415,15 @@ class _Exchange:
                 await self._outlet(message)
         except OSError:
             self._gone = True
+            if self._attempt is not None:
+                self._client.leave()
+
+
+def _comes_of_leaving(error: BaseException | None) -> bool:
+    """Whether it is the ``ClientLeft`` that ``send()`` has raised, or what a framework made of that."""
+    while error is not None and not isinstance(error, ClientLeft):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _request(scope: Scope) -> Request:

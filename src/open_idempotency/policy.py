@@ -87,7 +87,8 @@ class IdempotencyPolicy:
         get their 409 at once (None: 2 where waiting holds a thread, else no limit). ``respond_within``: seconds
         that a client waits at most for its finished response while the backend fails; then it gets it, marked as
         unrecorded. ``record_within``: seconds for which recording it is tried in all, also in the background after that
-        (None: ``max_run``, or ``ttl`` if that is shorter).
+        (None: as long as max_run, or ttl if that is shorter). ``stream_grace``: seconds for which a stream may go on
+        after its client has left; one that does not end by then is closed, and its attempt has failed.
 
     After a failure
         ``on_failed``: ``"resume"`` runs again, ``"replay"`` repeats the failed answer, ``"reject"`` answers 409.
@@ -137,6 +138,7 @@ class IdempotencyPolicy:
     max_waiting: int | None = None
     respond_within: float = 5.0
     record_within: float | None = None
+    stream_grace: float = 5.0
 
     on_failed: Literal["resume", "replay", "reject"] = "resume"
     on_abandoned: Literal["resume", "reject"] = "resume"
@@ -159,7 +161,7 @@ class IdempotencyPolicy:
     on_event: Listener | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lease", "ttl", "max_run", "wait", "max_wait", "respond_within", "record_within"):
+        for name in ("lease", "ttl", "max_run", "wait", "max_wait", "respond_within", "record_within", "stream_grace"):
             self._normalise(name, _seconds(name, getattr(self, name)))
         self._normalise("methods", frozenset(m.upper() for m in _names("methods", self.methods)))
         for name in ("aliases", "credential_headers", "fingerprint_headers", "fingerprint_ignore"):
@@ -274,7 +276,7 @@ def _check_durations(p: IdempotencyPolicy) -> None:
     for name in ("lease", "ttl", "max_run"):
         if not getattr(p, name) > 0:
             raise ConfigurationError(f"{name}: must be more than 0 seconds, got {getattr(p, name)}")
-    for name in ("wait", "max_wait", "respond_within", "record_within"):
+    for name in ("wait", "max_wait", "respond_within", "record_within", "stream_grace"):
         value = getattr(p, name)
         if value is not None and not value >= 0:
             raise ConfigurationError(f"{name}: must not be negative, got {value}")

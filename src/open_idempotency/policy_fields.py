@@ -43,6 +43,7 @@ class PolicyFields(TypedDict, total=False):
     max_waiting: int | None
     respond_within: float | timedelta
     record_within: float | timedelta | None
+    stream_grace: float | timedelta
     on_failed: Literal["resume", "replay", "reject"]
     on_abandoned: Literal["resume", "reject"]
     max_attempts: int | None

@@ -18,6 +18,7 @@ from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import Running
 from open_idempotency._perform.coverage import Coverages
 from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._perform.grace import ClientLeft
 from open_idempotency._perform.path_rules import PathRules
 from open_idempotency._wsgi.environ import (
     MARK,
@@ -219,7 +220,10 @@ class _Exchange:
         return self._write
 
     def _write(self, data: bytes) -> None:
-        """The imperative way of sending a body; its end is held back too."""
+        """The imperative way of sending a body; its end is held back too. Raises ``ClientLeft`` (L-05a)."""
+        grace = self._live.protection.grace
+        if self._gone and grace.over:
+            raise ClientLeft(str(grace.error()))
         ready = self._live.take(data)
         if not ready:
             return
@@ -230,6 +234,7 @@ class _Exchange:
                 self._outlet_write(ready)
             except OSError:
                 self._gone = True  # the client left, and the handler goes on (L-05)
+                grace.begin()
 
     # What the server sees
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,11 +34,11 @@ class Call:
 
 @dataclass
 class Reply:
-    """A response to make. A list is a stream: its bytes in order, and gates that it waits for in between."""
+    """A response to make. Any other body than bytes is a stream: bytes in order, and gates to wait for in between."""
 
     status: int = 201
     headers: list[tuple[str, str]] = field(default_factory=list)
-    body: bytes | list[bytes | threading.Event] = b""
+    body: bytes | Iterable[bytes | threading.Event] = b""
     background: Callable[[], None] | None = None
 
 
@@ -177,22 +178,32 @@ _AWAITED: dict[type, Callable[[Any], Any]] = {
 }
 
 
-def chunks(pieces: list[bytes | threading.Event]) -> Iterator[bytes]:
+def chunks(pieces: Iterable[bytes | threading.Event]) -> Iterator[bytes]:
     """A streamed body, blocking."""
-    for piece in pieces:
-        if isinstance(piece, bytes):
-            yield piece
-        else:
-            _pass(piece)
+    with _closed(pieces):
+        for piece in pieces:
+            if isinstance(piece, bytes):
+                yield piece
+            else:
+                _pass(piece)
 
 
-async def achunks(pieces: list[bytes | threading.Event]) -> AsyncIterator[bytes]:
+async def achunks(pieces: Iterable[bytes | threading.Event]) -> AsyncIterator[bytes]:
     """A streamed body, awaited."""
-    for piece in pieces:
-        if isinstance(piece, bytes):
-            yield piece
-        else:
-            await _pass_async(piece)
+    with _closed(pieces):
+        for piece in pieces:
+            if isinstance(piece, bytes):
+                yield piece
+            else:
+                await _pass_async(piece)
+
+
+@contextmanager
+def _closed(pieces: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        getattr(pieces, "close", lambda: None)()
 
 
 def header_pairs(reply: Reply) -> list[tuple[bytes, bytes]]:

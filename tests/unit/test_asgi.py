@@ -332,7 +332,7 @@ async def test_an_application_that_stops_because_its_client_left_is_no_error() -
             return
         await send(body(b"two"))
 
-    middleware, key = IdempotencyMiddleware(app, "memory://"), new_key()
+    middleware, key = IdempotencyMiddleware(app, "memory://", stream_grace=0.01), new_key()
     await Exchange(key=key).through(middleware)
     assert (await Exchange(key=key).through(middleware)).body == b"onetwo"
     assert attempts == [1, 2]

@@ -170,22 +170,27 @@ def test_a_blocking_stream_whose_client_left_runs_to_its_end() -> None:
 
 
 @needs_disconnects
-def test_an_awaited_stream_whose_client_left_is_run_again() -> None:
-    """L-04: Django cancels it; its stages stay, and the retry does not wait for the lease."""
+def test_an_awaited_stream_whose_client_left_is_closed_after_its_grace() -> None:
+    """L-05a: its stages stay, and the retry does not wait for the lease."""
 
     async def scenario() -> None:
         attempts: list[int] = []
+        cancelled: list[bool] = []
 
         async def parts() -> AsyncIterator[str]:
             attempts.append(idem.attempt)
             yield "a"
             if idem.attempt == 1:
-                await asyncio.Event().wait()
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    cancelled.append(True)
+                    raise
 
         async def view(request: HttpRequest) -> StreamingHttpResponse:
             return StreamingHttpResponse(parts())
 
-        with project(view):
+        with project(view, IDEMPOTENCY_STREAM_GRACE=0.1):
             handler, call = ASGIHandler(), AsgiCall()
             done = asyncio.ensure_future(call.run(handler))
             await asyncio.wait_for(call.body_came.wait(), PATIENCE)
@@ -195,8 +200,56 @@ def test_an_awaited_stream_whose_client_left_is_run_again() -> None:
             await again.run(handler)
         assert again.body == b"a"
         assert attempts == [1, 2]
+        assert cancelled == [True]
 
     asyncio.run(scenario())
+
+
+class HeldCall(AsgiCall):
+    """A server that does not take the first part before the client has left."""
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        await super()._send(message)
+        if message.get("body"):
+            await asyncio.Event().wait()
+
+
+@needs_disconnects
+@pytest.mark.parametrize("call_class", [AsgiCall, HeldCall], ids=["while it is produced", "while it is sent"])
+def test_an_awaited_stream_whose_client_left_ends_within_its_grace_and_is_replayed(
+    call_class: type[AsgiCall],
+) -> None:
+    """L-05a: Django cancels whoever sends it, and not the iterator, which may be in the middle of an effect."""
+
+    async def scenario() -> None:
+        attempts: list[int] = []
+        go_on = asyncio.Event()
+
+        async def parts() -> AsyncIterator[str]:
+            attempts.append(idem.attempt)
+            yield "a"
+            await go_on.wait()
+            await idem.asave_stage("charged", True)
+            yield "b"
+
+        async def view(request: HttpRequest) -> StreamingHttpResponse:
+            return StreamingHttpResponse(parts())
+
+        with project(view, IDEMPOTENCY_STREAM_GRACE=PATIENCE) as backend:
+            handler, call = ASGIHandler(), call_class()
+            done = asyncio.ensure_future(call.run(handler))
+            await asyncio.wait_for(call.body_came.wait(), PATIENCE)
+            call.left.set()
+            go_on.set()
+            await done
+            while "complete" not in backend.verbs:
+                await asyncio.sleep(0)
+            again = AsgiCall()
+            await again.run(handler)
+        assert again.body == b"ab"
+        assert attempts == [1]
+
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
 
 
 @needs_disconnects

@@ -36,6 +36,7 @@ BAD: list[tuple[str, Any]] = [
     *[("max_waiting", bad) for bad in (-1, 1.5, True, "3")],
     *[("respond_within", bad) for bad in (-1, math.nan, math.inf, "1", None)],
     *[("record_within", bad) for bad in (-1, math.nan, math.inf, "1")],
+    *[("stream_grace", bad) for bad in (-1, math.nan, math.inf, None, "5", True)],
     *[("on_failed", bad) for bad in ("rerun", None)],
     *[("on_abandoned", bad) for bad in ("replay", None)],
     *[("max_attempts", bad) for bad in (0, -1, 1.5, True, "3")],
@@ -96,7 +97,9 @@ def test_the_defaults_are_those_of_the_specification() -> None:
     assert (policy.on_failed, policy.on_abandoned, policy.fail_open) == ("resume", "resume", False)
 
 
-@pytest.mark.parametrize("name", ["lease", "ttl", "max_run", "wait", "max_wait", "respond_within", "record_within"])
+@pytest.mark.parametrize(
+    "name", ["lease", "ttl", "max_run", "wait", "max_wait", "respond_within", "record_within", "stream_grace"]
+)
 def test_a_timedelta_becomes_float_seconds(name: str) -> None:
     """HOUSE: timedelta or seconds at the edge, float seconds inside."""
     fields: dict[str, Any] = {"lease": 1, name: timedelta(minutes=2)}

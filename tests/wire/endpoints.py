@@ -8,9 +8,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-from collections.abc import Generator, Mapping
+import time
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs
 from uuid import uuid4
 
@@ -108,6 +109,41 @@ def long_events(call: Call) -> Steps:
     return Reply(200, [("Content-Type", "text/event-stream")], body)
 
 
+class _Beat:
+    """A gate that opens by itself."""
+
+    def wait(self, timeout: float) -> bool:
+        time.sleep(0.05)
+        return True
+
+
+def _beats(journal: Journal) -> Iterator[Any]:
+    try:
+        while True:
+            yield b"data: beat\n\n"
+            yield _Beat()
+    finally:
+        journal.write("closed")
+
+
+def endless(call: Call) -> Steps:
+    """Reserve; then events without an end, at the first attempt."""
+    journal = journal_of(call.query)
+    yield Run("reserve", lambda: journal.write("reserve"))
+    if idem.attempt > 1:
+        return Reply(200, [], f"attempt {idem.attempt}".encode())
+    return Reply(200, [("Content-Type", "text/event-stream")], cast("Any", _beats(journal)))
+
+
+def late_events(call: Call) -> Steps:
+    """Events that begin when the gate opens."""
+    journal = journal_of(call.query)
+    journal.write("arrived")
+    yield Wait(journal.gate())
+    tail = uuid4().hex.encode()
+    return Reply(200, [("Content-Type", "text/event-stream")], [b"data: first\n\n", _Beat(), b"data: " + tail])
+
+
 def background(call: Call) -> Steps:
     """Answer; the task that follows waits for the gate."""
     journal = journal_of(call.query)
@@ -157,6 +193,8 @@ ENDPOINTS: Mapping[str, Behaviour] = {
     "mine": mine,
     "events": events,
     "long events": long_events,
+    "late events": late_events,
+    "endless": endless,
     "background": background,
     **{name: _replying(reply) for name, reply in REPLIES.items()},
 }

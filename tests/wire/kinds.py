@@ -78,14 +78,12 @@ CANNOT: Mapping[str, Mapping[str, str]] = {
     "fastapi": {
         "cancelled": "Starlette cancels no endpoint",
         "native": "what is tested needs messages that no framework sends",
-        "stream goes on": "Starlette cancels the iterator of a stream whose client left",
     },
     "django-asgi": {
         "unread refusal": "Django reads the whole body before it calls its middleware",
         "unread malformed key": "Django reads the whole body before it calls its middleware",
         "native": "what is tested needs messages that no framework sends",
         "handler goes on": "Django cancels an async view whose client left",
-        "stream goes on": "Django cancels the iterator of a stream whose client left",
         "duplicate fields": "Django's responses have each name once",
         "background": "Django has no background tasks",
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -52,13 +53,13 @@ async def _leaves(journal: Journal, scope: Any, receive: Any, send: Any) -> None
 
 
 async def _in_pieces(journal: Journal, scope: Any, receive: Any, send: Any) -> None:
-    """One piece, then the rest when the client has left."""
+    """One piece, then the rest when the client has left; nobody listens for that."""
     while (await receive()).get("more_body", False):
         pass
     journal.write("ran")
     await _start(send, 200)
     await send({"type": "http.response.body", "body": b"first", "more_body": True})
-    journal.write((await receive())["type"])
+    assert await asyncio.to_thread(journal.gate().wait, PATIENCE)
     for _ in range(5):
         await send({"type": "http.response.body", "body": b"more", "more_body": True})
     await send({"type": "http.response.body", "body": b"last"})

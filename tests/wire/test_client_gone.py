@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.wire.case import Case
 from tests.wire.client import Connection
-from tests.wire.conftest import NewCase
+from tests.wire.conftest import NewCase, StartServer
 from tests.wire.kinds import wire_needs
 
 LEAVING = {"closes": Connection.close, "resets": Connection.reset, "half-closes": Connection.half_close}
@@ -63,9 +64,8 @@ def test_a_cancelled_async_view_keeps_its_stages_and_the_retry_resumes_at_once(
     assert case.journal.lines() == ["reserve", "arrived", "charge"]
 
 
-@wire_needs("stream goes on")
 def test_a_stream_whose_client_left_is_produced_to_its_end_and_replayed(served: str, new_case: NewCase) -> None:
-    """L-05, R-04: the handler's iterable goes on without its client."""
+    """L-05a, R-04: it may end without its client, though the server closes or cancels it."""
     case = new_case("events")
     with case.begin() as connection:
         head = connection.read_head()
@@ -79,36 +79,72 @@ def test_a_stream_whose_client_left_is_produced_to_its_end_and_replayed(served: 
     assert case.journal.lines() == ["ran"]
 
 
+@wire_needs("handler goes on")
+def test_a_stream_whose_client_left_before_it_began_is_produced_and_replayed(served: str, new_case: NewCase) -> None:
+    """L-05, L-05a: its grace begins with the stream, though its framework asks for the disconnect before that."""
+    case = new_case("late events")
+    with case.begin() as connection:
+        case.journal.await_line("arrived")
+        connection.reset()
+        assert case.ask().status == 409
+        case.journal.gate().set()
+        _, retry = case.ask_until_admitted()
+
+    assert (retry.status, retry.replayed) == (200, True)
+    assert case.journal.lines() == ["arrived"]
+
+
+def test_a_stream_without_an_end_is_closed_when_its_grace_is_over(served: str, new_case: NewCase) -> None:
+    """L-05a: its attempt fails then with its stages kept, and the retry runs at once."""
+    case = new_case("endless", variant="brief")
+    with case.begin() as connection:
+        head = connection.read_head()
+        connection.read_piece(head, 12)
+        connection.reset()
+        case.journal.await_line("closed")
+        _, retry = case.ask_until_admitted()
+
+    assert (retry.status, retry.replayed, retry.body) == (200, False, b"attempt 2")
+    assert case.journal.lines() == ["reserve", "closed"]
+
+
+@pytest.mark.parametrize(
+    "pair", ["uvicorn-httptools:fastapi", "hypercorn:asgi", "granian:django-asgi", "gunicorn-gthread:flask"]
+)
+def test_streams_whose_clients_left_hold_neither_threads_nor_the_shutdown(start_server: StartServer, pair: str) -> None:
+    """L-05a, L-06: as many as the server has threads; it answers others afterwards, and ends at SIGTERM."""
+    kind, _, adapter = pair.partition(":")
+    server = start_server(kind)
+    for _ in range(8):
+        _leave(Case(server, adapter, "endless", variant="brief"))
+    assert Case(server, adapter, "charge").ask().status == 201
+    _leave(Case(server, adapter, "endless", variant="brief"))
+    server.terminate()
+    assert server.wait(10), "it did not end"
+
+
+def _leave(case: Case) -> None:
+    with case.begin() as connection:
+        connection.read_head()
+        connection.reset()
+
+
 @wire_needs("asgi", "native")
 def test_sending_to_a_client_that_left_in_the_middle_does_not_stop_the_handler(
     served: str, native_case: NewCase
 ) -> None:
-    """L-05: every further `send` comes after the disconnect, and the whole answer is stored."""
+    """L-05a: every further `send` comes after the disconnect, which is withheld, and the response is stored."""
     case = native_case("/in-pieces")
     with case.begin() as connection:
         head = connection.read_head()
         assert connection.read_piece(head, 5) == b"first"
         connection.reset()
+        case.journal.gate().set()
         case.journal.await_line("finished")
     retry = case.ask()
 
     assert (retry.status, retry.replayed, retry.body) == (200, True, b"first" + b"more" * 5 + b"last")
-    assert case.journal.lines() == ["ran", "http.disconnect", "finished"]
-
-
-@wire_needs("asgi")
-def test_a_stream_that_its_framework_cancels_is_not_stuck(served: str, new_case: NewCase) -> None:
-    """L-04: cut off by the framework, the attempt has failed, and a retry runs at once; produced whole, it replays."""
-    case = new_case("events")
-    with case.begin() as connection:
-        head = connection.read_head()
-        connection.read_piece(head, 13)
-        connection.reset()
-        case.journal.gate().set()
-        _, retry = case.ask_until_admitted()
-
-    assert retry.status == 200
-    assert len(case.journal.lines()) == (1 if retry.replayed else 2)
+    assert case.journal.lines() == ["ran", "finished"]
 
 
 @pytest.mark.parametrize("framing", ["counted", "chunked"])

@@ -7,6 +7,7 @@ from typing import Any
 
 LIMIT = 1000
 BRISK_LEASE = 1.5
+BRIEF_GRACE = 0.5
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
@@ -17,6 +18,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "spooling": {"max_request_bytes": 2**31, "spool_bytes": 2**20},
     # The slowest call, which is some times the timeout, has to be shorter than the lease.
     "brisk": {"lease": BRISK_LEASE, "options": "timeout=0.25"},
+    "brief": {"stream_grace": BRIEF_GRACE},
     # To connect takes PostgreSQL a process of its own, and some messages.
     "brisk-postgres": {"lease": BRISK_LEASE, "options": "timeout=0.4"},
 }

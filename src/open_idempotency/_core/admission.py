@@ -17,7 +17,7 @@ from open_idempotency._core.callers import Caller, Session, find_record
 from open_idempotency._core.codecs import decode_response, decode_stage
 from open_idempotency._core.commands import Call, Claim, Now, Release, Reserve, TakePlace, Wait, Watch
 from open_idempotency._core.drivers import Steps, ask
-from open_idempotency._core.fingerprint import fingerprint
+from open_idempotency._core.fingerprint import fingerprint_steps
 from open_idempotency._core.keys import by_credentials, caller_scope, parse_key, record_id, scope_id
 from open_idempotency._core.models import Busy, ClaimAnswer, Finished, Lease, Leased, Mismatch, Refused, Stage
 from open_idempotency._core.quotas import reserve, take_back
@@ -94,7 +94,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
         return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
     claim = Claim(
         record_id(scope, key, request, policy),
-        fingerprint(request, policy),
+        (yield from fingerprint_steps(request, policy)),
         intake.owner,
         policy.lease,
         policy.ttl,

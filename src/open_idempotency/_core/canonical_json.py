@@ -59,13 +59,31 @@ def by_orjson(raw: bytes, ignore: Sequence[str] = ()) -> bytes | None:
 
 def by_standard_library(raw: bytes, ignore: Sequence[str] = ()) -> bytes:
     """The canonical form of any text that has one. Raises ``NotCanonical``."""
+    return write(parse(raw, ignore))
+
+
+def parse(raw: bytes, ignore: Sequence[str] = ()) -> Any:
+    """The first half of ``by_standard_library``: what ``write`` takes. Raises ``NotCanonical``."""
     try:
         value = _DECODER.decode(raw.decode("utf-8"))
         _remove_all(value, ignore)
+    except (ValueError, RecursionError) as error:
+        raise NotCanonical(str(error)) from None
+    return value
+
+
+def write(value: Any) -> bytes:
+    """The second half. Raises ``NotCanonical``."""
+    try:
         # What cannot be encoded is half of a surrogate pair, and this is how JSON escapes it.
         return _write(value, 0).encode("utf-8", "backslashreplace")
     except (ValueError, RecursionError) as error:
         raise NotCanonical(str(error)) from None
+
+
+def prepare() -> None:
+    """Load what is loaded once, so that no request waits for it."""
+    _orjson()
 
 
 @cache

@@ -2,34 +2,53 @@
 
 The first byte is the version of these rules; a stored fingerprint of another version never matches. Parts are
 length-prefixed, so that no component can run into the next (SPEC section 5).
+
+Whoever sends a request chooses this work, and an event loop does it. So it is bounded in bytes and in steps, and beyond
+the bounds the exact bytes count. What is within them counts as it always did: a stored fingerprint is compared with it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from open_idempotency._core.canonical_json import NotCanonical, canonical_json
+from open_idempotency._core.canonical_json import NotCanonical, by_orjson, canonical_json, parse, write
+from open_idempotency._core.commands import Sleep
+from open_idempotency._core.drivers import Steps, drive
 from open_idempotency._core.keys import digest
 from open_idempotency._core.requests import Body, Request
 from open_idempotency.policy import IdempotencyPolicy
 
 VERSION = b"\x01"
+#: a longer JSON body, or one with more punctuation, counts by its exact bytes
+JSON_BYTES = 128 * 1024
+JSON_MARKS = 10_000
+#: a multipart body with more parts counts by its exact bytes, and so does one with a longer boundary (RFC 2046: 70)
+MULTIPART_PARTS = 2_000
+LONGEST_BOUNDARY = 256
+#: bytes after which others may run
+TURN = 256 * 1024
 _BOUNDARY = re.compile(rb';\s*boundary=(?:"((?:[^"\\]|\\.)+)"|([^\s;"]+))', re.IGNORECASE)
 
 
 def fingerprint(request: Request, policy: IdempotencyPolicy) -> bytes:
     """The request's fingerprint: 33 bytes, a version byte and a SHA-256 (HMAC when the policy has a secret)."""
+    return drive(fingerprint_steps(request, policy), {Sleep: lambda _: None})
+
+
+def fingerprint_steps(request: Request, policy: IdempotencyPolicy) -> Steps[bytes]:
+    """The same, with a pause after each piece of work that an event loop should not have to wait for longer."""
     content_type = b", ".join(request.header(b"content-type"))
     media_type = content_type.partition(b";")[0].strip().lower()
+    body = yield from _body(request, policy, media_type, content_type)
     return VERSION + digest(
         policy.secret,
         request.method.encode(),
         request.path,
         request.query,
         media_type,
-        _body(request, policy, media_type, content_type),
+        body,
         *(_headers(request, policy.fingerprint_headers) if policy.fingerprint_headers else ()),
     )
 
@@ -40,7 +59,7 @@ def _headers(request: Request, fields: Sequence[str]) -> list[bytes]:
     return [digest(None, name, *request.header(name)) for name in names]
 
 
-def _body(request: Request, policy: IdempotencyPolicy, media_type: bytes, content_type: bytes) -> bytes:
+def _body(request: Request, policy: IdempotencyPolicy, media_type: bytes, content_type: bytes) -> Steps[bytes]:
     """The body's part of the fingerprint; the first byte tells the ways of making it apart."""
     if callable(policy.fingerprint):
         return b"c" + policy.fingerprint(request)
@@ -48,37 +67,130 @@ def _body(request: Request, policy: IdempotencyPolicy, media_type: bytes, conten
     if policy.fingerprint == "none" or body is None:
         return b"n"
     if media_type.startswith(b"multipart/"):
-        return _multipart(body, content_type)
+        return (yield from _multipart(body, content_type))
     if policy.fingerprint == "json" and _is_json(media_type):
-        return _json(body, policy)
-    return b"x" + _exact(body)
+        return (yield from _json(body, policy))
+    return _exact(body)
 
 
 def _exact(body: Body) -> bytes:
-    chunks = iter(body.chunks())
-    sha = hashlib.sha256(next(chunks, b""))
-    for chunk in chunks:
-        sha.update(chunk)
-    return sha.digest()
+    return b"x" + body.digest()
 
 
 def _is_json(media_type: bytes) -> bool:
     return media_type == b"application/json" or media_type.endswith(b"+json")
 
 
-def _json(body: Body, policy: IdempotencyPolicy) -> bytes:
-    raw = body.read()
+def _json(body: Body, policy: IdempotencyPolicy) -> Steps[bytes]:
+    raw = _short(body, JSON_BYTES)
+    if raw is None or (marks := _marks(raw)) > JSON_MARKS:
+        return _exact(body)
     try:
-        return b"j" + canonical_json(raw, policy.fingerprint_ignore)
+        if marks <= JSON_MARKS // 10:
+            return b"j" + canonical_json(raw, policy.fingerprint_ignore)
+        form = by_orjson(raw, policy.fingerprint_ignore)
+        if form is None:
+            value = parse(raw, policy.fingerprint_ignore)
+            yield Sleep(0)
+            form = write(value)
     except NotCanonical:
-        return b"x" + _exact(body)
+        return _exact(body)
+    return b"j" + form
 
 
-def _multipart(body: Body, content_type: bytes) -> bytes:
-    """Digest of the parts between the boundaries: clients choose a new boundary for each attempt (RFC 2046, 5.1)."""
+def _short(body: Body, limit: int) -> bytes | None:
+    """The bytes in one piece; None where there are more than ``limit``."""
+    chunks, size = [], 0
+    for chunk in body.chunks():
+        size += len(chunk)
+        if size > limit:
+            return None
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _marks(raw: bytes) -> int:
+    """How much work a JSON text may be, as both ways of reading it count it: its punctuation."""
+    return sum(map(raw.count, (b",", b":", b"[", b"{")))
+
+
+def _multipart(body: Body, content_type: bytes) -> Steps[bytes]:
+    """Digest of the parts between the boundaries: clients choose a new boundary for each attempt (RFC 2046, 5.1).
+
+    Each part counts behind its length, so the body is gone through twice.
+    """
     match = _BOUNDARY.search(content_type)
-    if match is None:
-        return b"x" + _exact(body)
-    boundary = match[1] or match[2]
-    parts = (b"\r\n" + body.read()).split(b"\r\n--" + boundary)
-    return b"m" + digest(None, *parts)
+    boundary = b"" if match is None else match[1] or match[2]
+    if not boundary or len(boundary) > LONGEST_BOUNDARY:
+        return _exact(body)
+    parts = yield from _find_parts(body, b"\r\n--" + boundary)
+    if parts is None:
+        return _exact(body)
+    return b"m" + (yield from _digest_parts(body, parts))
+
+
+def _find_parts(body: Body, separator: bytes) -> Steps[list[tuple[int, int]] | None]:
+    """Where the parts begin and end, as ``bytes.split`` makes them; None for more than ``MULTIPART_PARTS``.
+
+    Counted in the body behind a line break, as the first boundary may stand at its very beginning.
+    """
+    parts: list[tuple[int, int]] = []
+    begin = place = 0  # of the part; of the window
+    window = b""
+    for piece in _in_turns(body):
+        if piece is None:
+            yield Sleep(0)
+            continue
+        window += piece
+        start = 0
+        while (found := window.find(separator, start)) >= 0:
+            parts.append((begin, place + found))
+            if len(parts) >= MULTIPART_PARTS:
+                return None
+            start = found + len(separator)
+            begin = place + start
+        # What may be the beginning of a separator stays in the window.
+        start = max(start, len(window) - len(separator) + 1)
+        place += start
+        window = window[start:]
+    parts.append((begin, place + len(window)))
+    return parts
+
+
+def _digest_parts(body: Body, parts: list[tuple[int, int]]) -> Steps[bytes]:
+    """SHA-256 over the parts, each behind its length: what ``digest`` makes of them, piece by piece."""
+    sha = hashlib.sha256()
+    later = iter(parts)
+    begin, end = next(later)
+    sha.update(b"%d:" % (end - begin))
+    place = 0
+    for piece in _in_turns(body):
+        if piece is None:
+            yield Sleep(0)
+            continue
+        stop = place + len(piece)
+        sha.update(piece[max(begin - place, 0) : end - place])
+        while end <= stop:
+            part = next(later, None)
+            if part is None:
+                break
+            begin, end = part
+            sha.update(b"%d:" % (end - begin))
+            sha.update(piece[max(begin - place, 0) : end - place])
+        place = stop
+    return sha.digest()
+
+
+def _in_turns(body: Body) -> Iterator[memoryview | None]:
+    """A line break and the body in pieces; None where it is another's turn."""
+    yield memoryview(b"\r\n")
+    worked = 0
+    for chunk in body.chunks():
+        view = memoryview(chunk)
+        for start in range(0, len(view), TURN):
+            piece = view[start : start + TURN]
+            yield piece
+            worked += len(piece)
+            if worked >= TURN:
+                worked = 0
+                yield None

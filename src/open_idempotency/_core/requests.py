@@ -24,6 +24,10 @@ class Body(Protocol):
         """The bytes in one piece."""
         ...
 
+    def digest(self) -> bytes:
+        """The SHA-256 of the bytes, which were hashed as they arrived where they are many."""
+        ...
+
 
 @dataclass(slots=True)
 class Request:

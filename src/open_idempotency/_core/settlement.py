@@ -13,7 +13,7 @@ from open_idempotency import events
 from open_idempotency._core import problems, recording
 from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._core.codecs import decode_response
-from open_idempotency._core.commands import Complete, Fail, Forget, Get, Now, Release, Renew, SaveStage
+from open_idempotency._core.commands import Complete, Fail, Forget, Get, Now, Release, Renew, SaveStage, Sleep
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.keeping import stored_form
 from open_idempotency._core.models import Lease, Renewal, Stage, Status
@@ -100,7 +100,7 @@ def begin(attempt: Attempt) -> Steps[Answer | None]:
     assert lease is not None
     asked = yield from ask(Now())
     try:
-        (found,) = yield from _surely(Renew([lease]), attempt, lease, instead=Release(lease))
+        (found,) = yield from surely(Renew([lease]), attempt, lease, instead=Release(lease))
     except (BackendUnavailable, RecordUnreadable) as error:
         attempt.phase = Phase.ENDED
         yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "renew", error))
@@ -108,7 +108,7 @@ def begin(attempt: Attempt) -> Steps[Answer | None]:
         return render(problems.backend_unavailable(), attempt.policy, attempt.instance)
     if found is Renewal.LOST:
         attempt.phase = Phase.ENDED
-        yield from _lost(attempt, lease)
+        yield from lost(attempt, lease)
         return (yield from _supersede(attempt, lease))
     attempt.confirmed(asked)
     return None

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tempfile
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from open_idempotency.exceptions import BodyTooLarge
 from open_idempotency.policy import IdempotencyPolicy
 
 PIECE = 64 * 1024
+#: bytes after which an event loop's other tasks may run
+TURN = 512 * 1024
 _MAX_DIGITS = 20
+# More chunks than this are kept in one buffer: each chunk is an object, and clients choose how many there are.
+_CHUNKS = 1024
 
 
 class RequestBody:
     """Takes chunks until it is whole, then gives them back as often as asked.
 
-    Holds at most ``spool_bytes`` in memory; ``add`` raises ``BodyTooLarge`` over ``max_request_bytes``.
+    Holds at most ``spool_bytes`` in memory; ``add`` raises ``BodyTooLarge`` over ``max_request_bytes``. A long body is
+    hashed while it arrives, so that nobody has to wait for all of it at once.
     """
 
-    __slots__ = ("_chunks", "_file", "_limit", "_spool", "size")
+    __slots__ = ("_chunks", "_file", "_hashes", "_limit", "_on_disk", "_sha", "_spool", "size")
 
     def __init__(self, policy: IdempotencyPolicy) -> None:
         self._limit = policy.max_request_bytes
         self._spool = policy.spool_bytes
         self._chunks: list[bytes] = []
         self._file: IO[bytes] | None = None
+        self._on_disk = False
+        self._hashes = policy.fingerprint in ("auto", "json")
+        self._sha: Any = None
         self.size = 0
 
     @property
     def spooled(self) -> bool:
-        """Whether it is on disk, so that whoever reads it moves one place in one file."""
+        """Whether it is one file, so that whoever reads it moves one place in it."""
         return self._file is not None
 
     def check_length(self, declared: bytes | str | None) -> None:
@@ -48,17 +57,44 @@ class RequestBody:
         if self.size > self._limit:
             self.close()
             raise BodyTooLarge(f"over {self._limit} bytes")
+        if self._sha is not None:
+            self._sha.update(chunk)
         if self._file is not None:
             self._file.write(chunk)
         elif chunk:
             self._chunks.append(chunk)
-            if self.size > self._spool:
-                self._to_disk()
+        if self._sha is None and self.size > PIECE and self._hashes:
+            self._sha = self._hashed()
+        if self.size > self._spool:
+            if not self._on_disk:
+                self._move(tempfile.TemporaryFile())  # noqa: SIM115 (closed with the request)
+                self._on_disk = True
+        elif len(self._chunks) > _CHUNKS:
+            self._move(io.BytesIO())
 
-    def _to_disk(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the request)
-        self._file.writelines(self._chunks)
+    def _move(self, file: IO[bytes]) -> None:
+        file.writelines(self.chunks())
+        self._file = file
         self._chunks.clear()
+
+    def _hashed(self) -> Any:
+        sha = hashlib.sha256()
+        for chunk in self.chunks():
+            sha.update(chunk)
+        return sha
+
+    def digest(self) -> bytes:
+        """The SHA-256 of the bytes."""
+        result: bytes = (self._sha or self._hashed()).digest()
+        return result
+
+    def add_in_turns(self, chunk: bytes) -> Iterator[None]:
+        """``add`` in pieces, with a pause now and then: some servers hand over much at once."""
+        for start in range(0, len(chunk), TURN):
+            before = self.size
+            self.add(chunk[start : start + TURN])
+            if self.size // TURN > before // TURN:
+                yield
 
     def pieces(self) -> Iterator[tuple[bytes, bool]]:
         """The bytes in order, each piece with whether more follow; one piece where they are in memory."""

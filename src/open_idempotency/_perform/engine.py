@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from open_idempotency._core import canonical_json
 from open_idempotency._core.telling import Advice
 from open_idempotency._perform.heartbeat import Heartbeat
 from open_idempotency._perform.performers import AsyncPerformer, Performer
@@ -60,6 +61,8 @@ class Engine:
         return policy
 
     def _check(self, policy: IdempotencyPolicy) -> None:
+        if policy.fingerprint == "json":
+            canonical_json.prepare()
         if policy.max_live_keys is not None and not self.backend.quotas:
             raise ConfigurationError(
                 f"max_live_keys: {type(self.backend).__name__} has no quotas; leave it out, or take another backend"

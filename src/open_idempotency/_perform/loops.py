@@ -37,6 +37,8 @@ class Implementation(Protocol):
 
     async def shielded(self, make_awaitable: Callable[[], Awaitable[T]], seconds: float) -> T: ...
 
+    def spawn(self, make_awaitable: Callable[[], Awaitable[None]]) -> Callable[[], object]: ...
+
 
 def current_library() -> Library | None:
     """The event loop library whose task calls; None outside of any."""
@@ -82,6 +84,11 @@ async def shielded(make_awaitable: Callable[[], Awaitable[T]], seconds: float) -
     Raises ``TimeoutError`` after ``seconds``; the cleanup itself is cancelled then.
     """
     return await _implementation().shielded(make_awaitable, seconds)
+
+
+def spawn(make_awaitable: Callable[[], Awaitable[None]]) -> Callable[[], object]:
+    """Begin something beside the calling task; what ends it early. It must not raise."""
+    return _implementation().spawn(make_awaitable)
 
 
 def _on_asyncio() -> Implementation:

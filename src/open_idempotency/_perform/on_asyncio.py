@@ -19,7 +19,8 @@ T = TypeVar("T")
 
 _THREADS = min(32, (os.cpu_count() or 1) + 4)
 _executors = PerProcess(lambda: ThreadPoolExecutor(_THREADS, thread_name_prefix="open-idempotency"))
-_cleanups: set[asyncio.Future[Any]] = set()
+# Tasks, held here as loops hold them weakly.
+_held: set[asyncio.Future[Any]] = set()
 
 
 class Signal:
@@ -96,16 +97,24 @@ def _make(future: Future[T], function: Callable[..., T], args: tuple[Any, ...]) 
 
 async def shielded(make_awaitable: Callable[[], Awaitable[T]], seconds: float) -> T:
     """See ``loops.shielded``."""
-    # A task of its own, since a cancelled task's awaits are interrupted; held here, as loops hold tasks weakly.
+    # A task of its own, since a cancelled task's awaits are interrupted.
     task = asyncio.ensure_future(make_awaitable())
-    _cleanups.add(task)
-    task.add_done_callback(_cleanups.discard)
+    _held.add(task)
+    task.add_done_callback(_held.discard)
     await _wait_out(task, asyncio.get_running_loop().time() + seconds)
     if task.done():
         return task.result()
     task.add_done_callback(_retrieve)
     task.cancel()
     raise TimeoutError(f"the cleanup did not end within {seconds} s")
+
+
+def spawn(make_awaitable: Callable[[], Awaitable[None]]) -> Callable[[], object]:
+    """See ``loops.spawn``."""
+    task = asyncio.ensure_future(make_awaitable())
+    _held.add(task)
+    task.add_done_callback(_held.discard)
+    return task.cancel
 
 
 async def _wait_out(future: asyncio.Future[Any], deadline: float | None) -> asyncio.CancelledError | None:

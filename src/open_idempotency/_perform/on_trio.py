@@ -48,3 +48,15 @@ async def shielded(make_awaitable: Callable[[], Awaitable[T]], seconds: float) -
     with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds):
         return await make_awaitable()
     raise TimeoutError(f"the cleanup did not end within {seconds} s")
+
+
+def spawn(make_awaitable: Callable[[], Awaitable[None]]) -> Callable[[], object]:
+    """See ``loops.spawn``."""
+    scope = trio.CancelScope()
+
+    async def run() -> None:
+        with scope:
+            await make_awaitable()
+
+    trio.lowlevel.spawn_system_task(run)
+    return scope.cancel

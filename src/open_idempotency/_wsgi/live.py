@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from open_idempotency._core.requests import Answer, Headers
 from open_idempotency._core.settlement import ANSWERED, Fate
+from open_idempotency._perform.grace import ClientLeft
 from open_idempotency._perform.telling import report_late_error
 from open_idempotency._wsgi.protection import BoundIterable, Close, Protection
 from open_idempotency.exceptions import LeaseLost
@@ -101,7 +102,8 @@ class LiveBody:
         """The handler raised: settle the attempt and raise on (L-04), unless another answer stands in (L-03, S-04)."""
         self.ended = True
         if not self.protection.settled:
-            verdict = self.protection.abort(error)
+            closed = isinstance(error, ClientLeft)
+            verdict = self.protection.abort(self.protection.grace.error() if closed else error)
             if isinstance(verdict, Answer) and isinstance(error, ANSWERED) and not self.begun:
                 self.verdict = verdict
                 return
@@ -109,7 +111,7 @@ class LiveBody:
         raise error
 
     def close(self) -> None:
-        """End it. A handler whose client left goes on to its own end first (L-05)."""
+        """End it. A stream whose client left may go on to its own end first, within its grace (L-05a)."""
         if self._closed:
             return
         self._closed = True
@@ -131,16 +133,21 @@ class LiveBody:
             raise
 
     def _drain(self, source: BoundIterable) -> None:
-        """Run the handler to its end without a client. One without a near end is stopped, as its server would."""
+        """Run the handler on without a client, in this thread: what it uses may belong to it.
+
+        So its grace is looked at between two parts. A response that comes to its end late is whole, and is stored.
+        """
         protection = self.protection
+        protection.grace.begin()
         try:
-            for chunk in source:
-                self._copy(chunk)
-                if protection.capture.outgrown or protection.overdue:
-                    protection.abort(GeneratorExit("the client left a stream that does not end"))
+            while not protection.grace.over:
+                chunk = next(source, None)
+                if chunk is None:
+                    self._check_started()
+                    protection.finish()
                     return
-            self._check_started()
-            protection.finish()
+                self._copy(chunk)
+            protection.abort(protection.grace.error())
         except BaseException as error:
             self.fail(error)
 

@@ -13,6 +13,7 @@ from open_idempotency._core.requests import Answer
 from open_idempotency._core.settlement import Fate, abort, begin, finish
 from open_idempotency._perform.context import Running, running
 from open_idempotency._perform.engine import Engine
+from open_idempotency._perform.grace import Grace
 
 T = TypeVar("T")
 Close = Callable[[], object]
@@ -60,20 +61,15 @@ class BoundIterable:
 class Protection:
     """What an attempt needs until it is settled. Until then its lease is renewed."""
 
-    __slots__ = ("_engine", "_until", "attempt", "capture", "here", "settled")
+    __slots__ = ("_engine", "attempt", "capture", "grace", "here", "settled")
 
     def __init__(self, engine: Engine, attempt: Attempt) -> None:
         self._engine = engine
-        self._until = time.monotonic() + attempt.policy.max_run
         self.attempt = attempt
         self.here: Running = (attempt, engine)
         self.capture = Capture(attempt.policy.max_response_bytes)
+        self.grace = Grace(attempt.policy.stream_grace, self.capture)
         self.settled = False
-
-    @property
-    def overdue(self) -> bool:
-        """Whether the handler has run for longer than its lease is renewed."""
-        return time.monotonic() > self._until
 
     @property
     def unsure(self) -> bool:

@@ -6,6 +6,7 @@ which differ in nothing but who carries the core's steps out.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar
@@ -154,10 +155,24 @@ class Exchange:
         return self._recording
 
     def _receive(self) -> RequestBody:
-        return self._kept().whole(self._policy)
+        steps = self._kept().whole(self._policy)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                body: RequestBody = done.value
+                return body
 
     async def _areceive(self) -> RequestBody:
-        return self._receive()  # ASGIHandler has received it: this reads a file
+        # ASGIHandler has received it: this reads a file, and lets others run in between.
+        steps = self._kept().whole(self._policy)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                body: RequestBody = done.value
+                return body
+            await asyncio.sleep(0)
 
     def _give_back(self) -> None:
         if self._recording is not None:

@@ -6,15 +6,21 @@ there is a Content-Length, the part that completes it.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.settlement import ANSWERED, Fate
+from open_idempotency._perform import drain
 from open_idempotency._perform.context import Running, running
 from open_idempotency._perform.telling import report_late_error
 from open_idempotency._wsgi.protection import Close
 from open_idempotency.django.protection import Protection
 from open_idempotency.exceptions import LeaseLost
+
+_logger = logging.getLogger("open_idempotency")
 
 
 class BoundAsyncIterator:
@@ -37,20 +43,97 @@ class BoundAsyncIterator:
             running.reset(mark)
 
 
+class _Parts:
+    """Runs an asynchronous iterator in one task of its own, a part at a time.
+
+    Django cancels whoever sends a stream when its client leaves. The iterator, which may be in the middle of an effect,
+    is not cancelled with it.
+    """
+
+    __slots__ = ("_demand", "_here", "_part", "_source", "_task")
+
+    def __init__(self, here: Running, source: AsyncIterator[bytes]) -> None:
+        self._here = here
+        self._source = source
+        self._task: asyncio.Task[None] | None = None
+        self._part: asyncio.Future[bytes] | None = None
+        self._demand: asyncio.Future[None]
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """Where it runs; None before the first part was asked for."""
+        return None if self._task is None else self._task.get_loop()
+
+    def ask(self) -> asyncio.Future[bytes]:
+        """The next part that is not empty, or an empty one at the end. The same one until it is taken."""
+        if self._part is None:
+            self._part = asyncio.get_running_loop().create_future()
+            if self._task is None:
+                self._task = asyncio.ensure_future(self._run())
+            else:
+                self._demand.set_result(None)
+        return self._part
+
+    def take(self) -> bytes:
+        """The part that was asked for, when it is done. Raises what the iterator has raised."""
+        part, self._part = self._part, None
+        assert part is not None
+        return part.result()
+
+    async def stop(self) -> None:
+        """Cancel the iterator, and wait for its end; a cancellation of the caller ends the wait."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+
+    def stop_soon(self) -> None:
+        """The same from another thread, without the wait."""
+        if self._task is not None and not self._task.done():
+            with suppress(RuntimeError):  # the loop is closed
+                self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+
+    async def _run(self) -> None:
+        running.set(self._here)
+        while True:
+            self._demand = asyncio.get_running_loop().create_future()
+            try:
+                chunk = await self._next()
+            except BaseException as error:
+                self._fail(error)
+                return
+            assert self._part is not None
+            self._part.set_result(chunk)
+            if not chunk:
+                return
+            await self._demand
+
+    async def _next(self) -> bytes:
+        async for chunk in self._source:
+            if chunk:
+                return chunk
+        return b""
+
+    def _fail(self, error: BaseException) -> None:
+        part = self._part
+        if part is not None and not part.done():
+            part.set_exception(error)
+            part.exception()  # seen, also where nobody takes it any more
+
+
 class AsyncLiveBody:
     """Iterates over the bytes that may leave. ``close`` must be called; ``cleanup`` is then called last.
 
     ``verdict``: the fate of what was sent; or, where nothing has left, an answer to send instead.
     """
 
-    __slots__ = ("_cleanup", "_closed", "_ended", "_ready", "_source", "begun", "protection", "verdict")
+    __slots__ = ("_cleanup", "_closed", "_ended", "_parts", "_ready", "begun", "protection", "verdict")
 
     def __init__(self, protection: Protection, source: AsyncIterator[bytes], cleanup: Close) -> None:
         self.protection = protection
         self.verdict: Fate | Answer | None = None
         #: the status and the header fields may have left
         self.begun = False
-        self._source = BoundAsyncIterator(protection.here, source)
+        self._parts = _Parts(protection.here, source)
         self._cleanup = cleanup
         self._ready = b""
         self._ended = False
@@ -86,11 +169,12 @@ class AsyncLiveBody:
         return b"" if isinstance(self.verdict, Answer) else chunk
 
     async def _next(self) -> bytes:
-        """The next part that is not empty; none at the end."""
-        async for chunk in self._source:
-            if chunk:
-                return chunk
-        return b""
+        try:
+            await asyncio.wait((self._parts.ask(),))
+        except asyncio.CancelledError:
+            await self.drain()
+            raise
+        return self._parts.take()
 
     async def _take(self, chunk: bytes) -> None:
         capture = self.protection.capture
@@ -115,20 +199,60 @@ class AsyncLiveBody:
         raise error
 
     async def drain(self) -> None:
-        """Run the view's iterator to its end without a client; one without a near end is stopped (L-05)."""
+        """The client has left: run the view's iterator on without one, within its grace (L-05a).
+
+        A cancellation meanwhile is not the client's any more, and ends it.
+        """
+        self._ended = True
         protection = self.protection
-        while await self._pull():
-            if not protection.settled and (protection.capture.outgrown or protection.overdue):
-                await protection.aabort(GeneratorExit("the client left a stream that does not end"))
-                return
+        protection.grace.begin()
+        try:
+            while not protection.settled and not protection.grace.over:
+                part = self._parts.ask()
+                await asyncio.wait((part,), timeout=protection.grace.left)
+                if part.done():
+                    await self._take(self._parts.take())
+            await self._parts.stop()
+        except BaseException as error:
+            if not protection.settled:
+                await protection.aabort(error)
+            raise
+        if not protection.settled:
+            await protection.aabort(protection.grace.error())
 
     def close(self) -> None:
-        """End it. The client left: like the view itself, its iterator is not run on without one (L-04)."""
+        """End it, from any thread. A stream whose client left may go on to its own end first, on its event loop."""
         if self._closed:
             return
         self._closed = True
+        loop = self._parts.loop
+        if not self.protection.settled and loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._leave)
+                return
         try:
             if not self.protection.settled:
-                self.protection.abort(GeneratorExit("the client left in the middle of the stream"))
+                self.protection.abort(GeneratorExit("the client left before the stream began"))
         finally:
+            self._parts.stop_soon()
             self._cleanup()
+
+    def _leave(self) -> None:
+        task = asyncio.ensure_future(self._drain_alone())
+        _draining.add(task)
+        task.add_done_callback(_draining.discard)
+
+    async def _drain_alone(self) -> None:
+        """Go on after the request: its cancellation has reached the sending, and not the iterator."""
+        requests = drain.enter(self.protection)
+        try:
+            await self.drain()
+        except Exception:
+            _logger.exception("a stream raised after its client had left")
+        finally:
+            requests.discard(self.protection)
+            self._cleanup()
+
+
+# Tasks that go on after their requests, held here as loops hold them weakly.
+_draining: set[asyncio.Future[None]] = set()

@@ -6,7 +6,7 @@ The body is read from the request's own stream and put back into it, so that ``r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
@@ -96,14 +96,18 @@ class Recording:
         return chunk
 
     def _add(self, chunk: bytes) -> None:
+        for _ in self._add_in_turns(chunk):
+            pass
+
+    def _add_in_turns(self, chunk: bytes) -> Iterator[None]:
         if self._too_large is None:
             try:
-                self._body.add(chunk)
+                yield from self._body.add_in_turns(chunk)
             except BodyTooLarge as error:
                 self._too_large = error  # its reader is none of ours; told when the body is asked for
 
-    def whole(self, policy: IdempotencyPolicy) -> RequestBody:
-        """Read the rest; the body, within the limit of the view's own policy.
+    def whole(self, policy: IdempotencyPolicy) -> Generator[None, None, RequestBody]:
+        """Read the rest, with a pause now and then; the body, within the limit of the view's own policy.
 
         Raises ``BodyTooLarge``, for a declared length before anything is read, and ``UnreadablePostError`` where the
         client left in the middle: nothing is claimed for half a request. ``BodyIncomplete`` where Django cannot
@@ -118,10 +122,10 @@ class Recording:
             raise BodyIncomplete(411)
         if hasattr(request, "_body"):
             # request.body was read already, before or through this; it has all there is.
-            self._start_again([request._body], policy)
+            yield from self._start_again([request._body], policy)
         else:
-            self._start_again(self._body.chunks(), policy)
-            self._drain()
+            yield from self._start_again(self._body.chunks(), policy)
+            yield from self._drain()
         if self._too_large is not None:
             raise self._too_large
         if declared.isascii() and declared.isdigit() and self._body.size < int(declared):
@@ -129,23 +133,23 @@ class Recording:
         self._complete = True
         return self._body
 
-    def _start_again(self, chunks: Iterable[bytes], policy: IdempotencyPolicy) -> None:
+    def _start_again(self, chunks: Iterable[bytes], policy: IdempotencyPolicy) -> Iterator[None]:
         """Keep these bytes, within the view's own limit: the view was not known before."""
         if self._too_large is not None and not hasattr(self._request, "_body"):
             return  # what was read is lost
         earlier, self._body = self._body, RequestBody(policy)
         self._too_large = None
         for chunk in chunks:
-            self._add(chunk)
+            yield from self._add_in_turns(chunk)
         earlier.close()
 
-    def _drain(self) -> None:
+    def _drain(self) -> Iterator[None]:
         if self._rewinds:
             self._place = self._source.tell()
             self._source.seek(0)
         try:
             while self._too_large is None and (chunk := self._source.read(PIECE)):
-                self._add(chunk)
+                yield from self._add_in_turns(chunk)
         except OSError as error:
             raise UnreadablePostError(*error.args) from error
 

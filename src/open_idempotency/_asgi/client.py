@@ -1,0 +1,156 @@
+"""The client of a running ASGI request: whether it has left, and when the application hears of that (R-06, L-05a).
+
+Frameworks cancel a stream as soon as ``receive()`` returns the disconnect, or stop it when ``send()`` raises. So during
+a stream both wait until its grace is over, or until it has ended. At any other time the application hears at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from typing import Any
+
+from open_idempotency._perform import loops
+from open_idempotency._perform.grace import ClientLeft, Grace
+
+Message = MutableMapping[str, Any]
+
+_DISCONNECT = "http.disconnect"
+_LONG = 3600.0
+# A framework that streams asks for the disconnect right before it starts its response; other layers may lie between.
+_STARTS_WITHIN = 0.1
+
+
+class Client:
+    """Listens to the server for the application, and for itself where the application streams without listening."""
+
+    __slots__ = (
+        "_ended", "_heeding", "_late", "_listening", "_polled", "_source", "_streaming", "_unwatch", "_waiting",
+        "grace", "left", "told",
+    )  # fmt: skip
+
+    def __init__(self, source: Callable[[], Awaitable[Message]], grace: Grace) -> None:
+        self.grace = grace
+        #: the server's disconnect, once it is known
+        self.left: Message | None = None
+        #: the application has heard of it in the middle of its stream: what comes then is no whole response
+        self.told = False
+        self._source = source
+        self._streaming = False
+        self._ended = False
+        # how many calls of the application's wait for the end of the grace
+        self._heeding = 0
+        self._late = False
+        self._listening = False
+        self._polled = False
+        self._waiting: list[loops.Signal] = []
+        self._unwatch: Callable[[], object] | None = None
+
+    # What happens
+
+    def begin_stream(self) -> None:
+        """The application has started its response."""
+        self._streaming = True
+        if self.left is not None:
+            self.grace.begin()
+        self._wake()
+
+    def leave(self, message: Message | None = None) -> None:
+        """The client has left, as the server says."""
+        if self.left is None:
+            self.left = {"type": _DISCONNECT} if message is None else message
+        if self._streaming:
+            self.grace.begin()
+        self._wake()
+
+    def end(self) -> None:
+        """The response is complete, or the attempt has failed: nothing is withheld any more."""
+        self._ended = True
+        self._wake()
+        if self._unwatch is not None:
+            self._unwatch()
+
+    def watch(self) -> None:
+        """Listen during a stream whose application does not, so that it ends as any other does."""
+        if self._unwatch is None and not self._listening and self.left is None and not self._ended:
+            self._unwatch = loops.spawn(self._listen)
+
+    async def stops(self) -> bool:
+        """Whether a part of the stream comes too late to be sent.
+
+        Where the application listens, the disconnect ends it. Else raises ``ClientLeft``, as nothing else would.
+        """
+        if self._ended or not (self.told or self.grace.over):
+            return False
+        if self.told or not self._heeding:
+            self.told = True
+            raise ClientLeft(str(self.grace.error()))
+        self._wake()
+        # Cancelled in its own step a generator is closed at once; one that makes no pause would never be.
+        if self._late:
+            await loops.sleep(0)
+        self._late = True
+        return True
+
+    # What the application asks
+
+    async def receive(self) -> Message:
+        """``receive()`` after the body."""
+        message = await self._hear()
+        if message["type"] != _DISCONNECT:
+            return message
+        await self._await_start()
+        self._heeding += 1
+        try:
+            while self._streaming and not self._ended and not self.grace.over:
+                await self._pause(self.grace.left)
+        finally:
+            self._heeding -= 1
+        self.told = self.told or (self._streaming and not self._ended)
+        return message
+
+    async def _await_start(self) -> None:
+        """Before the response: give a framework that is about to stream the time to start it.
+
+        Who only looks is cancelled as soon as it would have to wait, and is given the disconnect when it looks again.
+        """
+        if self._streaming or self._polled:
+            self._polled = False
+            return
+        self._polled = True
+        await self._pause(_STARTS_WITHIN)
+        self._polled = False
+
+    async def _hear(self) -> Message:
+        """The server's next message, whoever may be listening already."""
+        while self.left is None:
+            if self._listening:
+                await self._pause(_LONG)
+                continue
+            self._listening = True
+            try:
+                message = await self._source()
+                if message["type"] != _DISCONNECT:
+                    return message
+                self.leave(message)
+            finally:
+                self._listening = False
+                self._wake()
+        return self.left
+
+    async def _listen(self) -> None:
+        with suppress(Exception):  # a server that is closing; the application's own calls still show it
+            await self._hear()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait until something has happened, for ``seconds`` at most."""
+        signal = loops.signal()
+        self._waiting.append(signal)
+        try:
+            await signal.wait(seconds)
+        finally:
+            self._waiting.remove(signal)
+
+    def _wake(self) -> None:
+        for signal in self._waiting:
+            signal.set()

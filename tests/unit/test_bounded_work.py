@@ -1,0 +1,247 @@
+"""What one request may cost whoever serves it: counts of bytes and of turns, never times."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.core.handlers.asgi import ASGIHandler
+from django.http import HttpRequest, HttpResponse
+from hypothesis import given
+from hypothesis import strategies as st
+
+from open_idempotency._core.commands import Sleep
+from open_idempotency._core.fingerprint import (
+    JSON_BYTES,
+    JSON_MARKS,
+    LONGEST_BOUNDARY,
+    MULTIPART_PARTS,
+    TURN,
+    fingerprint,
+    fingerprint_steps,
+)
+from open_idempotency._core.keys import digest
+from open_idempotency._core.requests import Request
+from open_idempotency._perform import bodies
+from open_idempotency._perform.bodies import RequestBody
+from open_idempotency.asgi import IdempotencyMiddleware
+from open_idempotency.policy import IdempotencyPolicy
+from tests.django_project.calls import AsgiCall, project
+from tests.unit.builders import request_of
+
+AUTO, JSON = IdempotencyPolicy(), IdempotencyPolicy(fingerprint="json")
+BIG = 10 * 1024 * 1024 - 64
+#: bodies of somebody who wants them to be expensive, with their media types and policies
+EXPENSIVE: dict[str, tuple[Callable[[], bytes], bytes, IdempotencyPolicy]] = {
+    "numbers": (lambda: b'[{"a": 1},' + b"1," * (BIG // 2 - 10) + b"1]", b"application/json", JSON),
+    "objects": (lambda: b"[ " + b'{"a":1},' * (BIG // 8 - 10) + b"1]", b"application/json", JSON),
+    "depth": (lambda: b"[" * BIG, b"application/json", JSON),
+    "text": (lambda: b'[ "' + b"x" * (BIG - 10) + b'"]', b"application/json", JSON),
+    "parts": (lambda: b"\r\n--b" * (BIG // 5), b"multipart/form-data; boundary=b", AUTO),
+    "nearly parts": (lambda: b"\r\n--boundar" * (BIG // 11), b"multipart/form-data; boundary=boundary", AUTO),
+    "one part": (lambda: b"--b\r\n" + b"x" * (BIG - 10), b"multipart/form-data; boundary=b", AUTO),
+    "bytes": (lambda: b"x" * BIG, b"application/octet-stream", AUTO),
+}
+
+
+def of(body: bytes, content_type: bytes = b"application/json", policy: IdempotencyPolicy = JSON) -> bytes:
+    return fingerprint(request_of(body, content_type=content_type), policy)
+
+
+@pytest.mark.parametrize("name", EXPENSIVE)
+def test_a_body_is_taken_in_and_compared_in_less_memory_than_three_times_its_size(name: str) -> None:
+    """R-10: as a server hands it over, in pieces of 64 KiB."""
+    make, content_type, policy = EXPENSIVE[name]
+    data = make()
+    tracemalloc.start()
+    try:
+        body = RequestBody(policy)
+        for start in range(0, len(data), 65536):
+            body.add(data[start : start + 65536])
+        fingerprint(_request(body, content_type), policy)
+        peak = tracemalloc.get_traced_memory()[1]
+        body.close()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * len(data)
+
+
+def test_a_body_in_very_small_chunks_takes_no_more_memory() -> None:
+    """R-10: a client chooses its chunks."""
+    chunks = [bytes([number % 256]) for number in range(512 * 1024)]
+    tracemalloc.start()
+    try:
+        body = RequestBody(AUTO)
+        for chunk in chunks:
+            body.add(chunk)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * len(chunks)
+    assert body.read() == b"".join(chunks)
+    assert body.digest() == digest_of(b"".join(chunks))
+    body.close()
+
+
+def digest_of(data: bytes) -> bytes:
+    whole = RequestBody(AUTO)
+    whole.add(data)
+    return whole.digest()
+
+
+class CountedBody(RequestBody):
+    """Notes how many bytes are read of it."""
+
+    __slots__ = ("handed",)
+
+    def chunks(self) -> Iterator[bytes]:
+        for chunk in super().chunks():
+            self.handed = getattr(self, "handed", 0) + len(chunk)
+            yield chunk
+
+
+def _request(body: RequestBody, content_type: bytes) -> Request:
+    request = request_of(b"", content_type=content_type)
+    request.body = body
+    return request
+
+
+@pytest.mark.parametrize("name", EXPENSIVE)
+def test_between_two_pauses_no_more_than_a_turn_of_the_body_is_worked_on(name: str) -> None:
+    """R-10: also of multipart bodies, which are gone through twice; what arrives is hashed as it does."""
+    make, content_type, policy = EXPENSIVE[name]
+    data = make()
+    body = CountedBody(policy)
+    for start in range(0, len(data), 65536):
+        body.add(data[start : start + 65536])
+    body.handed = 0
+    steps, before, worked = fingerprint_steps(_request(body, content_type), policy), 0, []
+    for command in steps:
+        assert command == Sleep(0)
+        worked.append(body.handed - before)
+        before = body.handed
+    worked.append(body.handed - before)
+    body.close()
+    assert max(worked) <= 2 * TURN
+    assert sum(worked) <= 2 * len(data)
+
+
+def test_json_within_the_bounds_is_parsed_and_beyond_them_it_is_not() -> None:
+    """R-10: the bounds are in bytes and in punctuation, so they are the same in every process."""
+
+    def pair(filler: bytes) -> tuple[bytes, bytes]:
+        return b'{"a": 1, "b": [%b]}' % filler, b'{"b": [%b], "a": 1}' % filler
+
+    within, marks, size = b"1," * (JSON_MARKS - 8) + b"1", b"1," * JSON_MARKS + b"1", b'"%b"' % (b"x" * JSON_BYTES)
+    assert [len({of(one), of(other)}) for one, other in map(pair, (within, marks, size))] == [1, 2, 2]
+    assert of(pair(marks)[0]) == of(pair(marks)[0])
+
+
+def _multipart(parts: int, boundary: bytes) -> bytes:
+    return b"".join(b"--%b\r\n\r\n%d\r\n" % (boundary, part) for part in range(parts)) + b"--%b--\r\n" % boundary
+
+
+@pytest.mark.parametrize(
+    ("parts", "boundary", "same"),
+    [
+        (MULTIPART_PARTS - 2, b"b", True),
+        (MULTIPART_PARTS, b"b", False),
+        (1, b"b" * LONGEST_BOUNDARY, True),
+        (1, b"b" * (LONGEST_BOUNDARY + 1), False),
+    ],
+)
+def test_multipart_counts_by_its_parts_up_to_a_number_of_them(parts: int, boundary: bytes, same: bool) -> None:
+    """R-10: more than frameworks read by themselves count byte for byte."""
+    one, other = (
+        of(_multipart(parts, name), b"multipart/form-data; boundary=" + name, AUTO) for name in (boundary, b"other")
+    )
+    assert (one == other) == same
+
+
+@given(
+    st.lists(st.sampled_from([b"\r\n--", b"b", b"ab", b"-", b"\r", b"\n", b"x", b"\r\n--b", b"aa"]), max_size=30),
+    st.sampled_from([b"b", b"ab", b"-", b"aa"]),
+    st.integers(1, 7),
+)
+def test_a_multipart_body_in_pieces_has_the_digest_that_its_parts_have_in_memory(
+    pieces: list[bytes], boundary: bytes, size: int
+) -> None:
+    """R-10: wherever a piece ends, so that stored fingerprints stay good."""
+    data = b"".join(pieces)
+    body = RequestBody(IdempotencyPolicy(spool_bytes=2**20))
+    for start in range(0, len(data), size):
+        body.add(data[start : start + size])
+    parts = (b"\r\n" + data).split(b"\r\n--" + boundary)
+    request = _request(body, b"multipart/form-data; boundary=" + boundary)
+    made = digest(None, b"POST", b"/charges", request.query, b"multipart/form-data", b"m" + digest(None, *parts))
+    assert fingerprint(request, AUTO)[1:] == made
+
+
+class Others:
+    """Another task of the event loop: how often it came to run."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+
+    async def run(self) -> None:
+        while True:
+            self.turns += 1
+            await asyncio.sleep(0)
+
+
+async def _reading(scope: Any, receive: Any, send: Any) -> None:
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size += len(message["body"])
+        more = message["more_body"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"%d" % size})
+
+
+async def _through_asgi(piece: int) -> tuple[int, bytes]:
+    data, sent, others = b"x" * BIG, [], Others()
+    pieces = [data[start : start + piece] for start in range(0, len(data), piece)]
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"",
+             "headers": [(b"idempotency-key", str(uuid4()).encode())]}  # fmt: skip
+    other = asyncio.ensure_future(others.run())
+    await IdempotencyMiddleware(_reading, "memory://")(scope, receive, send)
+    other.cancel()
+    return others.turns, sent[-1]["body"]
+
+
+@pytest.mark.parametrize("piece", [64 * 1024, 2**30], ids=["in pieces", "at once"])
+def test_while_a_body_is_taken_in_and_read_others_run(piece: int) -> None:
+    """R-10: though the server and the disk never make the request wait."""
+    turns, said = asyncio.run(_through_asgi(piece))
+    assert said == b"%d" % BIG
+    assert turns >= BIG // bodies.TURN + BIG // bodies.PIECE
+
+
+def test_while_django_reads_a_body_others_run() -> None:
+    """R-10: from its file into ours."""
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("done")
+
+    async def scenario(body: bytes) -> int:
+        call, others = AsgiCall(body), Others()
+        with project(view):
+            other = asyncio.ensure_future(others.run())
+            await call.run(ASGIHandler())
+            other.cancel()
+        assert call.body == b"done"
+        return others.turns
+
+    assert asyncio.run(scenario(b"x" * BIG)) >= asyncio.run(scenario(b"x")) + BIG // bodies.TURN
