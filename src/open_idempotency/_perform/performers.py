@@ -23,6 +23,7 @@ from open_idempotency._core.commands import (
     TakePlace,
     Unreserve,
     Wait,
+    Withdraw,
 )
 from open_idempotency._core.drivers import AsyncHandlers, Handlers, Steps, drive, drive_async
 from open_idempotency._perform import loops
@@ -51,6 +52,7 @@ class Performer:
             Complete: backend.complete,
             Fail: backend.fail,
             Release: backend.release,
+            Withdraw: backend.withdraw,
             Get: backend.get,
             Forget: lambda command: backend.delete(command.record_id),
             Wait: backend.wait,
@@ -95,6 +97,7 @@ class AsyncPerformer:
             Complete: backend.complete,
             Fail: backend.fail,
             Release: backend.release,
+            Withdraw: backend.withdraw,
             Get: backend.get,
             Forget: lambda command: backend.delete(command.record_id),
             Wait: backend.wait,
