@@ -235,9 +235,18 @@ def test_a_claim_that_is_cancelled_is_withdrawn(cancelled: BaseException) -> Non
     assert withdrawal == Withdraw(claim)
 
 
+def test_a_claim_that_cannot_be_withdrawn_is_withdrawn_once_more() -> None:
+    """B-08c: the first try may have gone over the connection on which the claim hangs."""
+    admission = Admission(asyncio.CancelledError(), withdrawals=(BackendUnavailable("silent"), None))
+    with pytest.raises(asyncio.CancelledError):
+        admission.run()
+    assert admission.script.names()[2:] == ["Claim", "Withdraw", "Withdraw"]
+    assert admission.listener.seen == []
+
+
 def test_a_cancelled_claim_is_cancelled_even_if_it_cannot_be_withdrawn() -> None:
     """L-04: the original error, not the trouble of the cleanup, of which an event tells."""
-    admission = Admission(asyncio.CancelledError(), withdrawals=(BackendUnavailable("down"),))
+    admission = Admission(asyncio.CancelledError(), withdrawals=(BackendUnavailable("down"),) * 2)
     with pytest.raises(asyncio.CancelledError):
         admission.run()
     assert [(type(event), event.verb) for event in admission.listener.seen] == [(events.BackendFailed, "withdraw")]

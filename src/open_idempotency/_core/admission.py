@@ -240,7 +240,10 @@ def _claim(claim: Claim, policy: IdempotencyPolicy) -> Steps[ClaimAnswer]:
 
 def _withdraw(claim: Claim, policy: IdempotencyPolicy) -> Steps[None]:
     try:
-        yield from ask(Withdraw(claim))
+        try:
+            yield from ask(Withdraw(claim))
+        except BackendUnavailable:  # perhaps on the very connection on which the claim hangs; the next is another
+            yield from ask(Withdraw(claim))
     except Exception as error:
         yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "withdraw", error))
 
