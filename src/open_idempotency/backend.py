@@ -31,6 +31,7 @@ from open_idempotency._core.commands import (
     SaveStage,
     Unreserve,
     Wait,
+    Withdraw,
 )
 from open_idempotency._core.models import (
     Busy,
@@ -85,6 +86,7 @@ __all__ = [
     "Status",
     "Unreserve",
     "Wait",
+    "Withdraw",
 ]
 
 
@@ -137,6 +139,16 @@ class Backend(ABC):
     @abstractmethod
     def release(self, c: Release, /) -> None:
         """Give the claim back; the record is deleted unless it has stages or earlier attempts."""
+
+    def withdraw(self, c: Withdraw, /) -> None:
+        """Take back a claim whose caller was cancelled, and refuse it from now on: it may still be on its way (B-08c).
+
+        For ``decisions.WITHDRAWN_FOR`` seconds a claim of that owner gets no lease: ``Refused(Refusal.WITHDRAWN)``. By
+        default the claim is only given back, and one that arrives later blocks its key for a lease.
+        """
+        answer = self.claim(c.claim)
+        if isinstance(answer, Leased):
+            self.release(Release(answer.lease))
 
     @abstractmethod
     def get(self, c: Get, /) -> Record | None:
@@ -232,6 +244,12 @@ class AsyncBackend(ABC):
     @abstractmethod
     async def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
+
+    async def withdraw(self, c: Withdraw, /) -> None:
+        """See ``Backend.withdraw``."""
+        answer = await self.claim(c.claim)
+        if isinstance(answer, Leased):
+            await self.release(Release(answer.lease))
 
     @abstractmethod
     async def get(self, c: Get, /) -> Record | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from open_idempotency._core.decisions import (
     TRANSITIONS,
+    WITHDRAWN_FOR,
     State,
     claim,
     complete,
@@ -18,11 +19,14 @@ from open_idempotency._core.decisions import (
     renew,
     save_stage,
     state_of,
+    withdraw,
+    withdrawn_id,
 )
 from open_idempotency._core.quotas import decide as reserve
 
 __all__ = [
     "TRANSITIONS",
+    "WITHDRAWN_FOR",
     "State",
     "claim",
     "complete",
@@ -32,4 +36,6 @@ __all__ = [
     "reserve",
     "save_stage",
     "state_of",
+    "withdraw",
+    "withdrawn_id",
 ]

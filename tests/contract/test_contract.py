@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.backends.redis import RedisBackend
 from open_idempotency.backends.sqlite import SqliteBackend
 from open_idempotency.conformance import BackendContract, ManualClock
+from open_idempotency.conformance.late_claims import Held
 from tests.conftest import SERVER_KINDS
+from tests.contract import holding
 
 
 class _Coloured(BackendContract):
@@ -26,6 +29,11 @@ class _Coloured(BackendContract):
     @pytest.fixture
     def anyio_backend(self, colour: str) -> str:
         return "asyncio" if colour == "sync" else colour
+
+    @pytest.fixture
+    def held(self, made: Backend, colour: str) -> Iterator[Held]:
+        with holding.held(made, colour) as held:
+            yield held
 
     @pytest.fixture
     def backend(self, made: Backend, colour: str) -> Backend | AsyncBackend:

@@ -6,6 +6,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -21,14 +22,18 @@ from open_idempotency.backend import (
     Get,
     Leased,
     Mismatch,
+    Refusal,
+    Refused,
     Release,
     SaveStage,
     Stage,
     StageSaved,
     Status,
+    Withdraw,
 )
 from open_idempotency.backends.postgres import PostgresBackend
 from open_idempotency.exceptions import BackendUnavailable, LeaseLost, RecordUnreadable
+from tests.contract import holding
 from tests.contract.on_postgres import PATIENCE, at_once, claim_of, leased, together
 from tests.contract.test_postgres_server import SOON, waiting_until_told
 from tests.postgres_server import PostgresServer
@@ -345,3 +350,37 @@ def test_batches_of_several_processes_do_not_wait_for_each_other_in_a_circle(own
     with psycopg.connect(own_url) as connection:
         row = connection.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").fetchone()
     assert row == (0,)
+
+
+def test_a_batch_that_was_held_up_has_tokens_of_later(own_url: str) -> None:
+    """B-02: whoever had one of its records meanwhile, and gave it back, has a smaller token.
+
+    A batch waits for a tenth of a second at most, too short a time to rely on, so it may wait for longer here.
+    """
+    backend = PostgresBackend(own_url, timeout=PATIENCE)
+    claims = [claim_of() for _ in range(4)]
+    with psycopg.connect(own_url, autocommit=True) as looking, holding.held(backend, "sync") as held:
+        looking.execute("ALTER FUNCTION open_idempotency.claims SET lock_timeout = '60s'")
+        with ThreadPoolExecutor(1) as thread, held.hold(claims[2].record_id) as holder:
+            batch = thread.submit(at_once, backend, [("claim", claim) for claim in claims])
+            holder.wait_for_a_claim()
+            waiting = "SELECT query FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
+            assert "claims(" in str(looking.execute(waiting, (looking.info.dbname,)).fetchone())
+            now = holder.now()
+        answers = batch.result(PATIENCE)
+    assert [type(answer) for answer in answers] == [Leased] * 4
+    assert all(answer.lease.token > now * 1_000_000 - 1 for answer in answers)
+    records = [backend.get(Get(claim.record_id)) for claim in claims]
+    assert [record.token for record in records if record] == [answer.lease.token for answer in answers]
+    assert all(record.lease_end >= now + 30 - 0.001 for record in records if record)
+    backend.close()
+
+
+def test_a_claim_that_comes_late_is_left_by_its_batch(backend: PostgresBackend) -> None:
+    """B-08c: the others of the batch are leased, and it leaves nothing behind."""
+    late, *others = [claim_of() for _ in range(4)]
+    backend.withdraw(Withdraw(late))
+    answers = at_once(backend, [("claim", claim) for claim in (others[0], late, *others[1:])])
+    assert [type(answer) for answer in answers] == [Leased, Refused, Leased, Leased]
+    assert answers[1] == Refused(Refusal.WITHDRAWN, 0)
+    assert backend.get(Get(late.record_id)) is None

@@ -34,6 +34,27 @@ class Loss(Watch):
         self.silently = silently
 
 
+class Hold(Watch):
+    """A command that is held back, with all that its connection sends after it, while others are served.
+
+    ``arrived``: set when it is there; ``happened``: when the server has answered it, after ``deliver``.
+    """
+
+    def __init__(self, command: bytes, nth: int) -> None:
+        super().__init__(command, nth)
+        self.arrived = threading.Event()
+        self._delivered = threading.Event()
+
+    def deliver(self) -> None:
+        """Let it go on, also for a client that has left since."""
+        self._delivered.set()
+
+    def pass_on(self) -> None:
+        """In the thread of its connection: wait for ``deliver``."""
+        self.arrived.set()
+        self._delivered.wait(PATIENCE)
+
+
 class FaultProxy:
     """Listens on ``port`` and relays to ``upstream`` on the loopback, until the end of its block."""
 
@@ -83,6 +104,13 @@ class FaultProxy:
         with self._lock:
             self._watches.append(watch)
         return watch
+
+    def hold(self, command: bytes, *, nth: int = 1) -> Hold:
+        """Hold back the ``nth`` command from now on whose bytes contain ``command``."""
+        hold = Hold(command, nth)
+        with self._lock:
+            self._watches.append(hold)
+        return hold
 
     def cut(self) -> None:
         """End every connection; new ones are served."""
@@ -139,7 +167,11 @@ class FaultProxy:
                 self.held_back.set()
             self._linger()
             if not link.mute:
-                link.watches += self._matching(data)
+                found = self._matching(data)
+                for hold in found:
+                    if isinstance(hold, Hold):
+                        hold.pass_on()
+                link.watches += found
                 link.send(link.server, data)
         # A client that left does not take its last command with it: it is on its way.
         link.end(link.server)

@@ -179,6 +179,19 @@ class Worker:
         """Send it without waiting for the answer."""
         return self._pool.submit(self.post, order, body)
 
+    def cancel(self, order: Order, when: threading.Event) -> None:
+        """Send it, and have its task cancelled once that has happened; return when its clean-up is over."""
+        assert self._loop is not None, "nobody cancels a thread"
+
+        async def sent_and_cancelled() -> None:
+            task = asyncio.create_task(_run_asgi(self._app, order, b"{}"))
+            assert await asyncio.to_thread(when.wait, PATIENCE)
+            task.cancel()
+            await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), PATIENCE)
+            assert task.cancelled()
+
+        asyncio.run_coroutine_threadsafe(sent_and_cancelled(), self._loop).result(2 * PATIENCE)
+
     def post_until(self, order: Order, wanted: Callable[[Got], bool], within: float = PATIENCE) -> Got:
         """Send it again until an answer is as wanted."""
         return until(lambda: self.post(order), wanted, within)

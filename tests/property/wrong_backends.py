@@ -18,6 +18,7 @@ from open_idempotency.backend import (
     Mismatch,
     OverQuota,
     Record,
+    Refusal,
     Refused,
     Release,
     Renew,
@@ -28,6 +29,7 @@ from open_idempotency.backend import (
     StageSaved,
     Status,
     Unreserve,
+    Withdraw,
 )
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import LeaseLost
@@ -248,6 +250,36 @@ class ResponseOfAnEarlierAttempt(_Wrong):
         record = self.found(c.record_id)
         if before is not None and record is not None and before.response and not isinstance(answer, Refused):
             self.put(replace(record, response=before.response))
+        return answer
+
+
+class ForgetsWhoWasWithdrawn(_Wrong):
+    def withdraw(self, c: Withdraw, /) -> None:
+        super().withdraw(c)
+        self._table._withdrawn.clear()
+
+
+class WithdrawsTheLatestOnly(_Wrong):
+    def withdraw(self, c: Withdraw, /) -> None:
+        self._table._withdrawn.clear()
+        super().withdraw(c)
+
+
+class WithdrawsWhatIsSomebodyElses(_Wrong):
+    def withdraw(self, c: Withdraw, /) -> None:
+        record = self.found(c.claim.record_id)
+        if record is not None and record.status is Status.IN_PROGRESS:
+            super().withdraw(replace(c, claim=replace(c.claim, owner=record.owner)))
+        super().withdraw(c)
+
+
+class WithdrawsTheKeyOfAll(_Wrong):
+    def claim(self, c: Claim, /) -> ClaimAnswer:
+        late = any(record_id == c.record_id for record_id, _ in self._table._withdrawn)
+        answer = super().claim(c)
+        if late and isinstance(answer, Leased):
+            self.release(Release(answer.lease))
+            return Refused(Refusal.WITHDRAWN, 0)
         return answer
 
 

@@ -80,6 +80,16 @@ class WithoutTheBackendsClock(Site):
             self.memory.jumped -= process.skew
 
 
+class WithoutMemoryOfWithdrawals(Site):
+    """A withdrawal gives back what it finds, and the backend forgets whose it was (B-08c)."""
+
+    def decide(self, process: Process, verb: str, command: Any) -> Any:
+        """As if nobody had withdrawn anything."""
+        answer = super().decide(process, verb, command)
+        self.memory.forget_withdrawals()
+        return answer
+
+
 class WithoutStages(Site):
     """A new attempt is not told what earlier ones have done (B-01)."""
 
@@ -195,6 +205,7 @@ WITHOUT: dict[str, type[Site]] = {
     "mismatch-check": WithoutMismatchCheck,
     "backends-clock": WithoutTheBackendsClock,
     "stages": WithoutStages,
+    "memory-of-withdrawals": WithoutMemoryOfWithdrawals,
     "shield": WithoutShield,
     "store-before-send": WithoutStoreBeforeSend,
     "heartbeat": WithoutHeartbeat,

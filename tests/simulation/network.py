@@ -26,6 +26,7 @@ from open_idempotency.backend import (
     SaveStage,
     StageSaved,
     Wait,
+    Withdraw,
 )
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import BackendUnavailable
@@ -64,6 +65,10 @@ class Memory(MemoryBackend):
     def look(self, record_id: bytes) -> Record | None:
         """The record, if it is live; a copy."""
         return self._table.live(record_id)
+
+    def forget_withdrawals(self) -> None:
+        """For a guard that is missing."""
+        self._table._withdrawn.clear()
 
     def record_ids(self) -> list[bytes]:
         """All ids, in the order of their making."""
@@ -224,6 +229,10 @@ class RemoteBackend(AsyncBackend):
         """See ``Backend.release``."""
         await self._call("release", c)
 
+    async def withdraw(self, c: Withdraw, /) -> None:
+        """See ``Backend.withdraw``."""
+        await self._call("withdraw", c)
+
     async def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""
         answer: Record | None = await self._call("get", c)
@@ -276,4 +285,4 @@ class _Beating(Backend):
         """Operators do not come through here."""
         raise NotImplementedError
 
-    claim = save_stage = complete = fail = release = get = delete = purge = _unused
+    claim = save_stage = complete = fail = release = withdraw = get = delete = purge = _unused

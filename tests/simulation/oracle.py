@@ -23,6 +23,7 @@ from open_idempotency.backend import (
     Renewal,
     SaveStage,
     Status,
+    Withdraw,
 )
 from tests.simulation.loop import Loop, Task
 from tests.simulation.network import Memory
@@ -56,6 +57,8 @@ class Story:
     downstream: dict[tuple[str, bytes], str] = field(default_factory=dict)
     bodies: set[bytes] = field(default_factory=set)
     promise: Promise | None = None
+    #: the owners whose claims were withdrawn
+    withdrawn: set[bytes] = field(default_factory=set)
     #: how often the record vanished, which takes back all that was promised
     losses: int = 0
 
@@ -78,7 +81,11 @@ class Oracle:
         """The backend has lost it: nothing that was said of it counts any more, but tokens still grow."""
         old = self.story(record_id)
         self.stories[record_id] = Story(
-            last_token=old.last_token, effects=old.effects, downstream=old.downstream, losses=old.losses + 1
+            last_token=old.last_token,
+            withdrawn=old.withdrawn,
+            effects=old.effects,
+            downstream=old.downstream,
+            losses=old.losses + 1,
         )
 
     # Where commands arrive
@@ -115,6 +122,8 @@ class Oracle:
                 self._loop.fail("I5: told to wait, although nobody runs")
         elif isinstance(answer, Leased):
             lease = answer.lease
+            if c.owner in story.withdrawn:
+                self._loop.fail("B-08c: a claim was leased after its withdrawal")
             if lease.token != story.token or not story.running:
                 self._check_new_owner(story, c, answer, alive)
                 story.told[lease.token] = frozenset(story.recorded)
@@ -157,6 +166,12 @@ class Oracle:
     def _ended(self, c: Fail | Release, _: Any) -> None:
         story = self.story(c.lease.record_id)
         if story.token == c.lease.token:
+            story.running = False
+
+    def _withdrawn(self, c: Withdraw, _: Any) -> None:
+        story = self.story(c.claim.record_id)
+        story.withdrawn.add(c.claim.owner)
+        if story.owner == c.claim.owner:
             story.running = False
 
     # Where effects happen
@@ -226,6 +241,7 @@ _SEEN: dict[type, Any] = {
     Complete: Oracle._completed,
     Fail: Oracle._ended,
     Release: Oracle._ended,
+    Withdraw: Oracle._withdrawn,
 }
 
 __all__ = ["Oracle", "Promise", "Renew", "Story"]

@@ -173,7 +173,7 @@ class Site:
         """A command has arrived."""
         if isinstance(command, Renew):
             return self._renew(process, command)
-        record_id = command.record_id if hasattr(command, "record_id") else command.lease.record_id
+        record_id = _record_of(command)
         before = self.memory.look(record_id)
         try:
             outcome: Any = self.decide(process, verb, command)
@@ -224,7 +224,14 @@ class Site:
             self.oracle.answered(record_id, status, body, marked or unmarkable)
 
 
+def _record_of(command: Any) -> bytes:
+    of = getattr(command, "claim", command)
+    record_id: bytes = of.record_id if hasattr(of, "record_id") else of.lease.record_id
+    return record_id
+
+
 def _short(command: Any) -> str:
+    command = getattr(command, "claim", command)
     lease = getattr(command, "lease", None)
     if hasattr(lease, "token"):
         return f"token {lease.token} {getattr(command, 'stage', '')}{getattr(command, 'response', '') or ''}"

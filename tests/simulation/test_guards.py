@@ -18,6 +18,7 @@ BREAKS = {
     "mismatch-check": {"I7", "I10"},
     "backends-clock": {"I1", "I5", "B-02"},
     "stages": {"I5"},
+    "memory-of-withdrawals": {"B-08c"},
     "shield": {"L-04"},
     "store-before-send": {"I4"},
     "heartbeat": {"I9"},

@@ -7,7 +7,7 @@ from typing import Any
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.codecs import encode_response
-from open_idempotency._core.commands import Claim, Release
+from open_idempotency._core.commands import Claim, Release, Withdraw
 from open_idempotency._core.requests import Answer
 from open_idempotency.policy import IdempotencyPolicy
 from tests.unit.builders import OWNER, Listener, Script, body_of, request_of
@@ -26,13 +26,14 @@ class Admission:
         key: tuple[bytes, bytes] | None = KEY,
         headers: list[tuple[bytes, bytes]] | None = None,
         releases: tuple[Any, ...] = (),
+        withdrawals: tuple[Any, ...] = (None,),
         receive: Any = None,
         user: str | None = None,
         **fields: Any,
     ) -> None:
         self.listener = Listener()
         self.policy = IdempotencyPolicy(on_event=self.listener, **fields)
-        self.script = Script({Claim: list(claims), Release: list(releases)})
+        self.script = Script({Claim: list(claims), Release: list(releases), Withdraw: list(withdrawals)})
         request = request_of(headers=headers or [])
         fields_of_key = [key] if key else []
         self.intake = Intake(request, fields_of_key, OWNER, lambda: user, receive or (lambda: body_of(b"{}")))

@@ -11,7 +11,7 @@ from open_idempotency import events
 from open_idempotency._core.admission import admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.codecs import StageKind, encode_response, encode_stage
-from open_idempotency._core.commands import Claim, Release
+from open_idempotency._core.commands import Claim, Withdraw
 from open_idempotency._core.models import Busy, Finished, Leased, Mismatch, Refusal, Refused, Stage
 from open_idempotency._core.requests import Answer
 from open_idempotency._perform.bodies import RequestBody
@@ -224,33 +224,32 @@ CANCELLATIONS = [asyncio.CancelledError(), KeyboardInterrupt(), SystemExit(1)]
 
 
 @pytest.mark.parametrize("cancelled", CANCELLATIONS, ids=lambda error: type(error).__name__)
-def test_a_claim_that_is_cancelled_is_asked_again_and_given_back(cancelled: BaseException) -> None:
-    """B-08, L-04: it may stand; the key must not be blocked for a lease; the cancellation goes on."""
-    admission = Admission(cancelled, Leased(lease_of()), releases=(None,))
+def test_a_claim_that_is_cancelled_is_withdrawn(cancelled: BaseException) -> None:
+    """B-08c, L-04: it may stand or be on its way; the key must not be blocked for a lease; the cancellation goes on."""
+    admission = Admission(cancelled)
     with pytest.raises(type(cancelled)) as caught:
         admission.run()
     assert caught.value is cancelled
-    asked = admission.script.asked[2:]
-    assert [type(command) for command in asked] == [Claim, Claim, Release]
-    assert asked[0] is asked[1]
+    claim, withdrawal = admission.script.asked[2:]
+    assert isinstance(claim, Claim)
+    assert withdrawal == Withdraw(claim)
 
 
-@pytest.mark.parametrize("answer", [Busy(1, 9), Finished(FRAME), Mismatch(), Refused(Refusal.FAILED, 1)])
-def test_a_cancelled_claim_that_does_not_stand_gives_nothing_back(answer: Any) -> None:
-    """B-08, I3."""
-    admission = Admission(asyncio.CancelledError(), answer)
+def test_a_claim_that_cannot_be_withdrawn_is_withdrawn_once_more() -> None:
+    """B-08c: the first try may have gone over the connection on which the claim hangs."""
+    admission = Admission(asyncio.CancelledError(), withdrawals=(BackendUnavailable("silent"), None))
     with pytest.raises(asyncio.CancelledError):
         admission.run()
-    assert admission.script.names() == ["Call", "Call", "Claim", "Claim"]
+    assert admission.script.names()[2:] == ["Claim", "Withdraw", "Withdraw"]
+    assert admission.listener.seen == []
 
 
-@pytest.mark.parametrize("claims", [(BackendUnavailable("down"),), (Leased(lease_of()),)])
-def test_a_cancelled_claim_is_cancelled_even_if_giving_it_back_fails(claims: tuple[Any, ...]) -> None:
-    """L-04: the original error, not the trouble of the cleanup."""
-    admission = Admission(asyncio.CancelledError(), *claims, releases=(BackendUnavailable("down"),))
+def test_a_cancelled_claim_is_cancelled_even_if_it_cannot_be_withdrawn() -> None:
+    """L-04: the original error, not the trouble of the cleanup, of which an event tells."""
+    admission = Admission(asyncio.CancelledError(), withdrawals=(BackendUnavailable("down"),) * 2)
     with pytest.raises(asyncio.CancelledError):
         admission.run()
-    assert admission.listener.kinds() == [events.BackendFailed]
+    assert [(type(event), event.verb) for event in admission.listener.seen] == [(events.BackendFailed, "withdraw")]
 
 
 def test_an_engine_that_is_thrown_away_asks_nothing_more() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from open_idempotency import decisions
-from open_idempotency._core.commands import Claim, Command, Complete, Fail, Release, Renew, SaveStage
+from open_idempotency._core.commands import Claim, Command, Complete, Fail, Release, Renew, SaveStage, Withdraw
 from open_idempotency._core.models import (
     Busy,
     Completed,
@@ -140,6 +140,34 @@ def test_a_claim_is_answered_with_the_truth(state: State) -> None:
     answer, kept = decisions.claim(record_in(state), claim_of(), NOW)
     assert isinstance(answer, CLAIM_ANSWERS[state])
     assert state_of(kept, NOW) is TRANSITIONS[Claim][state]
+
+
+@pytest.mark.parametrize("state", State)
+def test_the_owners_withdrawal_leaves_the_state_of_the_table(state: State) -> None:
+    """B-08c."""
+    _, kept = decisions.withdraw(record_in(state), Withdraw(claim_of(OWNER)), NOW)
+    assert state_of(kept, NOW) is TRANSITIONS[Withdraw][state]
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_strangers_withdrawal_changes_nothing(state: State) -> None:
+    """B-08c, I3: it may have been told to wait."""
+    record = record_in(state)
+    before = copy.deepcopy(record)
+    assert decisions.withdraw(record, Withdraw(claim_of()), NOW) == (None, record)
+    assert record == before
+
+
+@pytest.mark.parametrize("owner", [OWNER, STRANGER])
+@pytest.mark.parametrize("state", State)
+def test_a_withdrawn_owner_gets_no_lease(state: State, owner: bytes) -> None:
+    """B-08c: what is no lease is answered as ever, and nothing is written."""
+    record = record_in(state)
+    answer, kept = decisions.claim(record, claim_of(owner), NOW, withdrawn=True)
+    usual, _ = decisions.claim(record, claim_of(owner), NOW)
+    attempt = 0 if record is None else record.attempt
+    assert answer == (Refused(Refusal.WITHDRAWN, attempt) if isinstance(usual, Leased) else usual)
+    assert kept is record
 
 
 @pytest.mark.parametrize("state", [State.ALIVE, State.FINAL, State.COMPLETED])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -11,7 +12,7 @@ import pytest
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.commands import Call, Claim, Complete, Fail, Get, Now, Release, Renew, SaveStage
+from open_idempotency._core.commands import Call, Claim, Complete, Fail, Get, Now, Release, Renew, SaveStage, Withdraw
 from open_idempotency._core.drivers import Steps, ask, drive, drive_async
 from open_idempotency._core.models import Busy, ClaimAnswer, Completed, Leased, Record, Stage, StageSaved, Status
 from open_idempotency._core.requests import Answer
@@ -319,6 +320,7 @@ async def test_a_performer_knows_every_verb_of_the_backend() -> None:
         yield from ask(SaveStage(leased.lease, SAVED))
         yield from ask(Fail(leased.lease))
         yield from ask(Release(leased.lease))
+        yield from ask(Withdraw(replace(CLAIM, owner=b"somebody else")))
         record = yield from ask(Get(RECORD))
         return record.status if record else None
 

@@ -15,7 +15,7 @@ from open_idempotency._core import problems
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.callers import Caller, Session, find_record
 from open_idempotency._core.codecs import decode_response, decode_stage
-from open_idempotency._core.commands import Call, Claim, Now, Release, Reserve, TakePlace, Wait, Watch
+from open_idempotency._core.commands import Call, Claim, Now, Release, Reserve, TakePlace, Wait, Watch, Withdraw
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.fingerprint import fingerprint_steps
 from open_idempotency._core.keys import by_credentials, caller_scope, parse_key, record_id, scope_id
@@ -290,19 +290,19 @@ def _claim(claim: Claim, policy: IdempotencyPolicy) -> Steps[ClaimAnswer]:
     except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
         raise
     except BaseException:
-        # Cancelled between the question and its answer: the claim may stand. Asked again as the same owner the
-        # backend says so (B-08), and it can be given back instead of blocking the key for a whole lease.
+        # Cancelled between the question and its reply: the claim may stand, or be on its way still (B-08c).
         yield from _withdraw(claim, policy)
         raise
 
 
 def _withdraw(claim: Claim, policy: IdempotencyPolicy) -> Steps[None]:
     try:
-        answer = yield from ask(claim)
-        if isinstance(answer, Leased):
-            yield from ask(Release(answer.lease))
+        try:
+            yield from ask(Withdraw(claim))
+        except BackendUnavailable:  # perhaps on the very connection on which the claim hangs; the next is another
+            yield from ask(Withdraw(claim))
     except Exception as error:
-        yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "release", error))
+        yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "withdraw", error))
 
 
 def _give_back(lease: Lease, policy: IdempotencyPolicy) -> Steps[None]:

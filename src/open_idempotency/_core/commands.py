@@ -90,6 +90,17 @@ class Release(Command[None]):
 
 
 @dataclass(slots=True)
+class Withdraw(Command[None]):
+    """Nobody waits for the reply to ``claim`` any more: take it back if it was made, and refuse it if it arrives later.
+
+    Sent once the claim's caller was cancelled, so its owner runs nothing. Of the record this changes what ``Release``
+    by that owner would change, and nothing where somebody else has it.
+    """
+
+    claim: Claim
+
+
+@dataclass(slots=True)
 class Get(Command[Record | None]):
     """Read a record; changes and extends nothing."""
 

@@ -25,6 +25,7 @@ from open_idempotency._core.commands import (
     Release,
     Renew,
     SaveStage,
+    Withdraw,
 )
 from open_idempotency._core.models import (
     Busy,
@@ -78,8 +79,19 @@ TRANSITIONS: Mapping[type[Command[object]], Mapping[State, State]] = MappingProx
         Complete: _row(ABSENT=S.COMPLETED, ALIVE=S.COMPLETED, ABANDONED=S.COMPLETED, COMPLETED=S.COMPLETED),
         Fail: _row(ABSENT=S.ABSENT, ALIVE=S.FAILED, ABANDONED=S.FAILED, FAILED=S.FAILED, FINAL=S.FINAL),
         Release: _row(ABSENT=S.ABSENT, ALIVE=S.FAILED, ABANDONED=S.FAILED, FAILED=S.FAILED),
+        Withdraw: _row(
+            ABSENT=S.ABSENT,
+            ALIVE=S.FAILED,
+            ABANDONED=S.FAILED,
+            FAILED=S.FAILED,
+            FINAL=S.FINAL,
+            COMPLETED=S.COMPLETED,
+        ),
     }
 )
+
+#: seconds for which the claim of a withdrawn owner is refused: longer than TCP tries to deliver anything
+WITHDRAWN_FOR = 3600.0
 
 _BY_STATUS = {Status.COMPLETED: State.COMPLETED, Status.IN_PROGRESS: State.ALIVE}
 
@@ -95,8 +107,20 @@ def state_of(record: Record | None, now: float) -> State:
     return _BY_STATUS[record.status]
 
 
-def claim(record: Record | None, c: Claim, now: float) -> tuple[ClaimAnswer, Record | None]:
-    """Decide a claim (B-01, B-02, B-08). A refused duplicate leaves the record as it is."""
+def claim(record: Record | None, c: Claim, now: float, *, withdrawn: bool = False) -> tuple[ClaimAnswer, Record | None]:
+    """Decide a claim (B-01, B-02, B-08). A refused duplicate leaves the record as it is.
+
+    ``withdrawn``: the owner's claim was withdrawn less than ``WITHDRAWN_FOR`` seconds ago, so this one is late and gets
+    no lease (B-08c).
+    """
+    answer, kept = _claim(record, c, now)
+    if withdrawn and isinstance(answer, Leased):
+        attempt = 0 if record is None or state_of(record, now) is State.ABSENT else record.attempt
+        return Refused(Refusal.WITHDRAWN, attempt), record
+    return answer, kept
+
+
+def _claim(record: Record | None, c: Claim, now: float) -> tuple[ClaimAnswer, Record | None]:
     state = state_of(record, now)
     if record is None or state is State.ABSENT:
         last_token = record.token if record else 0
@@ -252,3 +276,27 @@ def release(record: Record | None, c: Release, now: float) -> tuple[None, Record
     failed, kept = fail(record, Fail(c.lease), now)
     assert kept is not None
     return failed, replace(kept, attempt=record.attempt - 1)
+
+
+def withdraw(record: Record | None, c: Withdraw, now: float) -> tuple[None, Record | None]:
+    """Give the claim back where its owner has the record; somebody else's record stays as it is (B-08c).
+
+    The backend also remembers the owner, for ``WITHDRAWN_FOR`` seconds: see ``withdrawn_id``.
+    """
+    state = state_of(record, now)
+    if record is None or state not in (State.ALIVE, State.ABANDONED):
+        return None, record
+    if not hmac.compare_digest(record.owner, c.claim.owner):
+        return None, record
+    lease = Lease(
+        record.record_id, record.owner, record.token, record.attempt, record.fingerprint, c.claim.lease, record.ttl
+    )
+    return release(record, Release(lease), now)
+
+
+def withdrawn_id(owner: bytes) -> bytes:
+    """The scope under which a backend that has reservations may remember a withdrawn owner, beside the record's id.
+
+    It is no caller's scope: those are digests of 32 bytes, and an owner has 16.
+    """
+    return b"withdrawn:" + owner

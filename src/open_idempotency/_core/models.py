@@ -97,6 +97,7 @@ class Refusal(Enum):
     FAILED = "failed"
     ABANDONED = "abandoned"
     ATTEMPTS = "attempts"
+    WITHDRAWN = "withdrawn"
 
 
 @dataclass(slots=True)

@@ -85,6 +85,7 @@ _OUTCOME_UNKNOWN = {
     Refusal.FAILED: "An earlier attempt failed, and this service does not run it again.",
     Refusal.ABANDONED: "The worker of an earlier attempt died, and it is not known how far it got.",
     Refusal.ATTEMPTS: "The request was attempted as often as this service allows.",
+    Refusal.WITHDRAWN: "The request was cancelled before it was admitted.",
 }
 
 

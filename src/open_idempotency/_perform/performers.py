@@ -26,6 +26,7 @@ from open_idempotency._core.commands import (
     Unreserve,
     Wait,
     Watch,
+    Withdraw,
 )
 from open_idempotency._core.drivers import AsyncHandlers, Handlers, Steps, drive, drive_async
 from open_idempotency._perform import loops
@@ -78,6 +79,7 @@ class Performer:
             Complete: backend.complete,
             Fail: backend.fail,
             Release: backend.release,
+            Withdraw: backend.withdraw,
             Get: backend.get,
             Forget: lambda command: backend.delete(command.record_id),
             Wait: backend.wait,
@@ -130,6 +132,7 @@ class AsyncPerformer:
             Complete: backend.complete,
             Fail: backend.fail,
             Release: backend.release,
+            Withdraw: backend.withdraw,
             Get: backend.get,
             Forget: lambda command: backend.delete(command.record_id),
             Wait: backend.wait,

@@ -31,6 +31,7 @@ from open_idempotency.backend import (
     StageSaved,
     Unreserve,
     Wait,
+    Withdraw,
 )
 from open_idempotency.backends import urls
 from open_idempotency.backends.memory_table import Table
@@ -77,7 +78,7 @@ class MemoryBackend(Backend):
             now = table.now()
             table.make_room(c.record_id, now)
             record = table.records.get(c.record_id)
-            answer, kept = decisions.claim(record, c, now)
+            answer, kept = decisions.claim(record, c, now, withdrawn=table.is_withdrawn(c, now))
             table.keep(c.record_id, record, kept)
         return answer
 
@@ -127,6 +128,16 @@ class MemoryBackend(Backend):
             record = table.records.get(c.lease.record_id)
             _, kept = decisions.release(record, c, table.now())
             table.keep(c.lease.record_id, record, kept)
+
+    def withdraw(self, c: Withdraw, /) -> None:
+        """See ``Backend.withdraw``."""
+        table = self._table
+        with table.lock:
+            now = table.now()
+            record = table.records.get(c.claim.record_id)
+            _, kept = decisions.withdraw(record, c, now)
+            table.keep(c.claim.record_id, record, kept)
+            table.withdraw(c.claim, now)
 
     def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""
@@ -226,6 +237,10 @@ class AsyncMemoryBackend(AsyncBackend):
     async def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
         self._sync.release(c)
+
+    async def withdraw(self, c: Withdraw, /) -> None:
+        """See ``Backend.withdraw``."""
+        self._sync.withdraw(c)
 
     async def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""

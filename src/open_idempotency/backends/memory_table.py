@@ -10,8 +10,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 
+from open_idempotency import decisions
 from open_idempotency._perform.processes import PerProcess
-from open_idempotency.backend import Record, Status
+from open_idempotency.backend import Claim, Record, Status
 from open_idempotency.backends.reservations import Reservations
 from open_idempotency.backends.waiters import Waiter, Waiters
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError
@@ -48,6 +49,8 @@ class Table:
         self._awaited = False
         self.records: OrderedDict[bytes, Record] = OrderedDict()
         self.reservations = Reservations(max_records)
+        # The end for each record and owner, in the order of the withdrawals.
+        self._withdrawn: OrderedDict[tuple[bytes, bytes], float] = OrderedDict()
         # No record expires before this moment, so a full table is not searched in vain.
         self._earliest = float("inf")
 
@@ -115,6 +118,18 @@ class Table:
         self._drop(record_id)
         self._here.get().waiters.wake(record_id)
         return there
+
+    def withdraw(self, c: Claim, now: float) -> None:
+        """Remember the owner, and at most as many as records, the latest ones. The lock is held."""
+        withdrawn, key = self._withdrawn, (c.record_id, c.owner)
+        withdrawn[key] = now + decisions.WITHDRAWN_FOR
+        withdrawn.move_to_end(key)
+        while len(withdrawn) > self.max_records or next(iter(withdrawn.values())) <= now:
+            withdrawn.popitem(last=False)
+
+    def is_withdrawn(self, c: Claim, now: float) -> bool:
+        """Whether the claim's owner has withdrawn it. The lock is held."""
+        return bool(self._withdrawn) and self._withdrawn.get((c.record_id, c.owner), now) > now
 
     def enter(self, record_id: bytes, waiter: Waiter) -> bool:
         """Have it woken when the running attempt ends; false where none runs. Takes the lock."""

@@ -26,6 +26,7 @@ from open_idempotency.backend import (
     SaveStage,
     StageSaved,
     Unreserve,
+    Withdraw,
 )
 
 _END = object()
@@ -68,6 +69,10 @@ class ThreadedBackend(AsyncBackend):
     async def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
         await in_thread(self._backend.release, c)
+
+    async def withdraw(self, c: Withdraw, /) -> None:
+        """See ``Backend.withdraw``."""
+        await in_thread(self._backend.withdraw, c)
 
     async def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""

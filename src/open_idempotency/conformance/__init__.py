@@ -35,7 +35,8 @@ _HOMES = {
 
 # Only modules that are not imported yet can be rewritten, so this cannot wait until a name is asked for.
 if "pytest" in sys.modules:
-    for _module in ("claims", "expiry", "failures", "operators", "owners", "quotas", "stages", "support", "waiting"):
+    _MODULES = "claims expiry failures late_claims operators owners quotas stages support waiting"
+    for _module in _MODULES.split():
         sys.modules["pytest"].register_assert_rewrite(f"{__name__}.{_module}")
 
 

@@ -11,6 +11,7 @@ from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.conformance.claims import ClaimContract
 from open_idempotency.conformance.expiry import ExpiryContract
 from open_idempotency.conformance.failures import FailureContract
+from open_idempotency.conformance.late_claims import Held, LateClaimContract
 from open_idempotency.conformance.operators import OperatorContract
 from open_idempotency.conformance.owners import OwnerContract
 from open_idempotency.conformance.quotas import QuotaContract
@@ -21,6 +22,7 @@ from open_idempotency.conformance.waiting import WaitingContract
 
 class BackendContract(
     ClaimContract,
+    LateClaimContract,
     OwnerContract,
     StageContract,
     ExpiryContract,
@@ -42,6 +44,11 @@ class BackendContract(
     def backend(self, clock: ManualClock) -> Backend | AsyncBackend:
         """The empty backend to be tested, on ``clock``; override it."""
         raise NotImplementedError("override the fixture 'backend'")
+
+    @pytest.fixture
+    def held(self) -> Held:
+        """A backend on the store's own clock, in which claims can be held up; override it where the store can do so."""
+        pytest.skip("override the fixture 'held' to show that tokens grow where claims wait for each other")
 
     @pytest.fixture
     async def verbs(self, backend: Backend | AsyncBackend) -> AsyncIterator[AsyncVerbs]:

@@ -23,6 +23,7 @@ from open_idempotency.backend import (
     Renew,
     SaveStage,
     Stage,
+    Withdraw,
 )
 from open_idempotency.conformance.model import Disagreement, Model
 from open_idempotency.conformance.support import ManualClock
@@ -128,6 +129,14 @@ class BackendMachine(RuleBasedStateMachine):
     def claim_again(self, back: int) -> None:
         """Sent again by the same owner (B-08), soon or late."""
         self._send(self._claims[-1 - min(back, len(self._claims) - 1)])
+
+    @precondition(_has_claims)
+    @rule(back=_latest_first)
+    def withdraw(self, back: int) -> None:
+        """Its caller was cancelled (B-08c); its claim may have arrived, or come later."""
+        c = Withdraw(self._claims[-1 - min(back, len(self._claims) - 1)])
+        self._model.withdrawn(c, self._outcome("withdraw", c))
+        self._clock.advance(MOMENT)
 
     def _send(self, c: Claim) -> None:
         outcome = self._outcome("claim", c)

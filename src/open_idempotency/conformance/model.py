@@ -30,11 +30,15 @@ from open_idempotency.backend import (
     Stage,
     StageSaved,
     Status,
+    Withdraw,
 )
 from open_idempotency.exceptions import AlreadyCompleted, LeaseLost
 
 #: seconds by which a backend's arithmetic may be off
 TOLERANCE = 0.001
+
+#: seconds for which a withdrawn owner gets no lease
+WITHDRAWN_FOR = 3600.0
 
 RUNNING, COMPLETED, FAILED = Status.IN_PROGRESS, Status.COMPLETED, Status.FAILED
 
@@ -76,6 +80,7 @@ class Model:
         self._clock = clock
         self._rows: dict[bytes, Row] = {}
         self._last_tokens: dict[bytes, int] = {}
+        self._withdrawn: dict[tuple[bytes, bytes], float] = {}
 
     def live(self, record_id: bytes) -> Row | None:
         """Expired is absent."""
@@ -93,10 +98,14 @@ class Model:
         return was_live
 
     def purged(self, limit: int, outcome: object) -> None:
-        """B-09: expired records alone, and no more of them than asked for. Some may have gone by themselves."""
+        """B-09: expired records alone, and no more of them than asked for. Some may have gone by themselves.
+
+        Owners that are refused no more may count as well.
+        """
         expired = [record_id for record_id in self._rows if self.live(record_id) is None]
-        if not isinstance(outcome, int) or not 0 <= outcome <= min(limit, len(expired)):
-            _disagree("purge", outcome, f"at most {min(limit, len(expired))}")
+        most = min(limit, len(expired) + sum(end <= self._clock() for end in self._withdrawn.values()))
+        if not isinstance(outcome, int) or not 0 <= outcome <= most:
+            _disagree("purge", outcome, f"at most {most}")
         if len(expired) <= limit:
             for record_id in expired:
                 del self._rows[record_id]
@@ -106,18 +115,25 @@ class Model:
     def claimed(self, c: Claim, outcome: object) -> None:
         """B-01, B-08, and O-02 to O-10."""
         row, now = self.live(c.record_id), self._clock()
-        if row is None:
+        late = self._withdrawn.get((c.record_id, c.owner), now) > now
+        if row is None and late:
+            _expect("claim", outcome, Refused(Refusal.WITHDRAWN, 0))
+        elif row is None:
             self._granted(c, outcome, attempt=1, stages=[])
         elif row.fingerprint != c.fingerprint:
             _expect("claim", outcome, Mismatch())
         elif row.status is COMPLETED:
             _expect("claim", outcome, Finished(row.response or b""))
+        elif row.status is RUNNING and row.owner == c.owner and late:
+            _expect("claim", outcome, Refused(Refusal.WITHDRAWN, row.attempt))
         elif row.status is RUNNING and row.owner == c.owner:
             self._granted_again(row, c, outcome)
         elif row.status is RUNNING and now < row.lease_end:
             _expect_busy(outcome, Busy(now - row.claimed_at, row.lease_end - now))
         elif (reason := _why_refused(row, c)) is not None:
             _expect("claim", outcome, Refused(reason, row.attempt, row.response))
+        elif late:
+            _expect("claim", outcome, Refused(Refusal.WITHDRAWN, row.attempt))
         else:
             self._granted(c, outcome, row.attempt + 1, row.stages)
 
@@ -223,10 +239,20 @@ class Model:
             _expect_error("release", outcome, LeaseLost)
             return
         _expect("release", outcome, None)
-        if row is None or row.status is FAILED:
-            return
+        if row is not None and row.status is RUNNING:
+            self._give_back(c.lease.record_id, row)
+
+    def withdrawn(self, c: Withdraw, outcome: object) -> None:
+        """B-08c: what its owner has claimed is given back, and it gets no lease any more."""
+        _expect("withdraw", outcome, None)
+        row = self.live(c.claim.record_id)
+        if row is not None and row.status is RUNNING and row.owner == c.claim.owner:
+            self._give_back(c.claim.record_id, row)
+        self._withdrawn[c.claim.record_id, c.claim.owner] = self._clock() + WITHDRAWN_FOR
+
+    def _give_back(self, record_id: bytes, row: Row) -> None:
         if row.attempt == 1 and not row.stages:
-            del self._rows[c.lease.record_id]
+            del self._rows[record_id]
             return
         self._end(row, FAILED, None)
         row.attempt -= 1

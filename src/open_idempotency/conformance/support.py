@@ -33,6 +33,7 @@ from open_idempotency.backend import (
     StageSaved,
     Unreserve,
     Wait,
+    Withdraw,
 )
 
 LEASE = 30.0
@@ -97,6 +98,10 @@ class AsyncVerbs(AsyncBackend):
     async def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
         await self.call("release", c)
+
+    async def withdraw(self, c: Withdraw, /) -> None:
+        """See ``Backend.withdraw``."""
+        await self._call("withdraw", c)
 
     async def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""

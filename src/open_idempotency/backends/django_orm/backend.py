@@ -30,6 +30,7 @@ from open_idempotency.backend import (
     SaveStage,
     StageSaved,
     Unreserve,
+    Withdraw,
 )
 from open_idempotency.backends import urls
 from open_idempotency.backends.django_orm import operating, places, reserving, rows, schema, statements
@@ -109,21 +110,21 @@ class DjangoBackend(Backend):
     def _insert(self, session: Session, c: Claim, draft: Record) -> ClaimAnswer:
         """Claim a record that is not there; whoever else is doing so waits for this, and is then overtaken."""
         session.run(statements.INSERT, *rows.row_of(draft))
-        now = self._records.now(session)
-        answer, kept = decisions.claim(None, c, now)
-        assert kept is not None
-        session.run(statements.UPDATE, *rows.row_of(kept))
+        now, withdrawn = self._records.now_and_withdrawn(session, c)
+        answer, kept = decisions.claim(None, c, now, withdrawn=withdrawn)
+        self._records.keep(session, draft, kept)
         operating.purge_in_passing(session, now, _PURGED_PER_CLAIM)
         return answer
 
     def _take(self, session: Session, c: Claim) -> ClaimAnswer:
         """Claim a record that is there."""
-        record, now = self._records.lock(session, c.record_id, statements.READ_FOR_CLAIM, c.fingerprint)
+        record, _ = self._records.lock(session, c.record_id, statements.READ_FOR_CLAIM, c.fingerprint)
         if record is None:
             raise Overtaken("the record was deleted while it was being claimed")
+        now, withdrawn = self._records.now_and_withdrawn(session, c)
         if record.expires_at > now:
             record = rows.with_stages(record, session.rows(statements.READ_STAGES, c.record_id))
-        answer, kept = decisions.claim(record, c, now)
+        answer, kept = decisions.claim(record, c, now, withdrawn=withdrawn)
         if kept is not None and kept is not record:
             if not kept.stages:
                 self._records.forget_stages(session, [c.record_id])
@@ -189,6 +190,27 @@ class DjangoBackend(Backend):
         _, kept = decisions.release(record, c, now)
         if kept is not record:
             self._records.keep(session, found, kept)
+
+    def withdraw(self, c: Withdraw, /) -> None:
+        """See ``Backend.withdraw``."""
+        self._write(partial(self._withdraw, c))
+
+    def _withdraw(self, c: Withdraw, session: Session) -> None:
+        record_id, scope_id = c.claim.record_id, decisions.withdrawn_id(c.claim.owner)
+        found, now = self._records.lock(session, record_id)
+        if found is None:
+            # The claim may be inserting its row: this waits for it, and makes it wait for this.
+            _, draft = decisions.claim(None, c.claim, now)
+            self._records.keep(session, None, draft)
+            self._records.forget(session, [record_id])
+        else:
+            record = rows.with_stages(found, session.rows(statements.HAS_STAGES, record_id))
+            _, kept = decisions.withdraw(record, c, now)
+            if kept is not record:
+                self._records.keep(session, found, kept)
+        end = now + decisions.WITHDRAWN_FOR
+        if not session.run(statements.UPDATE_RESERVATION, end, scope_id, record_id):
+            session.run(statements.INSERT_RESERVATION, end, scope_id, record_id)
 
     def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""

@@ -24,6 +24,7 @@ class Records:
         self._lock = dialect.lock
         expression = "0" if clock is not None or dialect.clock is None else dialect.clock
         self._now = statements.NOW.format(clock=expression)
+        self._now_and_reservation = statements.NOW_AND_RESERVATION.format(clock=expression)
         self._find_for_claim = statements.FIND_FOR_CLAIM.format(clock=expression)
 
     def now(self, session: Session) -> float:
@@ -33,6 +34,13 @@ class Records:
         found = session.row(self._now)
         assert found is not None
         return float(found[0])
+
+    def now_and_withdrawn(self, session: Session, c: Claim) -> tuple[float, bool]:
+        """The time, asked for when the record is locked, and whether the claim's owner was withdrawn."""
+        found = session.row(self._now_and_reservation, decisions.withdrawn_id(c.owner), c.record_id)
+        assert found is not None
+        now = float(found[0]) if self._clock is None else self._clock()
+        return now, found[1] is not None and float(found[1]) > now
 
     def find_for_claim(self, session: Session, c: Claim) -> tuple[Record | None, float]:
         """What a claim looks at first, and the time, in one statement. Raises ``RecordUnreadable``."""

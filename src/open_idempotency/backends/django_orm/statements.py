@@ -31,6 +31,7 @@ _HEADER = ", ".join(_COLUMNS)
 _RESPONSE_FOR_CLAIM = "CASE WHEN status <> 1 AND fingerprint = %s THEN response END"
 
 NOW = "SELECT {clock}"
+NOW_AND_RESERVATION = f"SELECT {{clock}}, (SELECT ends FROM {RESERVATIONS} WHERE scope_id = %s AND record_id = %s)"
 # Always one row, so that the time comes with it.
 FIND_FOR_CLAIM = f"""
     SELECT {{clock}}, record_id, {_HEADER}, {_RESPONSE_FOR_CLAIM}

@@ -28,6 +28,7 @@ from open_idempotency.backend import (
     StageSaved,
     Unreserve,
     Wait,
+    Withdraw,
 )
 from open_idempotency.backends.postgres import replies, statements
 from open_idempotency.backends.postgres.encoding import Row, Statement
@@ -97,6 +98,10 @@ class AsyncPostgresBackend(AsyncBackend):
     async def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
         replies.code((await self.row(statements.RELEASE, c))[0])
+
+    async def withdraw(self, c: Withdraw, /) -> None:
+        """See ``Backend.withdraw``."""
+        await self.rows(statements.WITHDRAW, *statements.withdraw(c))
 
     async def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""

@@ -30,6 +30,7 @@ from open_idempotency.backend import (
     StageSaved,
     Unreserve,
     Wait,
+    Withdraw,
 )
 from open_idempotency.backends.postgres import replies, schema, statements
 from open_idempotency.backends.postgres.aio import AsyncPostgresBackend
@@ -123,6 +124,10 @@ class PostgresBackend(Backend):
     def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
         replies.code(self.row(statements.RELEASE, c)[0])
+
+    def withdraw(self, c: Withdraw, /) -> None:
+        """See ``Backend.withdraw``."""
+        self.rows(statements.WITHDRAW, *statements.withdraw(c))
 
     def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from open_idempotency import decisions
 from open_idempotency.backend import (
     Claim,
     Complete,
@@ -18,6 +19,7 @@ from open_idempotency.backend import (
     SaveStage,
     Stage,
     Unreserve,
+    Withdraw,
 )
 from open_idempotency.backends.postgres.encoding import Statement
 
@@ -115,6 +117,7 @@ RESERVE = _statement(
     ":now, {bytea}, {bytea}, {integer}, {double precision}, {double precision})"
 )
 UNRESERVE = _statement("SELECT open_idempotency.unreserve(:now, {bytea}, {bytea})")
+WITHDRAW = _statement("SELECT open_idempotency.withdraw(:now, {bytea}, {bytea}, {double precision})")
 SCAN = _statement("SELECT open_idempotency.scan(:now, {bytea}, {integer})")
 
 #: how many leases and records go into one call
@@ -144,6 +147,11 @@ def reserve(c: Reserve) -> Parameters:
 def unreserve(c: Unreserve) -> Parameters:
     """For ``UNRESERVE``, after the time."""
     return c.scope_id, c.record_id
+
+
+def withdraw(c: Withdraw) -> Parameters:
+    """For ``WITHDRAW``, after the time."""
+    return c.claim.record_id, c.claim.owner, decisions.WITHDRAWN_FOR
 
 
 def stage_key(stage: Stage) -> tuple[bytes, bytes]:

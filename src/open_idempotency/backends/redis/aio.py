@@ -35,6 +35,7 @@ from open_idempotency.backend import (
     StageSaved,
     Unreserve,
     Wait,
+    Withdraw,
 )
 from open_idempotency.backends.redis import memory, replies, scripts
 from open_idempotency.backends.redis.async_calls import AsyncCalls
@@ -163,6 +164,11 @@ class AsyncRedisBackend(AsyncBackend):
         """See ``Backend.release``."""
         key = self._options.key(c.lease.record_id)
         replies.code(await self.call(scripts.RELEASE, (key,), *scripts.release_arguments(c)))
+
+    async def withdraw(self, c: Withdraw, /) -> None:
+        """See ``Backend.withdraw``."""
+        key = self._options.key(c.claim.record_id)
+        replies.code(await self.call(scripts.WITHDRAW, (key,), *scripts.withdraw_arguments(c)))
 
     async def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""

@@ -34,6 +34,7 @@ from open_idempotency.backend import (
     StageSaved,
     Unreserve,
     Wait,
+    Withdraw,
 )
 from open_idempotency.backends.redis import memory, replies, scripts
 from open_idempotency.backends.redis.aio import AsyncRedisBackend
@@ -197,6 +198,11 @@ class RedisBackend(Backend):
         """See ``Backend.release``."""
         key = self._options.key(c.lease.record_id)
         replies.code(self.call(scripts.RELEASE, (key,), *scripts.release_arguments(c)))
+
+    def withdraw(self, c: Withdraw, /) -> None:
+        """See ``Backend.withdraw``."""
+        key = self._options.key(c.claim.record_id)
+        replies.code(self.call(scripts.WITHDRAW, (key,), *scripts.withdraw_arguments(c)))
 
     def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""

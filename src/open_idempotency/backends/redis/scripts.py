@@ -13,7 +13,8 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
-from open_idempotency.backend import Claim, Complete, Fail, Lease, Release, Reserve, SaveStage, Stage
+from open_idempotency import decisions
+from open_idempotency.backend import Claim, Complete, Fail, Lease, Release, Reserve, SaveStage, Stage, Withdraw
 
 Argument = bytes | int
 Arguments = tuple[Argument, ...]
@@ -58,6 +59,7 @@ SAVE_STAGE = Script("save_stage")
 COMPLETE = Script("complete")
 FAIL = Script("fail")
 RELEASE = Script("release")
+WITHDRAW = Script("withdraw")
 GET = Script("get")
 DELETE = Script("delete")
 PURGE = Script("purge")
@@ -134,6 +136,11 @@ def fail_arguments(c: Fail) -> Arguments:
 def release_arguments(c: Release) -> Arguments:
     """For ``release.lua``, after the time."""
     return _lease_arguments(c.lease)
+
+
+def withdraw_arguments(c: Withdraw) -> Arguments:
+    """For ``withdraw.lua``, after the time."""
+    return (c.claim.owner, _duration(decisions.WITHDRAWN_FOR))
 
 
 def reserve_arguments(c: Reserve) -> Arguments:

@@ -29,6 +29,7 @@ from open_idempotency.backend import (
     SaveStage,
     StageSaved,
     Unreserve,
+    Withdraw,
 )
 from open_idempotency.backends.sqlalchemy import quotas, verbs
 
@@ -99,6 +100,10 @@ class AsyncSqlalchemyBackend(AsyncBackend):
     async def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
         await self._do(verbs.once("write", verbs.release, c))
+
+    async def withdraw(self, c: Withdraw, /) -> None:
+        """See ``Backend.withdraw``."""
+        await self._do(verbs.once("write", verbs.withdraw, c))
 
     async def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""

@@ -29,6 +29,7 @@ from open_idempotency.backend import (
     SaveStage,
     StageSaved,
     Unreserve,
+    Withdraw,
 )
 from open_idempotency.backends.sqlalchemy import drivers, options, quotas, schema, verbs
 from open_idempotency.backends.sqlalchemy.aio import AsyncSqlalchemyBackend
@@ -115,6 +116,10 @@ class SqlalchemyBackend(Backend):
     def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
         self._do(verbs.once("write", verbs.release, c))
+
+    def withdraw(self, c: Withdraw, /) -> None:
+        """See ``Backend.withdraw``."""
+        self._do(verbs.once("write", verbs.withdraw, c))
 
     def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""

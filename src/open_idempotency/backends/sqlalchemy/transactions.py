@@ -41,7 +41,7 @@ class Settings:
 class Transaction:
     """``now``: seconds on the deciding clock when a write transaction began; a read gets the time with its rows."""
 
-    __slots__ = ("_connection", "_deadline", "cascades", "now", "settings", "statements")
+    __slots__ = ("_connection", "_deadline", "cascades", "now", "settings", "statements", "waits")
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self._connection = connection
@@ -49,6 +49,8 @@ class Transaction:
         self.settings = settings
         self.statements = settings.statements
         self.cascades = settings.dialect.cascades
+        #: whether a row may have to be waited for, so that the time may pass after ``now``
+        self.waits = settings.dialect.begin is None
         self.now = 0.0
         # Connections of ours that can bound each of their waits (``drivers``).
         driver: Any = connection.connection.driver_connection

@@ -3,12 +3,16 @@
 A verb is a generator of steps, resumed with what each of them found. What only reads (a replay, a 409, a 422) takes
 no lock and begins no write transaction (B-11b); what writes reads again under the lock of the record's row, where
 ``open_idempotency.decisions`` decides. Two inserts of one row end in an error for the second, and it is tried again.
+
+A claim reads the time, and whether its owner was withdrawn, once it holds the row: a time from before could be older
+than that of a claim that was made and given back meanwhile (B-02). A row that is not there is inserted for that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
+from itertools import chain, repeat
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from open_idempotency import decisions
@@ -25,6 +29,7 @@ from open_idempotency.backend import (
     Renewal,
     SaveStage,
     StageSaved,
+    Withdraw,
 )
 from open_idempotency.backends.sqlalchemy import cleaning, rows, statements
 from open_idempotency.backends.sqlalchemy.transactions import Transaction
@@ -58,36 +63,61 @@ def once(mode: Literal["read", "write"], work: Callable[..., T], *arguments: Any
 
 def claim(c: Claim) -> Steps[ClaimAnswer]:
     """See ``Backend.claim``."""
-    answer: ClaimAnswer | None = yield Step("read", partial(_peek, c=c))
+    answer, is_there = yield Step("read", partial(_peek, c=c))
     if answer is None:
-        answer = yield Step("write", partial(_claim, c=c))
-    assert answer is not None
-    return answer
+        # Where nothing was found there is mostly nothing to lock. Tried again, as after another's insert, there is.
+        answer = yield Step("write", partial(_claim, c=c, lock=chain([is_there], repeat(True))))
+    claimed: ClaimAnswer = answer
+    return claimed
 
 
-def _peek(tx: Transaction, c: Claim) -> ClaimAnswer | None:
+def _peek(tx: Transaction, c: Claim) -> tuple[ClaimAnswer | None, bool]:
+    """The answer, None where the claim has to write; and whether there is a row."""
     found = tx.timed(tx.statements.peek, id=c.record_id, fingerprint=c.fingerprint)
     if not found:
-        return None
+        return None, False
     now, *row = found[0]
     record = rows.record_of(c.record_id, row)
     answer, kept = decisions.claim(record, c, float(now))
-    return answer if kept is record else None
+    return (answer if kept is record else None), True
 
 
-def _claim(tx: Transaction, c: Claim) -> ClaimAnswer:
-    row = tx.row(statements.LOCK_FOR_CLAIM, id=c.record_id, fingerprint=c.fingerprint)
-    record = None if row is None else rows.record_of(c.record_id, row)
-    if record is not None and record.expires_at > tx.now:
+def _claim(tx: Transaction, c: Claim, lock: Iterator[bool]) -> ClaimAnswer:
+    row = tx.row(statements.LOCK_FOR_CLAIM, id=c.record_id, fingerprint=c.fingerprint) if next(lock) else None
+    if row is None:
+        return _insert(tx, c)
+    record = rows.record_of(c.record_id, row)
+    now, withdrawn = _now(tx, c)
+    if record.expires_at > now:
         record = rows.with_stages(record, tx.rows(statements.STAGES, id=c.record_id))
-    answer, kept = decisions.claim(record, c, tx.now)
+    answer, kept = decisions.claim(record, c, now, withdrawn=withdrawn)
     if kept is not None and kept is not record:
-        if record is not None and not kept.stages:
+        if not kept.stages:
             tx.run(statements.DELETE_STAGES, {"id": c.record_id})
         _keep(tx, record, kept)
-        if record is None:
-            cleaning.now_and_then(tx)
     return answer
+
+
+def _insert(tx: Transaction, c: Claim) -> ClaimAnswer:
+    """Claim a record that is not there: its row first, and what the time says once it is in."""
+    _, draft = decisions.claim(None, c, tx.now)
+    _keep(tx, None, draft)
+    now, withdrawn = _now(tx, c)
+    answer, kept = decisions.claim(None, c, now, withdrawn=withdrawn)
+    if kept != draft:
+        _keep(tx, draft, kept)
+    if kept is not None:
+        cleaning.now_and_then(tx)
+    return answer
+
+
+def _now(tx: Transaction, c: Claim) -> tuple[float, bool]:
+    """The time, under the lock, and whether the claim's owner was withdrawn."""
+    scope_id = decisions.withdrawn_id(c.owner)
+    ((read_at, end),) = tx.timed(tx.statements.reservation, scope=scope_id, id=c.record_id)
+    # The one writer of a database needs no second look at the clock.
+    now = float(read_at) if tx.waits else tx.now
+    return now, end is not None and float(end) > now
 
 
 def renew(c: Renew) -> Steps[Sequence[Renewal]]:
@@ -163,6 +193,28 @@ def release(tx: Transaction, c: Release) -> None:
         record = rows.with_stages(record, tx.rows(statements.HAS_STAGES, id=c.lease.record_id))
     _, kept = decisions.release(record, c, tx.now)
     _keep(tx, record, kept)
+
+
+def withdraw(tx: Transaction, c: Withdraw) -> None:
+    """See ``Backend.withdraw``."""
+    record_id, scope_id = c.claim.record_id, decisions.withdrawn_id(c.claim.owner)
+    record = _lock(tx, record_id)
+    if record is None:
+        # The claim may be inserting its row: this waits for it, and makes it wait for this.
+        _, draft = decisions.claim(None, c.claim, tx.now)
+        _keep(tx, None, draft)
+        _keep(tx, draft, None)
+    else:
+        record = rows.with_stages(record, tx.rows(statements.HAS_STAGES, id=record_id))
+    ((read_at, before),) = tx.timed(tx.statements.reservation, scope=scope_id, id=record_id)
+    now = float(read_at)
+    _, kept = decisions.withdraw(record, c, now)
+    _keep(tx, record, kept)
+    end = now + decisions.WITHDRAWN_FOR
+    if before is None:
+        tx.run(statements.INSERT_RESERVATION, {"scope_id": scope_id, "record_id": record_id, "ends": end})
+    else:
+        tx.run(statements.EXTEND_RESERVATION, {"scope": scope_id, "id": record_id, "end": end})
 
 
 def get(tx: Transaction, c: Get) -> Record | None:

@@ -29,6 +29,7 @@ from open_idempotency.backend import (
     SaveStage,
     StageSaved,
     Unreserve,
+    Withdraw,
 )
 from open_idempotency.backends.coalescing import Limits, LoopCoalescer
 from open_idempotency.backends.hops import hop
@@ -110,6 +111,10 @@ class AsyncSqliteBackend(ThreadedBackend):
     async def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
         await self._ask(verbs.RELEASE, c)
+
+    async def withdraw(self, c: Withdraw, /) -> None:
+        """See ``Backend.withdraw``."""
+        await self._ask(verbs.WITHDRAW, c)
 
     async def delete(self, record_id: bytes, /) -> bool:
         """See ``Backend.delete``."""

@@ -26,6 +26,7 @@ from open_idempotency.backend import (
     SaveStage,
     StageSaved,
     Unreserve,
+    Withdraw,
 )
 from open_idempotency.backends import urls
 from open_idempotency.backends.sqlite import verbs
@@ -112,6 +113,10 @@ class SqliteBackend(Backend):
     def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
         self._transactions.ask(verbs.RELEASE, c)
+
+    def withdraw(self, c: Withdraw, /) -> None:
+        """See ``Backend.withdraw``."""
+        self._transactions.ask(verbs.WITHDRAW, c)
 
     def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""

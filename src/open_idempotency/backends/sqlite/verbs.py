@@ -29,6 +29,7 @@ from open_idempotency.backend import (
     SaveStage,
     StageSaved,
     Unreserve,
+    Withdraw,
 )
 from open_idempotency.backends.sqlite import rows, statements
 from open_idempotency.exceptions import RecordUnreadable
@@ -65,18 +66,25 @@ def look_for_claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> Cl
 def claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> ClaimAnswer:
     """See ``Backend.claim``."""
     now = clock()
+    withdrawn = _is_withdrawn(connection, c, now)
     # Mostly there is none, and then it needs no look.
-    answer, kept = decisions.claim(None, c, now)
+    answer, kept = decisions.claim(None, c, now, withdrawn=withdrawn)
     if kept is None or not connection.execute(statements.ADD, (*rows.row_of(kept), c.record_id)).rowcount:
-        return _claim_again(connection, c, now)
+        return _claim_again(connection, c, now, withdrawn)
     return answer
 
 
-def _claim_again(connection: sqlite3.Connection, c: Claim, now: float) -> ClaimAnswer:
+def _is_withdrawn(connection: sqlite3.Connection, c: Claim, now: float) -> bool:
+    values = (decisions.withdrawn_id(c.owner), c.record_id)
+    found = connection.execute(statements.READ_RESERVATION, values).fetchone()
+    return found is not None and found[0] > now
+
+
+def _claim_again(connection: sqlite3.Connection, c: Claim, now: float, withdrawn: bool) -> ClaimAnswer:
     record = _find(connection, c)
     if record is not None and record.expires_at > now:
         rows.add_stages(record, connection.execute(statements.READ_STAGES, (c.record_id,)))
-    answer, kept = decisions.claim(record, c, now)
+    answer, kept = decisions.claim(record, c, now, withdrawn=withdrawn)
     if kept is not None and kept is not record:
         if not kept.stages:
             connection.execute(statements.DELETE_STAGES, (c.record_id,))
@@ -166,6 +174,18 @@ def release(connection: sqlite3.Connection, c: Release, clock: Clock) -> None:
         rows.add_stages(record, connection.execute(statements.HAS_STAGES, (record_id,)))
     _, kept = decisions.release(record, c, clock())
     _keep(connection, record, kept)
+
+
+def withdraw(connection: sqlite3.Connection, c: Withdraw, clock: Clock) -> None:
+    """See ``Backend.withdraw``."""
+    record_id, now = c.claim.record_id, clock()
+    record = read(connection, record_id)
+    if record is not None:
+        rows.add_stages(record, connection.execute(statements.HAS_STAGES, (record_id,)))
+    _, kept = decisions.withdraw(record, c, now)
+    _keep(connection, record, kept)
+    values = (decisions.withdrawn_id(c.claim.owner), record_id, now + decisions.WITHDRAWN_FOR)
+    connection.execute(statements.WRITE_RESERVATION, values)
 
 
 def _keep(connection: sqlite3.Connection, before: Record | None, after: Record | None) -> None:
@@ -293,6 +313,7 @@ SAVE_STAGE = Verb(save_stage)
 COMPLETE = Verb(complete, alone=complete_running)
 FAIL = Verb(fail)
 RELEASE = Verb(release)
+WITHDRAW = Verb(withdraw)
 DELETE = Verb(delete)
 RESERVE = Verb(reserve, look_for_reservation)
 UNRESERVE = Verb(unreserve)

@@ -21,11 +21,13 @@ end
 
 local record, reason = load(key)
 if reason then return {UNREADABLE, reason} end
-if not record then return take({t = now, a = 1, c = now, n = 0}) end
+if not record then return take({t = now, a = 1, c = now, n = 0, fresh = true}) end
+local late = is_withdrawn(key, owner, now)
 -- Above the last token and, by the clock, above any that a deleted record may have had.
 local token = math.max(now, record.t + 1)
 if record.e <= now then
-    redis.call('DEL', key)
+    if late then return {3, 'withdrawn', 0, false} end
+    forget(key, now)
     return take({t = token, a = 1, c = now, n = 0})
 end
 if record.f ~= fingerprint then return {4} end
@@ -35,12 +37,16 @@ if record.s == COMPLETED then
     return {2, response}
 end
 -- This claim was sent again after a lost reply: its sender owns the record.
-if record.s == RUNNING and record.o == owner then return take(record) end
+if record.s == RUNNING and record.o == owner then
+    if late then return {3, 'withdrawn', record.a, false} end
+    return take(record)
+end
 if record.s == RUNNING and record.l > now then return {1, math.max(0, now - record.c), record.l - now} end
 -- Attempt 0: every attempt was given back, so none has failed.
 if record.s == FAILED and (record.x == 1 or (record.a > 0 and ARGV[6] ~= '1')) then return refuse('failed', record) end
 if record.s == RUNNING and ARGV[7] ~= '1' then return refuse('abandoned', record) end
 if ARGV[8] ~= '' and record.a >= tonumber(ARGV[8]) then return refuse('attempts', record) end
+if late then return {3, 'withdrawn', record.a, false} end
 record.t, record.a, record.c = token, record.a + 1, now
 local reply = take(record)
 if reply[1] == 0 then redis.call('HDEL', key, 'r') end

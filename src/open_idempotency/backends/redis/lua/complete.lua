@@ -5,7 +5,7 @@ local record, reason = load_live(key, now)
 if reason then return {UNREADABLE, reason} end
 local recreated = not record
 if recreated then
-    redis.call('DEL', key)
+    forget(key, now)
     record = record_of_lease(now)
 else
     if not is_owner(record, ARGV[2], ARGV[3]) or record.s == FAILED then return {LOST, record.t} end

@@ -1,11 +1,13 @@
 -- Put before every script. A record is one hash:
 --   m version, status, failed for good, attempt, number of stages, token, claimed at, lease end, ttl, expiry (times in
 --     microseconds), owner and fingerprint, packed: one field is read and written in a third of the time of twelve,
+--   W the owners whose claims were withdrawn, each with the time until which it is refused, packed one after the other,
 --   r response, S1..Sn stages as frames of the client, I<identity> the number of the stage of that identity.
 -- ARGV[1] is the time in microseconds where a test brings its own clock, else it is empty.
 -- Replies begin with a number: 0 and above are the verb's own answers, below 0:
 local UNREADABLE, LOST, COMPLETED_ALREADY = -1, -2, -3
 local RUNNING, COMPLETED, FAILED = 1, 2, 3
+local WITHDRAWN = '>I8I4c0'
 local VERSION, PACKED = 1, '>BBBI4I4I8I8I8I8I8I4c0I4c0'
 -- Lua's numbers are exact up to here.
 local LARGEST = 9007199254740992
@@ -41,9 +43,33 @@ local function load_live(key, now)
     return record, reason
 end
 
--- The key outlives the record by a second: what has expired is decided by e alone.
+-- The withdrawn owners that are still refused, with their ends, and the last of these ends.
+local function load_withdrawn(key, now)
+    local raw, position, found, last = redis.call('HGET', key, 'W'), 1, {}, 0
+    while raw and position <= #raw do
+        local whole, ends, owner, after = pcall(struct.unpack, WITHDRAWN, raw, position)
+        if not whole then break end
+        position = after
+        if ends > now then
+            found[#found + 1] = {ends, owner}
+            last = math.max(last, ends)
+        end
+    end
+    return found, last
+end
+
+local function is_withdrawn(key, owner, now)
+    for _, each in ipairs(load_withdrawn(key, now)) do
+        if each[2] == owner then return true end
+    end
+    return false
+end
+
+-- The key outlives the record, and the withdrawn owners, by a second: what has expired is decided by the times in them.
 local function set_expiry(key, record, now)
-    redis.call('PEXPIRE', key, math.ceil((record.e - now) / 1000) + 1000)
+    local found, last = nil, 0
+    if not record.fresh then found, last = load_withdrawn(key, now) end
+    redis.call('PEXPIRE', key, math.ceil((math.max(record.e, last) - now) / 1000) + 1000)
 end
 
 local function packed(r)
@@ -51,6 +77,21 @@ local function packed(r)
 end
 
 local function save(key, record) redis.call('HSET', key, 'm', packed(record)) end
+
+-- A record that has expired.
+local function nothing() return {f = '', s = FAILED, o = '', t = 0, a = 0, c = 0, l = 0, T = 0, e = 0, x = 0, n = 0} end
+
+-- Delete the record. Withdrawn owners stay, beside a record that has expired, as whoever knows none of them expects one.
+local function forget(key, now)
+    local found, last = load_withdrawn(key, now)
+    local raw = #found > 0 and redis.call('HGET', key, 'W')
+    redis.call('DEL', key)
+    if raw then
+        save(key, nothing())
+        redis.call('HSET', key, 'W', raw)
+        set_expiry(key, nothing(), now)
+    end
+end
 
 -- Wake those who wait for the attempt to end; the channel has the key's name. A user who may not publish may still
 -- complete: the waiters then ask again by themselves.

@@ -10,7 +10,7 @@ if not is_owner(record, ARGV[2], ARGV[3]) or (record.s ~= RUNNING and not given_
 end
 if given_back then return {0} end
 if record.a == 1 and record.n == 0 then
-    redis.call('DEL', key)
+    forget(key, now)
     tell_waiters(key)
     return {0}
 end

@@ -13,7 +13,7 @@ local function add(code)
 end
 
 if not record then
-    redis.call('DEL', key)
+    forget(key, now)
     record = record_of_lease(now)
     local reply = add(1)
     set_expiry(key, record, now)

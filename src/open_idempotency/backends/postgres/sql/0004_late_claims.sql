@@ -1,0 +1,202 @@
+-- Claims that come late, and tokens that grow.
+--
+-- A claim whose caller was cancelled is withdrawn over another connection, which it may reach the server after. So its
+-- owner is remembered, and a claim asks about its owner once it holds the row: of a claim and its withdrawal the second
+-- sees what the first did. Owners stand among the reservations, which are purged by their end, under a scope that is no
+-- caller's.
+--
+-- A new token comes from the clock after the row was locked or inserted. Read before, it could be older than that of a
+-- claim which was made and given back meanwhile.
+--
+-- The functions that are replaced keep their arguments and answers, so workers of the version before may call them.
+
+CREATE FUNCTION open_idempotency.withdrawn_id(p_owner bytea) RETURNS bytea
+LANGUAGE sql IMMUTABLE AS $$ SELECT 'withdrawn:'::bytea || p_owner $$;
+
+-- Takes the owner's claim back, and has it refused for `p_kept` seconds.
+CREATE FUNCTION open_idempotency.withdraw(
+    p_now double precision, p_record bytea, p_owner bytea, p_kept double precision
+) RETURNS void LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    r open_idempotency.records;
+    l open_idempotency.lease;
+BEGIN
+    LOOP
+        SELECT * INTO r FROM open_idempotency.records WHERE record_id = p_record FOR UPDATE;
+        EXIT WHEN FOUND;
+        -- The claim may be inserting its row: this waits for it, and makes it wait for this.
+        l := ROW(p_record, p_owner, 0, 0, ''::bytea, 0, 0)::open_idempotency.lease;
+        IF open_idempotency.insert_record(open_idempotency.seconds(p_now), l, 1, NULL) THEN
+            DELETE FROM open_idempotency.records WHERE record_id = p_record;
+            EXIT;
+        END IF;
+    END LOOP;
+    INSERT INTO open_idempotency.reservations
+    VALUES (open_idempotency.withdrawn_id(p_owner), p_record, open_idempotency.seconds(p_now) + p_kept)
+    ON CONFLICT (scope_id, record_id) DO UPDATE SET ends = greatest(reservations.ends, excluded.ends);
+    IF open_idempotency.is_sound(r) AND r.status = 1 AND r.owner = p_owner THEN
+        l := ROW(p_record, p_owner, r.token, r.attempt, r.fingerprint, 0, r.ttl)::open_idempotency.lease;
+        PERFORM open_idempotency.release(p_now, l);
+    END IF;
+END $$;
+
+-- 0 leased, 1 busy, 2 finished, 3 refused (reason), 4 mismatch.
+CREATE OR REPLACE FUNCTION open_idempotency.claim(
+    p_now double precision, l open_idempotency.lease, p_resume_failed boolean, p_resume_abandoned boolean,
+    p_max_attempts integer,
+    OUT code integer, OUT reason text, OUT token bigint, OUT attempt integer, OUT elapsed double precision,
+    OUT remaining double precision, OUT response bytea, OUT names bytea[], OUT keys bytea[], OUT frames bytea[]
+) LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    r open_idempotency.records;
+    moment double precision;
+    present boolean;
+    locked boolean := false;
+    mine boolean;
+BEGIN
+    LOOP
+        IF locked THEN
+            SELECT * INTO r FROM open_idempotency.records WHERE record_id = l.record_id FOR UPDATE;
+        ELSE
+            SELECT * INTO r FROM open_idempotency.records WHERE record_id = l.record_id;
+        END IF;
+        present := FOUND;
+        moment := open_idempotency.seconds(p_now);
+        mine := false;
+        attempt := 0;
+        IF present AND NOT open_idempotency.is_sound(r) THEN code := -1; RETURN; END IF;
+        IF present AND r.expires_at > moment THEN
+            attempt := r.attempt;
+            IF r.fingerprint <> l.fingerprint THEN code := 4; RETURN; END IF;
+            IF r.status = 2 THEN code := 2; response := r.response; RETURN; END IF;
+            -- This claim was sent again after a lost reply: its sender owns the record.
+            mine := r.status = 1 AND r.owner = l.owner;
+            IF NOT mine THEN
+                IF r.status = 1 AND r.lease_end > moment THEN
+                    code := 1; elapsed := greatest(0, moment - r.claimed_at); remaining := r.lease_end - moment;
+                    RETURN;
+                END IF;
+                -- Attempt 0: every attempt was given back, so none has failed.
+                reason := CASE
+                    WHEN r.status = 3 AND (r.final OR (r.attempt > 0 AND NOT p_resume_failed)) THEN 'failed'
+                    WHEN r.status = 1 AND NOT p_resume_abandoned THEN 'abandoned'
+                    WHEN r.attempt >= p_max_attempts THEN 'attempts'
+                END;
+                IF reason IS NOT NULL THEN code := 3; response := r.response; RETURN; END IF;
+            END IF;
+        END IF;
+        IF present AND NOT locked THEN locked := true; CONTINUE; END IF;
+
+        IF NOT present THEN
+            l.token := 0;
+            l.attempt := 1;
+            IF NOT open_idempotency.insert_record(moment, l, 1, NULL) THEN locked := true; CONTINUE; END IF;
+            moment := open_idempotency.seconds(p_now);
+        END IF;
+        IF EXISTS (
+            SELECT 1 FROM open_idempotency.reservations w
+            WHERE w.scope_id = open_idempotency.withdrawn_id(l.owner) AND w.record_id = l.record_id AND w.ends > moment
+        ) THEN
+            IF NOT present THEN DELETE FROM open_idempotency.records WHERE record_id = l.record_id; END IF;
+            code := 3; reason := 'withdrawn';
+            RETURN;
+        END IF;
+        code := 0;
+        -- Above the last token and, by the clock, above any that a deleted record may have had.
+        token := greatest(floor(moment * 1000000)::bigint, r.token + 1);
+        IF NOT present THEN
+            attempt := 1;
+            -- When it was claimed is in an index, and may be somewhat earlier.
+            UPDATE open_idempotency.records t SET token = claim.token, lease_end = moment + l.duration,
+                expires_at = moment + l.duration + l.ttl
+            WHERE t.record_id = l.record_id;
+            -- Now and then a newcomer takes some of the expired with it, so that the table does not grow for ever.
+            IF random() < 0.02 THEN PERFORM open_idempotency.purge(p_now, 100); END IF;
+            RETURN;
+        END IF;
+        IF r.expires_at <= moment THEN
+            DELETE FROM open_idempotency.stages WHERE record_id = l.record_id;
+            attempt := 1;
+        ELSIF mine THEN
+            token := r.token;
+        ELSE
+            attempt := r.attempt + 1;
+        END IF;
+        UPDATE open_idempotency.records t SET
+            fingerprint = l.fingerprint, status = 1, owner = l.owner, token = claim.token, attempt = claim.attempt,
+            claimed_at = CASE WHEN mine THEN r.claimed_at ELSE moment END, lease_end = moment + l.duration, ttl = l.ttl,
+            expires_at = moment + l.duration + l.ttl, final = false, response = NULL
+        WHERE t.record_id = l.record_id;
+        SELECT array_agg(s.name ORDER BY s.position), array_agg(s.key ORDER BY s.position),
+            array_agg(s.frame ORDER BY s.position)
+        INTO names, keys, frames FROM open_idempotency.stages s WHERE s.record_id = l.record_id;
+        RETURN;
+    END LOOP;
+END $$;
+
+-- 0 leased, as attempt 1 without stages; 1 busy, 2 finished, 4 mismatch. Claims that only read write nothing.
+CREATE OR REPLACE FUNCTION open_idempotency.claims(
+    p_now double precision, p_records bytea[], p_owners bytea[], p_fingerprints bytea[], p_durations double precision[],
+    p_ttls double precision[]
+) RETURNS SETOF open_idempotency.reply LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms' SET enable_seqscan = off SET enable_hashjoin = off
+SET enable_mergejoin = off AS $$
+DECLARE
+    moment double precision := open_idempotency.seconds(p_now);
+    fresh bigint;
+    made bytea[];
+    late bytea[];
+BEGIN
+    -- What the row does not have yet it gets below: it is not to be read before this commits.
+    WITH inserted AS (
+        INSERT INTO open_idempotency.records
+        SELECT c.record_id, 1, c.fingerprint, 1, c.owner, 0, 1, moment, c.duration, c.ttl, c.duration + c.ttl,
+            false, false, NULL
+        FROM unnest(p_records, p_owners, p_fingerprints, p_durations, p_ttls) WITH ORDINALITY
+            AS c (record_id, owner, fingerprint, duration, ttl, number)
+        WHERE NOT EXISTS (SELECT 1 FROM open_idempotency.records r WHERE r.record_id = c.record_id)
+        ORDER BY c.record_id, c.number
+        ON CONFLICT (record_id) DO NOTHING
+        RETURNING owner
+    ) SELECT array_agg(owner) INTO made FROM inserted;
+    moment := open_idempotency.seconds(p_now);
+    fresh := floor(moment * 1000000)::bigint;
+    IF made IS NOT NULL THEN
+        -- Late ones are left: their askers are gone.
+        WITH refused AS (
+            DELETE FROM open_idempotency.records r USING (
+                SELECT c.record_id, c.owner FROM unnest(p_records, p_owners) AS c (record_id, owner)
+                JOIN open_idempotency.reservations s
+                    ON s.scope_id = open_idempotency.withdrawn_id(c.owner) AND s.record_id = c.record_id
+                WHERE s.ends > moment
+            ) w WHERE r.record_id = w.record_id AND r.owner = w.owner AND r.owner = ANY (made) AND r.token = 0
+            RETURNING r.owner
+        ) SELECT array_agg(owner) INTO late FROM refused;
+        IF late IS NOT NULL THEN
+            SELECT array_agg(owner) INTO made FROM unnest(made) AS m (owner) WHERE owner <> ALL (late);
+        END IF;
+        UPDATE open_idempotency.records r SET token = fresh, lease_end = moment + r.lease_end,
+            expires_at = moment + r.expires_at
+        WHERE r.record_id = ANY (p_records) AND r.owner = ANY (made) AND r.token = 0;
+    END IF;
+    IF random() < 0.02 * cardinality(made) THEN PERFORM open_idempotency.purge(p_now, 100); END IF;
+    IF cardinality(made) = cardinality(p_records) THEN
+        RETURN QUERY SELECT 0, 0::bigint, 0, fresh, NULL::double precision, NULL::double precision, NULL::bytea;
+        RETURN;
+    END IF;
+    -- What the insertion met, of this batch or of another, is seen from here on.
+    RETURN QUERY SELECT 0, d.number, d.code, fresh, d.elapsed, d.remaining, CASE d.code WHEN 2 THEN d.response END
+    FROM (
+        SELECT c.number, greatest(0, moment - r.claimed_at) AS elapsed, r.lease_end - moment AS remaining, r.response,
+            CASE
+                -- Of two claims with one owner each is told that it owns the record.
+                WHEN r.owner = c.owner AND r.token = fresh AND r.status = 1 AND c.owner = ANY (made) THEN 0
+                WHEN r.expires_at <= moment OR NOT open_idempotency.is_sound(r) THEN NULL
+                WHEN r.fingerprint <> c.fingerprint THEN 4
+                WHEN r.status = 2 THEN 2
+                WHEN r.status = 1 AND r.owner <> c.owner AND r.lease_end > moment THEN 1
+            END AS code
+        FROM unnest(p_records, p_owners, p_fingerprints) WITH ORDINALITY AS c (record_id, owner, fingerprint, number)
+        JOIN open_idempotency.records r ON r.record_id = c.record_id
+    ) d WHERE d.code IS NOT NULL;
+END $$;

@@ -1,0 +1,118 @@
+"""Stores for the workers, and what is in them as files: how it is taken out, and put into another one."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import redis
+from psycopg import sql
+
+from open_idempotency.backends.postgres import schema
+from tests.postgres_server import PostgresServer
+
+FILES = ("sqlite", "sqlalchemy", "django")
+KINDS = (*FILES, "redis", "postgres")
+#: a call is to be shorter than its lease
+BRISK = "timeout=0.5"
+TABLES = ("migrations", "records", "stages", "reservations")
+_URLS = {"sqlite": "sqlite:///{}?" + BRISK, "sqlalchemy": "sqlalchemy+sqlite:///{}?" + BRISK, "django": "django:{}"}
+
+
+def url_of_file(kind: str, path: Path) -> str:
+    """What a worker is given."""
+    return _URLS[kind].format(path)
+
+
+def save_file(path: Path, target: Path) -> None:
+    """A SQLite database without its log, as one file."""
+    target.unlink(missing_ok=True)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("VACUUM INTO ?", (str(target),))
+
+
+def load_file(source: Path, path: Path) -> None:
+    """A copy that may be written to."""
+    shutil.copyfile(source, path)
+
+
+def save_redis(url: str, prefix: str, target: Path) -> None:
+    """All keys under a prefix, without it: hashes and sorted sets, in base 64."""
+    with closing(redis.Redis.from_url(url)) as server:
+        keys = sorted(server.scan_iter(f"{prefix}*"))
+        found = {_text(key[len(prefix) :]): _value(server, key) for key in keys}
+    target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _value(server: Any, key: bytes) -> dict[str, Any]:
+    if server.type(key) == b"hash":
+        return {"hash": {_text(field): _text(value) for field, value in sorted(server.hgetall(key).items())}}
+    return {"zset": {_text(member): score for member, score in server.zrange(key, 0, -1, withscores=True)}}
+
+
+def load_redis(source: Path, url: str, prefix: str) -> None:
+    """Put them under a prefix."""
+    with closing(redis.Redis.from_url(url)) as server:
+        for name, value in json.loads(source.read_text(encoding="utf-8")).items():
+            key = prefix.encode() + _bytes(name)
+            if "hash" in value:
+                server.hset(key, mapping={_bytes(field): _bytes(data) for field, data in value["hash"].items()})
+            else:
+                server.zadd(key, {_bytes(member): score for member, score in value["zset"].items()})
+
+
+def _text(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text)
+
+
+def save_postgres(url: str, target: Path) -> None:
+    """The rows of all tables as COPY writes them, and the digests of the migrations that made these."""
+    with psycopg.connect(url) as connection:
+        rows = {table: b"".join(_copied(connection, table)).decode() for table in TABLES}
+        applied = [name for (name,) in connection.execute("SELECT name FROM open_idempotency.migrations ORDER BY name")]
+    digests = {name: hashlib.sha256(schema.migrations()[name].encode()).hexdigest() for name in applied}
+    target.write_text(json.dumps({"migrations": digests, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+def _copied(connection: psycopg.Connection[Any], table: str) -> Iterator[bytes]:
+    name = sql.Identifier("open_idempotency", table)
+    with connection.cursor().copy(sql.SQL("COPY {} TO STDOUT").format(name)) as copy:
+        yield from map(bytes, copy)
+
+
+def load_postgres(source: Path, server: PostgresServer, database: str) -> str:
+    """A database as that version has left it, made by its own migrations; the URL."""
+    found = json.loads(source.read_text(encoding="utf-8"))
+    url = server.create_database(database)
+    scripts = schema.migrations()
+    with psycopg.connect(url) as connection:
+        for name in found["migrations"]:
+            connection.execute(scripts[name].encode())
+        for table, rows in found["rows"].items():
+            name = sql.Identifier("open_idempotency", table)
+            with connection.cursor().copy(sql.SQL("COPY {} FROM STDIN").format(name)) as copy:
+                copy.write(rows)
+        connection.execute(
+            "SELECT setval(pg_get_serial_sequence('open_idempotency.stages', 'position'), max(position) + 1)"
+            " FROM open_idempotency.stages"
+        )
+    return url
+
+
+def changed_migrations(source: Path) -> list[str]:
+    """The migrations of that version that are no longer what they were."""
+    found = json.loads(source.read_text(encoding="utf-8"))
+    now = {name: hashlib.sha256(script.encode()).hexdigest() for name, script in schema.migrations().items()}
+    return [name for name, digest in found["migrations"].items() if now.get(name) != digest]
