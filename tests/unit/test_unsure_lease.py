@@ -146,7 +146,7 @@ def test_a_handler_does_not_begin_while_nobody_can_tell_whose_the_lease_is() -> 
     script = Script({Renew: [BackendUnavailable("away")], Release: [None]})
     response = script.run(begin(attempt))
     assert (response.status, attempt.phase) == (503, Phase.ENDED)
-    assert script.names() == ["Now", "Renew", "Release"]
+    assert script.names() == ["Renew", "Release"]
 
 
 def test_a_beginning_that_is_cancelled_gives_the_claim_back() -> None:
@@ -154,7 +154,7 @@ def test_a_beginning_that_is_cancelled_gives_the_claim_back() -> None:
     script = Script({Renew: [CancelledError()], Release: [None]})
     with pytest.raises(CancelledError):
         script.run(begin(attempt_of()))
-    assert script.names() == ["Now", "Renew", "Release"]
+    assert script.names() == ["Renew", "Release"]
 
 
 def test_a_renewal_counts_from_when_it_was_asked_for() -> None:
