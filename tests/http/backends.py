@@ -54,6 +54,8 @@ class WatchedBackend(Backend):
         self.may_complete = threading.Event()
         self.may_complete.set()
         self.completing = threading.Event()
+        #: raised by the next completions and stages, one by each, before the real backend is asked
+        self.failures: list[Exception] = []
         self._async = _AsyncWatchedBackend(self)
 
     def claim(self, c: Claim, /) -> ClaimAnswer:
@@ -66,10 +68,12 @@ class WatchedBackend(Backend):
 
     def save_stage(self, c: SaveStage, /) -> StageSaved:
         self.commands.append(c)
+        self.fail_as_told()
         return self.inner.save_stage(c)
 
     def complete(self, c: Complete, /) -> Completed:
         self.commands.append(c)
+        self.fail_as_told()
         self.hold()
         return self.inner.complete(c)
 
@@ -109,6 +113,11 @@ class WatchedBackend(Backend):
     def to_async(self) -> AsyncBackend:
         return self._async
 
+    def fail_as_told(self) -> None:
+        """Raise what a test wants this call to meet."""
+        if self.failures:
+            raise self.failures.pop(0)
+
     def hold(self) -> None:
         """Wait while a test holds completions back."""
         self.completing.set()
@@ -136,10 +145,12 @@ class _AsyncWatchedBackend(AsyncBackend):
 
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
         self._noted.append(c)
+        self._watched.fail_as_told()
         return await self._inner.save_stage(c)
 
     async def complete(self, c: Complete, /) -> Completed:
         self._noted.append(c)
+        self._watched.fail_as_told()
         await in_thread(self._watched.hold)
         return await self._inner.complete(c)
 
