@@ -59,6 +59,8 @@ class WatchedBackend(Backend):
         self.away = threading.Event()
         #: what befalls the process between the reply to a claim and the handler, each once: it holds the event loop up
         self.after_claim: list[Callable[[Claim], None]] = []
+        #: raised by the next completions and stages, one by each, before the real backend is asked
+        self.failures: list[Exception] = []
         self._async = _AsyncWatchedBackend(self)
 
     def claim(self, c: Claim, /) -> ClaimAnswer:
@@ -74,10 +76,12 @@ class WatchedBackend(Backend):
 
     def save_stage(self, c: SaveStage, /) -> StageSaved:
         self.commands.append(c)
+        self.fail_as_told()
         return self.inner.save_stage(c)
 
     def complete(self, c: Complete, /) -> Completed:
         self.commands.append(c)
+        self.fail_as_told()
         self.hold()
         self.check_reachable()
         return self.inner.complete(c)
@@ -130,6 +134,11 @@ class WatchedBackend(Backend):
         while self.after_claim:
             self.after_claim.pop()(c)
 
+    def fail_as_told(self) -> None:
+        """Raise what a test wants this call to meet."""
+        if self.failures:
+            raise self.failures.pop(0)
+
     def hold(self) -> None:
         """Wait while a test holds completions back."""
         self.completing.set()
@@ -160,10 +169,12 @@ class _AsyncWatchedBackend(AsyncBackend):
 
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
         self._noted.append(c)
+        self._watched.fail_as_told()
         return await self._inner.save_stage(c)
 
     async def complete(self, c: Complete, /) -> Completed:
         self._noted.append(c)
+        self._watched.fail_as_told()
         await in_thread(self._watched.hold)
         self._watched.check_reachable()
         return await self._inner.complete(c)

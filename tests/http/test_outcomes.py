@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from open_idempotency import events
+from open_idempotency._perform import on_asyncio
 from open_idempotency.backend import Claim, Leased
-from tests.http.behaviours import PATIENCE, Call, Reply
+from open_idempotency.backends import hops
+from tests.http.behaviours import PATIENCE, Call, Reply, Run
 from tests.http.conftest import NewCase
 from tests.http.endpoints import Steps, always_raising, answering, charge, failing_once, gated
 from tests.http.sites import Case, assert_problem
@@ -364,3 +369,73 @@ def test_problems_link_to_the_documentation(new_case: NewCase) -> None:
     case = new_case(charge, "documented")
     refused = case.send(key='"')
     assert refused.headers["link"] == '<https://example.org/idempotency>; rel="describedby"'
+
+
+def _local_failures() -> list[Exception]:
+    return [
+        RuntimeError("can't start new thread"),
+        OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+        MemoryError(),
+    ]
+
+
+def test_a_completion_that_fails_locally_is_made_after_all(new_case: NewCase) -> None:
+    """B-10a: the effect has happened, so its response goes out, and the retry replays it."""
+    case = new_case(charge)
+    case.watched.failures += _local_failures()
+    first, second = case.send(), case.send()
+    assert not case.watched.failures
+    assert (first.status_code, first.json()) == (201, {"charge": 1})
+    assert "idempotency-status" not in first.headers
+    assert (second.status_code, second.content) == (201, first.content)
+    assert second.headers["idempotent-replayed"] == "true"
+    assert len(case.runs) == 1
+    assert [event.error for event in case.events if isinstance(event, events.BackendFailed)]
+
+
+def _charging_in_a_stage(call: Call) -> Steps:
+    charged = yield Run("charge", lambda: {"charge": len(call.script.runs)})
+    return Reply(201, [("Content-Type", "application/json")], json.dumps(charged).encode())
+
+
+def test_a_stage_that_fails_locally_is_saved_after_all(new_case: NewCase) -> None:
+    """B-10a: its effect is there once, and the view goes on."""
+    case = new_case(_charging_in_a_stage)
+    case.watched.failures += _local_failures()
+    first, second = case.send(), case.send()
+    assert not case.watched.failures
+    assert (first.status_code, first.json()) == (201, {"charge": 1})
+    assert (second.status_code, second.content) == (201, first.content)
+    assert len(case.runs) == 1
+
+
+def _in_want_of_threads(call: Call) -> Steps:
+    """After the effect no thread can be started for a moment, and none is idle."""
+    reply = yield from charge(call)
+    hops._idle.pop()
+    on_asyncio._executors.pop()
+    real, left = threading.Thread.start, [2]
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name.startswith("open-idempotency") and left[0]:
+            left[0] -= 1
+            raise RuntimeError("can't start new thread")
+        threading.Thread.start = real  # type: ignore[method-assign]
+        real(thread)
+
+    threading.Thread.start = start  # type: ignore[method-assign]
+    return reply
+
+
+@pytest.mark.on_backends("sqlite")
+def test_a_completion_for_which_there_is_no_thread_is_made_after_all(new_case: NewCase) -> None:
+    """B-10a: where the loop's backend works in threads; elsewhere it needs none."""
+    case = new_case(_in_want_of_threads)
+    real = threading.Thread.start
+    try:
+        first, second = case.send(), case.send()
+    finally:
+        threading.Thread.start = real  # type: ignore[method-assign]
+    assert (first.status_code, first.json()) == (201, {"charge": 1})
+    assert (second.status_code, second.content) == (201, first.content)
+    assert len(case.runs) == 1

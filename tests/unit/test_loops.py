@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import anyio
 import pytest
 
-from open_idempotency._perform import loops
+from open_idempotency._perform import loops, on_asyncio
+from open_idempotency._perform.processes import PerProcess
 
 pytestmark = pytest.mark.anyio
 
@@ -212,3 +216,95 @@ def test_a_timeout_with_a_cleanup_inside_still_strikes() -> None:
 def test_outside_of_a_loop_there_is_no_library() -> None:
     """None, without importing one."""
     assert loops.current_library() is None
+
+
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An executor of its own, which may have two threads."""
+    monkeypatch.setattr(on_asyncio, "_executors", PerProcess(lambda: ThreadPoolExecutor(2)))
+
+
+class _NoThreads:
+    """``threading.Thread.start`` of a process that may have no more threads."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object] = lambda: None) -> None:
+        self._patch = monkeypatch
+        self._meanwhile = meanwhile
+
+    def __enter__(self) -> None:
+        def start(_: threading.Thread) -> None:
+            self._meanwhile()
+            raise RuntimeError("can't start new thread")
+
+        self._patch.setattr(threading.Thread, "start", start)
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+
+
+def test_a_call_that_was_refused_for_want_of_a_thread_is_not_made_later(
+    two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B-10a: the executor keeps it, and would make it when one of its threads is free: a late claim."""
+    go_on, made = threading.Event(), threading.Event()
+
+    async def test() -> None:
+        busy = asyncio.ensure_future(loops.in_thread(go_on.wait, 20))
+        await asyncio.sleep(0)
+        with monkeypatch.context() as patch, _NoThreads(patch), pytest.raises(RuntimeError, match="new thread"):
+            await loops.in_thread(made.set)
+        go_on.set()
+        assert await busy
+        await loops.in_thread(int)  # by the thread that was busy, after whatever came before
+        assert not made.is_set()
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+def test_a_call_that_another_thread_has_begun_is_answered(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B-10a: it was refused by then, and is made only once."""
+    go_on, began, made = threading.Event(), threading.Event(), []
+
+    def work() -> int:
+        began.set()
+        made.append(1)
+        return 42
+
+    def meanwhile() -> None:
+        go_on.set()
+        assert began.wait(20)
+
+    async def test() -> None:
+        busy = asyncio.ensure_future(loops.in_thread(go_on.wait, 20))
+        await asyncio.sleep(0)
+        with monkeypatch.context() as patch, _NoThreads(patch, meanwhile):
+            assert await loops.in_thread(work) == 42
+        assert await busy
+        assert made == [1]
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+_AFTER_THE_MAIN_THREAD = """
+import asyncio, os, sys, threading
+from open_idempotency.backend import Claim, Complete
+from open_idempotency.backends.sqlite import SqliteBackend
+
+async def serve():
+    backend = SqliteBackend(sys.argv[1], coalesce=False).to_async()
+    answer = await backend.claim(Claim(os.urandom(32), b"fingerprint", os.urandom(16), 30.0, 600.0))
+    claimed.set()
+    threading.main_thread().join()
+    print(await backend.complete(Complete(answer.lease, b"response")), flush=True)
+
+claimed = threading.Event()
+threading.Thread(target=lambda: asyncio.run(serve())).start()
+claimed.wait(20)
+"""
+
+
+def test_a_server_in_a_thread_completes_after_the_main_thread_has_ended(tmp_path: Path) -> None:
+    """B-10a: from then on no executor takes calls any more."""
+    command = [sys.executable, "-c", _AFTER_THE_MAIN_THREAD, str(tmp_path / "records.db")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "Completed(recreated=False)\n", ended.stderr

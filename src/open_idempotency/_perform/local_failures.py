@@ -22,6 +22,7 @@ KINDS = (OSError, MemoryError, RuntimeError)
 _NO_THREAD = (
     "can't start new thread",
     "can't create new thread",
+    "can't register atexit after shutdown",
     "cannot schedule new futures",
     "Executor shutdown has been called",
 )

@@ -67,10 +67,16 @@ class _Conversation(asyncio.Protocol):
 
     def exchange(self, commands: Sequence[bytes], seconds: float) -> asyncio.Future[list[Any]]:
         """Send the commands; the future of as many replies. Who has cancelled it leaves replies to nobody."""
+        written = b"".join(commands)
         exchange = _Exchange(len(commands), self._loop.create_future())
         exchange.timer = self._loop.call_later(seconds, self._be_late, exchange)
         self._awaited.append(exchange)
-        self._writer.transport.write(b"".join(commands))
+        try:
+            self._writer.transport.write(written)
+        except BaseException:  # as for want of memory: else the next replies would be taken for those to these commands
+            exchange.answer.cancel()
+            self.end(RedisConnectionError("the commands could not be written"))
+            raise
         return exchange.answer
 
     def _be_late(self, exchange: _Exchange) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import selectors
+import socket
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Generator
@@ -126,10 +128,18 @@ class OnEngine:
         self._held.get().resume()
 
 
+def _demand_descriptors() -> None:
+    """Raise ``OSError`` where an event loop would find no file descriptors: asyncio would leave it half made."""
+    with selectors.DefaultSelector():
+        for end in socket.socketpair():
+            end.close()
+
+
 class _Loop:
     """An event loop in a thread of its own."""
 
     def __init__(self) -> None:
+        _demand_descriptors()
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="open-idempotency-sqlalchemy", daemon=True)
         try:
