@@ -66,9 +66,7 @@ def fill(tree: Path, store: str, folder: Path) -> dict[str, Any]:
         for key, (app, end) in UNFINISHED.items():
             if end == "fail":
                 got[key] = worker.post("/stages", key, app=app, end=end)
-    unexpected = {
-        key: answer for key, answer in got.items() if answer["status"] >= 400 and "failure" not in answer["body"]
-    }
+    unexpected = [got[key] for key in got if got[key]["status"] >= 400 and "failure" not in got[key]["body"]]
     assert not unexpected, unexpected
     for key, (app, end) in UNFINISHED.items():
         if end != "fail":

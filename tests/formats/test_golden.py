@@ -63,10 +63,13 @@ def opened(request: pytest.FixtureRequest, version: Path, tmp_path_factory: pyte
     kind, folder = str(request.param), tmp_path_factory.mktemp("formats")
     stores.load_file(version / f"{kind}-ledger.sqlite3", folder / "ledger.db")
     expected = json.loads((version / f"{kind}-expected.json").read_text(encoding="utf-8"))
-    with _loaded(kind, folder, version, request) as store:
-        with Worker(ROOT / "src", store, folder / "effects.txt", folder / "ledger.db") as worker:
-            worker.ask("migrate")
-            yield Opened(worker, expected, folder / "effects.txt")
+    effects, ledger = folder / "effects.txt", folder / "ledger.db"
+    with (
+        _loaded(kind, folder, version, request) as store,
+        Worker(ROOT / "src", store, effects, ledger) as worker,
+    ):
+        worker.ask("migrate")
+        yield Opened(worker, expected, effects)
 
 
 @pytest.mark.parametrize("key", REPLAYED)

@@ -168,17 +168,22 @@ class Worker:
         return replace(c)
 
 
+def _say(answer: Any) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     """Answer commands until stdin ends."""
     worker = Worker(*sys.argv[1:])
-    print(json.dumps("ready"), flush=True)
+    _say("ready")
     for line in sys.stdin:
         verb, arguments = json.loads(line)
         try:
             answer = getattr(worker, verb)(**arguments)
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+        _say(answer)
 
 
 if __name__ == "__main__":
