@@ -85,8 +85,11 @@ class Hold:
                 error, future = None, None
                 if getattr(yielded, "_asyncio_future_blocking", False):
                     yielded._asyncio_future_blocking = False  # as a task does when it takes a future over
-                    future = yielded
-                    yielded = self._waiter = _Waiter(future, self)
+                    future, yielded = yielded, self._waiter
+                    if yielded is None:
+                        yielded = self._waiter = _Waiter(self, loop=future.get_loop())
+                    yielded.future = future
+                    yielded._asyncio_future_blocking = True
                     if self._armed:
                         self._deliver()
                 try:
@@ -96,10 +99,13 @@ class Hold:
                     raise
                 except BaseException as thrown:
                     answer, error = None, thrown
-                self._waiter = None
-                error = self._on_waking(error, future)
+                if future is not None:
+                    self._waiter.future = None
+                if error is not None or self._armed:
+                    error = self._on_waking(error, future)
         finally:
             error = None  # it holds this frame
+            self._waiter = None
             self._over = True
             if self._timer is not None:
                 self._timer.cancel()
@@ -160,7 +166,8 @@ class Hold:
 
     def _deliver(self) -> None:
         """Cancel what the task waits for. Where it does not wait, or for nothing any more, it learns of it on waking."""
-        if self._waiter is not None and _cancel(self._waiter.future, self._message):
+        future = None if self._waiter is None else self._waiter.future
+        if future is not None and _cancel(future, self._message):
             self._armed = False
 
     def _cancelled(self) -> asyncio.CancelledError:
@@ -196,22 +203,24 @@ class Hold:
 
 
 class _Waiter(asyncio.Future[Any]):
-    """What the task waits for in place of a future; it differs in what becomes of a cancellation."""
+    """What the task waits for in place of its futures; it differs in what becomes of a cancellation."""
 
-    def __init__(self, future: asyncio.Future[Any], hold: Hold) -> None:
-        super().__init__(loop=future.get_loop())
-        self.future = future
+    #: None where the task does not wait for one
+    future: asyncio.Future[Any] | None = None
+
+    def __init__(self, hold: Hold, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
         self._hold = hold
-        self._asyncio_future_blocking = True
 
     def add_done_callback(self, callback: Callable[..., object], *, context: Any = None) -> None:
+        assert self.future is not None
         self.future.add_done_callback(callback, context=context)
 
     def cancel(self, msg: Any = None) -> bool:
-        return self._hold.keeps_back(msg) or _cancel(self.future, msg)
+        return self._hold.keeps_back(msg) or (self.future is not None and _cancel(self.future, msg))
 
     def done(self) -> bool:
-        return self.future.done()
+        return self.future is not None and self.future.done()
 
 
 def _cancel(future: asyncio.Future[Any], message: Any) -> bool:
@@ -241,7 +250,7 @@ def _is_in_scope(task: asyncio.Task[Any]) -> bool:
 def hold_for(attempt: Attempt) -> Hold | TrioHold | None:
     """What holds the cancellations of the task back that calls; None outside of both event loops."""
     library = current_library()
-    if library == "asyncio":
+    if library == "asyncio" and asyncio.current_task() is not None:
         return Hold(attempt)
     if library == "trio":
         from open_idempotency._perform import holding_on_trio
