@@ -45,7 +45,7 @@ class Courier:
                 self.dropped += 1
         if not fits and self.dropped == 1:
             _logger.error(
-                "on_event does not return, and %d events wait for it; let it return quickly; on_event is not called with "
+                "on_event does not return, and %d events wait for it; let it return quickly; it is not called with "
                 "further events, which are logged and counted",
                 MOST_WAITING,
             )
