@@ -98,8 +98,8 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
         policy.max_attempts,
     )
     caller = None
-    if intake.session is not None and policy.scope is None:
-        caller = Caller(request, key, policy, user)
+    if intake.session is not None:
+        caller = Caller(request, key, policy, user, claim.record_id)
         try:
             began = yield from find_record(caller, intake.session)
         except (BackendUnavailable, RecordUnreadable) as error:
