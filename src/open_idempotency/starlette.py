@@ -172,7 +172,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         """Let a retry find the record although the view has changed the caller (O-14), before the session leaves."""
         trace: SessionTrace | None = scope.get(_TRACE)
         attempt: Attempt = scope[MARK]
-        caller, lease = attempt.caller, attempt.lease
+        caller, lease, attempt.caller = attempt.caller, attempt.lease, None  # it has the scope, which has the attempt
         if trace is None or caller is None or lease is None:
             return send
 

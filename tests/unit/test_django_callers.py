@@ -13,6 +13,7 @@ from django.conf import settings
 from django.contrib.auth import login, logout, update_session_auth_hash
 from django.http import HttpRequest, HttpResponse
 from django.test import AsyncClient, Client, override_settings
+from django.utils.decorators import sync_and_async_middleware
 
 from open_idempotency import events, idem
 from tests.django_project.calls import OURS, REPLAYED, post, project
@@ -243,3 +244,72 @@ def test_an_attempt_ends_in_the_scope_in_which_it_began(
         assert browser.send().content == first.content
         assert REPLAYED not in browse(other).send()
     assert effects.count == 2
+
+
+@pytest.mark.parametrize("session", ["old", "new"])
+def test_a_scope_that_reads_the_session_is_followed_too(
+    browse: Callable[..., Browser], new_user: Callable[[], Any], session: str
+) -> None:
+    """O-14: a callable that names the user by the session."""
+
+    def named_by_session(request: Any) -> str:
+        return str(vars(request.native.session)["_session_cache"].get("_auth_user_id", "nobody"))
+
+    effects, browser = Effects(log_in(new_user())), browse(new_user())
+    listed = [*AUTHENTICATION, "tests.unit.test_django_callers.load_session", OURS]
+    with project(view_of(effects, browser), MIDDLEWARE=listed, IDEMPOTENCY_SCOPE=named_by_session):
+        before = browser.session
+        first = browser.send()
+        if session == "old":
+            browser.session = before
+        assert browser.send().content == first.content
+    assert effects.count == 1
+
+
+@sync_and_async_middleware
+def load_session(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
+    """Load the session before anybody asks for it, on whatever thread Django's own code runs."""
+    if iscoroutinefunction(get_response):
+
+        async def awaited(request: HttpRequest) -> Any:
+            await sync_to_async(request.session.get)("_auth_user_id")
+            return await get_response(request)
+
+        return awaited
+
+    def blocking(request: HttpRequest) -> Any:
+        request.session.get("_auth_user_id")
+        return get_response(request)
+
+    return blocking
+
+
+def test_the_session_of_a_rest_framework_view_tells_too(engine: str, new_user: Callable[[], Any]) -> None:
+    """O-14, R-08: its own session authentication verifies the caller."""
+    from rest_framework.authentication import SessionAuthentication
+    from rest_framework.request import Request
+    from rest_framework.response import Response
+    from rest_framework.views import APIView
+
+    other, runs = new_user(), []
+
+    class View(APIView):
+        """Logs its caller in as another user."""
+
+        authentication_classes = [SessionAuthentication]
+
+        def post(self, request: Request) -> Response:
+            runs.append(request.user.pk)
+            log_in(other)(request)
+            return Response({"run": len(runs)})
+
+    for session in ("old", "new"):
+        runs.clear()
+        browser = Browser(False, new_user())
+        with project(View.as_view(), MIDDLEWARE=[*AUTHENTICATION, OURS]):
+            before = browser.session
+            first = browser.send()
+            if session == "old":
+                browser.session = before
+            assert browser.send().content == first.content
+        assert len(runs) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flask
 import pytest
@@ -26,7 +27,7 @@ class User(UserMixin):
 class Shop:
     """An application whose view does something to its caller, and counts."""
 
-    def __init__(self, act: Callable[[], object], fails: bool = False) -> None:
+    def __init__(self, act: Callable[[], object], fails: bool = False, **fields: Any) -> None:
         self.act = act
         self.fails = fails
         self.runs = 0
@@ -37,7 +38,7 @@ class Shop:
         LoginManager(self.app).user_loader(User)
         self.app.add_url_rule("/login/<name>", "login", lambda name: str(login_user(User(name))), methods=["GET"])
         self.app.add_url_rule("/0", "view", self.view, methods=["POST"])
-        Idempotency(self.app, backend="memory://", on_event=self.listener)
+        Idempotency(self.app, backend="memory://", on_event=self.listener, **fields)
 
     def view(self) -> tuple[str, int]:
         """The view."""
@@ -129,3 +130,35 @@ def test_a_view_that_changes_nothing_is_not_told() -> None:
     assert shop.changes() == []
     with client.session_transaction() as session:
         assert "_open_idempotency" not in session
+
+
+def named_by_session(_: object) -> str:
+    """A ``scope=`` that reads the session."""
+    return str(flask.session["user"])
+
+
+@pytest.mark.parametrize("session", ["old", "new"])
+def test_a_scope_that_reads_the_session_is_followed_too(session: str) -> None:
+    """O-14: without Flask-Login."""
+    shop = Shop(lambda: flask.session.update(user="bob"), scope=named_by_session)
+    client = shop.client()
+    with client.session_transaction() as before:
+        before["user"] = "ada"
+    old = session_of(client)
+    first = client.post("/0", headers=KEY)
+    if session == "old":
+        client.set_cookie("session", old)
+    assert client.post("/0", headers=KEY).data == first.data
+    with client.session_transaction() as changed:
+        changed["user"] = "eve"
+    assert client.post("/0", headers=KEY).data == b"run 2"
+
+
+def test_a_scope_that_has_nobody_to_name_any_more_is_told() -> None:
+    """O-14: the view has logged its caller out, and ends as its caller's all the same."""
+    shop = Shop(lambda: flask.session.pop("user"), scope=named_by_session)
+    client = shop.client()
+    with client.session_transaction() as before:
+        before["user"] = "ada"
+    assert client.post("/0", headers=KEY).status_code == 201
+    assert shop.changes() == [False]

@@ -35,14 +35,14 @@ class OfSession(AuthenticationBackend):
 class Shop:
     """An application whose view does something to its caller, and counts."""
 
-    def __init__(self, act: Act, fails: bool = False) -> None:
+    def __init__(self, act: Act, fails: bool = False, **fields: Any) -> None:
         self.act = act
         self.fails = fails
         self.runs = 0
         self.charges = 0
         self.listener = Listener()
         self.app = Starlette(routes=[Route("/login/{name}", log_in), Route("/0", self.view, methods=["POST"])])
-        self.app.add_middleware(IdempotencyMiddleware, backend="memory://", on_event=self.listener)
+        self.app.add_middleware(IdempotencyMiddleware, backend="memory://", on_event=self.listener, **fields)
         self.app.add_middleware(AuthenticationMiddleware, backend=OfSession())
         self.app.add_middleware(SessionMiddleware, secret_key="for tests only")
 
@@ -167,3 +167,18 @@ def test_a_session_that_is_not_changed_is_left_alone() -> None:
     answer = shop.browse().post(**{"x-token": "ada"})
     assert "set-cookie" not in answer.headers
     assert shop.changes() == []
+
+
+@pytest.mark.parametrize("session", ["old", "new"])
+def test_a_scope_that_reads_the_session_is_followed_too(session: str) -> None:
+    """O-14: whatever else is in the session."""
+    shop = Shop(register, scope=lambda request: request.native["session"]["user"])
+    browser = shop.browse("ada")
+    old = browser.session
+    first = browser.post()
+    if session == "old":
+        browser.session = old
+    assert browser.post().content == first.content
+    browser.get("/login/eve")
+    assert browser.post().text == "run 2"
+    assert shop.changes() == [True, True]

@@ -103,8 +103,8 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
         policy.max_attempts,
     )
     caller = None
-    if intake.session is not None and policy.scope is None:
-        caller = Caller(request, key, policy, *identity)
+    if intake.session is not None:
+        caller = Caller(request, key, policy, identity, claim.record_id)
         try:
             began = yield from find_record(caller, intake.session)
         except (BackendUnavailable, RecordUnreadable) as error:

@@ -29,17 +29,35 @@ _FIELD = b"record"
 
 @dataclass(slots=True)
 class Caller:
-    """Who sent a request with a key: ``user`` is the framework's verified user, None without one; ``tenant`` theirs."""
+    """Who sent a request with a key. ``identity``: the framework's verified user and tenant.
+
+    ``own``: the id of the record that its scope at the claim says, which need not be the one at which it began.
+    """
 
     request: Request
     key: str
     policy: IdempotencyPolicy
-    user: str | None
-    tenant: str = ""
+    identity: Identity
+    own: bytes
 
-    def record(self, user: str | None) -> bytes:
-        """The id of the record that this request would have, if this user sent it. Raises as ``caller_scope``."""
-        scope = caller_scope(self.request, Identity(user, self.tenant), self.key, self.policy)
+    @property
+    def user(self) -> str | None:
+        """The framework's verified user, None without one."""
+        return self.identity.user
+
+    @property
+    def named(self) -> bool:
+        """Whether the caller is somebody: a user, or whoever ``scope=`` says."""
+        return self.user is not None or self.policy.scope is not None
+
+    def record(self, user: str | None) -> bytes | None:
+        """The id of the record that this request would have now, if this user sent it; None if ``scope=`` fails."""
+        if user == self.user and self.policy.scope is None:
+            return self.own
+        try:
+            scope = caller_scope(self.request, self.identity._replace(user=user), self.key, self.policy)
+        except IdempotencyError:
+            return None
         return record_id(scope, self.key, self.request, self.policy)
 
     def of_session(self, digest: str) -> bytes:
@@ -61,13 +79,11 @@ class Session(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a view has made of its caller. ``user``: who it is now.
+    """A view has made somebody else of its caller. ``carried``: whether the new session knows the record.
 
-    ``carried``: whether the new session knows the record. ``lost``: the digest of the session with which the request
-    came, if the view has ended that.
+    ``lost``: the digest of the session with which the request came, if the view has ended that.
     """
 
-    user: str | None
     carried: bool
     lost: str | None = None
 
@@ -99,7 +115,7 @@ def follow(attempt: Attempt, caller: Caller, change: Change, owner: bytes) -> St
     if lease is None:
         return
     found = change.carried
-    if change.lost is not None and caller.user is not None:
+    if change.lost is not None:
         try:
             found = (yield from _point(attempt, caller, caller.of_session(change.lost), owner)) or found
         except IdempotencyError as error:

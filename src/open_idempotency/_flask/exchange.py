@@ -65,7 +65,8 @@ class Exchange:
         self._body = RequestBody(policy)
         self._too_large: Exception | None = None
         self._protection: Protection | None = None
-        self._session = SessionTrace(self._identify) if hasattr(setting.app, "login_manager") else None
+        knows = policy.scope is not None or hasattr(setting.app, "login_manager")
+        self._session = SessionTrace(self._identify) if knows else None
         self._live: LiveBody | None = None
         self._answer: Answer | None = None
         # the response made of that answer, and its header fields at that time
@@ -176,9 +177,10 @@ class Exchange:
         attempt = protection.attempt
         if attempt.caller is None or attempt.lease is None:
             return
-        change = session.change(attempt.caller, attempt.lease.record_id)
+        caller, attempt.caller = attempt.caller, None
+        change = session.change(caller, attempt.lease.record_id)
         if change is not None:
-            self._setting.engine.sync.run(follow(attempt, attempt.caller, change, new_owner()))
+            self._setting.engine.sync.run(follow(attempt, caller, change, new_owner()))
 
     def conclude(self, response: Response) -> Response:
         """Settle the attempt with the response that is about to leave; the response to send."""

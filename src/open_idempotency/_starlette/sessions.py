@@ -30,10 +30,14 @@ class SessionTrace:
 
     def carried(self, caller: Caller) -> bytes | None:
         """The record of the request that made this session what it is, if that was this very request."""
-        began = self._content().get(_NAME)
-        if not isinstance(began, dict) or not self._names(caller.user):
+        content = self._content()
+        began = content.get(_NAME)
+        if not isinstance(began, dict):
             return None
-        found = began.get(self._seal(caller))
+        if caller.policy.scope is not None:
+            found = began.get(caller.own.hex())
+        else:
+            found = began.get(self._seal(caller)) if _names(content, caller.user) else None
         return bytes.fromhex(found) if isinstance(found, str) else None
 
     def lost(self) -> str | None:
@@ -48,18 +52,23 @@ class SessionTrace:
         if self._told or self._content() == self._before:
             return None
         self._told = True
-        was_named, content = _names(self._before, caller.user), self._content()
-        carried = bool(content)
-        if carried:
-            self._session[_NAME] = {self._seal(caller): record_id.hex()}
-        return Change(None, carried) if was_named and not _names(content, caller.user) else None
+        content = self._content()
+        if caller.policy.scope is not None:
+            now = caller.record(None)
+            if now == caller.own:
+                return None
+            changed, name = True, None if now is None else now.hex()
+        else:
+            changed = _names(self._before, caller.user) and not _names(content, caller.user)
+            name = self._seal(caller)
+        if name is None or not content:
+            return Change(False) if changed else None
+        self._session[_NAME] = {name: record_id.hex()}
+        return Change(True) if changed else None
 
     def _content(self) -> dict[str, Any]:
         # A plain copy: the session itself notes who reads it, and the response would begin to vary by cookie.
         return dict(dict.items(self._session)) if isinstance(self._session, dict) else dict(self._session)
-
-    def _names(self, user: str | None) -> bool:
-        return _names(self._content(), user)
 
     def _seal(self, caller: Caller) -> str:
         content = {name: value for name, value in self._content().items() if name != _NAME}

@@ -260,8 +260,9 @@ class Exchange:
         return self._session.change(attempt.caller, attempt.lease.record_id, response)
 
     def _follow(self, attempt: Attempt, change: Change) -> Steps[None]:
-        assert attempt.caller is not None
-        return follow(attempt, attempt.caller, change, new_owner())
+        caller, attempt.caller = attempt.caller, None
+        assert caller is not None
+        return follow(attempt, caller, change, new_owner())
 
     async def _afollow(self, attempt: Attempt, response: HttpResponseBase, *, guarded: bool = False) -> None:
         change = self._change(attempt, response)

@@ -41,11 +41,11 @@ class SessionTrace:
     def carried(self, caller: Caller) -> bytes | None:
         """The record at which this session began, if it was by this request, and by the user that it has now."""
         session = self._loaded()
-        if session is None or caller.user is None:
+        if session is None or not caller.named:
             return None
         self._hash = session.get(HASH_SESSION_KEY)
         began = session.get(_NAME)
-        found = began.get(caller.record(caller.user).hex()) if isinstance(began, dict) else None
+        found = began.get(caller.own.hex()) if isinstance(began, dict) else None
         return bytes.fromhex(found) if isinstance(found, str) else None
 
     def lost(self) -> str | None:
@@ -66,17 +66,18 @@ class SessionTrace:
         session = self._loaded()
         if session is None or not session.modified:
             return None
-        user = identity.name_after(self._request, caller.user)
-        lost = self._ended(session) if caller.user is not None else None
-        if user == caller.user and lost is None:
-            return None
-        carried = user == caller.user
-        if not carried and user is not None and not self._is_sent(response):
-            began = session.get(_NAME)
-            kept = list(began.items())[1 - _MOST :] if isinstance(began, dict) else []
-            session[_NAME] = {**dict(kept), caller.record(user).hex(): record_id.hex()}
-            carried = True
-        return Change(user, carried, lost)
+        custom = caller.policy.scope is not None
+        user = None if custom else identity.name_after(self._request, caller.user)
+        now = caller.record(user)
+        lost = self._ended(session) if caller.named else None
+        if now == caller.own:
+            return None if lost is None else Change(True, lost)
+        if now is None or (user is None and not custom) or self._is_sent(response):
+            return Change(False, lost)
+        began = session.get(_NAME)
+        kept = list(began.items())[1 - _MOST :] if isinstance(began, dict) else []
+        session[_NAME] = {**dict(kept), now.hex(): record_id.hex()}
+        return Change(True, lost)
 
     def _ended(self, session: Any) -> str | None:
         """The digest of the session with which the request came, if nobody is known by it any more."""

@@ -1,0 +1,97 @@
+"""A retry that comes from another caller: the core's steps, on a real engine (O-14)."""
+
+from __future__ import annotations
+
+import pytest
+
+from open_idempotency import events
+from open_idempotency._core.admission import Intake, admit
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.callers import Caller, Change, follow
+from open_idempotency._core.codecs import encode_response
+from open_idempotency._core.commands import Claim, Command, Complete, Emit, Get
+from open_idempotency._core.drivers import R, Steps, ask
+from open_idempotency._core.models import Leased
+from open_idempotency._core.requests import Answer, Identity
+from open_idempotency._core.settlement import finish
+from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency.encryption import EncryptionKeys
+from open_idempotency.exceptions import BackendUnavailable
+from tests.unit.builders import Script, attempt_of, body_of, engine_of, request_of
+
+LOST = "0" * 64
+KEY = [(b"idempotency-key", b"0123456789abcdef")]
+
+
+class Lost:
+    """A session that has ended."""
+
+    def carried(self, caller: Caller) -> bytes | None:
+        """Nothing."""
+        return None
+
+    def lost(self) -> str | None:
+        """Its digest."""
+        return LOST
+
+
+def intake_of(user: str | None) -> Intake:
+    """The request, as this user sends it with that session."""
+    return Intake(request_of(), KEY, new_owner(), lambda: user, lambda: body_of(b"{}"), session=Lost())
+
+
+def admitted(engine: Engine, user: str | None) -> Attempt | Answer:
+    """What becomes of it."""
+    return engine.sync.run(admit(intake_of(user), engine.policy))
+
+
+@pytest.mark.parametrize("encryption", [None, EncryptionKeys({"2026": b"k" * 32})], ids=["plain", "encrypted"])
+def test_a_session_that_has_ended_leads_to_the_record(encryption: EncryptionKeys | None) -> None:
+    """O-14: through a pointer, which is sealed as everything else."""
+    engine = engine_of(encryption=encryption)
+    attempt = admitted(engine, "ada")
+    assert isinstance(attempt, Attempt)
+    assert attempt.caller is not None
+    engine.sync.run(follow(attempt, attempt.caller, Change(False, LOST), new_owner()))
+    engine.sync.run(finish(attempt, Answer(201, [], b"done")))
+    again = admitted(engine, None)
+    assert isinstance(again, Answer)
+    assert again.body == b"done"
+
+
+def test_what_is_no_pointer_lets_nothing_run() -> None:
+    """O-14, B-08b: 503, as for any record that cannot be read."""
+    engine = engine_of()
+    attempt = admitted(engine, "ada")
+    assert isinstance(attempt, Attempt)
+    assert attempt.caller is not None
+    claim = Claim(attempt.caller.of_session(LOST), b"f" * 32, new_owner(), 10, 10)
+    taken = engine.sync.run(_one(claim))
+    assert isinstance(taken, Leased)
+    engine.sync.run(_one(Complete(taken.lease, encode_response(Answer(200, [], b"")))))
+    refused = admitted(engine, None)
+    assert isinstance(refused, Answer)
+    assert refused.status == 503
+
+
+def _one(command: Command[R]) -> Steps[R]:
+    return (yield from ask(command))
+
+
+def test_a_backend_that_is_down_lets_nothing_run() -> None:
+    """O-14, O-12: it cannot be told whether the request began under another caller."""
+    script = Script({Get: [BackendUnavailable("down")]})
+    answer = script.run(admit(intake_of(None), engine_of().policy))
+    assert isinstance(answer, Answer)
+    assert answer.status == 503
+
+
+def test_a_pointer_that_cannot_be_written_is_told() -> None:
+    """O-14: the view's outcome is not lost for it."""
+    attempt, policy = attempt_of(), engine_of().policy
+    caller = Caller(request_of(), "0123456789abcdef", policy, Identity("ada"), b"r" * 32)
+    script = Script({Claim: [BackendUnavailable("down")]})
+    script.run(follow(attempt, caller, Change(False, LOST), new_owner()))
+    told = [command.event for command in script.asked if isinstance(command, Emit)]
+    assert [type(event) for event in told] == [events.BackendFailed, events.CallerChanged]
+    assert [event.followed for event in told if isinstance(event, events.CallerChanged)] == [False]
