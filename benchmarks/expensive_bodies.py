@@ -1,9 +1,10 @@
 """What a request costs whose body was made to be expensive: the longest hold of the event loop, and memory.
 
-``python -m benchmarks.expensive_bodies [--quick]`` prints a line of JSON for each row. Each body has the 10 MiB that the
-default policy lets in, or, where JSON is parsed, is the worst within its bounds. It arrives in pieces of 64 KiB, and its
-handler reads it. Another task of the loop notes how much processor time passes between two of its turns: the own time of
-the loop's thread, so that a busy machine changes little. Memory is what Python allocates at most, in multiples of the body.
+``python -m benchmarks.expensive_bodies [--quick]`` prints a line of JSON for each row. Each body has the 10 MiB that
+the default policy lets in, or, where JSON is parsed, is the worst within its bounds. It arrives in pieces of 64 KiB,
+and its handler reads it. Another task of the loop notes how much processor time passes between two of its turns: that
+of the loop's thread, so that a busy machine changes little. Memory is what Python allocates at most, in multiples of
+the body.
 """
 
 from __future__ import annotations

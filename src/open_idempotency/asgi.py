@@ -177,8 +177,8 @@ class _Exchange:
     """One protected request: its body on the way in, its answer on the way out."""
 
     __slots__ = (
-        "_attempt", "_body", "_capture", "_client", "_engine", "_gone", "_held", "_inner", "_outlet", "_pieces",
-        "_policy", "_scope", "_settled", "_source", "_started",
+        "_attempt", "_body", "_capture", "_client", "_engine", "_gone", "_held", "_inner", "_more", "_outlet",
+        "_pieces", "_policy", "_scope", "_settled", "_source", "_started",
     )  # fmt: skip
 
     def __init__(
@@ -198,6 +198,8 @@ class _Exchange:
         self._started = False
         self._settled = False
         self._gone = False
+        # whether the application has still to receive some of the body
+        self._more = True
         self._client: Client
 
     @property
@@ -303,12 +305,12 @@ class _Exchange:
 
     async def _receive(self) -> Message:
         """The body that was received already, then whatever the server says: in the end, the disconnect (R-06)."""
+        if not self._more:
+            return await self._client.receive()
         if self._body.spooled:
             await loops.sleep(0)  # these pieces come without waiting: whoever reads them all lets others run
-        piece = next(self._pieces, None)
-        if piece is None:
-            return await self._client.receive()
-        return {"type": "http.request", "body": piece[0], "more_body": piece[1]}
+        piece, self._more = next(self._pieces)
+        return {"type": "http.request", "body": piece, "more_body": self._more}
 
     async def _send(self, message: Message) -> None:
         """Hold the start back until it is known what may leave; keep a copy of the rest (R-03)."""
