@@ -23,6 +23,7 @@ PARTS: Mapping[str, Callable[[Run], Results]] = {
     "live-records": live_records.measure,
     "heartbeats": program("heartbeats"),
     "memory": program("memory"),
+    "expensive-bodies": program("expensive_bodies"),
 }
 
 

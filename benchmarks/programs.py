@@ -1,4 +1,4 @@
-"""Rows that are programs of their own, since they need a process to themselves: heartbeats, and memory.
+"""Rows that are programs of their own, since they need a process to themselves: heartbeats, memory, expensive bodies.
 
 Each prints a line of JSON for each row: what it is, its value and unit, and the most it may be where it has a target.
 """

@@ -133,6 +133,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "live-records": _live_records,
     "heartbeats": _program,
     "memory": _program,
+    "expensive-bodies": _program,
 }
 
 

@@ -190,7 +190,7 @@ class _Exchange:
     """One protected request: its body on the way in, its answer on the way out."""
 
     __slots__ = (
-        "_attempt", "_body", "_capture", "_client", "_engine", "_gone", "_held", "_hold", "_inner", "_outlet",
+        "_attempt", "_body", "_capture", "_client", "_engine", "_gone", "_held", "_hold", "_inner", "_more", "_outlet",
         "_pieces", "_policy", "_scope", "_settled", "_source", "_started", "_withheld",
     )  # fmt: skip
 
@@ -213,6 +213,8 @@ class _Exchange:
         self._settled = False
         self._withheld = False
         self._gone = False
+        # whether the application has still to receive some of the body
+        self._more = True
         self._client: Client
 
     @property
@@ -340,12 +342,12 @@ class _Exchange:
 
     async def _receive(self) -> Message:
         """The body that was received already, then whatever the server says: in the end, the disconnect (R-06)."""
+        if not self._more:
+            return await self._client.receive()
         if self._body.spooled:
             await loops.sleep(0)  # these pieces come without waiting: whoever reads them all lets others run
-        piece = next(self._pieces, None)
-        if piece is None:
-            return await self._client.receive()
-        return {"type": "http.request", "body": piece[0], "more_body": piece[1]}
+        piece, self._more = next(self._pieces)
+        return {"type": "http.request", "body": piece, "more_body": self._more}
 
     async def _send(self, message: Message) -> None:
         """Hold the start back until it is known what may leave; keep a copy of the rest (R-03)."""

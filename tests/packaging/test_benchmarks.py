@@ -31,6 +31,18 @@ def test_a_quick_run_of_one_row_prints_its_table_and_writes_its_results(tmp_path
         assert row["verdicts"][0]["target"] == 2
 
 
+def test_expensive_bodies_have_a_table_of_their_own(tmp_path: Path) -> None:
+    """R-10: what a body costs that was made for it is measured with everything else."""
+    command = ["-m", "benchmarks", "--quick", "--rows", "expensive-bodies", "--out", str(tmp_path)]
+    ended = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "longest hold: multipart, 2 million parts" in ended.stdout
+    rows = json.loads((tmp_path / "expensive-bodies.json").read_text())["results"]
+    assert {row["target"] for row in rows} == {20, 3}
+
+
 @pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.stem)
 def test_the_tables_of_a_page_are_what_the_results_say(page: Path) -> None:
     """No figure is typed by hand, and none is missing: ``python -m benchmarks.report`` changes nothing."""

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from open_idempotency import idem
+from open_idempotency import IdempotencyPolicy, idem
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backend import Status
 from open_idempotency.backends.memory import MemoryBackend
@@ -209,7 +209,8 @@ async def test_a_stream_that_its_application_ends_because_its_client_left_is_no_
     assert attempts == [1, 2]
 
 
-async def test_before_its_response_an_application_hears_at_once() -> None:
+@pytest.mark.parametrize("spool_bytes", [1024, 0], ids=["in memory", "on disk"])
+async def test_before_its_response_an_application_hears_at_once(spool_bytes: int) -> None:
     """R-06: who only looks hears of it when it looks again."""
     heard: list[bool] = []
 
@@ -219,7 +220,8 @@ async def test_before_its_response_an_application_hears_at_once() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"stopped"})
 
-    server = Server(IdempotencyMiddleware(app, "memory://", stream_grace=PATIENCE * 2))
+    policy = IdempotencyPolicy(stream_grace=PATIENCE * 2, spool_bytes=spool_bytes)
+    server = Server(IdempotencyMiddleware(app, "memory://", policy=policy))
     server.left.set()
     await server.run()
     assert heard[1]
