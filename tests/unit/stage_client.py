@@ -45,6 +45,12 @@ class Client:
             attempt.phase = phase
 
 
+    def forget(self) -> None:
+        """Every record is lost."""
+        for record in list(self.engine.backend.scan()):
+            self.engine.backend.delete(record.record_id)
+
+
 class Counted:
     """A function that counts its calls."""
 

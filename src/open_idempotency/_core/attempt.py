@@ -34,6 +34,23 @@ class Phase(Enum):
     ENDED = "ended"
 
 
+class End(Enum):
+    """What became of a transaction of the application's, as far as its client library reports it."""
+
+    #: neither committed nor rolled back, or closed without either
+    OPEN = "open"
+    COMMITTED = "committed"
+    #: the rows and what the ledger has with them are gone, or at least no COMMIT was seen
+    ROLLED_BACK = "rolled back"
+    #: the COMMIT raised, so it may have arrived or not
+    DOUBTFUL = "doubtful"
+    #: the library reports nothing
+    UNTOLD = "untold"
+
+
+_NO_ENDS: Mapping[StageId | None, Callable[[], End]] = MappingProxyType({})
+
+
 class Attempt:
     """A running request. Without a lease it is a covered request without a key: stages run plainly.
 
@@ -58,8 +75,10 @@ class Attempt:
     stopped: OutcomeUnknown | KeyReused | AnsweredBefore | None = None
     #: this attempt has put its answer into a ledger: the answer, what is stored of it, and whether its body is in that
     answered: tuple[Answer, bytes, bool] | None = None
-    #: what tell of transactions with something of this attempt in them whether they were left open
-    left_open: tuple[Callable[[], bool], ...] = ()
+    #: the transaction which that is in, as ``Transaction.entered`` has it
+    answered_in: object = None
+    #: callbacks: what became of each transaction that holds a stage, or, under None, the response
+    ends: Mapping[StageId | None, Callable[[], End]] = _NO_ENDS
     #: what ``store=`` said, of which status; it is asked once
     stored: tuple[int, bool | None] | None = None
     #: seconds on the monotonic clock until which the lease is known to last
@@ -84,6 +103,17 @@ class Attempt:
     def saved(self, stage: Stage) -> None:
         """Note that a stage is on record. In place, since threads of one request may do so at the same moment."""
         self._recorded[stage.name, stage.key] = stage.frame
+
+    def watch(self, stage: StageId | None, end: Callable[[], End]) -> None:
+        """Note what reports the end of the transaction that a stage, or with None the response, is in."""
+        self.ends = {**self.ends, stage: end}
+
+    @property
+    def committed(self) -> Answer | None:
+        """The response that this attempt has put into a ledger, if its COMMIT is known to have succeeded."""
+        if self.answered is None or self.ends[None]() is not End.COMMITTED:
+            return None
+        return self.answered[0]
 
     def confirmed(self, asked: float) -> None:
         """The backend has granted or renewed the lease. ``asked``: when it was asked to, on the monotonic clock."""

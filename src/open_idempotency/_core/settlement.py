@@ -11,7 +11,7 @@ from enum import Enum
 
 from open_idempotency import events
 from open_idempotency._core import problems
-from open_idempotency._core.attempt import Attempt, Phase
+from open_idempotency._core.attempt import Attempt, End, Phase
 from open_idempotency._core.codecs import decode_response
 from open_idempotency._core.commands import Command, Complete, Fail, Forget, Get, Now, Release, Renew, SaveStage, Sleep
 from open_idempotency._core.drivers import R, Steps, ask
@@ -106,7 +106,7 @@ def finish(attempt: Attempt, answer: Answer) -> Steps[Fate | Answer]:
             return (yield from _settle(attempt, lease, answer))
     except LeaseLost:
         yield from _lost(attempt, lease)
-    return (yield from _supersede(attempt, lease))
+    return (yield from _supersede(attempt, lease, answer))
 
 
 def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Answer]:
@@ -127,7 +127,7 @@ def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Answer]:
     except LeaseLost:
         pass
     yield from _lost(attempt, lease)
-    return (yield from _supersede(attempt, lease))
+    return (yield from _supersede(attempt, lease, None))
 
 
 def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answer]:
@@ -137,7 +137,7 @@ def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answ
     if attempt.stopped is not None and (status >= 500 or isinstance(attempt.stopped, AnsweredBefore)):
         return (yield from _stop(attempt, lease, attempt.stopped, status))
     # A refusal may well leave its rows behind.
-    if attempt.left_open and status < 400 and any(left_open() for left_open in attempt.left_open):
+    if attempt.ends and status < 400 and _lacks_commit(attempt, answer):
         return (yield from _uncommitted(attempt, lease))
     if attempt.keep is None and policy.store is None:
         wanted = is_kept_status(status)
@@ -153,6 +153,29 @@ def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answ
     return (yield from _let_go(attempt, lease, command, status))
 
 
+def _lacks_commit(attempt: Attempt, answer: Answer) -> bool:
+    """Whether a transaction that the response speaks of was left open, or the response's own was not committed."""
+    ends = {stage: end() for stage, end in attempt.ends.items()}
+    if End.OPEN in ends.values():
+        return True
+    return ends.get(None) in (End.ROLLED_BACK, End.DOUBTFUL) and _is_answered(attempt, answer)
+
+
+def _is_answered(attempt: Attempt, answer: Answer) -> bool:
+    """Whether this is the response that went into the ledger, whatever headers it has got since.
+
+    After a rollback a view may well return another one. A body that was encoded since cannot be compared.
+    """
+    if attempt.answered is None or answer.status != attempt.answered[0].status:
+        return False
+    body = attempt.answered[0].body
+    return body == answer.body or None in (body, answer.body) or _is_encoded(answer) != _is_encoded(attempt.answered[0])
+
+
+def _is_encoded(answer: Answer) -> bool:
+    return any(name.lower() == b"content-encoding" for name, _ in answer.headers)
+
+
 def _uncommitted(attempt: Attempt, lease: Lease) -> Steps[Answer]:
     """The view answers, and has not committed what its answer says: neither counts, and the client is told (S-05)."""
     yield from warn(attempt.policy, events.Uncommitted(events.short(lease.record_id)))
@@ -165,6 +188,9 @@ def _stop(
 ) -> Steps[Answer]:
     """End an attempt that went no further, and tell the client why (S-04, S-06)."""
     if isinstance(error, AnsweredBefore):
+        # Of its own response, which it met again in the transaction that it was written in (S-06a).
+        if attempt.answered is not None and attempt.committed is None:
+            return (yield from _uncommitted(attempt, lease))
         return (yield from _answer_again(attempt, lease, error.frame))
     if isinstance(error, KeyReused):
         yield from _forget(attempt, lease, status)
@@ -239,6 +265,9 @@ def _complete(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate]:
 def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
     """End an attempt whose answer is not kept. If the backend is down the lease ends by itself."""
     record = events.short(lease.record_id)
+    if attempt.committed is not None:  # what went wrong, did so after the COMMIT: a retry gets that response (S-06b)
+        yield from _complete(attempt, lease, attempt.committed)
+        return Fate.NOT_KEPT
     try:
         yield from _surely(command, attempt, lease)
     except (BackendUnavailable, RecordUnreadable) as error:
@@ -315,9 +344,13 @@ def _surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Comman
         raise
 
 
-def _supersede(attempt: Attempt, lease: Lease) -> Steps[Answer]:
-    """What the client of a superseded attempt gets: the new owner's answer when there is one, else 409 (L-03)."""
+def _supersede(attempt: Attempt, lease: Lease, answer: Answer | None) -> Steps[Fate | Answer]:
+    """What the client of a superseded attempt gets: the new owner's answer when there is one, else 409 (L-03).
+
+    A response of its own that was committed is the one that the new owner will find in the ledger, and replay (S-06c).
+    """
     policy = attempt.policy
+    problem = problems.superseded()
     try:
         record = yield from ask(Get(lease.record_id))
         if record and record.status is Status.COMPLETED and record.response is not None:
@@ -326,8 +359,17 @@ def _supersede(attempt: Attempt, lease: Lease) -> Steps[Answer]:
                 return sendable(decode_response(frame), attempt.instance, policy)
     except (BackendUnavailable, RecordUnreadable) as error:
         yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "get", error))
-        return render(problems.answer_unreachable(), policy, attempt.instance)
-    return render(problems.superseded(), policy, attempt.instance)
+        problem = problems.answer_unreachable()
+    if answer is not None and _counts(attempt, answer):
+        return Fate.KEPT
+    if attempt.committed is not None:
+        return sendable(attempt.committed, attempt.instance, policy)
+    return render(problem, policy, attempt.instance)
+
+
+def _counts(attempt: Attempt, answer: Answer) -> bool:
+    """Whether a view returned the response that it has committed: as far as is known, else as the view says."""
+    return _is_answered(attempt, answer) and attempt.ends[None]() in (End.COMMITTED, End.UNTOLD)
 
 
 def _lost(attempt: Attempt, lease: Lease) -> Steps[None]:

@@ -10,10 +10,11 @@ from typing import Any
 from django.db import DatabaseError, connections
 from django.utils.connection import ConnectionDoesNotExist
 
+from open_idempotency._core.attempt import End
 from open_idempotency._perform.loops import current_library
 from open_idempotency.exceptions import ConfigurationError, WrongColour
 from open_idempotency.ledger.problems import dialect_named, explain, no_transaction
-from open_idempotency.ledger.steps import Parameters, Rows
+from open_idempotency.ledger.steps import Kept, Parameters, Rows
 
 _NAMED = re.compile(r"(?<!:):(\w+)")
 
@@ -32,9 +33,9 @@ class DjangoTransaction:
         """See ``Transaction.current``; Django lets nobody end it in an atomic block."""
         return True
 
-    def watch(self) -> Callable[[], bool]:
-        """See ``Transaction.watch``; an atomic block ends before its view does."""
-        return lambda: False
+    def watch(self, kept: Kept | None) -> Callable[[], End]:
+        """See ``Transaction.watch``; a stage's is not watched, since an atomic block ends before its view does."""
+        return (lambda: End.UNTOLD) if kept is None else _Hook(self._connection).end
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
@@ -45,6 +46,30 @@ class DjangoTransaction:
                 explain(error, error.__cause__, self.dialect)
                 raise
             return list(cursor.fetchall()) if cursor.description else []
+
+
+class _Hook:
+    """What Django calls after the commit, and forgets at a rollback, also at one to a savepoint around it."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._called = False
+        connection.on_commit(self._call)
+        # First in the list: a hook of the view's that raises keeps those behind it from being called.
+        hooks = connection.run_on_commit
+        hooks.insert(0, hooks.pop())
+
+    def _call(self) -> None:
+        self._called = True
+
+    def end(self) -> End:
+        """What became of the transaction."""
+        if self._called:
+            return End.COMMITTED
+        if not any(self._call in hook for hook in list(self._connection.run_on_commit)):
+            return End.ROLLED_BACK
+        # What a ``TestCase`` holds open is committed as far as the application goes.
+        return End.OPEN if _is_begun(self._connection) else End.COMMITTED
 
 
 def transaction_of(alias: str) -> DjangoTransaction:

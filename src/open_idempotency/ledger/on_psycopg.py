@@ -14,10 +14,11 @@ import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
+from open_idempotency._core.attempt import End
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.ledger.dialects import POSTGRESQL, Dialect
 from open_idempotency.ledger.problems import explain, no_transaction
-from open_idempotency.ledger.steps import Parameters, Rows
+from open_idempotency.ledger.steps import Kept, Parameters, Rows
 
 _NAMED = re.compile(r"(?<!:):(\w+)")
 
@@ -36,9 +37,9 @@ class PsycopgTransaction:
         """See ``Transaction.current``; the server tells one from another."""
         return True
 
-    def watch(self) -> Callable[[], bool]:
-        """See ``Transaction.watch``; psycopg tells of no commit."""
-        return lambda: False
+    def watch(self, kept: Kept | None) -> Callable[[], End]:
+        """See ``Transaction.watch``; psycopg reports no commit and no rollback."""
+        return lambda: End.UNTOLD
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
@@ -65,9 +66,9 @@ class AsyncPsycopgTransaction:
         """See ``Transaction.current``; the server tells one from another."""
         return True
 
-    def watch(self) -> Callable[[], bool]:
-        """See ``Transaction.watch``; psycopg tells of no commit."""
-        return lambda: False
+    def watch(self, kept: Kept | None) -> Callable[[], End]:
+        """See ``Transaction.watch``; psycopg reports no commit and no rollback."""
+        return lambda: End.UNTOLD
 
     async def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""

@@ -16,11 +16,12 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
+from open_idempotency._core.attempt import End
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.ledger.dialects import Dialect
 from open_idempotency.ledger.problems import dialect_named, explain, no_transaction
 from open_idempotency.ledger.sqlalchemy_ends import watch
-from open_idempotency.ledger.steps import Parameters, Rows
+from open_idempotency.ledger.steps import Kept, Parameters, Rows
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session, async_sessionmaker
@@ -45,19 +46,22 @@ class SqlalchemyTransaction:
         self._tx = tx
         self.dialect = dialect
         self.entered: object = None
+        #: the one that the last statement ran on
+        self._connection: Connection
 
     def current(self) -> object:
         """See ``Transaction.current``."""
         return _current(self._tx)
 
-    def watch(self) -> Callable[[], bool]:
+    def watch(self, kept: Kept | None) -> Callable[[], End]:
         """See ``Transaction.watch``."""
-        return watch(_session_or_connection(self._tx))
+        return watch(self._connection, _session_or_connection(self._tx))
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
         try:
-            return _rows(_connection(self._tx).execute(_clause(statement), dict(parameters)))
+            self._connection = _connection(self._tx)
+            return _rows(self._connection.execute(_clause(statement), dict(parameters)))
         except DBAPIError as error:
             _explain(error, self.dialect)
             raise
@@ -72,20 +76,23 @@ class AsyncSqlalchemyTransaction:
         self._tx = tx
         self.dialect = dialect
         self.entered: object = None
+        #: the one that the last statement ran on
+        self._connection: Connection
 
     def current(self) -> object:
         """See ``Transaction.current``."""
         return _current(_inner(self._tx))
 
-    def watch(self) -> Callable[[], bool]:
+    def watch(self, kept: Kept | None) -> Callable[[], End]:
         """See ``Transaction.watch``."""
-        return watch(_session_or_connection(_inner(self._tx)))
+        return watch(self._connection, _session_or_connection(_inner(self._tx)))
 
     async def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
 
         def run(tx: Session | Connection) -> Rows:
-            return _rows(_connection(tx).execute(_clause(statement), dict(parameters)))
+            self._connection = _connection(tx)
+            return _rows(self._connection.execute(_clause(statement), dict(parameters)))
 
         # Both in one: a session may give another connection after each COMMIT or ROLLBACK.
         tx = self._tx() if _is_scoped(self._tx) else self._tx
