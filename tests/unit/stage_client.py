@@ -44,7 +44,6 @@ class Client:
             running.reset(mark)
             attempt.phase = phase
 
-
     def forget(self) -> None:
         """Every record is lost."""
         for record in list(self.engine.backend.scan()):

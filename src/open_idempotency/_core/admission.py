@@ -14,7 +14,7 @@ from open_idempotency import events
 from open_idempotency._core import problems
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.codecs import decode_response, decode_stage
-from open_idempotency._core.commands import Call, Claim, Now, Release, Reserve, TakePlace, Wait
+from open_idempotency._core.commands import Call, Claim, Look, Now, Release, Reserve, TakePlace, Wait
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.fingerprint import fingerprint
 from open_idempotency._core.keys import by_credentials, caller_scope, parse_key, record_id, scope_id
@@ -27,6 +27,7 @@ from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, Advice, s
 from open_idempotency.exceptions import (
     BackendUnavailable,
     BodyTooLarge,
+    ConfigurationError,
     KeyRejected,
     KeyRequired,
     RecordUnreadable,
@@ -171,11 +172,29 @@ def _answer_claim(
         case Mismatch():
             yield from tell(policy, events.KeyReused, claim.record_id)
             return _refuse(problems.key_reused(), request, policy)
-        case Refused(reason, _, frame):
-            if frame is not None and policy.on_failed == "replay":
-                return (yield from _replay(frame, FAILURE, claim, request, policy))
-            yield from tell(policy, events.Rejected, claim.record_id, reason.value)
-            return _refuse(problems.outcome_unknown(reason), request, policy)
+        case Refused() as refused:
+            return (yield from _no_further_attempt(refused, claim, request, policy))
+
+
+def _no_further_attempt(refused: Refused, claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Answer]:
+    """Refuse what the policy does not let run again, unless the ledger knows its response (S-06b).
+
+    An attempt may have committed that with its rows and then have failed, or died.
+    """
+    if policy.ledger is not None:
+        try:
+            known = yield from ask(Look(policy.ledger, claim.record_id, claim.fingerprint))
+        except ConfigurationError:
+            raise
+        except Exception as error:  # the database's: whether there is a response will be known later
+            yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "ledger", error))
+            return _refuse(problems.ledger_unreachable(), request, policy)
+        if known is not None:
+            return (yield from _replay(known, ANSWER, claim, request, policy))
+    if refused.response is not None and policy.on_failed == "replay":
+        return (yield from _replay(refused.response, FAILURE, claim, request, policy))
+    yield from tell(policy, events.Rejected, claim.record_id, refused.reason.value)
+    return _refuse(problems.outcome_unknown(refused.reason), request, policy)
 
 
 def _readable(stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy) -> Steps[tuple[Stage, ...]]:

@@ -5,10 +5,11 @@ Shared by the adapter that runs the request, the helper ``idem`` and the heartbe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
 from math import inf
 from types import MappingProxyType
+from typing import NamedTuple
 
 from open_idempotency._core.models import Lease, Stage
 from open_idempotency._core.requests import Answer
@@ -48,7 +49,18 @@ class End(Enum):
     UNTOLD = "untold"
 
 
-_NO_ENDS: Mapping[StageId | None, Callable[[], End]] = MappingProxyType({})
+class Watch(NamedTuple):
+    """What reports the end of one transaction of the application's.
+
+    ``proof``: asks the database, on a connection of its own, whether the response was committed. It is blocking or
+    awaited, as the caller needs it; None where it cannot be asked.
+    """
+
+    end: Callable[[], End]
+    proof: Callable[[], bool | Awaitable[bool]] | None = None
+
+
+_NO_WATCHES: Mapping[StageId | None, Watch] = MappingProxyType({})
 
 
 class Attempt:
@@ -77,8 +89,8 @@ class Attempt:
     answered: tuple[Answer, bytes, bool] | None = None
     #: the transaction which that is in, as ``Transaction.entered`` has it
     answered_in: object = None
-    #: callbacks: what became of each transaction that holds a stage, or, under None, the response
-    ends: Mapping[StageId | None, Callable[[], End]] = _NO_ENDS
+    #: of each transaction that holds a stage, or, under None, the response
+    watches: Mapping[StageId | None, Watch] = _NO_WATCHES
     #: what ``store=`` said, of which status; it is asked once
     stored: tuple[int, bool | None] | None = None
     #: seconds on the monotonic clock until which the lease is known to last
@@ -104,16 +116,13 @@ class Attempt:
         """Note that a stage is on record. In place, since threads of one request may do so at the same moment."""
         self._recorded[stage.name, stage.key] = stage.frame
 
-    def watch(self, stage: StageId | None, end: Callable[[], End]) -> None:
+    def watch(self, stage: StageId | None, watch: Watch) -> None:
         """Note what reports the end of the transaction that a stage, or with None the response, is in."""
-        self.ends = {**self.ends, stage: end}
+        self.watches = {**self.watches, stage: watch}
 
-    @property
-    def committed(self) -> Answer | None:
-        """The response that this attempt has put into a ledger, if its COMMIT is known to have succeeded."""
-        if self.answered is None or self.ends[None]() is not End.COMMITTED:
-            return None
-        return self.answered[0]
+    def settled(self, end: End) -> None:
+        """Note what became of the response's transaction, where more is known than the client library reports."""
+        self.watch(None, Watch(lambda: end))
 
     def confirmed(self, asked: float) -> None:
         """The backend has granted or renewed the lease. ``asked``: when it was asked to, on the monotonic clock."""

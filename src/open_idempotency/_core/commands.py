@@ -7,8 +7,9 @@ the same value. ``Command[R]`` carries the type of its answer.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from open_idempotency._core.models import (
     ClaimAnswer,
@@ -23,6 +24,9 @@ from open_idempotency._core.models import (
 from open_idempotency.events import Event, Listener
 
 R_co = TypeVar("R_co", covariant=True)
+
+#: a Django database alias, or what opens a transaction
+Ledger = str | Callable[[], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
 
 
 class Command(Generic[R_co]):
@@ -158,6 +162,18 @@ class Sleep(Command[None]):
 @dataclass(slots=True)
 class Now(Command[float]):
     """Seconds on a monotonic clock of this process; for deadlines of our own, never for leases."""
+
+
+@dataclass(slots=True)
+class Look(Command[bytes | None]):
+    """Look for the response of a request in the ledger that its policy names; the sealed frame, None without one.
+
+    ``ledger``: as in the policy.
+    """
+
+    ledger: Ledger
+    record_id: bytes
+    fingerprint: bytes
 
 
 @dataclass(slots=True)

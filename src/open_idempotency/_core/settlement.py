@@ -13,7 +13,19 @@ from open_idempotency import events
 from open_idempotency._core import problems
 from open_idempotency._core.attempt import Attempt, End, Phase
 from open_idempotency._core.codecs import decode_response
-from open_idempotency._core.commands import Command, Complete, Fail, Forget, Get, Now, Release, Renew, SaveStage, Sleep
+from open_idempotency._core.commands import (
+    Call,
+    Command,
+    Complete,
+    Fail,
+    Forget,
+    Get,
+    Now,
+    Release,
+    Renew,
+    SaveStage,
+    Sleep,
+)
 from open_idempotency._core.drivers import R, Steps, ask
 from open_idempotency._core.keeping import stored_form
 from open_idempotency._core.models import Lease, Renewal, Stage, Status
@@ -137,7 +149,7 @@ def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answ
     if attempt.stopped is not None and (status >= 500 or isinstance(attempt.stopped, AnsweredBefore)):
         return (yield from _stop(attempt, lease, attempt.stopped, status))
     # A refusal may well leave its rows behind.
-    if attempt.ends and status < 400 and _lacks_commit(attempt, answer):
+    if attempt.watches and status < 400 and _lacks_commit(attempt, answer):
         return (yield from _uncommitted(attempt, lease))
     if attempt.keep is None and policy.store is None:
         wanted = is_kept_status(status)
@@ -155,7 +167,7 @@ def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answ
 
 def _lacks_commit(attempt: Attempt, answer: Answer) -> bool:
     """Whether a transaction that the response speaks of was left open, or the response's own was not committed."""
-    ends = {stage: end() for stage, end in attempt.ends.items()}
+    ends = {stage: watch.end() for stage, watch in attempt.watches.items()}
     if End.OPEN in ends.values():
         return True
     return ends.get(None) in (End.ROLLED_BACK, End.DOUBTFUL) and _is_answered(attempt, answer)
@@ -170,6 +182,24 @@ def _is_answered(attempt: Attempt, answer: Answer) -> bool:
         return False
     body = attempt.answered[0].body
     return body == answer.body or None in (body, answer.body) or _is_encoded(answer) != _is_encoded(attempt.answered[0])
+
+
+def _committed(attempt: Attempt, lease: Lease, *, asks: bool) -> Steps[Answer | None]:
+    """The response that this attempt has put into a ledger, if its COMMIT is known to have succeeded.
+
+    ``asks``: where the client library does not know, ask the database.
+    """
+    if attempt.answered is None:
+        return None
+    end, proof = attempt.watches[None].end(), attempt.watches[None].proof
+    if asks and proof is not None and end in (End.UNTOLD, End.DOUBTFUL):
+        try:
+            if (yield from ask(Call(proof))):
+                end = End.COMMITTED
+        except Exception as error:  # the database's: then nobody knows
+            yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "ledger", error))
+        attempt.settled(end)  # it is asked once
+    return attempt.answered[0] if end is End.COMMITTED else None
 
 
 def _is_encoded(answer: Answer) -> bool:
@@ -189,7 +219,7 @@ def _stop(
     """End an attempt that went no further, and tell the client why (S-04, S-06)."""
     if isinstance(error, AnsweredBefore):
         # Of its own response, which it met again in the transaction that it was written in (S-06a).
-        if attempt.answered is not None and attempt.committed is None:
+        if attempt.answered is not None and (yield from _committed(attempt, lease, asks=True)) is None:
             return (yield from _uncommitted(attempt, lease))
         return (yield from _answer_again(attempt, lease, error.frame))
     if isinstance(error, KeyReused):
@@ -265,9 +295,11 @@ def _complete(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate]:
 def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
     """End an attempt whose answer is not kept. If the backend is down the lease ends by itself."""
     record = events.short(lease.record_id)
-    if attempt.committed is not None:  # what went wrong, did so after the COMMIT: a retry gets that response (S-06b)
-        yield from _complete(attempt, lease, attempt.committed)
-        return Fate.NOT_KEPT
+    if attempt.answered is not None:
+        committed = yield from _committed(attempt, lease, asks=attempt.policy.refuses_retries)
+        if committed is not None:  # what went wrong did so after the COMMIT: a retry gets that response (S-06b)
+            yield from _complete(attempt, lease, committed)
+            return Fate.NOT_KEPT
     try:
         yield from _surely(command, attempt, lease)
     except (BackendUnavailable, RecordUnreadable) as error:
@@ -362,14 +394,15 @@ def _supersede(attempt: Attempt, lease: Lease, answer: Answer | None) -> Steps[F
         problem = problems.answer_unreachable()
     if answer is not None and _counts(attempt, answer):
         return Fate.KEPT
-    if attempt.committed is not None:
-        return sendable(attempt.committed, attempt.instance, policy)
+    committed = yield from _committed(attempt, lease, asks=True)
+    if committed is not None:
+        return sendable(committed, attempt.instance, policy)
     return render(problem, policy, attempt.instance)
 
 
 def _counts(attempt: Attempt, answer: Answer) -> bool:
     """Whether a view returned the response that it has committed: as far as is known, else as the view says."""
-    return _is_answered(attempt, answer) and attempt.ends[None]() in (End.COMMITTED, End.UNTOLD)
+    return _is_answered(attempt, answer) and attempt.watches[None].end() in (End.COMMITTED, End.UNTOLD)
 
 
 def _lost(attempt: Attempt, lease: Lease) -> Steps[None]:

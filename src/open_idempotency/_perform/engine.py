@@ -16,6 +16,7 @@ from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.backends.registry import open_backend
 from open_idempotency.backends.threaded import ThreadedBackend
 from open_idempotency.exceptions import ConfigurationError
+from open_idempotency.ledger.looking import alook, look
 from open_idempotency.policy import IdempotencyPolicy, make_policy
 from open_idempotency.rules import Rule
 
@@ -39,8 +40,8 @@ class Engine:
         self.policy = make_policy(policy, fields)
         self.backend = open_backend(_named(backend))
         self._check(self.policy)
-        self.sync = Performer(self.backend)
-        self.aio = AsyncPerformer(ThreadedBackend(self.backend) if threads else self.backend.to_async())
+        self.sync = Performer(self.backend, look)
+        self.aio = AsyncPerformer(ThreadedBackend(self.backend) if threads else self.backend.to_async(), alook)
         self.heartbeat = Heartbeat(self.backend)
         self.advice = Advice()
         self._policies: dict[Rule, IdempotencyPolicy] = {}

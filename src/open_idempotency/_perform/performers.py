@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 from open_idempotency._core.commands import (
     Call,
     Claim,
+    Command,
     Complete,
     Emit,
     Fail,
     Forget,
     Get,
+    Look,
     Now,
     Release,
     Renew,
@@ -24,7 +26,7 @@ from open_idempotency._core.commands import (
     Unreserve,
     Wait,
 )
-from open_idempotency._core.drivers import AsyncHandlers, Handlers, Steps, drive, drive_async
+from open_idempotency._core.drivers import Steps, drive, drive_async
 from open_idempotency._perform import loops
 from open_idempotency._perform.places import Places
 from open_idempotency._perform.telling import tell
@@ -40,9 +42,9 @@ _PLACES_ON_THREADS = 2
 class Performer:
     """Carries out commands blocking, on a ``Backend``."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, look: Callable[[Look], bytes | None] | None = None) -> None:
         self.backend = backend
-        self._handlers: Handlers = {
+        self._handlers: dict[type[Command[Any]], Callable[[Any], Any]] = {
             Reserve: backend.reserve,
             Unreserve: backend.unreserve,
             Claim: self._claim,
@@ -60,6 +62,8 @@ class Performer:
             Now: lambda _: time.monotonic(),
             Emit: tell,
         }
+        if look is not None:
+            self._handlers[Look] = look
 
     def run(self, steps: Steps[T]) -> T:
         """Run an engine to its end; returns or raises what it does."""
@@ -76,7 +80,7 @@ class Performer:
 class AsyncPerformer:
     """Carries out commands awaited, on an ``AsyncBackend``."""
 
-    def __init__(self, backend: AsyncBackend) -> None:
+    def __init__(self, backend: AsyncBackend, look: Callable[[Look], Awaitable[bytes | None]] | None = None) -> None:
         self.backend = backend
         # Cleanup after a cancellation may cost two calls; it is bounded, since shutdown waits for it.
         #: seconds that a cleanup may take
@@ -86,7 +90,7 @@ class AsyncPerformer:
         async def take_place(command: TakePlace) -> Callable[[], None] | None:
             return places.take(command)
 
-        self._handlers: AsyncHandlers = {
+        self._handlers: dict[type[Command[Any]], Callable[[Any], Awaitable[Any]]] = {
             Reserve: backend.reserve,
             Unreserve: backend.unreserve,
             Claim: self._claim,
@@ -104,6 +108,8 @@ class AsyncPerformer:
             Now: _now,
             Emit: _tell,
         }
+        if look is not None:
+            self._handlers[Look] = look
 
     def run(self, steps: Steps[T], *, guarded: bool = False) -> Coroutine[Any, Any, T]:
         """Run an engine to its end. ``guarded``: even though this task is being cancelled."""

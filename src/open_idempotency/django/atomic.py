@@ -42,10 +42,13 @@ def idempotent(view: Any = None, /, *, atomic: bool | str = False, **fields: Any
     has no awaited transactions. The database needs the ledger's tables: ``manage.py migrate open_idempotency``.
     ``fields``: see ``open_idempotency.rules.idempotent``. Raises ``ConfigurationError``. Since 0.1.
     """
+    name = DEFAULT_DB_ALIAS if atomic is True else atomic
+    if name:
+        fields.setdefault("ledger", name)
     mark = rules.idempotent(**fields)
 
     def decorate(marked: Any) -> Any:
-        return mark(_atomic(marked, DEFAULT_DB_ALIAS if atomic is True else atomic) if atomic else marked)
+        return mark(_atomic(marked, name) if name else marked)
 
     return decorate if view is None else decorate(view)
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from django.db import DatabaseError, connections
+from asgiref.sync import sync_to_async
+from django.db import DatabaseError, connections, transaction
 from django.utils.connection import ConnectionDoesNotExist
 
-from open_idempotency._core.attempt import End
+from open_idempotency._core.attempt import End, Watch
 from open_idempotency._perform.loops import current_library
 from open_idempotency.exceptions import ConfigurationError, WrongColour
+from open_idempotency.ledger.looking import response_in
 from open_idempotency.ledger.problems import dialect_named, explain, no_transaction
 from open_idempotency.ledger.steps import Kept, Parameters, Rows
 
@@ -33,9 +34,16 @@ class DjangoTransaction:
         """See ``Transaction.current``; Django lets nobody end it in an atomic block."""
         return True
 
-    def watch(self, kept: Kept | None) -> Callable[[], End]:
+    def watch(self, kept: Kept | None) -> Watch:
         """See ``Transaction.watch``; a stage's is not watched, since an atomic block ends before its view does."""
-        return (lambda: End.UNTOLD) if kept is None else _Hook(self._connection).end
+        if kept is None:
+            return Watch(lambda: End.UNTOLD)
+        alias = self._connection.alias
+
+        def ask() -> bool:
+            return look(alias, kept.record_id, kept.fingerprint) == kept.response
+
+        return Watch(_Hook(self._connection).end, lambda: ask() if current_library() is None else sync_to_async(ask)())
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
@@ -67,7 +75,7 @@ class _Hook:
         if self._called:
             return End.COMMITTED
         if not any(self._call in hook for hook in list(self._connection.run_on_commit)):
-            return End.ROLLED_BACK
+            return End.DOUBTFUL  # forgotten: after a rollback, or after a COMMIT that raised
         # What a ``TestCase`` holds open is committed as far as the application goes.
         return End.OPEN if _is_begun(self._connection) else End.COMMITTED
 
@@ -78,11 +86,7 @@ def transaction_of(alias: str) -> DjangoTransaction:
         raise WrongColour(
             f"tx={alias!r}: Django's transactions are blocking; use `with` or `idem.run(...)` in a thread"
         )
-    try:
-        connection = connections[alias]
-    except ConnectionDoesNotExist as error:
-        known = ", ".join(connections)
-        raise ConfigurationError(f"tx=: DATABASES has no {alias!r}; it has {known}") from error
+    connection = _connection("tx=", alias)
     if not _is_begun(connection):
         begun = ", ".join(repr(other.alias) for other in connections.all(initialized_only=True) if _is_begun(other))
         what = f"Django's database {alias!r}" + (f", unlike {begun}," if begun else "")
@@ -90,6 +94,26 @@ def transaction_of(alias: str) -> DjangoTransaction:
     if connection.needs_rollback:
         raise ConfigurationError(f"tx=: the transaction on {alias!r} has failed and will be rolled back")
     return DjangoTransaction(connection)
+
+
+def look(alias: str, record_id: bytes, fingerprint: bytes) -> bytes | None:
+    """The response that the ledger in this database has for a request."""
+    connection = _connection("ledger", alias)
+    with transaction.atomic(alias):  # so that what is read is read in one transaction, and that it ends
+        return response_in(DjangoTransaction(connection), record_id, fingerprint)
+
+
+async def alook(alias: str, record_id: bytes, fingerprint: bytes) -> bytes | None:
+    """``look``, awaited."""
+    return await sync_to_async(look)(alias, record_id, fingerprint)
+
+
+def _connection(field: str, alias: str) -> Any:
+    try:
+        return connections[alias]
+    except ConnectionDoesNotExist as error:
+        known = ", ".join(connections)
+        raise ConfigurationError(f"{field}: DATABASES has no {alias!r}; it has {known}") from error
 
 
 def _is_begun(connection: Any) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from urllib.parse import quote
 
-from open_idempotency._core.attempt import End
+from open_idempotency._core.attempt import End, Watch
 from open_idempotency.ledger.dialects import SQLITE, Dialect
 from open_idempotency.ledger.problems import explain, no_transaction
 from open_idempotency.ledger.steps import Kept, Parameters, Rows
@@ -31,10 +30,10 @@ class SqliteTransaction:
         """See ``Transaction.current``; a block that ends one and begins another is not noticed here."""
         return self._connection.in_transaction or None
 
-    def watch(self, kept: Kept | None) -> Callable[[], End]:
+    def watch(self, kept: Kept | None) -> Watch:
         """See ``Transaction.watch``. The connection reports no commit, so the file is asked for a response."""
         path = None if kept is None else _path(self._connection)
-        return lambda: End.OPEN if self._is_open() else _end_in(path, kept)
+        return Watch(lambda: End.OPEN if self._is_open() else _end_in(path, kept))
 
     def _is_open(self) -> bool:
         if getattr(self._connection, "autocommit", -1) != -1:  # every statement is in some transaction

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from open_idempotency import events
-from open_idempotency._core.attempt import Attempt, End, StageId
+from open_idempotency._core.attempt import Attempt, End, StageId, Watch
 from open_idempotency._core.commands import Call, Release
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.keeping import stored_form
@@ -35,9 +35,10 @@ _ENDED = "tx=: the transaction was committed or rolled back within the block; be
 
 
 class Kept(NamedTuple):
-    """A response in a ledger: the record that it belongs to, and its frame."""
+    """A response in a ledger: the record and the request that it belongs to, and its frame."""
 
     record_id: bytes
+    fingerprint: bytes
     response: bytes
 
 
@@ -64,8 +65,8 @@ class Transaction(Protocol):
         """
         ...
 
-    def watch(self, kept: Kept | None) -> Callable[[], End]:
-        """Watch for the end of the transaction; the result reports what became of it, as far as the library does.
+    def watch(self, kept: Kept | None) -> Watch:
+        """Watch for the end of the transaction.
 
         ``kept``: what the ledger has of the whole response, so that the database can be asked; None for a stage.
         """
@@ -116,11 +117,9 @@ def _prove(transaction: Transaction, attempt: Attempt) -> None:
     """
     if attempt.answered is None:  # an earlier attempt's
         return
-    end = attempt.ends[None]()
-    if end is End.UNTOLD and transaction.entered == attempt.answered_in:
-        attempt.watch(None, lambda: End.DOUBTFUL)
-    elif end is not End.OPEN:
-        attempt.watch(None, lambda: End.COMMITTED)
+    end = attempt.watches[None].end()
+    if end is not End.OPEN and not (end is End.UNTOLD and transaction.entered == attempt.answered_in):
+        attempt.settled(End.COMMITTED)
 
 
 def find_stage(transaction: Transaction, attempt: Attempt, stage: StageId) -> Steps[bytes | None]:
@@ -178,8 +177,19 @@ def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> S
         raise ConfigurationError(_ENDED)
     attempt.answered = kept(answer, attempt.policy.max_response_bytes), response, whole
     attempt.answered_in = transaction.entered
-    attempt.watch(None, transaction.watch(Kept(lease.record_id, response)))
+    attempt.watch(None, transaction.watch(Kept(lease.record_id, lease.fingerprint, response)))
     return True
+
+
+def find_response(transaction: Transaction, record_id: bytes, fingerprint: bytes) -> Steps[bytes | None]:
+    """The response that the ledger has for this request; nothing is locked, and nothing changes."""
+    rows = yield from _run(transaction, transaction.dialect.look, {"record_id": record_id})
+    if not rows:
+        return None
+    found, expired, response = rows[0]
+    if expired or response is None or not hmac.compare_digest(bytes(found), fingerprint):
+        return None
+    return bytes(response)
 
 
 def _kept(attempt: Attempt, lease: Lease) -> float:
