@@ -74,8 +74,9 @@ class _Hook:
         """What became of the transaction."""
         if self._called:
             return End.COMMITTED
-        if not any(self._call in hook for hook in list(self._connection.run_on_commit)):
-            return End.DOUBTFUL  # forgotten: after a rollback, or after a COMMIT that raised
+        waits = any(self._call in hook for hook in list(self._connection.run_on_commit))
+        if not waits or not self._connection.in_atomic_block:
+            return End.DOUBTFUL  # after a rollback, or after a COMMIT that raised
         # What a ``TestCase`` holds open is committed as far as the application goes.
         return End.OPEN if _is_begun(self._connection) else End.COMMITTED
 
