@@ -68,11 +68,17 @@ async def alook(command: Look) -> bytes | None:
     if isinstance(command.ledger, str):
         found: bytes | None = await _django().alook(command.ledger, command.record_id, command.fingerprint)
         return found
+    found_or_opened = await in_thread(_look_unless_awaited, command)
+    if not isinstance(found_or_opened, AbstractAsyncContextManager):
+        return found_or_opened
+    async with found_or_opened as tx:
+        return await aresponse_in(transaction_of(tx), command.record_id, command.fingerprint)
+
+
+def _look_unless_awaited(command: Look) -> bytes | AbstractAsyncContextManager[Any] | None:
+    """All of a blocking look, since opening may block, too; of an awaited one what is to be entered on its loop."""
     opened = _opened(command)
-    if isinstance(opened, AbstractAsyncContextManager):
-        async with opened as tx:
-            return await aresponse_in(transaction_of(tx), command.record_id, command.fingerprint)
-    return await in_thread(_look_in, opened, command)
+    return opened if isinstance(opened, AbstractAsyncContextManager) else _look_in(opened, command)
 
 
 def _look_in(opened: AbstractContextManager[Any], command: Look) -> bytes | None:
