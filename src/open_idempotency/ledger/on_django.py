@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +14,7 @@ from django.utils.connection import ConnectionDoesNotExist
 from open_idempotency._core.attempt import End, Watch
 from open_idempotency._perform.loops import current_library
 from open_idempotency.exceptions import ConfigurationError, WrongColour
-from open_idempotency.ledger.looking import response_in
+from open_idempotency.ledger.looking import is_seen, response_in
 from open_idempotency.ledger.problems import dialect_named, explain, no_transaction
 from open_idempotency.ledger.steps import Kept, Parameters, Rows
 
@@ -40,10 +41,13 @@ class DjangoTransaction:
             return Watch(lambda: End.UNTOLD)
         alias = self._connection.alias
 
-        def ask() -> bool:
+        def is_there() -> bool:
             return look(alias, kept.record_id, kept.fingerprint) == kept.response
 
-        return Watch(_Hook(self._connection).end, lambda: ask() if current_library() is None else sync_to_async(ask)())
+        def ask() -> bool | Awaitable[bool]:
+            return is_there() if current_library() is None else sync_to_async(is_there)()
+
+        return Watch(_Hook(self._connection, kept).end, ask)
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
@@ -57,23 +61,30 @@ class DjangoTransaction:
 
 
 class _Hook:
-    """What Django calls after the commit, and forgets at a rollback, also at one to a savepoint around it."""
+    """What Django calls after the commit, and forgets at a rollback, also at one to the savepoint of a block around it.
 
-    def __init__(self, connection: Any) -> None:
+    It does not forget it at a rollback to a savepoint that was made by hand, so it looks for the response.
+    """
+
+    def __init__(self, connection: Any, kept: Kept) -> None:
         self._connection = connection
-        self._called = False
+        self._kept = kept
+        self._end = End.OPEN
         connection.on_commit(self._call)
         # First in the list: a hook of the view's that raises keeps those behind it from being called.
         hooks = connection.run_on_commit
         hooks.insert(0, hooks.pop())
 
     def _call(self) -> None:
-        self._called = True
+        try:
+            self._end = End.COMMITTED if is_seen(DjangoTransaction(self._connection), self._kept) else End.ROLLED_BACK
+        except DatabaseError:  # the view's own work is done, and must not fail by this
+            self._end = End.DOUBTFUL
 
     def end(self) -> End:
         """What became of the transaction."""
-        if self._called:
-            return End.COMMITTED
+        if self._end is not End.OPEN:
+            return self._end
         waits = any(self._call in hook for hook in list(self._connection.run_on_commit))
         if not waits or not self._connection.in_atomic_block:
             return End.DOUBTFUL  # after a rollback, or after a COMMIT that raised
