@@ -19,7 +19,7 @@ LINES = {
     "O": [f"{n:02}" for n in range(1, 13)],
     "L": [f"{n:02}" for n in range(1, 9)],
     "R": [f"{n:02}" for n in range(1, 10)],
-    "S": [f"{n:02}" for n in range(1, 9)],
+    "S": [*(f"{n:02}" for n in range(1, 7)), "06a", "06b", "06c", "07", "08"],
 }
 
 

@@ -263,7 +263,7 @@ def test_a_commit_whose_reply_was_lost_is_found_by_the_second_block(
     """S-06a: as for a view that tries again on ``OperationalError``."""
     database = new_database(dialect)
     database.make_tables()
-    with client.request() as attempt, opened(database, FIRST) as place:
+    with opened(database, FIRST) as place, client.request() as attempt:
         with pytest.raises(LostError):
             place()
         with pytest.raises(AnsweredBefore) as raised:
@@ -281,7 +281,7 @@ def test_a_strict_policy_keeps_a_response_whose_commit_was_not_acknowledged(
     database = new_database(dialect)
     database.make_tables()
     client = Client(**policy)
-    with client.request() as attempt, opened(database, FIRST) as place:
+    with opened(database, FIRST) as place, client.request() as attempt:
         with pytest.raises(LostError) as raised:
             place()
         client.engine.sync.run(abort(attempt, raised.value))
@@ -322,7 +322,7 @@ def test_a_strict_policy_takes_no_rollback_for_a_commit(
     database = new_database(dialect)
     database.make_tables()
     client = Client(on_failed="reject")
-    with client.request() as attempt, opened(database, FIRST) as place:
+    with opened(database, FIRST) as place, client.request() as attempt:
         with pytest.raises(LostError) as raised:
             place()
         database.query("UPDATE open_idempotency_ledger SET response = NULL")  # as if it had not been committed

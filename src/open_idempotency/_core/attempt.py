@@ -49,6 +49,9 @@ class End(Enum):
     UNTOLD = "untold"
 
 
+Proof = Callable[[], bool | Awaitable[bool]]
+
+
 class Watch(NamedTuple):
     """What reports the end of one transaction of the application's.
 
@@ -57,7 +60,7 @@ class Watch(NamedTuple):
     """
 
     end: Callable[[], End]
-    proof: Callable[[], bool | Awaitable[bool]] | None = None
+    proof: Proof | None = None
 
 
 _NO_WATCHES: Mapping[StageId | None, Watch] = MappingProxyType({})

@@ -180,7 +180,7 @@ def record_unreadable() -> Problem:
 
 
 def uncommitted() -> Problem:
-    """S-05: the view answered while the transaction was open that its stage or its answer is in."""
+    """S-05: the transaction that a stage or the response is in was left open, or the response's was rolled back."""
     return Problem(
         "not-committed",
         500,

@@ -26,6 +26,7 @@ from open_idempotency._core.commands import (
     SaveStage,
     Sleep,
 )
+from open_idempotency._core.commits import committed_response, counts, lacks_commit, missing_proof
 from open_idempotency._core.drivers import R, Steps, ask
 from open_idempotency._core.keeping import stored_form
 from open_idempotency._core.models import Lease, Renewal, Stage, Status
@@ -149,7 +150,7 @@ def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answ
     if attempt.stopped is not None and (status >= 500 or isinstance(attempt.stopped, AnsweredBefore)):
         return (yield from _stop(attempt, lease, attempt.stopped, status))
     # A refusal may well leave its rows behind.
-    if attempt.watches and status < 400 and _lacks_commit(attempt, answer):
+    if attempt.watches and status < 400 and lacks_commit(attempt, answer):
         return (yield from _uncommitted(attempt, lease))
     if attempt.keep is None and policy.store is None:
         wanted = is_kept_status(status)
@@ -165,47 +166,6 @@ def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answ
     return (yield from _let_go(attempt, lease, command, status))
 
 
-def _lacks_commit(attempt: Attempt, answer: Answer) -> bool:
-    """Whether a transaction that the response speaks of was left open, or the response's own was not committed."""
-    ends = {stage: watch.end() for stage, watch in attempt.watches.items()}
-    if End.OPEN in ends.values():
-        return True
-    return ends.get(None) in (End.ROLLED_BACK, End.DOUBTFUL) and _is_answered(attempt, answer)
-
-
-def _is_answered(attempt: Attempt, answer: Answer) -> bool:
-    """Whether this is the response that went into the ledger, whatever headers it has got since.
-
-    After a rollback a view may well return another one. A body that was encoded since cannot be compared.
-    """
-    if attempt.answered is None or answer.status != attempt.answered[0].status:
-        return False
-    body = attempt.answered[0].body
-    return body == answer.body or None in (body, answer.body) or _is_encoded(answer) != _is_encoded(attempt.answered[0])
-
-
-def _committed(attempt: Attempt, lease: Lease, *, asks: bool) -> Steps[Answer | None]:
-    """The response that this attempt has put into a ledger, if its COMMIT is known to have succeeded.
-
-    ``asks``: where the client library does not know, ask the database.
-    """
-    if attempt.answered is None:
-        return None
-    end, proof = attempt.watches[None].end(), attempt.watches[None].proof
-    if asks and proof is not None and end in (End.UNTOLD, End.DOUBTFUL):
-        try:
-            if (yield from ask(Call(proof))):
-                end = End.COMMITTED
-        except Exception as error:  # the database's: then nobody knows
-            yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "ledger", error))
-        attempt.settled(end)  # it is asked once
-    return attempt.answered[0] if end is End.COMMITTED else None
-
-
-def _is_encoded(answer: Answer) -> bool:
-    return any(name.lower() == b"content-encoding" for name, _ in answer.headers)
-
-
 def _uncommitted(attempt: Attempt, lease: Lease) -> Steps[Answer]:
     """The view answers, and has not committed what its answer says: neither counts, and the client is told (S-05)."""
     yield from warn(attempt.policy, events.Uncommitted(events.short(lease.record_id)))
@@ -219,7 +179,7 @@ def _stop(
     """End an attempt that went no further, and tell the client why (S-04, S-06)."""
     if isinstance(error, AnsweredBefore):
         # Of its own response, which it met again in the transaction that it was written in (S-06a).
-        if attempt.answered is not None and (yield from _committed(attempt, lease, asks=True)) is None:
+        if attempt.answered is not None and (yield from _committed(attempt, lease)) is None:
             return (yield from _uncommitted(attempt, lease))
         return (yield from _answer_again(attempt, lease, error.frame))
     if isinstance(error, KeyReused):
@@ -296,7 +256,8 @@ def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int
     """End an attempt whose answer is not kept. If the backend is down the lease ends by itself."""
     record = events.short(lease.record_id)
     if attempt.answered is not None:
-        committed = yield from _committed(attempt, lease, asks=attempt.policy.refuses_retries)
+        asks = attempt.policy.refuses_retries
+        committed = (yield from _committed(attempt, lease, command)) if asks else committed_response(attempt)
         if committed is not None:  # what went wrong did so after the COMMIT: a retry gets that response (S-06b)
             yield from _complete(attempt, lease, committed)
             return Fate.NOT_KEPT
@@ -392,17 +353,30 @@ def _supersede(attempt: Attempt, lease: Lease, answer: Answer | None) -> Steps[F
     except (BackendUnavailable, RecordUnreadable) as error:
         yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "get", error))
         problem = problems.answer_unreachable()
-    if answer is not None and _counts(attempt, answer):
+    if answer is not None and counts(attempt, answer):
         return Fate.KEPT
-    committed = yield from _committed(attempt, lease, asks=True)
+    committed = yield from _committed(attempt, lease)
     if committed is not None:
         return sendable(committed, attempt.instance, policy)
     return render(problem, policy, attempt.instance)
 
 
-def _counts(attempt: Attempt, answer: Answer) -> bool:
-    """Whether a view returned the response that it has committed: as far as is known, else as the view says."""
-    return _is_answered(attempt, answer) and attempt.watches[None].end() in (End.COMMITTED, End.UNTOLD)
+def _committed(attempt: Attempt, lease: Lease, instead: Command[object] | None = None) -> Steps[Answer | None]:
+    """The response of this attempt that was committed; the database is asked where the client library does not know.
+
+    ``instead``: what to send where this is cancelled.
+    """
+    proof = missing_proof(attempt)
+    if proof is None:
+        return committed_response(attempt)
+    try:
+        found = yield from _surely(Call(proof), attempt, lease, instead=instead)
+    except Exception as error:  # the database's: then nobody knows
+        yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "ledger", error))
+        return None
+    if found:  # it is asked once
+        attempt.settled(End.COMMITTED)
+    return committed_response(attempt)
 
 
 def _lost(attempt: Attempt, lease: Lease) -> Steps[None]:

@@ -21,8 +21,9 @@ _LEVELS: dict[type[events.Event], int] = {
 }
 _ADVICE: dict[type[events.Event], str] = {
     events.Uncommitted: (
-        "the view answered before it committed the transaction that tx= or idem.atomic is in, so the answer does not "
-        "count and the client got a 500; commit before the view returns, as `with session.begin():` around it does"
+        "the view returned a response, and the transaction of its tx= or idem.atomic was left open or rolled back, so "
+        "the response does not count and the client got a 500; commit before the view returns, as "
+        "`with session.begin():` around it does, and after a rollback return another response"
     ),
     events.CredentialScoped: (
         "callers are told apart by their Authorization field alone, so a client whose token changes between two tries "
