@@ -194,7 +194,7 @@ class HookFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Uncommitted(Event):
-    """A view answered, and had neither committed nor rolled back the transaction of its ``tx=`` or ``idem.atomic``."""
+    """A view returned a response, and left the transaction of its ``tx=`` or ``idem.atomic`` open or rolled it back."""
 
 
 @dataclass(frozen=True, slots=True)

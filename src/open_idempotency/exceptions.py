@@ -111,7 +111,7 @@ class KeyReused(IdempotencyError):
 
 
 class AnsweredBefore(IdempotencyError):
-    """The ledger has the answer that an earlier attempt committed with the application's rows (S-06).
+    """The ledger has the answer that an earlier attempt, or this one, committed with the application's rows (S-06).
 
     Raised where ``idem.atomic`` is entered, so that nothing runs again; the middleware sends that answer. Not to be
     caught.

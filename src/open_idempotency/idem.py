@@ -232,7 +232,9 @@ class Idem:
         Hand the response to ``answer(response)`` of the block, within the transaction; it commits when you commit. A
         block that ends without one raises ``ConfigurationError``, unless ``discard()`` was called. From then on a
         retry gets that answer, even where its record was lost: entering the block raises ``AnsweredBefore``, and the
-        middleware sends it. ``tx`` is as for a stage; its database needs the ledger's tables.
+        middleware sends it. So does a second block of the same attempt, unless the first was rolled back. ``tx`` is as
+        for a stage; its database needs the ledger's tables. With ``on_failed``, ``on_abandoned`` or ``max_attempts``
+        set, name that database in the policy's ``ledger=`` as well.
         Raises ``LeaseLost``, ``KeyReused``, ``ConfigurationError``, ``WrongColour``, ``NotStarted``.
         """
         return AtomicBlock(tx)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from open_idempotency.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
+    from open_idempotency._core.commands import Ledger
     from open_idempotency._core.problems import Problem
     from open_idempotency._core.requests import Answer, Request
     from open_idempotency._core.sealer import Sealer
@@ -93,7 +94,9 @@ class IdempotencyPolicy:
     After a failure
         ``on_failed``: ``"resume"`` runs again, ``"replay"`` repeats the failed answer, ``"reject"`` answers 409.
         ``on_abandoned``: after the worker died, ``"resume"`` or ``"reject"``. ``max_attempts``: how often a request
-        may run at most, None for no limit. ``fail_open``: run unprotected while the backend is down.
+        may run at most, None for no limit. ``ledger``: where to look for a committed response before such a refusal: a
+        callable that opens a transaction, such as ``engine.begin``, or a Django database alias; ``atomic=True`` of a
+        Django view sets it. ``fail_open``: run unprotected while the backend is down.
 
     What is kept
         ``store``: called with the status, returns true or false to overrule, None for the default.
@@ -143,6 +146,7 @@ class IdempotencyPolicy:
     on_failed: Literal["resume", "replay", "reject"] = "resume"
     on_abandoned: Literal["resume", "reject"] = "resume"
     max_attempts: int | None = None
+    ledger: Ledger | None = None
     fail_open: bool = False
 
     store: Callable[[int], bool | None] | None = None
@@ -171,6 +175,11 @@ class IdempotencyPolicy:
 
     def _normalise(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+    @property
+    def refuses_retries(self) -> bool:
+        """Whether a retry may be refused although no attempt has completed the request."""
+        return self.on_failed != "resume" or self.on_abandoned != "resume" or self.max_attempts is not None
 
     def replace(self, **fields: Any) -> IdempotencyPolicy:
         """This policy with some fields changed; the result is validated like a new one."""
@@ -315,6 +324,11 @@ def _check_hooks(p: IdempotencyPolicy) -> None:
         raise ConfigurationError(f"docs_url: expected a URL, percent-encoded where it is not ASCII, got {p.docs_url!r}")
     if not isinstance(p.application, str):
         raise ConfigurationError(f"application: expected a string, got {p.application!r}")
+    if p.ledger is not None and not isinstance(p.ledger, str) and not callable(p.ledger):
+        raise ConfigurationError(
+            f"ledger: expected a callable that opens a transaction, such as engine.begin, a Django alias or None, "
+            f"got {type(p.ledger).__name__}"
+        )
     _check_encryption(p)
     if p.secret is not None and not isinstance(p.secret, bytes):
         raise ConfigurationError("secret: expected bytes or None")

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 if TYPE_CHECKING:
+    from open_idempotency._core.commands import Ledger
     from open_idempotency._core.problems import Problem
     from open_idempotency._core.requests import Answer, Request
     from open_idempotency._core.sealer import Sealer
@@ -47,6 +48,7 @@ class PolicyFields(TypedDict, total=False):
     on_failed: Literal["resume", "replay", "reject"]
     on_abandoned: Literal["resume", "reject"]
     max_attempts: int | None
+    ledger: Ledger | None
     fail_open: bool
     store: Callable[[int], bool | None] | None
     redact: Callable[[Answer], Answer] | None

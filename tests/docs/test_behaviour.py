@@ -38,7 +38,7 @@ LINES = {
     "O": [*(f"{n:02}" for n in range(1, 13)), "15", "16", "17"],
     "L": [*(f"{n:02}" for n in range(1, 9)), "05a"],
     "R": [*(f"{n:02}" for n in range(1, 11)), "05a"],
-    "S": [f"{n:02}" for n in range(1, 9)],
+    "S": [*(f"{n:02}" for n in range(1, 7)), "06a", "06b", "06c", "07", "08"],
 }
 
 

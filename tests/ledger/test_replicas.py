@@ -128,6 +128,7 @@ def test_an_answer_commits_where_the_session_writes(client: Client, engines: Eng
 
     with client.request():
         once()
+    client.forget()
     with client.request(), pytest.raises(AnsweredBefore):
         once()
     assert (engines.leader.orders(), engines.replica.orders()) == (1, 0)

@@ -146,13 +146,13 @@ class Script:
 
     def names(self) -> list[str]:
         """The commands that were asked, by class name, without the reporting and the clock."""
-        return [name for name in (type(c).__name__ for c in self.asked) if name not in ("Emit", "Now", "Watch")]
+        return [name for name in (type(c).__name__ for c in self.asked) if name not in ("Emit", "Now", "KeepAlive")]
 
     def asked_for(self, kind: type[Command[Any]]) -> list[Any]:
         """The commands of this class."""
         return [command for command in self.asked if isinstance(command, kind)]
 
-    def _Watch(self, command: Any) -> None:  # noqa: N802
+    def _KeepAlive(self, command: Any) -> None:  # noqa: N802
         pass
 
     def _RecordLater(self, command: Any) -> bool:  # noqa: N802

@@ -8,10 +8,13 @@ from typing import Any
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt, Phase
+from open_idempotency._core.requests import Answer
 from open_idempotency._core.settlement import abort
 from open_idempotency._perform.context import running
 from open_idempotency._perform.engine import Engine, new_owner
 from tests.unit.builders import body_of, engine_of, request_of
+
+KEY = b"0123456789abcdef"
 
 
 class Client:
@@ -21,7 +24,7 @@ class Client:
         self.engine: Engine = engine_of(**fields)
 
     @contextmanager
-    def request(self, key: bytes = b"0123456789abcdef", body: bytes = b"{}") -> Iterator[Attempt]:
+    def request(self, key: bytes = KEY, body: bytes = b"{}") -> Iterator[Attempt]:
         """One attempt: bound while the block runs, failed at its end."""
         fields = [(b"idempotency-key", key)] if key else []
         intake = Intake(request_of(), fields, new_owner(), lambda: None, lambda: body_of(body))
@@ -44,6 +47,18 @@ class Client:
         finally:
             running.reset(mark)
             attempt.phase = phase
+
+    def again(self) -> Answer:
+        """The response to the request where no further attempt is admitted."""
+        intake = Intake(request_of(), [(b"idempotency-key", KEY)], new_owner(), lambda: None, lambda: body_of(b"{}"))
+        answer = self.engine.sync.run(admit(intake, self.engine.policy))
+        assert isinstance(answer, Answer)
+        return answer
+
+    def forget(self) -> None:
+        """Every record is lost."""
+        for record in list(self.engine.backend.scan()):
+            self.engine.backend.delete(record.record_id)
 
 
 class Counted:

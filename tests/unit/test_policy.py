@@ -40,6 +40,7 @@ BAD: list[tuple[str, Any]] = [
     *[("on_failed", bad) for bad in ("rerun", None)],
     *[("on_abandoned", bad) for bad in ("replay", None)],
     *[("max_attempts", bad) for bad in (0, -1, 1.5, True, "3")],
+    *[("ledger", bad) for bad in (True, 1, b"default", ["default"])],
     *[("max_live_keys", bad) for bad in (0, -1, 1.5, True, "3")],
     *[("fail_open", bad) for bad in (None, "no")],
     *[("store", bad) for bad in (True, 200)],

@@ -15,7 +15,18 @@ from open_idempotency._core import problems
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.callers import Caller, Session, find_record
 from open_idempotency._core.codecs import decode_response, decode_stage
-from open_idempotency._core.commands import Call, Claim, Now, Release, Reserve, TakePlace, Wait, Watch, Withdraw
+from open_idempotency._core.commands import (
+    Call,
+    Claim,
+    KeepAlive,
+    Look,
+    Now,
+    Release,
+    Reserve,
+    TakePlace,
+    Wait,
+    Withdraw,
+)
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.fingerprint import fingerprint_steps
 from open_idempotency._core.keys import by_credentials, caller_scope, parse_key, record_id, scope_id
@@ -28,6 +39,7 @@ from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, Advice, s
 from open_idempotency.exceptions import (
     BackendUnavailable,
     BodyTooLarge,
+    ConfigurationError,
     KeyRejected,
     KeyRequired,
     RecordUnreadable,
@@ -198,7 +210,7 @@ def _answer_claim(
             attempt = Attempt.of(lease, stages, policy, _instance(request))
             attempt.method, attempt.alone = request.method, request.alone
             attempt.confirmed(asked)
-            yield from _watch(attempt, lease)
+            yield from _keep_alive(attempt, lease)
             if policy.on_event is not None:
                 yield from tell(policy, events.Claimed, lease.record_id, lease.attempt)
             return attempt
@@ -210,11 +222,29 @@ def _answer_claim(
         case Mismatch():
             yield from tell(policy, events.KeyReused, claim.record_id)
             return _refuse(problems.key_reused(), request, policy)
-        case Refused(reason, _, frame):
-            if frame is not None and policy.on_failed == "replay":
-                return (yield from _replay(frame, FAILURE, claim, request, policy))
-            yield from tell(policy, events.Rejected, claim.record_id, reason.value)
-            return _refuse(problems.outcome_unknown(reason), request, policy)
+        case Refused() as refused:
+            return (yield from _no_further_attempt(refused, claim, request, policy))
+
+
+def _no_further_attempt(refused: Refused, claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Answer]:
+    """Refuse what the policy does not let run again, unless the ledger knows its response (S-06b).
+
+    An attempt may have committed that with its rows and then have failed, or died.
+    """
+    if policy.ledger is not None:
+        try:
+            known = yield from ask(Look(policy.ledger, claim.record_id, claim.fingerprint))
+        except ConfigurationError:
+            raise
+        except Exception as error:  # the database's: whether there is a response will be known later
+            yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "ledger", error))
+            return _refuse(problems.ledger_unreachable(), request, policy)
+        if known is not None:
+            return (yield from _replay(known, ANSWER, claim, request, policy))
+    if refused.response is not None and policy.on_failed == "replay":
+        return (yield from _replay(refused.response, FAILURE, claim, request, policy))
+    yield from tell(policy, events.Rejected, claim.record_id, refused.reason.value)
+    return _refuse(problems.outcome_unknown(refused.reason), request, policy)
 
 
 class _NotRenewable(Exception):
@@ -225,10 +255,10 @@ class _NotRenewable(Exception):
         self.first = first
 
 
-def _watch(attempt: Attempt, lease: Lease) -> Steps[None]:
+def _keep_alive(attempt: Attempt, lease: Lease) -> Steps[None]:
     """Have the lease renewed from here on. A claim that nobody can renew is given back, and nothing runs (L-11)."""
     try:
-        yield from ask(Watch(attempt))
+        yield from ask(KeepAlive(attempt))
     except BackendUnavailable as error:
         yield from warn(attempt.policy, events.NotRenewable.of(events.short(lease.record_id), error))
         yield from _give_back(lease, attempt.policy)

@@ -5,11 +5,11 @@ Shared by the adapter that runs the request, the helper ``idem`` and the heartbe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
 from math import inf
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from open_idempotency._core.models import Lease, Stage
 from open_idempotency._core.requests import Answer
@@ -57,6 +57,37 @@ class Threads(Protocol):
         ...
 
 
+class End(Enum):
+    """What became of a transaction of the application's, as far as its client library reports it."""
+
+    #: neither committed nor rolled back, or closed without either
+    OPEN = "open"
+    COMMITTED = "committed"
+    #: the rows and what the ledger has with them are gone, or at least no COMMIT was seen
+    ROLLED_BACK = "rolled back"
+    #: the COMMIT raised, so it may have arrived or not
+    DOUBTFUL = "doubtful"
+    #: the library reports nothing
+    UNTOLD = "untold"
+
+
+Proof = Callable[[], bool | Awaitable[bool]]
+
+
+class Watch(NamedTuple):
+    """What reports the end of one transaction of the application's.
+
+    ``proof``: asks the database, on a connection of its own, whether the response was committed. It is blocking or
+    awaited, as the caller needs it; None where it cannot be asked.
+    """
+
+    end: Callable[[], End]
+    proof: Proof | None = None
+
+
+_NO_WATCHES: Mapping[StageId | None, Watch] = MappingProxyType({})
+
+
 class Attempt:
     """A running request. Without a lease it is a covered request without a key: stages run plainly.
 
@@ -83,10 +114,12 @@ class Attempt:
     stopped: OutcomeUnknown | KeyReused | AnsweredBefore | None = None
     #: this attempt has put its answer into a ledger: the answer, what is stored of it, and whether its body is in that
     answered: tuple[Answer, bytes, bool] | None = None
-    #: what tell of transactions with something of this attempt in them whether they were left open
-    left_open: tuple[Callable[[], bool], ...] = ()
+    #: the transaction which that is in, as ``Transaction.entered`` has it
+    answered_in: object = None
     #: the values of this attempt's own stages that could not be kept
     live: Mapping[StageId, object] = _NO_VALUES
+    #: of each transaction that holds a stage, or, under None, the response
+    watches: Mapping[StageId | None, Watch] = _NO_WATCHES
     #: what ``store=`` said, of which status; it is asked once
     stored: tuple[int, bool | None] | None = None
     #: seconds on the monotonic clock until which the lease is known to last
@@ -125,6 +158,14 @@ class Attempt:
     def kept_live(self, stage: StageId, value: object) -> None:
         """Remember a value that cannot be kept, for as long as this attempt runs; in place, as ``saved``."""
         vars(self).setdefault("live", {})[stage] = value
+
+    def watch(self, stage: StageId | None, watch: Watch) -> None:
+        """Note what reports the end of the transaction that a stage, or with None the response, is in."""
+        self.watches = {**self.watches, stage: watch}
+
+    def settled(self, end: End) -> None:
+        """Note what became of the response's transaction, where more is known than the client library reports."""
+        self.watch(None, Watch(lambda: end))
 
     def confirmed(self, asked: float) -> None:
         """The backend has granted or renewed the lease. ``asked``: when it was asked to, on the monotonic clock."""

@@ -7,6 +7,7 @@ the same value. ``Command[R]`` carries the type of its answer.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +25,9 @@ from open_idempotency._core.models import (
 from open_idempotency.events import Event, Listener
 
 R_co = TypeVar("R_co", covariant=True)
+
+#: a Django database alias, or what opens a transaction
+Ledger = str | Callable[[], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
 
 
 class Command(Generic[R_co]):
@@ -161,7 +165,7 @@ class TakePlace(Command[Callable[[], None] | None]):
 
 
 @dataclass(slots=True)
-class Watch(Command[None]):
+class KeepAlive(Command[None]):
     """Renew the attempt's lease from now on, until the adapter forgets the attempt.
 
     Raises ``BackendUnavailable`` where nobody can renew it.
@@ -195,6 +199,18 @@ class Sleep(Command[None]):
 @dataclass(slots=True)
 class Now(Command[float]):
     """Seconds on a monotonic clock of this process; for deadlines of our own, never for leases."""
+
+
+@dataclass(slots=True)
+class Look(Command[bytes | None]):
+    """Look for the response of a request in the ledger that its policy names; the sealed frame, None without one.
+
+    ``ledger``: as in the policy.
+    """
+
+    ledger: Ledger
+    record_id: bytes
+    fingerprint: bytes
 
 
 @dataclass(slots=True)

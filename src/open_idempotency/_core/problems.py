@@ -141,6 +141,19 @@ def backend_unavailable(retry_after: int = 1) -> Problem:
     )
 
 
+def ledger_unreachable() -> Problem:
+    """S-06b: no further attempt is admitted, and the ledger cannot be asked whether an earlier one was committed."""
+    return Problem(
+        "backend-unavailable",
+        503,
+        "Idempotency backend unavailable",
+        "Whether this request was carried out cannot be looked up now. Retry with the same key.",
+        True,
+        True,
+        retry_after=1,
+    )
+
+
 def answer_unreachable() -> Problem:
     """L-03: this attempt was superseded, and the backend cannot be asked what the later one answered."""
     return Problem(
@@ -168,7 +181,7 @@ def record_unreadable() -> Problem:
 
 
 def uncommitted() -> Problem:
-    """S-05: the view answered while the transaction was open that its stage or its answer is in."""
+    """S-05: the transaction that a stage or the response is in was left open, or the response's was rolled back."""
     return Problem(
         "not-committed",
         500,

@@ -11,9 +11,22 @@ from enum import Enum
 
 from open_idempotency import events
 from open_idempotency._core import problems, recording
-from open_idempotency._core.attempt import Attempt, Phase
+from open_idempotency._core.attempt import Attempt, End, Phase
 from open_idempotency._core.codecs import decode_response
-from open_idempotency._core.commands import Complete, Fail, Forget, Get, Now, Release, Renew, SaveStage, Sleep
+from open_idempotency._core.commands import (
+    Call,
+    Command,
+    Complete,
+    Fail,
+    Forget,
+    Get,
+    Now,
+    Release,
+    Renew,
+    SaveStage,
+    Sleep,
+)
+from open_idempotency._core.commits import committed_response, counts, lacks_commit, missing_proof
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.keeping import stored_form
 from open_idempotency._core.models import Lease, Renewal, Stage, Status
@@ -109,7 +122,9 @@ def begin(attempt: Attempt) -> Steps[Answer | None]:
     if found is Renewal.LOST:
         attempt.phase = Phase.ENDED
         yield from lost(attempt, lease)
-        return (yield from _supersede(attempt, lease))
+        instead = yield from _supersede(attempt, lease, None)
+        assert isinstance(instead, Answer)  # no response of its own could have been committed
+        return instead
     attempt.confirmed(asked)
     return None
 
@@ -137,7 +152,7 @@ def finish(attempt: Attempt, answer: Answer) -> Steps[Fate | Answer]:
     except LeaseLost:
         attempt.recorded = False
         yield from lost(attempt, lease)
-    return (yield from _supersede(attempt, lease))
+    return (yield from _supersede(attempt, lease, answer))
 
 
 def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Answer]:
@@ -158,7 +173,7 @@ def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Answer]:
     except LeaseLost:
         pass
     yield from lost(attempt, lease)
-    return (yield from _supersede(attempt, lease))
+    return (yield from _supersede(attempt, lease, None))
 
 
 def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answer]:
@@ -168,7 +183,7 @@ def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answ
     if attempt.stopped is not None and (status >= 500 or isinstance(attempt.stopped, AnsweredBefore)):
         return (yield from _stop(attempt, lease, attempt.stopped, status))
     # A refusal may well leave its rows behind.
-    if attempt.left_open and status < 400 and any(left_open() for left_open in attempt.left_open):
+    if attempt.watches and status < 400 and lacks_commit(attempt, answer):
         return (yield from _uncommitted(attempt, lease))
     if attempt.keep is None and policy.store is None:
         wanted = is_kept_status(status)
@@ -196,6 +211,9 @@ def _stop(
 ) -> Steps[Answer]:
     """End an attempt that went no further, and tell the client why (S-04, S-06)."""
     if isinstance(error, AnsweredBefore):
+        # Of its own response, which it met again in the transaction that it was written in (S-06a).
+        if attempt.answered is not None and (yield from _committed(attempt, lease)) is None:
+            return (yield from _uncommitted(attempt, lease))
         return (yield from _answer_again(attempt, lease, error.frame))
     if isinstance(error, KeyReused):
         yield from _forget(attempt, lease, status)
@@ -274,7 +292,7 @@ def _complete(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate]:
 
 
 def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
-    """End an attempt whose answer is not kept. If the backend is down that goes on later, and nobody waits for it."""
+    """End an attempt whose response is not kept. If the backend is down that goes on later, and nobody waits for it."""
     cancelled = yield from _threads_end(attempt)
     fate = yield from _record_end(attempt, lease, command, status)
     if cancelled is not None:
@@ -283,6 +301,12 @@ def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int
 
 
 def _record_end(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
+    if attempt.answered is not None:
+        asks = attempt.policy.refuses_retries
+        committed = (yield from _committed(attempt, lease, command)) if asks else committed_response(attempt)
+        if committed is not None:  # what went wrong did so after the COMMIT: a retry gets that response (S-06b)
+            yield from _complete(attempt, lease, committed)
+            return Fate.NOT_KEPT
     try:
         yield from recording.let_go(command, attempt, lease, status)
     except BackendUnavailable:
@@ -332,9 +356,13 @@ def _forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
     yield from tell(attempt.policy, events.Released, lease.record_id, status)
 
 
-def _supersede(attempt: Attempt, lease: Lease) -> Steps[Answer]:
-    """What the client of a superseded attempt gets: the new owner's answer when there is one, else 409 (L-03)."""
+def _supersede(attempt: Attempt, lease: Lease, answer: Answer | None) -> Steps[Fate | Answer]:
+    """What the client of a superseded attempt gets: the new owner's answer when there is one, else 409 (L-03).
+
+    A response of its own that was committed is the one that the new owner will find in the ledger, and replay (S-06c).
+    """
     policy = attempt.policy
+    problem = problems.superseded()
     try:
         record = yield from ask(Get(lease.record_id))
         if record and record.status is Status.COMPLETED and record.response is not None:
@@ -343,5 +371,28 @@ def _supersede(attempt: Attempt, lease: Lease) -> Steps[Answer]:
                 return sendable(decode_response(frame), attempt.instance, policy)
     except (BackendUnavailable, RecordUnreadable) as error:
         yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "get", error))
-        return render(problems.answer_unreachable(), policy, attempt.instance)
-    return render(problems.superseded(), policy, attempt.instance)
+        problem = problems.answer_unreachable()
+    if answer is not None and counts(attempt, answer):
+        return Fate.KEPT
+    committed = yield from _committed(attempt, lease)
+    if committed is not None:
+        return sendable(committed, attempt.instance, policy)
+    return render(problem, policy, attempt.instance)
+
+
+def _committed(attempt: Attempt, lease: Lease, instead: Command[object] | None = None) -> Steps[Answer | None]:
+    """The response of this attempt that was committed; the database is asked where the client library does not know.
+
+    ``instead``: what to send where this is cancelled.
+    """
+    proof = missing_proof(attempt)
+    if proof is None:
+        return committed_response(attempt)
+    try:
+        found = yield from surely(Call(proof), attempt, lease, instead=instead)
+    except Exception as error:  # the database's: then nobody knows
+        yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "ledger", error))
+        return None
+    if found:  # it is asked once
+        attempt.settled(End.COMMITTED)
+    return committed_response(attempt)

@@ -25,7 +25,7 @@ def _entering(transaction: Transaction, attempt: Attempt) -> Steps[None]:
     """As for a stage: where the lease may have ended unnoticed, its owner is asked for before any effect (S-07)."""
     if time.monotonic() > attempt.sure_until:
         yield from make_sure(attempt)
-    yield from fence(transaction, attempt)
+    yield from fence(transaction, attempt, whole=True)
 
 
 class AtomicBlock:

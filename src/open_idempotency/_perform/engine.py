@@ -17,6 +17,7 @@ from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.backends.registry import open_backend
 from open_idempotency.backends.threaded import ThreadedBackend
 from open_idempotency.exceptions import ConfigurationError
+from open_idempotency.ledger.looking import alook, look
 from open_idempotency.policy import IdempotencyPolicy, make_policy
 from open_idempotency.rules import Rule
 
@@ -41,9 +42,9 @@ class Engine:
         self.backend = open_backend(_named(backend))
         self._check(self.policy)
         self.heartbeat = Heartbeat(self.backend)
-        self.sync = Performer(self.backend, self.heartbeat)
+        self.sync = Performer(self.backend, self.heartbeat, look)
         asynchronous = ThreadedBackend(self.backend) if threads else self.backend.to_async()
-        self.aio = AsyncPerformer(asynchronous, self.heartbeat)
+        self.aio = AsyncPerformer(asynchronous, self.heartbeat, alook)
         self.advice = Advice()
         self._policies: dict[Rule, IdempotencyPolicy] = {}
 

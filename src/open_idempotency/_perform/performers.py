@@ -10,11 +10,14 @@ from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import (
     Call,
     Claim,
+    Command,
     Complete,
     Emit,
     Fail,
     Forget,
     Get,
+    KeepAlive,
+    Look,
     Now,
     RecordLater,
     Release,
@@ -25,10 +28,9 @@ from open_idempotency._core.commands import (
     TakePlace,
     Unreserve,
     Wait,
-    Watch,
     Withdraw,
 )
-from open_idempotency._core.drivers import AsyncHandlers, Handlers, Steps, drive, drive_async
+from open_idempotency._core.drivers import Steps, drive, drive_async
 from open_idempotency._perform import loops
 from open_idempotency._perform.places import Places
 from open_idempotency._perform.telling import tell
@@ -66,11 +68,16 @@ _NOBODY = _Nobody()
 
 
 class Performer:
-    """Carries out commands blocking, on a ``Backend``. ``keeper``: the heartbeat on the same backend."""
+    """Carries out commands blocking, on a ``Backend``. ``keeper``: the heartbeat on the same backend.
 
-    def __init__(self, backend: Backend, keeper: Keeper = _NOBODY) -> None:
+    ``look``: what looks for a response in a ledger.
+    """
+
+    def __init__(
+        self, backend: Backend, keeper: Keeper = _NOBODY, look: Callable[[Look], bytes | None] | None = None
+    ) -> None:
         self.backend = backend
-        self._handlers: Handlers = {
+        self._handlers: dict[type[Command[Any]], Callable[[Any], Any]] = {
             Reserve: backend.reserve,
             Unreserve: backend.unreserve,
             Claim: self._claim,
@@ -83,7 +90,7 @@ class Performer:
             Get: backend.get,
             Forget: lambda command: backend.delete(command.record_id),
             Wait: backend.wait,
-            Watch: lambda command: keeper.watch(command.attempt),
+            KeepAlive: lambda command: keeper.watch(command.attempt),
             RecordLater: keeper.record,
             TakePlace: Places(_PLACES_ON_THREADS).take,
             Call: lambda command: command.function(),
@@ -91,6 +98,8 @@ class Performer:
             Now: lambda _: time.monotonic(),
             Emit: tell,
         }
+        if look is not None:
+            self._handlers[Look] = look
 
     def run(self, steps: Steps[T]) -> T:
         """Run an engine to its end; returns or raises what it does."""
@@ -107,7 +116,12 @@ class Performer:
 class AsyncPerformer:
     """Carries out commands awaited, on an ``AsyncBackend``."""
 
-    def __init__(self, backend: AsyncBackend, keeper: Keeper = _NOBODY) -> None:
+    def __init__(
+        self,
+        backend: AsyncBackend,
+        keeper: Keeper = _NOBODY,
+        look: Callable[[Look], Awaitable[bytes | None]] | None = None,
+    ) -> None:
         self.backend = backend
         # Cleanup after a cancellation may cost two calls; it is bounded, since shutdown waits for it.
         #: seconds that a cleanup may take
@@ -117,13 +131,13 @@ class AsyncPerformer:
         async def take_place(command: TakePlace) -> Callable[[], None] | None:
             return places.take(command)
 
-        async def watch(command: Watch) -> None:
+        async def watch(command: KeepAlive) -> None:
             keeper.watch(command.attempt)
 
         async def record(command: RecordLater) -> bool:
             return keeper.record(command)
 
-        self._handlers: AsyncHandlers = {
+        self._handlers: dict[type[Command[Any]], Callable[[Any], Awaitable[Any]]] = {
             Reserve: backend.reserve,
             Unreserve: backend.unreserve,
             Claim: self._claim,
@@ -136,7 +150,7 @@ class AsyncPerformer:
             Get: backend.get,
             Forget: lambda command: backend.delete(command.record_id),
             Wait: backend.wait,
-            Watch: watch,
+            KeepAlive: watch,
             RecordLater: record,
             TakePlace: take_place,
             Call: lambda command: command.function(),
@@ -144,6 +158,8 @@ class AsyncPerformer:
             Now: _now,
             Emit: _tell,
         }
+        if look is not None:
+            self._handlers[Look] = look
 
     def run(self, steps: Steps[T], *, guarded: bool = False) -> Coroutine[Any, Any, T]:
         """Run an engine to its end. ``guarded``: even though this task is being cancelled."""

@@ -39,8 +39,9 @@ _ADVICE: dict[type[events.Event], str] = {
         "ulimit -u, TasksMax of systemd) or the memory, or start fewer threads; the next request tries again"
     ),
     events.Uncommitted: (
-        "the view answered before it committed the transaction that tx= or idem.atomic is in, so the answer does not "
-        "count and the client got a 500; commit before the view returns, as `with session.begin():` around it does"
+        "the view returned a response, and the transaction of its tx= or idem.atomic was left open or rolled back, so "
+        "the response does not count and the client got a 500; commit before the view returns, as "
+        "`with session.begin():` around it does, and after a rollback return another response"
     ),
     events.RaisedAfterResponse: (
         "the application raised after its response was recorded, and a retry replays that response; if the error "

@@ -39,13 +39,17 @@ def idempotent(view: Any = None, /, *, atomic: bool | str = False, **fields: Any
     with ATOMIC_REQUESTS on or off, and a retry gets its answer even where the record was lost. Where the answer is not
     one that is kept (5xx, 401, 429 ...), the view's rows are rolled back, since a retry runs again. Put it on functions
     (below ``@api_view``), on class-based views, on their methods, or on actions; ``async def`` is refused, as Django
-    has no awaited transactions. The database needs the ledger's tables: ``manage.py migrate open_idempotency``.
+    has no awaited transactions. The database needs the ledger's tables: ``manage.py migrate open_idempotency``. It is
+    also the policy's ``ledger``, so that a policy which refuses retries looks there first.
     ``fields``: see ``open_idempotency.rules.idempotent``. Raises ``ConfigurationError``. Since 0.1.
     """
+    name = DEFAULT_DB_ALIAS if atomic is True else atomic
+    if name:
+        fields.setdefault("ledger", name)
     mark = rules.idempotent(**fields)
 
     def decorate(marked: Any) -> Any:
-        return mark(_atomic(marked, DEFAULT_DB_ALIAS if atomic is True else atomic) if atomic else marked)
+        return mark(_atomic(marked, name) if name else marked)
 
     return decorate if view is None else decorate(view)
 

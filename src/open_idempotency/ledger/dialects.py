@@ -13,6 +13,10 @@ _ROW = """
     SELECT token, fingerprint, CASE WHEN expires_at <= {now} THEN 1 ELSE 0 END, response, {number}
     FROM open_idempotency_ledger WHERE record_id = :record_id
 """
+_LOOK = """
+    SELECT fingerprint, CASE WHEN expires_at <= {now} THEN 1 ELSE 0 END, response
+    FROM open_idempotency_ledger WHERE record_id = :record_id
+"""
 _STAGE = "SELECT frame FROM open_idempotency_ledger_stages WHERE record_id = :record_id AND stage_id = :stage_id"
 _FENCE = """
     INSERT INTO open_idempotency_ledger (record_id, token, fingerprint, expires_at)
@@ -54,15 +58,17 @@ _FORGET_STAGES = "DELETE FROM open_idempotency_ledger_stages WHERE record_id = :
 class Dialect:
     """What the ledger runs on one kind of database.
 
-    ``place``: run before a stage is looked for, where it has to be. ``purge``: in order; what has expired ``:until``
-    then, the stages before their record's row, which is locked. ``told``: whether ``save_stage`` returns a row where
-    the fence holds, and none where it does not; else ``token`` tells. ``row``, ``token`` and that row end with the
-    transaction's number, the same until it ends; 0 where the database has none that everybody may read.
+    ``look``: as ``row``, and locks nothing. ``place``: run before a stage is looked for, where it has to be. ``purge``:
+    in order; what has expired ``:until`` then, the stages before their record's row, which is locked. ``told``: whether
+    ``save_stage`` returns a row where the fence holds, and none where it does not; else ``token`` tells. ``row``,
+    ``token`` and that row end with the transaction's number, the same until it ends; 0 where the database has none that
+    everybody may read.
     """
 
     name: str
     fence: str
     row: str
+    look: str
     stage: str
     save_stage: str
     renew: str
@@ -89,6 +95,7 @@ def _with_conflicts(name: str, now: str, lock: str, save_stage: str, told: bool,
         name=name,
         fence=_FENCE.format(now=now),
         row=_ROW.format(now=now, number=number),
+        look=_LOOK.format(now=now),
         stage=_STAGE,
         save_stage=save_stage.format(number=number),
         told=told,
@@ -136,6 +143,7 @@ MYSQL = Dialect(
             expires_at = IF(expires_at > {_MYSQL_NOW}, VALUES(expires_at), expires_at)
     """,  # noqa: S608 (no value is part of it)
     row=_ROW.format(now=_MYSQL_NOW, number=0) + " FOR UPDATE",
+    look=_LOOK.format(now=_MYSQL_NOW),
     place="""
         INSERT IGNORE INTO open_idempotency_ledger_stages (record_id, stage_id, name, stage_key, frame)
         VALUES (:record_id, :stage_id, :name, :key, NULL)

@@ -6,19 +6,24 @@ Its cursors are of psycopg's own class, whatever ``cursor_factory`` and ``row_fa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
+from open_idempotency._core.attempt import End, Watch
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.ledger.dialects import POSTGRESQL, Dialect
+from open_idempotency.ledger.looking import in_thread_of_a_loop, is_seen
 from open_idempotency.ledger.problems import explain, no_transaction
-from open_idempotency.ledger.steps import Parameters, Rows
+from open_idempotency.ledger.steps import Kept, Parameters, Rows
 
+#: seconds for a connection on which is asked what became of a COMMIT
+_PATIENCE = "2"
+_UNTOLD = Watch(lambda: End.UNTOLD)
 _NAMED = re.compile(r"(?<!:):(\w+)")
 
 
@@ -36,9 +41,9 @@ class PsycopgTransaction:
         """See ``Transaction.current``; the server tells one from another."""
         return True
 
-    def watch(self) -> Callable[[], bool]:
-        """See ``Transaction.watch``; psycopg tells of no commit."""
-        return lambda: False
+    def watch(self, kept: Kept | None) -> Watch:
+        """See ``Transaction.watch``."""
+        return _watch(self._connection, kept)
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
@@ -65,9 +70,9 @@ class AsyncPsycopgTransaction:
         """See ``Transaction.current``; the server tells one from another."""
         return True
 
-    def watch(self) -> Callable[[], bool]:
-        """See ``Transaction.watch``; psycopg tells of no commit."""
-        return lambda: False
+    def watch(self, kept: Kept | None) -> Watch:
+        """See ``Transaction.watch``."""
+        return _watch(self._connection, kept)
 
     async def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
@@ -78,6 +83,21 @@ class AsyncPsycopgTransaction:
                 explain(error, error, POSTGRESQL)
                 raise
             return await cursor.fetchall() if cursor.description else []
+
+
+def _watch(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], kept: Kept | None) -> Watch:
+    """psycopg reports no commit and no rollback; the server can be asked on another connection."""
+    if kept is None:
+        return _UNTOLD
+    where = connection.info.get_parameters()
+    password = connection.info.password
+
+    def ask() -> bool:
+        there = make_conninfo(**{**where, "password": password, "connect_timeout": _PATIENCE})
+        with psycopg.connect(there) as other:
+            return is_seen(PsycopgTransaction(other), kept)
+
+    return Watch(_UNTOLD.end, in_thread_of_a_loop(ask))
 
 
 def transaction_of(

@@ -7,7 +7,6 @@ it writes, whatever a statement of the ledger's is, so each of them runs on the 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,14 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
+from open_idempotency._core.attempt import End, Watch
+from open_idempotency._perform.loops import current_library
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.ledger.dialects import Dialect
+from open_idempotency.ledger.looking import ais_seen, in_thread_of_a_loop, is_seen
 from open_idempotency.ledger.problems import dialect_named, explain, no_transaction
 from open_idempotency.ledger.sqlalchemy_ends import watch
-from open_idempotency.ledger.steps import Parameters, Rows
+from open_idempotency.ledger.steps import Kept, Parameters, Rows
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session, async_sessionmaker
@@ -45,19 +47,33 @@ class SqlalchemyTransaction:
         self._tx = tx
         self.dialect = dialect
         self.entered: object = None
+        #: the one that the last statement ran on
+        self._connection: Connection
 
     def current(self) -> object:
         """See ``Transaction.current``."""
         return _current(self._tx)
 
-    def watch(self) -> Callable[[], bool]:
+    def watch(self, kept: Kept | None) -> Watch:
         """See ``Transaction.watch``."""
-        return watch(_session_or_connection(self._tx))
+        end = watch(self._connection, _session_or_connection(self._tx))
+        engine, dialect = self._connection.engine, self.dialect
+        if kept is None:
+            return Watch(end)
+
+        def ask() -> bool:
+            if end() is not End.DOUBTFUL:
+                return False
+            with engine.connect() as other:
+                return is_seen(SqlalchemyTransaction(other, dialect), kept)
+
+        return Watch(end, in_thread_of_a_loop(ask))
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
         try:
-            return _rows(_connection(self._tx).execute(_clause(statement), dict(parameters)))
+            self._connection = _connection(self._tx)
+            return _rows(self._connection.execute(_clause(statement), dict(parameters)))
         except DBAPIError as error:
             _explain(error, self.dialect)
             raise
@@ -72,20 +88,37 @@ class AsyncSqlalchemyTransaction:
         self._tx = tx
         self.dialect = dialect
         self.entered: object = None
+        #: the one that the last statement ran on
+        self._connection: Connection
 
     def current(self) -> object:
         """See ``Transaction.current``."""
         return _current(_inner(self._tx))
 
-    def watch(self) -> Callable[[], bool]:
+    def watch(self, kept: Kept | None) -> Watch:
         """See ``Transaction.watch``."""
-        return watch(_session_or_connection(_inner(self._tx)))
+        end = watch(self._connection, _session_or_connection(_inner(self._tx)))
+        engine, dialect = self._connection.engine, self.dialect
+        if kept is None:
+            return Watch(end)
+
+        async def ask() -> bool:
+            if end() is not End.DOUBTFUL:
+                return False
+            from sqlalchemy.ext.asyncio import AsyncEngine
+
+            async with AsyncEngine(engine).connect() as other:
+                return await ais_seen(AsyncSqlalchemyTransaction(other, dialect), kept)
+
+        # Whose loop is over by the time that its blocking adapter settles cannot be asked.
+        return Watch(end, lambda: False if current_library() is None else ask())
 
     async def execute(self, statement: str, parameters: Parameters) -> Rows:
         """See ``Transaction.execute``."""
 
         def run(tx: Session | Connection) -> Rows:
-            return _rows(_connection(tx).execute(_clause(statement), dict(parameters)))
+            self._connection = _connection(tx)
+            return _rows(self._connection.execute(_clause(statement), dict(parameters)))
 
         # Both in one: a session may give another connection after each COMMIT or ROLLBACK.
         tx = self._tx() if _is_scoped(self._tx) else self._tx

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from contextlib import closing
+from urllib.parse import quote
 
+from open_idempotency._core.attempt import End, Watch
 from open_idempotency.ledger.dialects import SQLITE, Dialect
 from open_idempotency.ledger.problems import explain, no_transaction
-from open_idempotency.ledger.steps import Parameters, Rows
+from open_idempotency.ledger.steps import Kept, Parameters, Rows
+
+#: seconds to wait for a lock where a file is asked, which may be on an event loop
+_PATIENCE = 0.01
+_RESPONSE = "SELECT response FROM open_idempotency_ledger WHERE record_id = ?"
 
 
 class SqliteTransaction:
@@ -24,11 +30,14 @@ class SqliteTransaction:
         """See ``Transaction.current``; a block that ends one and begins another is not noticed here."""
         return self._connection.in_transaction or None
 
-    def watch(self) -> Callable[[], bool]:
-        """See ``Transaction.watch``; where every statement is in some transaction, none can be told from another."""
-        return self._is_open if getattr(self._connection, "autocommit", -1) == -1 else lambda: False
+    def watch(self, kept: Kept | None) -> Watch:
+        """See ``Transaction.watch``. The connection reports no commit, so the file is asked for a response."""
+        path = None if kept is None else _path(self._connection)
+        return Watch(lambda: End.OPEN if self._is_open() else _end_in(path, kept))
 
     def _is_open(self) -> bool:
+        if getattr(self._connection, "autocommit", -1) != -1:  # every statement is in some transaction
+            return False
         try:
             return self._connection.in_transaction
         except sqlite3.ProgrammingError:  # in another thread
@@ -43,6 +52,26 @@ class SqliteTransaction:
         except sqlite3.OperationalError as error:
             explain(error, error, SQLITE)
             raise
+
+
+def _path(connection: sqlite3.Connection) -> str:
+    """The file that the ledger is in; empty for a database in memory."""
+    cursor = connection.cursor()
+    cursor.row_factory = None
+    files = {name: path for _, name, path in cursor.execute("PRAGMA database_list")}
+    return files.get("main") or ""
+
+
+def _end_in(path: str | None, kept: Kept | None) -> End:
+    """Whether the file has the response: what another connection sees was committed."""
+    if not path or kept is None:
+        return End.UNTOLD
+    try:
+        with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=_PATIENCE)) as connection:
+            found = connection.execute(_RESPONSE, (kept.record_id,)).fetchone()
+    except sqlite3.Error:  # locked, or not to be read without what the application's connection was given
+        return End.UNTOLD
+    return End.COMMITTED if found is not None and found[0] == kept.response else End.ROLLED_BACK
 
 
 def transaction_of(connection: sqlite3.Connection) -> SqliteTransaction:

@@ -1,20 +1,25 @@
-"""Whether the transaction of a SQLAlchemy session or connection was ended by whoever has it.
+"""What became of the transaction of a SQLAlchemy session or connection, as SQLAlchemy's events report it.
 
-A session that is closed without a commit loses what it wrote, and says nothing. It tells of commits and rollbacks; that
-neither came is what somebody forgot.
+The connection's own transaction counts: a session on a connection that has begun already (``Session(bind=connection)``)
+commits nothing itself, and its rows are lost where the connection, or a savepoint around them, is rolled back. The
+session adds what the connection cannot know: that it was closed without a commit or a rollback, which somebody forgot;
+and that it has committed as far as it is concerned, where tests hold the connection's transaction open around it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Dialect, ExceptionContext, RootTransaction
 from sqlalchemy.orm import Session
 
+from open_idempotency._core.attempt import End
 
-class _Ends:
+
+class _SessionEnds:
     """How many transactions a session has committed or rolled back; savepoints are none."""
 
     __slots__ = ("count",)
@@ -28,18 +33,131 @@ class _Ends:
             self.count += 1
 
 
-_ends: WeakKeyDictionary[Session, _Ends] = WeakKeyDictionary()
+class _Watched:
+    """One transaction of a connection, from now on."""
+
+    __slots__ = ("end", "savepoints", "transaction")
+
+    def __init__(self, connection: Connection) -> None:
+        transaction = connection.get_transaction()
+        # Weak, since it knows its connection, which is what this is kept by.
+        self.transaction = None if transaction is None else ref(transaction)
+        self.end = End.OPEN
+        #: those that were begun since and are still there
+        self.savepoints = 0
+
+    def is_of(self, transaction: RootTransaction) -> bool:
+        """Whether it is this transaction."""
+        return self.transaction is not None and self.transaction() is transaction
+
+    def ends(self, end: End) -> None:
+        """The first end counts: what was rolled back to a savepoint is not committed."""
+        if self.end is End.OPEN:
+            self.end = end
+
+    def began_savepoint(self) -> None:
+        """One within what is watched."""
+        self.savepoints += 1
+
+    def left_savepoint(self, end: End | None) -> None:
+        """The innermost savepoint is over. ``end``: what that means where it is around what is watched."""
+        if self.savepoints:
+            self.savepoints -= 1
+        elif end is not None:
+            self.ends(end)
+
+    def failed(self) -> None:
+        """A COMMIT raised: SQLAlchemy reports it before it is sent."""
+        if self.end is End.COMMITTED:
+            self.end = End.DOUBTFUL
 
 
-def watch(tx: Session | Connection) -> Callable[[], bool]:
-    """What tells whether the present transaction was left open; a closed connection is taken for rolled back."""
+_of_sessions: WeakKeyDictionary[Session, _SessionEnds] = WeakKeyDictionary()
+_of_connections: WeakKeyDictionary[Connection, list[_Watched]] = WeakKeyDictionary()
+#: those whose errors are listened to
+_heard: WeakSet[Dialect] = WeakSet()
+
+
+def watch(connection: Connection, tx: Session | Connection) -> Callable[[], End]:
+    """What reports the end of the present transaction of ``connection``, which ``tx`` is or runs its statements on."""
+    watched = _Watched(connection)
+    if connection not in _of_connections:
+        _listen(connection)
+    _of_connections[connection] = [*_present(connection), watched]  # those of earlier transactions have ended
     if isinstance(tx, Connection):
-        transaction = tx.get_transaction()
-        return lambda: transaction is not None and transaction.is_active
-    ends = _ends.get(tx)
-    if ends is None:
-        ends = _ends[tx] = _Ends()
+        return lambda: watched.end
+    session = _of_sessions.get(tx)
+    if session is None:
+        session = _of_sessions[tx] = _SessionEnds()
         for name in ("after_commit", "after_rollback"):
-            event.listen(tx, name, ends.note)
-    known, before = ends, ends.count
-    return lambda: known.count == before
+            event.listen(tx, name, session.note)
+    known, before = session, session.count
+    return lambda: _end(watched.end, known.count == before)
+
+
+def _end(connection: End, silent: bool) -> End:
+    """``silent``: the session has neither committed nor rolled back."""
+    if silent and connection is End.ROLLED_BACK:  # it was closed
+        return End.OPEN
+    if not silent and connection is End.OPEN:  # by whoever has begun it, such as the fixture of a test
+        return End.UNTOLD
+    return connection
+
+
+def _listen(connection: Connection) -> None:
+    _of_connections[connection] = []
+    for name, note in _NOTES.items():
+        event.listen(connection, name, note)
+    if connection.dialect not in _heard:
+        _heard.add(connection.dialect)
+        event.listen(connection.engine, "handle_error", _note_error)
+
+
+def _present(connection: Connection) -> list[_Watched]:
+    """What is watched of the transaction that the connection is in."""
+    transaction = connection.get_transaction()
+    if transaction is None:
+        return []
+    return [watched for watched in _of_connections.get(connection, ()) if watched.is_of(transaction)]
+
+
+def _note_error(context: ExceptionContext) -> None:
+    if context.statement is None and context.connection is not None:
+        for watched in _present(context.connection):
+            watched.failed()
+
+
+def _note_commit(connection: Connection, *_: Any) -> None:
+    for watched in _present(connection):
+        watched.ends(End.COMMITTED)
+
+
+def _note_rollback(connection: Connection, *_: Any) -> None:
+    for watched in _present(connection):
+        watched.ends(End.ROLLED_BACK)
+
+
+def _note_savepoint(connection: Connection, *_: Any) -> None:
+    for watched in _present(connection):
+        watched.began_savepoint()
+
+
+def _note_release(connection: Connection, *_: Any) -> None:
+    for watched in _present(connection):
+        watched.left_savepoint(None)
+
+
+def _note_rollback_to(connection: Connection, *_: Any) -> None:
+    for watched in _present(connection):
+        watched.left_savepoint(End.ROLLED_BACK)
+
+
+_NOTES: Mapping[str, Callable[..., None]] = {
+    "commit": _note_commit,
+    "commit_twophase": _note_commit,
+    "rollback": _note_rollback,
+    "rollback_twophase": _note_rollback,
+    "savepoint": _note_savepoint,
+    "release_savepoint": _note_release,
+    "rollback_savepoint": _note_rollback_to,
+}

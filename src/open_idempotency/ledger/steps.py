@@ -12,10 +12,10 @@ import hmac
 import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from open_idempotency import events
-from open_idempotency._core.attempt import Attempt, StageId
+from open_idempotency._core.attempt import Attempt, End, StageId, Watch
 from open_idempotency._core.commands import Call, Release
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.keeping import stored_form
@@ -32,6 +32,14 @@ Parameters = Mapping[str, object]
 Rows = Sequence[Sequence[Any]]
 
 _ENDED = "tx=: the transaction was committed or rolled back within the block; begin, commit and roll back around it"
+
+
+class Kept(NamedTuple):
+    """A response in a ledger: the record and the request that it belongs to, and its frame."""
+
+    record_id: bytes
+    fingerprint: bytes
+    response: bytes
 
 
 class Transaction(Protocol):
@@ -57,8 +65,11 @@ class Transaction(Protocol):
         """
         ...
 
-    def watch(self) -> Callable[[], bool]:
-        """Watch for the end of the transaction; what tells whether it was left open, as far as the library says."""
+    def watch(self, kept: Kept | None) -> Watch:
+        """Watch for the end of the transaction.
+
+        ``kept``: what the ledger has of the whole response, so that the database can be asked; None for a stage.
+        """
         ...
 
     def execute(self, statement: str, parameters: Parameters) -> Rows | Awaitable[Rows]:
@@ -66,11 +77,12 @@ class Transaction(Protocol):
         ...
 
 
-def fence(transaction: Transaction, attempt: Attempt) -> Steps[None]:
+def fence(transaction: Transaction, attempt: Attempt, *, whole: bool) -> Steps[None]:
     """Lock the record's row in the caller's transaction, and check that no other attempt has been there.
 
-    Raises ``LeaseLost``; ``AnsweredBefore`` where an earlier attempt has committed its answer (S-06), and ``KeyReused``
-    where another request with this key has: in both cases the record is lost.
+    ``whole``: for a whole response, and not for a stage. Raises ``LeaseLost``; ``AnsweredBefore`` where an earlier
+    attempt has committed its response, or for a whole one this attempt itself (S-06a); and ``KeyReused`` where another
+    request with this key has.
     """
     lease = attempt.lease
     assert lease is not None
@@ -92,16 +104,29 @@ def fence(transaction: Transaction, attempt: Attempt) -> Steps[None]:
     if not hmac.compare_digest(bytes(fingerprint), lease.fingerprint):
         attempt.stopped = error = KeyReused("the ledger knows this key from another request")
         raise error
-    if response is not None and attempt.answered is None:
+    if response is not None and (whole or attempt.answered is None):
+        _prove(transaction, attempt)
         attempt.stopped = known = AnsweredBefore(bytes(response))
         raise known
+
+
+def _prove(transaction: Transaction, attempt: Attempt) -> None:
+    """The ledger has this attempt's own response: seen from another transaction, that proves its COMMIT (S-06a).
+
+    Seen from the transaction that it was written in, it proves nothing.
+    """
+    if attempt.answered is None:  # an earlier attempt's
+        return
+    end = attempt.watches[None].end()
+    if end is not End.OPEN and not (end is End.UNTOLD and transaction.entered == attempt.answered_in):
+        attempt.settled(End.COMMITTED)
 
 
 def find_stage(transaction: Transaction, attempt: Attempt, stage: StageId) -> Steps[bytes | None]:
     """The frame of a stage that was committed, behind the fence; None where it has to run."""
     lease = attempt.lease
     assert lease is not None
-    yield from fence(transaction, attempt)
+    yield from fence(transaction, attempt, whole=False)
     recorded = attempt.stages.get(stage)
     if recorded is not None:  # by a release of the application in which it had no tx= yet
         return recorded
@@ -127,7 +152,7 @@ def save_stage(transaction: Transaction, attempt: Attempt, stage: StageId, frame
     number = rows[0][0] if rows else (yield from _check_held(transaction, attempt, lease))
     if (dialect.told and not rows) or (current, number) != transaction.entered:
         raise ConfigurationError(_ENDED)
-    attempt.left_open += (transaction.watch(),)
+    attempt.watch(stage, transaction.watch(None))
 
 
 def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> Steps[bool]:
@@ -151,8 +176,20 @@ def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> S
     if (current, number) != transaction.entered:
         raise ConfigurationError(_ENDED)
     attempt.answered = kept(answer, attempt.policy.max_response_bytes), response, whole
-    attempt.left_open += (transaction.watch(),)
+    attempt.answered_in = transaction.entered
+    attempt.watch(None, transaction.watch(Kept(lease.record_id, lease.fingerprint, response)))
     return True
+
+
+def find_response(transaction: Transaction, record_id: bytes, fingerprint: bytes) -> Steps[bytes | None]:
+    """The response that the ledger has for this request; nothing is locked, and nothing changes."""
+    rows = yield from _run(transaction, transaction.dialect.look, {"record_id": record_id})
+    if not rows:
+        return None
+    found, expired, response = rows[0]
+    if expired or response is None or not hmac.compare_digest(bytes(found), fingerprint):
+        return None
+    return bytes(response)
 
 
 def _kept(attempt: Attempt, lease: Lease) -> float:

@@ -1,0 +1,337 @@
+"""A policy that refuses retries asks the ledger first: who chose strictness must not lose a known response (S-06b)."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+import sqlalchemy
+from asgiref.sync import sync_to_async
+from django.db import connections
+from flask import Flask
+from httpx import ASGITransport, AsyncClient
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from open_idempotency import ConfigurationError, IdempotencyPolicy, idem
+from open_idempotency._core.admission import Intake, admit
+from open_idempotency._core.requests import Answer, Body
+from open_idempotency._perform.engine import new_owner
+from open_idempotency.backends.memory import MemoryBackend
+from open_idempotency.flask import Idempotency, idempotent
+from open_idempotency.starlette import IdempotencyMiddleware
+from tests.ledger.databases import INSERT, Database, django_alias
+from tests.unit.builders import Clock, Listener, body_of, request_of
+from tests.unit.stage_client import KEY, Client
+
+LEASE = 30.0
+PLACED = Answer(201, [(b"x-order", b"1")], b"placed")
+STRICT = [{"on_abandoned": "reject"}, {"max_attempts": 1}]
+SENT = {"Idempotency-Key": KEY.decode()}
+
+
+class Site:
+    """A client whose records are in memory, with a clock that is moved; and a worker that dies behind its COMMIT."""
+
+    def __init__(self, database: Database, **policy: Any) -> None:
+        self.database = database
+        self.clock = Clock()
+        self.seen = Listener()
+        self.client = Client(backend=MemoryBackend(clock=self.clock), lease=LEASE, on_event=self.seen, **policy)
+
+    def die_after_the_commit(self, body: bytes = b"{}") -> None:
+        """An order is placed, its response is in the ledger, and nothing is recorded."""
+        intake = Intake(request_of(), [(b"idempotency-key", KEY)], new_owner(), lambda: None, lambda: body_of(body))
+        attempt = self.client.engine.sync.run(admit(intake, self.client.engine.policy))
+        assert not isinstance(attempt, Answer)
+        connection = contextlib.closing(sqlite3.connect(self.database.path))
+        with self.client.bound(attempt), connection as tx, tx, idem.atomic(tx) as block:
+            tx.execute(INSERT)
+            block.answer(PLACED)
+        self.clock.now += LEASE + 1
+
+    async def again(self) -> Answer:
+        """What an event loop's adapter answers a retry."""
+
+        async def identify() -> None:
+            return None
+
+        async def receive() -> Body:
+            return body_of(b"{}")
+
+        intake = Intake(request_of(), [(b"idempotency-key", KEY)], new_owner(), identify, receive)
+        answer = await self.client.engine.aio.run(admit(intake, self.client.engine.policy))
+        assert isinstance(answer, Answer)
+        return answer
+
+
+@pytest.fixture
+def database(new_database: Callable[[str], Database]) -> Database:
+    """A file."""
+    made = new_database("sqlite")
+    made.make_tables()
+    return made
+
+
+def is_placed(answer: Answer) -> bool:
+    """The response that was committed, replayed."""
+    return (answer.status, answer.body) == (201, b"placed") and (b"idempotent-replayed", b"true") in answer.headers
+
+
+# What ledger= takes
+
+
+@contextmanager
+def by_an_engine(database: Database) -> Iterator[Any]:
+    """SQLAlchemy's."""
+    engine = sqlalchemy.create_engine(database.url)
+    yield engine.begin
+    engine.dispose()
+
+
+@contextmanager
+def by_a_sessionmaker(database: Database) -> Iterator[Any]:
+    """SQLAlchemy's sessions."""
+    engine = sqlalchemy.create_engine(database.url)
+    yield sessionmaker(engine).begin
+    engine.dispose()
+
+
+@contextmanager
+def by_a_connection(database: Database) -> Iterator[Any]:
+    """The standard library's."""
+    yield lambda: contextlib.closing(sqlite3.connect(database.path))
+
+
+OPENED = [by_an_engine, by_a_sessionmaker, by_a_connection, django_alias]
+
+
+@pytest.mark.parametrize("policy", STRICT)
+@pytest.mark.parametrize("opened", OPENED)
+def test_a_retry_after_a_worker_died_gets_what_that_committed(database: Database, opened: Any, policy: Any) -> None:
+    """S-06b: not 409, although no attempt completed the record; so it is for each retry."""
+    with opened(database) as ledger:
+        site = Site(database, ledger=ledger, **policy)
+        site.die_after_the_commit()
+        assert all(is_placed(site.client.again()) for _ in range(2))
+    assert database.orders() == 1
+
+
+@pytest.mark.parametrize("library", ["asyncio", "trio"])
+@pytest.mark.parametrize("policy", STRICT)
+@pytest.mark.parametrize("opened", OPENED[:-1])
+def test_on_an_event_loop_a_blocking_ledger_is_asked_in_a_thread(
+    database: Database, opened: Any, policy: Any, library: str
+) -> None:
+    """S-06b."""
+    with opened(database) as ledger:
+        site = Site(database, ledger=ledger, **policy)
+        site.die_after_the_commit()
+        assert is_placed(anyio.run(site.again, backend=library))
+
+
+def test_on_an_event_loop_django_is_asked_in_its_own_thread(database: Database) -> None:
+    """S-06b: where it closes the connection when the request has ended."""
+
+    async def again() -> Answer:
+        answer = await site.again()
+        await sync_to_async(lambda: connections[alias].close())()
+        return answer
+
+    with django_alias(database) as alias:
+        site = Site(database, ledger=alias, on_abandoned="reject")
+        site.die_after_the_commit()
+        assert is_placed(anyio.run(again))
+
+
+@asynccontextmanager
+async def awaited(database: Database) -> AsyncIterator[Any]:
+    """An awaited engine."""
+    engine = create_async_engine(database.url.replace("sqlite:", "sqlite+aiosqlite:"))
+    yield engine.begin
+    await engine.dispose()
+
+
+def test_an_awaited_ledger_is_awaited(database: Database) -> None:
+    """S-06b: a blocking adapter refuses it."""
+    ledgers = []
+    site = Site(database, ledger=lambda: ledgers[-1](), on_abandoned="reject")
+    site.die_after_the_commit()
+
+    async def again() -> Answer:
+        async with awaited(database) as ledger:
+            ledgers.append(ledger)
+            return await site.again()
+
+    assert is_placed(anyio.run(again))
+    with pytest.raises(ConfigurationError, match="asynchronous"):
+        site.client.again()
+
+
+def test_a_server_is_asked_through_psycopg(new_database: Callable[[str], Database]) -> None:
+    """S-06b: on PostgreSQL."""
+    database = new_database("postgresql")
+    database.make_tables()
+    clock = Clock()
+    connect = partial(psycopg.connect, database.url)
+    client = Client(backend=MemoryBackend(clock=clock), on_abandoned="reject", ledger=connect)
+    intake = Intake(request_of(), [(b"idempotency-key", KEY)], new_owner(), lambda: None, lambda: body_of(b"{}"))
+    attempt = client.engine.sync.run(admit(intake, client.engine.policy))
+    assert not isinstance(attempt, Answer)
+    with client.bound(attempt), psycopg.connect(database.url) as tx, idem.atomic(tx) as block:
+        block.answer(PLACED)
+    clock.now += LEASE + 1
+    assert is_placed(client.again())
+
+
+# What it does not give
+
+
+def is_refused(answer: Answer) -> bool:
+    """As the policy says."""
+    return answer.status == 409 and b"outcome-unknown" in (answer.body or b"")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM open_idempotency_ledger",
+        "UPDATE open_idempotency_ledger SET response = NULL",
+        "UPDATE open_idempotency_ledger SET expires_at = 1",
+        "UPDATE open_idempotency_ledger SET fingerprint = x'00'",
+    ],
+    ids=["without a row", "without a response", "expired", "of another request"],
+)
+def test_where_the_ledger_has_no_response_the_retry_is_refused(database: Database, change: str) -> None:
+    """S-06b, O-09."""
+    with by_an_engine(database) as ledger:
+        site = Site(database, ledger=ledger, on_abandoned="reject")
+        site.die_after_the_commit()
+        database.query(change)
+        assert is_refused(site.client.again())
+
+
+def test_without_a_ledger_the_retry_is_refused(database: Database) -> None:
+    """O-09: nobody has said where to look."""
+    site = Site(database, on_abandoned="reject")
+    site.die_after_the_commit()
+    assert is_refused(site.client.again())
+
+
+def test_a_ledger_that_cannot_be_asked_refuses_nothing_for_good(database: Database) -> None:
+    """S-06b: 503, and a retry asks again."""
+    with by_an_engine(database) as ledger:
+        down = [ConnectionError("the database is away")]
+
+        def opened() -> Any:
+            if down:
+                raise down.pop()
+            return ledger()
+
+        site = Site(database, ledger=opened, on_abandoned="reject")
+        site.die_after_the_commit()
+        first = site.client.again()
+        assert (first.status, b'"retryable": true' in (first.body or b"")) == (503, True)
+        assert is_placed(site.client.again())
+
+
+def test_a_ledger_that_opens_no_transaction_is_reported(database: Database) -> None:
+    """Bad input."""
+    site = Site(database, ledger=object, on_abandoned="reject")
+    site.die_after_the_commit()
+    with pytest.raises(ConfigurationError, match=r"ledger: it returned object.*engine\.begin"):
+        site.client.again()
+
+
+def test_an_unknown_alias_is_reported(database: Database) -> None:
+    """Bad input."""
+    site = Site(database, ledger="elsewhere", on_abandoned="reject")
+    site.die_after_the_commit()
+    with pytest.raises(ConfigurationError, match="ledger: DATABASES has no 'elsewhere'"):
+        site.client.again()
+
+
+def test_a_lenient_policy_asks_nothing(database: Database) -> None:
+    """S-06: its retry runs, and asks the ledger itself."""
+
+    def never() -> Any:
+        raise AssertionError("not reached")
+
+    site = Site(database, ledger=never)
+    assert not IdempotencyPolicy().refuses_retries
+    site.die_after_the_commit()
+    with site.client.request() as attempt:
+        assert attempt.lease is not None
+        assert attempt.lease.attempt == 2
+
+
+# On the way to a client
+
+
+POLICIES = pytest.mark.parametrize(
+    "policy", [{"on_failed": "reject"}, {"on_failed": "replay"}, {"max_attempts": 1}, {}], ids=str
+)
+
+
+@POLICIES
+def test_flask_a_view_that_fails_behind_its_commit_leaves_the_response(database: Database, policy: Any) -> None:
+    """S-06b: its own client gets the 500, as ever; a retry gets what was committed, whatever the policy."""
+    engine = sqlalchemy.create_engine(database.url)
+    app = Flask("shop")
+    Idempotency(app, MemoryBackend())
+
+    @app.post("/")
+    @idempotent(**policy)
+    def place() -> Any:
+        with Session(engine) as session, session.begin(), idem.atomic(session) as block:
+            session.execute(sqlalchemy.text(INSERT))
+            block.answer(app.make_response(("placed", 201)))
+        raise ZeroDivisionError
+
+    answers = [app.test_client().post("/", headers=SENT) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [500, 201, 201]
+    assert answers[1].data == b"placed"
+    assert database.orders() == 1
+    engine.dispose()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@POLICIES
+async def test_starlette_a_view_that_fails_behind_its_commit_leaves_the_response(
+    database: Database, policy: Any
+) -> None:
+    """S-06b: in a thread of the event loop's, and in a coroutine."""
+    engine = sqlalchemy.create_engine(database.url)
+
+    def place(request: Any) -> Response:
+        with Session(engine) as session, session.begin(), idem.atomic(session) as block:
+            session.execute(sqlalchemy.text(INSERT))
+            block.answer(PlainTextResponse("placed", 201))
+        return PlainTextResponse("away", 503)
+
+    async def place_awaited(request: Any) -> Response:
+        async with awaited(database) as begin, begin() as connection, idem.atomic(connection) as block:
+            await connection.execute(sqlalchemy.text(INSERT))
+            block.answer(PlainTextResponse("placed", 201))
+        return PlainTextResponse("away", 503)
+
+    routes = [Route("/", place, methods=["POST"]), Route("/awaited", place_awaited, methods=["POST"])]
+    app = IdempotencyMiddleware(Starlette(routes=routes), MemoryBackend(), scope_by_route=True, **policy)
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://shop") as client:
+        for path in ("/", "/awaited"):
+            answers = [await client.post(path, headers=SENT) for _ in range(3)]
+            assert [answer.status_code for answer in answers] == [503, 201, 201]
+            assert answers[1].text == "placed"
+    assert database.orders() == 2
+    engine.dispose()

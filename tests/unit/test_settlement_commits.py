@@ -1,0 +1,164 @@
+"""Settlement of an attempt whose response is in a ledger: what it asks of whom, as a list of commands."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from open_idempotency import events
+from open_idempotency._core.attempt import Attempt, End, Watch
+from open_idempotency._core.codecs import decode_response, encode_response
+from open_idempotency._core.commands import Call, Complete, Fail, Get, Release
+from open_idempotency._core.models import Completed
+from open_idempotency._core.requests import Answer
+from open_idempotency._core.settlement import Fate, abort, finish
+from open_idempotency.exceptions import AnsweredBefore
+from tests.unit.builders import Listener, Script, attempt_of
+
+PLACED = Answer(201, [(b"x", b"1")], b"placed")
+FRAME = encode_response(PLACED)
+
+
+def answered(end: End, proof: Callable[[], bool] | None = None, **policy: Any) -> Attempt:
+    """An attempt that has put its response into a ledger, with what is known of its transaction."""
+    attempt = attempt_of(**policy)
+    attempt.answered = PLACED, FRAME, True
+    attempt.watch(None, Watch(lambda: end, proof))
+    return attempt
+
+
+def seen(attempt: Attempt) -> list[type[events.Event]]:
+    """The classes of its events."""
+    assert isinstance(attempt.policy.on_event, Listener)
+    return attempt.policy.on_event.kinds()
+
+
+def away() -> bool:
+    """The database."""
+    raise ConnectionError("away")
+
+
+# What fails behind its COMMIT
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda attempt: abort(attempt, ZeroDivisionError()),
+        lambda attempt: finish(attempt, Answer(500, [], b"error")),
+        lambda attempt: finish(attempt, Answer(429, [], b"later")),
+    ],
+    ids=["raised", "failed", "not kept"],
+)
+def test_a_committed_response_is_recorded_whatever_came_behind_it(how: Callable[[Attempt], Any]) -> None:
+    """S-06b: and the client gets what the view made of it."""
+    attempt, script = answered(End.COMMITTED), Script({Complete: [Completed()]})
+    assert script.run(how(attempt)) is Fate.NOT_KEPT
+    assert [type(command) for command in script.asked[:1]] == [Complete]
+    command = script.asked[0]
+    assert isinstance(command, Complete)
+    assert decode_response(command.response) == PLACED
+
+
+@pytest.mark.parametrize("end", [End.UNTOLD, End.DOUBTFUL])
+@pytest.mark.parametrize("policy", [{"on_failed": "reject"}, {"on_abandoned": "reject"}, {"max_attempts": 3}])
+def test_a_strict_policy_asks_the_database_where_the_library_does_not_know(end: End, policy: Any) -> None:
+    """S-06b."""
+    attempt, script = answered(end, lambda: True, **policy), Script({Complete: [Completed()]})
+    script.run(abort(attempt, ZeroDivisionError()))
+    assert script.names() == ["Call", "Complete"]
+
+
+@pytest.mark.parametrize("proof", [lambda: False, away, None], ids=["not there", "away", "cannot be asked"])
+def test_without_a_proof_the_attempt_has_failed(proof: Any) -> None:
+    """S-06b: a response is taken for committed on proof alone."""
+    attempt, script = answered(End.UNTOLD, proof, on_failed="reject"), Script({Fail: [None]})
+    script.run(abort(attempt, ZeroDivisionError()))
+    assert script.names() == (["Fail"] if proof is None else ["Call", "Fail"])
+    assert (events.BackendFailed in seen(attempt)) is (proof is away)
+
+
+def test_a_lenient_policy_does_not_ask() -> None:
+    """S-06: its retry does."""
+    attempt, script = answered(End.DOUBTFUL, away), Script({Fail: [None]})
+    script.run(abort(attempt, ZeroDivisionError()))
+    assert script.names() == ["Fail"]
+
+
+@pytest.mark.parametrize("end", [End.OPEN, End.ROLLED_BACK])
+def test_what_is_known_not_to_be_committed_is_not_asked_for(end: End) -> None:
+    """S-06b."""
+    attempt, script = answered(end, away, on_failed="reject"), Script({Fail: [None]})
+    script.run(abort(attempt, ZeroDivisionError()))
+    assert script.names() == ["Fail"]
+
+
+def test_a_question_that_is_cancelled_leaves_the_attempt_ended() -> None:
+    """L-04: what would have been recorded is sent, and then the cancellation goes on."""
+    attempt = answered(End.UNTOLD, lambda: True, on_failed="reject")
+    script = Script({Call: [asyncio.CancelledError()], Fail: [None]})
+    with pytest.raises(asyncio.CancelledError):
+        script.run(abort(attempt, ZeroDivisionError()))
+    assert script.names() == ["Call", "Fail"]
+
+
+# Its own response, met again
+
+
+def test_its_own_response_is_sent_again_once_it_is_committed() -> None:
+    """S-06a."""
+    attempt, script = answered(End.COMMITTED), Script({Complete: [Completed()]})
+    attempt.stopped = AnsweredBefore(FRAME)
+    answer = script.run(finish(attempt, Answer(500, [], b"error")))
+    assert (answer.status, answer.body) == (201, b"placed")
+
+
+@pytest.mark.parametrize("end", [End.OPEN, End.ROLLED_BACK, End.DOUBTFUL, End.UNTOLD])
+def test_its_own_response_is_not_sent_before(end: End) -> None:
+    """S-06a: neither sent nor recorded."""
+    attempt, script = answered(end), Script({Fail: [None]})
+    attempt.stopped = AnsweredBefore(FRAME)
+    answer = script.run(finish(attempt, Answer(500, [], b"error")))
+    assert (answer.status, script.names()) == (500, ["Fail"])
+    assert events.Uncommitted in seen(attempt)
+
+
+# A stale owner
+
+
+@pytest.mark.parametrize("end", [End.COMMITTED, End.UNTOLD])
+def test_a_stale_owner_that_returns_its_response_sends_it(end: End) -> None:
+    """S-06c: a view that returns normally is believed, as it is where it owns the record."""
+    attempt, script = answered(end), Script({Get: [None]})
+    attempt.lost = True
+    assert script.run(finish(attempt, PLACED)) is Fate.KEPT
+
+
+@pytest.mark.parametrize(
+    ("end", "proof", "status"),
+    [
+        (End.COMMITTED, None, 201),
+        (End.UNTOLD, lambda: True, 201),
+        (End.DOUBTFUL, lambda: True, 201),
+        (End.DOUBTFUL, lambda: False, 409),
+        (End.UNTOLD, away, 409),
+        (End.UNTOLD, None, 409),
+        (End.ROLLED_BACK, None, 409),
+        (End.OPEN, None, 409),
+    ],
+)
+def test_a_stale_owner_that_raises_sends_what_is_known_to_be_committed(end: End, proof: Any, status: int) -> None:
+    """S-06c, L-03."""
+    attempt, script = answered(end, proof), Script({Get: [None]})
+    attempt.lost = True
+    assert script.run(abort(attempt, ZeroDivisionError())).status == status
+
+
+def test_a_released_attempt_without_a_ledger_asks_nothing() -> None:
+    """S-06b: nothing changes for other views."""
+    attempt, script = attempt_of(on_failed="reject"), Script({Release: [None]})
+    script.run(finish(attempt, Answer(429, [], b"later")))
+    assert script.names() == ["Release"]
