@@ -181,7 +181,7 @@ def _hand_over(write: Write, attempt: Attempt, lease: Lease, status: int | None,
     if now >= until:
         yield from _give_up(write, attempt, lease, status, "time")
         return
-    attempt.left_open = ()  # what belongs to the request is over
+    attempt.watches = {}  # what belongs to the request is over
     size = len(write.response or b"") if isinstance(write, Complete | Fail) else 0
     size += sum(map(len, attempt.stages.values()))
     steps = _go_on(write, attempt, lease, status, until)

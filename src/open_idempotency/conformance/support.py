@@ -101,7 +101,7 @@ class AsyncVerbs(AsyncBackend):
 
     async def withdraw(self, c: Withdraw, /) -> None:
         """See ``Backend.withdraw``."""
-        await self._call("withdraw", c)
+        await self.call("withdraw", c)
 
     async def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""
