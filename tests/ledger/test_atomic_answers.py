@@ -44,7 +44,7 @@ def test_a_stage_in_a_transaction_notices_the_answer_too(client: Client, kind: s
         answer_order(opened)
     lose_record(client, attempt)
     with client.request(), pytest.raises(AnsweredBefore), BLOCKING[kind][1](database) as opened:
-        idem.run("notify", opened.execute, INSERT, tx=opened.tx)
+        idem.run("notify", lambda: opened.execute(INSERT), tx=opened.tx)
     assert database.orders() == 1
 
 

@@ -57,9 +57,8 @@ def test_a_committed_response_is_recorded_whatever_came_behind_it(how: Callable[
     """S-06b: and the client gets what the view made of it."""
     attempt, script = answered(End.COMMITTED), Script({Complete: [Completed()]})
     assert script.run(how(attempt)) is Fate.NOT_KEPT
-    assert [type(command) for command in script.asked[:1]] == [Complete]
-    command = script.asked[0]
-    assert isinstance(command, Complete)
+    assert script.names() == ["Complete"]
+    (command,) = script.asked_for(Complete)
     assert decode_response(command.response) == PLACED
 
 
