@@ -37,7 +37,7 @@ class _Asked(Generic[Q, R]):
 
 
 class _Lead:
-    """Is with one owner: a call, which holds ``held`` as long as it has the lead, or a task."""
+    """Is with one owner: whoever holds ``held``, as a call does as long as it has the lead, or ``task``."""
 
     __slots__ = ("held", "task")
 
@@ -46,6 +46,7 @@ class _Lead:
         self.task: asyncio.Task[Any] | None = None
 
     def is_owned(self) -> bool:
+        """Whether its owner is still there."""
         return self.held.locked() or (self.task is not None and not self.task.done())
 
 
@@ -89,7 +90,7 @@ class LoopCoalescer(Generic[Q, R]):
         """
         if self._lead.is_owned():
             return await self._with_others(question, size)
-        lead = _Lead()
+        lead = _Lead()  # a new one, so that a lock that was left held could only be nobody's
         with lead.held:
             try:
                 self._lead = lead
