@@ -130,6 +130,8 @@ def _row_held(engine: sqlalchemy.Engine, table: str, **more: Any) -> Hold:
     """By a transaction that has inserted the record's row, and takes that back."""
     on_postgres = engine.dialect.name == "postgresql"
     clock = "extract(epoch FROM clock_timestamp())" if on_postgres else "UNIX_TIMESTAMP(NOW(6))"
+    # So long that a lease would notice.
+    pause = "SELECT 1 FROM pg_sleep(0.05)" if on_postgres else "SELECT SLEEP(0.05)"
     waiting = "pg_locks WHERE NOT granted" if on_postgres else "information_schema.processlist WHERE command = 'Query'"
 
     def ask(statement: str) -> float:
@@ -138,7 +140,9 @@ def _row_held(engine: sqlalchemy.Engine, table: str, **more: Any) -> Hold:
 
     def waits() -> bool:
         # On MySQL the question itself is a query, too.
-        return ask(f"SELECT count(*) FROM {waiting}") > (0 if on_postgres else 1)
+        held_up = ask(f"SELECT count(*) FROM {waiting}") > (0 if on_postgres else 1)
+        ask(pause)
+        return held_up
 
     @contextmanager
     def hold(record_id: bytes) -> Iterator[Holding]:

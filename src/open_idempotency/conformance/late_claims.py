@@ -226,6 +226,7 @@ class LateClaimContract:
 async def _claimed_while_held(verbs: AsyncVerbs, held: Held, record_id: bytes) -> tuple[ClaimAnswer, float]:
     """The answer to a claim that was held up, and the time until which it was."""
     answers: list[ClaimAnswer] = []
+    until = 0.0
 
     async def claim() -> None:
         c = claim_of(record_id)

@@ -53,8 +53,11 @@ DECLARE
     present boolean;
     locked boolean := false;
     mine boolean;
+    before xid8;
+    until double precision;
 BEGIN
     LOOP
+        before := pg_snapshot_xmax(pg_current_snapshot());
         IF locked THEN
             SELECT * INTO r FROM open_idempotency.records WHERE record_id = l.record_id FOR UPDATE;
         ELSE
@@ -88,9 +91,10 @@ BEGIN
         IF present AND NOT locked THEN locked := true; CONTINUE; END IF;
 
         IF NOT present THEN
-            l.token := 0;
+            l.token := floor(moment * 1000000)::bigint;
             l.attempt := 1;
             IF NOT open_idempotency.insert_record(moment, l, 1, NULL) THEN locked := true; CONTINUE; END IF;
+            until := moment;
             moment := open_idempotency.seconds(p_now);
         END IF;
         IF EXISTS (
@@ -106,10 +110,17 @@ BEGIN
         token := greatest(floor(moment * 1000000)::bigint, r.token + 1);
         IF NOT present THEN
             attempt := 1;
-            -- When it was claimed is in an index, and may be somewhat earlier.
-            UPDATE open_idempotency.records t SET token = claim.token, lease_end = moment + l.duration,
-                expires_at = moment + l.duration + l.ttl
-            WHERE t.record_id = l.record_id;
+            IF before = pg_current_xact_id() AND moment - until < 0.005 THEN
+                -- Nothing was written between the snapshot and the insertion, so nobody has claimed this record and given
+                -- it back since the first look at the clock. That time is as good, and is on record; a lease is only not to
+                -- be shorter by a wait.
+                token := l.token;
+            ELSE
+                -- When it was claimed is in an index, and may be somewhat earlier.
+                UPDATE open_idempotency.records t SET token = claim.token, lease_end = moment + l.duration,
+                    expires_at = moment + l.duration + l.ttl
+                WHERE t.record_id = l.record_id;
+            END IF;
             -- Now and then a newcomer takes some of the expired with it, so that the table does not grow for ever.
             IF random() < 0.02 THEN PERFORM open_idempotency.purge(p_now, 100); END IF;
             RETURN;
@@ -142,16 +153,17 @@ CREATE OR REPLACE FUNCTION open_idempotency.claims(
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms' SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off AS $$
 DECLARE
-    moment double precision := open_idempotency.seconds(p_now);
-    fresh bigint;
+    before xid8 := pg_snapshot_xmax(pg_current_snapshot());
+    until double precision := open_idempotency.seconds(p_now);
+    moment double precision;
+    fresh bigint := floor(until * 1000000)::bigint;
     made bytea[];
     late bytea[];
 BEGIN
-    -- What the row does not have yet it gets below: it is not to be read before this commits.
     WITH inserted AS (
         INSERT INTO open_idempotency.records
-        SELECT c.record_id, 1, c.fingerprint, 1, c.owner, 0, 1, moment, c.duration, c.ttl, c.duration + c.ttl,
-            false, false, NULL
+        SELECT c.record_id, 1, c.fingerprint, 1, c.owner, fresh, 1, until, until + c.duration, c.ttl,
+            until + c.duration + c.ttl, false, false, NULL
         FROM unnest(p_records, p_owners, p_fingerprints, p_durations, p_ttls) WITH ORDINALITY
             AS c (record_id, owner, fingerprint, duration, ttl, number)
         WHERE NOT EXISTS (SELECT 1 FROM open_idempotency.records r WHERE r.record_id = c.record_id)
@@ -160,7 +172,6 @@ BEGIN
         RETURNING owner
     ) SELECT array_agg(owner) INTO made FROM inserted;
     moment := open_idempotency.seconds(p_now);
-    fresh := floor(moment * 1000000)::bigint;
     IF made IS NOT NULL THEN
         -- Late ones are left: their askers are gone.
         WITH refused AS (
@@ -169,15 +180,20 @@ BEGIN
                 JOIN open_idempotency.reservations s
                     ON s.scope_id = open_idempotency.withdrawn_id(c.owner) AND s.record_id = c.record_id
                 WHERE s.ends > moment
-            ) w WHERE r.record_id = w.record_id AND r.owner = w.owner AND r.owner = ANY (made) AND r.token = 0
+            ) w WHERE r.record_id = w.record_id AND r.owner = w.owner AND r.owner = ANY (made) AND r.token = fresh
             RETURNING r.owner
         ) SELECT array_agg(owner) INTO late FROM refused;
         IF late IS NOT NULL THEN
             SELECT array_agg(owner) INTO made FROM unnest(made) AS m (owner) WHERE owner <> ALL (late);
         END IF;
-        UPDATE open_idempotency.records r SET token = fresh, lease_end = moment + r.lease_end,
-            expires_at = moment + r.expires_at
-        WHERE r.record_id = ANY (p_records) AND r.owner = ANY (made) AND r.token = 0;
+        -- As in the function of the verb.
+        IF before <> pg_current_xact_id() OR moment - until >= 0.005 THEN
+            UPDATE open_idempotency.records r SET token = floor(moment * 1000000)::bigint,
+                lease_end = moment + c.duration, expires_at = moment + c.duration + c.ttl
+            FROM unnest(p_records, p_owners, p_durations, p_ttls) AS c (record_id, owner, duration, ttl)
+            WHERE r.record_id = c.record_id AND r.owner = c.owner AND r.owner = ANY (made) AND r.token = fresh;
+            fresh := floor(moment * 1000000)::bigint;
+        END IF;
     END IF;
     IF random() < 0.02 * cardinality(made) THEN PERFORM open_idempotency.purge(p_now, 100); END IF;
     IF cardinality(made) = cardinality(p_records) THEN
