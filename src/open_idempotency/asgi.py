@@ -345,6 +345,8 @@ class _Exchange:
         """Nothing of the last message leaves before the answer is durable (R-03)."""
         attempt = self._attempt
         assert attempt is not None
+        if self._hold is not None:
+            self._hold.recording = True
         verdict = await self._settle(attempt, finish(attempt, self._capture.answer()))
         if self._hold is not None and await self._hold.release():
             self._withheld = True  # whoever has cancelled the request decides what its client gets

@@ -32,6 +32,8 @@ from starlette.routing import Route
 
 from open_idempotency import asgi, idem
 from open_idempotency._perform import thread_calls
+from open_idempotency.backend import Complete, Completed
+from open_idempotency.backends.memory import AsyncMemoryBackend, MemoryBackend
 from open_idempotency.starlette import IdempotencyMiddleware
 
 # Starlette leaves its iterators to the garbage collector, also where they are cancelled, and trio says so.
@@ -76,7 +78,7 @@ def with_dependency(shop: Shop) -> Any:
     app = FastAPI()
 
     @app.post("/", status_code=201)
-    async def endpoint(charged: dict[str, int] = Depends(shop.charge)) -> dict[str, int]:
+    async def endpoint(charged: dict[str, int] = Depends(shop.charge)) -> dict[str, int]:  # noqa: B008
         return charged
 
     return app
@@ -89,8 +91,10 @@ def with_generator_dependency(shop: Shop) -> Any:
         yield {}
         shop.charge()
 
+    later = Depends(charged, scope="function")
+
     @app.post("/", status_code=201)
-    async def endpoint(charged: dict[str, int] = Depends(charged, scope="function")) -> dict[str, int]:
+    async def endpoint(charged: dict[str, int] = later) -> dict[str, int]:
         return charged
 
     return app
@@ -287,6 +291,47 @@ async def test_whatever_runs_in_a_thread_is_waited_for(
     shop = Shop()
     canceller = ByServer if anyio_backend_name == "asyncio" else ByScope
     await cancelled_and_retried(canceller(protected(application(shop), layers)), shop)
+
+
+class SlowBackend(MemoryBackend):
+    """Keeps completions waiting until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.completing = threading.Event()
+        self.may_complete = threading.Event()
+
+    def to_async(self) -> Any:
+        return _SlowAsyncBackend(self)
+
+
+class _SlowAsyncBackend(AsyncMemoryBackend):
+    def __init__(self, over: SlowBackend) -> None:
+        super().__init__(over)
+        self._over = over
+
+    async def complete(self, c: Complete, /) -> Completed:
+        self._over.completing.set()
+        while not self._over.may_complete.is_set():  # noqa: ASYNC110 (a thread's)
+            await anyio.sleep(0.01)
+        return await super().complete(c)
+
+
+async def test_a_response_is_recorded_however_long_that_takes(anyio_backend_name: str) -> None:
+    """L-09: the store may take longer than the moment in which the response has to be made."""
+    shop, backend = Shop(), SlowBackend()
+    app = (ByServer if anyio_backend_name == "asyncio" else ByScope)(protected(with_endpoint(shop), backend=backend))
+    key = str(uuid4())
+    async with begun(app, key, shop) as answers:
+        await app.cancel()
+        shop.gate.set()
+        with anyio.fail_after(PATIENCE):
+            while not backend.completing.is_set():
+                await anyio.sleep(0.01)
+        await anyio.sleep(1.5 * thread_calls.GRACE)
+        assert answers == []
+        backend.may_complete.set()
+    assert (answers[0].status_code, (await post(app.app, key)).headers["idempotent-replayed"]) == (504, "true")
 
 
 # What is cancelled as ever

@@ -20,7 +20,7 @@ from math import inf
 from types import ModuleType
 from typing import Any
 
-from open_idempotency._core.attempt import Attempt, Phase
+from open_idempotency._core.attempt import Attempt, Phase, Threads
 from open_idempotency._perform.context import running
 
 _PUBLIC, _INNER, _VERB = "run_sync", "get_async_backend", "run_sync_in_worker_thread"
@@ -29,6 +29,7 @@ _DJANGOS = "SyncToAsync"
 GRACE = 1.0
 #: seconds between two looks at whether that has happened
 LOOK = 0.05
+LOOKS = round(GRACE / LOOK)
 _logger = logging.getLogger("open_idempotency")
 
 
@@ -114,6 +115,24 @@ class _Call:
         return True
 
 
+class Patience:
+    """How long a response is waited for after its thread has ended.
+
+    Counted in looks, since an event loop that is held up, or a process that stands still, makes no response either.
+    """
+
+    __slots__ = ("_left", "_threads")
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
+        self._left = LOOKS
+
+    def lasts(self, *, begun: bool = False) -> bool:
+        """To be asked every ``LOOK`` seconds. ``begun``: the response has begun to leave, so no thread renews it."""
+        self._left = self._left - 1 if begun or not self._threads.running else LOOKS
+        return self._left > 0
+
+
 class InView:
     """Stands for thread calls where a whole view runs in a thread until its attempt is settled."""
 
@@ -162,8 +181,8 @@ def _hook_anyio(module: ModuleType) -> bool:
 
 def _hook_asgiref(module: ModuleType) -> bool:
     kind = getattr(module, _DJANGOS, None)
-    call = getattr(kind, "__call__", None)
-    if kind is None or not {"func", "run_in_executor"} <= set(_names_in(call)):
+    call = vars(kind).get("__call__") if isinstance(kind, type) else None
+    if kind is None or call is None or not {"func", "run_in_executor"} <= set(_names_in(call)):
         return False
     kind.__call__ = _knowing_method(call)
     return True
