@@ -325,9 +325,9 @@ class _Exchange:
 
     async def _send(self, message: Message) -> None:
         """Hold the start back until it is known what may leave; keep a copy of the rest (R-03)."""
-        if self._settled:
+        if self._settled:  # trailers, or what whoever cancelled the request within the application says
             self._withheld = self._withheld and message["type"] != "http.response.start"
-            await self._forward(message)  # trailers
+            await self._forward(message)
         elif message["type"] == "http.response.start":
             headers = list(message.get("headers", ()))  # once: any iterable may come
             self._held = {**message, "headers": headers}

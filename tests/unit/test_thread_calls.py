@@ -301,18 +301,18 @@ class SlowBackend(MemoryBackend):
         self.completing = threading.Event()
         self.may_complete = threading.Event()
 
-    def to_async(self) -> Any:
+    def to_async(self) -> AsyncMemoryBackend:
         return _SlowAsyncBackend(self)
 
 
 class _SlowAsyncBackend(AsyncMemoryBackend):
     def __init__(self, over: SlowBackend) -> None:
-        super().__init__(over)
+        super().__init__(over=over)
         self._over = over
 
     async def complete(self, c: Complete, /) -> Completed:
         self._over.completing.set()
-        while not self._over.may_complete.is_set():  # noqa: ASYNC110 (a thread's)
+        while not self._over.may_complete.is_set():
             await anyio.sleep(0.01)
         return await super().complete(c)
 
