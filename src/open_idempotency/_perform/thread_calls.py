@@ -4,8 +4,10 @@ This is the one module that knows how other libraries call threads; its wrappers
 with a key. Starlette and FastAPI run ``def`` endpoints, ``def`` dependencies and ``run_in_threadpool`` by
 ``anyio.to_thread.run_sync``, as other frameworks do. It asks ``get_async_backend`` of its own module for the pool, and
 that name gets the wrapper, so it does not matter who has imported ``run_sync``. Django's is ``SyncToAsync.__call__`` of
-asgiref. Where anyio has another shape ``run_sync`` itself is wrapped. Where nothing of what is needed is found one
-warning is logged, and requests are cancelled as if they had no threads.
+asgiref. a2wsgi runs WSGI applications by ``WSGIResponder.wsgi``, which is in the thread already.
+
+Where anyio has another shape ``run_sync`` itself is wrapped. Where nothing of what is needed is found one warning is
+logged, and requests are cancelled as if they had no threads.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from open_idempotency._core.attempt import Attempt, Phase, Threads
 from open_idempotency._perform.context import running
 
 _PUBLIC, _INNER, _VERB = "run_sync", "get_async_backend", "run_sync_in_worker_thread"
-_DJANGOS = "SyncToAsync"
+_DJANGOS, _RESPONDER, _IN_THREAD = "SyncToAsync", "WSGIResponder", "wsgi"
 #: seconds after the end of a thread in which the response may be made and recorded
 GRACE = 1.0
 #: seconds between two looks at whether that has happened
@@ -188,8 +190,21 @@ def _hook_asgiref(module: ModuleType) -> bool:
     return True
 
 
+def _hook_a2wsgi(module: ModuleType) -> bool:
+    kind = getattr(module, _RESPONDER, None)
+    method = vars(kind).get(_IN_THREAD) if isinstance(kind, type) else None
+    if method is None:
+        return False
+    setattr(kind, _IN_THREAD, _known_by_itself(method))
+    return True
+
+
 #: what is not hooked yet, by the module that has to be there first
-pending: dict[str, Callable[[ModuleType], bool]] = {"anyio.to_thread": _hook_anyio, "asgiref.sync": _hook_asgiref}
+pending: dict[str, Callable[[ModuleType], bool]] = {
+    "anyio.to_thread": _hook_anyio,
+    "asgiref.sync": _hook_asgiref,
+    "a2wsgi.wsgi": _hook_a2wsgi,
+}
 
 
 def _names_in(function: object) -> tuple[str, ...]:
@@ -247,3 +262,12 @@ def _knowing_method(call: Callable[..., Any]) -> Callable[..., Any]:
         return await calls.run(in_thread, self.func)
 
     return __call__
+
+
+def _known_by_itself(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def known(*args: Any, **kwargs: Any) -> Any:
+        calls = calls_here()
+        return (method if calls is None else _Call(calls, method))(*args, **kwargs)
+
+    return known
