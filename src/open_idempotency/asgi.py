@@ -351,9 +351,9 @@ class _Exchange:
 
     async def _send(self, message: Message) -> None:
         """Hold the start back until it is known what may leave; keep a copy of the rest (R-03)."""
-        if self._settled:
+        if self._settled:  # trailers, or what whoever cancelled the request within the application says
             self._withheld = self._withheld and message["type"] != "http.response.start"
-            await self._forward(message)  # trailers
+            await self._forward(message)
         elif message["type"] == "http.response.start":
             headers = list(message.get("headers", ()))  # once: any iterable may come
             self._held = {**message, "headers": headers}
@@ -376,6 +376,8 @@ class _Exchange:
         """Nothing of the last message leaves before the answer is durable (R-03)."""
         attempt = self._attempt
         assert attempt is not None
+        if self._hold is not None:
+            self._hold.recording = True
         verdict = await self._settle(attempt, finish(attempt, self._capture.answer()))
         if self._hold is not None and await self._hold.release():
             self._withheld = True  # whoever has cancelled the request decides what its client gets

@@ -50,6 +50,7 @@ ALLOWED = {
     "open_idempotency._flask": {"flask"},
     "open_idempotency._starlette": {"starlette", "anyio"},
     "open_idempotency.django": {"django"},
+    "open_idempotency._perform.holding_on_trio": {"trio"},
     "open_idempotency._perform.on_trio": {"trio"},
 }
 #: run by an installed server or framework, or started as a program; not importable modules of ours

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
+import a2wsgi
 import anyio
 import anyio.to_thread
 import httpx
@@ -32,6 +33,8 @@ from starlette.routing import Route
 
 from open_idempotency import asgi, idem
 from open_idempotency._perform import thread_calls
+from open_idempotency.backend import Complete, Completed
+from open_idempotency.backends.memory import AsyncMemoryBackend, MemoryBackend
 from open_idempotency.starlette import IdempotencyMiddleware
 
 # Starlette leaves its iterators to the garbage collector, also where they are cancelled, and trio says so.
@@ -76,7 +79,7 @@ def with_dependency(shop: Shop) -> Any:
     app = FastAPI()
 
     @app.post("/", status_code=201)
-    async def endpoint(charged: dict[str, int] = Depends(shop.charge)) -> dict[str, int]:
+    async def endpoint(charged: dict[str, int] = Depends(shop.charge)) -> dict[str, int]:  # noqa: B008
         return charged
 
     return app
@@ -89,8 +92,12 @@ def with_generator_dependency(shop: Shop) -> Any:
         yield {}
         shop.charge()
 
+    # Earlier versions always end it before the response is sent.
+    ends = {"scope": "function"} if "scope" in inspect.signature(Depends).parameters else {}
+    later = Depends(charged, **ends)
+
     @app.post("/", status_code=201)
-    async def endpoint(charged: dict[str, int] = Depends(charged, scope="function")) -> dict[str, int]:
+    async def endpoint(charged: dict[str, int] = later) -> dict[str, int]:
         return charged
 
     return app
@@ -135,9 +142,18 @@ def with_wsgi(shop: Shop) -> Any:
     return WSGIMiddleware(application)
 
 
+def with_a2wsgi(shop: Shop) -> Any:
+    def application(environ: Any, start_response: Any) -> list[bytes]:
+        charged = shop.charge()
+        start_response("201 Created", [("content-type", "text/plain")])
+        return [str(charged).encode()]
+
+    return a2wsgi.WSGIMiddleware(application)
+
+
 APPLICATIONS = [
     with_endpoint, with_dependency, with_generator_dependency, with_call_in_coroutine, with_call_of_anyio, with_class,
-    with_wsgi,
+    with_wsgi, with_a2wsgi,
 ]  # fmt: skip
 
 
@@ -284,9 +300,52 @@ async def test_whatever_runs_in_a_thread_is_waited_for(
     application: Callable[[Shop], Any], layers: str, anyio_backend_name: str
 ) -> None:
     """L-09: endpoints, dependencies, calls of a coroutine, classes, WSGI applications, plain ASGI."""
+    if anyio_backend_name == "trio" and application is with_a2wsgi:
+        pytest.skip("it is for asyncio")
     shop = Shop()
     canceller = ByServer if anyio_backend_name == "asyncio" else ByScope
     await cancelled_and_retried(canceller(protected(application(shop), layers)), shop)
+
+
+class SlowBackend(MemoryBackend):
+    """Keeps completions waiting until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.completing = threading.Event()
+        self.may_complete = threading.Event()
+
+    def to_async(self) -> AsyncMemoryBackend:
+        return _SlowAsyncBackend(self)
+
+
+class _SlowAsyncBackend(AsyncMemoryBackend):
+    def __init__(self, over: SlowBackend) -> None:
+        super().__init__(over=over)
+        self._over = over
+
+    async def complete(self, c: Complete, /) -> Completed:
+        self._over.completing.set()
+        while not self._over.may_complete.is_set():
+            await anyio.sleep(0.01)
+        return await super().complete(c)
+
+
+async def test_a_response_is_recorded_however_long_that_takes(anyio_backend_name: str) -> None:
+    """L-09: the store may take longer than the moment in which the response has to be made."""
+    shop, backend = Shop(), SlowBackend()
+    app = (ByServer if anyio_backend_name == "asyncio" else ByScope)(protected(with_endpoint(shop), backend=backend))
+    key = str(uuid4())
+    async with begun(app, key, shop) as answers:
+        await app.cancel()
+        shop.gate.set()
+        with anyio.fail_after(PATIENCE):
+            while not backend.completing.is_set():
+                await anyio.sleep(0.01)
+        await anyio.sleep(1.5 * thread_calls.GRACE)
+        assert answers == []
+        backend.may_complete.set()
+    assert (answers[0].status_code, (await post(app.app, key)).headers["idempotent-replayed"]) == (504, "true")
 
 
 # What is cancelled as ever
@@ -484,6 +543,7 @@ def test_others_have_the_shape_that_is_relied_on() -> None:
     assert {"func", "run_in_executor"} <= set(thread_calls._names_in(inspect.unwrap(SyncToAsync.__call__)))
     assert {thread_calls._INNER, thread_calls._VERB} <= set(anyio.to_thread.run_sync.__code__.co_names)
     assert hasattr(_asyncio, "_task_states")
+    assert callable(a2wsgi.wsgi.WSGIResponder.wsgi)
 
 
 @pytest.fixture

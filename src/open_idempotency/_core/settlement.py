@@ -330,10 +330,9 @@ def _threads_end(attempt: Attempt) -> Steps[BaseException | None]:
             yield from ask(Sleep(_LOOK))
         except GeneratorExit:
             raise
-        except Exception:  # a shield whose time was up; what counts is whether the thread has ended
-            continue
         except BaseException as error:
-            cancelled = error
+            if not isinstance(error, Exception):  # else a shield whose time was up, which says nothing of the thread
+                cancelled = error
     return cancelled
 
 

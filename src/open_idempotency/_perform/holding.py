@@ -4,25 +4,23 @@ A cancelled task does not stop a thread. Were the request ended at once, its ret
 cancellation waits for the thread, and for ``GRACE`` seconds more, in which the response is made and recorded. Then it
 goes on. Where no thread runs it goes on at once, as ever.
 
-asyncio cancels a task by cancelling the future that it waits for. ``Hold.run`` carries the application out and puts a
-future of its own before each of those, which passes cancellations on or keeps them: no task, no turn of the loop and no
-copy of the context more. anyio and trio cancel scopes, which ask at each checkpoint; a scope with a shield is around the
-application there, if there is one around it that could be cancelled.
+asyncio cancels a task by cancelling the future that it waits for. ``Hold.run`` carries the application out and puts
+one future of its own before each of those, which passes cancellations on or keeps them. That needs no further task, no
+further turn of the event loop and no copy of the context. anyio and trio cancel scopes, which ask at each checkpoint:
+if there is a scope around the request, one of ours with a shield is put around the application.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import Awaitable, Callable, Generator
-from math import inf
 from types import CoroutineType, coroutine
 from typing import TYPE_CHECKING, Any
 
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._perform.loops import current_library
-from open_idempotency._perform.thread_calls import GRACE, LOOK, ThreadCalls
+from open_idempotency._perform.thread_calls import GRACE, LOOK, Patience, ThreadCalls
 
 if TYPE_CHECKING:
     from open_idempotency._perform.holding_on_trio import TrioHold
@@ -35,16 +33,18 @@ class Hold:
     """The cancellations of one request's task, on asyncio."""
 
     __slots__ = (
-        "_armed", "_attempt", "_before", "_begun", "_message", "_over", "_pending", "_scope", "_task", "_timer",
-        "_until", "_waiter",
+        "_armed", "_attempt", "_before", "_begun", "_message", "_over", "_patience", "_pending", "_scope", "_task",
+        "_timer", "_waiter", "recording",
     )  # fmt: skip
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
         self._over = False
-        # Of a response that has begun to leave the rest is waited for until then, on the monotonic clock.
+        # The response has begun to leave.
         self._begun = False
-        self._until = inf
+        self._patience: Patience | None = None
+        #: the response is being recorded, however long that takes
+        self.recording = False
         self._task: asyncio.Task[Any]
         self._before = 0
         self._waiter: _Waiter | None = None
@@ -76,6 +76,7 @@ class Hold:
         inner: Any = awaitable if type(awaitable) is CoroutineType else _as_coroutine(awaitable)
         error: BaseException | None = None
         answer: Any = None
+        waiter: _Waiter | None = None
         try:
             while True:
                 try:
@@ -85,11 +86,10 @@ class Hold:
                 error, future = None, None
                 if getattr(yielded, "_asyncio_future_blocking", False):
                     yielded._asyncio_future_blocking = False  # as a task does when it takes a future over
-                    future, yielded = yielded, self._waiter
-                    if yielded is None:
-                        yielded = self._waiter = _Waiter(self, loop=future.get_loop())
-                    yielded.future = future
-                    yielded._asyncio_future_blocking = True
+                    future, yielded = yielded, waiter or _Waiter(self, loop=yielded.get_loop())
+                    waiter = self._waiter = yielded
+                    waiter.future = future
+                    waiter._asyncio_future_blocking = True
                     if self._armed:
                         self._deliver()
                 try:
@@ -99,8 +99,8 @@ class Hold:
                     raise
                 except BaseException as thrown:
                     answer, error = None, thrown
-                if future is not None:
-                    self._waiter.future = None
+                if waiter is not None:
+                    waiter.future = None
                 if error is not None or self._armed:
                     error = self._on_waking(error, future)
         finally:
@@ -128,27 +128,29 @@ class Hold:
         if not self._holds():
             return False
         if not (isinstance(message, str) and message.startswith(_BY_SCOPE)):
-            if self._begun and not self._pending:
-                self._until = time.monotonic() + GRACE
             self._pending, self._message = True, message
-            self._look_again()
+        self._look_again()
         return True
 
     def _holds(self) -> bool:
         threads = self._attempt.threads
-        if threads is None or self._over or time.monotonic() > self._until:
-            return False
-        return threads.ran_within(GRACE)
+        return threads is not None and not self._over and (self._timer is not None or threads.ran_within(GRACE))
 
     def _look_again(self) -> None:
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(LOOK, self._look)
+        if self._timer is None and self._attempt.threads is not None:
+            self._patience = Patience(self._attempt.threads)
+            self._start_timer()
+
+    def _start_timer(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(LOOK, self._look)
 
     def _look(self) -> None:
         self._timer = None
-        if self._holds():
-            self._look_again()
+        patience = self._patience
+        if not self._over and patience is not None and (self.recording or patience.lasts(begun=self._begun)):
+            self._start_timer()
             return
+        self._over = self._over or self._begun
         self._let_go_on()
         if self._scope is not None:
             self._scope.shield = False
@@ -165,7 +167,7 @@ class Hold:
         return True
 
     def _deliver(self) -> None:
-        """Cancel what the task waits for. Where it does not wait, or for nothing any more, it learns of it on waking."""
+        """Cancel what the task waits for; if there is nothing, or it has come, the task is cancelled as it goes on."""
         future = None if self._waiter is None else self._waiter.future
         if future is not None and _cancel(future, self._message):
             self._armed = False
@@ -180,8 +182,8 @@ class Hold:
     def begun(self) -> bool:
         """The response begins to leave. Whether it should not, as the request is cancelled."""
         self._begun = True
-        if self._pending or self._scope is not None:
-            self._until = time.monotonic() + GRACE
+        if self._attempt.threads is not None:
+            self._patience = Patience(self._attempt.threads)
         return self._pending
 
     def _shield(self) -> None:
@@ -232,7 +234,9 @@ async def _as_coroutine(awaitable: Awaitable[None]) -> None:
 
 
 def _cancellations(task: asyncio.Task[Any]) -> int:
-    return task.cancelling() if sys.version_info >= (3, 11) else 0
+    if sys.version_info >= (3, 11):
+        return task.cancelling()
+    return 0
 
 
 def _is_in_scope(task: asyncio.Task[Any]) -> bool:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable
-from math import inf
 
 import trio
 
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._perform.thread_calls import GRACE, LOOK, ThreadCalls
+from open_idempotency._perform.thread_calls import GRACE, LOOK, Patience, ThreadCalls
 
 
 class TrioHold:
     """A scope around the application, which has a shield while a thread of it runs."""
 
-    __slots__ = ("_attempt", "_looking", "_over", "_scope", "_until")
+    __slots__ = ("_attempt", "_begun", "_looking", "_over", "_scope", "recording")
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
         self._over = False
-        self._until = inf
+        self._begun = False
+        #: the response is being recorded, however long that takes
+        self.recording = False
         self._looking = False
         self._scope = trio.CancelScope()
 
@@ -35,7 +35,7 @@ class TrioHold:
             calls.touched = None
 
     def _shield(self) -> None:
-        if not self._over and self._until == inf:
+        if not self._over and not self._begun:
             self._scope.shield = True
             if not self._looking:
                 self._looking = True
@@ -43,15 +43,17 @@ class TrioHold:
 
     def begun(self) -> bool:
         """See ``Hold.begun``."""
-        self._until = time.monotonic() + GRACE
+        self._begun = True
         return False
 
     async def _look(self) -> None:
         threads = self._attempt.threads
         assert threads is not None
         await trio.sleep(LOOK)  # in which the thread begins, unless it has to wait for a free one
-        while not self._over and time.monotonic() < self._until and threads.ran_within(GRACE):
-            await trio.sleep(LOOK)
+        if threads.ran_within(GRACE):
+            patience = Patience(threads)
+            while not self._over and (self.recording or patience.lasts(begun=self._begun)):  # noqa: ASYNC110 (a thread)
+                await trio.sleep(LOOK)
         self._looking = False
         self._scope.shield = False
 

@@ -4,8 +4,10 @@ This is the one module that knows how other libraries call threads; its wrappers
 with a key. Starlette and FastAPI run ``def`` endpoints, ``def`` dependencies and ``run_in_threadpool`` by
 ``anyio.to_thread.run_sync``, as other frameworks do. It asks ``get_async_backend`` of its own module for the pool, and
 that name gets the wrapper, so it does not matter who has imported ``run_sync``. Django's is ``SyncToAsync.__call__`` of
-asgiref. Where anyio has another shape ``run_sync`` itself is wrapped. Where nothing of what is needed is found one
-warning is logged, and requests are cancelled as if they had no threads.
+asgiref. a2wsgi runs WSGI applications by ``WSGIResponder.wsgi``, which is in the thread already.
+
+Where anyio has another shape ``run_sync`` itself is wrapped. Where nothing of what is needed is found one warning is
+logged, and requests are cancelled as if they had no threads.
 """
 
 from __future__ import annotations
@@ -20,15 +22,16 @@ from math import inf
 from types import ModuleType
 from typing import Any
 
-from open_idempotency._core.attempt import Attempt, Phase
+from open_idempotency._core.attempt import Attempt, Phase, Threads
 from open_idempotency._perform.context import running
 
 _PUBLIC, _INNER, _VERB = "run_sync", "get_async_backend", "run_sync_in_worker_thread"
-_DJANGOS = "SyncToAsync"
+_DJANGOS, _RESPONDER, _IN_THREAD = "SyncToAsync", "WSGIResponder", "wsgi"
 #: seconds after the end of a thread in which the response may be made and recorded
 GRACE = 1.0
 #: seconds between two looks at whether that has happened
 LOOK = 0.05
+LOOKS = round(GRACE / LOOK)
 _logger = logging.getLogger("open_idempotency")
 
 
@@ -114,6 +117,24 @@ class _Call:
         return True
 
 
+class Patience:
+    """How long a response is waited for after its thread has ended.
+
+    Counted in looks, since an event loop that is held up, or a process that stands still, makes no response either.
+    """
+
+    __slots__ = ("_left", "_threads")
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
+        self._left = LOOKS
+
+    def lasts(self, *, begun: bool = False) -> bool:
+        """To be asked every ``LOOK`` seconds. ``begun``: the response has begun to leave, so no thread renews it."""
+        self._left = self._left - 1 if begun or not self._threads.running else LOOKS
+        return self._left > 0
+
+
 class InView:
     """Stands for thread calls where a whole view runs in a thread until its attempt is settled."""
 
@@ -162,15 +183,28 @@ def _hook_anyio(module: ModuleType) -> bool:
 
 def _hook_asgiref(module: ModuleType) -> bool:
     kind = getattr(module, _DJANGOS, None)
-    call = getattr(kind, "__call__", None)
-    if kind is None or not {"func", "run_in_executor"} <= set(_names_in(call)):
+    call = vars(kind).get("__call__") if isinstance(kind, type) else None
+    if kind is None or call is None or not {"func", "run_in_executor"} <= set(_names_in(call)):
         return False
     kind.__call__ = _knowing_method(call)
     return True
 
 
+def _hook_a2wsgi(module: ModuleType) -> bool:
+    kind = getattr(module, _RESPONDER, None)
+    method = vars(kind).get(_IN_THREAD) if isinstance(kind, type) else None
+    if method is None:
+        return False
+    setattr(kind, _IN_THREAD, _known_by_itself(method))
+    return True
+
+
 #: what is not hooked yet, by the module that has to be there first
-pending: dict[str, Callable[[ModuleType], bool]] = {"anyio.to_thread": _hook_anyio, "asgiref.sync": _hook_asgiref}
+pending: dict[str, Callable[[ModuleType], bool]] = {
+    "anyio.to_thread": _hook_anyio,
+    "asgiref.sync": _hook_asgiref,
+    "a2wsgi.wsgi": _hook_a2wsgi,
+}
 
 
 def _names_in(function: object) -> tuple[str, ...]:
@@ -228,3 +262,12 @@ def _knowing_method(call: Callable[..., Any]) -> Callable[..., Any]:
         return await calls.run(in_thread, self.func)
 
     return __call__
+
+
+def _known_by_itself(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def known(*args: Any, **kwargs: Any) -> Any:
+        calls = calls_here()
+        return (method if calls is None else _Call(calls, method))(*args, **kwargs)
+
+    return known

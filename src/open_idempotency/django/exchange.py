@@ -25,7 +25,7 @@ from open_idempotency._core.settlement import Fate
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import running
 from open_idempotency._perform.engine import Engine, new_owner
-from open_idempotency._perform.thread_calls import GRACE, InView
+from open_idempotency._perform.thread_calls import GRACE, InView, Patience
 from open_idempotency._wsgi.environ import BodyIncomplete, Names
 from open_idempotency._wsgi.live import LiveBody
 from open_idempotency._wsgi.protection import BoundIterable
@@ -74,11 +74,10 @@ class Exchange:
         """What it runs; None until it is admitted."""
         return None if self._protection is None else self._protection.attempt
 
-    @property
-    def in_threads(self) -> bool:
-        """Whether no cancellation reaches the view, as it is in a thread or was there a moment ago."""
+    def patience(self) -> Patience | None:
+        """How long a cancellation is to wait, where the view is in a thread, or was there a moment ago; else None."""
         threads = None if self.attempt is None else self.attempt.threads
-        return threads is not None and threads.ran_within(GRACE)
+        return Patience(threads) if threads is not None and threads.ran_within(GRACE) else None
 
     # Before the view
 

@@ -156,14 +156,19 @@ class IdempotencyMiddleware:
         """
         inner = _Inner(self.get_response(request))
         cancelled: asyncio.CancelledError | None = None
-        due = False
+        patience: thread_calls.Patience | None = None
         while not inner.task.done():
+            due = False
             try:
-                await asyncio.wait((inner.task,), timeout=thread_calls.LOOK if due else None)
+                await asyncio.wait((inner.task,), timeout=None if patience is None else thread_calls.LOOK)
+                due = patience is not None and not patience.lasts()
             except asyncio.CancelledError as error:
-                cancelled, due = error, True
-            if due and not exchange.in_threads:
-                due = False
+                cancelled = error
+                if patience is None:
+                    patience = exchange.patience()
+                    due = patience is None
+            if due:
+                patience = None
                 inner.task.cancel()
         response = inner.result()
         if cancelled is None:
