@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
+from math import inf
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from open_idempotency._core.commands import RecordLater
 from open_idempotency._core.models import Busy, Completed, Finished, Leased, Renewal
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.settlement import Fate, abort, finish
-from open_idempotency._perform import recordings
+from open_idempotency._perform import recordings, servers
 from open_idempotency._perform.engine import Engine
+from open_idempotency._perform.performers import Performer
 from open_idempotency.backend import Claim, Complete, Fail, Get, Renew, Status
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import BackendUnavailable
@@ -257,9 +259,34 @@ def test_a_recording_that_fails_lets_the_others_go_first(desk: Desk) -> None:
     pending.wake_all()
     desk.store.away.set()
     pending.go_on(lambda: None)
-    first, second = sorted(pending._pending.values(), key=lambda each: each.wake)
-    assert second is pending._pending[b"1"]
-    assert first.wake > time.monotonic() - 1.0
+    assert pending._pending[b"2"].wake < pending._pending[b"1"].wake
+    assert pending.wake > time.monotonic() - 1.0
+    desk.store.away.clear()
+    desk.store.verbs.clear()
+    pending._left_alone = 0.0
+    pending.go_on(lambda: None)
+    assert list(pending._pending) in ([b"1"], [])
+
+
+def test_a_store_that_is_away_is_asked_once_a_second_however_much_waits(desk: Desk) -> None:
+    """L-08: neither it nor the log is flooded."""
+    pending = recordings.Recordings(desk.store, lambda _: None, lambda _: None)
+    for number in range(20):
+        attempt = desk.admit(b"%d" % number)
+        pending.add(b"%d" % number, later_of(desk, attempt))
+        desk.engine.heartbeat.forget(attempt)
+    pending.go_on(lambda: None)
+    desk.store.away.set()
+    pauses = []
+    for _ in range(8):
+        pending.wake_all()
+        before = time.monotonic()
+        pending.go_on(lambda: None)
+        pauses.append(round(pending._left_alone - before, 1))
+        pending.go_on(lambda: None)  # too early
+    assert pauses == sorted(pauses)
+    assert 0.9 <= pauses[-1] <= 1.1
+    assert desk.store.verbs == ["Complete"] * 8
 
 
 def later_of(desk: Desk, attempt: Attempt) -> RecordLater:
@@ -276,8 +303,6 @@ def later_of(desk: Desk, attempt: Attempt) -> RecordLater:
             """Take it."""
             handed.append(command)
             return True
-
-    from open_idempotency._perform.performers import Performer
 
     class Away(MemoryBackend):
         def complete(self, c: Complete, /) -> Completed:
@@ -349,6 +374,15 @@ def test_a_heartbeat_that_nobody_needs_any_more_records_what_it_has(how: str) ->
     thread.join(10)
     assert not thread.is_alive()
     assert isinstance(store.claim(Claim(b"r".ljust(32, b"."), PRINT, b"x" * 16, 30.0, 60.0)), Finished)
+
+
+def test_the_end_of_a_request_is_known_where_the_server_says_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """L-08: two seconds before it kills its worker; else there is none."""
+    monkeypatch.setattr(servers, "_limit", inf)
+    assert desk.admit(b"1").ends_at == inf
+    servers.limit_requests(30.0)
+    before = time.monotonic()
+    assert before + 28.0 <= desk.admit(b"2").ends_at <= time.monotonic() + 28.0
 
 
 def test_an_attempt_that_outlived_max_run_is_renewed_again_while_it_is_recorded() -> None:

@@ -24,6 +24,7 @@ from open_idempotency._core.commands import (
 )
 from open_idempotency._core.drivers import Handlers
 from open_idempotency._core.models import Lease
+from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE
 from open_idempotency.backend import Backend
 from open_idempotency.exceptions import BackendUnavailable
 
@@ -49,6 +50,9 @@ class Recordings:
 
     def __init__(self, backend: Backend, tell: Callable[[Emit], None], ended: Callable[[bytes], None]) -> None:
         self._pending: dict[bytes, _Recording] = {}
+        # While the backend is away, how long it is left alone, and until when on the monotonic clock.
+        self._pause = FIRST_PAUSE
+        self._left_alone = 0.0
         self._ended = ended
         self._handlers: Handlers = {
             Complete: backend.complete,
@@ -81,26 +85,29 @@ class Recordings:
 
     def wake_all(self) -> None:
         """Let none of them pause any longer: the process is about to end."""
+        self._left_alone = 0.0
         for recording in list(self._pending.values()):
             recording.wake = 0.0
 
     @property
     def wake(self) -> float:
         """When the next one goes on, on the monotonic clock; infinite where there is none."""
-        return min((each.wake for each in list(self._pending.values())), default=inf)
+        return max(self._left_alone, min((each.wake for each in list(self._pending.values())), default=inf))
 
     def go_on(self, before_each: Callable[[], object]) -> None:
         """Carry out what is due, until the backend turns out to be away."""
         now = time.monotonic()
+        if now < self._left_alone:
+            return
         due = sorted((item for item in list(self._pending.items()) if item[1].wake <= now), key=lambda i: i[1].wake)
         for owner, recording in due:
             before_each()
             if not self._advance(owner, recording):
-                # The others come before this one in the next round, and not before its pause is over.
-                for _, other in due:
-                    if other.wake <= now:
-                        other.wake = max(other.wake, recording.wake - _A_MOMENT)
+                # This one pauses, so in the next round the others come before it.
+                self._left_alone = time.monotonic() + self._pause
+                self._pause = min(self._pause * 2, LONGEST_PAUSE)
                 return
+            self._pause = FIRST_PAUSE
 
     def _advance(self, owner: bytes, recording: _Recording) -> bool:
         """Let one go on up to its next pause, or its end; false where the backend was away."""
@@ -129,6 +136,3 @@ class Recordings:
     def _end(self, owner: bytes) -> None:
         self._pending.pop(owner, None)
         self._ended(owner)
-
-
-_A_MOMENT = 0.001
