@@ -134,6 +134,13 @@ def change_password(request: HttpRequest) -> None:
     update_session_auth_hash(request, user)
 
 
+def forget_session(request: HttpRequest) -> None:
+    """A new password, and no word about the session, which ends by that."""
+    user: Any = request.user
+    user.set_password("behind")
+    user.save()
+
+
 def log_in(user: Any) -> Callable[[HttpRequest], object]:
     """As this user."""
     return lambda request: login(request, user, "django.contrib.auth.backends.ModelBackend")
@@ -313,3 +320,14 @@ def test_the_session_of_a_rest_framework_view_tells_too(engine: str, new_user: C
                 browser.session = before
             assert browser.send().content == first.content
         assert len(runs) == 1
+
+
+def test_a_session_that_ends_by_a_new_password_tells_too(
+    browse: Callable[..., Browser], new_user: Callable[[], Any]
+) -> None:
+    """O-14: the view has not called ``update_session_auth_hash()``."""
+    effects, browser = Effects(forget_session), browse(new_user())
+    with project(view_of(effects, browser), MIDDLEWARE=[*AUTHENTICATION, OURS]):
+        first = browser.send()
+        assert browser.send().content == first.content
+    assert effects.count == 1

@@ -87,7 +87,7 @@ async def _aidentify(request: HttpRequest, lend: rest.Lend) -> str | None:
 
 
 async def _aname(request: HttpRequest, user: Any) -> str | None:
-    if not _is_unloaded(user):
+    if not is_unloaded(user):
         return _name(user)
     if _is_of_session(user) and hasattr(request, "auser"):
         return _name(await request.auser())
@@ -98,7 +98,7 @@ async def _aname(request: HttpRequest, user: Any) -> str | None:
 def name_after(request: HttpRequest, before: str | None) -> str | None:
     """Who the caller is behind the view, which may have logged somebody in or out; ``before``, if that is not known."""
     user: Any = getattr(request, "user", None)
-    if user is None or _is_unloaded(user):
+    if user is None or is_unloaded(user):
         return before
     try:
         return _name(user)
@@ -115,7 +115,8 @@ def _name_in_view(request: HttpRequest, view: Any, lend: rest.Lend) -> str | Non
     return _name(rest.find_user(request, view, user, lend))
 
 
-def _is_unloaded(user: Any) -> bool:
+def is_unloaded(user: Any) -> bool:
+    """Whether it is a lazy user whom nobody has asked for yet."""
     return issubclass(type(user), LazyObject) and vars(user).get("_wrapped") is empty
 
 
@@ -126,7 +127,7 @@ def _is_of_session(user: Any) -> bool:
 
 def _is_surely_anonymous(request: HttpRequest, user: Any) -> bool:
     """A session that is empty names nobody. Loading it would mark it used, and add Vary: Cookie to the answer."""
-    return _is_unloaded(user) and _is_of_session(user) and request.session.is_empty()
+    return is_unloaded(user) and _is_of_session(user) and request.session.is_empty()
 
 
 def _name(user: Any) -> str | None:

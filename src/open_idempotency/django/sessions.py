@@ -64,7 +64,7 @@ class SessionTrace:
     def change(self, caller: Caller, record_id: bytes, response: HttpResponseBase) -> Change | None:
         """What the view has made of the caller; None where it is the same."""
         session = self._loaded()
-        if session is None or not session.modified:
+        if session is None or not (session.modified or self._names_nobody(session)):
             return None
         custom = caller.policy.scope is not None
         user = None if custom else identity.name_after(self._request, caller.user)
@@ -81,9 +81,23 @@ class SessionTrace:
 
     def _ended(self, session: Any) -> str | None:
         """The digest of the session with which the request came, if nobody is known by it any more."""
-        if not _is_in_cookies():
-            return self.lost()
-        return self._digest() if self._presented and session.get(HASH_SESSION_KEY, self._hash) != self._hash else None
+        if not self._presented:
+            return None
+        if _is_in_cookies():
+            ended = session.get(HASH_SESSION_KEY, self._hash) != self._hash
+        else:
+            ended = session.session_key != self._presented
+        return self._digest() if ended or self._names_nobody(session) else None
+
+    def _names_nobody(self, session: Any) -> bool:
+        """Whether the user has a new password, and the session the old one still: it ends when it is next looked at."""
+        user: Any = getattr(self._request, "user", None)
+        if not self._hash or user is None or identity.is_unloaded(user) or not hasattr(user, "get_session_auth_hash"):
+            return False
+        try:
+            return bool(session.get(HASH_SESSION_KEY, self._hash) != user.get_session_auth_hash())
+        except Exception:  # a model of the project's own: the view's outcome must not be lost for it
+            return False
 
     def must_save(self, change: Change, response: HttpResponseBase) -> bool:
         """Whether the session was saved before it was told: the middleware is listed outside of the session's."""
