@@ -391,8 +391,10 @@ def test_sqlite3_is_asked_for_what_its_connection_does_not_report(
 ) -> None:
     """S-05: a rollback is not recorded; a commit is."""
 
+    opened = contextlib.ExitStack()
+
     def view(end: str) -> None:
-        connection = sqlite3.connect(on_sqlite.path)
+        connection = opened.enter_context(contextlib.closing(sqlite3.connect(on_sqlite.path)))
         with idem.atomic(connection) as block:
             connection.execute(INSERT)
             block.answer(PLACED)
@@ -403,6 +405,7 @@ def test_sqlite3_is_asked_for_what_its_connection_does_not_report(
     assert is_refused(verdict(client, lambda: view("rollback")))
     assert verdict(client, lambda: view("commit")) is Fate.KEPT
     assert on_sqlite.orders() == 1
+    opened.close()
 
 
 def test_a_database_in_memory_reports_nothing(client: Client) -> None:

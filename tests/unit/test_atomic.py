@@ -20,6 +20,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from open_idempotency import LeaseLost, NotStarted, WrongColour, idem, ledger
 from open_idempotency._core.requests import Answer
+from open_idempotency._perform.context import here
 from open_idempotency._perform.responses import answer_of
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backends.memory import MemoryBackend
@@ -185,7 +186,35 @@ def test_without_a_key_strict_stages_asks_for_one(shop: Shop) -> None:
     assert shop.orders == 0
 
 
+def test_flask_a_stale_worker_sends_what_it_has_committed(shop: Shop) -> None:
+    """S-06c: its heartbeat has heard behind the COMMIT that somebody has taken over."""
+    app = flask.Flask("shop")
+
+    @app.post("/")
+    def view() -> Any:
+        with Session(shop.engine) as session, session.begin(), idem.atomic(session) as block:
+            response = block.answer(in_flask(place(session)))
+        here()[0].lost = True
+        return response
+
+    Idempotency(app, shop.backend)
+    answer = app.test_client().post("/", headers=KEY)
+    assert (answer.status_code, answer.json) == (201, {"order": 1})
+
+
 # FastAPI
+
+
+async def in_fastapi_although_lost(number: int) -> Response:
+    """The response of a worker that is taken over while it commits."""
+    here()[0].lost = number > 0
+    return JSONResponse({"order": number}, 201)
+
+
+def test_fastapi_a_stale_worker_whose_response_is_not_committed_gets_409(shop: Shop) -> None:
+    """L-03: nothing of it counts."""
+    (answer,) = anyio.run(fastapi_answers, shop, [b""], in_fastapi_although_lost)
+    assert (answer.status_code, shop.orders) == (409, 0)
 
 
 async def in_fastapi(number: int) -> Response:

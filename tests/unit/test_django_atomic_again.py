@@ -15,6 +15,7 @@ from django.test import AsyncClient, Client, TestCase
 
 from open_idempotency import idem
 from open_idempotency._core.commands import Complete
+from open_idempotency._perform.context import here
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.django import idempotent
 from open_idempotency.exceptions import BackendUnavailable
@@ -234,6 +235,19 @@ def test_the_hook_comes_before_those_of_the_view() -> None:
         hooks = connections["default"].run_on_commit
         assert isinstance(hooks, list)
         assert callable(hooks[0][1])
+
+
+def test_a_stale_worker_sends_what_it_has_committed() -> None:
+    """S-06c: its heartbeat has heard behind the COMMIT that somebody has taken over."""
+
+    def view(request: HttpRequest) -> HttpResponse:
+        response: HttpResponse = order(request)
+        here()[0].lost = True
+        return response
+
+    with project(view):
+        first = post(client())
+    assert (first.status_code, first.content) == (201, b"order 1 of run 1")
 
 
 # Strict policies

@@ -33,14 +33,14 @@ class SqliteTransaction:
     def watch(self, kept: Kept | None) -> Watch:
         """See ``Transaction.watch``. The connection reports no commit, so the file is asked for a response."""
         path = None if kept is None else _path(self._connection)
+        if getattr(self._connection, "autocommit", -1) != -1:  # every statement is in some transaction
+            return Watch(lambda: _end_in(path, kept))
         return Watch(lambda: End.OPEN if self._is_open() else _end_in(path, kept))
 
     def _is_open(self) -> bool:
-        if getattr(self._connection, "autocommit", -1) != -1:  # every statement is in some transaction
-            return False
         try:
             return self._connection.in_transaction
-        except sqlite3.ProgrammingError:  # in another thread
+        except sqlite3.ProgrammingError:  # closed, or in another thread
             return False
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:

@@ -13,7 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Dialect, ExceptionContext, RootTransaction
+from sqlalchemy.engine import Connection, Dialect, Engine, ExceptionContext, RootTransaction
 from sqlalchemy.orm import Session
 
 from open_idempotency._core.attempt import End
@@ -74,15 +74,15 @@ class _Watched:
 
 _of_sessions: WeakKeyDictionary[Session, _SessionEnds] = WeakKeyDictionary()
 _of_connections: WeakKeyDictionary[Connection, list[_Watched]] = WeakKeyDictionary()
-#: those whose errors are listened to
-_heard: WeakSet[Dialect] = WeakSet()
+# Once for each engine and dialect: a listener of one connection costs as much as a few statements.
+_heard_engines: WeakSet[Engine] = WeakSet()
+_heard_dialects: WeakSet[Dialect] = WeakSet()
 
 
 def watch(connection: Connection, tx: Session | Connection) -> Callable[[], End]:
     """What reports the end of the present transaction of ``connection``, which ``tx`` is or runs its statements on."""
     watched = _Watched(connection)
-    if connection not in _of_connections:
-        _listen(connection)
+    _listen(connection.engine)
     _of_connections[connection] = [*_present(connection), watched]  # those of earlier transactions have ended
     if isinstance(tx, Connection):
         return lambda: watched.end
@@ -104,13 +104,14 @@ def _end(connection: End, silent: bool) -> End:
     return connection
 
 
-def _listen(connection: Connection) -> None:
-    _of_connections[connection] = []
-    for name, note in _NOTES.items():
-        event.listen(connection, name, note)
-    if connection.dialect not in _heard:
-        _heard.add(connection.dialect)
-        event.listen(connection.engine, "handle_error", _note_error)
+def _listen(engine: Engine) -> None:
+    if engine not in _heard_engines:
+        _heard_engines.add(engine)
+        for name, note in _NOTES.items():
+            event.listen(engine, name, note)
+    if engine.dialect not in _heard_dialects:
+        _heard_dialects.add(engine.dialect)
+        event.listen(engine, "handle_error", _note_error)
 
 
 def _present(connection: Connection) -> list[_Watched]:
