@@ -13,6 +13,7 @@ from tests.docs.pages import ROOT
 
 PAGE = ROOT / "docs" / "reference" / "behaviour.md"
 
+
 def _numbers(last: int, *between: str) -> list[str]:
     """From 01 to the last, and those that came between them later."""
     return [*(f"{n:02}" for n in range(1, last + 1)), *between]
