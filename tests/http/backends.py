@@ -33,6 +33,7 @@ from open_idempotency.backend import (
     StageSaved,
     Unreserve,
     Wait,
+    Withdraw,
 )
 from tests.http.behaviours import PATIENCE
 from tests.http.variants import POSTGRES_VERSIONS
@@ -80,6 +81,10 @@ class WatchedBackend(Backend):
     def release(self, c: Release, /) -> None:
         self.commands.append(c)
         self.inner.release(c)
+
+    def withdraw(self, c: Withdraw, /) -> None:
+        self.commands.append(c)
+        self.inner.withdraw(c)
 
     def get(self, c: Get, /) -> Record | None:
         self.commands.append(c)
@@ -150,6 +155,10 @@ class _AsyncWatchedBackend(AsyncBackend):
     async def release(self, c: Release, /) -> None:
         self._noted.append(c)
         await self._inner.release(c)
+
+    async def withdraw(self, c: Withdraw, /) -> None:
+        self._noted.append(c)
+        await self._inner.withdraw(c)
 
     async def get(self, c: Get, /) -> Record | None:
         self._noted.append(c)
