@@ -33,6 +33,7 @@ from open_idempotency.backend import (
     StageSaved,
     Unreserve,
     Wait,
+    Withdraw,
 )
 from open_idempotency.exceptions import BackendUnavailable
 from tests.http.behaviours import PATIENCE
@@ -95,6 +96,10 @@ class WatchedBackend(Backend):
         self.commands.append(c)
         self.check_reachable()
         self.inner.release(c)
+
+    def withdraw(self, c: Withdraw, /) -> None:
+        self.commands.append(c)
+        self.inner.withdraw(c)
 
     def get(self, c: Get, /) -> Record | None:
         self.commands.append(c)
@@ -188,6 +193,10 @@ class _AsyncWatchedBackend(AsyncBackend):
         self._noted.append(c)
         self._watched.check_reachable()
         await self._inner.release(c)
+
+    async def withdraw(self, c: Withdraw, /) -> None:
+        self._noted.append(c)
+        await self._inner.withdraw(c)
 
     async def get(self, c: Get, /) -> Record | None:
         self._noted.append(c)

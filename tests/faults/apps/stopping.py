@@ -27,6 +27,7 @@ from open_idempotency.backend import (
     SaveStage,
     StageSaved,
     Wait,
+    Withdraw,
 )
 from tests.wire.journal import PATIENCE, Journal
 
@@ -117,6 +118,9 @@ class StoppingBackend(Backend):
     def release(self, c: Release, /) -> None:
         self._inner.release(c)
 
+    def withdraw(self, c: Withdraw, /) -> None:
+        self._inner.withdraw(c)
+
     def get(self, c: Get, /) -> Record | None:
         return self._inner.get(c)
 
@@ -171,6 +175,9 @@ class AsyncStoppingBackend(AsyncBackend):
 
     async def release(self, c: Release, /) -> None:
         await self._inner.release(c)
+
+    async def withdraw(self, c: Withdraw, /) -> None:
+        await self._inner.withdraw(c)
 
     async def get(self, c: Get, /) -> Record | None:
         return await self._inner.get(c)
