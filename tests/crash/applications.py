@@ -6,9 +6,11 @@ A test never waits for a lease longer than it must, and never assumes that one h
 from __future__ import annotations
 
 import json
+import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,8 @@ from examples.evidence import read_journal
 from examples.provider import PaymentProvider
 from examples.shop import Shop
 from examples.workers import Reply, Worker
+from open_idempotency import open_backend
+from open_idempotency.backend import Backend, Get, Record, Status
 
 LEASE = 3.0
 ADMITTED_WITHIN = 20.0
@@ -52,6 +56,27 @@ class Site(NamedTuple):
         }
         return Worker(command, self.folder, **settings)
 
+    @contextmanager
+    def records(self) -> Iterator[Backend]:
+        """The records, looked at from here."""
+        backend = open_backend(re.sub("timeout=[0-9.]+", "timeout=5", self.backend))
+        try:
+            yield backend
+        finally:
+            backend.close()
+
+    def left_in_progress(self) -> Record:
+        """The record that a killed worker has left, with a lease that nobody renews any more."""
+        with self.records() as backend:
+            (record,) = [record for record in backend.scan() if record.status is Status.IN_PROGRESS]
+            return record
+
+    def was_waited_for(self, left: Record) -> bool:
+        """Whether it was taken over, and not before its lease had ended, by the clock of the records."""
+        with self.records() as backend:
+            record = backend.get(Get(left.record_id))
+        return record is not None and record.token > left.token and record.claimed_at >= left.lease_end
+
     def effects(self) -> list[tuple[str, int]]:
         """What happened, in order: the effect and the process id of its worker."""
         return [(line["effect"], line["worker"]) for line in read_journal(self.folder)]
@@ -80,16 +105,9 @@ class Client:
         """The answer, or None if the worker died."""
         return worker.request("POST", "/charges", self._headers, ORDER)
 
-    def post_until_admitted(self, worker: Worker) -> tuple[list[int], Reply]:
-        """Ask again while the answer is 409: the statuses on the way, and the answer that is another one."""
-        refusals: list[int] = []
-
-        def admitted(reply: Reply) -> bool:
-            refusals.append(reply.status)
-            return reply.status != 409
-
-        reply = self.post_until(worker, admitted)
-        return refusals[:-1], reply
+    def post_until_admitted(self, worker: Worker) -> Reply:
+        """Ask again while the answer is 409, or 503 as the records could not be reached on a busy machine."""
+        return self.post_until(worker, lambda reply: reply.status not in (409, 503))
 
     def post_until(self, worker: Worker, wanted: Callable[[Reply], bool]) -> Reply:
         """Ask again until the answer is a wanted one."""

@@ -9,13 +9,18 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import NamedTuple
 
+from open_idempotency import open_backend
+from open_idempotency.backend import Backend, Get
+from open_idempotency.exceptions import BackendUnavailable
+from tests.faults import matrix_leases
 from tests.faults.apps.shop import STAGES, Shop, unfenced
+from tests.faults.apps.stopping import NAMES_RECORD
 from tests.faults.matrix import APPS, ASGI_SERVERS, BACKENDS, POINTS, SERVERS, Cell
-from tests.wire.case import Case
+from tests.faults.matrix_leases import Look, Retried
+from tests.wire.case import Case, store_failed
 from tests.wire.client import Connection, Response
 from tests.wire.journal import PATIENCE
 from tests.wire.servers import Server
@@ -46,6 +51,15 @@ class Fleet:
         self._backends = {f"WIRE_BACKEND_{backend.upper()}": url for backend, url in urls.items()}
         self._firsts: dict[str, Server] = {}
         self._successors: dict[str, Server] = {}
+        self._records: dict[str, Backend] = {}
+
+    def records(self, backend: str) -> Backend:
+        """The records, looked at from here."""
+        if backend not in self._records:
+            url = self._backends.get(f"WIRE_BACKEND_{backend.upper()}", f"sqlite:///{self.folder}/records.db")
+            self._records[backend] = opened = open_backend(url)
+            self._stack.callback(opened.close)
+        return self._records[backend]
 
     def first(self, name: str) -> Server:
         """The shared server of this name, for what it lives through."""
@@ -76,22 +90,14 @@ class Fleet:
         return Server(served.kind, self.folder, words, **environment)
 
 
-class Retried(NamedTuple):
-    """When retries were sent that were told to come back later, the answer to the first other one, and when it came."""
-
-    refused: Sequence[float]
-    answer: Response
-    answered: float
-
-
 class Trial:
     """One order that is stopped at its point on one server, and repeated on another one."""
 
     def __init__(
         self,
         cell: Cell,
+        fleet: Fleet,
         first: Server,
-        successor: Server,
         *,
         brisk: bool = False,
         adapter: str = "",
@@ -100,6 +106,7 @@ class Trial:
         self.cell = cell
         self.variant = _variant(cell.backend, brisk=brisk)
         self.first = first
+        successor = fleet.successor(cell.server)
         self.case = Case(
             successor,
             f"{APPS}.{adapter or SERVERS[cell.server].adapter}",
@@ -107,12 +114,14 @@ class Trial:
             variant=self.variant,
         )
         self.worker = 0
-        self.begun = 0.0
+        #: the record when the order was at its point, and nothing had been done to its worker
+        self.begun = Look(None, 0.0)
+        self._records = fleet.records(cell.backend)
+        self._logged = len(successor.log)
 
     def begin(self) -> Connection:
         """Send the order, with the key, and wait until it is at its point."""
         connection = Connection(self.first.connect())
-        self.begun = time.monotonic()
         connection.send(self.case.request(b"{}", f"X-Stop: {self.cell.point}".encode()))
         line = f"at {self.cell.point}"
         try:
@@ -120,14 +129,31 @@ class Trial:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.first.log[-3000:]}") from error
         (self.worker,) = [pid for pid, what in self.case.journal.entries() if what == line]
+        self.begun = self.look()
         return connection
+
+    def look(self) -> Look:
+        """The order's record, which the server that it was sent to has named."""
+        (name,) = {line for line in self.case.journal.lines() if line.startswith(NAMES_RECORD)}
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            with suppress(BackendUnavailable):
+                record = self._records.get(Get(bytes.fromhex(name.removeprefix(NAMES_RECORD))))
+                return Look(record, time.time())
+        raise AssertionError(f"the store did not answer within {PATIENCE} s")
+
+    def ask(self) -> tuple[Response, bool]:
+        """Send the order to the successor, and say whether its store failed, so that it is to be sent again."""
+        answer = self.case.exchange(self.case.request())
+        return answer, store_failed(answer, self.case.server.log[self._logged :])
 
     def duplicates_while_renewed(self) -> list[int]:
         """What duplicates get while the order is at its point for longer than a lease, where it is renewed there."""
         statuses: list[int] = []
         until = time.monotonic() + 1.2 * LEASE
         while POINTS[self.cell.point].beating and time.monotonic() < until:
-            statuses.append(self.case.ask().status)
+            answer, failed = self.ask()
+            statuses += [answer.status] * (not failed)
             time.sleep(BEAT / 4)
         return statuses
 
@@ -142,18 +168,9 @@ class Trial:
             assert time.monotonic() < deadline, "the worker does not stop"
             time.sleep(_STEP)
 
-    def retry(self, seconds: float = PATIENCE) -> Retried:
+    def retry(self) -> Retried:
         """Repeat the order until it is let through."""
-        refused: list[float] = []
-        deadline = time.monotonic() + seconds
-        while True:
-            sent = time.monotonic()
-            assert sent < deadline, f"still refused after {seconds} s: {self.case.journal.entries()}"
-            answer = self.case.ask()
-            if b":in-progress" not in answer.body:
-                return Retried(refused, answer, time.monotonic())
-            refused.append(sent)
-            time.sleep(_STEP)
+        return matrix_leases.retried(self.ask, self.look, PATIENCE)
 
     def open_gate(self) -> None:
         """Let the order go on."""
@@ -173,27 +190,22 @@ class Trial:
         assert unfenced(self.case.journal) == expected, self.case.journal.entries()
         assert Shop(self.first.folder).fenced(f"case={self.case.key}") == dict.fromkeys(STAGES, 1)
 
-    def check_waited(self, retried: Retried, since: float) -> None:
-        """Nothing ran beside a lease that may have been alive; nothing was refused for longer (I1, I5).
+    def check_waited(self, retried: Retried) -> None:
+        """Nothing ran beside a lease that may have been alive; nothing was refused for longer (I1, I5)."""
+        matrix_leases.check_waited(self.cell.outcome, LEASE, retried)
 
-        ``since``: when the worker could no longer renew it.
+    def check_recorded(self, retried: Retried) -> None:
+        """The retry ran, or did not, as the matrix says; its answer is on record for good; it waited for no lease that
+        was given back (I2, I4, L-04).
         """
-        if self.cell.outcome.waits:
-            assert retried.refused or retried.answered - self.begun >= LEASE, "it ran beside a living lease"
-        else:
-            assert not retried.refused
-        late = [sent - since for sent in retried.refused if sent - since > LEASE + BEAT]
-        assert not late, f"refused {late} s later"
-
-    def check_recorded(self, answer: Response) -> None:
-        """The retry ran, or did not, as the matrix says, and its answer is on record for good (I2, I4)."""
-        outcome = self.cell.outcome
+        outcome, answer = self.cell.outcome, retried.answer
         if outcome.or_replays and answer.replayed:
             outcome = outcome._replace(attempt=1, replays=True)
-        assert (answer.status, answer.replayed) == (201, outcome.replays)
-        assert f"attempt {outcome.attempt} ".encode() in answer.body
-        again = self.case.ask()
-        assert (again.status, again.replayed, again.body) == (201, True, answer.body)
+        matrix_leases.check_attempt(outcome, retried)
+        matrix_leases.check_given_back(outcome, retried, self.begun)
+        again = self.retry()
+        assert not again.refused
+        assert (again.answer.status, again.answer.replayed, again.answer.body) == (201, True, answer.body)
 
 
 def closes_port(server: Server, seconds: float) -> bool:

@@ -205,6 +205,21 @@ class Worker:
         until(lambda: self.saw(kind), bool)
 
 
+def refused_in_time(worker: Worker, make: Callable[[], Order], tries: int = 3) -> Order:
+    """An order of which nothing ran, since the backend was not reached, within the bound of one call.
+
+    A busy machine may hold up one request for longer, so the quickest of some counts.
+    """
+    for left in reversed(range(tries)):
+        order = make()
+        refused = worker.post(order)
+        assert (refused.status, order.runs) == (503, 0)
+        if refused.seconds < worker.backend.call_timeout + 1:
+            return order
+        assert left, f"refused after {refused.seconds} s; a call may take {worker.backend.call_timeout} s"
+    raise AssertionError("no tries")
+
+
 def until(ask: Callable[[], Any], wanted: Callable[[Any], bool], within: float = PATIENCE) -> Any:
     """Ask until the answer is as wanted, and return it."""
     deadline = time.monotonic() + within

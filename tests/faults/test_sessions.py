@@ -13,7 +13,7 @@ from open_idempotency.events import BackendFailed
 from tests.faults.effects import Effects
 from tests.faults.handlers import charging, plain
 from tests.faults.records import OnPostgres, on_postgres
-from tests.faults.site import BRISK_POSTGRES, PATIENCE, Order, Worker, until
+from tests.faults.site import BRISK_POSTGRES, PATIENCE, Order, Worker, refused_in_time, until
 
 pytestmark = on_postgres
 #: longer than it takes to see a call wait for a lock, and to end it
@@ -130,13 +130,11 @@ def test_without_a_free_slot_nothing_new_runs_and_the_finished_is_recorded_later
 ) -> None:
     """B-10, L-08, O-12: 503 in time; the completion is tried until there is a connection for it."""
     with Worker(colour, f"{slots.url}?{BRISK_POSTGRES}", lease=LONG) as worker:
-        running, new = Order(charging(effects, hold="answer")), Order(plain(effects))
+        running = Order(charging(effects, hold="answer"))
         owner = worker.start(running)
         running.until_arrived()
         give_back = slots.fill()
-        refused = worker.post(new)
-        assert (refused.status, new.runs) == (503, 0)
-        assert refused.seconds < worker.backend.call_timeout + 1
+        new = refused_in_time(worker, lambda: Order(plain(effects)))
         running.script.release.set()
         until(lambda: sum(isinstance(event, BackendFailed) for event in worker.events) > 1, bool)
         assert not owner.done()

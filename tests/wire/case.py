@@ -13,6 +13,18 @@ from tests.wire.servers import Server
 Lines = Sequence[bytes]
 
 
+def store_failed(answer: Response, log: str) -> bool:
+    """Whether an answer tells of a store that did not answer in time; the server's log has to say so too.
+
+    It says nothing of the record: the request was not run, or its answer was not recorded, and it is to be sent again.
+    """
+    unavailable = answer.status == 503 and b":backend-unavailable" in answer.body
+    if not unavailable and answer.values(b"idempotency-status") != [b"unrecorded"]:
+        return False
+    assert "BackendFailed" in log, f"nothing failed, and yet {answer}: {log[-3000:]}"
+    return True
+
+
 class Case:
     """A key, the endpoint that it is for, and the journal that tells what the endpoint did."""
 
@@ -54,8 +66,13 @@ class Case:
         return connection
 
     def ask(self, body: bytes = b"{}", *lines: bytes, method: str = "POST", key: bytes | None = b"own") -> Response:
-        """Send the request and read the answer."""
-        return self.exchange(self.request(body, *lines, method=method, key=key), bodiless=method == "HEAD")
+        """Send the request and read the answer; again while the store fails, which says nothing of the record."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            response = self.exchange(self.request(body, *lines, method=method, key=key), bodiless=method == "HEAD")
+            if not store_failed(response, self.server.log) or time.monotonic() > deadline:
+                return response
+            time.sleep(0.01)
 
     def exchange(self, data: bytes, *, bodiless: bool = False) -> Response:
         """Send these bytes and read the answer."""

@@ -9,7 +9,7 @@ import os
 import time
 from pathlib import Path
 
-PATIENCE = 12.0  # seconds; nothing waits longer, so a lost signal is a failure and not a hang
+PATIENCE = 20.0  # seconds, less than a lease; nothing waits longer, so a lost signal is a failure and not a hang
 _STEP = 0.005
 
 

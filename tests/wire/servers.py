@@ -20,7 +20,8 @@ from uuid import uuid4
 from tests.wire.kinds import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
-START_WITHIN = 30.0
+#: seconds; nothing is promised of it, and a machine that does much else takes its time
+START_WITHIN = 60.0
 LISTS_PROCESSES = Path("/proc/self/task").exists()
 _PORT_TRIES = 5
 
@@ -66,14 +67,14 @@ class Server:
 
     def connect(self) -> socket.socket:
         """A connection to it."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=15)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
     def terminate(self) -> None:
         """Ask it to stop."""
         self._process.send_signal(signal.SIGTERM)
 
-    def wait(self, seconds: float = 15) -> bool:
-        """Whether it ends by itself in time."""
+    def wait(self, seconds: float = 25) -> bool:
+        """Whether it ends by itself in time, which is less than a lease."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from open_idempotency.backend import Get, Status
 from tests.wire.case import Case
 from tests.wire.client import Connection
 from tests.wire.conftest import Running, StartServer
 from tests.wire.kinds import ADAPTERS, KINDS
+from tests.wire.test_workers import records
 
 EXITS = [f"{kind}:{ADAPTERS[KINDS[kind].interface][0]}" for kind in KINDS if KINDS[kind].in_matrix]
 EXITS += ["uvicorn-httptools:django-asgi", "gunicorn-sync:django-wsgi", "gunicorn-gthread:flask"]
@@ -74,9 +76,13 @@ def test_a_sync_worker_that_refuses_its_time_limit_is_killed_and_the_lease_ends(
     with case.begin() as connection:
         case.journal.await_line("refused to end")
         assert answered_or_cut(connection) is None
-        refusals, retry = case.ask_until_admitted()
+        with records(f"sqlite:///{server.folder}/records.db") as backend:
+            (left,) = [record for record in backend.scan() if record.status is Status.IN_PROGRESS]
+            _, retry = case.ask_until_admitted()
+            after = backend.get(Get(left.record_id))
 
-    assert refusals
+    assert after is not None
+    assert after.claimed_at >= left.lease_end, "it ran beside a living lease"
     assert (retry.status, retry.body) == (201, b"attempt 2")
     lines = case.journal.lines()
     assert (lines[0], lines[-1], lines.count("reserve"), lines.count("charge")) == ("reserve", "charge", 1, 1)

@@ -31,6 +31,8 @@ from open_idempotency.backend import (
 )
 from tests.wire.journal import PATIENCE, Journal
 
+#: begins the line that names the record of a request that stops somewhere
+NAMES_RECORD = "record "
 _STEP = 0.005
 
 
@@ -47,6 +49,10 @@ class Stop:
         here = point == self._point and not self._taken
         self._taken = self._taken or here
         return here
+
+    def name(self, record_id: bytes) -> None:
+        """Say which record the request has."""
+        self._journal.write(f"{NAMES_RECORD}{record_id.hex()}")
 
     def wait(self, timeout: float) -> bool:
         """Say where it is, and wait for the gate; whether it opens in time."""
@@ -73,6 +79,12 @@ def stop_at(point: str) -> Stop | None:
     return stop if stop is not None and stop.take(point) else None
 
 
+def _name(record_id: bytes) -> None:
+    stop = stopping.get()
+    if stop is not None:
+        stop.name(record_id)
+
+
 def _pass(point: str) -> None:
     stop = stop_at(point)
     if stop is not None and not stop.wait(PATIENCE):
@@ -94,6 +106,7 @@ class StoppingBackend(Backend):
         self._async = AsyncStoppingBackend(inner.to_async(), self)
 
     def claim(self, c: Claim, /) -> ClaimAnswer:
+        _name(c.record_id)
         _pass("before-claim")
         answer = self._inner.claim(c)
         _pass("after-claim")
@@ -152,6 +165,7 @@ class AsyncStoppingBackend(AsyncBackend):
         self.call_timeout = inner.call_timeout
 
     async def claim(self, c: Claim, /) -> ClaimAnswer:
+        _name(c.record_id)
         await _pass_async("before-claim")
         answer = await self._inner.claim(c)
         await _pass_async("after-claim")
