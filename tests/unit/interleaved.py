@@ -24,10 +24,11 @@ class Alarm(Exception):
 
 
 def may_raise_at(frame: FrameType) -> bool:
-    """Whether a handler can raise there: they run after calls, so never between the end of a ``with`` block and the
-    release of its lock.
+    """Whether a handler can raise there. They run after calls, so never between the end of a ``with`` block and the
+    release of its lock, nor between its beginning and a ``try`` that comes first in it.
     """
-    return not linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with ")
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip()
+    return not line.startswith(("with ", "try:"))
 
 
 class Stuck(AssertionError):

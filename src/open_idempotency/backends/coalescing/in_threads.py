@@ -118,7 +118,8 @@ class ThreadCoalescer(Generic[Q, R]):
     @property
     def busy(self) -> bool:
         """Whether a question would not go at once: somebody has the lead, and is there."""
-        return self._lead is not None and self._lead.locked()
+        lead = self._lead
+        return lead is not None and lead.locked()
 
     def _wait(self, group: _Group[Q, R]) -> bool:
         """Until there are answers (false), or it is this call's turn to lead (true).
@@ -150,10 +151,10 @@ class ThreadCoalescer(Generic[Q, R]):
             self._queue.take(group.followers, overdue, time.monotonic(), after=group)
         for each in overdue:
             each.tell([too_late(self._limits)] * each.count)
-        questions = group.questions
+        questions = [*group.questions]
         for each in group.followers:
             each.carrier = group.lead
-            questions = questions + each.questions
+            questions += each.questions
         try:
             answers = self._carry_out(questions)
         except IdempotencyError as error:
