@@ -41,29 +41,29 @@ class ThreadCalls:
     After ``max_run`` seconds they count no more: the lease is renewed no longer, so a thread may be deadlocked.
     """
 
-    __slots__ = ("_ended", "_left", "_live", "_until", "touched")
+    __slots__ = ("_until", "ended", "left", "live", "touched")
 
     def __init__(self, max_run: float, touched: Callable[[], None] | None = None) -> None:
-        # Changed by worker threads: each change is one atomic operation.
-        self._live: set[_Call] = set()
-        self._left: set[_Call] = set()
-        self._ended = -inf
+        #: changed by worker threads: each change is one atomic operation
+        self.live: set[_Call] = set()
+        self.left: set[_Call] = set()
+        self.ended = -inf
         self._until = time.monotonic() + max_run
         self.touched = touched
 
     @property
     def running(self) -> bool:
         """Whether one of them runs at this moment."""
-        return bool(self._live) and time.monotonic() < self._until
+        return bool(self.live) and time.monotonic() < self._until
 
     @property
     def left_behind(self) -> bool:
         """Whether one of them runs although nobody awaits it any more, since its task was cancelled."""
-        return not self._left.isdisjoint(list(self._live)) and time.monotonic() < self._until
+        return not self.left.isdisjoint(list(self.live)) and time.monotonic() < self._until
 
     def ran_within(self, seconds: float) -> bool:
         """Whether one of them runs, or has ended so many seconds ago at most."""
-        return self.running or time.monotonic() < self._ended + seconds
+        return self.running or time.monotonic() < self.ended + seconds
 
     async def run(self, pool: Callable[..., Any], function: Callable[..., Any], *rest: Any, **options: Any) -> Any:
         """Have the pool carry out a function, which is known to run until it has ended."""
@@ -95,19 +95,19 @@ class _Call:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         calls = self._calls
-        calls._live.add(self)
+        calls.live.add(self)
         try:
             if self._take():
                 return self._function(*args, **kwargs)
             return None  # nobody awaits it
         finally:
-            calls._ended = time.monotonic()
-            calls._live.discard(self)
+            calls.ended = time.monotonic()
+            calls.live.discard(self)
 
     def leave(self) -> None:
         """Nobody awaits it any more: it does not begin, or runs on unseen."""
-        if not self._take() and self in self._calls._live:
-            self._calls._left.add(self)
+        if not self._take() and self in self._calls.live:
+            self._calls.left.add(self)
 
     def _take(self) -> bool:
         try:
