@@ -111,9 +111,10 @@ class RecordedLate(Event):
 
 @dataclass(frozen=True, slots=True)
 class RecordingLost(Event):
-    """The outcome of an attempt will not be recorded, so a retry may run again. ``reason``: ``superseded``, a later
-    attempt owns the record; ``time``, ``record_within`` is over; ``room``, too much waits to be recorded or no thread
-    can be started; ``unreadable``, the record is damaged or of a newer version; ``exit``, the process ended first.
+    """The outcome of an attempt will not be recorded, so a retry may run again, or does so already. ``reason``:
+    ``superseded``, a later attempt owns the record; ``time``, ``record_within`` is over; ``room``, too much waits to
+    be recorded or no thread can be started; ``unreadable``, the record is damaged or of a newer version; ``exit``, the
+    process ended first.
     """
 
     status: int | None

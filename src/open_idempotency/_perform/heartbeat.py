@@ -247,9 +247,7 @@ class _Beats:
     def _end_passes(self) -> None:
         """End those that have nothing left to wait for, or no time."""
         # What is being recorded, by its handler or here: a process that ended now would cut that off.
-        settling = len(self._recordings) or any(
-            entry.attempt.phase is Phase.ENDED for entry in list(self._watched.values())
-        )
+        settling = any(entry.attempt.phase is Phase.ENDED for entry in list(self._watched.values()))
         for order in list(self._passes):
             if order.over or not settling:
                 self._passes.remove(order)

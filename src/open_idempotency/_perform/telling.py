@@ -32,7 +32,10 @@ _ADVICE: dict[type[events.Event], str] = {
         "the backend did not record this response in time, so it goes out marked `Idempotency-Status: unrecorded`; the "
         "recording goes on in this process, and RecordedLate or RecordingLost reports its end"
     ),
-    events.RecordingLost: "a retry of this request may run again; see the docs of the event for the reason",
+    events.RecordingLost: (
+        "the outcome of this attempt is not on record, so a retry may run, or is running, again; the docs of the event "
+        "say what each reason means"
+    ),
     events.NotRenewable: (
         "no thread can be started that renews leases, so the request was refused (503), its claim is given back and "
         "nothing ran; raise the limit on processes and threads (docker --pids-limit, podPidsLimit of Kubernetes, "
