@@ -16,10 +16,10 @@ PAGE = ROOT / "docs" / "reference" / "behaviour.md"
 LINES = {
     "B": ["01", "02", "03", "04", "05", "06", "07", "08", "08a", "08b", "09", "10", "11", "11a", "11b", "12"],
     "H": [f"{n:02}" for n in range(1, 12)],
-    "O": [f"{n:02}" for n in range(1, 13)],
+    "O": [f"{n:02}" for n in range(1, 15)],
     "L": [f"{n:02}" for n in range(1, 9)],
     "R": [f"{n:02}" for n in range(1, 10)],
-    "S": [f"{n:02}" for n in range(1, 9)],
+    "S": [*(f"{n:02}" for n in range(1, 9)), "02a"],
 }
 
 
