@@ -27,11 +27,6 @@ class _SessionEnds:
     def __init__(self) -> None:
         self.count = 0
 
-    def note(self, session: Session) -> None:
-        """One more."""
-        if not session.in_nested_transaction():
-            self.count += 1
-
 
 class _Watched:
     """One transaction of a connection, from now on."""
@@ -74,7 +69,7 @@ class _Watched:
 
 _of_sessions: WeakKeyDictionary[Session, _SessionEnds] = WeakKeyDictionary()
 _of_connections: WeakKeyDictionary[Connection, list[_Watched]] = WeakKeyDictionary()
-# Once for each engine and dialect: a listener of one connection costs as much as a few statements.
+# Once for each engine and dialect, and for all sessions: a listener of one alone costs as much as a few statements.
 _heard_engines: WeakSet[Engine] = WeakSet()
 _heard_dialects: WeakSet[Dialect] = WeakSet()
 
@@ -86,11 +81,12 @@ def watch(connection: Connection, tx: Session | Connection) -> Callable[[], End]
     _of_connections[connection] = [*_present(connection), watched]  # those of earlier transactions have ended
     if isinstance(tx, Connection):
         return lambda: watched.end
+    if not event.contains(Session, "after_commit", _note_session):
+        for name in ("after_commit", "after_rollback"):
+            event.listen(Session, name, _note_session)
     session = _of_sessions.get(tx)
     if session is None:
         session = _of_sessions[tx] = _SessionEnds()
-        for name in ("after_commit", "after_rollback"):
-            event.listen(tx, name, session.note)
     known, before = session, session.count
     return lambda: _end(watched.end, known.count == before)
 
@@ -112,6 +108,12 @@ def _listen(engine: Engine) -> None:
     if engine.dialect not in _heard_dialects:
         _heard_dialects.add(engine.dialect)
         event.listen(engine, "handle_error", _note_error)
+
+
+def _note_session(session: Session) -> None:
+    known = _of_sessions.get(session)
+    if known is not None and not session.in_nested_transaction():
+        known.count += 1
 
 
 def _present(connection: Connection) -> list[_Watched]:
