@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import tracemalloc
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from django.core.handlers.asgi import ASGIHandler
 from django.http import HttpRequest, HttpResponse
+from django.utils.decorators import async_only_middleware
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,7 +32,7 @@ from open_idempotency._perform import bodies
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.policy import IdempotencyPolicy
-from tests.django_project.calls import AsgiCall, project
+from tests.django_project.calls import OURS, AsgiCall, project
 from tests.unit.builders import request_of
 
 AUTO, JSON = IdempotencyPolicy(), IdempotencyPolicy(fingerprint="json")
@@ -229,19 +231,45 @@ def test_while_a_body_is_taken_in_and_read_others_run(piece: int) -> None:
     assert turns >= BIG // bodies.TURN + BIG // bodies.PIECE
 
 
+_seen: list[HttpRequest] = []
+
+
+@async_only_middleware
+def noting(get_response: Any) -> Any:
+    """Middleware that shows the test its request."""
+
+    async def middleware(request: HttpRequest) -> Any:
+        _seen.append(request)
+        return await get_response(request)
+
+    return middleware
+
+
+async def _sizes_seen() -> list[int]:
+    """How much of a body was read at each turn of another task."""
+    sizes = [0]
+
+    async def look() -> None:
+        while True:
+            exchange = getattr(_seen[-1], "_open_idempotency_exchange", None) if _seen else None
+            if exchange is not None:
+                sizes.append(exchange._kept()._body.size)
+            await asyncio.sleep(0)
+
+    looking = asyncio.ensure_future(look())
+    call = AsgiCall(b"x" * BIG)
+    await call.run(ASGIHandler())
+    looking.cancel()
+    assert call.body == b"done"
+    return sizes
+
+
 def test_while_django_reads_a_body_others_run() -> None:
-    """R-10: from its file into ours."""
+    """R-10: from its file into ours, a turn at a time."""
 
     async def view(request: HttpRequest) -> HttpResponse:
         return HttpResponse("done")
 
-    async def scenario(body: bytes) -> int:
-        call, others = AsgiCall(body), Others()
-        with project(view):
-            other = asyncio.ensure_future(others.run())
-            await call.run(ASGIHandler())
-            other.cancel()
-        assert call.body == b"done"
-        return others.turns
-
-    assert asyncio.run(scenario(b"x" * BIG)) >= asyncio.run(scenario(b"x")) + BIG // bodies.TURN
+    with project(view, MIDDLEWARE=[f"{__name__}.noting", OURS]):
+        sizes = asyncio.run(_sizes_seen())
+    assert max(after - before for before, after in pairwise(sizes)) <= bodies.TURN

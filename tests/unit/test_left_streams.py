@@ -288,8 +288,8 @@ def test_a_wsgi_stream_that_ends_late_is_stored(backend: MemoryBackend) -> None:
     sent = begin(middleware, environ())
     next(sent.chunks)
     sent.close()
-    assert serve(middleware).body == b"ab"
     assert only_record(backend).status is Status.COMPLETED
+    assert serve(middleware).body == b"ab"
 
 
 def test_without_a_grace_a_wsgi_stream_is_closed_at_once(backend: MemoryBackend) -> None:
