@@ -410,3 +410,26 @@ def test_on_a_cluster_each_node_has_batches_of_its_own(cluster: Cluster) -> None
 async def _answered(tasks: list[asyncio.Task[Any]], number: int) -> None:
     while sum(task.done() for task in tasks) < number:
         await asyncio.sleep(0.01)
+
+
+def test_commands_that_could_not_be_written_take_nobody_elses_replies(
+    own: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B-10a: there was no memory for the write. Those that come next get their own replies, at once."""
+
+    def write(*_: object) -> None:
+        raise MemoryError
+
+    async def steps() -> None:
+        async with _opened(own.url) as backend:
+            lease = await _lease(backend, os.urandom(32))
+            with monkeypatch.context() as patched:
+                patched.setattr("asyncio.selector_events._SelectorSocketTransport.write", write)
+                with pytest.raises(BackendUnavailable):
+                    await backend.complete(Complete(lease, b"response"))
+            calls = [backend.complete(Complete(lease, b"response")), backend.get(Get(lease.record_id))]
+            completed, record = await asyncio.gather(*calls)
+            assert not completed.recreated
+            assert record.record_id == lease.record_id
+
+    _run(steps)
