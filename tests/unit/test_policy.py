@@ -78,6 +78,7 @@ def test_every_field_is_checked() -> None:
         ({"ttl": 10.0}, "ttl"),
         ({"lease": 60.0, "ttl": 59.0}, "ttl"),
         ({"max_run": 29.0}, "max_run"),
+        ({"record_within": 86_401.0}, "record_within"),
         ({"fingerprint_ignore": ("/a",)}, "fingerprint_ignore"),
         ({"fingerprint_ignore": ("/a",), "fingerprint": "none"}, "fingerprint_ignore"),
         ({"plain_records": "accept"}, "plain_records"),
