@@ -71,9 +71,13 @@ class Client:
             self._unwatch()
 
     def watch(self) -> None:
-        """Listen during a stream whose application does not, so that it ends as any other does."""
+        """Listen during a stream whose application does not, so that it ends as any other does.
+
+        On an event loop that is neither asyncio's nor trio's the application has to.
+        """
         if self._unwatch is None and not self._listening and self.left is None and not self._ended:
-            self._unwatch = loops.spawn(self._listen)
+            if loops.current_library() is not None:
+                self._unwatch = loops.spawn(self._listen)
 
     async def stops(self) -> bool:
         """Whether a part of the stream comes too late to be sent.
