@@ -33,8 +33,8 @@ class Hold:
     """The cancellations of one request's task, on asyncio."""
 
     __slots__ = (
-        "_armed", "_attempt", "_before", "_begun", "_message", "_over", "_patience", "_pending", "_scope", "_task",
-        "_timer", "_waiter", "recording",
+        "_armed", "_attempt", "_before", "_begun", "_message", "_over", "_patience", "_pending", "_recorded", "_scope",
+        "_task", "_timer", "_waiter", "recording",
     )  # fmt: skip
 
     def __init__(self, attempt: Attempt) -> None:
@@ -45,6 +45,7 @@ class Hold:
         self._patience: Patience | None = None
         #: the response is being recorded, however long that takes
         self.recording = False
+        self._recorded = False
         self._task: asyncio.Task[Any]
         self._before = 0
         self._waiter: _Waiter | None = None
@@ -134,7 +135,11 @@ class Hold:
 
     def _holds(self) -> bool:
         threads = self._attempt.threads
-        return threads is not None and not self._over and (self._timer is not None or threads.ran_within(GRACE))
+        if threads is None or self._over:
+            return False
+        if self._recorded:
+            return threads.running
+        return self._timer is not None or threads.ran_within(GRACE)
 
     def _look_again(self) -> None:
         if self._timer is None and self._attempt.threads is not None:
@@ -146,14 +151,18 @@ class Hold:
 
     def _look(self) -> None:
         self._timer = None
-        patience = self._patience
-        if not self._over and patience is not None and (self.recording or patience.lasts(begun=self._begun)):
+        if self._lasts():
             self._start_timer()
             return
         self._over = self._over or self._begun
         self._let_go_on()
         if self._scope is not None:
             self._scope.shield = False
+
+    def _lasts(self) -> bool:
+        if self._over or self._recorded or self._patience is None:
+            return self._holds()
+        return self.recording or self._patience.lasts(begun=self._begun)
 
     def _let_go_on(self) -> bool:
         """Hold what was kept back no longer; whether there was something."""
@@ -187,16 +196,20 @@ class Hold:
         return self._pending
 
     def _shield(self) -> None:
-        if not self._over and not self._begun:
+        if not (self._over or self._begun or self._recorded):
             self._scope.shield = True
             self._look_again()
 
     async def release(self) -> bool:
-        """The response is on record: hold nothing back any more. Whether the request is cancelled.
+        """The response is on record: hold nothing back any more, but for a thread that still runs.
 
-        Where it was cancelled by a scope, that raises.
+        Whether the request is cancelled. Where it was cancelled by a scope, that raises.
         """
-        self._over = True
+        self._recorded = True
+        # A scope cancels nothing in the middle of a thread call by itself.
+        if self._scope is None and self._holds():
+            self._look_again()
+            return self._pending and not self._is_stale()
         cancelled = self._let_go_on()
         if self._scope is not None and self._scope.shield:
             self._scope.shield = False
