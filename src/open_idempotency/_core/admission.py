@@ -210,9 +210,16 @@ def _answer_claim(
             attempt = Attempt.of(lease, stages, policy, _instance(request))
             attempt.method, attempt.alone = request.method, request.alone
             attempt.confirmed(asked)
-            yield from _keep_alive(attempt, lease)
-            if policy.on_event is not None:
-                yield from tell(policy, events.Claimed, lease.record_id, lease.attempt)
+            try:
+                yield from _keep_alive(attempt, lease)
+                if policy.on_event is not None:
+                    yield from tell(policy, events.Claimed, lease.record_id, lease.attempt)
+            except (_NotRenewable, GeneratorExit):
+                raise
+            except BaseException:  # such as a time limit of gevent's, or a listener that ends the process
+                attempt.lost = True  # no handler will run, so nobody is to renew the lease
+                yield from _give_back(lease, policy)
+                raise
             return attempt
         case Finished(frame):
             return (yield from _replay(frame, ANSWER, claim, request, policy))
