@@ -10,7 +10,7 @@ import base64
 import hashlib
 import hmac
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
@@ -168,7 +168,9 @@ def _scope_of_caller(request: Request, user: str | None, key: str, policy: Idemp
     return "anonymous:"
 
 
-def _digest_of_credentials(credentials: Headers) -> str:
+def _digest_of_credentials(credentials: Sequence[tuple[bytes, bytes]]) -> str:
+    if len(credentials) == 1 and credentials[0][0] == _AUTHORIZATION:
+        return hashlib.sha256(credentials[0][1]).hexdigest()
     if all(name == _AUTHORIZATION for name, _ in credentials):
         return hashlib.sha256(b"\0".join([value for _, value in credentials])).hexdigest()
     # Sorted, since proxies reorder headers; by name only, since two values of one name have an order.
