@@ -137,7 +137,7 @@ class Hold:
             self._start_timer()
 
     def _start_timer(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(LOOK, self._look)
+        self._timer = self._task.get_loop().call_later(LOOK, self._look)  # none runs where a runner ends its tasks
 
     def _look(self) -> None:
         self._timer = None
