@@ -45,7 +45,7 @@ def test_a_runner_that_ends_its_tasks_waits_for_their_threads() -> None:
         assert await asyncio.to_thread(arrived.wait, PATIENCE)
         return tasks
 
-    threading.Thread(target=lambda: arrived.wait(PATIENCE) and gate.wait(0.3) or gate.set()).start()
+    threading.Timer(0.5, gate.set).start()
     asyncio.run(main())
     assert (charges, others) == (["charged"], ["ended"])
     again = asyncio.run(Exchange(key=key).through(protected))
