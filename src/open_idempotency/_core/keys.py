@@ -142,7 +142,11 @@ def caller_scope(request: Request, caller: Identity, key: str, policy: Idempoten
     ``credential_headers``, anonymous. Each is another one in another tenant, and on another host if ``scope_by_host``
     says so. Raises ``ScopeUnknown`` for a failure or a nobody, ``KeyRejected`` for a guessable anonymous key.
     """
-    scope = _scope_of_caller(request, caller.user, key, policy)
+    return within(_scope_of_caller(request, caller.user, key, policy), request, caller, policy)
+
+
+def within(scope: str, request: Request, caller: Identity, policy: IdempotencyPolicy) -> str:
+    """A scope as it is in the caller's tenant, and on the request's host if ``scope_by_host`` says so."""
     host = b"\0".join(request.header(b"host")).lower() if policy.scope_by_host else b""
     if not caller.tenant and not host:
         return scope
