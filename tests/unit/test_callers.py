@@ -35,14 +35,15 @@ class Lost:
         return LOST
 
 
-def intake_of(user: str | None) -> Intake:
+def intake_of(user: str | None, tenant: str = "") -> Intake:
     """The request, as this user sends it with that session."""
-    return Intake(request_of(), KEY, new_owner(), lambda: user, lambda: body_of(b"{}"), session=Lost())
+    caller = Identity(user, tenant)
+    return Intake(request_of(), KEY, new_owner(), lambda: caller, lambda: body_of(b"{}"), session=Lost())
 
 
-def admitted(engine: Engine, user: str | None) -> Attempt | Answer:
+def admitted(engine: Engine, user: str | None, tenant: str = "") -> Attempt | Answer:
     """What becomes of it."""
-    return engine.sync.run(admit(intake_of(user), engine.policy))
+    return engine.sync.run(admit(intake_of(user, tenant), engine.policy))
 
 
 @pytest.mark.parametrize("encryption", [None, EncryptionKeys({"2026": b"k" * 32})], ids=["plain", "encrypted"])
@@ -57,6 +58,18 @@ def test_a_session_that_has_ended_leads_to_the_record(encryption: EncryptionKeys
     again = admitted(engine, None)
     assert isinstance(again, Answer)
     assert again.body == b"done"
+
+
+def test_a_session_that_has_ended_leads_nowhere_in_another_tenant() -> None:
+    """O-14, O-16: a browser shows it there too, with the same key."""
+    engine = engine_of()
+    attempt = admitted(engine, "ada", "one")
+    assert isinstance(attempt, Attempt)
+    assert attempt.caller is not None
+    engine.sync.run(follow(attempt, attempt.caller, Change(False, LOST), new_owner()))
+    engine.sync.run(finish(attempt, Answer(201, [], b"done")))
+    assert isinstance(admitted(engine, None, "one"), Answer)
+    assert isinstance(admitted(engine, None, "two"), Attempt)
 
 
 def test_what_is_no_pointer_lets_nothing_run() -> None:

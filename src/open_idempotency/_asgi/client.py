@@ -53,7 +53,8 @@ class Client:
         self._streaming = True
         if self.left is not None:
             self.grace.begin()
-        self._wake()
+        if self._waiting:
+            self._wake()
 
     def leave(self, message: Message | None = None) -> None:
         """The client has left, as the server says."""
@@ -66,7 +67,8 @@ class Client:
     def end(self) -> None:
         """The response is complete, or the attempt has failed: nothing is withheld any more."""
         self._ended = True
-        self._wake()
+        if self._waiting:
+            self._wake()
         if self._unwatch is not None:
             self._unwatch()
 
@@ -156,5 +158,6 @@ class Client:
             self._waiting.remove(signal)
 
     def _wake(self) -> None:
+        """For callers that have seen that somebody waits, which most requests never do."""
         for signal in self._waiting:
             signal.set()

@@ -210,9 +210,18 @@ def _answer_claim(
             attempt = Attempt.of(lease, stages, policy, _instance(request))
             attempt.method, attempt.alone = request.method, request.alone
             attempt.confirmed(asked)
-            yield from _keep_alive(attempt, lease)
-            if policy.on_event is not None:
-                yield from tell(policy, events.Claimed, lease.record_id, lease.attempt)
+            try:
+                yield KeepAlive(attempt)
+                if policy.on_event is not None:
+                    yield from tell(policy, events.Claimed, lease.record_id, lease.attempt)
+            except GeneratorExit:
+                raise
+            except BackendUnavailable as error:
+                raise (yield from _not_renewable(attempt, lease, error)) from error
+            except BaseException:  # such as a time limit of gevent's, or a listener that ends the process
+                attempt.lost = True  # no handler will run, so nobody is to renew the lease
+                yield from _give_back(lease, policy)
+                raise
             return attempt
         case Finished(frame):
             return (yield from _replay(frame, ANSWER, claim, request, policy))
@@ -255,14 +264,11 @@ class _NotRenewable(Exception):
         self.first = first
 
 
-def _keep_alive(attempt: Attempt, lease: Lease) -> Steps[None]:
-    """Have the lease renewed from here on. A claim that nobody can renew is given back, and nothing runs (L-11)."""
-    try:
-        yield from ask(KeepAlive(attempt))
-    except BackendUnavailable as error:
-        yield from warn(attempt.policy, events.NotRenewable.of(events.short(lease.record_id), error))
-        yield from _give_back(lease, attempt.policy)
-        raise _NotRenewable(lease.attempt == 1 and not attempt.stages) from error
+def _not_renewable(attempt: Attempt, lease: Lease, error: BackendUnavailable) -> Steps[_NotRenewable]:
+    """Give back a claim that nobody can renew, so that nothing runs (L-11); what to raise."""
+    yield from warn(attempt.policy, events.NotRenewable.of(events.short(lease.record_id), error))
+    yield from _give_back(lease, attempt.policy)
+    return _NotRenewable(lease.attempt == 1 and not attempt.stages)
 
 
 def _readable(stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy) -> Steps[tuple[Stage, ...]]:

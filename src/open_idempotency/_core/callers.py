@@ -15,7 +15,7 @@ from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.codecs import decode_response, encode_response
 from open_idempotency._core.commands import Claim, Complete, Get
 from open_idempotency._core.drivers import Steps, ask
-from open_idempotency._core.keys import caller_scope, record_id
+from open_idempotency._core.keys import caller_scope, record_id, within
 from open_idempotency._core.models import Leased, Status
 from open_idempotency._core.requests import Answer, Identity, Request
 from open_idempotency._core.sealing import seal, unseal
@@ -61,8 +61,12 @@ class Caller:
         return record_id(scope, self.key, self.request, self.policy)
 
     def of_session(self, digest: str) -> bytes:
-        """What this request has in common with others of one session: an id that no user's record can have."""
-        return record_id("session:" + digest, self.key, self.request, self.policy)
+        """What this request has in common with others of one session: an id that no user's record can have.
+
+        A browser may show one session to several tenants, so it is another one in each.
+        """
+        scope = within("session:" + digest, self.request, self.identity, self.policy)
+        return record_id(scope, self.key, self.request, self.policy)
 
 
 class Session(Protocol):

@@ -56,8 +56,11 @@ class Capture:
         return self._chunks is None
 
     def answer(self) -> Answer:
-        """What was collected; the body is None where it outgrew the bound."""
-        body = None if self._chunks is None else b"".join(self._chunks)
+        """What was collected; the body is None where it outgrew the bound, or the memory that is left (O-11)."""
+        try:
+            body = None if self._chunks is None else b"".join(self._chunks)
+        except MemoryError:
+            body = self._chunks = None
         return Answer(self.status, self.headers, body)
 
 

@@ -1,8 +1,9 @@
 """Keeping: from a live answer to the bytes that are stored of it. Without the fields of the moment, within the size
 limit, redacted, framed, sealed; the live answer is never changed.
 
-A hook that fails here has an outcome in its hands, so something is stored in any case; but never what the hook was
-there to take out, and never plain bytes that were to be sealed and could be told anything from.
+A hook that fails here has an outcome in its hands, and so has a process without memory, so something is stored in any
+case; but never what the hook was there to take out, and never plain bytes that were to be sealed and could be told
+anything from.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def stored_form(answer: Answer, kind: bytes, lease: Lease, policy: IdempotencyPo
 def _framed(small: Answer) -> tuple[bytes, bool]:
     try:
         return encode_response(small), small.body is not None
-    except ValueError:
-        # An answer that no server would send either. The work is done all the same, so a tombstone stands for it.
+    except (ValueError, MemoryError):
+        # A response that no server would send either, or no memory for a copy of it. The work is done all the same,
+        # so a tombstone stands for it: a retry that ran again would be a second run.
         return _bare_tombstone(small.status), False
 
 

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import hmac
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
@@ -142,7 +142,11 @@ def caller_scope(request: Request, caller: Identity, key: str, policy: Idempoten
     ``credential_headers``, anonymous. Each is another one in another tenant, and on another host if ``scope_by_host``
     says so. Raises ``ScopeUnknown`` for a failure or a nobody, ``KeyRejected`` for a guessable anonymous key.
     """
-    scope = _scope_of_caller(request, caller.user, key, policy)
+    return within(_scope_of_caller(request, caller.user, key, policy), request, caller, policy)
+
+
+def within(scope: str, request: Request, caller: Identity, policy: IdempotencyPolicy) -> str:
+    """A scope as it is in the caller's tenant, and on the request's host if ``scope_by_host`` says so."""
     host = b"\0".join(request.header(b"host")).lower() if policy.scope_by_host else b""
     if not caller.tenant and not host:
         return scope
@@ -168,7 +172,9 @@ def _scope_of_caller(request: Request, user: str | None, key: str, policy: Idemp
     return "anonymous:"
 
 
-def _digest_of_credentials(credentials: Headers) -> str:
+def _digest_of_credentials(credentials: Sequence[tuple[bytes, bytes]]) -> str:
+    if len(credentials) == 1 and credentials[0][0] == _AUTHORIZATION:
+        return hashlib.sha256(credentials[0][1]).hexdigest()
     if all(name == _AUTHORIZATION for name, _ in credentials):
         return hashlib.sha256(b"\0".join([value for _, value in credentials])).hexdigest()
     # Sorted, since proxies reorder headers; by name only, since two values of one name have an order.

@@ -122,7 +122,7 @@ def has_history(attempt: Attempt, lease: Lease) -> bool:
 
 
 def _client_waits(policy: IdempotencyPolicy) -> float:
-    return min(policy.respond_within, _total(policy, inf))
+    return policy.respond_within if policy.record_within is None else min(policy.respond_within, policy.record_within)
 
 
 def _total(policy: IdempotencyPolicy, default: float) -> float:

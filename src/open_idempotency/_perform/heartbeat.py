@@ -64,8 +64,8 @@ class _Watched:
         #: from when on it may be renewed where a call has room for it; the first time never before it is due
         self.early = _NEVER
         self.until = now + attempt.policy.max_run
-        #: when it is reported as hanging
-        self.mark = self._next_mark(now)
+        #: when it is reported as hanging; the first of ``_next_mark``
+        self.mark = now + min(lease.duration * _LEASES_OF_A_HANG, attempt.policy.max_run / 4)
 
     def renewed(self, now: float) -> None:
         """The backend has answered for it."""
@@ -111,14 +111,15 @@ class _Beats:
         self._closed = False
 
     def watch(self, attempt: Attempt, lease: Lease) -> None:
-        self._ensure_thread()
+        if self._thread is None or not self._thread.is_alive():
+            self._ensure_thread()
         self._watched[lease.owner] = _Watched(attempt, lease, time.monotonic())
         if lease.duration / LOOKS_A_LEASE < self._look:
             self._orders.put(None)
 
     def forget(self, lease: Lease) -> None:
         if lease not in self._recordings:
-            self._drop(lease.owner)
+            self._watched.pop(lease.owner, None)
 
     def record(self, command: RecordLater, lease: Lease) -> bool:
         if not self._recordings.fits(command):

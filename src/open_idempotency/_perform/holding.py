@@ -19,7 +19,7 @@ from types import CoroutineType, coroutine
 from typing import TYPE_CHECKING, Any
 
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._perform.loops import current_library
+from open_idempotency._perform.loops import on_trio
 from open_idempotency._perform.thread_calls import GRACE, LOOK, Patience, ThreadCalls
 
 if TYPE_CHECKING:
@@ -30,39 +30,34 @@ _BY_SCOPE = "Cancelled via cancel scope"
 
 
 class Hold:
-    """The cancellations of one request's task, on asyncio."""
+    """The cancellations of one request's task, on asyncio.
 
-    __slots__ = (
-        "_armed", "_attempt", "_before", "_begun", "_message", "_over", "_patience", "_pending", "_recorded", "_scope",
-        "_task", "_timer", "_waiter", "recording",
-    )  # fmt: skip
+    Not slotted: one is made for each request, and hardly any of them is ever cancelled.
+    """
 
-    def __init__(self, attempt: Attempt) -> None:
+    #: the response is being recorded, however long that takes
+    recording = False
+    _recorded = False
+    _over = False
+    # The response has begun to leave.
+    _begun = False
+    _patience: Patience | None = None
+    _waiter: _Waiter | None = None
+    # A cancellation is kept back, or is to be thrown in as soon as the task goes on; what it says.
+    _pending = False
+    _armed = False
+    _message: Any = None
+    _timer: asyncio.TimerHandle | None = None
+    _scope: Any = None
+
+    def __init__(self, attempt: Attempt, task: asyncio.Task[Any]) -> None:
         self._attempt = attempt
-        self._over = False
-        # The response has begun to leave.
-        self._begun = False
-        self._patience: Patience | None = None
-        #: the response is being recorded, however long that takes
-        self.recording = False
-        self._recorded = False
-        self._task: asyncio.Task[Any]
-        self._before = 0
-        self._waiter: _Waiter | None = None
-        # A cancellation is kept back, or is to be thrown in as soon as the task goes on; what it says.
-        self._pending = False
-        self._armed = False
-        self._message: Any = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._scope: Any = None
+        self._task = task
+        self._before = task.cancelling() if sys.version_info >= (3, 11) else 0
 
     def run(self, awaitable: Awaitable[None]) -> Awaitable[None]:
         """Await it, and hold cancellations back as long as needed. Raises what it does, and what was held back."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._before = _cancellations(task)
-        return self._run_in_scope(awaitable) if _is_in_scope(task) else self._steps(awaitable)
+        return self._run_in_scope(awaitable) if _is_in_scope(self._task) else self._steps(awaitable)
 
     async def _run_in_scope(self, awaitable: Awaitable[None]) -> None:
         calls = self._attempt.threads = ThreadCalls(self._attempt.policy.max_run, self._shield)
@@ -147,7 +142,7 @@ class Hold:
             self._start_timer()
 
     def _start_timer(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(LOOK, self._look)
+        self._timer = self._task.get_loop().call_later(LOOK, self._look)  # none runs where a runner ends its tasks
 
     def _look(self) -> None:
         self._timer = None
@@ -210,7 +205,7 @@ class Hold:
         if self._scope is None and self._holds():
             self._look_again()
             return self._pending and not self._is_stale()
-        cancelled = self._let_go_on()
+        cancelled = self._pending and self._let_go_on()
         if self._scope is not None and self._scope.shield:
             self._scope.shield = False
             await sys.modules["anyio"].sleep(0)
@@ -246,12 +241,6 @@ async def _as_coroutine(awaitable: Awaitable[None]) -> None:
     await awaitable
 
 
-def _cancellations(task: asyncio.Task[Any]) -> int:
-    if sys.version_info >= (3, 11):
-        return task.cancelling()
-    return 0
-
-
 def _is_in_scope(task: asyncio.Task[Any]) -> bool:
     """Whether a cancel scope of anyio's is around this task; true if that cannot be known, as one more harms nobody."""
     module = sys.modules.get("anyio._backends._asyncio")
@@ -266,11 +255,12 @@ def _is_in_scope(task: asyncio.Task[Any]) -> bool:
 
 def hold_for(attempt: Attempt) -> Hold | TrioHold | None:
     """What holds the cancellations of the task back that calls; None outside of both event loops."""
-    library = current_library()
-    if library == "asyncio" and asyncio.current_task() is not None:
-        return Hold(attempt)
-    if library == "trio":
+    if on_trio():
         from open_idempotency._perform import holding_on_trio
 
         return holding_on_trio.TrioHold(attempt)
-    return None
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop of asyncio's runs
+        return None
+    return None if task is None else Hold(attempt, task)

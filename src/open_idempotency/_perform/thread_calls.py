@@ -160,7 +160,9 @@ def calls_here() -> ThreadCalls | None:
 
 def hook() -> None:
     """Have thread calls known from now on, by those libraries that are in use by now."""
-    for name in [name for name in pending if name in sys.modules]:
+    for name in tuple(pending):
+        if name not in sys.modules:
+            continue
         install = pending.pop(name, None)
         if install is not None and not install(sys.modules[name]):
             _logger.warning(

@@ -22,6 +22,7 @@ from open_idempotency.backend import (
     Reserve,
     SaveStage,
     Unreserve,
+    Withdraw,
 )
 from open_idempotency.conformance.support import LEASE, TTL, AsyncVerbs, ManualClock, claim_of, lease_of, stage_of
 from open_idempotency.exceptions import BackendUnavailable
@@ -42,6 +43,7 @@ async def _calls(verbs: AsyncVerbs, lease: Lease) -> list[tuple[str, Any]]:
         ("complete", Complete(lease, b"response")),
         ("fail", Fail(lease)),
         ("release", Release(lease)),
+        ("withdraw", Withdraw(claim_of(os.urandom(32)))),
         ("get", Get(record_id)),
         ("delete", os.urandom(32)),
         ("purge", 10),
