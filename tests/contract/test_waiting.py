@@ -178,7 +178,7 @@ def test_waiting_costs_one_call_and_a_subscription(colour: str, backend: RedisBa
         after = calls()
         assert {name: after[name] - before[name] for name in names} == dict.fromkeys(names, 1) | {
             "evalsha": 2,
-            "hget": 2,
+            "hget": 3,
         }
 
     _run(colour, backend, steps)

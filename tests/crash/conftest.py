@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 import pytest
 
 from tests.crash.applications import APPLICATIONS, Site
@@ -26,7 +28,8 @@ def sqlite_site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 def valkey_site(tmp_path_factory: pytest.TempPathFactory, valkey_url: str) -> Site:
     """A shop whose records are in Valkey."""
     mark = "&" if "?" in valkey_url else "?"
-    return Site(tmp_path_factory.mktemp("shop"), f"{valkey_url}{mark}timeout=0.5")
+    # Keys of its own: other tests of this process leave records on that server.
+    return Site(tmp_path_factory.mktemp("shop"), f"{valkey_url}{mark}timeout=0.5&prefix=crash-{uuid4().hex}:")
 
 
 @pytest.fixture(params=["sqlite", "valkey"])

@@ -104,7 +104,7 @@ def retried_once(shop: TransactionalShop, moment: str, lost: bool) -> tuple[Repl
     shop.killed(client, moment)
     if lost:
         shop.lose_records()
-    _, reply = client.post_until_admitted(shop.living)
+    reply = client.post_until_admitted(shop.living)
     replay = client.post(shop.living)
 
     assert reply.status == 201, shop.living.log
