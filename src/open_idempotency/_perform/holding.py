@@ -37,6 +37,7 @@ class Hold:
 
     #: the response is being recorded, however long that takes
     recording = False
+    _before = 0
     _over = False
     # The response has begun to leave.
     _begun = False
@@ -52,7 +53,8 @@ class Hold:
     def __init__(self, attempt: Attempt, task: asyncio.Task[Any]) -> None:
         self._attempt = attempt
         self._task = task
-        self._before = task.cancelling() if sys.version_info >= (3, 11) else 0
+        if sys.version_info >= (3, 11):
+            self._before = task.cancelling()
 
     def run(self, awaitable: Awaitable[None]) -> Awaitable[None]:
         """Await it, and hold cancellations back as long as needed. Raises what it does, and what was held back."""
