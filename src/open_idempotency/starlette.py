@@ -14,7 +14,7 @@ from uuid import UUID
 
 from open_idempotency import asgi
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.callers import follow
+from open_idempotency._core.callers import follow, told
 from open_idempotency._perform.coverage import Coverage
 from open_idempotency._perform.engine import new_owner
 from open_idempotency.asgi import MARK, Message, Receive, Scope, Send
@@ -178,7 +178,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
 
         async def follow_and_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                change = trace.change(caller, lease.record_id)
+                change = told(lambda: trace.change(caller, lease.record_id))
                 if change is not None:
                     await self.engine.aio.run(follow(attempt, caller, change, new_owner()))
             await send(message)

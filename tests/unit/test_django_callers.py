@@ -331,3 +331,36 @@ def test_a_session_that_ends_by_a_new_password_tells_too(
         first = browser.send()
         assert browser.send().content == first.content
     assert effects.count == 1
+
+
+class Strange:
+    """A user of the project's own, who cannot be told any more."""
+
+    @property
+    def is_authenticated(self) -> bool:
+        """Raises, as what has left its database session does."""
+        raise RuntimeError("detached")
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_a_caller_who_cannot_be_told_costs_no_outcome(awaited: bool, new_user: Callable[[], Any]) -> None:
+    """O-14: the view has run; its response is recorded, and the log says the rest."""
+    runs: list[int] = []
+
+    def act(request: HttpRequest) -> HttpResponse:
+        runs.append(1)
+        request.session["seen"] = True
+        request.user = Strange()  # type: ignore[assignment]
+        return HttpResponse("done", status=201)
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        return await sync_to_async(act)(request)
+
+    user, listener = new_user(), Listener()
+    middleware = [*AUTHENTICATION, OURS]
+    with project(view if awaited else act, MIDDLEWARE=middleware, IDEMPOTENCY_ON_EVENT=listener):
+        browser = Browser(awaited, user)
+        answers = [browser.send() for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert runs == [1]
+    assert [event.followed for event in listener.seen if isinstance(event, events.CallerChanged)] == [False]

@@ -162,3 +162,15 @@ def test_a_scope_that_has_nobody_to_name_any_more_is_told() -> None:
         before["user"] = "ada"
     assert client.post("/0", headers=KEY).status_code == 201
     assert shop.changes() == [False]
+
+
+def test_a_caller_who_cannot_be_told_costs_no_outcome() -> None:
+    """O-14: the view has run, whatever its new user's name is; its response is recorded, and the log says the rest."""
+    shop = Shop(lambda: login_user(User("\ud800")))
+    client = shop.client("ada")
+    before = session_of(client)
+    first = client.post("/0", headers=KEY)
+    client.set_cookie("session", before)
+    again = client.post("/0", headers=KEY)
+    assert (first.status_code, again.status_code, shop.runs) == (201, 201, 1)
+    assert shop.changes() == [False]

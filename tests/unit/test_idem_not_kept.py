@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -15,7 +16,8 @@ from open_idempotency import NOT_DONE, UNKNOWN, Found, OutcomeUnknown, StageConf
 from open_idempotency._core.codecs import StageKind, decode_stage, encode_stage
 from open_idempotency._core.models import Stage
 from open_idempotency._perform.context import running
-from open_idempotency.exceptions import RecordUnreadable
+from open_idempotency.encryption import EncryptionKeys
+from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
 from tests.unit.builders import Listener, attempt_of, engine_of
 from tests.unit.stage_client import Client, Counted
 
@@ -365,3 +367,60 @@ def test_a_default_that_may_be_the_functions_is_asked_about(client: Client) -> N
 
     with client.request(), pytest.raises(TypeError, match="default= is the stage's"):
         idem.run("charge", charge, default=3)
+
+
+class Sealer(EncryptionKeys):
+    """Encrypts, as long as it has its keys."""
+
+    fails = False
+
+    def seal(self, frame: bytes, place: bytes) -> bytes:
+        """See ``EncryptionKeys``."""
+        if self.fails:
+            raise MemoryError
+        return super().seal(frame, place)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_value_that_cannot_be_encrypted_is_not_kept(listener: Listener, form: Any, raises: bool) -> None:
+    """S-02a, B-10a: the effect has happened; nothing of the value is stored in plain bytes."""
+    sealer = Sealer({"2026": b"n" * 32})
+    client = Client(on_event=listener, encryption=sealer, plain_records="accept")
+    charge = Counted(Declined("card 4111") if raises else "card 4111")
+    terms = {"memo_errors": (Declined,)} if raises else {}
+    sealer.fails = True
+    with client.request(), pytest.raises(Declined) if raises else nullcontext():
+        assert form(charge, **terms) == charge.result
+    sealer.fails = False
+    assert not [record for record in client.engine.backend.scan() if b"4111" in str(record).encode()]
+    for _ in range(2):
+        with client.request(), pytest.raises(OutcomeUnknown):
+            form(charge, **terms)
+    assert charge.calls == 1
+    assert listener.kinds().count(events.StageValueNotKept) == 1
+    assert listener.kinds().count(events.HookFailed) == 1
+
+
+def test_where_plain_records_are_refused_nothing_runs_after_that(listener: Listener) -> None:
+    """S-02a, B-08b: 503, as the record cannot be trusted; the effect is not had again."""
+    sealer = Sealer({"2026": b"n" * 32})
+    client = Client(on_event=listener, encryption=sealer)
+    charge = Counted("ch_1")
+    sealer.fails = True
+    with client.request():
+        assert idem.run("charge", charge) == "ch_1"
+    sealer.fails = False
+    assert [client.again().status for _ in range(2)] == [503, 503]
+    assert charge.calls == 1
+
+
+def test_an_intent_that_cannot_be_encrypted_keeps_the_effect_from_happening() -> None:
+    """S-02a, S-04: that is known before it."""
+    sealer = Sealer({"2026": b"n" * 32})
+    client = Client(encryption=sealer)
+    charge = Counted("ch_1")
+    sealer.fails = True
+    with client.request(), pytest.raises(BackendUnavailable, match="seal"):
+        idem.run("charge", charge, external=True)
+    assert charge.calls == 0

@@ -182,3 +182,22 @@ def test_a_scope_that_reads_the_session_is_followed_too(session: str) -> None:
     browser.get("/login/eve")
     assert browser.post().text == "run 2"
     assert shop.changes() == [True, True]
+
+
+@pytest.mark.parametrize("session", ["old", "new"])
+def test_a_session_with_keys_of_several_types_is_followed(session: str) -> None:
+    """O-14: they are text in the cookie; the view has run, and its outcome is not lost for them."""
+
+    def act(request: Request) -> None:
+        request.session[1] = "first"  # type: ignore[index]
+        register(request)
+
+    shop = Shop(act)
+    browser = shop.browse("ada")
+    before = browser.session
+    first = browser.post()
+    if session == "old":
+        browser.session = before
+    again = browser.post()
+    assert (first.status_code, first.text) == (again.status_code, again.text) == (201, "run 1")
+    assert (shop.runs, shop.changes()) == (1, [True])

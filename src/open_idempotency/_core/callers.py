@@ -7,6 +7,7 @@ view has ended is known by its secret, from which a pointer to the record is fou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -92,6 +93,14 @@ class Change:
     lost: str | None = None
 
 
+def told(change: Callable[[], Change | None]) -> Change | None:
+    """What an adapter's session says. Whatever it raises, the view has run, and its outcome is not lost for it."""
+    try:
+        return change()
+    except Exception:  # of the framework, of a user's model, of what the view has put into the session
+        return Change(carried=False)
+
+
 def find_record(caller: Caller, session: Session) -> Steps[bytes | None]:
     """The record at which this request began, under another caller (O-14); None where nothing tells of one.
 
@@ -122,7 +131,7 @@ def follow(attempt: Attempt, caller: Caller, change: Change, owner: bytes) -> St
     if change.lost is not None:
         try:
             found = (yield from _point(attempt, caller, caller.of_session(change.lost), owner)) or found
-        except IdempotencyError as error:
+        except Exception as error:  # whatever it is, the view has run, and its outcome is not lost for it
             yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "follow", error))
     yield from warn(attempt.policy, events.CallerChanged(events.short(lease.record_id), found))
 

@@ -62,9 +62,10 @@ class Fate(Enum):
     UNRECORDED = "unrecorded"
 
 
-def save_stage(attempt: Attempt, stage: Stage) -> Steps[bytes]:
+def save_stage(attempt: Attempt, stage: Stage, done: bytes | None = None) -> Steps[bytes]:
     """Record a stage of a running attempt; the frame that is on record, which is the first one saved (B-06).
 
+    ``done``: what says in plain bytes that its effect has happened, for where it cannot be sealed (S-02a).
     Raises ``AlreadyCompleted``, ``LeaseLost``, and ``BackendUnavailable`` once the lease may have ended.
     """
     attempt.check_running()
@@ -72,7 +73,15 @@ def save_stage(attempt: Attempt, stage: Stage) -> Steps[bytes]:
     if lease is None:
         return stage.frame
     try:
-        sealed = seal_stage(stage, lease, attempt.policy)
+        try:
+            sealed = seal_stage(stage, lease, attempt.policy)
+        except BackendUnavailable as error:
+            if done is None:
+                raise
+            yield from warn(
+                attempt.policy, events.HookFailed(events.short(lease.record_id), "encryption", cause(error))
+            )
+            sealed = stage = Stage(stage.name, stage.key, done)
         saved = yield from recording.save(SaveStage(lease, sealed), attempt, lease)
         if saved.recreated:
             yield from warn(attempt.policy, events.Recreated(events.short(lease.record_id), lease.attempt))

@@ -10,7 +10,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.callers import follow
+from open_idempotency._core.callers import follow, told
 from open_idempotency._core.replay import BODILESS, REPLAYED, UNRECORDED
 from open_idempotency._core.requests import Answer, Headers
 from open_idempotency._core.settlement import Fate
@@ -178,7 +178,8 @@ class Exchange:
         if attempt.caller is None or attempt.lease is None:
             return
         caller, attempt.caller = attempt.caller, None
-        change = session.change(caller, attempt.lease.record_id)
+        record_id = attempt.lease.record_id
+        change = told(lambda: session.change(caller, record_id))
         if change is not None:
             self._setting.engine.sync.run(follow(attempt, caller, change, new_owner()))
 

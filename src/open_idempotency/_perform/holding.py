@@ -39,6 +39,7 @@ class Hold:
     recording = False
     # The response is on record.
     _recorded = False
+    _before = 0
     _over = False
     # The response has begun to leave.
     _begun = False
@@ -54,7 +55,6 @@ class Hold:
     def __init__(self, attempt: Attempt, task: asyncio.Task[Any]) -> None:
         self._attempt = attempt
         self._task = task
-        self._before = 0
         if sys.version_info >= (3, 11):
             self._before = task.cancelling()
 

@@ -35,6 +35,7 @@ Reconcile = Callable[..., doubt.Reconciled | Awaitable[doubt.Reconciled]]
 
 MAX_NAME_CHARACTERS = 200
 _SAVE_AN_ID = "save a text, a number or an id"
+_NOT_SEALED = "see to it that encryption= can seal it, which it could not, as HookFailed says"
 
 
 class _Unset(Enum):
@@ -254,20 +255,28 @@ class StageUse:
             _rebuilt(named, _memo(payload)[1])
         except StageValueError as refused:
             return self._save_without(error, refused, raised=True)
-        return self._save(encode_stage(StageKind.ERROR, payload))
+        return self._save_memo(encode_stage(StageKind.ERROR, payload), error)
 
     def _save_without(self, value: object, error: StageValueError, raised: bool) -> Steps[Any]:
         """Record that the stage is done, without its value, and say so once."""
-        attempt = self._attempt
         name = type(value).__name__ if raised or not error.kind else error.kind
         if raised:
             cure = "let its args be JSON and pass all of them to Exception.__init__, or give reconcile="
         else:
             cure = error.cure or f"{_SAVE_AN_ID}, or let what is returned fit its declared type"
-        frame = encode_stage(StageKind.NOT_KEPT, json.dumps({"type": name, "raised": raised}).encode())
-        yield from self._save(frame)
-        if self._frame is not None and decode_stage(self._frame)[0] is not StageKind.NOT_KEPT:  # another was first
+        yield from self._save(_done_without(name, raised))
+        if not self._has_no_value:  # another was first
+            assert self._frame is not None
             return read_frame(self._frame, self._declared(), self._errors)
+        return (yield from self._live(value, name, cure, raised))
+
+    @property
+    def _has_no_value(self) -> bool:
+        return self._frame is not None and decode_stage(self._frame)[0] is StageKind.NOT_KEPT
+
+    def _live(self, value: object, name: str, cure: str, raised: bool) -> Steps[Any]:
+        """The value, which only this attempt knows; said once."""
+        attempt = self._attempt
         attempt.kept_live(self.id, value)
         if self._terms.reconcile is None and (raised or self._terms.default is UNSET):
             record = "" if attempt.lease is None else events.short(attempt.lease.record_id)
@@ -275,16 +284,27 @@ class StageUse:
         return value
 
     def _save_value(self, frame: bytes, readable: object, declared: object) -> Steps[Any]:
-        yield from self._save(frame)
+        yield from self._save(frame, readable)
         assert self._frame is not None
-        return readable if self._frame == frame else read_frame(self._frame, declared, self._errors)
+        if self._frame == frame:
+            return readable
+        if self._has_no_value:
+            return (yield from self._live(readable, type(readable).__name__, _NOT_SEALED, raised=False))
+        return read_frame(self._frame, declared, self._errors)
 
-    def _save(self, frame: bytes) -> Steps[None]:
+    def _save_memo(self, frame: bytes, error: Exception) -> Steps[Any]:
+        yield from self._save(frame, error, raised=True)
+        if self._frame != frame and self._has_no_value:
+            yield from self._live(error, type(error).__name__, _NOT_SEALED, raised=True)
+
+    def _save(self, frame: bytes, value: object = None, raised: bool = False) -> Steps[None]:
+        """Record it; where it cannot be sealed, that the stage is done. ``value``: what is in it."""
         if self._transaction is not None:
             yield from save_in_transaction(self._transaction, self._attempt, self.id, frame)
             self._frame = frame
             return
-        self._frame = yield from save_stage(self._attempt, Stage(*self.id, frame))
+        done = None if self._attempt.policy.encryption is None else _done_without(type(value).__name__, raised)
+        self._frame = yield from save_stage(self._attempt, Stage(*self.id, frame), done)
 
     def leave(self) -> None:
         """The stage was not recorded; it may be entered again within this attempt."""
@@ -346,6 +366,11 @@ def plain_value(frame: bytes) -> Any:
         return {"not_kept": _not_kept(payload)[0]}
     name, arguments = _memo(payload)
     return {"error": name, "arguments": arguments}
+
+
+def _done_without(name: str, raised: bool) -> bytes:
+    """What stands for a value of this type, or an error, that could not be kept."""
+    return encode_stage(StageKind.NOT_KEPT, json.dumps({"type": name, "raised": raised}).encode())
 
 
 def _not_kept(payload: bytes) -> tuple[str, bool]:

@@ -72,7 +72,8 @@ class SessionTrace:
 
     def _seal(self, caller: Caller) -> str:
         content = {name: value for name, value in self._content().items() if name != _NAME}
-        text = json.dumps(content, sort_keys=True, default=str)
+        # As it will be read from the cookie: keys are text there.
+        text = json.dumps(json.loads(json.dumps(content, default=str)), sort_keys=True)
         return caller.of_session(hashlib.sha256(text.encode()).hexdigest()).hex()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
@@ -17,7 +18,7 @@ from django.http.response import HttpResponse, HttpResponseBase
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.callers import Change, follow
+from open_idempotency._core.callers import Change, follow, told
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.replay import REPLAYED
 from open_idempotency._core.requests import Answer, Identity
@@ -254,9 +255,10 @@ class Exchange:
     # Where the view has changed the caller a retry finds the record all the same (O-14)
 
     def _change(self, attempt: Attempt, response: HttpResponseBase) -> Change | None:
-        if attempt.caller is None or attempt.lease is None:
+        caller, lease = attempt.caller, attempt.lease
+        if caller is None or lease is None:
             return None
-        return self._session.change(attempt.caller, attempt.lease.record_id, response)
+        return told(lambda: self._session.change(caller, lease.record_id, response))
 
     def _follow(self, attempt: Attempt, change: Change) -> Steps[None]:
         caller, attempt.caller = attempt.caller, None
@@ -268,8 +270,14 @@ class Exchange:
         if change is None:
             return
         if self._session.must_save(change, response):
-            change = await sync_to_async(self._session.save)(change)
+            change = await self._asave(change)
         await self.engine.aio.run(self._follow(attempt, change), guarded=guarded)
+
+    async def _asave(self, change: Change) -> Change:
+        try:
+            return await sync_to_async(self._session.save)(change)
+        except Exception:  # no thread could be started for it
+            return replace(change, carried=False)
 
     def _start_capture(self, protection: Protection, response: Any) -> None:
         if self.raised and response.status_code >= 500:
