@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.simulation.environment import LEASE
-from tests.simulation.history import History, silence
+from tests.simulation.history import History
 from tests.simulation.loop import Task
 from tests.simulation.plans import Plan
 from tests.simulation.site import Order
@@ -22,7 +22,7 @@ AWAITS = range(1, 13)
 def history(request: pytest.FixtureRequest) -> Iterator[History]:
     """Two workers and nothing that goes wrong by itself; seeds differ in how long each thing takes."""
     made = History(Plan(seed=request.param, workers=2, stages=STAGES))
-    with silence():
+    with made.surroundings():
         yield made
     made.end()
 
