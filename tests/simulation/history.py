@@ -259,7 +259,7 @@ class History:
 
     def surroundings(self) -> AbstractContextManager[None]:
         """Within these the library runs on this history's time."""
-        return surroundings(self.loop, self.site.may_start_thread, self.site.clocks(), self.plan.holds)
+        return surroundings(self.loop, self.site.may_start_thread, self.site.clocks(), self.plan.holds and self.site.holds)
 
     def end(self) -> None:
         """Take everything apart."""

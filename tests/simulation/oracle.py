@@ -87,6 +87,8 @@ class Story:
     duration: float = 0.0
     #: the tokens whose lease ended although nobody could help it
     excused: set[int] = field(default_factory=set)
+    #: the tokens whose lease a jump of the backend's clock has ended
+    jumped: set[int] = field(default_factory=set)
     #: the owners whose claims were withdrawn
     withdrawn: set[bytes] = field(default_factory=set)
     #: how often the record vanished, which takes back all that was promised
@@ -179,6 +181,8 @@ class Oracle:
         owner = story.processes.get(story.token)
         if story.running and not (owner is not None and self._could_renew(story, owner)):
             story.excused.add(story.token)
+        if self._memory.jumped_at >= story.renewed_at:
+            story.jumped.add(story.token)
 
     def _could_renew(self, story: Story, owner: Process) -> bool:
         """Whether nothing kept a process from renewing its lease during the last third of it, when that is due."""
@@ -249,11 +253,12 @@ class Oracle:
 
     def _check_alone(self, story: Story, lease: Lease) -> None:
         """Whether a handler may begin now, as far as time, threads and processes go."""
-        now, jumped = self._memory.time(), self._memory.jumped_at >= story.renewed_at
-        if not story.losses and not jumped and not (story.token == lease.token and now <= story.lease_end):
-            self._loop.fail("L-10: a handler begins under a lease that has ended")
         if story.losses:
             return
+        owns = story.token == lease.token
+        jumped = self._memory.jumped_at >= story.renewed_at if owns else lease.token in story.jumped
+        if not jumped and not (owns and self._memory.time() <= story.lease_end):
+            self._loop.fail("L-10: a handler begins under a lease that has ended")
         for thread in story.threads:
             if self._holds(story, thread.token, thread.process, lease):
                 self._loop.fail(f"I12: begins beside a thread of token {thread.token}, whose lease could be renewed")

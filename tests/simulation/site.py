@@ -116,7 +116,7 @@ class Worker:
         _, error = task.ended.value
         self._site.note(self.process, "over", task.name, error)
         if isinstance(error, LOCAL_KINDS) and not isinstance(error, HandlerFailed):
-            self._site.loop.fail(f"B-07b: {task.name} ended with {error!r}")
+            self._site.loop.fail(f"B-10a: {task.name} ended with {error!r}")
         if exchange.losses == self._site.losses_of(exchange.order):
             self._site.oracle.ended(task)
         exchange.break_off()
@@ -135,6 +135,8 @@ class HandlerFailed(RuntimeError):
 class Site:
     """Everything that one history is about. ``handle``: the application."""
 
+    #: whether cancellations are kept back where the plan says that they can be
+    holds = True
     make_backend: type[RemoteBackend] = RemoteBackend
     make_performer: type[VirtualPerformer] = VirtualPerformer
     make_heartbeat: type[VirtualHeartbeat] = VirtualHeartbeat

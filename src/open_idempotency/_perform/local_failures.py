@@ -161,6 +161,7 @@ _VERBS = (
     "reserve",
     "save_stage",
     "unreserve",
+    "withdraw",
 )
 
 
