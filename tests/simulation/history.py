@@ -172,9 +172,10 @@ class History:
     def _some_worker(self) -> Worker:
         return self._random.choice(self.workers)
 
-    def block(self, process: Process) -> None:
+    def block(self, process: Process, seconds: float | None = None) -> None:
         """Its event loop does nothing for a while; its threads go on."""
-        seconds = self._random.uniform(0.1, 2 * LEASE)
+        if seconds is None:
+            seconds = self._random.uniform(0.1, 2 * LEASE)
         self.site.note(process, "event loop blocked", f"for {seconds:.3f} s")
         process.blocked_until = max(process.blocked_until, self.loop.now + seconds)
 
