@@ -14,7 +14,7 @@ from tests.simulation.environment import LEASE
 from tests.simulation.history import History
 from tests.simulation.loop import Task
 from tests.simulation.plans import Plan
-from tests.simulation.site import Order
+from tests.simulation.site import Order, Site
 
 STAGES = 2
 ORDER = Order("key-0-0123456789abcdef", "alice", b"mug")
@@ -149,3 +149,22 @@ def test_held_up_for_most_of_a_lease_it_is_renewed_in_time(long: History, number
     assert _status_of_a_retry(long) == 409
     long.loop.run(4 * LEASE)
     assert _status_of_a_retry(long) == 201
+
+
+class _WithoutThreads(Site):
+    def may_start_thread(self) -> None:
+        """The first worker has none left."""
+        assert self.loop.process is not None
+        if self.loop.process.name == "worker-0":
+            raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("times", [1, 10], ids=["once", "again and again"])
+@pytest.mark.parametrize("number", range(1, 6))
+def test_cancelled_while_an_unrenewable_claim_is_given_back_it_is_given_back(number: int, times: int) -> None:
+    """L-04, L-11: the claim does not stand for a lease, whether the first release had arrived or not."""
+    history = History(Plan(seed=1, workers=2, stages=STAGES), _WithoutThreads)
+    with history.surroundings():
+        _strike(history, number, lambda task: task.cancel(times))
+        assert _status_of_a_retry(history) == 201
+        history.end()
