@@ -8,6 +8,7 @@ from typing import Any
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Renew
 from open_idempotency._perform.context import running
+from open_idempotency._perform.performers import Performer
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backend import Renewal
 from open_idempotency.policy import IdempotencyPolicy
@@ -92,9 +93,11 @@ class Worker:
         self._site = site
         backend = site.make_backend(site.network, self.process)
         self._app = IdempotencyMiddleware(site.handle, backend=backend, policy=site.policy)
-        self._app.engine.aio = site.make_performer(site, self.process, backend)
-        self._app.engine.aio.heartbeat = site.make_heartbeat(site, self.process, backend)
-        self._app.engine.heartbeat = self._app.engine.aio.heartbeat
+        engine: Any = self._app.engine
+        engine.aio = site.make_performer(site, self.process, backend)
+        engine.heartbeat = engine.aio.heartbeat = site.make_heartbeat(site, self.process, backend)
+        # The blocking performer would keep the real heartbeat, which is kept until its backend is gone.
+        engine.sync = Performer(engine.backend)
 
     def serve(self, order: Order) -> Exchange:
         """Begin with a request."""
