@@ -55,7 +55,7 @@ class History:
 
     async def _handle(self, scope: Any, receive: Any, send: Any) -> None:
         order: Order = scope["order"]
-        attempt, lease = here(), here().lease
+        lease = here().lease
         record_id = lease.record_id if lease is not None else b""
         self.site.record_of[order.key, order.user] = record_id
         self.site.note(None, "handler", order.key, order.user, lease and (lease.attempt, lease.token))
@@ -64,13 +64,25 @@ class History:
             self.site.oracle.started(record_id, lease, order.body, self.loop.process)
         if lease is not None and lease.attempt > self.plan.policy.get("max_attempts", lease.attempt):
             self.loop.fail(f"O-10: attempt {lease.attempt} runs")
-        for number in range(self.plan.stages):
-            async with idem.stage(f"stage-{number}", external=self.plan.external) as stage:
-                if not stage.done:
-                    await self._work(partial(self._effect, f"stage-{number}", idem.key_for(f"stage-{number}"), order))
-                    stage.save(number)
-        await self._work()
+        over = self._runs(record_id, lease, scope["losses"])
+        try:
+            for number in range(self.plan.stages):
+                async with idem.stage(f"stage-{number}", external=self.plan.external) as stage:
+                    if not stage.done:
+                        key = idem.key_for(f"stage-{number}")
+                        await self._work(partial(self._effect, f"stage-{number}", key, order))
+                        stage.save(number)
+            await self._work()
+        finally:
+            over()
         await self._respond(order, send)
+
+    def _runs(self, record_id: bytes, lease: Lease | None, losses: int) -> Callable[[], None]:
+        """Something of an attempt goes on, until what is returned is called."""
+        process = self.loop.process
+        if lease is None or process is None or losses != self.site.oracle.story(record_id).losses:
+            return lambda: None
+        return self.site.oracle.running(record_id, lease, process)
 
     def _effect(self, stage: str, key: str, order: Order, lease: Lease) -> None:
         external = self.plan.external
@@ -96,14 +108,13 @@ class History:
         over: list[Callable[[], None]] = []
 
         def happen(begins: bool) -> None:
-            if losses != self.site.oracle.story(lease.record_id).losses:
-                return
             if begins:
-                over.append(self.site.oracle.thread(lease.record_id, lease, process))
-            else:
-                self.site.note(process, "thread ends", lease.token)
+                over.append(self._runs(lease.record_id, lease, losses))
+                return
+            self.site.note(process, "thread ends", lease.token)
+            if losses == self.site.oracle.story(lease.record_id).losses:
                 effect()
-                over.pop()()
+            over.pop()()
 
         def pool(call: Any) -> Any:
             return in_thread(self.loop, process, call, seconds, happen, self._random.uniform(0.0, 0.01))
@@ -136,7 +147,7 @@ class History:
             self.loop.after(moment, lambda: self.kill(process))
         elif self._happens("freeze", 0.2):
             self.loop.after(moment, lambda: self.freeze(process))
-        elif self._happens("block", 0.1):
+        elif self._happens("block", 0.2):
             self.loop.after(moment, lambda: self.block(process))
 
     def kill(self, process: Process) -> None:
@@ -175,7 +186,8 @@ class History:
     def block(self, process: Process, seconds: float | None = None) -> None:
         """Its event loop does nothing for a while; its threads go on."""
         if seconds is None:
-            seconds = self._random.uniform(0.1, 2 * LEASE)
+            least, most = self._random.choice([(0.01, 2.0), (0.85, 1.0)])
+            seconds = self._random.uniform(least, most) * LEASE
         self.site.note(process, "event loop blocked", f"for {seconds:.3f} s")
         process.blocked_until = max(process.blocked_until, self.loop.now + seconds)
 
@@ -260,7 +272,9 @@ class History:
 
     def surroundings(self) -> AbstractContextManager[None]:
         """Within these the library runs on this history's time."""
-        return surroundings(self.loop, self.site.may_start_thread, self.site.clocks(), self.plan.holds and self.site.holds)
+        return surroundings(
+            self.loop, self.site.may_start_thread, self.site.clocks(), self.plan.holds and self.site.holds
+        )
 
     def end(self) -> None:
         """Take everything apart."""

@@ -45,6 +45,7 @@ LOCAL: tuple[Callable[[], Exception], ...] = (
     lambda: OSError(errno.EMFILE, "Too many open files"),
     MemoryError,
 )
+CarryOut = Callable[[Process, str, Any, float], Any]
 LOCAL_KINDS = (RuntimeError, OSError, MemoryError)
 
 
@@ -105,9 +106,7 @@ class Network:
     ``before_sending`` is called with a process that is about to send one: the moment to kill or to freeze it.
     """
 
-    def __init__(
-        self, loop: Loop, carry_out: Callable[[Process, str, Any, float], Any], before_sending: Callable[[Process], None]
-    ) -> None:
+    def __init__(self, loop: Loop, carry_out: CarryOut, before_sending: Callable[[Process], None]) -> None:
         self.loop = loop
         self.before_sending = before_sending
         self.weather = Weather()

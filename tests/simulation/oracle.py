@@ -50,10 +50,9 @@ class Owed:
 
 
 @dataclass(eq=False)
-class Thread:
-    """Work of one attempt that no cancellation stops."""
+class Work:
+    """What goes on of one attempt: its handler, or a thread that no cancellation stops."""
 
-    record_id: bytes
     token: int
     process: Process
 
@@ -78,8 +77,8 @@ class Story:
     bodies: set[bytes] = field(default_factory=set)
     promise: Promise | None = None
     owed: Owed | None = None
-    #: what runs in threads
-    threads: list[Thread] = field(default_factory=list)
+    #: what runs at this moment
+    works: list[Work] = field(default_factory=list)
     #: which process runs the handler of a token
     processes: dict[int, Process] = field(default_factory=dict)
     #: in the loop's seconds, when the lease was extended last and how long it was then
@@ -259,9 +258,9 @@ class Oracle:
         jumped = self._memory.jumped_at >= story.renewed_at if owns else lease.token in story.jumped
         if not jumped and not (owns and self._memory.time() <= story.lease_end):
             self._loop.fail("L-10: a handler begins under a lease that has ended")
-        for thread in story.threads:
-            if self._holds(story, thread.token, thread.process, lease):
-                self._loop.fail(f"I12: begins beside a thread of token {thread.token}, whose lease could be renewed")
+        for work in story.works:
+            if self._holds(story, work.token, work.process, lease):
+                self._loop.fail(f"I12: begins beside work of token {work.token}, whose lease could be renewed")
         owed = story.owed
         if owed is not None and self._holds(story, owed.token, owed.process, lease):
             self._loop.fail("I13: ran again after its answer was received, while that was being recorded")
@@ -269,11 +268,11 @@ class Oracle:
     def _holds(self, story: Story, token: int, process: Process, lease: Lease) -> bool:
         return token < lease.token and not process.dead and token not in story.excused
 
-    def thread(self, record_id: bytes, lease: Lease, process: Process) -> Callable[[], None]:
-        """Some of a handler's work goes on in a thread, until what is returned is called."""
-        story, thread = self.story(record_id), Thread(record_id, lease.token, process)
-        story.threads.append(thread)
-        return lambda: story.threads.remove(thread)
+    def running(self, record_id: bytes, lease: Lease, process: Process) -> Callable[[], None]:
+        """A handler, or some of its work in a thread, goes on until what is returned is called."""
+        story, work = self.story(record_id), Work(lease.token, process)
+        story.works.append(work)
+        return lambda: story.works.remove(work)
 
     def effect(self, record_id: bytes, stage: str, lease: Lease, body: bytes, downstream: str, external: bool) -> None:
         """A handler has done something that cannot be undone. ``external``: its intent was recorded before (S-04)."""

@@ -141,9 +141,10 @@ def surroundings(
     def hold_for(attempt: Any) -> VirtualHold | None:
         return VirtualHold(loop, attempt) if holds else None
 
+    implementation = VirtualLoops(loop)
     replaced: list[tuple[Any, str, Any]] = [
         *((module, "time", SimpleNamespace(monotonic=clocks.get(module, loop.monotonic))) for module in _TIMED),
-        (loops, "_implementation", lambda implementation=VirtualLoops(loop): implementation),
+        (loops, "_implementation", lambda: implementation),
         (heartbeat, "threading", SimpleNamespace(Thread=make_thread, Lock=threading.Lock)),
         (heartbeat, "enlist", lambda _: None),
         (asgi, "hold_for", hold_for),

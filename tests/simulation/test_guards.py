@@ -49,5 +49,5 @@ def first_failure(guard: str) -> str:
 
 @pytest.mark.parametrize("guard", sorted(WITHOUT))
 def test_without_a_guard_some_history_fails(guard: str) -> None:
-    """B-02, B-03, B-08, B-10a, L-01, L-03, L-04, L-07 to L-11, O-05, O-12, R-03, S-04: each is needed, and missed where it is gone."""
+    """B-02, B-03, B-08, B-10a, L-01, L-03, L-04, L-07 to L-11, O-05, O-12, R-03, S-04: each is needed, and missed."""
     assert first_failure(guard).partition(":")[0] in BREAKS[guard]
