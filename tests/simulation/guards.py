@@ -12,7 +12,6 @@ from typing import Any
 from open_idempotency import asgi
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import RecordLater
-from open_idempotency._perform.heartbeat import BEATS_A_LEASE
 from open_idempotency._perform.thread_calls import ThreadCalls
 from open_idempotency.backend import (
     Busy,
@@ -144,20 +143,6 @@ class WithoutHeartbeat(Site):
     """Leases are not renewed (L-01)."""
 
     make_heartbeat = _DoesNotBeat
-
-
-class _CountsFromTheReply(VirtualHeartbeat):
-    def watch(self, attempt: Attempt) -> None:
-        super().watch(attempt)
-        if attempt.lease is not None:
-            entry = self.beats._watched[attempt.lease.owner]
-            entry.due = entry.began + attempt.lease.duration / BEATS_A_LEASE
-
-
-class WithoutRenewalFromTheClaim(Site):
-    """The first renewal is due a third of a lease after the claim's reply was read, however old that is (L-01)."""
-
-    make_heartbeat = _CountsFromTheReply
 
 
 class _DoesNotListen(VirtualPerformer):
@@ -320,7 +305,6 @@ WITHOUT: dict[str, type[Site]] = {
     "shield": WithoutShield,
     "store-before-send": WithoutStoreBeforeSend,
     "heartbeat": WithoutHeartbeat,
-    "renewal-from-the-claim": WithoutRenewalFromTheClaim,
     "heeding-refusals": WithoutHeedingRefusals,
     "intents": WithoutIntents,
     "failing-closed": WithoutFailingClosed,

@@ -250,9 +250,8 @@ class Site:
             task = self.loop.current
             assert task is not None
             unmarkable = streamed and task.root.unrecorded
-            whose = (here().lease, task.process) if marked or unmarkable else None
-            unrecorded = (whose[0].token, whose[1]) if whose is not None and whose[0] is not None else None
-            self.oracle.answered(record_id, status, body, unrecorded)
+            lease = here().lease if marked or unmarkable else None
+            self.oracle.answered(record_id, status, body, None if lease is None else (lease.token, task.process))
 
 
 def _record_of(command: Any) -> bytes:

@@ -22,7 +22,6 @@ BREAKS = {
     "shield": {"L-04"},
     "store-before-send": {"I4"},
     "heartbeat": {"I9", "I12", "I13"},
-    "renewal-from-the-claim": {"I9", "I12", "I13"},
     "heeding-refusals": {"I4"},
     "intents": {"I9"},
     "failing-closed": {"I8"},
