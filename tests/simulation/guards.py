@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
+from math import inf
 from typing import Any
 
+from open_idempotency import asgi
 from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.commands import RecordLater
+from open_idempotency._perform.thread_calls import ThreadCalls
 from open_idempotency.backend import (
     Busy,
     Claim,
@@ -23,7 +28,7 @@ from open_idempotency.backend import (
 from open_idempotency.exceptions import BackendUnavailable, LeaseLost
 from tests.simulation.environment import VirtualHeartbeat, VirtualPerformer
 from tests.simulation.loop import Process
-from tests.simulation.network import EPOCH, RemoteBackend
+from tests.simulation.network import EPOCH, Network, RemoteBackend
 from tests.simulation.site import Site
 
 
@@ -199,6 +204,97 @@ class WithoutFailingClosed(Site):
     make_performer = _RunsAnyway
 
 
+class WithoutClockAfterTheLock(Site):
+    """The backend reads its clock before it waits for a lock (B-02)."""
+
+    def decide(self, process: Process, verb: str, command: Any) -> Any:
+        """The time is that of the command's arrival."""
+        waited = self.loop.now - self.arrived
+        self.memory.jumped -= waited
+        try:
+            return super().decide(process, verb, command)
+        finally:
+            self.memory.jumped += waited
+
+
+class _Untranslated(RemoteBackend):
+    """Its verbs raise what the process raises."""
+
+    def __init__(self, network: Network, process: Process) -> None:
+        super().__init__(network, process)
+        for verb in ("claim", "renew", "save_stage", "complete", "fail", "release", "withdraw", "get"):
+            setattr(self, verb, partial(self._call, verb))
+
+
+class WithoutLocalFailures(Site):
+    """A call that fails in its own process is no failure of the backend (B-10a)."""
+
+    make_backend = _Untranslated
+
+
+class _Unseen(ThreadCalls):
+    left_behind = False
+
+
+class WithoutWaitingForThreads(Site):
+    """A request that is cancelled ends at once, whatever it has running in threads (L-09)."""
+
+    def watch_threads(self, attempt: Attempt) -> None:
+        """Nobody looks for those that are left behind."""
+        if attempt.threads is None:
+            attempt.threads = _Unseen(attempt.policy.max_run)
+
+
+class WithoutHoldingBack(Site):
+    """A cancellation arrives at once, even beside a thread (L-09)."""
+
+    holds = False
+
+
+class WithoutAskingBeforeTheHandler(Site):
+    """A handler begins however long its claim's reply has taken (L-10)."""
+
+    def clocks(self) -> dict[Any, Callable[[], float]]:
+        """The middleware knows of no time."""
+        return {asgi: lambda: -inf}
+
+
+class _StartsAnyway(VirtualHeartbeat):
+    def watch(self, attempt: Attempt) -> None:
+        with suppress(BackendUnavailable):
+            super().watch(attempt)
+
+
+class WithoutRefusingUnrenewable(Site):
+    """A request runs although nobody can renew its lease (L-11)."""
+
+    make_heartbeat = _StartsAnyway
+
+
+class _DropsRecordings(VirtualHeartbeat):
+    def record(self, command: RecordLater) -> bool:
+        return True
+
+
+class WithoutRecordingThatGoesOn(Site):
+    """When the client has its response, nobody records it any more (L-08)."""
+
+    make_heartbeat = _DropsRecordings
+
+
+class _ForgetsAtOnce(VirtualHeartbeat):
+    def record(self, command: RecordLater) -> bool:
+        taken = super().record(command)
+        self.beats._watched.clear()
+        return taken
+
+
+class WithoutRenewingWhileRecording(Site):
+    """What is recorded in the background has its lease renewed no more (L-08)."""
+
+    make_heartbeat = _ForgetsAtOnce
+
+
 WITHOUT: dict[str, type[Site]] = {
     "token-comparison": WithoutTokenComparison,
     "re-entrancy": WithoutReentrancy,
@@ -212,4 +308,12 @@ WITHOUT: dict[str, type[Site]] = {
     "heeding-refusals": WithoutHeedingRefusals,
     "intents": WithoutIntents,
     "failing-closed": WithoutFailingClosed,
+    "clock-after-lock": WithoutClockAfterTheLock,
+    "local-failures": WithoutLocalFailures,
+    "waiting-for-threads": WithoutWaitingForThreads,
+    "holding-back": WithoutHoldingBack,
+    "lease-before-handler": WithoutAskingBeforeTheHandler,
+    "renewable-or-refused": WithoutRefusingUnrenewable,
+    "recording-goes-on": WithoutRecordingThatGoesOn,
+    "renewed-while-recording": WithoutRenewingWhileRecording,
 }

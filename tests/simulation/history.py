@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from random import Random
 from typing import Any
 
 from open_idempotency import idem
+from open_idempotency._perform.thread_calls import calls_here
+from open_idempotency.backend import Lease
 from open_idempotency.policy import IdempotencyPolicy
 from tests.simulation.environment import LEASE
+from tests.simulation.holding import in_thread
 from tests.simulation.loop import Failure, Loop, Process
 from tests.simulation.network import Weather
 from tests.simulation.plans import Plan
-from tests.simulation.site import Order, Site, Worker, here
+from tests.simulation.site import HandlerFailed, Order, Site, Worker, here
+from tests.simulation.surroundings import surroundings
 
 #: seconds in which clients come and things go wrong, and after which all must have come to rest
 TROUBLE, REST = 30.0, 150.0
@@ -38,7 +41,7 @@ class History:
         self._open = 0
 
     def _weather(self) -> Weather:
-        names = ("lost_request", "lost_reply", "doubled", "late", "slow")
+        names = ("lost_request", "lost_reply", "doubled", "late", "slow", "held", "local")
         rates = {name: self.plan.rates.get(name, 0.0) / 3 for name in names}
         return Weather(**rates, driver_retries=self._random.random() < 0.7)
 
@@ -52,33 +55,76 @@ class History:
 
     async def _handle(self, scope: Any, receive: Any, send: Any) -> None:
         order: Order = scope["order"]
-        attempt, lease = here(), here().lease
+        lease = here().lease
         record_id = lease.record_id if lease is not None else b""
         self.site.record_of[order.key, order.user] = record_id
         self.site.note(None, "handler", order.key, order.user, lease and (lease.attempt, lease.token))
         if scope["losses"] == self.site.losses_of(order):
-            self.site.oracle.started(record_id, lease, order.body)
+            assert self.loop.process is not None
+            self.site.oracle.started(record_id, lease, order.body, self.loop.process)
         if lease is not None and lease.attempt > self.plan.policy.get("max_attempts", lease.attempt):
             self.loop.fail(f"O-10: attempt {lease.attempt} runs")
-        for number in range(self.plan.stages):
-            async with idem.stage(f"stage-{number}", external=self.plan.external) as stage:
-                if not stage.done:
-                    await self._work()
-                    assert attempt.lease is not None
-                    key = idem.key_for(f"stage-{number}")
-                    external = self.plan.external
-                    self.site.oracle.effect(record_id, f"stage-{number}", attempt.lease, order.body, key, external)
-                    stage.save(number)
-        await self._work()
+        over = self._runs(record_id, lease, scope["losses"])
+        try:
+            for number in range(self.plan.stages):
+                async with idem.stage(f"stage-{number}", external=self.plan.external) as stage:
+                    if not stage.done:
+                        key = idem.key_for(f"stage-{number}")
+                        await self._work(partial(self._effect, f"stage-{number}", key, order))
+                        stage.save(number)
+            await self._work()
+        finally:
+            over()
         await self._respond(order, send)
 
-    async def _work(self) -> None:
-        seconds = self._random.uniform(0.0, 0.3)
+    def _runs(self, record_id: bytes, lease: Lease | None, losses: int) -> Callable[[], None]:
+        """Something of an attempt goes on, until what is returned is called."""
+        process = self.loop.process
+        if lease is None or process is None or losses != self.site.oracle.story(record_id).losses:
+            return lambda: None
+        return self.site.oracle.running(record_id, lease, process)
+
+    def _effect(self, stage: str, key: str, order: Order, lease: Lease) -> None:
+        external = self.plan.external
+        self.site.oracle.effect(lease.record_id, stage, lease, order.body, key, external)
+
+    async def _work(self, effect: Callable[[Lease], None] = lambda _: None) -> None:
+        """Take a while, on the loop or in a thread; the effect is at the end of it."""
+        seconds, lease = self._random.uniform(0.0, 0.3), here().lease
+        assert lease is not None
         if self._happens("long"):
             seconds += self._random.uniform(0.0, 3 * LEASE)
-        await self.loop.sleep(seconds)
-        if self._happens("errors", 0.5):
-            raise RuntimeError("the handler failed")
+        if self._random.random() < self.plan.threads:
+            await self._work_in_thread(seconds, partial(effect, lease), lease)
+        else:
+            await self.loop.sleep(seconds)
+            if self._happens("errors", 0.5):
+                raise HandlerFailed("the handler failed")
+            effect(lease)
+
+    async def _work_in_thread(self, seconds: float, effect: Callable[[], None], lease: Lease) -> None:
+        process, losses = self.loop.process, self.site.oracle.story(lease.record_id).losses
+        assert process is not None
+        over: list[Callable[[], None]] = []
+
+        def happen(begins: bool) -> None:
+            if begins:
+                over.append(self._runs(lease.record_id, lease, losses))
+                return
+            self.site.note(process, "thread ends", lease.token)
+            if losses == self.site.oracle.story(lease.record_id).losses:
+                effect()
+            over.pop()()
+
+        def pool(call: Any) -> Any:
+            return in_thread(self.loop, process, call, seconds, happen, self._random.uniform(0.0, 0.01))
+
+        self.site.watch_threads(here())
+        calls = calls_here()
+        if calls is None:  # the attempt has ended meanwhile: an own clean-up of the application
+            await self.loop.sleep(seconds)
+        else:
+            await calls.run(pool, lambda: None)
 
     async def _respond(self, order: Order, send: Any) -> None:
         status = 201
@@ -101,6 +147,8 @@ class History:
             self.loop.after(moment, lambda: self.kill(process))
         elif self._happens("freeze", 0.2):
             self.loop.after(moment, lambda: self.freeze(process))
+        elif self._happens("block", 0.2):
+            self.loop.after(moment, lambda: self.block(process))
 
     def kill(self, process: Process) -> None:
         """SIGKILL; another process takes its place soon."""
@@ -125,8 +173,9 @@ class History:
     def _misfortunes(self) -> Iterator[tuple[str, Callable[[], None]]]:
         yield "crash", lambda: self.kill(self._some_worker().process)
         yield "freeze", lambda: self.freeze(self._some_worker().process)
-        yield "block", self._block
+        yield "block", lambda: self.block(self._some_worker().process)
         yield "outage", self._outage
+        yield "full", self._fill
         yield "vanish", self._vanish
         yield "jump", self._jump
         yield "cancel", self._cancel
@@ -134,8 +183,11 @@ class History:
     def _some_worker(self) -> Worker:
         return self._random.choice(self.workers)
 
-    def _block(self) -> None:
-        process, seconds = self._some_worker().process, self._random.uniform(0.1, 2 * LEASE)
+    def block(self, process: Process, seconds: float | None = None) -> None:
+        """Its event loop does nothing for a while; its threads go on."""
+        if seconds is None:
+            least, most = self._random.choice([(0.01, 2.0), (0.85, 1.0)])
+            seconds = self._random.uniform(least, most) * LEASE
         self.site.note(process, "event loop blocked", f"for {seconds:.3f} s")
         process.blocked_until = max(process.blocked_until, self.loop.now + seconds)
 
@@ -143,6 +195,11 @@ class History:
         seconds = self._random.uniform(0.1, 1.5 * LEASE)
         self.site.note(None, "backend down", f"for {seconds:.3f} s")
         self.site.network.down_until = self.loop.now + seconds
+
+    def _fill(self) -> None:
+        seconds = self._random.uniform(0.1, 2.5 * LEASE)
+        self.site.note(None, "backend full", f"for {seconds:.3f} s")
+        self.site.network.full_until = self.loop.now + seconds
 
     def _vanish(self) -> None:
         found = self.site.memory.record_ids()
@@ -155,7 +212,7 @@ class History:
     def _jump(self) -> None:
         seconds = self._random.uniform(0.0, 2.5 * LEASE)
         self.site.note(None, "backend's clock jumps", f"{seconds:.3f} s")
-        self.site.memory.jumped += seconds
+        self.site.memory.jump(seconds)
 
     def _cancel(self) -> None:
         tasks = list(self._some_worker().exchanges)
@@ -198,8 +255,8 @@ class History:
 
     def run(self) -> None:
         """Let it happen. Raises ``Failure``."""
-        try:
-            with silence():
+        with self.surroundings():
+            try:
                 self._arrange()
                 for order in self.plan.orders:
                     self.loop.spawn(self._outside, self._client(order, 12), "client")
@@ -207,10 +264,17 @@ class History:
                 self._troubled = False
                 self.site.network.weather = Weather()
                 self.loop.run(TROUBLE + REST)
+                self.site.oracle.rested()
                 self._check_rest()
                 self._probe()
-        finally:
-            self.end()
+            finally:
+                self.end()
+
+    def surroundings(self) -> AbstractContextManager[None]:
+        """Within these the library runs on this history's time."""
+        return surroundings(
+            self.loop, self.site.may_start_thread, self.site.clocks(), self.plan.holds and self.site.holds
+        )
 
     def end(self) -> None:
         """Take everything apart."""
@@ -250,15 +314,3 @@ class History:
         effects = [stage for stage, _ in self.site.oracle.story(record_id).effects]
         if sorted(effects) != [f"stage-{number}" for number in range(self.plan.stages)]:
             raise Failure(f"I9: without any fault the effects of {order.key} are {effects}")
-
-
-@contextmanager
-def silence() -> Iterator[None]:
-    """The heartbeat logs what it meets; the trace has it too."""
-    logger = logging.getLogger("open_idempotency")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, copy_context
+from math import inf
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 #: events after which a history is taken for one that never ends (I11)
 MOST_EVENTS = 200_000
+#: seconds for which the machines have been up: more than the clocks of their processes are off
+BOOTED = 4096.0
 
 
 class Cancelled(BaseException):
@@ -25,7 +28,7 @@ class _Dead(BaseException):
 
 
 class Failure(AssertionError):
-    """An invariant does not hold; the message has its name (I1 to I11, or a line of SPEC)."""
+    """An invariant does not hold; the message has its name (I1 to I13, or a line of SPEC)."""
 
 
 class Process:
@@ -38,6 +41,8 @@ class Process:
         self.paused_until = 0.0
         #: the loop alone, while its threads (the heartbeat) go on
         self.blocked_until = 0.0
+        #: when a call of its heartbeat was lost last
+        self.missed_at = -inf
         self.tasks: dict[Task, None] = {}
 
 
@@ -82,6 +87,14 @@ class Future:
                 callback()
 
 
+class Holding(Protocol):
+    """Keeps cancellations of a task back."""
+
+    def keeps_back(self, times: int) -> bool:
+        """Whether the task is not to know of this one yet."""
+        ...
+
+
 class Task:
     """A coroutine of one process. ``persistent``: a cancellation is delivered again and again, as anyio does."""
 
@@ -95,6 +108,8 @@ class Task:
         self.unrecorded = False
         #: the record that it claimed, and as whom
         self.claimed: tuple[bytes, bytes] | None = None
+        #: what keeps its cancellations back, where there is something
+        self.hold: Holding | None = None
         #: the task of the same process on whose behalf this one runs
         self.parent = loop.current if loop.current is not None and loop.current.process is process else None
         self._loop = loop
@@ -116,7 +131,7 @@ class Task:
 
     def cancel(self, times: int) -> None:
         """Deliver a cancellation, ``times`` times as long as it goes on to await."""
-        if self.ended.done or times < 1:
+        if self.ended.done or times < 1 or (self.hold is not None and self.hold.keeps_back(times)):
             return
         self._deliveries = times
         self._to_throw = Cancelled()
@@ -183,6 +198,8 @@ class Loop:
         self.now = 0.0
         self.random = random
         self.current: Task | None = None
+        #: the process of what runs now; None for the world outside
+        self.process: Process | None = None
         self._events: list[tuple[float, float, int, Callable[[], None], Process | None, bool]] = []
         self._count = 0
         self._graves: list[Task] = []
@@ -238,10 +255,18 @@ class Loop:
                 if until_then > self.now:
                     self.at(until_then, call, process, on_loop)
                     continue
+            self.process = process
             call()
             if self._failure is not None:
                 raise Failure(self._failure)
+        self.process = None
         self.now = max(self.now, until)
+
+    def monotonic(self) -> float:
+        """Seconds on the clock of the process that runs now. For a dead one all time is over."""
+        if self.process is not None and self.process.dead:
+            return inf
+        return self.now + (BOOTED if self.process is None else BOOTED + self.process.skew)
 
     def end(self, processes: list[Process]) -> None:
         """Take apart what is left."""
@@ -249,4 +274,6 @@ class Loop:
             self.kill(process)
         self._events.clear()
         for task in self._graves:
+            self.process = task.process
             task.bury()
+        self.process = None

@@ -6,8 +6,10 @@ arrives is carried out by the real ``MemoryBackend``, so that only the way to it
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from open_idempotency.backend import (
@@ -35,6 +37,16 @@ from tests.simulation.loop import Future, Loop, Process, Task
 #: seconds after which a worker takes a call for lost; two of them are the slowest call
 TIMEOUT = 1.0
 EPOCH = 1_800_000_000.0
+#: seconds for which a lock may hold a command
+LONGEST_HOLD = 3.0
+#: what a process without threads, file descriptors or memory raises
+LOCAL: tuple[Callable[[], Exception], ...] = (
+    lambda: RuntimeError("can't start new thread"),
+    lambda: OSError(errno.EMFILE, "Too many open files"),
+    MemoryError,
+)
+CarryOut = Callable[[Process, str, Any, float], Any]
+LOCAL_KINDS = (RuntimeError, OSError, MemoryError)
 
 
 @dataclass
@@ -46,6 +58,10 @@ class Weather:
     doubled: float = 0.0
     late: float = 0.0
     slow: float = 0.0
+    #: a command waits for a lock of the backend
+    held: float = 0.0
+    #: a call fails in the process that makes it
+    local: float = 0.0
     #: whether the driver sends a call again that got no reply, as client libraries do
     driver_retries: bool = True
 
@@ -55,12 +71,19 @@ class Memory(MemoryBackend):
 
     def __init__(self, loop: Loop) -> None:
         self.jumped = 0.0
+        #: when it jumped last, in the loop's seconds
+        self.jumped_at = -inf
         self._loop = loop
         super().__init__(clock=self.time)
 
     def time(self) -> float:
         """Seconds on the backend's clock."""
         return EPOCH + self._loop.now + self.jumped
+
+    def jump(self, seconds: float) -> None:
+        """The clock is set forward."""
+        self.jumped += seconds
+        self.jumped_at = self._loop.now
 
     def look(self, record_id: bytes) -> Record | None:
         """The record, if it is live; a copy."""
@@ -76,18 +99,20 @@ class Memory(MemoryBackend):
 
 
 class Network:
-    """Between the workers and the backend. ``carry_out(process, verb, command)`` is where commands arrive.
+    """Between the workers and the backend. ``carry_out(process, verb, command, arrived)`` is where commands get to.
+
+    ``arrived``: the time at which it reached the backend, from where it may have waited for a lock.
 
     ``before_sending`` is called with a process that is about to send one: the moment to kill or to freeze it.
     """
 
-    def __init__(
-        self, loop: Loop, carry_out: Callable[[Process, str, Any], Any], before_sending: Callable[[Process], None]
-    ) -> None:
+    def __init__(self, loop: Loop, carry_out: CarryOut, before_sending: Callable[[Process], None]) -> None:
         self.loop = loop
         self.before_sending = before_sending
         self.weather = Weather()
         self.down_until = 0.0
+        #: it takes nothing more in until then, and renews what it has
+        self.full_until = 0.0
         self._carry_out = carry_out
         self._sent: dict[Task, int] = {}
         self._arrived: dict[Task, int] = {}
@@ -97,27 +122,49 @@ class Network:
 
         It may have to wait for a connection first; cancelled there, nothing is sent.
         """
+        self._fail_here(verb)
         if self.loop.random.random() < 0.5:
             await self.loop.sleep(self.loop.random.uniform(0.0, 0.02))
         try:
-            return await self._send(process, verb, command)
+            answer = await self._send(process, verb, command)
         except BackendUnavailable:
             if not self.weather.driver_retries:
                 raise
-        return await self._send(process, verb, command)
+            answer = await self._send(process, verb, command)
+        self._fail_here(verb)
+        return answer
+
+    def _fail_here(self, verb: str) -> None:
+        """Have no thread, file descriptor or memory left for a call, or for its reply."""
+        random = self.loop.random
+        if self.weather.local and random.random() < self.weather.local:
+            _excuse(None if self.loop.current is None else self.loop.current.root, f"{verb} failed locally")
+            raise random.choice(LOCAL)()
+
+    def fail_to_start(self) -> None:
+        """Have no thread left for somebody who wants to start one."""
+        if self.weather.local and self.loop.random.random() < 10 * self.weather.local:
+            raise RuntimeError("can't start new thread")
 
     def call_at_once(self, process: Process, verb: str, command: Any) -> Any:
         """A call from a thread, which takes no time; it may get lost on either way."""
         random, weather = self.loop.random, self.weather
-        if self._is_down() or random.random() < weather.lost_request:
-            raise BackendUnavailable("no connection")
-        answer = self._carry_out(process, verb, command)
-        if random.random() < weather.lost_reply:
-            raise BackendUnavailable("no reply")
+        try:
+            self._fail_here(verb)
+            if self._refuses(command) or random.random() < weather.lost_request:
+                raise BackendUnavailable("no connection")
+            answer = self._carry_out(process, verb, command, self.loop.now)
+            if random.random() < weather.lost_reply:
+                raise BackendUnavailable("no reply")
+        except (BackendUnavailable, *LOCAL_KINDS):
+            if verb == "renew":
+                process.missed_at = self.loop.now
+            raise
         return answer
 
-    def _is_down(self) -> bool:
-        return self.loop.now < self.down_until
+    def _refuses(self, command: Any) -> bool:
+        now = self.loop.now
+        return now < self.down_until or (now < self.full_until and isinstance(command, Complete | SaveStage))
 
     def _send(self, process: Process, verb: str, command: Any) -> Future:
         loop, random, weather = self.loop, self.loop.random, self.weather
@@ -164,21 +211,33 @@ class Network:
             if self._arrived.get(root, 0) > number:
                 _excuse(root, "overtaken")
             self._arrived[root] = max(number, self._arrived.get(root, 0))
-        if self._is_down():
+        random = self.loop.random
+        if self.weather.held and random.random() < self.weather.held:
+            _excuse(root, f"{verb} held")
+            arrived = self.loop.now
+            held = random.uniform(0.0, LONGEST_HOLD)
+            self.loop.after(held, lambda: self._carry(process, verb, command, reply, root, arrived))
+        else:
+            self._carry(process, verb, command, reply, root, self.loop.now)
+
+    def _carry(
+        self, process: Process, verb: str, command: Any, reply: Future, root: Task | None, arrived: float
+    ) -> None:
+        if self._refuses(command):
             _excuse(root, "down")
             answer: Any = BackendUnavailable("refused")
         else:
-            answer = self._outcome(process, verb, command)
+            answer = self._outcome(process, verb, command, arrived)
         respond = reply.fail if isinstance(answer, BaseException) else reply.set
         self.loop.after(self.loop.random.uniform(0.0005, 0.02), lambda: respond(answer))
 
     def _again(self, process: Process, verb: str, command: Any) -> None:
-        if not self._is_down():
-            self._outcome(process, verb, command)
+        if not self._refuses(command):
+            self._outcome(process, verb, command, self.loop.now)
 
-    def _outcome(self, process: Process, verb: str, command: Any) -> Any:
+    def _outcome(self, process: Process, verb: str, command: Any, arrived: float) -> Any:
         try:
-            return self._carry_out(process, verb, command)
+            return self._carry_out(process, verb, command, arrived)
         except Exception as error:
             return error
 
@@ -260,7 +319,7 @@ class RemoteBackend(AsyncBackend):
 
 
 class _Beating(Backend):
-    """The blocking colour, of which the heartbeat needs ``renew`` alone."""
+    """The blocking colour, which the heartbeat renews and records with."""
 
     call_timeout = 2 * TIMEOUT
 
@@ -269,10 +328,26 @@ class _Beating(Backend):
         self._process = process
         self._remote = remote
 
+    def _call(self, verb: str, command: Any) -> Any:
+        return self._network.call_at_once(self._process, verb, command)
+
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``Backend.renew``."""
-        answer: Sequence[Renewal] = self._network.call_at_once(self._process, "renew", c)
+        answer: Sequence[Renewal] = self._call("renew", c)
         return answer
+
+    def complete(self, c: Complete, /) -> Completed:
+        """See ``Backend.complete``."""
+        answer: Completed = self._call("complete", c)
+        return answer
+
+    def fail(self, c: Fail, /) -> None:
+        """See ``Backend.fail``."""
+        self._call("fail", c)
+
+    def release(self, c: Release, /) -> None:
+        """See ``Backend.release``."""
+        self._call("release", c)
 
     def to_async(self) -> AsyncBackend:
         """What requests use."""
@@ -285,4 +360,4 @@ class _Beating(Backend):
         """Operators do not come through here."""
         raise NotImplementedError
 
-    claim = save_stage = complete = fail = release = withdraw = get = delete = purge = _unused
+    claim = save_stage = withdraw = get = delete = purge = _unused

@@ -1,11 +1,12 @@
 """The oracle: what was promised about each key, and whether all that happens afterwards keeps to it.
 
 It sees commands where they arrive at the backend, effects where they happen, and answers where they leave. It asks
-neither the engine nor the decision table what is right: the invariants I1 to I11 are said here in their own words.
+neither the engine nor the decision table what is right: the invariants I1 to I13 are said here in their own words.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,7 @@ from open_idempotency.backend import (
     Status,
     Withdraw,
 )
-from tests.simulation.loop import Loop, Task
+from tests.simulation.loop import Loop, Process, Task
 from tests.simulation.network import Memory
 
 
@@ -36,6 +37,24 @@ class Promise:
     status: int
     body: bytes
     token: int
+
+
+@dataclass
+class Owed:
+    """An answer that a client has received although it was not on record: its process is to record it (L-08)."""
+
+    token: int
+    status: int
+    body: bytes
+    process: Process
+
+
+@dataclass(eq=False)
+class Work:
+    """What goes on of one attempt: its handler, or a thread that no cancellation stops."""
+
+    token: int
+    process: Process
 
 
 @dataclass
@@ -57,6 +76,18 @@ class Story:
     downstream: dict[tuple[str, bytes], str] = field(default_factory=dict)
     bodies: set[bytes] = field(default_factory=set)
     promise: Promise | None = None
+    owed: Owed | None = None
+    #: what runs at this moment
+    works: list[Work] = field(default_factory=list)
+    #: which process runs the handler of a token
+    processes: dict[int, Process] = field(default_factory=dict)
+    #: in the loop's seconds, when the lease was extended last and how long it was then
+    renewed_at: float = 0.0
+    duration: float = 0.0
+    #: the tokens whose lease ended although nobody could help it
+    excused: set[int] = field(default_factory=set)
+    #: the tokens whose lease a jump of the backend's clock has ended
+    jumped: set[int] = field(default_factory=set)
     #: the owners whose claims were withdrawn
     withdrawn: set[bytes] = field(default_factory=set)
     #: how often the record vanished, which takes back all that was promised
@@ -66,9 +97,10 @@ class Story:
 class Oracle:
     """Told of everything; calls ``loop.fail`` on the first thing that must not be."""
 
-    def __init__(self, loop: Loop, memory: Memory) -> None:
+    def __init__(self, loop: Loop, memory: Memory, away_until: Callable[[], float]) -> None:
         self._loop = loop
         self._memory = memory
+        self._away_until = away_until
         self.stories: dict[bytes, Story] = {}
         #: effects and answers, for the caller's own counts
         self.answers = 0
@@ -105,7 +137,11 @@ class Oracle:
         self._check_stale(lease, "Renew", before, after)
         story = self.story(lease.record_id)
         if answer is Renewal.OWNED and story.token == lease.token:
-            story.lease_end = self._memory.time() + lease.duration
+            self._extended(story, lease)
+
+    def _extended(self, story: Story, lease: Lease) -> None:
+        story.lease_end = self._memory.time() + lease.duration
+        story.renewed_at, story.duration = self._loop.now, lease.duration
 
     def _check_stale(self, lease: Lease, verb: str, before: Record | None, after: Record | None) -> None:
         owns = before is None or (before.token, before.owner) == (lease.token, lease.owner)
@@ -129,7 +165,7 @@ class Oracle:
                 story.told[lease.token] = frozenset(story.recorded)
             story.token, story.owner, story.running = lease.token, lease.owner, True
             story.last_token = max(story.last_token, lease.token)
-            story.lease_end = now + lease.duration
+            self._extended(story, lease)
 
     def _check_new_owner(self, story: Story, c: Claim, answer: Leased, alive: bool) -> None:
         if alive and story.owner != c.owner:
@@ -141,18 +177,30 @@ class Oracle:
         missing = story.recorded - {stage.name + stage.key for stage in answer.stages}
         if missing:
             self._loop.fail(f"I5: the new attempt was not told of {sorted(missing)}")
+        owner = story.processes.get(story.token)
+        if story.running and not (owner is not None and self._could_renew(story, owner)):
+            story.excused.add(story.token)
+        if self._memory.jumped_at >= story.renewed_at:
+            story.jumped.add(story.token)
+
+    def _could_renew(self, story: Story, owner: Process) -> bool:
+        """Whether nothing kept a process from renewing its lease during the last third of it, when that is due."""
+        if owner.dead or self._memory.jumped_at >= story.renewed_at:
+            return False
+        last_trouble = max(owner.paused_until, owner.missed_at, self._away_until())
+        return last_trouble <= story.renewed_at + story.duration * 2 / 3
 
     def _stage_saved(self, c: SaveStage, answer: Any) -> None:
         story = self.story(c.lease.record_id)
         if answer.recreated:
             self._taken(story, c.lease)
         elif c.stage.name + c.stage.key not in story.recorded:
-            story.lease_end = self._memory.time() + c.lease.duration
+            self._extended(story, c.lease)
         story.recorded.add(c.stage.name + c.stage.key)
 
     def _taken(self, story: Story, lease: Lease) -> None:
         story.token, story.owner, story.running = lease.token, lease.owner, True
-        story.lease_end = self._memory.time() + lease.duration
+        self._extended(story, lease)
         story.last_token = max(story.last_token, lease.token)
 
     def _completed(self, c: Complete, answer: Any) -> None:
@@ -161,7 +209,17 @@ class Oracle:
             self._taken(story, c.lease)
         if story.completed is None:
             story.completed, story.completed_until = c.response, self._memory.time() + c.lease.ttl
+            self._pay(story, c)
         story.running = False
+
+    def _pay(self, story: Story, c: Complete) -> None:
+        """What was owed is on record: retries get just that."""
+        owed = story.owed
+        if owed is None or owed.token != c.lease.token:
+            return
+        if not _is(c.response, owed.status, owed.body):
+            self._loop.fail("I13: another response was recorded than the client had got")
+        story.promise, story.owed = Promise(owed.status, owed.body, owed.token), None
 
     def _ended(self, c: Fail | Release, _: Any) -> None:
         story = self.story(c.lease.record_id)
@@ -176,7 +234,7 @@ class Oracle:
 
     # Where effects happen
 
-    def started(self, record_id: bytes, lease: Lease | None, body: bytes) -> None:
+    def started(self, record_id: bytes, lease: Lease | None, body: bytes, process: Process) -> None:
         """A handler begins."""
         story = self.story(record_id)
         if lease is None:
@@ -189,6 +247,32 @@ class Oracle:
             self._loop.fail("I7: one key ran for two requests")
         if story.promise is not None and lease.token > story.promise.token:
             self._loop.fail("I4: ran again after its answer had been received")
+        story.processes[lease.token] = process
+        self._check_alone(story, lease)
+
+    def _check_alone(self, story: Story, lease: Lease) -> None:
+        """Whether a handler may begin now, as far as time, threads and processes go."""
+        if story.losses:
+            return
+        owns = story.token == lease.token
+        jumped = self._memory.jumped_at >= story.renewed_at if owns else lease.token in story.jumped
+        if not jumped and not (owns and self._memory.time() <= story.lease_end):
+            self._loop.fail("L-10: a handler begins under a lease that has ended")
+        for work in story.works:
+            if self._holds(story, work.token, work.process, lease):
+                self._loop.fail(f"I12: begins beside work of token {work.token}, whose lease could be renewed")
+        owed = story.owed
+        if owed is not None and self._holds(story, owed.token, owed.process, lease):
+            self._loop.fail("I13: ran again after its answer was received, while that was being recorded")
+
+    def _holds(self, story: Story, token: int, process: Process, lease: Lease) -> bool:
+        return token < lease.token and not process.dead and token not in story.excused
+
+    def running(self, record_id: bytes, lease: Lease, process: Process) -> Callable[[], None]:
+        """A handler, or some of its work in a thread, goes on until what is returned is called."""
+        story, work = self.story(record_id), Work(lease.token, process)
+        story.works.append(work)
+        return lambda: story.works.remove(work)
 
     def effect(self, record_id: bytes, stage: str, lease: Lease, body: bytes, downstream: str, external: bool) -> None:
         """A handler has done something that cannot be undone. ``external``: its intent was recorded before (S-04)."""
@@ -205,11 +289,16 @@ class Oracle:
 
     # Where answers leave
 
-    def answered(self, record_id: bytes, status: int, body: bytes, unrecorded: bool) -> None:
-        """The last byte of a handler's answer, or of a replay, has left."""
+    def answered(self, record_id: bytes, status: int, body: bytes, unrecorded: tuple[int, Process] | None) -> None:
+        """The last byte of a handler's answer, or of a replay, has left.
+
+        ``unrecorded``: where it is marked so, by which token and process.
+        """
         self.answers += 1
         story = self.story(record_id)
-        if unrecorded:
+        if unrecorded is not None:
+            if story.completed is None and story.token == unrecorded[0] and not story.losses:
+                story.owed = Owed(unrecorded[0], status, body, unrecorded[1])
             return
         if story.promise is not None:
             if (story.promise.status, story.promise.body) != (status, body):
@@ -224,6 +313,14 @@ class Oracle:
         story = self.story(record_id)
         if story.bodies == {body} and not story.losses and self._memory.look(record_id) is not None:
             self._loop.fail("I7: a request was taken for another one")
+
+    def rested(self) -> None:
+        """All is over, and the backend has been there for long."""
+        for story in self.stories.values():
+            owed = story.owed
+            if owed is None or owed.process.dead or owed.token in story.excused or story.token != owed.token:
+                continue
+            self._loop.fail("I13: an answer that its client has got was never recorded")
 
     def ended(self, task: Task) -> None:
         """A request is over, however it ended."""

@@ -10,8 +10,8 @@ from tests.simulation.site import Order
 
 #: the kinds of trouble; each history has some of them
 KINDS = (
-    "lost_request", "lost_reply", "doubled", "late", "slow",
-    "crash", "freeze", "block", "outage", "vanish", "jump", "cancel", "leave", "errors", "long",
+    "lost_request", "lost_reply", "doubled", "late", "slow", "held", "local",
+    "crash", "freeze", "block", "outage", "full", "vanish", "jump", "cancel", "leave", "errors", "long",
 )  # fmt: skip
 #: those that an effect may be repeated after, or never answered
 UNCALM = frozenset(KINDS) - {"cancel", "leave", "errors", "long"}
@@ -35,17 +35,24 @@ class Plan:
     wait: float = 0.0
     #: whether the stages record their intent first, and are not repeated where they are in doubt (S-04)
     external: bool = False
+    #: which part of the handlers' work is done in threads
+    threads: float = 0.0
+    #: whether a cancellation can be kept back beside them, as on an event loop that is known
+    holds: bool = True
     #: policy fields that are not as by default
     policy: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_calm(self) -> bool:
         """Whether every effect has to happen exactly once."""
-        return UNCALM.isdisjoint(self.rates)
+        # Where nothing keeps a cancellation back a thread ends unseen, and its retry does its work once more.
+        return UNCALM.isdisjoint(self.rates) and (self.holds or not self.threads or "cancel" not in self.rates)
 
     def __str__(self) -> str:
         rates = ", ".join(f"{kind} {rate:g}" for kind, rate in self.rates.items()) or "no trouble"
         stages = f"{self.stages} {'external ' if self.external else ''}stages"
+        if self.threads:
+            stages += f", threads {self.threads:g}{'' if self.holds else ' that hold nothing back'}"
         policy = "".join(f", {name}={value!r}" for name, value in self.policy.items())
         return f"seed {self.seed}: {self.workers} workers, {stages}, {len(self.orders)} clients{policy}; {rates}"
 
@@ -66,4 +73,5 @@ def plan(seed: int) -> Plan:
     made.external = random.random() < 0.25
     if random.random() < 0.2:
         made.policy = dict([random.choice(POLICIES)])
+    made.threads, made.holds = random.choice([0.0, 0.0, 0.3, 1.0]), random.random() < 0.6
     return made

@@ -8,12 +8,13 @@ from typing import Any
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Renew
 from open_idempotency._perform.context import running
+from open_idempotency._perform.performers import Performer
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backend import Renewal
 from open_idempotency.policy import IdempotencyPolicy
 from tests.simulation.environment import VirtualHeartbeat, VirtualPerformer
 from tests.simulation.loop import Future, Loop, Process, Task
-from tests.simulation.network import Memory, Network, RemoteBackend
+from tests.simulation.network import LOCAL_KINDS, Memory, Network, RemoteBackend
 from tests.simulation.oracle import Oracle
 
 Message = MutableMapping[str, Any]
@@ -90,11 +91,13 @@ class Worker:
         self.process = Process(name, skew)
         self.exchanges: dict[Task, Exchange] = {}
         self._site = site
-        backend = RemoteBackend(site.network, self.process)
+        backend = site.make_backend(site.network, self.process)
         self._app = IdempotencyMiddleware(site.handle, backend=backend, policy=site.policy)
-        self._app.engine.aio = site.make_performer(site, self.process, backend)
-        self._app.engine.aio.heartbeat = site.make_heartbeat(site, self.process, backend)
-        self._app.engine.heartbeat = self._app.engine.aio.heartbeat
+        engine: Any = self._app.engine
+        engine.aio = site.make_performer(site, self.process, backend)
+        engine.heartbeat = engine.aio.heartbeat = site.make_heartbeat(site, self.process, backend)
+        # The blocking performer would keep the real heartbeat, which is kept until its backend is gone.
+        engine.sync = Performer(engine.backend)
 
     def serve(self, order: Order) -> Exchange:
         """Begin with a request."""
@@ -115,6 +118,8 @@ class Worker:
         exchange = self.exchanges.pop(task)
         _, error = task.ended.value
         self._site.note(self.process, "over", task.name, error)
+        if isinstance(error, LOCAL_KINDS) and not isinstance(error, HandlerFailed):
+            self._site.loop.fail(f"B-10a: {task.name} ended with {error!r}")
         if exchange.losses == self._site.losses_of(exchange.order):
             self._site.oracle.ended(task)
         exchange.break_off()
@@ -126,9 +131,16 @@ class Worker:
             exchange.break_off()
 
 
+class HandlerFailed(RuntimeError):
+    """An error of the application's own."""
+
+
 class Site:
     """Everything that one history is about. ``handle``: the application."""
 
+    #: whether cancellations are kept back where the plan says that they can be
+    holds = True
+    make_backend: type[RemoteBackend] = RemoteBackend
     make_performer: type[VirtualPerformer] = VirtualPerformer
     make_heartbeat: type[VirtualHeartbeat] = VirtualHeartbeat
 
@@ -144,8 +156,10 @@ class Site:
         self.policy = policy
         self.handle = handle
         self.memory = Memory(loop)
-        self.oracle = Oracle(loop, self.memory)
         self.network = Network(loop, self.carry_out, before_sending)
+        self.oracle = Oracle(loop, self.memory, lambda: self.network.down_until)
+        #: when what is being carried out had reached the backend
+        self.arrived = 0.0
         self._trace = trace
         self._count = 0
         #: what the record of an order is called, learnt from its claims
@@ -167,10 +181,24 @@ class Site:
             name = process.name if process is not None else "world"
             self._trace(f"{self.loop.now:9.3f}  {name:<8} {'  '.join(str(part) for part in what)}")
 
+    # What a process has of its own
+
+    def may_start_thread(self) -> None:
+        """Raises where no thread can be started."""
+        self.network.fail_to_start()
+
+    def clocks(self) -> dict[Any, Callable[[], float]]:
+        """Those of modules that see another time than their process does."""
+        return {}
+
+    def watch_threads(self, attempt: Attempt) -> None:
+        """A handler is about to use threads."""
+
     # The backend's side
 
-    def carry_out(self, process: Process, verb: str, command: Any) -> Any:
-        """A command has arrived."""
+    def carry_out(self, process: Process, verb: str, command: Any, arrived: float) -> Any:
+        """A command has arrived, and waits for nothing any more."""
+        self.arrived = arrived
         if isinstance(command, Renew):
             return self._renew(process, command)
         record_id = _record_of(command)
@@ -220,8 +248,10 @@ class Site:
         elif not is_problem and status in (201, 404):
             marked = headers.get(b"idempotency-status") == b"unrecorded"
             task = self.loop.current
-            unmarkable = streamed and task is not None and task.root.unrecorded
-            self.oracle.answered(record_id, status, body, marked or unmarkable)
+            assert task is not None
+            unmarkable = streamed and task.root.unrecorded
+            lease = here().lease if marked or unmarkable else None
+            self.oracle.answered(record_id, status, body, None if lease is None else (lease.token, task.process))
 
 
 def _record_of(command: Any) -> bytes:

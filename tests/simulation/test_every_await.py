@@ -1,4 +1,7 @@
-"""One request with two stages, struck at each of its awaits in turn: cancelled, killed, frozen past its lease."""
+"""One request with two stages, struck at each of its awaits in turn: cancelled, killed, frozen past its lease.
+
+And one whose work is done in threads, cancelled at each; and one that is held up for most of its lease at each.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from open_idempotency.backend import Lease
 from tests.simulation.environment import LEASE
-from tests.simulation.history import History, silence
+from tests.simulation.history import History
 from tests.simulation.loop import Task
 from tests.simulation.plans import Plan
-from tests.simulation.site import Order
+from tests.simulation.site import Order, Site
 
 STAGES = 2
 ORDER = Order("key-0-0123456789abcdef", "alice", b"mug")
@@ -22,7 +26,33 @@ AWAITS = range(1, 13)
 def history(request: pytest.FixtureRequest) -> Iterator[History]:
     """Two workers and nothing that goes wrong by itself; seeds differ in how long each thing takes."""
     made = History(Plan(seed=request.param, workers=2, stages=STAGES))
-    with silence():
+    with made.surroundings():
+        yield made
+    made.end()
+
+
+@pytest.fixture(params=[True, False], ids=["held back", "at once"])
+def threaded(request: pytest.FixtureRequest) -> Iterator[History]:
+    """The same whose handler does its work in threads; cancellations can be kept back, or arrive at once."""
+    made = History(Plan(seed=1, workers=2, stages=STAGES, threads=1.0, holds=request.param))
+    with made.surroundings():
+        yield made
+    made.end()
+
+
+class _Long(History):
+    """Its handlers run for more than a lease."""
+
+    async def _work(self, effect: Callable[[Lease], None] = lambda _: None) -> None:
+        await super()._work(effect)
+        await self.loop.sleep(LEASE * 1.5)
+
+
+@pytest.fixture
+def long() -> Iterator[History]:
+    """One worker that is struck, and one that is asked again; a handler without stages takes one and a half leases."""
+    made = _Long(Plan(seed=1, workers=2, stages=0))
+    with made.surroundings():
         yield made
     made.end()
 
@@ -39,9 +69,12 @@ def _strike(history: History, number: int, blow: Callable[[Task], None]) -> None
     history.loop.run(2.0)
 
 
-def _status_of_a_retry(history: History) -> int:
+def _status_of_a_retry(history: History, seconds: float = 5.0) -> int:
     reply = history.workers[1].serve(ORDER).reply
-    history.loop.run(history.loop.now + 5.0)
+    until = history.loop.now + 5.0
+    history.loop.run(history.loop.now + seconds)
+    while not reply.done and history.loop.now < until:
+        history.loop.run(history.loop.now + seconds)
     assert reply.value is not None
     status: int = reply.value[0]
     return status
@@ -88,3 +121,50 @@ def test_frozen_at_any_await_past_its_lease_it_is_superseded(history: History, n
     history.loop.run(5 * LEASE)
     assert not history.workers[0].exchanges
     assert _status_of_a_retry(history) == 201
+
+
+@pytest.mark.parametrize("times", [1, 10], ids=["once", "again and again"])
+@pytest.mark.parametrize("number", AWAITS)
+def test_cancelled_at_any_await_no_retry_runs_beside_a_thread(threaded: History, number: int, times: int) -> None:
+    """L-09, I12: retries that come meanwhile get 409; after the thread has ended one goes on at once."""
+    task = _begin(threaded)
+    task.strike = (number, lambda: task.cancel(times))
+    statuses: list[int] = []
+    while not task.ended.done or not statuses or statuses[-1] == 409:
+        statuses.append(_status_of_a_retry(threaded, 0.05))
+        assert threaded.loop.now < LEASE
+    assert set(statuses) <= {409, 201}
+    assert set(_effects(threaded)) == {"stage-0", "stage-1"}
+    if threaded.plan.holds:
+        assert _effects(threaded) == ["stage-0", "stage-1"]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+@pytest.mark.parametrize("number", range(1, 4))
+def test_held_up_for_most_of_a_lease_it_is_renewed_in_time(long: History, number: int, share: float) -> None:
+    """L-01: counted from when the claim was asked for, and not from when its reply was read."""
+    task = _begin(long)
+    task.strike = (number, lambda: long.block(task.process, share * LEASE))
+    long.loop.run(1.1 * LEASE)
+    assert _status_of_a_retry(long) == 409
+    long.loop.run(4 * LEASE)
+    assert _status_of_a_retry(long) == 201
+
+
+class _WithoutThreads(Site):
+    def may_start_thread(self) -> None:
+        """The first worker has none left."""
+        assert self.loop.process is not None
+        if self.loop.process.name == "worker-0":
+            raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("times", [1, 10], ids=["once", "again and again"])
+@pytest.mark.parametrize("number", range(1, 6))
+def test_cancelled_while_an_unrenewable_claim_is_given_back_it_is_given_back(number: int, times: int) -> None:
+    """L-04, L-11: the claim does not stand for a lease, whether the first release had arrived or not."""
+    history = History(Plan(seed=1, workers=2, stages=STAGES), _WithoutThreads)
+    with history.surroundings():
+        _strike(history, number, lambda task: task.cancel(times))
+        assert _status_of_a_retry(history) == 201
+        history.end()

@@ -21,10 +21,18 @@ BREAKS = {
     "memory-of-withdrawals": {"B-08c"},
     "shield": {"L-04"},
     "store-before-send": {"I4"},
-    "heartbeat": {"I9"},
+    "heartbeat": {"I9", "I12", "I13"},
     "heeding-refusals": {"I4"},
     "intents": {"I9"},
     "failing-closed": {"I8"},
+    "clock-after-lock": {"I1", "I5", "B-02"},
+    "local-failures": {"B-10a"},
+    "waiting-for-threads": {"I12"},
+    "holding-back": {"I9"},
+    "lease-before-handler": {"L-10"},
+    "renewable-or-refused": {"I9", "I12", "I13"},
+    "recording-goes-on": {"I13"},
+    "renewed-while-recording": {"I13"},
 }
 
 
@@ -40,5 +48,5 @@ def first_failure(guard: str) -> str:
 
 @pytest.mark.parametrize("guard", sorted(WITHOUT))
 def test_without_a_guard_some_history_fails(guard: str) -> None:
-    """B-03, B-08, L-01, L-03, L-04, L-07, O-05, O-12, R-03, S-04: each is needed, and missed where it is gone."""
+    """B-02, B-03, B-08, B-10a, L-01, L-03, L-04, L-07 to L-11, O-05, O-12, R-03, S-04: each is needed, and missed."""
     assert first_failure(guard).partition(":")[0] in BREAKS[guard]

@@ -16,7 +16,7 @@ HISTORIES = 800
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.timeout(3600)
 def test_the_invariants_hold_in_every_history(part: int) -> None:
-    """I1 to I11: whatever crashes, freezes, is lost, late, doubled, cancelled, or evicted."""
+    """I1 to I13: whatever crashes, freezes, is lost, late, doubled, held, cancelled, full, or evicted."""
     count = times(HISTORIES)
     for seed in range(part * count, (part + 1) * count):
         made = plan(seed)
@@ -44,3 +44,4 @@ def test_the_histories_have_every_kind_of_trouble() -> None:
     assert {kind for made in plans for kind in made.rates} == set(KINDS)
     assert {made.stages for made in plans} == {0, 1, 2, 3}
     assert any(made.is_calm for made in plans)
+    assert {made.holds for made in plans if made.threads and "cancel" in made.rates} == {True, False}

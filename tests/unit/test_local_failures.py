@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from open_idempotency._perform.local_failures import is_local
-from open_idempotency.backend import Complete, Get, Wait
+from open_idempotency.backend import Complete, Get, Wait, Withdraw
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.conformance.support import ManualClock, claim_of
 from open_idempotency.exceptions import BackendUnavailable, WrongColour
@@ -31,11 +31,14 @@ _BUGS = [TypeError("a"), RuntimeError("a"), RecursionError("a"), AttributeError(
 
 def _calls(clock: ManualClock) -> list[Callable[[], Any]]:
     backend = MemoryBackend(clock=clock)
-    lease = backend.claim(claim_of(b"1" * 32)).lease  # type: ignore[union-attr]
+    claim = claim_of(b"1" * 32)
+    lease = backend.claim(claim).lease  # type: ignore[union-attr]
     other = backend.to_async()
     return [
         lambda: backend.complete(Complete(lease, b"response")),
         lambda: asyncio.run(other.complete(Complete(lease, b"response"))),
+        lambda: backend.withdraw(Withdraw(claim)),
+        lambda: asyncio.run(other.withdraw(Withdraw(claim))),
         lambda: backend.get(Get(lease.record_id)),
         lambda: list(backend.scan()),
         lambda: backend.purge(),

@@ -343,6 +343,17 @@ def _withdraw(claim: Claim, policy: IdempotencyPolicy) -> Steps[None]:
 
 def _give_back(lease: Lease, policy: IdempotencyPolicy) -> Steps[None]:
     try:
+        yield from _release(lease, policy)
+    except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
+        raise
+    except BaseException:
+        # Cancelled before it is known whether it has arrived. Sent twice it succeeds (B-08).
+        yield from _release(lease, policy)
+        raise
+
+
+def _release(lease: Lease, policy: IdempotencyPolicy) -> Steps[None]:
+    try:
         yield from ask(Release(lease))
     except Exception as error:  # a claim that stays ends with its lease; the answer is the same
         yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "release", error))

@@ -60,7 +60,8 @@ class _Watched:
         self.began = now
         self.attempt = attempt
         self.lease = lease
-        self.due = now + lease.duration / BEATS_A_LEASE
+        # The lease has lasted since its claim was asked for, and the reply may have been read long after that.
+        self.due = min(now, attempt.sure_until - lease.duration) + lease.duration / BEATS_A_LEASE
         #: from when on it may be renewed where a call has room for it; the first time never before it is due
         self.early = _NEVER
         self.until = now + attempt.policy.max_run
@@ -113,8 +114,9 @@ class _Beats:
     def watch(self, attempt: Attempt, lease: Lease) -> None:
         if self._thread is None or not self._thread.is_alive():
             self._ensure_thread()
-        self._watched[lease.owner] = _Watched(attempt, lease, time.monotonic())
-        if lease.duration / LOOKS_A_LEASE < self._look:
+        now = time.monotonic()
+        self._watched[lease.owner] = entry = _Watched(attempt, lease, now)
+        if lease.duration / LOOKS_A_LEASE < self._look or entry.due <= now:
             self._orders.put(None)
 
     def forget(self, lease: Lease) -> None:

@@ -42,6 +42,7 @@ class AsyncClusterClient:
         self._gate = asyncio.Semaphore(options.max_connections)
         self._options = options
         self._known = False
+        self._learning = asyncio.Lock()
         self._lines: dict[tuple[str, bool], Batches] = {}
 
     async def execute(self, command: Command) -> Any:
@@ -54,8 +55,9 @@ class AsyncClusterClient:
         connections to each other.
         """
         if not self._known:
-            await self._cluster.initialize()
-            self._known = True
+            async with self._learning:
+                await self._cluster.initialize()
+                self._known = True
 
     async def in_batch(self, script: Script, keyed: Keyed, durably: bool) -> Any:
         """On a connection to the key's node; what is not answered there the library's client is to look for."""
