@@ -10,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from open_idempotency import open_backend
+from open_idempotency._perform import drain
+from open_idempotency._perform.heartbeat import _Beats
 from tests.poolers import POOLERS, PgBouncer, Pooler, pgbouncer_binary
 from tests.postgres_server import PostgresServer
 from tests.servers import CAN_EXIST, Server
@@ -123,3 +125,13 @@ def sentinel_url() -> Iterator[str]:
             yield sentinel.start().sentinel_url
         finally:
             sentinel.stop()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_goes_on() -> Iterator[None]:
+    """What a test leaves to be recorded goes to a store that is gone by now, and would fill the logs of later tests."""
+    yield
+    for leases in list(drain._leases.get()):
+        if isinstance(leases, _Beats):
+            leases._recordings._pending.clear()
+            leases._watched.clear()
