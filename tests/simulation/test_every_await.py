@@ -124,12 +124,18 @@ def test_frozen_at_any_await_past_its_lease_it_is_superseded(history: History, n
 
 
 @pytest.mark.parametrize("times", [1, 10], ids=["once", "again and again"])
+@pytest.mark.parametrize("after", [0.0, 0.02])
 @pytest.mark.parametrize("number", AWAITS)
-def test_cancelled_at_any_await_no_retry_runs_beside_a_thread(threaded: History, number: int, times: int) -> None:
+def test_cancelled_at_any_await_no_retry_runs_beside_a_thread(
+    threaded: History, number: int, after: float, times: int
+) -> None:
     """L-09, I12: retries that come meanwhile get 409; after the thread has ended one goes on at once."""
     task = _begin(threaded)
-    task.strike = (number, lambda: task.cancel(times))
+    # A thread that has not begun when it is cancelled never does.
+    task.strike = (number, lambda: threaded.loop.after(after, lambda: task.cancel(times), task.process))
     statuses: list[int] = []
+    while not task.ended.done and not threaded.site.record_of:  # its handler has not begun
+        threaded.loop.run(threaded.loop.now + 0.01)
     while not task.ended.done or not statuses or statuses[-1] == 409:
         statuses.append(_status_of_a_retry(threaded, 0.05))
         assert threaded.loop.now < LEASE
