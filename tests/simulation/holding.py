@@ -95,7 +95,7 @@ async def in_thread(
     calls, ended = call._calls, Future()
 
     def begin() -> None:
-        calls._live.add(call)
+        calls.live.add(call)
         if not call._take():
             end()
             return
@@ -109,8 +109,8 @@ async def in_thread(
             end()
 
     def end() -> None:
-        calls._ended = loop.monotonic()
-        calls._live.discard(call)
+        calls.ended = loop.monotonic()
+        calls.live.discard(call)
         loop.soon(ended.set, process)
 
     loop.after(delay, begin, process)
