@@ -169,7 +169,8 @@ def rolled_back_by_flag(request: HttpRequest) -> HttpResponse:
 def rolled_back_to_a_savepoint(request: HttpRequest) -> HttpResponse:
     """In a transaction that commits."""
     with transaction.atomic():
-        savepoint = transaction.savepoint()
+        # Django 6.1 renames it.
+        savepoint = getattr(transaction, "savepoint_create", transaction.savepoint)()
         response: HttpResponse = order(request)
         if len(runs) == 1:
             transaction.savepoint_rollback(savepoint)
