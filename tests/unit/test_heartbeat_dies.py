@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -14,6 +15,8 @@ from open_idempotency._core.commands import Emit, Renew
 from open_idempotency._core.models import Renewal
 from open_idempotency._perform import courier
 from open_idempotency._perform.courier import Courier
+from open_idempotency._perform.drain import Pass, _leases
+from open_idempotency._perform.heartbeat import _Beats
 from open_idempotency.exceptions import BackendUnavailable
 from tests.unit.builders import Clock, Listener, RecordingBackend, eventually
 from tests.unit.test_heartbeat import Desk, beating_threads, desk
@@ -95,10 +98,31 @@ def test_a_thread_that_was_ended_from_outside_is_started_again_by_the_next_claim
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
         thread.join(10)
     assert not thread.is_alive()
+    assert_nothing_waits_for(desk.heartbeat._beats.get())
     seen = len(desk.backend.renewals)
     desk.admit(b"second")
     eventually(lambda: 2 in [count for _, count in desk.backend.renewals[seen:]])
     assert not first.lost
+
+
+def test_a_thread_that_has_ended_delays_no_drain() -> None:
+    """L-06: whoever drains may have found it a moment before it ended."""
+    desk = Desk(RecordingBackend(clock=Clock()))
+    before = beating_threads()
+    desk.admit()
+    (thread,) = beating_threads() - before
+    beats = desk.heartbeat._beats.get()
+    desk.heartbeat.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert_nothing_waits_for(beats)
+
+
+def assert_nothing_waits_for(beats: _Beats) -> None:
+    assert beats not in _leases.get()
+    order = Pass(time.monotonic() + 60)
+    beats.drain(order)
+    assert order.ended
 
 
 # Listeners

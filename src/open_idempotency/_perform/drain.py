@@ -58,6 +58,11 @@ class Pass:
         """Seconds until its time is up."""
         return max(0.0, self.deadline - time.monotonic())
 
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self._done.is_set()
+
     def end(self) -> None:
         """There is nothing left to do."""
         self._done.set()

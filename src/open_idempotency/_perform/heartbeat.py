@@ -110,6 +110,8 @@ class _Beats:
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
+        # whether the thread has ended, and takes no order any more
+        self._gone = False
 
     def watch(self, attempt: Attempt, lease: Lease) -> None:
         if self._thread is None or not self._thread.is_alive():
@@ -139,6 +141,9 @@ class _Beats:
 
     def drain(self, order: Pass) -> None:
         self._orders.put(order)
+        # Looked at behind the put, and set before the thread takes the last orders: so one of the two ends this one.
+        if self._gone:
+            order.end()
 
     def report_lost(self) -> None:
         for lost in self._recordings.lost():
@@ -160,14 +165,29 @@ class _Beats:
             if self._thread is not None and self._thread.is_alive():
                 return
             thread = threading.Thread(target=self._run, name="open-idempotency-heartbeat", daemon=True)
+            # Before the thread begins, since the last thing that it does is to take both back.
+            self._gone = False
+            enlist(self)
             try:
                 thread.start()
             except Exception as error:
+                self._gone = True
+                dismiss(self)
                 raise BackendUnavailable("the thread that renews leases cannot be started") from error
             self._thread = thread
-            enlist(self)
 
     def _run(self) -> None:
+        try:
+            self._go_on()
+        finally:
+            self._gone = True
+            dismiss(self)
+            while not self._orders.empty():
+                order = self._orders.get()
+                if order is not None:
+                    order.end()
+
+    def _go_on(self) -> None:
         # Closed, it ends what it has to record.
         while not self._closed or len(self._recordings):
             try:
@@ -176,15 +196,10 @@ class _Beats:
                 with suppress(Exception):
                     _logger.exception("the thread that renews leases met an error, and goes on")
                 time.sleep(_PAUSE)
-        dismiss(self)
-        while not self._orders.empty():
-            order = self._orders.get()
-            if order is not None:
-                order.end()
 
     def _turn(self) -> None:
         order = self._sleep()
-        if order is not None:
+        if order is not None and not order.ended:
             self._passes.append(order)
             self._give_up(order)
             self._recordings.wake_all()
