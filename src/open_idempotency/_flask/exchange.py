@@ -19,6 +19,7 @@ from open_idempotency._flask.sessions import SessionTrace
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import Running, running
 from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._perform.marks import ask, has_something_above, is_placed, tells_of_a_record
 from open_idempotency._wsgi.environ import (
     MARK,
     BodyIncomplete,
@@ -110,14 +111,14 @@ class Exchange:
         """Claim the request and bind its context; or the response to send instead of running the view."""
         admission = self._admit()
         if isinstance(admission, Answer):
-            return self._answered(admission)
+            return self._answered_if_let_through(admission)
         self._protection = protection = Protection(self._setting.engine, admission)
         environ = self._request.environ
         environ[MARK] = admission
         hide_file_wrapper(environ)
         instead = protection.begin()
         if instead is not None:
-            return self._answered(instead)
+            return self._answered_if_let_through(instead)
         self._previous = running.get()
         self._bound = True
         running.set(protection.here)
@@ -155,6 +156,15 @@ class Exchange:
         self._made = made = answers.make_response(self._setting.app, answer)
         self._fields = list(made.headers)
         return made
+
+    def _answered_if_let_through(self, answer: Answer) -> Response:
+        """The answer; or what a decorator above ``@idempotent`` responds, which may refuse the caller by now (O-23)."""
+        app, request = self._setting.app, self._request
+        view = app.view_functions[request.url_rule.endpoint] if request.url_rule is not None else None
+        if view is None or not tells_of_a_record(answer) or not _is_to_be_asked(view, request.method):
+            return self._answered(answer)
+        refusal: Any = ask(lambda: app.ensure_sync(view)(**(request.view_args or {})))
+        return self._answered(answer) if refusal is None else app.make_response(refusal)
 
     def overtaken(self, error: IdempotencyError) -> Response:
         """The view noticed that a later attempt runs (L-03), or is in doubt (S-04): what stands in, else the error."""
@@ -247,3 +257,9 @@ class Exchange:
         if self._bound:
             self._bound = False
             running.set(self._previous)
+
+
+def _is_to_be_asked(view: Any, method: str) -> bool:
+    """Whether the mark of a view is known, and something may stand above it: of a class also its ``decorators``."""
+    handler = getattr(getattr(view, "view_class", None), method.lower(), None)
+    return has_something_above(view) or is_placed(handler)

@@ -26,11 +26,12 @@ from open_idempotency._core.settlement import Fate
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import running
 from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._perform.marks import tells_of_a_record
 from open_idempotency._perform.thread_calls import GRACE, InView, Patience
 from open_idempotency._wsgi.environ import BodyIncomplete, Names
 from open_idempotency._wsgi.live import LiveBody
 from open_idempotency._wsgi.protection import BoundIterable
-from open_idempotency.django import identity
+from open_idempotency.django import identity, permitting
 from open_idempotency.django.live import AsyncLiveBody, BoundAsyncIterator
 from open_idempotency.django.protection import Protection
 from open_idempotency.django.requests import Recording, find_key, read_request
@@ -86,7 +87,7 @@ class Exchange:
         """Keep the body from here on, as whoever reads it before the claim leaves no raw bytes."""
         self._recording = Recording(self._request, self._policy)
 
-    def begin(self, route: Route | None, view: Callable[..., Any]) -> HttpResponse | None:
+    def begin(self, route: Route | None, view: Callable[..., Any]) -> HttpResponseBase | None:
         """Claim the request and bind its context; or the answer to send instead of running the view."""
         intake = self._open(route, self._identify, self._receive)
         if intake is None:
@@ -97,11 +98,13 @@ class Exchange:
             return HttpResponse(status=error.status)
         finally:
             self._give_back()
-        if isinstance(admission, Answer):
-            return self._answered(admission)
-        return self._started(self._protect(admission).begin())
+        answer = admission if isinstance(admission, Answer) else self._started(self._protect(admission).begin())
+        if answer is None:
+            return None
+        refusal = permitting.refusal(self._request, view) if tells_of_a_record(answer) else None
+        return self._answered(answer) if refusal is None else self._refused(refusal)
 
-    async def abegin(self, route: Route | None, view: Callable[..., Any]) -> HttpResponse | None:
+    async def abegin(self, route: Route | None, view: Callable[..., Any]) -> HttpResponseBase | None:
         """The same, awaited."""
         intake = self._open(route, self._aidentify, self._areceive)
         if intake is None:
@@ -113,10 +116,15 @@ class Exchange:
         finally:
             self._give_back()
         if isinstance(admission, Answer):
-            return self._answered(admission)
-        if not iscoroutinefunction(view):
-            admission.threads = InView()
-        return self._started(await self._protect(admission).abegin())
+            answer: Answer | None = admission
+        else:
+            if not iscoroutinefunction(view):
+                admission.threads = InView()
+            answer = self._started(await self._protect(admission).abegin())
+        if answer is None:
+            return None
+        refusal = await permitting.arefusal(self._request, view) if tells_of_a_record(answer) else None
+        return self._answered(answer) if refusal is None else self._refused(refusal)
 
     def _open(self, route: Route | None, identify: Callable[[], Any], receive: Callable[[], Any]) -> Intake | None:
         """What is to be admitted; None where the view is not covered, or where it runs plainly, without a key."""
@@ -189,13 +197,17 @@ class Exchange:
         running.set(self._protection.here)
         return self._protection
 
-    def _started(self, instead: Answer | None) -> HttpResponse | None:
-        """What was sent instead of starting the view; None where it may start (L-10)."""
-        if instead is None:
-            return None
-        self._protection = None
-        running.set(None)
-        return self._answered(instead)
+    def _started(self, instead: Answer | None) -> Answer | None:
+        """What is sent instead of starting the view; None where it may start (L-10)."""
+        if instead is not None:
+            self._protection = None
+            running.set(None)
+        return instead
+
+    def _refused(self, response: HttpResponseBase) -> HttpResponseBase:
+        """The view's own refusal, in place of what an earlier try has left on record."""
+        response._resource_closers.append(self.end)
+        return response
 
     # After the view
 

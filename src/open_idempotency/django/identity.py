@@ -68,7 +68,7 @@ def _identify(request: HttpRequest, lend: rest.Lend) -> str | None:
     Django's own where they know nobody. ``lend`` lends them the body. Raises ``ScopeUnknown`` for an authenticated
     user that has no primary key.
     """
-    view = rest.find_view(request)
+    view = rest.find_authenticating_view(request)
     name = None if view is None else _name_in_view(request, view, lend)
     if name is not None:
         return name
@@ -78,7 +78,7 @@ def _identify(request: HttpRequest, lend: rest.Lend) -> str | None:
 
 async def _aidentify(request: HttpRequest, lend: rest.Lend) -> str | None:
     """The same, awaited: REST framework's authenticators run in Django's own thread."""
-    view = rest.find_view(request)
+    view = rest.find_authenticating_view(request)
     name = None if view is None else await sync_to_async(_name_in_view)(request, view, lend)
     if name is not None:
         return name

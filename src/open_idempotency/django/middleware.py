@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest
-from django.http.response import HttpResponse, HttpResponseBase
+from django.http.response import HttpResponseBase
 
 from open_idempotency import asgi, rules
 from open_idempotency._core.attempt import Attempt
@@ -180,7 +180,7 @@ class IdempotencyMiddleware:
 
     def _begin(
         self, request: HttpRequest, view: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> HttpResponse | None:
+    ) -> HttpResponseBase | None:
         self._found_view = True
         exchange = self._exchange(request) or self._late(request)
         if exchange is None:
@@ -189,7 +189,7 @@ class IdempotencyMiddleware:
 
     async def _abegin(
         self, request: HttpRequest, view: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> HttpResponse | None:
+    ) -> HttpResponseBase | None:
         self._found_view = True
         exchange = self._exchange(request) or self._late(request)
         if exchange is None:
