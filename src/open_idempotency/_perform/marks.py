@@ -1,7 +1,7 @@
 """The place of ``@idempotent`` in a view: what stands above it lets a request through, or does not, on every try.
 
-A decorator above the mark (``permission_required``, ``roles_required``) refuses who may no longer do something. So it is
-asked before a response of an earlier try is sent again: the view is called, and comes as far as the mark.
+A decorator above the mark (``permission_required``, ``roles_required``) refuses who may no longer do something. So it
+is asked before a response of an earlier try is sent again: the view is called, and comes as far as the mark.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Whether a view still lets a request through, asked before a response of an earlier try is sent (O-23).
 
-A caller may have lost a permission since. The view itself does not run for a retry, so what stands in front of its code
-is asked alone: the decorators above ``@idempotent``, what a REST framework view does before its handler (authentication,
-permissions, throttles), and Django's own access mixins. What they answer is sent, and nothing is kept of it.
+A caller may have lost a permission since. The view itself does not run for a retry, so what stands in front of its
+code is asked alone: the decorators above ``@idempotent``, what a REST framework view does before its handler
+(authentication, permissions, throttles), and Django's own access mixins. Their refusal is sent, and is not stored.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction, sync_to_async
+from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
@@ -23,7 +23,11 @@ Ask = Callable[[], Any]
 
 def refusal(request: HttpRequest, view: Any) -> HttpResponseBase | None:
     """The response by which the view refuses this request; None if it lets it through. Raises what the view raises."""
-    ask = _call(request, view) or _question(request, view)
+    call = _call(request, view)
+    if call is not None and iscoroutinefunction(view):
+        response: HttpResponseBase | None = async_to_sync(marks.aask)(call)
+        return response
+    ask = call or _question(request, view)
     return None if ask is None else marks.ask(ask)
 
 
