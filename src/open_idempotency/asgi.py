@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from open_idempotency import rules as route_rules
 from open_idempotency._asgi.client import Client
+from open_idempotency._asgi.sessions import read_session
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.callers import Session
@@ -21,7 +22,7 @@ from open_idempotency._core.capture import Capture
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.keys import find_key
 from open_idempotency._core.replay import UNRECORDED
-from open_idempotency._core.requests import Answer, Headers, Request
+from open_idempotency._core.requests import Answer, Headers, Identity, Request
 from open_idempotency._core.settlement import ANSWERED, Fate, abort, begin, finish
 from open_idempotency._perform import drain, loops, thread_calls
 from open_idempotency._perform.bodies import RequestBody
@@ -169,9 +170,13 @@ class IdempotencyMiddleware:
 
         return send_after_drain
 
-    def identify(self, scope: Scope) -> str | None:
-        """The verified user that an outer middleware put into the scope; plain ASGI knows none."""
-        return None
+    def identify(self, scope: Scope) -> Identity | str | None:
+        """The verified user that an outer middleware put into the scope, or the session that may name the caller.
+
+        Plain ASGI knows no user.
+        """
+        session = scope.get("session")
+        return None if session is None else Identity(None, session=read_session(session))
 
     def session_of(self, scope: Scope) -> Session | None:
         """What tells of a request whose view changes the caller (O-14); plain ASGI knows no session."""
@@ -240,7 +245,7 @@ class _Exchange:
             self._body.close()
             requests.discard(self)
 
-    async def _identify(self) -> str | None:
+    async def _identify(self) -> Identity | str | None:
         return self._inner.identify(self._scope)
 
     async def _receive_body(self) -> RequestBody:

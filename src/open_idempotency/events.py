@@ -8,12 +8,13 @@ Events hold short digests, never keys, credentials or bodies.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from open_idempotency.exceptions import first_line
 
 _LONGEST_DETAIL = 300
+_LONGEST_NAME = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,11 +260,31 @@ class CredentialScoped(Event):
     """A caller was known by the credentials in its headers alone, so a new token is a new caller. Reported once."""
 
 
+@dataclass(frozen=True, slots=True)
+class CallerUnidentified(Event):
+    """A request with a session or cookies came from a caller of whom nothing is known, so it shares the scope of all
+    anonymous callers. ``cookies`` and ``entries``: the names of its cookies and of its session's entries, the first
+    five of each, shortened, never their values. Reported once.
+    """
+
+    cookies: tuple[str, ...]
+    entries: tuple[str, ...]
+
+    @classmethod
+    def of(cls, record: str, cookies: Iterable[str], entries: Iterable[str]) -> CallerUnidentified:
+        """The event; ``record`` as ``short`` makes it."""
+        return cls(record, _names(cookies), _names(entries))
+
+
 Listener = Callable[[Event], None]
 
 
 def _printable(text: str, longest: int) -> str:
     return "".join(char if char.isprintable() else "?" for char in text[:longest])
+
+
+def _names(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(_printable(name, _LONGEST_NAME) for name in names)
 
 
 def short(record_id: bytes) -> str:

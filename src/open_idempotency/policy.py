@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from open_idempotency.exceptions import ConfigurationError
 
@@ -51,6 +51,15 @@ CREDENTIAL_HEADERS = (
     "Ocp-Apim-Subscription-Key",
     "Private-Token",
 )
+#: the entries of a session by which applications and their extensions know a user, the most certain first
+SESSION_IDENTITY = ("_user_id", "user_id", "user", "uid", "sub")
+#: the value of ``scope`` that says that all callers are meant to be one
+ANONYMOUS: Literal["anonymous"] = "anonymous"
+# What frameworks keep in sessions beside the user. Flask-Login's ``_id`` is a digest of address and browser, which
+# people in one office share.
+_NO_IDENTITY = frozenset(
+    {"_id", "_fresh", "_permanent", "_flashes", "_messages", "_language", "csrf_token", "_csrftoken"}
+)
 #: headers that differ from one request to the next, whoever sends them
 _NO_CREDENTIALS = frozenset({"cookie", "date", "dpop", "proxy-authorization", "signature", "signature-input"})
 
@@ -68,7 +77,10 @@ class IdempotencyPolicy:
 
     Who and what
         ``scope``: called with the request, returns the caller's identity (``str``); without it the framework's
-        verified user, then the credentials in its headers. ``credential_headers``: the headers that carry credentials
+        verified user, then the caller whom the session names, then the credentials in its headers; ``"anonymous"``
+        says that all callers are meant to be one. ``session_identity``: the entries of the session that hold the
+        caller's id, the first that names somebody counts; a tuple of names, or one name.
+        ``credential_headers``: the headers that carry credentials
         which stay the same from one request of a caller to the next; who sends other ones is another caller.
         ``scope_by_host``: the ``Host`` header belongs to the caller, where tenants are told apart by it; a client that
         chooses another host for a retry runs again.
@@ -122,7 +134,8 @@ class IdempotencyPolicy:
     profile: Literal["lenient", "strict"] = "lenient"
     validate: Callable[[str], object] | None = None
 
-    scope: Callable[[Request], str] | None = None
+    scope: Callable[[Request], str] | Literal["anonymous"] | None = None
+    session_identity: tuple[str, ...] = SESSION_IDENTITY
     credential_headers: tuple[str, ...] = CREDENTIAL_HEADERS
     scope_by_host: bool = False
     scope_by_route: bool = False
@@ -170,6 +183,7 @@ class IdempotencyPolicy:
         self._normalise("methods", frozenset(m.upper() for m in _names("methods", self.methods)))
         for name in ("aliases", "credential_headers", "fingerprint_headers", "fingerprint_ignore"):
             self._normalise(name, tuple(_names(name, getattr(self, name))))
+        self._normalise("session_identity", _entries("session_identity", self.session_identity))
         for check in (_check_coverage, _check_choices, _check_durations, _check_sizes, _check_hooks):
             check(self)
 
@@ -229,6 +243,24 @@ def _names(name: str, value: object) -> list[str]:
     if not all(isinstance(item, str) for item in items):
         raise ConfigurationError(f"{name}: expected a list of strings, got {value!r}")
     return [str(item) for item in items]
+
+
+def _entries(name: str, value: object) -> tuple[str, ...]:
+    """Names in an order, or one name. A set has another order in each process, and so another caller."""
+    entries: tuple[object, ...] = (value,) if isinstance(value, str) else ()
+    if isinstance(value, list | tuple):
+        entries = tuple(cast("Sequence[object]", value))
+    elif not entries:
+        raise ConfigurationError(f"{name}: expected the name of a session's entry or a tuple of names, got {value!r}")
+    for entry in entries:
+        if not isinstance(entry, str) or not entry.strip():
+            raise ConfigurationError(f"{name}: {entry!r} is no name of a session's entry; pass non-empty strings")
+        if entry in _NO_IDENTITY:
+            raise ConfigurationError(
+                f"{name}: {entry} does not say who the caller is, as callers share one value or have several; name the "
+                "entry that holds the caller's id"
+            )
+    return tuple(str(entry) for entry in entries)
 
 
 def _check_coverage(p: IdempotencyPolicy) -> None:
@@ -316,7 +348,12 @@ def _check_sizes(p: IdempotencyPolicy) -> None:
 
 
 def _check_hooks(p: IdempotencyPolicy) -> None:
-    for name in ("validate", "scope", "store", "redact", "render_problem", "on_event"):
+    if p.scope is not None and not callable(p.scope) and p.scope != ANONYMOUS:
+        raise ConfigurationError(
+            f"scope: {p.scope!r} names no caller; pass a callable that is given the request and returns the caller's "
+            f"id, or {ANONYMOUS!r} if all callers are meant to be one"
+        )
+    for name in ("validate", "store", "redact", "render_problem", "on_event"):
         hook = getattr(p, name)
         if hook is not None and not callable(hook):
             raise ConfigurationError(f"{name}: expected a callable or None, got {hook!r}")

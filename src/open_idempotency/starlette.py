@@ -15,6 +15,7 @@ from uuid import UUID
 from open_idempotency import asgi
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.callers import follow, told
+from open_idempotency._core.requests import Identity
 from open_idempotency._perform.coverage import Coverage
 from open_idempotency._perform.engine import new_owner
 from open_idempotency.asgi import MARK, Message, Receive, Scope, Send
@@ -145,11 +146,11 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
             authenticating,
         )
 
-    def identify(self, scope: Scope) -> str | None:
-        """The verified user of ``scope["user"]``; None where there is none. Raises ``ScopeUnknown``."""
+    def identify(self, scope: Scope) -> Identity | str | None:
+        """The verified user of ``scope["user"]``, else the session, which may name one. Raises ``ScopeUnknown``."""
         user = scope.get("user")
         if user is None or not getattr(user, "is_authenticated", True):
-            return None
+            return super().identify(scope)
         # Never its display name: two people may have one.
         for name in ("identity", "username") if isinstance(user, SimpleUser) else ("identity",):
             value = _read(user, name)

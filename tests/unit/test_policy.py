@@ -19,7 +19,9 @@ BAD: list[tuple[str, Any]] = [
     *[("aliases", bad) for bad in ("X-Key", ["X Key"], [None], None)],
     *[("profile", bad) for bad in ("loose", None, "Strict")],
     *[("validate", bad) for bad in ("uuid", 1)],
-    *[("scope", bad) for bad in ("user", 1)],
+    *[("scope", bad) for bad in ("user", "Anonymous", "", 1, ["anonymous"])],
+    *[("session_identity", bad) for bad in ("", " ", ["a", ""], [None], {"uid"}, {"uid": 1}, b"uid", 1, None)],
+    *[("session_identity", bad) for bad in ("_id", ("user", "_fresh"), ["csrf_token"])],
     *[("credential_headers", bad) for bad in ("X-Key", ["X Key"], ["Cookie"], ["DPoP"], ["idempotency-key"], None)],
     *[("scope_by_host", bad) for bad in (None, "example", 2)],
     *[("scope_by_route", bad) for bad in (None, "path", 2)],
@@ -113,6 +115,18 @@ def test_a_timedelta_becomes_float_seconds(name: str) -> None:
 def test_methods_are_upper_case_inside() -> None:
     """SPEC 4."""
     assert IdempotencyPolicy(methods=["post", "Put"]).methods == {"POST", "PUT"}
+
+
+@pytest.mark.parametrize(("given", "kept"), [("account", ("account",)), (["a", "b"], ("a", "b")), ((), ())])
+def test_the_entries_of_a_session_become_a_tuple(given: Any, kept: tuple[str, ...]) -> None:
+    """O-19: one name, or several in an order; none at all reads no session."""
+    assert IdempotencyPolicy(session_identity=given).session_identity == kept
+
+
+def test_a_scope_in_words_is_refused_with_what_to_do() -> None:
+    """O-19b: a callable, or the one word that there is."""
+    with pytest.raises(ConfigurationError, match=r"^scope: 'user_id' names no caller; pass a callable .* 'anonymous'"):
+        IdempotencyPolicy(scope="user_id")  # type: ignore[arg-type]
 
 
 def test_lists_become_tuples() -> None:

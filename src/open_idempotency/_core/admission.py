@@ -29,12 +29,13 @@ from open_idempotency._core.commands import (
 )
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.fingerprint import fingerprint_steps
-from open_idempotency._core.keys import by_credentials, caller_scope, parse_key, record_id, scope_id
+from open_idempotency._core.keys import by_credentials, caller_scope, is_anonymous, parse_key, record_id, scope_id
 from open_idempotency._core.models import Busy, ClaimAnswer, Finished, Lease, Leased, Mismatch, Refused, Stage
 from open_idempotency._core.quotas import reserve, take_back
 from open_idempotency._core.rendering import render
 from open_idempotency._core.requests import Answer, Body, Headers, Identity, Request
 from open_idempotency._core.sealing import ANSWER, FAILURE, unseal, unseal_stage
+from open_idempotency._core.session_identity import cookie_names, entry_names
 from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, Advice, sendable, tell, warn
 from open_idempotency.exceptions import (
     BackendUnavailable,
@@ -44,7 +45,7 @@ from open_idempotency.exceptions import (
     KeyRequired,
     RecordUnreadable,
 )
-from open_idempotency.policy import IdempotencyPolicy
+from open_idempotency.policy import ANONYMOUS, IdempotencyPolicy
 
 #: seconds after which a waiting duplicate asks again although nobody told it to, from the first to the longest
 FIRST_LOOK, LONGEST_LOOK = 1.0, 5.0
@@ -68,7 +69,8 @@ class Intake:
     """What an adapter brings to be admitted. The two callables are of the adapter's own colour.
 
     ``identify`` returns the framework's verified user, None where there is none, or an ``Identity`` where the user
-    belongs to a tenant; ``receive`` reads the body whole and raises ``BodyTooLarge``. ``owner``: 16 random bytes.
+    belongs to a tenant, or a session may name the caller; ``receive`` reads the body whole and raises ``BodyTooLarge``.
+    ``owner``: 16 random bytes.
     ``advice``: the engine's, shared by all its requests. ``session``: what tells of a request that began under another
     caller (O-14), where the adapter knows sessions.
     """
@@ -115,7 +117,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
         policy.max_attempts,
     )
     caller = None
-    if intake.session is not None:
+    if intake.session is not None and policy.scope != ANONYMOUS:
         caller = Caller(request, key, policy, identity, claim.record_id)
         try:
             began = yield from find_record(caller, intake.session)
@@ -123,16 +125,27 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
             return (yield from _without_backend(error, "get", claim, request, policy))
         if began is not None:
             claim.record_id = began
+    yield from _advise(claim, scope, identity, intake, policy)
     admission = yield from _begin_counted(claim, scope, intake, policy)
     if caller is not None and isinstance(admission, Attempt):
         admission.caller = caller
     return admission
 
 
+def _advise(claim: Claim, scope: str, identity: Identity, intake: Intake, policy: IdempotencyPolicy) -> Steps[None]:
+    """Report once that callers are known by a token alone, and once that some who may be somebody are anonymous."""
+    advice = intake.advice
+    if by_credentials(scope):
+        if advice.due(events.CredentialScoped):
+            yield from warn(policy, events.CredentialScoped(events.short(claim.record_id)))
+    elif is_anonymous(scope) and policy.scope is None and not advice.is_given(events.CallerUnidentified):
+        cookies, entries = cookie_names(intake.request), entry_names(identity.session)
+        if (cookies or entries) and advice.due(events.CallerUnidentified):
+            yield from warn(policy, events.CallerUnidentified.of(events.short(claim.record_id), cookies, entries))
+
+
 def _begin_counted(claim: Claim, scope: str, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
     request = intake.request
-    if by_credentials(scope) and intake.advice.due():
-        yield from warn(policy, events.CredentialScoped(events.short(claim.record_id)))
     try:
         if policy.max_live_keys is None:
             return (yield from _begin(claim, request, policy))

@@ -6,7 +6,7 @@ names are lower-case.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -54,11 +54,13 @@ class Request:
 class Identity(NamedTuple):
     """Who sent a request, as a framework knows it: the verified user, if any, and the tenant that the user belongs to.
 
-    ``tenant``: "" where the application has none. Users of two tenants can have one name.
+    ``tenant``: "" where the application has none. Users of two tenants can have one name. ``session``: a copy of the
+    decoded session of a request without a verified user, as that may name the caller (O-19); None without a session.
     """
 
     user: str | None
     tenant: str = ""
+    session: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True)

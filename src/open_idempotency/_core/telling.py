@@ -18,19 +18,21 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
 
 class Advice:
-    """Advice to the operator that an engine gives once, however many requests are a reason for it."""
+    """Advice to the operator that an engine gives once of each kind, however many requests are a reason for it."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("_given",)
 
     def __init__(self) -> None:
-        self._left = [True]
+        self._given: dict[type[events.Event], object] = {}
 
-    def due(self) -> bool:
-        """True for the first who asks, of all threads, and false ever after."""
-        try:
-            return bool(self._left) and self._left.pop()
-        except IndexError:  # another thread was faster
-            return False
+    def is_given(self, kind: type[events.Event]) -> bool:
+        """Whether somebody has been told to give this advice, so that nobody need look for a reason any more."""
+        return kind in self._given
+
+    def due(self, kind: type[events.Event]) -> bool:
+        """True for the first who asks about this kind, of all threads, and false ever after."""
+        mine = object()
+        return not self.is_given(kind) and self._given.setdefault(kind, mine) is mine
 
 
 def tell(

@@ -12,10 +12,10 @@ from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.callers import follow, told
 from open_idempotency._core.replay import BODILESS, REPLAYED, UNRECORDED
-from open_idempotency._core.requests import Answer, Headers
+from open_idempotency._core.requests import Answer, Headers, Identity
 from open_idempotency._core.settlement import Fate
 from open_idempotency._flask import answers
-from open_idempotency._flask.sessions import SessionTrace
+from open_idempotency._flask.sessions import SessionTrace, read_session
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import Running, running
 from open_idempotency._perform.engine import Engine, new_owner
@@ -66,8 +66,7 @@ class Exchange:
         self._body = RequestBody(policy)
         self._too_large: Exception | None = None
         self._protection: Protection | None = None
-        knows = policy.scope is not None or hasattr(setting.app, "login_manager")
-        self._session = SessionTrace(self._identify) if knows else None
+        self._session = SessionTrace(self._identify)
         self._live: LiveBody | None = None
         self._answer: Answer | None = None
         # the response made of that answer, and its header fields at that time
@@ -143,8 +142,11 @@ class Exchange:
             if place is not None:
                 source.seek(place)
 
-    def _identify(self) -> str | None:
-        return self._setting.identify(self._request)
+    def _identify(self) -> Identity:
+        if callable(self._policy.scope):
+            return Identity(None)
+        user = self._setting.identify(self._request)
+        return Identity(user, session=None if user is not None else read_session())
 
     def _received(self) -> RequestBody:
         if self._too_large is not None:
@@ -182,7 +184,7 @@ class Exchange:
         The session is saved right after it, and the response settled only then.
         """
         protection, session = self._protection, self._session
-        if protection is None or session is None or protection.settled:
+        if protection is None or protection.settled:
             return
         attempt = protection.attempt
         if attempt.caller is None or attempt.lease is None:

@@ -26,6 +26,7 @@ _LEVELS: dict[type[events.Event], int] = {
     events.StageValueNotKept: logging.ERROR,
     events.CallerChanged: logging.WARNING,
     events.CredentialScoped: logging.WARNING,
+    events.CallerUnidentified: logging.WARNING,
 }
 _ADVICE: dict[type[events.Event], str] = {
     events.Unrecorded: (
@@ -62,6 +63,13 @@ _ADVICE: dict[type[events.Event], str] = {
     events.CredentialScoped: (
         "callers are known by the credentials in their headers alone, so a client whose token changes between two "
         "tries is a new caller, and its retry runs again; put the middleware inside authentication, or set scope="
+    ),
+    events.CallerUnidentified: (
+        "nothing that the middleware reads says who this caller is, so it shares one scope with all anonymous callers: "
+        "whoever sends a key that another of them has used gets the stored response. If an entry of the session holds "
+        "the caller's id, name it by session_identity=; else put the middleware inside authentication and sessions, "
+        "name a header by credential_headers=, or return the caller by scope=. If all callers are meant to be one, set "
+        'scope="anonymous"'
     ),
 }
 

@@ -148,10 +148,18 @@ class Exchange:
 
     def _identify(self) -> Identity | None:
         # With a scope= of its own, nobody asks for the user, so nothing is loaded for it.
-        return None if self._policy.scope is not None else identity.identify(self._request, self._lend)
+        if callable(self._policy.scope):
+            return None
+        if self._policy.scope is not None:
+            return Identity(None, identity.tenant(self._request))
+        return identity.identify(self._request, self._lend)
 
     async def _aidentify(self) -> Identity | None:
-        return None if self._policy.scope is not None else await identity.aidentify(self._request, self._lend)
+        if callable(self._policy.scope):
+            return None
+        if self._policy.scope is not None:
+            return Identity(None, await identity.atenant(self._request))
+        return await identity.aidentify(self._request, self._lend)
 
     def _lend(self) -> AbstractContextManager[Any]:
         return self._kept().lend()
