@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest
 from django.http.response import HttpResponse, HttpResponseBase
 
@@ -130,8 +131,16 @@ class Exchange:
             self._let_go()
             running.set((Attempt(route.policy), self.engine))
             return None
-        engine = self.engine
-        return Intake(read_request(request), key_fields, new_owner(), identify, receive, engine.advice, self._session)
+        return Intake(
+            read_request(request),
+            key_fields,
+            new_owner(),
+            identify,
+            receive,
+            self.engine.advice,
+            self._session,
+            _renders,
+        )
 
     def _let_go(self) -> None:
         if self._recording is not None:
@@ -336,6 +345,11 @@ class Exchange:
         """Give the request's body back."""
         if self._recording is not None:
             self._recording.end()
+
+
+def _renders(error: Exception) -> bool:
+    """Whether Django's own handler makes a response of it (O-20)."""
+    return isinstance(error, PermissionDenied)
 
 
 def bind_stream(response: R) -> R:
