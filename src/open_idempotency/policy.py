@@ -7,6 +7,7 @@ Durations are seconds or ``timedelta`` at this edge and float seconds inside; si
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -357,6 +358,8 @@ def _check_hooks(p: IdempotencyPolicy) -> None:
         hook = getattr(p, name)
         if hook is not None and not callable(hook):
             raise ConfigurationError(f"{name}: expected a callable or None, got {hook!r}")
+        if inspect.iscoroutinefunction(hook):
+            raise ConfigurationError(f"{name}: {hook!r} is a coroutine function, which nobody awaits; pass a plain one")
     if p.docs_url is not None and not (isinstance(p.docs_url, str) and _URL.fullmatch(p.docs_url)):
         raise ConfigurationError(f"docs_url: expected a URL, percent-encoded where it is not ASCII, got {p.docs_url!r}")
     if not isinstance(p.application, str):

@@ -32,6 +32,7 @@ from open_idempotency._core.fingerprint import fingerprint_steps
 from open_idempotency._core.keys import by_credentials, caller_scope, is_anonymous, parse_key, record_id, scope_id
 from open_idempotency._core.models import Busy, ClaimAnswer, Finished, Lease, Leased, Mismatch, Refused, Stage
 from open_idempotency._core.quotas import reserve, take_back
+from open_idempotency._core.refusals import ScopeRefused
 from open_idempotency._core.rendering import render
 from open_idempotency._core.requests import Answer, Body, Headers, Identity, Request
 from open_idempotency._core.sealing import ANSWER, FAILURE, unseal, unseal_stage
@@ -64,6 +65,10 @@ class Patience:
     preferred: bool = False
 
 
+def _renders_none(error: Exception) -> bool:
+    return False
+
+
 @dataclass(slots=True)
 class Intake:
     """What an adapter brings to be admitted. The two callables are of the adapter's own colour.
@@ -72,7 +77,8 @@ class Intake:
     belongs to a tenant, or a session may name the caller; ``receive`` reads the body whole and raises ``BodyTooLarge``.
     ``owner``: 16 random bytes.
     ``advice``: the engine's, shared by all its requests. ``session``: what tells of a request that began under another
-    caller (O-14), where the adapter knows sessions.
+    caller (O-14), where the adapter knows sessions. ``renders``: whether the framework makes a response of an exception
+    with which ``scope=`` refuses the request, so that the exception is raised into it (O-20).
     """
 
     request: Request
@@ -82,6 +88,7 @@ class Intake:
     receive: Callable[[], Body | Awaitable[Body]]
     advice: Advice = field(default_factory=Advice)
     session: Session | None = None
+    renders: Callable[[Exception], bool] = _renders_none
 
 
 def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
@@ -89,7 +96,8 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
 
     A bad key is answered before anything is read, and the body is whole before the claim is made. The attempt has no
     lease where there was no key, or where the backend is down and the policy fails open.
-    Raises ``ScopeUnknown`` and whatever the adapter's callables raise.
+    Raises ``ScopeUnknown``, whatever the adapter's callables raise, and what ``scope=`` refuses a request with if the
+    framework renders that.
     """
     request = intake.request
     try:
@@ -106,6 +114,10 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
         return _refuse(problems.key_malformed(str(error)), request, policy)
     except BodyTooLarge:
         return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
+    except ScopeRefused as refused:
+        if intake.renders(refused.error):
+            raise refused.error from None
+        return _refuse(refused.problem(), request, policy)
     claim = Claim(
         record_id(scope, key, request, policy),
         (yield from fingerprint_steps(request, policy)),

@@ -17,6 +17,7 @@ from operator import itemgetter
 
 import http_sf
 
+from open_idempotency._core.refusals import ScopeRefused, refused_status
 from open_idempotency._core.requests import Headers, Identity, Request
 from open_idempotency._core.session_identity import named_by_session
 from open_idempotency.exceptions import KeyRejected, KeyRequired, ScopeUnknown
@@ -45,6 +46,10 @@ _ANONYMOUS = "anonymous:"
 _WITHIN = "within:"
 _WITHIN_LENGTH = len(_WITHIN) + 64 + 1
 _AUTHORIZATION = b"authorization"
+_NO_CALLER = (
+    "it has to return a non-empty string that names the caller, or to raise open_idempotency.NotAuthenticated (401) "
+    'where the request names none; if all callers may share their keys, return one string for all, such as "anonymous"'
+)
 
 
 def key_names(policy: IdempotencyPolicy) -> frozenset[bytes]:
@@ -143,7 +148,8 @@ def caller_scope(request: Request, caller: Identity, key: str, policy: Idempoten
     First that applies: the ``scope=`` callable, the framework's verified user, the caller whom the session names, all
     credentials in the headers of ``credential_headers``, anonymous; with ``scope="anonymous"`` all are anonymous. Each
     is another one in another tenant, and on another host if ``scope_by_host`` says so.
-    Raises ``ScopeUnknown`` for a failure or a nobody, ``KeyRejected`` for a guessable anonymous key.
+    Raises ``ScopeUnknown`` for a failure or a nobody, ``ScopeRefused`` where ``scope=`` refuses the request,
+    ``KeyRejected`` for a guessable anonymous key.
     """
     return within(_scope_of_caller(request, caller, key, policy), request, caller, policy)
 
@@ -217,9 +223,13 @@ def _call_scope(request: Request, policy: IdempotencyPolicy) -> str:
     try:
         scope = policy.scope(request)
     except Exception as error:
-        raise ScopeUnknown("the scope= callable raised; no request runs in a shared scope") from error
+        status = refused_status(error)
+        if status is not None:
+            raise ScopeRefused(error, status) from error
+        raise ScopeUnknown(f"the scope= callable raised {type(error).__name__}; {_NO_CALLER}") from error
     if not isinstance(scope, str) or not scope:
-        raise ScopeUnknown(f"the scope= callable must return a non-empty string, not {type(scope).__name__}")
+        found = "an empty string" if scope == "" else type(scope).__name__
+        raise ScopeUnknown(f"the scope= callable returned {found}; {_NO_CALLER}")
     return scope
 
 

@@ -17,7 +17,11 @@ TYPE_PREFIX = "urn:problem-type:open-idempotency:"
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem, before it is rendered. ``retry_after``: seconds; ``extra``: further members."""
+    """One problem, before it is rendered.
+
+    ``retry_after``: seconds; ``extra``: further members; ``challenge``: the value of ``WWW-Authenticate``, which a 401
+    must have (RFC 9110, section 15.5.2).
+    """
 
     name: str
     status: int
@@ -28,6 +32,7 @@ class Problem:
     instance: str = ""
     retry_after: int | None = None
     extra: Mapping[str, object] = field(default_factory=dict[str, object])
+    challenge: str | None = None
 
     @property
     def type(self) -> str:
@@ -43,6 +48,16 @@ def key_missing(detail: str) -> Problem:
 def key_malformed(detail: str) -> Problem:
     """O-06: the key cannot be used."""
     return Problem("key-malformed", 400, "Idempotency key malformed", detail, True, False)
+
+
+def not_authenticated(detail: str, challenge: str) -> Problem:
+    """O-20: `scope=` knows no caller of this request. First get new credentials, then send it again."""
+    return Problem("not-authenticated", 401, "Not authenticated", detail, True, True, challenge=challenge)
+
+
+def forbidden(detail: str) -> Problem:
+    """O-20: `scope=` does not permit this request to its caller."""
+    return Problem("forbidden", 403, "Forbidden", detail, False, False)
 
 
 def key_reused() -> Problem:

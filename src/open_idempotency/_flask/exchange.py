@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from flask import Flask, Request, Response, abort
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
@@ -133,6 +133,7 @@ class Exchange:
             self._received,
             self._setting.engine.advice,
             self._session,
+            self._renders,
         )
         # The fingerprint reads the same file as the view will, and somebody may have begun to read it.
         place = source.tell() if self._body.spooled else None
@@ -147,6 +148,17 @@ class Exchange:
             return Identity(None)
         user = self._setting.identify(self._request)
         return Identity(user, session=None if user is not None else read_session())
+
+    def _renders(self, error: Exception) -> bool:
+        """Whether Flask, or a handler that the application has for this kind of error, makes a response of it (O-20).
+
+        A handler for every ``Exception`` does not count: it makes a 500.
+        """
+        if isinstance(error, HTTPException):
+            return True
+        handlers = self._setting.app.error_handler_spec
+        known = [handlers.get(name, {}).get(None, {}) for name in (*self._request.blueprints, None)]
+        return any(isinstance(error, kind) and kind is not Exception for kinds in known for kind in kinds)
 
     def _received(self) -> RequestBody:
         if self._too_large is not None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest
 from django.http.response import HttpResponse, HttpResponseBase
 
@@ -138,8 +139,16 @@ class Exchange:
             self._let_go()
             running.set((Attempt(route.policy), self.engine))
             return None
-        engine = self.engine
-        return Intake(read_request(request), key_fields, new_owner(), identify, receive, engine.advice, self._session)
+        return Intake(
+            read_request(request),
+            key_fields,
+            new_owner(),
+            identify,
+            receive,
+            self.engine.advice,
+            self._session,
+            _renders,
+        )
 
     def _let_go(self) -> None:
         if self._recording is not None:
@@ -214,7 +223,8 @@ class Exchange:
 
     def _refused(self, response: HttpResponseBase) -> HttpResponseBase:
         """The view's own refusal, in place of what an earlier try has left on record."""
-        response._resource_closers.append(self.end)
+        closers: Any = response
+        closers._resource_closers.append(self.end)
         return response
 
     # After the view
@@ -356,6 +366,11 @@ class Exchange:
         """Give the request's body back."""
         if self._recording is not None:
             self._recording.end()
+
+
+def _renders(error: Exception) -> bool:
+    """Whether Django's own handler makes a response of it (O-20)."""
+    return isinstance(error, PermissionDenied)
 
 
 def bind_stream(response: R) -> R:
