@@ -125,13 +125,16 @@ class IdempotencyMiddleware:
         finally:
             running.reset(mark)
 
-    def check_start(self) -> None:
-        """Look at what is wrapped, when a server starts it; ``ConfigurationError`` keeps the server from starting."""
+    def check_start(self, scope: Scope) -> None:
+        """Look at what is wrapped, when a server starts it; ``ConfigurationError`` keeps the server from starting.
+
+        ``scope``: that of the lifespan.
+        """
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application's lifespan, if it may begin at all."""
         try:
-            self.check_start()
+            self.check_start(scope)
         except ConfigurationError as error:
             await receive()
             await send({"type": "lifespan.startup.failed", "message": str(error)})

@@ -39,7 +39,7 @@ from starlette.authentication import SimpleUser
 
 from open_idempotency._starlette import at_call
 from open_idempotency._starlette.pending import PendingExchange
-from open_idempotency._starlette.routes import all_rules, endpoint_rules, layers_beneath, see_layers
+from open_idempotency._starlette.routes import Layers, all_rules, endpoint_rules, layers_beneath
 from open_idempotency._starlette.sessions import SessionTrace
 from open_idempotency._starlette.survey import authentication_beneath, depends_on, endpoints_beneath, late_dependencies
 
@@ -106,7 +106,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         if outer is not None:
             outer.withdraw()  # the innermost one protects
         if not self._looked:
-            self._look_late()
+            self._look_late(scope)
         self._refuse_wrong_user()
         layers = layers_beneath(self.app, scope)
         if layers.inner:
@@ -117,7 +117,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
                 self._wrong = f"user: no FastAPI routes can be seen beneath, so {_name(self._user)} cannot be asked"
                 self._refuse_wrong_user()
             return super().treat(scope, receive, send)
-        at_call.look_at(layers)
+        at_call.look_at(layers.app)
         keyed = any(name in self._candidates for name, _ in scope["headers"])
         return PendingExchange(self, self.rules_of_path(scope), keyed, scope, receive, send).run()
 
@@ -135,20 +135,21 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         )
         return self.coverages.by((*self.rules_of_path(scope), *here))
 
-    def check_start(self) -> None:
-        """Warn if it is the application's inside that authenticates, and of dependencies that end after the response.
+    def check_start(self, scope: Scope) -> None:
+        """Warn of authentication behind the claim, and of dependencies that end after the response.
 
         Raises ``ConfigurationError`` that names the routes whose rules contradict the policy.
         """
         self._looked = True
+        layers = layers_beneath(self.app, scope)
         if self.engine.policy.scope is None and self._user is None:
-            name = authentication_beneath(self.app)
+            name = authentication_beneath(layers)
             if name is not None:
                 self._warn(name)
         wrong: list[str] = []
         late: dict[str, list[str]] = {}
         depending: list[bool] = []
-        for endpoint in endpoints_beneath(self.app):
+        for endpoint in endpoints_beneath(layers):
             place = f"{endpoint.method} {endpoint.path}"
             by_path = self.rules_of_path({"method": endpoint.method, "path": endpoint.path})
             try:
@@ -161,18 +162,17 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
                 for dependency in dict.fromkeys(late_dependencies(endpoint.route)):
                     late.setdefault(dependency, []).append(place)
         if self._user is not None:
-            self._check_user(self._user, depending)
+            self._check_user(self._user, depending, layers)
         if wrong:
             raise ConfigurationError("; ".join(wrong))
         for dependency, places in late.items():
             _warn_of_late(dependency, places)
 
-    def _check_user(self, user: Callable[..., Any], depending: list[bool]) -> None:
+    def _check_user(self, user: Callable[..., Any], depending: list[bool], layers: Layers) -> None:
         """Raise ``ConfigurationError``, also for each request, if the ``user=`` dependency can never be asked."""
-        seen = see_layers(self.app)
         if not at_call.hook():
             self._wrong = "user: this release of FastAPI is not known; install an older one, or use scope= instead"
-        elif seen.routes is not None and depending and not any(depending):
+        elif layers.routes is not None and depending and not any(depending):
             self._wrong = (
                 f"user: no covered route depends on {_name(user)}; name the function that is given to Depends() itself"
             )
@@ -182,10 +182,10 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         if self._wrong is not None:
             raise ConfigurationError(self._wrong)
 
-    def _look_late(self) -> None:
+    def _look_late(self, scope: Scope) -> None:
         """No server has said that it starts: the first request says what is wrong, and others may well be served."""
         try:
-            self.check_start()
+            self.check_start(scope)
         except ConfigurationError as error:
             _logger.error("these routes will answer 500: %s", error)
 
@@ -255,8 +255,8 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
             return
         self._unclaimed.add(place)
         _logger.warning(
-            "%s %s was answered %d without a claim, so a retry runs again: the response comes from a middleware inside, "
-            "or from a route class that does not call its endpoint as Starlette or FastAPI does. Put "
+            "%s %s was answered %d without a claim, so a retry runs again: the response comes from a middleware "
+            "inside, or from a route class that does not call its endpoint as Starlette or FastAPI does. Put "
             "IdempotencyMiddleware around that part alone, or let it call the endpoint",
             scope["method"],
             place,

@@ -34,7 +34,7 @@ from starlette.responses import Response
 from open_idempotency._asgi.exchange import PENDING, Receive, Scope, Send
 from open_idempotency._core.requests import Answer
 from open_idempotency._starlette.pending import STAND_IN, PendingExchange
-from open_idempotency._starlette.routes import Layers, all_rules, dependant_rules, endpoint_rules, see_layers
+from open_idempotency._starlette.routes import all_rules, dependant_rules, endpoint_rules, see_layers
 from open_idempotency.exceptions import ConfigurationError
 
 _logger = logging.getLogger("open_idempotency")
@@ -64,9 +64,12 @@ def hook() -> bool:
     return _behind_dependencies is not False
 
 
-def look_at(layers: Layers) -> None:
-    """See to it that what a router leads to asks for its claim: its default, and routes of somebody's own kind."""
-    router = getattr(layers.app, "router", layers.app)
+def look_at(app: Any) -> None:
+    """See to it that what an application or a router leads to asks for its claim.
+
+    That is the router's default, and routes of somebody's own kind.
+    """
+    router = getattr(app, "router", app)
     default = getattr(router, "default", None)
     if default is not None and not isinstance(default, _Default):
         if getattr(default, "__func__", None) is not starlette.routing.Router.not_found:
@@ -76,7 +79,7 @@ def look_at(layers: Layers) -> None:
             _hook_kind(type(route))
         included = getattr(route, "original_router", None)
         if included is not None:
-            look_at(Layers(included, None, False))
+            look_at(included)
 
 
 class _Default:
@@ -141,7 +144,7 @@ async def _handle(
         rules = tuple(endpoint_rules(beneath.app, method))
         if beneath.routes is not None:
             pending.add_rules(rules)
-            look_at(beneath)
+            look_at(beneath.app)
             await call(scope, receive, send)
             return
     else:

@@ -23,11 +23,15 @@ _SINGLE = (Route, WebSocketRoute, Mount, Host)
 
 
 class Layers(NamedTuple):
-    """What middleware wraps: ``app`` is innermost, ``routes`` are its own; ``inner``: one of them is ours."""
+    """What middleware wraps: ``app`` is innermost, ``routes`` are its own; ``inner``: one of them is ours.
+
+    ``outside``: the outermost layer.
+    """
 
     app: Any
     routes: Iterable[Any] | None
     inner: bool
+    outside: Any = None
 
 
 def all_rules(route: Any, method: str) -> Iterator[Rule]:
@@ -42,18 +46,19 @@ def is_ours(kind: Any) -> bool:
 
 def see_layers(app: Any) -> Layers:
     """Look through what middleware wraps, as far as it shows it."""
+    outside = app
     for _ in range(DEEPEST):
         if isinstance(app, asgi.IdempotencyMiddleware):
-            return Layers(app, None, True)
+            return Layers(app, None, True, outside)
         if hasattr(app, "routes"):
-            return Layers(app, app.routes, _has_ours(app))
+            return Layers(app, app.routes, _has_ours(app), outside)
         wrapped = getattr(app, "app", None)
         if wrapped is None:
             # What a router's own middleware wraps is the router's method.
-            owner = getattr(app, "__self__", None)
-            return Layers(app, None, False) if owner is None else Layers(owner, getattr(owner, "routes", None), False)
+            owner = getattr(app, "__self__", app)
+            return Layers(owner, getattr(owner, "routes", None), False, outside)
         app = wrapped
-    return Layers(app, None, False)
+    return Layers(app, None, False, outside)
 
 
 def layers_beneath(app: Any, scope: Scope) -> Layers:
@@ -61,7 +66,7 @@ def layers_beneath(app: Any, scope: Scope) -> Layers:
     layers = see_layers(app)
     entered = scope.get("app")
     if layers.routes is None and not layers.inner and entered is not None and scope.get("endpoint", entered) is entered:
-        return Layers(entered, getattr(entered, "routes", None), False)
+        return Layers(entered, getattr(entered, "routes", None), False, entered)
     return layers
 
 

@@ -36,9 +36,9 @@ class Endpoint(NamedTuple):
     route: Any
 
 
-def endpoints_beneath(app: Any) -> Iterator[Endpoint]:
+def endpoints_beneath(layers: Layers) -> Iterator[Endpoint]:
     """Every endpoint that requests reach without another middleware of ours."""
-    return _endpoints_in(see_layers(app), "", (), DEEPEST)
+    return _endpoints_in(layers, "", (), DEEPEST)
 
 
 def _endpoints_in(
@@ -126,20 +126,19 @@ def _is_beneath(dependant: Any, call: Any) -> bool:
     return any(each.call == call or _is_beneath(each, call) for each in dependant.dependencies)
 
 
-def authentication_beneath(app: Any, depth: int = DEEPEST) -> str | None:
+def authentication_beneath(layers: Layers, depth: int = DEEPEST) -> str | None:
     """The name of a middleware that authenticates behind the place where the claim is made.
 
     That is within a route, or within an application that cannot be seen into.
     """
-    layers = see_layers(app)
     if layers.inner or not depth:
         return None
     if layers.routes is None:
-        return _authentication_around(app)
+        return _authentication_around(layers.outside)
     for route in expanded(layers.routes):
         within = getattr(route, "app", None)
         if _is_mount(route):
-            name = authentication_beneath(within, depth - 1)
+            name = authentication_beneath(see_layers(within), depth - 1)
         else:
             inner = getattr(route, "dependant", None) is not None or see_layers(within).inner
             name = None if inner else _authentication_around(within)
