@@ -60,7 +60,9 @@ def over_wsgi(app: Any, path: str) -> Send:
     def send(fields: Mapping[str, str], body: bytes) -> Got:
         own = dict(fields)
         environ = {"REMOTE_USER": own.pop("REMOTE_USER")} if "REMOTE_USER" in own else {}
-        response = Client(app, use_cookies=False).post(path, data=body, headers={**_JSON, **own}, environ_overrides=environ)
+        response = Client(app, use_cookies=False).post(
+            path, "http://testserver", data=body, headers={**_JSON, **own}, environ_overrides=environ
+        )
         return Got(response.status_code, response.data, "Idempotent-Replayed" in response.headers)
 
     return send
