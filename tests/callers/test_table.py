@@ -22,7 +22,7 @@ from tests.docs.pages import ROOT, Block, anchor, blocks, headings, links, secti
 
 PAGES = {path.name: path for path in (ROOT / "docs" / "callers").glob("*.md")}
 TITLE = "How your users are known, and what to write"
-STORED, AGAIN, REFUSED, NONE = "the stored response", "runs again", "refused", "–"
+STORED, AGAIN, REFUSED, NONE = "the stored response", "runs again", "refused", "\N{EN DASH}"
 
 
 class Row(NamedTuple):

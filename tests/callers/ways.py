@@ -1,4 +1,4 @@
-"""What holds for every way of knowing users: no caller sees another's response, or a 422 that another has caused (O-23).
+"""What holds for every way of knowing users: no caller sees another's response, or a 422 of another's (O-23).
 
 The examples of docs/callers call this in hidden blocks, each for its own way, with real clients of their frameworks. An
 example answers each run with another body, so that a body says whose run it was.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -75,7 +75,7 @@ def tells_of_a_record(answer: Answer) -> bool:
 
 
 @contextmanager
-def asking() -> Iterator[None]:
+def asking() -> Generator[None, None, None]:
     """Views that are called in here stop where they are marked: ``Reached``."""
     mark = _asking.set(True)
     try:
