@@ -55,7 +55,8 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
 
     Takes what ``open_idempotency.asgi.IdempotencyMiddleware`` takes. The caller is ``request.user`` where an outer
     ``AuthenticationMiddleware`` has verified one: its ``identity``; of Starlette's ``SimpleUser`` its ``username``. A
-    user that is authenticated and has no identity raises ``ScopeUnknown``, which is a 500.
+    user that is authenticated and has no identity raises ``ScopeUnknown``, which is a 500. Without a verified user it
+    is the one whom the session of an outer ``SessionMiddleware`` names, by an entry of ``session_identity``.
 
     The endpoint's ``@idempotent(...)`` and ``@exempt`` count, wherever the middleware stands: around the application, a
     mount, a router or one route. Of several around one endpoint the innermost protects it. Since 0.1.
