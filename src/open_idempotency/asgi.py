@@ -162,7 +162,7 @@ class IdempotencyMiddleware:
         return None if session is None else Identity(None, session=read_session(session))
 
     def session_of(self, scope: Scope) -> SessionTold | None:
-        """What tells of a request whose view changes the caller (O-14); plain ASGI knows no session."""
+        """What tells of a request whose view changes the caller (O-14); plain ASGI follows no session."""
         return None
 
     def call_app(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:

@@ -56,9 +56,9 @@ CREDENTIAL_HEADERS = (
 SESSION_IDENTITY = ("_user_id", "user_id", "user", "uid", "sub")
 #: the value of ``scope`` that says that all callers are meant to be one
 ANONYMOUS: Literal["anonymous"] = "anonymous"
-# What frameworks keep in sessions beside the user. Flask-Login's ``_id`` is a digest of address and browser, which
-# people in one office share.
-_NO_IDENTITY = frozenset(
+#: what frameworks keep in sessions beside the user; Flask-Login's ``_id`` is a digest of address and browser, which
+#: people in one office share
+NO_IDENTITY = frozenset(
     {"_id", "_fresh", "_permanent", "_flashes", "_messages", "_language", "csrf_token", "_csrftoken"}
 )
 #: headers that differ from one request to the next, whoever sends them
@@ -256,7 +256,7 @@ def _entries(name: str, value: object) -> tuple[str, ...]:
     for entry in entries:
         if not isinstance(entry, str) or not entry.strip():
             raise ConfigurationError(f"{name}: {entry!r} is no name of a session's entry; pass non-empty strings")
-        if entry in _NO_IDENTITY:
+        if entry in NO_IDENTITY:
             raise ConfigurationError(
                 f"{name}: {entry} does not say who the caller is, as callers share one value or have several; name the "
                 "entry that holds the caller's id"

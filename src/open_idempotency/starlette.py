@@ -65,7 +65,8 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
     the caller, such as ``current_user``. Its value is the identity: a string, an integer or a UUID, or an object or
     mapping that has one as ``identity``, ``id`` or ``sub``. An endpoint that does not depend on it has the caller that
     it would have without ``user=``: ``request.user`` where an ``AuthenticationMiddleware`` has verified one (its
-    ``identity``; of Starlette's ``SimpleUser`` its ``username``), else the credentials in the headers.
+    ``identity``; of Starlette's ``SimpleUser`` its ``username``), else the one whom the session of a
+    ``SessionMiddleware`` names by an entry of ``session_identity``, else the credentials in the headers.
 
     The claim is made where the endpoint is called: behind routing, authentication and dependencies (O-18). An
     application that cannot be seen into is called as an endpoint. A user without an identity raises ``ScopeUnknown``,

@@ -63,7 +63,7 @@ def test_a_caller_with_cookies_or_a_session_and_no_identity_is_a_reason_to_warn_
     [
         {"headers": []},
         {"headers": [(b"cookie", b"csrftoken=1; XSRF-TOKEN=2; nameless; =3")]},
-        {"session": {"csrf_token": "1", "_open_idempotency": {}}},
+        {"session": {"csrf_token": "1", "_open_idempotency": {}, "_permanent": True, "_flashes": []}},
         {"headers": COOKIE, "user": "ada"},
         {"headers": COOKIE, "session": {"user_id": 7}},
         {"headers": [*COOKIE, *TOKEN]},

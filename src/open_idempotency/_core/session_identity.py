@@ -13,6 +13,7 @@ from uuid import UUID
 
 from open_idempotency._core.requests import Request
 from open_idempotency.exceptions import ScopeUnknown
+from open_idempotency.policy import NO_IDENTITY
 
 # Members of an entry that is an account, such as the claims of an OpenID provider. Never a name or an address: two
 # people may have one name, and an address changes hands.
@@ -93,8 +94,11 @@ def cookie_names(request: Request) -> tuple[str, ...]:
 
 
 def entry_names(session: Mapping[str, object] | None) -> tuple[str, ...]:
-    """The names of the first few entries of a session by which a caller might be known. CSRF tokens are none."""
-    names = (str(name) for name in session or () if name != _OWN_ENTRY)
+    """The names of the first few entries of a session by which a caller might be known.
+
+    Neither CSRF tokens are such entries, nor what frameworks keep beside the user.
+    """
+    names = (str(name) for name in session or () if name != _OWN_ENTRY and name not in NO_IDENTITY)
     return tuple(islice(filter(_may_be_of_caller, names), _NAMED))
 
 

@@ -36,7 +36,8 @@ class IdempotencyMiddleware:
 
     Configured by the settings ``IDEMPOTENCY_BACKEND`` (a URL or an instance), ``IDEMPOTENCY_POLICY`` and
     ``IDEMPOTENCY_<FIELD>`` for each field of ``IdempotencyPolicy``. Raises ``ConfigurationError`` at once for what is
-    wrong in them. The caller is ``request.user``. Since 0.1.
+    wrong in them. The caller is ``request.user``, else whom the session names (``IDEMPOTENCY_SESSION_IDENTITY``).
+    Since 0.1.
     """
 
     sync_capable = True
