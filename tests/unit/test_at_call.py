@@ -302,6 +302,24 @@ async def post_raising(app: Any) -> httpx.Response:
         return await client.post("/charges", headers={"idempotency-key": new_key()})
 
 
+async def test_a_missing_key_of_a_stream_and_what_stands_around_it() -> None:
+    """O-18b, O-06: the problem replaces the stand-in, whose mark never leaves."""
+    app = shop(required=True)
+    app.add_api_route("/function", lambda: 1, methods=["POST"])
+
+    async def stream() -> AsyncIterator[str]:
+        app.state.runs.append(1)
+        yield "one"
+
+    options: Any = {"response_class": StreamingResponse} if STREAMS_GENERATORS else {}
+    app.add_api_route("/stream", stream, methods=["POST"], **options)
+    for path in ("/function", "/stream"):
+        response = await post(app, path)
+        assert (response.status_code, response.json()["type"].rpartition(":")[2]) == (400, "key-missing")
+        assert "open-idempotency-stand-in" not in response.headers
+    assert app.state.runs == []
+
+
 # What makes no claim
 
 

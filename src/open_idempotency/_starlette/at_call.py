@@ -43,8 +43,8 @@ _SOLVE, _RUN, _HANDLER = "solve_dependencies", "run_endpoint_function", "get_req
 _FRAMEWORKS = ("starlette", "fastapi")
 _OWN = "_open_idempotency_claims"
 
-# The response in place of an endpoint's, between the claim and the call that FastAPI makes of it.
-_instead: ContextVar[Response | None] = ContextVar("open_idempotency_instead", default=None)
+# The request whose endpoint is not to run, between the claim and the place where FastAPI would call the endpoint.
+_refused: ContextVar[PendingExchange | None] = ContextVar("open_idempotency_refused", default=None)
 # Whether FastAPI's endpoints are claimed behind their dependencies; None while it is not imported.
 _behind_dependencies: bool | None = None
 _known_kinds: set[type] = set()
@@ -263,9 +263,9 @@ async def _claim_behind(solving: Awaitable[Any], pending: PendingExchange, reque
     rules = (*dependant_rules(dependant), *endpoint_rules(scope.get("endpoint"), scope["method"]))
     instead = await pending.claim(scope, rules, found)
     if instead is None:
-        _instead.set(None)
         return solved
-    _instead.set(_response_of(instead))
+    pending.stand_in = _response_of(instead)
+    _refused.set(pending)
     # A generator's response is made by FastAPI, with these headers. A function's is the stand-in itself.
     response.headers.raw.append(STAND_IN)
     if not inspect.iscoroutinefunction(dependant.call) and not hasattr(dependant.call, _OWN):
@@ -276,14 +276,24 @@ async def _claim_behind(solving: Awaitable[Any], pending: PendingExchange, reque
 def _running(run: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     @wraps(run)
     def run_or_replay(**arguments: Any) -> Awaitable[Any]:
-        instead = _instead.get()
+        instead = _take_stand_in()
         return run(**arguments) if instead is None else _give(instead)
 
     return run_or_replay
 
 
+def _take_stand_in() -> Response | None:
+    """What stands for the endpoint's response, once; None where the endpoint is to be called."""
+    pending = _refused.get()
+    if pending is None:
+        return None
+    _refused.set(None)
+    instead: Response | None = pending.stand_in  # none is left when its request has ended
+    pending.stand_in = None
+    return instead
+
+
 async def _give(instead: Response) -> Response:
-    _instead.set(None)
     return instead
 
 
@@ -293,9 +303,8 @@ def _stoppable(call: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(call)
     def call_or_stop(*args: Any, **values: Any) -> Any:
-        if _instead.get() is None:
+        if _take_stand_in() is None:
             return call(*args, **values)
-        _instead.set(None)
         return _nothing_async() if asynchronous else iter(())
 
     setattr(call_or_stop, _OWN, True)

@@ -66,13 +66,13 @@ class Around(Inner, Protocol):
 class PendingExchange(Exchange):
     """A request that may be covered, until its endpoint is called; then the protected request.
 
-    ``by_path``: the rules for its path. ``keyed``: whether it carries a header that can be its key; without one, and if
-    the route requires none, nothing is held back or kept.
+    ``by_path``: the rules for its path. ``keyed``: whether it carries a header that can be its key; without one nothing
+    of its body is kept.
     """
 
     __slots__ = (
-        "_around", "_by_path", "_claimed_in", "_instead", "_keeps", "_keyed", "_known", "_reached", "_read", "_request",
-        "_seen", "_solved", "_status", "_unread",
+        "_around", "_by_path", "_claimed_in", "_entered", "_instead", "_keeps", "_keyed", "_known", "_reached", "_read",
+        "_request", "_seen", "_solved", "_status", "_unread", "stand_in",
     )  # fmt: skip
 
     def __init__(
@@ -98,6 +98,9 @@ class PendingExchange(Exchange):
         self._solved: Any = None
         self._instead: Answer | None = None
         self._claimed_in: Scope | None = None
+        self._entered: set[Any] = set()
+        #: what FastAPI is to get in place of the endpoint's result, until it has got it
+        self.stand_in: Any = None
 
     async def run(self) -> None:  # type: ignore[override]  # it has no key fields yet
         """Call the application. Raises what it does."""
@@ -107,9 +110,9 @@ class PendingExchange(Exchange):
         policy, engine = self._policy, self._engine
         # Whoever uses idem before the claim of a request with a key would be unprotected, so it raises there.
         mark = running.set(None if self._keyed else (Attempt(policy), engine))
-        requests, extensions = drain.enter(self), self._hide_extensions() if self._keyed else None
+        extensions = self._hide_extensions() if self._keyed else None
         try:
-            await (self._run_app(Attempt(policy)) if self._keyed else self._call_plainly())
+            await (self._run_app(Attempt(policy)) if self._keyed else self._call())
             if self._attempt is not None and not self._settled:
                 await self._give_up(self._attempt)
             self._look_back()
@@ -128,21 +131,25 @@ class PendingExchange(Exchange):
                 scope["extensions"] = extensions
             if self._attempt is not None:
                 self._client.end()
-            self._claimed_in = None
+            self._claimed_in = self.stand_in = None
             self._body.close()
-            requests.discard(self)
+            self._entered.discard(self)
 
     def _call(self) -> Awaitable[None]:
-        return self._around.app(self._scope, self._receive, self._send)
-
-    def _call_plainly(self) -> Awaitable[None]:
-        return self._around.app(self._scope, self._source, self._outlet)
+        return self._around.app(self._scope, self._receive if self._keyed else self._source, self._send)
 
     def _look_back(self) -> None:
         if self._claimed_in is not None:
             self._around.look_back(self._claimed_in, self._policy)
-        elif self._keyed and not self._reached and 200 <= self._status < 300:
+        elif not self._reached and 200 <= self._status < 300 and self._is_covered():
             self._around.report_unclaimed(self._scope, self._status)
+
+    def _is_covered(self) -> bool:
+        """Whether the request should have been protected, as far as its path says."""
+        coverage = self._around.coverages.by(self._by_path)
+        if coverage is None or self._request.method not in coverage.policy.methods:
+            return False
+        return bool(find_key(self._request.headers, coverage.names))
 
     # Where the endpoint is called
 
@@ -182,6 +189,7 @@ class PendingExchange(Exchange):
 
     async def _claim(self, scope: Scope, key_fields: list[tuple[bytes, bytes]], solved: Any) -> Answer | None:
         self._request.native, self._solved = scope, solved
+        self._entered = drain.enter(self)
         try:
             admission = await self._admit(self._request, key_fields)
         except ClientGone:
@@ -211,9 +219,9 @@ class PendingExchange(Exchange):
             self._claimed_in = scope
 
     def _replace(self, answer: Answer) -> Answer:
-        if self._keyed:
-            self._instead = answer
-            self._keeps = False
+        self._instead = answer
+        self._keeps = False
+        self._entered.discard(self)
         return answer
 
     def _let_pass(self) -> None:
