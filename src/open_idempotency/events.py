@@ -38,6 +38,17 @@ class Replayed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ReplayedWithoutCredentials(Event):
+    """A response was sent again without credentials that the first client was given in it, so this client lacks them.
+
+    ``headers``: their names, ``set-cookie``, ``authorization`` or both. It comes beside ``Replayed``.
+    """
+
+    status: int
+    headers: str
+
+
+@dataclass(frozen=True, slots=True)
 class Conflicted(Event):
     """A duplicate came while the first request was running: 409."""
 

@@ -36,7 +36,7 @@ from open_idempotency._core.refusals import ScopeRefused
 from open_idempotency._core.rendering import render
 from open_idempotency._core.requests import Answer, Body, Headers, Identity, Request
 from open_idempotency._core.sealing import ANSWER, FAILURE, unseal, unseal_stage
-from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, Advice, sendable, tell, warn
+from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, Advice, replay, tell, warn
 from open_idempotency.exceptions import (
     BackendUnavailable,
     BodyTooLarge,
@@ -299,7 +299,7 @@ def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: I
     stored = decode_response(unseal(frame, kind, claim, policy))
     if policy.on_event is not None:
         yield from tell(policy, events.Replayed, claim.record_id, stored.status)
-    return sendable(stored, _instance(request), policy)
+    return (yield from replay(stored, claim.record_id, _instance(request), policy))
 
 
 def _wait_in_place(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimAnswer | None]:

@@ -55,5 +55,13 @@ def sendable(stored: Answer, instance: str, policy: IdempotencyPolicy) -> Answer
     return render(problem, policy, instance)
 
 
+def replay(stored: Answer, record_id: bytes, instance: str, policy: IdempotencyPolicy) -> Steps[Answer]:
+    """``sendable``, and a report of the credentials that the first client was given and this one is not (O-21a)."""
+    if stored.omitted:
+        lacking = stored.omitted.decode("latin-1")
+        yield from warn(policy, events.ReplayedWithoutCredentials(events.short(record_id), stored.status, lacking))
+    return sendable(stored, instance, policy)
+
+
 def cause(error: BaseException) -> str:
     return type(error.__cause__ or error).__name__

@@ -26,6 +26,7 @@ _LEVELS: dict[type[events.Event], int] = {
     events.StageValueNotKept: logging.ERROR,
     events.CallerChanged: logging.WARNING,
     events.CredentialScoped: logging.WARNING,
+    events.ReplayedWithoutCredentials: logging.WARNING,
 }
 _ADVICE: dict[type[events.Event], str] = {
     events.Unrecorded: (
@@ -58,6 +59,10 @@ _ADVICE: dict[type[events.Event], str] = {
     events.CallerChanged: (
         "the view has changed who its caller is, and no session tells of it, so a retry of this request is another "
         "caller's and runs again; exempt such a view, let it change the caller last, or set scope="
+    ),
+    events.ReplayedWithoutCredentials: (
+        "the first client was given credentials (a cookie, a token) that are not stored, and this one got the same "
+        "success without them; exempt a view that logs in, or name the headers in drop_headers= where nobody needs them"
     ),
     events.CredentialScoped: (
         "callers are known by the credentials in their headers alone, so a client whose token changes between two "
