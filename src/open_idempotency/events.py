@@ -270,6 +270,22 @@ class CredentialScoped(Event):
     """A caller was known by the credentials in its headers alone, so a new token is a new caller. Reported once."""
 
 
+@dataclass(frozen=True, slots=True)
+class NameShared(Event):
+    """A request was refused, 409 or 422, whose key is held by a request that came to another host. If that is another
+    service, each of the two needs an ``application=`` of its own. ``method`` and ``path`` are those of the refused
+    request, shortened. Reported once.
+    """
+
+    method: str
+    path: str
+
+    @classmethod
+    def of(cls, record: str, method: str, path: str) -> NameShared:
+        """The event; ``record`` as ``short`` makes it."""
+        return cls(record, _printable(method, 20), _printable(path, _LONGEST_DETAIL))
+
+
 Listener = Callable[[Event], None]
 
 

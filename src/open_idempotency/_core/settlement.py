@@ -226,7 +226,8 @@ def _stop(
         return (yield from _answer_again(attempt, lease, error.frame))
     if isinstance(error, KeyReused):
         yield from _forget(attempt, lease, status)
-        return render(problems.key_reused(), attempt.policy, attempt.instance)
+        unnamed = not attempt.policy.application
+        return render(problems.key_reused(unnamed), attempt.policy, attempt.instance)
     # Never for good: a later attempt may ask again.
     yield from _let_go(attempt, lease, Fail(lease), status)
     return render(problems.stage_in_doubt(error.retryable), attempt.policy, attempt.instance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 from open_idempotency import events
 from open_idempotency._core import problems
@@ -16,14 +17,31 @@ from open_idempotency.policy import IdempotencyPolicy
 #: seconds between two tries of the same thing: they grow from the first to the longest
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
+# seconds
+_BETWEEN_LOOKS = 10.0
+
 
 class Advice:
     """Advice to the operator that an engine gives once, however many requests are a reason for it."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("_left", "_next_look")
 
     def __init__(self) -> None:
         self._left = [True]
+        self._next_look = -inf
+
+    def may_look(self, now: float) -> bool:
+        """Whether a refused request may be looked into for the operator, at ``now`` on the monotonic clock: one in ten
+        seconds, until something was found.
+        """
+        if now < self._next_look:
+            return False
+        self._next_look = now + _BETWEEN_LOOKS
+        return True
+
+    def has_found(self) -> None:
+        """Look no more."""
+        self._next_look = inf
 
     def due(self) -> bool:
         """True for the first who asks, of all threads, and false ever after."""
