@@ -39,6 +39,17 @@ class Replayed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ReplayedWithoutCredentials(Event):
+    """A response was sent again without credentials that the first client was given in it, so this client lacks them.
+
+    ``headers``: their names, ``set-cookie``, ``authorization`` or both. It comes beside ``Replayed``.
+    """
+
+    status: int
+    headers: str
+
+
+@dataclass(frozen=True, slots=True)
 class Conflicted(Event):
     """A duplicate came while the first request was running: 409."""
 
@@ -274,6 +285,22 @@ class CallerUnidentified(Event):
     def of(cls, record: str, cookies: Iterable[str], entries: Iterable[str]) -> CallerUnidentified:
         """The event; ``record`` as ``short`` makes it."""
         return cls(record, _names(cookies), _names(entries))
+
+
+@dataclass(frozen=True, slots=True)
+class NameShared(Event):
+    """A request was refused, 409 or 422, whose key is held by a request that came to another host. If that is another
+    service, each of the two needs an ``application=`` of its own. ``method`` and ``path`` are those of the refused
+    request, shortened. Reported once.
+    """
+
+    method: str
+    path: str
+
+    @classmethod
+    def of(cls, record: str, method: str, path: str) -> NameShared:
+        """The event; ``record`` as ``short`` makes it."""
+        return cls(record, _printable(method, 20), _printable(path, _LONGEST_DETAIL))
 
 
 Listener = Callable[[Event], None]

@@ -61,8 +61,28 @@ ANONYMOUS: Literal["anonymous"] = "anonymous"
 NO_IDENTITY = frozenset(
     {"_id", "_fresh", "_permanent", "_flashes", "_messages", "_language", "csrf_token", "_csrftoken"}
 )
+#: response headers in which a client is given credentials
+CREDENTIALS_OF_RESPONSES = ("authorization", "set-cookie")
+#: fields that take names of headers
+_HEADER_NAMES = ("aliases", "credential_headers", "fingerprint_headers", "drop_headers", "keep_headers")
+#: headers that belong to one connection or one message, or that we write: no stored one can be sent again
+_NEVER_KEPT = frozenset(
+    {
+        "connection",
+        "content-length",
+        "date",
+        "idempotency-omitted",
+        "idempotency-status",
+        "idempotent-replayed",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
 #: headers that differ from one request to the next, whoever sends them
-_NO_CREDENTIALS = frozenset({"cookie", "date", "dpop", "proxy-authorization", "signature", "signature-input"})
+_NO_CREDENTIALS = frozenset({"date", "dpop", "proxy-authorization", "signature", "signature-input"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +133,9 @@ class IdempotencyPolicy:
 
     What is kept
         ``store``: called with the status, returns true or false to overrule, None for the default.
+        ``drop_headers``: names of further response headers that are not stored, and so not replayed; named here,
+        ``Set-Cookie`` and ``Authorization`` are left out without a warning. ``keep_headers``: names of headers that
+        are stored although they are not by default; ``Set-Cookie`` and ``Authorization`` only if ``encryption`` is set.
         ``redact``: called with the answer that is about to be stored, returns the one to store instead; the live answer
         stays as it is. ``encryption``: seals stored answers and stage values, such as ``EncryptionKeys``.
         ``plain_records``: while encryption is being switched on, ``"accept"`` reads records that are not encrypted, and
@@ -164,6 +187,8 @@ class IdempotencyPolicy:
     fail_open: bool = False
 
     store: Callable[[int], bool | None] | None = None
+    drop_headers: tuple[str, ...] = ()
+    keep_headers: tuple[str, ...] = ()
     redact: Callable[[Answer], Answer] | None = None
     encryption: Sealer | None = dataclasses.field(default=None, repr=False)
     plain_records: Literal["refuse", "accept", "write"] = "refuse"
@@ -182,10 +207,10 @@ class IdempotencyPolicy:
         for name in ("lease", "ttl", "max_run", "wait", "max_wait", "respond_within", "record_within", "stream_grace"):
             self._normalise(name, _seconds(name, getattr(self, name)))
         self._normalise("methods", frozenset(m.upper() for m in _names("methods", self.methods)))
-        for name in ("aliases", "credential_headers", "fingerprint_headers", "fingerprint_ignore"):
+        for name in (*_HEADER_NAMES, "fingerprint_ignore"):
             self._normalise(name, tuple(_names(name, getattr(self, name))))
         self._normalise("session_identity", _entries("session_identity", self.session_identity))
-        for check in (_check_coverage, _check_choices, _check_durations, _check_sizes, _check_hooks):
+        for check in (_check_coverage, _check_choices, _check_durations, _check_sizes, _check_hooks, _check_headers):
             check(self)
 
     def _normalise(self, name: str, value: object) -> None:
@@ -270,13 +295,18 @@ def _check_coverage(p: IdempotencyPolicy) -> None:
     never = p.methods & NEVER_COVERED
     if never:
         raise ConfigurationError(f"methods: {', '.join(sorted(never))} can never be covered")
-    tokens = {"methods": p.methods, "header": (p.header,), "aliases": p.aliases}
-    tokens |= {"credential_headers": p.credential_headers, "fingerprint_headers": p.fingerprint_headers}
+    tokens = {"methods": p.methods, "header": (p.header,), **{field: getattr(p, field) for field in _HEADER_NAMES}}
     for field, names in tokens.items():
         for name in names:
             if not isinstance(name, str) or not name or not _TOKEN_CHARS.issuperset(name):
                 raise ConfigurationError(f"{field}: {name!r} is not a name that HTTP allows")
     for name in p.credential_headers:
+        if name.lower() == "cookie":
+            raise ConfigurationError(
+                "credential_headers: Cookie holds all cookies of a browser, which sites and scripts change between two "
+                "tries of one caller, so each retry would run as another caller's; put the middleware inside "
+                "authentication, or let scope= read the one cookie that names the caller"
+            )
         if name.lower() in _NO_CREDENTIALS or name.lower() in {p.header.lower(), *map(str.lower, p.aliases)}:
             raise ConfigurationError(
                 f"credential_headers: {name} differs between two tries of one caller, so each retry would run as "
@@ -348,15 +378,33 @@ def _check_sizes(p: IdempotencyPolicy) -> None:
             raise ConfigurationError(f"{name}: expected at least 1 or None, got {value!r}")
 
 
+def _check_headers(p: IdempotencyPolicy) -> None:
+    kept = {name.lower() for name in p.keep_headers}
+    both = kept & {name.lower() for name in p.drop_headers}
+    if both:
+        raise ConfigurationError(f"keep_headers: {', '.join(sorted(both))} is in drop_headers too; take it out of one")
+    for name in sorted(kept):
+        if name in _NEVER_KEPT or name.startswith("proxy-"):
+            raise ConfigurationError(
+                f"keep_headers: {name} belongs to one connection or one message (RFC 9110, section 7.6.1), so a stored "
+                "one would be wrong in a replay; take it out"
+            )
+        if name in CREDENTIALS_OF_RESPONSES and (p.encryption is None or p.plain_records == "write"):
+            raise ConfigurationError(
+                f"keep_headers: {name} carries credentials, which would be stored as they are; set encryption= "
+                '(and not plain_records="write"), or exempt the view'
+            )
+
+
 def _check_hooks(p: IdempotencyPolicy) -> None:
     if p.scope is not None and not callable(p.scope) and p.scope != ANONYMOUS:
         raise ConfigurationError(
             f"scope: {p.scope!r} names no caller; pass a callable that is given the request and returns the caller's "
             f"id, or {ANONYMOUS!r} if all callers are meant to be one"
         )
-    for name in ("validate", "store", "redact", "render_problem", "on_event"):
+    for name in ("validate", "scope", "store", "redact", "render_problem", "on_event"):
         hook = getattr(p, name)
-        if hook is not None and not callable(hook):
+        if hook is not None and hook != ANONYMOUS and not callable(hook):
             raise ConfigurationError(f"{name}: expected a callable or None, got {hook!r}")
         if inspect.iscoroutinefunction(hook):
             raise ConfigurationError(f"{name}: {hook!r} is a coroutine function, which nobody awaits; pass a plain one")

@@ -52,6 +52,8 @@ class PolicyFields(TypedDict, total=False):
     ledger: Ledger | None
     fail_open: bool
     store: Callable[[int], bool | None] | None
+    drop_headers: Iterable[str]
+    keep_headers: Iterable[str]
     redact: Callable[[Answer], Answer] | None
     encryption: Sealer | None
     plain_records: Literal["refuse", "accept", "write"]

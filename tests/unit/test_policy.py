@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import FIELD_NAMES, IdempotencyPolicy, make_policy
 
+KEYS = EncryptionKeys({"2026": bytes(32)})
 BAD: list[tuple[str, Any]] = [
     *[("methods", bad) for bad in (["GET"], ["head"], [], "POST", [1], None, [""], ["PO ST"])],
     *[("required", bad) for bad in (None, "yes", 2)],
@@ -46,6 +48,12 @@ BAD: list[tuple[str, Any]] = [
     *[("max_live_keys", bad) for bad in (0, -1, 1.5, True, "3")],
     *[("fail_open", bad) for bad in (None, "no")],
     *[("store", bad) for bad in (True, 200)],
+    *[("drop_headers", bad) for bad in ("Set-Cookie", ["a b"], [""], [1], ["x:y"], None)],
+    *[
+        ("keep_headers", bad)
+        for bad in ("Age", ["a b"], [b"Age"], ["Connection"], ["Date"], ["TE"], ["Proxy-Status"], ["Content-Length"])
+    ],
+    *[("keep_headers", bad) for bad in (["Idempotent-Replayed"], ["idempotency-omitted"], ["set-cookie"])],
     *[("redact", bad) for bad in ("/card", True)],
     *[("encryption", bad) for bad in (b"k" * 32, {"a": b"k" * 32}, True)],
     *[("plain_records", bad) for bad in (None, True, "refused")],
@@ -69,6 +77,12 @@ def test_a_bad_value_is_refused_at_start_naming_the_field(name: str, bad: Any) -
         IdempotencyPolicy(**{**fields, name: bad})
 
 
+def test_cookies_are_no_credentials_and_the_error_says_why() -> None:
+    """O-15: they change between two tries of one caller."""
+    with pytest.raises(ConfigurationError, match=r"Cookie .*change between two tries.* scope="):
+        IdempotencyPolicy(credential_headers=["Authorization", "cookie"])
+
+
 def test_every_field_is_checked() -> None:
     """The table above forgets none."""
     assert {name for name, _ in BAD} == FIELD_NAMES
@@ -84,6 +98,9 @@ def test_every_field_is_checked() -> None:
         ({"fingerprint_ignore": ("/a",)}, "fingerprint_ignore"),
         ({"fingerprint_ignore": ("/a",), "fingerprint": "none"}, "fingerprint_ignore"),
         ({"plain_records": "accept"}, "plain_records"),
+        ({"keep_headers": ("Age",), "drop_headers": ("X", "AGE")}, "keep_headers"),
+        ({"keep_headers": ("Authorization",)}, "keep_headers"),
+        ({"keep_headers": ("Set-Cookie",), "encryption": KEYS, "plain_records": "write"}, "keep_headers"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused_naming_one(fields: dict[str, Any], named: str) -> None:

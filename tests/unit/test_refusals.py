@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
-import httpx
 import pytest
 import werkzeug.exceptions
 from django.core.exceptions import PermissionDenied
 from django.http import HttpResponse
 from django.test import AsyncClient, Client
-from fastapi import FastAPI
 from fastapi import HTTPException as FastAPIException
 from flask import Flask, abort, jsonify, make_response
 from hypothesis import given
@@ -24,16 +21,15 @@ from starlette.exceptions import HTTPException
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.test import Client as WsgiClient
 
-from open_idempotency import ConfigurationError, IdempotencyPolicy, NotAuthenticated, asgi, fastapi, wsgi
+from open_idempotency import ConfigurationError, IdempotencyPolicy, NotAuthenticated, wsgi
 from open_idempotency._core.refusals import ScopeRefused, refused_status
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import CHALLENGE, ScopeUnknown
 from open_idempotency.flask import Idempotency
 from tests.django_project.calls import post, project
+from tests.unit.every_adapter import ADAPTERS, Reply, post_flask
 from tests.unit.wsgi_server import hello
 
-KEY = "8e03978e-40d5-43e8-bc93-6894a57f9324"
-FIELDS = {"idempotency-key": KEY}
 TYPE = "urn:problem-type:open-idempotency:"
 
 
@@ -46,80 +42,12 @@ def raising(error: BaseException) -> Callable[[Any], str]:
     return scope
 
 
-class Reply:
-    """A response, whoever made it."""
-
-    def __init__(self, status: int, headers: Any, body: bytes) -> None:
-        self.status = status
-        self.headers = {name.lower(): value for name, value in headers}
-        self.body = body
-
-    @property
-    def problem(self) -> dict[str, Any]:
-        return dict(json.loads(self.body))
+def send_by(adapter: str, backend: Any, **policy: Any) -> Reply:
+    """One request to an application on this adapter."""
+    return ADAPTERS[adapter](backend, (), **policy)()
 
 
-def _asgi(backend: MemoryBackend, **policy: Any) -> Reply:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 201, "headers": []})
-        await send({"type": "http.response.body", "body": b"ran"})
-
-    return _post_asgi(asgi.IdempotencyMiddleware(app, backend, **policy))
-
-
-def _post_asgi(app: Any) -> Reply:
-    async def send() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            return await client.post("/0", headers=FIELDS)
-
-    response = asyncio.run(send())
-    return Reply(response.status_code, response.headers.items(), response.content)
-
-
-def _fastapi(backend: MemoryBackend, **policy: Any) -> Reply:
-    app = FastAPI()
-    app.add_middleware(fastapi.IdempotencyMiddleware, backend=backend, **policy)
-    app.post("/0", status_code=201)(lambda: "ran")
-    return _post_asgi(app)
-
-
-def _wsgi(backend: MemoryBackend, **policy: Any) -> Reply:
-    response = WsgiClient(wsgi.IdempotencyMiddleware(hello, backend, **policy)).post("/0", headers=FIELDS)
-    return Reply(response.status_code, response.headers.items(), response.data)
-
-
-def _flask(backend: MemoryBackend, **policy: Any) -> Reply:
-    app = Flask("shop")
-    app.post("/0")(lambda: ("ran", 201))
-    Idempotency(app, backend, **policy)
-    return _post_flask(app)
-
-
-def _post_flask(app: Flask) -> Reply:
-    response = app.test_client().post("/0", headers=FIELDS)
-    return Reply(response.status_code, response.headers.items(), response.data)
-
-
-def _django(client: Any, backend: MemoryBackend, **policy: Any) -> Reply:
-    fields = {f"IDEMPOTENCY_{name.upper()}": value for name, value in policy.items()}
-
-    async def send() -> Any:
-        return await post(client)
-
-    with project(lambda request: HttpResponse("ran", status=201), IDEMPOTENCY_BACKEND=backend, **fields):
-        response = asyncio.run(send()) if isinstance(client, AsyncClient) else post(client)
-    return Reply(response.status_code, response.items(), response.content)
-
-
-ADAPTERS: dict[str, Callable[..., Reply]] = {
-    "asgi": _asgi,
-    "fastapi": _fastapi,
-    "wsgi": _wsgi,
-    "flask": _flask,
-    "django": lambda backend, **policy: _django(Client(), backend, **policy),
-    "django under asgi": lambda backend, **policy: _django(AsyncClient(), backend, **policy),
-}
-by_every_adapter = pytest.mark.parametrize("send", ADAPTERS.values(), ids=ADAPTERS)
+by_every_adapter = pytest.mark.parametrize("adapter", ADAPTERS)
 
 
 class Watched(MemoryBackend):
@@ -136,9 +64,9 @@ def untouched() -> MemoryBackend:
 
 
 @by_every_adapter
-def test_a_scope_that_knows_no_caller_is_a_401(send: Callable[..., Reply], untouched: MemoryBackend) -> None:
+def test_a_scope_that_knows_no_caller_is_a_401(adapter: str, untouched: MemoryBackend) -> None:
     """O-20: a problem with the challenge that a 401 must have; nothing is claimed, and the view does not run."""
-    reply = send(untouched, scope=raising(NotAuthenticated()))
+    reply = send_by(adapter, untouched, scope=raising(NotAuthenticated()))
     assert (reply.status, reply.headers["www-authenticate"]) == (401, CHALLENGE)
     assert reply.problem["type"] == f"{TYPE}not-authenticated"
     assert (reply.problem["retryable"], reply.problem["reuse_key"], reply.problem["status"]) == (True, True, 401)
@@ -146,9 +74,9 @@ def test_a_scope_that_knows_no_caller_is_a_401(send: Callable[..., Reply], untou
 
 
 @by_every_adapter
-def test_the_exception_says_what_the_client_reads(send: Callable[..., Reply], untouched: MemoryBackend) -> None:
+def test_the_exception_says_what_the_client_reads(adapter: str, untouched: MemoryBackend) -> None:
     """O-20: the problem's detail, and the challenge."""
-    reply = send(untouched, scope=raising(NotAuthenticated("send your API key", 'ApiKey realm="shop"')))
+    reply = send_by(adapter, untouched, scope=raising(NotAuthenticated("send your API key", 'ApiKey realm="shop"')))
     assert (reply.status, reply.headers["www-authenticate"]) == (401, 'ApiKey realm="shop"')
     assert reply.problem["detail"] == "send your API key"
 
@@ -176,10 +104,10 @@ of_every_framework = pytest.mark.parametrize(
 @by_every_adapter
 @of_every_framework
 def test_what_a_framework_raises_for_401_and_403_is_that(
-    send: Callable[..., Reply], error: Exception, status: int, detail: str, challenge: str, untouched: MemoryBackend
+    adapter: str, error: Exception, status: int, detail: str, challenge: str, untouched: MemoryBackend
 ) -> None:
     """O-20: its own handling renders it where that is around the claim, else it is a problem that says the same."""
-    reply = send(untouched, scope=raising(error))
+    reply = send_by(adapter, untouched, scope=raising(error))
     assert reply.status == status
     assert detail.encode() in reply.body
     if challenge:
@@ -187,9 +115,9 @@ def test_what_a_framework_raises_for_401_and_403_is_that(
 
 
 @by_every_adapter
-def test_a_permission_that_django_denies_is_a_403(send: Callable[..., Reply], untouched: MemoryBackend) -> None:
+def test_a_permission_that_django_denies_is_a_403(adapter: str, untouched: MemoryBackend) -> None:
     """O-20: it carries no status. Its text is not meant for clients."""
-    reply = send(untouched, scope=raising(PermissionDenied("the row of user 7")))
+    reply = send_by(adapter, untouched, scope=raising(PermissionDenied("the row of user 7")))
     assert reply.status == 403
     assert b"user 7" not in reply.body
 
@@ -221,7 +149,7 @@ def test_flasks_error_handlers_see_what_scope_raises(untouched: MemoryBackend) -
         app.register_error_handler(handled, lambda error: (jsonify(by=type(error).__name__), 401))
         error = NotAuthenticated() if handled is NotAuthenticated else werkzeug.exceptions.Unauthorized()
         Idempotency(app, untouched, scope=raising(error))
-        reply = _post_flask(app)
+        reply = post_flask(app)
         assert (reply.status, reply.problem) == (401, {"by": type(error).__name__})
 
 
@@ -231,7 +159,7 @@ def test_a_handler_for_every_exception_is_none_for_a_refusal(untouched: MemoryBa
     app.post("/0")(lambda: "ran")
     app.register_error_handler(Exception, lambda error: ("something broke", 500))
     Idempotency(app, untouched, scope=raising(NotAuthenticated()))
-    assert _post_flask(app).status == 401
+    assert post_flask(app).status == 401
 
 
 def test_flasks_abort_with_a_response_is_that_response(untouched: MemoryBackend) -> None:
@@ -239,7 +167,7 @@ def test_flasks_abort_with_a_response_is_that_response(untouched: MemoryBackend)
     app = Flask("shop")
     app.post("/0")(lambda: "ran")
     Idempotency(app, untouched, scope=lambda request: abort(make_response("own page", 401)))
-    reply = _post_flask(app)
+    reply = post_flask(app)
     assert (reply.status, reply.body) == (401, b"own page")
 
 
@@ -259,7 +187,7 @@ def test_any_other_exception_is_a_mistake(error: Exception) -> None:
     """O-20, O-20a: only 401 and 403 are refusals; the response of another service is none."""
     assert refused_status(error) is None
     with pytest.raises(ScopeUnknown, match="NotAuthenticated") as caught:
-        _wsgi(MemoryBackend(), scope=raising(error))
+        send_by("wsgi", MemoryBackend(), scope=raising(error))
     assert caught.value.__cause__ is error
     assert type(error).__name__ in str(caught.value)
 
@@ -268,7 +196,7 @@ def test_any_other_exception_is_a_mistake(error: Exception) -> None:
 def test_a_scope_that_names_nobody_says_what_to_do(value: Any, said: str) -> None:
     """O-20a: raise NotAuthenticated, return a name, or share one on purpose."""
     with pytest.raises(ScopeUnknown) as caught:
-        _wsgi(MemoryBackend(), scope=lambda request: value)
+        send_by("wsgi", MemoryBackend(), scope=lambda request: value)
     for words in (f"returned {said};", "non-empty string", "open_idempotency.NotAuthenticated", '"anonymous"'):
         assert words in str(caught.value)
 
@@ -302,7 +230,7 @@ def test_a_challenge_of_a_framework_never_breaks_the_response(value: str) -> Non
 
 def test_stripes_clients_do_not_send_it_again() -> None:
     """O-20: they have no new credentials; in the form of Stripe's errors."""
-    reply = _wsgi(MemoryBackend(), scope=raising(NotAuthenticated("no key")), compat="stripe")
+    reply = send_by("wsgi", MemoryBackend(), scope=raising(NotAuthenticated("no key")), compat="stripe")
     assert (reply.status, reply.headers["stripe-should-retry"]) == (401, "false")
     error = {"type": "invalid_request_error", "code": "not_authenticated", "message": "no key"}
     assert reply.problem == {"error": error}
@@ -319,7 +247,7 @@ def test_a_renderer_has_the_challenge() -> None:
         seen.append(problem.challenge)
         return Answer(401, [(b"content-length", b"0")], b"")
 
-    assert _wsgi(MemoryBackend(), scope=raising(NotAuthenticated()), render_problem=render).status == 401
+    assert send_by("wsgi", MemoryBackend(), scope=raising(NotAuthenticated()), render_problem=render).status == 401
     assert seen == [CHALLENGE]
 
 

@@ -37,7 +37,8 @@ from open_idempotency._core.rendering import render
 from open_idempotency._core.requests import Answer, Body, Headers, Identity, Request
 from open_idempotency._core.sealing import ANSWER, FAILURE, unseal, unseal_stage
 from open_idempotency._core.session_identity import cookie_names, entry_names
-from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, Advice, sendable, tell, warn
+from open_idempotency._core.sharing import look_for_another_service, owner_at_host
+from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, Advice, replay, tell, warn
 from open_idempotency.exceptions import (
     BackendUnavailable,
     BodyTooLarge,
@@ -121,7 +122,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
     claim = Claim(
         record_id(scope, key, request, policy),
         (yield from fingerprint_steps(request, policy)),
-        intake.owner,
+        owner_at_host(intake.owner, request, policy),
         policy.lease,
         policy.ttl,
         policy.on_failed == "resume",
@@ -160,22 +161,21 @@ def _begin_counted(claim: Claim, scope: str, intake: Intake, policy: Idempotency
     request = intake.request
     try:
         if policy.max_live_keys is None:
-            return (yield from _begin(claim, request, policy))
+            return (yield from _begin(claim, intake, policy))
         place = Reserve(scope_id(scope, policy), claim.record_id, policy.max_live_keys, claim.lease, claim.ttl)
-        return (yield from _begin_reserved(place, claim, request, policy))
+        return (yield from _begin_reserved(place, claim, intake, policy))
     except _NotRenewable:
         return (yield from _unprotected(claim, request, policy))
 
 
-def _begin_reserved(
-    place: Reserve, claim: Claim, request: Request, policy: IdempotencyPolicy
-) -> Steps[Attempt | Answer]:
+def _begin_reserved(place: Reserve, claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
     """Count the key towards its caller's quota before the claim; a caller over it makes no record."""
+    request = intake.request
     try:
         problem = yield from reserve(place, policy)
         if problem is not None:
             return _refuse(problem, request, policy)
-        admission = yield from _begin(claim, request, policy)
+        admission = yield from _begin(claim, intake, policy)
     except (BackendUnavailable, RecordUnreadable) as error:  # of the reservation: those of the claim are answered
         return (yield from _without_backend(error, "reserve", claim, request, policy))
     except _NotRenewable as error:
@@ -192,17 +192,20 @@ def _begin_reserved(
     return admission
 
 
-def _begin(claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
+def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
+    request = intake.request
+    patience: Patience | None = None
     try:
         answer = yield from _claim(claim, policy)
-        if not isinstance(answer, Busy):
-            return (yield from _answer_claim(answer, claim, request, policy))
-        patience = _patience(request, policy)
-        awaited = yield from _wait_in_place(claim, answer, patience.seconds, policy)
-        if awaited is None:
-            return (yield from _answer_claim(answer, claim, request, policy))
-        admission = yield from _answer_claim(awaited, claim, request, policy)
-        return _preference_applied(admission, patience)
+        if isinstance(answer, Busy):
+            wanted = _patience(request, policy)
+            awaited = yield from _wait_in_place(claim, answer, wanted.seconds, policy)
+            if awaited is not None:
+                answer, patience = awaited, wanted
+        if isinstance(answer, Busy | Mismatch):
+            yield from look_for_another_service(claim, request, intake.advice, policy)
+        admission = yield from _answer_claim(answer, claim, request, policy)
+        return admission if patience is None else _preference_applied(admission, patience)
     except (BackendUnavailable, RecordUnreadable) as error:
         return (yield from _without_backend(error, "claim", claim, request, policy))
 
@@ -252,10 +255,10 @@ def _answer_claim(
             return (yield from _replay(frame, ANSWER, claim, request, policy))
         case Busy() as busy:
             yield from tell(policy, events.Conflicted, claim.record_id, busy.remaining)
-            return _refuse(problems.in_progress(busy), request, policy)
+            return _refuse(problems.in_progress(busy, unnamed=not policy.application), request, policy)
         case Mismatch():
             yield from tell(policy, events.KeyReused, claim.record_id)
-            return _refuse(problems.key_reused(), request, policy)
+            return _refuse(problems.key_reused(unnamed=not policy.application), request, policy)
         case Refused() as refused:
             return (yield from _no_further_attempt(refused, claim, request, policy))
 
@@ -312,7 +315,7 @@ def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: I
     stored = decode_response(unseal(frame, kind, claim, policy))
     if policy.on_event is not None:
         yield from tell(policy, events.Replayed, claim.record_id, stored.status)
-    return sendable(stored, _instance(request), policy)
+    return (yield from replay(stored, claim.record_id, _instance(request), policy))
 
 
 def _wait_in_place(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimAnswer | None]:

@@ -136,6 +136,7 @@ def follow(attempt: Attempt, caller: Caller, change: Change, owner: bytes) -> St
     lease = attempt.lease
     if lease is None:
         return
+    attempt.session_changed = True
     found = change.carried
     if change.lost is not None:
         try:

@@ -60,9 +60,16 @@ def forbidden(detail: str) -> Problem:
     return Problem("forbidden", 403, "Forbidden", detail, False, False)
 
 
-def key_reused() -> Problem:
-    """O-05: the key belongs to another request."""
+# Where the service has no name of its own. It may be one of two that share their keys without meaning to.
+_UNNAMED = (
+    " A service that passes its callers' keys on to another one needs its own application=, and so does the other."
+)
+
+
+def key_reused(unnamed: bool = False) -> Problem:
+    """O-05: the key belongs to another request. `unnamed`: the policy has no `application=` (O-22)."""
     detail = "This key was used with another method, path, query or body. Send a new request with a new key."
+    detail += _UNNAMED if unnamed else ""
     return Problem("key-reused", 422, "Idempotency key reused", detail, True, False)
 
 
@@ -72,13 +79,14 @@ def body_too_large(limit: int) -> Problem:
     return Problem("body-too-large", 413, "Request body too large", detail, False, False)
 
 
-def in_progress(busy: Busy) -> Problem:
-    """O-03: the first request is still running."""
+def in_progress(busy: Busy, unnamed: bool = False) -> Problem:
+    """O-03: the first request is still running. `unnamed`: the policy has no `application=` (O-22)."""
     return Problem(
         "in-progress",
         409,
         "Request in progress",
-        "The first request with this key is still running. Retry later with the same key.",
+        "The first request with this key is still running. Retry later with the same key."
+        + (_UNNAMED if unnamed else ""),
         True,
         True,
         retry_after=retry_after(busy),

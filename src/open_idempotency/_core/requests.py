@@ -7,7 +7,7 @@ names are lower-case.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -65,8 +65,12 @@ class Identity(NamedTuple):
 
 @dataclass(slots=True)
 class Answer:
-    """A whole response. ``body`` is None where it was too large to be kept (a tombstone)."""
+    """A whole response. ``body`` is None where it was too large to be kept (a tombstone).
+
+    ``omitted``: of a stored one, the names of the credentials that its first client was given and that are not stored.
+    """
 
     status: int
     headers: Headers
     body: bytes | None
+    omitted: bytes = field(default=b"", compare=False)

@@ -223,7 +223,7 @@ class Exchange:
         """A replay is what was stored, whatever the application's ``after_request`` functions add to it (R-01)."""
         if REPLAYED not in answer.headers or answers.is_untouched(response, self._made, self._fields, answer):
             return response
-        return answers.stand_in(self._setting.app, answer, response)
+        return answers.stand_in(self._setting.app, answer, response, self._policy)
 
     def _capture(self, protection: Protection, response: Response) -> Response:
         capture = protection.capture
@@ -249,7 +249,7 @@ class Exchange:
 
     def _sent(self, verdict: Fate | Answer | None, response: Response) -> Response:
         if isinstance(verdict, Answer):
-            return answers.stand_in(self._setting.app, verdict, response)
+            return answers.stand_in(self._setting.app, verdict, response, self._policy)
         if verdict is Fate.UNRECORDED:
             response.headers.add(*(part.decode("ascii") for part in UNRECORDED))
         return response

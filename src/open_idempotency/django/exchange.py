@@ -331,7 +331,7 @@ class Exchange:
 
     def _sent(self, verdict: Fate | Answer | None, response: HttpResponseBase) -> HttpResponseBase:
         if isinstance(verdict, Answer):
-            return stand_in(verdict, response)
+            return stand_in(verdict, response, self._policy)
         if verdict is Fate.UNRECORDED:
             mark_unrecorded(response)
         return response
@@ -344,7 +344,7 @@ class Exchange:
         if REPLAYED not in self._answer.headers or is_untouched(response, self._made, self._fields, self._answer):
             return response
         # A replay is what was stored, whatever other middleware adds to it on the way (R-01).
-        return stand_in(self._answer, response)
+        return stand_in(self._answer, response, self._policy)
 
     def abort(self, error: BaseException) -> None:
         """The chain raised: settle the attempt, whose stages stay (L-04). The error is the caller's to raise on."""
