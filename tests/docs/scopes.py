@@ -48,18 +48,20 @@ def ask_asgi(app: Any) -> int:
     return asyncio.run(send())
 
 
-def ask_wsgi(app: Any) -> int:
+def ask_wsgi(app: Any, path: str = PATH) -> int:
     """The same, under WSGI."""
     try:
-        return Client(app).post(PATH, headers=FIELDS).status_code
+        return Client(app).post(path, headers=FIELDS).status_code
     except Exception:
         return 500
 
 
 def _ask_flask(app: Any) -> int:
     app.config["PROPAGATE_EXCEPTIONS"] = False
-    app.add_url_rule(PATH, "nobody", lambda: "", methods=["POST"])
-    return ask_wsgi(app)
+    paths = [rule.rule for rule in app.url_map.iter_rules() if "POST" in rule.methods and not rule.arguments]
+    if not paths:
+        app.add_url_rule(PATH, "nobody", lambda: "", methods=["POST"])
+    return ask_wsgi(app, *paths[:1])
 
 
 def on_adapters() -> Iterator[tuple[Callable[..., str], int]]:
