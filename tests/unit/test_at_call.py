@@ -349,7 +349,7 @@ async def test_a_missing_key_is_asked_for_behind_the_dependencies() -> None:
     """O-18, O-06: whoever may not call the endpoint hears that first."""
     app = charging(shop(required=True))
     assert [(await post(app, token=token)).status_code for token in ("unknown", "first")] == [401, 400]
-    assert (await post(app, token="first", key='"')).status_code == 400
+    assert [(await post(app, token=token, key='"')).status_code for token in ("unknown", "first")] == [400, 400]
     assert app.state.runs == []
 
 
@@ -604,6 +604,37 @@ async def test_a_body_over_the_limit_is_refused() -> None:
     for length, status in ((2000, 413), (100, 200)):
         assert (await post(app, key=new_key(), json={"sku": "x" * length})).status_code == status
     assert (await post(app, json={"sku": "x" * 2000})).status_code == 200
+    assert app.state.runs == [1, 1]
+
+
+async def test_what_is_known_without_the_body_is_refused_before_a_byte_of_it() -> None:
+    """O-18, O-06, O-07: a malformed key, a declared length; by the rules of the router, as they are included."""
+    app, router, read = shop(max_request_bytes=10), APIRouter(), []
+
+    @router.post("/charges")
+    async def create(order: Order) -> int:
+        app.state.runs.append(1)
+        return 1
+
+    app.include_router(router)
+    app.include_router(router, prefix="/large", dependencies=[Depends(IdempotencyRule(max_request_bytes=1000))])
+    app.include_router(router, prefix="/exempt", dependencies=[Depends(IdempotencyRule(exempt=True))])
+
+    async def body(piece: bytes) -> AsyncIterator[bytes]:
+        read.append(1)
+        yield piece
+
+    async def status(prefix: str, piece: bytes, **headers: str) -> int:
+        headers = {"content-type": "application/json", "idempotency-key": new_key(), **headers}
+        return (await post(app, f"{prefix}/charges", content=body(piece), headers=headers)).status_code
+
+    order = b'{"sku": "hat"}'
+    assert await status("", order, **{"content-length": "14"}) == 413
+    assert await status("/large", order, **{"content-length": "1" + "0" * 30}) == 413
+    assert await status("/large", order, **{"idempotency-key": '"'}) == 400
+    assert read == []
+    assert await status("", order) == 413  # one that is longer than it was declared to be
+    assert [await status("/large", order), await status("/exempt", order, **{"content-length": "14"})] == [200, 200]
     assert app.state.runs == [1, 1]
 
 

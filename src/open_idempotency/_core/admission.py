@@ -52,6 +52,8 @@ from open_idempotency.policy import ANONYMOUS, IdempotencyPolicy
 #: seconds after which a waiting duplicate asks again although nobody told it to, from the first to the longest
 FIRST_LOOK, LONGEST_LOOK = 1.0, 5.0
 
+# More digits than any length has; Python refuses to convert very long ones.
+_MOST_DIGITS = 20
 _PREFER_WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
 
 
@@ -114,7 +116,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
     except KeyRejected as error:
         return _refuse(problems.key_malformed(str(error)), request, policy)
     except BodyTooLarge:
-        return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
+        return refuse_body(request, policy)
     except ScopeRefused as refused:
         if intake.renders(refused.error):
             raise refused.error from None
@@ -155,6 +157,28 @@ def _advise(claim: Claim, scope: str, identity: Identity, intake: Intake, policy
         cookies, entries = cookie_names(intake.request), entry_names(identity.session)
         if (cookies or entries) and advice.due(events.CallerUnidentified):
             yield from warn(policy, events.CallerUnidentified.of(events.short(claim.record_id), cookies, entries))
+
+
+def refuse_ahead(request: Request, key_fields: Headers, policy: IdempotencyPolicy) -> Answer | None:
+    """What is wrong with a covered request before its body and caller are known: a malformed key, a declared length.
+
+    For adapters that admit it only after the application has read the body. A missing key is left to ``admit``.
+    """
+    try:
+        parse_key(key_fields, policy)
+    except KeyRequired:
+        return None
+    except KeyRejected as error:
+        return _refuse(problems.key_malformed(str(error)), request, policy)
+    for value in request.header(b"content-length") if key_fields else ():
+        if value.isdigit() and (len(value) > _MOST_DIGITS or int(value) > policy.max_request_bytes):
+            return refuse_body(request, policy)
+    return None
+
+
+def refuse_body(request: Request, policy: IdempotencyPolicy) -> Answer:
+    """What to answer to a body over ``max_request_bytes`` (O-07)."""
+    return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
 
 
 def _begin_counted(claim: Claim, scope: str, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:

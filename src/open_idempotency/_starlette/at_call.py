@@ -55,8 +55,8 @@ def hook() -> bool:
     global _behind_dependencies
     if _behind_dependencies is None and _FASTAPI in sys.modules:
         _behind_dependencies = _hook_fastapi(sys.modules[_FASTAPI])
+        _hook_kind(sys.modules[_FASTAPI].APIRoute)
         if not _behind_dependencies:
-            _hook_kind(sys.modules[_FASTAPI].APIRoute)
             _logger.warning(
                 "this release of FastAPI is not known: claims are made before dependencies run, so an expired token "
                 "may be sent a stored response, and rules given to include_router may be missed; install an older one"
@@ -112,7 +112,7 @@ def _hook_kind(kind: type) -> None:
 
 def _is_fastapis(kind: type) -> bool:
     """Whether FastAPI's own class leads on to what asks for the claim."""
-    return kind.__module__.partition(".")[0] == "fastapi" and _behind_dependencies is not False
+    return kind.__module__.partition(".")[0] == "fastapi" and kind.__name__ != "APIRoute"
 
 
 def _claiming(handle: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
@@ -149,7 +149,12 @@ async def _handle(
             return
     else:
         rules = tuple(all_rules(route, method))
-    if beneath.inner or _is_left_to_fastapi(route) or _refuses(route, handle, endpoint, scope):
+    if _is_left_to_fastapi(route):
+        refusal = None
+        if scope["method"] in route.methods and (declared := _declared(route, scope)) is not None:
+            refusal = pending.look_ahead(scope, all_rules(declared, method))
+        await (call if refusal is None else _response_of(refusal))(scope, receive, send)
+    elif beneath.inner or _refuses(route, handle, endpoint, scope):
         await call(scope, receive, send)
     else:
         await _claim_and_call(pending, call, rules, scope, receive, send)
@@ -164,6 +169,18 @@ async def _claim_and_call(
 
 def _is_left_to_fastapi(route: Any) -> bool:
     return getattr(route, "dependant", None) is not None and _behind_dependencies is not False
+
+
+def _declared(route: Any, scope: Scope) -> Any:
+    """What has the dependencies of a FastAPI route as they are where its router was included; None if unknown.
+
+    Since FastAPI includes routers without copying their routes, that is in the scope.
+    """
+    module: Any = sys.modules[_FASTAPI]
+    effective = getattr(module, "_get_scope_effective_route_context", None)
+    if effective is None:
+        return None if hasattr(module, "_IncludedRouter") else route
+    return effective(scope) or route
 
 
 def _refuses(route: Any, handle: Any, endpoint: Any, scope: Scope) -> bool:

@@ -12,6 +12,8 @@ import secrets
 from collections.abc import Awaitable, Iterable
 from typing import Any, Protocol
 
+from starlette.requests import ClientDisconnect
+
 from open_idempotency._asgi.client import Client
 from open_idempotency._asgi.exchange import (
     MARK,
@@ -26,6 +28,7 @@ from open_idempotency._asgi.exchange import (
     Send,
 )
 from open_idempotency._asgi.exchange import request_of as read_request
+from open_idempotency._core.admission import refuse_ahead, refuse_body
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.capture import Capture
 from open_idempotency._core.keys import find_key
@@ -71,8 +74,8 @@ class PendingExchange(Exchange):
     """
 
     __slots__ = (
-        "_around", "_by_path", "_claimed_in", "_entered", "_instead", "_keeps", "_keyed", "_known", "_reached", "_read",
-        "_request", "_seen", "_solved", "_status", "_unread", "stand_in",
+        "_around", "_bounded", "_by_path", "_claimed_in", "_entered", "_instead", "_keeps", "_keyed", "_known",
+        "_reached", "_read", "_refusal", "_request", "_seen", "_solved", "_status", "_unread", "stand_in",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +90,9 @@ class PendingExchange(Exchange):
         self._body.bound(around.coverages.largest_request)
         # an endpoint, or another middleware of ours, has taken the request
         self._reached = False
+        # the limit of its body is known to be its route's
+        self._bounded = False
+        self._refusal: Answer | None = None
         # whether the caller is somebody
         self._known = False
         self._keeps = keyed
@@ -119,7 +125,11 @@ class PendingExchange(Exchange):
         except BaseException as error:
             attempt = self._attempt
             if attempt is None:
-                raise
+                # What comes of ending the body early is no error of the application's.
+                if self._refusal is None or not isinstance(error, ClientDisconnect):
+                    raise
+                await self._answer(self._refusal)
+                return
             report_late_error(attempt, error)
             if self._settled or not await self._stand_in(attempt, error):
                 raise
@@ -160,6 +170,26 @@ class PendingExchange(Exchange):
     def withdraw(self) -> None:
         """Another middleware of ours, nearer to the endpoint, takes the request (the innermost one protects)."""
         self._let_pass()
+
+    def look_ahead(self, scope: Scope, rules: Iterable[Rule]) -> Answer | None:
+        """Look at what is known when the route is, before FastAPI reads the body; what to send instead, if anything.
+
+        A malformed key and a body that is too long are refused before the body is read (O-06, O-07).
+        """
+        if self._bounded or not self._keeps or MARK in scope:
+            return None
+        coverage = self._around.coverages.by((*self._by_path, *rules))
+        key_fields = () if coverage is None else find_key(self._request.headers, coverage.names)
+        if coverage is None or not key_fields or self._request.method not in coverage.policy.methods:
+            self._let_pass()
+            return None
+        self._policy, self._bounded = coverage.policy, True
+        refusal = refuse_ahead(self._request, key_fields, coverage.policy)
+        try:
+            self._body.bound(coverage.policy.max_request_bytes)
+        except BodyTooLarge:
+            refusal = refuse_body(self._request, coverage.policy)
+        return None if refusal is None else self._replace(refusal)
 
     async def claim(self, scope: Scope, rules: Iterable[Rule], solved: Any = None) -> Answer | None:
         """Make the claim; what to send instead of calling the endpoint, None if it is to be called.
@@ -261,7 +291,7 @@ class PendingExchange(Exchange):
     async def _receive(self) -> Message:
         if self._attempt is not None:
             return await super()._receive()
-        message = await self._source()
+        message = {"type": "http.disconnect"} if self._refusal is not None else await self._source()
         if message["type"] == "http.disconnect":
             self._seen = message
         elif self._keeps:
@@ -269,11 +299,17 @@ class PendingExchange(Exchange):
                 await self._take(message)
             except BodyTooLarge:
                 self._keeps = False  # a claim, if there is one, is refused (O-07)
+                if self._bounded:  # nor is the rest received, as if the client had left
+                    self._refusal = refuse_body(self._request, self._policy)
+                    return {"type": "http.disconnect"}
             self._read = self._body.size
             self._more = self._unread
         return message
 
     async def _send(self, message: Message) -> None:
+        if self._refusal is not None and message["type"] == "http.response.start":
+            await self._answer(self._refusal)
+            return
         if self._instead is not None and message["type"] == "http.response.start":
             instead, self._instead = self._instead, None
             headers = [tuple(header) for header in message.get("headers", ())]
