@@ -36,6 +36,8 @@ _SAMPLES: dict[str, object] = {
     "retry_after": 1,
     "remaining": 60.0,
     "retryable": True,
+    "challenge": "Bearer",
+    "unnamed": False,
 }
 
 

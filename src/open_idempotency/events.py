@@ -8,12 +8,13 @@ Events hold short digests, never keys, credentials or bodies.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from open_idempotency.exceptions import first_line
 
 _LONGEST_DETAIL = 300
+_LONGEST_NAME = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,17 @@ class Replayed(Event):
     """A stored answer was sent again; the handler did not run."""
 
     status: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayedWithoutCredentials(Event):
+    """A response was sent again without credentials that the first client was given in it, so this client lacks them.
+
+    ``headers``: their names, ``set-cookie``, ``authorization`` or both. It comes beside ``Replayed``.
+    """
+
+    status: int
+    headers: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,11 +271,47 @@ class CredentialScoped(Event):
     """A caller was known by the credentials in its headers alone, so a new token is a new caller. Reported once."""
 
 
+@dataclass(frozen=True, slots=True)
+class CallerUnidentified(Event):
+    """A request with a session or cookies came from a caller of whom nothing is known, so it shares the scope of all
+    anonymous callers. ``cookies`` and ``entries``: the names of its cookies and of its session's entries, the first
+    five of each, shortened, never their values. Reported once.
+    """
+
+    cookies: tuple[str, ...]
+    entries: tuple[str, ...]
+
+    @classmethod
+    def of(cls, record: str, cookies: Iterable[str], entries: Iterable[str]) -> CallerUnidentified:
+        """The event; ``record`` as ``short`` makes it."""
+        return cls(record, _names(cookies), _names(entries))
+
+
+@dataclass(frozen=True, slots=True)
+class NameShared(Event):
+    """A request was refused, 409 or 422, whose key is held by a request that came to another host. If that is another
+    service, each of the two needs an ``application=`` of its own. ``method`` and ``path`` are those of the refused
+    request, shortened. Reported once.
+    """
+
+    method: str
+    path: str
+
+    @classmethod
+    def of(cls, record: str, method: str, path: str) -> NameShared:
+        """The event; ``record`` as ``short`` makes it."""
+        return cls(record, _printable(method, 20), _printable(path, _LONGEST_DETAIL))
+
+
 Listener = Callable[[Event], None]
 
 
 def _printable(text: str, longest: int) -> str:
     return "".join(char if char.isprintable() else "?" for char in text[:longest])
+
+
+def _names(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(_printable(name, _LONGEST_NAME) for name in names)
 
 
 def short(record_id: bytes) -> str:

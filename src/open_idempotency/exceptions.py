@@ -7,12 +7,22 @@ own errors never appear here: a backend wraps them once and keeps them as ``__ca
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+#: the challenge of a 401 that names none: with a realm, as RFC 6750 (section 3) wants a parameter behind the scheme
+CHALLENGE = 'Bearer realm="api"'
+_CHALLENGE = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?: [ -~]*)?")
 
 
 def first_line(error: BaseException) -> str:
     """What an error says first; behind that a database may repeat the statement, or the row."""
     return str(error).strip().partition("\n")[0].rstrip()
+
+
+def is_challenge(value: object) -> bool:
+    """Whether it can be sent as ``WWW-Authenticate``: printable ASCII that begins with a scheme (RFC 9110, 11.6.1)."""
+    return isinstance(value, str) and _CHALLENGE.fullmatch(value) is not None
 
 
 class IdempotencyError(Exception):
@@ -61,9 +71,31 @@ class BodyTooLarge(IdempotencyError):
 
 
 class ScopeUnknown(IdempotencyError):
-    """The ``scope=`` callable failed or named nobody; callers are never put into one shared bucket."""
+    """The ``scope=`` callable failed or returned no name; callers are never put into one shared bucket."""
 
     code = "ERR_SCOPE_UNKNOWN"
+
+
+class NotAuthenticated(IdempotencyError):
+    """A ``scope=`` callable raises it for a request whose caller it does not know: 401 ``not-authenticated``.
+
+    Nothing is claimed, and the backend is not asked. ``message``: the problem's ``detail``, which the client reads.
+    ``challenge``: the value of ``WWW-Authenticate``, which a 401 must have (RFC 9110, section 15.5.2). Raises
+    ``ConfigurationError`` for a challenge that is no header value. Since 0.1.
+    """
+
+    code = "ERR_NOT_AUTHENTICATED"
+    status = 401
+
+    def __init__(
+        self, message: str = "This request has no credentials that name its caller.", challenge: str = CHALLENGE
+    ) -> None:
+        if not is_challenge(challenge):
+            raise ConfigurationError(
+                f"challenge: {challenge!r} is no value of WWW-Authenticate; give one such as {CHALLENGE!r}"
+            )
+        super().__init__(message)
+        self.challenge = challenge
 
 
 class NotStarted(IdempotencyError):

@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
 
 from open_idempotency import _openapi
 from open_idempotency._perform.path_rules import PathTable
-from open_idempotency._starlette.matching import all_rules, expanded, is_ours
+from open_idempotency._starlette.routes import all_rules, expanded, is_ours
 from open_idempotency.policy import IdempotencyPolicy, make_policy
 from open_idempotency.rules import IdempotencyRule, combine, exempt, idempotent
 from open_idempotency.starlette import IdempotencyMiddleware
@@ -77,6 +77,7 @@ def _coverages_of(app: FastAPI) -> tuple[IdempotencyPolicy, PathTable | None] | 
         if is_ours(listed.cls):
             fields: dict[str, Any] = dict(listed.kwargs)
             fields.pop("backend", None)
+            fields.pop("user", None)
             by_path = fields.pop("rules", None)
             return make_policy(fields.pop("policy", None), fields), PathTable(by_path) if by_path else None
     return None

@@ -7,10 +7,11 @@ made when every ``before_request`` function has run, so authentication comes fir
 from __future__ import annotations
 
 from open_idempotency.exceptions import MissingExtra
-from open_idempotency.rules import exempt, idempotent
+from open_idempotency.rules import exempt
 
 try:
     from open_idempotency._flask.extension import Idempotency
+    from open_idempotency._flask.marking import idempotent
 except ModuleNotFoundError as error:
     if error.name not in ("flask", "werkzeug"):
         raise

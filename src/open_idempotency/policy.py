@@ -7,12 +7,13 @@ Durations are seconds or ``timedelta`` at this edge and float seconds inside; si
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from open_idempotency.exceptions import ConfigurationError
 
@@ -51,8 +52,37 @@ CREDENTIAL_HEADERS = (
     "Ocp-Apim-Subscription-Key",
     "Private-Token",
 )
+#: the entries of a session by which applications and their extensions know a user, the most certain first
+SESSION_IDENTITY = ("_user_id", "user_id", "user", "uid", "sub")
+#: the value of ``scope`` that says that all callers are meant to be one
+ANONYMOUS: Literal["anonymous"] = "anonymous"
+#: what frameworks keep in sessions beside the user; Flask-Login's ``_id`` is a digest of address and browser, which
+#: people in one office share
+NO_IDENTITY = frozenset(
+    {"_id", "_fresh", "_permanent", "_flashes", "_messages", "_language", "csrf_token", "_csrftoken"}
+)
+#: response headers in which a client is given credentials
+CREDENTIALS_OF_RESPONSES = ("authorization", "set-cookie")
+#: fields that take names of headers
+_HEADER_NAMES = ("aliases", "credential_headers", "fingerprint_headers", "drop_headers", "keep_headers")
+#: headers that belong to one connection or one message, or that we write: no stored one can be sent again
+_NEVER_KEPT = frozenset(
+    {
+        "connection",
+        "content-length",
+        "date",
+        "idempotency-omitted",
+        "idempotency-status",
+        "idempotent-replayed",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
 #: headers that differ from one request to the next, whoever sends them
-_NO_CREDENTIALS = frozenset({"cookie", "date", "dpop", "proxy-authorization", "signature", "signature-input"})
+_NO_CREDENTIALS = frozenset({"date", "dpop", "proxy-authorization", "signature", "signature-input"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +98,10 @@ class IdempotencyPolicy:
 
     Who and what
         ``scope``: called with the request, returns the caller's identity (``str``); without it the framework's
-        verified user, then the credentials in its headers. ``credential_headers``: the headers that carry credentials
+        verified user, then the caller whom the session names, then the credentials in its headers; ``"anonymous"``
+        says that all callers are meant to be one. ``session_identity``: the entries of the session that hold the
+        caller's id, the first that names somebody counts; a tuple of names, or one name.
+        ``credential_headers``: the headers that carry credentials
         which stay the same from one request of a caller to the next; who sends other ones is another caller.
         ``scope_by_host``: the ``Host`` header belongs to the caller, where tenants are told apart by it; a client that
         chooses another host for a retry runs again.
@@ -100,6 +133,9 @@ class IdempotencyPolicy:
 
     What is kept
         ``store``: called with the status, returns true or false to overrule, None for the default.
+        ``drop_headers``: names of further response headers that are not stored, and so not replayed; named here,
+        ``Set-Cookie`` and ``Authorization`` are left out without a warning. ``keep_headers``: names of headers that
+        are stored although they are not by default; ``Set-Cookie`` and ``Authorization`` only if ``encryption`` is set.
         ``redact``: called with the answer that is about to be stored, returns the one to store instead; the live answer
         stays as it is. ``encryption``: seals stored answers and stage values, such as ``EncryptionKeys``.
         ``plain_records``: while encryption is being switched on, ``"accept"`` reads records that are not encrypted, and
@@ -122,7 +158,8 @@ class IdempotencyPolicy:
     profile: Literal["lenient", "strict"] = "lenient"
     validate: Callable[[str], object] | None = None
 
-    scope: Callable[[Request], str] | None = None
+    scope: Callable[[Request], str] | Literal["anonymous"] | None = None
+    session_identity: tuple[str, ...] = SESSION_IDENTITY
     credential_headers: tuple[str, ...] = CREDENTIAL_HEADERS
     scope_by_host: bool = False
     scope_by_route: bool = False
@@ -150,6 +187,8 @@ class IdempotencyPolicy:
     fail_open: bool = False
 
     store: Callable[[int], bool | None] | None = None
+    drop_headers: tuple[str, ...] = ()
+    keep_headers: tuple[str, ...] = ()
     redact: Callable[[Answer], Answer] | None = None
     encryption: Sealer | None = dataclasses.field(default=None, repr=False)
     plain_records: Literal["refuse", "accept", "write"] = "refuse"
@@ -168,9 +207,10 @@ class IdempotencyPolicy:
         for name in ("lease", "ttl", "max_run", "wait", "max_wait", "respond_within", "record_within", "stream_grace"):
             self._normalise(name, _seconds(name, getattr(self, name)))
         self._normalise("methods", frozenset(m.upper() for m in _names("methods", self.methods)))
-        for name in ("aliases", "credential_headers", "fingerprint_headers", "fingerprint_ignore"):
+        for name in (*_HEADER_NAMES, "fingerprint_ignore"):
             self._normalise(name, tuple(_names(name, getattr(self, name))))
-        for check in (_check_coverage, _check_choices, _check_durations, _check_sizes, _check_hooks):
+        self._normalise("session_identity", _entries("session_identity", self.session_identity))
+        for check in (_check_coverage, _check_choices, _check_durations, _check_sizes, _check_hooks, _check_headers):
             check(self)
 
     def _normalise(self, name: str, value: object) -> None:
@@ -231,19 +271,42 @@ def _names(name: str, value: object) -> list[str]:
     return [str(item) for item in items]
 
 
+def _entries(name: str, value: object) -> tuple[str, ...]:
+    """Names in an order, or one name. A set has another order in each process, and so another caller."""
+    entries: tuple[object, ...] = (value,) if isinstance(value, str) else ()
+    if isinstance(value, list | tuple):
+        entries = tuple(cast("Sequence[object]", value))
+    elif not entries:
+        raise ConfigurationError(f"{name}: expected the name of a session's entry or a tuple of names, got {value!r}")
+    for entry in entries:
+        if not isinstance(entry, str) or not entry.strip():
+            raise ConfigurationError(f"{name}: {entry!r} is no name of a session's entry; pass non-empty strings")
+        if entry in NO_IDENTITY:
+            raise ConfigurationError(
+                f"{name}: {entry} does not say who the caller is, as callers share one value or have several; name the "
+                "entry that holds the caller's id"
+            )
+    return tuple(str(entry) for entry in entries)
+
+
 def _check_coverage(p: IdempotencyPolicy) -> None:
     if not p.methods:
         raise ConfigurationError("methods: empty, so no request would be covered; name at least one")
     never = p.methods & NEVER_COVERED
     if never:
         raise ConfigurationError(f"methods: {', '.join(sorted(never))} can never be covered")
-    tokens = {"methods": p.methods, "header": (p.header,), "aliases": p.aliases}
-    tokens |= {"credential_headers": p.credential_headers, "fingerprint_headers": p.fingerprint_headers}
+    tokens = {"methods": p.methods, "header": (p.header,), **{field: getattr(p, field) for field in _HEADER_NAMES}}
     for field, names in tokens.items():
         for name in names:
             if not isinstance(name, str) or not name or not _TOKEN_CHARS.issuperset(name):
                 raise ConfigurationError(f"{field}: {name!r} is not a name that HTTP allows")
     for name in p.credential_headers:
+        if name.lower() == "cookie":
+            raise ConfigurationError(
+                "credential_headers: Cookie holds all cookies of a browser, which sites and scripts change between two "
+                "tries of one caller, so each retry would run as another caller's; put the middleware inside "
+                "authentication, or let scope= read the one cookie that names the caller"
+            )
         if name.lower() in _NO_CREDENTIALS or name.lower() in {p.header.lower(), *map(str.lower, p.aliases)}:
             raise ConfigurationError(
                 f"credential_headers: {name} differs between two tries of one caller, so each retry would run as "
@@ -315,11 +378,36 @@ def _check_sizes(p: IdempotencyPolicy) -> None:
             raise ConfigurationError(f"{name}: expected at least 1 or None, got {value!r}")
 
 
+def _check_headers(p: IdempotencyPolicy) -> None:
+    kept = {name.lower() for name in p.keep_headers}
+    both = kept & {name.lower() for name in p.drop_headers}
+    if both:
+        raise ConfigurationError(f"keep_headers: {', '.join(sorted(both))} is in drop_headers too; take it out of one")
+    for name in sorted(kept):
+        if name in _NEVER_KEPT or name.startswith("proxy-"):
+            raise ConfigurationError(
+                f"keep_headers: {name} belongs to one connection or one message (RFC 9110, section 7.6.1), so a stored "
+                "one would be wrong in a replay; take it out"
+            )
+        if name in CREDENTIALS_OF_RESPONSES and (p.encryption is None or p.plain_records == "write"):
+            raise ConfigurationError(
+                f"keep_headers: {name} carries credentials, which would be stored as they are; set encryption= "
+                '(and not plain_records="write"), or exempt the view'
+            )
+
+
 def _check_hooks(p: IdempotencyPolicy) -> None:
+    if p.scope is not None and not callable(p.scope) and p.scope != ANONYMOUS:
+        raise ConfigurationError(
+            f"scope: {p.scope!r} names no caller; pass a callable that is given the request and returns the caller's "
+            f"id, or {ANONYMOUS!r} if all callers are meant to be one"
+        )
     for name in ("validate", "scope", "store", "redact", "render_problem", "on_event"):
         hook = getattr(p, name)
-        if hook is not None and not callable(hook):
+        if hook is not None and hook != ANONYMOUS and not callable(hook):
             raise ConfigurationError(f"{name}: expected a callable or None, got {hook!r}")
+        if inspect.iscoroutinefunction(hook):
+            raise ConfigurationError(f"{name}: {hook!r} is a coroutine function, which nobody awaits; pass a plain one")
     if p.docs_url is not None and not (isinstance(p.docs_url, str) and _URL.fullmatch(p.docs_url)):
         raise ConfigurationError(f"docs_url: expected a URL, percent-encoded where it is not ASCII, got {p.docs_url!r}")
     if not isinstance(p.application, str):

@@ -5,7 +5,7 @@ What each field means, and what it must be, is said by ``IdempotencyPolicy``; a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -26,7 +26,8 @@ class PolicyFields(TypedDict, total=False):
     aliases: Iterable[str]
     profile: Literal["lenient", "strict"]
     validate: Callable[[str], object] | None
-    scope: Callable[[Request], str] | None
+    scope: Callable[[Request], str] | Literal["anonymous"] | None
+    session_identity: str | Sequence[str]
     credential_headers: Iterable[str]
     scope_by_host: bool
     scope_by_route: bool
@@ -51,6 +52,8 @@ class PolicyFields(TypedDict, total=False):
     ledger: Ledger | None
     fail_open: bool
     store: Callable[[int], bool | None] | None
+    drop_headers: Iterable[str]
+    keep_headers: Iterable[str]
     redact: Callable[[Answer], Answer] | None
     encryption: Sealer | None
     plain_records: Literal["refuse", "accept", "write"]

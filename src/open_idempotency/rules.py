@@ -63,7 +63,7 @@ class IdempotencyRule:
         _note_use()
 
     async def __call__(self) -> None:
-        """Nothing: all is done before dependencies run."""
+        """Nothing: it only stands among the dependencies, where the middleware reads it."""
 
 
 @overload
@@ -159,6 +159,7 @@ def _rule_below_api_view(view: Any) -> Rule | None:
 
 def _new_rule(fields: Mapping[str, Any]) -> Rule:
     refuse_unknown(fields)
+    _note_fields(fields)
     return Rule(fields)
 
 
@@ -172,7 +173,6 @@ def _mark(view: V, rule: Rule) -> V:
             f"{view!r} cannot carry a rule; put the decorator on the function or class that it is made of"
         ) from None
     _note_use()
-    _note_fields(rule.fields)
     return view
 
 

@@ -1,25 +1,31 @@
 """Idempotency keys for Starlette: the ASGI middleware, which also knows Starlette's users and routes.
 
-``app.add_middleware(IdempotencyMiddleware, backend="sqlite:///idempotency.db", lease=30)``. Add it before
-``AuthenticationMiddleware``: what is added last is outermost, and authentication belongs outside.
+``app.add_middleware(IdempotencyMiddleware, backend="sqlite:///idempotency.db", lease=30)``. Its place among the others
+does not matter for who the caller is, since the claim is made where the endpoint is called.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from functools import cached_property, partial
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from open_idempotency import asgi
-from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.callers import follow, told
+from open_idempotency import rules as route_rules
+from open_idempotency._asgi.exchange import PENDING
+from open_idempotency._core.requests import Identity
 from open_idempotency._perform.coverage import Coverage
-from open_idempotency._perform.engine import new_owner
-from open_idempotency.asgi import MARK, Message, Receive, Scope, Send
+from open_idempotency.asgi import MARK, App, Receive, Scope, Send
+from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import ConfigurationError, MissingExtra, ScopeUnknown
-from open_idempotency.rules import IdempotencyRule, exempt, idempotent
+from open_idempotency.policy import IdempotencyPolicy
+from open_idempotency.rules import IdempotencyRule, RulesByPath, exempt, idempotent
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from open_idempotency.policy_fields import PolicyFields
 
 try:
     import starlette
@@ -32,29 +38,39 @@ except ModuleNotFoundError as error:
 
 from starlette.authentication import SimpleUser
 
-from open_idempotency._starlette.matching import NOTHING_SAID, Layers, find, see_layers
+from open_idempotency._starlette import at_call
+from open_idempotency._starlette.pending import PendingExchange
+from open_idempotency._starlette.routes import Layers, all_rules, endpoint_rules, layers_beneath
 from open_idempotency._starlette.sessions import SessionTrace
-from open_idempotency._starlette.survey import authentication_beneath, endpoints_beneath, late_dependencies
+from open_idempotency._starlette.survey import authentication_beneath, depends_on, endpoints_beneath, late_dependencies
 
 __all__ = ["IdempotencyMiddleware", "IdempotencyRule", "exempt", "idempotent"]
 
-# The package is only looked for here; what is needed of it is routing's, and matching has that.
+# The package is only looked for here; what is needed of it is in the modules that are imported.
 del starlette
 
 _logger = logging.getLogger("open_idempotency")
-# The responses of a router where no route fits. Here store= is not asked, as it cannot tell them from a view's own.
-_ROUTERS_OWN = (307, 308, 404, 405)
 #: how many routes a warning names
 _NAMED_ROUTES = 5
-_TRACE = "open_idempotency.session"
+#: how many routes without a claim are told of
+_UNCLAIMED = 100
+# What may hold the identity of what a user= dependency returns; never a name that is for display.
+_IDENTITIES = ("identity", "id", "sub")
 
 
 class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
-    """Protects the requests of a Starlette application that carry an ``Idempotency-Key``.
+    """Protects the requests of a Starlette or FastAPI application that carry an ``Idempotency-Key``.
 
-    Takes what ``open_idempotency.asgi.IdempotencyMiddleware`` takes. The caller is ``request.user`` where an outer
-    ``AuthenticationMiddleware`` has verified one: its ``identity``; of Starlette's ``SimpleUser`` its ``username``. A
-    user that is authenticated and has no identity raises ``ScopeUnknown``, which is a 500.
+    Takes what ``open_idempotency.asgi.IdempotencyMiddleware`` takes, and ``user``: the FastAPI dependency that finds
+    the caller, such as ``current_user``. Its value is the identity: a string, an integer or a UUID, or an object or
+    mapping that has one as ``identity``, ``id`` or ``sub``. An endpoint that does not depend on it has the caller that
+    it would have without ``user=``: ``request.user`` where an ``AuthenticationMiddleware`` has verified one (its
+    ``identity``; of Starlette's ``SimpleUser`` its ``username``), else the one whom the session of a
+    ``SessionMiddleware`` names by an entry of ``session_identity``, else the credentials in the headers.
+
+    The claim is made where the endpoint is called: behind routing, authentication and dependencies (O-18). An
+    application that cannot be seen into is called as an endpoint. A user without an identity raises ``ScopeUnknown``,
+    which is a 500. Raises ``ConfigurationError`` at once for a ``user`` that is not callable, or beside ``scope=``.
 
     The endpoint's ``@idempotent(...)`` and ``@exempt`` count, wherever the middleware stands: around the application, a
     mount, a router or one route. Of several around one endpoint the innermost protects it. Since 0.1.
@@ -63,56 +79,79 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
     _asks_routes = True
     _looked = False
     _warned = False
-    _layers: Layers | None = None
 
-    @cached_property
-    def _unsures(self) -> dict[int, Coverage]:
-        """By the identity of a coverage, each of which lives as long as the middleware."""
-        return {}
+    def __init__(
+        self,
+        app: App,
+        backend: str | Backend | AsyncBackend | None = None,
+        *,
+        user: Callable[..., Any] | None = None,
+        policy: IdempotencyPolicy | None = None,
+        rules: RulesByPath | None = None,
+        **fields: Unpack[PolicyFields],
+    ) -> None:
+        super().__init__(app, backend, policy=policy, rules=rules, **fields)
+        self._user = user
+        self._unclaimed: set[str] = set()
+        # what is wrong with user=, where that shows at the start
+        self._wrong: str | None = None
+        if user is None:
+            return
+        if not callable(user):
+            raise ConfigurationError(f"user: expected the dependency that finds the caller, got {user!r}")
+        if self.engine.policy.scope is not None:
+            raise ConfigurationError("user: scope= says already who the caller is; leave one of them out")
+
+    def treat(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Let the claim be made where the endpoint is called; in front where nothing shows that one will be."""
+        outer = scope.pop(PENDING, None)
+        if outer is not None:
+            outer.withdraw()  # the innermost one protects
+        if not self._looked:
+            self._look_late(scope)
+        self._refuse_wrong_user()
+        layers = layers_beneath(self.app, scope)
+        if layers.inner:
+            return self.app(scope, receive, send)
+        at_call.hook()
+        if layers.routes is None and getattr(scope.get("route"), "dependant", None) is None:
+            if self._user is not None:
+                self._wrong = f"user: no FastAPI routes can be seen beneath, so {_name(self._user)} cannot be asked"
+                self._refuse_wrong_user()
+            return super().treat(scope, receive, send)
+        at_call.look_at(layers.app)
+        keyed = any(name in self._candidates for name, _ in scope["headers"])
+        return PendingExchange(self, self.rules_of_path(scope), keyed, scope, receive, send).run()
+
+    @property
+    def _candidates(self) -> frozenset[bytes]:
+        """The headers that can carry a key under some rule."""
+        named = route_rules.fields_named
+        return self._names.union(name.lower().encode("ascii") for name in named) if named else self._names
 
     def coverage_of(self, scope: Scope) -> Coverage | None:
-        """As its route wants it; None where that is exempt, or another's matter."""
-        layers = self._layers
-        if layers is None:
-            if not self._looked:
-                self._look_late()
-            layers = see_layers(self.app)
-            if layers.plain:
-                self._layers = layers
-        else:
-            layers = layers.again()
-        found = find(layers, scope)
-        if found is NOTHING_SAID and self._paths is None:
-            return self.coverages.default
-        if found.passing:
-            return None
-        coverage = self.coverages.by((*self.rules_of_path(scope), *found.rules))
-        return self._unsure(coverage) if found.unsure and coverage is not None else coverage
+        """As the route wants it on which this middleware stands, or the path; None where that is exempt."""
+        here = (
+            *all_rules(scope.get("route"), scope["method"]),
+            *endpoint_rules(scope.get("endpoint"), scope["method"]),
+        )
+        return self.coverages.by((*self.rules_of_path(scope), *here))
 
-    def _unsure(self, coverage: Coverage) -> Coverage:
-        """Protect what a layer between may lead to an endpoint; but keep no answer by which a router says that none is
-        there, as a redirect that took the key would make the redirected request a mismatch.
-        """
-        known = self._unsures.get(id(coverage))
-        if known is None:
-            store = coverage.policy.store
-            kept = coverage.policy.replace(store=partial(_stored_if_routed, store))
-            known = self._unsures[id(coverage)] = Coverage(kept, coverage.names)
-        return known
-
-    def check_start(self) -> None:
-        """Warn if it is the application's inside that authenticates, and of dependencies that end after the response.
+    def check_start(self, scope: Scope) -> None:
+        """Warn of authentication behind the claim, and of dependencies that end after the response.
 
         Raises ``ConfigurationError`` that names the routes whose rules contradict the policy.
         """
         self._looked = True
-        if self.engine.policy.scope is None:
-            name = authentication_beneath(self.app)
+        layers = layers_beneath(self.app, scope)
+        if self.engine.policy.scope is None and self._user is None:
+            name = authentication_beneath(layers)
             if name is not None:
                 self._warn(name)
         wrong: list[str] = []
         late: dict[str, list[str]] = {}
-        for endpoint in endpoints_beneath(self.app):
+        depending: list[bool] = []
+        for endpoint in endpoints_beneath(layers):
             place = f"{endpoint.method} {endpoint.path}"
             by_path = self.rules_of_path({"method": endpoint.method, "path": endpoint.path})
             try:
@@ -121,35 +160,52 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
                 wrong.append(f"{place}: {error}")
                 continue
             if coverage is not None and endpoint.method in coverage.policy.methods:
+                depending.append(depends_on(endpoint.route, self._user))
                 for dependency in dict.fromkeys(late_dependencies(endpoint.route)):
                     late.setdefault(dependency, []).append(place)
+        if self._user is not None:
+            self._check_user(self._user, depending, layers)
         if wrong:
             raise ConfigurationError("; ".join(wrong))
         for dependency, places in late.items():
             _warn_of_late(dependency, places)
 
-    def _look_late(self) -> None:
+    def _check_user(self, user: Callable[..., Any], depending: list[bool], layers: Layers) -> None:
+        """Raise ``ConfigurationError``, also for each request, if the ``user=`` dependency can never be asked."""
+        if not at_call.hook():
+            self._wrong = "user: this release of FastAPI is not known; install an older one, or use scope= instead"
+        elif layers.routes is not None and depending and not any(depending):
+            self._wrong = (
+                f"user: no covered route depends on {_name(user)}; name the function that is given to Depends() itself"
+            )
+        self._refuse_wrong_user()
+
+    def _refuse_wrong_user(self) -> None:
+        if self._wrong is not None:
+            raise ConfigurationError(self._wrong)
+
+    def _look_late(self, scope: Scope) -> None:
         """No server has said that it starts: the first request says what is wrong, and others may well be served."""
         try:
-            self.check_start()
+            self.check_start(scope)
         except ConfigurationError as error:
             _logger.error("these routes will answer 500: %s", error)
 
     def _warn(self, authenticating: str) -> None:
         self._warned = True
         _logger.warning(
-            "IdempotencyMiddleware runs outside authentication (%s), so it cannot tell users apart: call "
-            "add_middleware(IdempotencyMiddleware, ...) before add_middleware(%s, ...), or list it after it in "
-            "middleware=[...]",
+            "IdempotencyMiddleware claims outside authentication (%s), so it cannot tell users apart: %s stands within "
+            "a route, or within an application that cannot be seen into. Let it stand around them, or give them an "
+            "IdempotencyMiddleware of their own within it",
             authenticating,
             authenticating,
         )
 
-    def identify(self, scope: Scope) -> str | None:
-        """The verified user of ``scope["user"]``; None where there is none. Raises ``ScopeUnknown``."""
+    def identify(self, scope: Scope) -> Identity | str | None:
+        """The verified user of ``scope["user"]``, else the session, which may name one. Raises ``ScopeUnknown``."""
         user = scope.get("user")
         if user is None or not getattr(user, "is_authenticated", True):
-            return None
+            return super().identify(scope)
         # Never its display name: two people may have one.
         for name in ("identity", "username") if isinstance(user, SimpleUser) else ("identity",):
             value = _read(user, name)
@@ -165,34 +221,49 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         session = scope.get("session")
         if session is None:
             return None
-        trace = scope[_TRACE] = SessionTrace(session)
-        return trace
+        return SessionTrace(session)
 
-    def _following(self, scope: Scope, send: Send) -> Send:
-        """Let a retry find the record although the view has changed the caller (O-14), before the session leaves."""
-        trace: SessionTrace | None = scope.get(_TRACE)
-        attempt: Attempt = scope[MARK]
-        caller, lease, attempt.caller = attempt.caller, attempt.lease, None  # it has the scope, which has the attempt
-        if trace is None or caller is None or lease is None:
-            return send
+    def user_among(self, solved: Mapping[Any, Any]) -> str | None:
+        """What the ``user=`` dependency has found among those that FastAPI has solved, by their callables.
 
-        async def follow_and_send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                change = told(lambda: trace.change(caller, lease.record_id))
-                if change is not None:
-                    await self.engine.aio.run(follow(attempt, caller, change, new_owner()))
-            await send(message)
-
-        return follow_and_send
+        None where the endpoint does not depend on it. Raises ``ScopeUnknown`` for what is no identity.
+        """
+        if self._user is None:
+            return None
+        found = {_identity(value, self._user) for key, value in solved.items() if key[0] == self._user}
+        if len(found) > 1:
+            raise ScopeUnknown(f"user: {_name(self._user)} found several users for one request")
+        return found.pop() if found else None
 
     async def call_app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the application; warn, if that was not seen at the start, where its inside has authenticated."""
+        """Call the application behind a claim; warn where its inside authenticates, if nothing has warned yet."""
         unknown = scope.get("user") is None
         try:
-            await self.app(scope, receive, self._following(scope, send))
+            await self.app(scope, receive, send)
         finally:
-            if unknown and not self._warned and scope.get("user") is not None and not scope[MARK].policy.scope:
-                self._warn("AuthenticationMiddleware")
+            if unknown:
+                self.look_back(scope, scope[MARK].policy)
+
+    def look_back(self, scope: Scope, policy: IdempotencyPolicy) -> None:
+        """Warn if there is a user by now who was not known at the claim."""
+        if not self._warned and policy.scope is None and scope.get("user") is not None:
+            self._warn("AuthenticationMiddleware")
+
+    def report_unclaimed(self, scope: Scope, status: int) -> None:
+        """Warn, once for each route, that a request with a key succeeded and nothing has asked for its claim."""
+        route = scope.get("route")
+        place = str(getattr(route, "path_format", None) or getattr(route, "path", None) or "(no route)")
+        if place in self._unclaimed or len(self._unclaimed) >= _UNCLAIMED:
+            return
+        self._unclaimed.add(place)
+        _logger.warning(
+            "%s %s was answered %d without a claim, so a retry runs again: the response comes from a middleware "
+            "inside, or from a route class that does not call its endpoint as Starlette or FastAPI does. Put "
+            "IdempotencyMiddleware around that part alone, or let it call the endpoint",
+            scope["method"],
+            place,
+            status,
+        )
 
 
 def _warn_of_late(dependency: str, places: list[str]) -> None:
@@ -209,10 +280,23 @@ def _warn_of_late(dependency: str, places: list[str]) -> None:
     )
 
 
-def _stored_if_routed(store: Callable[[int], bool | None] | None, status: int) -> bool | None:
-    if status in _ROUTERS_OWN:
-        return False
-    return None if store is None else store(status)
+def _identity(value: Any, user: Callable[..., Any]) -> str:
+    """The identity in what a ``user=`` dependency has returned."""
+    if isinstance(value, str | int | UUID):
+        return _text(value, user, "value")
+    for name in _IDENTITIES:
+        found = value.get(name) if isinstance(value, Mapping) else _read(value, name)
+        if found is not None:
+            return _text(found, value, name)
+    raise ScopeUnknown(
+        f"user: {_name(user)} returned {type(value).__name__}, which names nobody; let it return a string, an integer "
+        "or a UUID, or an object or mapping with one as identity, id or sub, and raise HTTPException(401) where there "
+        "is no user"
+    )
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def _read(user: object, name: str) -> Any:

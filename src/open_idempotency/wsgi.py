@@ -68,7 +68,7 @@ class IdempotencyMiddleware:
         **fields: Any,
     ) -> None:
         self.app = app
-        self.engine = Engine(backend, policy, fields, threads=True)
+        self.engine = Engine(backend, policy, fields, threads=True, sessions=False)
         coverages = Coverages(self.engine)
         self._paths = PathRules(rules, coverages) if rules else None
         self._methods = self.engine.policy.methods if self._paths is None else self._paths.methods

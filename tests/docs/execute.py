@@ -11,6 +11,7 @@ import contextlib
 import io
 import sys
 import types
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from tests.docs.pages import Block, blocks
 MODULE = "page"
 
 
-def run(page: Path) -> int:
-    """Run the page's blocks; how many there were."""
+def run(page: Path, after: Callable[[types.ModuleType], object] = lambda module: None) -> int:
+    """Run the page's blocks; how many there were. ``after``: called with the page's module behind each of them."""
     module = types.ModuleType(MODULE)
     module.__file__ = str(page)
     sys.modules[MODULE] = module
@@ -31,6 +32,7 @@ def run(page: Path) -> int:
             with contextlib.redirect_stdout(printed):
                 _run_block(page, block, module)
             _compare(block, following, printed.getvalue())
+            after(module)
             ran += 1
     return ran
 

@@ -98,6 +98,26 @@ def test_what_one_has_answered_the_other_replays(deploy: Deploy, key: str, first
 
 @directions
 @apps
+def test_a_login_of_one_is_replayed_by_the_other_without_its_cookie(
+    deploy: Deploy, key: str, first: str, then: str, app: str
+) -> None:
+    """B-13, O-21a: the note of the cookie is read by both, and harms neither."""
+    made = deploy.by(first).post("/login", key, app=app)
+    assert made["status"] == 201
+    for worker in (deploy.by(then), deploy.by(first)):
+        assert worker.post("/login", key, app=app) == {**made, "replayed": True}
+
+
+@directions
+def test_a_claim_of_one_is_the_others(deploy: Deploy, key: str, first: str, then: str) -> None:
+    """B-13, O-22: the host in its owner is no concern of an earlier version."""
+    killed(deploy.start[first], "/stages", key, "die")
+    for worker in (deploy.by(then), deploy.by(first)):
+        assert worker.post("/stages", key, body="another")["status"] == 422
+
+
+@directions
+@apps
 def test_what_failed_at_one_the_other_resumes(deploy: Deploy, key: str, first: str, then: str, app: str) -> None:
     """B-13: from its stages, those in the ledger included."""
     assert deploy.by(first).post("/stages", key, app=app, end="fail")["status"] == 500

@@ -83,6 +83,13 @@ def application(backend: Backend, effects: str, ledger: str, fields: dict[str, A
         effect("done")
         return response
 
+    @app.post("/login")
+    def login() -> flask.Response:
+        response = flask.make_response(uuid4().hex, 201)
+        response.headers["Location"] = "/login/1"
+        response.set_cookie("session", "secret")
+        return response
+
     @app.post("/stages")
     def stages() -> Any:
         values: dict[str, Any] = {}

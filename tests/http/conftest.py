@@ -117,5 +117,6 @@ def new_case(site: Site, backend_name: str, opened: Open) -> Iterator[NewCase]:
         return Case(site, f"{backend_name}/{variant}", built, behaviour)
 
     yield make
+    site.client.cookies.clear()
     for name in set(SCRIPTS) - known:
         del SCRIPTS[name]

@@ -6,7 +6,7 @@ from open_idempotency import events
 from tests.http.behaviours import Call, Run
 from tests.http.conftest import NewCase
 from tests.http.endpoints import Declined, Steps, charge
-from tests.http.sites import assert_problem
+from tests.http.sites import Case, assert_problem
 from tests.http.variants import needs, on_memory_only
 
 ADA, BOB = [("authorization", "Bearer ada")], [("authorization", "Bearer bob")]
@@ -107,6 +107,53 @@ def test_callers_known_by_a_token_alone_are_warned_about_once(new_case: NewCase)
     case = new_case(charge, "advised")
     assert [case.send(headers=who).json() for who in (ADA, BOB, ADA)] == [{"charge": 1}, {"charge": 2}, {"charge": 1}]
     assert [type(event) for event in case.events].count(events.CredentialScoped) == 1
+
+
+def log_in(case: Case, name: str | None) -> None:
+    """Have a session in which this user is logged in; None for no session."""
+    case.site.client.cookies.clear()
+    if name is not None:
+        assert case.send("GET", f"/login/{name}", key=None).status_code == 200
+
+
+@needs("sessions")
+def test_two_users_of_a_session_with_one_key_run_twice(new_case: NewCase) -> None:
+    """O-19: the session tells them apart, of which the framework's authentication knows nothing."""
+    case, callers = new_case(charge), ["ada", "bob", None]
+    for _ in range(2):
+        for number, name in enumerate(callers, 1):
+            log_in(case, name)
+            assert case.send().json() == {"charge": number}
+    assert len(case.runs) == len(callers)
+
+
+@needs("sessions")
+def test_a_verified_user_comes_before_the_session(new_case: NewCase) -> None:
+    """O-19: whoever else is logged in by the session."""
+    case = new_case(charge)
+    for name in ("ada", "bob"):
+        log_in(case, name)
+        assert case.send(headers=[("x-user", "eve")]).json() == {"charge": 1}
+
+
+@on_memory_only
+def test_cookies_that_name_nobody_are_warned_about_once(new_case: NewCase) -> None:
+    """O-19a: by their names, and never by their values."""
+    case = new_case(charge, "advised of cookies")
+    for value in ("sid=secret; csrftoken=1", "sid=other"):
+        assert case.send(headers=[("cookie", value)]).json() == {"charge": 1}
+    (event,) = [each for each in case.events if isinstance(each, events.CallerUnidentified)]
+    assert (event.cookies, event.entries) == (("sid",), ())
+
+
+def test_callers_who_are_meant_to_be_one_share_a_response(new_case: NewCase) -> None:
+    """O-19b: whatever they send, with a key that nobody can guess; nothing is warned about."""
+    case = new_case(charge, "anonymous")
+    callers = [ADA, BOB, [("x-user", "ada")], [("cookie", "sid=1")], []]
+    assert [case.send(headers=who).json() for who in callers] == [{"charge": 1}] * len(callers)
+    assert_problem(case.send(key="k" * 15, headers=ADA), "key-malformed", 400, retryable=True, reuse_key=False)
+    advice = (events.CredentialScoped, events.CallerUnidentified)
+    assert not any(isinstance(event, advice) for event in case.events)
 
 
 def test_by_route_a_key_is_good_for_several_endpoints(new_case: NewCase) -> None:

@@ -20,16 +20,17 @@ BACKENDS = ("memory", "sqlite", "redis", "postgres")
 #: async: endpoints are coroutines, and blocking ones run in a threadpool. routes: a view, or its router, can require a
 #: key or be exempt. duplicates: its responses can have several fields of one name. background: tasks run after the
 #: answer. users: the application's authentication names the caller. undisturbed: a handler goes on when its client
-#: leaves. cancelled: one that is awaited is cancelled then.
+#: leaves. cancelled: one that is awaited is cancelled then. sessions: a login by ``/login/NAME`` is in the session
+#: alone.
 CAPABILITIES: Mapping[str, frozenset[str]] = {
     "asgi": frozenset({"async", "duplicates", "background", "undisturbed"}),
-    "starlette": frozenset({"async", "routes", "duplicates", "background", "users", "undisturbed"}),
-    "fastapi": frozenset({"async", "routes", "duplicates", "background", "users", "undisturbed"}),
+    "starlette": frozenset({"async", "routes", "duplicates", "background", "users", "undisturbed", "sessions"}),
+    "fastapi": frozenset({"async", "routes", "duplicates", "background", "users", "undisturbed", "sessions"}),
     "wsgi": frozenset({"duplicates", "undisturbed"}),
-    "flask": frozenset({"duplicates", "routes", "users", "undisturbed"}),
-    "django-wsgi": frozenset({"routes", "users", "undisturbed"}),
-    "django-asgi": frozenset({"async", "routes", "users", "cancelled"}),
-    "rest-framework": frozenset({"routes", "users", "undisturbed"}),
+    "flask": frozenset({"duplicates", "routes", "users", "undisturbed", "sessions"}),
+    "django-wsgi": frozenset({"routes", "users", "undisturbed", "sessions"}),
+    "django-asgi": frozenset({"async", "routes", "users", "cancelled", "sessions"}),
+    "rest-framework": frozenset({"routes", "users", "undisturbed", "sessions"}),
 }
 if django.VERSION < (5, 0):  # which does not listen for the client's disconnect, and runs every view to its end
     _can = CAPABILITIES["django-asgi"] - {"cancelled"} | {"undisturbed"}
@@ -83,6 +84,9 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "advised": {},
     # one test's own: no other request of the application has begun when it does
     "unrenewed": {},
+    # another test's own, for the same reason as "advised"
+    "advised of cookies": {},
+    "anonymous": {"scope": "anonymous"},
     "responds soon": {"respond_within": 0.1},
     "documented": {"docs_url": "https://example.org/idempotency"},
     "short lease": {"lease": SHORT_LEASE},

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.codecs import encode_response
 from open_idempotency._core.commands import Claim, Release, Withdraw
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Answer, Identity
 from open_idempotency.policy import IdempotencyPolicy
 from tests.unit.builders import OWNER, Listener, Script, body_of, request_of
 
@@ -29,6 +30,7 @@ class Admission:
         withdrawals: tuple[Any, ...] = (None,),
         receive: Any = None,
         user: str | None = None,
+        session: Mapping[str, Any] | None = None,
         **fields: Any,
     ) -> None:
         self.listener = Listener()
@@ -36,7 +38,9 @@ class Admission:
         self.script = Script({Claim: list(claims), Release: list(releases), Withdraw: list(withdrawals)})
         request = request_of(headers=headers or [])
         fields_of_key = [key] if key else []
-        self.intake = Intake(request, fields_of_key, OWNER, lambda: user, receive or (lambda: body_of(b"{}")))
+        self.intake = Intake(
+            request, fields_of_key, OWNER, lambda: Identity(user, session=session), receive or (lambda: body_of(b"{}"))
+        )
 
     def run(self) -> Any:
         """Run it; the attempt or the answer."""

@@ -17,7 +17,7 @@ from open_idempotency._core.settlement import finish
 from open_idempotency._perform.engine import Engine, new_owner
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.exceptions import BackendUnavailable
-from tests.unit.builders import Script, attempt_of, body_of, engine_of, request_of
+from tests.unit.builders import Script, attempt_of, body_of, engine_of, lease_of, request_of
 
 LOST = "0" * 64
 KEY = [(b"idempotency-key", b"0123456789abcdef")]
@@ -89,6 +89,17 @@ def test_what_is_no_pointer_lets_nothing_run() -> None:
 
 def _one(command: Command[R]) -> Steps[R]:
     return (yield from ask(command))
+
+
+def test_where_all_callers_are_one_no_session_is_followed() -> None:
+    """O-19b, O-14: nobody becomes another caller there, so the backend is not asked for a session that has ended."""
+    script = Script({Claim: [Leased(lease_of(), ())]})
+    attempt = script.run(admit(intake_of("ada"), engine_of(scope="anonymous").policy))
+    assert isinstance(attempt, Attempt)
+    assert attempt.caller is None
+    script = Script({Claim: [Leased(lease_of(), ())]})
+    script.run(admit(intake_of(None), engine_of(scope="anonymous").policy))
+    assert not any(isinstance(command, Get) for command in script.asked)
 
 
 def test_a_backend_that_is_down_lets_nothing_run() -> None:

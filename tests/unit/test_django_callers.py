@@ -173,6 +173,21 @@ def test_a_retry_finds_the_record_although_the_view_has_changed_the_caller(
 
 
 @either_order
+def test_a_login_that_is_replayed_without_its_cookie_is_reported(
+    browse: Callable[..., Browser], new_user: Callable[[], Any], listed: list[str]
+) -> None:
+    """O-21a: the session's middleware sets the cookie, which this one need not see."""
+    effects, browser, listener = Effects(log_in(new_user())), browse(), Listener()
+    with project(view_of(effects, browser), MIDDLEWARE=listed, IDEMPOTENCY_ON_EVENT=listener):
+        first = browser.send()
+        assert settings.SESSION_COOKIE_NAME in first.cookies
+        browser.client.cookies.clear()
+        assert settings.SESSION_COOKIE_NAME not in browser.send().cookies
+    found = [event for event in listener.seen if isinstance(event, events.ReplayedWithoutCredentials)]
+    assert [(event.status, event.headers) for event in found] == [(201, "set-cookie")]
+
+
+@either_order
 @pytest.mark.parametrize("session", ["old", "new"])
 def test_a_retry_of_a_login_finds_the_record(
     browse: Callable[..., Browser], engine: str, new_user: Callable[[], Any], listed: list[str], session: str

@@ -202,12 +202,12 @@ def test_answers_in_stripes_shape_have_stripes_statuses() -> None:
     assert "content" not in responses["400"]
 
 
-def asked(app: FastAPI, method: str, path: str, **headers: str) -> Any:
+def asked(app: FastAPI, method: str, path: str, body: Any = None) -> Any:
     """What the application answers, in process."""
 
     async def request() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            return await client.request(method, path, headers=headers)
+            return await client.request(method, path, json=body)
 
     return asyncio.run(request()).json()
 
@@ -228,7 +228,7 @@ def test_the_schema_is_that_of_a_problem() -> None:
     app = shop(required=True)
     app.add_api_route("/charges", create, methods=["POST"])
     schema = app.openapi()["components"]["schemas"]["IdempotencyProblem"]
-    sent = asked(app, "POST", "/charges")
+    sent = asked(app, "POST", "/charges", {})
     types = {"string": str, "integer": int, "boolean": bool}
     described_types = {name: types[said["type"]] for name, said in schema["properties"].items()}
     assert described_types == {name: type(value) for name, value in sent.items()}

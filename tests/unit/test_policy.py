@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import FIELD_NAMES, IdempotencyPolicy, make_policy
 
+KEYS = EncryptionKeys({"2026": bytes(32)})
 BAD: list[tuple[str, Any]] = [
     *[("methods", bad) for bad in (["GET"], ["head"], [], "POST", [1], None, [""], ["PO ST"])],
     *[("required", bad) for bad in (None, "yes", 2)],
@@ -19,7 +21,9 @@ BAD: list[tuple[str, Any]] = [
     *[("aliases", bad) for bad in ("X-Key", ["X Key"], [None], None)],
     *[("profile", bad) for bad in ("loose", None, "Strict")],
     *[("validate", bad) for bad in ("uuid", 1)],
-    *[("scope", bad) for bad in ("user", 1)],
+    *[("scope", bad) for bad in ("user", "Anonymous", "", 1, ["anonymous"])],
+    *[("session_identity", bad) for bad in ("", " ", ["a", ""], [None], {"uid"}, {"uid": 1}, b"uid", 1, None)],
+    *[("session_identity", bad) for bad in ("_id", ("user", "_fresh"), ["csrf_token"])],
     *[("credential_headers", bad) for bad in ("X-Key", ["X Key"], ["Cookie"], ["DPoP"], ["idempotency-key"], None)],
     *[("scope_by_host", bad) for bad in (None, "example", 2)],
     *[("scope_by_route", bad) for bad in (None, "path", 2)],
@@ -44,6 +48,12 @@ BAD: list[tuple[str, Any]] = [
     *[("max_live_keys", bad) for bad in (0, -1, 1.5, True, "3")],
     *[("fail_open", bad) for bad in (None, "no")],
     *[("store", bad) for bad in (True, 200)],
+    *[("drop_headers", bad) for bad in ("Set-Cookie", ["a b"], [""], [1], ["x:y"], None)],
+    *[
+        ("keep_headers", bad)
+        for bad in ("Age", ["a b"], [b"Age"], ["Connection"], ["Date"], ["TE"], ["Proxy-Status"], ["Content-Length"])
+    ],
+    *[("keep_headers", bad) for bad in (["Idempotent-Replayed"], ["idempotency-omitted"], ["set-cookie"])],
     *[("redact", bad) for bad in ("/card", True)],
     *[("encryption", bad) for bad in (b"k" * 32, {"a": b"k" * 32}, True)],
     *[("plain_records", bad) for bad in (None, True, "refused")],
@@ -67,6 +77,12 @@ def test_a_bad_value_is_refused_at_start_naming_the_field(name: str, bad: Any) -
         IdempotencyPolicy(**{**fields, name: bad})
 
 
+def test_cookies_are_no_credentials_and_the_error_says_why() -> None:
+    """O-15: they change between two tries of one caller."""
+    with pytest.raises(ConfigurationError, match=r"Cookie .*change between two tries.* scope="):
+        IdempotencyPolicy(credential_headers=["Authorization", "cookie"])
+
+
 def test_every_field_is_checked() -> None:
     """The table above forgets none."""
     assert {name for name, _ in BAD} == FIELD_NAMES
@@ -82,6 +98,9 @@ def test_every_field_is_checked() -> None:
         ({"fingerprint_ignore": ("/a",)}, "fingerprint_ignore"),
         ({"fingerprint_ignore": ("/a",), "fingerprint": "none"}, "fingerprint_ignore"),
         ({"plain_records": "accept"}, "plain_records"),
+        ({"keep_headers": ("Age",), "drop_headers": ("X", "AGE")}, "keep_headers"),
+        ({"keep_headers": ("Authorization",)}, "keep_headers"),
+        ({"keep_headers": ("Set-Cookie",), "encryption": KEYS, "plain_records": "write"}, "keep_headers"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused_naming_one(fields: dict[str, Any], named: str) -> None:
@@ -113,6 +132,18 @@ def test_a_timedelta_becomes_float_seconds(name: str) -> None:
 def test_methods_are_upper_case_inside() -> None:
     """SPEC 4."""
     assert IdempotencyPolicy(methods=["post", "Put"]).methods == {"POST", "PUT"}
+
+
+@pytest.mark.parametrize(("given", "kept"), [("account", ("account",)), (["a", "b"], ("a", "b")), ((), ())])
+def test_the_entries_of_a_session_become_a_tuple(given: Any, kept: tuple[str, ...]) -> None:
+    """O-19: one name, or several in an order; none at all reads no session."""
+    assert IdempotencyPolicy(session_identity=given).session_identity == kept
+
+
+def test_a_scope_in_words_is_refused_with_what_to_do() -> None:
+    """O-19b: a callable, or the one word that there is."""
+    with pytest.raises(ConfigurationError, match=r"^scope: 'user_id' names no caller; pass a callable .* 'anonymous'"):
+        IdempotencyPolicy(scope="user_id")  # type: ignore[arg-type]
 
 
 def test_lists_become_tuples() -> None:

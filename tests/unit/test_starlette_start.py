@@ -21,8 +21,12 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Host, Mount, Route, Router
 
+from open_idempotency._core.keys import record_id
+from open_idempotency._core.requests import Request as CoreRequest
+from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.fastapi import IdempotencyRule
+from open_idempotency.policy import IdempotencyPolicy
 from open_idempotency.starlette import IdempotencyMiddleware, exempt, idempotent
 
 PATIENCE = 10
@@ -121,7 +125,7 @@ class Slow(HTTPEndpoint):
 
 
 def ours(**fields: Any) -> Middleware:
-    return Middleware(IdempotencyMiddleware, backend="memory://", **fields)
+    return Middleware(IdempotencyMiddleware, **{"backend": "memory://", **fields})
 
 
 def route(endpoint: Any = hasty, **options: Any) -> Route:
@@ -259,22 +263,62 @@ PLACES: dict[str, Callable[..., Any]] = {
         routes=[route(charge)], middleware=[ours(**f), Middleware(BearerAuthMiddleware), Middleware(Hiding)]
     ),
     "around an application": lambda **f: IdempotencyMiddleware(
-        Starlette(routes=[route(charge)], middleware=[THEIRS]), "memory://", **f
+        Starlette(routes=[route(charge)], middleware=[THEIRS]), f.pop("backend", "memory://"), **f
     ),
     "on a mount": lambda **f: Starlette(
         routes=[Mount("/", routes=[route(charge)], middleware=[THEIRS])], middleware=[ours(**f)]
     ),
-    "on a route": lambda **f: Starlette(routes=[route(charge, middleware=[THEIRS])], middleware=[ours(**f)]),
     "in a mounted application": lambda **f: Starlette(
         routes=[Mount("/", Starlette(routes=[route(charge)], middleware=[THEIRS]))], middleware=[ours(**f)]
+    ),
+    "behind one that hides it": lambda **f: Starlette(
+        routes=[route(charge)], middleware=[ours(**f), Middleware(Hiding), THEIRS]
     ),
 }
 
 
+async def charge_as_application(scope: Any, receive: Any, send: Any) -> None:
+    """An application that routes by itself."""
+    if scope["type"] == "http":
+        await PlainTextResponse("done")(scope, receive, send)
+    else:
+        await Router()(scope, receive, send)
+
+
+#: places behind the one where the claim is made
+BEHIND: dict[str, Callable[..., Any]] = {
+    "on a route": lambda **f: Starlette(routes=[route(charge, middleware=[THEIRS])], middleware=[ours(**f)]),
+    "behind others": lambda **f: Starlette(
+        routes=[route(charge, middleware=[Middleware(BearerAuthMiddleware), Middleware(Hiding)])],
+        middleware=[ours(**f)],
+    ),
+    "around another application": lambda **f: IdempotencyMiddleware(
+        AuthenticationMiddleware(charge_as_application, Everybody()), "memory://", **f
+    ),
+    "in a mounted application of another kind": lambda **f: Starlette(
+        routes=[Mount("/", AuthenticationMiddleware(charge_as_application, Everybody()))], middleware=[ours(**f)]
+    ),
+}
+REQUEST = CoreRequest("POST", b"/charges", b"", [], None)
+
+
 @pytest.mark.parametrize("place", PLACES)
-def test_authentication_inside_is_warned_of_at_start(place: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_user_is_known_wherever_authentication_stands(place: str, caplog: pytest.LogCaptureFixture) -> None:
+    """O-18: the claim is made behind it, so that no order is wrong."""
+    app, backend = PLACES[place], MemoryBackend()
+    with told(caplog, logging.WARNING) as said:
+        asyncio.run(start(app(backend=backend)))
+        key = str(uuid4())
+        assert [post(app(backend=backend), "/charges", key) for _ in range(2)] == [200, 200]
+    assert said == []
+    (record,) = [each.record_id for each in backend.scan()]
+    assert record == record_id("user:ada", key, REQUEST, IdempotencyPolicy())
+
+
+@pytest.mark.parametrize("place", BEHIND)
+def test_authentication_behind_the_claim_is_warned_of_at_start(place: str, caplog: pytest.LogCaptureFixture) -> None:
     """SPEC 5: reported at start-up, before any request; once, also when requests come."""
-    app = PLACES[place]()
+    app = BEHIND[place]()
     with told(caplog, logging.WARNING) as said:
         asyncio.run(start(app))
         early = len(caplog.records)
@@ -284,11 +328,11 @@ def test_authentication_inside_is_warned_of_at_start(place: str, caplog: pytest.
     assert ("BearerAuthMiddleware" if place == "behind others" else "AuthenticationMiddleware") in said[0]
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", BEHIND)
 def test_with_a_scope_of_its_own_nothing_is_warned_of(place: str, caplog: pytest.LogCaptureFixture) -> None:
     """SPEC 5: ``scope=`` comes first, so the order does not matter."""
     with told(caplog, logging.WARNING) as said:
-        asyncio.run(start(PLACES[place](scope=lambda request: "everybody")))
+        asyncio.run(start(BEHIND[place](scope=lambda request: "everybody")))
     assert said == []
 
 
@@ -314,7 +358,7 @@ def test_authentication_that_cannot_be_seen_is_warned_of_by_its_first_request(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """SPEC 5: a user that appears inside was not known when it was needed."""
-    app = Starlette(routes=[route(charge)], middleware=[ours(), Middleware(Hiding), THEIRS])
+    app = Starlette(routes=[route(charge, middleware=[Middleware(Hiding), THEIRS])], middleware=[ours()])
     with told(caplog, logging.WARNING) as said:
         asyncio.run(start(app))
     assert said == []

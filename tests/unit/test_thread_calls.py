@@ -66,7 +66,7 @@ async def test_an_endpoint_in_a_thread_runs_to_its_end_and_its_response_is_store
 async def test_whatever_runs_in_a_thread_is_waited_for(
     application: Callable[[Shop], Any], layers: str, anyio_backend_name: str
 ) -> None:
-    """L-09: endpoints, dependencies, calls of a coroutine, classes, WSGI applications, plain ASGI."""
+    """L-09: endpoints, ends of dependencies, calls of a coroutine, classes, WSGI applications, plain ASGI."""
     if anyio_backend_name == "trio" and application is with_a2wsgi:
         pytest.skip("it is for asyncio")
     shop = Shop()

@@ -29,13 +29,16 @@ from open_idempotency._core.commands import (
 )
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.fingerprint import fingerprint_steps
-from open_idempotency._core.keys import by_credentials, caller_scope, parse_key, record_id, scope_id
+from open_idempotency._core.keys import by_credentials, caller_scope, is_anonymous, parse_key, record_id, scope_id
 from open_idempotency._core.models import Busy, ClaimAnswer, Finished, Lease, Leased, Mismatch, Refused, Stage
 from open_idempotency._core.quotas import reserve, take_back
+from open_idempotency._core.refusals import ScopeRefused
 from open_idempotency._core.rendering import render
 from open_idempotency._core.requests import Answer, Body, Headers, Identity, Request
 from open_idempotency._core.sealing import ANSWER, FAILURE, unseal, unseal_stage
-from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, Advice, sendable, tell, warn
+from open_idempotency._core.session_identity import cookie_names, entry_names
+from open_idempotency._core.sharing import look_for_another_service, owner_at_host
+from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, Advice, replay, tell, warn
 from open_idempotency.exceptions import (
     BackendUnavailable,
     BodyTooLarge,
@@ -44,11 +47,13 @@ from open_idempotency.exceptions import (
     KeyRequired,
     RecordUnreadable,
 )
-from open_idempotency.policy import IdempotencyPolicy
+from open_idempotency.policy import ANONYMOUS, IdempotencyPolicy
 
 #: seconds after which a waiting duplicate asks again although nobody told it to, from the first to the longest
 FIRST_LOOK, LONGEST_LOOK = 1.0, 5.0
 
+# More digits than any length has; Python refuses to convert very long ones.
+_MOST_DIGITS = 20
 _PREFER_WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
 
 
@@ -63,14 +68,20 @@ class Patience:
     preferred: bool = False
 
 
+def _renders_none(error: Exception) -> bool:
+    return False
+
+
 @dataclass(slots=True)
 class Intake:
     """What an adapter brings to be admitted. The two callables are of the adapter's own colour.
 
     ``identify`` returns the framework's verified user, None where there is none, or an ``Identity`` where the user
-    belongs to a tenant; ``receive`` reads the body whole and raises ``BodyTooLarge``. ``owner``: 16 random bytes.
+    belongs to a tenant, or a session may name the caller; ``receive`` reads the body whole and raises ``BodyTooLarge``.
+    ``owner``: 16 random bytes.
     ``advice``: the engine's, shared by all its requests. ``session``: what tells of a request that began under another
-    caller (O-14), where the adapter knows sessions.
+    caller (O-14), where the adapter knows sessions. ``renders``: whether the framework makes a response of an exception
+    with which ``scope=`` refuses the request, so that the exception is raised into it (O-20).
     """
 
     request: Request
@@ -80,6 +91,7 @@ class Intake:
     receive: Callable[[], Body | Awaitable[Body]]
     advice: Advice = field(default_factory=Advice)
     session: Session | None = None
+    renders: Callable[[Exception], bool] = _renders_none
 
 
 def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
@@ -87,7 +99,8 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
 
     A bad key is answered before anything is read, and the body is whole before the claim is made. The attempt has no
     lease where there was no key, or where the backend is down and the policy fails open.
-    Raises ``ScopeUnknown`` and whatever the adapter's callables raise.
+    Raises ``ScopeUnknown``, whatever the adapter's callables raise, and what ``scope=`` refuses a request with if the
+    framework renders that.
     """
     request = intake.request
     try:
@@ -103,11 +116,15 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
     except KeyRejected as error:
         return _refuse(problems.key_malformed(str(error)), request, policy)
     except BodyTooLarge:
-        return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
+        return refuse_body(request, policy)
+    except ScopeRefused as refused:
+        if intake.renders(refused.error):
+            raise refused.error from None
+        return _refuse(refused.problem(), request, policy)
     claim = Claim(
         record_id(scope, key, request, policy),
         (yield from fingerprint_steps(request, policy)),
-        intake.owner,
+        owner_at_host(intake.owner, request, policy),
         policy.lease,
         policy.ttl,
         policy.on_failed == "resume",
@@ -115,7 +132,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
         policy.max_attempts,
     )
     caller = None
-    if intake.session is not None:
+    if intake.session is not None and policy.scope != ANONYMOUS:
         caller = Caller(request, key, policy, identity, claim.record_id)
         try:
             began = yield from find_record(caller, intake.session)
@@ -123,34 +140,66 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
             return (yield from _without_backend(error, "get", claim, request, policy))
         if began is not None:
             claim.record_id = began
+    yield from _advise(claim, scope, identity, intake, policy)
     admission = yield from _begin_counted(claim, scope, intake, policy)
     if caller is not None and isinstance(admission, Attempt):
         admission.caller = caller
     return admission
 
 
+def _advise(claim: Claim, scope: str, identity: Identity, intake: Intake, policy: IdempotencyPolicy) -> Steps[None]:
+    """Report once that callers are known by a token alone, and once that some who may be somebody are anonymous."""
+    advice = intake.advice
+    if by_credentials(scope):
+        if advice.due(events.CredentialScoped):
+            yield from warn(policy, events.CredentialScoped(events.short(claim.record_id)))
+    elif is_anonymous(scope) and policy.scope is None and not advice.is_given(events.CallerUnidentified):
+        cookies, entries = cookie_names(intake.request), entry_names(identity.session)
+        if (cookies or entries) and advice.due(events.CallerUnidentified):
+            yield from warn(policy, events.CallerUnidentified.of(events.short(claim.record_id), cookies, entries))
+
+
+def refuse_ahead(request: Request, key_fields: Headers, policy: IdempotencyPolicy) -> Answer | None:
+    """What is wrong with a covered request before its body and caller are known: a malformed key, a declared length.
+
+    For adapters that admit it only after the application has read the body. A missing key is left to ``admit``.
+    """
+    try:
+        parse_key(key_fields, policy)
+    except KeyRequired:
+        return None
+    except KeyRejected as error:
+        return _refuse(problems.key_malformed(str(error)), request, policy)
+    for value in request.header(b"content-length") if key_fields else ():
+        if value.isdigit() and (len(value) > _MOST_DIGITS or int(value) > policy.max_request_bytes):
+            return refuse_body(request, policy)
+    return None
+
+
+def refuse_body(request: Request, policy: IdempotencyPolicy) -> Answer:
+    """What to answer to a body over ``max_request_bytes`` (O-07)."""
+    return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
+
+
 def _begin_counted(claim: Claim, scope: str, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
     request = intake.request
-    if by_credentials(scope) and intake.advice.due():
-        yield from warn(policy, events.CredentialScoped(events.short(claim.record_id)))
     try:
         if policy.max_live_keys is None:
-            return (yield from _begin(claim, request, policy))
+            return (yield from _begin(claim, intake, policy))
         place = Reserve(scope_id(scope, policy), claim.record_id, policy.max_live_keys, claim.lease, claim.ttl)
-        return (yield from _begin_reserved(place, claim, request, policy))
+        return (yield from _begin_reserved(place, claim, intake, policy))
     except _NotRenewable:
         return (yield from _unprotected(claim, request, policy))
 
 
-def _begin_reserved(
-    place: Reserve, claim: Claim, request: Request, policy: IdempotencyPolicy
-) -> Steps[Attempt | Answer]:
+def _begin_reserved(place: Reserve, claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
     """Count the key towards its caller's quota before the claim; a caller over it makes no record."""
+    request = intake.request
     try:
         problem = yield from reserve(place, policy)
         if problem is not None:
             return _refuse(problem, request, policy)
-        admission = yield from _begin(claim, request, policy)
+        admission = yield from _begin(claim, intake, policy)
     except (BackendUnavailable, RecordUnreadable) as error:  # of the reservation: those of the claim are answered
         return (yield from _without_backend(error, "reserve", claim, request, policy))
     except _NotRenewable as error:
@@ -167,17 +216,20 @@ def _begin_reserved(
     return admission
 
 
-def _begin(claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
+def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
+    request = intake.request
+    patience: Patience | None = None
     try:
         answer = yield from _claim(claim, policy)
-        if not isinstance(answer, Busy):
-            return (yield from _answer_claim(answer, claim, request, policy))
-        patience = _patience(request, policy)
-        awaited = yield from _wait_in_place(claim, answer, patience.seconds, policy)
-        if awaited is None:
-            return (yield from _answer_claim(answer, claim, request, policy))
-        admission = yield from _answer_claim(awaited, claim, request, policy)
-        return _preference_applied(admission, patience)
+        if isinstance(answer, Busy):
+            wanted = _patience(request, policy)
+            awaited = yield from _wait_in_place(claim, answer, wanted.seconds, policy)
+            if awaited is not None:
+                answer, patience = awaited, wanted
+        if isinstance(answer, Busy | Mismatch):
+            yield from look_for_another_service(claim, request, intake.advice, policy)
+        admission = yield from _answer_claim(answer, claim, request, policy)
+        return admission if patience is None else _preference_applied(admission, patience)
     except (BackendUnavailable, RecordUnreadable) as error:
         return (yield from _without_backend(error, "claim", claim, request, policy))
 
@@ -227,10 +279,10 @@ def _answer_claim(
             return (yield from _replay(frame, ANSWER, claim, request, policy))
         case Busy() as busy:
             yield from tell(policy, events.Conflicted, claim.record_id, busy.remaining)
-            return _refuse(problems.in_progress(busy), request, policy)
+            return _refuse(problems.in_progress(busy, unnamed=not policy.application), request, policy)
         case Mismatch():
             yield from tell(policy, events.KeyReused, claim.record_id)
-            return _refuse(problems.key_reused(), request, policy)
+            return _refuse(problems.key_reused(unnamed=not policy.application), request, policy)
         case Refused() as refused:
             return (yield from _no_further_attempt(refused, claim, request, policy))
 
@@ -287,7 +339,7 @@ def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: I
     stored = decode_response(unseal(frame, kind, claim, policy))
     if policy.on_event is not None:
         yield from tell(policy, events.Replayed, claim.record_id, stored.status)
-    return sendable(stored, _instance(request), policy)
+    return (yield from replay(stored, claim.record_id, _instance(request), policy))
 
 
 def _wait_in_place(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimAnswer | None]:

@@ -134,6 +134,8 @@ class Attempt:
     threads: Threads | None = None
     #: who sent the request, where the adapter knows of sessions that may tell of another caller (O-14)
     caller: Caller | None = None
+    #: the view has changed its caller's session, whose cookie the framework sets around the middleware
+    session_changed: bool = False
     #: the view's wish: True to store the answer, False to discard it, None for the policy's rule
     keep: bool | None = None
     _used: set[StageId] | None = None

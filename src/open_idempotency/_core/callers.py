@@ -7,9 +7,9 @@ view has ended is known by its secret, from which a pointer to the record is fou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt
@@ -20,6 +20,7 @@ from open_idempotency._core.keys import caller_scope, record_id, within
 from open_idempotency._core.models import Leased, Status
 from open_idempotency._core.requests import Answer, Identity, Request
 from open_idempotency._core.sealing import seal, unseal
+from open_idempotency._core.session_identity import named_by_session
 from open_idempotency._core.telling import warn
 from open_idempotency.exceptions import IdempotencyError, RecordUnreadable
 from open_idempotency.policy import IdempotencyPolicy
@@ -30,7 +31,7 @@ _FIELD = b"record"
 
 @dataclass(slots=True)
 class Caller:
-    """Who sent a request with a key. ``identity``: the framework's verified user and tenant.
+    """Who sent a request with a key. ``identity``: what the framework and the session say of its caller.
 
     ``own``: the id of the record that its scope at the claim says, which need not be the one at which it began.
     """
@@ -48,15 +49,23 @@ class Caller:
 
     @property
     def named(self) -> bool:
-        """Whether the caller is somebody: a user, or whoever ``scope=`` says."""
-        return self.user is not None or self.policy.scope is not None
+        """Whether the caller is somebody."""
+        return self.names(self.identity)
 
-    def record(self, user: str | None) -> bytes | None:
-        """The id of the record that this request would have now, if this user sent it; None if ``scope=`` fails."""
-        if user == self.user and self.policy.scope is None:
-            return self.own
+    def names(self, identity: Identity) -> bool:
+        """Whether it is somebody: a user, whoever ``scope=`` says, or whom the session names."""
+        if identity.user is not None or callable(self.policy.scope):
+            return True
+        return named_by_session(identity.session, self.policy.session_identity) is not None
+
+    def as_left(self, user: str | None, session: Mapping[str, Any] | None) -> Identity:
+        """Who the caller is behind the view: the user, and the session that may name somebody where there is none."""
+        return self.identity._replace(user=user, session=None if user is not None else session)
+
+    def record(self, identity: Identity) -> bytes | None:
+        """The id of the record that this request would have, if this caller sent it; None if that cannot be known."""
         try:
-            scope = caller_scope(self.request, self.identity._replace(user=user), self.key, self.policy)
+            scope = caller_scope(self.request, identity, self.key, self.policy)
         except IdempotencyError:
             return None
         return record_id(scope, self.key, self.request, self.policy)
@@ -127,6 +136,7 @@ def follow(attempt: Attempt, caller: Caller, change: Change, owner: bytes) -> St
     lease = attempt.lease
     if lease is None:
         return
+    attempt.session_changed = True
     found = change.carried
     if change.lost is not None:
         try:

@@ -17,6 +17,9 @@ from open_idempotency.exceptions import RecordUnreadable
 RESPONSE_VERSION = 1
 STAGE_VERSION = 1
 TOMBSTONE = 0x01
+#: the first header of a frame whose response lacks credentials: their names. It is never sent. Earlier versions, which
+#: do not know it, send it, where it is true and does no harm.
+OMITTED = b"idempotency-omitted"
 
 # version, flags, status, number of headers, length of the body
 _RESPONSE = struct.Struct("!BBHHI")
@@ -31,11 +34,12 @@ def encode_response(answer: Answer) -> bytes:
 
     Raises ``ValueError`` for a status or a header field that could not be sent again.
     """
-    _check(answer.status, answer.headers)
+    headers = [(OMITTED, answer.omitted), *answer.headers] if answer.omitted else answer.headers
+    _check(answer.status, headers)
     body = answer.body or b""
     flags = TOMBSTONE if answer.body is None else 0
-    pieces = [_RESPONSE.pack(RESPONSE_VERSION, flags, answer.status, len(answer.headers), len(body))]
-    for name, value in answer.headers:
+    pieces = [_RESPONSE.pack(RESPONSE_VERSION, flags, answer.status, len(headers), len(body))]
+    for name, value in headers:
         pieces += (_HEADER.pack(len(name), len(value)), name, value)
     pieces.append(body)
     return b"".join(pieces)
@@ -56,7 +60,8 @@ def decode_response(frame: bytes) -> Answer:
         _check(status, headers)
     except ValueError as error:
         raise RecordUnreadable(f"response frame: {error}") from error
-    return Answer(status, headers, None if flags & TOMBSTONE else frame[start:])
+    omitted = headers.pop(0)[1] if headers and headers[0][0] == OMITTED else b""
+    return Answer(status, headers, None if flags & TOMBSTONE else frame[start:], omitted)
 
 
 def _decode_headers(frame: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], int]:

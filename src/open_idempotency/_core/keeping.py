@@ -12,21 +12,36 @@ from open_idempotency import events
 from open_idempotency._core.codecs import encode_response
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.models import Lease
-from open_idempotency._core.replay import kept
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.replay import kept, omitted
+from open_idempotency._core.requests import Answer, Headers
 from open_idempotency._core.sealing import seal
 from open_idempotency._core.telling import cause, warn
 from open_idempotency.exceptions import BackendUnavailable
 from open_idempotency.policy import IdempotencyPolicy
 
+_SESSION_COOKIE = (b"set-cookie", b"")
 
-def stored_form(answer: Answer, kind: bytes, lease: Lease, policy: IdempotencyPolicy) -> Steps[tuple[bytes, bool]]:
-    """What is stored of an answer, and whether its body is in it. ``kind``: ``sealing.ANSWER`` or ``FAILURE``."""
-    small = kept(answer, policy.max_response_bytes)
-    if policy.redact is None:
-        frame, whole = _framed(small)
+
+def small_form(answer: Answer, policy: IdempotencyPolicy) -> Answer:
+    """What the policy stores of a live response, before it is redacted."""
+    return kept(answer, policy.max_response_bytes, policy.keep_headers, policy.drop_headers)
+
+
+def stored_form(
+    answer: Answer, kind: bytes, lease: Lease, policy: IdempotencyPolicy, session_changed: bool = False
+) -> Steps[tuple[bytes, bool]]:
+    """What is stored of an answer, and whether its body is in it. ``kind``: ``sealing.ANSWER`` or ``FAILURE``.
+
+    ``session_changed``: somebody around the middleware gives the client a cookie that is not in the answer yet.
+    """
+    small = small_form(answer, policy)
+    live = [*answer.headers, _SESSION_COOKIE] if session_changed else answer.headers
+    if policy.redact is not None:
+        frame, whole = yield from _redacted(small, live, lease, policy)
     else:
-        frame, whole = yield from _redacted(small, lease, policy)
+        if len(small.headers) != len(live):
+            small.omitted = omitted(small, live, policy.drop_headers)
+        frame, whole = _framed(small)
     try:
         return seal(frame, kind, lease, policy), whole
     except BackendUnavailable as error:
@@ -44,14 +59,15 @@ def _framed(small: Answer) -> tuple[bytes, bool]:
         return _bare_tombstone(small.status), False
 
 
-def _redacted(small: Answer, lease: Lease, policy: IdempotencyPolicy) -> Steps[tuple[bytes, bool]]:
+def _redacted(small: Answer, live: Headers, lease: Lease, policy: IdempotencyPolicy) -> Steps[tuple[bytes, bool]]:
     assert policy.redact is not None
     try:
         redacted = policy.redact(small)
         if not isinstance(redacted, Answer):
             raise TypeError(f"redact= returned {type(redacted).__name__}, not an answer")
         # By the same rules again: the hook may have added a field of the moment, or made the body longer.
-        again = kept(redacted, policy.max_response_bytes)
+        again = small_form(redacted, policy)
+        again.omitted = omitted(again, live, policy.drop_headers)
         return encode_response(again), again.body is not None
     except Exception as error:
         yield from _told(policy, lease, "redact", error)

@@ -17,9 +17,11 @@ from operator import itemgetter
 
 import http_sf
 
+from open_idempotency._core.refusals import ScopeRefused, refused_status
 from open_idempotency._core.requests import Headers, Identity, Request
+from open_idempotency._core.session_identity import named_by_session
 from open_idempotency.exceptions import KeyRejected, KeyRequired, ScopeUnknown
-from open_idempotency.policy import IdempotencyPolicy
+from open_idempotency.policy import ANONYMOUS, IdempotencyPolicy
 
 MAX_KEY_OCTETS = 255
 MIN_ANONYMOUS_OCTETS = 16
@@ -39,10 +41,15 @@ _EXAMPLE = '"8e03978e-40d5-43e8-bc93-6894a57f9324"'
 _DIGEST_PARAMETER = b"oi-record-1"
 _SCOPE_PARAMETER = b"oi-scope-1"
 _BY_CREDENTIALS = "authorization:"
+_ANONYMOUS = "anonymous:"
 # A tenant or a host, as a digest in hexadecimal digits, and then the caller's own scope.
 _WITHIN = "within:"
 _WITHIN_LENGTH = len(_WITHIN) + 64 + 1
 _AUTHORIZATION = b"authorization"
+_NO_CALLER = (
+    "it has to return a non-empty string that names the caller, or to raise open_idempotency.NotAuthenticated (401) "
+    'where the request names none; if all callers may share their keys, return one string for all, such as "anonymous"'
+)
 
 
 def key_names(policy: IdempotencyPolicy) -> frozenset[bytes]:
@@ -138,11 +145,13 @@ def _validate(key: str, validate: Callable[[str], object]) -> None:
 def caller_scope(request: Request, caller: Identity, key: str, policy: IdempotencyPolicy) -> str:
     """Who is asking, as text with a kind in front, so that no two kinds collide.
 
-    First that applies: the ``scope=`` callable, the framework's verified user, all credentials in the headers of
-    ``credential_headers``, anonymous. Each is another one in another tenant, and on another host if ``scope_by_host``
-    says so. Raises ``ScopeUnknown`` for a failure or a nobody, ``KeyRejected`` for a guessable anonymous key.
+    First that applies: the ``scope=`` callable, the framework's verified user, the caller whom the session names, all
+    credentials in the headers of ``credential_headers``, anonymous; with ``scope="anonymous"`` all are anonymous. Each
+    is another one in another tenant, and on another host if ``scope_by_host`` says so.
+    Raises ``ScopeUnknown`` for a failure or a nobody, ``ScopeRefused`` where ``scope=`` refuses the request,
+    ``KeyRejected`` for a guessable anonymous key.
     """
-    return within(_scope_of_caller(request, caller.user, key, policy), request, caller, policy)
+    return within(_scope_of_caller(request, caller, key, policy), request, caller, policy)
 
 
 def within(scope: str, request: Request, caller: Identity, policy: IdempotencyPolicy) -> str:
@@ -153,23 +162,31 @@ def within(scope: str, request: Request, caller: Identity, policy: IdempotencyPo
     return f"{_WITHIN}{digest(None, caller.tenant.encode(), host).hex()}:{scope}"
 
 
-def _scope_of_caller(request: Request, user: str | None, key: str, policy: IdempotencyPolicy) -> str:
-    if policy.scope is not None:
+def _scope_of_caller(request: Request, caller: Identity, key: str, policy: IdempotencyPolicy) -> str:
+    if callable(policy.scope):
         return "custom:" + _call_scope(request, policy)
-    if user == "":
-        raise ScopeUnknown("the framework's user has no name; no request runs in a shared scope")
-    if user is not None:
-        return "user:" + user
-    names = _lower(policy.credential_headers)
-    # An empty header is nobody's credentials: it would be one scope for all who send it.
-    credentials = [header for header in request.headers if header[0] in names and header[1].strip()]
-    if credentials:
-        return _BY_CREDENTIALS + _digest_of_credentials(credentials)
+    known = None if policy.scope == ANONYMOUS else _known_caller(request, caller, policy)
+    if known is not None:
+        return known
     if len(key) < MIN_ANONYMOUS_OCTETS:
         raise KeyRejected(
             f"without credentials a key needs at least {MIN_ANONYMOUS_OCTETS} characters; send a random UUID"
         )
-    return "anonymous:"
+    return _ANONYMOUS
+
+
+def _known_caller(request: Request, caller: Identity, policy: IdempotencyPolicy) -> str | None:
+    if caller.user == "":
+        raise ScopeUnknown("the framework's user has no name; no request runs in a shared scope")
+    if caller.user is not None:
+        return "user:" + caller.user
+    named = named_by_session(caller.session, policy.session_identity)
+    if named is not None:
+        return "session-user:" + named
+    names = _lower(policy.credential_headers)
+    # An empty header is nobody's credentials: it would be one scope for all who send it.
+    credentials = [header for header in request.headers if header[0] in names and header[1].strip()]
+    return _BY_CREDENTIALS + _digest_of_credentials(credentials) if credentials else None
 
 
 def _digest_of_credentials(credentials: Sequence[tuple[bytes, bytes]]) -> str:
@@ -189,18 +206,30 @@ def _lower(names: tuple[str, ...]) -> frozenset[bytes]:
 
 def by_credentials(scope: str) -> bool:
     """Whether a caller is known by nothing but its credentials, and is another one with new ones."""
-    start = _WITHIN_LENGTH if scope.startswith(_WITHIN) else 0
-    return scope.startswith(_BY_CREDENTIALS, start)
+    return _is_of_kind(scope, _BY_CREDENTIALS)
+
+
+def is_anonymous(scope: str) -> bool:
+    """Whether nothing is known of a caller, who shares the scope with all others of whom nothing is known."""
+    return _is_of_kind(scope, _ANONYMOUS)
+
+
+def _is_of_kind(scope: str, kind: str) -> bool:
+    return scope.startswith(kind, _WITHIN_LENGTH if scope.startswith(_WITHIN) else 0)
 
 
 def _call_scope(request: Request, policy: IdempotencyPolicy) -> str:
-    assert policy.scope is not None
+    assert callable(policy.scope)
     try:
         scope = policy.scope(request)
     except Exception as error:
-        raise ScopeUnknown("the scope= callable raised; no request runs in a shared scope") from error
+        status = refused_status(error)
+        if status is not None:
+            raise ScopeRefused(error, status) from error
+        raise ScopeUnknown(f"the scope= callable raised {type(error).__name__}; {_NO_CALLER}") from error
     if not isinstance(scope, str) or not scope:
-        raise ScopeUnknown(f"the scope= callable must return a non-empty string, not {type(scope).__name__}")
+        found = "an empty string" if scope == "" else type(scope).__name__
+        raise ScopeUnknown(f"the scope= callable returned {found}; {_NO_CALLER}")
     return scope
 
 

@@ -17,7 +17,11 @@ TYPE_PREFIX = "urn:problem-type:open-idempotency:"
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem, before it is rendered. ``retry_after``: seconds; ``extra``: further members."""
+    """One problem, before it is rendered.
+
+    ``retry_after``: seconds; ``extra``: further members; ``challenge``: the value of ``WWW-Authenticate``, which a 401
+    must have (RFC 9110, section 15.5.2).
+    """
 
     name: str
     status: int
@@ -28,6 +32,7 @@ class Problem:
     instance: str = ""
     retry_after: int | None = None
     extra: Mapping[str, object] = field(default_factory=dict[str, object])
+    challenge: str | None = None
 
     @property
     def type(self) -> str:
@@ -45,9 +50,26 @@ def key_malformed(detail: str) -> Problem:
     return Problem("key-malformed", 400, "Idempotency key malformed", detail, True, False)
 
 
-def key_reused() -> Problem:
-    """O-05: the key belongs to another request."""
+def not_authenticated(detail: str, challenge: str) -> Problem:
+    """O-20: `scope=` knows no caller of this request. First get new credentials, then send it again."""
+    return Problem("not-authenticated", 401, "Not authenticated", detail, True, True, challenge=challenge)
+
+
+def forbidden(detail: str) -> Problem:
+    """O-20: `scope=` does not permit this request to its caller."""
+    return Problem("forbidden", 403, "Forbidden", detail, False, False)
+
+
+# Where the service has no name of its own. It may be one of two that share their keys without meaning to.
+_UNNAMED = (
+    " A service that passes its callers' keys on to another one needs its own application=, and so does the other."
+)
+
+
+def key_reused(unnamed: bool = False) -> Problem:
+    """O-05: the key belongs to another request. `unnamed`: the policy has no `application=` (O-22)."""
     detail = "This key was used with another method, path, query or body. Send a new request with a new key."
+    detail += _UNNAMED if unnamed else ""
     return Problem("key-reused", 422, "Idempotency key reused", detail, True, False)
 
 
@@ -57,13 +79,14 @@ def body_too_large(limit: int) -> Problem:
     return Problem("body-too-large", 413, "Request body too large", detail, False, False)
 
 
-def in_progress(busy: Busy) -> Problem:
-    """O-03: the first request is still running."""
+def in_progress(busy: Busy, unnamed: bool = False) -> Problem:
+    """O-03: the first request is still running. `unnamed`: the policy has no `application=` (O-22)."""
     return Problem(
         "in-progress",
         409,
         "Request in progress",
-        "The first request with this key is still running. Retry later with the same key.",
+        "The first request with this key is still running. Retry later with the same key."
+        + (_UNNAMED if unnamed else ""),
         True,
         True,
         retry_after=retry_after(busy),

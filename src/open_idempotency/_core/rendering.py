@@ -16,6 +16,8 @@ from open_idempotency.policy import IdempotencyPolicy
 _STRIPE: Mapping[str, tuple[str, int, str | None]] = {
     "key-missing": ("invalid_request_error", 400, None),
     "key-malformed": ("invalid_request_error", 400, None),
+    "not-authenticated": ("invalid_request_error", 401, None),
+    "forbidden": ("invalid_request_error", 403, None),
     "key-reused": ("idempotency_error", 400, None),
     "body-too-large": ("invalid_request_error", 413, None),
     "in-progress": ("invalid_request_error", 409, "idempotency_key_in_use"),
@@ -66,7 +68,8 @@ def _as_stripe_error(problem: Problem, policy: IdempotencyPolicy) -> Answer:
     if policy.docs_url:
         error["doc_url"] = policy.docs_url
     # Stripe's client libraries try every 409 and 5xx again with the same key, unless this field tells them not to.
-    again = b"true" if problem.retryable and problem.reuse_key else b"false"
+    # They have no new credentials to send, so a 401 is not sent again.
+    again = b"true" if problem.retryable and problem.reuse_key and problem.challenge is None else b"false"
     return _answer(problem, policy, status, b"application/json", {"error": error}, [(b"stripe-should-retry", again)])
 
 
@@ -87,6 +90,8 @@ def _answer(
     ]
     if problem.retry_after is not None:
         headers.append((b"retry-after", b"%d" % problem.retry_after))
+    if problem.challenge is not None:
+        headers.append((b"www-authenticate", problem.challenge.encode("ascii")))
     if policy.docs_url:
         headers.append((b"link", f'<{policy.docs_url}>; rel="describedby"'.encode("latin-1")))
     return Answer(status, headers, body)

@@ -6,8 +6,8 @@ names are lower-case.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -54,17 +54,23 @@ class Request:
 class Identity(NamedTuple):
     """Who sent a request, as a framework knows it: the verified user, if any, and the tenant that the user belongs to.
 
-    ``tenant``: "" where the application has none. Users of two tenants can have one name.
+    ``tenant``: "" where the application has none. Users of two tenants can have one name. ``session``: a copy of the
+    decoded session of a request without a verified user, as that may name the caller (O-19); None without a session.
     """
 
     user: str | None
     tenant: str = ""
+    session: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True)
 class Answer:
-    """A whole response. ``body`` is None where it was too large to be kept (a tombstone)."""
+    """A whole response. ``body`` is None where it was too large to be kept (a tombstone).
+
+    ``omitted``: of a stored one, the names of the credentials that its first client was given and that are not stored.
+    """
 
     status: int
     headers: Headers
     body: bytes | None
+    omitted: bytes = field(default=b"", compare=False)

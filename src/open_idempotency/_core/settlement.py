@@ -28,15 +28,15 @@ from open_idempotency._core.commands import (
 )
 from open_idempotency._core.commits import committed_response, counts, lacks_commit, missing_proof
 from open_idempotency._core.drivers import Steps, ask
-from open_idempotency._core.keeping import stored_form
+from open_idempotency._core.keeping import small_form, stored_form
 from open_idempotency._core.models import Lease, Renewal, Stage, Status
 from open_idempotency._core.quotas import unreserve
 from open_idempotency._core.recording import has_history, lost, surely
 from open_idempotency._core.rendering import render
-from open_idempotency._core.replay import is_kept_status, kept
+from open_idempotency._core.replay import is_kept_status
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.sealing import ANSWER, FAILURE, seal_stage, unseal, unseal_stage
-from open_idempotency._core.telling import cause, sendable, tell, warn
+from open_idempotency._core.telling import cause, replay, sendable, tell, warn
 from open_idempotency.exceptions import (
     AnsweredBefore,
     BackendUnavailable,
@@ -226,7 +226,8 @@ def _stop(
         return (yield from _answer_again(attempt, lease, error.frame))
     if isinstance(error, KeyReused):
         yield from _forget(attempt, lease, status)
-        return render(problems.key_reused(), attempt.policy, attempt.instance)
+        unnamed = not attempt.policy.application
+        return render(problems.key_reused(unnamed), attempt.policy, attempt.instance)
     # Never for good: a later attempt may ask again.
     yield from _let_go(attempt, lease, Fail(lease), status)
     return render(problems.stage_in_doubt(error.retryable), attempt.policy, attempt.instance)
@@ -248,7 +249,7 @@ def _answer_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Answer]
     except RecordUnreadable as error:
         yield from warn(policy, events.BackendFailed.of(record, "complete", error))
     yield from tell(policy, events.Replayed, lease.record_id, stored.status)
-    return sendable(stored, attempt.instance, policy)
+    return (yield from replay(stored, lease.record_id, attempt.instance, policy))
 
 
 def wants_kept(attempt: Attempt, lease: Lease, status: int) -> Steps[bool]:
@@ -272,16 +273,16 @@ def _form_of(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[tuple[byte
     """What is stored of the answer. Hooks run once: where the ledger has this very answer, it is those very bytes."""
     if attempt.answered is not None:
         committed, frame, whole = attempt.answered
-        if kept(answer, attempt.policy.max_response_bytes) == committed:
+        if small_form(answer, attempt.policy) == committed:
             return frame, whole
-    return (yield from stored_form(answer, ANSWER, lease, attempt.policy))
+    return (yield from stored_form(answer, ANSWER, lease, attempt.policy, attempt.session_changed))
 
 
 def _complete(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate]:
     policy = attempt.policy
     attempt.recorded = True
     if attempt.answered is None:
-        frame, stored = yield from stored_form(answer, ANSWER, lease, policy)
+        frame, stored = yield from stored_form(answer, ANSWER, lease, policy, attempt.session_changed)
     else:
         frame, stored = yield from _form_of(attempt, lease, answer)
     try:
@@ -376,7 +377,7 @@ def _supersede(attempt: Attempt, lease: Lease, answer: Answer | None) -> Steps[F
         if record and record.status is Status.COMPLETED and record.response is not None:
             if hmac.compare_digest(record.fingerprint, lease.fingerprint):
                 frame = unseal(record.response, ANSWER, lease, policy)
-                return sendable(decode_response(frame), attempt.instance, policy)
+                return (yield from replay(decode_response(frame), lease.record_id, attempt.instance, policy))
     except (BackendUnavailable, RecordUnreadable) as error:
         yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "get", error))
         problem = problems.answer_unreachable()

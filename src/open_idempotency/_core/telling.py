@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 from open_idempotency import events
 from open_idempotency._core import problems
@@ -16,21 +17,40 @@ from open_idempotency.policy import IdempotencyPolicy
 #: seconds between two tries of the same thing: they grow from the first to the longest
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
+# seconds
+_BETWEEN_LOOKS = 10.0
+
 
 class Advice:
-    """Advice to the operator that an engine gives once, however many requests are a reason for it."""
+    """Advice to the operator that an engine gives once of each kind, however many requests are a reason for it."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("_given", "_next_look")
 
     def __init__(self) -> None:
-        self._left = [True]
+        self._given: dict[type[events.Event], object] = {}
+        self._next_look = -inf
 
-    def due(self) -> bool:
-        """True for the first who asks, of all threads, and false ever after."""
-        try:
-            return bool(self._left) and self._left.pop()
-        except IndexError:  # another thread was faster
+    def may_look(self, now: float) -> bool:
+        """Whether a refused request may be looked into for the operator, at ``now`` on the monotonic clock: one in ten
+        seconds, until something was found.
+        """
+        if now < self._next_look:
             return False
+        self._next_look = now + _BETWEEN_LOOKS
+        return True
+
+    def has_found(self) -> None:
+        """Look no more."""
+        self._next_look = inf
+
+    def is_given(self, kind: type[events.Event]) -> bool:
+        """Whether somebody has been told to give this advice, so that nobody need look for a reason any more."""
+        return kind in self._given
+
+    def due(self, kind: type[events.Event]) -> bool:
+        """True for the first who asks about this kind, of all threads, and false ever after."""
+        mine = object()
+        return not self.is_given(kind) and self._given.setdefault(kind, mine) is mine
 
 
 def tell(
@@ -53,6 +73,14 @@ def sendable(stored: Answer, instance: str, policy: IdempotencyPolicy) -> Answer
     place = location(stored.headers)
     problem = problems.not_replayable(stored.status, place.decode("latin-1") if place else None)
     return render(problem, policy, instance)
+
+
+def replay(stored: Answer, record_id: bytes, instance: str, policy: IdempotencyPolicy) -> Steps[Answer]:
+    """``sendable``, and a report of the credentials that the first client was given and this one is not (O-21a)."""
+    if stored.omitted:
+        lacking = stored.omitted.decode("latin-1")
+        yield from warn(policy, events.ReplayedWithoutCredentials(events.short(record_id), stored.status, lacking))
+    return sendable(stored, instance, policy)
 
 
 def cause(error: BaseException) -> str:

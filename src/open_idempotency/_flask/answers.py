@@ -12,6 +12,7 @@ from open_idempotency._core.requests import Answer, Headers
 from open_idempotency._perform.context import Running
 from open_idempotency._wsgi.environ import native_headers, octets
 from open_idempotency._wsgi.protection import BoundIterable
+from open_idempotency.policy import IdempotencyPolicy
 
 # What Flask does to header fields as it sends them: it makes addresses absolute, and spares 204 and 304 some.
 _PLAIN = Response.get_wsgi_headers
@@ -39,14 +40,14 @@ def is_untouched(response: Response, made: Response, fields: list[tuple[str, str
     )
 
 
-def stand_in(app: Flask, answer: Answer, current: Response) -> Response:
-    """The answer instead of the current response, of which only what is never stored stays (R-02): its cookies,
+def stand_in(app: Flask, answer: Answer, current: Response, policy: IdempotencyPolicy) -> Response:
+    """The answer instead of the current response, of which only what the policy never stores stays (R-02): its cookies,
     its CORS fields, its date."""
     response = make_response(app, answer)
     own = {name.lower() for name, _ in answer.headers}
     for name, value in current.headers:
         field = octets(name).lower()
-        if field not in own and not is_kept_header(field):
+        if field not in own and not is_kept_header(field, policy.keep_headers, policy.drop_headers):
             response.headers.add(name, value)
     response.call_on_close(current.close)
     return response

@@ -6,19 +6,20 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from flask import Flask, Request, Response, abort
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.callers import follow, told
 from open_idempotency._core.replay import BODILESS, REPLAYED, UNRECORDED
-from open_idempotency._core.requests import Answer, Headers
+from open_idempotency._core.requests import Answer, Headers, Identity
 from open_idempotency._core.settlement import Fate
 from open_idempotency._flask import answers
-from open_idempotency._flask.sessions import SessionTrace
+from open_idempotency._flask.sessions import SessionTrace, read_session
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import Running, running
 from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._perform.marks import ask, has_something_above, is_placed, tells_of_a_record
 from open_idempotency._wsgi.environ import (
     MARK,
     BodyIncomplete,
@@ -65,8 +66,7 @@ class Exchange:
         self._body = RequestBody(policy)
         self._too_large: Exception | None = None
         self._protection: Protection | None = None
-        knows = policy.scope is not None or hasattr(setting.app, "login_manager")
-        self._session = SessionTrace(self._identify) if knows else None
+        self._session = SessionTrace(self._identify)
         self._live: LiveBody | None = None
         self._answer: Answer | None = None
         # the response made of that answer, and its header fields at that time
@@ -110,14 +110,14 @@ class Exchange:
         """Claim the request and bind its context; or the response to send instead of running the view."""
         admission = self._admit()
         if isinstance(admission, Answer):
-            return self._answered(admission)
+            return self._answered_if_let_through(admission)
         self._protection = protection = Protection(self._setting.engine, admission)
         environ = self._request.environ
         environ[MARK] = admission
         hide_file_wrapper(environ)
         instead = protection.begin()
         if instead is not None:
-            return self._answered(instead)
+            return self._answered_if_let_through(instead)
         self._previous = running.get()
         self._bound = True
         running.set(protection.here)
@@ -133,6 +133,7 @@ class Exchange:
             self._received,
             self._setting.engine.advice,
             self._session,
+            self._renders,
         )
         # The fingerprint reads the same file as the view will, and somebody may have begun to read it.
         place = source.tell() if self._body.spooled else None
@@ -142,8 +143,22 @@ class Exchange:
             if place is not None:
                 source.seek(place)
 
-    def _identify(self) -> str | None:
-        return self._setting.identify(self._request)
+    def _identify(self) -> Identity:
+        if callable(self._policy.scope):
+            return Identity(None)
+        user = self._setting.identify(self._request)
+        return Identity(user, session=None if user is not None else read_session())
+
+    def _renders(self, error: Exception) -> bool:
+        """Whether Flask, or a handler that the application has for this kind of error, makes a response of it (O-20).
+
+        A handler for every ``Exception`` does not count: it makes a 500.
+        """
+        if isinstance(error, HTTPException):
+            return True
+        handlers = self._setting.app.error_handler_spec
+        known = [handlers.get(name, {}).get(None, {}) for name in (*self._request.blueprints, None)]
+        return any(isinstance(error, kind) and kind is not Exception for kinds in known for kind in kinds)
 
     def _received(self) -> RequestBody:
         if self._too_large is not None:
@@ -155,6 +170,15 @@ class Exchange:
         self._made = made = answers.make_response(self._setting.app, answer)
         self._fields = list(made.headers)
         return made
+
+    def _answered_if_let_through(self, answer: Answer) -> Response:
+        """The answer; or what a decorator above ``@idempotent`` responds, which may refuse the caller by now (O-23)."""
+        app, request = self._setting.app, self._request
+        view = app.view_functions[request.url_rule.endpoint] if request.url_rule is not None else None
+        if view is None or not tells_of_a_record(answer) or not _is_to_be_asked(view, request.method):
+            return self._answered(answer)
+        refusal: Any = ask(lambda: app.ensure_sync(view)(**(request.view_args or {})))
+        return self._answered(answer) if refusal is None else app.make_response(refusal)
 
     def overtaken(self, error: IdempotencyError) -> Response:
         """The view noticed that a later attempt runs (L-03), or is in doubt (S-04): what stands in, else the error."""
@@ -172,7 +196,7 @@ class Exchange:
         The session is saved right after it, and the response settled only then.
         """
         protection, session = self._protection, self._session
-        if protection is None or session is None or protection.settled:
+        if protection is None or protection.settled:
             return
         attempt = protection.attempt
         if attempt.caller is None or attempt.lease is None:
@@ -199,7 +223,7 @@ class Exchange:
         """A replay is what was stored, whatever the application's ``after_request`` functions add to it (R-01)."""
         if REPLAYED not in answer.headers or answers.is_untouched(response, self._made, self._fields, answer):
             return response
-        return answers.stand_in(self._setting.app, answer, response)
+        return answers.stand_in(self._setting.app, answer, response, self._policy)
 
     def _capture(self, protection: Protection, response: Response) -> Response:
         capture = protection.capture
@@ -225,7 +249,7 @@ class Exchange:
 
     def _sent(self, verdict: Fate | Answer | None, response: Response) -> Response:
         if isinstance(verdict, Answer):
-            return answers.stand_in(self._setting.app, verdict, response)
+            return answers.stand_in(self._setting.app, verdict, response, self._policy)
         if verdict is Fate.UNRECORDED:
             response.headers.add(*(part.decode("ascii") for part in UNRECORDED))
         return response
@@ -247,3 +271,9 @@ class Exchange:
         if self._bound:
             self._bound = False
             running.set(self._previous)
+
+
+def _is_to_be_asked(view: Any, method: str) -> bool:
+    """Whether the mark of a view is known, and something may stand above it: of a class also its ``decorators``."""
+    handler = getattr(getattr(view, "view_class", None), method.lower(), None)
+    return has_something_above(view) or is_placed(handler)

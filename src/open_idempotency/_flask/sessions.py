@@ -1,4 +1,4 @@
-"""What Flask's session tells of a request whose view changes the caller, as Flask-Login or ``scope=`` sees it (O-14).
+"""What Flask's session says: who the caller is (O-19), and what the view has made of the caller (O-14).
 
 The session is in a cookie, so the one with which a request came goes on for a client that has lost the response. The
 session that a view makes of it carries the id of the record.
@@ -6,30 +6,31 @@ session that a view makes of it carries the id of the record.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from flask import globals as flask_globals
 from flask import session
 from flask.sessions import NullSession
 
 from open_idempotency._core.callers import Caller, Change
+from open_idempotency._core.requests import Identity
 
 _NAME = "_open_idempotency"
 # Cookies are small: only the last one is kept.
 
 
 class SessionTrace:
-    """The session of one request. It is looked at only where Flask-Login or ``scope=`` has found somebody."""
+    """The session of one request. Looking at it leaves no trace."""
 
     __slots__ = ("_identify",)
 
-    def __init__(self, identify: Callable[[], str | None]) -> None:
+    def __init__(self, identify: Callable[[], Identity]) -> None:
         self._identify = identify
 
     def carried(self, caller: Caller) -> bytes | None:
         """The record at which this session began, if it was by this request, and by the user that it has now."""
-        # Asked as a plain dict: the session notes who reads it, and the response would begin to vary by cookie.
-        began: Any = dict.get(_session(), _NAME) if caller.named else None
+        began = read_session().get(_NAME) if caller.named else None
         found = began.get(caller.own.hex()) if isinstance(began, dict) else None
         return bytes.fromhex(found) if isinstance(found, str) else None
 
@@ -39,23 +40,40 @@ class SessionTrace:
 
     def change(self, caller: Caller, record_id: bytes) -> Change | None:
         """What the view has made of the caller; None where it is the same. To be asked before the session is saved."""
-        custom = caller.policy.scope is not None
-        if custom and not getattr(session, "modified", False):
-            return None
+        here = _session()
         try:
-            user = None if custom else self._identify()
+            identity = self._identify()
         except Exception:  # the view's outcome must not be lost for it
-            user = None
-        now = caller.record(user)
+            identity = Identity(None)
+        # A session that is not marked as modified is not saved.
+        if not getattr(here, "modified", True) and (callable(caller.policy.scope) or identity == caller.identity):
+            return None
+        now = caller.record(identity)
         if now == caller.own:
             return None
-        if now is None or (user is None and not custom) or isinstance(_session(), NullSession):
+        if now is None or not caller.names(identity) or isinstance(here, NullSession):
             return Change(carried=False)
         session[_NAME] = {now.hex(): record_id.hex()}
         return Change(carried=True)
 
 
-def _session() -> dict[str, Any]:
-    """The session itself, behind Flask's proxy; one that is no dict tells nothing."""
-    found: Any = session._get_current_object()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-    return found if isinstance(found, dict) else {}
+def read_session() -> Mapping[str, Any]:
+    """A copy of what is in the session.
+
+    A session notes who reads it, and the response would begin to vary by cookie. So it is read as the plain dict that
+    Flask's own sessions are, and those that Flask-Session keeps on a server.
+    """
+    found = _session()
+    if isinstance(found, dict):
+        return dict(dict.items(found))
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _session() -> Any:
+    """The session itself. Flask's proxy for it, from 3.1.3 on, marks it as accessed, so it is taken from beneath."""
+    context: Any = vars(flask_globals).get("request_ctx")
+    held = {} if context is None else vars(context._get_current_object())
+    for name in ("_session", "session"):
+        if held.get(name) is not None:
+            return held[name]
+    return session._get_current_object()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]

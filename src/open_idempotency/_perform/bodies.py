@@ -43,6 +43,13 @@ class RequestBody:
         """Whether it is one file, so that whoever reads it moves one place in it."""
         return self._file is not None
 
+    def bound(self, limit: int) -> None:
+        """Take ``limit`` bytes at most from now on. Raises ``BodyTooLarge`` if there are more already."""
+        self._limit = limit
+        if self.size > limit:
+            self.close()
+            raise BodyTooLarge(f"over {limit} bytes")
+
     def check_length(self, declared: bytes | str | None) -> None:
         """Raise ``BodyTooLarge`` for a Content-Length over the limit, before anything is read."""
         if not declared or not declared.isascii() or not declared.isdigit():
@@ -96,12 +103,17 @@ class RequestBody:
             if self.size // TURN > before // TURN:
                 yield
 
-    def pieces(self) -> Iterator[tuple[bytes, bool]]:
-        """The bytes in order, each piece with whether more follow; one piece where they are in memory."""
+    def pieces(self, begin: int = 0) -> Iterator[tuple[bytes, bool]]:
+        """The bytes in order, each piece with whether more follow; one piece where they are in memory.
+
+        ``begin``: how many bytes to leave out, as somebody has them already.
+        """
         if self._file is None:
-            yield b"".join(self._chunks), False
+            yield b"".join(self._chunks)[begin:], False
             return
-        for start in range(0, self.size, PIECE):
+        if begin == self.size:
+            yield b"", False
+        for start in range(begin, self.size, PIECE):
             self._file.seek(start)
             piece = self._file.read(PIECE)
             yield piece, start + len(piece) < self.size

@@ -36,7 +36,7 @@ def here() -> Running:
     if found is None:
         raise NotStarted(
             "no idempotent request is running here: is the middleware installed, and does it cover this route and its "
-            "method (POST and PATCH, unless methods= says more)? A thread of your own runs in "
-            "contextvars.copy_context().run(...)"
+            "method (POST and PATCH, unless methods= says more)? A FastAPI dependency runs before the claim; use "
+            "idem in the endpoint. A thread of your own runs in contextvars.copy_context().run(...)"
         )
     return found

@@ -20,13 +20,15 @@ class Coverage(NamedTuple):
 class Coverages:
     """Those of one engine, each made once."""
 
-    __slots__ = ("_engine", "_known", "default")
+    __slots__ = ("_engine", "_known", "default", "largest_request")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._known: dict[tuple[Rule, ...], Coverage | None] = {}
         #: where no rule applies
         self.default = Coverage(engine.policy, key_names(engine.policy))
+        #: the largest ``max_request_bytes`` of those that were made
+        self.largest_request = engine.policy.max_request_bytes
 
     def by(self, rules: tuple[Rule, ...]) -> Coverage | None:
         """What these rules make of the engine's policy, the nearest last; None where the route is exempt.
@@ -38,4 +40,6 @@ class Coverages:
         if rules not in self._known:
             policy = self._engine.policy_for(combine(rules))
             self._known[rules] = None if policy is None else Coverage(policy, key_names(policy))
+            if policy is not None:
+                self.largest_request = max(self.largest_request, policy.max_request_bytes)
         return self._known[rules]

@@ -18,7 +18,7 @@ from open_idempotency.backends.registry import open_backend
 from open_idempotency.backends.threaded import ThreadedBackend
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.ledger.looking import alook, look
-from open_idempotency.policy import IdempotencyPolicy, make_policy
+from open_idempotency.policy import SESSION_IDENTITY, IdempotencyPolicy, make_policy
 from open_idempotency.rules import Rule
 
 
@@ -26,7 +26,7 @@ class Engine:
     """What an adapter needs to protect requests.
 
     ``backend``: a URL or an instance of either colour. ``threads``: the adapter is a blocking one, so coroutines under
-    it live on short-lived event loops and reach the backend through threads.
+    it live on short-lived event loops and reach the backend through threads. ``sessions``: the adapter reads sessions.
     Raises ``ConfigurationError``.
     """
 
@@ -37,7 +37,9 @@ class Engine:
         fields: Mapping[str, Any],
         *,
         threads: bool,
+        sessions: bool = True,
     ) -> None:
+        self._sessions = sessions
         self.policy = make_policy(policy, fields)
         self.backend = open_backend(_named(backend))
         self._check(self.policy)
@@ -67,6 +69,10 @@ class Engine:
         if policy.max_live_keys is not None and not self.backend.quotas:
             raise ConfigurationError(
                 f"max_live_keys: {type(self.backend).__name__} has no quotas; leave it out, or take another backend"
+            )
+        if not self._sessions and policy.session_identity != SESSION_IDENTITY:
+            raise ConfigurationError(
+                "session_identity: WSGI hands on no decoded session, so this has no effect; return the caller by scope="
             )
         slowest = self.backend.call_timeout
         if slowest >= policy.lease:

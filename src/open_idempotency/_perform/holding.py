@@ -63,12 +63,26 @@ class Hold:
         return self._run_in_scope(awaitable) if _is_in_scope(self._task) else self._steps(awaitable)
 
     async def _run_in_scope(self, awaitable: Awaitable[None]) -> None:
-        calls = self._attempt.threads = ThreadCalls(self._attempt.policy.max_run, self._shield)
+        self._know_calls()
         try:
             with sys.modules["anyio"].CancelScope() as self._scope:
                 await self._steps(awaitable)
         finally:
-            calls.touched = None
+            self._forget_calls()
+
+    def protect(self, attempt: Attempt) -> None:
+        """Hold back for this attempt from now on: what runs was called before its claim was made."""
+        self._forget_calls()
+        self._attempt = attempt
+        if self._scope is not None:
+            self._know_calls()
+
+    def _know_calls(self) -> None:
+        self._attempt.threads = ThreadCalls(self._attempt.policy.max_run, self._shield)
+
+    def _forget_calls(self) -> None:
+        if isinstance(self._attempt.threads, ThreadCalls):
+            self._attempt.threads.touched = None
 
     @coroutine
     def _steps(self, awaitable: Awaitable[None]) -> Generator[Any, Any, None]:

@@ -26,13 +26,26 @@ class TrioHold:
 
     async def run(self, awaitable: Awaitable[None]) -> None:
         """See ``Hold.run``."""
-        calls = self._attempt.threads = ThreadCalls(self._attempt.policy.max_run, self._shield)
+        self._know_calls()
         try:
             with self._scope:
                 await awaitable
         finally:
             self._over = True
-            calls.touched = None
+            self._forget_calls()
+
+    def protect(self, attempt: Attempt) -> None:
+        """See ``Hold.protect``."""
+        self._forget_calls()
+        self._attempt = attempt
+        self._know_calls()
+
+    def _know_calls(self) -> None:
+        self._attempt.threads = ThreadCalls(self._attempt.policy.max_run, self._shield)
+
+    def _forget_calls(self) -> None:
+        if isinstance(self._attempt.threads, ThreadCalls):
+            self._attempt.threads.touched = None
 
     def _shield(self) -> None:
         if not self._over and not self._begun:

@@ -37,7 +37,8 @@ def _of_werkzeug(response: Any) -> Answer | None:
 def _of_django(response: Any) -> Answer | None:
     if getattr(response, "streaming", True) or not hasattr(response, "content"):
         return None
-    return Answer(response.status_code, _pairs(response.items()), response.content)
+    cookies = [("Set-Cookie", cookie.OutputString()) for cookie in response.cookies.values()]
+    return Answer(response.status_code, _pairs([*response.items(), *cookies]), response.content)
 
 
 def _pairs(items: Any) -> Headers:

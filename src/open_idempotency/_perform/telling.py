@@ -26,6 +26,9 @@ _LEVELS: dict[type[events.Event], int] = {
     events.StageValueNotKept: logging.ERROR,
     events.CallerChanged: logging.WARNING,
     events.CredentialScoped: logging.WARNING,
+    events.CallerUnidentified: logging.WARNING,
+    events.ReplayedWithoutCredentials: logging.WARNING,
+    events.NameShared: logging.WARNING,
 }
 _ADVICE: dict[type[events.Event], str] = {
     events.Unrecorded: (
@@ -59,9 +62,25 @@ _ADVICE: dict[type[events.Event], str] = {
         "the view has changed who its caller is, and no session tells of it, so a retry of this request is another "
         "caller's and runs again; exempt such a view, let it change the caller last, or set scope="
     ),
+    events.NameShared: (
+        "the key of this request is held by one that came to another host, as where two services keep their keys under "
+        "one name; if one of them passes its callers' keys on to the other, that one answers 409 or 422 on every try: "
+        'set application="..." to a name of its own in each. If it is one service with several hosts, nothing is wrong'
+    ),
+    events.ReplayedWithoutCredentials: (
+        "the first client was given credentials (a cookie, a token) that are not stored, and this one got the same "
+        "success without them; exempt a view that logs in, or name the headers in drop_headers= where nobody needs them"
+    ),
     events.CredentialScoped: (
         "callers are known by the credentials in their headers alone, so a client whose token changes between two "
         "tries is a new caller, and its retry runs again; put the middleware inside authentication, or set scope="
+    ),
+    events.CallerUnidentified: (
+        "nothing that the middleware reads says who this caller is, so it shares one scope with all anonymous callers: "
+        "whoever sends a key that another of them has used gets the stored response. If an entry of the session holds "
+        "the caller's id, name it by session_identity=; else put the middleware inside authentication and sessions, "
+        "name a header by credential_headers=, or return the caller by scope=. If all callers are meant to be one, set "
+        'scope="anonymous"'
     ),
 }
 

@@ -3,7 +3,8 @@
 The session is in a cookie, so the one with which a request came goes on for a client that has lost the response. Who a
 changed session names is known to the application's own authentication, when the next request comes. So the session
 carries the id of the record, and a digest of what it was when the view had ended. It is believed if it is still that,
-and if it names the user who was verified.
+and if it names the user who was verified. Where the session itself names the caller (O-19), or ``scope=`` does, the new
+caller is known at once, and the session carries the id of the record for that caller.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 from collections.abc import MutableMapping
 from typing import Any
 
+from open_idempotency._asgi.sessions import read_session
 from open_idempotency._core.callers import Caller, Change
 
 _NAME = "_open_idempotency"
@@ -34,10 +36,10 @@ class SessionTrace:
         began = content.get(_NAME)
         if not isinstance(began, dict):
             return None
-        if caller.policy.scope is not None:
-            found = began.get(caller.own.hex())
-        else:
+        if _is_of_application(caller):
             found = began.get(self._seal(caller)) if _names(content, caller.user) else None
+        else:
+            found = began.get(caller.own.hex()) if caller.named else None
         return bytes.fromhex(found) if isinstance(found, str) else None
 
     def lost(self) -> str | None:
@@ -49,32 +51,40 @@ class SessionTrace:
 
         A session that the view has changed at all carries the record: it may name another user by now.
         """
-        if self._told or self._content() == self._before:
+        content = self._content()
+        if self._told or content == self._before:
             return None
         self._told = True
-        content = self._content()
-        if caller.policy.scope is not None:
-            now = caller.record(None)
-            if now == caller.own:
-                return None
-            changed, name = True, None if now is None else now.hex()
+        names: list[str] = []
+        if _is_of_application(caller):
+            changed = followed = _names(self._before, caller.user) and not _names(content, caller.user)
         else:
-            changed = _names(self._before, caller.user) and not _names(content, caller.user)
-            name = self._seal(caller)
-        if name is None or not content:
-            return Change(False) if changed else None
-        self._session[_NAME] = {name: record_id.hex()}
-        return Change(True) if changed else None
+            after = caller.as_left(None, content)
+            now = caller.record(after)
+            changed = now != caller.own
+            followed = changed and now is not None and caller.names(after)
+            if followed and now is not None:
+                names.append(now.hex())
+        if not callable(caller.policy.scope):
+            # The application's authentication may hand on a verified user whom it knows by this session.
+            names.append(self._seal(caller))
+        if names and content:
+            self._session[_NAME] = dict.fromkeys(names, record_id.hex())
+        return Change(followed and bool(content)) if changed else None
 
     def _content(self) -> dict[str, Any]:
-        # A plain copy: the session itself notes who reads it, and the response would begin to vary by cookie.
-        return dict(dict.items(self._session)) if isinstance(self._session, dict) else dict(self._session)
+        return read_session(self._session)
 
     def _seal(self, caller: Caller) -> str:
         content = {name: value for name, value in self._content().items() if name != _NAME}
         # As it will be read from the cookie: keys are text there.
         text = json.dumps(json.loads(json.dumps(content, default=str)), sort_keys=True)
         return caller.of_session(hashlib.sha256(text.encode()).hexdigest()).hex()
+
+
+def _is_of_application(caller: Caller) -> bool:
+    """Whether the application's authentication has said who the caller is."""
+    return caller.user is not None and not callable(caller.policy.scope)
 
 
 def _names(content: dict[str, Any], user: str | None) -> bool:

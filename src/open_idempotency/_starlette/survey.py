@@ -1,7 +1,7 @@
 """What can be known of an application before its first request: the rules of its routes, which of their dependencies
 end after the response, and who authenticates where.
 
-The routes are walked as ``matching`` asks them. What cannot be seen into is left out, and told when a request comes.
+What cannot be seen into is left out, and told when a request comes.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from open_idempotency._starlette.matching import (
+from open_idempotency._starlette.routes import (
     DEEPEST,
     Layers,
     all_rules,
     endpoint_rules,
     expanded,
-    is_ours,
     see_layers,
 )
 from open_idempotency.rules import Rule
@@ -37,9 +36,9 @@ class Endpoint(NamedTuple):
     route: Any
 
 
-def endpoints_beneath(app: Any) -> Iterator[Endpoint]:
+def endpoints_beneath(layers: Layers) -> Iterator[Endpoint]:
     """Every endpoint that requests reach without another middleware of ours."""
-    return _endpoints_in(see_layers(app), "", (), DEEPEST)
+    return _endpoints_in(layers, "", (), DEEPEST)
 
 
 def _endpoints_in(
@@ -117,24 +116,47 @@ def _ends_dependencies_late() -> bool:
     return numbers >= [0, 118]
 
 
-def authentication_beneath(app: Any, depth: int = DEEPEST) -> str | None:
-    """The name of a middleware that authenticates somewhere beneath, and is not outside of another one of ours."""
+def depends_on(route: Any, call: Any) -> bool:
+    """Whether a FastAPI route depends on this callable, at any depth."""
+    dependant = getattr(route, "dependant", None)
+    return dependant is not None and _is_beneath(dependant, call)
+
+
+def _is_beneath(dependant: Any, call: Any) -> bool:
+    return any(each.call == call or _is_beneath(each, call) for each in dependant.dependencies)
+
+
+def authentication_beneath(layers: Layers, depth: int = DEEPEST) -> str | None:
+    """The name of a middleware that authenticates behind the place where the claim is made.
+
+    That is within a route, or within an application that cannot be seen into.
+    """
+    if layers.inner or not depth:
+        return None
+    if layers.routes is None:
+        return _authentication_around(layers.outside)
+    for route in expanded(layers.routes):
+        within = getattr(route, "app", None)
+        if _is_mount(route):
+            name = authentication_beneath(see_layers(within), depth - 1)
+        else:
+            inner = getattr(route, "dependant", None) is not None or see_layers(within).inner
+            name = None if inner else _authentication_around(within)
+        if name is not None:
+            return name
+    return None
+
+
+def _authentication_around(app: Any) -> str | None:
+    """The name of a layer around an application that authenticates, as far as layers show what they wrap."""
     for _ in range(DEEPEST):
-        listed = [type(app), *(each.cls for each in getattr(app, "user_middleware", ()))]
-        if any(map(is_ours, listed)):
-            return None
-        for kind in listed:
+        for kind in (type(app), *(each.cls for each in getattr(app, "user_middleware", ()))):
             if _authenticates(kind):
                 return str(kind.__name__)
-        inner = getattr(app, "app", None)
-        if inner is None:
+        app = getattr(app, "app", None)
+        if app is None:
             break
-        app = inner
-    routes = see_layers(app).routes
-    if routes is None or not depth:
-        return None
-    found = (authentication_beneath(getattr(route, "app", None), depth - 1) for route in expanded(routes))
-    return next((name for name in found if name is not None), None)
+    return None
 
 
 def _authenticates(kind: Any) -> bool:

@@ -18,6 +18,7 @@ from django.http import HttpResponse
 from open_idempotency import rules
 from open_idempotency._perform.atomic import AtomicBlock
 from open_idempotency._perform.context import running
+from open_idempotency._perform.marks import placed
 from open_idempotency.exceptions import AnsweredBefore, ConfigurationError, KeyReused
 from open_idempotency.idem import idem
 
@@ -41,6 +42,7 @@ def idempotent(view: Any = None, /, *, atomic: bool | str = False, **fields: Any
     (below ``@api_view``), on class-based views, on their methods, or on actions; ``async def`` is refused, as Django
     has no awaited transactions. The database needs the ledger's tables: ``manage.py migrate open_idempotency``. It is
     also the policy's ``ledger``, so that a policy which refuses retries looks there first.
+    Decorators above it run for every try, also for one that gets the stored response: what they refuse, is refused.
     ``fields``: see ``open_idempotency.rules.idempotent``. Raises ``ConfigurationError``. Since 0.1.
     """
     name = DEFAULT_DB_ALIAS if atomic is True else atomic
@@ -49,7 +51,7 @@ def idempotent(view: Any = None, /, *, atomic: bool | str = False, **fields: Any
     mark = rules.idempotent(**fields)
 
     def decorate(marked: Any) -> Any:
-        return mark(_atomic(marked, name) if name else marked)
+        return placed(mark(_atomic(marked, name) if name else marked))
 
     return decorate if view is None else decorate(view)
 

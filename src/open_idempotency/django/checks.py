@@ -20,6 +20,7 @@ from open_idempotency._perform.engine import Engine
 from open_idempotency.django.conf import make_engine
 from open_idempotency.django.database_checks import check_database
 from open_idempotency.django.middleware import IdempotencyMiddleware
+from open_idempotency.django.tenant_checks import check_tenants
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.rules import combine, rules_on
 
@@ -36,14 +37,14 @@ _COMPRESSING = ("django.middleware.gzip.GZipMiddleware",)
 
 
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E001: the settings make no engine. E003: a view's rule makes no policy together with them."""
+    """E001: the settings make no engine. E003: a view's rule contradicts them. W006: a caller has no tenant."""
     if not _is_listed():
         return []
     try:
         engine = make_engine(threads=True)
     except ConfigurationError as error:
         return [Error(str(error), id="open_idempotency.E001")]
-    return list(_check_rules(engine))
+    return [*_check_rules(engine), *check_tenants(engine.policy)]
 
 
 def check_middleware(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest
 from django.http.response import HttpResponse, HttpResponseBase
 
@@ -26,11 +27,12 @@ from open_idempotency._core.settlement import Fate
 from open_idempotency._perform.bodies import RequestBody
 from open_idempotency._perform.context import running
 from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._perform.marks import tells_of_a_record
 from open_idempotency._perform.thread_calls import GRACE, InView, Patience
 from open_idempotency._wsgi.environ import BodyIncomplete, Names
 from open_idempotency._wsgi.live import LiveBody
 from open_idempotency._wsgi.protection import BoundIterable
-from open_idempotency.django import identity
+from open_idempotency.django import identity, permitting
 from open_idempotency.django.live import AsyncLiveBody, BoundAsyncIterator
 from open_idempotency.django.protection import Protection
 from open_idempotency.django.requests import Recording, find_key, read_request
@@ -86,7 +88,7 @@ class Exchange:
         """Keep the body from here on, as whoever reads it before the claim leaves no raw bytes."""
         self._recording = Recording(self._request, self._policy)
 
-    def begin(self, route: Route | None, view: Callable[..., Any]) -> HttpResponse | None:
+    def begin(self, route: Route | None, view: Callable[..., Any]) -> HttpResponseBase | None:
         """Claim the request and bind its context; or the answer to send instead of running the view."""
         intake = self._open(route, self._identify, self._receive)
         if intake is None:
@@ -97,11 +99,13 @@ class Exchange:
             return HttpResponse(status=error.status)
         finally:
             self._give_back()
-        if isinstance(admission, Answer):
-            return self._answered(admission)
-        return self._started(self._protect(admission).begin())
+        answer = admission if isinstance(admission, Answer) else self._started(self._protect(admission).begin())
+        if answer is None:
+            return None
+        refusal = permitting.refusal(self._request, view) if tells_of_a_record(answer) else None
+        return self._answered(answer) if refusal is None else self._refused(refusal)
 
-    async def abegin(self, route: Route | None, view: Callable[..., Any]) -> HttpResponse | None:
+    async def abegin(self, route: Route | None, view: Callable[..., Any]) -> HttpResponseBase | None:
         """The same, awaited."""
         intake = self._open(route, self._aidentify, self._areceive)
         if intake is None:
@@ -113,10 +117,15 @@ class Exchange:
         finally:
             self._give_back()
         if isinstance(admission, Answer):
-            return self._answered(admission)
-        if not iscoroutinefunction(view):
-            admission.threads = InView()
-        return self._started(await self._protect(admission).abegin())
+            answer: Answer | None = admission
+        else:
+            if not iscoroutinefunction(view):
+                admission.threads = InView()
+            answer = self._started(await self._protect(admission).abegin())
+        if answer is None:
+            return None
+        refusal = await permitting.arefusal(self._request, view) if tells_of_a_record(answer) else None
+        return self._answered(answer) if refusal is None else self._refused(refusal)
 
     def _open(self, route: Route | None, identify: Callable[[], Any], receive: Callable[[], Any]) -> Intake | None:
         """What is to be admitted; None where the view is not covered, or where it runs plainly, without a key."""
@@ -130,8 +139,16 @@ class Exchange:
             self._let_go()
             running.set((Attempt(route.policy), self.engine))
             return None
-        engine = self.engine
-        return Intake(read_request(request), key_fields, new_owner(), identify, receive, engine.advice, self._session)
+        return Intake(
+            read_request(request),
+            key_fields,
+            new_owner(),
+            identify,
+            receive,
+            self.engine.advice,
+            self._session,
+            _renders,
+        )
 
     def _let_go(self) -> None:
         if self._recording is not None:
@@ -140,10 +157,18 @@ class Exchange:
 
     def _identify(self) -> Identity | None:
         # With a scope= of its own, nobody asks for the user, so nothing is loaded for it.
-        return None if self._policy.scope is not None else identity.identify(self._request, self._lend)
+        if callable(self._policy.scope):
+            return None
+        if self._policy.scope is not None:
+            return Identity(None, identity.tenant(self._request))
+        return identity.identify(self._request, self._lend)
 
     async def _aidentify(self) -> Identity | None:
-        return None if self._policy.scope is not None else await identity.aidentify(self._request, self._lend)
+        if callable(self._policy.scope):
+            return None
+        if self._policy.scope is not None:
+            return Identity(None, await identity.atenant(self._request))
+        return await identity.aidentify(self._request, self._lend)
 
     def _lend(self) -> AbstractContextManager[Any]:
         return self._kept().lend()
@@ -189,13 +214,18 @@ class Exchange:
         running.set(self._protection.here)
         return self._protection
 
-    def _started(self, instead: Answer | None) -> HttpResponse | None:
-        """What was sent instead of starting the view; None where it may start (L-10)."""
-        if instead is None:
-            return None
-        self._protection = None
-        running.set(None)
-        return self._answered(instead)
+    def _started(self, instead: Answer | None) -> Answer | None:
+        """What is sent instead of starting the view; None where it may start (L-10)."""
+        if instead is not None:
+            self._protection = None
+            running.set(None)
+        return instead
+
+    def _refused(self, response: HttpResponseBase) -> HttpResponseBase:
+        """The view's own refusal, in place of what an earlier try has left on record."""
+        closers: Any = response
+        closers._resource_closers.append(self.end)
+        return response
 
     # After the view
 
@@ -301,7 +331,7 @@ class Exchange:
 
     def _sent(self, verdict: Fate | Answer | None, response: HttpResponseBase) -> HttpResponseBase:
         if isinstance(verdict, Answer):
-            return stand_in(verdict, response)
+            return stand_in(verdict, response, self._policy)
         if verdict is Fate.UNRECORDED:
             mark_unrecorded(response)
         return response
@@ -314,7 +344,7 @@ class Exchange:
         if REPLAYED not in self._answer.headers or is_untouched(response, self._made, self._fields, self._answer):
             return response
         # A replay is what was stored, whatever other middleware adds to it on the way (R-01).
-        return stand_in(self._answer, response)
+        return stand_in(self._answer, response, self._policy)
 
     def abort(self, error: BaseException) -> None:
         """The chain raised: settle the attempt, whose stages stay (L-04). The error is the caller's to raise on."""
@@ -336,6 +366,11 @@ class Exchange:
         """Give the request's body back."""
         if self._recording is not None:
             self._recording.end()
+
+
+def _renders(error: Exception) -> bool:
+    """Whether Django's own handler makes a response of it (O-20)."""
+    return isinstance(error, PermissionDenied)
 
 
 def bind_stream(response: R) -> R:

@@ -7,11 +7,13 @@ REST framework's views authenticate for themselves; how they are asked is in ``r
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.contrib.sessions.backends.base import SessionBase
 from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.http import HttpRequest
 from django.utils.functional import LazyObject, empty
@@ -24,16 +26,48 @@ _SESSION_AUTHENTICATION = "django.contrib.auth.middleware"
 
 
 def identify(request: HttpRequest, lend: rest.Lend) -> Identity:
-    """The authenticated user and the tenant, as far as the project has tenants; no user for an anonymous one."""
-    return Identity(_identify(request, lend), tenant(request))
+    """The authenticated user and the tenant, as far as the project has tenants; the session of an anonymous one."""
+    name = _identify(request, lend)
+    return Identity(name, tenant(request), None if name is not None else read_session(request))
 
 
 async def aidentify(request: HttpRequest, lend: rest.Lend) -> Identity:
     """The same, without blocking the event loop."""
     name = await _aidentify(request, lend)
-    # A lazy tenant is read from the database, which only Django's own thread may do.
+    if name is not None:
+        return Identity(name, await atenant(request))
+    session = read_session(request) if _is_at_hand(request) else await sync_to_async(read_session)(request)
+    return Identity(None, await atenant(request), session)
+
+
+async def atenant(request: HttpRequest) -> str:
+    """What ``tenant`` returns. A lazy tenant is read from the database, which only Django's own thread may do."""
     lazy = issubclass(type(getattr(request, "tenant", None)), LazyObject)
-    return Identity(name, await sync_to_async(tenant)(request) if lazy else tenant(request))
+    return await sync_to_async(tenant)(request) if lazy else tenant(request)
+
+
+def read_session(request: HttpRequest) -> dict[str, Any] | None:
+    """A copy of what is in the session of a request, which may name the caller (O-19); None where there is none.
+
+    A session is loaded where the client has presented one, and only there. It does not count as accessed for that, so
+    the response does not begin to vary by cookie. Its key is never among the entries.
+    """
+    session: Any = getattr(request, "session", None)
+    if not isinstance(session, SessionBase):
+        return dict(session) if isinstance(session, Mapping) else None
+    if session.is_empty():
+        return None
+    accessed = session.accessed
+    try:
+        return dict(session.items())
+    finally:
+        session.accessed = accessed
+
+
+def _is_at_hand(request: HttpRequest) -> bool:
+    """Whether the session can be read without asking for it, which may block."""
+    session: Any = getattr(request, "session", None)
+    return not isinstance(session, SessionBase) or session.is_empty() or hasattr(session, "_session_cache")
 
 
 def tenant(request: HttpRequest) -> str:
@@ -68,7 +102,7 @@ def _identify(request: HttpRequest, lend: rest.Lend) -> str | None:
     Django's own where they know nobody. ``lend`` lends them the body. Raises ``ScopeUnknown`` for an authenticated
     user that has no primary key.
     """
-    view = rest.find_view(request)
+    view = rest.find_authenticating_view(request)
     name = None if view is None else _name_in_view(request, view, lend)
     if name is not None:
         return name
@@ -78,7 +112,7 @@ def _identify(request: HttpRequest, lend: rest.Lend) -> str | None:
 
 async def _aidentify(request: HttpRequest, lend: rest.Lend) -> str | None:
     """The same, awaited: REST framework's authenticators run in Django's own thread."""
-    view = rest.find_view(request)
+    view = rest.find_authenticating_view(request)
     name = None if view is None else await sync_to_async(_name_in_view)(request, view, lend)
     if name is not None:
         return name

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest
-from django.http.response import HttpResponse, HttpResponseBase
+from django.http.response import HttpResponseBase
 
 from open_idempotency import asgi, rules
 from open_idempotency._core.attempt import Attempt
@@ -36,7 +36,8 @@ class IdempotencyMiddleware:
 
     Configured by the settings ``IDEMPOTENCY_BACKEND`` (a URL or an instance), ``IDEMPOTENCY_POLICY`` and
     ``IDEMPOTENCY_<FIELD>`` for each field of ``IdempotencyPolicy``. Raises ``ConfigurationError`` at once for what is
-    wrong in them. The caller is ``request.user``. Since 0.1.
+    wrong in them. The caller is ``request.user``, else whom the session names (``IDEMPOTENCY_SESSION_IDENTITY``).
+    Since 0.1.
     """
 
     sync_capable = True
@@ -180,7 +181,7 @@ class IdempotencyMiddleware:
 
     def _begin(
         self, request: HttpRequest, view: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> HttpResponse | None:
+    ) -> HttpResponseBase | None:
         self._found_view = True
         exchange = self._exchange(request) or self._late(request)
         if exchange is None:
@@ -189,7 +190,7 @@ class IdempotencyMiddleware:
 
     async def _abegin(
         self, request: HttpRequest, view: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> HttpResponse | None:
+    ) -> HttpResponseBase | None:
         self._found_view = True
         exchange = self._exchange(request) or self._late(request)
         if exchange is None:

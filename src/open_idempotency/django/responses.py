@@ -10,6 +10,7 @@ from django.http.response import HttpResponseBase
 from open_idempotency._core.replay import UNRECORDED, is_kept_header
 from open_idempotency._core.requests import Answer, Headers
 from open_idempotency._wsgi.environ import octets
+from open_idempotency.policy import IdempotencyPolicy
 
 _OF_ANOTHER_BODY = frozenset({b"content-length", b"transfer-encoding", b"trailer"})
 
@@ -18,26 +19,34 @@ def make_response(answer: Answer) -> HttpResponse:
     """A response with the answer's status, header fields and body, and nothing of its own."""
     fields: dict[str, str] = {}
     spelt: dict[str, str] = {}
+    cookies: list[str] = []
     for raw_name, raw_value in answer.headers:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        if name.lower() == "set-cookie":  # the one header that no list joins (RFC 9110, section 5.3)
+            cookies.append(value)
+            continue
         name = spelt.setdefault(name.lower(), name)
         # Django's responses have each name once; RFC 9110 (5.3) lets a list be joined.
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     response = HttpResponse(answer.body or b"", status=answer.status, headers=fields)
     if "content-type" not in spelt:
         del response.headers["Content-Type"]
+    for cookie in cookies:
+        response.cookies.load(cookie)
     return response
 
 
-def stand_in(answer: Answer, current: HttpResponseBase) -> HttpResponse:
-    """The answer instead of the current response, of which only what is never stored stays (R-02): its cookies, its
-    CORS fields, its date."""
+def stand_in(answer: Answer, current: HttpResponseBase, policy: IdempotencyPolicy) -> HttpResponse:
+    """The answer instead of the current response, of which only what the policy never stores stays (R-02): its cookies,
+    its CORS fields, its date."""
     response = make_response(answer)
     for name, value in current.items():
         field = octets(name).lower()
-        if name not in response.headers and field not in _OF_ANOTHER_BODY and not is_kept_header(field):
+        stored = is_kept_header(field, policy.keep_headers, policy.drop_headers)
+        if name not in response.headers and field not in _OF_ANOTHER_BODY and not stored:
             response.headers[name] = value
-    response.cookies = current.cookies
+    stored_cookies, response.cookies = response.cookies, current.cookies
+    response.cookies.update(stored_cookies)
     # Not current.close(), which would also tell Django that the request has ended.
     old: Any = current
     new: Any = response
@@ -56,8 +65,9 @@ def is_untouched(response: HttpResponseBase, made: HttpResponse, fields: list[tu
 
 
 def header_fields(response: HttpResponseBase) -> Headers:
-    """The header fields that the response will send, without its cookies, which are never stored."""
-    return [(octets(name), octets(value)) for name, value in response.items()]
+    """The header fields that the response will send, with those of its cookies that are set by now."""
+    fields = [(octets(name), octets(value)) for name, value in response.items()]
+    return [*fields, *((b"Set-Cookie", octets(cookie.OutputString())) for cookie in response.cookies.values())]
 
 
 def mark_unrecorded(response: HttpResponseBase) -> None:

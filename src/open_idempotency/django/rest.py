@@ -1,4 +1,4 @@
-"""Who is asking a Django REST framework view, by that view's own authenticators (SPEC section 5).
+"""Who is asking a Django REST framework view, and whether it lets the request through: by the view's own means.
 
 REST framework authenticates inside the view, after the claim. So its authenticators are asked before, with a copy of
 the request, and once more by the view. REST framework is never imported here: where it was not, there is no such view.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import PermissionDenied
+from django.db import connections, transaction
 from django.http import Http404, HttpRequest
 
 #: Lends the request's body: whatever is read from it, the view finds it unread.
@@ -20,15 +21,43 @@ Lend = Callable[[], AbstractContextManager[Any]]
 
 
 def find_view(request: HttpRequest) -> Any:
-    """The REST framework view that is going to run; None for any other, and for one that authenticates nobody."""
+    """The REST framework view that is going to run; None for any other."""
     framework = sys.modules.get("rest_framework.views")
     view: Any = getattr(request.resolver_match, "func", None)
     holder = getattr(view, "cls", None)
-    if framework is None or not isinstance(holder, type) or not issubclass(holder, framework.APIView):
+    return view if framework and isinstance(holder, type) and issubclass(holder, framework.APIView) else None
+
+
+def find_authenticating_view(request: HttpRequest) -> Any:
+    """The same; None for one that authenticates nobody as well."""
+    view = find_view(request)
+    if view is None:
         return None
-    base: Any = framework.APIView
-    listed = view.initkwargs.get("authentication_classes", getattr(holder, "authentication_classes", ()))
-    return view if listed or getattr(holder, "get_authenticators", None) is not base.get_authenticators else None
+    listed = view.initkwargs.get("authentication_classes", getattr(view.cls, "authentication_classes", ()))
+    base: Any = sys.modules["rest_framework.views"].APIView
+    return view if listed or getattr(view.cls, "get_authenticators", None) is not base.get_authenticators else None
+
+
+def refusal(request: HttpRequest, view: Any) -> Any:
+    """The response by which a view refuses a request before its handler; None where it goes on to it.
+
+    Asked are its authenticators, permissions and throttles, with the request itself: the view does not run after this.
+    Raises what the view would raise.
+    """
+    instance = _initialize(view, request)
+    asked = instance.request
+    instance.headers = instance.default_response_headers
+    with ExitStack() as stack:
+        for connection in connections.all():
+            # The exception handler rolls back what it takes for the view's transaction, which has not begun.
+            if connection.settings_dict["ATOMIC_REQUESTS"] and connection.in_atomic_block:
+                stack.enter_context(transaction.atomic(connection.alias))
+        try:
+            instance.initial(asked, *instance.args, **instance.kwargs)
+        except Exception as error:  # whatever the view's own handling makes of it
+            response = instance.handle_exception(error)
+            return instance.finalize_response(asked, response, *instance.args, **instance.kwargs)
+    return None
 
 
 def find_user(request: HttpRequest, view: Any, outer_user: Any, lend: Lend) -> Any:
@@ -41,7 +70,7 @@ def find_user(request: HttpRequest, view: Any, outer_user: Any, lend: Lend) -> A
     with lend() as stream:
         twin = _copy(request, outer_user, stream)
         try:
-            asked = _initialize(view, twin)
+            asked = _initialize(view, twin).request
             if any(iscoroutinefunction(one.authenticate) for one in asked.authenticators):
                 return None
             return asked.user
@@ -66,7 +95,7 @@ def _copy(request: HttpRequest, user: Any, stream: Any) -> Any:
 
 
 def _initialize(view: Any, request: Any) -> Any:
-    """The view's own request, made as ``APIView.dispatch`` and ``ViewSetMixin.as_view`` do."""
+    """The view with its own request, made as ``APIView.dispatch`` and ``ViewSetMixin.as_view`` do."""
     instance = view.cls(**view.initkwargs)
     actions = getattr(view, "actions", None)
     if actions is not None:
@@ -76,4 +105,4 @@ def _initialize(view: Any, request: Any) -> Any:
     match = request.resolver_match
     instance.request, instance.args, instance.kwargs = request, match.args, match.kwargs
     instance.request = instance.initialize_request(request, *match.args, **match.kwargs)
-    return instance.request
+    return instance

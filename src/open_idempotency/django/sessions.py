@@ -43,8 +43,9 @@ class SessionTrace:
         session = self._loaded()
         if session is None or not caller.named:
             return None
-        self._hash = session.get(HASH_SESSION_KEY)
-        began = session.get(_NAME)
+        content = identity.read_session(self._request) or {}
+        self._hash = content.get(HASH_SESSION_KEY)
+        began = content.get(_NAME)
         found = began.get(caller.own.hex()) if isinstance(began, dict) else None
         return bytes.fromhex(found) if isinstance(found, str) else None
 
@@ -66,13 +67,14 @@ class SessionTrace:
         session = self._loaded()
         if session is None or not (session.modified or self._names_nobody(session)):
             return None
-        custom = caller.policy.scope is not None
+        custom = callable(caller.policy.scope)
         user = None if custom else identity.name_after(self._request, caller.user)
-        now = caller.record(user)
+        after = caller.as_left(user, identity.read_session(self._request))
+        now = caller.record(after)
         lost = self._ended(session) if caller.named else None
         if now == caller.own:
             return None if lost is None else Change(True, lost)
-        if now is None or (user is None and not custom) or self._is_sent(response):
+        if now is None or not caller.names(after) or self._is_sent(response):
             return Change(False, lost)
         began = session.get(_NAME)
         kept = list(began.items())[1 - _MOST :] if isinstance(began, dict) else []

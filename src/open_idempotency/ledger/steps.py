@@ -18,9 +18,8 @@ from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, End, StageId, Watch
 from open_idempotency._core.commands import Call, Release
 from open_idempotency._core.drivers import Steps, ask
-from open_idempotency._core.keeping import stored_form
+from open_idempotency._core.keeping import small_form, stored_form
 from open_idempotency._core.models import Lease, Stage
-from open_idempotency._core.replay import kept
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.sealing import ANSWER, seal_stage, unseal_stage
 from open_idempotency._core.settlement import wants_kept
@@ -175,7 +174,7 @@ def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> S
     number = yield from _check_held(transaction, attempt, lease)
     if (current, number) != transaction.entered:
         raise ConfigurationError(_ENDED)
-    attempt.answered = kept(answer, attempt.policy.max_response_bytes), response, whole
+    attempt.answered = small_form(answer, attempt.policy), response, whole
     attempt.answered_in = transaction.entered
     attempt.watch(None, transaction.watch(Kept(lease.record_id, lease.fingerprint, response)))
     return True

@@ -25,8 +25,9 @@ from tests.django_project import set_up
 from tests.http.behaviours import Call, Reply, achunks, call_of, chunks, perform, perform_async
 
 OURS = "open_idempotency.django.IdempotencyMiddleware"
-MIDDLEWARE = ["tests.http.apps.django_app.find_views_here", OURS]
-REST_MIDDLEWARE = ["tests.http.apps.django_app.find_rest_views", OURS]
+SESSIONS = "django.contrib.sessions.middleware.SessionMiddleware"
+MIDDLEWARE = [SESSIONS, "tests.http.apps.django_app.find_views_here", OURS]
+REST_MIDDLEWARE = [SESSIONS, "tests.http.apps.django_app.find_rest_views", OURS]
 
 
 def make_wsgi(backend: Backend | str, fields: dict[str, Any]) -> WSGIHandler:
@@ -92,6 +93,16 @@ def become_user(request: Any, name: str) -> None:
     request.user = SimpleNamespace(is_authenticated=True, pk=name)
 
 
+def log_in(request: HttpRequest, name: str) -> HttpResponse:
+    """By an entry of the session, and as no user of Django's."""
+    request.session["user_id"] = name
+    return HttpResponse(name)
+
+
+async def _log_in_awaited(request: HttpRequest, name: str) -> HttpResponse:
+    return log_in(request, name)
+
+
 def _call(request: HttpRequest) -> Call:
     query = request.META["QUERY_STRING"]
     become = partial(become_user, request)
@@ -147,6 +158,7 @@ class AsyncUrls:
         path("sync/<path:rest>", _blocking_in_async),
         path("required/<path:rest>", idempotent(required=True)(_awaited_required)),
         path("exempt/<path:rest>", exempt(_awaited_exempt)),
+        path("login/<str:name>", _log_in_awaited),
         path("<path:rest>", _awaited),
     ]
 
@@ -157,5 +169,6 @@ class BlockingUrls:
     urlpatterns = [
         path("required/<path:rest>", idempotent(required=True)(_blocking_required)),
         path("exempt/<path:rest>", exempt(_blocking_exempt)),
+        path("login/<str:name>", log_in),
         path("<path:rest>", _blocking),
     ]

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.middleware.sessions import SessionMiddleware
 from starlette.responses import Response
 
 from open_idempotency.asgi import App
 from open_idempotency.backend import Backend
 from open_idempotency.fastapi import IdempotencyMiddleware, IdempotencyRule, exempt
-from tests.http.apps.starlette_app import METHODS, HeaderAuthentication, call_from, respond
+from tests.http.apps.starlette_app import METHODS, HeaderAuthentication, call_from, log_in, respond
 from tests.http.behaviours import perform, perform_async
 
 
@@ -30,6 +31,8 @@ def make(backend: Backend | str, fields: dict[str, Any]) -> App:
     app = FastAPI()
     app.add_middleware(IdempotencyMiddleware, backend=backend, **fields)
     app.add_middleware(AuthenticationMiddleware, backend=HeaderAuthentication())
+    app.add_middleware(SessionMiddleware, secret_key="for tests only")
+    app.add_route("/login/{name}", log_in)
     app.add_api_route("/sync/{rest:path}", _in_threadpool, methods=METHODS)
     strict = APIRouter(prefix="/required", dependencies=[Depends(IdempotencyRule(required=True))])
     strict.add_api_route("/{rest:path}", _on_loop, methods=METHODS)

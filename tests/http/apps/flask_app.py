@@ -1,6 +1,6 @@
 """The application in Flask, with one route that requires a key and one that is exempt.
 
-Flask-Login believes the ``X-User`` header.
+Flask-Login believes the ``X-User`` header. Users who log in by ``/login/NAME`` are in the session alone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def make(backend: Backend | str, fields: dict[str, Any]) -> flask.Flask:
     LoginManager(app).request_loader(_user)
     app.add_url_rule("/required/<path:rest>", "required", idempotent(required=True)(_required), methods=METHODS)
     app.add_url_rule("/exempt/<path:rest>", "exempt", exempt(_exempt), methods=METHODS)
+    app.add_url_rule("/login/<name>", "login", _log_in)
     app.add_url_rule("/<path:rest>", "any", _view, methods=METHODS)
     Idempotency(app, backend=backend, **fields)
     return app
@@ -37,6 +38,12 @@ class _User(UserMixin):
 def _user(request: flask.Request) -> _User | None:
     name = request.headers.get("x-user")
     return _User(name) if name else None
+
+
+def _log_in(name: str) -> str:
+    """By an entry of the session, of which Flask-Login does not know."""
+    flask.session["user_id"] = name
+    return name
 
 
 def _become(name: str) -> None:

@@ -28,7 +28,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from open_idempotency.django import exempt, idempotent
-from tests.http.apps.django_app import become_user
+from tests.http.apps.django_app import become_user, log_in
 from tests.http.behaviours import Reply, call_of, chunks, perform
 
 
@@ -106,5 +106,6 @@ class Urls:
     urlpatterns = [
         path("required/<path:rest>", RequiringCharges.as_view()),
         path("exempt/<path:rest>", ExemptCharges.as_view()),
+        path("login/<str:name>", log_in),
         path("<path:rest>", Charges.as_view()),
     ]

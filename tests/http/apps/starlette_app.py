@@ -1,6 +1,7 @@
 """The application in Starlette, with one route that requires a key and one that is exempt.
 
-An AuthenticationMiddleware outside believes the ``X-User`` header.
+An AuthenticationMiddleware outside believes the ``X-User`` header. Users who log in by ``/login/NAME`` are in
+the session alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from starlette.applications import Starlette
 from starlette.authentication import AuthCredentials, AuthenticationBackend, BaseUser, SimpleUser
 from starlette.background import BackgroundTask
 from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -30,11 +32,13 @@ def make(backend: Backend | str, fields: dict[str, Any]) -> App:
         Route("/sync/{rest:path}", _in_threadpool, methods=METHODS),
         Route("/required/{rest:path}", _required, methods=METHODS),
         Route("/exempt/{rest:path}", _exempt, methods=METHODS),
+        Route("/login/{name}", log_in),
         Route("/{rest:path}", _on_loop, methods=METHODS),
     ]
     app = Starlette(routes=routes)
     app.add_middleware(IdempotencyMiddleware, backend=backend, **fields)
     app.add_middleware(AuthenticationMiddleware, backend=HeaderAuthentication())
+    app.add_middleware(SessionMiddleware, secret_key="for tests only")
     return app
 
 
@@ -44,6 +48,12 @@ class HeaderAuthentication(AuthenticationBackend):
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
         name = conn.headers.get("x-user")
         return (AuthCredentials(["authenticated"]), SimpleUser(name)) if name else None
+
+
+async def log_in(request: Request) -> Response:
+    """By an entry of the session, of which the authentication does not know."""
+    request.session["user_id"] = request.path_params["name"]
+    return Response("in")
 
 
 async def _on_loop(request: Request) -> Response:

@@ -1,0 +1,355 @@
+"""One protected ASGI request: its body on the way in, its response on the way out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from traceback import clear_frames
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
+
+from open_idempotency._asgi.client import Client
+from open_idempotency._core.admission import Intake, admit
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.callers import Caller, Change, Session, follow, told
+from open_idempotency._core.capture import Capture
+from open_idempotency._core.drivers import Steps
+from open_idempotency._core.replay import UNRECORDED
+from open_idempotency._core.requests import Answer, Headers, Identity, Request
+from open_idempotency._core.settlement import ANSWERED, Fate, abort, begin, finish
+from open_idempotency._perform import drain, loops, thread_calls
+from open_idempotency._perform.bodies import RequestBody
+from open_idempotency._perform.context import running
+from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._perform.grace import ClientLeft, Grace
+from open_idempotency._perform.holding import hold_for
+from open_idempotency._perform.telling import report_late_error
+from open_idempotency.exceptions import LeaseLost
+from open_idempotency.policy import IdempotencyPolicy
+
+if TYPE_CHECKING:
+    from open_idempotency._perform.holding import Hold
+    from open_idempotency._perform.holding_on_trio import TrioHold
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: in the scope of a request that is protected already, by an outer middleware of ours
+MARK = "open_idempotency"
+#: in the scope of a request whose claim will be made where its endpoint is called: the exchange that will make it
+PENDING = "open_idempotency.pending"
+
+# Ways of answering that would go past the capture; an application that does not find them sends bytes instead.
+_HIDDEN_EXTENSIONS = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
+
+
+class SessionTold(Session, Protocol):
+    """A session that also knows what the view has made of it."""
+
+    def change(self, caller: Caller, record_id: bytes) -> Change | None:
+        """What the view has made of the caller, asked before the session leaves; None where nothing tells of it."""
+        ...
+
+
+class Inner(Protocol):
+    """What an exchange needs of its middleware."""
+
+    engine: Engine
+
+    def identify(self, scope: Scope) -> Identity | str | None:
+        """The verified user, or the session that may name the caller; None where there is neither."""
+        ...
+
+    def session_of(self, scope: Scope) -> SessionTold | None:
+        """What tells of a request whose view changes the caller (O-14)."""
+        ...
+
+    def call_app(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Call the application on behalf of a protected request."""
+        ...
+
+
+class ClientGone(Exception):
+    """The client left before its request was whole: nobody to answer, nothing to run."""
+
+
+class Exchange:
+    """One protected request: its body on the way in, its answer on the way out."""
+
+    __slots__ = (
+        "_attempt", "_body", "_caller", "_capture", "_client", "_engine", "_gone", "_held", "_hold", "_inner", "_more",
+        "_outlet", "_pieces", "_policy", "_scope", "_session", "_settled", "_source", "_started", "_withheld",
+    )  # fmt: skip
+
+    def __init__(self, inner: Inner, policy: IdempotencyPolicy, scope: Scope, receive: Receive, send: Send) -> None:
+        self._inner = inner
+        self._engine = inner.engine
+        self._policy = policy
+        self._scope = scope
+        self._source = receive
+        self._outlet = send
+        self._body = RequestBody(policy)
+        self._capture = Capture(policy.max_response_bytes)
+        self._attempt: Attempt | None = None
+        # who sent the request, and what tells of a view that changes that (O-14)
+        self._caller: Caller | None = None
+        self._session: SessionTold | None = None
+        self._pieces: Iterator[tuple[bytes, bool]] = iter(())
+        self._held: Message | None = None
+        self._hold: Hold | TrioHold | None = None
+        self._started = False
+        self._settled = False
+        self._withheld = False
+        self._gone = False
+        # whether the application has still to receive some of the body
+        self._more = True
+        self._client: Client
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """What it runs; None while it is being admitted."""
+        return self._attempt
+
+    async def run(self, key_fields: Headers) -> None:
+        """Admit the request; then run the application, or send the answer that stands for it."""
+        requests = drain.enter(self)
+        self._session = self._inner.session_of(self._scope)
+        try:
+            admission = await self._admit(request_of(self._scope), key_fields)
+            if isinstance(admission, Answer):
+                await self._answer(admission)
+            else:
+                await self._protect(admission)
+        except ClientGone:
+            return
+        finally:
+            self._body.close()
+            requests.discard(self)
+
+    async def _admit(self, request: Request, key_fields: Headers) -> Attempt | Answer:
+        advice = self._engine.advice
+        intake = Intake(request, key_fields, new_owner(), self._identify, self._receive_body, advice, self._session)
+        admission = await self._engine.aio.run(admit(intake, self._policy))
+        if isinstance(admission, Attempt):
+            # It has the scope, which will have the attempt: no circle is left to the garbage collector.
+            self._caller, admission.caller = admission.caller, None
+        return admission
+
+    async def _identify(self) -> Identity | str | None:
+        return self._inner.identify(self._scope)
+
+    async def _receive_body(self) -> RequestBody:
+        body = self._body
+        for name, value in self._scope["headers"]:
+            if name == b"content-length":
+                body.check_length(value)
+        while True:
+            message = await self._source()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            for _ in body.add_in_turns(message.get("body", b"")):
+                await loops.sleep(0)
+            if not message.get("more_body", False):
+                return body
+
+    async def _protect(self, attempt: Attempt) -> None:
+        engine = self._engine
+        self._attempt = attempt
+        self._client = Client(self._source, Grace(self._policy.stream_grace, self._capture))
+        self._scope[MARK] = attempt
+        self._pieces = self._body.pieces()
+        extensions = self._hide_extensions()
+        mark = running.set((attempt, engine))
+        try:
+            if time.monotonic() > attempt.sure_until and (instead := await self._late(attempt)) is not None:
+                await self._answer(instead)
+                return
+            await self._run_app(attempt)
+            if not self._settled:
+                await self._give_up(attempt)
+        except BaseException as error:
+            report_late_error(attempt, error)
+            if self._settled or not await self._stand_in(attempt, error):
+                raise
+        finally:
+            running.reset(mark)
+            self._client.end()
+            if extensions is not None:
+                self._scope["extensions"] = extensions
+
+    def _run_app(self, attempt: Attempt) -> Awaitable[None]:
+        """Call the application, whose cancellation waits for what it has running in threads (L-09)."""
+        if thread_calls.pending:
+            thread_calls.hook()
+        hold = self._hold = hold_for(attempt)
+        call = self._call()
+        return call if hold is None else hold.run(call)
+
+    def _call(self) -> Awaitable[None]:
+        return self._inner.call_app(self._scope, self._receive, self._send)
+
+    async def _late(self, attempt: Attempt) -> Answer | None:
+        """Ask whose the lease is, where it may have ended (L-10); what to send instead of calling the application."""
+        while time.monotonic() > attempt.sure_until:
+            instead = await self._engine.aio.run(begin(attempt))
+            if instead is not None:
+                self._settled = True
+                self._engine.heartbeat.forget(attempt)
+                return instead
+        return None
+
+    async def _give_up(self, attempt: Attempt) -> None:
+        """The application returned in the middle: its right where the client left, else an error of its own."""
+        error = RuntimeError("the application returned before its response was complete")
+        if self._client.left is None:
+            raise error
+        await self._settle(attempt, abort(attempt, self._client.grace.error() if self._client.told else error))
+
+    async def _stand_in(self, attempt: Attempt, error: BaseException) -> bool:
+        """Settle an attempt that raised (L-04).
+
+        True if all is said: another answer was sent (L-03, S-04), or the stream was to be closed (L-05a).
+        """
+        if self._client.told and _comes_of_leaving(error):
+            clear_frames(error.__traceback__)  # the stream's generator is among them, and is closed before its retry
+            await self._settle(attempt, abort(attempt, self._client.grace.error()))
+            return True
+        verdict = await self._settle(attempt, abort(attempt, error), guarded=not isinstance(error, Exception))
+        if isinstance(verdict, Fate) or self._started:
+            return False
+        await self._answer(verdict)
+        return isinstance(error, ANSWERED)
+
+    async def _settle(self, attempt: Attempt, steps: Steps[Fate | Answer], *, guarded: bool = False) -> Fate | Answer:
+        self._settled = True
+        try:
+            return await self._engine.aio.run(steps, guarded=guarded)
+        finally:
+            self._engine.heartbeat.forget(attempt)
+            self._client.end()
+
+    def _hide_extensions(self) -> Any:
+        """Take away what would go past the capture (R-06); what was there, to be put back."""
+        extensions = self._scope.get("extensions")
+        if not extensions or _HIDDEN_EXTENSIONS.isdisjoint(extensions):
+            return None
+        self._scope["extensions"] = {n: v for n, v in extensions.items() if n not in _HIDDEN_EXTENSIONS}
+        return extensions
+
+    # What the application sees
+
+    async def _receive(self) -> Message:
+        """The body that was received already, then whatever the server says: in the end, the disconnect (R-06)."""
+        if not self._more:
+            return await self._client.receive()
+        if self._body.spooled:
+            await loops.sleep(0)  # these pieces come without waiting: whoever reads them all lets others run
+        piece, self._more = next(self._pieces)
+        return {"type": "http.request", "body": piece, "more_body": self._more}
+
+    async def _send(self, message: Message) -> None:
+        """Hold the start back until it is known what may leave; keep a copy of the rest (R-03)."""
+        if self._settled:  # trailers, or what whoever cancelled the request within the application says
+            self._withheld = self._withheld and message["type"] != "http.response.start"
+            await self._forward(message)
+        elif message["type"] == "http.response.start":
+            if self._caller is not None:
+                await self._follow(self._caller)
+            headers = list(message.get("headers", ()))  # once: any iterable may come
+            self._held = {**message, "headers": headers}
+            self._capture.start(message["status"], headers)
+            self._client.begin_stream()
+        elif message["type"] == "http.response.body":
+            if self._client.left is not None and (message.get("more_body", False) or self._client.told):
+                if await self._client.stops():
+                    return
+            self._capture.add(message.get("body", b""))
+            if message.get("more_body", False) and not self._capture.whole:
+                await self._let_go(message)
+                self._client.watch()
+            else:
+                await self._send_last(message)
+        else:
+            await self._forward(message)
+
+    async def _follow(self, caller: Caller) -> None:
+        """Let a retry find the record although the view has changed the caller (O-14), before the session leaves."""
+        self._caller = None
+        attempt, session = self._attempt, self._session
+        if attempt is None or attempt.lease is None or session is None:
+            return
+        record_id = attempt.lease.record_id
+        change = told(lambda: session.change(caller, record_id))
+        if change is not None:
+            await self._engine.aio.run(follow(attempt, caller, change, new_owner()))
+
+    async def _send_last(self, message: Message) -> None:
+        """Nothing of the last message leaves before the answer is durable (R-03)."""
+        attempt = self._attempt
+        assert attempt is not None
+        if self._hold is not None:
+            self._hold.recording = True
+        verdict = await self._settle(attempt, finish(attempt, self._capture.answer()))
+        if self._hold is not None and await self._hold.release():
+            self._withheld = True  # whoever has cancelled the request decides what its client gets
+        elif isinstance(verdict, Fate):
+            if verdict is Fate.UNRECORDED and self._held is not None:
+                self._held = {**self._held, "headers": [*self._held["headers"], UNRECORDED]}
+            await self._let_go(message)
+        elif self._started:
+            raise LeaseLost("this stream does not count, as the log says before; its end is withheld")
+        else:
+            await self._answer(verdict)
+
+    # What the server sees
+
+    def _let_go(self, message: Message) -> Awaitable[None]:
+        """Forward a part of the body, behind the start that was held back for it."""
+        held, self._held = self._held, None
+        if held is None:
+            return self._forward(message)
+        self._started = True
+        if self._hold is not None:
+            self._withheld = self._hold.begun()
+        return self._forward(held, message)
+
+    async def _answer(self, answer: Answer) -> None:
+        headers = [(name.lower(), value) for name, value in answer.headers]
+        await self._forward(
+            {"type": "http.response.start", "status": answer.status, "headers": headers},
+            {"type": "http.response.body", "body": answer.body or b"", "more_body": False},
+        )
+        self._gone = True  # all is said: what the application still sends belongs to no answer
+
+    async def _forward(self, *messages: Message) -> None:
+        """Send to the client; one that is gone does not stop the handler, whose answer is stored (L-05)."""
+        if self._gone or self._withheld:
+            return
+        try:
+            for message in messages:
+                await self._outlet(message)
+        except OSError:
+            self._gone = True
+            if self._attempt is not None:
+                self._client.leave()
+
+
+def _comes_of_leaving(error: BaseException | None) -> bool:
+    """Whether it is the ``ClientLeft`` that ``send()`` has raised, or what a framework made of that."""
+    while error is not None and not isinstance(error, ClientLeft):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def request_of(scope: Scope) -> Request:
+    raw = scope.get("raw_path") or quote(scope["path"]).encode("ascii")
+    return Request(
+        method=scope["method"].upper(),
+        path=raw.partition(b"?")[0],
+        query=scope.get("query_string", b""),
+        headers=scope["headers"],
+        native=scope,
+    )

@@ -1,0 +1,115 @@
+"""The caller whom a decoded session names (O-19), and by what else a caller might be known (O-19a).
+
+A layer outside has verified the session: its signature, or its place on the server. So its entries are as good as a
+user that a framework hands on. The text of a cookie never is: sessions are signed anew, and load balancers set theirs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from uuid import UUID
+
+from open_idempotency._core.requests import Request
+from open_idempotency.exceptions import ScopeUnknown
+from open_idempotency.policy import NO_IDENTITY
+
+# Members of an entry that is an account, such as the claims of an OpenID provider. Never a name or an address: two
+# people may have one name, and an address changes hands.
+_IDS = ("sub", "user_id", "id", "uid", "pk")
+# Authlib keeps the whole answer of a provider, with the account's claims as one member.
+_CLAIMS = "userinfo"
+# A CSRF token is given to visitors that nobody knows.
+_NOT_OF_CALLERS = ("csrf", "xsrf")
+_OWN_ENTRY = "_open_idempotency"
+#: how many cookies, and how many entries of the session, a warning names
+_NAMED = 5
+
+
+def named_by_session(session: Mapping[str, object] | None, names: tuple[str, ...]) -> str | None:
+    """The caller that a session names, as text; None where it names nobody.
+
+    The first of these entries that names somebody counts. None, booleans and empty values name nobody: they are what a
+    logout leaves. The name of the entry belongs to the caller, as ``user_id`` 7 need not be ``uid`` 7.
+    Raises ``ScopeUnknown`` for an entry that holds something else than an id, or an account without an id.
+    """
+    if not session:
+        return None
+    for name in names:
+        value = session.get(name)
+        found = _of_account(name, value) if isinstance(value, Mapping) else _member(session, name, name)
+        if found is not None:
+            return json.dumps(found)
+    return None
+
+
+def _member(holder: Mapping[str, object], name: str, entry: str) -> list[str] | None:
+    """The id in a member of the session, or of an account in it; ``entry``: how it is called in the session."""
+    text = _text(entry, holder[name]) if name in holder else None
+    if text is None:
+        return None
+    issuer = holder.get("iss")
+    # A subject is unique for one issuer only (RFC 7519, section 4.1.2).
+    return [entry, text, issuer] if name == "sub" and isinstance(issuer, str) else [entry, text]
+
+
+def _of_account(entry: str, account: Mapping[str, object]) -> list[str] | None:
+    claims = account.get(_CLAIMS)
+    holder: Mapping[str, object] = claims if isinstance(claims, Mapping) else account
+    known = [name for name in _IDS if name in holder]
+    if holder and not known:
+        raise ScopeUnknown(
+            f"the session's entry {entry!r} is a mapping with none of {', '.join(_IDS)} in it, so it does not say who "
+            "the caller is; name the entry that holds the caller's id by session_identity=, or pass scope="
+        )
+    for name in known:
+        found = _member(holder, name, f"{entry}.{name}")
+        if found is not None:
+            return found
+    return None
+
+
+def _text(entry: str, value: object) -> str | None:
+    """An id as text; None for nobody. Only types whose text is the same in every process."""
+    if isinstance(value, str):
+        return str.__str__(value) if value.strip() else None
+    if value is None or isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return str(int(value))
+    if isinstance(value, UUID):
+        return str(value)
+    if not value:
+        return None
+    raise ScopeUnknown(
+        f"the session's entry {entry!r} is a {type(value).__name__}, and an id is a string, an integer or a UUID; name "
+        "the entry that holds the caller's id by session_identity=, or pass scope="
+    )
+
+
+def cookie_names(request: Request) -> tuple[str, ...]:
+    """The names of the first few cookies by which a caller might be known. CSRF tokens are none."""
+    return tuple(islice(filter(_may_be_of_caller, _cookies(request)), _NAMED))
+
+
+def entry_names(session: Mapping[str, object] | None) -> tuple[str, ...]:
+    """The names of the first few entries of a session by which a caller might be known.
+
+    Neither CSRF tokens are such entries, nor what frameworks keep beside the user.
+    """
+    names = (str(name) for name in session or () if name != _OWN_ENTRY and name not in NO_IDENTITY)
+    return tuple(islice(filter(_may_be_of_caller, names), _NAMED))
+
+
+def _cookies(request: Request) -> Iterator[str]:
+    for header in request.header(b"cookie"):
+        for pair in header.split(b";"):
+            name, separator, _ = pair.partition(b"=")
+            # Without a separator all of it is a value.
+            if separator and name.strip():
+                yield name.strip().decode("latin-1")
+
+
+def _may_be_of_caller(name: str) -> bool:
+    return not any(part in name.lower() for part in _NOT_OF_CALLERS)

@@ -1,0 +1,62 @@
+"""Two services that keep their keys under one name on one backend (O-22).
+
+If one of them passes its caller's key and credentials on to the other, both make one record of the two requests: the
+second is taken for a duplicate (409), or for another request with the key (422), on every try. ``application=`` keeps
+them apart. Without it each claim carries a digest of the host that its request was sent to, in its owner. So a refused
+request can be told from one that came to another host. The claim itself costs nothing for that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+
+from open_idempotency import events
+from open_idempotency._core.commands import Claim, Get, Now
+from open_idempotency._core.drivers import Steps, ask
+from open_idempotency._core.requests import Request
+from open_idempotency._core.telling import Advice, warn
+from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
+from open_idempotency.policy import IdempotencyPolicy
+
+# Owners of earlier versions are random all through. One in 16 million begins like this.
+_MARK = b"oi@"
+_END = len(_MARK) + 4
+
+
+def owner_at_host(owner: bytes, request: Request, policy: IdempotencyPolicy) -> bytes:
+    """The owner of a claim, with a digest of the request's host in it; 9 of its 16 bytes stay random.
+
+    Unchanged where ``application=`` is set, or hosts have keys of their own, or the request has no host.
+    """
+    if policy.application or policy.scope_by_host:
+        return owner
+    for name, value in request.headers:
+        if name == b"host":
+            return _begin_of(value.lower()) + owner[_END:]
+    return owner
+
+
+# A service has few names. The bound is for a client that makes names up.
+@lru_cache(maxsize=64)
+def _begin_of(host: bytes) -> bytes:
+    return _MARK + hashlib.sha256(host).digest()[:4]
+
+
+def look_for_another_service(claim: Claim, request: Request, advice: Advice, policy: IdempotencyPolicy) -> Steps[None]:
+    """Report, once, that the key of a refused request is held by one that came to another host. Raises nothing.
+
+    It costs one read of the record, for one refused request in ten seconds.
+    """
+    mine = claim.owner[:_END]
+    if not mine.startswith(_MARK) or not advice.may_look((yield from ask(Now()))):
+        return
+    try:
+        record = yield from ask(Get(claim.record_id))
+    except (BackendUnavailable, RecordUnreadable) as error:
+        yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "get", error))
+        return
+    if record is not None and record.owner.startswith(_MARK) and record.owner[:_END] != mine:
+        advice.has_found()
+        path = request.path.decode("latin-1")
+        yield from warn(policy, events.NameShared.of(events.short(claim.record_id), request.method, path))

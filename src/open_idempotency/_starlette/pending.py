@@ -1,0 +1,325 @@
+"""One request under Starlette or FastAPI, whose claim is made where its endpoint is called (O-18).
+
+The middleware calls the application at once. What the application reads of the body is kept on its way in, for the
+fingerprint. ``at_call`` then asks for the claim, on the event loop, behind routing, authentication and dependencies.
+If the endpoint is not to run, another response stands in for its own, so that everything around it ends as ever. That
+stand-in carries a mark; on its way out it is replaced by the stored response, as that was stored.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Iterable
+from typing import Any, Protocol
+
+from starlette.requests import ClientDisconnect
+
+from open_idempotency._asgi.client import Client
+from open_idempotency._asgi.exchange import (
+    MARK,
+    PENDING,
+    App,
+    ClientGone,
+    Exchange,
+    Inner,
+    Message,
+    Receive,
+    Scope,
+    Send,
+)
+from open_idempotency._asgi.exchange import request_of as read_request
+from open_idempotency._core.admission import refuse_ahead, refuse_body
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.capture import Capture
+from open_idempotency._core.keys import find_key
+from open_idempotency._core.requests import Answer, Identity
+from open_idempotency._perform import drain, loops
+from open_idempotency._perform.bodies import RequestBody
+from open_idempotency._perform.context import running
+from open_idempotency._perform.coverage import Coverages
+from open_idempotency._perform.grace import Grace
+from open_idempotency._perform.telling import report_late_error
+from open_idempotency.exceptions import BodyTooLarge
+from open_idempotency.policy import IdempotencyPolicy
+from open_idempotency.rules import Rule
+
+#: the header of a stand-in, which never leaves this process
+STAND_IN = (b"open-idempotency-stand-in", secrets.token_hex(16).encode("ascii"))
+
+
+class Around(Inner, Protocol):
+    """What a pending exchange needs of its middleware."""
+
+    app: App
+    coverages: Coverages
+
+    def user_among(self, solved: Any) -> str | None:
+        """The identity that the ``user=`` dependency has found, None where the endpoint does not depend on it."""
+        ...
+
+    def look_back(self, scope: Scope, policy: IdempotencyPolicy) -> None:
+        """An endpoint was called for a caller that was not known as a user."""
+        ...
+
+    def report_unclaimed(self, scope: Scope, status: int) -> None:
+        """A success was sent for a request with a key, and nothing has asked for the claim."""
+        ...
+
+
+class PendingExchange(Exchange):
+    """A request that may be covered, until its endpoint is called; then the protected request.
+
+    ``by_path``: the rules for its path. ``keyed``: whether it carries a header that can be its key; without one nothing
+    of its body is kept.
+    """
+
+    __slots__ = (
+        "_around", "_bounded", "_by_path", "_claimed_in", "_entered", "_instead", "_keeps", "_keyed", "_known",
+        "_reached", "_read", "_refusal", "_request", "_seen", "_solved", "_status", "_unread", "stand_in",
+    )  # fmt: skip
+
+    def __init__(
+        self, around: Around, by_path: tuple[Rule, ...], keyed: bool, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        super().__init__(around, around.engine.policy, scope, receive, send)
+        self._around = around
+        self._by_path = by_path
+        self._keyed = keyed
+        # As they are here: mounts and middleware within may write another path into the scope.
+        self._request = read_request(scope)
+        self._body.bound(around.coverages.largest_request)
+        # an endpoint, or another middleware of ours, has taken the request
+        self._reached = False
+        # the limit of its body is known to be its route's
+        self._bounded = False
+        self._refusal: Answer | None = None
+        # whether the caller is somebody
+        self._known = False
+        self._keeps = keyed
+        # bytes that the application has read before the claim; and whether there are more
+        self._read = 0
+        self._unread = True
+        self._status = 0
+        self._seen: Message | None = None
+        self._solved: Any = None
+        self._instead: Answer | None = None
+        self._claimed_in: Scope | None = None
+        self._entered: set[Any] = set()
+        #: what FastAPI is to get in place of the endpoint's result, until it has got it
+        self.stand_in: Any = None
+
+    async def run(self) -> None:  # type: ignore[override]  # it has no key fields yet
+        """Call the application. Raises what it does."""
+        scope = self._scope
+        scope[PENDING] = self
+        self._session = self._inner.session_of(scope)
+        policy, engine = self._policy, self._engine
+        # Whoever uses idem before the claim of a request with a key would be unprotected, so it raises there.
+        mark = running.set(None if self._keyed else (Attempt(policy), engine))
+        extensions = self._hide_extensions() if self._keyed else None
+        try:
+            await (self._run_app(Attempt(policy)) if self._keyed else self._call())
+            if self._attempt is not None and not self._settled:
+                await self._give_up(self._attempt)
+            self._look_back()
+        except BaseException as error:
+            attempt = self._attempt
+            if attempt is None:
+                # What comes of ending the body early is no error of the application's.
+                if self._refusal is None or not isinstance(error, ClientDisconnect):
+                    raise
+                await self._answer(self._refusal)
+                return
+            report_late_error(attempt, error)
+            if self._settled or not await self._stand_in(attempt, error):
+                raise
+        finally:
+            running.reset(mark)
+            if scope.get(PENDING) is self:
+                del scope[PENDING]
+            if extensions is not None:
+                scope["extensions"] = extensions
+            if self._attempt is not None:
+                self._client.end()
+            self._claimed_in = self.stand_in = None
+            self._body.close()
+            self._entered.discard(self)
+
+    def _call(self) -> Awaitable[None]:
+        return self._around.app(self._scope, self._receive if self._keyed else self._source, self._send)
+
+    def _look_back(self) -> None:
+        if self._claimed_in is not None:
+            self._around.look_back(self._claimed_in, self._policy)
+        elif not self._reached and 200 <= self._status < 300 and self._is_covered():
+            self._around.report_unclaimed(self._scope, self._status)
+
+    def _is_covered(self) -> bool:
+        """Whether the request should have been protected, as far as its path says."""
+        coverage = self._around.coverages.by(self._by_path)
+        if coverage is None or self._request.method not in coverage.policy.methods:
+            return False
+        return bool(find_key(self._request.headers, coverage.names))
+
+    # Where the endpoint is called
+
+    def add_rules(self, rules: Iterable[Rule]) -> None:
+        """Note what a mount on the way to the endpoint says."""
+        self._by_path = (*self._by_path, *rules)
+
+    def withdraw(self) -> None:
+        """Another middleware of ours, nearer to the endpoint, takes the request (the innermost one protects)."""
+        self._let_pass()
+
+    def look_ahead(self, scope: Scope, rules: Iterable[Rule]) -> Answer | None:
+        """Look at what is known when the route is, before FastAPI reads the body; what to send instead, if anything.
+
+        A malformed key and a body that is too long are refused before the body is read (O-06, O-07).
+        """
+        if self._bounded or not self._keeps or MARK in scope:
+            return None
+        coverage = self._around.coverages.by((*self._by_path, *rules))
+        key_fields = () if coverage is None else find_key(self._request.headers, coverage.names)
+        if coverage is None or not key_fields or self._request.method not in coverage.policy.methods:
+            self._let_pass()
+            return None
+        self._policy, self._bounded = coverage.policy, True
+        refusal = refuse_ahead(self._request, key_fields, coverage.policy)
+        try:
+            self._body.bound(coverage.policy.max_request_bytes)
+        except BodyTooLarge:
+            refusal = refuse_body(self._request, coverage.policy)
+        return None if refusal is None else self._replace(refusal)
+
+    async def claim(self, scope: Scope, rules: Iterable[Rule], solved: Any = None) -> Answer | None:
+        """Make the claim; what to send instead of calling the endpoint, None if it is to be called.
+
+        ``scope``: as the endpoint sees it. ``rules``: those of its route. ``solved``: FastAPI's dependencies by their
+        callables, once they are solved. Raises ``ScopeUnknown``, ``ConfigurationError``.
+        """
+        scope.pop(PENDING, None)
+        self._reached = True
+        if MARK in scope:  # a middleware of ours that cannot be seen protects it
+            self._let_pass()
+            return None
+        coverage = self._around.coverages.by((*self._by_path, *rules))
+        if coverage is None or self._request.method not in coverage.policy.methods:
+            running.set(None)
+            self._let_pass()
+            return None
+        policy = self._policy = coverage.policy
+        key_fields = find_key(self._request.headers, coverage.names)
+        if not key_fields and not policy.required:
+            running.set((Attempt(policy), self._engine))
+            self._let_pass()
+            return None
+        if key_fields and not self._keyed:
+            raise RuntimeError("a rule that names the header of this key was made while the request was on its way")
+        return await self._claim(scope, key_fields, solved)
+
+    async def _claim(self, scope: Scope, key_fields: list[tuple[bytes, bytes]], solved: Any) -> Answer | None:
+        self._request.native, self._solved = scope, solved
+        self._entered = drain.enter(self)
+        try:
+            admission = await self._admit(self._request, key_fields)
+        except ClientGone:
+            self._gone = True
+            admission = Answer(400, [], b"")  # nobody gets it, and nothing is to run
+        finally:
+            self._solved = None
+        if isinstance(admission, Answer):
+            return self._replace(admission)
+        self._begin(admission, scope)
+        late = await self._late(admission)
+        return None if late is None else self._replace(late)
+
+    def _begin(self, attempt: Attempt, scope: Scope) -> None:
+        policy = self._policy
+        self._attempt = attempt
+        self._capture = Capture(policy.max_response_bytes)
+        self._client = Client(self._source, Grace(policy.stream_grace, self._capture))
+        if self._seen is not None:
+            self._client.leave(self._seen)
+        self._pieces = self._body.pieces(self._read)
+        if self._hold is not None:
+            self._hold.protect(attempt)
+        scope[MARK] = attempt
+        running.set((attempt, self._engine))
+        if not self._known:
+            self._claimed_in = scope
+
+    def _replace(self, answer: Answer) -> Answer:
+        self._instead = answer
+        self._keeps = False
+        self._entered.discard(self)
+        return answer
+
+    def _let_pass(self) -> None:
+        self._reached = True
+        self._keeps = False
+        self._body.close()
+
+    async def _identify(self) -> Identity | str | None:
+        user = None if self._solved is None else self._around.user_among(self._solved)
+        found = user if user is not None else self._inner.identify(self._request.native)
+        self._known = (found.user if isinstance(found, Identity) else found) is not None
+        return found
+
+    async def _receive_body(self) -> RequestBody:
+        """The body whole: what the application has read, and what it will read."""
+        body, limit = self._body, self._policy.max_request_bytes
+        if not self._keeps:
+            raise BodyTooLarge(f"over {body.size} bytes")
+        body.bound(limit)
+        for name, value in self._request.headers:
+            if name == b"content-length":
+                body.check_length(value)
+        while self._unread:
+            message = await self._source()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            await self._take(message)
+        return body
+
+    async def _take(self, message: Message) -> None:
+        for _ in self._body.add_in_turns(message.get("body", b"")):
+            await loops.sleep(0)
+        self._unread = message.get("more_body", False)
+
+    # What the application sees
+
+    async def _receive(self) -> Message:
+        if self._attempt is not None:
+            return await super()._receive()
+        message = {"type": "http.disconnect"} if self._refusal is not None else await self._source()
+        if message["type"] == "http.disconnect":
+            self._seen = message
+        elif self._keeps:
+            try:
+                await self._take(message)
+            except BodyTooLarge:
+                self._keeps = False  # a claim, if there is one, is refused (O-07)
+                if self._bounded:  # nor is the rest received, as if the client had left
+                    self._refusal = refuse_body(self._request, self._policy)
+                    return {"type": "http.disconnect"}
+            self._read = self._body.size
+            self._more = self._unread
+        return message
+
+    async def _send(self, message: Message) -> None:
+        if self._refusal is not None and message["type"] == "http.response.start":
+            await self._answer(self._refusal)
+            return
+        if self._instead is not None and message["type"] == "http.response.start":
+            instead, self._instead = self._instead, None
+            headers = [tuple(header) for header in message.get("headers", ())]
+            if STAND_IN in headers:
+                await self._answer(instead)
+                return
+            # What stands around the endpoint has made a response of its own of it, such as the error of a dependency.
+        if self._attempt is not None:
+            await super()._send(message)
+        elif not self._gone:
+            if message["type"] == "http.response.start":
+                self._status = message["status"]
+            await self._outlet(message)

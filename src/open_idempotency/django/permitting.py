@@ -1,0 +1,82 @@
+"""Whether a view still lets a request through, asked before a response of an earlier try is sent (O-23).
+
+A caller may have lost a permission since. The view itself does not run for a retry, so what stands in front of its
+code is asked alone: the decorators above ``@idempotent``, what a REST framework view does before its handler
+(authentication, permissions, throttles), and Django's own access mixins. Their refusal is sent, and is not stored.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+
+from open_idempotency._perform import marks
+from open_idempotency.django import rest
+
+Ask = Callable[[], Any]
+
+
+def refusal(request: HttpRequest, view: Any) -> HttpResponseBase | None:
+    """The response by which the view refuses this request; None if it lets it through. Raises what the view raises."""
+    call = _call(request, view)
+    if call is not None and iscoroutinefunction(view):
+        response: HttpResponseBase | None = async_to_sync(marks.aask)(call)
+        return response
+    ask = call or _question(request, view)
+    return None if ask is None else marks.ask(ask)
+
+
+async def arefusal(request: HttpRequest, view: Any) -> HttpResponseBase | None:
+    """The same, awaited: what is not a coroutine is asked in Django's own thread."""
+    call = _call(request, view)
+    if call is not None and iscoroutinefunction(view):
+        return await marks.aask(call)
+    ask = call or _question(request, view)
+    return None if ask is None else await sync_to_async(marks.ask)(ask)
+
+
+def _call(request: HttpRequest, view: Any) -> Ask | None:
+    """Call the view as far as its mark; None where it has no mark, or nothing stands above that."""
+    if not marks.has_something_above(view) and not marks.is_placed(_handler(request, view)):
+        return None
+    match: Any = request.resolver_match
+    return lambda: view(request, *match.args, **match.kwargs)
+
+
+def _question(request: HttpRequest, view: Any) -> Ask | None:
+    """What stands in front of the code of a class-based view, as far as it is known without calling that."""
+    rest_view = rest.find_view(request)
+    if rest_view is not None:
+        return lambda: rest.refusal(request, rest_view)
+    mixins: Any = sys.modules.get("django.contrib.auth.mixins")
+    holder = getattr(view, "view_class", None)
+    if mixins is None or not isinstance(holder, type) or not issubclass(holder, mixins.AccessMixin):
+        return None
+    return lambda: _refusal_by_mixins(request, view, mixins)
+
+
+def _handler(request: HttpRequest, view: Any) -> Any:
+    """The method or action of a class-based view that is going to run; None for a function."""
+    holder = getattr(view, "cls", None) or getattr(view, "view_class", None)
+    verb = str(request.method).lower()
+    return getattr(holder, (getattr(view, "actions", None) or {}).get(verb, verb), None)
+
+
+def _refusal_by_mixins(request: HttpRequest, view: Any, mixins: Any) -> HttpResponseBase | None:
+    """As the ``dispatch`` of each of Django's mixins does, without calling it: a class may do its work in there."""
+    match: Any = request.resolver_match
+    instance = view.view_class(**view.view_initkwargs)
+    instance.setup(request, *match.args, **match.kwargs)
+    user: Any = getattr(request, "user", None)
+    passes = (
+        (not isinstance(instance, mixins.LoginRequiredMixin) or user.is_authenticated)
+        and (not isinstance(instance, mixins.PermissionRequiredMixin) or instance.has_permission())
+        and (not isinstance(instance, mixins.UserPassesTestMixin) or instance.get_test_func()())
+    )
+    refused: HttpResponseBase | None = None if passes else instance.handle_no_permission()
+    return refused

@@ -1,0 +1,50 @@
+"""No ``scope=`` of the docs makes a 500 of a request without credentials."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import ROOT, blocks, name_of, pages
+
+SECONDS = 90
+# A policy's field: not what FastAPI's Depends is given, which is a string.
+_SCOPE = re.compile(r"\bscope=([a-z_]\w*)|IDEMPOTENCY_SCOPE = (\w+)")
+
+
+def _named(page: Path) -> list[str]:
+    """The callables that the Python blocks of a page give as ``scope=``."""
+    text = "".join(block.text for block in blocks(page) if block.language == "python")
+    return [name for match in _SCOPE.findall(text) for name in match if name]
+
+
+WITH_SCOPES = [page for page in pages() if _named(page)]
+
+
+@pytest.mark.parametrize("page", WITH_SCOPES, ids=name_of)
+def test_a_request_without_credentials_is_not_a_500(page: Path, tmp_path: Path) -> None:
+    """O-20: each ``scope=`` of the page refuses it, or has a name for its caller."""
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.docs.scopes", str(page)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    asked = [line.split(": ") for line in done.stdout.splitlines()]
+    assert {name for name, _ in asked} == set(_named(page))
+    assert {int(status) for _, status in asked} <= {201, 401, 403}, done.stdout
+
+
+def test_the_docs_show_scopes() -> None:
+    """O-20: the pages above are found at all."""
+    assert len(WITH_SCOPES) >= 5

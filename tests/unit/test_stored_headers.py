@@ -1,0 +1,221 @@
+"""Which response headers are stored, what a policy changes of that, and what reports that a replay lacks some."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import flask
+import pytest
+from werkzeug.test import Client as WsgiClient
+
+from open_idempotency import events
+from open_idempotency._core.codecs import decode_response, encode_response
+from open_idempotency._core.replay import kept, omitted
+from open_idempotency._core.requests import Answer
+from open_idempotency.backends.memory import MemoryBackend
+from open_idempotency.encryption import EncryptionKeys
+from open_idempotency.flask import Idempotency, idempotent
+from open_idempotency.redaction import tombstone
+from tests.unit.builders import Listener
+from tests.unit.every_adapter import ADAPTERS, FIELDS, Reply
+
+KEYS = EncryptionKeys({"2026": bytes(range(32))})
+COOKIE = ("Set-Cookie", "session=secret")
+TOKEN = ("Authorization", "Bearer secret")
+
+by_every_adapter = pytest.mark.parametrize("adapter", ADAPTERS)
+
+
+class Twice:
+    """A request and its retry, and what was reported of the two."""
+
+    def __init__(self, adapter: str, *sent: tuple[str, str], **policy: Any) -> None:
+        self.backend, self.listener = MemoryBackend(), Listener()
+        send = ADAPTERS[adapter](self.backend, sent, on_event=self.listener, **policy)
+        self.first: Reply = send()
+        self.again: Reply = send()
+        assert (self.first.status, self.first.body) == (201, b"ran")
+
+    @property
+    def lacking(self) -> list[str]:
+        """The headers of each replay that lacked some."""
+        found = [event for event in self.listener.seen if isinstance(event, events.ReplayedWithoutCredentials)]
+        assert all(event.status == 201 for event in found)
+        return [event.headers for event in found]
+
+
+@by_every_adapter
+@pytest.mark.parametrize("credentials", [COOKIE, TOKEN], ids=["cookie", "token"])
+def test_credentials_of_a_response_are_not_stored(adapter: str, credentials: tuple[str, str]) -> None:
+    """O-21, O-21a: the first client gets them, the record does not; the replay without them is reported."""
+    twice = Twice(adapter, credentials, ("X-Kept", "1"))
+    assert "secret" in twice.first.headers[credentials[0].lower()]
+    assert credentials[0].lower() not in twice.again.headers
+    assert (twice.again.headers["x-kept"], twice.again.headers["idempotent-replayed"]) == ("1", "true")
+    (record,) = twice.backend.scan()
+    assert b"secret" not in (record.response or b"")
+    assert twice.lacking == [credentials[0].lower()]
+    assert "idempotency-omitted" not in {**twice.first.headers, **twice.again.headers}
+
+
+@by_every_adapter
+def test_a_response_without_credentials_is_no_event(adapter: str) -> None:
+    """O-21a: nor is one that lacks other headers of the moment."""
+    assert Twice(adapter, ("Age", "1"), ("X-Kept", "1")).lacking == []
+
+
+@by_every_adapter
+def test_a_policy_leaves_further_headers_out(adapter: str) -> None:
+    """O-21: by their names in any case; ``Set-Cookie`` among them says that it is meant, and is reported no more."""
+    twice = Twice(adapter, ("X-Internal", "1"), ("X-Kept", "1"), COOKIE, drop_headers=["x-internal", "SET-COOKIE"])
+    assert twice.first.headers["x-internal"] == "1"
+    assert "x-internal" not in twice.again.headers
+    assert "set-cookie" not in twice.again.headers
+    assert twice.again.headers["x-kept"] == "1"
+    assert twice.lacking == []
+
+
+@by_every_adapter
+def test_a_policy_keeps_headers_that_are_left_out(adapter: str) -> None:
+    """O-21: of the moment, and of a family that begins alike."""
+    sent = [("Server-Timing", "db;dur=1"), ("Access-Control-Expose-Headers", "ETag"), ("Age", "7")]
+    twice = Twice(adapter, *sent, keep_headers=["server-timing", "Access-Control-Expose-Headers"])
+    assert twice.again.headers["server-timing"] == "db;dur=1"
+    assert twice.again.headers["access-control-expose-headers"] == "ETag"
+    assert "age" not in twice.again.headers
+
+
+@by_every_adapter
+def test_encrypted_credentials_may_be_kept(adapter: str) -> None:
+    """O-21: then each replay has them, the record does not show them, and nothing is reported."""
+    policy = {"keep_headers": ["Set-Cookie", "Authorization"], "encryption": KEYS}
+    twice = Twice(adapter, COOKIE, ("Set-Cookie", "other=2; HttpOnly; Path=/"), TOKEN, **policy)
+    assert (twice.again.headers["set-cookie"], twice.again.headers["authorization"]) == (
+        twice.first.headers["set-cookie"],
+        "Bearer secret",
+    )
+    assert "other=2" in twice.again.headers["set-cookie"]
+    (record,) = twice.backend.scan()
+    assert b"secret" not in (record.response or b"")
+    assert twice.lacking == []
+
+
+def test_a_rule_has_headers_of_its_own() -> None:
+    """O-21: as every policy field."""
+    app = flask.Flask("shop")
+
+    def view() -> Any:
+        response = flask.make_response("ran", 201)
+        response.headers["X-Internal"] = response.headers["Age"] = "1"
+        return response
+
+    app.add_url_rule("/plain", "plain", view, methods=["POST"])
+    ruled = idempotent(drop_headers=["X-Internal"], keep_headers=["Age"])(lambda: view())
+    app.add_url_rule("/ruled", "ruled", ruled, methods=["POST"])
+    Idempotency(app, "memory://", scope_by_route=True)
+    found = {}
+    for path in ("/plain", "/ruled"):
+        for _ in range(2):
+            answer = app.test_client().post(path, headers=FIELDS)
+        found[path] = "X-Internal" in answer.headers, "Age" in answer.headers
+    assert found == {"/plain": (True, False), "/ruled": (False, True)}
+
+
+def test_the_configuration_of_flask_has_the_fields() -> None:
+    """O-21: as every policy field."""
+    app = flask.Flask("shop")
+    app.config.update(
+        IDEMPOTENCY_BACKEND="memory://", IDEMPOTENCY_DROP_HEADERS=["X-A"], IDEMPOTENCY_KEEP_HEADERS=["Age"]
+    )
+    Idempotency(app)
+    policy = app.extensions["open_idempotency"].policy
+    assert (policy.drop_headers, policy.keep_headers) == (("X-A",), ("Age",))
+
+
+@pytest.mark.parametrize(
+    ("redact", "lacking"),
+    [
+        (lambda answer: answer, ["set-cookie"]),
+        (lambda answer: Answer(answer.status, [*answer.headers, (b"x-more", b"1")], answer.body), ["set-cookie"]),
+        (lambda answer: Answer(answer.status, [], answer.body), ["set-cookie"]),
+        (tombstone, []),
+    ],
+    ids=["none", "adds", "clears", "tombstone"],
+)
+def test_a_hook_that_redacts_changes_nothing_of_it(redact: Callable[[Answer], Answer], lacking: list[str]) -> None:
+    """O-21a: it sees no note of ours, and takes none away. A response that is not replayed lacks nothing."""
+    seen: list[Any] = []
+
+    def hook(answer: Answer) -> Answer:
+        seen.extend(name.lower() for name, _ in answer.headers)
+        return redact(answer)
+
+    twice = Twice("wsgi", COOKIE, redact=hook)
+    assert twice.lacking == lacking
+    assert not {b"set-cookie", b"idempotency-omitted"} & set(seen)
+
+
+def test_what_a_hook_takes_out_of_kept_credentials_is_reported() -> None:
+    """O-21a: it is left out as well."""
+    policy = {"keep_headers": ["Set-Cookie"], "encryption": KEYS}
+    twice = Twice("wsgi", COOKIE, redact=lambda answer: Answer(answer.status, [], answer.body), **policy)
+    assert twice.lacking == ["set-cookie"]
+
+
+def test_an_application_cannot_write_the_note() -> None:
+    """O-21a: a header of this name is not stored."""
+    twice = Twice("wsgi", ("Idempotency-Omitted", "set-cookie"), ("X-Kept", "1"))
+    assert twice.lacking == []
+    assert "idempotency-omitted" not in twice.again.headers
+
+
+def test_the_log_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    """O-21a: a warning, with a listener or without one; the cookie itself is not in it."""
+    send = ADAPTERS["wsgi"](MemoryBackend(), [COOKIE])
+    for _ in range(2):
+        send()
+    (said,) = [r for r in caplog.records if r.levelno == logging.WARNING and "WithoutCredentials" in r.getMessage()]
+    assert "exempt a view that logs in" in said.getMessage()
+    assert "secret" not in said.getMessage()
+
+
+def test_a_session_that_a_view_begins_in_flask_is_reported() -> None:
+    """O-21a: its cookie is set behind the view."""
+    app = flask.Flask("shop")
+    app.secret_key = "only for tests"
+    app.post("/0")(lambda: (flask.session.update(user="ada"), ("in", 201))[1])
+    listener = Listener()
+    Idempotency(app, "memory://", scope=lambda request: "all", on_event=listener)
+    client = WsgiClient(app, use_cookies=False)
+    first, again = client.post("/0", headers=FIELDS), client.post("/0", headers=FIELDS)
+    assert ("Set-Cookie" in first.headers, again.headers["Idempotent-Replayed"]) == (True, "true")
+    assert events.ReplayedWithoutCredentials in listener.kinds()
+
+
+# What is stored, in bytes
+
+
+def test_the_note_is_a_header_that_every_version_of_the_format_reads() -> None:
+    """O-21a, B-13: the first one of the frame. Where an earlier version sends it, it is true."""
+    frame = encode_response(Answer(201, [(b"x", b"1")], b"ran", b"set-cookie"))
+    as_ever = encode_response(Answer(201, [(b"idempotency-omitted", b"set-cookie"), (b"x", b"1")], b"ran"))
+    assert frame == as_ever
+    read = decode_response(frame)
+    assert (read.headers, read.omitted) == ([(b"x", b"1")], b"set-cookie")
+
+
+def test_the_names_are_those_of_the_credentials_that_are_missing() -> None:
+    """O-21a: each once, sorted, in any case."""
+    live = [(b"Set-Cookie", b"a"), (b"authorization", b"b"), (b"x", b"1"), (b"SET-COOKIE", b"c")]
+    small = kept(Answer(201, live, b""), 10)
+    assert omitted(small, live, ()) == b"authorization, set-cookie"
+    assert omitted(small, live, ("Set-Cookie",)) == b"authorization"
+    assert omitted(kept(Answer(201, live, b"too long"), 1), live, ()) == b""
+
+
+def test_a_response_without_credentials_is_stored_as_ever() -> None:
+    """O-21a, B-13: byte by byte."""
+    plain = Answer(201, [(b"x", b"1")], b"ran")
+    assert encode_response(plain) == b"\x01\x00\x00\xc9\x00\x01\x00\x00\x00\x03\x00\x01\x00\x00\x00\x01x1ran"
