@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 from open_idempotency import rules as route_rules
 from open_idempotency._asgi.client import Client
-from open_idempotency._asgi.sessions import read_session
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.callers import Session
@@ -23,6 +22,7 @@ from open_idempotency._core.drivers import Steps
 from open_idempotency._core.keys import find_key
 from open_idempotency._core.replay import UNRECORDED
 from open_idempotency._core.requests import Answer, Headers, Identity, Request
+from open_idempotency._core.session_identity import entries_of
 from open_idempotency._core.settlement import ANSWERED, Fate, abort, begin, finish
 from open_idempotency._perform import drain, loops, thread_calls
 from open_idempotency._perform.bodies import RequestBody
@@ -176,7 +176,7 @@ class IdempotencyMiddleware:
         Plain ASGI knows no user.
         """
         session = scope.get("session")
-        return None if session is None else Identity(None, session=read_session(session))
+        return None if session is None else Identity(None, session=entries_of(session))
 
     def session_of(self, scope: Scope) -> Session | None:
         """What tells of a request whose view changes the caller (O-14); plain ASGI follows no session."""
