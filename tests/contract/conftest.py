@@ -1,7 +1,7 @@
 """The matrix: each test of the shipped contract runs on every backend, blocking and awaited.
 
-A backend has variants: releases of its server, drivers, ways to deploy it, asyncio and trio. By default the test decides
-which of them it meets; ``OI_TEST_CONTRACT=full`` runs it on every variant (``tests.matrix``).
+A backend has variants: releases of its server, drivers, ways to deploy it, asyncio and trio. By default a test meets
+one of them, which depends on the test; ``OI_TEST_CONTRACT=full`` runs it on every variant (``tests.matrix``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The matrix: every test of this folder that asks for ``site`` runs on every adapter and every backend that can do it.
 
-``OI_TEST_HTTP=full`` runs it on every pair of them (``tests.matrix``). On PostgreSQL each adapter runs on the version that
-``ON_POSTGRES_16`` says; in the full form on both.
+``OI_TEST_HTTP=full`` runs it on every pair of them (``tests.matrix``). On PostgreSQL each adapter runs on the version
+that ``ON_POSTGRES_16`` says; in the full form on both.
 """
 
 from __future__ import annotations
