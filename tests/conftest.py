@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from open_idempotency import open_backend
 from open_idempotency._perform import drain
 from open_idempotency._perform.heartbeat import _Beats
+from tests.matrix import SUITES, is_full
 from tests.poolers import POOLERS, PgBouncer, Pooler, pgbouncer_binary
 from tests.postgres_server import PostgresServer
 from tests.servers import CAN_EXIST, Server
@@ -40,10 +41,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> list[str]:
-    """Say which servers are tested, and which cannot exist here, so that none is missing silently."""
+    """Say which servers and cells are tested, and which cannot exist here, so that none is missing silently."""
     missing = [kind for kind, can_exist in CAN_EXIST.items() if not can_exist]
     bouncer = pgbouncer_binary() or "none here, the pooler of tests/poolers.py stands for it"
-    notes = [f"servers: {', '.join(SERVER_KINDS)}", f"pgbouncer: {bouncer}"]
+    in_full = [suite for suite in SUITES if is_full(suite)]
+    notes = [
+        f"servers: {', '.join(SERVER_KINDS)}",
+        f"pgbouncer: {bouncer}",
+        f"matrices in full (OI_TEST_...=full): {', '.join(in_full) or 'none'}",
+    ]
     return notes + [f"servers without a wheel for this Python, deselected: {', '.join(missing)}"] * bool(missing)
 
 

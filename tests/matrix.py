@@ -2,8 +2,8 @@
 
 A matrix has a test for each adapter and each backend, say, or each server and each adapter. Most mistakes are of one
 row or of one column, and any cell of it finds those. So a test runs once in each row, in a column that depends on the
-test, and in those columns that this leaves out. Over all tests each cell is met. ``OI_TEST_HTTP=full``,
-``OI_TEST_CONTRACT=full`` and ``OI_TEST_WIRE=full`` run every cell, as ``tox -e full`` does.
+test, and in those columns that this leaves out. Over all tests each cell is met. ``OI_TEST_HTTP=full`` and so on run
+every cell of a suite, as ``tox -e full`` does.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from collections.abc import Callable
 from zlib import crc32
 
 import pytest
+
+#: those with a matrix; each has a variable, ``OI_TEST_HTTP`` and so on
+SUITES = ("CONTRACT", "CRASH", "HTTP", "WIRE")
 
 #: the row and the column of a test, and what it is apart from them; None for a test that is in no matrix
 Cell = Callable[[pytest.Item], tuple[str, str, str] | None]
