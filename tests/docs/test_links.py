@@ -29,12 +29,13 @@ def test_a_link_leads_to_a_file_and_an_anchor_to_a_heading(page: Path) -> None:
             assert fragment in known, f"{name_of(page)}:{link.line}: {link.target}: no such heading"
 
 
-def _proofs() -> list[tuple[str, str]]:
+def guarantees() -> list[tuple[str, str]]:
+    """The tests that the README's guarantees name, each with its file."""
     found = [(_TEST_NAME.match(link.text), link.target) for link in links(section(README, "Guarantees"))]
     return [(match[1], target.removeprefix(REPOSITORY)) for match, target in found if match]
 
 
-@pytest.mark.parametrize(("test", "path"), _proofs(), ids=lambda value: str(value).rpartition("/")[2])
+@pytest.mark.parametrize(("test", "path"), guarantees(), ids=lambda value: str(value).rpartition("/")[2])
 def test_a_guarantee_links_to_an_existing_test(test: str, path: str) -> None:
     """The file that a guarantee links to has a test of that name."""
     source = (ROOT / path).read_text(encoding="utf-8")
