@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+#: begins each link of the README to a file of the project, since a package index shows the README alone
+REPOSITORY = "https://github.com/open-idempotency/open-idempotency/blob/main/"
+
+OF_THE_PROJECT = ("CHANGELOG.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md")
 
 _FENCE = re.compile(r"^(`{3,})([^\n`]*)\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 _HIDDEN = re.compile(r"^<!-- hidden (\w+)\n(.*?)^-->[ \t]*$", re.MULTILINE | re.DOTALL)
@@ -39,7 +43,7 @@ class Link(NamedTuple):
 
 def pages() -> list[Path]:
     """Every page that the project publishes."""
-    found = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
+    found = [ROOT / name for name in ("README.md", *OF_THE_PROJECT)]
     found += sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)
     return found
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT, anchor, headings, links, name_of, pages, section
+from tests.docs.pages import REPOSITORY, ROOT, anchor, headings, links, name_of, pages, section
 
 README = ROOT / "README.md"
 _ELSEWHERE = re.compile(r"^(https?|mailto):")
@@ -15,25 +15,27 @@ _TEST_NAME = re.compile(r"^`(test_\w+)`$")
 
 
 @pytest.mark.parametrize("page", pages(), ids=name_of)
-def test_a_relative_link_leads_to_a_file_and_an_anchor_to_a_heading(page: Path) -> None:
+def test_a_link_leads_to_a_file_and_an_anchor_to_a_heading(page: Path) -> None:
     """No link of ours is dead."""
     for link in links(page.read_text(encoding="utf-8")):
-        if _ELSEWHERE.match(link.target):
+        ours = link.target.startswith(REPOSITORY)
+        if _ELSEWHERE.match(link.target) and not ours:
             continue
-        name, _, fragment = link.target.partition("#")
-        target = (page.parent / name).resolve() if name else page
+        name, _, fragment = link.target.removeprefix(REPOSITORY).partition("#")
+        target = ((ROOT if ours else page.parent) / name).resolve() if name else page
         assert target.exists(), f"{name_of(page)}:{link.line}: {link.target} does not exist"
         if fragment:
             known = {anchor(title) for title in headings(target)}
             assert fragment in known, f"{name_of(page)}:{link.line}: {link.target}: no such heading"
 
 
-def _proofs() -> list[tuple[str, str]]:
+def guarantees() -> list[tuple[str, str]]:
+    """The tests that the README's guarantees name, each with its file."""
     found = [(_TEST_NAME.match(link.text), link.target) for link in links(section(README, "Guarantees"))]
-    return [(match[1], target) for match, target in found if match]
+    return [(match[1], target.removeprefix(REPOSITORY)) for match, target in found if match]
 
 
-@pytest.mark.parametrize(("test", "path"), _proofs(), ids=lambda value: str(value).rpartition("/")[2])
+@pytest.mark.parametrize(("test", "path"), guarantees(), ids=lambda value: str(value).rpartition("/")[2])
 def test_a_guarantee_links_to_an_existing_test(test: str, path: str) -> None:
     """The file that a guarantee links to has a test of that name."""
     source = (ROOT / path).read_text(encoding="utf-8")

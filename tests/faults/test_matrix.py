@@ -1,7 +1,7 @@
 """The crash matrix with real processes: each cell of ``tests.faults.matrix``, one test for each manner.
 
 The oracle is outside of the library and of the servers: the effects that the handlers left in a file and in a table,
-and what two HTTP clients got. A short form runs by default; ``OI_TEST_FAULTS=full`` runs every cell.
+and what two HTTP clients got. A short form runs with ``tox -e full``; ``OI_TEST_FAULTS=full`` runs every cell.
 """
 
 from __future__ import annotations

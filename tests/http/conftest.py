@@ -1,11 +1,11 @@
-"""The matrix: every test of this folder that asks for ``site`` runs on every adapter and backend that can do it.
+"""The matrix: every test of this folder that asks for ``site`` runs on every adapter and every backend that can do it.
 
-On PostgreSQL each adapter runs on the version that ``ON_POSTGRES_16`` says; with ``OI_TEST_HTTP=full``, on both.
+``OI_TEST_HTTP=full`` runs it on every pair of them (``tests.matrix``). On PostgreSQL each adapter runs on the version
+that ``ON_POSTGRES_16`` says; in the full form on both.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,11 +18,12 @@ from tests.http.backends import close_held
 from tests.http.behaviours import SCRIPTS, Behaviour
 from tests.http.sites import Case, Site, served
 from tests.http.variants import BACKENDS, CAPABILITIES, ON_POSTGRES_16, POSTGRES_VERSIONS
+from tests.matrix import apart_from, is_full, thin_out
 
 NewCase = Callable[..., Case]
 Open = Callable[[str], Backend]
 
-_POSTGRES = POSTGRES_VERSIONS if os.environ.get("OI_TEST_HTTP") == "full" else ("postgres",)
+_POSTGRES = POSTGRES_VERSIONS if is_full("HTTP") else ("postgres",)
 _BACKENDS = (*(name for name in BACKENDS if name != "postgres"), *_POSTGRES)
 
 
@@ -38,11 +39,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out what an adapter cannot do; pytest reports how many that are."""
+    """Take out what an adapter cannot do, and what the full form alone runs; pytest reports how many that are."""
     out = [item for item in items if not _applies(item)]
     if out:
         items[:] = [item for item in items if _applies(item)]
         config.hook.pytest_deselected(items=out)
+    thin_out(config, items, "HTTP", _cell)
+
+
+def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    adapter, backend = params.get("adapter"), params.get("backend_name")
+    if adapter not in CAPABILITIES or backend is None:
+        return None
+    return adapter, backend, f"{item.path.name} {apart_from(item, 'adapter', 'backend_name')}"
 
 
 def _applies(item: pytest.Item) -> bool:

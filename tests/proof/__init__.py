@@ -2,7 +2,7 @@
 
 A cell is a point, what stops the worker there, and whether the records are lost as well. ``OI_TEST_PROOF=full``
 (``tox -e proof``) takes a thousand keys for each cell, which the six forms share; a number takes that many keys of each
-form; the default takes two.
+form; the default, which ``tox -e full`` runs, takes two.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from open_idempotency.backend import Lease
+from tests.effort import times
 from tests.simulation.environment import LEASE
 from tests.simulation.history import History
 from tests.simulation.loop import Task
@@ -22,7 +23,7 @@ ORDER = Order("key-0-0123456789abcdef", "alice", b"mug")
 AWAITS = range(1, 13)
 
 
-@pytest.fixture(params=range(8), ids=lambda number: f"seed{number}")
+@pytest.fixture(params=range(times(4)), ids=lambda number: f"seed{number}")
 def history(request: pytest.FixtureRequest) -> Iterator[History]:
     """Two workers and nothing that goes wrong by itself; seeds differ in how long each thing takes."""
     made = History(Plan(seed=request.param, workers=2, stages=STAGES))

@@ -1,4 +1,7 @@
-"""The matrix: each test that asks for ``served`` runs on every server and adapter that can do it."""
+"""The matrix: each test that asks for ``served`` runs on every server and every adapter that can do it.
+
+``OI_TEST_WIRE=full`` runs it on every pair of them (``tests.matrix``).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.matrix import apart_from, thin_out
 from tests.wire.case import Case
 from tests.wire.kinds import SERVED, lacking
 from tests.wire.native import FILE_BODY
@@ -31,13 +35,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out what a server or an adapter cannot do."""
+    """Take out what a server or an adapter cannot do, and what the full form alone runs."""
     reasons = {item: _reasons(item) for item in items}
     out = [item for item in items if reasons[item]]
     if out:
         items[:] = [item for item in items if not reasons[item]]
         config.hook.pytest_deselected(items=out)
         config.stash[_LACKING].update(reason for item in out for reason in reasons[item])
+    thin_out(config, items, "WIRE", _cell)
+
+
+def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    if params.get("served") not in SERVED:
+        return None
+    kind, _, adapter = params["served"].partition(":")
+    return kind, adapter, f"{item.path.name} {apart_from(item, 'served')}"
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:

@@ -1,0 +1,54 @@
+"""The matrix: each test of the shipped contract runs on every backend, blocking and awaited.
+
+A backend has variants: releases of its server, drivers, ways to deploy it, asyncio and trio. By default a test meets
+one of them, which depends on the test; ``OI_TEST_CONTRACT=full`` runs it on every variant (``tests.matrix``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from open_idempotency.conformance import BackendContract
+from tests.matrix import apart_from, thin_out
+
+HERE = Path(__file__).parent
+
+#: the backend of a class, by the beginning of its address; a class that is not here is a backend of its own
+BACKENDS: Mapping[str, str] = {
+    "test_contract.py::TestRedis": "redis",
+    "test_contract.py::TestSqlite": "sqlite",
+    "test_contract.py::TestValkey": "redis",
+    "test_django_orm.py::": "django",
+    "test_postgres.py::": "postgres",
+    "test_postgres_pooler.py::": "postgres",
+    "test_redis_contract.py::": "redis",
+    "test_sqlalchemy.py::": "sqlalchemy",
+}
+#: the colour of a class whose driver has one
+WITHOUT_A_CHOICE: Mapping[str, str] = {
+    "test_sqlalchemy.py::TestAiosqlite": "asyncio",
+    "test_sqlalchemy.py::TestAsyncpg": "asyncio",
+    "test_sqlalchemy.py::TestSqlite": "sync",
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take out what the full form alone runs."""
+    thin_out(config, items, "CONTRACT", _cell, every_column=False)
+
+
+def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
+    if HERE not in item.path.parents or not isinstance(item, pytest.Function) or item.cls is None:
+        return None
+    if not issubclass(item.cls, BackendContract):
+        return None
+    address = f"{item.path.name}::{item.cls.__name__}"
+    backend = next((name for start, name in BACKENDS.items() if address.startswith(start)), address)
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    variant = {name: params[name] for name in ("colour", "pooler") if name in params}
+    colour = variant.get("colour") or WITHOUT_A_CHOICE[address]
+    test = apart_from(item, *variant) if params else f"{item.originalname}[]"
+    return f"{backend}, {'blocking' if colour == 'sync' else 'awaited'}", f"{address}, {variant}", test

@@ -1,0 +1,70 @@
+"""Which cells of a matrix run: by default so many that each test meets each row and each column, else all.
+
+A matrix has a test for each adapter and each backend, say, or each server and each adapter. Most mistakes are of one
+row or of one column, and any cell of it finds those. So a test runs once in each row, in a column that depends on the
+test, and in those columns that this leaves out. Over all tests each cell is met. ``OI_TEST_HTTP=full`` and so on run
+every cell of a suite, as ``tox -e full`` does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from zlib import crc32
+
+import pytest
+
+#: those with a matrix; each has a variable, ``OI_TEST_HTTP`` and so on
+SUITES = ("CONTRACT", "CRASH", "HTTP", "WIRE")
+
+#: the row and the column of a test, and what it is apart from them; None for a test that is in no matrix
+Cell = Callable[[pytest.Item], tuple[str, str, str] | None]
+
+
+def is_full(suite: str) -> bool:
+    """Whether every cell of this suite was asked for."""
+    return os.environ.get(f"OI_TEST_{suite}") == "full"
+
+
+def thin_out(
+    config: pytest.Config, items: list[pytest.Item], suite: str, cell: Cell, *, every_column: bool = True
+) -> None:
+    """Take out what the short form leaves to the full one; pytest reports how many that are.
+
+    ``every_column``: whether a test meets each column, and not each row alone.
+    """
+    if is_full(suite):
+        return
+    matrices: dict[str, dict[tuple[str, str], pytest.Item]] = defaultdict(dict)
+    for item in items:
+        if found := cell(item):
+            row, column, test = found
+            matrices[test][row, column] = item
+    met = (0, 1) if every_column else (0,)
+    out = {item for test, cells in matrices.items() for item in _left_out(test, cells, met)}
+    if out:
+        items[:] = [item for item in items if item not in out]
+        config.hook.pytest_deselected(items=sorted(out, key=lambda item: item.nodeid))
+
+
+def _left_out(test: str, cells: dict[tuple[str, str], pytest.Item], met: tuple[int, ...]) -> set[pytest.Item]:
+    kept: set[tuple[str, str]] = set()
+    for place in met:
+        for name in dict.fromkeys(cell[place] for cell in cells):
+            if name not in {cell[place] for cell in kept}:
+                kept.add(_one_of([cell for cell in cells if cell[place] == name], test + name))
+    return {item for cell, item in cells.items() if cell not in kept}
+
+
+def _one_of(cells: list[tuple[str, str]], name: str) -> tuple[str, str]:
+    """The same one in each process and each run, whatever else is collected."""
+    return cells[crc32(name.encode()) % len(cells)]
+
+
+def apart_from(item: pytest.Function, *names: str) -> str:
+    """What a test is but for these parameters, whose values are their ids: its function, and the other parameters."""
+    others = item.callspec.id
+    for name in names:
+        others = others.replace(str(item.callspec.params[name]), "", 1)
+    return f"{item.originalname}[{others.strip('-')}]"
