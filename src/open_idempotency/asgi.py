@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from open_idempotency import rules as route_rules
 from open_idempotency._asgi.exchange import MARK, PENDING, App, Exchange, Message, Receive, Scope, Send, SessionTold
-from open_idempotency._asgi.sessions import read_session
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.keys import find_key
 from open_idempotency._core.requests import Identity
+from open_idempotency._core.session_identity import entries_of
 from open_idempotency._perform import drain
 from open_idempotency._perform.context import running
 from open_idempotency._perform.coverage import Coverage, Coverages
@@ -159,7 +159,7 @@ class IdempotencyMiddleware:
         Plain ASGI knows no user.
         """
         session = scope.get("session")
-        return None if session is None else Identity(None, session=read_session(session))
+        return None if session is None else Identity(None, session=entries_of(session))
 
     def session_of(self, scope: Scope) -> SessionTold | None:
         """What tells of a request whose view changes the caller (O-14); plain ASGI follows no session."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
+from typing import Any
 from uuid import UUID
 
 from open_idempotency._core.requests import Request
@@ -25,6 +26,17 @@ _NOT_OF_CALLERS = ("csrf", "xsrf")
 _OWN_ENTRY = "_open_idempotency"
 #: how many cookies, and how many entries of the session, a warning names
 _NAMED = 5
+
+
+def entries_of(session: object) -> dict[str, Any]:
+    """A copy of what is in a decoded session; empty where that is no mapping.
+
+    Sessions note who reads them, and the response would begin to vary by cookie. Nearly all are a kind of dict (Flask,
+    Flask-Session, Starlette), and are read as a plain one.
+    """
+    if isinstance(session, dict):
+        return dict(dict.items(session))
+    return dict(session) if isinstance(session, Mapping) else {}
 
 
 def named_by_session(session: Mapping[str, object] | None, names: tuple[str, ...]) -> str | None:

@@ -6,7 +6,7 @@ session that a view makes of it carries the id of the record.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from flask import globals as flask_globals
@@ -15,6 +15,7 @@ from flask.sessions import NullSession
 
 from open_idempotency._core.callers import Caller, Change
 from open_idempotency._core.requests import Identity
+from open_idempotency._core.session_identity import entries_of
 
 _NAME = "_open_idempotency"
 # Cookies are small: only the last one is kept.
@@ -57,16 +58,9 @@ class SessionTrace:
         return Change(carried=True)
 
 
-def read_session() -> Mapping[str, Any]:
-    """A copy of what is in the session.
-
-    A session notes who reads it, and the response would begin to vary by cookie. So it is read as the plain dict that
-    Flask's own sessions are, and those that Flask-Session keeps on a server.
-    """
-    found = _session()
-    if isinstance(found, dict):
-        return dict(dict.items(found))
-    return dict(found) if isinstance(found, Mapping) else {}
+def read_session() -> dict[str, Any]:
+    """A copy of what is in the session. Reading it leaves no trace."""
+    return entries_of(_session())
 
 
 def _session() -> Any:

@@ -14,8 +14,8 @@ import json
 from collections.abc import MutableMapping
 from typing import Any
 
-from open_idempotency._asgi.sessions import read_session
 from open_idempotency._core.callers import Caller, Change
+from open_idempotency._core.session_identity import entries_of
 
 _NAME = "_open_idempotency"
 
@@ -73,7 +73,7 @@ class SessionTrace:
         return Change(followed and bool(content)) if changed else None
 
     def _content(self) -> dict[str, Any]:
-        return read_session(self._session)
+        return entries_of(self._session)
 
     def _seal(self, caller: Caller) -> str:
         content = {name: value for name, value in self._content().items() if name != _NAME}

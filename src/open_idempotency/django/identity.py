@@ -7,7 +7,6 @@ REST framework's views authenticate for themselves; how they are asked is in ``r
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +18,7 @@ from django.http import HttpRequest
 from django.utils.functional import LazyObject, empty
 
 from open_idempotency._core.requests import Identity
+from open_idempotency._core.session_identity import entries_of
 from open_idempotency.django import rest
 from open_idempotency.exceptions import ScopeUnknown
 
@@ -54,7 +54,7 @@ def read_session(request: HttpRequest) -> dict[str, Any] | None:
     """
     session: Any = getattr(request, "session", None)
     if not isinstance(session, SessionBase):
-        return dict(session) if isinstance(session, Mapping) else None
+        return entries_of(session) or None
     if session.is_empty():
         return None
     accessed = session.accessed
