@@ -21,6 +21,8 @@ POLICY = IdempotencyPolicy()
 ALL: list[tuple[Problem, str, int, bool, bool]] = [
     (problems.key_missing("d"), "key-missing", 400, True, False),
     (problems.key_malformed("d"), "key-malformed", 400, True, False),
+    (problems.not_authenticated("d", "Bearer"), "not-authenticated", 401, True, True),
+    (problems.forbidden("d"), "forbidden", 403, False, False),
     (problems.key_reused(), "key-reused", 422, True, False),
     (problems.body_too_large(9), "body-too-large", 413, False, False),
     (problems.in_progress(Busy(1.0, 1.0)), "in-progress", 409, True, True),
@@ -65,6 +67,13 @@ def test_a_problem_is_typed_counted_and_never_cached(problem: Problem) -> None:
 def test_a_problem_that_passes_says_when_to_retry(problem: Problem) -> None:
     """O-03, O-12."""
     assert int(dict(render(problem, POLICY, "/").headers)[b"retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("make", [problems.key_reused, lambda **named: problems.in_progress(Busy(1.0, 1.0), **named)])
+def test_a_service_without_a_name_says_that_it_has_none(make: Any) -> None:
+    """O-22: where another service may pass a key on to it; one with a name says nothing of it."""
+    assert "application=" in make(unnamed=True).detail
+    assert "application=" not in make(unnamed=False).detail
 
 
 def test_a_docs_url_is_linked_from_every_problem() -> None:
@@ -127,6 +136,8 @@ STRIPE = IdempotencyPolicy(compat="stripe")
 AS_STRIPE: list[tuple[Problem, int, str, str, bytes]] = [
     (problems.key_missing("d"), 400, "invalid_request_error", "key_missing", b"false"),
     (problems.key_malformed("d"), 400, "invalid_request_error", "key_malformed", b"false"),
+    (problems.not_authenticated("d", "Bearer"), 401, "invalid_request_error", "not_authenticated", b"false"),
+    (problems.forbidden("d"), 403, "invalid_request_error", "forbidden", b"false"),
     (problems.key_reused(), 400, "idempotency_error", "key_reused", b"false"),
     (problems.body_too_large(9), 413, "invalid_request_error", "body_too_large", b"false"),
     (problems.in_progress(Busy(1.0, 1.0)), 409, "invalid_request_error", "idempotency_key_in_use", b"true"),
