@@ -402,12 +402,13 @@ def _check_hooks(p: IdempotencyPolicy) -> None:
             f"scope: {p.scope!r} names no caller; pass a callable that is given the request and returns the caller's "
             f"id, or {ANONYMOUS!r} if all callers are meant to be one"
         )
-    for name in ("validate", "scope", "store", "redact", "render_problem", "on_event"):
+    for name in ("validate", "scope", "fingerprint", "store", "redact", "render_problem", "on_event"):
+        if inspect.iscoroutinefunction(getattr(p, name)):
+            raise ConfigurationError(f"{name}: got a coroutine function, which nobody awaits; pass a plain function")
+    for name in ("validate", "store", "redact", "render_problem", "on_event"):
         hook = getattr(p, name)
-        if hook is not None and hook != ANONYMOUS and not callable(hook):
+        if hook is not None and not callable(hook):
             raise ConfigurationError(f"{name}: expected a callable or None, got {hook!r}")
-        if inspect.iscoroutinefunction(hook):
-            raise ConfigurationError(f"{name}: {hook!r} is a coroutine function, which nobody awaits; pass a plain one")
     if p.docs_url is not None and not (isinstance(p.docs_url, str) and _URL.fullmatch(p.docs_url)):
         raise ConfigurationError(f"docs_url: expected a URL, percent-encoded where it is not ASCII, got {p.docs_url!r}")
     if not isinstance(p.application, str):

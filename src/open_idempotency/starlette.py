@@ -40,7 +40,7 @@ from starlette.authentication import SimpleUser
 
 from open_idempotency._starlette import at_call
 from open_idempotency._starlette.pending import PendingExchange
-from open_idempotency._starlette.routes import Layers, all_rules, endpoint_rules, layers_beneath
+from open_idempotency._starlette.routes import Layers, dependency_rules, endpoint_rules, layers_beneath
 from open_idempotency._starlette.sessions import SessionTrace
 from open_idempotency._starlette.survey import authentication_beneath, depends_on, endpoints_beneath, late_dependencies
 
@@ -113,17 +113,18 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         layers = layers_beneath(self.app, scope)
         if layers.inner:
             return self.app(scope, receive, send)
-        at_call.hook()
-        if layers.routes is None and getattr(scope.get("route"), "dependant", None) is None:
+        behind = at_call.hook()
+        # A middleware of one route stands beneath the place where Starlette's routes ask for the claim.
+        if layers.routes is None and not (behind and getattr(scope.get("route"), "dependant", None) is not None):
             if self._user is not None:
                 self._wrong = f"user: no FastAPI routes can be seen beneath, so {_name(self._user)} cannot be asked"
                 self._refuse_wrong_user()
             return super().treat(scope, receive, send)
         at_call.look_at(layers.app)
-        keyed = any(name in self._candidates for name, _ in scope["headers"])
+        names = self._candidates()
+        keyed = any(name in names for name, _ in scope["headers"])
         return PendingExchange(self, self.rules_of_path(scope), keyed, scope, receive, send).run()
 
-    @property
     def _candidates(self) -> frozenset[bytes]:
         """The headers that can carry a key under some rule."""
         named = route_rules.fields_named
@@ -131,10 +132,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
 
     def coverage_of(self, scope: Scope) -> Coverage | None:
         """As the route wants it on which this middleware stands, or the path; None where that is exempt."""
-        here = (
-            *all_rules(scope.get("route"), scope["method"]),
-            *endpoint_rules(scope.get("endpoint"), scope["method"]),
-        )
+        here = (*dependency_rules(scope.get("route")), *endpoint_rules(scope.get("endpoint"), scope["method"]))
         return self.coverages.by((*self.rules_of_path(scope), *here))
 
     def check_start(self, scope: Scope) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import io
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from fastapi import Depends, FastAPI
 
-from open_idempotency import events
+from open_idempotency import events, rules
 from open_idempotency._core.requests import Answer
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backends.memory import MemoryBackend
+from open_idempotency.fastapi import IdempotencyMiddleware as FastApiMiddleware
 from open_idempotency.wsgi import IdempotencyMiddleware as WsgiMiddleware
 from tests.unit.builders import Listener
 
@@ -156,3 +159,38 @@ def test_without_a_key_no_backend_no_thread_and_no_event_is_there(monkeypatch: p
     assert [one is other for one, other in zip(given, (scope, receive, send), strict=True)] == [True] * 3
     assert made == []
     assert set(threading.enumerate()) <= before
+
+
+async def _nothing() -> None:
+    """A dependency."""
+
+
+def test_without_a_key_only_the_places_of_a_claim_are_passed_under_fastapi(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LIMITS 2, O-18: the middleware, and the three places where a claim would be asked for."""
+    monkeypatch.setattr(rules, "in_use", False)
+    app = FastAPI()
+    app.add_middleware(FastApiMiddleware, backend="memory://")
+
+    @app.post("/charges", dependencies=[Depends(_nothing)])
+    async def create() -> int:
+        return 1
+
+    async def warm_and_count() -> list[str]:
+        await _post(app, key=None)
+        called: list[str] = []
+
+        def note(frame: Any, event: str, argument: Any) -> None:
+            if event == "call" and frame.f_globals.get("__name__", "").startswith("open_idempotency."):
+                called.append(frame.f_code.co_name)
+
+        sys.setprofile(note)
+        try:
+            await _post(app, key=None)
+        finally:
+            sys.setprofile(None)
+        return called
+
+    called = asyncio.run(warm_and_count())
+    places = {"handle_and_claim", "solve_and_claim", "run_or_replay", "_take_stand_in"}
+    assert set(called) == {"__call__", "__init__", *places}  # the attempt is made for idem
+    assert len(called) <= 8

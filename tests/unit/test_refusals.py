@@ -205,7 +205,7 @@ async def coroutine(_: Any) -> str:
     return "ann"
 
 
-@pytest.mark.parametrize("field", ["scope", "validate", "store", "redact", "render_problem", "on_event"])
+@pytest.mark.parametrize("field", ["scope", "validate", "fingerprint", "store", "redact", "render_problem", "on_event"])
 def test_a_hook_that_nobody_awaits_is_refused_at_start(field: str) -> None:
     """O-20a: its coroutine would be taken for what it returns, and that for true."""
     with pytest.raises(ConfigurationError, match=f"^{field}: .*coroutine"):

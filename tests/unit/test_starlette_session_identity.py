@@ -184,11 +184,11 @@ def test_a_session_that_names_nobody_is_warned_about_once(middleware: type[Plain
 
 
 def test_a_session_that_is_decoded_inside_is_warned_about() -> None:
-    """O-19a: the cookie is all that is seen of it."""
+    """O-19a: the middleware for any ASGI application claims in front of it, and sees no more of it than the cookie."""
     listener = Listener()
     app = Starlette(routes=[Route("/login/{name}", log_in), Route("/0", done, methods=["POST"])])
     app.add_middleware(SessionMiddleware, secret_key="for tests only")
-    app.add_middleware(IdempotencyMiddleware, backend="memory://", on_event=listener)
+    app.add_middleware(PlainMiddleware, backend="memory://", on_event=listener)
     browser = Browser(app)
     browser.get("/login/ann")
     browser.post()

@@ -133,7 +133,7 @@ class Exchange:
             self._received,
             self._setting.engine.advice,
             self._session,
-            self._renders,
+            renders=self._renders,
         )
         # The fingerprint reads the same file as the view will, and somebody may have begun to read it.
         place = source.tell() if self._body.spooled else None

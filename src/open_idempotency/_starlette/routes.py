@@ -36,7 +36,7 @@ class Layers(NamedTuple):
 
 def all_rules(route: Any, method: str) -> Iterator[Rule]:
     """Those of a route's dependencies, then those of its endpoint."""
-    return chain(_dependency_rules(route), endpoint_rules(getattr(route, "endpoint", None), method))
+    return chain(dependency_rules(route), endpoint_rules(getattr(route, "endpoint", None), method))
 
 
 def is_ours(kind: Any) -> bool:
@@ -97,7 +97,7 @@ def endpoint_rules(endpoint: Any, method: str) -> Iterator[Rule]:
     return iter(() if endpoint is None else rules_on(endpoint, method))
 
 
-def _dependency_rules(route: Any) -> Iterator[Rule]:
+def dependency_rules(route: Any) -> Iterator[Rule]:
     """Those among a FastAPI route's dependencies: its application's, its routers', and its own."""
     dependant = getattr(route, "dependant", None)
     return iter(()) if dependant is None else dependant_rules(dependant)

@@ -147,7 +147,7 @@ class Exchange:
             receive,
             self.engine.advice,
             self._session,
-            _renders,
+            renders=_renders,
         )
 
     def _let_go(self) -> None:
