@@ -14,8 +14,8 @@ from typing import Any
 
 import psycopg
 
+from open_idempotency.backends._shared.waiters import Waiter, Waiters
 from open_idempotency.backends.postgres.options import Options
-from open_idempotency.backends.waiters import Waiter, Waiters
 
 #: seconds after which a thread for which nobody waits ends
 IDLE = 10.0

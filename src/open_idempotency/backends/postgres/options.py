@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from open_idempotency.backends import urls
+from open_idempotency.backends._shared import urls
 from open_idempotency.exceptions import ConfigurationError
 
 _OPTIONS: dict[str, urls.Parser] = {

@@ -16,13 +16,20 @@ from collections.abc import Generator
 from typing import Any
 
 import psycopg
-from psycopg import generators, pq
-from psycopg.errors import error_from_result
+from psycopg import pq
 
+from open_idempotency.backends._shared.psycopg_waits import (
+    AsyncBoundedConnection,
+    BoundedConnection,
+    ServerSilent,
+    check_release,
+    result_of,
+)
 from open_idempotency.backends.postgres.encoding import Row, Statement, rows
 from open_idempotency.backends.postgres.options import Options
-from open_idempotency.backends.psycopg_waits import AsyncBoundedConnection, BoundedConnection, ServerSilent
 from open_idempotency.exceptions import BackendUnavailable, first_line
+
+check_release()
 
 #: seconds after which an idle connection is closed, and after which any is
 IDLE, AGE = 600.0, 3600.0
@@ -36,7 +43,6 @@ _NOT_PREPARED = ("26000", "42P05", "0A000")
 
 _MET = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
 _MISSING = (psycopg.errors.UndefinedFunction, psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
-_TUPLES, _COMMAND = pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK
 _READY = pq.ConnStatus.OK
 _IDLE = pq.TransactionStatus.IDLE
 
@@ -112,7 +118,7 @@ def running(
     connection.pgconn.send_query_params(
         statement.text, parameters, param_formats=statement.formats, result_format=pq.Format.BINARY
     )
-    return rows((yield from _answered(connection.pgconn)))
+    return rows((yield from result_of(connection.pgconn)))
 
 
 def _run_prepared(
@@ -121,19 +127,12 @@ def _run_prepared(
     pgconn = connection.pgconn
     if statement.name not in connection.prepared:
         pgconn.send_prepare(statement.name, statement.text)
-        yield from _answered(pgconn)
+        yield from result_of(pgconn)
         connection.prepared.add(statement.name)
     pgconn.send_query_prepared(
         statement.name, parameters, param_formats=statement.formats, result_format=pq.Format.BINARY
     )
-    return (yield from _answered(pgconn))
-
-
-def _answered(pgconn: pq.abc.PGconn) -> Generator[Any, Any, pq.abc.PGresult]:
-    result: pq.abc.PGresult = (yield from generators.execute(pgconn))[-1]
-    if result.status not in (_TUPLES, _COMMAND):
-        raise error_from_result(result)
-    return result
+    return (yield from result_of(pgconn))
 
 
 class Tries:

@@ -14,7 +14,7 @@ from sqlalchemy.engine.interfaces import Dialect as SqlalchemyDialect
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from open_idempotency.backends import urls
+from open_idempotency.backends._shared import urls
 from open_idempotency.backends.sqlalchemy.dialects import DIALECTS, Dialect
 from open_idempotency.exceptions import ConfigurationError, MissingExtra
 

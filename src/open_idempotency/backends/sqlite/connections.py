@@ -18,7 +18,8 @@ from contextlib import suppress
 from typing import Concatenate, ParamSpec, TypeVar
 
 from open_idempotency._perform.processes import PerProcess
-from open_idempotency.backends.sqlite import statements
+from open_idempotency.backends._shared import forks
+from open_idempotency.backends.sqlite import sql
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
 
 P = ParamSpec("P")
@@ -114,7 +115,7 @@ class Connections:
         self._timeout = timeout
         self._synchronous = synchronous
         self._pools = PerProcess(_Pool)
-        _all.add(self)
+        forks.pause_at_forks(self)
 
     def read(self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call with a connection for single reads; waits for no writer. Raises ``BackendUnavailable``."""
@@ -166,7 +167,7 @@ class Connections:
             pool.close()
 
     def pause(self) -> Callable[[], None]:
-        """Before a fork: let calls of other threads end, and close. What it returns lets them go on in the parent."""
+        """See ``forks.Pausable``."""
         return self._pools.get().pause(self._timeout)
 
     def _take(self, pool: _Pool) -> sqlite3.Connection:
@@ -215,9 +216,9 @@ class Connections:
         if versions in _OLDER:
             self._bring_up(connection)
             versions = _versions(connection)
-        if versions != [statements.SCHEMA_VERSION]:
+        if versions != [sql.SCHEMA_VERSION]:
             raise RecordUnreadable(
-                f"the database has schema version {versions!r:.40}; this release reads {statements.SCHEMA_VERSION}"
+                f"the database has schema version {versions!r:.40}; this release reads {sql.SCHEMA_VERSION}"
             )
 
     def _use_write_ahead_log(self, connection: sqlite3.Connection) -> None:
@@ -238,7 +239,7 @@ class Connections:
             # Another process may have been first.
             versions = _versions(connection)
             if versions in _OLDER:
-                for script in statements.SCHEMAS[_OLDER.index(versions) :]:
+                for script in sql.SCHEMAS[_OLDER.index(versions) :]:
                     for statement in script.split(";"):
                         connection.execute(statement)
 
@@ -252,26 +253,26 @@ class transaction:  # noqa: N801 (reads as a verb)
         self._connection = connection
 
     def __enter__(self) -> None:
-        self._connection.execute(statements.BEGIN)
+        self._connection.execute(sql.BEGIN)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
-                self._connection.execute(statements.COMMIT)
+                self._connection.execute(sql.COMMIT)
         finally:
             # After an error SQLite may have rolled back by itself, as when the disk is full.
             if self._connection.in_transaction:
-                self._connection.execute(statements.ROLLBACK)
+                self._connection.execute(sql.ROLLBACK)
 
 
 # The versions that a database may have had before, in order; at first it has none.
-_OLDER: list[list[int] | None] = [None, *([version] for version in range(1, statements.SCHEMA_VERSION))]
+_OLDER: list[list[int] | None] = [None, *([version] for version in range(1, sql.SCHEMA_VERSION))]
 
 
 def _versions(connection: sqlite3.Connection) -> list[int] | None:
-    if connection.execute(statements.HAS_SCHEMA).fetchone() is None:
+    if connection.execute(sql.HAS_SCHEMA).fetchone() is None:
         return None
-    return [row[0] for row in connection.execute(statements.READ_SCHEMA)]
+    return [row[0] for row in connection.execute(sql.READ_SCHEMA)]
 
 
 def wrapped(error: sqlite3.Error) -> BackendUnavailable | RecordUnreadable:
@@ -280,24 +281,3 @@ def wrapped(error: sqlite3.Error) -> BackendUnavailable | RecordUnreadable:
     if type(error) is sqlite3.DatabaseError:
         return RecordUnreadable(f"SQLite cannot read the database: {error}")
     return BackendUnavailable(f"SQLite: {error}")
-
-
-_all: weakref.WeakSet[Connections] = weakref.WeakSet()
-# By thread, since more than one may fork.
-_paused: dict[int, list[Callable[[], None]]] = {}
-
-
-def _before_fork() -> None:
-    resumes = _paused.setdefault(threading.get_ident(), [])
-    for connections in list(_all):
-        resumes.append(connections.pause())
-
-
-def _after_fork_in_parent() -> None:
-    for resume in _paused.pop(threading.get_ident(), []):
-        resume()
-
-
-if hasattr(os, "register_at_fork"):
-    # The child needs nothing: its pools are new, and what it inherits is neither used nor closed there.
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_paused.clear)

@@ -1,6 +1,6 @@
-"""The table of the memory backend: its records, their bounds, and who waits for which of them.
+"""The table of the memory backend: its records, their bounds, the callers that wait for them, and reservations.
 
-Knows no verb: the backend decides, under this table's lock.
+It knows no verbs: the backend decides, under this table's lock.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 
 from open_idempotency import decisions
 from open_idempotency._perform.processes import PerProcess
-from open_idempotency.backend import Claim, Record, Status
-from open_idempotency.backends.reservations import Reservations
-from open_idempotency.backends.waiters import Waiter, Waiters
+from open_idempotency.backend import Claim, Record, Reserve, ReserveAnswer, Status
+from open_idempotency.backends._shared.waiters import Waiter, Waiters
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError
 
 # What a record takes beside its answer and its stages, about: itself, its ids, and its place in the table.
 _BYTES_A_RECORD = 600
 _PURGED_PER_INSERT = 2
+_LOOKED_AT_PER_INSERT = 2
+_NEVER = float("inf")
 
 
 class _Here:
@@ -52,7 +54,7 @@ class Table:
         # The end for each record and owner, in the order of the withdrawals.
         self._withdrawn: OrderedDict[tuple[bytes, bytes], float] = OrderedDict()
         # No record expires before this moment, so a full table is not searched in vain.
-        self._earliest = float("inf")
+        self._earliest = _NEVER
 
     @property
     def lock(self) -> threading.Lock:
@@ -109,7 +111,7 @@ class Table:
         expired = [key for key, record in self.records.items() if record.expires_at <= now]
         for record_id in expired[: max(0, limit)]:
             self._drop(record_id)
-        self._earliest = min((r.expires_at for r in self.records.values()), default=float("inf"))
+        self._earliest = min((r.expires_at for r in self.records.values()), default=_NEVER)
         return min(max(0, limit), len(expired))
 
     def forget(self, record_id: bytes) -> bool:
@@ -158,3 +160,96 @@ def _size(record: Record) -> int:
     """Bytes of what the application gave to be kept."""
     size = len(record.response) if record.response else 0
     return size + sum([len(stage.frame) for stage in record.stages]) if record.stages else size
+
+
+class _Scope:
+    """One caller's reservations, and the ``earliest`` of their ends, so that they are not searched in vain."""
+
+    __slots__ = ("earliest", "ends")
+
+    def __init__(self) -> None:
+        self.ends: dict[bytes, float] = {}
+        self.earliest = _NEVER
+
+    def drop_expired(self, now: float, limit: int) -> int:
+        if self.earliest > now:
+            return 0
+        expired = [record_id for record_id, end in self.ends.items() if end <= now][:limit]
+        for record_id in expired:
+            del self.ends[record_id]
+        self._look()
+        return len(expired)
+
+    def put(self, record_id: bytes, end: float) -> None:
+        before = self.ends.get(record_id)
+        self.ends[record_id] = end
+        if before == self.earliest:
+            self._look()
+        self.earliest = min(self.earliest, end)
+
+    def pop(self, record_id: bytes) -> bool:
+        end = self.ends.pop(record_id, None)
+        if end == self.earliest:
+            self._look()
+        return end is not None
+
+    def _look(self) -> None:
+        self.earliest = min(self.ends.values(), default=_NEVER)
+
+
+class Reservations:
+    """All callers' reservations, at most ``most`` of them; callers in the order in which they were last looked at."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._count = 0
+        self._scopes: OrderedDict[bytes, _Scope] = OrderedDict()
+
+    def reserve(self, c: Reserve, now: float) -> ReserveAnswer:
+        """See ``Backend.reserve``. Raises ``BackendUnavailable`` where there is no room for another."""
+        scope = self._scopes.get(c.scope_id) or _Scope()
+        if len(scope.ends) >= c.limit:
+            self._count -= scope.drop_expired(now, len(scope.ends))
+        before = scope.ends.get(c.record_id)
+        answer, end = decisions.reserve(before, len(scope.ends), scope.earliest, c, now)
+        if end is not None:
+            if before is None:
+                self._make_room(now)
+                self._count += 1
+            scope.put(c.record_id, end)
+            self._scopes[c.scope_id] = scope
+        return answer
+
+    def unreserve(self, scope_id: bytes, record_id: bytes) -> None:
+        """See ``Backend.unreserve``."""
+        scope = self._scopes.get(scope_id)
+        if scope is not None and scope.pop(record_id):
+            self._count -= 1
+            if not scope.ends:
+                del self._scopes[scope_id]
+
+    def purge(self, limit: int, now: float) -> int:
+        """Delete expired reservations, at most ``limit``."""
+        purged = 0
+        for scope_id in list(self._scopes):
+            purged += self._drop_expired(scope_id, now, limit - purged)
+        return purged
+
+    def _drop_expired(self, scope_id: bytes, now: float, limit: int) -> int:
+        scope = self._scopes[scope_id]
+        dropped = scope.drop_expired(now, limit)
+        self._count -= dropped
+        if not scope.ends:
+            del self._scopes[scope_id]
+        return dropped
+
+    def _make_room(self, now: float) -> None:
+        """Each new reservation looks at the two oldest callers, so expired ones do not pile up."""
+        for scope_id in list(islice(self._scopes, _LOOKED_AT_PER_INSERT)):
+            self._drop_expired(scope_id, now, self._most)
+            if scope_id in self._scopes:
+                self._scopes.move_to_end(scope_id)
+        if self._count >= self._most:
+            self.purge(self._most, now)
+        if self._count >= self._most:
+            raise BackendUnavailable(f"memory backend is full: {self._most} reservations")

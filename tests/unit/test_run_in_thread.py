@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from open_idempotency._perform.processes import PerProcess
-from open_idempotency.backends import hops
-from open_idempotency.backends.hops import hop
+from open_idempotency.backends._shared import threads as loop_threads
+from open_idempotency.backends._shared.threads import run_in_thread
 
 _SECONDS = 20.0
 
@@ -21,7 +21,7 @@ _SECONDS = 20.0
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The idle threads; none at first."""
     idle: PerProcess[list[Any]] = PerProcess(list)
-    monkeypatch.setattr(hops, "_idle", idle)
+    monkeypatch.setattr(loop_threads, "_idle", idle)
     return idle.get()
 
 
@@ -44,11 +44,11 @@ def test_what_is_called_in_a_thread_is_answered() -> None:
     """HOUSE: with its result, or its error."""
 
     async def test() -> None:
-        answer, thread = await hop(lambda number: (2 * number, threading.get_ident()), 21)
+        answer, thread = await run_in_thread(lambda number: (2 * number, threading.get_ident()), 21)
         assert answer == 42
         assert thread != threading.get_ident()
         with pytest.raises(ValueError, match="wrong"):
-            await hop(fail, "wrong")
+            await run_in_thread(fail, "wrong")
 
     on_a_loop(test())
 
@@ -57,7 +57,7 @@ def test_a_thread_is_used_again(threads: list[Any]) -> None:
     """LIMITS: one after the other they share one; it is free before its caller goes on."""
 
     async def test() -> None:
-        assert len({await hop(lambda _: threading.get_ident(), None) for _ in range(20)}) == 1
+        assert len({await run_in_thread(lambda _: threading.get_ident(), None) for _ in range(20)}) == 1
         assert len(threads) == 1
 
     on_a_loop(test())
@@ -68,7 +68,7 @@ def test_a_thread_that_blocks_holds_up_nobody() -> None:
     barrier = threading.Barrier(5, timeout=_SECONDS)
 
     async def test() -> None:
-        await asyncio.gather(*(hop(lambda _: barrier.wait(), None) for _ in range(5)))
+        await asyncio.gather(*(run_in_thread(lambda _: barrier.wait(), None) for _ in range(5)))
 
     on_a_loop(test())
 
@@ -83,7 +83,7 @@ def test_a_cancelled_call_is_waited_for() -> None:
         ended.set()
 
     async def test() -> None:
-        task = asyncio.create_task(hop(call, None))
+        task = asyncio.create_task(run_in_thread(call, None))
         await asyncio.to_thread(begun.wait, _SECONDS)
         for _ in range(3):
             task.cancel()
@@ -106,7 +106,7 @@ def test_a_loop_that_is_gone_is_not_told(threads: list[Any]) -> None:
         assert release.wait(_SECONDS)
 
     async def begin() -> asyncio.Task[None]:
-        task = asyncio.create_task(hop(call, None))
+        task = asyncio.create_task(run_in_thread(call, None))
         await asyncio.to_thread(begun.wait, _SECONDS)
         return task
 
@@ -117,16 +117,16 @@ def test_a_loop_that_is_gone_is_not_told(threads: list[Any]) -> None:
     loop.close()
     release.set()
     until(lambda: len(threads) == 1)
-    on_a_loop(hop(lambda _: None, None))
+    on_a_loop(run_in_thread(lambda _: None, None))
     task.get_coro().close()
 
 
 def test_an_idle_thread_ends(threads: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """I11: threads do not pile up."""
-    monkeypatch.setattr(hops, "_IDLE", 0.01)
+    monkeypatch.setattr(loop_threads, "_IDLE", 0.01)
 
     async def test() -> None:
-        await hop(lambda _: None, None)
+        await run_in_thread(lambda _: None, None)
 
     on_a_loop(test())
     until(lambda: not threads)

@@ -1,6 +1,6 @@
-"""What a database's errors mean for a call, and what an operator is told of them. Each is wrapped once.
+"""What a database's errors mean for a call, and what they say to an operator. Each error is wrapped once.
 
-Django hands every driver's errors on as its own classes, with the driver's as the cause.
+Django raises the errors of every driver as its own classes, with the driver's error as the cause.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MISSING = ("does not exist", "doesn't exist", "no such table", "no such column"
 
 
 class Overtaken(BackendUnavailable):
-    """Another call was first, and nothing has changed: the call may be made again."""
+    """Another call was first, and nothing has changed: the transaction may be tried again."""
 
 
 def is_overtaken(error: Error) -> bool:
@@ -53,5 +53,5 @@ def _hint(text: str, alias: str) -> str:
 
 
 def how_to_migrate(alias: str) -> str:
-    """What makes the tables."""
+    """The command that makes the tables."""
     return "run `manage.py migrate open_idempotency" + ("`" if alias == "default" else f" --database {alias}`")

@@ -1,7 +1,7 @@
-"""Threads in which an asyncio loop has blocking calls made: half the cost of an executor, for backends that hop often.
+"""Blocking calls of an asyncio loop in threads, at half the cost of an executor, for backends that make many.
 
-One pool for each process. A thread that finds nothing to do for a while ends; one that blocks holds up nobody, since
-there are as many as there are calls at the same moment. Who calls bounds that number.
+There is one pool of threads for each process. A thread that is idle for a while ends. One that blocks delays no other
+call, since there are as many threads as there are calls at the same moment. The callers bound that number.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _IDLE = 10.0
 
 
 class _Call:
-    """One call, its outcome, and the future that its task waits for at the moment."""
+    """One call, its outcome, and the future that its task awaits at the moment."""
 
     __slots__ = ("_loop", "argument", "done", "error", "function", "result", "waiter")
 
@@ -36,13 +36,15 @@ class _Call:
         self.error: BaseException | None = None
 
     def make(self) -> None:
+        """In the thread."""
         try:
             self.result = self.function(self.argument)
         except BaseException as error:
             self.error = error
 
-    def tell(self) -> None:
-        with suppress(RuntimeError):  # the loop is closed, and with it the task is gone
+    def report(self) -> None:
+        """In the thread: wake the task."""
+        with suppress(RuntimeError):  # the loop is closed, and its task is gone
             self._loop.call_soon_threadsafe(self._end)
 
     def _end(self) -> None:
@@ -51,7 +53,7 @@ class _Call:
             self.waiter.set_result(None)
 
     async def wait(self) -> None:
-        """To the end, although the task is cancelled: what was begun is not abandoned."""
+        """Wait for the end of the call, even if the task is cancelled: a call that has begun is not abandoned."""
         try:
             await self.waiter
         except asyncio.CancelledError:
@@ -63,33 +65,33 @@ class _Call:
 
 
 class _Thread:
-    """Makes one call after the other; in ``idle`` while it has none."""
+    """Makes one call after the other; it is in ``idle`` while it has none."""
 
     def __init__(self, idle: list[_Thread]) -> None:
         self._idle = idle
         self.calls: SimpleQueue[_Call] = SimpleQueue()
-        threading.Thread(target=self._work, name="open-idempotency-hop", daemon=True).start()
+        threading.Thread(target=self._work, name="open-idempotency-call", daemon=True).start()
 
     def _work(self) -> None:
         while True:
             try:
                 call = self.calls.get(timeout=_IDLE)
             except Empty:
-                with suppress(ValueError):  # somebody has just taken this thread, whose call is on its way
+                with suppress(ValueError):  # it was just taken, and its call is on its way
                     self._idle.remove(self)
                     return
                 continue
             call.make()
             self._idle.append(self)
-            call.tell()
+            call.report()
             del call
 
 
 _idle: PerProcess[list[_Thread]] = PerProcess(list)
 
 
-async def hop(function: Callable[[Any], T], argument: Any) -> T:
-    """``function(argument)`` in a thread. A cancellation waits for the end of the call, and then goes on."""
+async def run_in_thread(function: Callable[[Any], T], argument: Any) -> T:
+    """``function(argument)`` in a thread. A cancellation takes effect after the end of the call."""
     call = _Call(function, argument)
     idle = _idle.get()
     try:

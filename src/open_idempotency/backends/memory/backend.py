@@ -33,8 +33,8 @@ from open_idempotency.backend import (
     Wait,
     Withdraw,
 )
-from open_idempotency.backends import urls
-from open_idempotency.backends.memory_table import Table
+from open_idempotency.backends._shared import urls
+from open_idempotency.backends.memory.table import Table
 from open_idempotency.exceptions import ConfigurationError
 
 _MAX_RECORDS, _MAX_BYTES = 100_000, 256 * 1024 * 1024
