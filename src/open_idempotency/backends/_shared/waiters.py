@@ -1,7 +1,6 @@
-"""Who in this process waits for which record, for backends that can tell when an attempt has ended.
+"""The callers in this process that wait for a record, for backends that report the end of an attempt.
 
-The waiters of all colours are kept alike: ``threading.Event`` for a thread, ``loops.signal()`` for a task.
-Nothing here locks; the caller does.
+A thread waits with a ``threading.Event``, a task with ``loops.signal()``. Nothing here locks; the caller does.
 """
 
 from __future__ import annotations
@@ -10,14 +9,14 @@ from typing import Protocol
 
 
 class Waiter(Protocol):
-    """What can be woken, from any thread, and does not block or raise then."""
+    """Can be woken from any thread, without blocking or raising."""
 
     def set(self) -> None:
-        """Wake it."""
+        """Wake the caller."""
 
 
 class Waiters:
-    """Waiters by the name of what they wait for."""
+    """Waiters by the name of the record or channel that they wait for."""
 
     def __init__(self) -> None:
         self._waiting: dict[bytes, set[Waiter]] = {}
@@ -26,11 +25,11 @@ class Waiters:
         return bool(self._waiting)
 
     def add(self, name: bytes, waiter: Waiter) -> None:
-        """From now on it is woken."""
+        """Begin to wait."""
         self._waiting.setdefault(name, set()).add(waiter)
 
     def discard(self, name: bytes, waiter: Waiter) -> bool:
-        """It has stopped waiting; whether it was the last one of that name."""
+        """Stop waiting; returns whether this was the last waiter of the name."""
         waiting = self._waiting.get(name)
         if waiting is None:
             return False
@@ -41,11 +40,11 @@ class Waiters:
         return True
 
     def wake(self, name: bytes) -> None:
-        """Wake all who wait for this; they stay until they are discarded."""
+        """Wake all waiters of a name; they stay until they are discarded."""
         for waiter in self._waiting.get(name, ()):
             waiter.set()
 
     def wake_all(self) -> None:
-        """Wake everybody."""
+        """Wake all waiters."""
         for name in self._waiting:
             self.wake(name)

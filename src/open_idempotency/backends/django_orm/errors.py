@@ -33,7 +33,7 @@ def wrapped(error: Error, alias: str, vendor: str) -> IdempotencyError:
     """The error as ours; the caller keeps the driver's as the cause."""
     if is_overtaken(error):
         return Overtaken(f"Django's database {alias!r}: another call was in the way")
-    # A malformed file, or one that is no database, has this very class; all other troubles have subclasses.
+    # A malformed file, or one that is no database, raises this very class; all other errors are subclasses.
     if vendor == "sqlite" and type(error) is DatabaseError:
         return RecordUnreadable(f"Django's database {alias!r} cannot be read: {error}")
     text = first_line(error)

@@ -1,7 +1,7 @@
-"""Records in this process's memory: for tests, examples and applications of one process.
+"""The memory backend: the verbs on a table in this process's memory.
 
-One table serves both colours. It is bounded, in records and in bytes: when it is full of live records a new claim is
-refused, since an evicted record would let its request run twice. A forked child goes on with a copy of its own.
+One table serves the sync and the async front. It is bounded, in records and in bytes: when it is full of live records a
+new claim is refused, since an evicted record would let its request run twice. A forked child continues with a copy.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _SCAN_BATCH = 100
 
 
 class MemoryBackend(Backend):
-    """The blocking colour.
+    """The sync front.
 
-    ``max_records``: how many live records it takes; ``max_bytes``: how many bytes they may take, about. What runs when
-    it is full is still recorded. ``clock``: seconds, for tests. Since 0.1.
+    ``max_records``: how many live records it takes; ``max_bytes``: about how many bytes these may take. An attempt that
+    runs when it is full is still recorded. ``clock``: seconds, for tests. Since 0.1.
     """
 
     quotas = True
@@ -78,40 +78,40 @@ class MemoryBackend(Backend):
             now = table.now()
             table.make_room(c.record_id, now)
             record = table.records.get(c.record_id)
-            answer, kept = decisions.claim(record, c, now, withdrawn=table.is_withdrawn(c, now))
+            claimed, kept = decisions.claim(record, c, now, withdrawn=table.is_withdrawn(c, now))
             table.keep(c.record_id, record, kept)
-        return answer
+        return claimed
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``Backend.renew``."""
         table = self._table
-        answers: list[Renewal] = []
+        renewals: list[Renewal] = []
         with table.lock:
             now = table.now()
             for lease in c.leases:
                 record = table.records.get(lease.record_id)
-                answer, kept = decisions.renew(record, lease, now)
+                renewal, kept = decisions.renew(record, lease, now)
                 table.keep(lease.record_id, record, kept)
-                answers.append(answer)
-        return answers
+                renewals.append(renewal)
+        return renewals
 
     def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
         table = self._table
         with table.lock:
             record = table.records.get(c.lease.record_id)
-            answer, kept = decisions.save_stage(record, c, table.now())
+            saved, kept = decisions.save_stage(record, c, table.now())
             table.keep(c.lease.record_id, record, kept)
-        return answer
+        return saved
 
     def complete(self, c: Complete, /) -> Completed:
         """See ``Backend.complete``; never refused for want of room."""
         table = self._table
         with table.lock:
             record = table.records.get(c.lease.record_id)
-            answer, kept = decisions.complete(record, c, table.now())
+            completed, kept = decisions.complete(record, c, table.now())
             table.keep(c.lease.record_id, record, kept)
-        return answer
+        return completed
 
     def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
@@ -186,12 +186,12 @@ class MemoryBackend(Backend):
                 self._table.leave(c.record_id, ended)
 
     def to_async(self) -> AsyncMemoryBackend:
-        """The asynchronous colour over the same table."""
+        """The async front over the same table."""
         return self._async
 
 
 class AsyncMemoryBackend(AsyncBackend):
-    """The asynchronous colour: the same calls on the same table, without a thread, since none of them waits.
+    """The async front: the same calls on the same table, without a thread, since none of them waits.
 
     Takes ``max_records``, ``max_bytes`` and ``clock`` as ``MemoryBackend`` does. Since 0.1.
     """
@@ -208,7 +208,7 @@ class AsyncMemoryBackend(AsyncBackend):
     ) -> None:
         if over is None:
             over = MemoryBackend(max_records=max_records, max_bytes=max_bytes, clock=clock)
-            over._async = self  # pyright: ignore[reportPrivateUsage]  # its other colour
+            over._async = self  # pyright: ignore[reportPrivateUsage]  # its other front
         self._sync = over
 
     def __repr__(self) -> str:
@@ -278,5 +278,5 @@ class AsyncMemoryBackend(AsyncBackend):
                 table.leave(c.record_id, ended)
 
     def to_sync(self) -> MemoryBackend:
-        """The blocking colour over the same table."""
+        """The sync front over the same table."""
         return self._sync

@@ -17,7 +17,7 @@ from open_idempotency.backend import Claim, Record, Reserve, ReserveAnswer, Stat
 from open_idempotency.backends._shared.waiters import Waiter, Waiters
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError
 
-# What a record takes beside its answer and its stages, about: itself, its ids, and its place in the table.
+# About what a record takes beside its response and its stages: the object, its ids, and its entry in the table.
 _BYTES_A_RECORD = 600
 _PURGED_PER_INSERT = 2
 _LOOKED_AT_PER_INSERT = 2
@@ -25,7 +25,9 @@ _NEVER = float("inf")
 
 
 class _Here:
-    """What belongs to one process: an inherited lock could be held for ever, and nobody of a parent's waits here."""
+    """The lock and the waiters of one process: an inherited lock could be held for ever, and a parent's callers do not
+    wait here.
+    """
 
     __slots__ = ("lock", "waiters")
 
@@ -43,11 +45,11 @@ class Table:
                 raise ConfigurationError(f"{name}: must be at least 1, got {value}")
         self.max_records = max_records
         self.max_bytes = max_bytes
-        # What the records' answers and stages take, without what each record takes anyway.
+        # The bytes of the records' responses and stages, without those that every record takes.
         self._frames = 0
         self.now = clock
         self._here = PerProcess(_Here)
-        # Whether anybody may wait, so that nearly every verb need not look.
+        # Whether callers may wait, so that most verbs need not look.
         self._awaited = False
         self.records: OrderedDict[bytes, Record] = OrderedDict()
         self.reservations = Reservations(max_records)
@@ -62,7 +64,7 @@ class Table:
         return self._here.get().lock
 
     def keep(self, record_id: bytes, before: Record | None, after: Record | None) -> None:
-        """Save what was decided. The lock is held."""
+        """Save what a decision made of a record. The lock is held."""
         if after is before:
             return
         if self._awaited and (after is None or after.status is not Status.IN_PROGRESS):
@@ -122,7 +124,7 @@ class Table:
         return there
 
     def withdraw(self, c: Claim, now: float) -> None:
-        """Remember the owner, and at most as many as records, the latest ones. The lock is held."""
+        """Remember the owner; of all owners, the latest ``max_records``. The lock is held."""
         withdrawn, key = self._withdrawn, (c.record_id, c.owner)
         withdrawn[key] = now + decisions.WITHDRAWN_FOR
         withdrawn.move_to_end(key)
@@ -134,7 +136,7 @@ class Table:
         return bool(self._withdrawn) and self._withdrawn.get((c.record_id, c.owner), now) > now
 
     def enter(self, record_id: bytes, waiter: Waiter) -> bool:
-        """Have it woken when the running attempt ends; false where none runs. Takes the lock."""
+        """Wake ``waiter`` when the running attempt ends; false where none runs. Takes the lock."""
         with self.lock:
             record = self.records.get(record_id)
             running = record is not None and record.status is Status.IN_PROGRESS
@@ -144,7 +146,7 @@ class Table:
         return running
 
     def leave(self, record_id: bytes, waiter: Waiter) -> None:
-        """It has stopped waiting. Takes the lock."""
+        """Stop waiting. Takes the lock."""
         with self.lock:
             waiters = self._here.get().waiters
             waiters.discard(record_id, waiter)
@@ -157,7 +159,7 @@ class Table:
 
 
 def _size(record: Record) -> int:
-    """Bytes of what the application gave to be kept."""
+    """The bytes that the application gave to be stored."""
     size = len(record.response) if record.response else 0
     return size + sum([len(stage.frame) for stage in record.stages]) if record.stages else size
 
@@ -177,28 +179,31 @@ class _Scope:
         expired = [record_id for record_id, end in self.ends.items() if end <= now][:limit]
         for record_id in expired:
             del self.ends[record_id]
-        self._look()
+        self._find_earliest()
         return len(expired)
 
     def put(self, record_id: bytes, end: float) -> None:
         before = self.ends.get(record_id)
         self.ends[record_id] = end
         if before == self.earliest:
-            self._look()
+            self._find_earliest()
         self.earliest = min(self.earliest, end)
 
     def pop(self, record_id: bytes) -> bool:
         end = self.ends.pop(record_id, None)
         if end == self.earliest:
-            self._look()
+            self._find_earliest()
         return end is not None
 
-    def _look(self) -> None:
+    def _find_earliest(self) -> None:
         self.earliest = min(self.ends.values(), default=_NEVER)
 
 
 class Reservations:
-    """All callers' reservations, at most ``most`` of them; callers in the order in which they were last looked at."""
+    """All callers' reservations, at most ``most``; callers in the order in which they were last looked at.
+
+    It has no lock and no clock: the table has both.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -211,14 +216,14 @@ class Reservations:
         if len(scope.ends) >= c.limit:
             self._count -= scope.drop_expired(now, len(scope.ends))
         before = scope.ends.get(c.record_id)
-        answer, end = decisions.reserve(before, len(scope.ends), scope.earliest, c, now)
+        reserved, end = decisions.reserve(before, len(scope.ends), scope.earliest, c, now)
         if end is not None:
             if before is None:
                 self._make_room(now)
                 self._count += 1
             scope.put(c.record_id, end)
             self._scopes[c.scope_id] = scope
-        return answer
+        return reserved
 
     def unreserve(self, scope_id: bytes, record_id: bytes) -> None:
         """See ``Backend.unreserve``."""

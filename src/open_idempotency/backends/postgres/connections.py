@@ -34,7 +34,7 @@ K = TypeVar("K", KeptConnection, AsyncKeptConnection)
 
 
 class _Idle(Generic[K]):
-    """The connections that nobody uses at the moment; the one that was used last is used next."""
+    """The idle connections; the one that was used last is used next."""
 
     def __init__(self) -> None:
         self._idle: list[K] = []
@@ -63,7 +63,7 @@ class _Idle(Generic[K]):
             self._finish(before)
 
     def close(self) -> None:
-        """Close those that nobody uses, and the others when they are given back."""
+        """Close idle connections, and the others when they are given back."""
         self._closed = True
         self._finish(time.monotonic())
 
@@ -131,7 +131,7 @@ class Connections:
             self._slots.put(None)
 
     def close(self) -> None:
-        """Close those that nobody uses, and the others when they are given back."""
+        """Close idle connections, and the others when they are given back."""
         self._idle.close()
 
     def _made(self, tries: Tries) -> KeptConnection:

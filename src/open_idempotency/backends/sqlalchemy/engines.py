@@ -67,7 +67,7 @@ def check(options: Options) -> None:
 
 
 def bounded_connect(options: Options) -> Connect | None:
-    """How to connect in place of the driver's own way, where that would make connections that wait for ever."""
+    """How to connect, where the driver's own way would make connections that wait for ever; else None."""
     if options.driver != "psycopg":
         return None
     from open_idempotency.backends._shared.psycopg_waits import BoundedConnection
@@ -139,7 +139,7 @@ def _arguments(options: Options, connect_args: dict[str, Any]) -> dict[str, Any]
 
 
 def _creator(lender: Pool) -> Callable[[], Any]:
-    """Makes connections as a pool does, and takes them out of it."""
+    """A function that makes connections as a pool does, and takes them out of it."""
 
     def create() -> Any:
         lent = lender.connect()

@@ -36,20 +36,22 @@ from open_idempotency.exceptions import BackendUnavailable, first_line
 
 T = TypeVar("T")
 
-#: what SQLAlchemy raises, and what comes through it from the network
+#: errors of SQLAlchemy, and of the network behind it
 DATABASE = (SQLAlchemyError, OSError, asyncio.TimeoutError)
 _MISSING = ("no such table", "does not exist", "doesn't exist")
 
 
 class Tries:
-    """One call of a verb: whether what a try ended with is worth another one, and what it is otherwise."""
+    """The tries of one transaction: whether an error is worth another try, and what it becomes otherwise."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._started = time.monotonic()
 
     def check(self, error: Exception) -> None:
-        """Return where the caller is to try again. Raises ``BackendUnavailable``, and what is no database's error."""
+        """Return where the caller has to try again. Else raises ``BackendUnavailable``, or ``error`` if it is not a
+        database's.
+        """
         if not self._is_databases(error):
             raise error
         in_time = time.monotonic() - self._started < self._options.timeout
@@ -64,7 +66,7 @@ class Tries:
 
 
 def wrapped(error: Exception) -> BackendUnavailable:
-    """The error as ours; the caller keeps it as the cause."""
+    """The error as ``BackendUnavailable``; the caller keeps it as the cause."""
     # SQLAlchemy's own text repeats the statement.
     original = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     text = first_line(original)
@@ -85,7 +87,7 @@ class LoopEngines:
         self._engines: PerProcess[dict[asyncio.AbstractEventLoop, AsyncEngine]] = PerProcess(dict)
 
     def engine(self) -> AsyncEngine:
-        """The running loop's."""
+        """The engine of the running loop."""
         engines = self._engines.get()
         loop = asyncio.get_running_loop()
         engine = engines.get(loop)
@@ -97,7 +99,7 @@ class LoopEngines:
         return engine
 
     async def run(self, step: Step) -> Any:
-        """Carry out one step of a verb. Raises ``BackendUnavailable``."""
+        """Carry out one transaction of a verb. Raises ``BackendUnavailable``."""
         return await self.call(partial(carry_out, settings=self._settings, step=step), step.mode)
 
     async def call(self, function: Callable[..., T], mode: str) -> T:
@@ -136,11 +138,11 @@ class Runner(Protocol):
 
 
 class _Held:
-    """One process's engine, and how many calls use it."""
+    """The engine of one process, and how many calls use it."""
 
     def __init__(self, options: Options) -> None:
         self.engine: Engine = make_engine(options)
-        # When nothing uses it any more, and at exit: an application need not close its backend.
+        # When nothing uses the engine any more, and at exit: a backend need not be closed.
         weakref.finalize(self, _dispose_own, self.engine, os.getpid())
         self._timeout = options.timeout
         self._changed = threading.Condition()
@@ -149,7 +151,7 @@ class _Held:
 
     @contextmanager
     def used(self) -> Generator[None, None, None]:
-        """For a call, which waits while the process forks."""
+        """Around a call, which waits while the process forks."""
         with self._changed:
             self._changed.wait_for(lambda: not self._paused, self._timeout)
             self._calls += 1
@@ -161,7 +163,7 @@ class _Held:
                 self._changed.notify_all()
 
     def pause(self) -> None:
-        """Let calls end, and close what they leave."""
+        """Let calls end, and close the connections that they leave."""
         with self._changed:
             self._paused = True
             self._changed.wait_for(lambda: not self._calls, self._timeout)
@@ -175,7 +177,7 @@ class _Held:
 
 
 def _dispose_own(engine: Engine, pid: int) -> None:
-    # A child that ends leaves alone what its parent has opened.
+    # A child that ends does not close what its parent has opened.
     if os.getpid() == pid:
         engine.dispose()
 
@@ -220,7 +222,7 @@ class OnEngine:
 
 
 def _demand_descriptors() -> None:
-    """Raise ``OSError`` where an event loop would find no file descriptors: asyncio would leave it half made."""
+    """Raise ``OSError`` where there are no file descriptors for an event loop: asyncio would leave it half made."""
     with selectors.DefaultSelector():
         for end in socket.socketpair():
             end.close()
@@ -250,7 +252,7 @@ class _Loop:
 
 
 class OnLoop:
-    """On the asynchronous engine of a loop that belongs to nobody else, so that no handler can block it."""
+    """On the async engine of an event loop in a thread of its own, so that no handler can block it."""
 
     def __init__(self, options: Options, engines: LoopEngines) -> None:
         self._options = options

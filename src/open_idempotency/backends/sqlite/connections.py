@@ -30,10 +30,10 @@ _CACHED_STATEMENTS = 64
 
 
 class Turn:
-    """A lock that may be released in any case: where this thread does not have it, that does nothing.
+    """A lock that may be released in any case: where this thread does not hold it, that does nothing.
 
-    A signal's handler may raise right behind ``acquire``, before any ``try`` or variable knows that there is something
-    to release; so ``acquire`` belongs into the ``try``.
+    A signal's handler may raise right behind ``acquire``, before its release is registered. So ``acquire`` belongs
+    inside the ``try``.
     """
 
     __slots__ = ("_lock",)
@@ -42,21 +42,21 @@ class Turn:
         self._lock = threading.RLock()
 
     def acquire(self, timeout: float) -> bool:
-        """Take it, within so many seconds."""
+        """Take the lock within so many seconds; whether that succeeded."""
         return self._lock.acquire(timeout=timeout)
 
     def release(self) -> None:
-        """Give it back, if this thread has it."""
+        """Release the lock, if this thread holds it."""
         with suppress(RuntimeError):
             self._lock.release()
 
 
 class _Pool:
-    """What one process holds. ``writing`` queues this process's writers, which SQLite would let poll."""
+    """The connections of one process. ``writing``: queues its writers, which SQLite would let poll."""
 
     def __init__(self) -> None:
         self.idle: deque[sqlite3.Connection] = deque()
-        #: closes them when nothing uses this pool any more, and at exit: an application need not close its backend
+        #: closes idle connections when nothing uses this pool any more, and at exit: a backend need not be closed
         self.ending = weakref.finalize(self, _close_own, self.idle, os.getpid())
         self.calls: set[object] = set()
         self.writing = Turn()
@@ -74,7 +74,7 @@ class _Pool:
         call = object()
         deadline = time.monotonic() + seconds
         while True:
-            # First, so that either we see that the process forks, or what forks sees the call.
+            # First, so that either this call sees the fork, or the fork sees this call.
             self.calls.add(call)
             forking = self._forking
             if forking is None:
@@ -101,14 +101,17 @@ class _Pool:
 
 
 def _close_own(idle: deque[sqlite3.Connection], pid: int) -> None:
-    # A child that ends leaves alone what its parent has opened.
+    # A child that ends does not close what its parent has opened.
     with suppress(IndexError):
         while os.getpid() == pid:
             idle.pop().close()
 
 
 class Connections:
-    """Where transactions on one file begin. ``timeout``: seconds to wait for each lock; ``synchronous``: a PRAGMA."""
+    """Runs functions on connections to one file.
+
+    ``timeout``: seconds to wait for each lock; ``synchronous``: a PRAGMA.
+    """
 
     def __init__(self, path: str, timeout: float, synchronous: str) -> None:
         self._path = path
@@ -124,12 +127,12 @@ class Connections:
         try:
             connection = self._take(pool)
             try:
-                answer = function(connection, *args, **kwargs)
+                result = function(connection, *args, **kwargs)
             except sqlite3.Error:
                 connection.close()
                 raise
             except BaseException:
-                # An answer such as LeaseLost, raised between statements: the connection is sound, unless there was
+                # A response such as LeaseLost, raised between statements: the connection is sound, unless there was
                 # no memory left for the end of its transaction.
                 if connection.in_transaction:
                     connection.close()
@@ -137,7 +140,7 @@ class Connections:
                     self._give_back(pool, connection)
                 raise
             self._give_back(pool, connection)
-            return answer
+            return result
         except sqlite3.Error as error:
             raise wrapped(error) from error
         finally:
@@ -276,8 +279,8 @@ def _versions(connection: sqlite3.Connection) -> list[int] | None:
 
 
 def wrapped(error: sqlite3.Error) -> BackendUnavailable | RecordUnreadable:
-    """What is raised instead of a driver's error."""
-    # A malformed file, or one that is no database, has this very class; all other troubles have subclasses.
+    """The error of this package for a driver's error."""
+    # A malformed file, or one that is no database, raises this very class; all other errors are subclasses.
     if type(error) is sqlite3.DatabaseError:
         return RecordUnreadable(f"SQLite cannot read the database: {error}")
     return BackendUnavailable(f"SQLite: {error}")

@@ -36,7 +36,7 @@ READ_WHOLE = f"SELECT {_HEADER}, response {_FROM}"
 # A claim needs the response only to replay it, so not while it runs and not for another request. The fingerprint is
 # the first parameter.
 READ_FOR_CLAIM = f"SELECT {_HEADER}, CASE WHEN status <> 1 AND fingerprint = ? THEN response END {_FROM}"
-# Which of some records there are: by how many are asked for, so that few statements are prepared.
+# Which of some records exist: by their number, rounded up, so that few statements are prepared.
 _FIND = "SELECT record_id FROM open_idempotency_records WHERE record_id IN "
 FIND = {count: _FIND + f"(?{', ?' * (count - 1)})" for count in (4, 16, 64, 256)}
 _INSERT = """
@@ -45,8 +45,8 @@ _INSERT = """
         claimed_at, lease_end, ttl, expires_at, final, response
     )
 """
-# Nothing where there is a record, or where stages are left of one that somebody deleted by hand. The row's parameters
-# are followed by the record's id.
+# Inserts nothing where the record exists, or where stages are left of one that was deleted by hand. The row's
+# parameters are followed by the record's id.
 _NO_STAGES = "NOT EXISTS (SELECT 1 FROM open_idempotency_stages WHERE record_id = ?)"
 _IF_NEW = f"SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE {_NO_STAGES} ON CONFLICT (record_id) DO NOTHING"
 ADD = f"{_INSERT} {_IF_NEW}"
@@ -58,7 +58,7 @@ WRITE = f"""{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         ttl = excluded.ttl, expires_at = excluded.expires_at, final = excluded.final,
         response = excluded.response
 """
-# What decisions.complete does with a sound record that its owner has not ended yet, in one statement.
+# What decisions.complete does with a sound record that still runs, in one statement.
 COMPLETE = """
     UPDATE open_idempotency_records SET status = 2, lease_end = :now, expires_at = :now + ttl, response = :response
     WHERE record_id = :record_id AND token = :token AND owner = :owner AND status = 1 AND expires_at > :now
@@ -77,7 +77,7 @@ ADD_STAGE = "INSERT INTO open_idempotency_stages (record_id, name, key, frame) V
 DELETE_STAGES = "DELETE FROM open_idempotency_stages WHERE record_id = ?"
 
 READ_RESERVATION = "SELECT ends FROM open_idempotency_reservations WHERE scope_id = ? AND record_id = ?"
-# The first end, where there are more than so many. Skipping rows is the cheapest way to count them.
+# The first end, where there are more than so many. Skipping rows is the cheapest way to count.
 FIRST_OF_MORE_THAN = """
     SELECT (SELECT min(ends) FROM open_idempotency_reservations WHERE scope_id = :scope_id AND ends > :now)
     FROM open_idempotency_reservations WHERE scope_id = :scope_id AND ends > :now ORDER BY ends LIMIT 1 OFFSET :others
