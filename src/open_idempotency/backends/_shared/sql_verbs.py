@@ -13,11 +13,13 @@ so it is inserted first.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from open_idempotency import decisions
+from open_idempotency._perform.processes import PerProcess
 from open_idempotency.backend import (
     Claim,
     ClaimAnswer,
@@ -48,20 +50,26 @@ R = TypeVar("R")
 _PURGED_PER_RESERVATION = 4
 # One in so many new records deletes several times as many expired ones, so that these do not pile up.
 _PURGED_EVERY, _PURGED_AT_ONCE = 16, 64
-_NEW_RECORDS = itertools.count(1)
+# Each process begins elsewhere, so that those which end after a few records purge as well.
+_NEW_RECORDS = PerProcess(lambda: itertools.count(os.getpid()))
 _LARGEST_OFFSET = 2**31 - 1
+_SCANNED_AT_ONCE = 100
 
 
 class Table(Protocol):
     """The rows of records, stages and reservations, in one transaction. All of its methods may raise the driver's
     errors, and those that return records ``RecordUnreadable``.
-
-    ``began``: seconds, about when the transaction began. It decides nothing. ``can_skip_locked``: whether rows that
-    another transaction has locked can be left out, so that purging delays nobody.
     """
 
-    began: float
-    can_skip_locked: bool
+    @property
+    def began(self) -> float:
+        """Seconds, about when the transaction began; it decides nothing."""
+        ...
+
+    @property
+    def can_skip_locked(self) -> bool:
+        """Whether rows that another transaction has locked can be left out, so that purging delays no call."""
+        ...
 
     def now(self) -> float:
         """Seconds on the clock that decides; to be asked for once the record is locked."""
@@ -388,8 +396,8 @@ def _keep(table: Table, before: Record | None, after: Record | None) -> None:
 
 
 def _purge_sometimes(table: Table, now: float) -> None:
-    """Delete expired records along with some of the new ones, where that delays nobody."""
-    if next(_NEW_RECORDS) % _PURGED_EVERY == 0 and table.can_skip_locked:
+    """Delete expired records along with some of the new ones, where that delays no call."""
+    if next(_NEW_RECORDS.get()) % _PURGED_EVERY == 0 and table.can_skip_locked:
         table.purge_records(now, _PURGED_AT_ONCE)
 
 
@@ -440,8 +448,6 @@ def _decide(table: Table, c: Reserve) -> tuple[ReserveAnswer, float, float | Non
 def _unreserve(table: Table, c: Unreserve) -> None:
     table.delete_reservation(c.scope_id, c.record_id)
 
-
-_SCANNED_AT_ONCE = 100
 
 #: what the fronts of SQLAlchemy and Django carry out
 VERBS = fronts.Verbs(

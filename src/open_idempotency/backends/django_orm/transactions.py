@@ -16,7 +16,7 @@ from django.db import Error, OperationalError
 
 from open_idempotency.backend import Record, Stage
 from open_idempotency.backends._shared import sql_rows
-from open_idempotency.backends._shared.sql_verbs import Step
+from open_idempotency.backends._shared.sql_verbs import Step, Table
 from open_idempotency.backends.django_orm import statements
 from open_idempotency.backends.django_orm.dialects import Dialect
 
@@ -78,16 +78,17 @@ class Transaction:
 
     def carry_out(self, step: Step) -> Any:
         """Do the work of a step. Raises what it raises, and Django's errors."""
+        table: Table = self
         with self._connection.cursor() as self._cursor:
             if self._begin is None:
-                return step.work(self, *step.arguments)
+                return step.work(table, *step.arguments)
             try:
                 for statement in self._begin:
                     self._run(statement)
                 if step.mode == "write":
                     # After the beginning, which waits for the lock where one transaction writes at a time (B-02).
                     self.began = (self._sql.clock or time.time)()
-                found = step.work(self, *step.arguments)
+                found = step.work(table, *step.arguments)
                 self._cursor.execute("COMMIT")
             except Exception:
                 self._roll_back()

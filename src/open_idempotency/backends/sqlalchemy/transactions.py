@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from open_idempotency.backend import Record, Stage
 from open_idempotency.backends._shared import sql_rows
-from open_idempotency.backends._shared.sql_verbs import Step
+from open_idempotency.backends._shared.sql_verbs import Step, Table
 from open_idempotency.backends.sqlalchemy import statements
 from open_idempotency.backends.sqlalchemy.dialects import Dialect, begin
 from open_idempotency.backends.sqlalchemy.statements import Statements
@@ -39,7 +39,8 @@ class Settings:
 def carry_out(connection: Connection, settings: Settings, step: Step) -> Any:
     """Carry out one step of a verb. A write is rolled back where it raises."""
     if step.mode != "write":
-        return step.work(Transaction(connection, settings), *step.arguments)
+        table: Table = Transaction(connection, settings)
+        return step.work(table, *step.arguments)
     with connection.begin():
         begin(connection, settings.dialect)
         transaction = Transaction(connection, settings)
