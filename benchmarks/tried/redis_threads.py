@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 
-from open_idempotency.backends.coalescing import Limits, ThreadCoalescer
+from open_idempotency.backends._shared.coalescing import Limits, ThreadCoalescer
 from open_idempotency.backends.redis import scripts
 
 ROUNDS, PAIRS = 7, 2_000

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from open_idempotency.backend import Claim, Lease, Leased, Release
-from open_idempotency.backends.postgres import AsyncPostgresBackend, PostgresBackend, loop_asking
+from open_idempotency.backends.postgres import AsyncPostgresBackend, PostgresBackend, executors
 from open_idempotency.backends.postgres.batches import APART
-from open_idempotency.backends.postgres.encoding import Row
-from open_idempotency.backends.postgres.statements import RELEASE, Verb
+from open_idempotency.backends.postgres.verbs import RELEASE, Verb
 from tests.postgres_server import PostgresServer
 
 #: seconds; longer than anything takes on a busy machine
@@ -45,12 +44,17 @@ def emptied(server: PostgresServer) -> str:
 
 
 class BatchingPostgres(PostgresBackend):
-    """Sends every question in a batch, beside one that finds nothing; what the batch leaves it sends alone."""
+    """Sends every request in a batch, beside one that finds nothing; what the batch leaves it sends alone."""
 
-    def row(self, verb: Verb, c: Any) -> Row:
-        """See ``PostgresBackend``."""
-        row = self._asking._mine.get()._carry_out([(verb, c), (RELEASE, of_nobody())])[0]
-        return super().row(verb, c) if row is APART else row
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, **options)
+        self._execute = self._in_a_batch
+
+    def _in_a_batch(self, verb: Verb[Any, Any], c: Any) -> Any:
+        row = APART
+        if verb.hurried is not None:
+            row = self._executor._of_process.get()._carry_out([(verb, c), (RELEASE, of_nobody())])[0]
+        return self._executor.execute(verb, c) if row is APART else verb.response(c, (row,))
 
 
 async def together(backend: AsyncPostgresBackend, questions: Sequence[tuple[str, Any]]) -> list[Any]:
@@ -58,7 +62,7 @@ async def together(backend: AsyncPostgresBackend, questions: Sequence[tuple[str,
 
     The tasks begin in their order before any of them is answered, so it is known which go alone.
     """
-    before = [("release", of_nobody()) for _ in range(loop_asking.ALONE + 1)]
+    before = [("release", of_nobody()) for _ in range(executors.ALONE_ON_LOOP + 1)]
     asking = [getattr(backend, verb)(command) for verb, command in [*before, *questions]]
     answers = await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), PATIENCE)
     return answers[len(before) :]

@@ -32,7 +32,7 @@ from open_idempotency.backend import (
     Unreserve,
     Wait,
 )
-from open_idempotency.backends import hops
+from open_idempotency.backends._shared import threads as loop_threads
 from open_idempotency.backends.django_orm import DjangoBackend
 from open_idempotency.backends.sqlalchemy import SqlalchemyBackend
 from open_idempotency.backends.sqlite import SqliteBackend
@@ -51,7 +51,7 @@ def without_threads() -> Iterator[None]:
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    hops._idle.pop()
+    loop_threads._idle.pop()
     on_asyncio._executors.pop()
     before = threading.Thread.start
     threading.Thread.start = start  # type: ignore[method-assign]
@@ -133,7 +133,7 @@ KINDS = [name for name in vars(Made) if not name.startswith("_")]
 @pytest.fixture(autouse=True)
 def no_thread_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     idle: PerProcess[list[Any]] = PerProcess(list)
-    monkeypatch.setattr(hops, "_idle", idle)
+    monkeypatch.setattr(loop_threads, "_idle", idle)
     monkeypatch.setattr(on_asyncio, "_executors", PerProcess(on_asyncio._executors._make))
 
 

@@ -70,7 +70,7 @@ def test_that_no_connection_was_free_in_time_is_said(postgres18: PostgresServer)
     question = Get(secrets.token_bytes(32))
 
     async def on_a_loop() -> None:
-        connections = backend.to_async()._asking._get().connections
+        connections = backend.to_async()._executor.of_loop().connections
         held = await connections._take(Tries(PostgresBackend(postgres18.url(), timeout=20).options))
         with pytest.raises(BackendUnavailable, match="no connection was free"):
             await backend.to_async().get(question)
@@ -78,7 +78,7 @@ def test_that_no_connection_was_free_in_time_is_said(postgres18: PostgresServer)
         assert await backend.to_async().get(question) is None
         await backend.to_async().close()
 
-    connections = backend._asking._mine.get().connections
+    connections = backend._executor._of_process.get().connections
     held = connections._take(Tries(PostgresBackend(postgres18.url(), timeout=20).options))
     with pytest.raises(BackendUnavailable, match="no connection was free"):
         backend.get(question)

@@ -12,7 +12,7 @@ from open_idempotency.backend import Lease, Leased, SaveStage, Stage
 from open_idempotency.backends.postgres import PostgresBackend
 from open_idempotency.backends.postgres.encoding import Statement
 from open_idempotency.backends.postgres.running import OFTEN
-from open_idempotency.backends.postgres.statements import SAVE_STAGE
+from open_idempotency.backends.postgres.verbs import SAVE_STAGE
 from open_idempotency.conformance.support import claim_of
 from tests.postgres_server import PostgresServer
 
@@ -39,7 +39,7 @@ def use(backend: PostgresBackend) -> None:
 
 def asked(backend: PostgresBackend, statement: str) -> list[Any]:
     """The rows of a statement on the backend's own connection."""
-    return backend._asking._mine.get().connections.rows(Statement(statement), ())
+    return backend._executor._of_process.get().connections.rows(Statement(statement), ())
 
 
 def test_what_is_sent_often_is_prepared_under_a_name_of_its_own(backend: PostgresBackend) -> None:
@@ -78,7 +78,7 @@ def test_a_statement_that_answers_otherwise_since_a_migration_is_sent_plainly(ba
     asked(backend, "CREATE TEMPORARY TABLE changing (a integer)")
     asked(backend, "INSERT INTO changing VALUES (1)")
     statement = Statement("SELECT * FROM changing")
-    connections = backend._asking._mine.get().connections
+    connections = backend._executor._of_process.get().connections
     for _ in range(2 * OFTEN):
         assert connections.rows(statement, ()) == [(1,)]
     asked(backend, "ALTER TABLE changing ADD b integer")

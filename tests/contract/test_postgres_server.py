@@ -68,7 +68,7 @@ def leased(backend: PostgresBackend, claim: Claim) -> Lease:
 
 def asked(backend: PostgresBackend, statement: str, *values: Any) -> list[Any]:
     """The rows of a statement on one of the backend's own connections."""
-    return backend._asking._mine.get().connections.rows(Statement(statement), values)
+    return backend._executor._of_process.get().connections.rows(Statement(statement), values)
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_a_server_that_does_not_answer_is_given_up(backend: PostgresBackend, pos
     with psycopg.connect(postgres18.url()) as locker:
         locker.execute("SELECT 1 FROM open_idempotency.records WHERE record_id = %b FOR UPDATE", (claim.record_id,))
         started = time.monotonic()
-        with pytest.raises(BackendUnavailable, match="no answer in time"):
+        with pytest.raises(BackendUnavailable, match="no response in time"):
             impatient.complete(Complete(lease, b"response"))
         assert time.monotonic() - started <= impatient.call_timeout + 1
     impatient.complete(Complete(lease, b"response"))

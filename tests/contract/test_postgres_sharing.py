@@ -16,7 +16,7 @@ from open_idempotency.backend import (
     Completed,
     Leased,
 )
-from open_idempotency.backends.postgres import PostgresBackend, asking
+from open_idempotency.backends.postgres import PostgresBackend, executors
 from tests.contract.on_postgres import PATIENCE, claim_of, leased, of_nobody, together
 from tests.contract.test_postgres_batches import MANY, ids, transactions
 from tests.postgres_server import PostgresServer
@@ -40,7 +40,7 @@ def test_threads_share_a_transaction_too(postgres18: PostgresServer) -> None:
         return time.time()
 
     backend = PostgresBackend(postgres18.url(), timeout=30, clock=clock)
-    mine = backend._asking._mine.get()
+    mine = backend._executor._of_process.get()
     claims = [claim_of() for _ in range(MANY)]
     answers: dict[int, Any] = {}
 
@@ -54,7 +54,8 @@ def test_threads_share_a_transaction_too(postgres18: PostgresServer) -> None:
             time.sleep(0.001)
 
     held = [
-        threading.Thread(target=backend.release, args=(of_nobody(),), name=f"held {n}") for n in range(asking.ALONE + 1)
+        threading.Thread(target=backend.release, args=(of_nobody(),), name=f"held {n}")
+        for n in range(executors.ALONE + 1)
     ]
     batch = [threading.Thread(target=ask, args=(number,)) for number in range(MANY)]
     for thread in held:
@@ -97,9 +98,9 @@ def test_nothing_of_a_batch_stays_in_the_session(backend: PostgresBackend) -> No
     async def settings() -> list[Any]:
         awaited = backend.to_async()
         await together(awaited, [("claim", claim_of()) for _ in range(3)])
-        pool = awaited._asking._get().connections
+        pool = awaited._executor.of_loop().connections
         names = "lock_timeout", "enable_seqscan", "enable_hashjoin", "enable_mergejoin", "search_path"
-        used = list(pool._idle)
+        used = list(pool._idle._idle)
         found = [
             (await (await connection.execute(f"SHOW {name}")).fetchone())[0] for connection in used for name in names
         ]

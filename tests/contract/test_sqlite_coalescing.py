@@ -32,7 +32,7 @@ from open_idempotency.backend import (
     Status,
 )
 from open_idempotency.backends.sqlite import SqliteBackend, verbs
-from open_idempotency.backends.sqlite.transactions import Question
+from open_idempotency.backends.sqlite.transactions import Request
 from open_idempotency.conformance.support import stage_of
 from open_idempotency.exceptions import AlreadyCompleted, BackendUnavailable, LeaseLost, RecordUnreadable
 from tests.contract.together import FIRST, PATIENCE, OnALoop, OnThreads, claim_of, commits, lease_of, lock, unlock
@@ -197,11 +197,11 @@ def test_a_look_that_fails_takes_nobody_with_it(backend: SqliteBackend) -> None:
     """B-10: the same for what only reads, of which a loop sends several at once."""
     lease_of(backend, b"running")
     claims = [claim_of(b"new"), claim_of(b"running", fingerprint="text"), claim_of(b"running", b"other")]
-    questions = [Question(verbs.CLAIM, claim, 0, PATIENCE) for claim in claims]
+    questions = [Request(verbs.CLAIM, claim, PATIENCE) for claim in claims]
     assert [type(answer) for answer in backend._transactions.look(questions)] == [type(None), TypeError, Busy]
     no_id = claim_of(b"")
     no_id.record_id = {}
-    questions = [Question(verbs.CLAIM, claim, 0, PATIENCE) for claim in (no_id, claims[2], claims[0])]
+    questions = [Request(verbs.CLAIM, claim, PATIENCE) for claim in (no_id, claims[2], claims[0])]
     assert [type(answer) for answer in backend._transactions.look(questions)] == [BackendUnavailable, Busy, type(None)]
 
 
@@ -209,7 +209,7 @@ def test_many_are_looked_for_at_once(backend: SqliteBackend) -> None:
     """B-11b: whatever their number, each is told what is true of its own record."""
     for number in range(0, 300, 50):
         lease_of(backend, b"%d" % number)
-    questions = [Question(verbs.CLAIM, claim_of(b"%d" % number, b"o"), 0, PATIENCE) for number in range(300)]
+    questions = [Request(verbs.CLAIM, claim_of(b"%d" % number, b"o"), PATIENCE) for number in range(300)]
     answers = backend._transactions.look(questions)
     assert [number for number, answer in enumerate(answers) if isinstance(answer, Busy)] == list(range(0, 300, 50))
     assert answers.count(None) == 294
@@ -217,10 +217,8 @@ def test_many_are_looked_for_at_once(backend: SqliteBackend) -> None:
 
 def test_what_waited_too_long_is_not_written(backend: SqliteBackend, path: str) -> None:
     """B-10: its asker was told, or is told now; the others go on."""
-    late, in_time = (
-        Question(verbs.CLAIM, claim_of(key), 0, left) for key, left in ((b"late", -1.0), (b"new", PATIENCE))
-    )
-    answers = backend._transactions.ask_all([late, in_time])
+    late, in_time = (Request(verbs.CLAIM, claim_of(key), left) for key, left in ((b"late", -1.0), (b"new", PATIENCE)))
+    answers = backend._transactions.execute_all([late, in_time])
     assert [type(answer) for answer in answers] == [BackendUnavailable, Leased]
     assert rows_of(path) == {b"new"}
 

@@ -14,7 +14,7 @@ import pytest
 from open_idempotency import events
 from open_idempotency._perform import on_asyncio
 from open_idempotency.backend import Claim, Leased
-from open_idempotency.backends import hops
+from open_idempotency.backends._shared import threads as loop_threads
 from tests.http.behaviours import PATIENCE, Call, Reply, Run
 from tests.http.conftest import NewCase
 from tests.http.endpoints import Steps, always_raising, answering, charge, failing_once, gated
@@ -412,7 +412,7 @@ def test_a_stage_that_fails_locally_is_saved_after_all(new_case: NewCase) -> Non
 def _in_want_of_threads(call: Call) -> Steps:
     """After the effect no thread can be started for a moment, and none is idle."""
     reply = yield from charge(call)
-    hops._idle.pop()
+    loop_threads._idle.pop()
     on_asyncio._executors.pop()
     real, left = threading.Thread.start, [2]
 

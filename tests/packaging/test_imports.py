@@ -37,7 +37,7 @@ ALLOWED = {
     "open_idempotency.backends.redis": {"redis", "cryptography"},
     "open_idempotency.backends.django_orm": {"django"},
     "open_idempotency.backends.postgres": {"psycopg"},
-    "open_idempotency.backends.psycopg_waits": {"psycopg"},
+    "open_idempotency.backends._shared.psycopg_waits": {"psycopg"},
     "open_idempotency.backends.sqlalchemy": {"sqlalchemy"},
     "open_idempotency.ledger.on_django": {"django"},
     "open_idempotency.ledger.on_psycopg": {"psycopg"},

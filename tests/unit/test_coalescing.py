@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from open_idempotency.backends.coalescing import NOT_ALONE, Limits, LoopCoalescer, ThreadCoalescer
+from open_idempotency.backends._shared.coalescing import NOT_ALONE, Limits, LoopCoalescer, ThreadCoalescer
 from open_idempotency.exceptions import BackendUnavailable
 
 _SECONDS = 20.0
@@ -118,7 +118,7 @@ def test_who_has_an_answer_before_the_end_of_the_batch_is_told_then() -> None:
             if 1 in numbers:
                 await asyncio.sleep(0)
                 return [2]
-            coalescer.tell([4, None, LookupError("4")])
+            coalescer.report([4, None, LookupError("4")])
             told.set()
             await ended.wait()
             return [-1, 6, -1]

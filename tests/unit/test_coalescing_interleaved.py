@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from open_idempotency.backends.coalescing import (
+from open_idempotency.backends._shared.coalescing import (
     NOT_ALONE,
     Limits,
     LoopCoalescer,
     ThreadCoalescer,
-    in_threads,
-    on_loops,
-    waiting,
+    loops,
+    queue,
+    threads,
 )
 from open_idempotency.exceptions import BackendUnavailable
 from tests.effort import times
@@ -108,10 +108,10 @@ class _Asker:
 
 
 def _search(seed: int, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
-    world = World(seed, in_threads, waiting, **more)
+    world = World(seed, threads, queue, **more)
     with monkeypatch.context() as patched:
-        patched.setattr(in_threads, "threading", world.threading)
-        patched.setattr(in_threads, "time", world.time)
+        patched.setattr(threads, "threading", world.threading)
+        patched.setattr(threads, "time", world.time)
         store = _Store(world)
         coalescer: ThreadCoalescer[int, int] = ThreadCoalescer(store.carry_out, Limits(_SECONDS, most=3))
         askers = [_Asker(world, store, coalescer, 1000 * (1 + thread)) for thread in range(4)]
@@ -153,7 +153,7 @@ class _Alarms:
 
     def __init__(self, line: int) -> None:
         self._left = line
-        self._files = {on_loops.__file__, waiting.__file__}
+        self._files = {loops.__file__, queue.__file__}
 
     @property
     def came(self) -> bool:
@@ -277,7 +277,7 @@ def test_a_store_that_stands_still_keeps_no_task_for_ever() -> None:
         for task in waiting_ones:
             with pytest.raises(BackendUnavailable, match="no further calls"):
                 await task
-        with pytest.raises(BackendUnavailable, match="no answer in time"):
+        with pytest.raises(BackendUnavailable, match="no response in time"):
             await sent
 
     asyncio.run(asyncio.wait_for(test(), 20))

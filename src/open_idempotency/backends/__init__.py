@@ -1,1 +1,1 @@
-"""The backends, each in a module of its own that is imported only when it is used; see ``registry``."""
+"""The backends, each in a package of its own that is imported only when it is used; see ``registry``."""

@@ -43,7 +43,7 @@ BACKENDS = {
 }
 
 
-#: what client libraries say that lack something of their own, and what to do
+#: messages of client libraries that are half installed, and what to do
 _HALF_INSTALLED = {
     "no pq wrapper available": "psycopg finds no libpq: pip install 'psycopg[binary]', or install libpq",
     "greenlet": "SQLAlchemy needs greenlet: pip install 'open-idempotency[sqlalchemy]'",
@@ -57,7 +57,7 @@ class _BackendClass(Protocol):
 
 
 def open_backend(backend: str | Backend | AsyncBackend, **options: Any) -> Backend:
-    """The backend that a URL names, or the given one, in its blocking colour (``.to_async()`` has the other).
+    """The backend that a URL names, or the given one, as its sync front (``.to_async()`` returns the async one).
 
     ``options`` are keyword arguments of the backend's ``from_url``. Nothing is connected yet. Raises
     ``ConfigurationError`` for an unknown scheme, option or value, ``MissingExtra`` without the client library.
@@ -99,7 +99,7 @@ def _class_for(scheme: str) -> _BackendClass:
 
 
 def _meant(scheme: str) -> str:
-    """What is probably wanted by whoever writes a scheme as other libraries have it."""
+    """A suggestion for a scheme that is misspelt, or written as in other libraries."""
     dialect, _, _ = scheme.partition("+")
     if scheme in _SYNONYMS:
         meant = _SYNONYMS[scheme]
@@ -131,7 +131,7 @@ def _import(row: Row) -> _BackendClass:
 
 
 def _entries() -> dict[str, EntryPoint]:
-    # Only a scheme that is none of ours asks; the import costs more than all the rest of the package's.
+    # Only for a scheme that is not ours; this import costs more than all others of the package.
     from importlib.metadata import entry_points
 
     return {entry.name: entry for entry in entry_points(group=GROUP)}

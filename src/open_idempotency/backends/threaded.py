@@ -1,6 +1,6 @@
-"""The asynchronous colour of any blocking backend: each verb is awaited in a thread of its own.
+"""The async front of any sync backend: each verb is awaited in a thread of its own.
 
-Right for backends whose client library blocks (SQLite) or does not know the running loop (Redis under trio).
+Use it for a client library that blocks, as Django's database connections do.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from django.db.models import Case, CharField, Q, Value, When
 
 from open_idempotency.backend import Status
-from open_idempotency.backends.django_orm.rows import RECORD_VERSION
+from open_idempotency.backends._shared.sql_rows import RECORD_VERSION
 from open_idempotency.decisions import State
 
 UNREADABLE = "unreadable"

@@ -1,4 +1,4 @@
-"""Connections of our own to a database of Django's, beside those that the application's threads have.
+"""The backend's own connections to a database of Django's, beside those of the application's threads.
 
 A claim must be committed by itself, whatever transaction the view, ATOMIC_REQUESTS or a TestCase has open: inside it
 duplicates would wait for its end, and a rollback would forget the claim. So there is a small pool for each process,
@@ -9,14 +9,14 @@ request what is older than CONN_MAX_AGE is closed, as Django does with its own.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from django.core.signals import request_finished, request_started
@@ -25,22 +25,23 @@ from django.db.utils import load_backend
 
 from open_idempotency._perform.local_failures import KINDS, is_local
 from open_idempotency._perform.processes import PerProcess
-from open_idempotency.backends.django_orm import failures
+from open_idempotency.backends._shared import forks
+from open_idempotency.backends._shared.sql_verbs import Step
+from open_idempotency.backends.django_orm import errors
 from open_idempotency.backends.django_orm.dialects import Dialect
-from open_idempotency.backends.django_orm.sessions import Session, bound_waits
+from open_idempotency.backends.django_orm.transactions import Statements, Transaction
 from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
 
 T = TypeVar("T")
-Work = Callable[[Session], T]
 _BROKEN = (OperationalError, InterfaceError)
 
 
 class _Stale(Exception):
-    """A connection that was kept turned out to be dead, so nothing has been done yet."""
+    """A connection that was kept is dead, so nothing has been done yet."""
 
 
 class _Pool:
-    """What one process holds. ``turn`` queues this process's writers where the database would let them poll."""
+    """The connections of one process. ``turn``: queues its writers where the database would let them poll."""
 
     def __init__(self, most: int) -> None:
         self.idle: deque[Any] = deque()
@@ -54,37 +55,43 @@ class _Pool:
 
 
 class Connections:
-    """Where transactions on one alias begin. ``timeout``: seconds for each wait; ``most``: for each process."""
+    """Runs transactions on the database of one alias. ``timeout``: seconds for each wait; ``most``: connections of
+    each process.
+    """
 
-    def __init__(self, alias: str, dialect: Dialect, timeout: float, most: int) -> None:
+    def __init__(self, alias: str, dialect: Dialect, sql: Statements, timeout: float, most: int) -> None:
         self.alias = alias
         self.dialect = dialect
+        self._sql = sql
         self._timeout = timeout
         self._most = most
         self._pools: PerProcess[_Pool] = PerProcess(lambda: _Pool(most))
         weakref.finalize(self, _close, self._pools).atexit = False
+        forks.pause_at_forks(self)
         _all.add(self)
         # Not at import: a project whose records are elsewhere has no connections here, and many requests.
         for signal in (request_started, request_finished):
             signal.connect(_close_old, dispatch_uid="open_idempotency.close_old")
 
-    def read(self, work: Work[T]) -> T:
-        """Run one statement, outside of any transaction."""
-        return self._run(work, None)
-
-    def read_together(self, work: Work[T]) -> T:
-        """Run statements that all see one state of the database."""
-        return self._run(work, self.dialect.begin_reading(self._timeout))
-
-    def write(self, work: Work[T]) -> T:
+    def run(self, step: Step) -> Any:
         """Run a transaction: committed at the end, rolled back when the work raises.
 
-        Raises ``Overtaken`` where another one was in the way, ``BackendUnavailable`` and ``RecordUnreadable``.
+        Raises ``Overtaken`` where another transaction was in the way, ``BackendUnavailable`` and ``RecordUnreadable``.
         """
-        return self._run(work, self.dialect.begin(self._timeout), self.dialect.one_writer)
+        started = time.monotonic()
+        while True:
+            try:
+                return _off_the_loop(partial(self._run_once, step, started + self._timeout))
+            except _Stale as stale:
+                # The others that are idle are as old, so each of them may be.
+                self._pools.get().close()
+                error = stale.__cause__
+                assert isinstance(error, Error)
+                if time.monotonic() >= started + self._timeout:
+                    raise self._wrapped(error) from error
 
     def close(self) -> None:
-        """Close this process's idle connections; others close when their call ends."""
+        """Close this process's idle connections; the others are closed when their calls end."""
         _close(self._pools)
 
     def close_old(self) -> None:
@@ -102,35 +109,35 @@ class Connections:
             if connection.connection is not None:
                 idle.append(connection)
 
-    def _run(self, work: Work[T], begin: Sequence[str] | None, in_turn: bool = False) -> T:
-        started = time.monotonic()
-        while True:
-            try:
-                return _off_the_loop(lambda: self._run_once(work, begin, in_turn, started + self._timeout))
-            except _Stale as stale:
-                # The others that are idle are as old, so each of them may be.
-                self._pools.get().close()
-                error = stale.__cause__
-                assert isinstance(error, Error)
-                if time.monotonic() >= started + self._timeout:
-                    raise self._wrapped(error) from error
-
-    def _run_once(self, work: Work[T], begin: Sequence[str] | None, in_turn: bool, deadline: float) -> T:
+    def _run_once(self, step: Step, deadline: float) -> Any:
         pool = self._pools.get()
-        turn = _held(pool.turn, deadline, "turn to write") if in_turn else nullcontext()
-        with turn, _held(pool.slots, deadline, "connection free"):
-            connection, kept = self._take(pool)
-            return self._use(pool, connection, kept, Session(connection, self.dialect, deadline, begin), work)
-
-    def _use(self, pool: _Pool, connection: Any, kept: bool, session: Session, work: Work[T]) -> T:
+        in_turn = step.mode == "write" and self.dialect.one_writer
+        if in_turn:
+            _acquire(pool.turn, deadline, "turn to write")
         try:
-            answer = session.carry_out(work)
+            _acquire(pool.slots, deadline, "connection free")
+            try:
+                connection, kept = self._take(pool)
+                begin = None  # a single statement that reads needs no transaction
+                if step.mode != "read":
+                    begin = (self.dialect.begin if step.mode == "write" else self.dialect.begin_reading)(self._timeout)
+                transaction = Transaction(connection, self.dialect, self._sql, deadline, begin)
+                return self._use(pool, connection, kept, transaction, step)
+            finally:
+                pool.slots.release()
+        finally:
+            if in_turn:
+                pool.turn.release()
+
+    def _use(self, pool: _Pool, connection: Any, kept: bool, transaction: Transaction, step: Step) -> Any:
+        try:
+            found = transaction.carry_out(step)
         except IdempotencyError:
-            self._give_back(pool, connection, session.sound)  # an answer such as LeaseLost
+            self._give_back(pool, connection, transaction.sound)  # a response such as LeaseLost
             raise
         except Error as error:
-            sound = session.sound and failures.is_overtaken(error)
-            stale = kept and not session.late and isinstance(error, _BROKEN) and not _is_usable(connection)
+            sound = transaction.sound and errors.is_overtaken(error)
+            stale = kept and not transaction.late and isinstance(error, _BROKEN) and not _is_usable(connection)
             self._give_back(pool, connection, sound)
             if stale:
                 raise _Stale from error
@@ -139,7 +146,7 @@ class Connections:
             self._give_back(pool, connection, False)
             raise
         self._give_back(pool, connection, True)
-        return answer
+        return found
 
     def _take(self, pool: _Pool) -> tuple[Any, bool]:
         """A connection, and whether it was kept from an earlier call."""
@@ -176,11 +183,11 @@ class Connections:
         connection: Any = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, self.alias)
         # One thread at a time uses it, but not always the same one.
         connection.inc_thread_sharing()
-        # Django's log of statements would hold the stored answers.
+        # Django's log of statements would hold the stored responses.
         connection.make_debug_cursor = connection.make_cursor
         try:
             connection.ensure_connection()
-            bound_waits(connection, self._timeout)
+            _bound_waits(connection.connection, self._timeout)
             with connection.cursor() as cursor:
                 for statement in self.dialect.prepare(self._timeout):
                     cursor.execute(statement)
@@ -193,10 +200,10 @@ class Connections:
         return connection
 
     def _wrapped(self, error: Error) -> IdempotencyError:
-        return failures.wrapped(error, self.alias, connections[self.alias].vendor)
+        return errors.wrapped(error, self.alias, connections[self.alias].vendor)
 
     def pause(self) -> Callable[[], None]:
-        """Before a fork: let calls of other threads end, and close. What goes on, in the parent."""
+        """See ``forks.Pausable``."""
         pool = self._pools.get()
         deadline = time.monotonic() + self._timeout
         held = 0
@@ -216,14 +223,9 @@ def lives_in_one_connection(name: str) -> bool:
     return name == ":memory:" or ("mode=memory" in name and "cache=shared" not in name)
 
 
-@contextmanager
-def _held(lock: threading.Lock | threading.Semaphore, deadline: float, what: str) -> Generator[None, None, None]:
+def _acquire(lock: threading.Lock | threading.Semaphore, deadline: float, what: str) -> None:
     if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
         raise BackendUnavailable(f"no {what} in time")
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _off_the_loop(call: Callable[[], T]) -> T:
@@ -234,6 +236,17 @@ def _off_the_loop(call: Callable[[], T]) -> T:
         return call()
     with ThreadPoolExecutor(1, "open-idempotency-django") as thread:
         return thread.submit(call).result()
+
+
+def _bound_waits(raw: Any, timeout: float) -> None:
+    """Let psycopg 3 wait no longer than ``timeout`` seconds for a reply. Other drivers take a timeout with their
+    options, or leave it to the operating system.
+    """
+    if hasattr(raw, "pgconn"):
+        # Not at the top: the driver is psycopg 3 only where the project says so.
+        from open_idempotency.backends._shared.psycopg_waits import bound_waits
+
+        bound_waits(raw, timeout)
 
 
 def _is_usable(connection: Any) -> bool:
@@ -258,7 +271,6 @@ def _close(pools: PerProcess[_Pool]) -> None:
 
 
 _all: weakref.WeakSet[Connections] = weakref.WeakSet()
-_paused: list[Callable[[], None]] = []
 
 
 def _close_old(**kwargs: Any) -> None:
@@ -268,17 +280,3 @@ def _close_old(**kwargs: Any) -> None:
         except KINDS as error:
             if not is_local(error):  # else they are closed after another request, and this one has its response
                 raise
-
-
-def _before_fork() -> None:
-    _paused.extend(each.pause() for each in list(_all))
-
-
-def _after_fork_in_parent() -> None:
-    while _paused:
-        _paused.pop()()
-
-
-if hasattr(os, "register_at_fork"):
-    # The child needs nothing: its pools are new, and what it inherits is neither used nor closed there.
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_paused.clear)

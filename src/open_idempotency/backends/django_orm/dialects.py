@@ -1,7 +1,7 @@
 """What differs between the databases: their clocks, how a transaction begins, and how each wait is bounded.
 
-Nothing here depends on a session: what PostgreSQL is told lasts for one transaction, so a pooler may stand in between.
-MySQL knows no such setting; there it is said once, on a connection that is this backend's own.
+Nothing here depends on a session: PostgreSQL's settings last for one transaction, so a pooler may stand in between.
+MySQL has no such settings; there they are made once, on a connection of the backend's own.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 
 Options = dict[str, Any]
 
-#: libpq takes a shorter one for this
+#: libpq raises shorter ones to this
 _SHORTEST_CONNECT = 2
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one kind of database is spoken to. All functions take the ``timeout`` in seconds.
+    """One kind of database. All functions take the ``timeout`` in seconds.
 
     ``clock``: an expression for the seconds since 1970, None where this machine's clock is the database's. ``begin``:
-    what begins a transaction that writes, ``begin_reading`` one whose statements all see the same state.
-    ``prepare``: what a new connection is told. ``options``: what is added to the alias's own OPTIONS, less ``drops``.
+    what begins a transaction that writes, ``begin_reading`` one whose statements all see the same state. ``prepare``:
+    the first statements of a new connection. ``options``: added to the alias's own OPTIONS, without ``drops``.
     ``slowest``: how long one try of a call may take. ``one_writer``: writers wait for each other anyway.
     ``is_mysql``: bytes are marked as such, and no number is infinite.
     """
@@ -69,7 +69,7 @@ def _mysql_prepare(timeout: float) -> tuple[str, ...]:
 
 def _mysql_options(timeout: float) -> Options:
     whole = math.ceil(timeout)
-    # A second more than the server waits for a lock, so that the server's own answer comes first.
+    # A second more than the server waits for a lock, so that the server's own error comes first.
     silence = {"read_timeout": whole + 1, "write_timeout": whole + 1}
     return {"connect_timeout": whole, "isolation_level": "read committed", **silence}
 
@@ -85,7 +85,7 @@ POSTGRESQL = Dialect(
 )
 
 MYSQL = Dialect(
-    # The local time, of which some hours come twice a year, is none to reckon with.
+    # Not the local time, which repeats an hour when summer time ends.
     clock="TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6",
     begin=lambda timeout: ("START TRANSACTION",),
     begin_reading=lambda timeout: (
@@ -94,7 +94,7 @@ MYSQL = Dialect(
     ),
     options=_mysql_options,
     prepare=_mysql_prepare,
-    # Some client libraries wait for an answer three times before they give up.
+    # Some client libraries wait for a reply three times before they give up.
     slowest=lambda timeout: timeout + 3 * (math.ceil(timeout) + 1),
     is_mysql=True,
 )

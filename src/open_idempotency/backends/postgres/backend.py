@@ -8,52 +8,34 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
+from open_idempotency._perform.loops import current_library, in_thread, signal, sleep
 from open_idempotency._perform.processes import PerProcess
-from open_idempotency.backend import (
-    Backend,
-    Claim,
-    ClaimAnswer,
-    Complete,
-    Completed,
-    Fail,
-    Get,
-    Record,
-    Release,
-    Renew,
-    Renewal,
-    Reserve,
-    ReserveAnswer,
-    SaveStage,
-    StageSaved,
-    Unreserve,
-    Wait,
-    Withdraw,
-)
-from open_idempotency.backends.postgres import replies, schema, statements
-from open_idempotency.backends.postgres.aio import AsyncPostgresBackend
-from open_idempotency.backends.postgres.asking import Asking
-from open_idempotency.backends.postgres.encoding import Row, Statement
+from open_idempotency.backend import Wait
+from open_idempotency.backends._shared.fronts import AsyncFront, SyncFront
+from open_idempotency.backends.postgres import schema
+from open_idempotency.backends.postgres.executors import AsyncExecutor, Executor
 from open_idempotency.backends.postgres.listening import Listener
 from open_idempotency.backends.postgres.options import read_url
-from open_idempotency.backends.postgres.statements import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Verb
+from open_idempotency.backends.postgres.verbs import AWAIT, VERBS, Verb
 from open_idempotency.exceptions import BackendUnavailable
 
+C = TypeVar("C")
+R = TypeVar("R")
 
-class PostgresBackend(Backend):
-    """The blocking colour, on the database at a ``postgresql://`` URL.
 
-    ``timeout``: seconds to wait for a connection, and then for an answer (default 2). ``max_connections``: for each
+class PostgresBackend(SyncFront):
+    """The sync front, on the database at a ``postgresql://`` URL.
+
+    ``timeout``: seconds to wait for a connection, and then for a reply (default 2). ``max_connections``: for each
     process and event loop (default 10). ``listen``: ``"no"`` where no connection may be kept for notifications, as
-    behind a pooler in transaction mode; waiting duplicates then poll. ``coalesce``: whether what is asked
-    while many others are on their way goes out with them, in one statement and one commit (default true). ``prepare``:
-    whether a connection prepares what it sends often, where nothing in between prevents it (default true). ``clock``:
-    seconds, for tests; without it the server's clock decides. Raises ``ConfigurationError``. Since 0.1.
+    behind a pooler in transaction mode; waiting duplicates then poll. ``coalesce``: whether requests that arrive while
+    many others are on their way go out with them, in one statement and one commit (default true). ``prepare``: whether
+    a connection prepares what it sends often, where nothing in between prevents it (default true). ``clock``: seconds,
+    for tests; without it the server's clock decides. Raises ``ConfigurationError``. Since 0.1.
     """
-
-    quotas = True
 
     def __init__(
         self,
@@ -75,10 +57,11 @@ class PostgresBackend(Backend):
             "clock": clock,
         }
         #: what the URL and the keywords said
-        self.options = self._options = read_url(url, given)
-        self._asking = Asking(self._options)
-        self._listeners = PerProcess(lambda: Listener(self._options))
-        self.call_timeout = self._options.call_timeout
+        self.options = read_url(url, given)
+        self._executor = Executor(self.options)
+        super().__init__(VERBS, self._executor.execute)
+        self._listeners = PerProcess(lambda: Listener(self.options))
+        self.call_timeout = self.options.call_timeout
         self._async = AsyncPostgresBackend(over=self)
 
     @classmethod
@@ -87,112 +70,88 @@ class PostgresBackend(Backend):
         return cls(url, **options)
 
     def __repr__(self) -> str:
-        return f"PostgresBackend({self._options.where!r})"
-
-    def rows(self, statement: Statement, *parameters: Any) -> list[Any]:
-        """Run a statement whose first parameter is the time. Raises ``BackendUnavailable``."""
-        return self._asking.rows(statement, *parameters)
-
-    def row(self, verb: Verb, c: Any) -> Row:
-        """What the function of the verb answers; asked with what other threads ask. Raises ``BackendUnavailable``."""
-        return self._asking.row(verb, c)
-
-    def claim(self, c: Claim, /) -> ClaimAnswer:
-        """See ``Backend.claim``."""
-        return replies.claimed(c, self.row(statements.CLAIM, c))
-
-    def renew(self, c: Renew, /) -> Sequence[Renewal]:
-        """See ``Backend.renew``; a record that cannot be read is LOST. More than 500 leases take several calls."""
-        answers: list[Renewal] = []
-        for start in range(0, len(c.leases), RENEWED_AT_ONCE):
-            batch = Renew(c.leases[start : start + RENEWED_AT_ONCE])
-            answers += replies.renewed(self.rows(statements.RENEW, *statements.renew(batch))[0][0])
-        return answers
-
-    def save_stage(self, c: SaveStage, /) -> StageSaved:
-        """See ``Backend.save_stage``."""
-        return replies.stage_saved(self.row(statements.SAVE_STAGE, c))
-
-    def complete(self, c: Complete, /) -> Completed:
-        """See ``Backend.complete``."""
-        return replies.completed(self.row(statements.COMPLETE, c)[0])
-
-    def fail(self, c: Fail, /) -> None:
-        """See ``Backend.fail``."""
-        replies.code(self.row(statements.FAIL, c)[0])
-
-    def release(self, c: Release, /) -> None:
-        """See ``Backend.release``."""
-        replies.code(self.row(statements.RELEASE, c)[0])
-
-    def withdraw(self, c: Withdraw, /) -> None:
-        """See ``Backend.withdraw``."""
-        self.rows(statements.WITHDRAW, *statements.withdraw(c))
-
-    def get(self, c: Get, /) -> Record | None:
-        """See ``Backend.get``."""
-        found = self.rows(statements.GET, *statements.get(c))
-        return replies.record(c.record_id, found[0] if found else None)
-
-    def delete(self, record_id: bytes, /) -> bool:
-        """See ``Backend.delete``; deletes a record that cannot be read as well."""
-        return bool(self.rows(statements.FORGET, record_id)[0][0])
-
-    def scan(self) -> Iterator[Record]:
-        """See ``Backend.scan``."""
-        last = b""
-        while True:
-            found = self.rows(statements.SCAN, last, SCANNED_AT_ONCE)
-            for (record_id,) in found:
-                record = self.get(Get(record_id))
-                if record is not None:
-                    yield record
-            if len(found) < SCANNED_AT_ONCE:
-                return
-            last = found[-1][0]
-
-    def purge(self, limit: int = 1000) -> int:
-        """See ``Backend.purge``."""
-        return int(self.rows(statements.PURGE, limit)[0][0])
-
-    def reserve(self, c: Reserve, /) -> ReserveAnswer:
-        """See ``Backend.reserve``; a key that counts already only reads, mostly."""
-        return replies.reserved(self.rows(statements.RESERVE, *statements.reserve(c))[0])
-
-    def unreserve(self, c: Unreserve, /) -> None:
-        """See ``Backend.unreserve``."""
-        self.rows(statements.UNRESERVE, *statements.unreserve(c))
+        return f"PostgresBackend({self.options.where!r})"
 
     @property
     def listener(self) -> Listener:
-        """What this process hears of attempts that end; for both colours."""
+        """What reports the ends of attempts to this process; for both fronts."""
         return self._listeners.get()
 
     def wait(self, c: Wait, /) -> None:
-        """See ``Backend.wait``; told by the server, or after ``c.pause`` where it cannot be."""
+        """See ``Backend.wait``; ends when the server reports it, or after ``c.pause`` where it cannot."""
         until, ended = time.monotonic() + c.seconds, threading.Event()
         if not self.listener.enter(c.record_id, ended):
             time.sleep(min(c.pause, c.seconds))
             return
         try:
-            if self.rows(statements.AWAIT, c.record_id)[0][0]:
+            if self._execute(AWAIT, c.record_id):
                 ended.wait(until - time.monotonic())
         except BackendUnavailable:
-            time.sleep(max(0.0, min(c.pause, until - time.monotonic())))  # the next claim tells
+            time.sleep(max(0.0, min(c.pause, until - time.monotonic())))  # the next claim will report it
         finally:
             self.listener.leave(c.record_id, ended)
 
     def to_async(self) -> AsyncPostgresBackend:
-        """The asynchronous colour over the same records."""
+        """The async front over the same records."""
         return self._async
 
     def migrate(self) -> Sequence[str]:
         """See ``Backend.migrate``; makes the schema ``open_idempotency``. Raises ``BackendUnavailable``."""
-        return schema.migrate(self._options)
+        return schema.migrate(self.options)
 
     def close(self) -> None:
         """Close this process's connections; they open again if the backend is used again."""
         listener = self._listeners.pop()
         if listener is not None:
             listener.close()
-        self._asking.close()
+        self._executor.close()
+
+
+class AsyncPostgresBackend(AsyncFront):
+    """The async front, on asyncio and on trio; takes the same arguments as ``PostgresBackend``. Since 0.1.
+
+    The client library knows asyncio alone, so under trio each call is the sync front's, made in a thread.
+    """
+
+    def __init__(self, url: str = "", *, over: PostgresBackend | None = None, **options: Any) -> None:
+        if over is None:
+            over = PostgresBackend(url, **options)
+            over._async = self  # pyright: ignore[reportPrivateUsage]  # its other front
+        super().__init__(VERBS, self._carry_out)
+        self._sync = over
+        self._in_threads = over._executor  # pyright: ignore[reportPrivateUsage]
+        self._executor = AsyncExecutor(over.options)
+        self.call_timeout = over.call_timeout
+
+    def __repr__(self) -> str:
+        return f"AsyncPostgresBackend({self._sync.options.where!r})"
+
+    def _carry_out(self, verb: Verb[C, R], command: C) -> Awaitable[R]:
+        # Not ``async def``: one coroutine less to resume.
+        if current_library() == "trio":
+            return in_thread(self._in_threads.execute, verb, command)
+        return self._executor.execute(verb, command)
+
+    async def wait(self, c: Wait, /) -> None:
+        """See ``PostgresBackend.wait``; the same thread listens for both fronts, and wakes the task."""
+        until, ended = time.monotonic() + c.seconds, signal()
+        if not self._sync.listener.enter(c.record_id, ended):
+            await sleep(min(c.pause, c.seconds))
+            return
+        try:
+            if await self._execute(AWAIT, c.record_id):
+                await ended.wait(max(0.0, until - time.monotonic()))
+        except BackendUnavailable:
+            await sleep(max(0.0, min(c.pause, until - time.monotonic())))
+        finally:
+            self._sync.listener.leave(c.record_id, ended)
+
+    def to_sync(self) -> PostgresBackend:
+        """The sync front over the same records."""
+        return self._sync
+
+    async def close(self) -> None:
+        """Close the running loop's connections, and those of the sync front."""
+        if current_library() == "asyncio":
+            self._executor.close()
+        await in_thread(self._sync.close)

@@ -1,6 +1,6 @@
-"""Many questions in one statement: which of them go together, their parameters, and whose answer each reply is. Pure.
+"""Many requests in one statement: which of them go together, their parameters, and whose row each reply is. Pure.
 
-A question that the batch left has the answer ``APART``: its asker sends it alone, after the batch.
+A request that the batch leaves out has the row ``APART``: its caller sends it alone, after the batch.
 """
 
 from __future__ import annotations
@@ -10,15 +10,21 @@ from typing import Any, Final
 
 from open_idempotency.backend import Claim, Complete, Fail, Lease, Release, SaveStage
 from open_idempotency.backends.postgres.encoding import Row, Statement
-from open_idempotency.backends.postgres.statements import CLAIM, COMPLETE, FAIL, RELEASE, SAVE_STAGE, Verb, stage_key
+from open_idempotency.backends.postgres.verbs import CLAIM, COMPLETE, FAIL, RELEASE, SAVE_STAGE, Verb, stage_key
 
 #: a verb and its command
-Question = tuple[Verb, Any]
-#: the answer to a question that is to be asked alone
+Request = tuple[Verb[Any, Any], Any]
+#: the row of a request that is to be sent alone
 APART: Final[Row] = ()
 
 _CLAIMS, _ENDS, _STAGES, _RELEASES = range(4)
-_GROUPS = {CLAIM: _CLAIMS, COMPLETE: _ENDS, FAIL: _ENDS, SAVE_STAGE: _STAGES, RELEASE: _RELEASES}
+_GROUPS: dict[Verb[Any, Any], int] = {
+    CLAIM: _CLAIMS,
+    COMPLETE: _ENDS,
+    FAIL: _ENDS,
+    SAVE_STAGE: _STAGES,
+    RELEASE: _RELEASES,
+}
 # Claims come first: see the functions.
 _CALLS = (
     "claims({now}, {bytea[]}, {bytea[]}, {bytea[]}, {double precision[]}, {double precision[]})",
@@ -80,54 +86,55 @@ _COLUMNS: tuple[Callable[[Any], list[list[Any]]], ...] = (_claims, _ends, _stage
 
 
 class Batch:
-    """The questions of one statement, by group; a record's questions in the order in which they were asked."""
+    """The requests of one statement, by group; a record's requests stay in the order in which they were made."""
 
-    __slots__ = ("_answers", "_grouped", "_questions", "statement")
+    __slots__ = ("_grouped", "_requests", "_rows", "statement")
 
-    def __init__(self, questions: Sequence[Question]) -> None:
-        self._questions = questions
-        self._answers: list[Row] = [APART] * len(questions)
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._requests = requests
+        self._rows: list[Row] = [APART] * len(requests)
+        #: by group, the indexes of its requests
         self._grouped: tuple[list[int], ...] = ([], [], [], [])
         first: dict[bytes, int] = {}
-        for place, (verb, c) in enumerate(questions):
+        for index, (verb, c) in enumerate(requests):
             group = _GROUPS[verb]
             record_id = c.record_id if group == _CLAIMS else c.lease.record_id
-            # Groups are carried out one after the other, so one record's questions of two groups might change places.
+            # Groups are carried out one after the other, so one record's requests of two groups might change order.
             if first.setdefault(record_id, group) == group:
-                self._grouped[group].append(place)
-        self.statement = _STATEMENTS[sum(1 << group for group, places in enumerate(self._grouped) if places)]
+                self._grouped[group].append(index)
+        self.statement = _STATEMENTS[sum(1 << group for group, indexes in enumerate(self._grouped) if indexes)]
 
     def parameters(self, now: float | None) -> list[Any]:
         """For the statement, at the time of a test's clock."""
         parameters: list[Any] = []
-        for columns, places in zip(_COLUMNS, self._grouped, strict=True):
-            if places:
-                parameters += (now, *columns([self._questions[place][1] for place in places]))
+        for columns, indexes in zip(_COLUMNS, self._grouped, strict=True):
+            if indexes:
+                parameters += (now, *columns([self._requests[index][1] for index in indexes]))
         return parameters
 
-    def answers(self, replies: Sequence[Row]) -> Sequence[Row]:
-        """One for each question: the row that the function of its verb answers with, or ``APART``."""
+    def rows(self, replies: Sequence[Row]) -> Sequence[Row]:
+        """One for each request: the row that the function of its verb returns, or ``APART``."""
         for group, number, *reply in replies:
-            places = self._grouped[group]
-            for place in places[number - 1 : number] if number else places:
-                self._answers[place] = self._row(group, place, reply)
-        return self._answers
+            indexes = self._grouped[group]
+            for index in indexes[number - 1 : number] if number else indexes:
+                self._rows[index] = self._row(group, index, reply)
+        return self._rows
 
-    def _row(self, group: int, place: int, reply: Sequence[Any]) -> Row:
+    def _row(self, group: int, index: int, reply: Sequence[Any]) -> Row:
         code, token, elapsed, remaining, response = reply
         if group == _CLAIMS:
             return (code, None, token, 1, elapsed, remaining, response, None, None, None)
-        return (code, self._questions[place][1].stage.frame) if group == _STAGES else (code,)
+        return (code, self._requests[index][1].stage.frame) if group == _STAGES else (code,)
 
 
-#: a statement, the values of its parameters, and what reads the answers to the questions from its rows
+#: a statement, the values of its parameters, and what makes the rows of the requests from its rows
 Sent = tuple[Statement, Sequence[Any], Callable[[Sequence[Row]], Sequence[Row]]]
 
 
-def sent(questions: Sequence[Question], now: float | None) -> Sent:
-    """How to carry out the questions at once: one as it is, several as a batch. ``now``: of a test's clock."""
-    if len(questions) == 1:
-        ((verb, c),) = questions
-        return verb.hurried, (now, *verb.parameters(c)), lambda rows: rows
-    batch = Batch(questions)
-    return batch.statement, batch.parameters(now), batch.answers
+def batched(requests: Sequence[Request], now: float | None) -> Sent:
+    """How to carry out the requests at once: one as it is, several as a batch. ``now``: of a test's clock."""
+    if len(requests) == 1:
+        ((verb, c),) = requests
+        return verb.hurried or verb.statement, (now, *verb.parameters(c)), lambda rows: rows
+    batch = Batch(requests)
+    return batch.statement, batch.parameters(now), batch.rows

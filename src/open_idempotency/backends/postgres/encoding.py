@@ -1,7 +1,7 @@
 """PostgreSQL's binary formats: parameters as the server takes them, and rows as it sends them. Pure.
 
-The client library's own adaptation looks at each value of each call anew, which costs more than the call of a small
-function. Here a statement says the type of each parameter, once.
+The client library's own adaptation inspects each value of each call, which costs more than the call of a small
+function. Here a statement names the type of each parameter once.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Statement:
             return f"${len(types)}::{found[1]}"
 
         self.text = re.sub(r"\{([^}]+)\}", numbered, text).encode()
-        #: under which it may be prepared: the same on every server and in every release that sends the same text, and
-        #: only there, so that whoever prepared it on a shared connection, it is this very statement
+        #: the name under which it may be prepared. It depends on the text alone, so a prepared statement of this name
+        #: on a shared connection is this very statement, whoever prepared it
         self.name = b"open_idempotency_" + hashlib.sha256(self.text).hexdigest()[:32].encode()
         self._encoders = [_ENCODERS[kind] for kind in types]
         #: every parameter is binary
@@ -126,7 +126,7 @@ _DECODERS: dict[int, Callable[[bytes], Any]] = {
 
 
 class Result(Protocol):
-    """What is used of the client library's result, which holds binary columns."""
+    """The part of the client library's result that is used; its columns are binary."""
 
     @property
     def ntuples(self) -> int: ...

@@ -1,7 +1,7 @@
-"""Hearing that attempts have ended: one thread and one connection of its own in each process, for both colours.
+"""Notifications that attempts have ended: one thread with one connection in each process, for both fronts.
 
-The thread is started by the first who waits, listens to one channel for all records, and ends when nobody has waited
-for a while or its connection breaks. No outcome depends on a notification: it only makes waiting shorter.
+The thread is started by the first caller that waits, listens to one channel for all records, and ends when no caller
+has waited for a while or its connection breaks. No outcome depends on a notification: it only makes waiting shorter.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 
 import psycopg
 
+from open_idempotency.backends._shared.waiters import Waiter, Waiters
 from open_idempotency.backends.postgres.options import Options
-from open_idempotency.backends.waiters import Waiter, Waiters
 
-#: seconds after which a thread for which nobody waits ends
+#: seconds without waiting callers after which the thread ends
 IDLE = 10.0
-#: seconds for which nobody tries again after the connection broke
+#: seconds without a new connection after one broke
 REST = 5.0
 #: seconds between two looks whether the thread is to end
 LOOK = 0.5
 
 
 class Listener:
-    """What one process listens to. Safe to use from many threads."""
+    """The listener of one process. Safe to use from many threads."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -37,7 +37,7 @@ class Listener:
         self._resting_until = 0.0
 
     def enter(self, record_id: bytes, ended: Waiter) -> bool:
-        """Wake ``ended`` when the attempt has; false where nothing would be heard yet, and the caller has to poll."""
+        """Wake ``ended`` when the attempt has ended; false where there is no listening connection yet: then poll."""
         if self._options.listen == "no":
             return False
         with self._lock:
@@ -52,7 +52,7 @@ class Listener:
             self._waiters.discard(record_id, ended)
 
     def close(self) -> None:
-        """End the thread, and wait for its end; it is started again if somebody waits again."""
+        """End the thread, and wait for its end; it is started again for the next caller that waits."""
         with self._lock:
             self._closing = True
             thread = self._thread
@@ -102,16 +102,16 @@ class Listener:
                     return
 
     def _hear(self, payload: str) -> None:
-        with suppress(ValueError):  # whoever may use the database may notify what they like
+        with suppress(ValueError):  # any user of the database may send any notification
             record_id = bytes.fromhex(payload)
             with self._lock:
                 self._waiters.wake(record_id)
 
 
 def _is_pooled(connection: psycopg.Connection[Any]) -> bool:
-    """Whether a pooler stands in between, where LISTEN would be done on a session that others get next.
+    """Whether a pooler stands in between, where LISTEN would run on a session that other clients get next.
 
-    A pooler makes up the process id that a client is told for cancelling, since its session may be another each time.
+    A pooler invents the process id that it gives to clients for cancelling, since the session may change each time.
     """
     row = connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
     return row is None or row[0] != connection.info.backend_pid

@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from open_idempotency.backends import urls
+from open_idempotency.backends._shared import urls
 from open_idempotency.exceptions import ConfigurationError
 
 _OPTIONS: dict[str, urls.Parser] = {
@@ -21,13 +21,13 @@ _OPTIONS: dict[str, urls.Parser] = {
     "prepare": urls.yes_or_no,
 }
 
-#: more questions than anybody asks at the same time
+#: more requests than are made at the same time
 UNBOUNDED = 1 << 30
 
 
 @dataclass(frozen=True)
 class Options:
-    """``timeout``: seconds to wait for a connection, and then for an answer; ``conninfo``: libpq's, with passwords."""
+    """``timeout``: seconds to wait for a connection, and then for a reply. ``conninfo``: libpq's, with passwords."""
 
     where: str
     conninfo: str = field(repr=False)
@@ -40,15 +40,15 @@ class Options:
 
     @property
     def call_timeout(self) -> float:
-        """Waiting for the last batch; a connection; an answer. What is sent again or alone has what is left of it."""
+        """Seconds: for the last batch, a connection, and a reply. Sending again or alone gets what is left of them."""
         return self.timeout * 3
 
     def alone(self, most: int) -> int:
-        """How many questions of at most so many may go alone at the same time; one connection is the batches'."""
+        """How many requests, at most so many, may go alone at the same time; one connection is left for batches."""
         return min(most, self.max_connections - 1) if self.coalesce else UNBOUNDED
 
     def now(self) -> float | None:
-        """The time for the functions: None for the server's own."""
+        """The time that the functions get; None for the server's clock."""
         return None if self.clock is None else self.clock()
 
 
@@ -72,7 +72,7 @@ def read_url(url: str, given: dict[str, Any]) -> Options:
 
 
 def _parted(query: str) -> tuple[str, str]:
-    """Our options, and libpq's just as they are: to libpq a plus is a plus, and not a space."""
+    """Our options, and libpq's unchanged: to libpq a plus is a plus, not a space."""
     ours, others = list[str](), list[str]()
     for pair in query.split("&"):
         (ours if unquote(pair.partition("=")[0]) in _OPTIONS else others).append(pair)
@@ -100,7 +100,7 @@ def _checked(options: Options, known: dict[str, Any]) -> Options:
     for port in str(known.get("port") or "").split(","):
         if port and not (port.isascii() and port.isdecimal()):
             raise ConfigurationError(f"backend: the port must be a number, not {port!r}")
-    # A replay only reads, and a replica would answer it with what it has not heard yet.
+    # A replay only reads, and a replica may not have received the record yet.
     known.setdefault("target_session_attrs", "read-write")
     # In whole seconds, and never below two: libpq's own limits.
     known.setdefault("connect_timeout", max(2, round(options.timeout)))

@@ -1,9 +1,9 @@
-"""What both kinds of connection share: how one statement is run, what an error means, and when another try makes sense.
+"""How sync and async connections run one statement, what an error means, and when another try makes sense.
 
-Nothing of a session is needed, since a pooler in transaction mode may stand in between. What a connection sends often
-is prepared there, which spares the server half of its work for a small call. A pooler may hand the next transaction to
-another session, where it is not prepared, or was by another client: then it is sent plainly, at once, and from then on
-nothing is prepared any more. Such an error comes before anything is carried out.
+Nothing of a session is needed, since a pooler in transaction mode may stand in between. A statement that a connection
+sends often is prepared there, which saves the server half of its work for a small call. A pooler may run the next
+transaction in another session, where the statement is not prepared, or was by another client. Then it is sent plainly,
+at once, and from then on nothing is prepared any more. Such an error comes before anything is carried out.
 
 Every wait is bounded here: the server's own limits need settings that such a pooler may not pass on, and a server that
 has vanished sets none.
@@ -16,27 +16,33 @@ from collections.abc import Generator
 from typing import Any
 
 import psycopg
-from psycopg import generators, pq
-from psycopg.errors import error_from_result
+from psycopg import pq
 
+from open_idempotency.backends._shared.psycopg_waits import (
+    AsyncBoundedConnection,
+    BoundedConnection,
+    ServerSilent,
+    check_release,
+    result_of,
+)
 from open_idempotency.backends.postgres.encoding import Row, Statement, rows
 from open_idempotency.backends.postgres.options import Options
-from open_idempotency.backends.psycopg_waits import AsyncBoundedConnection, BoundedConnection, ServerSilent
 from open_idempotency.exceptions import BackendUnavailable, first_line
+
+check_release()
 
 #: seconds after which an idle connection is closed, and after which any is
 IDLE, AGE = 600.0, 3600.0
-#: for every connection; how it may be used is up to `running`
+#: for every connection; ``running`` prepares statements itself
 ARGUMENTS: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
 
 #: after so many times on one connection a statement is prepared
 OFTEN = 5
-#: no such prepared statement; one of this name is there already; what it answers with has changed since
+#: no such prepared statement; its name exists already; the type of its result has changed since
 _NOT_PREPARED = ("26000", "42P05", "0A000")
 
 _MET = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
 _MISSING = (psycopg.errors.UndefinedFunction, psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
-_TUPLES, _COMMAND = pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK
 _READY = pq.ConnStatus.OK
 _IDLE = pq.TransactionStatus.IDLE
 
@@ -46,7 +52,7 @@ class Busy(psycopg.OperationalError):
 
 
 class Preparing:
-    """Whether what is sent often is prepared; for all connections of a pool."""
+    """Whether statements that are sent often are prepared; for all connections of a pool."""
 
     __slots__ = ("possible",)
 
@@ -66,19 +72,19 @@ class _Kept:
 
     def __init__(self, pgconn: pq.abc.PGconn) -> None:
         super().__init__(pgconn)  # type: ignore[call-arg]  # to the library's own class, which comes next
-        #: by their names, as is how often each was sent plainly
+        #: the names of prepared statements; and by name, how often each statement was sent plainly
         self.prepared: set[bytes] = set()
         self._sent: dict[bytes, int] = {}
 
     def __del__(self, *unused: Any) -> None:
-        """Nothing to warn of: libpq's own object closes itself, and only in the process that opened it."""
+        """No warning: libpq's own object closes itself, and only in the process that opened it."""
 
     def is_fresh(self, now: float) -> bool:
         """Whether another call may use it."""
         return bool(self.pgconn.status == _READY) and now < self.until
 
     def is_often_sent(self, statement: Statement) -> bool:
-        """Whether to send it prepared, now that it is sent once more."""
+        """Whether to send the statement prepared, now that it is sent once more."""
         name = statement.name
         if name in self.prepared:
             return self.preparing.possible
@@ -91,11 +97,11 @@ class _Kept:
 
 
 class KeptConnection(_Kept, BoundedConnection):
-    """The blocking one."""
+    """A blocking connection."""
 
 
 class AsyncKeptConnection(_Kept, AsyncBoundedConnection):
-    """The awaited one."""
+    """An async connection."""
 
 
 def running(
@@ -112,7 +118,7 @@ def running(
     connection.pgconn.send_query_params(
         statement.text, parameters, param_formats=statement.formats, result_format=pq.Format.BINARY
     )
-    return rows((yield from _answered(connection.pgconn)))
+    return rows((yield from result_of(connection.pgconn)))
 
 
 def _run_prepared(
@@ -121,19 +127,12 @@ def _run_prepared(
     pgconn = connection.pgconn
     if statement.name not in connection.prepared:
         pgconn.send_prepare(statement.name, statement.text)
-        yield from _answered(pgconn)
+        yield from result_of(pgconn)
         connection.prepared.add(statement.name)
     pgconn.send_query_prepared(
         statement.name, parameters, param_formats=statement.formats, result_format=pq.Format.BINARY
     )
-    return (yield from _answered(pgconn))
-
-
-def _answered(pgconn: pq.abc.PGconn) -> Generator[Any, Any, pq.abc.PGresult]:
-    result: pq.abc.PGresult = (yield from generators.execute(pgconn))[-1]
-    if result.status not in (_TUPLES, _COMMAND):
-        raise error_from_result(result)
-    return result
+    return (yield from result_of(pgconn))
 
 
 class Tries:
@@ -163,12 +162,12 @@ class Tries:
 
 
 def wrapped(error: Exception) -> BackendUnavailable:
-    """The library's error as ours; the caller keeps it as the cause."""
+    """The library's error as ``BackendUnavailable``; the caller keeps it as the cause."""
     hint = "; run `open-idempotency migrate` with the URL of the backend" if isinstance(error, _MISSING) else ""
     return BackendUnavailable(f"PostgreSQL: {type(error).__name__}: {first_line(error)}{hint}")
 
 
 def was_refused(error: BackendUnavailable) -> bool:
-    """Whether the server itself said no, to a statement; another may do better."""
+    """Whether the server itself refused the statement; another statement may succeed."""
     cause = error.__cause__
     return isinstance(cause, psycopg.Error) and cause.sqlstate is not None

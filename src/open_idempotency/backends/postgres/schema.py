@@ -1,6 +1,6 @@
-"""The numbered migrations: which there are, which a database has had, and applying the rest.
+"""The numbered migrations: which exist, which a database has, and how the others are applied.
 
-Never done by the backend itself: the application's own user need not be allowed to create anything.
+The backend never applies them by itself: the application's own user need not be allowed to create anything.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import psycopg
 from open_idempotency.backends.postgres.options import Options
 from open_idempotency.exceptions import BackendUnavailable
 
-# One migration runs at a time; the number is any that nobody else uses.
+# One migration runs at a time; the number is arbitrary.
 _LOCK = "SELECT pg_advisory_xact_lock(7031975330129)"
 _HAS_ANY = "SELECT to_regclass('open_idempotency.migrations') IS NOT NULL"
 _APPLIED = "SELECT name FROM open_idempotency.migrations"
@@ -28,7 +28,7 @@ def migrations() -> dict[str, str]:
 
 
 def migrate(options: Options) -> list[str]:
-    """Apply, in one transaction, what the database has not had yet; the names. Raises ``BackendUnavailable``."""
+    """Apply, in one transaction, the migrations that the database lacks; their names. Raises ``BackendUnavailable``."""
     try:
         with psycopg.connect(options.conninfo, prepare_threshold=None) as connection:
             connection.execute(_LOCK)

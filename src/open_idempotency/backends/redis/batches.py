@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import NoScriptError
 
-from open_idempotency.backends.coalescing import Limits, LoopCoalescer
+from open_idempotency.backends._shared.coalescing import Limits, LoopCoalescer
 from open_idempotency.backends.redis.clients import ERRORS, may_retry, wrapped
 from open_idempotency.backends.redis.line import Destination, Line
 from open_idempotency.backends.redis.options import Options

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
+from open_idempotency.backends._shared.waiters import Waiter, Waiters
 from open_idempotency.backends.redis.connecting import ERRORS, Connection
 from open_idempotency.backends.redis.options import Options
 from open_idempotency.backends.redis.topology import topology_of
-from open_idempotency.backends.waiters import Waiter, Waiters
 
 #: seconds after which a thread for which nobody waits ends
 IDLE = 10.0

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import redis
 
-from open_idempotency.backends import urls
+from open_idempotency.backends._shared import urls
 from open_idempotency.backends.redis.addresses import Address, Authority, authority, split, written
 from open_idempotency.backends.redis.scripts import microseconds
 from open_idempotency.exceptions import ConfigurationError

@@ -3,8 +3,7 @@
 ``metadata`` has the tables, for Alembic; ``SqlalchemyBackend.migrate`` makes them without it.
 """
 
-from open_idempotency.backends.sqlalchemy.aio import AsyncSqlalchemyBackend
-from open_idempotency.backends.sqlalchemy.backend import SqlalchemyBackend
+from open_idempotency.backends.sqlalchemy.backend import AsyncSqlalchemyBackend, SqlalchemyBackend
 from open_idempotency.backends.sqlalchemy.tables import metadata
 
 __all__ = ["AsyncSqlalchemyBackend", "SqlalchemyBackend", "metadata"]

@@ -1,4 +1,4 @@
-"""What differs between the databases: their clock, how a write transaction begins, and what their errors mean."""
+"""The differences between databases: their clock, how a write transaction begins, and what their errors mean."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ _MYSQL = Dialect(
     again=frozenset({_MYSQL_DEADLOCK, _MARIADB_RECORD_CHANGED}),
 )
 
-#: by the name that SQLAlchemy has for them
+#: by SQLAlchemy's name of the database
 DIALECTS: Mapping[str, Dialect] = {
     "postgresql": Dialect(
         # Without BEGIN and COMMIT a single SELECT is one round trip.
         reading="AUTOCOMMIT",
         writing="READ COMMITTED",
         clock=literal_column("CAST(extract(epoch FROM clock_timestamp()) AS double precision)", Double()),
-        # Of the transaction alone, as behind a pooler the session is somebody else's next.
+        # Of the transaction alone: behind a pooler the session belongs to another client next.
         limits=("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"),
         again=frozenset({"40001", "40P01"}),
     ),
@@ -62,7 +62,7 @@ DIALECTS: Mapping[str, Dialect] = {
         reading="AUTOCOMMIT",
         writing="AUTOCOMMIT",
         on_connect=lambda seconds: f"PRAGMA busy_timeout = {math.ceil(seconds * 1000)}",
-        # What read first could not become a writer without failing at once.
+        # A transaction that has read could not become a writer without failing at once.
         begin="BEGIN IMMEDIATE",
         cascades=False,
     ),
@@ -88,7 +88,7 @@ def may_succeed_again(error: BaseException, dialect: Dialect) -> bool:
 
 
 def _codes(error: BaseException | None) -> set[Any]:
-    """What the drivers have for codes: PostgreSQL's five characters, MySQL's numbers."""
+    """The codes that drivers give to an error: PostgreSQL's five characters, MySQL's numbers."""
     found = {getattr(error, name, None) for name in ("sqlstate", "pgcode", "errno")}
     first = error.args[0] if error is not None and error.args else None
     return {code for code in (*found, first) if isinstance(code, int | str)}

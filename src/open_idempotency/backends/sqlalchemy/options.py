@@ -1,4 +1,4 @@
-"""What a URL or an engine says: our own options, what is handed on to SQLAlchemy, and what cannot work."""
+"""The options of a URL or an engine: this backend's own, those for SQLAlchemy, and those that cannot work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sqlalchemy.engine.interfaces import Dialect as SqlalchemyDialect
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from open_idempotency.backends import urls
+from open_idempotency.backends._shared import urls
 from open_idempotency.backends.sqlalchemy.dialects import DIALECTS, Dialect
 from open_idempotency.exceptions import ConfigurationError, MissingExtra
 
@@ -24,9 +24,9 @@ _OPTIONS: dict[str, urls.Parser] = {"timeout": urls.seconds, "max_connections": 
 
 @dataclass(frozen=True)
 class Options:
-    """``blocking``, ``awaitable``: the colours in which the driver can be used, at least one of them.
+    """``blocking``, ``awaitable``: how the driver can be used, sync or async, at least one of the two.
 
-    ``lender``: of an engine that was given, the pool whose connections ours are made like.
+    ``lender``: the pool of an engine that was given; the backend's connections are made as that pool makes its own.
     """
 
     url: URL = field(repr=False)
@@ -57,17 +57,17 @@ class Options:
 
     @property
     def connect_seconds(self) -> int:
-        """What drivers take for a limit of connecting; libpq knows nothing below 2."""
+        """The drivers' limit for connecting, in whole seconds; libpq's smallest is 2."""
         return max(2, math.ceil(self.timeout))
 
     @property
     def try_timeout(self) -> float:
-        """A place in the pool, a connection; statements, each of which is begun in time; the last one, the commit."""
+        """Seconds: for a connection of the pool and its opening; for statements, the last one, and the commit."""
         return 2 * self.timeout + 3 * self.connect_seconds
 
     @property
     def call_timeout(self) -> float:
-        """Nothing is tried again after ``timeout``."""
+        """Seconds; nothing is tried again after ``timeout``."""
         return self.timeout + self.try_timeout
 
 
@@ -110,11 +110,11 @@ def _of_url(text: str) -> dict[str, Any]:
         except ValueError as error:
             raise ConfigurationError(f"backend: option {name}: {error}") from None
     # Without greenlet a driver that is both is awaited in threads.
-    colours = {"blocking": not kind.is_async, "awaitable": other.is_async and _has_greenlet()}
-    return {"url": url.difference_update_query(read), **colours, **read}
+    uses = {"blocking": not kind.is_async, "awaitable": other.is_async and _has_greenlet()}
+    return {"url": url.difference_update_query(read), **uses, **read}
 
 
-#: drivers that pip knows by another name than Python
+#: distributions of drivers that have another name than their module
 _DISTRIBUTIONS = {"MySQLdb": "mysqlclient", "mysql": "mysql-connector-python"}
 
 

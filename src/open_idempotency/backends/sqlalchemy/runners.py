@@ -1,6 +1,8 @@
-"""How the blocking colour carries out its steps: on an engine, or where the driver is asynchronous on a loop's thread.
+"""Carrying out transactions: on a blocking engine, on async engines, or on an async engine in a thread of its own.
 
-SQLite's locks do not survive a fork, so before one the connections to a file are closed.
+A transaction that lost a race, or whose connection was broken before, is tried again while there is time. What else
+the database raises becomes one error of this package, with the driver's error as its cause. SQLite's locks do not
+survive a fork, so the connections to a file are closed before one.
 """
 
 from __future__ import annotations
@@ -10,22 +12,115 @@ import os
 import selectors
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from open_idempotency._perform.local_failures import is_local
 from open_idempotency._perform.processes import PerProcess
-from open_idempotency.backends.sqlalchemy.engines import carried_out, levels, make_engine
-from open_idempotency.backends.sqlalchemy.errors import Tries
-from open_idempotency.backends.sqlalchemy.loop_engines import LoopEngines
+from open_idempotency.backends._shared import forks
+from open_idempotency.backends._shared.sql_verbs import Step
+from open_idempotency.backends.sqlalchemy.dialects import may_succeed_again
+from open_idempotency.backends.sqlalchemy.engines import levels, make_async_engine, make_engine
 from open_idempotency.backends.sqlalchemy.options import Options
-from open_idempotency.backends.sqlalchemy.transactions import Settings
-from open_idempotency.backends.sqlalchemy.verbs import Step
+from open_idempotency.backends.sqlalchemy.tables import metadata
+from open_idempotency.backends.sqlalchemy.transactions import Settings, carry_out
+from open_idempotency.exceptions import BackendUnavailable, first_line
 
 T = TypeVar("T")
+
+#: errors of SQLAlchemy, and of the network behind it
+DATABASE = (SQLAlchemyError, OSError, asyncio.TimeoutError)
+_MISSING = ("no such table", "does not exist", "doesn't exist")
+
+
+class Tries:
+    """The tries of one transaction: whether an error is worth another try, and what it becomes otherwise."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._started = time.monotonic()
+
+    def check(self, error: Exception) -> None:
+        """Return where the caller has to try again. Else raises ``BackendUnavailable``, or ``error`` if it is not a
+        database's.
+        """
+        if not self._is_databases(error):
+            raise error
+        in_time = time.monotonic() - self._started < self._options.timeout
+        if not (in_time and may_succeed_again(error, self._options.dialect)):
+            raise wrapped(error) from error
+
+    def _is_databases(self, error: Exception) -> bool:
+        # While they connect, some drivers raise errors of their own, or start threads.
+        if isinstance(error, DATABASE) or is_local(error):
+            return True
+        return type(error).__module__.partition(".")[0] == self._options.driver
+
+
+def wrapped(error: Exception) -> BackendUnavailable:
+    """The error as ``BackendUnavailable``; the caller keeps it as the cause."""
+    # SQLAlchemy's own text repeats the statement.
+    original = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    text = first_line(original)
+    hint = "; run `open-idempotency migrate` with the URL of the backend" if _is_missing(text) else ""
+    return BackendUnavailable(f"SQLAlchemy: {type(original).__name__}: {text}{hint}")
+
+
+def _is_missing(text: str) -> bool:
+    return any(name in text for name in metadata.tables) and any(words in text for words in _MISSING)
+
+
+class LoopEngines:
+    """The asyncio engines of this process, by event loop."""
+
+    def __init__(self, options: Options, settings: Settings) -> None:
+        self._options = options
+        self._settings = settings
+        self._engines: PerProcess[dict[asyncio.AbstractEventLoop, AsyncEngine]] = PerProcess(dict)
+
+    def engine(self) -> AsyncEngine:
+        """The engine of the running loop."""
+        engines = self._engines.get()
+        loop = asyncio.get_running_loop()
+        engine = engines.get(loop)
+        if engine is None:
+            # Not a weak dictionary: connections hold their loop, so an entry would keep itself alive.
+            for other in [other for other in list(engines) if other.is_closed()]:
+                engines.pop(other, None)
+            engine = engines[loop] = make_async_engine(self._options)
+        return engine
+
+    async def run(self, step: Step) -> Any:
+        """Carry out one transaction of a verb. Raises ``BackendUnavailable``."""
+        return await self.call(partial(carry_out, settings=self._settings, step=step), step.mode)
+
+    async def call(self, function: Callable[..., T], mode: str) -> T:
+        """Call a function with a blocking connection, which waits for the loop."""
+        tries = Tries(self._options)
+        while True:
+            try:
+                return await asyncio.wait_for(self._call(function, mode), self._options.try_timeout)
+            except Exception as error:
+                tries.check(error)
+
+    async def _call(self, function: Callable[..., T], mode: str) -> T:
+        engine = self.engine().execution_options(**levels(self._options, mode))
+        async with engine.connect() as connection:
+            return await connection.run_sync(function)
+
+    async def close(self) -> None:
+        """Close the running loop's connections; those of other loops can only be closed there."""
+        engine = self._engines.get().pop(asyncio.get_running_loop(), None)
+        if engine is not None:
+            await engine.dispose()
 
 
 class Runner(Protocol):
@@ -43,11 +138,11 @@ class Runner(Protocol):
 
 
 class _Held:
-    """One process's engine, and how many calls use it."""
+    """The engine of one process, and how many calls use it."""
 
     def __init__(self, options: Options) -> None:
         self.engine: Engine = make_engine(options)
-        # When nothing uses it any more, and at exit: an application need not close its backend.
+        # When nothing uses the engine any more, and at exit: a backend need not be closed.
         weakref.finalize(self, _dispose_own, self.engine, os.getpid())
         self._timeout = options.timeout
         self._changed = threading.Condition()
@@ -56,7 +151,7 @@ class _Held:
 
     @contextmanager
     def used(self) -> Generator[None, None, None]:
-        """For a call, which waits while the process forks."""
+        """Around a call, which waits while the process forks."""
         with self._changed:
             self._changed.wait_for(lambda: not self._paused, self._timeout)
             self._calls += 1
@@ -68,7 +163,7 @@ class _Held:
                 self._changed.notify_all()
 
     def pause(self) -> None:
-        """Let calls end, and close what they leave."""
+        """Let calls end, and close the connections that they leave."""
         with self._changed:
             self._paused = True
             self._changed.wait_for(lambda: not self._calls, self._timeout)
@@ -82,7 +177,7 @@ class _Held:
 
 
 def _dispose_own(engine: Engine, pid: int) -> None:
-    # A child that ends leaves alone what its parent has opened.
+    # A child that ends does not close what its parent has opened.
     if os.getpid() == pid:
         engine.dispose()
 
@@ -95,11 +190,11 @@ class OnEngine:
         self._settings = settings
         self._held = PerProcess(lambda: _Held(options))
         if options.is_file:
-            _files.add(self)
+            forks.pause_at_forks(self)
 
     def run(self, step: Step) -> Any:
         """See ``Runner``."""
-        return self.call(carried_out(step, self._settings), step.mode)
+        return self.call(partial(carry_out, settings=self._settings, step=step), step.mode)
 
     def call(self, function: Callable[[Connection], T], mode: str) -> T:
         """See ``Runner``."""
@@ -119,17 +214,15 @@ class OnEngine:
         if held is not None:
             held.engine.dispose()
 
-    def pause(self) -> None:
-        """Before a fork."""
-        self._held.get().pause()
-
-    def resume(self) -> None:
-        """After it, in the parent."""
-        self._held.get().resume()
+    def pause(self) -> Callable[[], None]:
+        """See ``forks.Pausable``."""
+        held = self._held.get()
+        held.pause()
+        return held.resume
 
 
 def _demand_descriptors() -> None:
-    """Raise ``OSError`` where an event loop would find no file descriptors: asyncio would leave it half made."""
+    """Raise ``OSError`` where there are no file descriptors for an event loop: asyncio would leave it half made."""
     with selectors.DefaultSelector():
         for end in socket.socketpair():
             end.close()
@@ -159,7 +252,7 @@ class _Loop:
 
 
 class OnLoop:
-    """On the asynchronous engine of a loop that belongs to nobody else, so that no handler can block it."""
+    """On the async engine of an event loop in a thread of its own, so that no handler can block it."""
 
     def __init__(self, options: Options, engines: LoopEngines) -> None:
         self._options = options
@@ -191,23 +284,3 @@ class OnLoop:
         with self._starting.get():
             loop = self._loops.get().loop
         return asyncio.run_coroutine_threadsafe(call(), loop).result()
-
-
-_files: weakref.WeakSet[OnEngine] = weakref.WeakSet()
-_paused: list[OnEngine] = []
-
-
-def _before_fork() -> None:
-    for runner in list(_files):
-        runner.pause()
-        _paused.append(runner)
-
-
-def _after_fork_in_parent() -> None:
-    while _paused:
-        _paused.pop().resume()
-
-
-if hasattr(os, "register_at_fork"):
-    # The child needs nothing: its engines are new, and what it inherits is neither used nor closed there.
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_paused.clear)

@@ -1,6 +1,6 @@
 """The statements, built once for each backend. No value ever becomes part of a statement.
 
-Reads take their columns as the driver gives them: ``rows`` checks what they are, which a conversion would hide.
+Reads take their columns as the driver gives them: ``sql_rows`` checks their types, which a conversion would hide.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import NullType
 
+from open_idempotency.backends._shared import sql_rows
 from open_idempotency.backends.sqlalchemy.dialects import Dialect
 from open_idempotency.backends.sqlalchemy.tables import records, reservations, scopes, stages
 
@@ -35,13 +36,7 @@ def _raw(column: ColumnElement[Any]) -> ColumnElement[Any]:
     return type_coerce(column, NullType())
 
 
-HEADER = [
-    _raw(records.c[name])
-    for name in (
-        "record_version", "fingerprint", "status", "owner", "token", "attempt",
-        "claimed_at", "lease_end", "ttl", "expires_at", "final",
-    )
-]  # fmt: skip
+HEADER = [_raw(records.c[name]) for name in sql_rows.HEADER]
 _STAGE = [_raw(stages.c.name), _raw(stages.c.stage_key), _raw(stages.c.frame)]
 # A claim needs the response only to replay it, so not while it runs and not for another request.
 _REPLAY = case(
@@ -81,7 +76,7 @@ EXPIRED = (
 )
 
 STAGES = select(*_STAGE).where(_OF_THIS).order_by(stages.c.position)
-HAS_STAGES = STAGES.limit(1)
+FIRST_STAGE = STAGES.limit(1)
 STAGE = select(*_STAGE).where(_OF_THIS, stages.c.stage_id == bindparam("stage"))
 LAST_POSITION = select(func.coalesce(func.max(stages.c.position), 0)).where(_OF_THIS)
 ADD_STAGE = insert(stages)
@@ -119,17 +114,18 @@ EXPIRED_SCOPES = (
 
 
 class Statements:
-    """Those that read the time too. ``own_clock``: whether it is given with each, in place of the database's."""
+    """The statements that read the time. ``own_clock``: whether each gets it, in place of the database's clock."""
 
     def __init__(self, dialect: Dialect, own_clock: bool, timeout: float) -> None:
         database_clock = None if own_clock else dialect.clock
         self.needs_clock = database_clock is None
         time: ColumnElement[float] = _NOW if database_clock is None else database_clock
-        #: the first of a write transaction: the time, and what bounds the transaction
+        self.now = select(time)
+        #: the first one of a write transaction: the time, and settings that bound the transaction
         self.open = _open(dialect, time, timeout)
         self.peek = select(time, *HEADER, _raw(_REPLAY)).where(_THIS)
         first_row = or_(stages.c.position.is_(None), stages.c.position == 1)
-        #: a row for each stage, the response with the first alone: of one moment, without a transaction
+        #: a row for each stage, the response with the first one alone: all of one moment, without a transaction
         self.get = (
             select(time, *HEADER, _raw(case((first_row, records.c.response))), *_STAGE)
             .select_from(records.outerjoin(stages, stages.c.record_id == records.c.record_id))

@@ -1,13 +1,28 @@
-"""The tables, in plain types of SQLAlchemy's, so that Alembic can write them down.
+"""The tables, in plain types of SQLAlchemy's so that Alembic can describe them, and their creation without Alembic.
 
-Everything but numbers is bytes: what a client sent never becomes text of some character set, and comparing is exact.
-Times are seconds since 1970 on the database's clock.
+Everything but numbers is bytes: no value of a client becomes text in a character set, and comparisons are exact. Times
+are seconds since 1970 on the database's clock. A backend never makes tables by itself: the application's own user need
+not be allowed to.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Double, ForeignKey, Index, Integer, LargeBinary, MetaData, Table
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    inspect,
+)
 from sqlalchemy.dialects import mysql
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import CreateTable
 from sqlalchemy.types import TypeEngine
 
 #: all tables of this backend and no others; their names begin with ``open_idempotency_sqlalchemy_``
@@ -48,7 +63,7 @@ records = Table(
     mariadb_engine=_ENGINE,
 )
 
-# Names and keys may be long and MySQL's indexes may not, so a digest of both knows the stage.
+# Names and keys may be too long for an index of MySQL's, so a digest of both identifies a stage.
 stages = Table(
     f"{_PREFIX}stages",
     metadata,
@@ -83,3 +98,44 @@ scopes = Table(
     mysql_engine=_ENGINE,
     mariadb_engine=_ENGINE,
 )
+
+
+def migrate(connection: Connection) -> list[str]:
+    """Make missing tables and indexes, and return the names of those tables. Another process may do so meanwhile."""
+    made: list[str] = []
+    for table in metadata.sorted_tables:
+        if _create(connection, table.name):
+            made.append(table.name)
+    return made
+
+
+def _create(connection: Connection, name: str) -> bool:
+    made = False
+    if not inspect(connection).has_table(name):
+        try:
+            # Indexes come later: where each statement is committed, another process may be making them already.
+            connection.execute(CreateTable(metadata.tables[name]))
+            connection.commit()
+            made = True
+        except DBAPIError:
+            connection.rollback()
+            # Of two processes that create it at the same moment one fails, in a way that differs with each database.
+            if not inspect(connection).has_table(name):
+                raise
+    _create_indexes(connection, name)
+    return made
+
+
+def _create_indexes(connection: Connection, name: str) -> None:
+    """Make missing indexes, as after a table was made on a database that commits each statement by itself."""
+    for index in metadata.tables[name].indexes:
+        found = {each["name"] for each in inspect(connection).get_indexes(name)}
+        if index.name in found:
+            continue
+        try:
+            index.create(connection)
+            connection.commit()
+        except DBAPIError:
+            connection.rollback()
+            if index.name not in {each["name"] for each in inspect(connection).get_indexes(name)}:
+                raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from open_idempotency.backends.sqlite.asynchronous import AsyncSqliteBackend
-from open_idempotency.backends.sqlite.backend import SqliteBackend
+from open_idempotency.backends.sqlite.backend import AsyncSqliteBackend, SqliteBackend
 
 __all__ = ["AsyncSqliteBackend", "SqliteBackend"]

@@ -2,55 +2,48 @@
 
 What only reads (a replay, a 409, a 422) is one SELECT and takes no lock. What writes reads again inside a write
 transaction, where ``open_idempotency.decisions`` decides.
+
+On asyncio a batch of requests goes to a thread together, so that a loop with many requests in flight does not wake a
+thread for each of them. The batches of several loops, and of threads, meet in ``transactions``. On trio, and where
+nothing is to be coalesced, each call has a thread for itself.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
 
-from open_idempotency.backend import (
-    Backend,
-    Claim,
-    ClaimAnswer,
-    Complete,
-    Completed,
-    Fail,
-    Get,
-    Record,
-    Release,
-    Renew,
-    Renewal,
-    Reserve,
-    ReserveAnswer,
-    SaveStage,
-    StageSaved,
-    Unreserve,
-    Withdraw,
-)
-from open_idempotency.backends import urls
-from open_idempotency.backends.sqlite import verbs
-from open_idempotency.backends.sqlite.asynchronous import AsyncSqliteBackend
+from open_idempotency._perform.loops import current_library, in_thread
+from open_idempotency._perform.processes import PerProcess
+from open_idempotency.backends._shared import urls
+from open_idempotency.backends._shared.coalescing import Limits, LoopCoalescer
+from open_idempotency.backends._shared.fronts import AsyncFront, SyncFront
+from open_idempotency.backends._shared.threads import run_in_thread
 from open_idempotency.backends.sqlite.connections import Connections
-from open_idempotency.backends.sqlite.location import database_path
-from open_idempotency.backends.sqlite.transactions import Transactions
+from open_idempotency.backends.sqlite.transactions import Request, Transactions
+from open_idempotency.backends.sqlite.verbs import VERBS, Verb
 from open_idempotency.exceptions import ConfigurationError
 
-_BATCH = 100
+C = TypeVar("C")
+R = TypeVar("R")
+
 _SYNCHRONOUS = ("full", "normal")
 _OPTIONS = {"timeout": urls.seconds, "synchronous": urls.choice(*_SYNCHRONOUS), "coalesce": urls.yes_or_no}
 
 
-class SqliteBackend(Backend):
-    """The blocking colour, on the database file at ``path``, which is created; its directory must exist.
+class SqliteBackend(SyncFront):
+    """The sync front, on the database file at ``path``, which is created; its directory must exist.
 
     ``timeout``: seconds to wait for another writer. ``synchronous``: ``"full"``, where an acknowledged write
-    survives a power cut, or ``"normal"``, where it survives a crash of the process. ``coalesce``: whether what wants
-    to write while a transaction is on its way shares the next one; threads do so with ``"full"``, tasks always.
+    survives a power cut, or ``"normal"``, where it survives a crash of the process. ``coalesce``: whether requests
+    that arrive while a transaction is written share the next one; threads do so with ``"full"``, tasks always.
     ``clock``: seconds, for tests. Raises ``ConfigurationError``. Since 0.1.
     """
-
-    quotas = True
 
     def __init__(
         self,
@@ -67,10 +60,11 @@ class SqliteBackend(Backend):
             urls.positive(timeout)
         except ValueError as error:
             raise ConfigurationError(f"timeout: {error}") from None
-        self._path = database_path(path)
-        self._now = clock or time.time
+        self._path = _database_path(path)
         self._connections = Connections(self._path, timeout, synchronous)
-        self._transactions = Transactions(self._connections, self._now, timeout, coalesce, synchronous == "full")
+        durable = synchronous == "full"
+        self._transactions = Transactions(self._connections, clock or time.time, timeout, coalesce, durable)
+        super().__init__(VERBS, self._transactions.execute)
         # The turn among this process's threads, the opening of a connection, the turn among processes.
         self.call_timeout = 3 * timeout
         self._async = AsyncSqliteBackend(self._path, over=self)
@@ -90,77 +84,108 @@ class SqliteBackend(Backend):
     def __repr__(self) -> str:
         return f"SqliteBackend({self._path!r})"
 
-    def claim(self, c: Claim, /) -> ClaimAnswer:
-        """See ``Backend.claim``."""
-        return self._transactions.ask(verbs.CLAIM, c)
-
-    def renew(self, c: Renew, /) -> Sequence[Renewal]:
-        """See ``Backend.renew``; a record that cannot be read is LOST, so that the others are renewed."""
-        return self._transactions.ask(verbs.RENEW, c) if c.leases else []
-
-    def save_stage(self, c: SaveStage, /) -> StageSaved:
-        """See ``Backend.save_stage``."""
-        return self._transactions.ask(verbs.SAVE_STAGE, c, len(c.stage.frame))
-
-    def complete(self, c: Complete, /) -> Completed:
-        """See ``Backend.complete``."""
-        return self._transactions.ask(verbs.COMPLETE, c, len(c.response))
-
-    def fail(self, c: Fail, /) -> None:
-        """See ``Backend.fail``."""
-        self._transactions.ask(verbs.FAIL, c, len(c.response or b""))
-
-    def release(self, c: Release, /) -> None:
-        """See ``Backend.release``."""
-        self._transactions.ask(verbs.RELEASE, c)
-
-    def withdraw(self, c: Withdraw, /) -> None:
-        """See ``Backend.withdraw``."""
-        self._transactions.ask(verbs.WITHDRAW, c)
-
-    def get(self, c: Get, /) -> Record | None:
-        """See ``Backend.get``."""
-        return self._connections.read(verbs.get, c.record_id, self._now)
-
-    def delete(self, record_id: bytes, /) -> bool:
-        """See ``Backend.delete``; deletes a record that cannot be read as well."""
-        return self._transactions.ask(verbs.DELETE, record_id)
-
-    def scan(self) -> Iterator[Record]:
-        """See ``Backend.scan``."""
-        last = b""
-        while True:
-            found = self._connections.read(verbs.find_live, last, _BATCH, self._now)
-            for record_id in found:
-                record = self.get(Get(record_id))
-                if record is not None:
-                    yield record
-            if len(found) < _BATCH:
-                return
-            last = found[-1]
-
-    def purge(self, limit: int = 1000) -> int:
-        """See ``Backend.purge``."""
-        purged = 0
-        while purged < limit:
-            batch = self._transactions.ask(verbs.PURGE, min(_BATCH, limit - purged))
-            purged += batch
-            if batch < _BATCH:
-                break
-        return purged
-
-    def reserve(self, c: Reserve, /) -> ReserveAnswer:
-        """See ``Backend.reserve``; a key that counts already and a caller over its quota only read, mostly."""
-        return self._transactions.ask(verbs.RESERVE, c)
-
-    def unreserve(self, c: Unreserve, /) -> None:
-        """See ``Backend.unreserve``."""
-        self._transactions.ask(verbs.UNRESERVE, c)
-
     def to_async(self) -> AsyncSqliteBackend:
-        """The asynchronous colour on the same file."""
+        """The async front on the same file."""
         return self._async
 
     def close(self) -> None:
         """Close this process's connections; they open again if the backend is used again."""
         self._connections.close()
+
+
+def _database_path(path: str) -> str:
+    """The absolute path, so that a later change of directory does not matter; checked at start rather than at the first
+    request. Raises ``ConfigurationError``.
+    """
+    path = os.fspath(path)
+    if path in ("", ":memory:"):
+        raise ConfigurationError(
+            "backend: sqlite needs a file such as sqlite:///idem.db; for records in memory use memory://"
+        )
+    absolute = os.path.abspath(path)
+    directory = os.path.dirname(absolute)
+    if not os.path.isdir(directory):
+        raise ConfigurationError(f"backend: sqlite: the directory {directory} does not exist; create it first")
+    if os.path.isdir(absolute):
+        raise ConfigurationError(f"backend: sqlite: {absolute} is a directory, not a database file")
+    return absolute
+
+
+class _Lanes:
+    """What one loop has on its way: one batch that may write, and beside it one that only reads.
+
+    So a replay waits neither for the disk behind a new key nor for another process that holds the write lock. A request
+    that arrives between two batches goes with the next, and a response that needs no write is reported before that
+    batch is written: the claims of new keys that arrive with it would else miss the batch while they are looked for,
+    and each batch would be half as large.
+    """
+
+    def __init__(self, transactions: Transactions, loop: asyncio.AbstractEventLoop) -> None:
+        self._transactions = transactions
+        self._loop = loop
+        limits = Limits(transactions.timeout)
+        self._writing: LoopCoalescer[Request[Any, Any], Any] = LoopCoalescer(
+            partial(run_in_thread, self._execute_all), limits
+        )
+        self._reading: LoopCoalescer[Request[Any, Any], Any] = LoopCoalescer(
+            partial(run_in_thread, transactions.look), limits
+        )
+
+    def _execute_all(self, requests: Sequence[Request[Any, Any]]) -> Sequence[Any]:
+        return self._transactions.execute_all(requests, self._report)
+
+    def _report(self, responses: Sequence[Any]) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and its tasks are gone
+            self._loop.call_soon_threadsafe(self._writing.report, responses)
+
+    async def execute(self, request: Request[C, R]) -> R:
+        """The response to a request."""
+        if request.verb.look is not None and self._writing.on_its_way:
+            response: R | None = await self._reading.ask(request)
+            if response is not None:
+                return response
+        written: R = await self._writing.ask(request, request.size)
+        return written
+
+
+class AsyncSqliteBackend(AsyncFront):
+    """The async front; takes the same arguments as ``SqliteBackend``. Since 0.1."""
+
+    def __init__(self, path: str, *, over: SqliteBackend | None = None, **options: Any) -> None:
+        if over is None:
+            over = SqliteBackend(path, **options)
+            over._async = self  # pyright: ignore[reportPrivateUsage]  # its other front
+        super().__init__(VERBS, self._carry_out)
+        self._sync = over
+        self.call_timeout = over.call_timeout
+        self._transactions = over._transactions  # pyright: ignore[reportPrivateUsage]
+        self._lanes: PerProcess[dict[asyncio.AbstractEventLoop, _Lanes]] = PerProcess(dict)
+
+    def __repr__(self) -> str:
+        return f"AsyncSqliteBackend({self._sync!r})"
+
+    def to_sync(self) -> SqliteBackend:
+        """The sync front on the same file."""
+        return self._sync
+
+    async def close(self) -> None:
+        """Close this process's connections; they open again if the backend is used again."""
+        await in_thread(self._sync.close)
+
+    def _carry_out(self, verb: Verb[C, R], command: C) -> Awaitable[R]:
+        # Not ``async def``: one coroutine less to resume.
+        transactions = self._transactions
+        if verb.reads or not transactions.coalesce or current_library() != "asyncio":
+            return in_thread(transactions.execute, verb, command)
+        lanes = self._lanes_of(asyncio.get_running_loop())
+        return lanes.execute(Request(verb, command, transactions.timeout))
+
+    def _lanes_of(self, loop: asyncio.AbstractEventLoop) -> _Lanes:
+        all_lanes = self._lanes.get()
+        lanes = all_lanes.get(loop)
+        if lanes is None:
+            for other in list(all_lanes):
+                if other.is_closed():
+                    all_lanes.pop(other, None)
+            lanes = all_lanes[loop] = _Lanes(self._transactions, loop)
+        return lanes

@@ -18,7 +18,8 @@ from contextlib import suppress
 from typing import Concatenate, ParamSpec, TypeVar
 
 from open_idempotency._perform.processes import PerProcess
-from open_idempotency.backends.sqlite import statements
+from open_idempotency.backends._shared import forks
+from open_idempotency.backends.sqlite import sql
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
 
 P = ParamSpec("P")
@@ -29,10 +30,10 @@ _CACHED_STATEMENTS = 64
 
 
 class Turn:
-    """A lock that may be released in any case: where this thread does not have it, that does nothing.
+    """A lock that may be released in any case: where this thread does not hold it, that does nothing.
 
-    A signal's handler may raise right behind ``acquire``, before any ``try`` or variable knows that there is something
-    to release; so ``acquire`` belongs into the ``try``.
+    A signal's handler may raise right behind ``acquire``, before its release is registered. So ``acquire`` belongs
+    inside the ``try``.
     """
 
     __slots__ = ("_lock",)
@@ -41,21 +42,21 @@ class Turn:
         self._lock = threading.RLock()
 
     def acquire(self, timeout: float) -> bool:
-        """Take it, within so many seconds."""
+        """Take the lock within so many seconds; whether that succeeded."""
         return self._lock.acquire(timeout=timeout)
 
     def release(self) -> None:
-        """Give it back, if this thread has it."""
+        """Release the lock, if this thread holds it."""
         with suppress(RuntimeError):
             self._lock.release()
 
 
 class _Pool:
-    """What one process holds. ``writing`` queues this process's writers, which SQLite would let poll."""
+    """The connections of one process. ``writing``: queues its writers, which SQLite would let poll."""
 
     def __init__(self) -> None:
         self.idle: deque[sqlite3.Connection] = deque()
-        #: closes them when nothing uses this pool any more, and at exit: an application need not close its backend
+        #: closes idle connections when nothing uses this pool any more, and at exit: a backend need not be closed
         self.ending = weakref.finalize(self, _close_own, self.idle, os.getpid())
         self.calls: set[object] = set()
         self.writing = Turn()
@@ -73,7 +74,7 @@ class _Pool:
         call = object()
         deadline = time.monotonic() + seconds
         while True:
-            # First, so that either we see that the process forks, or what forks sees the call.
+            # First, so that either this call sees the fork, or the fork sees this call.
             self.calls.add(call)
             forking = self._forking
             if forking is None:
@@ -100,21 +101,24 @@ class _Pool:
 
 
 def _close_own(idle: deque[sqlite3.Connection], pid: int) -> None:
-    # A child that ends leaves alone what its parent has opened.
+    # A child that ends does not close what its parent has opened.
     with suppress(IndexError):
         while os.getpid() == pid:
             idle.pop().close()
 
 
 class Connections:
-    """Where transactions on one file begin. ``timeout``: seconds to wait for each lock; ``synchronous``: a PRAGMA."""
+    """Runs functions on connections to one file.
+
+    ``timeout``: seconds to wait for each lock; ``synchronous``: a PRAGMA.
+    """
 
     def __init__(self, path: str, timeout: float, synchronous: str) -> None:
         self._path = path
         self._timeout = timeout
         self._synchronous = synchronous
         self._pools = PerProcess(_Pool)
-        _all.add(self)
+        forks.pause_at_forks(self)
 
     def read(self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call with a connection for single reads; waits for no writer. Raises ``BackendUnavailable``."""
@@ -123,12 +127,12 @@ class Connections:
         try:
             connection = self._take(pool)
             try:
-                answer = function(connection, *args, **kwargs)
+                result = function(connection, *args, **kwargs)
             except sqlite3.Error:
                 connection.close()
                 raise
             except BaseException:
-                # An answer such as LeaseLost, raised between statements: the connection is sound, unless there was
+                # A response such as LeaseLost, raised between statements: the connection is sound, unless there was
                 # no memory left for the end of its transaction.
                 if connection.in_transaction:
                     connection.close()
@@ -136,7 +140,7 @@ class Connections:
                     self._give_back(pool, connection)
                 raise
             self._give_back(pool, connection)
-            return answer
+            return result
         except sqlite3.Error as error:
             raise wrapped(error) from error
         finally:
@@ -166,7 +170,7 @@ class Connections:
             pool.close()
 
     def pause(self) -> Callable[[], None]:
-        """Before a fork: let calls of other threads end, and close. What it returns lets them go on in the parent."""
+        """See ``forks.Pausable``."""
         return self._pools.get().pause(self._timeout)
 
     def _take(self, pool: _Pool) -> sqlite3.Connection:
@@ -215,9 +219,9 @@ class Connections:
         if versions in _OLDER:
             self._bring_up(connection)
             versions = _versions(connection)
-        if versions != [statements.SCHEMA_VERSION]:
+        if versions != [sql.SCHEMA_VERSION]:
             raise RecordUnreadable(
-                f"the database has schema version {versions!r:.40}; this release reads {statements.SCHEMA_VERSION}"
+                f"the database has schema version {versions!r:.40}; this release reads {sql.SCHEMA_VERSION}"
             )
 
     def _use_write_ahead_log(self, connection: sqlite3.Connection) -> None:
@@ -238,7 +242,7 @@ class Connections:
             # Another process may have been first.
             versions = _versions(connection)
             if versions in _OLDER:
-                for script in statements.SCHEMAS[_OLDER.index(versions) :]:
+                for script in sql.SCHEMAS[_OLDER.index(versions) :]:
                     for statement in script.split(";"):
                         connection.execute(statement)
 
@@ -252,52 +256,31 @@ class transaction:  # noqa: N801 (reads as a verb)
         self._connection = connection
 
     def __enter__(self) -> None:
-        self._connection.execute(statements.BEGIN)
+        self._connection.execute(sql.BEGIN)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
-                self._connection.execute(statements.COMMIT)
+                self._connection.execute(sql.COMMIT)
         finally:
             # After an error SQLite may have rolled back by itself, as when the disk is full.
             if self._connection.in_transaction:
-                self._connection.execute(statements.ROLLBACK)
+                self._connection.execute(sql.ROLLBACK)
 
 
 # The versions that a database may have had before, in order; at first it has none.
-_OLDER: list[list[int] | None] = [None, *([version] for version in range(1, statements.SCHEMA_VERSION))]
+_OLDER: list[list[int] | None] = [None, *([version] for version in range(1, sql.SCHEMA_VERSION))]
 
 
 def _versions(connection: sqlite3.Connection) -> list[int] | None:
-    if connection.execute(statements.HAS_SCHEMA).fetchone() is None:
+    if connection.execute(sql.HAS_SCHEMA).fetchone() is None:
         return None
-    return [row[0] for row in connection.execute(statements.READ_SCHEMA)]
+    return [row[0] for row in connection.execute(sql.READ_SCHEMA)]
 
 
 def wrapped(error: sqlite3.Error) -> BackendUnavailable | RecordUnreadable:
-    """What is raised instead of a driver's error."""
-    # A malformed file, or one that is no database, has this very class; all other troubles have subclasses.
+    """The error of this package for a driver's error."""
+    # A malformed file, or one that is no database, raises this very class; all other errors are subclasses.
     if type(error) is sqlite3.DatabaseError:
         return RecordUnreadable(f"SQLite cannot read the database: {error}")
     return BackendUnavailable(f"SQLite: {error}")
-
-
-_all: weakref.WeakSet[Connections] = weakref.WeakSet()
-# By thread, since more than one may fork.
-_paused: dict[int, list[Callable[[], None]]] = {}
-
-
-def _before_fork() -> None:
-    resumes = _paused.setdefault(threading.get_ident(), [])
-    for connections in list(_all):
-        resumes.append(connections.pause())
-
-
-def _after_fork_in_parent() -> None:
-    for resume in _paused.pop(threading.get_ident(), []):
-        resume()
-
-
-if hasattr(os, "register_at_fork"):
-    # The child needs nothing: its pools are new, and what it inherits is neither used nor closed there.
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_paused.clear)

@@ -1,8 +1,8 @@
-"""Group commit: what wants to write while the last transaction is written goes together into the next one.
+"""Group commit: requests that arrive while the last transaction is written share the next one.
 
-No answer leaves before its transaction is committed. A refusal, such as LeaseLost, is an answer like others, since a
-verb that raises one has written nothing. What SQLite cannot do for one question, as with a value too big for it, is
-undone for all, and then each is tried alone; what it can do for none, as while the database is locked, fails them all.
+No response leaves before its transaction is committed. A refusal, such as LeaseLost, is a response like others, since a
+verb that raises one has written nothing. What SQLite cannot do for one request, as with a value too big for it, is
+undone for all, and then each is tried alone. What it can do for none, as while the database is locked, fails them all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from open_idempotency._perform.processes import PerProcess
-from open_idempotency.backends.coalescing import NOT_ALONE, Limits, ThreadCoalescer
+from open_idempotency.backends._shared.coalescing import NOT_ALONE, Limits, ThreadCoalescer
 from open_idempotency.backends.sqlite import verbs
 from open_idempotency.backends.sqlite.connections import Connections, transaction, wrapped
 from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
@@ -29,25 +29,25 @@ _PURGED_AT_ONCE = 100
 _PURGE_PAUSE = 1.0
 
 
-#: is told answers, an exception or None in the place of one
-Tell = Callable[[Sequence[Any]], object]
+#: takes the responses of a batch, each an exception, or None where there is none yet
+Report = Callable[[Sequence[Any]], object]
 
 
-class Question(Generic[C, R]):
-    """A verb with its command; ``size``: about how many bytes it writes; ``seconds``: until when it must have begun."""
+class Request(Generic[C, R]):
+    """A verb with its command. ``size``: about how many bytes it writes. It must begin within ``seconds``."""
 
     __slots__ = ("command", "looked", "size", "until", "verb")
 
-    def __init__(self, verb: verbs.Verb[C, R], command: C, size: int, seconds: float) -> None:
+    def __init__(self, verb: verbs.Verb[C, R], command: C, seconds: float) -> None:
         self.verb = verb
         self.command = command
-        self.size = size
+        self.size = 0 if verb.size is None else verb.size(command)
         self.until = time.monotonic() + seconds
         self.looked = verb.look is None
 
 
 class Transactions:
-    """Carries out verbs. ``timeout``: seconds within which one must have begun to write; ``durable``: whether a commit
+    """Carries out verbs. ``timeout``: seconds within which each must begin to write. ``durable``: whether a commit
     waits for the disk.
     """
 
@@ -60,23 +60,25 @@ class Transactions:
         self._coalesce_threads = coalesce and durable
         self._connections = connections
         self._clock = clock
-        self._coalescers: PerProcess[ThreadCoalescer[Question[Any, Any], Any]] = PerProcess(
+        self._coalescers: PerProcess[ThreadCoalescer[Request[Any, Any], Any]] = PerProcess(
             lambda: ThreadCoalescer(self._carry_out, Limits(timeout))
         )
         self._purge_from = 0.0
 
-    def ask(self, verb: verbs.Verb[C, R], command: C, size: int = 0) -> R:
-        """The answer to one command, once it is durable."""
-        answer: Any = self._connections.read(self._look_and_write, verb, command)
-        if answer is NOT_ALONE:
-            answer = self._write_with_others(verb, command, size)
-        answered: R = answer
-        return answered
+    def execute(self, verb: verbs.Verb[C, R], command: C) -> R:
+        """The response to one command, once it is durable."""
+        if verb.reads:
+            return self._connections.read(verb.write, command, self._clock)
+        response: Any = self._connections.read(self._look_and_write, verb, command)
+        if response is NOT_ALONE:
+            return self._write_with_others(verb, command)
+        found: R = response
+        return found
 
     def _look_and_write(self, connection: sqlite3.Connection, verb: verbs.Verb[C, R], command: C) -> Any:
-        answer = None if verb.look is None else verb.look(connection, command, self._clock)
-        if answer is not None:
-            return answer
+        response = None if verb.look is None else verb.look(connection, command, self._clock)
+        if response is not None:
+            return response
         if self._coalesce_threads:
             return self._coalescers.get().alone(self._write_at_once, connection, verb, command)
         return self._write_at_once(connection, verb, command)
@@ -89,80 +91,80 @@ class Transactions:
         finally:
             turn.release()
 
-    def _write_with_others(self, verb: verbs.Verb[C, R], command: C, size: int) -> R:
+    def _write_with_others(self, verb: verbs.Verb[C, R], command: C) -> R:
         if not self._coalesce_threads:
             return self._connections.take_turn(self._write_alone, verb, command)
-        written: R = self._coalescers.get().ask(Question(verb, command, size, self.timeout), size)
+        request = Request(verb, command, self.timeout)
+        written: R = self._coalescers.get().ask(request, request.size)
         return written
 
-    def ask_all(self, questions: Sequence[Question[Any, Any]], tell: Tell | None = None) -> Sequence[Any]:
-        """The answers to several, an exception in the place of one that has none. Where some need no write, ``tell``
-        gets them before the others are written, None in the place of these.
+    def execute_all(self, requests: Sequence[Request[Any, Any]], report: Report | None = None) -> Sequence[Any]:
+        """The responses to several requests, each maybe an exception.
+
+        Where some need no write, ``report`` gets them before the others are written, with None in place of these.
         """
-        if len(questions) == 1:
-            (alone,) = questions
-            return (self.ask(alone.verb, alone.command, alone.size),)
-        answers = self.look(questions)
-        left = [
-            (question, question.size) for question, answer in zip(questions, answers, strict=True) if answer is None
-        ]
-        if tell is not None and 0 < len(left) < len(questions):
-            tell(answers)
+        if len(requests) == 1:
+            (alone,) = requests
+            return (self.execute(alone.verb, alone.command),)
+        responses = self.look(requests)
+        left = [(request, request.size) for request, found in zip(requests, responses, strict=True) if found is None]
+        if report is not None and 0 < len(left) < len(requests):
+            report(responses)
         written = iter(self._coalescers.get().ask_all(left) if left else ())
-        return [next(written) if answer is None else answer for answer in answers]
+        return [next(written) if found is None else found for found in responses]
 
-    def look(self, questions: Sequence[Question[Any, Any]]) -> Sequence[Any]:
-        """What can be answered without a write; None for the others."""
-        if all(question.looked for question in questions):
-            return [None] * len(questions)
-        return self._connections.read(self._look, questions)
+    def look(self, requests: Sequence[Request[Any, Any]]) -> Sequence[Any]:
+        """The responses that need no write; None for the other requests."""
+        if all(request.looked for request in requests):
+            return [None] * len(requests)
+        return self._connections.read(self._look, requests)
 
-    def _look(self, connection: sqlite3.Connection, questions: Sequence[Question[Any, Any]]) -> Sequence[Any]:
-        self._pass_over_new(connection, [question for question in questions if question.verb is verbs.CLAIM])
-        return [self._look_for(connection, question) for question in questions]
+    def _look(self, connection: sqlite3.Connection, requests: Sequence[Request[Any, Any]]) -> Sequence[Any]:
+        self._pass_over_new(connection, [request for request in requests if request.verb is verbs.CLAIM])
+        return [self._look_for(connection, request) for request in requests]
 
-    def _pass_over_new(self, connection: sqlite3.Connection, claims: Sequence[Question[Any, Any]]) -> None:
-        # Most claims are of new keys, and one statement finds them all: each one more lets go of the interpreter.
+    def _pass_over_new(self, connection: sqlite3.Connection, claims: Sequence[Request[Any, Any]]) -> None:
+        # Most claims are of new keys, and one statement shows that for all: each statement releases the interpreter.
         if len(claims) < 2:
             return
-        # What is no id is told so when it is looked for by itself.
+        # A value that cannot be an id is refused when it is looked for by itself.
         with suppress(sqlite3.InterfaceError, sqlite3.ProgrammingError):
             found = verbs.find(connection, [claim.command.record_id for claim in claims])
             for claim in claims:
                 claim.looked = claim.looked or claim.command.record_id not in found
 
-    def _look_for(self, connection: sqlite3.Connection, question: Question[Any, Any]) -> Any:
-        look = question.verb.look
-        if look is None or question.looked:
+    def _look_for(self, connection: sqlite3.Connection, request: Request[Any, Any]) -> Any:
+        look = request.verb.look
+        if look is None or request.looked:
             return None
-        question.looked = True
+        request.looked = True
         try:
-            return look(connection, question.command, self._clock)
+            return look(connection, request.command, self._clock)
         except sqlite3.OperationalError:
             raise
         except Exception as error:
             return _refused(error)
 
-    def _carry_out(self, questions: Sequence[Question[Any, Any]]) -> Sequence[Any]:
-        if len(questions) == 1:
-            return (self._carry_out_alone(*questions),)
+    def _carry_out(self, requests: Sequence[Request[Any, Any]]) -> Sequence[Any]:
+        if len(requests) == 1:
+            return (self._carry_out_alone(*requests),)
         now = time.monotonic()
-        in_time = [question for question in questions if question.until >= now]
+        in_time = [request for request in requests if request.until >= now]
         written = iter(self._connections.take_turn(self._write, in_time) if in_time else ())
-        return [next(written) if question.until >= now else self._too_late() for question in questions]
+        return [next(written) if request.until >= now else self._too_late() for request in requests]
 
-    def _carry_out_alone(self, question: Question[Any, Any]) -> Any:
-        if question.until < time.monotonic():
+    def _carry_out_alone(self, request: Request[Any, Any]) -> Any:
+        if request.until < time.monotonic():
             return self._too_late()
         try:
-            return self._connections.take_turn(self._write_alone, question.verb, question.command)
+            return self._connections.take_turn(self._write_alone, request.verb, request.command)
         except IdempotencyError as error:
             return error
 
     def _write_alone(self, connection: sqlite3.Connection, verb: verbs.Verb[C, R], command: C) -> R:
-        answer = None if verb.alone is None else verb.alone(connection, command, self._clock)
-        if answer is not None:
-            return answer
+        response = None if verb.alone is None else verb.alone(connection, command, self._clock)
+        if response is not None:
+            return response
         with transaction(connection):
             written = verb.write(connection, command, self._clock)
             if verb is verbs.CLAIM:
@@ -172,35 +174,35 @@ class Transactions:
     def _too_late(self) -> BackendUnavailable:
         return BackendUnavailable(f"SQLite: no turn to write within {self.timeout} s")
 
-    def _write(self, connection: sqlite3.Connection, questions: Sequence[Question[Any, Any]]) -> Sequence[Any]:
+    def _write(self, connection: sqlite3.Connection, requests: Sequence[Request[Any, Any]]) -> Sequence[Any]:
         started = time.monotonic()
         try:
-            return self._transact(connection, questions)
+            return self._transact(connection, requests)
         except sqlite3.OperationalError:
             # Locked, full, not to be read or written: it would be the same for each.
             raise
         except Exception:
-            if len(questions) == 1:
+            if len(requests) == 1:
                 raise
-        return [self._write_one(connection, question, started + self.timeout) for question in questions]
+        return [self._write_one(connection, request, started + self.timeout) for request in requests]
 
-    def _write_one(self, connection: sqlite3.Connection, question: Question[Any, Any], until: float) -> Any:
+    def _write_one(self, connection: sqlite3.Connection, request: Request[Any, Any], until: float) -> Any:
         if time.monotonic() > until:
             return BackendUnavailable("SQLite: no time was left after another write failed")
         try:
-            return self._transact(connection, (question,))[0]
+            return self._transact(connection, (request,))[0]
         except Exception as error:
             return _refused(error)
 
-    def _transact(self, connection: sqlite3.Connection, questions: Sequence[Question[Any, Any]]) -> Sequence[Any]:
+    def _transact(self, connection: sqlite3.Connection, requests: Sequence[Request[Any, Any]]) -> Sequence[Any]:
         with transaction(connection):
-            answers = [self._answer(connection, question) for question in questions]
-            self._purge(connection, sum(question.verb is verbs.CLAIM for question in questions))
-        return answers
+            responses = [self._respond(connection, request) for request in requests]
+            self._purge(connection, sum(request.verb is verbs.CLAIM for request in requests))
+        return responses
 
-    def _answer(self, connection: sqlite3.Connection, question: Question[Any, Any]) -> Any:
+    def _respond(self, connection: sqlite3.Connection, request: Request[Any, Any]) -> Any:
         try:
-            return question.verb.write(connection, question.command, self._clock)
+            return request.verb.write(connection, request.command, self._clock)
         except IdempotencyError as error:
             return error
 
@@ -217,7 +219,7 @@ class Transactions:
 
 
 def _refused(error: Exception) -> Exception:
-    """What the asker of the one question that SQLite, or the verb, did not take is told."""
+    """The error for the one request that SQLite or the verb did not accept."""
     if not isinstance(error, sqlite3.Error):
         return error
     refused = wrapped(error)

@@ -1,0 +1,258 @@
+"""The verbs of ``Backend`` and ``AsyncBackend`` for stores whose sync and async fronts differ in waiting alone.
+
+A store describes each verb by an object of its own class, which holds statements, a generator of transactions, or
+functions. The front hands that object and the command to the store's executor and returns the response. What is done
+in bounded parts (renewing, scanning, purging) is divided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from open_idempotency.backend import (
+    AsyncBackend,
+    Backend,
+    Claim,
+    ClaimAnswer,
+    Complete,
+    Completed,
+    Fail,
+    Get,
+    Record,
+    Release,
+    Renew,
+    Renewal,
+    Reserve,
+    ReserveAnswer,
+    SaveStage,
+    StageSaved,
+    Unreserve,
+    Withdraw,
+)
+
+C = TypeVar("C")
+R = TypeVar("R")
+
+
+class Verb(Generic[C, R]):
+    """How a store carries out one kind of command ``C``, with responses of type ``R``. Each store has a subclass."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verbs:
+    """All verbs of a store.
+
+    ``scan``: the ids of live records that come after the given one, in order, at most ``scanned_at_once``. ``purge``:
+    deletes at most so many records and reservations, and says how many; asked for ``purged_at_once`` at most.
+    ``renewed_at_once``: how many leases go into one call.
+    """
+
+    claim: Verb[Claim, ClaimAnswer]
+    renew: Verb[Renew, Sequence[Renewal]]
+    save_stage: Verb[SaveStage, StageSaved]
+    complete: Verb[Complete, Completed]
+    fail: Verb[Fail, None]
+    release: Verb[Release, None]
+    withdraw: Verb[Withdraw, None]
+    get: Verb[Get, Record | None]
+    delete: Verb[bytes, bool]
+    scan: Verb[bytes, Sequence[bytes]]
+    purge: Verb[int, int]
+    reserve: Verb[Reserve, ReserveAnswer]
+    unreserve: Verb[Unreserve, None]
+    renewed_at_once: int = 100
+    scanned_at_once: int = 100
+    purged_at_once: int = 100
+
+    def parts(self, c: Renew) -> list[Renew]:
+        """The renewal in parts that each fit one call."""
+        most = self.renewed_at_once
+        return [Renew(c.leases[start : start + most]) for start in range(0, len(c.leases), most)]
+
+
+class Executor(Protocol):
+    """Carries out a command as its verb says. Raises ``BackendUnavailable`` and what the verb raises."""
+
+    def __call__(self, verb: Verb[C, R], command: C, /) -> R:
+        """Block until the response is there."""
+        ...
+
+
+class AsyncExecutor(Protocol):
+    """The same, awaited."""
+
+    def __call__(self, verb: Verb[C, R], command: C, /) -> Awaitable[R]:
+        """Await the response."""
+        ...
+
+
+class SyncFront(Backend):
+    """The sync front of a store. ``execute`` is an ``Executor`` that takes this store's class of verbs."""
+
+    quotas = True
+
+    def __init__(self, verbs: Verbs, execute: Callable[..., Any]) -> None:
+        self._verbs = verbs
+        self._execute: Executor = execute
+
+    def claim(self, c: Claim, /) -> ClaimAnswer:
+        """See ``Backend.claim``."""
+        return self._execute(self._verbs.claim, c)
+
+    def renew(self, c: Renew, /) -> Sequence[Renewal]:
+        """See ``Backend.renew``; an unreadable record is LOST, so that the others are renewed. Many leases take
+        several calls.
+        """
+        if 0 < len(c.leases) <= self._verbs.renewed_at_once:
+            return self._execute(self._verbs.renew, c)
+        renewals: list[Renewal] = []
+        for part in self._verbs.parts(c):
+            found: Sequence[Renewal] = self._execute(self._verbs.renew, part)
+            renewals += found
+        return renewals
+
+    def save_stage(self, c: SaveStage, /) -> StageSaved:
+        """See ``Backend.save_stage``."""
+        return self._execute(self._verbs.save_stage, c)
+
+    def complete(self, c: Complete, /) -> Completed:
+        """See ``Backend.complete``."""
+        return self._execute(self._verbs.complete, c)
+
+    def fail(self, c: Fail, /) -> None:
+        """See ``Backend.fail``."""
+        self._execute(self._verbs.fail, c)
+
+    def release(self, c: Release, /) -> None:
+        """See ``Backend.release``."""
+        self._execute(self._verbs.release, c)
+
+    def withdraw(self, c: Withdraw, /) -> None:
+        """See ``Backend.withdraw``."""
+        self._execute(self._verbs.withdraw, c)
+
+    def get(self, c: Get, /) -> Record | None:
+        """See ``Backend.get``."""
+        return self._execute(self._verbs.get, c)
+
+    def delete(self, record_id: bytes, /) -> bool:
+        """See ``Backend.delete``; deletes an unreadable record as well."""
+        return self._execute(self._verbs.delete, record_id)
+
+    def scan(self) -> Iterator[Record]:
+        """See ``Backend.scan``."""
+        after, verbs = b"", self._verbs
+        while True:
+            found = self._execute(verbs.scan, after)
+            for record_id in found:
+                record = self.get(Get(record_id))
+                if record is not None:
+                    yield record
+            if len(found) < verbs.scanned_at_once:
+                return
+            after = found[-1]
+
+    def purge(self, limit: int = 1000) -> int:
+        """See ``Backend.purge``."""
+        purged, verbs = 0, self._verbs
+        while purged < limit:
+            deleted = self._execute(verbs.purge, min(verbs.purged_at_once, limit - purged))
+            purged += deleted
+            if deleted < verbs.purged_at_once:
+                break
+        return purged
+
+    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+        """See ``Backend.reserve``; writes only where the key does not count yet and the caller is below its quota."""
+        return self._execute(self._verbs.reserve, c)
+
+    def unreserve(self, c: Unreserve, /) -> None:
+        """See ``Backend.unreserve``."""
+        self._execute(self._verbs.unreserve, c)
+
+
+class AsyncFront(AsyncBackend):
+    """The async front of a store. ``execute`` is an ``AsyncExecutor`` that takes this store's class of verbs."""
+
+    quotas = True
+
+    def __init__(self, verbs: Verbs, execute: Callable[..., Any]) -> None:
+        self._verbs = verbs
+        self._execute: AsyncExecutor = execute
+
+    async def claim(self, c: Claim, /) -> ClaimAnswer:
+        """See ``AsyncBackend.claim``."""
+        return await self._execute(self._verbs.claim, c)
+
+    async def renew(self, c: Renew, /) -> Sequence[Renewal]:
+        """See ``SyncFront.renew``."""
+        if 0 < len(c.leases) <= self._verbs.renewed_at_once:
+            return await self._execute(self._verbs.renew, c)
+        renewals: list[Renewal] = []
+        for part in self._verbs.parts(c):
+            found: Sequence[Renewal] = await self._execute(self._verbs.renew, part)
+            renewals += found
+        return renewals
+
+    async def save_stage(self, c: SaveStage, /) -> StageSaved:
+        """See ``AsyncBackend.save_stage``."""
+        return await self._execute(self._verbs.save_stage, c)
+
+    async def complete(self, c: Complete, /) -> Completed:
+        """See ``AsyncBackend.complete``."""
+        return await self._execute(self._verbs.complete, c)
+
+    async def fail(self, c: Fail, /) -> None:
+        """See ``AsyncBackend.fail``."""
+        await self._execute(self._verbs.fail, c)
+
+    async def release(self, c: Release, /) -> None:
+        """See ``AsyncBackend.release``."""
+        await self._execute(self._verbs.release, c)
+
+    async def withdraw(self, c: Withdraw, /) -> None:
+        """See ``AsyncBackend.withdraw``."""
+        await self._execute(self._verbs.withdraw, c)
+
+    async def get(self, c: Get, /) -> Record | None:
+        """See ``AsyncBackend.get``."""
+        return await self._execute(self._verbs.get, c)
+
+    async def delete(self, record_id: bytes, /) -> bool:
+        """See ``SyncFront.delete``."""
+        return await self._execute(self._verbs.delete, record_id)
+
+    async def scan(self) -> AsyncIterator[Record]:
+        """See ``AsyncBackend.scan``."""
+        after, verbs = b"", self._verbs
+        while True:
+            found = await self._execute(verbs.scan, after)
+            for record_id in found:
+                record = await self.get(Get(record_id))
+                if record is not None:
+                    yield record
+            if len(found) < verbs.scanned_at_once:
+                return
+            after = found[-1]
+
+    async def purge(self, limit: int = 1000) -> int:
+        """See ``AsyncBackend.purge``."""
+        purged, verbs = 0, self._verbs
+        while purged < limit:
+            deleted = await self._execute(verbs.purge, min(verbs.purged_at_once, limit - purged))
+            purged += deleted
+            if deleted < verbs.purged_at_once:
+                break
+        return purged
+
+    async def reserve(self, c: Reserve, /) -> ReserveAnswer:
+        """See ``SyncFront.reserve``."""
+        return await self._execute(self._verbs.reserve, c)
+
+    async def unreserve(self, c: Unreserve, /) -> None:
+        """See ``AsyncBackend.unreserve``."""
+        await self._execute(self._verbs.unreserve, c)

@@ -1,0 +1,468 @@
+"""The verbs of backends whose records are rows that a transaction can lock: SQLAlchemy's and Django's.
+
+A verb is a generator of transactions. Its executor, sync or async, runs each and sends back what it returned. What only
+reads (a replay, a 409, a 422) locks nothing (B-11b). What writes reads again under the lock of the record's row, where
+``open_idempotency.decisions`` decides. Of two transactions that insert the same row the second one fails; its executor
+then runs it again.
+
+A claim reads the clock, and whether its owner was withdrawn, only once it holds the row: an earlier time could be older
+than that of a claim which was made and given back in the meantime (B-02). A row that does not exist cannot be locked,
+so it is inserted first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+from open_idempotency import decisions
+from open_idempotency._perform.processes import PerProcess
+from open_idempotency.backend import (
+    Claim,
+    ClaimAnswer,
+    Complete,
+    Completed,
+    Fail,
+    Get,
+    Lease,
+    Record,
+    Release,
+    Renew,
+    Renewal,
+    Reserve,
+    ReserveAnswer,
+    SaveStage,
+    Stage,
+    StageSaved,
+    Unreserve,
+    Withdraw,
+)
+from open_idempotency.backends._shared import fronts
+from open_idempotency.backends._shared.sql_rows import record_of
+from open_idempotency.exceptions import RecordUnreadable
+
+C = TypeVar("C")
+R = TypeVar("R")
+
+_PURGED_PER_RESERVATION = 4
+# One in so many new records deletes several times as many expired ones, so that these do not pile up.
+_PURGED_EVERY, _PURGED_AT_ONCE = 16, 64
+# Each process begins elsewhere, so that those which end after a few records purge as well.
+_NEW_RECORDS = PerProcess(lambda: itertools.count(os.getpid()))
+_LARGEST_OFFSET = 2**31 - 1
+_SCANNED_AT_ONCE = 100
+
+
+class Table(Protocol):
+    """The rows of records, stages and reservations, in one transaction. All of its methods may raise the driver's
+    errors, and those that return records ``RecordUnreadable``.
+    """
+
+    @property
+    def began(self) -> float:
+        """Seconds, about when the transaction began; it decides nothing."""
+        ...
+
+    @property
+    def can_skip_locked(self) -> bool:
+        """Whether rows that another transaction has locked can be left out, so that purging delays no call."""
+        ...
+
+    def now(self) -> float:
+        """Seconds on the clock that decides; to be asked for once the record is locked."""
+        ...
+
+    def peek(self, record_id: bytes, fingerprint: bytes) -> tuple[Record, float] | None:
+        """The record, not locked, and the time, in one statement. ``fingerprint``: see ``lock_for_claim``."""
+        ...
+
+    def lock(self, record_id: bytes) -> Record | None:
+        """The record without its response and its stages, locked until the transaction ends."""
+        ...
+
+    def lock_for_claim(self, record_id: bytes, fingerprint: bytes) -> Record | None:
+        """The same, with the response that a claim of this fingerprint may replay."""
+        ...
+
+    def lock_many(self, record_ids: Sequence[bytes]) -> Mapping[bytes, Sequence[Any]]:
+        """The rows of records by id, as ``record_of`` reads them; locked in one order, so that no calls deadlock."""
+        ...
+
+    def with_stages(self, record: Record) -> Record:
+        """The record with all of its stages, in order."""
+        ...
+
+    def with_stage(self, record: Record, stage: Stage) -> Record:
+        """The record with the one stage of this name and key, if it has it."""
+        ...
+
+    def with_first_stage(self, record: Record) -> Record:
+        """The record with one of its stages, if it has any."""
+        ...
+
+    def get(self, record_id: bytes) -> Record | None:
+        """The live record with its response and stages."""
+        ...
+
+    def ids_after(self, record_id: bytes, most: int) -> Sequence[bytes]:
+        """The ids of live records that come after this one, in order."""
+        ...
+
+    def insert(self, record: Record) -> None:
+        """Add the row of a record."""
+        ...
+
+    def update(self, record: Record) -> None:
+        """Write the row of a record that is locked."""
+        ...
+
+    def extend(self, record_ids: Sequence[bytes], lease_end: float) -> None:
+        """Move the ends of leases that are locked, and with each its record's expiry: the end and the record's TTL."""
+        ...
+
+    def delete(self, record_ids: Sequence[bytes]) -> None:
+        """Delete the rows of records, if they exist, and of their stages."""
+        ...
+
+    def add_stage(self, record_id: bytes, stage: Stage) -> None:
+        """Append a stage."""
+        ...
+
+    def delete_stages(self, record_id: bytes) -> None:
+        """Delete the stages of a record."""
+        ...
+
+    def now_and_reservation(self, scope_id: bytes, record_id: bytes) -> tuple[float, float | None]:
+        """The time, and the end of a reservation, None where there is none; in one statement."""
+        ...
+
+    def lock_scope(self, scope_id: bytes) -> None:
+        """Lock the row of a caller, which is inserted if need be, so that one transaction counts at a time."""
+        ...
+
+    def first_end(self, scope_id: bytes, now: float, others: int) -> float | None:
+        """The first end of a caller's reservations, where more than ``others`` of them end after ``now``."""
+        ...
+
+    def put_reservation(self, scope_id: bytes, record_id: bytes, end: float, is_there: bool) -> None:
+        """Write the end of a reservation; ``is_there``: whether it has a row."""
+        ...
+
+    def extend_scope(self, scope_id: bytes, end: float) -> None:
+        """Keep the row of a caller until ``end`` at least."""
+        ...
+
+    def delete_reservation(self, scope_id: bytes, record_id: bytes) -> None:
+        """Delete a reservation, if it exists."""
+        ...
+
+    def purge_records(self, now: float, most: int) -> int:
+        """Delete expired records with their stages, at most so many; how many were. Locked rows may be left."""
+        ...
+
+    def purge_reservations(self, now: float, most: int) -> int:
+        """The same for reservations."""
+        ...
+
+    def purge_scopes(self, now: float, most: int) -> None:
+        """The same for the rows of callers."""
+        ...
+
+
+class Step(NamedTuple):
+    """One transaction: ``work(table, *arguments)``. ``mode``: ``"read"`` for a single statement that reads,
+    ``"snapshot"`` for several that are best read at one moment, ``"write"`` for what locks and writes.
+    """
+
+    mode: Literal["read", "snapshot", "write"]
+    work: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+Steps = Generator[Step, Any, R]
+
+
+@dataclass(frozen=True, slots=True)
+class Verb(fronts.Verb[C, R]):
+    """The transactions that carry out a command."""
+
+    steps: Callable[[C], Steps[R]]
+
+
+def carry_out(run: Callable[[Step], Any], verb: Verb[C, R], command: C) -> R:
+    """The response to a command, each of whose transactions ``run`` carries out."""
+    steps = verb.steps(command)
+    try:
+        step = next(steps)
+        while True:
+            step = steps.send(run(step))
+    except StopIteration as stop:
+        response: R = stop.value
+        return response
+
+
+async def carry_out_async(run: Callable[[Step], Awaitable[Any]], verb: Verb[C, R], command: C) -> R:
+    """The same, awaited."""
+    steps = verb.steps(command)
+    try:
+        step = next(steps)
+        while True:
+            step = steps.send(await run(step))
+    except StopIteration as stop:
+        response: R = stop.value
+        return response
+
+
+def _in_one(mode: Literal["snapshot", "write"], work: Callable[[Table, C], R]) -> Verb[C, R]:
+    """A verb of one transaction."""
+
+    def steps(command: C) -> Steps[R]:
+        found: R = yield Step(mode, work, (command,))
+        return found
+
+    return Verb(steps)
+
+
+def _claim(c: Claim) -> Steps[ClaimAnswer]:
+    claimed: ClaimAnswer | None
+    claimed, is_there = yield Step("read", _peek, (c,))
+    if claimed is None:
+        # Where no row was found there is none to lock. When this runs again, another transaction has inserted one.
+        lock = itertools.chain([is_there], itertools.repeat(True))
+        claimed = yield Step("write", _claim_locked, (c, lock))
+        assert claimed is not None
+    return claimed
+
+
+def _peek(table: Table, c: Claim) -> tuple[ClaimAnswer | None, bool]:
+    """The response, None where the claim has to write; and whether the record has a row."""
+    found = table.peek(c.record_id, c.fingerprint)
+    if found is None:
+        return None, False
+    record, now = found
+    claimed, kept = decisions.claim(record, c, now)
+    return (claimed if kept is record else None), True
+
+
+def _claim_locked(table: Table, c: Claim, lock: Iterator[bool]) -> ClaimAnswer:
+    record = table.lock_for_claim(c.record_id, c.fingerprint) if next(lock) else None
+    if record is None:
+        return _insert(table, c)
+    now, withdrawn = _now_and_withdrawn(table, c)
+    if record.expires_at > now:
+        record = table.with_stages(record)
+    claimed, kept = decisions.claim(record, c, now, withdrawn=withdrawn)
+    if kept is not None and kept is not record:
+        if not kept.stages:
+            table.delete_stages(c.record_id)
+        _keep(table, record, kept)
+    return claimed
+
+
+def _insert(table: Table, c: Claim) -> ClaimAnswer:
+    """Claim a record that has no row. The draft holds the row; the time from after that decides."""
+    _, draft = decisions.claim(None, c, table.began)
+    assert draft is not None
+    table.insert(draft)
+    now, withdrawn = _now_and_withdrawn(table, c)
+    claimed, kept = decisions.claim(None, c, now, withdrawn=withdrawn)
+    if kept != draft:
+        _keep(table, draft, kept)
+    if kept is not None:
+        _purge_sometimes(table, now)
+    return claimed
+
+
+def _now_and_withdrawn(table: Table, c: Claim) -> tuple[float, bool]:
+    """The time, and whether the owner of the claim has withdrawn it (B-08c)."""
+    now, end = table.now_and_reservation(decisions.withdrawn_id(c.owner), c.record_id)
+    return now, end is not None and end > now
+
+
+def _renew(table: Table, c: Renew) -> list[Renewal]:
+    rows = table.lock_many([lease.record_id for lease in c.leases])
+    now = table.now()
+    extended: dict[float, list[bytes]] = {}
+    renewals: list[Renewal] = []
+    for lease in c.leases:
+        renewal, kept = _renewed(lease, rows.get(lease.record_id), now)
+        renewals.append(renewal)
+        if kept is not None:
+            extended.setdefault(kept.lease_end, []).append(lease.record_id)
+    for lease_end, record_ids in extended.items():
+        table.extend(record_ids, lease_end)
+    return renewals
+
+
+def _renewed(lease: Lease, row: Sequence[Any] | None, now: float) -> tuple[Renewal, Record | None]:
+    """The response, and the record if it is to be written. One that is unreadable does not stop the others."""
+    try:
+        record = None if row is None else record_of(lease.record_id, row)
+    except RecordUnreadable:
+        return Renewal.LOST, None
+    renewal, kept = decisions.renew(record, lease, now)
+    return renewal, None if kept is record else kept
+
+
+def _save_stage(table: Table, c: SaveStage) -> StageSaved:
+    record_id = c.lease.record_id
+    found = table.lock(record_id)
+    now = table.now()
+    record = found
+    if record is not None and record.expires_at > now:
+        record = table.with_stage(record, c.stage)
+    saved, kept = decisions.save_stage(record, c, now)
+    if kept is not record:
+        if saved.recreated:
+            table.delete_stages(record_id)
+        _keep(table, found, kept)
+        table.add_stage(record_id, c.stage)
+    return saved
+
+
+def _complete(table: Table, c: Complete) -> Completed:
+    record = table.lock(c.lease.record_id)
+    completed, kept = decisions.complete(record, c, table.now())
+    if completed.recreated and record is not None:
+        table.delete_stages(c.lease.record_id)
+    _keep(table, record, kept)
+    return completed
+
+
+def _fail(table: Table, c: Fail) -> None:
+    record = table.lock(c.lease.record_id)
+    _, kept = decisions.fail(record, c, table.now())
+    _keep(table, record, kept)
+
+
+def _release(table: Table, c: Release) -> None:
+    record = table.lock(c.lease.record_id)
+    now = table.now()
+    if record is not None:
+        record = table.with_first_stage(record)
+    _, kept = decisions.release(record, c, now)
+    _keep(table, record, kept)
+
+
+def _withdraw(table: Table, c: Withdraw) -> None:
+    record_id, scope_id = c.claim.record_id, decisions.withdrawn_id(c.claim.owner)
+    record = table.lock(record_id)
+    if record is None:
+        # The claim may be inserting its row. This insert waits for that one, or makes that one wait.
+        _, draft = decisions.claim(None, c.claim, table.began)
+        assert draft is not None
+        table.insert(draft)
+        table.delete([record_id])
+    else:
+        record = table.with_first_stage(record)
+    now, end = table.now_and_reservation(scope_id, record_id)
+    _, kept = decisions.withdraw(record, c, now)
+    _keep(table, record, kept)
+    table.put_reservation(scope_id, record_id, now + decisions.WITHDRAWN_FOR, end is not None)
+
+
+def _get(table: Table, c: Get) -> Record | None:
+    return table.get(c.record_id)
+
+
+def _delete(table: Table, record_id: bytes) -> bool:
+    try:
+        record = table.lock(record_id)
+        is_live = record is not None and record.expires_at > table.now()
+    except RecordUnreadable:
+        is_live = True
+    table.delete([record_id])
+    return is_live
+
+
+def _scan(table: Table, after: bytes) -> Sequence[bytes]:
+    return table.ids_after(after, _SCANNED_AT_ONCE)
+
+
+def _keep(table: Table, before: Record | None, after: Record | None) -> None:
+    """Write what a decision made of a locked record."""
+    if after is before:
+        return
+    if after is None:
+        assert before is not None
+        table.delete([before.record_id])
+    elif before is None:
+        table.insert(after)
+    else:
+        table.update(after)
+
+
+def _purge_sometimes(table: Table, now: float) -> None:
+    """Delete expired records along with some of the new ones, where that delays no call."""
+    if next(_NEW_RECORDS.get()) % _PURGED_EVERY == 0 and table.can_skip_locked:
+        table.purge_records(now, _PURGED_AT_ONCE)
+
+
+def _purge(table: Table, most: int) -> int:
+    now = table.now()
+    purged = table.purge_records(now, most)
+    table.purge_scopes(now, most)
+    return purged + (table.purge_reservations(now, most - purged) if purged < most else 0)
+
+
+def _reserve(c: Reserve) -> Steps[ReserveAnswer]:
+    reserved: ReserveAnswer | None = yield Step("snapshot", _peek_reservation, (c,))
+    if reserved is None:
+        reserved = yield Step("write", _reserve_locked, (c,))
+        assert reserved is not None
+    return reserved
+
+
+def _peek_reservation(table: Table, c: Reserve) -> ReserveAnswer | None:
+    """The response, None where a reservation has to be written."""
+    reserved, _, _, end = _decide(table, c)
+    return reserved if end is None else None
+
+
+def _reserve_locked(table: Table, c: Reserve) -> ReserveAnswer:
+    table.lock_scope(c.scope_id)
+    reserved, now, before, end = _decide(table, c)
+    if end is not None:
+        table.extend_scope(c.scope_id, end)
+        table.put_reservation(c.scope_id, c.record_id, end, before is not None)
+        if table.can_skip_locked:
+            table.purge_reservations(now, _PURGED_PER_RESERVATION)
+    return reserved
+
+
+def _decide(table: Table, c: Reserve) -> tuple[ReserveAnswer, float, float | None, float | None]:
+    """The response, the time, the end that the reservation has, and the end to write, None where it stays."""
+    now, before = table.now_and_reservation(c.scope_id, c.record_id)
+    first = None
+    if before is None or before <= now:
+        first = table.first_end(c.scope_id, now, min(c.limit - 1, _LARGEST_OFFSET))
+    # How many reservations there are does not matter, only whether they are as many as the limit.
+    taken, earliest = (0, now) if first is None else (c.limit, first)
+    reserved, end = decisions.reserve(before, taken, earliest, c, now)
+    return reserved, now, before, end
+
+
+def _unreserve(table: Table, c: Unreserve) -> None:
+    table.delete_reservation(c.scope_id, c.record_id)
+
+
+#: what the fronts of SQLAlchemy and Django carry out
+VERBS = fronts.Verbs(
+    claim=Verb(_claim),
+    renew=_in_one("write", _renew),
+    save_stage=_in_one("write", _save_stage),
+    complete=_in_one("write", _complete),
+    fail=_in_one("write", _fail),
+    release=_in_one("write", _release),
+    withdraw=_in_one("write", _withdraw),
+    get=_in_one("snapshot", _get),
+    delete=_in_one("write", _delete),
+    scan=_in_one("snapshot", _scan),
+    purge=_in_one("write", _purge),
+    reserve=Verb(_reserve),
+    unreserve=_in_one("write", _unreserve),
+    scanned_at_once=_SCANNED_AT_ONCE,
+)

@@ -1,0 +1,313 @@
+"""The verbs of the PostgreSQL backend: each is one function on the server, with its parameters and what its rows mean.
+
+No value ever becomes part of a statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from open_idempotency import decisions
+from open_idempotency.backend import (
+    Busy,
+    Claim,
+    ClaimAnswer,
+    Complete,
+    Completed,
+    Fail,
+    Finished,
+    Get,
+    Lease,
+    Leased,
+    Mismatch,
+    OverQuota,
+    Record,
+    Refusal,
+    Refused,
+    Release,
+    Renew,
+    Renewal,
+    Reserve,
+    ReserveAnswer,
+    Reserved,
+    SaveStage,
+    Stage,
+    StageSaved,
+    Status,
+    Unreserve,
+    Withdraw,
+)
+from open_idempotency.backends._shared import fronts
+from open_idempotency.backends.postgres.encoding import Row, Statement
+from open_idempotency.exceptions import AlreadyCompleted, LeaseLost, RecordUnreadable
+
+C = TypeVar("C")
+R = TypeVar("R")
+Parameters = tuple[Any, ...]
+Rows = Sequence[Row]
+
+_LEASE = (
+    "({bytea}, {bytea}, {bigint}, {integer}, {bytea}, {double precision}, {double precision})::open_idempotency.lease"
+)
+#: the time of a test's clock, or NULL
+_NOW = "{double precision}"
+#: the same in a statement that waits only briefly for a locked row; it is read after that setting was made
+_HURRIED_NOW = "CASE WHEN hurry.made IS NOT NULL THEN {double precision} END"
+_HURRY = "set_config('lock_timeout', '100ms', true) AS hurry (made), LATERAL"
+
+
+_UNREADABLE, _LOST = -1, -2
+#: how many leases, and ids of records, go into one call
+_AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verb(fronts.Verb[C, R]):
+    """A statement whose first parameter is the time, the other parameters of a command, and the response in its rows.
+
+    ``hurried``: of a verb that may go into a batch, the statement for a batch of one, which waits only briefly for a
+    locked row; None for other verbs. ``size``: about how many bytes a command adds to a batch.
+    """
+
+    statement: Statement
+    parameters: Callable[[C], Parameters]
+    response: Callable[[C, Rows], R]
+    hurried: Statement | None = None
+    size: Callable[[C], int] = lambda c: 0
+
+
+def _statement(text: str) -> Statement:
+    return Statement(text.replace(":now", _NOW))
+
+
+def _batched(
+    columns: str,
+    call: str,
+    parameters: Callable[[C], Parameters],
+    response: Callable[[C, Rows], R],
+    size: Callable[[C], int] = lambda c: 0,
+) -> Verb[C, R]:
+    """A verb that may go into a batch. ``call``: of its function; ``:now`` is the time and ``:lease`` the lease."""
+    call = "open_idempotency." + call.replace(":lease", _LEASE)
+    return Verb(
+        Statement(" ".join(("SELECT", columns, "FROM", call.replace(":now", _NOW)))),
+        parameters,
+        response,
+        Statement(" ".join(("SELECT", columns, "FROM", _HURRY, call.replace(":now", _HURRIED_NOW)))),
+        size,
+    )
+
+
+# Parameters, after the time
+
+
+def _lease(lease: Lease) -> Parameters:
+    return (
+        lease.record_id, lease.owner, lease.token, lease.attempt, lease.fingerprint, lease.duration, lease.ttl,
+    )  # fmt: skip
+
+
+def _claim(c: Claim) -> Parameters:
+    lease = (c.record_id, c.owner, 0, 0, c.fingerprint, c.lease, c.ttl)
+    return (*lease, c.resume_failed, c.resume_abandoned, c.max_attempts)
+
+
+def _save_stage(c: SaveStage) -> Parameters:
+    return (*_lease(c.lease), *stage_key(c.stage), c.stage.frame)
+
+
+def _complete(c: Complete) -> Parameters:
+    return (*_lease(c.lease), c.response)
+
+
+def _fail(c: Fail) -> Parameters:
+    return (*_lease(c.lease), c.final, c.response)
+
+
+def _release(c: Release) -> Parameters:
+    return _lease(c.lease)
+
+
+def _renew(c: Renew) -> Parameters:
+    return (
+        [lease.record_id for lease in c.leases],
+        [lease.owner for lease in c.leases],
+        [lease.token for lease in c.leases],
+        [lease.duration for lease in c.leases],
+    )
+
+
+def _get(c: Get) -> Parameters:
+    return (c.record_id,)
+
+
+def _alone(value: bytes | int) -> Parameters:
+    return (value,)
+
+
+def _scan(after: bytes) -> Parameters:
+    return after, _AT_ONCE
+
+
+def _reserve(c: Reserve) -> Parameters:
+    return (c.scope_id, c.record_id, c.limit, c.lease + c.ttl, 2 * c.lease + c.ttl)
+
+
+def _unreserve(c: Unreserve) -> Parameters:
+    return c.scope_id, c.record_id
+
+
+def _withdraw(c: Withdraw) -> Parameters:
+    return c.claim.record_id, c.claim.owner, decisions.WITHDRAWN_FOR
+
+
+def stage_key(stage: Stage) -> tuple[bytes, bytes]:
+    """Name and key as bytes; they may hold any character, lone surrogates and NUL included."""
+    return stage.name.encode("utf-8", "surrogatepass"), stage.key.encode("utf-8", "surrogatepass")
+
+
+# Responses
+
+
+def _code(number: int) -> int:
+    """The number of the verb's own response. Raises what a number below 0 stands for."""
+    if number >= 0:
+        return number
+    if number == _UNREADABLE:
+        raise RecordUnreadable("the record has an unknown version or status")
+    if number == _LOST:
+        raise LeaseLost("another attempt owns the record, or it has ended")
+    raise AlreadyCompleted("the response is recorded; stages belong before it")
+
+
+def _claimed(c: Claim, rows: Rows) -> ClaimAnswer:
+    number, reason, token, attempt, elapsed, remaining, response, names, keys, frames = rows[0]
+    match _code(number):
+        case 0:
+            lease = Lease(c.record_id, c.owner, token, attempt, c.fingerprint, c.lease, c.ttl)
+            return Leased(lease, _stages(names, keys, frames))
+        case 1:
+            return Busy(elapsed, remaining)
+        case 2:
+            return Finished(response or b"")
+        case 3:
+            return Refused(Refusal(reason), attempt, response)
+        case _:
+            return Mismatch()
+
+
+def _renewed(c: Renew, rows: Rows) -> Sequence[Renewal]:
+    return [Renewal(number) for number in rows[0][0]]
+
+
+def _stage_saved(c: SaveStage, rows: Rows) -> StageSaved:
+    number, frame = rows[0]
+    return StageSaved(frame, recreated=_code(number) == 1)
+
+
+def _completed(c: Complete, rows: Rows) -> Completed:
+    return Completed(recreated=_code(rows[0][0]) == 1)
+
+
+def _ended(c: Fail | Release, rows: Rows) -> None:
+    _code(rows[0][0])
+
+
+def _nothing(c: Withdraw | Unreserve, rows: Rows) -> None:
+    """The function returns nothing, or raises."""
+
+
+def _record(c: Get, rows: Rows) -> Record | None:
+    if not rows:
+        return None
+    sound, fingerprint, status, *fields, response, names, keys, frames = rows[0]
+    _code(0 if sound else _UNREADABLE)
+    owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final = fields
+    return Record(
+        c.record_id, fingerprint, Status(status), owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final,
+        response, _stages(names, keys, frames),
+    )  # fmt: skip
+
+
+def _reserved(c: Reserve, rows: Rows) -> ReserveAnswer:
+    number, remaining = rows[0]
+    return Reserved() if number == 0 else OverQuota(remaining)
+
+
+def _is_true(c: bytes, rows: Rows) -> bool:
+    return bool(rows[0][0])
+
+
+def _stages(names: list[bytes] | None, keys: list[bytes] | None, frames: list[bytes] | None) -> tuple[Stage, ...]:
+    """The stages in three columns, which are NULL where there are none."""
+    if names is None or keys is None or frames is None:
+        return ()
+    return tuple(Stage(_text(name), _text(key), frame) for name, key, frame in zip(names, keys, frames, strict=True))
+
+
+def _text(name: bytes) -> str:
+    try:
+        return name.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise RecordUnreadable("the name of a stage is corrupt") from error
+
+
+CLAIM = _batched(
+    "code, reason, token, attempt, elapsed, remaining, response, names, keys, frames",
+    "claim(:now, :lease, {boolean}, {boolean}, {integer})",
+    _claim,
+    _claimed,
+)
+SAVE_STAGE = _batched(
+    "code, frame",
+    "save_stage(:now, :lease, {bytea}, {bytea}, {bytea})",
+    _save_stage,
+    _stage_saved,
+    lambda c: len(c.stage.frame),
+)
+COMPLETE = _batched("code", "complete(:now, :lease, {bytea})", _complete, _completed, lambda c: len(c.response))
+FAIL = _batched("code", "fail(:now, :lease, {boolean}, {bytea})", _fail, _ended, lambda c: len(c.response or b""))
+RELEASE = _batched("code", "release(:now, :lease)", _release, _ended)
+#: whether an attempt runs, whose end the server will report to those that listen
+AWAIT: Verb[bytes, bool] = Verb(_statement("SELECT open_idempotency.await(:now, {bytea})"), _alone, _is_true)
+
+VERBS = fronts.Verbs(
+    claim=CLAIM,
+    renew=Verb(
+        _statement("SELECT open_idempotency.renew(:now, {bytea[]}, {bytea[]}, {bigint[]}, {double precision[]})"),
+        _renew,
+        _renewed,
+    ),
+    save_stage=SAVE_STAGE,
+    complete=COMPLETE,
+    fail=FAIL,
+    release=RELEASE,
+    withdraw=Verb(
+        _statement("SELECT open_idempotency.withdraw(:now, {bytea}, {bytea}, {double precision})"),
+        _withdraw,
+        _nothing,
+    ),
+    get=Verb(_statement("SELECT * FROM open_idempotency.get(:now, {bytea})"), _get, _record),
+    delete=Verb(_statement("SELECT open_idempotency.forget(:now, {bytea})"), _alone, _is_true),
+    scan=Verb(
+        _statement("SELECT open_idempotency.scan(:now, {bytea}, {integer})"),
+        _scan,
+        lambda c, rows: [record_id for (record_id,) in rows],
+    ),
+    purge=Verb(_statement("SELECT open_idempotency.purge(:now, {integer})"), _alone, lambda c, rows: int(rows[0][0])),
+    reserve=Verb(
+        _statement(
+            "SELECT code, remaining FROM open_idempotency.reserve("
+            ":now, {bytea}, {bytea}, {integer}, {double precision}, {double precision})"
+        ),
+        _reserve,
+        _reserved,
+    ),
+    unreserve=Verb(_statement("SELECT open_idempotency.unreserve(:now, {bytea}, {bytea})"), _unreserve, _nothing),
+    renewed_at_once=_AT_ONCE,
+    scanned_at_once=_AT_ONCE,
+    # The function bounds itself.
+    purged_at_once=2**31 - 1,
+)
