@@ -22,7 +22,7 @@ from open_idempotency._perform.processes import PerProcess
 from open_idempotency.backends.redis.deadlines import Deadline, limited
 from open_idempotency.backends.redis.options import SINGLE, Options
 from open_idempotency.backends.redis.protocol import CLOSED, ERRORS, Command, may_retry, wrapped
-from open_idempotency.backends.redis.scripts import Arguments, Keyed, Script, confirmed, evaluation
+from open_idempotency.backends.redis.scripts import Arguments, Keyed, Script, Unconfirmed, confirmed, evaluation
 from open_idempotency.backends.redis.topology import AsyncClient, Client, NotInBatch, Server, topology_of
 
 P = ParamSpec("P")
@@ -129,7 +129,14 @@ class Calls:
         if not self._options.min_replicas:
             return self.script(script, (key,), arguments)
         keyed = ((key,), arguments)
-        return self._run(lambda client: _drive(_durably(script, keyed, self._options), client.together))
+        return self._run(lambda client: self._durably(client, script, keyed))
+
+    def _durably(self, client: Client, script: Script, keyed: Keyed) -> Any:
+        try:
+            return _drive(_durably(script, keyed, self._options), client.together)
+        except Unconfirmed:
+            client.suspect()
+            raise
 
     def by_server(self, script: Script, keys: Sequence[bytes], arguments: Sequence[Arguments]) -> list[Any]:
         """Run a script that takes many keys, each with arguments and a reply; one round trip for each server."""
@@ -225,9 +232,7 @@ class AsyncCalls:
             except NotInBatch:
                 seconds += started - time.monotonic()
         if durably:
-            return await self._run(
-                lambda client: _drive_async(_durably(script, keyed, self._options), client.together), seconds
-            )
+            return await self._run(lambda client: self._durably(client, script, keyed), seconds)
         return await self._run(lambda client: self._evaluate(client, script, keyed), seconds)
 
     async def _evaluate(self, client: AsyncClient, script: Script, keyed: Keyed) -> Any:
@@ -236,6 +241,13 @@ class AsyncCalls:
             return await client.execute(evaluation(script, keyed, now))
         except NoScriptError:
             return await client.execute(evaluation(script, keyed, now, source=True))
+
+    async def _durably(self, client: AsyncClient, script: Script, keyed: Keyed) -> Any:
+        try:
+            return await _drive_async(_durably(script, keyed, self._options), client.together)
+        except Unconfirmed:
+            client.suspect()
+            raise
 
     async def by_server(self, script: Script, keys: Sequence[bytes], arguments: Sequence[Arguments]) -> list[Any]:
         """See ``Calls.by_server``."""

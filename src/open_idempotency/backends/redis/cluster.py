@@ -25,6 +25,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from open_idempotency.backends.redis.connections import (
     AsyncDestination,
+    AsyncRoute,
     Connection,
     arguments,
     blocking_kind,
@@ -73,6 +74,9 @@ class _Nodes:
         for index, key in enumerate(keys):
             found.setdefault(slot_of(key), []).append(index)
         return list(found.values())
+
+    def suspect(self) -> None:
+        """Nothing: the nodes of a Cluster redirect calls, and redis-py follows."""
 
     def asked(self, refusal: AskError, commands: Sequence[Command]) -> tuple[Any, list[Command]]:
         """The node that a slot is moving to, and what to send there."""
@@ -218,7 +222,8 @@ class AsyncClusterClient(_Nodes):
         batches = self._batches.get((node.name, durably))
         if batches is None:
             replicas = self._options.min_replicas if durably else 0
-            destination = AsyncDestination(self._options, (node.host, node.port))
+            address = (node.host, node.port)
+            destination = AsyncDestination(self._options, address, AsyncRoute(address))
             batches = Batches(self._options, destination, replicas=replicas)
             self._batches[node.name, durably] = batches
         return batches

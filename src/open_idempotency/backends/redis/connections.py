@@ -45,9 +45,18 @@ class Route:
         return self.current
 
     def leave(self, reached: Reached) -> None:
-        """The server there is a replica now. All connections that reached it are made anew."""
+        """The server there is a replica now. The connections that reached it are made anew."""
         if reached == self.current:
             self.current = (self._address, reached[1] + 1)
+
+    def suspect(self) -> None:
+        """The server may have been replaced as the primary. Subclasses find out, without waiting for it."""
+
+    def switch(self, address: Address) -> None:
+        """The server is at ``address`` now. Connections that reached another one are made anew."""
+        before, left = self.current
+        if before != address:
+            self.current = (address, left + 1)
 
     def arrive(self, address: Address, left: int) -> Reached:
         """The server was found at ``address``, by a search that began when ``left`` servers had been left."""
@@ -233,8 +242,8 @@ def blocking_kind(options: Options) -> Any:
 class AsyncDestination:
     """Makes connections on asyncio that follow a route; ``kind`` with ``arguments``, for a pool of them as well."""
 
-    def __init__(self, options: Options, address: Address, route: AsyncRoute | None = None) -> None:
-        self._route = route or AsyncRoute(address)
+    def __init__(self, options: Options, address: Address, route: AsyncRoute) -> None:
+        self._route = route
         self.kind: Any = AsyncSSLConnection if options.tls else AsyncConnection
         host, port = address
         self.arguments = {**arguments(options), "host": host, "port": port, "route": self._route}
@@ -249,15 +258,23 @@ class AsyncDestination:
         return reached == self._route.current
 
     def leave(self, reached: Reached) -> None:
-        """The server there is a replica now."""
+        """See ``Route.leave``."""
         self._route.leave(reached)
+
+    def suspect(self) -> None:
+        """See ``Route.suspect``."""
+        self._route.suspect()
 
 
 def connect(options: Options, address: Address) -> Connection:
     """A new connection for channels, which have no database number. Raises one of ``ERRORS``."""
-    kind: Any = redis.SSLConnection if options.tls else redis.Connection
     host, port = address
-    made = {**arguments(options), "db": 0, "host": host, "port": port}
+    return open_connection(options, {**arguments(options), "db": 0, "host": host, "port": port})
+
+
+def open_connection(options: Options, made: dict[str, Any]) -> Connection:
+    """A new blocking connection, outside pools and deadlines, with the arguments ``made``. Raises one of ``ERRORS``."""
+    kind: Any = redis.SSLConnection if options.tls else redis.Connection
     connection: Connection = kind(retry=no_retry(), **made)
     try:
         connection.connect()

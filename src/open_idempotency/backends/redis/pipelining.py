@@ -34,7 +34,7 @@ from open_idempotency.backends.coalescing import Limits, LoopCoalescer
 from open_idempotency.backends.redis.deadlines import LATE, limited
 from open_idempotency.backends.redis.options import Options
 from open_idempotency.backends.redis.protocol import CLOSED, ERRORS, Replies, may_retry, packed, says_replica, wrapped
-from open_idempotency.backends.redis.scripts import Argument, Keyed, Script, confirmed, evaluation
+from open_idempotency.backends.redis.scripts import Argument, Keyed, Script, Unconfirmed, confirmed, evaluation
 from open_idempotency.exceptions import BackendUnavailable
 
 logger = logging.getLogger("open_idempotency")
@@ -86,6 +86,9 @@ class Destination(Protocol):
 
     def leave(self, reached: Any) -> None:
         """The server there is a replica now."""
+
+    def suspect(self) -> None:
+        """The server may have been replaced as the primary."""
 
 
 class _Exchange:
@@ -224,7 +227,7 @@ class PipelinedConnection:
 
     async def _connect(self) -> _Stream:
         self._refuse_if_closed()
-        self._drop("its server is another one now")
+        self._drop(RedisConnectionError("its server is another one now"))
         connection = self._destination.connection()
         try:
             await connection.connect()
@@ -237,18 +240,18 @@ class PipelinedConnection:
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            self._drop(CLOSED)
+            self._drop(RedisError(CLOSED))
             raise RedisError(CLOSED)
 
-    def _drop(self, reason: str) -> None:
+    def _drop(self, error: Exception) -> None:
         stream, self._stream = self._stream, None
         if stream is not None:
-            stream.drop(RedisError(reason))
+            stream.drop(error)
 
     def close(self) -> None:
         """Close the connection for good. Exchanges in flight end with an error."""
         self._closed = True
-        self._drop(CLOSED)
+        self._drop(RedisError(CLOSED))
 
 
 class _Request(NamedTuple):
@@ -271,6 +274,7 @@ class Batches:
         self._options = options
         self._replicas = replicas
         self._wait = (packed(options.wait_command),) if replicas else ()
+        self._destination = destination
         self._connection = PipelinedConnection(destination, options.timeout)
         first, second = (LoopCoalescer(self._carry_out, Limits(options.timeout)) for _ in range(2))
         self._next: LoopCoalescer[_Request, Any] = first
@@ -325,7 +329,8 @@ class Batches:
                 return refusal
         try:
             return confirmed((reply, having), self._replicas)
-        except BackendUnavailable as error:
+        except Unconfirmed as error:
+            self._destination.suspect()
             return error
 
 

@@ -300,15 +300,19 @@ def held(reply: Reply) -> None:
         raise BackendUnavailable("Redis: the claim was gone before replicas confirmed it")
 
 
+class Unconfirmed(BackendUnavailable):
+    """Too few replicas confirmed a write. Its server may be a primary that was replaced."""
+
+
 def confirmed(found: Sequence[Any], replicas: int) -> Any:
     """The reply of a script, where the reply to the ``WAIT`` after it says that enough replicas have what it wrote.
 
-    Raises ``BackendUnavailable`` otherwise.
+    Raises ``Unconfirmed`` otherwise.
     """
     reply, having = found
     # An error of ours wrote nothing, and says more.
     if reply[0] >= 0 and having < replicas:
-        raise BackendUnavailable(f"Redis: {having} of {replicas} replicas confirmed the write in time (min_replicas)")
+        raise Unconfirmed(f"Redis: {having} of {replicas} replicas confirmed the write in time (min_replicas)")
     return reply
 
 

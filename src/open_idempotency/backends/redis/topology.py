@@ -65,6 +65,9 @@ class Client(Protocol):
         """All primaries."""
         ...
 
+    def suspect(self) -> None:
+        """A server may have been replaced as the primary: find out, without waiting for it."""
+
     def close(self) -> None:
         """Close the connections."""
 
@@ -95,6 +98,8 @@ class AsyncClient(Protocol):
 
     async def servers(self) -> Sequence[AsyncServer]: ...
 
+    def suspect(self) -> None: ...
+
     async def close(self) -> None: ...
 
 
@@ -121,7 +126,8 @@ class OneServer:
     def __init__(self, options: Options, route: Route | None = None) -> None:
         pool: Any = redis.BlockingConnectionPool
         host, port = options.addresses[0]
-        made = {**pool_arguments(options), "host": host, "port": port, "route": route or Route((host, port))}
+        self._route = route or Route((host, port))
+        made = {**pool_arguments(options), "host": host, "port": port, "route": self._route}
         kind = blocking_kind(options)
         self._redis: Any = redis.Redis.from_pool(pool(connection_class=kind, retry=no_retry(), **made))
 
@@ -140,6 +146,9 @@ class OneServer:
 
     def servers(self) -> Sequence[PlainServer]:
         return (PlainServer(self._redis),)
+
+    def suspect(self) -> None:
+        self._route.suspect()
 
     def close(self) -> None:
         self._redis.close()
@@ -169,7 +178,8 @@ class AsyncOneServer:
     def __init__(self, options: Options, route: AsyncRoute | None = None) -> None:
         client: Any = redis.asyncio.Redis
         pool: Any = redis.asyncio.BlockingConnectionPool
-        destination = AsyncDestination(options, options.addresses[0], route)
+        self._route = route or AsyncRoute(options.addresses[0])
+        destination = AsyncDestination(options, options.addresses[0], self._route)
         made = {**pool_arguments(options), **destination.arguments}
         self._redis = client.from_pool(pool(connection_class=destination.kind, retry=no_async_retry(), **made))
         self._options = options
@@ -196,6 +206,9 @@ class AsyncOneServer:
 
     async def servers(self) -> Sequence[PlainServer]:
         return (PlainServer(self._redis),)
+
+    def suspect(self) -> None:
+        self._route.suspect()
 
     async def close(self) -> None:
         self._batches.close()
