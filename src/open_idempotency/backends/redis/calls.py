@@ -33,7 +33,7 @@ Steps = Generator[list[Command], list[Any], R]
 _LARGE = 128 * 1024
 
 
-def _durably(script: Script, keyed: Keyed, options: Options) -> Steps[Any]:
+def _durable_steps(script: Script, keyed: Keyed, options: Options) -> Steps[Any]:
     """Run a script; its reply, once ``min_replicas`` replicas have what it wrote."""
     now, wait = options.now(), options.wait_command
     found = yield [evaluation(script, keyed, now), wait]
@@ -42,7 +42,7 @@ def _durably(script: Script, keyed: Keyed, options: Options) -> Steps[Any]:
     return confirmed(_raised(found), options.min_replicas)
 
 
-def _grouped(
+def _grouped_steps(
     script: Script,
     keys: Sequence[bytes],
     arguments: Sequence[Arguments],
@@ -133,7 +133,7 @@ class Calls:
 
     def _durably(self, client: Client, script: Script, keyed: Keyed) -> Any:
         try:
-            return _drive(_durably(script, keyed, self._options), client.together)
+            return _drive(_durable_steps(script, keyed, self._options), client.together)
         except Unconfirmed:
             client.suspect()
             raise
@@ -141,7 +141,9 @@ class Calls:
     def by_server(self, script: Script, keys: Sequence[bytes], arguments: Sequence[Arguments]) -> list[Any]:
         """Run a script that takes many keys, each with arguments and a reply; one round trip for each server."""
         return self._run(
-            lambda client: _drive(_grouped(script, keys, arguments, client.groups(keys), self._options), client.each)
+            lambda client: _drive(
+                _grouped_steps(script, keys, arguments, client.groups(keys), self._options), client.each
+            )
         )
 
     def servers(self) -> Sequence[Server]:
@@ -244,7 +246,7 @@ class AsyncCalls:
 
     async def _durably(self, client: AsyncClient, script: Script, keyed: Keyed) -> Any:
         try:
-            return await _drive_async(_durably(script, keyed, self._options), client.together)
+            return await _drive_async(_durable_steps(script, keyed, self._options), client.together)
         except Unconfirmed:
             client.suspect()
             raise
@@ -255,7 +257,7 @@ class AsyncCalls:
             return await in_thread(self._blocking.by_server, script, keys, arguments)
         return await self._run(
             lambda client: _drive_async(
-                _grouped(script, keys, arguments, client.groups(keys), self._options), client.each
+                _grouped_steps(script, keys, arguments, client.groups(keys), self._options), client.each
             )
         )
 

@@ -165,25 +165,34 @@ class SwitchListener:
 
     def begin(self) -> None:
         """Start the thread, unless it runs."""
-        if self._thread is not None:
+        if self._is_running():
             return
         with self._lock:
-            if self._thread is not None or self._closing:
-                return
-            thread = threading.Thread(target=self._run, name="open-idempotency-sentinel", daemon=True)
-            try:
-                self._wake_writer, self._wake_reader = socket.socketpair()
-                self._wake_writer.setblocking(False)
-                thread.start()
-            except (OSError, RuntimeError) as error:  # the process may have no more files or threads
-                logger.warning("%s: a switch of the primary may be noticed late: %s", self._options.where, error)
-                return
-            self._thread = thread
+            if not self._is_running() and not self._closing:
+                try:
+                    self._start()
+                except (OSError, RuntimeError) as error:  # the process may have no more files or threads
+                    logger.warning("%s: a switch of the primary may be noticed late: %s", self._options.where, error)
+
+    def _is_running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _start(self) -> None:
+        wake = wake_reader, wake_writer = socket.socketpair()
+        wake_writer.setblocking(False)
+        thread = threading.Thread(target=self._run, args=wake, name="open-idempotency-sentinel", daemon=True)
+        try:
+            thread.start()
+        except BaseException:
+            wake_reader.close()
+            wake_writer.close()
+            raise
+        self._thread, self._wake_writer = thread, wake_writer
 
     def look(self) -> None:
         """Let the thread ask the Sentinels now."""
-        if self._thread is not None:
-            with suppress(OSError):  # it has ended, or has not read the earlier bytes yet
+        if self._is_running():
+            with suppress(OSError):  # it has just ended, or has not read the earlier bytes yet
                 self._wake_writer.send(b"!")
 
     def close(self) -> None:
@@ -196,17 +205,21 @@ class SwitchListener:
 
     # In the thread
 
-    def _run(self) -> None:
+    def _run(self, wake_reader: socket.socket, wake_writer: socket.socket) -> None:
         try:
             while not self._closing and self._route() is not None:
                 self._subscribe()
                 self._follow()
-                self._hear()
+                try:
+                    self._hear(wake_reader)
+                except OSError:  # the process may have no more files
+                    time.sleep(_ASK_AGAIN)
         finally:
             for connection in self._heard.values():
                 connection.disconnect()
-            self._wake_writer.close()
-            self._wake_reader.close()
+            self._heard.clear()
+            wake_reader.close()
+            wake_writer.close()
 
     def _subscribe(self) -> None:
         """Subscribe where that is missing, every few seconds."""
@@ -225,11 +238,11 @@ class SwitchListener:
             with suppress(*ERRORS):  # no Sentinel replies: the route stays as it is, and the next round asks again
                 route.switch(self._sentinels.find())
 
-    def _hear(self) -> None:
+    def _hear(self, wake_reader: socket.socket) -> None:
         """Wait until a Sentinel says something, or until it is time to ask again."""
         complete = self._heard and len(self._heard) == len(self._arguments)
         with selectors.DefaultSelector() as selector:
-            selector.register(self._wake_reader, selectors.EVENT_READ)
+            selector.register(wake_reader, selectors.EVENT_READ)
             for index, connection in self._heard.items():
                 sock = socket_of(connection)
                 assert sock is not None  # it is connected, and ``Options.listens`` says that redis-py shows it
@@ -237,7 +250,7 @@ class SwitchListener:
             spoke = [key.data for key, _ in selector.select(_IDLE if complete else _ASK_AGAIN)]
         for index in spoke:
             if index is None:
-                self._wake_reader.recv(_READ_AT_ONCE)
+                wake_reader.recv(_READ_AT_ONCE)
             else:
                 self._take(index)
 
