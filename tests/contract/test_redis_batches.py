@@ -313,7 +313,7 @@ def test_a_connection_that_ends_costs_a_batch_nothing(own: Server) -> None:
             keys = [os.urandom(8) for _ in range(MANY)]
             with _stopped(own):
                 tasks = await _begin([_lease(backend, key) for key in keys])
-                backend._calls._clients.get()._batches._line._conversation._writer.transport.abort()
+                backend._calls.client()._batches._connection._stream._writer.transport.abort()
                 await _begin([])
             leases = await asyncio.gather(*tasks)
             assert [lease.record_id for lease in leases] == keys

@@ -276,7 +276,7 @@ async def test_a_connection_that_was_dropped_when_it_was_given_out_is_a_broken_o
     async def stumbling(client: AsyncClient, times: int) -> str:
         tries.append(1)
         if len(tries) <= times:
-            raise AttributeError("'NoneType' object has no attribute 'writelines'")
+            raise AttributeError("writelines", name="writelines", obj=None)
         return "done"
 
     assert await calls._run(lambda client: stumbling(client, times=1)) == "done"

@@ -100,6 +100,35 @@ def test_a_primary_that_became_a_replica_is_left(colour: str, kind: str) -> None
             sentinel.stop()
 
 
+@pytest.mark.parametrize("lines", [(), ("user default on nopass ~* &* +@all -subscribe",)], ids=["heard", "asked"])
+def test_a_primary_that_was_replaced_is_left_while_it_still_serves(colour: str, lines: tuple[str, ...]) -> None:
+    """B-14a: by a planned failover. Sentinel lets the old primary be one for seconds after it named the new one."""
+    with replicated(1) as (primary, (replica,)):
+        sentinel = Sentinel(primary.port, *lines)
+
+        async def steps(verbs: AsyncVerbs) -> None:
+            await lease_of(verbs, RECORD)
+            with sentinel.connect() as plain:
+                # It refuses until it has heard how far the replica is.
+                until(lambda: plain.execute_command("SENTINEL", "FAILOVER", SERVICE), "the failover begins")
+            until(lambda: sentinel.primary() == replica.port, "the failover")
+            with replica.connect() as new, primary.connect() as old:
+                deadline = time.monotonic() + 5
+                while not new.keys(backend.options.key(b"new").decode()):
+                    assert time.monotonic() < deadline
+                    await verbs.delete(b"new")
+                    await lease_of(verbs, b"new")
+                    assert old.info("replication")["role"] == "master"
+
+        try:
+            sentinel.start()
+            until(lambda: sentinel.knows_replicas(1), "the replica is known")
+            backend = RedisBackend(sentinel.sentinel_url, timeout=2)
+            run(colour, backend, steps)
+        finally:
+            sentinel.stop()
+
+
 @pytest.mark.parametrize("connected", [True, False], ids=["connected", "unconnected"])
 @pytest.mark.parametrize("silent", ["sentinel", "primary", "both"])
 def test_silence_is_unavailable_in_time(

@@ -131,6 +131,10 @@ class FaultProxy:
         with self._lock:
             self._mute = False
 
+    def lead_to(self, upstream: int) -> None:
+        """Relay new connections to another server; open ones stay where they are."""
+        self._upstream = upstream
+
     def pause(self) -> None:
         """Hold everything back, to be delivered late by ``resume``."""
         self.held_back.clear()

@@ -1,6 +1,6 @@
-"""The asynchronous colour of the Redis backend: the same scripts, arguments and replies, awaited.
+"""The async Redis backend: the same scripts, arguments and replies as in the sync one, awaited.
 
-The client library knows asyncio alone, so under trio each call is the blocking colour's, made in a thread.
+redis-py knows only asyncio. Under trio each call is made by the sync backend, in a thread.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from open_idempotency.backend import (
     Wait,
     Withdraw,
 )
-from open_idempotency.backends.redis import memory, replies, scripts
-from open_idempotency.backends.redis.async_calls import AsyncCalls
-from open_idempotency.backends.redis.bounds import within_async
-from open_idempotency.backends.redis.clients import wrapped
+from open_idempotency.backends.redis import memory, scripts
+from open_idempotency.backends.redis.calls import AsyncCalls
+from open_idempotency.backends.redis.deadlines import limited
+from open_idempotency.backends.redis.protocol import wrapped
 from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Script
 from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
 
@@ -51,7 +51,7 @@ logger = logging.getLogger("open_idempotency")
 
 
 class AsyncRedisBackend(AsyncBackend):
-    """The asynchronous colour, on asyncio and on trio; takes the same arguments as ``RedisBackend``. Since 0.1."""
+    """The async backend, for asyncio and trio. It takes the arguments of ``RedisBackend``. Since 0.1."""
 
     quotas = True
 
@@ -60,7 +60,7 @@ class AsyncRedisBackend(AsyncBackend):
             from open_idempotency.backends.redis.backend import RedisBackend
 
             over = RedisBackend(url, **options)
-            over._async = self  # pyright: ignore[reportPrivateUsage]  # its other colour
+            over._async = self  # pyright: ignore[reportPrivateUsage]  # they are one pair
         self._sync = over
         self._options = over.options
         self._calls = AsyncCalls(self._options, over.calls)
@@ -70,7 +70,7 @@ class AsyncRedisBackend(AsyncBackend):
         return f"AsyncRedisBackend({self._options.where!r})"
 
     def call(self, script: Script, keys: Sequence[bytes], *arguments: scripts.Argument) -> Awaitable[Any]:
-        """Run one script; tried once more where the connection broke. Raises ``BackendUnavailable``."""
+        """Run one script, once more where the connection broke. Raises ``BackendUnavailable``."""
         return self._calls.script(script, keys, arguments)
 
     async def claim(self, c: Claim, /) -> ClaimAnswer:
@@ -84,7 +84,7 @@ class AsyncRedisBackend(AsyncBackend):
         if self._options.min_replicas:
             answer = await self._confirmed(c)
         else:
-            answer = replies.claimed(c, await self._asked(c))
+            answer = scripts.claimed(c, await self._send_claim(c))
         if watch.due():
             await self._look()
         return answer
@@ -92,31 +92,33 @@ class AsyncRedisBackend(AsyncBackend):
     async def _confirmed(self, c: Claim) -> ClaimAnswer:
         leases: list[Lease] = []
         try:
-            return await within_async(self._options.budget, self._claim_and_confirm(c, leases))
+            return await limited(self._options.budget, self._claim_and_confirm(c, leases))
         except (BackendUnavailable, RedisTimeoutError) as error:
             for lease in leases:
-                await self._give_back(lease)
+                await self._release(lease)
             if isinstance(error, BackendUnavailable):
                 raise
             raise wrapped(error) from error
 
     async def _claim_and_confirm(self, c: Claim, leases: list[Lease]) -> ClaimAnswer:
-        answer = replies.claimed(c, await self._asked(c))
+        answer = scripts.claimed(c, await self._send_claim(c))
         if isinstance(answer, Leased):
             leases.append(answer.lease)
             key = self._options.key(c.record_id)
-            replies.held(await self._calls.durable(scripts.RENEW, key, scripts.renew_arguments(answer.lease)))
+            scripts.held(await self._calls.durable(scripts.RENEW, key, scripts.renew_arguments(answer.lease)))
         return answer
 
-    async def _give_back(self, lease: Lease) -> None:
+    async def _release(self, lease: Lease) -> None:
         try:
-            await within_async(self._options.timeout, self.release(Release(lease)))
+            await limited(self._options.timeout, self.release(Release(lease)))
         except (IdempotencyError, RedisTimeoutError) as error:
-            logger.warning("%s: a claim that was not confirmed holds its key for a lease: %s", self, error)
+            logger.warning(
+                "%s: an unconfirmed claim could not be released and holds its key until its lease ends: %s", self, error
+            )
 
     async def _look(self) -> None:
         try:
-            self._sync.watch.heed(await within_async(self._options.timeout, self._infos("memory")))
+            self._sync.watch.heed(await limited(self._options.timeout, self._infos("memory")))
         except BackendUnavailable as error:
             self._sync.watch.missed(error)
         except RedisTimeoutError as error:
@@ -131,7 +133,7 @@ class AsyncRedisBackend(AsyncBackend):
         self._sync.watch.heed(infos)
         return Health(tuple(memory.dangers_of(infos, self._options)))
 
-    def _asked(self, c: Claim) -> Awaitable[Any]:
+    def _send_claim(self, c: Claim) -> Awaitable[Any]:
         return self.call(scripts.CLAIM, (self._options.key(c.record_id),), *scripts.claim_arguments(c))
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
@@ -141,42 +143,42 @@ class AsyncRedisBackend(AsyncBackend):
             batch = c.leases[start : start + RENEWED_AT_ONCE]
             keys = [self._options.key(lease.record_id) for lease in batch]
             arguments = [scripts.renew_arguments(lease) for lease in batch]
-            answers += replies.renewed(await self._calls.by_server(scripts.RENEW, keys, arguments))
+            answers += scripts.renewed(await self._calls.by_server(scripts.RENEW, keys, arguments))
         return answers
 
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
         key = self._options.key(c.lease.record_id)
         reply = await self._calls.durable(scripts.SAVE_STAGE, key, scripts.save_stage_arguments(c))
-        return replies.stage_saved(reply)
+        return scripts.stage_saved(reply)
 
     async def complete(self, c: Complete, /) -> Completed:
         """See ``RedisBackend.complete``."""
         key = self._options.key(c.lease.record_id)
-        return replies.completed(await self._calls.durable(scripts.COMPLETE, key, scripts.complete_arguments(c)))
+        return scripts.completed(await self._calls.durable(scripts.COMPLETE, key, scripts.complete_arguments(c)))
 
     async def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
         key = self._options.key(c.lease.record_id)
-        replies.code(await self.call(scripts.FAIL, (key,), *scripts.fail_arguments(c)))
+        scripts.code(await self.call(scripts.FAIL, (key,), *scripts.fail_arguments(c)))
 
     async def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
         key = self._options.key(c.lease.record_id)
-        replies.code(await self.call(scripts.RELEASE, (key,), *scripts.release_arguments(c)))
+        scripts.code(await self.call(scripts.RELEASE, (key,), *scripts.release_arguments(c)))
 
     async def withdraw(self, c: Withdraw, /) -> None:
         """See ``Backend.withdraw``."""
         key = self._options.key(c.claim.record_id)
-        replies.code(await self.call(scripts.WITHDRAW, (key,), *scripts.withdraw_arguments(c)))
+        scripts.code(await self.call(scripts.WITHDRAW, (key,), *scripts.withdraw_arguments(c)))
 
     async def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""
-        return replies.record(c.record_id, await self.call(scripts.GET, (self._options.key(c.record_id),)))
+        return scripts.record(c.record_id, await self.call(scripts.GET, (self._options.key(c.record_id),)))
 
     async def delete(self, record_id: bytes, /) -> bool:
         """See ``RedisBackend.delete``."""
-        return bool(replies.code(await self.call(scripts.DELETE, (self._options.key(record_id),))))
+        return bool(scripts.code(await self.call(scripts.DELETE, (self._options.key(record_id),))))
 
     async def scan(self) -> AsyncIterator[Record]:
         """See ``RedisBackend.scan``."""
@@ -195,18 +197,18 @@ class AsyncRedisBackend(AsyncBackend):
                 if purged >= limit:
                     break
                 script, most = scripts.purging(self._options.holds_reservations(key), limit - purged)
-                purged += replies.code(await self.call(script, (key,), most))
+                purged += scripts.code(await self.call(script, (key,), most))
         return purged
 
     async def reserve(self, c: Reserve, /) -> ReserveAnswer:
         """See ``Backend.reserve``."""
         key = self._options.reservations_key(c.scope_id)
-        return replies.reserved(await self.call(scripts.RESERVE, (key,), *scripts.reserve_arguments(c)))
+        return scripts.reserved(await self.call(scripts.RESERVE, (key,), *scripts.reserve_arguments(c)))
 
     async def unreserve(self, c: Unreserve, /) -> None:
         """See ``Backend.unreserve``."""
         key = self._options.reservations_key(c.scope_id)
-        replies.code(await self.call(scripts.UNRESERVE, (key,), c.record_id))
+        scripts.code(await self.call(scripts.UNRESERVE, (key,), c.record_id))
 
     async def _keys(self) -> AsyncGenerator[bytes, None]:
         for server in await self._calls.servers():
@@ -218,13 +220,13 @@ class AsyncRedisBackend(AsyncBackend):
                     yield key
 
     async def wait(self, c: Wait, /) -> None:
-        """See ``RedisBackend.wait``; the same thread listens for both colours, and wakes the task."""
+        """See ``RedisBackend.wait``. One thread listens for the sync and the async backend, and wakes the task."""
         until, key = time.monotonic() + c.seconds, self._options.key(c.record_id)
         settled, ended = signal(), signal()
         subscription = self._sync.listener.enter(key, settled, ended)
         try:
             if subscription is not None and await settled.wait(c.seconds) and subscription.confirmed:
-                if replies.is_running(await self.call(scripts.STATUS, (key,))):
+                if scripts.is_running(await self.call(scripts.STATUS, (key,))):
                     await ended.wait(max(0.0, until - time.monotonic()))
                 return
         except BackendUnavailable:
@@ -235,10 +237,10 @@ class AsyncRedisBackend(AsyncBackend):
         await sleep(max(0.0, min(c.pause, until - time.monotonic())))
 
     def to_sync(self) -> RedisBackend:
-        """The blocking colour on the same server."""
+        """The sync backend on the same servers."""
         return self._sync
 
     async def close(self) -> None:
-        """Close the running loop's connections, and the blocking colour's."""
+        """Close the connections of the running loop and of the sync backend."""
         await self._calls.close()
         self._sync.close()

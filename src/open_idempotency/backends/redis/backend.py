@@ -1,7 +1,7 @@
-"""The Redis backend, for Redis 6.2 and later and Valkey: one script, one key and one round trip for each verb.
+"""The sync Redis backend, for Redis 6.2 and later and Valkey: one script, one key and one round trip for each verb.
 
-The scripts decide on the server's clock; what they decide is ``open_idempotency.decisions`` said in Lua. Nothing is
-kept on the server but the records: no session state, and a script that it forgot is sent again.
+The scripts use the server's clock, and decide as ``open_idempotency.decisions`` does. The server keeps records and no
+session state. A script that it forgot is sent again.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ from open_idempotency.backend import (
     Wait,
     Withdraw,
 )
-from open_idempotency.backends.redis import memory, replies, scripts
+from open_idempotency.backends.redis import memory, scripts
 from open_idempotency.backends.redis.aio import AsyncRedisBackend
-from open_idempotency.backends.redis.bounds import within
 from open_idempotency.backends.redis.calls import Calls
+from open_idempotency.backends.redis.deadlines import Deadline
 from open_idempotency.backends.redis.listening import Listener
 from open_idempotency.backends.redis.memory import MemoryWatch
 from open_idempotency.backends.redis.options import read_url
+from open_idempotency.backends.redis.pipelining import without_missing_parts
 from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Script
 from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
 
@@ -50,15 +51,16 @@ logger = logging.getLogger("open_idempotency")
 
 
 class RedisBackend(Backend):
-    """The blocking colour, on what a ``redis://``, ``redis+sentinel://`` or ``redis+cluster://`` URL names.
+    """The sync backend for a ``redis://``, ``redis+sentinel://`` or ``redis+cluster://`` URL.
 
     ``prefix``: before the names of all keys (default ``oi:``). ``timeout``: seconds for each step of a call
-    (default 1). ``max_connections``: for each process and event loop (default 64). ``min_replicas``: how many must
-    confirm a write before it counts (default 0), within ``replicas_timeout`` seconds (default half of ``timeout``).
-    ``eviction``: ``warn`` (default), ``refuse`` or ``ignore`` where the server may evict records. ``coalesce``:
-    whether, on asyncio, what is asked while a batch is on its way goes out as the next one, over one connection for
-    each loop and server (``coalesce=yes|no`` in the URL, default yes); else each call has a connection for itself.
-    ``clock``: seconds, for tests; without it the server's clock decides. Raises ``ConfigurationError``. Since 0.1.
+    (default 1). ``max_connections``: for each process and event loop (default 64). ``min_replicas``: how many replicas
+    must confirm a write before it counts (default 0), within ``replicas_timeout`` seconds (default half of
+    ``timeout``). ``eviction``: ``warn`` (default), ``refuse`` or ``ignore`` where the server may evict records.
+    ``coalesce``: whether the calls on asyncio that arrive while a batch is in flight are sent as the next batch, over
+    one connection for each loop and server (``coalesce=yes|no`` in the URL, default yes); otherwise each call has a
+    connection to itself. ``clock``: seconds, for tests; by default the server's clock decides. Raises
+    ``ConfigurationError``. Since 0.1.
     """
 
     quotas = True
@@ -86,8 +88,8 @@ class RedisBackend(Backend):
             "coalesce": coalesce,
             "clock": clock,
         }
-        #: what the URL and the keywords said
-        self.options = self._options = read_url(url, given)
+        #: from the URL and the keywords
+        self.options = self._options = without_missing_parts(read_url(url, given))
         self._calls = Calls(self._options)
         self._watches = PerProcess(lambda: MemoryWatch(self._options))
         self._listeners = PerProcess(lambda: Listener(self._options))
@@ -96,7 +98,7 @@ class RedisBackend(Backend):
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> RedisBackend:
-        """``redis://user:password@host:port/db?prefix=…&timeout=…``; the other schemes are in the documentation."""
+        """``redis://user:password@host:port/db?prefix=…&timeout=…``. The documentation has the other schemes."""
         return cls(url, **options)
 
     def __repr__(self) -> str:
@@ -104,20 +106,20 @@ class RedisBackend(Backend):
 
     @property
     def calls(self) -> Calls:
-        """What asks the servers; for the other colour."""
+        """The blocking calls, for the async backend."""
         return self._calls
 
     @property
     def watch(self) -> MemoryWatch:
-        """What this process knows of its servers' memory; for both colours."""
+        """What this process knows about its servers' memory; shared with the async backend."""
         return self._watches.get()
 
     def call(self, script: Script, keys: Sequence[bytes], *arguments: scripts.Argument) -> Any:
-        """Run one script; tried once more where the connection broke. Raises ``BackendUnavailable``."""
+        """Run one script, once more where the connection broke. Raises ``BackendUnavailable``."""
         return self._calls.script(script, keys, arguments)
 
     def claim(self, c: Claim, /) -> ClaimAnswer:
-        """See ``Backend.claim``; with ``min_replicas`` a claim that they do not confirm is given back and refused."""
+        """See ``Backend.claim``. A claim that ``min_replicas`` replicas do not confirm is released and refused."""
         if self.watch.unknown() and self.watch.due():
             self._look()
         self.watch.admit()
@@ -128,12 +130,12 @@ class RedisBackend(Backend):
 
     def _claim(self, c: Claim) -> ClaimAnswer:
         key = self._options.key(c.record_id)
-        return replies.claimed(c, self.call(scripts.CLAIM, (key,), *scripts.claim_arguments(c)))
+        return scripts.claimed(c, self.call(scripts.CLAIM, (key,), *scripts.claim_arguments(c)))
 
     def _confirmed(self, c: Claim) -> ClaimAnswer:
         lease: Lease | None = None
         try:
-            with within(self._options.budget):
+            with Deadline(self._options.budget):
                 answer = self._claim(c)
                 if isinstance(answer, Leased):
                     lease = answer.lease
@@ -141,79 +143,81 @@ class RedisBackend(Backend):
                 return answer
         except BackendUnavailable:
             if lease is not None:
-                self._give_back(lease)
+                self._release(lease)
             raise
 
     def _confirm(self, lease: Lease) -> None:
-        # Written again: replicas confirm what the same connection wrote, and a failover in between shows.
+        # Replicas confirm writes of the same connection, so the claim is written again. That shows a failover as well.
         key = self._options.key(lease.record_id)
-        replies.held(self._calls.durable(scripts.RENEW, key, scripts.renew_arguments(lease)))
+        scripts.held(self._calls.durable(scripts.RENEW, key, scripts.renew_arguments(lease)))
 
-    def _give_back(self, lease: Lease) -> None:
+    def _release(self, lease: Lease) -> None:
         try:
-            with within(self._options.timeout):
+            with Deadline(self._options.timeout):
                 self.release(Release(lease))
         except IdempotencyError as error:
-            logger.warning("%s: a claim that was not confirmed holds its key for a lease: %s", self, error)
+            logger.warning(
+                "%s: an unconfirmed claim could not be released and holds its key until its lease ends: %s", self, error
+            )
 
     def _look(self) -> None:
         try:
-            with within(self._options.timeout):
+            with Deadline(self._options.timeout):
                 self.watch.heed([self._calls.on(server, "INFO", "memory") for server in self._calls.servers()])
         except BackendUnavailable as error:
             self.watch.missed(error)
 
     def health(self) -> Health:
-        """See ``Backend.health``: eviction, memory, persistence and replicas of each primary, by ``INFO``."""
+        """See ``Backend.health``. ``INFO`` of each primary: eviction, memory, persistence and replicas."""
         infos = [self._calls.on(server, "INFO") for server in self._calls.servers()]
         self.watch.heed(infos)
         return Health(tuple(memory.dangers_of(infos, self._options)))
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
-        """See ``Backend.renew``; a record that cannot be read is LOST. More than 500 leases take several calls."""
+        """See ``Backend.renew``. A record that cannot be read is LOST. More than 500 leases take several calls."""
         answers: list[Renewal] = []
         for start in range(0, len(c.leases), RENEWED_AT_ONCE):
             batch = c.leases[start : start + RENEWED_AT_ONCE]
             keys = [self._options.key(lease.record_id) for lease in batch]
             arguments = [scripts.renew_arguments(lease) for lease in batch]
-            answers += replies.renewed(self._calls.by_server(scripts.RENEW, keys, arguments))
+            answers += scripts.renewed(self._calls.by_server(scripts.RENEW, keys, arguments))
         return answers
 
     def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
         key = self._options.key(c.lease.record_id)
-        return replies.stage_saved(self._calls.durable(scripts.SAVE_STAGE, key, scripts.save_stage_arguments(c)))
+        return scripts.stage_saved(self._calls.durable(scripts.SAVE_STAGE, key, scripts.save_stage_arguments(c)))
 
     def complete(self, c: Complete, /) -> Completed:
-        """See ``Backend.complete``; succeeds at the server's memory limit too."""
+        """See ``Backend.complete``. It succeeds at the server's memory limit too."""
         key = self._options.key(c.lease.record_id)
-        return replies.completed(self._calls.durable(scripts.COMPLETE, key, scripts.complete_arguments(c)))
+        return scripts.completed(self._calls.durable(scripts.COMPLETE, key, scripts.complete_arguments(c)))
 
     def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
         key = self._options.key(c.lease.record_id)
-        replies.code(self.call(scripts.FAIL, (key,), *scripts.fail_arguments(c)))
+        scripts.code(self.call(scripts.FAIL, (key,), *scripts.fail_arguments(c)))
 
     def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
         key = self._options.key(c.lease.record_id)
-        replies.code(self.call(scripts.RELEASE, (key,), *scripts.release_arguments(c)))
+        scripts.code(self.call(scripts.RELEASE, (key,), *scripts.release_arguments(c)))
 
     def withdraw(self, c: Withdraw, /) -> None:
         """See ``Backend.withdraw``."""
         key = self._options.key(c.claim.record_id)
-        replies.code(self.call(scripts.WITHDRAW, (key,), *scripts.withdraw_arguments(c)))
+        scripts.code(self.call(scripts.WITHDRAW, (key,), *scripts.withdraw_arguments(c)))
 
     def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""
-        return replies.record(c.record_id, self.call(scripts.GET, (self._options.key(c.record_id),)))
+        return scripts.record(c.record_id, self.call(scripts.GET, (self._options.key(c.record_id),)))
 
     def delete(self, record_id: bytes, /) -> bool:
-        """See ``Backend.delete``; deletes a record that cannot be read as well."""
-        return bool(replies.code(self.call(scripts.DELETE, (self._options.key(record_id),))))
+        """See ``Backend.delete``. A record that cannot be read is deleted as well."""
+        return bool(scripts.code(self.call(scripts.DELETE, (self._options.key(record_id),))))
 
     def scan(self) -> Iterator[Record]:
-        """See ``Backend.scan``; a record may come twice while the server reorganises its table."""
+        """See ``Backend.scan``. A record may come twice while the server rehashes its table."""
         for key in self._keys():
             record_id = self._options.record_id(key)
             record = None if record_id is None else self.get(Get(record_id))
@@ -221,24 +225,24 @@ class RedisBackend(Backend):
                 yield record
 
     def purge(self, limit: int = 1000) -> int:
-        """See ``Backend.purge``; the server forgets expired records by itself, so there is little to do."""
+        """See ``Backend.purge``. The server removes expired records by itself, so little is left to do."""
         purged = 0
         for key in self._keys():
             if purged >= limit:
                 break
             script, most = scripts.purging(self._options.holds_reservations(key), limit - purged)
-            purged += replies.code(self.call(script, (key,), most))
+            purged += scripts.code(self.call(script, (key,), most))
         return purged
 
     def reserve(self, c: Reserve, /) -> ReserveAnswer:
-        """See ``Backend.reserve``; refused at the server's memory limit."""
+        """See ``Backend.reserve``. It is refused at the server's memory limit."""
         key = self._options.reservations_key(c.scope_id)
-        return replies.reserved(self.call(scripts.RESERVE, (key,), *scripts.reserve_arguments(c)))
+        return scripts.reserved(self.call(scripts.RESERVE, (key,), *scripts.reserve_arguments(c)))
 
     def unreserve(self, c: Unreserve, /) -> None:
         """See ``Backend.unreserve``."""
         key = self._options.reservations_key(c.scope_id)
-        replies.code(self.call(scripts.UNRESERVE, (key,), c.record_id))
+        scripts.code(self.call(scripts.UNRESERVE, (key,), c.record_id))
 
     def _keys(self) -> Iterator[bytes]:
         for server in self._calls.servers():
@@ -250,33 +254,33 @@ class RedisBackend(Backend):
 
     @property
     def listener(self) -> Listener:
-        """What this process hears of attempts that end; for both colours."""
+        """What hears of attempts that end, for this process; shared with the async backend."""
         return self._listeners.get()
 
     def wait(self, c: Wait, /) -> None:
-        """See ``Backend.wait``; told by the server, or after ``c.pause`` where it cannot be."""
+        """See ``Backend.wait``. The server wakes it. Where listening is not possible it returns after ``c.pause``."""
         until, key = time.monotonic() + c.seconds, self._options.key(c.record_id)
         settled, ended = threading.Event(), threading.Event()
         subscription = self.listener.enter(key, settled, ended)
         try:
             if subscription is not None and settled.wait(c.seconds) and subscription.confirmed:
-                # It may have ended before the subscription was confirmed, and then no message comes.
-                if replies.is_running(self.call(scripts.STATUS, (key,))):
+                # The attempt may have ended before the subscription was confirmed. Then no message comes.
+                if scripts.is_running(self.call(scripts.STATUS, (key,))):
                     ended.wait(until - time.monotonic())
                 return
         except BackendUnavailable:
-            pass  # the next claim tells
+            pass  # the next claim reports it
         finally:
             if subscription is not None:
                 subscription.leave()
         time.sleep(max(0.0, min(c.pause, until - time.monotonic())))
 
     def to_async(self) -> AsyncRedisBackend:
-        """The asynchronous colour on the same server."""
+        """The async backend on the same servers."""
         return self._async
 
     def close(self) -> None:
-        """Close this process's connections; they open again if the backend is used again."""
+        """Close this process's connections. They open again when the backend is used again."""
         listener = self._listeners.pop()
         if listener is not None:
             listener.close()

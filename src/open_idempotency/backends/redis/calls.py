@@ -1,26 +1,100 @@
-"""Carrying out scripts, blocking: in bounded time, sent again where that may help, confirmed by replicas where asked.
+"""Carrying out scripts: in bounded time, retried once where that may help, confirmed by replicas where asked for.
 
-Whatever the client library raises leaves here as ``BackendUnavailable``.
+``Calls`` blocks. ``AsyncCalls`` is for asyncio. redis-py does not know trio, so under trio it makes the blocking calls
+in a thread. Whatever redis-py raises leaves here as ``BackendUnavailable``.
+
+Each process has one blocking client, and one asyncio client for each event loop. They are made on first use.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
 from open_idempotency._perform.local_failures import is_local, translated
-from open_idempotency.backends.redis.bounds import within
-from open_idempotency.backends.redis.clients import ERRORS, ProcessClients, may_retry, wrapped
-from open_idempotency.backends.redis.connecting import CLOSED
-from open_idempotency.backends.redis.options import Options
-from open_idempotency.backends.redis.replies import confirmed
-from open_idempotency.backends.redis.scripts import Arguments, Keyed, Script, evaluation
-from open_idempotency.backends.redis.topology import Client, Server
+from open_idempotency._perform.loops import current_library, in_thread, on_trio
+from open_idempotency._perform.processes import PerProcess
+from open_idempotency.backends.redis.deadlines import Deadline, limited
+from open_idempotency.backends.redis.options import SINGLE, Options
+from open_idempotency.backends.redis.protocol import CLOSED, ERRORS, Command, may_retry, wrapped
+from open_idempotency.backends.redis.scripts import Arguments, Keyed, Script, Unconfirmed, confirmed, evaluation
+from open_idempotency.backends.redis.topology import AsyncClient, Client, NotInBatch, Server, topology_of
 
+P = ParamSpec("P")
 R = TypeVar("R")
+#: yields commands that are sent at once, and gets their replies
+Steps = Generator[list[Command], list[Any], R]
+#: bytes of a response or a stage from which on a call has a connection to itself
+_LARGE = 128 * 1024
+
+
+def _durable_steps(script: Script, keyed: Keyed, options: Options) -> Steps[Any]:
+    """Run a script; its reply, once ``min_replicas`` replicas have what it wrote."""
+    now, wait = options.now(), options.wait_command
+    found = yield [evaluation(script, keyed, now), wait]
+    if isinstance(found[0], NoScriptError):
+        found = yield [evaluation(script, keyed, now, source=True), wait]
+    return confirmed(_raised(found), options.min_replicas)
+
+
+def _grouped_steps(
+    script: Script,
+    keys: Sequence[bytes],
+    arguments: Sequence[Arguments],
+    groups: Sequence[Sequence[int]],
+    options: Options,
+) -> Steps[list[Any]]:
+    """Run a script once for each group of indexes of the keys; the replies for the keys, in their order."""
+    now = options.now()
+    batches = [_keyed_of(group, keys, arguments) for group in groups]
+    found = yield [evaluation(script, keyed, now) for keyed in batches]
+    forgotten = [index for index, reply in enumerate(found) if isinstance(reply, NoScriptError)]
+    if forgotten:
+        again = yield [evaluation(script, batches[index], now, source=True) for index in forgotten]
+        for index, reply in zip(forgotten, again, strict=True):
+            found[index] = reply
+    replies: dict[int, Any] = {}
+    for group, reply in zip(groups, _raised(found), strict=True):
+        replies.update(zip(group, reply, strict=True))
+    return [replies[index] for index in sorted(replies)]
+
+
+def _keyed_of(group: Sequence[int], keys: Sequence[bytes], arguments: Sequence[Arguments]) -> Keyed:
+    return [keys[index] for index in group], tuple(value for index in group for value in arguments[index])
+
+
+def _raised(found: list[Any]) -> list[Any]:
+    for reply in found:
+        if isinstance(reply, Exception):
+            raise reply
+    return found
+
+
+def _drive(steps: Steps[R], send: Callable[[Sequence[Command]], list[Any]]) -> R:
+    commands = next(steps)
+    while True:
+        replies = send(commands)
+        try:
+            commands = steps.send(replies)
+        except StopIteration as end:
+            result: R = end.value
+            return result
+
+
+async def _drive_async(steps: Steps[R], send: Callable[[Sequence[Command]], Awaitable[list[Any]]]) -> R:
+    commands = next(steps)
+    while True:
+        replies = await send(commands)
+        try:
+            commands = steps.send(replies)
+        except StopIteration as end:
+            result: R = end.value
+            return result
 
 
 class Calls:
@@ -28,15 +102,20 @@ class Calls:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._clients = ProcessClients(options)
+        self._clients: PerProcess[Client] = PerProcess(lambda: topology_of(options).client(options))
+        #: how often a client was closed; a call that was in flight then may get any error
+        self._closings = 0
 
     def close(self) -> None:
-        """Close this process's connections."""
-        self._clients.close()
+        """Close this process's connections. The next call makes others."""
+        client = self._clients.pop()
+        if client is not None:
+            self._closings += 1
+            client.close()
 
     def script(self, script: Script, keys: Sequence[bytes], arguments: Arguments) -> Any:
-        """Run one script on keys of one server."""
-        return self._run(lambda client: self._evaluate(client, script, (keys, arguments)))
+        """Run one script on keys of one server; its reply."""
+        return self._run(self._evaluate, script, (keys, arguments))
 
     def _evaluate(self, client: Client, script: Script, keyed: Keyed) -> Any:
         now = self._options.now()
@@ -46,80 +125,183 @@ class Calls:
             return client.execute(evaluation(script, keyed, now, source=True))
 
     def durable(self, script: Script, key: bytes, arguments: Arguments) -> Any:
-        """The same for one key; where ``min_replicas`` says so it fails unless as many replicas have what it wrote."""
+        """The same for one key. With ``min_replicas`` it fails unless as many replicas have what the script wrote."""
         if not self._options.min_replicas:
             return self.script(script, (key,), arguments)
-        found = self._run(lambda client: self._waited(client, script, ((key,), arguments)))
-        return confirmed(found, self._options.min_replicas)
+        keyed = ((key,), arguments)
+        return self._run(lambda client: self._durably(client, script, keyed))
 
-    def _waited(self, client: Client, script: Script, keyed: Keyed) -> list[Any]:
-        now, wait = self._options.now(), self._options.wait_command
-        found = client.together([evaluation(script, keyed, now), wait])
-        if isinstance(found[0], NoScriptError):
-            found = client.together([evaluation(script, keyed, now, source=True), wait])
-        return raised(found)
+    def _durably(self, client: Client, script: Script, keyed: Keyed) -> Any:
+        try:
+            return _drive(_durable_steps(script, keyed, self._options), client.together)
+        except Unconfirmed:
+            client.suspect()
+            raise
 
     def by_server(self, script: Script, keys: Sequence[bytes], arguments: Sequence[Arguments]) -> list[Any]:
-        """Run a script that takes many keys, with arguments and an answer for each; a round trip for each server."""
-        return self._run(lambda client: self._grouped(client, script, keys, arguments))
-
-    def _grouped(
-        self, client: Client, script: Script, keys: Sequence[bytes], arguments: Sequence[Arguments]
-    ) -> list[Any]:
-        groups, now = client.groups(keys), self._options.now()
-        batches = [keyed_of(group, keys, arguments) for group in groups]
-        found = client.each([evaluation(script, keyed, now) for keyed in batches])
-        forgotten = [place for place, reply in enumerate(found) if isinstance(reply, NoScriptError)]
-        if forgotten:
-            again = client.each([evaluation(script, batches[place], now, source=True) for place in forgotten])
-            for place, reply in zip(forgotten, again, strict=True):
-                found[place] = reply
-        return in_order(groups, raised(found))
+        """Run a script that takes many keys, each with arguments and a reply; one round trip for each server."""
+        return self._run(
+            lambda client: _drive(
+                _grouped_steps(script, keys, arguments, client.groups(keys), self._options), client.each
+            )
+        )
 
     def servers(self) -> Sequence[Server]:
         """All primaries, for ``on``."""
         return self._run(lambda client: client.servers())
 
     def on(self, server: Server, *words: Any) -> Any:
-        """Run one plain command on one of them."""
+        """Run one plain command on one of ``servers``."""
         return self._run(lambda _: server.execute(*words))
 
-    def _run(self, function: Callable[[Client], R]) -> R:
-        started, closings = time.monotonic(), self._clients.closings()
+    def _run(self, function: Callable[Concatenate[Client, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        started, closings = time.monotonic(), self._closings
         try:
-            with within(self._options.budget):
+            with Deadline(self._options.budget):
                 try:
-                    return function(self._clients.get())
+                    return function(self._clients.get(), *args, **kwargs)
                 except ERRORS as error:
-                    if self._clients.closings() != closings or not may_retry(error, started, self._options):
+                    if self._closings != closings or not may_retry(error, started, self._options.timeout):
                         raise
-                    return function(self._clients.get())
+                    return function(self._clients.get(), *args, **kwargs)
         except ERRORS as error:
             raise wrapped(error) from error
         except Exception as error:
             if is_local(error):
                 raise translated(error)  # noqa: B904 (it has its cause)
-            if self._clients.closings() == closings:
+            if self._closings == closings:
                 raise
             raise wrapped(RedisError(CLOSED)) from error
 
 
-def keyed_of(group: Sequence[int], keys: Sequence[bytes], arguments: Sequence[Arguments]) -> Keyed:
-    """Some of the keys with their arguments, for one script."""
-    return [keys[position] for position in group], tuple(value for position in group for value in arguments[position])
+class AsyncCalls:
+    """What the async backend asks of its servers. ``blocking``: makes the calls under trio.
 
+    A call that is several steps for redis-py is cancelled when its time is over. With one server the timeouts of the
+    steps add up to less than that.
+    """
 
-def in_order(groups: Sequence[Sequence[int]], found: Sequence[Sequence[Any]]) -> list[Any]:
-    """The answers of the groups in the order of their keys."""
-    answers: dict[int, Any] = {}
-    for group, reply in zip(groups, found, strict=True):
-        answers.update(zip(group, reply, strict=True))
-    return [answers[position] for position in sorted(answers)]
+    def __init__(self, options: Options, blocking: Calls) -> None:
+        self._options = options
+        self._blocking = blocking
+        self._clients: PerProcess[dict[asyncio.AbstractEventLoop, AsyncClient]] = PerProcess(dict)
+        self._closings = 0
+        self._limited = options.topology != SINGLE or options.min_replicas > 0
 
+    def client(self) -> AsyncClient:
+        """The running loop's client. The first call of a new loop forgets the clients of closed loops."""
+        clients = self._clients.get()
+        loop = asyncio.get_running_loop()
+        client = clients.get(loop)
+        if client is None:
+            # Not a weak dictionary: connections hold their loop, so an entry would keep itself alive.
+            for other in [other for other in list(clients) if other.is_closed()]:
+                clients.pop(other, None)
+            client = clients[loop] = topology_of(self._options).async_client(self._options)
+        return client
 
-def raised(found: list[Any]) -> list[Any]:
-    """The replies, where none of them is a refusal."""
-    for reply in found:
-        if isinstance(reply, Exception):
-            raise reply
-    return found
+    async def close(self) -> None:
+        """Close the running loop's client. The clients of other loops can only be closed there."""
+        if current_library() == "asyncio":
+            client = self._clients.get().pop(asyncio.get_running_loop(), None)
+            if client is not None:
+                self._closings += 1
+                await client.close()
+
+    def script(self, script: Script, keys: Sequence[bytes], arguments: Arguments) -> Awaitable[Any]:
+        """See ``Calls.script``."""
+        # Not ``async def``: saves one coroutine frame for each call in flight. The same in ``durable``.
+        if on_trio():
+            return in_thread(self._blocking.script, script, keys, arguments)
+        return self._in_batch(script, (keys, arguments), False)
+
+    def durable(self, script: Script, key: bytes, arguments: Arguments) -> Awaitable[Any]:
+        """See ``Calls.durable``."""
+        durably = self._options.min_replicas > 0
+        if on_trio():
+            return in_thread(self._blocking.durable, script, key, arguments)
+        return self._in_batch(script, ((key,), arguments), durably)
+
+    async def _in_batch(self, script: Script, keyed: Keyed, durably: bool) -> Any:
+        """Run a script in a batch; by itself where the options exclude batches, or none is possible now."""
+        seconds = self._options.budget
+        last = keyed[1][-1] if keyed[1] else b""
+        # A large argument would delay everything behind it on the one connection of the batches.
+        if self._options.coalesce and (type(last) is not bytes or len(last) <= _LARGE):
+            started = time.monotonic()
+            try:
+                return await self.client().in_batch(script, keyed, durably)
+            except NotInBatch:
+                seconds += started - time.monotonic()
+        if durably:
+            return await self._run(lambda client: self._durably(client, script, keyed), seconds)
+        return await self._run(lambda client: self._evaluate(client, script, keyed), seconds)
+
+    async def _evaluate(self, client: AsyncClient, script: Script, keyed: Keyed) -> Any:
+        now = self._options.now()
+        try:
+            return await client.execute(evaluation(script, keyed, now))
+        except NoScriptError:
+            return await client.execute(evaluation(script, keyed, now, source=True))
+
+    async def _durably(self, client: AsyncClient, script: Script, keyed: Keyed) -> Any:
+        try:
+            return await _drive_async(_durable_steps(script, keyed, self._options), client.together)
+        except Unconfirmed:
+            client.suspect()
+            raise
+
+    async def by_server(self, script: Script, keys: Sequence[bytes], arguments: Sequence[Arguments]) -> list[Any]:
+        """See ``Calls.by_server``."""
+        if on_trio():
+            return await in_thread(self._blocking.by_server, script, keys, arguments)
+        return await self._run(
+            lambda client: _drive_async(
+                _grouped_steps(script, keys, arguments, client.groups(keys), self._options), client.each
+            )
+        )
+
+    async def servers(self) -> Sequence[Any]:
+        """See ``Calls.servers``; for ``on`` under the same async library."""
+        if on_trio():
+            return await in_thread(self._blocking.servers)
+        return await self._run(lambda client: client.servers())
+
+    async def on(self, server: Any, *words: Any) -> Any:
+        """See ``Calls.on``."""
+        if on_trio():
+            return await in_thread(self._blocking.on, server, *words)
+        return await self._run(lambda _: server.execute(*words))
+
+    async def _run(self, function: Callable[[AsyncClient], Awaitable[R]], seconds: float | None = None) -> R:
+        closings = self._closings
+        try:
+            if self._limited:
+                return await limited(seconds or self._options.budget, self._try(function, closings))
+            return await self._try(function, closings)
+        except ERRORS as error:
+            raise wrapped(error) from error
+        except Exception as error:
+            if is_local(error):
+                raise translated(error)  # noqa: B904 (it has its cause)
+            if self._closings == closings:
+                raise
+            raise wrapped(RedisError(CLOSED)) from error
+
+    async def _try(self, function: Callable[[AsyncClient], Awaitable[R]], closings: int) -> R:
+        started = time.monotonic()
+        try:
+            return await self._once(function)
+        except ERRORS as error:
+            if self._closings != closings or not may_retry(error, started, self._options.timeout):
+                raise
+            return await self._once(function)
+
+    async def _once(self, function: Callable[[AsyncClient], Awaitable[R]]) -> R:
+        try:
+            return await function(self.client())
+        except AttributeError as error:
+            # redis-py gives out a connection that another task has dropped at this very moment: an attribute of None.
+            if error.name is None or error.obj is not None:
+                raise
+            raise RedisConnectionError(str(error)) from error

@@ -1,8 +1,8 @@
-"""Hearing that attempts have ended: one thread and one connection of its own in each process, for all colours.
+"""Hearing that attempts have ended: one thread and one connection in each process, for the sync and the async backend.
 
-The thread is started by the first who waits, subscribes to the channels of those records alone, and ends when nobody
-has waited for a while or its connection breaks. Whoever waits then is woken to ask again, and the next to wait starts
-another thread. No outcome depends on a message: it only makes waiting shorter.
+The first waiter starts the thread. It subscribes only to the channels of records that are waited for. It ends when
+nobody has waited for a while, or when its connection breaks. Then it wakes all waiters, so that they ask the backend,
+and the next waiter starts another thread. No outcome depends on a message, which only makes waiting shorter.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from typing import Any, NamedTuple
 from redis.exceptions import ResponseError
 
 from open_idempotency.backends._shared.waiters import Waiter, Waiters
-from open_idempotency.backends.redis.connecting import ERRORS, Connection
+from open_idempotency.backends.redis.connections import Connection
 from open_idempotency.backends.redis.options import Options
+from open_idempotency.backends.redis.pipelining import socket_of
+from open_idempotency.backends.redis.protocol import ERRORS
 from open_idempotency.backends.redis.topology import topology_of
 
-#: seconds after which a thread for which nobody waits ends
+#: seconds after which a thread without waiters ends
 IDLE = 10.0
-#: seconds for which waiters are sent away after the connection broke, and after the server forbade to subscribe
+#: seconds without listening after the connection broke, and after the server forbade to subscribe
 REST, LONG_REST = 1.0, 60.0
 
-_HEARD_AT_ONCE = 4096
+_READ_AT_ONCE = 4096
 
 
 class Subscription:
-    """One waiter's place in a channel; once it is ``confirmed``, each message sets ``ended``."""
+    """One waiter of a channel. Once the subscription is ``confirmed``, each message sets ``ended``."""
 
     __slots__ = ("_session", "channel", "confirmed", "ended", "settled")
 
@@ -45,7 +47,7 @@ class Subscription:
         self._session = session
 
     def leave(self) -> None:
-        """Give the place up."""
+        """Stop waiting."""
         self._session.leave(self)
 
 
@@ -59,7 +61,9 @@ class Listener:
         self._resting_until = 0.0
 
     def enter(self, channel: bytes, settled: Waiter, ended: Waiter) -> Subscription | None:
-        """Subscribe, without waiting for it; None where it is no use at the moment."""
+        """Begin to subscribe to a channel; None where listening is not possible now."""
+        if not self._options.listens:
+            return None
         with self._lock:
             if time.monotonic() < self._resting_until:
                 return None
@@ -75,7 +79,7 @@ class Listener:
             return self._session.enter(channel, settled, ended)
 
     def close(self) -> None:
-        """End the thread; it is started again if somebody waits again."""
+        """End the thread. The next waiter starts another one."""
         with self._lock:
             session, self._session = self._session, None
         if session is not None:
@@ -86,7 +90,7 @@ class Listener:
 
 
 class _Order(NamedTuple):
-    """What to tell the server; the others of a channel are told nothing when it is confirmed."""
+    """A command for the server. ``subscription``: what its reply confirms."""
 
     verb: bytes
     channel: bytes
@@ -94,7 +98,7 @@ class _Order(NamedTuple):
 
 
 class _Session:
-    """One thread with one connection, from its start to its end. Only the thread talks to the server."""
+    """One thread with one connection, from its start to its end. Only the thread uses the connection."""
 
     def __init__(self, options: Options, rest: Callable[[float], None]) -> None:
         self._options = options
@@ -102,11 +106,11 @@ class _Session:
         self._lock = threading.Lock()
         self._waiters = Waiters()
         self._orders: deque[_Order] = deque()
-        #: orders that the server has not replied to, with the time at which they were sent; its replies keep the order
+        #: orders without a reply, each with the time at which it was sent; replies come in their order
         self._unanswered: deque[tuple[float, _Order]] = deque()
         self._ended = self._closing = False
-        self._bell, self._ear = socket.socketpair()
-        self._bell.setblocking(False)
+        self._wake_writer, self._wake_reader = socket.socketpair()
+        self._wake_writer.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="open-idempotency-listener", daemon=True)
         try:
             self._thread.start()
@@ -121,31 +125,31 @@ class _Session:
             if self._ended:
                 return None
             self._waiters.add(channel, ended)
-            # Also for a channel that is subscribed to already: the reply shows that the connection is alive.
+            # Also for a channel that is subscribed already, because the reply shows that the connection is alive.
             self._order(_Order(b"SUBSCRIBE", channel, subscription))
         return subscription
 
     def leave(self, subscription: Subscription) -> None:
-        """Unsubscribe where nobody else waits for the same."""
+        """Unsubscribe, unless the channel has another waiter."""
         with self._lock:
             if not self._ended and self._waiters.discard(subscription.channel, subscription.ended):
                 self._order(_Order(b"UNSUBSCRIBE", subscription.channel, None))
 
     def close(self) -> None:
-        """End, and wait for the end."""
+        """End the session, and wait for its end."""
         with self._lock:
             self._closing = True
             if not self._ended:
-                self._ring()
+                self._wake()
         self._thread.join(2 * self._options.timeout)
 
     def _order(self, order: _Order) -> None:
         self._orders.append(order)
-        self._ring()
+        self._wake()
 
-    def _ring(self) -> None:
-        with suppress(BlockingIOError):  # it has not heard the earlier ones yet
-            self._bell.send(b"!")
+    def _wake(self) -> None:
+        with suppress(BlockingIOError):  # the thread has not read the earlier bytes yet
+            self._wake_writer.send(b"!")
 
     # In the thread
 
@@ -153,10 +157,12 @@ class _Session:
         connection: Connection | None = None
         try:
             connection = topology_of(self._options).listen(self._options)
+            sock = socket_of(connection)
+            assert sock is not None  # it is connected, and ``Options.listens`` says that redis-py shows it
             with selectors.DefaultSelector() as selector:
-                selector.register(connection._sock, selectors.EVENT_READ)  # pyright: ignore[reportPrivateUsage]
-                selector.register(self._ear, selectors.EVENT_READ)
-                while self._carry_out_orders(connection):
+                selector.register(sock, selectors.EVENT_READ)
+                selector.register(self._wake_reader, selectors.EVENT_READ)
+                while self._send_orders(connection):
                     self._hear(connection, selector)
         except ResponseError:
             self._rest(LONG_REST)  # the user may not subscribe
@@ -167,8 +173,8 @@ class _Session:
             if connection is not None:
                 connection.disconnect()
 
-    def _carry_out_orders(self, connection: Connection) -> bool:
-        """Send what was ordered; whether to go on."""
+    def _send_orders(self, connection: Connection) -> bool:
+        """Send the orders; whether to go on."""
         with self._lock:
             orders = list(self._orders)
             self._orders.clear()
@@ -183,16 +189,16 @@ class _Session:
         """Wait for a reply, a message or an order, for a bounded time."""
         patience = self._options.timeout if self._unanswered else IDLE
         heard = selector.select(patience)
-        if any(key.fileobj is self._ear for key, _ in heard):
-            self._ear.recv(_HEARD_AT_ONCE)
+        if any(key.fileobj is self._wake_reader for key, _ in heard):
+            self._wake_reader.recv(_READ_AT_ONCE)
         while connection.can_read(0):
-            self._understand(connection.read_response())
+            self._take(connection.read_response())
         if self._unanswered and time.monotonic() - self._unanswered[0][0] > self._options.timeout:
             raise TimeoutError("no reply to a subscription in time")
         if not heard:
             self._end_if_idle()
 
-    def _understand(self, reply: Any) -> None:
+    def _take(self, reply: Any) -> None:
         kind, channel, _ = reply
         if kind == b"message":
             with self._lock:
@@ -215,5 +221,5 @@ class _Session:
             for order in (*self._orders, *(order for _, order in self._unanswered)):
                 if order.subscription is not None:
                     order.subscription.settled.set()
-            self._bell.close()
-            self._ear.close()
+            self._wake_writer.close()
+            self._wake_reader.close()

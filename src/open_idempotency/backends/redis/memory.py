@@ -1,7 +1,7 @@
 """What a server's ``INFO`` says about the safety of records: whether it may evict them, and what else endangers them.
 
-Only a server with a memory limit evicts, so without ``maxmemory`` every policy is safe; the limit may be set later, so
-it is looked at again. Looking is the callers' work; nothing here waits or has a thread.
+Only a server with a memory limit evicts, so every policy is safe without ``maxmemory``. The limit may be set later, so
+``INFO`` is read again from time to time. The callers read it; nothing here waits or has a thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from open_idempotency.exceptions import BackendUnavailable
 
 logger = logging.getLogger("open_idempotency")
 
-#: seconds until a process looks again, and until it does after a look that failed
+#: seconds until a process reads ``INFO`` again, and until it does so after a failure
 EVERY, AGAIN = 300.0, 5.0
 
 _SAFE = "noeviction"
@@ -24,7 +24,7 @@ _FULL = 0.9
 
 
 class MemoryWatch:
-    """What one process knows about its servers' eviction policy. Losing a race between threads costs one more look."""
+    """What one process knows about its servers' eviction policy. A race between threads costs one more ``INFO``."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -33,18 +33,18 @@ class MemoryWatch:
         self._dangers: tuple[str, ...] = ()
 
     def due(self) -> bool:
-        """Whether the caller is to look now; the next one then is not."""
+        """Whether the caller should read ``INFO`` now. The next caller then should not."""
         if self._options.eviction == "ignore" or time.monotonic() < self._next:
             return False
         self._next = time.monotonic() + AGAIN
         return True
 
     def unknown(self) -> bool:
-        """Whether no claim may be made before a look."""
+        """Whether ``INFO`` must be read before any claim."""
         return self._options.eviction == "refuse" and not self._looked
 
     def heed(self, infos: Sequence[Mapping[str, Any]]) -> None:
-        """Learn what the servers said; a danger is logged when it is new."""
+        """Take the replies of the servers. A new danger is logged."""
         dangers = tuple(dict.fromkeys(danger for info in infos for danger in evictions(info)))
         if dangers != self._dangers:
             for danger in dangers:
@@ -53,7 +53,7 @@ class MemoryWatch:
         self._next = time.monotonic() + EVERY
 
     def missed(self, error: BackendUnavailable) -> None:
-        """The look failed, as it does for a user who may not ask; what was known before stays."""
+        """Reading ``INFO`` failed, as for a user without permission. What was known before stays."""
         logger.log(
             logging.DEBUG if self._missed else logging.WARNING,
             "%s: the eviction policy is not known: %s (allow INFO, or set eviction=ignore)",
@@ -63,7 +63,7 @@ class MemoryWatch:
         self._missed = True
 
     def admit(self) -> None:
-        """Raise ``BackendUnavailable`` where records may be evicted, or where it is not known, and that is refused."""
+        """Raise ``BackendUnavailable`` with ``eviction=refuse`` if records may be evicted, or if that is not known."""
         if self._options.eviction != "refuse":
             return
         if not self._looked:
@@ -84,7 +84,7 @@ def evictions(info: Mapping[str, Any]) -> list[str]:
 
 
 def dangers_of(infos: Sequence[Mapping[str, Any]], options: Options) -> list[str]:
-    """All that is known to endanger records, for operators; each danger once."""
+    """All that is known to endanger records, for operators. Each danger is named once."""
     return list(dict.fromkeys(danger for info in infos for danger in _dangers(info, options)))
 
 

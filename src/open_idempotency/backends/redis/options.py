@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import redis
 
 from open_idempotency.backends._shared import urls
-from open_idempotency.backends.redis.addresses import Address, Authority, authority, split, written
 from open_idempotency.backends.redis.scripts import microseconds
 from open_idempotency.exceptions import ConfigurationError
 
+Address = tuple[str, int]
+
 SINGLE, SENTINEL, CLUSTER = "single", "sentinel", "cluster"
-
-
-# of Sentinel and Cluster; a single server is content with what the extra asks for
+# The oldest redis-py for Sentinel and Cluster. For a single server the extra has the oldest version.
 _LIBRARY = (6, 4)
 
 
@@ -55,7 +54,10 @@ _GLOB_CHARACTERS = frozenset(b"*?[]\\")
 
 @dataclass(frozen=True)
 class Options:
-    """``timeout``: seconds for each step of a call; ``login`` and ``sentinel_login`` hold passwords."""
+    """The settings of a backend. Durations are seconds. ``timeout`` limits each step of a call.
+
+    ``login`` and ``sentinel_login`` hold passwords.
+    """
 
     where: str
     topology: str
@@ -68,8 +70,10 @@ class Options:
     replicas_timeout: float = 0.0
     eviction: str = "warn"
     coalesce: bool = True
+    #: whether waiting duplicates listen to the server
+    listens: bool = True
     clock: Callable[[], float] | None = None
-    #: of Sentinel: the name under which it knows the primary
+    #: the name under which Sentinel knows the primary
     service: str = ""
     database: int = 0
     ssl: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
@@ -78,65 +82,65 @@ class Options:
 
     @property
     def budget(self) -> float:
-        """Seconds for a verb: a place in the pool, connecting, the handshake, the answer; and a first try before.
+        """Seconds for a verb: waiting for the pool, connecting with the handshake, the reply, and a first try before.
 
-        Finding the server takes one step more, and so does waiting for its replicas.
+        Waiting for replicas takes one step more.
         """
         return self.connects_within + self.timeout * (3 + (self.min_replicas > 0))
 
     @property
     def connects_within(self) -> float:
-        """Seconds for a new connection with its handshake, and for finding where it goes."""
+        """Seconds for a new connection with its handshake, and for discovering its server."""
         handshake = ("password" in self.login) + (self.database != 0) + self.tls
         return self.timeout * (1 + handshake + (self.topology != SINGLE))
 
     @property
     def carried_out_within(self) -> float:
-        """Seconds for a batch; what is asked may have waited for one before it."""
+        """Seconds for a batch. Its requests may have waited for the batch before it."""
         return self.budget - self.timeout
 
     @property
     def call_timeout(self) -> float:
-        """What follows a claim takes one step: looking at the server's memory, or giving the claim back."""
+        """Seconds for a call. After a claim one more step reads the server's memory, or releases the claim."""
         return self.budget + self.timeout
 
     @property
     def wait_command(self) -> tuple[str, int, int]:
-        """What waits for the replicas, after a write on the same connection; 0 ms would be for ever."""
+        """The command that waits for replicas, after a write on the same connection. 0 ms would mean no limit."""
         return ("WAIT", self.min_replicas, max(1, int(self.replicas_timeout * 1000)))
 
     def key(self, record_id: bytes) -> bytes:
-        """Where a record is kept."""
+        """The key of a record."""
         return self.prefix + record_id.hex().encode()
 
     def reservations_key(self, scope_id: bytes) -> bytes:
-        """Where a caller's reservations are kept; no record's key has a colon behind the prefix."""
+        """The key of a caller's reservations. No record's key has a colon behind the prefix."""
         return self.prefix + _RESERVATIONS + scope_id.hex().encode()
 
     def holds_reservations(self, key: bytes) -> bool:
-        """Whether a key is one of those."""
+        """Whether this is a ``reservations_key``."""
         return key.startswith(self.prefix + _RESERVATIONS)
 
     def record_id(self, key: bytes) -> bytes | None:
-        """The record that a key holds; None for a key that is not ours."""
+        """The id of the record at a key; None for a key that is not ours."""
         try:
             return bytes.fromhex(key[len(self.prefix) :].decode("ascii"))
         except ValueError:
             return None
 
     def pattern(self) -> bytes:
-        """What ``SCAN`` is to match."""
+        """The pattern for ``SCAN`` that matches our keys."""
         escaped = b"".join(b"\\%c" % byte if byte in _GLOB_CHARACTERS else b"%c" % byte for byte in self.prefix)
         return escaped + b"*"
 
     def now(self) -> bytes | int:
-        """The time for the scripts: empty for the server's own."""
+        """The time for the scripts; empty for the server's clock."""
         return b"" if self.clock is None else microseconds(self.clock())
 
 
 def read_url(url: str, given: dict[str, Any]) -> Options:
-    """The options of a URL, overruled by those given as keywords that are not None. Raises ``ConfigurationError``."""
-    parts = split(url)
+    """The options of a URL. Keywords in ``given`` that are not None override them. Raises ``ConfigurationError``."""
+    parts = _split(url)
     kind, _, way = parts.scheme.partition("+")
     tls = kind == "rediss"
     scheme = _SCHEMES.get("+".join(filter(None, ("redis" if tls else kind, way))))
@@ -144,15 +148,15 @@ def read_url(url: str, given: dict[str, Any]) -> Options:
         raise ConfigurationError(f"backend: expected one of {', '.join(_SCHEMES)}, got {parts.scheme!r}")
     login = {name: _LOGIN_OPTIONS[name] for name in scheme.options}
     read = urls.options(parts, {**_OPTIONS, **login, **(_TLS_OPTIONS if tls else {})})
-    who = authority(parts.netloc, scheme.port)
+    who = _authority(parts.netloc, scheme.port)
     if scheme.topology == SINGLE and len(who.addresses) > 1:
         raise ConfigurationError(
             "backend: redis:// takes one host; several are for redis+sentinel:// and redis+cluster://"
         )
     _check_library(scheme.topology, parts.scheme)
-    place = _PLACES[scheme.topology](parts.scheme, parts.path)
+    path = _PATHS[scheme.topology](parts.scheme, parts.path)
     fixed = {
-        **place,
+        **path,
         "ssl": _ssl({name: read.pop(name) for name in list(read) if name in _TLS_OPTIONS}, tls),
         "login": _login(who),
         "sentinel_login": {name.partition("_")[2]: read.pop(name) for name in list(read) if name in _LOGIN_OPTIONS},
@@ -160,20 +164,20 @@ def read_url(url: str, given: dict[str, Any]) -> Options:
     read.update((name, value) for name, value in given.items() if value is not None)
     if isinstance(read.get("prefix"), str):
         read["prefix"] = read["prefix"].encode("utf-8", "surrogateescape")
-    path = "/".join(filter(None, (place.get("service"), str(place["database"]))))
-    where = f"{parts.scheme}://{written(who.addresses)}/{path}"
+    written_path = "/".join(filter(None, (path.get("service"), str(path["database"]))))
+    where = f"{parts.scheme}://{_written(who.addresses)}/{written_path}"
     return _checked(replace(Options(where, scheme.topology, tls, who.addresses), **fixed, **read))
 
 
 def _ssl(read: dict[str, Any], tls: bool) -> dict[str, Any]:
     if not tls:
         return {}
-    # Said in any case, since the library's default was no; a certificate that is not looked at has no name.
+    # Always passed, because redis-py's default was no. The name in a certificate that is not verified means nothing.
     named = read.get("ssl_check_hostname", "yes") == "yes" and read.get("ssl_cert_reqs") != "none"
     return {"ssl_cert_reqs": "required", **read, "ssl_check_hostname": named}
 
 
-def _login(who: Authority) -> dict[str, Any]:
+def _login(who: _Authority) -> dict[str, Any]:
     found = {"username": who.username, "password": who.password}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -189,7 +193,7 @@ def _single(scheme: str, path: str) -> dict[str, Any]:
 
 
 def _check_library(topology: str, scheme: str) -> None:
-    """Sentinel and Cluster need a client library whose connections can be used from many threads at once."""
+    """Sentinel and Cluster need a redis-py whose connections may be used from many threads at once."""
     found = redis.__version__
     major, minor = (int(part) for part in found.split(".")[:2])
     if topology != SINGLE and (major, minor) < _LIBRARY:
@@ -211,7 +215,7 @@ def _cluster(scheme: str, path: str) -> dict[str, Any]:
     return {"database": 0}
 
 
-_PLACES: dict[str, Callable[[str, str], dict[str, Any]]] = {SINGLE: _single, SENTINEL: _sentinel, CLUSTER: _cluster}
+_PATHS: dict[str, Callable[[str, str], dict[str, Any]]] = {SINGLE: _single, SENTINEL: _sentinel, CLUSTER: _cluster}
 
 
 def _checked(options: Options) -> Options:
@@ -229,3 +233,51 @@ def _checked(options: Options) -> Options:
     if options.replicas_timeout >= options.timeout:
         raise ConfigurationError(f"replicas_timeout: must be below timeout ({options.timeout} s)")
     return options if options.replicas_timeout else replace(options, replicas_timeout=options.timeout / 2)
+
+
+_MALFORMED = "backend: the URL is malformed (host or port)"
+
+
+class _Authority(NamedTuple):
+    """The part of a URL between ``//`` and the path. ``addresses``: host and port of each server, in order."""
+
+    username: str | None
+    password: str | None
+    addresses: tuple[Address, ...]
+
+
+def _split(url: str) -> SplitResult:
+    """The parts of a URL that may name several hosts. No error repeats the URL, which may hold a password."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise ConfigurationError(_MALFORMED) from None
+
+
+def _authority(netloc: str, default_port: int) -> _Authority:
+    """Login and addresses. No error repeats them."""
+    login, _, hosts = netloc.rpartition("@")
+    username, _, password = login.partition(":")
+    addresses = tuple(_address(host, default_port) for host in hosts.split(","))
+    return _Authority(unquote(username) or None, unquote(password) or None, addresses)
+
+
+def _address(text: str, default_port: int) -> Address:
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        colon, port = rest[:1], rest[1:]
+    else:
+        host, colon, port = text.partition(":")
+        bracket = "]"
+    if not bracket or colon not in ("", ":") or not (port == "" or _is_port(port)):
+        raise ConfigurationError(_MALFORMED)
+    return host.lower() or "localhost", int(port) if port else default_port
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and int(text) < 65536
+
+
+def _written(addresses: tuple[Address, ...]) -> str:
+    """The addresses as a URL has them."""
+    return ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in addresses)

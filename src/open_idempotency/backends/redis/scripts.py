@@ -1,41 +1,72 @@
-"""The Lua scripts and their arguments: pure functions, shared by both colours.
+"""The Lua scripts, their arguments and their replies: pure functions, shared by the sync and the async backend.
 
-Times cross over as whole microseconds. A stage travels as one frame of our own (identity and value), which the
-scripts neither read nor change.
+Times are whole microseconds in arguments and replies. A stage is one frame of ours (identity and value), which the
+scripts neither read nor change. A reply begins with a number. A number below 0 is an error of ours. A reply of another
+shape raises ``RecordUnreadable``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, wraps
 from importlib.resources import files
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from open_idempotency import decisions
-from open_idempotency.backend import Claim, Complete, Fail, Lease, Release, Reserve, SaveStage, Stage, Withdraw
+from open_idempotency.backend import (
+    Busy,
+    Claim,
+    ClaimAnswer,
+    Complete,
+    Completed,
+    Fail,
+    Finished,
+    Lease,
+    Leased,
+    Mismatch,
+    OverQuota,
+    Record,
+    Refusal,
+    Refused,
+    Release,
+    Renewal,
+    Reserve,
+    ReserveAnswer,
+    Reserved,
+    SaveStage,
+    Stage,
+    StageSaved,
+    Status,
+    Withdraw,
+)
+from open_idempotency.exceptions import AlreadyCompleted, BackendUnavailable, LeaseLost, RecordUnreadable
+
+R = TypeVar("R")
 
 Argument = bytes | int
 Arguments = tuple[Argument, ...]
 #: the keys of a script, and its arguments after the time
 Keyed = tuple[Sequence[bytes], Arguments]
+Reply = Sequence[Any]
 
-# What one script may do before the server's other clients notice.
+# What one script may do without delaying the server's other clients.
 RENEWED_AT_ONCE = 500
 SCANNED_AT_ONCE = 100
 RESERVATIONS_PURGED_AT_ONCE = 1000
 
 # Lua's numbers are exact up to 2**53; a lease and a ttl of 95 years each, from now, stay below it.
+_MICRO = 1_000_000
 _LONGEST = 3_000_000_000.0
 _FLAGS = (b"0", b"1")
 _STAGE_IDENTITY = struct.Struct("!I")
 
 
 class Script:
-    """One script: ``source`` with the prelude before it, and the ``sha`` by which the server knows it.
+    """One script: its ``source`` with the prelude, and the ``sha`` by which the server knows it.
 
-    ``called``: the words with which a call of it for one key begins, as they are sent.
+    ``called``: the first words of the command that runs it on one key.
     """
 
     __slots__ = ("called", "name", "sha", "source")
@@ -70,7 +101,7 @@ STATUS = Script("status")
 
 
 def evaluation(script: Script, keyed: Keyed, now: Argument, source: bool = False) -> tuple[Any, ...]:
-    """The command that runs a script by its name, or by its ``source`` where the server does not know it."""
+    """The command that runs a script by its digest, or by its ``source`` where the server does not know it."""
     keys, arguments = keyed
     words = ("EVAL", script.source) if source else ("EVALSHA", script.sha)
     return (*words, len(keys), *keys, now, *arguments)
@@ -78,10 +109,10 @@ def evaluation(script: Script, keyed: Keyed, now: Argument, source: bool = False
 
 def microseconds(seconds: float) -> int:
     """A duration or a time as the scripts take it."""
-    return round(seconds * 1_000_000)
+    return round(seconds * _MICRO)
 
 
-# A policy's leases and TTLs are always the same few.
+# A policy has few leases and TTLs.
 @lru_cache(64)
 def _duration(seconds: float) -> bytes:
     return b"%d" % microseconds(min(seconds, _LONGEST))
@@ -112,7 +143,7 @@ def _lease_arguments(lease: Lease) -> Arguments:
 
 
 def renew_arguments(lease: Lease) -> Arguments:
-    """For ``renew.lua``: what it takes for each of its keys."""
+    """For ``renew.lua``: the arguments for one of its keys."""
     return (lease.owner, lease.token, _duration(lease.duration))
 
 
@@ -144,26 +175,26 @@ def withdraw_arguments(c: Withdraw) -> Arguments:
 
 
 def reserve_arguments(c: Reserve) -> Arguments:
-    """For ``reserve.lua``, after the time. What is written lasts one lease longer than what is needed."""
+    """For ``reserve.lua``, after the time. A reservation is kept one lease longer than it counts."""
     needed, lease = int(_duration(c.lease)) + int(_duration(c.ttl)), int(_duration(c.lease))
     return (c.record_id, c.limit, needed, needed + lease)
 
 
 def purging(reservations: bool, left: int) -> tuple[Script, Argument]:
-    """The script that purges a key, and its argument after the time: how many it may delete."""
+    """The script that purges a key, and its argument after the time: the largest number of deletions."""
     if reservations:
         return PURGE_RESERVATIONS, min(left, RESERVATIONS_PURGED_AT_ONCE)
     return PURGE, left
 
 
 def stage_identity(stage: Stage) -> bytes:
-    """Name and key so that no two pairs are alike; any character may be in them."""
+    """Name and key of a stage as bytes, different for any two stages. They may contain any character."""
     name = stage.name.encode("utf-8", "surrogatepass")
     return _STAGE_IDENTITY.pack(len(name)) + name + stage.key.encode("utf-8", "surrogatepass")
 
 
 def stage_of(frame: bytes) -> Stage:
-    """The stage in a frame. Raises ``ValueError`` or ``struct.error`` where the frame is not one of ours."""
+    """The stage in a frame. Raises ``ValueError`` or ``struct.error`` for other bytes."""
     (identity_length,) = _STAGE_IDENTITY.unpack_from(frame)
     (name_length,) = _STAGE_IDENTITY.unpack_from(frame, 4)
     name_end, identity_end = 8 + name_length, 4 + identity_length
@@ -171,3 +202,150 @@ def stage_of(frame: bytes) -> Stage:
         raise ValueError("the lengths do not add up")
     name, key = frame[8:name_end], frame[name_end:identity_end]
     return Stage(name.decode("utf-8", "surrogatepass"), key.decode("utf-8", "surrogatepass"), frame[identity_end:])
+
+
+def _strictly(parse: Callable[..., R]) -> Callable[..., R]:
+    @wraps(parse)
+    def parsed(*arguments: Any) -> R:
+        try:
+            return parse(*arguments)
+        except (IndexError, KeyError, TypeError, ValueError, struct.error) as error:
+            raise RecordUnreadable(f"malformed record: {error}") from error
+
+    return parsed
+
+
+def _lost(reply: Reply) -> NoReturn:
+    raise LeaseLost(f"another attempt owns the record, or it has ended: token {_text(reply[1])}")
+
+
+def _unreadable(reply: Reply) -> NoReturn:
+    raise RecordUnreadable(_text(reply[1]))
+
+
+def _completed_already(_: Reply) -> NoReturn:
+    raise AlreadyCompleted("the response is recorded; stages belong before it")
+
+
+_ERRORS: dict[int, Callable[[Reply], NoReturn]] = {-1: _unreadable, -2: _lost, -3: _completed_already}
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def code(reply: Reply) -> int:
+    """The number at the start of a reply. Errors of ours are raised."""
+    number: int = reply[0]
+    if number < 0:
+        _ERRORS[number](reply)
+    return number
+
+
+def _stages(frames: Iterable[bytes]) -> tuple[Stage, ...]:
+    return tuple(map(stage_of, frames))
+
+
+def _leased(c: Claim, reply: Reply) -> Leased:
+    lease = Lease(c.record_id, c.owner, int(reply[1]), int(reply[2]), c.fingerprint, c.lease, c.ttl)
+    return Leased(lease, _stages(reply[3:]))
+
+
+def _busy(_: Claim, reply: Reply) -> Busy:
+    return Busy(reply[1] / _MICRO, reply[2] / _MICRO)
+
+
+def _finished(_: Claim, reply: Reply) -> Finished:
+    return Finished(reply[1])
+
+
+def _refused(_: Claim, reply: Reply) -> Refused:
+    return Refused(Refusal(_text(reply[1])), int(reply[2]), reply[3])
+
+
+def _mismatch(_c: Claim, _reply: Reply) -> Mismatch:
+    return Mismatch()
+
+
+_CLAIMED: tuple[Callable[[Claim, Reply], ClaimAnswer], ...] = (_leased, _busy, _finished, _refused, _mismatch)
+
+
+@_strictly
+def claimed(c: Claim, reply: Reply) -> ClaimAnswer:
+    """What ``claim.lua`` replied."""
+    return _CLAIMED[code(reply)](c, reply)
+
+
+def is_running(status: Any) -> bool:
+    """Whether an attempt holds the record, from the reply of ``status.lua``."""
+    return bool(status == Status.IN_PROGRESS)
+
+
+@_strictly
+def renewed(reply: Reply) -> Sequence[Renewal]:
+    """What ``renew.lua`` replied, for each key."""
+    return [Renewal(number) for number in reply]
+
+
+@_strictly
+def stage_saved(reply: Reply) -> StageSaved:
+    """What ``save_stage.lua`` replied."""
+    number = code(reply)
+    return StageSaved(stage_of(reply[1]).frame, recreated=number == 1)
+
+
+def held(reply: Reply) -> None:
+    """Raise ``BackendUnavailable`` unless the reply of ``renew.lua`` for one key says that the claim still holds."""
+    if renewed(reply) != [Renewal.OWNED]:
+        raise BackendUnavailable("Redis: the claim was gone before replicas confirmed it")
+
+
+class Unconfirmed(BackendUnavailable):
+    """Too few replicas confirmed a write. Its server may be a primary that was replaced."""
+
+
+def confirmed(found: Sequence[Any], replicas: int) -> Any:
+    """The reply of a script, where the reply to the ``WAIT`` after it says that enough replicas have what it wrote.
+
+    Raises ``Unconfirmed`` otherwise.
+    """
+    reply, having = found
+    # An error of ours wrote nothing, and says more.
+    if reply[0] >= 0 and having < replicas:
+        raise Unconfirmed(f"Redis: {having} of {replicas} replicas confirmed the write in time (min_replicas)")
+    return reply
+
+
+@_strictly
+def completed(reply: Reply) -> Completed:
+    """What ``complete.lua`` replied."""
+    return Completed(recreated=code(reply) == 1)
+
+
+@_strictly
+def reserved(reply: Reply) -> ReserveAnswer:
+    """What ``reserve.lua`` replied."""
+    return OverQuota(reply[1] / _MICRO) if code(reply) == 1 else Reserved()
+
+
+@_strictly
+def record(record_id: bytes, reply: Reply) -> Record | None:
+    """The record that ``get.lua`` found; None where there is none."""
+    if code(reply) == 1:
+        return None
+    _, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final, response = reply[:12]
+    return Record(
+        record_id,
+        fingerprint,
+        Status(status),
+        owner,
+        int(token),
+        attempt,
+        claimed_at / _MICRO,
+        lease_end / _MICRO,
+        ttl / _MICRO,
+        expires_at / _MICRO,
+        bool(final),
+        response,
+        _stages(reply[12:]),
+    )

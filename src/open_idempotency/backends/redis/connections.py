@@ -1,0 +1,284 @@
+"""The connections to servers, blocking and on asyncio: our timeouts, our deadlines, and no retries but our own.
+
+A connection may have a ``Route``, which says where the primary is. It leaves a server that says it is a replica, and it
+reconnects where the route has changed since it was made.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from typing import Any, Protocol
+
+import redis
+import redis.asyncio
+import redis.connection
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from open_idempotency.backends.redis.deadlines import LATE, current
+from open_idempotency.backends.redis.options import Address, Options
+from open_idempotency.backends.redis.pipelining import socket_of
+from open_idempotency.backends.redis.protocol import packed, says_replica
+
+#: an address that was found, and how many servers had been left by then
+Reached = tuple[Address | None, int]
+
+_SCRIPTS = ("EVALSHA", "EVAL")
+_REPLICA = "the server is a replica now"
+
+
+class Route:
+    """The way to one server whose address is known. Subclasses look for it. Safe to use from many threads."""
+
+    def __init__(self, address: Address | None = None) -> None:
+        self._address = address
+        #: what connections have to have reached to be used
+        self.current: Reached = (address, 0)
+
+    def find(self) -> Reached:
+        """Where a new connection goes. Raises one of ``ERRORS``."""
+        return self.current
+
+    def leave(self, reached: Reached) -> None:
+        """The server there is a replica now. The connections that reached it are made anew."""
+        if reached == self.current:
+            self.current = (self._address, reached[1] + 1)
+
+    def suspect(self) -> None:
+        """The server may have been replaced as the primary. Subclasses find out, without waiting for it."""
+
+    def switch(self, address: Address) -> None:
+        """The server is at ``address`` now. Connections that reached another one are made anew."""
+        before, left = self.current
+        if before != address:
+            self.current = (address, left + 1)
+
+    def arrive(self, address: Address, left: int) -> Reached:
+        """The server was found at ``address``, by a search that began when ``left`` servers had been left."""
+        found = (address, left)
+        if left == self.current[1]:
+            self.current = found
+        return found
+
+
+class AsyncRoute(Route):
+    """The same on asyncio, for one event loop."""
+
+    async def look(self) -> Reached:
+        """See ``Route.find``."""
+        return self.current
+
+
+class Connection(Protocol):
+    """What we use of a blocking connection of redis-py's."""
+
+    def connect(self) -> None: ...
+
+    def disconnect(self) -> None: ...
+
+    def send_command(self, *arguments: Any) -> None: ...
+
+    def can_read(self, timeout: float) -> bool: ...
+
+    def read_response(self) -> Any: ...
+
+
+class DeadlineConnection(redis.Connection):
+    """A blocking connection that keeps the thread's deadline, and follows its ``route`` where it has one."""
+
+    def __init__(self, *, route: Route | None = None, **arguments: Any) -> None:
+        super().__init__(**arguments)  # type: ignore[no-untyped-call]  # redis-py's
+        self._connects_within: float = arguments["socket_connect_timeout"]
+        self._replies_within: float = arguments["socket_timeout"]
+        self._route = route
+        self._reached: Reached = (None, 0)
+        self._connected = False
+
+    def connect(self) -> None:
+        route = self._route
+        if self._connected:  # redis-py calls this before each command
+            if route is None or self._reached == route.current:
+                return
+            self.disconnect()
+        if route is not None:
+            self._reached = route.find()
+            self.host, self.port = self._reached[0] or (self.host, self.port)
+        self._limit_step()
+        super().connect()  # type: ignore[no-untyped-call]  # redis-py's
+        self._connected = True
+
+    def disconnect(self, *arguments: Any) -> None:
+        # Also called by redis-py, whenever it gives a connection up.
+        self._connected = False
+        super().disconnect(*arguments)  # type: ignore[no-untyped-call]  # redis-py's
+
+    def send_command(self, *words: Any, **options: Any) -> None:
+        # redis-py's own packing takes longer, the more words there are.
+        if words[0] in _SCRIPTS:
+            self.send_packed_command([packed(words)], options.get("check_health", True))
+        else:
+            super().send_command(*words, **options)  # type: ignore[no-untyped-call]  # redis-py's
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        self._limit_step()
+        super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]  # redis-py's
+
+    def read_response(self, *arguments: Any, **options: Any) -> Any:
+        self._limit_step()
+        try:
+            return super().read_response(*arguments, **options)
+        except ResponseError as error:
+            if not says_replica(error):
+                raise
+            if self._route is not None:
+                self._route.leave(self._reached)
+            self.disconnect()
+            raise RedisConnectionError(_REPLICA) from error
+
+    def _limit_step(self) -> None:
+        deadline = current.deadline()
+        left = self._replies_within if deadline is None else deadline.until - time.monotonic()
+        if left <= 0:
+            # The next caller must not read the reply to a command that this caller has sent.
+            self.disconnect()
+            raise RedisTimeoutError(LATE)
+        self.socket_connect_timeout = min(self._connects_within, left)
+        self.socket_timeout = min(self._replies_within, left)
+        sock = socket_of(self)
+        # It nearly always has the full timeout already. Reading the timeout is no system call, setting it is one.
+        if sock is not None and sock.gettimeout() != self.socket_timeout:
+            sock.settimeout(self.socket_timeout)
+
+
+class DeadlineSSLConnection(DeadlineConnection, redis.SSLConnection):
+    """The same with TLS."""
+
+
+class AsyncConnection(redis.asyncio.Connection):
+    """A connection on asyncio that follows its ``route``. ``reached``: what the route said when it connected."""
+
+    def __init__(self, *, route: AsyncRoute, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._route = route
+        self.reached: Reached = (None, 0)
+
+    async def connect(self) -> None:
+        if self.is_connected:
+            if self.reached == self._route.current:
+                return
+            await self.disconnect()
+        self.reached = await self._route.look()
+        self.host, self.port = self.reached[0] or (self.host, self.port)
+        await super().connect()  # type: ignore[no-untyped-call]  # redis-py's
+
+    async def read_response(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*arguments, **options)
+        except ResponseError as error:
+            if not says_replica(error):
+                raise
+            self._route.leave(self.reached)
+            await self.disconnect()
+            raise RedisConnectionError(_REPLICA) from error
+
+
+class AsyncSSLConnection(AsyncConnection, redis.asyncio.SSLConnection):
+    """The same with TLS."""
+
+
+def no_retry() -> Retry:
+    """redis-py tries once."""
+    return Retry(NoBackoff(), 0)
+
+
+def no_async_retry() -> AsyncRetry:
+    """The same on asyncio."""
+    return AsyncRetry(NoBackoff(), 0)
+
+
+def _anonymous() -> dict[str, Any]:
+    """Arguments that save the round trips in which redis-py would introduce itself on each connection."""
+    parameters = inspect.signature(redis.Connection).parameters
+    known = inspect.signature(redis.connection.AbstractConnection).parameters
+    if "driver_info" in parameters or "driver_info" in known:
+        return {"driver_info": None}
+    return {name: None for name in ("lib_name", "lib_version") if name in known}
+
+
+_ANONYMOUS = _anonymous()
+
+
+def timeouts(options: Options) -> dict[str, Any]:
+    """Arguments of connections to servers of all kinds, TLS included."""
+    return {
+        **_ANONYMOUS,
+        **options.ssl,
+        "socket_timeout": options.timeout,
+        "socket_connect_timeout": options.timeout,
+        "protocol": 2,
+    }
+
+
+def arguments(options: Options) -> dict[str, Any]:
+    """Arguments of connections to servers that hold records, without the address."""
+    return {**timeouts(options), **options.login, "db": options.database}
+
+
+def pool_arguments(options: Options) -> dict[str, Any]:
+    """Arguments of a pool of these connections. A call waits for a free connection."""
+    return {**arguments(options), "max_connections": options.max_connections, "timeout": options.timeout}
+
+
+def blocking_kind(options: Options) -> Any:
+    """The class of blocking connections."""
+    return DeadlineSSLConnection if options.tls else DeadlineConnection
+
+
+class AsyncDestination:
+    """Makes connections on asyncio that follow a route; ``kind`` with ``arguments``, for a pool of them as well."""
+
+    def __init__(self, options: Options, address: Address, route: AsyncRoute) -> None:
+        self._route = route
+        self.kind: Any = AsyncSSLConnection if options.tls else AsyncConnection
+        host, port = address
+        self.arguments = {**arguments(options), "host": host, "port": port, "route": self._route}
+
+    def connection(self) -> AsyncConnection:
+        """A new connection, not connected yet."""
+        made: AsyncConnection = self.kind(retry=no_async_retry(), **self.arguments)
+        return made
+
+    def is_current(self, reached: Reached) -> bool:
+        """Whether a connection that reached this may still be used."""
+        return reached == self._route.current
+
+    def leave(self, reached: Reached) -> None:
+        """See ``Route.leave``."""
+        self._route.leave(reached)
+
+    def suspect(self) -> None:
+        """See ``Route.suspect``."""
+        self._route.suspect()
+
+
+def connect(options: Options, address: Address) -> Connection:
+    """A new connection for channels, which have no database number. Raises one of ``ERRORS``."""
+    host, port = address
+    return open_connection(options, {**arguments(options), "db": 0, "host": host, "port": port})
+
+
+def open_connection(options: Options, made: dict[str, Any]) -> Connection:
+    """A new blocking connection, outside pools and deadlines, with the arguments ``made``. Raises one of ``ERRORS``."""
+    kind: Any = redis.SSLConnection if options.tls else redis.Connection
+    connection: Connection = kind(retry=no_retry(), **made)
+    try:
+        connection.connect()
+    except BaseException:
+        connection.disconnect()
+        raise
+    return connection
