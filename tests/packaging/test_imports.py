@@ -42,8 +42,6 @@ ALLOWED = {
     "open_idempotency.ledger.on_django": {"django"},
     "open_idempotency.ledger.on_psycopg": {"psycopg"},
     "open_idempotency.ledger.on_sqlalchemy": {"sqlalchemy"},
-    "open_idempotency.ledger.sqlalchemy_ends": {"sqlalchemy"},
-    "open_idempotency.ledger.tables": {"sqlalchemy"},
     "open_idempotency.starlette": {"starlette", "anyio"},
     "open_idempotency.fastapi": {"fastapi", "starlette", "anyio", "pydantic"},
     "open_idempotency.flask": {"flask"},

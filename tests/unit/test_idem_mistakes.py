@@ -99,7 +99,7 @@ def test_a_name_means_nothing_where_no_django_is_set_up(monkeypatch: pytest.Monk
 
     monkeypatch.delenv("DJANGO_SETTINGS_MODULE", raising=False)
     monkeypatch.setattr(type(settings), "configured", False)
-    with pytest.raises(ConfigurationError, match="no Django is set up") as caught:
+    with pytest.raises(ConfigurationError, match="Django is not set up") as caught:
         transaction_of("postgresql://user:secret@host/shop")
     assert "secret" not in str(caught.value)
 
