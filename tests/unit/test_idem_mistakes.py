@@ -92,7 +92,7 @@ def test_a_wrong_transaction_is_told_without_a_key_too(client: Client, form: Cal
 
 
 def test_a_name_means_nothing_where_no_django_is_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """S-05, section 9: and is not repeated, as it may be a URL."""
+    """S-05: and is not repeated, as it may be a URL."""
     from django.conf import settings
 
     from open_idempotency.ledger.transactions import transaction_of
