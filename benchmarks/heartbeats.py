@@ -31,7 +31,7 @@ LEASE, LEASE_QUICK = 30.0, 9.0
 _BEATS = 2
 _BEFORE = 3.0
 _TICK = 0.001
-#: target 6
+#: the most that a run may show: per cent of a CPU, calls for 500 leases, milliseconds of lag
 CPU_AT_MOST, CALLS_FOR_500, LAG_AT_MOST = 3.0, 1.0, 10.0
 _BACKENDS: tuple[BackendName, ...] = ("redis", "sqlite-full", "postgres")
 

@@ -10,7 +10,7 @@ from benchmarks.rows import SMALL, Row
 from benchmarks.timing import Series, added, ratio, spread
 from benchmarks.ways import BARE, CLAIM, FLOOR, LAYER, OURS
 
-#: target 2: the most that a new key may add, as a multiple of what it adds at the floor
+#: the most that a new key may add, as a multiple of what it adds at the floor
 ADDED_TO_FLOOR: dict[BackendName, float] = {
     "memory": 3.0,
     "sqlite-normal": 1.5,

@@ -1,4 +1,4 @@
-"""Runs the runner against a shop on a real server, with every scene played."""
+"""Runs the conformance test against a shop on a real server, with every scene."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The little shop's handler behind this package's middleware, in four ways."""
+"""The handler of the small shop behind this package's middleware, in four ways."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Handler:
         self._turned_away = {0: threading.Event(), 2: threading.Event()}
 
     def listen(self, event: events.Event) -> None:
-        """Let a slow request end once what met it has been told so."""
+        """End a slow request once the request that met it has been refused."""
         if isinstance(event, events.Conflicted):
             self._turned_away[0].set()
         elif isinstance(event, events.KeyReused) and self._slow_runs >= 2:
             self._turned_away[2].set()
 
     def charge(self, path: str) -> tuple[int, dict[str, int], dict[str, str]]:
-        """Status, body and fields."""
+        """Status, body and headers."""
         if path == "/slow":
             turn, self._slow_runs = self._slow_runs, self._slow_runs + 1
             if turn in self._turned_away:

@@ -1,7 +1,7 @@
-"""A little shop in plain WSGI that does idempotency right by itself; what it does wrong, the tests override.
+"""A small shop in plain WSGI with an idempotency layer of its own, which the tests break by overriding methods.
 
-It shares no code with the package: a runner that is tried on its own author's middleware alone proves little. Each
-method is one decision, so that a subclass is wrong in one way.
+It shares no code with the package, since a runner that is only tested on our own middleware proves little. Each method
+is one decision, so that a subclass is wrong in one way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-Fields = list[tuple[str, str]]
+Headers = list[tuple[str, str]]
 STRING = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])+)"(?:; *[a-z*][a-z0-9_\-.*]*(?:=[a-z0-9]+)?)*')
 BARE = re.compile(r"[!#-+\--:<-\[\]-~]+")
 PATIENCE = 10.0
@@ -25,17 +25,17 @@ SLOW = 0.12
 
 
 @dataclass
-class Answer:
-    """What is sent."""
+class Response:
+    """A response."""
 
     status: int
-    fields: Fields
+    headers: Headers
     body: bytes
 
 
 @dataclass
 class Request:
-    """What came. ``caller``: its Authorization."""
+    """A request. ``caller``: its ``Authorization`` header."""
 
     path: str
     caller: str
@@ -46,10 +46,10 @@ class Request:
 
 @dataclass
 class Kept:
-    """What the shop remembers of a key; ``answer`` is None while the request runs."""
+    """The record of a key; ``response`` is None while the request runs."""
 
     request: Request
-    answer: Answer | None = None
+    response: Response | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -60,9 +60,9 @@ class Shop:
     and the third one meets another payload.
     """
 
-    #: the statements that do not hold of it
+    #: the statements that fail
     fails: frozenset[str] = frozenset()
-    #: otherwise keys are optional
+    #: whether a key is required
     required = True
     #: seconds for which a slow request waits for a duplicate, at most
     slow_for = PATIENCE
@@ -72,66 +72,66 @@ class Shop:
         self.runs = 0
         self.kept: dict[Any, Kept] = {}
         self.lock = threading.Lock()
-        #: set when a duplicate of a slow request was answered, or ran as well; by turn
+        #: by turn: set when a duplicate of a slow request got its response, or ran as well
         self.met = {0: threading.Event(), 2: threading.Event()}
         self.slow_runs: Counter[int] = Counter()
         self.slow_keys: list[str] = []
 
-    # --- what a subclass may get wrong
+    # Decisions that a subclass may get wrong
 
-    def key_of(self, field: str) -> str | None:
-        """The key in a field; None: malformed."""
-        found = STRING.fullmatch(field)
-        bare = BARE.fullmatch(field)
+    def key_of(self, header: str) -> str | None:
+        """The key in a header; None if it is malformed."""
+        found = STRING.fullmatch(header)
+        bare = BARE.fullmatch(header)
         key = re.sub(r"\\(.)", r"\1", found[1]) if found else bare[0] if bare else None
         return key if key and len(key) <= 255 else None
 
     def record_id(self, key: str, request: Request) -> Any:
-        """What a key is looked up by."""
+        """The id of the record of a key."""
         return request.caller, key
 
     def same_request(self, kept: Request, request: Request) -> bool:
-        """Whether a key comes with its own request."""
+        """Whether a request is the one that its key was first used with."""
         return kept == request
 
-    def replay(self, answer: Answer, kept: Kept) -> Answer:
-        """The kept answer, for a retry."""
+    def replay(self, response: Response, kept: Kept) -> Response:
+        """The stored response, for a retry."""
         private = ("set-cookie", "date")
-        fields = [pair for pair in answer.fields if pair[0].lower() not in private]
-        return Answer(answer.status, [*fields, ("Idempotent-Replayed", "true")], answer.body)
+        headers = [pair for pair in response.headers if pair[0].lower() not in private]
+        return Response(response.status, [*headers, ("Idempotent-Replayed", "true")], response.body)
 
-    def without_key(self, request: Request) -> Answer:
-        """A request that brings no key."""
+    def without_key(self, request: Request) -> Response:
+        """The response to a request without a key."""
         return self.problem(400, "key missing") if self.required else self.run(request)
 
-    def malformed(self, field: str, request: Request) -> Answer:
-        """A request whose key is none."""
+    def malformed(self, header: str, request: Request) -> Response:
+        """The response to a malformed key."""
         return self.problem(400, "key malformed")
 
-    def reused(self, kept: Kept, request: Request) -> Answer:
-        """A key with another request."""
+    def reused(self, kept: Kept, request: Request) -> Response:
+        """The response to a key that is reused with another request."""
         return self.problem(422, "key reused")
 
-    def reused_meanwhile(self, kept: Kept, request: Request) -> Answer:
-        """A key with another request, while its own one runs."""
+    def reused_meanwhile(self, kept: Kept, request: Request) -> Response:
+        """The response to a key that is reused while its first request runs."""
         return self.reused(kept, request)
 
-    def busy(self, kept: Kept, request: Request) -> Answer:
-        """A retry while the first runs."""
+    def busy(self, kept: Kept, request: Request) -> Response:
+        """The response to a retry while the first request runs."""
         return self.problem(409, "in progress", [("Retry-After", "1")])
 
-    def keeps(self, answer: Answer) -> bool:
-        """Whether an answer is the outcome."""
-        return answer.status < 500
+    def keeps(self, response: Response) -> bool:
+        """Whether a response is the outcome."""
+        return response.status < 500
 
-    def problem(self, status: int, title: str, fields: Fields | None = None) -> Answer:
-        """An error."""
+    def problem(self, status: int, title: str, headers: Headers | None = None) -> Response:
+        """An error response."""
         body = json.dumps({"type": "urn:shop:problem", "title": title}).encode()
-        return Answer(status, [("Content-Type", "application/problem+json"), *(fields or [])], body)
+        return Response(status, [("Content-Type", "application/problem+json"), *(headers or [])], body)
 
-    # --- the rest is right
+    # The rest is right
 
-    def run(self, request: Request) -> Answer:
+    def run(self, request: Request) -> Response:
         """The handler."""
         with self.lock:
             number = next(self.numbers)
@@ -145,19 +145,19 @@ class Shop:
             time.sleep(SLOW)
         body = json.dumps({"charge": number}).encode()
         if request.path == "/failing":
-            return Answer(503, [("Content-Type", "application/json")], body)
-        fields = [("Content-Type", "application/json"), ("Location", f"/charges/{number}")]
-        return Answer(201, [*fields, ("Link", "</a>"), ("Link", "</b>"), ("Set-Cookie", f"last={number}")], body)
+            return Response(503, [("Content-Type", "application/json")], body)
+        headers = [("Content-Type", "application/json"), ("Location", f"/charges/{number}")]
+        return Response(201, [*headers, ("Link", "</a>"), ("Link", "</b>"), ("Set-Cookie", f"last={number}")], body)
 
-    def answer(self, request: Request, field: str | None) -> Answer:
-        """The answer to a request with this key field."""
-        if field is None:
+    def respond(self, request: Request, header: str | None) -> Response:
+        """The response to a request, by its key header."""
+        if header is None:
             return self.without_key(request)
-        key = self.key_of(field)
-        return self.malformed(field, request) if key is None else self.with_key(key, request)
+        key = self.key_of(header)
+        return self.malformed(header, request) if key is None else self.with_key(key, request)
 
-    def with_key(self, key: str, request: Request) -> Answer:
-        """The answer to a request with this key."""
+    def with_key(self, key: str, request: Request) -> Response:
+        """The response to a request with this key."""
         record_id = self.record_id(key, request)
         with self.lock:
             kept = self.kept.get(record_id)
@@ -166,35 +166,35 @@ class Shop:
         if kept is None:
             return self.first(record_id, own)
         if not self.same_request(kept.request, request):
-            answer = self.reused(kept, request) if kept.answer is not None else self.reused_meanwhile(kept, request)
-        elif kept.answer is not None:
-            return self.replay(kept.answer, kept)
+            response = self.reused(kept, request) if kept.response is not None else self.reused_meanwhile(kept, request)
+        elif kept.response is not None:
+            return self.replay(kept.response, kept)
         else:
-            answer = self.busy(kept, request)
+            response = self.busy(kept, request)
         if request.path == "/slow" and request.turn in self.met:
             self.met[request.turn].set()
-        return answer
+        return response
 
-    def first(self, record_id: Any, kept: Kept) -> Answer:
-        """Run a request, and keep what came of it."""
-        answer = self.run(kept.request)
+    def first(self, record_id: Any, kept: Kept) -> Response:
+        """Run a request, and store its response."""
+        response = self.run(kept.request)
         with self.lock:
-            if self.keeps(answer):
-                kept.answer = answer
+            if self.keeps(response):
+                kept.response = response
             else:
                 del self.kept[record_id]
         kept.done.set()
-        return answer
+        return response
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        field = environ.get("HTTP_IDEMPOTENCY_KEY")
+        header = environ.get("HTTP_IDEMPOTENCY_KEY")
         request = Request(environ["PATH_INFO"], environ.get("HTTP_AUTHORIZATION", ""), body)
-        if request.path == "/slow" and field is not None:
+        if request.path == "/slow" and header is not None:
             with self.lock:
-                self.slow_keys += [field] * (field not in self.slow_keys)
-                request.turn = self.slow_keys.index(field)
-        answer = self.answer(request, field)
-        length = ("Content-Length", str(len(answer.body)))
-        start_response(f"{answer.status} Whatever", [*answer.fields, length])
-        return [answer.body]
+                self.slow_keys += [header] * (header not in self.slow_keys)
+                request.turn = self.slow_keys.index(header)
+        response = self.respond(request, header)
+        length = ("Content-Length", str(len(response.body)))
+        start_response(f"{response.status} Whatever", [*response.headers, length])
+        return [response.body]

@@ -12,7 +12,7 @@ import pytest
 from open_idempotency.conformance.http.cli import main
 from open_idempotency.conformance.http.observations import LIMITS
 from open_idempotency.conformance.http.statements import STATEMENTS
-from tests.conformance import servers, wrong_answers
+from tests.conformance import servers, wrong_responses
 from tests.conformance.shop import Shop
 
 SECONDS = 60
@@ -36,7 +36,7 @@ def test_what_is_right_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_fault_exits_with_1_and_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     """The last line is what a person looks for."""
-    with servers.wsgi(wrong_answers.AnotherStatus()) as url:
+    with servers.wsgi(wrong_responses.AnotherStatus()) as url:
         assert _run(url) == 1
     out = capsys.readouterr().out
     assert out.splitlines()[-1] == "FAILED: retry-status"
@@ -45,21 +45,21 @@ def test_a_fault_exits_with_1_and_is_named(capsys: pytest.CaptureFixture[str]) -
     assert "- 201, then 200, 200" in out
 
 
-def test_a_fault_that_is_only_told_exits_with_0() -> None:
+def test_a_fault_of_an_info_exits_with_0() -> None:
     """INFO never fails a run."""
-    with servers.wsgi(wrong_answers.Unmarked()) as url:
+    with servers.wsgi(wrong_responses.Unmarked()) as url:
         assert _run(url) == 0
 
 
 def test_a_statement_that_is_left_out_does_not_count() -> None:
     """--skip is for what an API does otherwise on purpose."""
-    with servers.wsgi(wrong_answers.ReusedIs400()) as url:
+    with servers.wsgi(wrong_responses.ReusedIs400()) as url:
         assert _run(url, "--skip", "reuse-status", "--skip", "reuse-meanwhile") == 0
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     """Machines get the same, and nothing but an object on standard output."""
-    with servers.wsgi(wrong_answers.AnotherStatus()) as url:
+    with servers.wsgi(wrong_responses.AnotherStatus()) as url:
         assert _run(url, "--json") == 1
     out = capsys.readouterr().out
     found = json.loads(out)
@@ -80,7 +80,7 @@ def test_it_warns_before_it_sends(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"Sending up to {sum(LIMITS.values())} requests to {url}/charges" in warning
 
 
-def test_the_help_tells_how_many_requests_are_sent(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_lists_how_many_requests_are_sent(capsys: pytest.CaptureFixture[str]) -> None:
     """Scene by scene, and together."""
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
@@ -98,7 +98,7 @@ def test_a_refused_connection_exits_with_2(capsys: pytest.CaptureFixture[str]) -
     assert "ConnectionRefusedError" in capsys.readouterr().err
 
 
-def test_a_server_that_does_not_answer_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_silent_server_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     """After the timeout."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert main([f"http://127.0.0.1:{listener.getsockname()[1]}/", "--timeout", "0.2"]) == 2
@@ -109,12 +109,12 @@ def test_a_plain_request_that_is_refused_exits_with_2(capsys: pytest.CaptureFixt
     """Nothing could be said about an endpoint that wants something else."""
 
     class Locked(Shop):
-        def answer(self, request: object, field: str | None) -> object:
+        def respond(self, request: object, header: str | None) -> object:
             return self.problem(401, "who are you?")
 
     with servers.wsgi(Locked()) as url:
         assert main([f"{url}/charges"]) == 2
-    assert "answers 401" in capsys.readouterr().err
+    assert "responds 401" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ import pytest
 
 from open_idempotency.conformance.http import Level, Result
 from open_idempotency.conformance.http.statements import STATEMENTS
-from tests.conformance import wrong_answers, wrong_keys
+from tests.conformance import wrong_keys, wrong_responses
 from tests.conformance.looking import about, examined, with_result
-from tests.conformance.shop import Answer, Request, Shop
+from tests.conformance.shop import Request, Response, Shop
 
 WRONG: list[type[Shop]] = [
     value
-    for module in (wrong_answers, wrong_keys)
+    for module in (wrong_responses, wrong_keys)
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, Shop) and value.__module__ == module.__name__
 ]
@@ -21,28 +21,28 @@ ELSEWHERE = {"missing-apart"}
 
 
 class OneRecordWithoutKey(Shop):
-    """Takes no key for a key that is empty."""
+    """Treats an absent key as an empty key."""
 
     required = False
 
-    def without_key(self, request: Request) -> Answer:
+    def without_key(self, request: Request) -> Response:
         return self.with_key("", request)
 
 
 class SaysLittle(Shop):
-    """Answers every charge alike, and does not mark replays."""
+    """Responds alike to every charge, and does not mark replays."""
 
-    def run(self, request: Request) -> Answer:
-        answer = super().run(request)
-        return Answer(answer.status, [], b"done")
+    def run(self, request: Request) -> Response:
+        response = super().run(request)
+        return Response(response.status, [], b"done")
 
-    def replay(self, answer: Answer, kept: object) -> Answer:
-        return answer
+    def replay(self, response: Response, kept: object) -> Response:
+        return response
 
 
 @pytest.mark.parametrize("shop", WRONG, ids=lambda shop: shop.__name__)
 def test_a_fault_fails_its_own_statements(shop: type[Shop]) -> None:
-    """Neither less nor more than what is wrong, and the exit code follows from what is not just told."""
+    """The statements that fail are exactly those of the fault, and an INFO does not fail the run."""
     findings = examined(shop())
     assert with_result(findings, Result.FAILS) == shop.fails
     levels = {each.id: each.level for each in STATEMENTS}
@@ -81,7 +81,7 @@ def test_optional_keys_are_right() -> None:
 
 
 def test_where_every_run_looks_the_same_nothing_is_claimed() -> None:
-    """What cannot be told from outside is neither a fault nor a proof."""
+    """If runs and replays look alike, the statement is neither held nor failed."""
     findings = examined(SaysLittle(), failing_url=None)
     assert with_result(findings, Result.FAILS) == {"retry-marked"}
     assert {"new-keys", "retry-result", "case-of-name", "callers-apart"} <= with_result(findings, Result.UNKNOWN)
@@ -89,7 +89,7 @@ def test_where_every_run_looks_the_same_nothing_is_claimed() -> None:
 
 def test_a_first_request_that_is_too_quick_leaves_the_conflict_open() -> None:
     """Without a slow endpoint a duplicate may come too late to meet the first."""
-    findings = examined(wrong_answers.HoldsDuplicates(), slow_url=None)
+    findings = examined(wrong_responses.HoldsDuplicates(), slow_url=None)
     finding = about(findings, "concurrent-conflict")
     assert finding.verdict.result is Result.UNKNOWN
     assert "--slow-url" in finding.verdict.seen
@@ -100,8 +100,8 @@ def test_another_payload_that_is_refused_anyway_proves_nothing() -> None:
     """A 422 of the handler's own validation is not the 422 of a reused key."""
 
     class Strict(Shop):
-        def answer(self, request: Request, field: str | None) -> Answer:
-            return super().answer(request, field) if request.body == b"{}" else self.problem(422, "what is that?")
+        def respond(self, request: Request, header: str | None) -> Response:
+            return super().respond(request, header) if request.body == b"{}" else self.problem(422, "what is that?")
 
     findings = examined(Strict())
     assert about(findings, "reuse-refused").verdict.result is Result.UNKNOWN

@@ -35,7 +35,7 @@ def test_the_bound_is_enforced() -> None:
 
 
 def _keys(exchanges: tuple[Exchange, ...]) -> set[bytes]:
-    return {value for each in exchanges for name, value in each.call.fields if name.lower() == b"idempotency-key"}
+    return {value for each in exchanges for name, value in each.call.headers if name.lower() == b"idempotency-key"}
 
 
 def test_keys_are_new_in_each_run() -> None:
@@ -44,19 +44,19 @@ def test_keys_are_new_in_each_run() -> None:
     assert _keys(one) & _keys(other) <= {b"", b'""'}
 
 
-def test_every_request_carries_the_callers_fields() -> None:
+def test_every_request_has_the_given_headers() -> None:
     """--header, --content-type and --method, in every request; the other caller replaces its own."""
-    fields = (("Authorization", "Bearer a"), ("X-Trace", "on"))
-    exchanges = examined(Shop(), headers=fields, content_type="text/plain", method="PATCH").exchanges
+    headers = (("Authorization", "Bearer a"), ("X-Trace", "on"))
+    exchanges = examined(Shop(), headers=headers, content_type="text/plain", method="PATCH").exchanges
     for each in exchanges:
-        sent = dict(each.call.fields)
+        sent = dict(each.call.headers)
         caller = b"Bearer b" if each.group == "--other-caller" else b"Bearer a"
         assert (each.call.method, sent[b"Authorization"], sent[b"X-Trace"]) == ("PATCH", caller, b"on")
         assert sent[b"Content-Type"] == b"text/plain"
 
 
-def test_another_field_name() -> None:
-    """--header-name: a shop that reads another field is another shop."""
+def test_another_header_name() -> None:
+    """--header-name: a shop that reads another header is another shop."""
 
     class Renamed(Shop):
         def __call__(self, environ: dict[str, object], start_response: object) -> object:
@@ -105,11 +105,11 @@ def raw() -> Iterator[tuple[str, list[bytes]]]:
 
 
 def test_odd_bytes_and_two_lines_go_out_as_they_are(raw: tuple[str, list[bytes]]) -> None:
-    """Nothing between the statement and the socket tidies the field."""
+    """Nothing between the statement and the socket tidies the header."""
     url, got = raw
     call = Target(url=f"{url}/a?b=1").call((b'"\xc3\xa9', b"\x01 ", b""))
-    answer = Client({"scene": 1}, servers.SECONDS).send("scene", call)
-    assert answer.status == 204
+    response = Client({"scene": 1}, servers.SECONDS).send("scene", call)
+    assert response.status == 204
     (request,) = got
     assert request.startswith(b"POST /a?b=1 HTTP/1.1\r\n")
     lines = request.split(b"\r\n")
@@ -120,7 +120,7 @@ def test_odd_bytes_and_two_lines_go_out_as_they_are(raw: tuple[str, list[bytes]]
     ]
 
 
-def test_an_answer_without_end_is_cut() -> None:
+def test_an_endless_response_is_cut() -> None:
     """A stream that never ends costs no more than the bound."""
 
     def endless(environ: dict[str, object], start_response: object) -> Iterator[bytes]:
@@ -129,9 +129,9 @@ def test_an_answer_without_end_is_cut() -> None:
             yield b"x" * 65536
 
     with servers.wsgi(endless) as url:
-        answer = Client({"scene": 1}, servers.SECONDS).send("scene", Target(url=url).call(()))
-    assert answer.status == 200
-    assert 4 * 1024 * 1024 <= len(answer.body) < 5 * 1024 * 1024
+        response = Client({"scene": 1}, servers.SECONDS).send("scene", Target(url=url).call(()))
+    assert response.status == 200
+    assert 4 * 1024 * 1024 <= len(response.body) < 5 * 1024 * 1024
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,6 @@ def test_an_answer_without_end_is_cut() -> None:
     ids=str,
 )
 def test_what_cannot_be_sent_is_refused_before_anything_is(wrong: dict[str, object]) -> None:
-    """A mistake in the options is told at once."""
+    """A mistake in the options is reported before the first request."""
     with pytest.raises(CouldNotRun):
         examine(Target(**{"url": "http://127.0.0.1:1/", **wrong}))

@@ -1,6 +1,6 @@
-"""Shops that are each wrong in one way; ``fails`` names the statements that have to say so, and no others may.
+"""Shops with one fault each. ``fails``: the statements that have to fail, and no others may.
 
-Here: keys that are read wrong, and records that are looked up wrong.
+The faults here: keys that are read wrong, and records that are looked up wrong.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tests.conformance.shop import Answer, Request, Shop
+from tests.conformance.shop import Request, Response, Shop
 
 
 class RunsMalformed(Shop):
@@ -16,17 +16,17 @@ class RunsMalformed(Shop):
 
     fails = frozenset({"no-string", "strange-bytes", "two-lines", "empty", "length"})
 
-    def malformed(self, field: str, request: Request) -> Answer:
+    def malformed(self, header: str, request: Request) -> Response:
         return self.run(request)
 
 
 class OpaqueKeys(Shop):
-    """Takes the field's bytes for the key, whatever they are."""
+    """Takes any bytes of the header as the key."""
 
     fails = frozenset({"no-string", "strange-bytes", "two-lines", "empty", "bare-key", "parameters", "length"})
 
-    def key_of(self, field: str) -> str | None:
-        return field or None
+    def key_of(self, header: str) -> str | None:
+        return header or None
 
 
 class TakesLists(Shop):
@@ -34,18 +34,18 @@ class TakesLists(Shop):
 
     fails = frozenset({"two-lines"})
 
-    def key_of(self, field: str) -> str | None:
-        one, _, other = field.partition(",")
-        return super().key_of(one if one == other.strip() else field)
+    def key_of(self, header: str) -> str | None:
+        one, _, other = header.partition(",")
+        return super().key_of(one if one == other.strip() else header)
 
 
 class EmptyIsNone(Shop):
-    """Takes an empty key for no key at all."""
+    """Treats an empty key as an absent key."""
 
     fails = frozenset({"empty"})
 
-    def answer(self, request: Request, field: str | None) -> Answer:
-        return self.run(request) if field in ("", '""') else super().answer(request, field)
+    def respond(self, request: Request, header: str | None) -> Response:
+        return self.run(request) if header in ("", '""') else super().respond(request, header)
 
 
 class TakesStrangeBytes(Shop):
@@ -53,8 +53,8 @@ class TakesStrangeBytes(Shop):
 
     fails = frozenset({"strange-bytes"})
 
-    def key_of(self, field: str) -> str | None:
-        return super().key_of("".join(char for char in field if " " <= char <= "~"))
+    def key_of(self, header: str) -> str | None:
+        return super().key_of("".join(char for char in header if " " <= char <= "~"))
 
 
 class IgnoresCase(Shop):
@@ -67,7 +67,7 @@ class IgnoresCase(Shop):
 
 
 class ExactName(Shop):
-    """Finds the field only where its name is written as usual."""
+    """Finds the header only if its name has the usual case."""
 
     fails = frozenset({"case-of-name"})
 
@@ -82,8 +82,8 @@ class BareIsAnotherKey(Shop):
 
     fails = frozenset({"bare-key", "parameters"})
 
-    def key_of(self, field: str) -> str | None:
-        return None if super().key_of(field) is None else field
+    def key_of(self, header: str) -> str | None:
+        return None if super().key_of(header) is None else header
 
 
 class RefusesStrings(Shop):
@@ -91,8 +91,8 @@ class RefusesStrings(Shop):
 
     fails = frozenset({"string-taken"})
 
-    def key_of(self, field: str) -> str | None:
-        return None if field.startswith('"') else super().key_of(field)
+    def key_of(self, header: str) -> str | None:
+        return None if header.startswith('"') else super().key_of(header)
 
 
 class NoParameters(Shop):
@@ -100,8 +100,8 @@ class NoParameters(Shop):
 
     fails = frozenset({"parameters"})
 
-    def key_of(self, field: str) -> str | None:
-        return None if ";" in field else super().key_of(field)
+    def key_of(self, header: str) -> str | None:
+        return None if ";" in header else super().key_of(header)
 
 
 class AnyLength(Shop):
@@ -109,21 +109,21 @@ class AnyLength(Shop):
 
     fails = frozenset({"length"})
 
-    def key_of(self, field: str) -> str | None:
-        return super().key_of('"long"') if len(field) > 256 else super().key_of(field)
+    def key_of(self, header: str) -> str | None:
+        return super().key_of('"long"') if len(header) > 256 else super().key_of(header)
 
 
 class KeepsFailures(Shop):
-    """Keeps a 5xx as the outcome."""
+    """Stores a 5xx as the outcome."""
 
     fails = frozenset({"failure-not-kept"})
 
-    def keeps(self, answer: Answer) -> bool:
+    def keeps(self, response: Response) -> bool:
         return True
 
 
 class SharesKeys(Shop):
-    """Forgets who is asking."""
+    """Ignores the caller."""
 
     fails = frozenset({"callers-apart"})
 
@@ -134,8 +134,8 @@ class SharesKeys(Shop):
         return kept.body == request.body
 
 
-class TellsOnOthers(SharesKeys):
-    """Refuses another caller's key, and so tells of it."""
+class RevealsOtherCallers(SharesKeys):
+    """Refuses another caller's key, and so reveals that it was used."""
 
     fails = frozenset({"callers-apart"})
 

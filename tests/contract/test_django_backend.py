@@ -99,7 +99,7 @@ def _idle(backend: DjangoBackend) -> int:
 
 
 def test_a_claim_survives_the_rollback_of_the_callers_transaction(alias: str) -> None:
-    """FAULTS 1: a claim inside the handler's own transaction would be forgotten with it."""
+    """A claim inside the handler's own transaction would be forgotten with it."""
     with _backend(alias) as backend:
         with transaction.atomic(alias):
             connections[alias].ensure_connection()
@@ -109,7 +109,7 @@ def test_a_claim_survives_the_rollback_of_the_callers_transaction(alias: str) ->
 
 
 def test_a_duplicate_is_answered_while_the_first_has_its_transaction_open(server_alias: str) -> None:
-    """FAULTS 1: it would block until the first commits; here both write in the same database meanwhile."""
+    """It would block until the first commits; here both write in the same database meanwhile."""
     with _backend(server_alias) as backend, transaction.atomic(server_alias):
         _execute(server_alias, "CREATE TEMPORARY TABLE orders (id int)")
         _execute(server_alias, "INSERT INTO orders VALUES (1)")
@@ -182,7 +182,7 @@ def test_who_waits_for_its_own_transaction_is_told_so(sqlite_alias: str) -> None
 
 
 def test_missing_tables_are_told_with_the_command(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """Issue: what to do, at the first request."""
+    """What to do, at the first request."""
     with (
         on_django.aliased(on_django.sqlite(tmp_path), migrated=False) as alias,
         _backend(alias) as backend,
@@ -192,7 +192,7 @@ def test_missing_tables_are_told_with_the_command(request: pytest.FixtureRequest
 
 
 def test_missing_tables_are_told_on_servers_too(server_alias: str) -> None:
-    """Issue: whatever words the database has for it."""
+    """Whatever words the database has for it."""
     _execute(server_alias, f"ALTER TABLE {RECORDS} RENAME TO {RECORDS}_elsewhere")
     try:
         with _backend(server_alias) as backend, pytest.raises(BackendUnavailable, match=r"manage\.py migrate"):
@@ -269,19 +269,19 @@ def test_the_shared_memory_of_a_test_runner_works() -> None:
     ],
 )
 def test_a_wrong_url_is_refused_at_start(url: str, message: str) -> None:
-    """Issue: what bad input gets."""
+    """What bad input gets."""
     with pytest.raises(ConfigurationError, match=message):
         open_backend(url)
 
 
 def test_the_application_has_to_be_installed() -> None:
-    """Issue: its migrations make the tables."""
+    """Its migrations make the tables."""
     with override_settings(INSTALLED_APPS=[]), pytest.raises(ConfigurationError, match="INSTALLED_APPS"):
         DjangoBackend()
 
 
 def test_another_kind_of_database_is_refused() -> None:
-    """Issue: the known ones are named."""
+    """The known ones are named."""
     with (
         on_django.aliased({"ENGINE": "django.db.backends.dummy"}, migrated=False) as alias,
         pytest.raises(ConfigurationError, match="knows mysql, postgresql, sqlite"),
@@ -307,7 +307,7 @@ def test_constructing_opens_nothing(alias: str) -> None:
 
 
 def test_the_end_of_a_request_closes_as_conn_max_age_says(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """Issue: Django's own rule, for connections that are not Django's own."""
+    """Django's own rule, for connections that are not Django's own."""
     for max_age, left in ((0, 0), (None, 1), (600, 1)):
         with _database("sqlite", request, tmp_path, CONN_MAX_AGE=max_age) as alias, _backend(alias) as backend:
             backend.get(Get(b"a"))
@@ -363,7 +363,7 @@ def test_a_blocking_call_on_an_event_loop_works(alias: str) -> None:
 
 
 def test_a_test_runners_other_database_is_found(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """Issue: the alias's test database, though a connection was open before."""
+    """The alias's test database, though a connection was open before."""
     (tmp_path / "other").mkdir()
     with (
         _database("sqlite", request, tmp_path / "other") as other,
@@ -376,7 +376,7 @@ def test_a_test_runners_other_database_is_found(request: pytest.FixtureRequest, 
 
 
 def test_stored_answers_are_in_no_log_of_statements(alias: str, caplog: pytest.LogCaptureFixture) -> None:
-    """SPEC 9: Django logs statements with their parameters where DEBUG is on."""
+    """Django logs statements with their parameters where DEBUG is on."""
     with override_settings(DEBUG=True), caplog.at_level("DEBUG"), _backend(alias) as backend:
         backend.complete(Complete(_lease(backend), b"5105105105105100"))
     assert "5105105105105100" not in caplog.text
@@ -433,7 +433,7 @@ def test_a_fork_inherits_nothing(scenario: str, tmp_path: Path) -> None:
 
 
 def test_migrating_by_the_backend(tmp_path: Path) -> None:
-    """Issue: ``open-idempotency migrate django://default`` as in deployments without manage.py."""
+    """``open-idempotency migrate django://default`` as in deployments without manage.py."""
     with on_django.aliased(on_django.sqlite(tmp_path), migrated=False) as alias, _backend(alias) as backend:
         assert backend.migrate() == ["0001_records_and_ledger"]
         assert backend.migrate() == []

@@ -93,7 +93,7 @@ def test_a_rolled_back_view_keeps_its_attempt_and_its_stages_on_record(alias: st
 
 
 def test_a_duplicate_gets_its_409_while_the_transaction_is_open(alias: str) -> None:
-    """O-03, FAULTS 1: it does not wait for the first one's commit."""
+    """O-03: it does not wait for the first one's commit."""
     inside, go_on = threading.Event(), threading.Event()
     answers: list[Any] = []
 
@@ -124,7 +124,7 @@ def test_a_duplicate_gets_its_409_while_the_transaction_is_open(alias: str) -> N
 
 
 def test_a_test_in_a_transaction_sees_what_a_deployment_does(alias: str) -> None:
-    """Issue: Django's TestCase runs all of this inside a transaction that it rolls back."""
+    """Django's TestCase runs all of this inside a transaction that it rolls back."""
 
     def view(request: HttpRequest) -> HttpResponse:
         _order(alias)
@@ -139,7 +139,7 @@ def test_a_test_in_a_transaction_sees_what_a_deployment_does(alias: str) -> None
 
 
 def test_overridden_settings_count_from_the_next_client_on(alias: str, tmp_path: Path) -> None:
-    """Issue: ``override_settings`` works, for the backend as for the policy."""
+    """``override_settings`` works, for the backend as for the policy."""
 
     def view(request: HttpRequest) -> HttpResponse:
         return JsonResponse({"attempt": idem.attempt}, status=201)
@@ -154,7 +154,7 @@ def test_overridden_settings_count_from_the_next_client_on(alias: str, tmp_path:
 
 @both_chains
 def test_a_request_leaves_no_connection_behind(alias: str, send: Send) -> None:
-    """Issue: CONN_MAX_AGE is 0, so a test runner can drop the database."""
+    """CONN_MAX_AGE is 0, so a test runner can drop the database."""
     backend = DjangoBackend(alias)
     with project(lambda request: HttpResponse(status=201), IDEMPOTENCY_BACKEND=backend):
         assert send().status_code == 201

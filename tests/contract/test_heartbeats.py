@@ -22,7 +22,7 @@ def _watched(beats: _Beats, owned: Lease, now: float) -> Attempt:
 
 
 def test_ten_thousand_leases_take_twenty_calls_a_beat() -> None:
-    """B-04, LIMITS 6: one for 500, counted by the server, from the first beat on; and they are renewed by it."""
+    """B-04: one for 500, counted by the server, from the first beat on; and they are renewed by it."""
     with server() as redis:
         backend = RedisBackend(redis.url)
         now = time.monotonic()
@@ -45,7 +45,7 @@ def test_ten_thousand_leases_take_twenty_calls_a_beat() -> None:
 
 
 def test_between_two_beats_nothing_is_called() -> None:
-    """LIMITS 1: no heartbeat before a third of the lease has passed."""
+    """No heartbeat before a third of the lease has passed."""
     with server() as redis:
         backend = RedisBackend(redis.url)
         now = time.monotonic()

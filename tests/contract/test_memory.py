@@ -21,7 +21,7 @@ def _lease(backend: MemoryBackend, c: Claim):
 
 
 def test_when_full_a_new_record_is_refused_and_none_is_evicted() -> None:
-    """Section 4 of FAULTS, I2: refusing rather than evicting live records."""
+    """I2: refusing rather than evicting live records."""
     backend = MemoryBackend(max_records=2, clock=ManualClock())
     for name in (b"a", b"b"):
         _lease(backend, claim_of(name))
@@ -50,7 +50,7 @@ def test_when_full_a_vanished_record_is_still_completed() -> None:
 
 
 def test_when_full_of_bytes_a_new_record_is_refused_and_none_is_evicted() -> None:
-    """I11, section 9: large answers fill it before there are many of them."""
+    """I11: large answers fill it before there are many of them."""
     backend = MemoryBackend(max_bytes=10_000, clock=ManualClock())
     backend.complete(Complete(_lease(backend, claim_of(b"a")), bytes(9_500)))
     with pytest.raises(BackendUnavailable, match="full: 1 live"):

@@ -83,7 +83,7 @@ def next_transaction(server: PostgresServer) -> int:
 
 
 def test_what_is_asked_at_once_is_one_transaction(backend: PostgresBackend, postgres18: PostgresServer) -> None:
-    """LIMITS 5, B-01, B-03: so many claims, then so many completions, each with one commit."""
+    """B-01, B-03: so many claims, then so many completions, each with one commit."""
     claims = [claim_of() for _ in range(MANY)]
     answers = at_once(backend, [("claim", claim) for claim in claims])
     assert [answer.lease.record_id for answer in answers] == [claim.record_id for claim in claims]
@@ -106,7 +106,7 @@ def test_without_coalescing_each_is_a_transaction(postgres18: PostgresServer) ->
 
 
 def test_of_one_key_many_times_in_a_batch_one_is_leased(backend: PostgresBackend, postgres18: PostgresServer) -> None:
-    """I1, FAULTS 22: the others are told that it runs; one that differs is told so."""
+    """I1: the others are told that it runs; one that differs is told so."""
     first = claim_of()
     questions = [first, claim_of(first.record_id, fingerprint=b"other")]
     questions += [claim_of(first.record_id) for _ in range(MANY)]
@@ -119,7 +119,7 @@ def test_of_one_key_many_times_in_a_batch_one_is_leased(backend: PostgresBackend
 
 
 def test_a_claim_that_was_sent_again_in_the_same_batch_is_leased_too(backend: PostgresBackend) -> None:
-    """B-08, FAULTS 22: the owner is told that it owns the record, with the same token."""
+    """B-08: the owner is told that it owns the record, with the same token."""
     claim = claim_of()
     first, other, again = at_once(backend, [("claim", c) for c in (claim, claim_of(claim.record_id), claim)])
     assert isinstance(first, Leased)

@@ -182,7 +182,7 @@ def test_renewals_of_the_same_leases_in_another_order_do_not_wait_for_each_other
 
 
 def test_an_acknowledged_write_survives_a_crash_of_the_server(own_server: PostgresServer) -> None:
-    """B-01, I2, FAULTS 5: the server is killed and recovers; the backend goes on by itself."""
+    """B-01, I2: the server is killed and recovers; the backend goes on by itself."""
     backend = PostgresBackend(own_server.url(), timeout=5)
     running, done = claim_of(), claim_of()
     lease = leased(backend, running)
@@ -395,7 +395,7 @@ def test_claims_that_meet_under_a_higher_default_isolation_are_answered(postgres
 
 
 def test_what_others_make_in_the_callers_search_path_is_not_called(postgres18: PostgresServer) -> None:
-    """Section 9: a function of theirs that fits better than the server's own."""
+    """A function of theirs that fits better than the server's own."""
     url = postgres18.create_database("searched")
     migrate(PostgresBackend(url).options)
     with psycopg.connect(url, autocommit=True) as connection:
@@ -410,7 +410,6 @@ def test_what_others_make_in_the_callers_search_path_is_not_called(postgres18: P
 
 
 def test_no_message_repeats_the_password() -> None:
-    """Section 9."""
     backend = open_backend("postgresql://user:hush@127.0.0.1:1/db?timeout=0.2")
     assert "hush" not in repr(backend)
     with pytest.raises(BackendUnavailable) as caught:

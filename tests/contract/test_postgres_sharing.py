@@ -31,7 +31,7 @@ def backend(postgres18: PostgresServer) -> Iterator[PostgresBackend]:
 
 
 def test_threads_share_a_transaction_too(postgres18: PostgresServer) -> None:
-    """LIMITS 5: those beyond the first few, which go alone; held by a clock until all of them have asked."""
+    """Those beyond the first few, which go alone; held by a clock until all of them have asked."""
     go_on = threading.Event()
 
     def clock() -> float:

@@ -37,7 +37,7 @@ def _fill(backend: Backend) -> None:
 
 
 def test_in_memory_reservations_are_bounded_like_records() -> None:
-    """I11, FAULTS 4: refusing rather than forgetting live ones; those that are there go on."""
+    """I11: refusing rather than forgetting live ones; those that are there go on."""
     clock = ManualClock()
     backend = MemoryBackend(max_records=2, clock=clock)
     _fill(backend)
@@ -96,7 +96,7 @@ def test_on_sqlite_a_repeat_and_a_refusal_take_no_write_lock(path: str) -> None:
 
 
 def test_on_sqlite_what_was_read_is_read_again_before_it_is_written(path: str) -> None:
-    """Section 9: a place that somebody else took in between is taken."""
+    """A place that somebody else took in between is taken."""
     with _on(path) as backend, _behind(path) as other, ThreadPoolExecutor(1) as threads:
         backend.unreserve(Unreserve(SCOPE, b"none"))
         other.execute("BEGIN IMMEDIATE")
@@ -182,7 +182,7 @@ def test_at_the_memory_limit_a_new_key_is_not_counted(kind: str) -> None:
 
 
 def test_on_redis_reserving_is_one_call_on_one_key_under_the_acl_of_the_docs() -> None:
-    """B-11a, LIMITS target 1: one script, one key, and no command beside those that the docs name."""
+    """B-11a: one script, one key, and no command beside those that the docs name."""
     with _server() as (_, plain):
         rules = ["on", ">secret", "~oi:*", "-@all", "+evalsha", "+eval", "+time", "+pexpire"]
         rules += ["+zscore", "+zcount", "+zrangebyscore", "+zadd", "+zrem", "+pttl"]

@@ -114,7 +114,7 @@ VERBS: dict[str, Callable[[AsyncVerbs, Lease], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_each_verb_is_one_round_trip(backend: RedisBackend, plain: redis.Redis, colour: str, verb: str) -> None:
-    """B-01, LIMITS target 1: counted by the server, as scripts that clients called."""
+    """B-01: counted by the server, as scripts that clients called."""
 
     def calls() -> tuple[int, int]:
         stats = plain.info("commandstats")
@@ -135,7 +135,7 @@ def test_each_verb_is_one_round_trip(backend: RedisBackend, plain: redis.Redis, 
 
 
 def test_a_verb_sends_no_other_command(backend: RedisBackend, plain: redis.Redis) -> None:
-    """LIMITS target 1: nor PING, SELECT or CLIENT beside the script."""
+    """Nor PING, SELECT or CLIENT beside the script."""
     _lease(backend)
     seen: list[str] = []
     with plain.monitor() as monitor:
@@ -155,7 +155,7 @@ def test_a_verb_sends_no_other_command(backend: RedisBackend, plain: redis.Redis
 
 
 def test_the_key_outlives_the_record(backend: RedisBackend, plain: redis.Redis, key: bytes) -> None:
-    """Section 1 of FAULTS: the server's expiry is never the lease, but lease and ttl, or ttl, and a bit."""
+    """The server's expiry is never the lease, but lease and ttl, or ttl, and a bit."""
     lease = _lease(backend)
     assert 30_000 + 3_600_000 <= plain.pttl(key) + 1000 <= 30_000 + 3_600_000 + 2500
     backend.complete(Complete(lease, b"response"))
@@ -345,7 +345,7 @@ def test_scripts_that_the_server_forgot_are_sent_again(backend: RedisBackend, pl
 
 
 def test_after_a_crash_of_the_server_the_backend_works_again(colour: str) -> None:
-    """B-10, FAULTS 5: with every write on disk no record is lost, and clients reconnect by themselves."""
+    """B-10: with every write on disk no record is lost, and clients reconnect by themselves."""
     with _server("--appendonly", "yes", "--appendfsync", "always") as server:
 
         async def steps(verbs: AsyncVerbs) -> None:
@@ -385,7 +385,7 @@ def test_a_server_that_is_down_is_unavailable_in_time(colour: str) -> None:
 
 
 def test_a_server_that_says_nothing_is_unavailable_in_time(colour: str) -> None:
-    """B-10, FAULTS 7: a silent partition is bounded by our timeouts, not by the driver's."""
+    """B-10: a silent partition is bounded by our timeouts, not by the driver's."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -436,7 +436,7 @@ def test_when_all_connections_are_taken_a_call_gives_up(colour: str) -> None:
 
 
 def test_wrong_credentials_are_unavailable_and_not_repeated() -> None:
-    """Section 9, B-10: the cause is kept, the password is in no text."""
+    """B-10: the cause is kept, the password is in no text."""
     with _server() as server:
         with server.connect() as plain:
             plain.config_set("requirepass", "right")

@@ -180,7 +180,7 @@ def plain_server() -> Iterator[Server]:
 
 
 def test_tls_with_an_authority_of_ones_own(colour: str, plain_server: Server, certificates: Certificates) -> None:
-    """Section 9: encrypted, and the server's certificate is looked at; for the connection that listens as well."""
+    """Encrypted, and the server's certificate is looked at; for the connection that listens as well."""
     with TlsFront(plain_server, certificates.context()) as front:
         url = f"rediss://127.0.0.1:{front.port}/1?ssl_ca_certs={certificates.ca}"
         run(colour, RedisBackend(url, timeout=10), _life)
@@ -194,7 +194,7 @@ def test_tls_with_an_authority_of_ones_own(colour: str, plain_server: Server, ce
 def test_a_server_that_is_not_the_right_one_is_refused(
     colour: str, trusted: str, names: tuple[str, ...], message: str, plain_server: Server, certificates: Certificates
 ) -> None:
-    """Section 9, B-10: with the reason, before anything is sent; its name counts as well."""
+    """B-10: with the reason, before anything is sent; its name counts as well."""
     with TlsFront(plain_server, certificates.context(names=names)) as front:
         url = f"rediss://127.0.0.1:{front.port}?ssl_ca_certs={getattr(certificates, trusted)}"
 
@@ -209,7 +209,7 @@ def test_a_server_that_is_not_the_right_one_is_refused(
 def test_less_can_be_asked_of_the_server(
     colour: str, option: str, plain_server: Server, certificates: Certificates
 ) -> None:
-    """Section 9: by setting only."""
+    """By setting only."""
     with TlsFront(plain_server, certificates.context(names=("elsewhere.example",))) as front:
         url = f"rediss://127.0.0.1:{front.port}?ssl_ca_certs={certificates.ca}&{option}"
         run(colour, RedisBackend(url, timeout=10), _life)
@@ -219,7 +219,7 @@ def test_less_can_be_asked_of_the_server(
 def test_a_server_may_ask_for_a_certificate(
     colour: str, shown: bool, plain_server: Server, certificates: Certificates
 ) -> None:
-    """Section 9: who has none is refused."""
+    """Who has none is refused."""
     with TlsFront(plain_server, certificates.context(clients=True)) as front:
         url = f"rediss://127.0.0.1:{front.port}?ssl_ca_certs={certificates.ca}"
         ours = f"&ssl_certfile={certificates.client}&ssl_keyfile={certificates.client}"
@@ -242,7 +242,7 @@ def test_a_server_without_tls_is_unavailable_in_time(colour: str, plain_server: 
 
 
 def test_sentinels_are_asked_over_tls_as_well(colour: str, plain_server: Server, certificates: Certificates) -> None:
-    """Section 9: and so is the primary that they name; here it has no TLS, and is not spoken to without."""
+    """And so is the primary that they name; here it has no TLS, and is not spoken to without."""
     sentinel = Sentinel(plain_server.port)
     try:
         sentinel.start()

@@ -123,7 +123,7 @@ def _counting(server: Server) -> Iterator[_Count]:
 
 @both_loops
 def test_what_is_asked_at_once_is_few_writes_on_one_connection(own: Server, uvloop: bool) -> None:
-    """LIMITS target 5, B-01: claims and completions of as many keys; each is one script."""
+    """B-01: claims and completions of as many keys; each is one script."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -171,7 +171,7 @@ def test_a_large_answer_holds_nobody_up(own: Server) -> None:
 
 
 def test_alone_a_call_waits_for_nobody(own: Server) -> None:
-    """LIMITS target 1: one after the other, each is one write."""
+    """One after the other, each is one write."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -185,7 +185,7 @@ def test_alone_a_call_waits_for_nobody(own: Server) -> None:
 
 
 def test_of_one_key_in_one_batch_one_owner_wins(own: Server) -> None:
-    """FAULTS 22, I1: tokens and owners compared, not only answers."""
+    """I1: tokens and owners compared, not only answers."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -205,7 +205,7 @@ def test_of_one_key_in_one_batch_one_owner_wins(own: Server) -> None:
 
 
 def test_a_claim_that_is_sent_again_in_one_batch_is_one_lease(own: Server) -> None:
-    """B-08, FAULTS 22: the same owner is told that it owns the key, each time."""
+    """B-08: the same owner is told that it owns the key, each time."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -221,7 +221,7 @@ def test_a_claim_that_is_sent_again_in_one_batch_is_one_lease(own: Server) -> No
 
 @both_loops
 def test_a_caller_that_leaves_takes_nobody_along(own: Server, uvloop: bool) -> None:
-    """FAULTS 12: cancelled on the way and in the queue; the connection stays, and the answers are the others' own."""
+    """Cancelled on the way and in the queue; the connection stays, and the answers are the others' own."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -290,7 +290,7 @@ def test_scripts_that_the_server_forgot_are_sent_again_for_a_batch(own: Server) 
 
 
 def test_a_silent_server_is_refused_in_time_by_all(own: Server) -> None:
-    """B-10, FAULTS 7: those on their way and those that wait; afterwards it works again."""
+    """B-10: those on their way and those that wait; afterwards it works again."""
 
     async def steps() -> None:
         async with _opened(own.url, timeout=0.4) as backend:
@@ -364,7 +364,7 @@ def test_what_nobody_asked_for_ends_the_connection() -> None:
 
 
 def test_replicas_confirm_a_batch_at_once() -> None:
-    """I8, LIMITS section 2: one WAIT for all that a batch wrote."""
+    """I8: one WAIT for all that a batch wrote."""
 
     async def steps(primary: Server) -> None:
         async with _opened(primary.url, min_replicas=1) as backend:
@@ -383,7 +383,7 @@ def test_replicas_confirm_a_batch_at_once() -> None:
 
 
 def test_on_a_cluster_each_node_has_batches_of_its_own(cluster: Cluster) -> None:
-    """B-11a, LIMITS target 5: what is asked while one node stands still waits for that node alone."""
+    """B-11a: what is asked while one node stands still waits for that node alone."""
 
     async def steps() -> None:
         async with _opened(cluster.url, prefix=os.urandom(4).hex()) as backend:

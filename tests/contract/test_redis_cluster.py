@@ -160,7 +160,7 @@ def test_a_slot_is_followed_while_it_moves_and_afterwards(colour: str, replicas:
 
 @pytest.mark.parametrize("kind", SERVER_KINDS)
 def test_after_a_failover_the_backend_works_again_by_itself(kind: str) -> None:
-    """B-10, FAULTS 6: in both colours; every call until then is refused in time, and then all nodes are found."""
+    """B-10: in both colours; every call until then is refused in time, and then all nodes are found."""
     cluster = Cluster(kind, 3, 1)
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -183,7 +183,7 @@ def test_after_a_failover_the_backend_works_again_by_itself(kind: str) -> None:
 
 @pytest.mark.parametrize("connected", [True, False], ids=["connected", "unconnected"])
 def test_silence_is_unavailable_in_time(colour: str, connected: bool, cluster: Cluster) -> None:
-    """B-10, FAULTS 7: whatever the library tries meanwhile, for one call and for many at once."""
+    """B-10: whatever the library tries meanwhile, for one call and for many at once."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         if connected:

@@ -63,7 +63,7 @@ def _flood(server: Server) -> None:
 
 
 def test_at_the_memory_limit_nothing_begins_and_everything_ends(colour: str, small: Server) -> None:
-    """B-11b, FAULTS 9: claims are refused; completions, large ones too, stages, renewals and failures are recorded."""
+    """B-11b: claims are refused; completions, large ones too, stages, renewals and failures are recorded."""
     backend = RedisBackend(small.url, timeout=10)
     names = (b"run", b"large", b"fail", b"stage", b"renew", b"release")
     leases = {name: lease(backend, name) for name in names}
@@ -87,7 +87,7 @@ def test_at_the_memory_limit_nothing_begins_and_everything_ends(colour: str, sma
 
 
 def test_at_the_memory_limit_what_vanished_is_written_anew(colour: str, small: Server) -> None:
-    """B-08a, B-11b, FAULTS 10: finished work is kept, whatever its size, by scripts that are sent again."""
+    """B-08a, B-11b: finished work is kept, whatever its size, by scripts that are sent again."""
     backend = RedisBackend(small.url, timeout=10)
     gone = {name: lease(backend, name) for name in (b"small", b"large", b"stage")}
 

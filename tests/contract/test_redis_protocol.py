@@ -38,7 +38,7 @@ def test_a_command_is_packed_as_the_client_library_does(words: list[bytes | int 
 
 @given(st.lists(_replies, max_size=6), st.lists(st.integers(0, 400), max_size=6))
 def test_replies_are_the_same_wherever_they_are_cut(replies: list[Reply], cuts: list[int]) -> None:
-    """FAULTS 22: what belongs to one caller never ends up with another."""
+    """What belongs to one caller never ends up with another."""
     data, reading = b"".join(map(_encoded, replies)), Replies()
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     found: list[Any] = []

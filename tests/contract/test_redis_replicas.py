@@ -63,7 +63,7 @@ def _commands(plain: redis.Redis) -> dict[str, int]:
 
 
 def test_a_confirmed_claim_is_two_round_trips(colour: str, backend: RedisBackend, primary: Server) -> None:
-    """I8, LIMITS section 2: it is written, and written again with the question; a completion asks at once."""
+    """I8: it is written, and written again with the question; a completion asks at once."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         await verbs.complete(Complete(await lease_of(verbs, b"first"), b"response"))
@@ -83,7 +83,7 @@ def test_a_confirmed_claim_is_two_round_trips(colour: str, backend: RedisBackend
 
 
 def test_a_claim_that_is_not_confirmed_does_not_run(colour: str, demanding: RedisBackend) -> None:
-    """I8, FAULTS 6: it is refused, and given back, so that the key is not held for a lease."""
+    """I8: it is refused, and given back, so that the key is not held for a lease."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         started = time.monotonic()
@@ -166,7 +166,7 @@ def _failed_over(min_replicas: int) -> tuple[object, object]:
 
 
 def test_without_replicas_a_failover_forgets_a_claim_and_the_handler_runs_twice() -> None:
-    """FAULTS 6, section 10: documented. The claim was acknowledged, and the promoted replica never had it."""
+    """Documented. The claim was acknowledged, and the promoted replica never had it."""
     first, second = _failed_over(0)
     assert isinstance(first, Leased)
     assert isinstance(second, Leased)
@@ -174,14 +174,14 @@ def test_without_replicas_a_failover_forgets_a_claim_and_the_handler_runs_twice(
 
 
 def test_with_replicas_the_claim_that_a_failover_would_forget_is_refused() -> None:
-    """FAULTS 6, I8: so the handler runs once, after it."""
+    """I8: so the handler runs once, after it."""
     first, second = _failed_over(1)
     assert isinstance(first, BackendUnavailable)
     assert isinstance(second, Leased)
 
 
 def test_a_confirmed_claim_survives_a_failover() -> None:
-    """FAULTS 6, I1: with Sentinel, at once, without waiting for replication otherwise."""
+    """I1: with Sentinel, at once, without waiting for replication otherwise."""
     with replicated(1) as (primary, _):
         sentinel = Sentinel(primary.port).start()
         try:

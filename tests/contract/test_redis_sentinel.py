@@ -55,7 +55,7 @@ def steady() -> Iterator[tuple[Server, Sentinel]]:
 def test_after_a_failover_the_backend_works_again_by_itself(
     colour: str, watched: tuple[Server, Server, Sentinel]
 ) -> None:
-    """B-10, FAULTS 6: every call until then is refused in time, and what the replica has is known."""
+    """B-10: every call until then is refused in time, and what the replica has is known."""
     primary, replica, sentinel = watched
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -134,7 +134,7 @@ def test_a_primary_that_was_replaced_is_left_while_it_still_serves(colour: str, 
 def test_silence_is_unavailable_in_time(
     colour: str, silent: str, connected: bool, steady: tuple[Server, Sentinel]
 ) -> None:
-    """B-10, FAULTS 7: whoever says nothing; who is connected to the primary needs no Sentinel."""
+    """B-10: whoever says nothing; who is connected to the primary needs no Sentinel."""
     primary, sentinel = steady
     frozen = {"sentinel": (sentinel,), "primary": (primary,), "both": (primary, sentinel)}[silent]
 
@@ -183,7 +183,7 @@ def test_an_unknown_service_is_unavailable(colour: str, steady: tuple[Server, Se
 
 
 def test_sentinels_have_a_login_of_their_own(colour: str) -> None:
-    """B-11a, section 9: other than the servers'; neither is repeated."""
+    """B-11a: other than the servers'; neither is repeated."""
     with replicated(0, "--requirepass", "data-" + SECRET) as (primary, _):
         lines = (f"sentinel auth-pass {SERVICE} data-{SECRET}", f"requirepass sentinel-{SECRET}")
         sentinel = Sentinel(primary.port, *lines)

@@ -1,4 +1,4 @@
-"""From URLs to backends, and what wrong ones are told (issue: what bad input gets)."""
+"""From URLs to backends, and what wrong ones are told."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_wrong_url_is_told_what_is_wrong(url: str, message: str) -> None:
     ],
 )
 def test_credentials_are_never_repeated(url: str) -> None:
-    """Section 9: not in errors, not in reprs."""
+    """Not in errors, not in reprs."""
     try:
         told = [open_backend(url), open_backend(url).to_async(), open_backend(url)._options]
     except ConfigurationError as error:
@@ -173,7 +173,7 @@ class Elsewhere(MemoryBackend):
 
 
 def test_backends_of_other_packages_are_found_by_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HOUSE: a backend elsewhere touches nothing of ours; it is among the known ones, too."""
+    """A backend elsewhere touches nothing of ours; it is among the known ones, too."""
     installed = tmp_path / "elsewhere-1.0.dist-info"
     installed.mkdir()
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")

@@ -188,7 +188,7 @@ def test_for_ever_is_kept(backend: SqlalchemyBackend) -> None:
 
 
 def test_a_record_that_was_deleted_by_hand_takes_its_stages_along(backend: SqlalchemyBackend, url: str) -> None:
-    """FAULTS 10: stages of an earlier life are never replayed."""
+    """Stages of an earlier life are never replayed."""
     lease = leased(backend, claim_of())
     backend.save_stage(SaveStage(lease, Stage("charge", "", b"old")))
     engine = create_engine(url)
@@ -277,7 +277,7 @@ def test_broken_connections_in_the_pool_are_replaced(postgres18: PostgresServer)
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("colour", ["sync", "asyncio"])
 async def test_a_silent_server_is_unavailable_in_time(postgres18: PostgresServer, colour: str) -> None:
-    """B-10, FAULTS 7: nothing arrives any more, on the connections that are open and on new ones."""
+    """B-10: nothing arrives any more, on the connections that are open and on new ones."""
     url = postgres_url(postgres18)
     make_tables(url)
     with FaultProxy(postgres18.port) as proxy:

@@ -107,7 +107,7 @@ def test_what_is_no_engine_is_refused(wrong: Any) -> None:
     ],
 )
 def test_credentials_are_never_repeated(url: str) -> None:
-    """Section 9: not in errors and their causes, not in reprs."""
+    """Not in errors and their causes, not in reprs."""
     try:
         backend = open_backend(url)
         told: list[Any] = [backend, backend.to_async(), backend.options]
@@ -128,7 +128,7 @@ def test_constructing_opens_nothing(tmp_path: Path) -> None:
 
 
 def test_an_engine_lends_its_way_to_connect_and_none_of_its_connections(path: Path) -> None:
-    """FAULTS 15, I6: its listeners are told of ours, and handlers that hold all of its own keep nobody waiting."""
+    """I6: its listeners are told of ours, and handlers that hold all of its own keep nobody waiting."""
     engine = create_engine(f"sqlite:///{path}", pool_size=1, max_overflow=0, pool_timeout=0.01)
     connected: list[object] = []
     event.listen(engine, "connect", lambda connection, _: connected.append(connection))

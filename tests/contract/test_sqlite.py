@@ -255,7 +255,7 @@ def test_claims_purge_expired_records(path: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("synchronous", "level"), [("full", 2), ("normal", 1)])
 def test_durability_is_what_was_asked_for(path: str, synchronous: str, level: int) -> None:
-    """Section 1 of FAULTS: FULL survives a power cut; write-ahead logging in any case."""
+    """FULL survives a power cut; write-ahead logging in any case."""
     backend = SqliteBackend(path, synchronous=synchronous)
 
     def pragmas(connection: sqlite3.Connection) -> list[object]:

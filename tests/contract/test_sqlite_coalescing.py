@@ -122,7 +122,7 @@ def test_who_is_alone_waits_for_nobody(backend: SqliteBackend, path: str, colour
 
 
 def test_of_two_with_one_key_in_a_transaction_one_wins(together: Ask) -> None:
-    """B-01, row 22 of FAULTS: the second finds what the first has written, though that is not committed yet."""
+    """B-01: the second finds what the first has written, though that is not committed yet."""
     one, two = together(("claim", claim_of(b"key", b"one")), ("claim", claim_of(b"key", b"two")))
     assert isinstance(one, Leased)
     assert isinstance(two, Busy)

@@ -72,7 +72,7 @@ if sql_databases.MYSQL_URL:
     @pytest.mark.timeout(SOON)
     @pytest.mark.parametrize("form", FORMS)
     def test_of_a_storm_of_duplicates_one_runs(form: str, request: pytest.FixtureRequest) -> None:
-        """FAULTS 14, B-01, S-06: each client has its answer, and a deadlock is no error that anybody sees."""
+        """B-01, S-06: each client has its answer, and a deadlock is no error that anybody sees."""
         with on_django.aliased(on_django.mysql(str(on_django.MYSQL))) as alias, runs_table(alias) as cursor:
             from django.db import connections
 

@@ -155,7 +155,7 @@ def test_an_end_before_the_subscription_is_seen(colour: str, backend: RedisBacke
 
 
 def test_waiting_costs_one_call_and_a_subscription(colour: str, backend: RedisBackend, plain: redis.Redis) -> None:
-    """LIMITS target 1: whatever its length; counted by the server."""
+    """Whatever its length; counted by the server."""
     # the question and the release are scripts that look at the record; the latter publishes
     names = ("evalsha", "publish", "hget", "subscribe", "unsubscribe")
 
@@ -244,7 +244,7 @@ def test_a_user_without_channels_waits_by_polling(colour: str, own_server: Serve
 
 @pytest.mark.parametrize("answers", [False, True], ids=["silent", "refusing"])
 def test_a_server_that_is_away_ends_the_waiting(colour: str, answers: bool) -> None:
-    """O-04, FAULTS 7: the waiting itself raises nothing; the claim that follows tells."""
+    """O-04: the waiting itself raises nothing; the claim that follows tells."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         if not answers:

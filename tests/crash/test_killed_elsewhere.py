@@ -30,7 +30,7 @@ def test_a_worker_killed_before_any_stage_is_repeated_whole(application: str, sq
 def test_a_worker_killed_between_the_charge_and_its_record_asks_the_provider_again_with_the_same_key(
     application: str, sqlite_site: Site
 ) -> None:
-    """Section 10, section 8 (`key_for`): the honest gap; the stage runs again, the provider knows the key."""
+    """``key_for``: the honest gap; the stage runs again, the provider knows the key."""
     client = Client()
     with (
         sqlite_site.start(application, SHOP_DIE="after-charge") as doomed,

@@ -126,7 +126,7 @@ def test_a_charge_that_is_unknown_is_not_found(api: Api) -> None:
 
 
 def test_a_declined_card_is_an_outcome_and_the_goods_go_back(api: Api) -> None:
-    """Section 4, `Stored`: 402 is kept, so the retry is a replay."""
+    """`Stored`: 402 is kept, so the retry is a replay."""
     order = {"sku": "shirt", "quantity": 5, "card": "tok_declined"}
     key = str(uuid.uuid4())
 
@@ -138,7 +138,7 @@ def test_a_declined_card_is_an_outcome_and_the_goods_go_back(api: Api) -> None:
 
 
 def test_what_is_out_of_stock_may_be_tried_again_with_the_same_key(api: Api) -> None:
-    """Section 4, `Stored`: 409 is of the moment and not kept."""
+    """`Stored`: 409 is of the moment and not kept."""
     order = {"sku": "last-poster", "quantity": 2, "card": "tok_visa"}
     key = str(uuid.uuid4())
 

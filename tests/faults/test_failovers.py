@@ -138,7 +138,7 @@ def pair(backend_kind: str, primaries: dict[str, PostgresServer]) -> Iterator[Pa
 @on_servers
 @pytest.mark.fault("failover to a replica that was behind", row=6, invariants=("I2",), kind="documented")
 def test_a_failover_forgets_what_the_replica_had_not_received(pair: Pair, effects: Effects) -> None:
-    """Section 10: an answer was given and is not known any more, so its retry runs again."""
+    """An answer was given and is not known any more, so its retry runs again."""
     with (
         Worker("wsgi", f"{pair.primary}?{pair.brisk}") as before,
         Worker("wsgi", f"{pair.replica}?{pair.brisk}") as after,

@@ -68,7 +68,7 @@ def test_at_the_limit_claims_are_refused_and_completions_are_kept(
 
 @pytest.mark.fault("memory limit, evicting policy", row=9, invariants=("I2",), kind="documented")
 def test_an_evicting_policy_forgets_what_was_completed(start_server: StartServer, effects: Effects) -> None:
-    """Section 10: an evicted key runs again."""
+    """An evicted key runs again."""
     server = start_server("allkeys-lru")
     with Worker("wsgi", f"{server.url}?{BRISK}") as worker, server.connect() as other:
         order = Order(plain(effects))

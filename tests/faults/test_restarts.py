@@ -170,7 +170,7 @@ def test_an_owner_whose_record_did_not_come_back_records_its_answer(
 @on_servers
 @pytest.mark.fault("backend killed and started empty, request completed", row=5, invariants=("I2",), kind="documented")
 def test_a_backend_without_a_log_forgets_what_was_completed(start_server: StartServer, effects: Effects) -> None:
-    """Section 10: an answer that was given is not known any more, so its retry runs again."""
+    """An answer that was given is not known any more, so its retry runs again."""
     server = start_server(logged=False)
     with Worker("wsgi", _url(server)) as worker:
         order = Order(plain(effects))

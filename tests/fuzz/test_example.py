@@ -154,7 +154,7 @@ async def same_answers(example: ModuleType, sent: list[requests.PreparedRequest]
 
 
 def test_generated_requests_are_answered_as_without_middleware_and_stages(example: ModuleType) -> None:
-    """O-01, SPEC 4: status, fields and body of the example, with no key and with a new one each.
+    """O-01: status, fields and body of the example, with no key and with a new one each.
 
     Without us its views run without the middleware and without their stages, as those would be ``NotStarted``.
     """

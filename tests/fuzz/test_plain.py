@@ -100,7 +100,7 @@ async def same_again(app: FastAPI, sent: requests.PreparedRequest, key: str, exp
 
 
 def test_generated_requests_are_answered_as_without_the_middleware() -> None:
-    """O-01, O-02, R-01, SPEC 4: status, fields and body, with no key and with a new one each; then a replay."""
+    """O-01, O-02, R-01: status, fields and body, with no key and with a new one each; then a replay."""
     order = requests.Request("POST", "http://test/entries", json={"title": "tea", "amount": 3}).prepare()
     bug = requests.Request("POST", "http://test/entries", json={"title": "tea", "amount": 999}).prepare()
     found = requests.Request("GET", "http://test/entries/1").prepare()

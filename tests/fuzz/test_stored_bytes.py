@@ -112,7 +112,7 @@ def assert_unreadable(response: httpx.Response) -> None:
 @bounded
 @given(frame=st.binary(max_size=80) | damaged(RESPONSE, TOMBSTONE))
 def test_any_bytes_as_a_stored_answer_never_run_again(backend: WatchedBackend, frame: bytes) -> None:
-    """B-08b, SPEC 9: what is no answer is 503 `record-unreadable`, and stays as it is."""
+    """B-08b: what is no answer is 503 `record-unreadable`, and stays as it is."""
 
     async def check() -> None:
         shop = Shop(backend)
@@ -138,7 +138,7 @@ def test_any_bytes_as_a_stored_answer_never_run_again(backend: WatchedBackend, f
 @bounded
 @given(frames=st.lists(st.binary(max_size=40) | damaged(STAGE, ERROR) | st.just(STAGE), min_size=1, max_size=3))
 def test_any_bytes_as_a_stage_never_run_again(backend: WatchedBackend, frames: list[bytes]) -> None:
-    """B-08b, SPEC 9: the claim is given back, so that the next request is told the same; stages that are good run."""
+    """B-08b: the claim is given back, so that the next request is told the same; stages that are good run."""
 
     async def check() -> None:
         shop = Shop(backend)

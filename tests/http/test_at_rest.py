@@ -1,4 +1,4 @@
-"""SPEC section 9: what is stored can be encrypted or redacted, and no client sees a difference in the live answer."""
+"""What is stored can be encrypted or redacted, and no client sees a difference in the live answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stored(case: Case) -> list[bytes]:
 
 
 def test_an_encrypted_request_resumes_and_is_replayed_as_any_other(new_case: NewCase) -> None:
-    """SPEC 9, R-01, O-08: the backend is given neither the body nor the value of a stage."""
+    """R-01, O-08: the backend is given neither the body nor the value of a stage."""
     case = new_case(with_a_card, "encrypted")
     assert case.send().status_code == 500
     first, second = case.send(), case.send()
@@ -43,7 +43,7 @@ def test_an_encrypted_request_resumes_and_is_replayed_as_any_other(new_case: New
 
 @on_memory_only
 def test_a_redacted_answer_reaches_its_first_client_whole(new_case: NewCase) -> None:
-    """SPEC 9: the live answer untouched, on every adapter's way of sending it."""
+    """The live answer untouched, on every adapter's way of sending it."""
     case = new_case(with_a_card, "redacts")
     case.send()
     first, second = case.send(), case.send()

@@ -1,4 +1,4 @@
-"""Whose key it is (SPEC section 5): two callers with one key never see each other's answer."""
+"""Whose key it is: two callers with one key never see each other's answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ADA, BOB = [("authorization", "Bearer ada")], [("authorization", "Bearer bob")]
 
 
 def test_two_callers_with_one_key_run_twice(new_case: NewCase) -> None:
-    """Section 5, I10: the scope is the digest of the whole Authorization field."""
+    """I10: the scope is the digest of the whole Authorization field."""
     case = new_case(charge)
     assert [case.send(headers=who).json() for who in (ADA, BOB)] == [{"charge": 1}, {"charge": 2}]
     assert [case.send(headers=who).json() for who in (ADA, BOB)] == [{"charge": 1}, {"charge": 2}]
@@ -30,14 +30,14 @@ def test_two_callers_with_api_keys_run_twice(new_case: NewCase) -> None:
 
 
 def test_another_callers_request_is_not_a_mismatch(new_case: NewCase) -> None:
-    """Section 5: not even a 422 is seen across callers."""
+    """Not even a 422 is seen across callers."""
     case = new_case(charge)
     case.send(headers=ADA)
     assert case.send(headers=BOB, body=b"something else").status_code == 201
 
 
 def test_a_caller_and_nobody_are_two(new_case: NewCase) -> None:
-    """Section 5: without credentials the same key is another one."""
+    """Without credentials the same key is another one."""
     case = new_case(charge)
     assert case.send(headers=ADA).json() == {"charge": 1}
     assert case.send().json() == {"charge": 2}
@@ -45,7 +45,7 @@ def test_a_caller_and_nobody_are_two(new_case: NewCase) -> None:
 
 @on_memory_only
 def test_a_guessable_key_of_nobody_is_refused(new_case: NewCase) -> None:
-    """Section 5: anonymous keys have at least 16 characters."""
+    """Anonymous keys have at least 16 characters."""
     case = new_case(charge)
     assert_problem(case.send(key="k" * 15), "key-malformed", 400, retryable=True, reuse_key=False)
     assert case.commands == []
@@ -54,7 +54,7 @@ def test_a_guessable_key_of_nobody_is_refused(new_case: NewCase) -> None:
 
 @on_memory_only
 def test_a_caller_with_credentials_may_use_short_keys(new_case: NewCase) -> None:
-    """Section 5: they are only guessed within the caller's own scope."""
+    """They are only guessed within the caller's own scope."""
     case = new_case(charge)
     who = [("authorization", f"Bearer {case.key}")]
     assert case.send(key="1", headers=who).status_code == 201
@@ -63,7 +63,7 @@ def test_a_caller_with_credentials_may_use_short_keys(new_case: NewCase) -> None
 
 @needs("users")
 def test_two_verified_users_with_one_key_run_twice(new_case: NewCase) -> None:
-    """Section 5: the framework's verified identity tells them apart."""
+    """The framework's verified identity tells them apart."""
     case = new_case(charge)
     assert case.send(headers=[("x-user", "ada")]).json() == {"charge": 1}
     assert case.send(headers=[("x-user", "bob")]).json() == {"charge": 2}
@@ -72,7 +72,7 @@ def test_two_verified_users_with_one_key_run_twice(new_case: NewCase) -> None:
 
 @needs("users")
 def test_a_verified_user_may_have_a_new_token(new_case: NewCase) -> None:
-    """Section 5: the identity comes before the Authorization field, so a refreshed token is the same caller."""
+    """The identity comes before the Authorization field, so a refreshed token is the same caller."""
     case = new_case(charge)
     case.send(headers=[("x-user", "ada"), ("authorization", "Bearer one")])
     again = case.send(headers=[("x-user", "ada"), ("authorization", "Bearer two")])
@@ -103,7 +103,7 @@ def test_an_attempt_ends_in_the_scope_in_which_it_began(new_case: NewCase) -> No
 
 @on_memory_only
 def test_callers_known_by_a_token_alone_are_warned_about_once(new_case: NewCase) -> None:
-    """Section 5: with its next token such a caller is a new one, and runs again."""
+    """With its next token such a caller is a new one, and runs again."""
     case = new_case(charge, "advised")
     assert [case.send(headers=who).json() for who in (ADA, BOB, ADA)] == [{"charge": 1}, {"charge": 2}, {"charge": 1}]
     assert [type(event) for event in case.events].count(events.CredentialScoped) == 1
@@ -157,7 +157,7 @@ def test_callers_who_are_meant_to_be_one_share_a_response(new_case: NewCase) -> 
 
 
 def test_by_route_a_key_is_good_for_several_endpoints(new_case: NewCase) -> None:
-    """Section 5, ``scope_by_route``: each endpoint has its own answer for it, in place of a 422 (O-05)."""
+    """``scope_by_route``: each endpoint has its own answer for it, in place of a 422 (O-05)."""
     case = new_case(charge, "by route")
     routes = [("POST", "/charges"), ("POST", "/refunds"), ("PATCH", "/charges")]
     assert [case.send(*route).json() for route in routes] == [{"charge": 1}, {"charge": 2}, {"charge": 3}]
@@ -167,7 +167,7 @@ def test_by_route_a_key_is_good_for_several_endpoints(new_case: NewCase) -> None
 
 
 def test_by_route_a_key_is_still_good_for_one_request_there(new_case: NewCase) -> None:
-    """Section 5, O-05: body and query are compared as ever."""
+    """O-05: body and query are compared as ever."""
     case = new_case(charge, "by route")
     case.send()
     for change in ({"body": b"other"}, {"path": "/charges?currency=EUR"}):

@@ -1,4 +1,4 @@
-"""SPEC section 4, who is covered; LIMITS target 1, how many round trips that costs."""
+"""Who is covered, and how many round trips that costs."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from tests.http.variants import on_memory_only
 
 
 def test_a_request_without_a_key_costs_no_round_trip(new_case: NewCase) -> None:
-    """Target 1, section 4: it passes through, each time."""
+    """It passes through, each time."""
     case = new_case(charge)
     assert [case.send(key=None).json() for _ in range(2)] == [{"charge": 1}, {"charge": 2}]
     assert case.commands == []
 
 
 def test_a_new_key_costs_two_round_trips(new_case: NewCase) -> None:
-    """Target 1: the claim and the completion; no heartbeat for a short handler."""
+    """The claim and the completion; no heartbeat for a short handler."""
     case = new_case(charge)
     case.send()
     assert case.verbs == ["Claim", "Complete"]
 
 
 def test_each_stage_costs_one_more(new_case: NewCase) -> None:
-    """Target 1."""
 
     def endpoint(call: Call) -> Steps:
         yield Run("one", lambda: 1)
@@ -38,7 +37,6 @@ def test_each_stage_costs_one_more(new_case: NewCase) -> None:
 
 
 def test_a_replay_costs_one_round_trip(new_case: NewCase) -> None:
-    """Target 1."""
     case = new_case(charge)
     case.send()
     before = len(case.commands)
@@ -47,7 +45,6 @@ def test_a_replay_costs_one_round_trip(new_case: NewCase) -> None:
 
 
 def test_a_mismatch_costs_one_round_trip(new_case: NewCase) -> None:
-    """Target 1."""
     case = new_case(charge)
     case.send()
     before = len(case.commands)
@@ -56,7 +53,6 @@ def test_a_mismatch_costs_one_round_trip(new_case: NewCase) -> None:
 
 
 def test_a_conflict_costs_one_round_trip(new_case: NewCase) -> None:
-    """Target 1."""
     case = new_case(gated)
     first = case.start()
     assert case.script.arrived.wait(PATIENCE)
@@ -70,7 +66,7 @@ def test_a_conflict_costs_one_round_trip(new_case: NewCase) -> None:
 @on_memory_only
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 def test_other_methods_are_not_covered(new_case: NewCase, method: str) -> None:
-    """Section 4: a key on them means nothing; PUT and DELETE opt in."""
+    """A key on them means nothing; PUT and DELETE opt in."""
     case = new_case(charge)
     case.send(method)
     case.send(method)
@@ -79,7 +75,7 @@ def test_other_methods_are_not_covered(new_case: NewCase, method: str) -> None:
 
 @on_memory_only
 def test_further_methods_opt_in(new_case: NewCase) -> None:
-    """Section 4: ``methods=``."""
+    """``methods=``."""
     case = new_case(charge, "puts")
     case.send("PUT")
     assert case.send("PUT").headers["idempotent-replayed"] == "true"
@@ -87,5 +83,5 @@ def test_further_methods_opt_in(new_case: NewCase) -> None:
 
 @on_memory_only
 def test_a_malformed_key_on_an_uncovered_method_is_not_looked_at(new_case: NewCase) -> None:
-    """Section 4: GET is never covered."""
+    """GET is never covered."""
     assert new_case(charge).send("GET", key='"').status_code == 201

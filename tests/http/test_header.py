@@ -1,4 +1,4 @@
-"""SPEC section 3 on the wire: raw header bytes against every adapter.
+"""The key header on the wire: raw header bytes against every adapter.
 
 Parsing does not touch a backend, so these run on memory only. A server may refuse control characters by itself with
 a 400 of its own; then nothing ran either, which is what these tests ask for.
@@ -138,7 +138,7 @@ def test_the_field_name_is_not_case_sensitive(new_case: NewCase) -> None:
 
 
 def test_the_field_name_is_configurable(new_case: NewCase) -> None:
-    """Section 3: the standard name means nothing where another one is set."""
+    """The standard name means nothing where another one is set."""
     case = new_case(charge, "renamed")
     case.raw((NAME, case.key.encode()))
     assert case.commands == []

@@ -1,4 +1,4 @@
-"""Which answers are kept (SPEC section 4), and how faithfully they are sent again (section 7)."""
+"""Which answers are kept, and how faithfully they are sent again."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_refusal_of_the_moment_is_not_kept(new_case: NewCase, status: int) -> 
 @on_memory_only
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 def test_a_server_error_is_not_kept(new_case: NewCase, status: int) -> None:
-    """Section 4: never 5xx; the retry is another attempt."""
+    """Never 5xx; the retry is another attempt."""
     case = new_case(answering(status))
     responses = [case.send(), case.send()]
     assert [r.status_code for r in responses] == [status, status]
@@ -77,7 +77,7 @@ def test_a_redirect_that_keeps_the_method_leaves_the_key_to_the_request_that_fol
 
 
 def test_a_retry_after_a_refusal_of_the_moment_may_be_another_request(new_case: NewCase) -> None:
-    """Section 4: what was not kept does not bind the key."""
+    """What was not kept does not bind the key."""
     case = new_case(answering(429))
     case.send()
     case.script.behaviour = charge
@@ -86,7 +86,7 @@ def test_a_retry_after_a_refusal_of_the_moment_may_be_another_request(new_case: 
 
 @on_memory_only
 def test_the_policy_overrules_what_is_kept(new_case: NewCase) -> None:
-    """Section 4: ``store=`` wants 429 and not 201."""
+    """``store=`` wants 429 and not 201."""
     case = new_case(answering(429), "own rule")
     case.send()
     assert case.send().headers["idempotent-replayed"] == "true"
@@ -104,7 +104,7 @@ def _wishing(wish: Callable[[], None], status: int) -> Behaviour:
 
 
 def test_a_view_can_keep_its_answer(new_case: NewCase) -> None:
-    """Section 4: ``idem.keep()``, even a 503."""
+    """``idem.keep()``, even a 503."""
     case = new_case(_wishing(idem.keep, 503))
     case.send()
     second = case.send()
@@ -112,7 +112,7 @@ def test_a_view_can_keep_its_answer(new_case: NewCase) -> None:
 
 
 def test_a_view_can_discard_its_answer(new_case: NewCase) -> None:
-    """Section 4: ``idem.discard()``; a retry runs."""
+    """``idem.discard()``; a retry runs."""
     case = new_case(_wishing(idem.discard, 200))
     assert [case.send().status_code for _ in range(2)] == [200, 200]
     assert len(case.runs) == 2
@@ -223,7 +223,7 @@ def test_the_date_is_not_replayed(new_case: NewCase) -> None:
 
 
 def test_problems_are_never_replayed(new_case: NewCase) -> None:
-    """Section 4: the answer to a repeat of a refused request is a new one."""
+    """The answer to a repeat of a refused request is a new one."""
     case = new_case(charge)
     case.send()
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""What a client that was written for Stripe's API gets with ``compat="stripe"`` (issue, Problems)."""
+"""What a client that was written for Stripe's API gets with ``compat="stripe"`` (Problems)."""
 
 from __future__ import annotations
 

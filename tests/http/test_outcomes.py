@@ -1,4 +1,4 @@
-"""SPEC section 4: what a client gets, situation by situation."""
+"""What a client gets, situation by situation."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_client_may_ask_to_wait_within_bounds(new_case: NewCase) -> None:
 
 
 def test_of_many_at_once_one_runs(new_case: NewCase) -> None:
-    """O-03, section 4: the others get 409 while it runs, or its answer once it has ended."""
+    """O-03: the others get 409 while it runs, or its answer once it has ended."""
     case = new_case(charge)
     responses = [answer.result(PATIENCE) for answer in [case.start() for _ in range(8)]]
     assert len(case.runs) == 1
@@ -139,7 +139,7 @@ def test_a_key_cannot_be_used_for_another_request_meanwhile(new_case: NewCase) -
 
 
 def test_a_refused_duplicate_changes_nothing(new_case: NewCase) -> None:
-    """Section 4: after a 422 and a 409 the answer is still the first one's."""
+    """After a 422 and a 409 the answer is still the first one's."""
     case = new_case(charge)
     first = case.send()
     assert case.send(body=b"other").status_code == 422
@@ -148,7 +148,7 @@ def test_a_refused_duplicate_changes_nothing(new_case: NewCase) -> None:
 
 @on_memory_only
 def test_parameters_of_the_media_type_do_not_matter(new_case: NewCase) -> None:
-    """Section 5: a retry may spell its charset."""
+    """A retry may spell its charset."""
     case = new_case(charge)
     case.send()
     assert case.send(headers=[("content-type", "application/json; charset=utf-8")]).status_code == 201
@@ -156,7 +156,7 @@ def test_parameters_of_the_media_type_do_not_matter(new_case: NewCase) -> None:
 
 @on_memory_only
 def test_json_is_compared_by_meaning_if_asked(new_case: NewCase) -> None:
-    """Section 5: with ``fingerprint="json"`` member order and white space do not matter, number lexemes do."""
+    """With ``fingerprint="json"`` member order and white space do not matter, number lexemes do."""
     case = new_case(charge, "json")
     case.send(body=b'{"a": 1, "b": 2}')
     assert case.send(body=b'{"b":2,"a":1}').headers["idempotent-replayed"] == "true"
@@ -174,7 +174,7 @@ def test_a_missing_key_is_refused_where_one_is_required(new_case: NewCase) -> No
 @needs("routes")
 @on_memory_only
 def test_a_missing_key_is_refused_on_a_route_that_requires_one(new_case: NewCase) -> None:
-    """O-06, section 4: by the route's own decorator."""
+    """O-06: by the route's own decorator."""
     case = new_case(charge)
     refused = case.send(path="/required/charges", key=None)
     assert_problem(refused, "key-missing", 400, retryable=True, reuse_key=False, path="/required/charges")
@@ -185,7 +185,7 @@ def test_a_missing_key_is_refused_on_a_route_that_requires_one(new_case: NewCase
 @needs("routes")
 @on_memory_only
 def test_an_exempt_route_is_not_covered(new_case: NewCase) -> None:
-    """Section 4: whatever the request carries."""
+    """Whatever the request carries."""
     case = new_case(charge)
     case.send(path="/exempt/charges")
     assert "idempotent-replayed" not in case.send(path="/exempt/charges").headers
@@ -358,14 +358,14 @@ def test_a_request_runs_unprotected_if_the_policy_says_so(new_case: NewCase) -> 
 
 @on_memory_only
 def test_a_request_without_a_key_runs_while_the_backend_is_down(new_case: NewCase) -> None:
-    """Section 4: it does not need the backend."""
+    """It does not need the backend."""
     case = new_case(charge, "down")
     assert case.send(key=None).status_code == 201
 
 
 @on_memory_only
 def test_problems_link_to_the_documentation(new_case: NewCase) -> None:
-    """Section 4: ``docs_url``."""
+    """``docs_url``."""
     case = new_case(charge, "documented")
     refused = case.send(key='"')
     assert refused.headers["link"] == '<https://example.org/idempotency>; rel="describedby"'

@@ -1,4 +1,4 @@
-"""The quota of live keys (SPEC section 9): a caller that floods is stopped, and nobody else notices."""
+"""The quota of live keys: a caller that floods is stopped, and nobody else notices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _caller(case: Case, name: str) -> list[tuple[str, str]]:
 
 
 def test_a_flood_is_stopped_and_others_go_on(new_case: NewCase) -> None:
-    """Section 9, FAULTS 4, I10: 429 for the caller's next key; its earlier keys and other callers are untouched."""
+    """I10: 429 for the caller's next key; its earlier keys and other callers are untouched."""
     case = new_case(charge, "limited")
     ada, bob = _caller(case, "ada"), _caller(case, "bob")
     keys = [str(uuid4()) for _ in range(LIVE_KEYS)]
@@ -40,7 +40,7 @@ def test_a_flood_is_stopped_and_others_go_on(new_case: NewCase) -> None:
 
 @on_memory_only
 def test_a_quota_costs_one_round_trip(new_case: NewCase) -> None:
-    """LIMITS target 1: for a new key and for a replay; a refused key only reads, and claims nothing."""
+    """For a new key and for a replay; a refused key only reads, and claims nothing."""
     case = new_case(charge, "limited")
     ada = _caller(case, "ada")
     case.send(headers=ada)
@@ -53,7 +53,7 @@ def test_a_quota_costs_one_round_trip(new_case: NewCase) -> None:
 
 
 def test_of_many_new_keys_at_once_as_many_as_the_quota_run(new_case: NewCase) -> None:
-    """Section 9: however many workers take them."""
+    """However many workers take them."""
     case = new_case(charge, "limited")
     ada = _caller(case, "ada")
     answers = [case.start(key=str(uuid4()), headers=ada) for _ in range(8)]
@@ -64,7 +64,7 @@ def test_of_many_new_keys_at_once_as_many_as_the_quota_run(new_case: NewCase) ->
 
 @on_memory_only
 def test_an_answer_that_is_not_kept_does_not_count(new_case: NewCase) -> None:
-    """Section 4: after a 403 nothing is kept, so a caller that is refused by the application is not out of keys."""
+    """After a 403 nothing is kept, so a caller that is refused by the application is not out of keys."""
     case = new_case(answering(403), "limited")
     ada = _caller(case, "ada")
     statuses = [case.send(key=str(uuid4()), headers=ada).status_code for _ in range(LIVE_KEYS + 2)]

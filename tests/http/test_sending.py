@@ -1,4 +1,4 @@
-"""How an answer leaves: durable before its last byte, streams live, tasks afterwards (SPEC section 7)."""
+"""How an answer leaves: durable before its last byte, streams live, tasks afterwards."""
 
 from __future__ import annotations
 

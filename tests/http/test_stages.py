@@ -1,4 +1,4 @@
-"""``idem`` behind every adapter: stages that resume (SPEC section 8)."""
+"""``idem`` behind every adapter: stages that resume."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_retry_resumes_after_the_last_stage(new_case: NewCase) -> None:
 
 
 def test_a_retry_knows_that_it_is_one(new_case: NewCase) -> None:
-    """Section 8: ``attempt`` and ``resumed``."""
+    """``attempt`` and ``resumed``."""
     case = new_case(staged)
     case.send()
     answer = case.send().json()
@@ -39,7 +39,7 @@ def test_a_blocking_endpoint_in_the_threadpool_resumes_too(new_case: NewCase) ->
 
 
 def test_saved_stages_can_be_looked_up_by_the_next_attempt(new_case: NewCase) -> None:
-    """Section 8: ``save_stage``, ``stages`` and ``load``."""
+    """``save_stage``, ``stages`` and ``load``."""
 
     def endpoint(call: Call) -> Steps:
         if len(call.script.runs) == 1:
@@ -55,7 +55,7 @@ def test_saved_stages_can_be_looked_up_by_the_next_attempt(new_case: NewCase) ->
 
 
 def test_the_key_for_a_downstream_api_is_the_same_on_each_attempt(new_case: NewCase) -> None:
-    """Section 8: ``key_for``; another one for another name."""
+    """``key_for``; another one for another name."""
 
     def endpoint(call: Call) -> Steps:
         yield from ()

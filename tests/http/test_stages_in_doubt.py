@@ -80,7 +80,7 @@ def test_a_stage_that_may_be_repeated_runs_again(new_case: NewCase) -> None:
 
 
 def test_an_external_stage_costs_one_round_trip_more(new_case: NewCase) -> None:
-    """S-04, LIMITS 1: claim, intent, stage, completion."""
+    """S-04: claim, intent, stage, completion."""
     case = new_case(charging(external=True))
     assert case.send().status_code == 201
     assert [type(c).__name__ for c in case.commands] == ["Claim", "SaveStage", "SaveStage", "Complete"]

@@ -49,7 +49,7 @@ def _gated_and_failing_once(call: Call) -> Steps:
 
 @on_told_backends
 def test_a_duplicate_that_is_told_asks_no_further(new_case: NewCase) -> None:
-    """O-04, LIMITS target 1: one claim before it waits and one after."""
+    """O-04: one claim before it waits and one after."""
     case = new_case(gated, "waits")
     with _running(case) as first:
         started = time.monotonic()
@@ -100,7 +100,7 @@ def test_a_client_that_asks_to_wait_gets_the_answer(new_case: NewCase) -> None:
 
 
 def test_a_storm_of_waiting_duplicates_runs_once(new_case: NewCase) -> None:
-    """O-04, FAULTS 14: all of them get equal bytes."""
+    """O-04: all of them get equal bytes."""
     case = new_case(gated, "waits in numbers")
     with ThreadPoolExecutor(STORM) as clients, _running(case) as first:
         before = len(case.watched.waits)
@@ -114,7 +114,7 @@ def test_a_storm_of_waiting_duplicates_runs_once(new_case: NewCase) -> None:
 
 @on_memory_only
 def test_waiting_duplicates_leave_threads_to_others(new_case: NewCase) -> None:
-    """FAULTS 15, I6: of a server's eight threads they hold two, so that other requests go on; tasks may all wait."""
+    """I6: of a server's eight threads they hold two, so that other requests go on; tasks may all wait."""
     case, other = new_case(gated, "waits"), new_case(charge, "waits")
     with ThreadPoolExecutor(8) as clients, _running(case):
         before = len(case.watched.waits)

@@ -72,7 +72,7 @@ def test_a_rolled_back_answer_is_none(client: Client, kind: str, database: Datab
 
 
 def test_an_answer_that_is_not_kept_is_not_in_the_ledger(client: Client, kind: str, database: Database) -> None:
-    """S-06 beside section 4: 409 is never stored, so the retry runs."""
+    """S-06: 409 is never stored, so the retry runs."""
     for _ in range(2):
         with client.request(), BLOCKING[kind][1](database) as opened:
             answer_order(opened, Answer(409, [], b"not now"))

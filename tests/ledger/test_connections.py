@@ -16,8 +16,7 @@ from sqlalchemy.orm import Session
 from open_idempotency import ConfigurationError, LeaseLost, LedgerMissing, events, idem
 from open_idempotency._core.requests import Answer
 from open_idempotency._perform.stages import stage_id
-from open_idempotency.ledger.dialects import POSTGRESQL
-from open_idempotency.ledger.problems import explain
+from open_idempotency.ledger.dialects import POSTGRESQL, explain
 from tests.ledger.databases import BLOCKING, INSERT, Database, Open
 from tests.unit.stage_client import Client
 
@@ -89,7 +88,7 @@ def test_a_psycopg_connection_in_pipeline_mode_is_refused(
 
 @pytest.mark.parametrize("kind", ["session on SQLite"])
 def test_an_error_of_sqlalchemys_has_no_value_in_it(client: Client, kind: str, database: Database) -> None:
-    """Section 9: no bodies in errors; and its cause is the driver's error, not itself."""
+    """No bodies in errors; and its cause is the driver's error, not itself."""
     refuse(database, "full")
     engine = sqlalchemy.create_engine(database.url)
     with Session(engine) as session, client.request(), pytest.raises(sqlalchemy.exc.IntegrityError) as raised:

@@ -1,4 +1,4 @@
-"""Hooks of an answer that goes into the ledger and into the record: each is asked once (S-06, section 9)."""
+"""Hooks of an answer that goes into the ledger and into the record: each is asked once (S-06)."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_what_is_between_view_and_middleware_is_in_the_record(database: Database
 
 @pytest.mark.parametrize("kind", ["sqlite3"])
 def test_another_status_is_another_decision(database: Database) -> None:
-    """Section 4: ``store=`` says it of a status."""
+    """``store=`` says it of a status."""
     hooks = Hooks()
     assert kept(database, hooks, Answer(202, ANSWER.headers, ANSWER.body)).status == 202
     assert hooks.asked == ["store", "redact", "seal", "store", "redact", "seal"]
@@ -111,7 +111,7 @@ def test_another_status_is_another_decision(database: Database) -> None:
 
 @pytest.mark.parametrize("kind", ["sqlite3"])
 def test_of_an_answer_that_is_not_kept_store_is_asked_once(database: Database) -> None:
-    """Section 4: and nothing else."""
+    """And nothing else."""
     hooks, refused = Hooks(), Answer(409, [], b"not now")
     client = Client(**hooks.fields)
     with client.request() as attempt:

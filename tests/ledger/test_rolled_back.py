@@ -339,14 +339,14 @@ def test_nothing_of_a_connection_is_kept_when_it_is_gone(client: Client, engine:
     """S-05: what watches a transaction lives no longer than its connection."""
     import gc
 
-    from open_idempotency.ledger import sqlalchemy_ends
+    from open_idempotency.ledger import on_sqlalchemy
 
     for _ in range(3):
         with client.request(), engine.connect() as connection:
             as_an_answer(connection)
         del connection
     gc.collect()
-    assert not [one for one in sqlalchemy_ends._of_connections if one.engine is engine]
+    assert not [one for one in on_sqlalchemy._watched_on if one.engine is engine]
 
 
 @pytest.mark.anyio

@@ -174,7 +174,7 @@ def test_an_awaited_ledger_is_awaited(database: Database) -> None:
             return await site.again()
 
     assert is_placed(anyio.run(again))
-    with pytest.raises(ConfigurationError, match="asynchronous"):
+    with pytest.raises(ConfigurationError, match="async transaction"):
         site.client.again()
 
 

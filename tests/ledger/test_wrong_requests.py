@@ -107,13 +107,13 @@ STAGE = Stage("notify", "", b"done")
 
 
 def test_without_stages_it_is_a_release() -> None:
-    """LIMITS target 1: as ever, one round trip."""
+    """As ever, one round trip."""
     assert ended(refused()).names() == ["Release", "Unreserve"]
 
 
 @pytest.mark.parametrize("attempt", [refused(STAGE), refused(attempt=2)], ids=["stages", "an earlier attempt"])
 def test_what_a_release_would_leave_is_deleted(attempt: Attempt) -> None:
-    """S-06: once the owner has made sure that it is one; and the key counts no more (section 9)."""
+    """S-06: once the owner has made sure that it is one; and the key counts no more."""
     script = ended(attempt)
     assert script.names() == ["Renew", "Forget", "Unreserve"]
     assert script.asked[1] == Forget(RECORD)

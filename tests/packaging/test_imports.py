@@ -42,8 +42,6 @@ ALLOWED = {
     "open_idempotency.ledger.on_django": {"django"},
     "open_idempotency.ledger.on_psycopg": {"psycopg"},
     "open_idempotency.ledger.on_sqlalchemy": {"sqlalchemy"},
-    "open_idempotency.ledger.sqlalchemy_ends": {"sqlalchemy"},
-    "open_idempotency.ledger.tables": {"sqlalchemy"},
     "open_idempotency.starlette": {"starlette", "anyio"},
     "open_idempotency.fastapi": {"fastapi", "starlette", "anyio", "pydantic"},
     "open_idempotency.flask": {"flask"},
@@ -119,25 +117,25 @@ def bare() -> set[str]:
 
 
 def test_the_package_loads_no_framework_client_library_or_event_loop(bare: set[str]) -> None:
-    """Issue: speed and size; HOUSE: ``__init__`` imports nothing optional."""
+    """Speed and size: ``__init__`` imports nothing optional."""
     assert (loaded_by("import open_idempotency") - bare) & OPTIONAL == set()
 
 
 def test_an_engine_over_the_memory_backend_loads_no_framework_or_event_loop(bare: set[str]) -> None:
-    """HOUSE: an adapter costs what it uses."""
+    """An adapter costs what it uses."""
     engine = "from open_idempotency._perform.engine import Engine\nEngine('memory://', None, {}, threads=True)"
     assert (loaded_by(engine) - bare) & OPTIONAL == set()
 
 
 def test_asking_for_the_running_loop_loads_none(bare: set[str]) -> None:
-    """HOUSE: a blocking stage in a process without an event loop."""
+    """A blocking stage in a process without an event loop."""
     ask = "from open_idempotency._perform.loops import current_library\nassert current_library() is None"
     assert (loaded_by(ask) - bare) & {"asyncio", "trio"} == set()
 
 
 @pytest.mark.parametrize("group", sorted({group_of(name) for name in MODULES} - {NEEDS_SETTINGS, SUITE}))
 def test_each_module_can_be_imported_by_itself_and_loads_no_other_framework(group: str) -> None:
-    """HOUSE: backends and adapters never import each other; no import cycle depends on who comes first."""
+    """Backends and adapters never import each other; no import cycle depends on who comes first."""
     # What a module may load is loaded once for its whole group, to save time.
     setup = "".join(f"import {name}\n" for name in ALLOWED.get(group, ()))
     loaded = loaded_by_each(setup, [name for name in MODULES if group_of(name) == group])
@@ -146,7 +144,7 @@ def test_each_module_can_be_imported_by_itself_and_loads_no_other_framework(grou
 
 
 def test_each_django_module_can_be_imported_by_itself_once_there_are_settings() -> None:
-    """Issue: the names that users import."""
+    """The names that users import."""
     apps = [*(f"django.contrib.{name}" for name in ("contenttypes", "auth", "admin")), "open_idempotency.django"]
     settings = f"INSTALLED_APPS={apps}, IDEMPOTENCY_BACKEND='memory://'"
     setup = f"import django\nfrom django.conf import settings\nsettings.configure({settings})\ndjango.setup()"
@@ -159,14 +157,14 @@ def test_each_django_module_can_be_imported_by_itself_once_there_are_settings() 
 
 @pytest.mark.parametrize("name", open_idempotency.__all__)
 def test_every_public_name_is_there_and_documented(name: str) -> None:
-    """HOUSE: docstrings on all public things."""
+    """Docstrings on all public things."""
     public = getattr(open_idempotency, name)
     assert (public.__doc__ or type(public).__doc__ or "").strip()
 
 
 @pytest.mark.parametrize("name", ["idem", "IdempotencyPolicy", "open_backend"])
 def test_the_names_that_users_import_are_public(name: str) -> None:
-    """Issue: "keep these names"."""
+    """ "keep these names"."""
     assert name in open_idempotency.__all__
 
 
@@ -180,13 +178,13 @@ ADAPTERS: Sequence[tuple[str, Sequence[str]]] = [
 
 @pytest.mark.parametrize(("module", "names"), ADAPTERS, ids=[row[0] for row in ADAPTERS])
 def test_the_names_that_users_import_are_in_each_adapter(module: str, names: Sequence[str]) -> None:
-    """Issue: "keep these names"."""
+    """ "keep these names"."""
     adapter = importlib.import_module(module)
     assert [name for name in names if not hasattr(adapter, name)] == []
 
 
 def test_the_names_that_users_import_are_in_the_django_adapter() -> None:
-    """Issue: "keep these names"; in a process of its own, since settings are made once."""
+    """ "keep these names"; in a process of its own, since settings are made once."""
     names = "IdempotencyMiddleware, idempotent, exempt"
     assert "django" in loaded_by(
         "from django.conf import settings\nsettings.configure(IDEMPOTENCY_BACKEND='memory://')\n"

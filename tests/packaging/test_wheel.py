@@ -31,7 +31,7 @@ def metadata(wheel: zipfile.ZipFile) -> email.message.Message:
 
 
 def test_every_file_of_the_package_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
-    """HOUSE: Lua and SQL are files of their own; ``py.typed`` is shipped."""
+    """Lua and SQL are files of their own; ``py.typed`` is shipped."""
     files = {
         path.relative_to(SOURCE).as_posix()
         for path in (SOURCE / "open_idempotency").rglob("*")
@@ -43,7 +43,6 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel: zipfile.ZipFile) -> No
 
 @pytest.mark.parametrize("kind", [".lua", ".sql"])
 def test_scripts_and_statements_are_in_the_wheel(wheel: zipfile.ZipFile, kind: str) -> None:
-    """HOUSE."""
     assert any(name.endswith(kind) for name in wheel.namelist())
 
 
@@ -54,20 +53,20 @@ def test_nothing_but_the_package_is_in_the_wheel(wheel: zipfile.ZipFile) -> None
 
 
 def test_the_base_install_depends_on_http_sf_alone(wheel: zipfile.ZipFile) -> None:
-    """Issue: RFC 9651 by its editor, and nothing else."""
+    """RFC 9651 by its editor, and nothing else."""
     required = metadata(wheel).get_all("Requires-Dist") or []
     base = [line for line in required if "extra ==" not in line]
     assert [line.partition(">")[0].strip() for line in base] == ["http-sf"]
 
 
 def test_the_extras_are_those_of_the_issue(wheel: zipfile.ZipFile) -> None:
-    """Issue: extras."""
+    """Extras."""
     extras = metadata(wheel).get_all("Provides-Extra") or []
     assert {"redis", "starlette", "fastapi", "flask", "django"} <= set(extras)
 
 
 def test_the_oldest_python_and_the_licence_are_told(wheel: zipfile.ZipFile) -> None:
-    """Issue: Python 3.10 and later."""
+    """Python 3.10 and later."""
     told = metadata(wheel)
     assert told["Requires-Python"] == ">=3.10"
     assert told["License-Expression"] == "Apache-2.0"

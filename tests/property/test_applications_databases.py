@@ -43,7 +43,7 @@ def alias(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("colour", SHARES)
 def test_djangos_databases_keep_to_the_model(colour: str, alias: str) -> None:
-    """B-12, SPEC 9: the real statements, on tables that are emptied for each history."""
+    """B-12: the real statements, on tables that are emptied for each history."""
 
     def make(clock: ManualClock) -> Backend:
         return DjangoBackend(on_django.emptied(alias), timeout=10, clock=clock)
@@ -54,7 +54,7 @@ def test_djangos_databases_keep_to_the_model(colour: str, alias: str) -> None:
 @pytest.mark.parametrize("colour", SHARES)
 @pytest.mark.parametrize("kind", sql_databases.KINDS)
 def test_sqlalchemys_databases_keep_to_the_model(colour: str, kind: str, request: pytest.FixtureRequest) -> None:
-    """B-12, SPEC 9: the same through SQLAlchemy."""
+    """B-12: the same through SQLAlchemy."""
     url = sql_databases.url_of(kind, request)
 
     def make(clock: ManualClock) -> Backend:

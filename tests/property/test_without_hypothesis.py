@@ -21,4 +21,4 @@ except MissingExtra as error:
 def test_the_model_test_names_what_to_install() -> None:
     """B-12: Hypothesis is needed by nothing else that is shipped."""
     done = subprocess.run([sys.executable, "-c", _WITHOUT], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "the model test needs Hypothesis: pip install hypothesis", done.stderr
+    assert done.stdout == "check_against_model needs Hypothesis: pip install hypothesis", done.stderr

@@ -7,7 +7,7 @@ import pytest
 
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.conformance import check_against_model
-from open_idempotency.conformance.model import Disagreement
+from open_idempotency.conformance.reference_model import Disagreement
 from tests.property.wrong_backends import WRONG
 
 # The first history that shows the mistake is enough, and it must be found on every run.

@@ -28,7 +28,7 @@ class _Dead(BaseException):
 
 
 class Failure(AssertionError):
-    """An invariant does not hold; the message has its name (I1 to I13, or a line of SPEC)."""
+    """An invariant does not hold; the message has its name (I1 to I13, or a line of behaviour)."""
 
 
 class Process:

@@ -28,7 +28,7 @@ def too_large() -> RequestBody:
 
 
 def test_a_malformed_key_is_refused_before_any_command() -> None:
-    """O-06, SPEC 3: before any backend call; nothing is read either."""
+    """O-06: before any backend call; nothing is read either."""
     admission = Admission(key=(b"idempotency-key", b'"abc'))
     assert name(admission.problem()) == "key-malformed"
     assert admission.script.asked == []
@@ -42,7 +42,7 @@ def test_a_missing_key_on_a_route_that_requires_one_is_refused_before_any_comman
 
 
 def test_a_missing_key_on_an_optional_route_is_an_attempt_without_a_lease_and_no_command() -> None:
-    """SPEC 4: pass through, body not buffered, no backend call."""
+    """Pass through, body not buffered, no backend call."""
     admission = Admission(key=None)
     attempt = admission.run()
     assert isinstance(attempt, Attempt)
@@ -51,14 +51,12 @@ def test_a_missing_key_on_an_optional_route_is_an_attempt_without_a_lease_and_no
 
 
 def test_a_short_anonymous_key_is_refused_before_the_body_is_read() -> None:
-    """SPEC 5."""
     admission = Admission(key=(b"idempotency-key", b"short"))
     assert name(admission.problem()) == "key-malformed"
     assert admission.script.names() == ["Call"]
 
 
 def test_a_short_key_of_a_verified_user_is_claimed() -> None:
-    """SPEC 5."""
     admission = Admission(Leased(lease_of()), key=(b"idempotency-key", b"short"), user="ann")
     assert isinstance(admission.run(), Attempt)
 
@@ -71,7 +69,7 @@ def test_a_body_over_the_limit_is_refused_before_the_claim() -> None:
 
 
 def test_an_unknown_scope_ends_in_an_error_before_the_claim() -> None:
-    """SPEC 5: a 500, never a shared bucket."""
+    """A 500, never a shared bucket."""
     admission = Admission(scope=lambda _: "")
     with pytest.raises(ScopeUnknown):
         admission.run()
@@ -211,7 +209,7 @@ def test_a_stored_response_that_cannot_be_read_never_runs() -> None:
 
 
 def test_the_cause_is_named_in_the_event_and_its_words_are_not() -> None:
-    """SPEC 9: an address or a password may be in them."""
+    """An address or a password may be in them."""
     error = BackendUnavailable("down")
     error.__cause__ = ConnectionError("redis://:hunter2@host")
     admission = Admission(error)

@@ -108,7 +108,7 @@ def test_a_duplicate_that_has_waited_gives_its_place_back() -> None:
 
 
 def test_a_duplicate_for_which_there_is_no_place_is_told_at_once() -> None:
-    """O-04, FAULTS 15: duplicates must not eat the threads that the owner needs."""
+    """O-04: duplicates must not eat the threads that the owner needs."""
     admission = Admission(Busy(1, 9), wait=5, max_waiting=3)
     admission.script.places = 0
     assert name(admission.problem()) == "in-progress"

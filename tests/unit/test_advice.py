@@ -33,7 +33,7 @@ def told(times: int = 1, kind: type[events.Event] = events.CredentialScoped, **a
 
 
 def test_a_caller_known_by_a_token_alone_is_a_reason_to_warn_once() -> None:
-    """Issue, "token rotation warned about"; section 5."""
+    """A rotating token is warned about."""
     assert told(times=3, headers=TOKEN) == 1
 
 
@@ -42,7 +42,7 @@ def test_a_caller_known_by_a_token_alone_is_a_reason_to_warn_once() -> None:
     [{"headers": TOKEN, "user": "ada"}, {"headers": TOKEN, "scope": lambda _: "ada"}, {"headers": []}, {"key": None}],
 )
 def test_a_caller_known_otherwise_is_no_reason_to_warn(admission: dict[str, Any]) -> None:
-    """Section 5: a verified user and ``scope=`` outlive a token; nobody has none; without a key nobody asks."""
+    """A verified user and ``scope=`` outlive a token; nobody has none; without a key nobody asks."""
     assert told(**admission) == 0
 
 
@@ -125,7 +125,7 @@ def test_of_many_threads_one_is_told_to_give_the_advice() -> None:
 
 
 def test_the_log_says_once_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
-    """Issue: a WARNING of "open_idempotency" that names the way out, and no credentials (section 9)."""
+    """A WARNING of "open_idempotency" that names the way out, and no credentials."""
     middleware = IdempotencyMiddleware(hello, "memory://")
     for token in ("Bearer one", "Bearer two"):
         serve(middleware, environ(HTTP_AUTHORIZATION=token))
@@ -147,7 +147,7 @@ def test_each_engine_says_it_for_itself() -> None:
 
 
 def test_two_wsgi_applications_share_a_backend_under_their_names() -> None:
-    """SPEC 2: ``application`` is a keyword of the middleware."""
+    """``application`` is a keyword of the middleware."""
     backend = MemoryBackend()
     for name in ("shop", "bank"):
         serve(IdempotencyMiddleware(hello, backend, application=name), environ(key=KEY))
@@ -159,6 +159,6 @@ async def _nothing(scope: Any, receive: Any, send: Any) -> None:
 
 
 def test_an_asgi_application_is_named_by_a_keyword() -> None:
-    """SPEC 2: ``application`` is a keyword of the middleware."""
+    """``application`` is a keyword of the middleware."""
     middleware = AsgiMiddleware(_nothing, "memory://", application="shop")
     assert (middleware.app, middleware.engine.policy.application) == (_nothing, "shop")

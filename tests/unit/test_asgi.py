@@ -90,7 +90,7 @@ def new_key() -> str:
 
 
 async def test_a_websocket_is_untouched() -> None:
-    """Section 4, R-06: the application gets the server's own objects."""
+    """R-06: the application gets the server's own objects."""
     got: list[Any] = []
 
     async def app(*arguments: Any) -> None:
@@ -102,7 +102,7 @@ async def test_a_websocket_is_untouched() -> None:
 
 
 async def test_a_lifespan_passes_through() -> None:
-    """Section 4, R-06: the same scope, and every message, in order."""
+    """R-06: the same scope, and every message, in order."""
     messages = [{"type": f"lifespan.{step}.complete"} for step in ("startup", "shutdown")]
     exchange = Exchange(key=new_key(), type="lifespan")
     await IdempotencyMiddleware(sending(*messages), "memory://")(exchange.scope, exchange.receive, exchange.send)
@@ -152,7 +152,7 @@ async def test_a_shutdown_is_complete_when_what_was_cancelled_is_recorded() -> N
 
 @pytest.mark.parametrize(("method", "key"), [("POST", None), ("GET", "a-key-that-is-long-enough")])
 async def test_a_body_without_protection_is_not_buffered(method: str, key: str | None) -> None:
-    """Section 4: the application reads from the server itself."""
+    """The application reads from the server itself."""
     got: list[Any] = []
 
     async def app(*arguments: Any) -> None:
@@ -204,7 +204,7 @@ async def test_after_the_body_receive_waits_for_the_real_disconnect() -> None:
 
 
 async def test_a_client_that_leaves_during_its_upload_starts_nothing() -> None:
-    """FAULTS 11: the claim is not taken until the body is whole."""
+    """The claim is not taken until the body is whole."""
     ran: list[bool] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -374,7 +374,7 @@ async def test_a_cancelled_handler_leaves_the_key_free() -> None:
 
 @pytest.mark.parametrize("key", [None, "a-key-that-is-long-enough"])
 async def test_the_request_is_known_inside_and_forgotten_outside(key: str | None) -> None:
-    """Section 8: also when the application raises."""
+    """Also when the application raises."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert idem.attempt == 1
@@ -387,7 +387,7 @@ async def test_the_request_is_known_inside_and_forgotten_outside(key: str | None
 
 
 async def test_a_middleware_within_a_middleware_does_not_claim_again() -> None:
-    """Section 4: on an application and on a part of it; the outer one protects."""
+    """On an application and on a part of it; the outer one protects."""
     backend = MemoryBackend()
     app = IdempotencyMiddleware(IdempotencyMiddleware(sending(start(), body(b"done")), backend), backend)
     key = new_key()
@@ -397,7 +397,7 @@ async def test_a_middleware_within_a_middleware_does_not_claim_again() -> None:
 
 @pytest.mark.parametrize("raw", [{"raw_path": b"/a%20b"}, {"raw_path": b"/a%20b?x=1"}, {}])
 async def test_the_path_is_the_raw_one(raw: dict[str, bytes]) -> None:
-    """Section 5: as the client sent it, however the server tells; a server that does not is helped out."""
+    """As the client sent it, however the server tells; a server that does not is helped out."""
     paths: list[bytes] = []
 
     def scope_of(request: Any) -> str:

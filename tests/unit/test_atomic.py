@@ -133,7 +133,6 @@ def test_another_body_is_refused_although_the_record_was_lost(shop: Shop) -> Non
 
 
 def test_sealed_answers_are_sealed_in_the_ledger_too(shop: Shop) -> None:
-    """SPEC 9."""
     client = flask_client(shop, in_flask, encryption=EncryptionKeys({"2026": b"k" * 32}))
     first = client.post("/", headers=KEY)
     assert b"order" not in bytes(shop.run("SELECT response FROM open_idempotency_ledger")[0])

@@ -33,7 +33,7 @@ from open_idempotency._core.canonical_json import (
     ],
 )
 def test_the_freedom_of_writing_does_not_count(one: bytes, other: bytes) -> None:
-    """SPEC 5: member order, white space and escapes."""
+    """Member order, white space and escapes."""
     assert canonical_json(one) == canonical_json(other)
 
 
@@ -55,7 +55,7 @@ def test_the_freedom_of_writing_does_not_count(one: bytes, other: bytes) -> None
     ],
 )
 def test_everything_else_counts(one: bytes, other: bytes) -> None:
-    """SPEC 5: number lexemes, array order, types."""
+    """Number lexemes, array order, types."""
     assert canonical_json(one) != canonical_json(other)
 
 
@@ -79,13 +79,13 @@ def test_everything_else_counts(one: bytes, other: bytes) -> None:
     ],
 )
 def test_a_text_that_readers_may_disagree_about_has_no_canonical_form(raw: bytes) -> None:
-    """SPEC 5: invalid, or a member name repeated."""
+    """Invalid, or a member name repeated."""
     with pytest.raises(NotCanonical):
         canonical_json(raw)
 
 
 def test_a_lone_surrogate_is_just_a_string() -> None:
-    """SPEC 5: strange but valid JSON; it is told apart and does not crash."""
+    """Strange but valid JSON; it is told apart and does not crash."""
     form = canonical_json(b'{"\\ud800":1}')
     assert form != canonical_json(b'{"\\udc00":1}')
     assert form != canonical_json(b'{"\\\\ud800":1}')
@@ -111,7 +111,7 @@ def nested(calls: int, raw: bytes) -> bytes:
 
 
 def test_what_is_too_deep_does_not_depend_on_the_caller() -> None:
-    """SPEC 5: the same body has the same fingerprint from whatever depth of the stack."""
+    """The same body has the same fingerprint from whatever depth of the stack."""
     deepest = b"[" * MAX_DEPTH + b"]" * MAX_DEPTH
     assert nested(200, deepest) == canonical_json(deepest)
 
@@ -136,12 +136,11 @@ def test_what_is_too_deep_does_not_depend_on_the_caller() -> None:
     ],
 )
 def test_ignored_members_are_left_out(pointer: str, raw: bytes, left: bytes) -> None:
-    """SPEC 5: JSON-pointer ignore list; RFC 6901 escapes; what is missing is no error."""
+    """JSON-pointer ignore list; RFC 6901 escapes; what is missing is no error."""
     assert canonical_json(raw, [pointer]) == canonical_json(left)
 
 
 def test_two_ignored_elements_of_one_array_do_not_shift_each_other() -> None:
-    """SPEC 5."""
     assert canonical_json(b"[1,2,3]", ["/0", "/1"]) == canonical_json(b"[8,9,3]", ["/0", "/1"])
 
 
@@ -183,14 +182,12 @@ def tagged(value: Any) -> Any:
 
 @given(values, values, st.data())
 def test_forms_are_equal_exactly_for_equal_values_with_equal_lexemes(one: Any, other: Any, data: Any) -> None:
-    """SPEC 5."""
     forms = [canonical_json(write(value, data.draw).encode("utf-8", "surrogatepass")) for value in (one, other)]
     assert (forms[0] == forms[1]) is (tagged(one) == tagged(other))
 
 
 @given(values, st.data())
 def test_the_form_of_a_value_does_not_depend_on_how_it_was_written(value: Any, data: Any) -> None:
-    """SPEC 5."""
     texts = [write(value, data.draw).encode("utf-8", "surrogatepass") for _ in range(2)]
     assert canonical_json(texts[0]) == canonical_json(texts[1])
 
@@ -233,14 +230,14 @@ pointers = st.lists(st.sampled_from(["/a", "/b", "/a/b", "/0", "/1/a", "/", "/é
 def test_what_a_client_writes_has_one_form_with_orjson_and_without(
     value: Any, ascii_only: bool, separators: tuple[str, str], ignore: list[str]
 ) -> None:
-    """Issue: "orjson is used when installed and changes no result"."""
+    """ "orjson is used when installed and changes no result"."""
     text = json.dumps(value, ensure_ascii=ascii_only, separators=separators)
     assert_orjson_changes_nothing(text.encode(), ignore)
 
 
 @given(values, st.data(), pointers)
 def test_any_way_of_writing_has_one_form_with_orjson_and_without(value: Any, data: Any, ignore: list[str]) -> None:
-    """Issue: lexemes, escapes, white space, order of members."""
+    """Lexemes, escapes, white space, order of members."""
     assert_orjson_changes_nothing(write(value, data.draw).encode("utf-8", "surrogatepass"), ignore)
 
 
@@ -248,7 +245,7 @@ def test_any_way_of_writing_has_one_form_with_orjson_and_without(value: Any, dat
 def test_a_damaged_text_has_one_outcome_with_orjson_and_without(
     value: Any, place: int, byte: int, ignore: list[str]
 ) -> None:
-    """Issue: invalid JSON too."""
+    """Invalid JSON too."""
     raw = bytearray(orjson.dumps(_bounded(value)))
     raw[place % len(raw)] = byte
     assert_orjson_changes_nothing(bytes(raw), ignore)
@@ -256,7 +253,7 @@ def test_a_damaged_text_has_one_outcome_with_orjson_and_without(
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), lexemes), max_size=5))
 def test_repeated_members_have_one_outcome_with_orjson_and_without(members: list[tuple[str, str]]) -> None:
-    """Issue: "repeated member names"."""
+    """ "repeated member names"."""
     raw = ("{" + ",".join(f'"{name}":{lexeme}' for name, lexeme in members) + "}").encode()
     assert_orjson_changes_nothing(raw, [])
 
@@ -307,7 +304,7 @@ def test_orjson_takes_what_it_writes_back(raw: bytes) -> None:
     ],
 )
 def test_orjson_leaves_what_it_would_change(raw: bytes) -> None:
-    """SPEC 5: lexemes, repeated names and what it refuses are the standard library's."""
+    """Lexemes, repeated names and what it refuses are the standard library's."""
     assert by_orjson(raw) is None
 
 

@@ -297,7 +297,7 @@ def test_too_many_that_wait_are_refused() -> None:
 
 
 def test_a_task_whose_time_is_over_is_not_sent() -> None:
-    """FAULTS 7: a call is bounded, its time in the queue included."""
+    """A call is bounded, its time in the queue included."""
 
     async def test() -> None:
         gate = Gate()
@@ -486,7 +486,7 @@ def test_too_many_threads_that_wait_are_refused(pool: ThreadPoolExecutor) -> Non
 
 
 def test_a_thread_whose_time_is_over_takes_its_question_back(pool: ThreadPoolExecutor) -> None:
-    """FAULTS 7, for threads: it does not wait for the batch that is away."""
+    """For threads: it does not wait for the batch that is away."""
     gate = Gate()
     coalescer: ThreadCoalescer[int, int] = ThreadCoalescer(gate.carry_out, Limits(0.0))
     first = pool.submit(coalescer.ask, 1)

@@ -42,7 +42,7 @@ def test_an_empty_body_is_not_a_tombstone() -> None:
 @example(b"\x01\x00\x00\xc8\x00\x01\x00\x00\x00\x00\xff\xff\xff\xff\xff\xff")
 @example(b"\x01\x02\x00\xc8\x00\x00\x00\x00\x00\x00")
 def test_any_bytes_are_a_valid_response_or_refused(frame: bytes) -> None:
-    """B-08b, SPEC 9: a typed error; what is read is no larger than the frame."""
+    """B-08b: a typed error; what is read is no larger than the frame."""
     try:
         answer = decode_response(frame)
     except RecordUnreadable:
@@ -86,7 +86,7 @@ def test_a_truncated_response_is_refused(length: int) -> None:
     ],
 )
 def test_a_foreign_or_hostile_response_is_refused_when_it_is_read(frame: bytes, why: str) -> None:
-    """B-08b, SPEC 9: newer versions, unknown flags, header injection."""
+    """B-08b: newer versions, unknown flags, header injection."""
     with pytest.raises(RecordUnreadable, match=why):
         decode_response(frame)
 
@@ -106,14 +106,13 @@ def test_a_foreign_or_hostile_response_is_refused_when_it_is_read(frame: bytes, 
     ],
 )
 def test_a_header_field_that_breaks_framing_is_refused_when_it_is_written(field: tuple[bytes, bytes]) -> None:
-    """SPEC 9: validated when stored."""
+    """Validated when stored."""
     with pytest.raises(ValueError, match="framing"):
         encode_response(Answer(200, [field], b""))
 
 
 @pytest.mark.parametrize("status", [-1, 0, 99, 103, 199, 1000, 65536])
 def test_a_status_that_is_none_is_refused_when_it_is_written(status: int) -> None:
-    """SPEC 9."""
     with pytest.raises(ValueError, match="status"):
         encode_response(Answer(status, [], b""))
 

@@ -71,7 +71,7 @@ def test_the_builder_makes_the_state_it_says(state: State) -> None:
 
 @pytest.mark.parametrize(("verb", "state"), OWNERS_CASES, ids=[f"{v.__name__}-{s.name}" for v, s in OWNERS_CASES])
 def test_the_owners_verb_leaves_the_state_of_the_table_or_is_refused(verb: type[Command[Any]], state: State) -> None:
-    """SPEC 2, B-03."""
+    """B-03."""
     record, wanted = record_in(state), TRANSITIONS[verb].get(state)
     if wanted is not None:
         _, kept = VERBS[verb](record, lease_of(), NOW)
@@ -172,7 +172,7 @@ def test_a_withdrawn_owner_gets_no_lease(state: State, owner: bytes) -> None:
 
 @pytest.mark.parametrize("state", [State.ALIVE, State.FINAL, State.COMPLETED])
 def test_a_refused_duplicate_never_changes_the_record(state: State) -> None:
-    """SPEC 4: the kept record is the very one given, so a backend writes nothing (B-11b)."""
+    """The kept record is the very one given, so a backend writes nothing (B-11b)."""
     record = record_in(state)
     before = copy.deepcopy(record)
     assert decisions.claim(record, claim_of(), NOW)[1] is record
@@ -243,14 +243,14 @@ def test_the_lease_is_owned_until_its_end_and_not_at_it() -> None:
 
 
 def test_a_record_is_there_until_it_expires_and_not_at_that_moment() -> None:
-    """SPEC 2: expired = absent."""
+    """Expired = absent."""
     record = record_in(State.COMPLETED)
     assert state_of(record, 89_999.999) is State.COMPLETED
     assert state_of(record, 90_000.0) is State.ABSENT
 
 
 def test_a_claim_of_an_expired_record_is_a_first_one_with_a_greater_token() -> None:
-    """B-02, SPEC 2: without the old stages, whatever its fingerprint."""
+    """B-02: without the old stages, whatever its fingerprint."""
     old = record_in(State.COMPLETED)
     assert old is not None
     answer, kept = decisions.claim(replace(old, token=10**18), claim_of(fingerprint=b"\x01other"), 90_000.0)
@@ -270,7 +270,7 @@ def test_a_token_is_above_those_of_a_record_that_was_lost() -> None:
 
 
 def test_a_token_grows_even_if_the_clock_went_back() -> None:
-    """B-02, FAULTS 18."""
+    """B-02."""
     record = record_in(State.FAILED)
     assert record is not None
     answer, _ = decisions.claim(replace(record, token=10**18), claim_of(), NOW)
@@ -368,12 +368,12 @@ def test_a_failure_sent_twice_changes_nothing(state: State) -> None:
 
 
 def test_a_release_leaves_nothing_of_a_first_attempt_without_stages() -> None:
-    """SPEC 4: what is not kept; a corrected request may use the key with another body."""
+    """What is not kept; a corrected request may use the key with another body."""
     assert decisions.release(record_in(State.ALIVE, stages=()), Release(lease_of()), NOW) == (None, None)
 
 
 def test_a_release_keeps_stages_and_does_not_count_the_attempt() -> None:
-    """SPEC 4, O-10."""
+    """O-10."""
     _, kept = decisions.release(record_in(State.ALIVE, attempt=3), Release(lease_of()), NOW)
     assert kept is not None
     assert (kept.stages, kept.attempt, kept.status) == ((STAGE,), 2, Status.FAILED)
@@ -387,7 +387,7 @@ def test_a_release_sent_twice_counts_once() -> None:
 
 
 def test_a_record_that_was_only_ever_given_back_runs_again_under_every_policy() -> None:
-    """SPEC 4: none of its attempts failed."""
+    """None of its attempts failed."""
     _, kept = decisions.release(record_in(State.ALIVE), Release(lease_of()), NOW)
     answer, _ = decisions.claim(kept, claim_of(resume_failed=False, max_attempts=1), NOW)
     assert isinstance(answer, Leased)

@@ -41,7 +41,7 @@ class OneRecord(RuleBasedStateMachine):
 
     @rule()
     def lose_the_record(self) -> None:
-        """Evicted or flushed: what was promised of it is off (SPEC 10). Tokens then grow with the clock (B-02)."""
+        """Evicted or flushed: what was promised of it is off. Tokens then grow with the clock (B-02)."""
         self.now += 0.001
         self.record, self.completed, self.saved = None, None, []
 

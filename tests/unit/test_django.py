@@ -212,7 +212,7 @@ def test_a_view_that_raises_is_not_stored_though_it_said_keep(send: Send) -> Non
 
 @both_chains
 def test_a_404_that_the_view_raised_is_stored(send: Send) -> None:
-    """SPEC 4: Django makes a deliberate 4xx answer of it."""
+    """Django makes a deliberate 4xx answer of it."""
     calls: list[int] = []
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -331,7 +331,7 @@ def refusing(get_response: Any) -> Any:
 
 @both_chains
 def test_a_request_that_other_middleware_refuses_claims_nothing(send: Send) -> None:
-    """FAULTS 4: the claim comes after everybody's request phase, on either side in the list."""
+    """The claim comes after everybody's request phase, on either side in the list."""
     with project(_counting([]), MIDDLEWARE=[OURS, f"{__name__}.refusing"]) as backend:
         assert send().status_code == 403
     assert backend.verbs == []

@@ -146,13 +146,13 @@ STATES = ["running", "abandoned", "completed", "failed", "final", "expired", "un
 
 @pytest.mark.parametrize("state", STATES)
 def test_records_are_listed_by_state(backend: DjangoBackend, state: str) -> None:
-    """Issue 5.4: each state has its filter, and a record is in one state."""
+    """Each state has its filter, and a record is in one state."""
     digests = _make_one_of_each(backend)
     assert _shown(_operator().get(LIST, {"state": state})) == {digests[state]}
 
 
 def test_records_are_listed_by_age(backend: DjangoBackend) -> None:
-    """Issue 5.4: since the latest attempt began."""
+    """Since the latest attempt began."""
     digests = _make_one_of_each(backend)
     client = _operator()
     assert _shown(client.get(LIST, {"age": "older"})) == {digests["expired"]}
@@ -163,7 +163,7 @@ def test_records_are_listed_by_age(backend: DjangoBackend) -> None:
 
 @pytest.mark.parametrize("column", range(1, 8))
 def test_every_column_can_be_sorted_or_left_alone(backend: DjangoBackend, column: int) -> None:
-    """Issue 5.4: the database sorts, annotations included."""
+    """The database sorts, annotations included."""
     _make_one_of_each(backend)
     assert len(_shown(_operator().get(LIST, {"o": str(column)}))) == 7
 
@@ -178,13 +178,13 @@ def test_a_record_is_found_by_the_beginning_of_its_digest(backend: DjangoBackend
 
 @pytest.mark.parametrize("term", ["not hexadecimal", "f" * 300, "%", "'"])
 def test_what_is_no_digest_finds_nothing(backend: DjangoBackend, term: str) -> None:
-    """FAULTS 4: nothing is read into it."""
+    """Nothing is read into it."""
     _lease(backend, b"\xff" * 32)
     assert _shown(_operator().get(LIST, {"q": term})) == set()
 
 
 def test_a_record_is_shown_with_its_stages_and_nothing_that_is_stored(backend: DjangoBackend) -> None:
-    """Issue 5.4, SPEC 9: names and sizes; neither the answer nor a value."""
+    """Names and sizes; neither the answer nor a value."""
     record_id = secrets.token_bytes(32)
     lease = _lease(backend, record_id)
     backend.save_stage(SaveStage(lease, stage_of("charge", "<b>1</b>", SECRET)))
@@ -212,7 +212,7 @@ def _select(records: list[str], **more: Any) -> dict[str, Any]:
 
 
 def test_forgetting_asks_first(backend: DjangoBackend) -> None:
-    """Issue 5.4: the page says what it means, and marks what runs."""
+    """The page says what it means, and marks what runs."""
     digests = _make_one_of_each(backend)
     response = _operator().post(LIST, _select([digests["running"], digests["completed"]]))
     text = response.content.decode()
@@ -222,7 +222,7 @@ def test_forgetting_asks_first(backend: DjangoBackend) -> None:
 
 
 def test_a_confirmed_record_is_forgotten_with_its_stages(backend: DjangoBackend) -> None:
-    """Issue 5.4, B-09: by the backend's own verb; who did it stays in the admin's history."""
+    """B-09: by the backend's own verb; who did it stays in the admin's history."""
     record_id, other = secrets.token_bytes(32), secrets.token_bytes(32)
     backend.save_stage(SaveStage(_lease(backend, record_id), stage_of("charge")))
     _lease(backend, other)
@@ -243,7 +243,7 @@ def test_an_unreadable_record_can_be_forgotten(backend: DjangoBackend) -> None:
 
 
 def test_who_may_only_look_cannot_forget(backend: DjangoBackend) -> None:
-    """Issue 5.4: permission-checked, in the list and when it is posted."""
+    """Permission-checked, in the list and when it is posted."""
     record_id = secrets.token_bytes(32)
     _lease(backend, record_id)
     client = _client("view_record")
@@ -253,7 +253,7 @@ def test_who_may_only_look_cannot_forget(backend: DjangoBackend) -> None:
 
 
 def test_who_may_not_look_sees_nothing(backend: DjangoBackend) -> None:
-    """Issue 5.4: staff without the permission."""
+    """Staff without the permission."""
     record_id = secrets.token_bytes(32)
     _lease(backend, record_id)
     client = _client()
@@ -264,7 +264,7 @@ def test_who_may_not_look_sees_nothing(backend: DjangoBackend) -> None:
 
 
 def test_nobody_adds_changes_or_deletes_by_the_usual_pages(backend: DjangoBackend) -> None:
-    """Issue 5.4: read-only, for superusers too."""
+    """Read-only, for superusers too."""
     record_id = secrets.token_bytes(32)
     _lease(backend, record_id)
     client = _client(is_superuser=True)
@@ -278,7 +278,7 @@ def test_nobody_adds_changes_or_deletes_by_the_usual_pages(backend: DjangoBacken
 
 
 def test_the_pages_are_hidden_where_another_backend_holds_the_records(backend: DjangoBackend) -> None:
-    """Issue 5.4: an empty list would be taken for the truth."""
+    """An empty list would be taken for the truth."""
     client = _client(is_superuser=True)
     with override_settings(IDEMPOTENCY_BACKEND="memory://"):
         assert client.get(LIST).status_code == 403

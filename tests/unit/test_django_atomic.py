@@ -385,7 +385,7 @@ def test_without_a_key_an_answer_that_is_not_kept_commits_its_rows() -> None:
 
 
 def test_an_exempt_view_runs_in_a_plain_transaction() -> None:
-    """Section 4: with a key too."""
+    """With a key too."""
 
     @exempt
     @idempotent(atomic=True)
@@ -398,13 +398,12 @@ def test_an_exempt_view_runs_in_a_plain_transaction() -> None:
 
 
 def test_a_method_that_is_not_covered_runs_in_a_plain_transaction() -> None:
-    """Section 4."""
     with project(function):
         assert client().get("/0").content == b"order 1"
 
 
 def test_fields_of_the_policy_go_with_it() -> None:
-    """Section 4: ``required`` beside ``atomic``."""
+    """``required`` beside ``atomic``."""
 
     @idempotent(atomic=True, required=True)
     def view(request: HttpRequest) -> HttpResponse:
@@ -415,7 +414,7 @@ def test_fields_of_the_policy_go_with_it() -> None:
 
 
 def test_sealed_answers_are_sealed_in_the_ledger_too() -> None:
-    """SPEC 9: and a retry can read them."""
+    """And a retry can read them."""
     keys = EncryptionKeys({"2026": b"k" * 32})
     with project(function, IDEMPOTENCY_ENCRYPTION=keys) as backend:
         first = post(client())

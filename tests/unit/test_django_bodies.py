@@ -42,7 +42,7 @@ def test_an_upload_reaches_the_view_after_the_claim(spool: int) -> None:
 
 
 def test_the_same_upload_with_another_boundary_is_the_same_request() -> None:
-    """SPEC 5: multipart by its parts; and another file is another request."""
+    """Multipart by its parts; and another file is another request."""
     with project(_show_form):
         _form(Client())
         assert _form(Client(), boundary="another")[REPLAYED] == "true"
@@ -103,7 +103,7 @@ def test_a_declared_length_over_the_limit_is_refused_unread() -> None:
 
 
 def test_a_view_can_raise_the_limit_for_itself() -> None:
-    """SPEC 4: any policy field per route."""
+    """Any policy field per route."""
 
     @idempotent(max_request_bytes=2 * BIG)
     def view(request: HttpRequest) -> HttpResponse:
@@ -125,7 +125,7 @@ def test_a_view_can_lower_the_limit_for_itself() -> None:
 
 
 def test_half_a_request_claims_nothing() -> None:
-    """FAULTS 3 (11): the client left while it sent; Django is told as for any other view."""
+    """The client left while it sent; Django is told as for any other view."""
     with project(_show_form) as backend, pytest.raises(UnreadablePostError):
         post(
             Client(), data=b"half", content_type="text/plain", CONTENT_LENGTH="8", **{"wsgi.input": io.BytesIO(b"half")}
@@ -229,7 +229,7 @@ def test_outer_middleware_that_leaves_no_bytes_is_named_as_the_fault() -> None:
     ("decorate", "key"), [(exempt, KEY), (lambda view: view, None)], ids=["exempt", "without a key"]
 )
 def test_what_is_not_protected_reads_from_the_servers_own_stream(decorate: Any, key: str | None) -> None:
-    """SPEC 4: not buffered."""
+    """Not buffered."""
     streams: list[Any] = []
 
     def view(request: Any) -> HttpResponse:

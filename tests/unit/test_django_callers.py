@@ -205,7 +205,7 @@ def test_a_retry_of_a_login_finds_the_record(
 
 
 def test_nobody_else_finds_it(browse: Callable[..., Browser], new_user: Callable[[], Any]) -> None:
-    """O-14, SPEC 5: neither who has no session or another, nor the very user in another session."""
+    """O-14: neither who has no session or another, nor the very user in another session."""
     user, other = new_user(), new_user()
     effects = Effects(log_in(other))
     browser = browse(user)

@@ -50,7 +50,6 @@ class Subclass(IdempotencyMiddleware):
 
 
 def test_a_sound_project_has_nothing_to_report() -> None:
-    """SPEC 5."""
     assert _ids(_view, MIDDLEWARE=[GZIP, *AUTHENTICATION, CSRF, OURS]) == []
 
 
@@ -60,7 +59,7 @@ def test_a_middleware_made_of_ours_counts() -> None:
 
 
 def test_authentication_behind_it_is_not_reported() -> None:
-    """SPEC 5: the claim comes after every request phase, so nothing is wrong."""
+    """The claim comes after every request phase, so nothing is wrong."""
     assert _ids(_view, MIDDLEWARE=[OURS, *AUTHENTICATION]) == []
 
 
@@ -80,7 +79,7 @@ def test_authentication_behind_it_is_not_reported() -> None:
     ],
 )
 def test_a_wrong_setting_is_named(setting: str, value: object, complaint: str) -> None:
-    """Issue 2, what bad input gets: by the check, and when the middleware is made."""
+    """What bad input gets: by the check, and when the middleware is made."""
     (message,) = _found(_view, **{setting: value})
     assert message.id == "open_idempotency.E001"
     assert setting in message.msg
@@ -90,7 +89,7 @@ def test_a_wrong_setting_is_named(setting: str, value: object, complaint: str) -
 
 
 def test_settings_become_the_policy() -> None:
-    """Issue 2: one for each field."""
+    """One for each field."""
     with project(_view, IDEMPOTENCY_LEASE=12, IDEMPOTENCY_METHODS=["PUT"]):
         policy = IdempotencyMiddleware(_view).engine.policy
     assert (policy.lease, policy.methods) == (12.0, frozenset({"PUT"}))
@@ -107,14 +106,14 @@ def test_leaving_it_out_is_a_warning() -> None:
 
 
 def test_what_refuses_requests_belongs_before_it() -> None:
-    """W001: SPEC 5, FAULTS 4."""
+    """W001."""
     (message,) = _found(_view, MIDDLEWARE=[*AUTHENTICATION, OURS, CSRF])
     assert message.id == "open_idempotency.W001"
     assert CSRF in message.msg
 
 
 def test_what_compresses_belongs_before_it() -> None:
-    """W003: FAULTS 4, store identity bytes."""
+    """W003."""
     assert _ids(_view, MIDDLEWARE=[OURS, GZIP]) == ["open_idempotency.W003"]
 
 
@@ -197,7 +196,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("form", WRONG)
 def test_a_rule_is_found_wherever_it_is(form: str) -> None:
-    """E003, SPEC 4: with the name of what has it."""
+    """E003: with the name of what has it."""
     view, complaint = WRONG[form]
     messages = _found(view)
     assert {message.id for message in messages} == {"open_idempotency.E003"}
@@ -205,7 +204,7 @@ def test_a_rule_is_found_wherever_it_is(form: str) -> None:
 
 
 def test_a_rule_in_a_nested_url_configuration_is_found() -> None:
-    """E003, SPEC 4: included, and included again; told once although two addresses lead there."""
+    """E003: included, and included again; told once although two addresses lead there."""
     nested = include(
         ([path("b/", include(([path("c", Charges.as_view()), path("d", Charges.as_view())], "in")))], "out")
     )

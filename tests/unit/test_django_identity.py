@@ -70,7 +70,7 @@ def new_user() -> Callable[[], Any]:
 @both_chains
 @either_order
 def test_two_users_with_one_key_are_two_requests(send: Send, listed: list[str], new_user: Callable[[], Any]) -> None:
-    """SPEC 5: wherever AuthenticationMiddleware is listed, it was heard."""
+    """Wherever AuthenticationMiddleware is listed, it was heard."""
     calls: list[Any] = []
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -96,7 +96,7 @@ def test_no_session_is_touched_for_a_client_without_one(send: Send) -> None:
 
 @both_chains
 def test_the_user_is_not_loaded_where_the_scope_is_configured(send: Send, new_user: Callable[[], Any]) -> None:
-    """SPEC 5: scope= comes first."""
+    """scope= comes first."""
     options = {"MIDDLEWARE": [*AUTHENTICATION, OURS], "IDEMPOTENCY_SCOPE": lambda request: "everybody"}
     with project(lambda request: HttpResponse("done"), **options):
         assert "Vary" not in send(new_user())
@@ -124,7 +124,7 @@ def by_token(get_response: Any) -> Any:
 
 @both_chains
 def test_another_middlewares_lazy_user_is_who_counts(send: Send) -> None:
-    """SPEC 5: request.user, not the session's user behind it."""
+    """request.user, not the session's user behind it."""
     listed = [*AUTHENTICATION, f"{__name__}.by_token", OURS]
     with project(lambda request: HttpResponse(request.headers["X-Token"]), MIDDLEWARE=listed):
         assert send(headers={"X-Token": "ann"}).content == b"ann"
@@ -134,7 +134,7 @@ def test_another_middlewares_lazy_user_is_who_counts(send: Send) -> None:
 
 @both_chains
 def test_an_authenticated_user_without_a_primary_key_is_an_error(send: Send) -> None:
-    """SPEC 5: never a shared bucket."""
+    """Never a shared bucket."""
     listed = [*AUTHENTICATION, f"{__name__}.by_token", OURS]
     with (
         project(lambda request: HttpResponse(), MIDDLEWARE=listed),

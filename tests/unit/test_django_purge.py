@@ -42,7 +42,7 @@ def _enter(alias: str, expires_at: float) -> str:
 
 
 def test_expired_records_are_deleted_in_batches(alias: str) -> None:
-    """B-09, issue 5.2: of whatever backend the settings name."""
+    """B-09: of whatever backend the settings name."""
     clock = ManualClock()
     backend = DjangoBackend(alias, clock=clock)
     try:
@@ -70,7 +70,7 @@ def test_the_ledgers_expired_entries_are_deleted_with_their_stages(alias: str) -
 
 
 def test_a_ledger_without_tables_is_told_with_the_command(tmp_path: Path) -> None:
-    """Issue: what to do."""
+    """What to do."""
     with (
         on_django.aliased(on_django.sqlite(tmp_path), migrated=False) as alias,
         pytest.raises(CommandError, match=r"manage\.py migrate open_idempotency"),

@@ -131,7 +131,7 @@ class Orders(ViewSet):
 
 
 def test_the_actions_of_a_viewset_have_rules_of_their_own() -> None:
-    """O-06, SPEC 4: per route."""
+    """O-06: per route."""
     with project(Orders.as_view({"post": "create"}), Orders.as_view({"post": "preview"})) as backend:
         assert post(Client(), "/0", key=None).status_code == 400
         assert post(Client(), "/1").json() == "previewed"

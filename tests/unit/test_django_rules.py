@@ -83,7 +83,7 @@ def test_a_class_based_view_can_require_a_key(cls: type[View]) -> None:
 
 
 def test_one_method_of_a_class_can_have_a_rule_of_its_own() -> None:
-    """SPEC 4: per route."""
+    """Per route."""
     with project(OnlyPatch.as_view()):
         assert _blocking(key=None).content == b"posted"
         assert Client().patch("/0").status_code == 400
@@ -109,21 +109,21 @@ class Several(View):
 
 
 def test_a_method_adds_to_what_its_class_says() -> None:
-    """SPEC 4: as everywhere, the nearest rule decides, and what it does not say stays."""
+    """As everywhere, the nearest rule decides, and what it does not say stays."""
     with project(Several.as_view(), IDEMPOTENCY_METHODS=["POST", "PATCH", "PUT"]):
         statuses = [Client().generic(method, "/0").status_code for method in ("POST", "PATCH", "PUT")]
     assert statuses == [400, 400, 200]
 
 
 def test_what_the_urls_say_adds_to_what_the_class_says() -> None:
-    """SPEC 4: one class at two addresses."""
+    """One class at two addresses."""
     with project(idempotent(required=False)(Marked.as_view()), Marked.as_view()):
         assert [_blocking(place, key=None).status_code for place in ("/0", "/1")] == [200, 400]
 
 
 @both_chains
 def test_an_exempt_view_is_not_covered(send: Send) -> None:
-    """SPEC 4: whatever the request carries."""
+    """Whatever the request carries."""
     calls: list[int] = []
     with project(exempt(_counting(calls))) as backend:
         send()
@@ -133,7 +133,7 @@ def test_an_exempt_view_is_not_covered(send: Send) -> None:
 
 @both_chains
 def test_a_view_can_have_a_key_field_of_its_own(send: Send) -> None:
-    """SPEC 4: any policy field."""
+    """Any policy field."""
     with project(idempotent(header="X-Charge")(_counting([]))):
         send(key=None, headers={"X-Charge": KEY})
         again = send(key=None, headers={"X-Charge": KEY})
@@ -142,7 +142,7 @@ def test_a_view_can_have_a_key_field_of_its_own(send: Send) -> None:
 
 
 def test_a_view_can_opt_another_method_in() -> None:
-    """SPEC 4: PUT and DELETE opt in."""
+    """PUT and DELETE opt in."""
     calls: list[int] = []
     with project(idempotent(methods=["PUT"])(_counting(calls))):
         for _ in range(2):
@@ -243,7 +243,7 @@ def _run_python(code: str) -> str:
 
 
 def test_importing_it_needs_no_settings() -> None:
-    """Issue 2: settings are read late."""
+    """Settings are read late."""
     code = (
         "import open_idempotency.django, django.conf; print(open_idempotency.django.idempotent.__name__, "
         "django.conf.settings.configured)"
@@ -252,7 +252,7 @@ def test_importing_it_needs_no_settings() -> None:
 
 
 def test_without_django_the_error_names_the_command() -> None:
-    """Issue 2: missing extra."""
+    """Missing extra."""
     code = (
         "import sys; sys.modules['django'] = None\n"
         "from open_idempotency.exceptions import MissingExtra\n"

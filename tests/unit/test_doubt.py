@@ -74,7 +74,7 @@ def test_a_stage_that_is_not_external_records_no_intent(client: Client) -> None:
 
 
 def test_an_intent_is_no_stage_of_the_view(client: Client) -> None:
-    """Section 8: ``stages`` and ``load`` show what views recorded."""
+    """``stages`` and ``load`` show what views recorded."""
     interrupted(client)
     with client.request():
         assert idem.stages == ()

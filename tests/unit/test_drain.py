@@ -248,7 +248,7 @@ def test_a_signal_that_interrupts_a_new_lease_can_drain() -> None:
 
 
 def test_a_forked_child_drains_its_own_leases_and_not_its_parents() -> None:
-    """B-11, FAULTS 16."""
+    """B-11."""
     assert run("fork") == ["child 1", "parent 1"]
 
 

@@ -84,7 +84,7 @@ def charge(token: str | None, key: str = KEY) -> Any:
 
 
 def test_callers_are_told_apart_by_their_users() -> None:
-    """Section 5: whom the view's own authentication verifies, asked before the view."""
+    """Whom the view's own authentication verifies, asked before the view."""
     with project(Charges.as_view()):
         assert charge("one").json() == {"charged": "ann", "run": 1}
         assert charge("two").json() == {"charged": "bob", "run": 2}
@@ -93,7 +93,7 @@ def test_callers_are_told_apart_by_their_users() -> None:
 
 
 def test_a_refused_token_takes_no_key() -> None:
-    """Section 4: a 401 is not stored, so the same request may come again."""
+    """A 401 is not stored, so the same request may come again."""
     with project(Charges.as_view()):
         assert [charge("wrong").status_code for _ in range(2)] == [401, 401]
         assert REPLAYED not in charge("wrong")
@@ -101,7 +101,7 @@ def test_a_refused_token_takes_no_key() -> None:
 
 
 def test_a_refused_permission_is_not_stored() -> None:
-    """Section 4: nor is a 401 or 403 for somebody whom nobody knows."""
+    """Nor is a 401 or 403 for somebody whom nobody knows."""
     with project(Charges.as_view()):
         answers = [charge(None) for _ in range(2)]
     assert all(answer.status_code in (401, 403) and REPLAYED not in answer for answer in answers)
@@ -125,7 +125,7 @@ class Throttling(Charges):
 
 
 def test_a_throttled_request_runs_again() -> None:
-    """Section 4: a 429 is not stored."""
+    """A 429 is not stored."""
     with project(Throttling.as_view()):
         first, second = charge("one"), charge("one")
     assert (first.status_code, first["Retry-After"], second.status_code) == (429, "3", 201)
@@ -227,13 +227,12 @@ def test_a_view_requires_a_key_on_whichever_side_the_mark_is(view: Any) -> None:
 
 
 def test_an_exempt_function_below_api_view_is_not_covered() -> None:
-    """Section 4."""
     with project(free) as backend:
         assert [post(Client()).status_code for _ in range(2)] == [200, 200]
     assert (runs, backend.verbs) == ([1, 1], [])
 
 
 def test_an_unmarked_function_view_has_no_rule() -> None:
-    """Section 4: the framework's own wrapper says nothing."""
+    """The framework's own wrapper says nothing."""
     with project(buy):
         assert post(Client(), data={"amount": 5}, key=None).status_code == 200

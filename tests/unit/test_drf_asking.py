@@ -1,4 +1,4 @@
-"""What REST framework's authenticators leave behind when they are asked ahead of the view: nothing (SPEC section 5)."""
+"""What REST framework's authenticators leave behind when they are asked ahead of the view: nothing."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class Refusing(BaseAuthentication):
 def test_a_refusal_in_djangos_own_words_is_left_to_the_view(
     send: Send, error: Exception, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SPEC 5: asked ahead and by the view, whose answer it is; no view runs, whatever the retry."""
+    """Asked ahead and by the view, whose answer it is; no view runs, whatever the retry."""
     monkeypatch.setattr(Refusing, "error", error)
     with project(Charges.as_view(authentication_classes=[Refusing])):
         assert send().status_code == status
@@ -160,7 +160,7 @@ class Outer(BaseAuthentication):
 
 @both_chains
 def test_an_authenticator_that_looks_at_djangos_user_loads_no_empty_session(send: Send) -> None:
-    """SPEC 5: ahead of the view it finds an anonymous user, and the session is as it was."""
+    """Ahead of the view it finds an anonymous user, and the session is as it was."""
     with project(Charges.as_view(authentication_classes=[Outer]), MIDDLEWARE=[*SESSIONS, OURS]):
         assert send().status_code == 201
     assert asked[0] == ("AnonymousUser", False)

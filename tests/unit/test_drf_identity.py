@@ -1,4 +1,4 @@
-"""Who is asking, in Django REST framework: the user whom the view's own authenticators verify (SPEC section 5)."""
+"""Who is asking, in Django REST framework: the user whom the view's own authenticators verify."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ Send = Callable[..., Any]
 
 @both_chains
 def test_a_retry_with_the_new_token_of_the_same_user_is_replayed(send: Send) -> None:
-    """SPEC 5: the verified user comes before the digest of Authorization."""
+    """The verified user comes before the digest of Authorization."""
     with project(Charges.as_view()):
         first, again = send("old"), send("new")
     assert (again.content, again[REPLAYED]) == (first.content, "true")
@@ -120,7 +120,7 @@ def test_a_retry_with_the_new_token_of_the_same_user_is_replayed(send: Send) -> 
 
 @both_chains
 def test_two_users_with_one_key_are_two_requests(send: Send) -> None:
-    """SPEC 5: neither sees the other's answer."""
+    """Neither sees the other's answer."""
     with project(Charges.as_view()):
         assert send("old").json() == {"charged": "ann", "run": 1}
         assert send("other").json() == {"charged": "bob", "run": 2}
@@ -128,7 +128,7 @@ def test_two_users_with_one_key_are_two_requests(send: Send) -> None:
 
 @both_chains
 def test_behind_djangos_authentication_the_token_counts_where_no_session_does(send: Send) -> None:
-    """SPEC 5: request.user is anonymous there, and its session is not touched for it."""
+    """request.user is anonymous there, and its session is not touched for it."""
     with project(Charges.as_view(), MIDDLEWARE=[*SESSIONS, OURS]):
         first, again = send("old"), send("new")
     assert again[REPLAYED] == "true"
@@ -153,7 +153,7 @@ class BySession:
 
 @both_chains
 def test_two_tokens_within_one_session_are_two_callers(send: Send) -> None:
-    """SPEC 5: who acts in the view counts, not whose session it is."""
+    """Who acts in the view counts, not whose session it is."""
     middleware = [f"{__name__}.BySession", OURS]
     with project(Charges.as_view(), MIDDLEWARE=middleware):
         assert send("old").json()["charged"] == "ann"
@@ -161,14 +161,14 @@ def test_two_tokens_within_one_session_are_two_callers(send: Send) -> None:
 
 
 def test_with_a_scope_of_its_own_nobody_asks_the_authenticators() -> None:
-    """SPEC 5: scope= comes first."""
+    """scope= comes first."""
     with project(Charges.as_view(), IDEMPOTENCY_SCOPE=lambda request: "everybody"):
         _blocking("old")
     assert asked == ["old"]
 
 
 def test_without_a_key_only_the_view_authenticates() -> None:
-    """SPEC 4: an unkeyed request costs nothing."""
+    """An unkeyed request costs nothing."""
     with project(Charges.as_view()):
         _blocking("old", key=None)
     assert asked == ["old"]
@@ -183,7 +183,7 @@ class Nameless(BaseAuthentication):
 
 @both_chains
 def test_a_verified_user_without_a_primary_key_is_an_error(send: Send) -> None:
-    """SPEC 5: never a shared bucket."""
+    """Never a shared bucket."""
     view = Charges.as_view(authentication_classes=[Nameless])
     with project(view), pytest.raises(ScopeUnknown, match="IDEMPOTENCY_SCOPE"):
         send()
@@ -195,7 +195,7 @@ def test_a_verified_user_without_a_primary_key_is_an_error(send: Send) -> None:
 
 @both_chains
 def test_a_wrong_token_gets_the_views_own_answer_and_takes_no_key(send: Send) -> None:
-    """SPEC 4, 5: 401 with the view's challenge, and nothing is stored."""
+    """401 with the view's challenge, and nothing is stored."""
     with project(Charges.as_view()):
         refused = [send("wrong") for _ in range(2)]
         assert send("old").status_code == 201
@@ -207,7 +207,7 @@ def test_a_wrong_token_gets_the_views_own_answer_and_takes_no_key(send: Send) ->
 def test_a_token_that_was_revoked_is_not_answered_with_what_is_stored(
     send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SPEC 5: its user is no longer verified."""
+    """Its user is no longer verified."""
     monkeypatch.setattr(Token, "owners", dict(Token.owners))
     with project(Charges.as_view()):
         send("old")
@@ -238,7 +238,7 @@ class Unavailable(APIException):
 def test_an_authenticator_that_fails_runs_no_view(
     send: Send, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SPEC 5: it could succeed in the view, which would run for a caller whom no retry comes back to."""
+    """It could succeed in the view, which would run for a caller whom no retry comes back to."""
     monkeypatch.setattr(Failing, "error", error)
     with project(Charges.as_view(authentication_classes=[Failing])) as backend, pytest.raises(type(error)):
         send()
@@ -253,7 +253,7 @@ class Coroutine(BaseAuthentication):
 
 
 def test_an_authenticator_that_is_a_coroutine_is_left_to_its_view() -> None:
-    """SPEC 5: the Authorization field counts, as where no user is known."""
+    """The Authorization field counts, as where no user is known."""
 
     class Awaiting(Charges):
         permission_classes: list[Any] = []
@@ -283,7 +283,7 @@ def tables() -> Iterator[None]:
 @pytest.mark.usefixtures("tables")
 @pytest.mark.parametrize(("send", "kind"), [(_blocking, Client), (_awaited, AsyncClient)], ids=["wsgi", "asgi"])
 def test_a_session_is_protected_against_forgery_as_ever(send: Send, kind: Any) -> None:
-    """SPEC 5: without the token the view's own 403 and nothing kept; with it one run and a replay."""
+    """Without the token the view's own 403 and nothing kept; with it one run and a replay."""
     from django.contrib.auth.models import User
 
     client = kind(enforce_csrf_checks=True)
@@ -332,7 +332,7 @@ class ByAction(ViewSet):
 
 @both_chains
 def test_the_actions_of_a_viewset_have_authenticators_of_their_own(send: Send) -> None:
-    """SPEC 5: the one whose action is going to run."""
+    """The one whose action is going to run."""
     with project(ByAction.as_view({"post": "pay"}), ByAction.as_view({"post": "sign"})):
         assert send("old").json() == "ann"
         assert send("new")[REPLAYED] == "true"

@@ -73,20 +73,19 @@ async def no_shield(make: Callable[[], Awaitable[Any]]) -> Any:
 
 @pytest.mark.parametrize(("steps", "end"), [(story, [1, "here", 3]), (silent, "done")])
 def test_steps_run_blocking_to_their_end(steps: Any, end: object) -> None:
-    """HOUSE: errors of a command are thrown in where it was asked."""
+    """Errors of a command are thrown in where it was asked."""
     assert drive(steps(), {Call: lambda command: command.function()}) == end
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("steps", "end"), [(story, [1, "here", 3]), (silent, "done")])
 async def test_the_same_steps_run_awaited_to_the_same_end(steps: Any, end: object) -> None:
-    """HOUSE: one engine, two colours."""
+    """One engine, two colours."""
     assert await drive_async(steps(), {Call: call}, no_shield) == end
 
 
 @pytest.mark.anyio
 async def test_an_error_that_is_not_met_ends_both_drivers() -> None:
-    """HOUSE."""
     with pytest.raises(Boom):
         drive(unmet(), {Call: lambda command: command.function()})
     with pytest.raises(Boom):
@@ -118,7 +117,7 @@ async def test_no_command_is_shielded_before_anything_was_cancelled() -> None:
 
 @pytest.mark.anyio
 async def test_both_performers_leave_the_same_record() -> None:
-    """HOUSE: one engine, two colours; on real backends."""
+    """One engine, two colours; on real backends."""
     answer = Answer(201, [(b"x", b"1")], b"made")
     blocking, awaited = MemoryBackend(clock=lambda: 5.0), MemoryBackend(clock=lambda: 5.0)
     performer, aio = Performer(blocking), AsyncPerformer(awaited.to_async())
@@ -232,7 +231,7 @@ async def test_the_cancelled_request_below_awaits_as_often_as_is_tried() -> None
 @pytest.mark.anyio
 @pytest.mark.parametrize("at", range(1, AWAITS + 1))
 async def test_a_request_cancelled_at_any_await_never_leaves_its_key_stuck(at: int) -> None:
-    """L-04, I6, FAULTS 12: the next request runs at once, or replays what was completed."""
+    """L-04, I6: the next request runs at once, or replays what was completed."""
     memory = MemoryBackend(clock=lambda: 1_000.0)
     backend = Halting(memory)
     backend.cancel_at = at
@@ -309,7 +308,7 @@ async def test_a_backends_error_passes_through_the_shield() -> None:
 
 @pytest.mark.anyio
 async def test_a_performer_knows_every_verb_of_the_backend() -> None:
-    """HOUSE: dispatch by dict."""
+    """Dispatch by dict."""
     memory = MemoryBackend()
     backend: AsyncBackend = memory.to_async()
     leased = memory.claim(CLAIM)

@@ -24,14 +24,14 @@ bounded = settings(max_examples=200, deadline=None)
 @bounded
 @given(plain=st.binary(max_size=300), place=st.binary(max_size=40))
 def test_what_was_sealed_opens_at_its_place(cipher: Any, plain: bytes, place: bytes) -> None:
-    """SPEC 9: encryption at rest."""
+    """Encryption at rest."""
     keys = EncryptionKeys({"2026": NEW}, cipher=cipher)
     assert keys.unseal(keys.seal(plain, place), place) == plain
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)
 def test_what_is_sealed_shows_nothing_but_its_key_id_and_length(cipher: Any) -> None:
-    """SPEC 9: the same bytes look different each time."""
+    """The same bytes look different each time."""
     keys, plain = EncryptionKeys({"2026": NEW}, cipher=cipher), b"4111111111111111" * 4
     first, second = keys.seal(plain, HERE), keys.seal(plain, HERE)
     assert first != second
@@ -41,7 +41,7 @@ def test_what_is_sealed_shows_nothing_but_its_key_id_and_length(cipher: Any) -> 
 
 
 def test_the_first_key_seals_and_all_open() -> None:
-    """SPEC 9: rotating keys."""
+    """Rotating keys."""
     before, after = EncryptionKeys({"old": OLD}), EncryptionKeys({"new": NEW, "old": OLD})
     assert after.unseal(before.seal(b"card", HERE), HERE) == b"card"
     assert b"new" in after.seal(b"card", HERE)
@@ -49,13 +49,13 @@ def test_the_first_key_seals_and_all_open() -> None:
 
 
 def test_a_key_that_is_made_known_first_opens_what_the_next_deploy_seals() -> None:
-    """SPEC 9: while workers of two deploys run side by side, both read what the other has sealed."""
+    """While workers of two deploys run side by side, both read what the other has sealed."""
     announced, in_use = EncryptionKeys({"old": OLD, "new": NEW}), EncryptionKeys({"new": NEW, "old": OLD})
     assert announced.unseal(in_use.seal(b"1", HERE), HERE) == in_use.unseal(announced.seal(b"1", HERE), HERE) == b"1"
 
 
 def test_each_cipher_opens_what_the_other_has_sealed() -> None:
-    """SPEC 9: the cipher may be changed as a key may."""
+    """The cipher may be changed as a key may."""
     aes, chacha = (EncryptionKeys({"k": NEW}, cipher=cipher) for cipher in CIPHERS)
     assert aes.unseal(chacha.seal(b"1", HERE), HERE) == chacha.unseal(aes.seal(b"1", HERE), HERE) == b"1"
 
@@ -99,7 +99,7 @@ def test_a_change_of_any_bit_is_noticed(cipher: Any) -> None:
 @bounded
 @given(data=st.data())
 def test_a_frame_that_is_cut_or_longer_is_unreadable(data: st.DataObject) -> None:
-    """B-08b, SPEC 9: length-checked."""
+    """B-08b: length-checked."""
     keys = EncryptionKeys({"k": NEW})
     sealed = keys.seal(b"card", HERE)
     end = data.draw(st.integers(0, len(sealed)))
@@ -113,7 +113,7 @@ def test_a_frame_that_is_cut_or_longer_is_unreadable(data: st.DataObject) -> Non
 @bounded
 @given(sealed=st.binary(max_size=80) | st.binary(max_size=80).map(lambda rest: b"\x01\x01k" + rest))
 def test_any_bytes_are_a_typed_error(sealed: bytes) -> None:
-    """B-08b, SPEC 9: a hostile record does no more than to be refused."""
+    """B-08b: a hostile record does no more than to be refused."""
     with pytest.raises(RecordUnreadable):
         EncryptionKeys({"k": NEW}).unseal(sealed, HERE)
 
@@ -122,7 +122,7 @@ def test_any_bytes_are_a_typed_error(sealed: bytes) -> None:
 
 
 def test_a_new_key_is_random_text_that_makes_a_key() -> None:
-    """SPEC 9: what goes into the environment."""
+    """What goes into the environment."""
     assert new_key() != new_key()
     assert len(base64.urlsafe_b64decode(new_key())) == 32
     assert EncryptionKeys({"k": new_key()}).seal(b"", HERE)
@@ -157,7 +157,7 @@ BAD: list[tuple[str, Any, str]] = [
 
 @pytest.mark.parametrize(("keys", "said"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
 def test_bad_keys_are_refused_at_start_and_not_repeated(keys: Any, said: str) -> None:
-    """SPEC 9: ConfigurationError names the field and what to do; nothing of a key is told."""
+    """ConfigurationError names the field and what to do; nothing of a key is told."""
     with pytest.raises(ConfigurationError, match=r"^encryption: ") as caught:
         EncryptionKeys(keys)
     assert said in str(caught.value)
@@ -165,18 +165,17 @@ def test_bad_keys_are_refused_at_start_and_not_repeated(keys: Any, said: str) ->
 
 
 def test_an_unknown_cipher_is_refused_at_start() -> None:
-    """HOUSE: options validate themselves."""
+    """Options validate themselves."""
     with pytest.raises(ConfigurationError, match=r"^encryption: cipher 'des' is none of 'aes-256-gcm', 'chacha"):
         EncryptionKeys({"k": NEW}, cipher="des")
 
 
 def test_the_keys_are_not_shown() -> None:
-    """SPEC 9."""
     assert repr(EncryptionKeys({"new": NEW, "old": OLD})) == "<EncryptionKeys new, old>"
 
 
 def test_without_the_library_the_pip_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """HOUSE: a missing extra names the install command."""
+    """A missing extra names the install command."""
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
     with pytest.raises(MissingExtra, match=r"pip install 'open-idempotency\[encryption\]'"):
         EncryptionKeys({"k": NEW})

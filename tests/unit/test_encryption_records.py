@@ -126,7 +126,7 @@ def assert_nothing_runs(shop: Shop, user: str) -> None:
 
 
 def test_without_encryption_the_bytes_can_be_found(backend: Kept) -> None:
-    """SPEC 9: so that the tests below look in the right place."""
+    """So that the tests below look in the right place."""
     shop = Shop(backend, encryption=None)
     shop.post()
     assert CARD in backend.raw()
@@ -134,7 +134,7 @@ def test_without_encryption_the_bytes_can_be_found(backend: Kept) -> None:
 
 
 def test_the_bytes_at_rest_hold_neither_the_answer_nor_a_stage(backend: Kept) -> None:
-    """SPEC 9, FAULTS 4: and the replay is the answer byte for byte."""
+    """And the replay is the answer byte for byte."""
     shop = Shop(backend)
     shop.fail()
     first, second = shop.post(), shop.post()
@@ -148,7 +148,7 @@ def test_the_bytes_at_rest_hold_neither_the_answer_nor_a_stage(backend: Kept) ->
 
 
 def test_a_failed_answer_at_rest_is_sealed_too(backend: Kept) -> None:
-    """O-08, SPEC 9: ``on_failed="replay"``."""
+    """O-08: ``on_failed="replay"``."""
     shop = Shop(backend, on_failed="replay")
     shop.fail()
     replay = shop.post()
@@ -157,7 +157,7 @@ def test_a_failed_answer_at_rest_is_sealed_too(backend: Kept) -> None:
 
 
 def test_a_redacted_answer_leaves_nothing_of_what_was_taken_out(backend: Kept) -> None:
-    """SPEC 9: the first client gets it all."""
+    """The first client gets it all."""
     shop = Shop(backend, encryption=None, redact=redact_json("/card"))
     first, second = shop.post(), shop.post()
     assert CARD in first.content
@@ -167,7 +167,7 @@ def test_a_redacted_answer_leaves_nothing_of_what_was_taken_out(backend: Kept) -
 
 
 def test_an_answer_that_was_moved_to_another_record_is_not_sent(backend: Kept) -> None:
-    """B-08b, SPEC 9: Bob never gets Ann's answer by the hand of whoever can write the backend."""
+    """B-08b: Bob never gets Ann's answer by the hand of whoever can write the backend."""
     shop = Shop(backend)
     shop.post("ann")
     stolen = backend.record(shop.last_claim())
@@ -199,7 +199,7 @@ def test_a_stage_that_was_moved_to_another_name_runs_nothing(backend: Kept) -> N
 
 
 def test_keys_are_rotated_under_live_records(backend: Kept) -> None:
-    """SPEC 9: records of the old key are replayed and resumed; without that key they fail closed."""
+    """Records of the old key are replayed and resumed; without that key they fail closed."""
     shop = Shop(backend, encryption=EncryptionKeys({"2025": b"o" * 32}))
     shop.fail()
     rotated = {"encryption": KEYS}
@@ -214,7 +214,7 @@ def test_keys_are_rotated_under_live_records(backend: Kept) -> None:
 
 
 def test_encryption_is_switched_on_under_live_records(backend: Kept) -> None:
-    """SPEC 9: step by step, every worker reads what any other stores, and a plain record fails closed in the end."""
+    """Step by step, every worker reads what any other stores, and a plain record fails closed in the end."""
     steps: list[dict[str, Any]] = [
         {"encryption": None},
         {"encryption": KEYS, "plain_records": "write"},

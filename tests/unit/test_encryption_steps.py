@@ -70,7 +70,7 @@ def saved(script: Script) -> list[Stage]:
 
 
 def test_a_stage_goes_to_the_backend_sealed_and_stays_plain_here() -> None:
-    """SPEC 9, B-06: the view sees the value that it has saved."""
+    """B-06: the view sees the value that it has saved."""
     attempt = attempt_of(encryption=KEYS)
     script = Accepting({SaveStage: [DOWN]})
     assert script.run(save_stage(attempt, NEW)) == VALUE
@@ -121,7 +121,7 @@ def test_a_stage_that_is_not_one_of_this_place_is_unreadable_to_the_view() -> No
 
 
 def test_an_answer_goes_to_the_backend_sealed() -> None:
-    """SPEC 9: body and header fields."""
+    """Body and header fields."""
     attempt, script = attempt_of(encryption=KEYS), Script({Complete: [Completed()]})
     assert script.run(finish(attempt, DONE)) is Fate.KEPT
     (command,) = (c for c in script.asked if isinstance(c, Complete))
@@ -131,7 +131,7 @@ def test_an_answer_goes_to_the_backend_sealed() -> None:
 
 
 def test_a_failed_answer_that_is_to_be_replayed_is_sealed_too() -> None:
-    """O-08, SPEC 9: ``on_failed="replay"``."""
+    """O-08: ``on_failed="replay"``."""
     attempt, script = attempt_of(encryption=KEYS, on_failed="replay"), Script({Fail: [None]})
     script.run(finish(attempt, Answer(503, [], b"card 4111")))
     (command,) = (c for c in script.asked if isinstance(c, Fail))
@@ -218,7 +218,7 @@ def test_an_answer_that_does_not_belong_here_fails_closed(frame: bytes, fail_ope
 @settings(max_examples=200, deadline=None)
 @given(frame=st.binary(max_size=60) | st.binary(max_size=60).map(lambda rest: SEALED + b"\x01\x042026" + rest))
 def test_any_bytes_as_a_sealed_record_fail_closed(frame: bytes) -> None:
-    """B-08b, SPEC 9: as an answer and as a stage."""
+    """B-08b: as an answer and as a stage."""
     assert name(admission(Finished(frame)).problem()) == "record-unreadable"
     tried = admission(Leased(MINE, (Stage("charge", "", frame),)), releases=(None,))
     assert name(tried.problem()) == "record-unreadable"
@@ -256,7 +256,7 @@ def test_a_sealed_record_is_unreadable_without_encryption() -> None:
 
 @pytest.mark.parametrize("mode", ["accept", "write"])
 def test_while_encryption_is_switched_on_plain_and_sealed_records_are_read(mode: Any) -> None:
-    """SPEC 9: live records outlast a deploy."""
+    """Live records outlast a deploy."""
     for frame in (PLAIN, seal(PLAIN, ANSWER, CLAIM, POLICY)):
         assert admission(Finished(frame), plain_records=mode).run().body == b"card 4111"
     for stage in (NEW, seal_stage(NEW, MINE, POLICY)):
@@ -266,7 +266,7 @@ def test_while_encryption_is_switched_on_plain_and_sealed_records_are_read(mode:
 
 @pytest.mark.parametrize(("mode", "sealed"), [("refuse", True), ("accept", True), ("write", False)])
 def test_the_first_step_of_switching_on_seals_nothing_yet(mode: Any, sealed: bool) -> None:
-    """SPEC 9: the workers that do not know the keys yet can still read what is stored."""
+    """The workers that do not know the keys yet can still read what is stored."""
     attempt = attempt_of(encryption=KEYS, plain_records=mode)
     script = Accepting({Complete: [Completed()]})
     script.run(save_stage(attempt, NEW))
@@ -317,7 +317,7 @@ def test_an_answer_that_cannot_be_sealed_leaves_a_bare_tombstone(answer: Any) ->
 
 @pytest.mark.parametrize("answer", BROKEN, ids=repr)
 def test_a_stage_that_cannot_be_sealed_is_an_error_and_never_stored_plain(answer: Any) -> None:
-    """SPEC 9, as where the backend is down."""
+    """As where the backend is down."""
     attempt, script = attempt_of(encryption=Broken(answer)), Script()
     with pytest.raises(BackendUnavailable):
         script.run(save_stage(attempt, NEW))
@@ -360,7 +360,7 @@ class Notebook:
 
 
 def test_a_sealer_of_ones_own_is_asked_for_every_frame() -> None:
-    """SPEC 9: a key service of one's own; each place has a digest of its own."""
+    """A key service of one's own; each place has a digest of its own."""
     notebook = Notebook()
     policy = IdempotencyPolicy(encryption=notebook)
     frames = [
@@ -377,5 +377,4 @@ def test_a_sealer_of_ones_own_is_asked_for_every_frame() -> None:
 
 
 def test_the_sealer_is_not_shown_with_the_policy() -> None:
-    """SPEC 9."""
     assert "Notebook" not in repr(IdempotencyPolicy(encryption=Notebook()))

@@ -28,7 +28,7 @@ class Slow(MemoryBackend):
 
 
 def test_a_missing_backend_is_refused_at_start() -> None:
-    """Issue: bad input; the message shows what to write."""
+    """Bad input; the message shows what to write."""
     with pytest.raises(ConfigurationError, match=r'^backend: none given; pass a URL such as backend="sqlite:///'):
         Engine(None, None, {}, threads=False)
 
@@ -49,7 +49,7 @@ def test_a_route_whose_lease_a_backend_call_can_outlast_is_refused() -> None:
 
 
 def test_an_asynchronous_backend_serves_both_colours() -> None:
-    """Issue: backends by instance, either colour."""
+    """Backends by instance, either colour."""
     backend = AsyncMemoryBackend()
     engine = engine_of(backend)
     assert engine.backend is backend.to_sync()
@@ -57,26 +57,25 @@ def test_an_asynchronous_backend_serves_both_colours() -> None:
 
 
 def test_a_view_without_a_rule_has_the_engines_policy() -> None:
-    """SPEC 4."""
     engine = engine_of(wait=3)
     assert engine.policy_for(rule_of(lambda: None)) is engine.policy
 
 
 def test_a_rule_changes_its_fields_and_keeps_the_others() -> None:
-    """SPEC 4: any policy field, per route."""
+    """Any policy field, per route."""
     policy = engine_of(wait=3).policy_for(rule_of(idempotent(required=True)(lambda: None)))
     assert policy is not None
     assert (policy.required, policy.wait) == (True, 3.0)
 
 
 def test_a_rules_policy_is_made_once() -> None:
-    """Issue, speed: no known waste."""
+    """Speed: no known waste."""
     engine, rule = engine_of(), rule_of(idempotent(required=True)(lambda: None))
     assert engine.policy_for(rule) is engine.policy_for(rule)
 
 
 def test_one_rule_under_two_engines_has_each_ones_policy() -> None:
-    """SPEC 4: a view may be mounted in two applications."""
+    """A view may be mounted in two applications."""
     rule = rule_of(idempotent(required=True)(lambda: None))
     one, two = (engine_of(wait=wait).policy_for(rule) for wait in (1, 2))
     assert one is not None
@@ -85,12 +84,11 @@ def test_one_rule_under_two_engines_has_each_ones_policy() -> None:
 
 
 def test_an_exempt_view_has_no_policy() -> None:
-    """SPEC 4."""
     assert engine_of().policy_for(rule_of(exempt(lambda: None))) is None
 
 
 def test_the_decorators_return_the_view_itself() -> None:
-    """SPEC 4: they only mark."""
+    """They only mark."""
 
     def view() -> None: ...
 
@@ -100,14 +98,13 @@ def test_the_decorators_return_the_view_itself() -> None:
 
 
 def test_an_unknown_field_of_a_rule_is_refused_at_once() -> None:
-    """Issue."""
     with pytest.raises(ConfigurationError, match=r"^requird: .* did you mean required"):
         idempotent(requird=True)
 
 
 @pytest.mark.parametrize("attribute", ["view_class", "cls"])
 def test_the_rule_of_a_class_is_found_behind_its_view_function(attribute: str) -> None:
-    """SPEC 4: class-based views of Django, Flask and DRF."""
+    """Class-based views of Django, Flask and DRF."""
 
     @exempt
     class View:
@@ -182,7 +179,7 @@ def fields_of(view: Any) -> dict[str, Any]:
 
 
 def test_a_class_adds_to_what_its_base_says() -> None:
-    """SPEC 4: a subclass does not lose that a key is required."""
+    """A subclass does not lose that a key is required."""
 
     @idempotent(required=True, wait=1)
     class Base:
@@ -197,7 +194,7 @@ def test_a_class_adds_to_what_its_base_says() -> None:
 
 
 def test_of_two_decorators_the_upper_one_decides_and_adds() -> None:
-    """SPEC 4: as with all decorators, the upper one comes later."""
+    """As with all decorators, the upper one comes later."""
     assert fields_of(idempotent(wait=2)(idempotent(required=True, wait=1)(lambda: None))) == {
         "required": True,
         "wait": 2,
@@ -205,7 +202,6 @@ def test_of_two_decorators_the_upper_one_decides_and_adds() -> None:
 
 
 def test_of_exempt_and_idempotent_the_upper_one_decides() -> None:
-    """SPEC 4."""
     rule = rule_of(exempt(idempotent(required=True)(lambda: None)))
     assert rule is not None
     assert rule.exempt
@@ -213,7 +209,7 @@ def test_of_exempt_and_idempotent_the_upper_one_decides() -> None:
 
 
 def test_a_method_adds_to_what_a_view_and_its_class_say() -> None:
-    """SPEC 4: class, what as_view() has made, method; the nearest to the code decides."""
+    """Class, what as_view() has made, method; the nearest to the code decides."""
 
     @idempotent(required=True, wait=1, ttl=60)
     class View:
@@ -227,6 +223,6 @@ def test_a_method_adds_to_what_a_view_and_its_class_say() -> None:
 
 
 def test_a_partial_adds_to_what_its_function_says() -> None:
-    """SPEC 4: Starlette takes partials for endpoints."""
+    """Starlette takes partials for endpoints."""
     inner = idempotent(required=True, wait=1)(lambda shop: None)
     assert fields_of(idempotent(wait=2)(partial(inner, "shop"))) == {"required": True, "wait": 2}

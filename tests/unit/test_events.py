@@ -15,7 +15,7 @@ from open_idempotency.exceptions import BackendUnavailable
 
 
 def test_the_log_names_the_command_that_makes_missing_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Issue 5, bad input: the client is told nothing of it, the operator what to do."""
+    """Bad input: the client is told nothing of it, the operator what to do."""
     app = IdempotencyMiddleware(_never, f"sqlalchemy+sqlite:///{tmp_path}/none.db")
     with caplog.at_level(logging.WARNING, "open_idempotency"):
         answer = asyncio.run(_posted(app))
@@ -25,7 +25,7 @@ def test_the_log_names_the_command_that_makes_missing_tables(tmp_path: Path, cap
 
 
 def test_what_a_database_says_is_cut_to_its_first_line() -> None:
-    """SPEC 9: the lines behind it may quote the row."""
+    """The lines behind it may quote the row."""
     error = BackendUnavailable("no room\nDETAIL: Failing row contains (secret)")
     error.__cause__ = OSError("full")
     event = events.BackendFailed.of("0123456789ab", "claim", error)
@@ -36,7 +36,7 @@ def test_what_a_database_says_is_cut_to_its_first_line() -> None:
     ("said", "told"), [("a\x1b[2Jb\rc", "a?[2Jb?c"), ("x" * 1000, "x" * 300)], ids=["control characters", "too long"]
 )
 def test_what_a_database_says_fits_into_a_line_of_a_log(said: str, told: str) -> None:
-    """FAULTS 4: log injection."""
+    """Log injection."""
     assert events.BackendFailed.of("0123456789ab", "claim", BackendUnavailable(said)).detail == told
 
 

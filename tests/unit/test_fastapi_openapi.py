@@ -103,7 +103,7 @@ def test_a_header_that_the_endpoint_declares_is_not_described_twice() -> None:
 
 
 def test_operations_that_are_not_covered_have_none_of_it() -> None:
-    """Section 4: by method, and by rule; their own 422 is as it was."""
+    """By method, and by rule; their own 422 is as it was."""
     app = shop()
     for method in ("POST", "PATCH", "PUT", "DELETE", "GET"):
         app.add_api_route("/charges", lambda order=None: order, methods=[method])
@@ -124,7 +124,7 @@ def test_without_a_middleware_nothing_is_described() -> None:
 
 
 def test_rules_of_routes_and_routers_are_described() -> None:
-    """Section 4: what the middleware does is what is said."""
+    """What the middleware does is what is said."""
     app = shop()
     router = APIRouter(prefix="/api", dependencies=[Depends(IdempotencyRule(required=True))])
     router.add_api_route("/charges", create, methods=["POST"])

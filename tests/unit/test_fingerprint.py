@@ -22,7 +22,7 @@ def of(policy: IdempotencyPolicy = AUTO, body: bytes = b"{}", **request: Any) ->
 
 
 def test_the_first_byte_is_the_version_of_the_rules() -> None:
-    """SPEC 5: versioned; another version never matches, since the first byte differs."""
+    """Versioned; another version never matches, since the first byte differs."""
     assert of()[:1] == VERSION == b"\x01"
     assert len(of()) == 33
 
@@ -40,35 +40,34 @@ def test_the_first_byte_is_the_version_of_the_rules() -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_each_component_counts(change: dict[str, Any]) -> None:
-    """O-05, SPEC 5: method, path, raw query, media type, body."""
+    """O-05: method, path, raw query, media type, body."""
     assert of(**change) != of()
 
 
 def test_query_order_counts() -> None:
-    """SPEC 5: the raw query."""
+    """The raw query."""
     assert of(query=b"a=1&b=2") != of(query=b"b=2&a=1")
 
 
 def test_a_boundary_between_components_cannot_be_moved() -> None:
-    """SPEC 5: length-prefixed."""
+    """Length-prefixed."""
     assert of(path=b"/a", query=b"b=1") != of(path=b"/ab", query=b"=1") != of(path=b"/", query=b"ab=1")
 
 
 @given(st.tuples(*[st.binary(max_size=4)] * 3), st.tuples(*[st.binary(max_size=4)] * 3))
 def test_fingerprints_are_equal_only_for_equal_components(one: tuple[bytes, ...], two: tuple[bytes, ...]) -> None:
-    """SPEC 5."""
     prints = [of(path=path, query=query, body=body) for path, query, body in (one, two)]
     assert (prints[0] == prints[1]) is (one == two)
 
 
 @pytest.mark.parametrize("written", [b"application/json; charset=utf-8", b"APPLICATION/JSON", b" application/json ;x"])
 def test_parameters_and_case_of_the_media_type_do_not_count(written: bytes) -> None:
-    """SPEC 5: media type without parameters."""
+    """Media type without parameters."""
     assert of(content_type=written) == of()
 
 
 def test_headers_count_only_where_they_are_opted_in() -> None:
-    """SPEC 5: headers opt in, under any case of their name."""
+    """Headers opt in, under any case of their name."""
     policy = IdempotencyPolicy(fingerprint_headers=("X-Tenant",))
     one, two = {"headers": [(b"x-tenant", b"1")]}, {"headers": [(b"x-tenant", b"2")]}
     assert of(**one) == of(**two) == of()
@@ -76,19 +75,19 @@ def test_headers_count_only_where_they_are_opted_in() -> None:
 
 
 def test_the_values_of_one_header_cannot_pass_for_another_header() -> None:
-    """SPEC 5: length-prefixed, field by field."""
+    """Length-prefixed, field by field."""
     policy = IdempotencyPolicy(fingerprint_headers=("a", "b"))
     assert of(policy, headers=[(b"a", b"b"), (b"a", b"x")]) != of(policy, headers=[(b"b", b"x"), (b"b", b"b")])
 
 
 def test_duplicated_header_lines_are_not_one_joined_line() -> None:
-    """HOUSE: headers with duplicates."""
+    """Headers with duplicates."""
     policy = IdempotencyPolicy(fingerprint_headers=("a",))
     assert of(policy, headers=[(b"a", b"1"), (b"a", b"2")]) != of(policy, headers=[(b"a", b"12")])
 
 
 def test_a_secret_keys_the_digest() -> None:
-    """SPEC 5: HMAC when a secret is set."""
+    """HMAC when a secret is set."""
     keyed = [IdempotencyPolicy(secret=secret) for secret in (b"x" * 16, b"y" * 16)]
     assert len({of(policy) for policy in (AUTO, *keyed)}) == 3
 
@@ -104,7 +103,7 @@ def test_a_spooled_body_has_the_fingerprint_of_the_same_body_in_memory() -> None
 
 
 def test_the_way_a_body_was_chunked_does_not_count() -> None:
-    """SPEC 5: exact bytes."""
+    """Exact bytes."""
     request = request_of(b"ab")
     assert request.body is not None
     request.body.add(b"cd")
@@ -125,74 +124,67 @@ def multipart(boundary: bytes, *contents: bytes, written: bytes | None = None, k
 
 @pytest.mark.parametrize("kind", [b"form-data", b"mixed", b"related"])
 def test_a_rebuilt_multipart_request_with_a_new_boundary_is_the_same(kind: bytes) -> None:
-    """SPEC 5."""
     assert multipart(b"aaa", b"1", b"2", kind=kind) == multipart(b"bbbb", b"1", b"2", kind=kind)
 
 
 @pytest.mark.parametrize("contents", [(b"1", b"3"), (b"12",), (b"1",), (b"2", b"1"), (b"1", b"2", b"")])
 def test_a_multipart_request_with_other_parts_is_another(contents: tuple[bytes, ...]) -> None:
-    """SPEC 5, O-05."""
+    """O-05."""
     assert multipart(b"aaa", *contents) != multipart(b"aaa", b"1", b"2")
 
 
 def test_a_quoted_boundary_is_the_same_boundary() -> None:
-    """SPEC 5, RFC 2046."""
+    """RFC 2046."""
     assert multipart(b"a:b c", b"1", written=b'"a:b c"') == multipart(b"aaa", b"1")
 
 
 @pytest.mark.parametrize("written", [b"BOUNDARY=aaa", b'charset="utf-8";  boundary="aaa"', b"boundary=aaa; x=1"])
 def test_the_boundary_is_found_however_the_parameters_are_written(written: bytes) -> None:
-    """SPEC 5."""
     body = form(b"aaa", b"1")
     assert of(body=body, content_type=b"multipart/form-data; " + written) == multipart(b"bbb", b"1")
 
 
 @pytest.mark.parametrize("content_type", [b"multipart/form-data", b'multipart/form-data; boundary=""'])
 def test_multipart_without_a_boundary_counts_byte_for_byte(content_type: bytes) -> None:
-    """SPEC 5."""
     one, two = form(b"aaa", b"1"), form(b"bbb", b"1")
     assert of(body=one, content_type=content_type) != of(body=two, content_type=content_type)
 
 
 def test_with_auto_json_counts_byte_for_byte() -> None:
-    """SPEC 5: the default compares exact bytes."""
+    """The default compares exact bytes."""
     assert of(body=b'{"a":1}') != of(body=b'{"a": 1}')
 
 
 @pytest.mark.parametrize("content_type", [b"application/json", b"application/vnd.api+json; v=1"])
 def test_with_json_member_order_and_space_do_not_count(content_type: bytes) -> None:
-    """SPEC 5."""
     kind = {"content_type": content_type}
     assert of(JSON, b'{"a":1,"b":2}', **kind) == of(JSON, b'{ "b":2, "a":1 }', **kind)
 
 
 def test_with_json_number_lexemes_count() -> None:
-    """SPEC 5."""
     assert of(JSON, b'{"a":1}') != of(JSON, b'{"a":1.0}')
 
 
 @pytest.mark.parametrize("pair", [(b'{"a":1', b'{ "a":1'), (b'{"a":1,"a":1}', b'{"a":1, "a":1}')])
 def test_with_json_an_ambiguous_body_counts_byte_for_byte(pair: tuple[bytes, bytes]) -> None:
-    """SPEC 5: invalid, or a member name repeated: hashed raw."""
+    """Invalid, or a member name repeated: hashed raw."""
     assert of(JSON, pair[0]) != of(JSON, pair[1])
     assert of(JSON, pair[0]) == of(JSON, pair[0])
 
 
 def test_with_json_another_media_type_counts_byte_for_byte() -> None:
-    """SPEC 5."""
     kind = {"content_type": b"text/plain"}
     assert of(JSON, b"[1]", **kind) != of(JSON, b"[ 1]", **kind)
 
 
 def test_ignored_members_do_not_count() -> None:
-    """SPEC 5: JSON-pointer ignore list."""
+    """JSON-pointer ignore list."""
     policy = IdempotencyPolicy(fingerprint="json", fingerprint_ignore=("/meta/sent_at",))
     assert of(policy, b'{"meta":{"sent_at":1},"x":1}') == of(policy, b'{"x":1,"meta":{"sent_at":2}}')
     assert of(policy, b'{"meta":{"sent_at":1},"x":1}') != of(policy, b'{"x":2,"meta":{"sent_at":2}}')
 
 
 def test_with_none_the_body_does_not_count_but_the_path_does() -> None:
-    """SPEC 5."""
     policy = IdempotencyPolicy(fingerprint="none")
     assert of(policy, b"1") == of(policy, b"2")
     assert of(policy, path=b"/other") != of(policy)
@@ -205,12 +197,11 @@ def first_byte(request: Request) -> bytes:
 
 
 def test_a_callable_says_what_of_the_body_counts() -> None:
-    """SPEC 5."""
     policy = IdempotencyPolicy(fingerprint=first_byte)
     assert of(policy, b"ab") == of(policy, b"ac")
     assert of(policy, b"ab") != of(policy, b"bb")
 
 
 def test_ways_of_comparing_are_told_apart() -> None:
-    """SPEC 5: a changed policy never takes one way's digest for another's."""
+    """A changed policy never takes one way's digest for another's."""
     assert of(IdempotencyPolicy(fingerprint="none"), b"") != of(IdempotencyPolicy(fingerprint=lambda _: b""), b"")

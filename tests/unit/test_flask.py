@@ -31,7 +31,7 @@ from tests.unit.flask_shop import HEADERS, KEY, post, replayed, view
 
 
 def test_the_backend_and_the_fields_come_from_the_configuration(app: Flask) -> None:
-    """Issue: app.config["IDEMPOTENCY_BACKEND"], one key for each field."""
+    """app.config["IDEMPOTENCY_BACKEND"], one key for each field."""
     app.config.update(IDEMPOTENCY_BACKEND="memory://", IDEMPOTENCY_LEASE=45, IDEMPOTENCY_METHODS=["PUT"])
     Idempotency().init_app(app)
     engine = app.extensions["open_idempotency"]
@@ -40,7 +40,7 @@ def test_the_backend_and_the_fields_come_from_the_configuration(app: Flask) -> N
 
 
 def test_arguments_take_the_place_of_the_configuration(app: Flask, backend: MemoryBackend) -> None:
-    """Issue: explicit arguments override."""
+    """Explicit arguments override."""
     app.config.update(IDEMPOTENCY_BACKEND="unknown://", IDEMPOTENCY_LEASE=45, IDEMPOTENCY_TTL=90)
     Idempotency(app, backend, lease=50)
     engine = app.extensions["open_idempotency"]
@@ -48,7 +48,7 @@ def test_arguments_take_the_place_of_the_configuration(app: Flask, backend: Memo
 
 
 def test_a_whole_policy_takes_the_place_of_all_configured_fields(app: Flask, backend: MemoryBackend) -> None:
-    """Issue: policy=IdempotencyPolicy(...), and fields over it."""
+    """policy=IdempotencyPolicy(...), and fields over it."""
     app.config["IDEMPOTENCY_TTL"] = 90
     Idempotency(app, backend, policy=IdempotencyPolicy(lease=50), required=True)
     policy = app.extensions["open_idempotency"].policy
@@ -64,14 +64,14 @@ def test_a_whole_policy_takes_the_place_of_all_configured_fields(app: Flask, bac
     ],
 )
 def test_a_wrong_configuration_is_refused_at_start(app: Flask, config: dict[str, Any], named: str) -> None:
-    """Issue: ConfigurationError, naming the field."""
+    """ConfigurationError, naming the field."""
     app.config.update({"IDEMPOTENCY_BACKEND": "memory://", **config})
     with pytest.raises(ConfigurationError, match=named):
         Idempotency(app)
 
 
 def test_an_unknown_argument_is_refused_before_there_is_an_application() -> None:
-    """Issue: unknown policy field."""
+    """Unknown policy field."""
     with pytest.raises(ConfigurationError, match="laese"):
         Idempotency(laese=3)
 
@@ -84,7 +84,7 @@ def test_one_application_is_initialised_once(app: Flask, backend: MemoryBackend)
 
 
 def test_one_extension_serves_several_applications(runs: list[Any]) -> None:
-    """Issue: init_app; each application has an engine of its own, and its own memory where that is the backend."""
+    """init_app; each application has an engine of its own, and its own memory where that is the backend."""
     extension = Idempotency(backend="memory://")
     for name in ("one", "two"):
         app = Flask(name)
@@ -95,7 +95,7 @@ def test_one_extension_serves_several_applications(runs: list[Any]) -> None:
 
 
 def test_without_flask_the_import_names_the_command() -> None:
-    """Section 1 of the issue's bad input: a missing extra names the pip command."""
+    """A missing extra names the pip command."""
     code = "import sys; sys.modules['flask'] = None\nimport open_idempotency.flask"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "pip install 'open-idempotency[flask]'" in done.stderr
@@ -143,7 +143,7 @@ def test_a_request_without_a_key_runs_each_time(app: Flask, backend: MemoryBacke
 def test_a_request_without_a_view_is_not_covered(
     app: Flask, backend: MemoryBackend, path: str, method: str, status: int
 ) -> None:
-    """Section 4: there is nothing to run, so nothing is claimed and no key is required."""
+    """There is nothing to run, so nothing is claimed and no key is required."""
     view(app, lambda: "x")
     Idempotency(app, backend, required=True, methods=["POST", "DELETE"])
     assert app.test_client().open(path, method=method, headers=HEADERS).status_code == status
@@ -151,7 +151,7 @@ def test_a_request_without_a_view_is_not_covered(
 
 
 def test_an_exempt_view_is_not_covered(app: Flask, backend: MemoryBackend, runs: list[Any]) -> None:
-    """Section 4: per-route exempt."""
+    """Per-route exempt."""
     view(app, exempt(lambda: runs.append(1) or "x"))
     Idempotency(app, backend)
     assert not any(replayed(post(app)) for _ in range(2))
@@ -159,7 +159,7 @@ def test_an_exempt_view_is_not_covered(app: Flask, backend: MemoryBackend, runs:
 
 
 def test_a_view_has_its_own_policy_fields(app: Flask, backend: MemoryBackend) -> None:
-    """Section 4: required, and any policy field, by decorator; the other views keep theirs."""
+    """Required, and any policy field, by decorator; the other views keep theirs."""
     view(app, idempotent(required=True, header="X-Key")(lambda: "x"))
     app.add_url_rule("/other", view_func=lambda: "y", methods=["POST"], endpoint="other")
     Idempotency(app, backend)
@@ -170,7 +170,7 @@ def test_a_view_has_its_own_policy_fields(app: Flask, backend: MemoryBackend) ->
 
 
 def test_a_class_based_view_in_a_blueprint_has_its_own_rule(app: Flask, backend: MemoryBackend) -> None:
-    """Section 4: the mark is on the class."""
+    """The mark is on the class."""
 
     @idempotent(methods=["PUT"])
     class Charges(MethodView):
@@ -197,7 +197,7 @@ def test_a_class_based_view_in_a_blueprint_has_its_own_rule(app: Flask, backend:
 
 
 def test_nothing_is_claimed_before_authentication(app: Flask, backend: MemoryBackend, runs: list[Any]) -> None:
-    """Section 5: every before_request function runs first, whenever it was registered, also for a replay."""
+    """Every before_request function runs first, whenever it was registered, also for a replay."""
     view(app, lambda: runs.append(1) or "x")
     Idempotency(app, backend)
 
@@ -217,7 +217,7 @@ def test_nothing_is_claimed_before_authentication(app: Flask, backend: MemoryBac
 
 
 def test_users_of_flask_login_do_not_share_answers(app: Flask, backend: MemoryBackend, runs: list[Any]) -> None:
-    """Section 5: the framework's verified identity."""
+    """The framework's verified identity."""
 
     class User(UserMixin):
         def __init__(self, name: str) -> None:
@@ -239,7 +239,7 @@ def test_users_of_flask_login_do_not_share_answers(app: Flask, backend: MemoryBa
 
 
 def test_the_servers_user_is_the_caller_without_flask_login(app: Flask, backend: MemoryBackend) -> None:
-    """Section 5: REMOTE_USER, verified by the server; a guessable key is enough then."""
+    """REMOTE_USER, verified by the server; a guessable key is enough then."""
     view(app, lambda: "x")
     Idempotency(app, backend)
     for user in ("ann", "bob"):

@@ -121,7 +121,7 @@ def test_after_request_functions_registered_earlier_are_part_of_the_answer(app: 
 def test_an_aborted_request_is_stored_as_its_error_handler_answers(
     app: Flask, backend: MemoryBackend, runs: list[Any]
 ) -> None:
-    """Section 4: a deliberate 4xx is an outcome."""
+    """A deliberate 4xx is an outcome."""
 
     def refuse() -> str:
         runs.append(1)
@@ -135,7 +135,7 @@ def test_an_aborted_request_is_stored_as_its_error_handler_answers(
 
 
 def test_an_error_handler_can_discard_the_answer(app: Flask, backend: MemoryBackend, runs: list[Any]) -> None:
-    """Section 8: the request's context lasts until its answer is settled."""
+    """The request's context lasts until its answer is settled."""
 
     def refuse() -> str:
         runs.append(1)

@@ -53,7 +53,7 @@ class Charges(MethodView):
 
 
 def test_a_method_adds_to_what_its_class_says() -> None:
-    """SPEC 4: the nearest rule decides, and what it does not say stays."""
+    """The nearest rule decides, and what it does not say stays."""
     app = protected(methods=["POST", "PATCH", "PUT"])
     app.add_url_rule("/charges", view_func=Charges.as_view("charges"))
     client = app.test_client()
@@ -79,13 +79,12 @@ WRONG: dict[str, Any] = {"function": hasty, "class and method": lambda: Slow.as_
 
 @pytest.mark.parametrize("form", WRONG)
 def test_a_view_whose_rule_contradicts_is_refused_where_it_is_added(form: str) -> None:
-    """SPEC 4: told when the module is imported, with the view's name."""
+    """Told when the module is imported, with the view's name."""
     with pytest.raises(ConfigurationError, match=r"@idempotent on the view 'wrong': ttl: "):
         protected().add_url_rule("/x", "wrong", WRONG[form](), methods=["POST"])
 
 
 def test_a_view_of_a_blueprint_is_refused_where_the_blueprint_is_registered() -> None:
-    """SPEC 4."""
     part = Blueprint("part", "part")
     part.post("/x")(hasty())
     with pytest.raises(ConfigurationError, match=r"@idempotent on the view 'part\.charge': ttl: "):
@@ -93,7 +92,6 @@ def test_a_view_of_a_blueprint_is_refused_where_the_blueprint_is_registered() ->
 
 
 def test_views_that_are_there_already_are_looked_at_when_the_application_is_initialised() -> None:
-    """SPEC 4."""
     app = Flask("shop")
     app.post("/x")(hasty())
     with pytest.raises(ConfigurationError, match="@idempotent on the view 'charge'"):
@@ -101,7 +99,7 @@ def test_views_that_are_there_already_are_looked_at_when_the_application_is_init
 
 
 def test_a_rule_that_came_after_its_route_is_told_of_by_the_first_request(caplog: pytest.LogCaptureFixture) -> None:
-    """SPEC 4: once, and the other views are served."""
+    """Once, and the other views are served."""
     app = protected()
 
     @idempotent(ttl=1)
@@ -121,7 +119,7 @@ def test_a_rule_that_came_after_its_route_is_told_of_by_the_first_request(caplog
 
 
 def test_a_contradiction_for_methods_that_are_never_covered_is_none() -> None:
-    """SPEC 4: a rule with sound fields, and a view without any."""
+    """A rule with sound fields, and a view without any."""
     app = protected()
     app.get("/x")(lambda: "done")
     app.post("/y")(hasty(ttl=60))

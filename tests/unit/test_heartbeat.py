@@ -68,7 +68,7 @@ def beating_threads() -> set[threading.Thread]:
 
 
 def test_no_lease_is_renewed_before_a_third_of_it_has_passed(desk: Desk) -> None:
-    """L-01, LIMITS 1: a faster handler costs no call."""
+    """L-01: a faster handler costs no call."""
     before = time.monotonic()
     desk.admit(lease=0.3)
     desk.backend.await_beats()
@@ -106,7 +106,7 @@ def test_a_forgotten_attempt_is_not_renewed_any_more(desk: Desk) -> None:
 
 
 def test_an_attempt_without_a_lease_is_not_watched(desk: Desk) -> None:
-    """SPEC 4: no key, no backend call, and no thread."""
+    """No key, no backend call, and no thread."""
     attempt = Attempt(IdempotencyPolicy())
     before = beating_threads()
     desk.heartbeat.watch(attempt)
@@ -124,7 +124,7 @@ def test_one_thread_serves_all_attempts(desk: Desk) -> None:
 
 
 def test_many_leases_are_renewed_in_batches(desk: Desk) -> None:
-    """B-04, LIMITS 6: one call for at most 500."""
+    """B-04: one call for at most 500."""
     for number in range(2 * BATCH + 7):
         desk.admit(b"%d" % number, lease=2.0)
     desk.backend.await_beats(3)
@@ -135,7 +135,7 @@ def test_many_leases_are_renewed_in_batches(desk: Desk) -> None:
 
 
 def test_leases_that_are_nearly_due_fill_a_call_that_goes_out_anyway(desk: Desk) -> None:
-    """LIMITS 6: requests that began at different moments come to be renewed in full calls."""
+    """Requests that began at different moments come to be renewed in full calls."""
     beats = _Beats(desk.backend)
     for number, due in enumerate([5.0, 12.0, 14.0]):
         entry = _Watched(attempt_of(), lease_of(), 0.0)
@@ -146,7 +146,7 @@ def test_leases_that_are_nearly_due_fill_a_call_that_goes_out_anyway(desk: Desk)
 
 
 def test_a_call_is_filled_no_further_than_it_has_room(desk: Desk) -> None:
-    """B-04, LIMITS 6: one call for 500, not a second one for what is not due."""
+    """B-04: one call for 500, not a second one for what is not due."""
     beats = _Beats(desk.backend)
     for number in range(BATCH + 3):
         entry = _Watched(attempt_of(), lease_of(), 0.0)
@@ -156,7 +156,7 @@ def test_a_call_is_filled_no_further_than_it_has_room(desk: Desk) -> None:
 
 
 def test_no_lease_is_renewed_early_before_its_first_beat(desk: Desk) -> None:
-    """LIMITS 1: another request's beat costs a short handler no renewal."""
+    """Another request's beat costs a short handler no renewal."""
     desk.admit(b"running", lease=0.3)
     desk.backend.await_beats()
     before = time.monotonic()
@@ -293,7 +293,7 @@ def test_a_handler_over_max_run_is_not_kept_alive(desk: Desk) -> None:
 
 
 def test_an_idle_thread_sleeps_and_is_woken_by_the_next_request(desk: Desk) -> None:
-    """LIMITS 6: an idle process costs nothing; the next lease is renewed all the same."""
+    """An idle process costs nothing; the next lease is renewed all the same."""
     attempt = desk.admit(lease=0.03)
     beats = desk.heartbeat._beats.get()
     desk.heartbeat.forget(attempt)
@@ -315,7 +315,7 @@ def test_a_shorter_lease_hurries_a_thread_that_naps_for_a_longer_one(desk: Desk)
 
 
 def test_one_short_lease_does_not_hurry_the_thread_for_ever(desk: Desk) -> None:
-    """LIMITS 6: the thread looks as often as the leases that run need it."""
+    """The thread looks as often as the leases that run need it."""
     desk.admit(b"long", lease=12.0)
     beats = desk.heartbeat._beats.get()
     eventually(lambda: beats._look == 1.0)
@@ -355,6 +355,6 @@ def test_the_thread_ends_with_the_heartbeat_that_nobody_has_any_more() -> None:
 
 
 def test_a_forked_child_has_a_heartbeat_of_its_own() -> None:
-    """B-11, FAULTS 16: threads do not survive a fork (gunicorn --preload)."""
+    """B-11: threads do not survive a fork (gunicorn --preload)."""
     ended = subprocess.run([sys.executable, str(FORK_SCRIPT)], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout.split()) == (0, ["child", "beats", "parent", "beats"]), ended.stderr

@@ -74,7 +74,7 @@ def _noting(kind: type, made: list[type]) -> Any:
 def test_an_event_is_made_only_where_somebody_listens(
     listener: Listener | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """LIMITS 2: a new key, its replay and a mismatch make no event of everyday things in vain."""
+    """A new key, its replay and a mismatch make no event of everyday things in vain."""
     app = IdempotencyMiddleware(_app, "memory://", on_event=listener)
     with count_made(monkeypatch) as made:
         asyncio.run(_post(app))
@@ -85,19 +85,19 @@ def test_an_event_is_made_only_where_somebody_listens(
 
 
 def test_a_body_in_one_message_reaches_the_application_uncopied() -> None:
-    """LIMITS 2: it is the very object that the server gave."""
+    """It is the very object that the server gave."""
     scope, _ = asyncio.run(_post(IdempotencyMiddleware(_app, "memory://")))
     assert scope["received"]["body"] is BODY
 
 
 def test_an_answer_in_one_message_reaches_the_client_uncopied() -> None:
-    """LIMITS 2: it is the very object that the application gave."""
+    """It is the very object that the application gave."""
     _, sent = asyncio.run(_post(IdempotencyMiddleware(_app, "memory://")))
     assert sent[-1]["body"] is SENT
 
 
 def test_what_a_hook_redacts_is_the_applications_own_body() -> None:
-    """LIMITS 2: nor is it copied to be stored, but into its record."""
+    """Nor is it copied to be stored, but into its record."""
     seen: list[Answer] = []
 
     def redact(answer: Answer) -> Answer:
@@ -109,7 +109,7 @@ def test_what_a_hook_redacts_is_the_applications_own_body() -> None:
 
 
 def test_a_wsgi_answer_in_one_piece_reaches_the_server_uncopied() -> None:
-    """LIMITS 2: it is the very list that the application returned."""
+    """It is the very list that the application returned."""
     whole = [SENT]
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
@@ -127,7 +127,7 @@ def test_a_wsgi_answer_in_one_piece_reaches_the_server_uncopied() -> None:
 
 
 def test_requests_start_no_thread_but_the_one_heartbeat() -> None:
-    """L-01, LIMITS 6: one for all requests of a backend, whatever their number."""
+    """L-01: one for all requests of a backend, whatever their number."""
     app = IdempotencyMiddleware(_app, MemoryBackend())
 
     async def many() -> None:
@@ -140,7 +140,7 @@ def test_requests_start_no_thread_but_the_one_heartbeat() -> None:
 
 
 def test_without_a_key_no_backend_no_thread_and_no_event_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LIMITS 1 and 3: it passes through, with the very receive and send of the server."""
+    """It passes through, with the very receive and send of the server."""
     given: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -22,7 +22,7 @@ def client() -> Client:
 
 
 def test_a_stage_runs_once_over_all_attempts(client: Client) -> None:
-    """SPEC 8, ``run``."""
+    """``run``."""
     charge = Counted({"id": 7})
     values = []
     for _ in range(3):
@@ -33,7 +33,7 @@ def test_a_stage_runs_once_over_all_attempts(client: Client) -> None:
 
 @pytest.mark.anyio
 async def test_an_awaited_stage_runs_once_over_all_attempts(client: Client) -> None:
-    """SPEC 8, ``arun``; with a coroutine function and with an ordinary one."""
+    """``arun``; with a coroutine function and with an ordinary one."""
     charge, reserve = Counted(1), Counted(2)
     for _ in range(2):
         with client.request():
@@ -43,7 +43,7 @@ async def test_an_awaited_stage_runs_once_over_all_attempts(client: Client) -> N
 
 
 def test_arguments_reach_the_function(client: Client) -> None:
-    """SPEC 8: ``idem.run(name, fn, *a, **k)``, also those that are called like our own."""
+    """``idem.run(name, fn, *a, **k)``, also those that are called like our own."""
     with client.request():
         assert idem.run("a", lambda *a, **k: [a, k], 1, 2, x=3, name="n", function="f") == [
             [1, 2],
@@ -52,7 +52,7 @@ def test_arguments_reach_the_function(client: Client) -> None:
 
 
 def test_save_stage_answers_with_the_first_value_ever_saved(client: Client) -> None:
-    """B-06, SPEC 8."""
+    """B-06."""
     with client.request():
         assert idem.save_stage("reserved", 1) == 1
     with client.request():
@@ -61,7 +61,7 @@ def test_save_stage_answers_with_the_first_value_ever_saved(client: Client) -> N
 
 @pytest.mark.anyio
 async def test_asave_stage_answers_with_the_first_value_ever_saved(client: Client) -> None:
-    """B-06, SPEC 8."""
+    """B-06."""
     with client.request():
         assert await idem.asave_stage("reserved", 1) == 1
     with client.request():
@@ -69,7 +69,7 @@ async def test_asave_stage_answers_with_the_first_value_ever_saved(client: Clien
 
 
 def test_a_block_asks_done_and_hands_over_a_value(client: Client) -> None:
-    """SPEC 8, the block."""
+    """The block."""
     seen = []
     for value in (1, 2):
         with client.request():
@@ -84,7 +84,7 @@ def test_a_block_asks_done_and_hands_over_a_value(client: Client) -> None:
 
 @pytest.mark.anyio
 async def test_an_awaited_block_asks_done_and_hands_over_a_value(client: Client) -> None:
-    """SPEC 8, the block."""
+    """The block."""
     seen = []
     for value in (1, 2):
         with client.request():
@@ -96,7 +96,6 @@ async def test_an_awaited_block_asks_done_and_hands_over_a_value(client: Client)
 
 
 def test_a_block_that_saves_nothing_is_done_with_none(client: Client) -> None:
-    """SPEC 8."""
     with client.request(), idem.stage("mark"):
         pass
     with client.request(), idem.stage("mark") as stage:
@@ -104,7 +103,7 @@ def test_a_block_that_saves_nothing_is_done_with_none(client: Client) -> None:
 
 
 def test_a_decorated_function_is_a_stage(client: Client) -> None:
-    """SPEC 8, the decorator; it keeps its name."""
+    """The decorator; it keeps its name."""
     calls = []
 
     @idem.stage("charge")
@@ -120,7 +119,6 @@ def test_a_decorated_function_is_a_stage(client: Client) -> None:
 
 @pytest.mark.anyio
 async def test_a_decorated_coroutine_function_is_a_stage(client: Client) -> None:
-    """SPEC 8."""
     calls = []
 
     @idem.stage("charge", key=lambda order, **_: order)
@@ -135,7 +133,7 @@ async def test_a_decorated_coroutine_function_is_a_stage(client: Client) -> None
 
 
 def test_a_method_can_be_decorated(client: Client) -> None:
-    """SPEC 8: the key callable sees ``self``."""
+    """The key callable sees ``self``."""
 
     class Shop:
         def __init__(self, name: str) -> None:
@@ -205,7 +203,6 @@ def test_a_key_that_cannot_be_one_is_refused(client: Client, key: str) -> None:
 
 
 def test_a_block_is_for_one_use(client: Client) -> None:
-    """SPEC 8."""
     block = idem.stage("a")
     with client.request():
         with block:
@@ -215,13 +212,11 @@ def test_a_block_is_for_one_use(client: Client) -> None:
 
 
 def test_a_block_outside_of_with_has_nothing_to_say() -> None:
-    """SPEC 8."""
     with pytest.raises(RuntimeError, match="is not entered"):
         _ = idem.stage("a").done
 
 
 def test_a_callable_key_is_for_decorators(client: Client) -> None:
-    """SPEC 8."""
     with client.request(), pytest.raises(TypeError, match="decorators"), idem.stage("a", key=lambda: "k"):
         pass
 
@@ -245,7 +240,6 @@ def test_nested_stages_are_recorded_each_for_itself(client: Client) -> None:
 
 
 def test_the_facts_of_a_first_and_of_a_later_attempt(client: Client) -> None:
-    """SPEC 8."""
     with client.request():
         assert (idem.attempt, idem.resumed, idem.active, idem.stages) == (1, False, True, ())
         idem.save_stage("a", {"x": 1})
@@ -263,7 +257,6 @@ def test_load_builds_a_declared_type(client: Client) -> None:
 
 
 def test_key_for_is_the_same_on_every_attempt_and_differs_by_name_and_request(client: Client) -> None:
-    """SPEC 8."""
     keys = []
     for request in (b"0123456789abcdef", b"0123456789abcdef", b"another-key-of-16"):
         with client.request(request):
@@ -273,7 +266,7 @@ def test_key_for_is_the_same_on_every_attempt_and_differs_by_name_and_request(cl
 
 
 def test_key_for_without_a_key_is_the_same_within_the_request_only(client: Client) -> None:
-    """SPEC 8, S-03."""
+    """S-03."""
     keys = []
     for _ in range(2):
         with client.request(b""):
@@ -284,7 +277,6 @@ def test_key_for_without_a_key_is_the_same_within_the_request_only(client: Clien
 
 @pytest.mark.parametrize(("verb", "wish"), [("keep", True), ("discard", False)])
 def test_keep_and_discard_say_what_becomes_of_the_answer(client: Client, verb: str, wish: bool) -> None:
-    """SPEC 4, 8."""
     with client.request() as attempt:
         getattr(idem, verb)()
         assert attempt.keep is wish

@@ -92,14 +92,14 @@ def test_a_wrong_transaction_is_told_without_a_key_too(client: Client, form: Cal
 
 
 def test_a_name_means_nothing_where_no_django_is_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """S-05, section 9: and is not repeated, as it may be a URL."""
+    """S-05: and is not repeated, as it may be a URL."""
     from django.conf import settings
 
     from open_idempotency.ledger.transactions import transaction_of
 
     monkeypatch.delenv("DJANGO_SETTINGS_MODULE", raising=False)
     monkeypatch.setattr(type(settings), "configured", False)
-    with pytest.raises(ConfigurationError, match="no Django is set up") as caught:
+    with pytest.raises(ConfigurationError, match="Django is not set up") as caught:
         transaction_of("postgresql://user:secret@host/shop")
     assert "secret" not in str(caught.value)
 

@@ -286,7 +286,7 @@ def test_a_declared_type_that_cannot_be_kept_is_let_through_with_a_default(clien
 
 
 def test_it_is_an_error_in_the_log_that_says_what_to_do(client: Client, caplog: pytest.LogCaptureFixture) -> None:
-    """S-02a, SPEC 9: stage, type and cure, and nothing of the value."""
+    """S-02a: stage, type and cure, and nothing of the value."""
     with caplog.at_level(logging.ERROR, "open_idempotency"), client.request():
         idem.run("charge", lambda: {"card": Decimal("4111")})
     (record,) = caplog.records

@@ -64,7 +64,7 @@ async def test_outside_of_a_request_the_awaited_verbs_are_not_started() -> None:
 
 
 def test_outside_of_a_request_it_is_not_active() -> None:
-    """SPEC 8: the one fact that never raises."""
+    """The one fact that never raises."""
     assert idem.active is False
 
 
@@ -216,7 +216,7 @@ def test_two_requests_in_two_contexts_do_not_see_each_other(client: Client) -> N
 
 
 def test_an_attempt_of_the_default_policy_shares_nothing_with_another() -> None:
-    """HOUSE: per-request state is per request."""
+    """Per-request state is per request."""
     one, other = Attempt(IdempotencyPolicy()), Attempt(IdempotencyPolicy())
     one.enter(("a", ""))
     other.enter(("a", ""))

@@ -142,7 +142,7 @@ def test_a_recorded_error_that_cannot_be_made_again_any_more_is_a_clear_error(cl
 
 
 def test_a_memoised_error_is_among_the_stages(client: Client) -> None:
-    """SPEC 8, ``idem.stages``: one of them does not hide the others."""
+    """``idem.stages``: one of them does not hide the others."""
     with client.request():
         idem.save_stage("a", 1, key="k")
         with pytest.raises(CardDeclined):
@@ -153,7 +153,7 @@ def test_a_memoised_error_is_among_the_stages(client: Client) -> None:
 
 @pytest.mark.parametrize("payload", [b"", b"[]", b"3", b'["a"]', b"[1,[]]", b'["a",{}]', b"[" * 100_000])
 def test_a_hostile_recorded_error_is_a_typed_error(payload: bytes) -> None:
-    """B-08b, SPEC 9."""
+    """B-08b."""
     attempt = attempt_of(Stage("charge", "", encode_stage(StageKind.ERROR, payload)))
     mark = running.set((attempt, engine_of()))
     try:

@@ -198,7 +198,7 @@ def test_the_field_is_found_under_any_case_of_its_configured_names() -> None:
 
 
 def test_no_field_is_no_key() -> None:
-    """SPEC 4: an optional route passes through."""
+    """An optional route passes through."""
     assert parse_key([], LENIENT) is None
 
 
@@ -256,29 +256,26 @@ AUTHORIZED = [(b"authorization", b"Bearer secret")]
 
 
 def test_the_scope_callable_goes_before_the_user_and_the_credentials() -> None:
-    """SPEC 5: first that applies."""
+    """First that applies."""
     assert scope_of(AUTHORIZED, "ann", scope=lambda _: "tenant-1") == "custom:tenant-1"
 
 
 def test_the_verified_user_goes_before_the_credentials() -> None:
-    """SPEC 5."""
     assert scope_of(AUTHORIZED, "ann") == "user:ann"
 
 
 def test_credentials_are_digested_and_not_kept() -> None:
-    """SPEC 5, 9."""
     scope = scope_of(AUTHORIZED)
     assert scope.startswith("authorization:")
     assert "secret" not in scope
 
 
 def test_two_credentials_are_two_scopes() -> None:
-    """SPEC 5."""
     assert scope_of(AUTHORIZED) != scope_of([(b"authorization", b"Bearer other")])
 
 
 def test_two_authorization_lines_are_not_one_joined_line() -> None:
-    """SPEC 5: the whole field counts."""
+    """The whole field counts."""
     assert scope_of([(b"authorization", b"a"), (b"authorization", b"b")]) != scope_of([(b"authorization", b"ab")])
 
 
@@ -328,24 +325,22 @@ def test_a_caller_is_another_one_in_another_tenant_and_on_another_host(headers: 
 
 
 def test_without_credentials_a_caller_is_anonymous() -> None:
-    """SPEC 5."""
     assert scope_of([]) == "anonymous:"
 
 
 @pytest.mark.parametrize("headers", [[], [(b"authorization", b"")], [(b"authorization", b"  ")]])
 def test_an_anonymous_short_key_is_refused_also_behind_empty_credentials(headers: list[tuple[bytes, bytes]]) -> None:
-    """SPEC 5: keys shorter than 16 characters could be guessed."""
+    """Keys shorter than 16 characters could be guessed."""
     with pytest.raises(KeyRejected, match="16"):
         scope_of(headers, key="k" * 15)
 
 
 def test_an_authorized_short_key_is_accepted() -> None:
-    """SPEC 5."""
     assert scope_of(AUTHORIZED, key="1").startswith("authorization:")
 
 
 def test_kinds_of_scope_never_collide() -> None:
-    """SPEC 5, I10: a user may be called like another kind's scope."""
+    """I10: a user may be called like another kind's scope."""
     custom = scope_of([], scope=lambda _: "user:ann")
     named_custom = scope_of([], "custom:ann")
     assert len({custom, named_custom, scope_of([], "ann"), scope_of([], scope=lambda _: "ann"), scope_of([])}) == 5
@@ -357,7 +352,6 @@ def failing(request: Request) -> str:
 
 
 def test_a_scope_callable_that_raises_is_never_a_shared_bucket() -> None:
-    """SPEC 5."""
     with pytest.raises(ScopeUnknown) as caught:
         scope_of([], scope=failing)
     assert isinstance(caught.value.__cause__, LookupError)
@@ -365,13 +359,11 @@ def test_a_scope_callable_that_raises_is_never_a_shared_bucket() -> None:
 
 @pytest.mark.parametrize("nothing", [None, "", 7, b"ann"])
 def test_a_scope_callable_that_names_nobody_is_never_a_shared_bucket(nothing: Any) -> None:
-    """SPEC 5."""
     with pytest.raises(ScopeUnknown):
         scope_of([], scope=lambda _: nothing)
 
 
 def test_a_user_without_a_name_is_never_a_shared_bucket() -> None:
-    """SPEC 5."""
     with pytest.raises(ScopeUnknown):
         scope_of(AUTHORIZED, "")
 
@@ -383,7 +375,7 @@ part = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 def test_record_ids_are_equal_only_for_equal_application_scope_and_key(
     one: tuple[str, ...], two: tuple[str, ...]
 ) -> None:
-    """SPEC 2: each part is length-prefixed."""
+    """Each part is length-prefixed."""
     ids = [
         record_id(scope, key, request_of(), IdempotencyPolicy(application=application))
         for application, scope, key in (one, two)
@@ -397,19 +389,19 @@ route = st.tuples(st.sampled_from(["POST", "PATCH", "PUT"]), st.binary(max_size=
 
 @given(route, route)
 def test_by_route_record_ids_are_equal_only_for_equal_method_path_and_key(one: Any, two: Any) -> None:
-    """SPEC 5, ``scope_by_route``: one key on two endpoints is two records."""
+    """``scope_by_route``: one key on two endpoints is two records."""
     ids = [record_id("user:a", key, request_of(method=method, path=path), BY_ROUTE) for method, path, key in (one, two)]
     assert (ids[0] == ids[1]) is (one == two)
 
 
 def test_by_route_query_and_body_are_no_part_of_the_record() -> None:
-    """SPEC 5, O-05: on one endpoint a key with another request is still a mistake, not another record."""
+    """O-05: on one endpoint a key with another request is still a mistake, not another record."""
     requests = [request_of(b"a", query=b"q=1"), request_of(b"b", query=b"q=2")]
     assert len({record_id("user:a", "k", request, BY_ROUTE) for request in requests}) == 1
 
 
 def test_by_route_a_record_is_none_of_those_without() -> None:
-    """SPEC 2: turning it on never finds an answer that was stored for another endpoint."""
+    """Turning it on never finds an answer that was stored for another endpoint."""
     assert record_id("user:a", "k", request_of(), BY_ROUTE) != record_id("user:a", "k", request_of(), LENIENT)
 
 
@@ -425,38 +417,38 @@ def test_by_route_a_record_is_none_of_those_without() -> None:
 def test_only_a_caller_without_another_identity_is_known_by_credentials(
     headers: Any, user: str | None, fields: Any, expected: bool
 ) -> None:
-    """SPEC 5: who is told apart by a token alone is somebody else with the next one."""
+    """Who is told apart by a token alone is somebody else with the next one."""
     assert by_credentials(scope_of(headers, user, **fields)) is expected
 
 
 @given(st.lists(st.binary(max_size=6), max_size=4), st.lists(st.binary(max_size=6), max_size=4))
 def test_parts_of_a_digest_never_run_into_each_other(one: list[bytes], two: list[bytes]) -> None:
-    """SPEC 5: length-prefixed."""
+    """Length-prefixed."""
     assert (digest(None, *one) == digest(None, *two)) is (one == two)
 
 
 def test_moved_boundaries_between_scope_and_key_are_other_records() -> None:
-    """SPEC 2, I10."""
+    """I10."""
     assert record_id("user:a", "b", request_of(), LENIENT) != record_id("user:", "ab", request_of(), LENIENT)
 
 
 def test_a_secret_changes_the_record_id() -> None:
-    """SPEC 9: who reads the backend can neither list nor forge keys."""
+    """Who reads the backend can neither list nor forge keys."""
     keyed = [IdempotencyPolicy(secret=secret) for secret in (b"x" * 16, b"y" * 16)]
     assert len({record_id("s", "k", request_of(), policy) for policy in (LENIENT, *keyed)}) == 3
 
 
 def test_a_downstream_key_is_the_same_on_every_attempt() -> None:
-    """SPEC 8, ``key_for``."""
+    """``key_for``."""
     assert downstream_key(b"seed", "charge", None) == downstream_key(b"seed", "charge", None)
 
 
 def test_a_downstream_key_differs_by_name_request_and_secret() -> None:
-    """SPEC 8, ``key_for``."""
+    """``key_for``."""
     one = [downstream_key(b"seed", "charge", None), downstream_key(b"seed", "refund", None)]
     assert len({*one, downstream_key(b"other", "charge", None), downstream_key(b"seed", "charge", b"x" * 16)}) == 4
 
 
 def test_a_downstream_key_suits_any_provider() -> None:
-    """SPEC 8, ``key_for``: 35 characters of a-z, 0-9 and the hyphen."""
+    """``key_for``: 35 characters of a-z, 0-9 and the hyphen."""
     assert re.fullmatch("oi-[a-z0-9]{32}", downstream_key(b"seed", "charge", None))

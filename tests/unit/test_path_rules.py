@@ -94,7 +94,7 @@ Adapter = Callable[..., Any]
 
 @both
 def test_a_path_can_require_a_key(adapter: Adapter) -> None:
-    """O-06, SPEC 4: by path rule; all others have the middleware's own policy."""
+    """O-06: by path rule; all others have the middleware's own policy."""
     send = adapter({"/payments/*": REQUIRED})
     assert [send(path) for path in ("/payments/1", "/payments", "/refunds", "/paymentsx")] == [400, 400, 200, 200]
     assert send("/payments/1", key=KEY) == 200
@@ -102,7 +102,7 @@ def test_a_path_can_require_a_key(adapter: Adapter) -> None:
 
 @both
 def test_a_path_can_be_exempt(adapter: Adapter) -> None:
-    """SPEC 4, S-03: whatever it carries; there is no request to save stages for, and the backend is not asked."""
+    """S-03: whatever it carries; there is no request to save stages for, and the backend is not asked."""
     backend = MemoryBackend()
     send = adapter({"POST /ping": exempt}, required=True, backend=backend)
     assert [send("/ping"), send("/ping", key=KEY), send("/ping", method="PATCH"), send("/other")] == [
@@ -116,14 +116,13 @@ def test_a_path_can_be_exempt(adapter: Adapter) -> None:
 
 @both
 def test_a_rule_may_be_for_one_method(adapter: Adapter) -> None:
-    """SPEC 4."""
     send = adapter({"PATCH /charges/{id}": REQUIRED})
     assert [send("/charges/1", method="PATCH"), send("/charges/1"), send("/charges", method="PATCH")] == [400, 200, 200]
 
 
 @both
 def test_a_path_opts_another_method_in(adapter: Adapter) -> None:
-    """SPEC 4: PUT and DELETE opt in, here for one path alone."""
+    """PUT and DELETE opt in, here for one path alone."""
     send = adapter({"/charges/{id}": {"methods": ["PUT"], "required": True}})
     assert [send("/charges/1", method="PUT"), send("/charges/1"), send("/other", method="PUT")] == [400, 200, 200]
     assert send.active == ["no", "no"]
@@ -131,27 +130,27 @@ def test_a_path_opts_another_method_in(adapter: Adapter) -> None:
 
 @both
 def test_a_path_has_a_header_of_its_own(adapter: Adapter) -> None:
-    """SPEC 4: any policy field."""
+    """Any policy field."""
     send = adapter({"/hooks/*": {"header": "X-Request-Key", "required": True}})
     assert [send("/hooks/a", key=KEY), send("/hooks/a", x_request_key=KEY)] == [400, 200]
 
 
 @both
 def test_a_request_body_is_bounded_by_its_paths_own_limit(adapter: Adapter) -> None:
-    """O-07, SPEC 4."""
+    """O-07."""
     send = adapter({"/small": {"max_request_bytes": 0}}, max_request_bytes=10)
     assert [send("/small", key=KEY, body=b"five!"), send("/other", key=KEY, body=b"five!")] == [413, 200]
 
 
 @both
 def test_get_has_no_rule(adapter: Adapter) -> None:
-    """SPEC 4: never covered."""
+    """Never covered."""
     assert adapter({"/*": REQUIRED})("/payments", method="GET") == 200
 
 
 @both
 def test_the_mount_point_is_no_part_of_the_path(adapter: Adapter) -> None:
-    """SPEC 4: root_path and SCRIPT_NAME; rules are written as the application's own routes are."""
+    """root_path and SCRIPT_NAME; rules are written as the application's own routes are."""
     send = adapter({"/payments/*": REQUIRED})
     assert [send("/payments/1", root="/api"), send("/api/payments/1"), send("/payments", root="/api/v1")] == [
         400,
@@ -161,7 +160,7 @@ def test_the_mount_point_is_no_part_of_the_path(adapter: Adapter) -> None:
 
 
 def test_a_root_path_that_a_server_has_taken_off_is_no_part_either() -> None:
-    """SPEC 4: some servers put it before the path, some do not."""
+    """Some servers put it before the path, some do not."""
     rules = PathRules({"/payments": REQUIRED}, Coverages(engine_of()))
     assert rules.find("POST", "/payments", b"/payments", "/api")
     assert rules.find("POST", "/api/payments", b"/api/payments", "/api")
@@ -181,7 +180,7 @@ REQUIRED_ANYWAY = [
 @both
 @pytest.mark.parametrize("path", REQUIRED_ANYWAY)
 def test_an_odd_spelling_does_not_escape_a_required_key(adapter: Adapter, path: str) -> None:
-    """O-06, SPEC 4: whichever way an application reads it."""
+    """O-06: whichever way an application reads it."""
     assert adapter({"/payments/*": REQUIRED})(path) == 400
 
 
@@ -194,33 +193,32 @@ NOT_EXEMPT = [
 @both
 @pytest.mark.parametrize("path", NOT_EXEMPT)
 def test_an_odd_spelling_does_not_borrow_an_exemption(adapter: Adapter, path: str) -> None:
-    """SPEC 4: the reading that protects more counts."""
+    """The reading that protects more counts."""
     assert adapter({"/hooks/*": exempt}, required=True)(path) == 400
     assert adapter({"/hooks/*": {"required": False}}, required=True)(path) == 400
 
 
 def test_an_encoded_slash_may_be_one_character_of_a_segment() -> None:
-    """SPEC 4: an application that routes what was sent does not take ``/hooks%2Fx`` for ``/hooks/x``."""
+    """An application that routes what was sent does not take ``/hooks%2Fx`` for ``/hooks/x``."""
     assert Asgi({"/hooks/*": exempt}, required=True)("/hooks%2Fx") == 400
     assert Asgi({"/{name}": REQUIRED})("/a%2Fb") == 400
 
 
 @both
 def test_ordinary_spellings_are_exempt(adapter: Adapter) -> None:
-    """SPEC 4: what is encoded for good reasons is no trick."""
+    """What is encoded for good reasons is no trick."""
     send = adapter({"/hooks/*": exempt}, required=True)
     assert [send(path) for path in ("/hooks", "/hooks/", "/hooks/a%20b", "/hooks/caf%C3%A9", "/hooks/Ab")] == [200] * 5
 
 
 @both
 def test_a_path_beyond_ascii_is_written_decoded(adapter: Adapter) -> None:
-    """SPEC 4."""
     send = adapter({"/café/{id}": REQUIRED})
     assert [send("/caf%C3%A9/1"), send("/CAF%C3%89/1"), send("/cafe/1")] == [400, 400, 200]
 
 
 def test_a_path_of_any_length_is_looked_at_in_bounded_depth() -> None:
-    """Section 9: no deeper than the deepest pattern."""
+    """No deeper than the deepest pattern."""
     rules = PathRules({"/{a}/{b}/*": REQUIRED}, Coverages(engine_of()))
     assert rules.find("POST", "/a" * 50_000)
     assert not rules.find("POST", "/" * 50_000)
@@ -237,7 +235,7 @@ def fields(rules: dict[str, Any], path: str, method: str = "POST", **policy: Any
 
 
 def test_the_most_specific_rule_decides_and_adds_to_the_wider_ones() -> None:
-    """SPEC 4: in whatever order they are written."""
+    """In whatever order they are written."""
     rules = {
         "POST /payments/refunds": {"wait": 4},
         "/payments/refunds": {"wait": 3, "ttl": 60},
@@ -257,7 +255,7 @@ def _four(policy: IdempotencyPolicy | None) -> tuple[float, float, float, bool]:
 
 
 def test_the_earlier_segment_counts_more() -> None:
-    """SPEC 4: of two patterns that cross."""
+    """Of two patterns that cross."""
     rules = {"/a/*": {"wait": 1}, "/{any}/b": {"wait": 2}}
     policy = fields(rules, "/a/b")
     assert policy is not None
@@ -265,7 +263,7 @@ def test_the_earlier_segment_counts_more() -> None:
 
 
 def test_an_exemption_ends_what_was_said_farther_out() -> None:
-    """SPEC 4: and a rule within it covers again, with the middleware's own policy."""
+    """And a rule within it covers again, with the middleware's own policy."""
     rules = {"/*": REQUIRED, "/hooks/*": exempt, "/hooks/paid": {"wait": 2}}
     assert fields(rules, "/hooks/x") is None
     policy = fields(rules, "/hooks/paid")
@@ -274,7 +272,7 @@ def test_an_exemption_ends_what_was_said_farther_out() -> None:
 
 
 def test_a_rule_object_says_its_fields_by_name() -> None:
-    """SPEC 4: the same object that FastAPI takes for a dependency."""
+    """The same object that FastAPI takes for a dependency."""
     policy = fields({"/charges": IdempotencyRule(ttl=60)}, "/charges")
     assert policy is not None
     assert policy.ttl == 60
@@ -314,13 +312,12 @@ WRONG = [
 @both
 @pytest.mark.parametrize(("rules", "complaint"), WRONG, ids=lambda case: str(case)[:40])
 def test_a_wrong_rule_is_named_at_once(adapter: Adapter, rules: Any, complaint: str) -> None:
-    """Issue, what bad input gets; SPEC 4."""
     with pytest.raises(ConfigurationError, match=complaint):
         adapter(rules)
 
 
 def test_rules_that_never_meet_do_not_contradict() -> None:
-    """SPEC 4: only what can come together is tried together."""
+    """Only what can come together is tried together."""
     PathRules(
         {"/a/*": {"ttl": 60}, "/b": {"lease": 61}, "POST /c": {"ttl": 60}, "PATCH /c": {"lease": 61}}, coverages()
     )
@@ -337,7 +334,7 @@ def coverages() -> Coverages:
 
 @both
 def test_an_inner_middleware_with_another_header_leaves_the_request_alone(adapter: Adapter) -> None:
-    """SPEC 4: the outer one protects, so stages are its attempt's, and an exemption inside says nothing of it."""
+    """The outer one protects, so stages are its attempt's, and an exemption inside says nothing of it."""
     inner = adapter({"/ping": exempt}, header="X-Other", backend="memory://")
     backend = MemoryBackend()
     outer = adapter(None, backend=backend)
@@ -348,12 +345,12 @@ def test_an_inner_middleware_with_another_header_leaves_the_request_alone(adapte
 
 
 def test_what_is_remembered_of_a_path_is_not_said_of_another_spelling() -> None:
-    """Section 4: one decoded path, two ways of sending it; both again, when each is known."""
+    """One decoded path, two ways of sending it; both again, when each is known."""
     app = Asgi({"/payments/{id}": REQUIRED})
     assert [app(path) for path in ("/payments/a/b", "/payments/a%2Fb") * 2] == [200, 400, 200, 400]
 
 
 def test_a_path_of_any_length_has_its_rule() -> None:
-    """Section 4: what is too long to be remembered is looked up each time."""
+    """What is too long to be remembered is looked up each time."""
     app = Asgi({"/payments/{id}": REQUIRED})
     assert [app("/payments/" + "x" * length) for length in (10, 240, 250, 5_000)] == [400] * 4

@@ -71,7 +71,7 @@ BAD: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("name", "bad"), BAD, ids=[f"{name}={bad!r}" for name, bad in BAD])
 def test_a_bad_value_is_refused_at_start_naming_the_field(name: str, bad: Any) -> None:
-    """Issue: "ConfigurationError at start, naming the field"."""
+    """ "ConfigurationError at start, naming the field"."""
     fields = {"fingerprint": "json"} if name == "fingerprint_ignore" else {}
     with pytest.raises(ConfigurationError, match=rf"^{name}: "):
         IdempotencyPolicy(**{**fields, name: bad})
@@ -104,13 +104,12 @@ def test_every_field_is_checked() -> None:
     ],
 )
 def test_fields_that_contradict_each_other_are_refused_naming_one(fields: dict[str, Any], named: str) -> None:
-    """Issue: ttl < lease and the like."""
+    """ttl < lease and the like."""
     with pytest.raises(ConfigurationError, match=f"^{named}: "):
         IdempotencyPolicy(**fields)
 
 
 def test_the_defaults_are_those_of_the_specification() -> None:
-    """SPEC 3 to 6."""
     policy = IdempotencyPolicy()
     assert (policy.lease, policy.ttl, policy.max_run) == (30.0, 86_400.0, 3_600.0)
     assert policy.methods == {"POST", "PATCH"}
@@ -122,7 +121,7 @@ def test_the_defaults_are_those_of_the_specification() -> None:
     "name", ["lease", "ttl", "max_run", "wait", "max_wait", "respond_within", "record_within", "stream_grace"]
 )
 def test_a_timedelta_becomes_float_seconds(name: str) -> None:
-    """HOUSE: timedelta or seconds at the edge, float seconds inside."""
+    """Timedelta or seconds at the edge, float seconds inside."""
     fields: dict[str, Any] = {"lease": 1, name: timedelta(minutes=2)}
     fields.setdefault("ttl", 600)
     value = getattr(IdempotencyPolicy(**fields), name)
@@ -130,7 +129,6 @@ def test_a_timedelta_becomes_float_seconds(name: str) -> None:
 
 
 def test_methods_are_upper_case_inside() -> None:
-    """SPEC 4."""
     assert IdempotencyPolicy(methods=["post", "Put"]).methods == {"POST", "PUT"}
 
 
@@ -155,20 +153,19 @@ def test_lists_become_tuples() -> None:
 
 
 def test_a_policy_cannot_be_changed() -> None:
-    """HOUSE: frozen."""
+    """Frozen."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         IdempotencyPolicy().lease = 1.0
 
 
 def test_replace_changes_some_fields_and_leaves_the_policy() -> None:
-    """SPEC 4: any policy field per route."""
+    """Any policy field per route."""
     policy = IdempotencyPolicy(wait=2)
     changed = policy.replace(ttl=timedelta(hours=1))
     assert (changed.ttl, changed.wait, policy.ttl) == (3600.0, 2.0, 86_400.0)
 
 
 def test_replace_validates_the_result() -> None:
-    """Issue."""
     with pytest.raises(ConfigurationError, match=r"^lease: "):
         IdempotencyPolicy().replace(lease=0)
 
@@ -177,35 +174,31 @@ def test_replace_validates_the_result() -> None:
     ("name", "near"), [("leese", "lease"), ("on_fail", "on_failed"), ("max_request_byte", "max_re")]
 )
 def test_an_unknown_field_is_refused_with_the_nearest_name(name: str, near: str) -> None:
-    """Issue: unknown policy field."""
+    """Unknown policy field."""
     with pytest.raises(ConfigurationError, match=f"^{name}: no such policy field; did you mean {near}"):
         make_policy(None, {name: 1})
 
 
 def test_an_unknown_field_like_no_other_is_refused_with_all_names() -> None:
-    """Issue."""
     with pytest.raises(ConfigurationError, match=r"^zzzz: no such policy field; known: aliases, application, "):
         IdempotencyPolicy().replace(zzzz=1)
 
 
 def test_fields_override_a_given_policy() -> None:
-    """Issue: policy fields are keyword arguments of every adapter, or a whole policy."""
+    """Policy fields are keyword arguments of every adapter, or a whole policy."""
     assert make_policy(IdempotencyPolicy(wait=2, lease=9), {"lease": 10}) == IdempotencyPolicy(wait=2, lease=10)
 
 
 def test_a_policy_that_is_none_of_ours_is_refused() -> None:
-    """Issue."""
     with pytest.raises(ConfigurationError, match=r"^policy: "):
         make_policy({"lease": 3}, {})
 
 
 def test_the_secret_is_not_shown() -> None:
-    """SPEC 9."""
     assert "hunter" not in repr(IdempotencyPolicy(secret=b"hunter2hunter2hunter2"))
 
 
 def test_a_bad_secret_is_not_shown_in_the_error() -> None:
-    """SPEC 9."""
     with pytest.raises(ConfigurationError) as caught:
         IdempotencyPolicy(secret=b"hunter2")
     assert "hunter" not in str(caught.value)

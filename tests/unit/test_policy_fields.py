@@ -9,7 +9,7 @@ from open_idempotency.policy_fields import PolicyFields
 
 
 def test_type_checkers_see_every_field() -> None:
-    """Issue, `Policy fields are keyword arguments of every adapter`."""
+    """`Policy fields are keyword arguments of every adapter`."""
     fields = {field.name for field in dataclasses.fields(IdempotencyPolicy)}
 
     assert set(PolicyFields.__annotations__) == fields

@@ -43,7 +43,7 @@ ALL: list[tuple[Problem, str, int, bool, bool]] = [
 def test_a_problem_has_the_members_of_rfc_9457_and_ours(
     problem: Problem, name: str, status: int, retryable: bool, reuse: bool
 ) -> None:
-    """SPEC 4, O-03 to O-12."""
+    """O-03 to O-12."""
     answer = render(problem, POLICY, "/charges")
     members = json.loads(answer.body or b"")
     assert answer.status == members["status"] == status
@@ -55,7 +55,6 @@ def test_a_problem_has_the_members_of_rfc_9457_and_ours(
 
 @pytest.mark.parametrize("problem", [row[0] for row in ALL], ids=[row[1] for row in ALL])
 def test_a_problem_is_typed_counted_and_never_cached(problem: Problem) -> None:
-    """SPEC 4."""
     answer = render(problem, POLICY, "/")
     headers = dict(answer.headers)
     assert headers[b"content-type"] == b"application/problem+json"
@@ -77,14 +76,14 @@ def test_a_service_without_a_name_says_that_it_has_none(make: Any) -> None:
 
 
 def test_a_docs_url_is_linked_from_every_problem() -> None:
-    """SPEC 4: ``describedby``."""
+    """``describedby``."""
     policy = IdempotencyPolicy(docs_url="https://example.com/idempotency")
     answer = render(problems.key_reused(), policy, "/")
     assert (b"link", b'<https://example.com/idempotency>; rel="describedby"') in answer.headers
 
 
 def test_a_hook_renders_problems_otherwise() -> None:
-    """SPEC 4; it is given the whole problem."""
+    """It is given the whole problem."""
     policy = IdempotencyPolicy(render_problem=lambda problem: Answer(problem.status, [], problem.instance.encode()))
     assert render(problems.key_reused(), policy, "/a") == Answer(422, [], b"/a")
 
@@ -153,7 +152,7 @@ AS_STRIPE: list[tuple[Problem, int, str, str, bytes]] = [
 def test_for_those_who_migrate_a_problem_is_an_error_of_stripe(
     problem: Problem, status: int, kind: str, code: str, again: bytes
 ) -> None:
-    """Issue, ``compat="stripe"``: its client libraries read type, code and Stripe-Should-Retry."""
+    """``compat="stripe"``: its client libraries read type, code and Stripe-Should-Retry."""
     answer = render(problem, STRIPE, "/charges")
     error = json.loads(answer.body or b"")["error"]
     assert answer.status == status
@@ -162,13 +161,13 @@ def test_for_those_who_migrate_a_problem_is_an_error_of_stripe(
 
 
 def test_every_problem_has_a_form_of_stripe() -> None:
-    """Issue, ``compat="stripe"``: the table above forgets none."""
+    """``compat="stripe"``: the table above forgets none."""
     assert {row[0].name for row in AS_STRIPE} == {row[1] for row in ALL}
 
 
 @pytest.mark.parametrize("problem", [row[0] for row in AS_STRIPE], ids=[row[3] for row in AS_STRIPE])
 def test_an_error_of_stripe_is_json_counted_and_never_cached(problem: Problem) -> None:
-    """SPEC 4: as our own form, but for the media type."""
+    """As our own form, but for the media type."""
     answer = render(problem, STRIPE, "/")
     headers, ours = dict(answer.headers), dict(render(problem, POLICY, "/").headers)
     assert headers[b"content-type"] == b"application/json"
@@ -178,7 +177,7 @@ def test_an_error_of_stripe_is_json_counted_and_never_cached(problem: Problem) -
 
 
 def test_an_error_of_stripe_points_to_the_docs_as_stripe_does() -> None:
-    """SPEC 4: ``docs_url``, in the error as well."""
+    """``docs_url``, in the error as well."""
     answer = render(problems.key_reused(), STRIPE.replace(docs_url="https://example.com/i"), "/")
     assert json.loads(answer.body or b"")["error"]["doc_url"] == "https://example.com/i"
     assert (b"link", b'<https://example.com/i>; rel="describedby"') in answer.headers
@@ -191,6 +190,6 @@ def test_an_error_of_stripe_tells_what_could_not_be_kept() -> None:
 
 
 def test_a_hook_counts_before_compat() -> None:
-    """SPEC 4: so that one route may render otherwise under a policy for all."""
+    """So that one route may render otherwise under a policy for all."""
     policy = STRIPE.replace(render_problem=lambda problem: Answer(problem.status, [], b""))
     assert render(problems.key_reused(), policy, "/") == Answer(422, [], b"")

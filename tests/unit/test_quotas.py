@@ -50,7 +50,7 @@ RESERVE = Reserve(SCOPE, RECORD, 5, LEASE, TTL)
 def test_a_reservation_is_decided(
     end: float | None, taken: int, earliest: float, answer: object, written: float | None
 ) -> None:
-    """Section 9: a key that counts is admitted whatever the count, a new one below the limit."""
+    """A key that counts is admitted whatever the count, a new one below the limit."""
     assert decisions.reserve(end, taken, earliest, RESERVE, NOW) == (answer, written)
 
 
@@ -61,14 +61,14 @@ def _admission(*claims: Any, reserves: Any = (), gets: Any = (), **fields: Any) 
 
 
 def test_without_a_quota_nothing_more_is_asked() -> None:
-    """LIMITS target 1: no further round trip."""
+    """No further round trip."""
     admission = _admission(Leased(lease_of()), max_live_keys=None)
     assert admission.run().scope_id is None
     assert admission.script.names() == ["Call", "Call", "Claim"]
 
 
 def test_with_a_quota_a_new_key_is_counted_before_its_claim() -> None:
-    """Section 9, FAULTS 4: one round trip more, with the times of the claim."""
+    """One round trip more, with the times of the claim."""
     admission = _admission(Leased(lease_of()), reserves=[Reserved()], lease=7, ttl=70, max_run=70)
     attempt = admission.run()
     assert isinstance(attempt, Attempt)
@@ -80,14 +80,14 @@ def test_with_a_quota_a_new_key_is_counted_before_its_claim() -> None:
 
 
 def test_a_replay_is_counted_too() -> None:
-    """LIMITS target 1: whether a key is a new one is not known before; so one round trip more."""
+    """Whether a key is a new one is not known before; so one round trip more."""
     admission = _admission(Finished(FRAME), reserves=[Reserved()])
     assert admission.run().status == 201
     assert admission.script.names() == ["Call", "Call", "Reserve", "Claim"]
 
 
 def test_over_the_quota_nothing_is_claimed() -> None:
-    """Section 9: 429, with the time until the first key gives way, and an event without the key."""
+    """429, with the time until the first key gives way, and an event without the key."""
     admission = _admission(reserves=[OverQuota(41.2)], gets=[None])
     answer = admission.run()
     assert admission.script.names() == ["Call", "Call", "Reserve", "Get"]
@@ -96,14 +96,14 @@ def test_over_the_quota_nothing_is_claimed() -> None:
 
 
 def test_over_the_quota_the_problem_says_to_retry_with_the_same_key() -> None:
-    """SPEC 4: retryable, reuse_key."""
+    """Retryable, reuse_key."""
     problem = _admission(reserves=[OverQuota(1.0)], gets=[None]).problem()
     assert (name(problem), problem["status"]) == ("too-many-keys", 429)
     assert (problem["retryable"], problem["reuse_key"]) == (True, True)
 
 
 def test_over_the_quota_a_key_whose_record_lives_is_answered() -> None:
-    """SPEC 1: a record that is older than the quota, or outlived its reservation, still has its one outcome."""
+    """A record that is older than the quota, or outlived its reservation, still has its one outcome."""
     record = Record(RECORD, b"", Status.COMPLETED, b"", 1, 1, 0.0, 0.0, 1.0, 1.0)
     admission = _admission(Finished(FRAME), reserves=[OverQuota(5.0)], gets=[record])
     assert admission.run().status == 201
@@ -142,7 +142,7 @@ def test_a_reservation_that_cannot_be_read_fails_closed() -> None:
 
 
 def test_scopes_have_digests_of_their_own() -> None:
-    """Section 9: the raw scope is not stored; application and secret tell quotas apart as they do records."""
+    """The raw scope is not stored; application and secret tell quotas apart as they do records."""
     plain = scope_id("user:ann", IdempotencyPolicy())
     assert len(plain) == 32
     assert b"ann" not in plain
@@ -155,7 +155,7 @@ def test_scopes_have_digests_of_their_own() -> None:
 
 
 def test_the_quota_is_the_callers_whatever_the_route() -> None:
-    """Section 9: ``scope_by_route`` makes other records, not other callers."""
+    """``scope_by_route`` makes other records, not other callers."""
     assert scope_id("user:ann", IdempotencyPolicy(scope_by_route=True)) == scope_id("user:ann", IdempotencyPolicy())
 
 
@@ -173,14 +173,13 @@ def _finish(attempt: Attempt, status: int, **answers: Any) -> Script:
 
 
 def test_an_answer_that_is_not_kept_gives_the_place_back() -> None:
-    """SPEC 4: after a 401 nothing is left of the record, so nothing counts."""
+    """After a 401 nothing is left of the record, so nothing counts."""
     script = _finish(_attempt(), 401)
     assert script.names() == ["Release", "Unreserve"]
     assert script.asked[1] == Unreserve(SCOPE, RECORD)
 
 
 def test_without_a_quota_no_place_is_given_back() -> None:
-    """LIMITS target 1."""
     assert _finish(attempt_of(owned=lease_of()), 401).names() == ["Release"]
 
 
@@ -216,7 +215,7 @@ def test_a_place_that_cannot_be_given_back_changes_no_answer() -> None:
 
 @pytest.mark.parametrize("compat", [None, "stripe"])
 def test_the_answer_is_documented_where_there_is_a_quota(compat: Any) -> None:
-    """Issue: OpenAPI describes the answers of our own on covered operations."""
+    """OpenAPI describes the answers of our own on covered operations."""
     with_quota: dict[str, Any] = {}
     document(with_quota, IdempotencyPolicy(max_live_keys=5, compat=compat), {})
     without: dict[str, Any] = {}
@@ -225,7 +224,7 @@ def test_the_answer_is_documented_where_there_is_a_quota(compat: Any) -> None:
 
 
 def test_clients_of_stripe_know_the_problem() -> None:
-    """Issue: ``compat="stripe"``."""
+    """``compat="stripe"``."""
     answer = _admission(reserves=[OverQuota(1.0)], gets=[None], compat="stripe").run()
     assert answer.status == 429
     assert json.loads(answer.body)["error"]["code"] == "rate_limit"
@@ -237,7 +236,7 @@ async def _refuses(call: Any) -> None:
 
 
 def test_a_backend_that_cannot_count_says_so() -> None:
-    """Section 9: the verbs are optional, and without them nothing pretends to have counted."""
+    """The verbs are optional, and without them nothing pretends to have counted."""
     with pytest.raises(ConfigurationError, match="quotas"):
         Backend.reserve(MemoryBackend(), RESERVE)
     with pytest.raises(ConfigurationError, match="quotas"):
@@ -253,14 +252,14 @@ class WithoutQuotas(MemoryBackend):
 
 
 def test_a_backend_without_quotas_is_refused_at_start() -> None:
-    """Section 9: never silently unlimited."""
+    """Never silently unlimited."""
     with pytest.raises(ConfigurationError, match=r"^max_live_keys: WithoutQuotas has no quotas"):
         engine_of(WithoutQuotas(), max_live_keys=5)
     engine_of(WithoutQuotas())
 
 
 def test_a_route_with_a_quota_is_refused_on_a_backend_without() -> None:
-    """SPEC 4: any policy field per route, checked all the same."""
+    """Any policy field per route, checked all the same."""
     engine = engine_of(WithoutQuotas())
     with pytest.raises(ConfigurationError, match=r"^max_live_keys: "):
         engine.policy_for(Rule({"max_live_keys": 5}))

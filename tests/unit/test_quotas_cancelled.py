@@ -33,7 +33,7 @@ def cancelled(*claims: Any, reserves: Any = (), gets: Any = (), unreserves: Any 
 
 
 def test_a_cancelled_reservation_is_taken_back() -> None:
-    """Section 9, L-04: it may stand, and no record is made of it."""
+    """L-04: it may stand, and no record is made of it."""
     script = cancelled(reserves=[CANCELLED], gets=[None]).script
     assert script.names()[2:] == ["Reserve", "Get", "Unreserve"]
     asked: Any = script.asked
@@ -41,18 +41,18 @@ def test_a_cancelled_reservation_is_taken_back() -> None:
 
 
 def test_a_cancelled_claim_gives_back_the_reservation_before_it() -> None:
-    """Section 9, B-08: the claim that may stand is withdrawn first, and leaves no record."""
+    """B-08: the claim that may stand is withdrawn first, and leaves no record."""
     admission = cancelled(CANCELLED, reserves=[Reserved()], gets=[None])
     assert admission.script.names()[2:] == ["Reserve", "Claim", "Withdraw", "Get", "Unreserve"]
 
 
 def test_a_key_that_has_a_record_goes_on_counting() -> None:
-    """Section 9: another attempt's, or one whose stages stay where the claim is given back."""
+    """Another attempt's, or one whose stages stay where the claim is given back."""
     assert "Unreserve" not in cancelled(CANCELLED, reserves=[Reserved()], gets=[FOUND]).script.names()
 
 
 def test_a_look_at_the_record_that_is_cancelled_is_looked_at_again() -> None:
-    """Section 9: over the quota nothing was reserved; to give nothing back does no harm."""
+    """Over the quota nothing was reserved; to give nothing back does no harm."""
     script = cancelled(reserves=[OverQuota(1.0)], gets=[CANCELLED, None]).script
     assert script.names()[2:] == ["Reserve", "Get", "Get", "Unreserve"]
 
@@ -94,7 +94,7 @@ class Held(AsyncMemoryBackend):
 
 
 def test_a_caller_whose_requests_are_cancelled_has_its_keys_left() -> None:
-    """Section 9, L-04: with a quota of one, a client that left within its claim may come with another key."""
+    """L-04: with a quota of one, a client that left within its claim may come with another key."""
 
     async def scenario() -> list[bool]:
         backend = Held()

@@ -53,7 +53,7 @@ class Settled:
 
 
 def test_what_the_hook_returns_is_stored_and_the_live_answer_stays() -> None:
-    """SPEC 9: redacted, the live answer untouched."""
+    """Redacted, the live answer untouched."""
     before = copy.deepcopy(LIVE)
     settled = Settled(LIVE, redact=lambda answer: Answer(200, [(b"x", b"1")], b"blank"))
     assert settled.stored == Answer(200, [(b"x", b"1")], b"blank")
@@ -62,7 +62,7 @@ def test_what_the_hook_returns_is_stored_and_the_live_answer_stays() -> None:
 
 
 def test_a_hook_that_changes_its_argument_does_not_reach_the_live_answer() -> None:
-    """SPEC 9: it has an answer and a list of fields of its own."""
+    """It has an answer and a list of fields of its own."""
     before = copy.deepcopy(LIVE)
 
     def blank(answer: Answer) -> Answer:
@@ -98,7 +98,7 @@ def test_what_the_hook_returns_is_held_to_the_same_rules() -> None:
 
 
 def test_fields_can_be_taken_out_by_an_allow_list() -> None:
-    """SPEC 9: redacted header fields."""
+    """Redacted header fields."""
     wanted = {b"content-type"}
     live = replace(LIVE, headers=[*LIVE.headers, (b"x-account", b"4111")])
     settled = Settled(live, redact=lambda a: replace(a, headers=[(n, v) for n, v in a.headers if n.lower() in wanted]))
@@ -121,7 +121,7 @@ def test_a_failed_answer_that_is_to_be_replayed_is_redacted_too() -> None:
 
 
 def test_what_is_redacted_is_encrypted_as_well() -> None:
-    """SPEC 9: both."""
+    """Both."""
     policy = IdempotencyPolicy(encryption=EncryptionKeys({"k": b"k" * 32}))
     settled = Settled(LIVE, redact=redact_json("/card"), encryption=policy.encryption)
     assert b'"id"' not in settled.frame
@@ -148,7 +148,7 @@ FAULTY: dict[str, Any] = {
 
 @pytest.mark.parametrize("hook", FAULTY.values(), ids=FAULTY)
 def test_a_faulty_hook_leaves_a_bare_tombstone_and_an_event(hook: Any) -> None:
-    """I2, SPEC 9: the outcome is not lost, what it was to take out not stored, and the error's words not told."""
+    """I2: the outcome is not lost, what it was to take out not stored, and the error's words not told."""
     settled = Settled(LIVE, redact=hook)
     assert settled.result is Fate.KEPT
     assert settled.stored == Answer(201, [], None)
@@ -187,7 +187,7 @@ def redacted(body: bytes, *pointers: str, **options: Any) -> Any:
 def test_what_a_pointer_names_is_blanked_and_the_rest_stays_byte_for_byte(
     pointer: str, before: bytes, after: bytes
 ) -> None:
-    """R-01, SPEC 9: order, lexemes, white space and repeated members as they were."""
+    """R-01: order, lexemes, white space and repeated members as they were."""
     assert redacted(before, pointer) == after
 
 
@@ -237,13 +237,13 @@ def test_an_answer_without_a_body_stays_as_it_is(body: Any) -> None:
     ids=repr,
 )
 def test_what_is_no_json_is_not_stored(body: bytes) -> None:
-    """SPEC 9: what cannot be searched is not kept; a number alone has no members, so it stays."""
+    """What cannot be searched is not kept; a number alone has no members, so it stays."""
     settled = Settled(replace(LIVE, body=body), redact=redact_json("/card"))
     assert settled.stored.body == (b"4111" if body == b"4111" else None)
 
 
 def test_a_compressed_body_is_not_stored() -> None:
-    """SPEC 9: its bytes may happen to be JSON in no way that counts."""
+    """Its bytes may happen to be JSON in no way that counts."""
     live = replace(LIVE, headers=[(b"Content-Encoding", b"gzip")])
     assert Settled(live, redact=redact_json("/card")).stored == Answer(201, [], None)
 
@@ -260,7 +260,7 @@ def test_a_compressed_body_is_not_stored() -> None:
     ],
 )
 def test_a_bad_pointer_is_refused_at_start(pointers: Any, options: Any) -> None:
-    """HOUSE: ConfigurationError names the field."""
+    """ConfigurationError names the field."""
     with pytest.raises(ConfigurationError, match=r"^redact: "):
         redact_json(*pointers, **options)
 
@@ -290,6 +290,6 @@ def _blank(value: Any, steps: list[str]) -> Any:
     indent=st.sampled_from([None, 0, 2]),
 )
 def test_any_json_keeps_all_but_what_is_named(value: Any, steps: list[str], indent: int | None) -> None:
-    """SPEC 9: compared with rebuilding the value."""
+    """Compared with rebuilding the value."""
     body = json.dumps(value, indent=indent).encode()
     assert json.loads(redacted(body, "/" + "/".join(steps))) == _blank(value, steps)

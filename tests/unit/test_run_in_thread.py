@@ -41,7 +41,7 @@ def fail(message: str) -> None:
 
 
 def test_what_is_called_in_a_thread_is_answered() -> None:
-    """HOUSE: with its result, or its error."""
+    """With its result, or its error."""
 
     async def test() -> None:
         answer, thread = await run_in_thread(lambda number: (2 * number, threading.get_ident()), 21)

@@ -261,7 +261,7 @@ PATHS += [(in_django, path) for path in VIEWS]
 @pytest.mark.usefixtures("signals")
 @pytest.mark.parametrize(("make", "path"), [*PATHS, (plain, "/stream")])
 def test_without_a_key_an_application_sees_what_it_sees_without_us(make: Make, path: str) -> None:
-    """SPEC 4, R-07, R-08: the same things in the same order, and the same values in the context."""
+    """R-07, R-08: the same things in the same order, and the same values in the context."""
     without = diary_of(make, False, path, None)
     assert len(without) > 2
     assert diary_of(make, True, path, None) == without

@@ -58,7 +58,6 @@ def test_what_is_stored_is_the_answer_without_the_fields_of_the_moment() -> None
 
 @pytest.mark.parametrize("status", [401, 403, 409, 429, 199])
 def test_an_answer_that_is_not_kept_gives_the_claim_back(status: int) -> None:
-    """SPEC 4."""
     attempt, script = attempt_of(), Script({Release: [None]})
     assert script.run(finish(attempt, Answer(status, [], b""))) is Fate.NOT_KEPT
     assert script.names() == ["Release"]
@@ -97,7 +96,7 @@ def test_a_server_error_fails_the_attempt_as_the_policy_says(on_failed: str, fin
 def test_the_views_wish_overrules_the_policy_and_it_the_status(
     wish: bool | None, store: Any, status: int, verb: Any
 ) -> None:
-    """SPEC 4: ``idem.keep()``, ``idem.discard()`` and ``store=``."""
+    """``idem.keep()``, ``idem.discard()`` and ``store=``."""
     attempt, script = attempt_of(store=store), Script({Complete: [Completed()], Release: [None], Fail: [None]})
     attempt.keep = wish
     script.run(finish(attempt, Answer(status, [], b"")))
@@ -121,7 +120,6 @@ def test_a_store_hook_that_raises_leaves_the_rule_of_the_status(status: int, ver
 
 
 def test_an_attempt_without_a_lease_settles_nothing() -> None:
-    """SPEC 4."""
     attempt, script = Attempt(IdempotencyPolicy()), Script()
     assert script.run(finish(attempt, DONE)) is Fate.NOT_KEPT
     assert script.asked == []
@@ -475,7 +473,6 @@ def test_a_handler_that_raised_or_was_stopped_fails_as_the_policy_says(
 
 
 def test_a_handler_that_raised_without_a_lease_settles_nothing() -> None:
-    """SPEC 4."""
     script = Script()
     assert script.run(abort(Attempt(IdempotencyPolicy()), ValueError())) is Fate.NOT_KEPT
     assert script.asked == []

@@ -113,7 +113,7 @@ def test_a_stage_of_a_stale_owner_marks_the_attempt() -> None:
 
 
 def test_the_loss_of_a_lease_is_told_once_however_often_it_is_noticed() -> None:
-    """HOUSE: one event for each decision."""
+    """One event for each decision."""
     attempt, script = attempt_of(), Script({SaveStage: [LeaseLost("x")], Get: [None]})
     with pytest.raises(LeaseLost) as caught:
         script.run(save_stage(attempt, NEW))
@@ -140,6 +140,6 @@ def test_a_cancelled_stage_of_an_attempt_that_was_lost_meanwhile_is_not_sent_aga
 
 
 def test_a_downstream_seed_is_the_same_on_every_attempt_of_one_request() -> None:
-    """SPEC 8, ``key_for``: owner and token do not enter it."""
+    """``key_for``: owner and token do not enter it."""
     later = lease_of(owner=b"z" * 16, token=99, attempt=2)
     assert attempt_of(owned=later).seed == attempt_of(owned=lease_of(owner=OWNER)).seed != b""

@@ -149,12 +149,11 @@ def test_a_covered_view_has_the_header_and_our_answers() -> None:
 
 @pytest.mark.parametrize("method", ["get", "put"])
 def test_a_method_that_is_not_covered_has_none_of_it(method: str) -> None:
-    """Section 4."""
     assert not is_described(operation(Charges.as_view(), method=method))
 
 
 def test_settings_count() -> None:
-    """Section 4: as they do for the middleware."""
+    """As they do for the middleware."""
     found = operation(Charges.as_view(), method="put", IDEMPOTENCY_METHODS=["PUT"], IDEMPOTENCY_HEADER="X-Key")
     assert (header(found) or {})["name"] == "X-Key"
 
@@ -188,12 +187,11 @@ def test_a_view_that_requires_a_key_says_so(view: Any) -> None:
     ids=["marked view", "action", "marked function", "marked function view"],
 )
 def test_an_exempt_view_has_none_of_it(view: Any) -> None:
-    """Section 4."""
     assert not is_described(operation(view))
 
 
 def test_a_marked_view_does_not_speak_for_its_class() -> None:
-    """Section 4: the same class is covered at another place."""
+    """The same class is covered at another place."""
     with described(exempt(Charges.as_view()), Charges.as_view()) as schema:
         assert not is_described(schema["paths"]["/0"]["post"])
         assert is_described(schema["paths"]["/1"]["post"])

@@ -101,13 +101,13 @@ async def test_a_verified_user_is_the_caller(user: BaseUser, name: str) -> None:
 
 @pytest.mark.parametrize("scope", [{}, {"user": None}, {"user": UnauthenticatedUser()}])
 async def test_without_a_verified_user_the_caller_is_known_otherwise(scope: dict[str, Any]) -> None:
-    """Section 5: by the Authorization field, in the core."""
+    """By the Authorization field, in the core."""
     assert ADAPTER.identify(scope) is None
 
 
 @pytest.mark.parametrize("user", [Nameless(), Displayed(), Named(""), Named(True), Named(object()), SimpleUser("")])
 async def test_a_user_without_a_usable_name_is_nobodys_bucket(user: BaseUser) -> None:
-    """Section 5: ScopeUnknown, never a shared scope nor one that changes with each process."""
+    """ScopeUnknown, never a shared scope nor one that changes with each process."""
     with pytest.raises(ScopeUnknown):
         ADAPTER.identify({"user": user})
 
@@ -138,7 +138,7 @@ def with_users(user: BaseUser, *, outside: bool, **fields: Any) -> Starlette:
 
 
 async def test_a_user_without_a_name_is_a_500() -> None:
-    """Section 5: the request does not run."""
+    """The request does not run."""
     assert (await post(with_users(Nameless(), outside=True), key=new_key())).status_code == 500
 
 
@@ -162,20 +162,19 @@ async def test_the_place_of_authentication_in_the_list_does_not_matter(
 async def test_without_a_start_a_request_without_a_key_says_nothing(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Section 4: it passes through; nobody looks at it in a process without rules."""
+    """It passes through; nobody looks at it in a process without rules."""
     monkeypatch.setattr(rules, "in_use", False)
     await post(with_users(SimpleUser("ada"), outside=False))
     assert _warnings(caplog) == []
 
 
 async def test_a_middleware_inside_authentication_has_nothing_to_say(caplog: pytest.LogCaptureFixture) -> None:
-    """Section 5."""
     await post(with_users(SimpleUser("ada"), outside=True), key=new_key())
     assert _warnings(caplog) == []
 
 
 async def test_a_scope_of_the_applications_own_needs_no_user(caplog: pytest.LogCaptureFixture) -> None:
-    """Section 5: ``scope=`` comes first, so the order does not matter."""
+    """``scope=`` comes first, so the order does not matter."""
     app = with_users(SimpleUser("ada"), outside=False, scope=lambda request: "everybody")
     await post(app, key=new_key())
     assert _warnings(caplog) == []
@@ -202,7 +201,7 @@ async def passing(request: Request, call_next: Any) -> Response:
 
 @pytest.mark.parametrize("inside", [True, False])
 async def test_a_base_http_middleware_on_either_side_does_not_matter(inside: bool) -> None:
-    """R-01, section 8: it runs the endpoint in a task of its own, and sends every answer as a stream."""
+    """R-01: it runs the endpoint in a task of its own, and sends every answer as a stream."""
     notes: list[Any] = []
     app = Starlette(routes=[Route("/charges", counting(notes), methods=["POST"])])
     ours: tuple[Any, dict[str, Any]] = (IdempotencyMiddleware, {"backend": "memory://"})
@@ -221,7 +220,7 @@ class Declined(Exception):
 
 
 async def test_what_an_exception_handler_answers_is_the_outcome() -> None:
-    """Section 4: a 402 that was made of an exception is kept."""
+    """A 402 that was made of an exception is kept."""
     runs: list[int] = []
 
     async def endpoint(request: Request) -> Response:
@@ -260,7 +259,7 @@ async def test_an_error_is_answered_and_runs_again(inside: bool) -> None:
 
 
 async def test_mounted_applications_are_different_paths() -> None:
-    """Section 5: the path of the fingerprint has the mount in it."""
+    """The path of the fingerprint has the mount in it."""
     backend = MemoryBackend()
 
     def part() -> Starlette:
@@ -349,7 +348,7 @@ def opened_session(request: Request) -> Iterator[str]:
 
 @pytest.mark.skipif(FASTAPI < (0, 118), reason="FastAPI before 0.118 cleans up before it answers")
 async def test_dependencies_with_yield_see_the_request_until_it_is_answered() -> None:
-    """Section 8, S-03: a dependency's clean-up comes after the response."""
+    """S-03: a dependency's clean-up comes after the response."""
     app = FastAPI()
     app.state.codes = []
     app.add_middleware(fastapi.IdempotencyMiddleware, backend="memory://")

@@ -140,7 +140,7 @@ def test_nobody_else_finds_it() -> None:
 
 
 def test_a_session_that_names_nobody_vouches_for_nobody() -> None:
-    """O-14, SPEC 5: two users by token, one after the other in one browser, are two callers."""
+    """O-14: two users by token, one after the other in one browser, are two callers."""
     shop = Shop(lambda request: request.session.update(basket=1))
     browser = shop.browse()
     assert browser.post(**{"x-token": "ada"}).text == "run 1"

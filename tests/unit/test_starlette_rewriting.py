@@ -123,7 +123,7 @@ def _changing(runs: Runs) -> App:
     ids=lambda make: make.__name__.strip("_"),
 )
 async def test_a_request_that_is_led_to_a_route_after_all_runs_once(make: Callable[[Runs], App]) -> None:
-    """SPEC 1: no request with a key runs unprotected."""
+    """No request with a key runs unprotected."""
     runs = Runs()
     app = make(runs)
     async with _client(app) as client:
@@ -149,7 +149,7 @@ async def test_a_routers_own_answer_behind_such_middleware_takes_no_key() -> Non
 
 
 async def test_what_store_says_of_other_answers_counts_there_too() -> None:
-    """SPEC 4: ``store=`` overrules."""
+    """``store=`` overrules."""
     runs = Runs()
     app = Starlette(routes=[runs.route])
     app.add_middleware(Strip)

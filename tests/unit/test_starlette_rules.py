@@ -147,7 +147,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 async def test_an_endpoint_can_require_a_key(form: str, backend: WatchedBackend) -> None:
-    """O-06, section 4: per route, by decorator, wherever the route is."""
+    """O-06: per route, by decorator, wherever the route is."""
     app = protected(FORMS[form], backend=backend)
     answer = await send(app)
     assert (answer.status_code, answer.json()["type"]) == (400, "urn:problem-type:open-idempotency:key-missing")
@@ -156,7 +156,7 @@ async def test_an_endpoint_can_require_a_key(form: str, backend: WatchedBackend)
 
 
 async def test_a_method_of_a_class_has_its_own_rule() -> None:
-    """Section 4: on the method, or on the class for all that say nothing else."""
+    """On the method, or on the class for all that say nothing else."""
     app = protected(Route("/charges", Charges), Route("/strict", StrictCharges))
     assert await status(app, method="PATCH") == 200
     assert await status(app, "/strict", method="PATCH") == 200
@@ -164,7 +164,7 @@ async def test_a_method_of_a_class_has_its_own_rule() -> None:
 
 
 async def test_an_exempt_endpoint_is_not_covered(backend: WatchedBackend) -> None:
-    """Section 4, S-03: it runs each time, the backend is not asked, and there is no request to record stages for."""
+    """S-03: it runs each time, the backend is not asked, and there is no request to record stages for."""
     noted: list[Any] = []
 
     @exempt
@@ -181,7 +181,7 @@ async def test_an_exempt_endpoint_is_not_covered(backend: WatchedBackend) -> Non
 
 
 async def test_an_exempt_endpoint_takes_a_malformed_key() -> None:
-    """H-08, section 4: nobody looks at it."""
+    """H-08: nobody looks at it."""
     app = protected(post("/charges", free))
     assert await status(app, idempotency_key="") == 200
 
@@ -197,7 +197,7 @@ def own(**fields: Any) -> Any:
 
 
 async def test_a_route_has_its_own_durations(backend: WatchedBackend) -> None:
-    """Section 4: TTL and lease."""
+    """TTL and lease."""
     app = protected(post("/charges", own(ttl=60, lease=5)), post("/other", charge), backend=backend)
     await send(app, key=new_key())
     await send(app, "/other", key=new_key())
@@ -205,7 +205,7 @@ async def test_a_route_has_its_own_durations(backend: WatchedBackend) -> None:
 
 
 async def test_a_route_has_its_own_limit_of_requests() -> None:
-    """O-07, section 4: lower or higher than the application's."""
+    """O-07: lower or higher than the application's."""
     app = protected(
         post("/small", own(max_request_bytes=4)), post("/large", own(max_request_bytes=40)), max_request_bytes=10
     )
@@ -219,7 +219,7 @@ async def test_a_route_has_its_own_limit_of_requests() -> None:
 
 
 async def test_a_route_has_its_own_limit_of_answers() -> None:
-    """O-11, section 4."""
+    """O-11."""
     app = protected(post("/small", own(max_response_bytes=4)), post("/charges", own()))
     key = new_key()
     assert [(await send(app, "/small", key=key)).status_code for _ in range(2)] == [200, 409]
@@ -227,14 +227,14 @@ async def test_a_route_has_its_own_limit_of_answers() -> None:
 
 
 async def test_a_route_has_its_own_rule_of_what_is_stored() -> None:
-    """Section 4: ``store=``."""
+    """``store=``."""
     app = protected(post("/charges", own(store=lambda status: False)), post("/other", charge))
     assert not await twice(app)
     assert await twice(app, "/other")
 
 
 async def test_a_route_opts_another_method_in() -> None:
-    """Section 4: PUT and DELETE opt in, here for one route alone."""
+    """PUT and DELETE opt in, here for one route alone."""
     app = protected(
         Route("/charges", own(methods=("PUT",)), methods=["PUT", "POST"]), Route("/other", charge, methods=["PUT"])
     )
@@ -244,7 +244,7 @@ async def test_a_route_opts_another_method_in() -> None:
 
 
 async def test_a_route_has_a_header_of_its_own() -> None:
-    """Section 4: any policy field."""
+    """Any policy field."""
     app = protected(post("/charges", own(header="X-Request-Key", required=True)))
     assert await status(app, idempotency_key=new_key()) == 400
     key = new_key()
@@ -270,7 +270,7 @@ async def test_stages_run_plainly_on_a_route_without_a_key() -> None:
 
 
 async def test_a_route_that_is_added_later_is_found() -> None:
-    """Section 4: the routes are asked each time."""
+    """The routes are asked each time."""
     app = protected(post("/other", charge))
     assert await status(app, "/other") == 200
     app.router.routes.append(post("/charges", strict))
@@ -278,14 +278,14 @@ async def test_a_route_that_is_added_later_is_found() -> None:
 
 
 async def test_the_first_route_that_fits_is_the_one() -> None:
-    """Section 4: in the order in which Starlette asks them, the method included."""
+    """In the order in which Starlette asks them, the method included."""
     app = protected(Route("/{name}", strict, methods=["PATCH"]), post("/charges", charge), post("/{name}", strict))
     assert await status(app) == 200
     assert await status(app, "/others") == 400
 
 
 async def test_a_contradiction_with_the_applications_policy_runs_nothing() -> None:
-    """Section 4: a rule whose lease is longer than the application's TTL."""
+    """A rule whose lease is longer than the application's TTL."""
     runs: list[int] = []
 
     @idempotent(lease=120)
@@ -318,7 +318,7 @@ async def test_a_redirect_to_where_a_slash_is_missing_does_not_take_the_key() ->
 
 @pytest.mark.parametrize("path", ["/nowhere", "/part/nowhere"])
 async def test_a_path_without_an_endpoint_is_not_covered(path: str, backend: WatchedBackend) -> None:
-    """Section 4: there is nothing to run twice, and tomorrow there may be."""
+    """There is nothing to run twice, and tomorrow there may be."""
     app = protected(Mount("/part", routes=[post("/charges", charge)]), backend=backend, required=True)
     assert (await status(app, path), await status(app, path, key=new_key()), backend.claims) == (404, 404, [])
 
@@ -331,13 +331,13 @@ class AnyMethod(Route):
 
 
 async def test_a_route_that_fits_but_for_the_method_is_covered() -> None:
-    """Section 4: whether it refuses the method is its own matter."""
+    """Whether it refuses the method is its own matter."""
     assert await twice(protected(AnyMethod("/charges", charge, methods=["GET"])))
     assert await status(protected(AnyMethod("/charges", strict, methods=["GET"]))) == 400
 
 
 async def test_a_routers_own_default_is_covered() -> None:
-    """Section 4: what answers where no route fits may be an application."""
+    """What answers where no route fits may be an application."""
     app = protected()
     app.router.default = charge_as_application
     assert await twice(app, "/nowhere")
@@ -371,7 +371,7 @@ PLACES = pytest.mark.parametrize("place", ["route", "mount", "router", "applicat
 
 @PLACES
 async def test_a_part_of_an_application_is_covered_alone(place: str, backend: WatchedBackend) -> None:
-    """Section 4: per-route middleware, with a policy of its own."""
+    """Per-route middleware, with a policy of its own."""
     app = Starlette(routes=[post("/other", charge), around(place, backend, charge, required=True)])
     assert await status(app) == 400
     assert await twice(app)
@@ -380,7 +380,7 @@ async def test_a_part_of_an_application_is_covered_alone(place: str, backend: Wa
 
 @PLACES
 async def test_the_innermost_middleware_protects(place: str, backend: WatchedBackend) -> None:
-    """Section 4: its policy, its backend, from the first request on; the outer one lets the request pass."""
+    """Its policy, its backend, from the first request on; the outer one lets the request pass."""
     outer = WatchedBackend()
     app = protected(post("/other", charge), around(place, backend, charge, ttl=60), backend=outer)
     assert await twice(app)
@@ -391,7 +391,7 @@ async def test_the_innermost_middleware_protects(place: str, backend: WatchedBac
 
 @PLACES
 async def test_what_an_outer_middleware_requires_is_not_asked_of_an_inner_ones_route(place: str) -> None:
-    """Section 4: the innermost one alone decides."""
+    """The innermost one alone decides."""
     app = protected(post("/other", charge), around(place, "memory://", charge), required=True)
     assert await status(app) == 200
     assert await status(app, "/other") == 400
@@ -399,7 +399,6 @@ async def test_what_an_outer_middleware_requires_is_not_asked_of_an_inner_ones_r
 
 @PLACES
 async def test_an_exempt_endpoint_wins_over_every_middleware(place: str, backend: WatchedBackend) -> None:
-    """Section 4."""
     app = protected(around(place, backend, free, required=True), backend=backend, required=True)
     assert await status(app) == 200
     assert not await twice(app)
@@ -408,7 +407,7 @@ async def test_an_exempt_endpoint_wins_over_every_middleware(place: str, backend
 
 @PLACES
 async def test_an_endpoints_rule_adds_to_its_own_middleware(place: str, backend: WatchedBackend) -> None:
-    """Section 4: the decorator's fields on top of the innermost middleware's."""
+    """The decorator's fields on top of the innermost middleware's."""
     app = Starlette(routes=[around(place, backend, strict, ttl=60)])
     assert await status(app) == 400
     await send(app, key=new_key())
@@ -416,7 +415,6 @@ async def test_an_endpoints_rule_adds_to_its_own_middleware(place: str, backend:
 
 
 async def test_two_in_one_list_protect_once() -> None:
-    """Section 4."""
     outer, inner = WatchedBackend(), WatchedBackend()
     app = Starlette(routes=[post("/charges", charge)], middleware=[*ours(outer), *ours(inner)])
     assert await twice(app)
@@ -434,14 +432,14 @@ class Hiding:
 
 
 async def test_a_middleware_that_hides_what_it_wraps_does_not_hide_the_routes() -> None:
-    """Section 4: they are the application's."""
+    """They are the application's."""
     app = Starlette(routes=[post("/charges", strict)], middleware=[*ours(), Middleware(Hiding)])
     assert await status(app) == 400
     assert await status(Starlette(routes=[Mount("/part", app)]), "/part/charges") == 400
 
 
 async def test_an_application_that_cannot_be_seen_into_is_covered_as_a_whole() -> None:
-    """Section 4: fail safe."""
+    """Fail safe."""
     hidden = Hiding(Starlette(routes=[post("/charges", charge)]))
     assert await twice(protected(Mount("/part", hidden)), "/part/charges")
     mount = Mount("/part", hidden, middleware=ours())
@@ -449,14 +447,14 @@ async def test_an_application_that_cannot_be_seen_into_is_covered_as_a_whole() -
 
 
 async def test_what_an_outer_adapter_protects_is_left_alone(backend: WatchedBackend) -> None:
-    """Section 4: the pure ASGI middleware does not look at routes, so it protects, and the inner one lets pass."""
+    """The pure ASGI middleware does not look at routes, so it protects, and the inner one lets pass."""
     app = plain.IdempotencyMiddleware(protected(post("/charges", charge), backend=backend), "memory://")
     assert await twice(app)
     assert backend.claims == []
 
 
 async def test_an_inner_middleware_that_cannot_be_seen_lets_pass_what_is_protected(backend: WatchedBackend) -> None:
-    """Section 4: never two claims for one request."""
+    """Never two claims for one request."""
     hidden = Hiding(protected(post("/charges", charge), backend=backend))
     outer = WatchedBackend()
     assert await twice(protected(Mount("/part", hidden), backend=outer), "/part/charges")
@@ -464,13 +462,13 @@ async def test_an_inner_middleware_that_cannot_be_seen_lets_pass_what_is_protect
 
 
 async def test_a_middleware_around_an_application_finds_its_routes() -> None:
-    """Section 4: without ``add_middleware``."""
+    """Without ``add_middleware``."""
     app = IdempotencyMiddleware(Starlette(routes=[post("/charges", strict)]), "memory://")
     assert await status(app) == 400
 
 
 async def test_get_requests_and_other_protocols_are_not_looked_at() -> None:
-    """Section 4: GET is never covered, whatever a rule says of the route."""
+    """GET is never covered, whatever a rule says of the route."""
     app = protected(Route("/charges", strict, methods=["GET", "POST"]))
     assert await status(app, method="GET") == 200
 
@@ -490,7 +488,7 @@ def number() -> str:
 
 
 async def test_a_fastapi_endpoint_can_require_a_key_or_be_exempt() -> None:
-    """O-06, section 4: the decorators stand below the route."""
+    """O-06: the decorators stand below the route."""
     app = shop()
 
     @app.post("/charges")
@@ -509,7 +507,7 @@ async def test_a_fastapi_endpoint_can_require_a_key_or_be_exempt() -> None:
 
 
 async def test_a_dependency_gives_its_route_a_rule(backend: WatchedBackend) -> None:
-    """Section 4: among the route's dependencies, or in the endpoint's signature."""
+    """Among the route's dependencies, or in the endpoint's signature."""
     app = shop(backend=backend)
     app.add_api_route("/charges", number, methods=["POST"], dependencies=[Depends(IdempotencyRule(ttl=60))])
 
@@ -523,7 +521,7 @@ async def test_a_dependency_gives_its_route_a_rule(backend: WatchedBackend) -> N
 
 
 async def test_a_dependency_gives_all_routes_of_a_router_a_rule() -> None:
-    """Section 4: with prefixes, and routers in routers."""
+    """With prefixes, and routers in routers."""
     app, outer = shop(), APIRouter(prefix="/api", dependencies=[Depends(IdempotencyRule(required=True))])
     inner = APIRouter(prefix="/v1")
     inner.add_api_route("/charges", number, methods=["POST"])
@@ -538,7 +536,6 @@ async def test_a_dependency_gives_all_routes_of_a_router_a_rule() -> None:
 
 
 async def test_a_router_can_be_exempt_where_it_is_included() -> None:
-    """Section 4."""
     app, router = shop(required=True), APIRouter()
     router.add_api_route("/charges", number, methods=["POST"])
     app.include_router(router, prefix="/free", dependencies=[Depends(IdempotencyRule(exempt=True))])
@@ -547,7 +544,7 @@ async def test_a_router_can_be_exempt_where_it_is_included() -> None:
 
 
 async def test_nearer_rules_add_to_farther_ones(backend: WatchedBackend) -> None:
-    """Section 4: application, router, route, endpoint; what they do not say stays."""
+    """Application, router, route, endpoint; what they do not say stays."""
     app = shop(IdempotencyRule(ttl=3600, lease=9), backend=backend)
     router = APIRouter(dependencies=[Depends(IdempotencyRule(ttl=1800, required=True))])
     router.add_api_route("/charges", idempotent(ttl=60)(lambda: uuid4().hex), methods=["POST"])
@@ -558,7 +555,7 @@ async def test_nearer_rules_add_to_farther_ones(backend: WatchedBackend) -> None
 
 
 async def test_a_rule_within_an_exempt_router_covers_its_route_alone() -> None:
-    """Section 4: the nearest rule decides, and takes nothing over from what an exemption has ended."""
+    """The nearest rule decides, and takes nothing over from what an exemption has ended."""
     app = shop(IdempotencyRule(required=True))
     router = APIRouter(dependencies=[Depends(IdempotencyRule(exempt=True))])
     router.add_api_route("/charges", idempotent(lambda: uuid4().hex), methods=["POST"])
@@ -570,7 +567,7 @@ async def test_a_rule_within_an_exempt_router_covers_its_route_alone() -> None:
 
 
 async def test_a_rule_in_a_fastapi_sub_application_counts() -> None:
-    """Section 4: mounted, also within an included router's application."""
+    """Mounted, also within an included router's application."""
     part = FastAPI()
     part.add_api_route("/charges", number, methods=["POST"], dependencies=[Depends(IdempotencyRule(required=True))])
     app = shop()
@@ -580,7 +577,6 @@ async def test_a_rule_in_a_fastapi_sub_application_counts() -> None:
 
 
 async def test_a_starlette_route_in_an_included_router_has_its_rule() -> None:
-    """Section 4."""
     app, router = shop(), APIRouter()
     router.routes.append(post("/charges", strict))
     app.include_router(router, prefix="/part")
@@ -588,7 +584,7 @@ async def test_a_starlette_route_in_an_included_router_has_its_rule() -> None:
 
 
 async def test_a_route_of_a_router_that_is_added_later_is_found() -> None:
-    """Section 4: FastAPI looks into included routers again as well, or has not taken the route over at all."""
+    """FastAPI looks into included routers again as well, or has not taken the route over at all."""
     app, router = shop(), APIRouter(dependencies=[Depends(IdempotencyRule(required=True))])
     app.include_router(router)
     assert await status(app) == 404
@@ -604,7 +600,7 @@ async def test_a_wrong_dependency_is_an_error_at_once(fields: dict[str, Any]) ->
 
 
 async def test_a_whole_policy_takes_rules_too(backend: WatchedBackend) -> None:
-    """Section 4: they change its fields."""
+    """They change its fields."""
     app = protected(post("/charges", own(ttl=60)), backend=backend, policy=IdempotencyPolicy(lease=7))
     await send(app, key=new_key())
     assert [(c.ttl, c.lease) for c in backend.claims] == [(60, 7)]

@@ -177,13 +177,12 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("form", WRONG)
 def test_a_rule_that_contradicts_the_policy_keeps_the_application_from_starting(form: str) -> None:
-    """SPEC 4: told at start, with the route's name, wherever the route is."""
+    """Told at start, with the route's name, wherever the route is."""
     app, complaint = WRONG[form]
     assert complaint in refused(app)
 
 
 def test_all_contradictions_are_named_at_once() -> None:
-    """SPEC 4."""
     said = refused(Starlette(routes=[route(), Route("/x", Charges)], middleware=[ours()]))
     assert "POST /charges" in said
     assert "PATCH /x" in said
@@ -203,7 +202,7 @@ SOUND = {
 
 @pytest.mark.parametrize("form", SOUND)
 def test_a_sound_application_starts(form: str) -> None:
-    """SPEC 4: only what this middleware will have to treat is tried."""
+    """Only what this middleware will have to treat is tried."""
     said = asyncio.run(start(SOUND[form]))
     assert [each["type"] for each in said] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
@@ -218,7 +217,7 @@ def told(caplog: pytest.LogCaptureFixture, level: int) -> Iterator[list[str]]:
 
 
 def test_without_a_start_the_first_request_tells_of_contradictions(caplog: pytest.LogCaptureFixture) -> None:
-    """SPEC 4: some servers start nothing; the routes that are sound are served."""
+    """Some servers start nothing; the routes that are sound are served."""
     app = Starlette(routes=[route(), Route("/sound", charge, methods=["POST"])], middleware=[ours()])
     with told(caplog, logging.ERROR) as said:
         assert [post(app, "/sound"), post(app, "/charges"), post(app, "/sound")] == [200, 500, 200]
@@ -317,7 +316,7 @@ def test_the_user_is_known_wherever_authentication_stands(place: str, caplog: py
 
 @pytest.mark.parametrize("place", BEHIND)
 def test_authentication_behind_the_claim_is_warned_of_at_start(place: str, caplog: pytest.LogCaptureFixture) -> None:
-    """SPEC 5: reported at start-up, before any request; once, also when requests come."""
+    """Reported at start-up, before any request; once, also when requests come."""
     app = BEHIND[place]()
     with told(caplog, logging.WARNING) as said:
         asyncio.run(start(app))
@@ -330,7 +329,7 @@ def test_authentication_behind_the_claim_is_warned_of_at_start(place: str, caplo
 
 @pytest.mark.parametrize("place", BEHIND)
 def test_with_a_scope_of_its_own_nothing_is_warned_of(place: str, caplog: pytest.LogCaptureFixture) -> None:
-    """SPEC 5: ``scope=`` comes first, so the order does not matter."""
+    """``scope=`` comes first, so the order does not matter."""
     with told(caplog, logging.WARNING) as said:
         asyncio.run(start(BEHIND[place](scope=lambda request: "everybody")))
     assert said == []
@@ -347,7 +346,6 @@ RIGHT = {
 
 @pytest.mark.parametrize("form", RIGHT)
 def test_authentication_outside_is_no_reason_to_warn(form: str, caplog: pytest.LogCaptureFixture) -> None:
-    """SPEC 5."""
     with told(caplog, logging.WARNING) as said:
         asyncio.run(start(RIGHT[form]))
         post(RIGHT[form], "/charges")
@@ -357,7 +355,7 @@ def test_authentication_outside_is_no_reason_to_warn(form: str, caplog: pytest.L
 def test_authentication_that_cannot_be_seen_is_warned_of_by_its_first_request(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """SPEC 5: a user that appears inside was not known when it was needed."""
+    """A user that appears inside was not known when it was needed."""
     app = Starlette(routes=[route(charge, middleware=[Middleware(Hiding), THEIRS])], middleware=[ours()])
     with told(caplog, logging.WARNING) as said:
         asyncio.run(start(app))

@@ -72,7 +72,7 @@ async def test_the_same_where_the_claim_is_awaited(site: Site) -> None:
 
 
 def test_while_the_lease_is_known_to_last_a_stage_asks_nothing(site: Site) -> None:
-    """LIMITS 1: a stage costs one round trip."""
+    """A stage costs one round trip."""
     with site.client.request():
         idem.run("charge", Counted())
     assert site.backend.renewals == []

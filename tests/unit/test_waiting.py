@@ -71,7 +71,6 @@ def take(places: Places, number: int | None = None) -> Callable[[], None] | None
 
 
 def test_a_place_that_is_given_back_can_be_taken_again() -> None:
-    """FAULTS 15."""
     places = Places(1)
     leave = take(places)
     assert leave is not None
@@ -81,7 +80,7 @@ def test_a_place_that_is_given_back_can_be_taken_again() -> None:
 
 
 def test_a_policy_says_how_many_places_there_are() -> None:
-    """FAULTS 15: more or fewer than the performer would have; none at 0."""
+    """More or fewer than the performer would have; none at 0."""
     assert take(Places(None), 0) is None
     places = Places(1)
     assert [take(places, 2) is not None for _ in range(3)] == [True, True, False]
@@ -94,7 +93,7 @@ def test_without_a_limit_everybody_may_wait() -> None:
 
 
 def test_threads_that_take_places_at_once_get_no_more_than_there_are() -> None:
-    """FAULTS 15, I11."""
+    """I11."""
     places, together = Places(3), threading.Barrier(8, timeout=10)
 
     def one(_: int) -> bool:
@@ -200,7 +199,7 @@ def test_a_backend_that_cannot_be_told_pauses() -> None:
 
 @pytest.mark.anyio
 async def test_tasks_that_wait_hold_no_threads() -> None:
-    """FAULTS 15: a hundred at once take no longer than one."""
+    """A hundred at once take no longer than one."""
     backend: AsyncBackend = AsyncPolling(Polling())
     before = threading.active_count()
     with anyio.fail_after(10):
@@ -228,7 +227,7 @@ def _first_runs(backend: MemoryBackend) -> Complete:
 
 
 def test_a_duplicate_that_is_told_claims_twice() -> None:
-    """O-04, LIMITS target 1: once before it waits and once after, however long the first has run."""
+    """O-04: once before it waits and once after, however long the first has run."""
     backend = Counting()
     completion = _first_runs(backend)
     duplicate = _duplicate()
@@ -242,7 +241,7 @@ def test_a_duplicate_that_is_told_claims_twice() -> None:
 
 @pytest.mark.anyio
 async def test_a_task_that_is_told_claims_twice() -> None:
-    """O-04, LIMITS target 1."""
+    """O-04."""
     backend = Counting()
     aio = AsyncPerformer(AsyncCounting(backend))
     completion = _first_runs(backend)
@@ -271,7 +270,7 @@ async def test_a_task_that_is_told_claims_twice() -> None:
 
 
 def test_of_many_threads_that_wait_two_may() -> None:
-    """FAULTS 15: the rest get their 409 at once, and keep no thread from other requests."""
+    """The rest get their 409 at once, and keep no thread from other requests."""
     backend = Counting()
     performer = Performer(backend)
     completion = _first_runs(backend)

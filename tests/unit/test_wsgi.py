@@ -36,7 +36,7 @@ from tests.unit.wsgi_server import (
 
 
 def test_a_request_of_another_method_is_not_touched(backend: MemoryBackend) -> None:
-    """Section 4: GET is never covered, whatever it carries."""
+    """GET is never covered, whatever it carries."""
     app, runs = counting(hello)
     middleware = IdempotencyMiddleware(app, backend)
     for _ in range(2):
@@ -45,7 +45,7 @@ def test_a_request_of_another_method_is_not_touched(backend: MemoryBackend) -> N
 
 
 def test_without_a_key_the_body_is_not_read_and_the_result_is_the_applications_own(backend: MemoryBackend) -> None:
-    """Section 4: no key on an optional route passes through, unbuffered, without a backend call."""
+    """No key on an optional route passes through, unbuffered, without a backend call."""
     own = [b"x"]
     seen: list[Any] = []
 

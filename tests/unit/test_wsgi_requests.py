@@ -152,7 +152,7 @@ def test_a_path_of_any_bytes_is_quoted_with_its_mount_point(backend: MemoryBacke
 
 
 def test_the_servers_user_is_the_caller(backend: MemoryBackend) -> None:
-    """Section 5: REMOTE_USER is verified by whoever set it; two of them never share an answer."""
+    """REMOTE_USER is verified by whoever set it; two of them never share an answer."""
     app, runs = counting(hello)
     middleware = IdempotencyMiddleware(app, backend)
     for user, expected in (("ann", 1), ("bob", 2), ("ann", 2)):
@@ -161,7 +161,7 @@ def test_the_servers_user_is_the_caller(backend: MemoryBackend) -> None:
 
 
 def test_the_authorization_field_is_the_caller_where_no_user_is_known(backend: MemoryBackend) -> None:
-    """Section 5: read from the environ's HTTP_AUTHORIZATION."""
+    """Read from the environ's HTTP_AUTHORIZATION."""
     app, runs = counting(hello)
     middleware = IdempotencyMiddleware(app, backend)
     for credentials in ("Bearer a", "Bearer b", "Bearer a"):
@@ -188,7 +188,7 @@ def test_an_inner_middleware_leaves_a_protected_request_alone(backend: MemoryBac
     ],
 )
 def test_a_field_looked_up_by_itself_is_the_one_among_all(name: bytes, values: list[bytes]) -> None:
-    """Section 5: the fingerprint, the scope and a user's own callable see the same fields, however they ask."""
+    """The fingerprint, the scope and a user's own callable see the same fields, however they ask."""
     fields = {
         "CONTENT_TYPE": "text/plain",
         "CONTENT_LENGTH": "",

@@ -1,4 +1,4 @@
-"""What others may hold their own work against: a contract for backends, and statements about a live HTTP endpoint.
+"""Conformance tests: a contract for backends, and a runner that checks any live HTTP endpoint.
 
     from open_idempotency.conformance import BackendContract
 
@@ -7,10 +7,10 @@
         def backend(self, clock):
             return MyBackend(clock=clock)
 
-The fixture returns an empty backend of either colour, whose time is ``clock()``. This needs pytest and anyio, whose
-plugin comes with it; override its fixture ``anyio_backend`` to choose asyncio or trio. ``check_against_model`` looks
-for a history of commands on which the backend breaks the contract, and needs Hypothesis too. The HTTP runner,
-``python -m open_idempotency.conformance URL``, needs neither, so nothing is imported before it is asked for.
+The fixture returns an empty backend, sync or async, whose time is ``clock()``. The contract needs pytest and anyio;
+anyio's pytest plugin has the fixture ``anyio_backend``, which chooses asyncio or trio. ``check_against_model`` compares
+the backend with a reference model on random sequences of commands, and needs Hypothesis as well. The HTTP runner,
+``python -m open_idempotency.conformance URL``, needs the base install only, so this module imports the rest lazily.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from open_idempotency.conformance.contract import BackendContract
-    from open_idempotency.conformance.modelled import check_against_model
+    from open_idempotency.conformance.model_check import check_against_model
     from open_idempotency.conformance.support import AsyncVerbs, ManualClock
 
 __all__ = ["AsyncVerbs", "BackendContract", "ManualClock", "check_against_model"]
@@ -30,21 +30,21 @@ _HOMES = {
     "BackendContract": "contract",
     "AsyncVerbs": "support",
     "ManualClock": "support",
-    "check_against_model": "modelled",
+    "check_against_model": "model_check",
 }
 
-# Only modules that are not imported yet can be rewritten, so this cannot wait until a name is asked for.
+# pytest rewrites the asserts of a module only if it is registered before its import.
 if "pytest" in sys.modules:
-    _MODULES = "claims expiry failures late_claims operators owners quotas stages support waiting"
+    _MODULES = "claims failures late_claims owners quotas records support"
     for _module in _MODULES.split():
         sys.modules["pytest"].register_assert_rewrite(f"{__name__}.{_module}")
 
 
-# Hidden from type checkers, which would believe that every name exists.
+# Hidden from type checkers: with __getattr__ they would accept every name.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        """The contract's classes, imported when they are first used."""
+        """Import a public name when it is first used."""
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value: object = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

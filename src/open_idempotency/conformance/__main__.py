@@ -1,4 +1,4 @@
-"""``python -m open_idempotency.conformance URL``: the HTTP runner. Needs the base install alone."""
+"""``python -m open_idempotency.conformance URL``: the HTTP runner, which needs the base install only."""
 
 from __future__ import annotations
 

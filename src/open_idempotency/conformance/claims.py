@@ -1,4 +1,4 @@
-"""The contract of ``claim``: who gets a lease, and what everybody else is told."""
+"""The contract of ``claim``: which caller gets the lease, and what every other caller gets."""
 
 from __future__ import annotations
 
@@ -68,33 +68,33 @@ STATES: dict[str, Prepare] = {
 
 
 class ClaimContract:
-    """B-01, B-02, B-08 and the answers behind O-02 to O-10."""
+    """B-01, B-02, B-08, and the outcomes of ``claim`` behind O-02 to O-10."""
 
     async def test_a_free_record_is_leased(self, verbs: AsyncVerbs, record_id: bytes) -> None:
-        """B-01: attempt 1, no stages, and the lease says what was asked for."""
+        """B-01: the first claim is attempt 1 without stages, and its lease repeats what the claim asked for."""
         c = claim_of(record_id)
-        answer = await leased(verbs, c)
-        assert answer.stages == ()
-        lease = answer.lease
+        outcome = await leased(verbs, c)
+        assert outcome.stages == ()
+        lease = outcome.lease
         assert (lease.record_id, lease.owner, lease.fingerprint) == (record_id, c.owner, c.fingerprint)
         assert (lease.attempt, lease.duration, lease.ttl) == (1, LEASE, TTL)
         assert lease.token > 0
 
-    async def test_while_the_owner_runs_others_are_told_since_when(
+    async def test_a_claim_is_busy_while_the_owner_runs(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
     ) -> None:
-        """B-01: in progress, with the time that has passed and that remains of the lease."""
+        """B-01: the outcome reports the seconds since the claim and the seconds until the lease ends."""
         await lease_of(verbs, record_id)
         clock.advance(7)
-        answer = await verbs.claim(claim_of(record_id))
-        assert isinstance(answer, Busy)
-        assert answer.elapsed == pytest.approx(7, abs=0.001)
-        assert answer.remaining == pytest.approx(LEASE - 7, abs=0.001)
+        outcome = await verbs.claim(claim_of(record_id))
+        assert isinstance(outcome, Busy)
+        assert outcome.elapsed == pytest.approx(7, abs=0.001)
+        assert outcome.remaining == pytest.approx(LEASE - 7, abs=0.001)
 
     async def test_a_claim_sent_again_by_its_owner_is_leased_again(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
     ) -> None:
-        """B-08: the same token and attempt, the stages so far, and a lease that starts anew."""
+        """B-08: the owner gets the same token and attempt, the stages so far, and a lease that starts now."""
         c = claim_of(record_id)
         first = await leased(verbs, c)
         await verbs.save_stage(SaveStage(first.lease, stage_of("reserve")))
@@ -109,7 +109,7 @@ class ClaimContract:
     async def test_a_claim_sent_again_after_its_lease_ended_is_still_its_owners(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
     ) -> None:
-        """B-08: nobody took it over, so it is no new attempt, even where takeovers are refused."""
+        """B-08: without a takeover this is no new attempt, even where the claim refuses takeovers."""
         c = claim_of(record_id, resume_abandoned=False, max_attempts=1)
         first = await leased(verbs, c)
         clock.advance(LEASE + 5)
@@ -118,7 +118,7 @@ class ClaimContract:
     async def test_a_claim_sent_again_after_a_takeover_is_not_leased(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
     ) -> None:
-        """B-08, L-03: the record has another owner by now."""
+        """B-08, L-03: the takeover made the first owner stale."""
         c = claim_of(record_id)
         await leased(verbs, c)
         clock.advance(LEASE)
@@ -126,10 +126,10 @@ class ClaimContract:
         assert isinstance(await verbs.claim(c), Busy)
 
     @pytest.mark.parametrize("response", [b"", b"\x00\xff\r\n", b"\x80" * 1024 * 1024], ids=["empty", "binary", "1MiB"])
-    async def test_a_completed_record_answers_with_the_same_bytes(
+    async def test_a_completed_record_returns_the_stored_bytes(
         self, verbs: AsyncVerbs, record_id: bytes, response: bytes
     ) -> None:
-        """B-01, B-07, R-01: the response is opaque, and a replay needs no other call."""
+        """B-01, B-07, R-01: the claim itself returns the response, byte for byte, so a replay needs no other call."""
         await verbs.complete(Complete(await lease_of(verbs, record_id), response))
         assert await verbs.claim(claim_of(record_id)) == Finished(response)
 
@@ -137,7 +137,7 @@ class ClaimContract:
     async def test_another_request_with_the_key_changes_nothing(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes, state: str
     ) -> None:
-        """O-05: a mismatch in every state, also while the first still runs."""
+        """O-05: another fingerprint is a mismatch in every state, also while the first request runs."""
         await STATES[state](verbs, clock, record_id)
         before = await existing(verbs, record_id)
         clock.advance(1)
@@ -145,7 +145,7 @@ class ClaimContract:
         assert await existing(verbs, record_id) == before
 
     async def test_another_request_of_the_same_owner_is_a_mismatch(self, verbs: AsyncVerbs, record_id: bytes) -> None:
-        """O-05, B-08: being the owner does not make it the same request."""
+        """O-05, B-08: the fingerprint is compared even if the owner is the same."""
         c = claim_of(record_id)
         await leased(verbs, c)
         assert await verbs.claim(claim_of(record_id, owner=c.owner, fingerprint=OTHER)) == Mismatch()
@@ -154,7 +154,7 @@ class ClaimContract:
     async def test_a_refused_duplicate_changes_nothing(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes, state: str
     ) -> None:
-        """SPEC section 4: a refused duplicate never changes the record."""
+        """B-01: a refused duplicate never changes the record."""
         await STATES[state](verbs, clock, record_id)
         before = await existing(verbs, record_id)
         clock.advance(1)
@@ -164,7 +164,7 @@ class ClaimContract:
     async def test_an_abandoned_record_is_taken_over_with_its_stages(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
     ) -> None:
-        """B-02, O-09: at the lease's end, not before; the next attempt, a larger token, stages in order."""
+        """B-02, O-09: a takeover succeeds once the lease has ended, with a larger token and the stages in order."""
         first = await lease_of(verbs, record_id)
         stages = [stage_of("z"), stage_of("a"), stage_of("m", "2"), stage_of("m", "1")]
         for stage in stages:
@@ -180,16 +180,16 @@ class ClaimContract:
     async def test_a_takeover_counts_its_time_from_itself(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
     ) -> None:
-        """O-03: the elapsed time is that of the attempt which runs."""
+        """O-03: the elapsed time counts from the takeover, not from the abandoned claim."""
         await _abandoned(verbs, clock, record_id)
         await lease_of(verbs, record_id)
         clock.advance(2)
-        answer = await verbs.claim(claim_of(record_id))
-        assert isinstance(answer, Busy)
-        assert answer.elapsed == pytest.approx(2, abs=0.001)
+        outcome = await verbs.claim(claim_of(record_id))
+        assert isinstance(outcome, Busy)
+        assert outcome.elapsed == pytest.approx(2, abs=0.001)
 
     async def test_a_failed_record_runs_again_with_its_stages(self, verbs: AsyncVerbs, record_id: bytes) -> None:
-        """O-08: at once, as the next attempt, with the failed attempt's stages and without its response."""
+        """O-08: the next attempt may start at once; it gets the failed attempt's stages, not its response."""
         first = await lease_of(verbs, record_id)
         await verbs.save_stage(SaveStage(first, stage_of("reserve")))
         await verbs.fail(Fail(first, response=b"failure"))
@@ -200,39 +200,39 @@ class ClaimContract:
         assert (record.status, record.response) == (Status.IN_PROGRESS, None)
 
     @pytest.mark.parametrize("response", [None, b"failure"])
-    async def test_a_failed_record_is_refused_where_nobody_resumes_it(
+    async def test_a_failed_record_is_refused_if_the_claim_does_not_resume(
         self, verbs: AsyncVerbs, record_id: bytes, response: bytes | None
     ) -> None:
-        """O-08: on_failed other than resume is told the attempt, and the answer if one is kept."""
+        """O-08: a claim that does not resume gets the number of the attempt, and its response if one is stored."""
         await verbs.fail(Fail(await lease_of(verbs, record_id), response=response))
-        answer = await verbs.claim(claim_of(record_id, resume_failed=False))
-        assert answer == Refused(Refusal.FAILED, 1, response)
+        outcome = await verbs.claim(claim_of(record_id, resume_failed=False))
+        assert outcome == Refused(Refusal.FAILED, 1, response)
 
-    async def test_an_abandoned_record_is_refused_where_nobody_resumes_it(
+    async def test_an_abandoned_record_is_refused_if_the_claim_does_not_resume(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
     ) -> None:
-        """O-09: on_abandoned other than resume."""
+        """O-09: a claim that does not resume abandoned attempts is refused."""
         await _abandoned(verbs, clock, record_id)
-        answer = await verbs.claim(claim_of(record_id, resume_abandoned=False))
-        assert answer == Refused(Refusal.ABANDONED, 1, None)
+        outcome = await verbs.claim(claim_of(record_id, resume_abandoned=False))
+        assert outcome == Refused(Refusal.ABANDONED, 1, None)
 
-    async def test_the_last_attempt_is_the_one_that_was_allowed(self, verbs: AsyncVerbs, record_id: bytes) -> None:
-        """O-10: max_attempts attempts run, one more does not."""
+    async def test_attempts_stop_at_max_attempts(self, verbs: AsyncVerbs, record_id: bytes) -> None:
+        """O-10: ``max_attempts`` attempts run, and the next claim is refused."""
         await verbs.fail(Fail(await lease_of(verbs, record_id, max_attempts=2)))
         await verbs.fail(Fail(await lease_of(verbs, record_id, max_attempts=2)))
-        answer = await verbs.claim(claim_of(record_id, max_attempts=2))
-        assert answer == Refused(Refusal.ATTEMPTS, 2, None)
+        outcome = await verbs.claim(claim_of(record_id, max_attempts=2))
+        assert outcome == Refused(Refusal.ATTEMPTS, 2, None)
 
-    async def test_attempts_count_where_the_last_one_was_abandoned(
+    async def test_an_abandoned_attempt_counts_as_an_attempt(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
     ) -> None:
-        """O-10: an abandoned attempt is an attempt."""
+        """O-10: an abandoned attempt counts towards ``max_attempts``."""
         await _abandoned(verbs, clock, record_id)
-        answer = await verbs.claim(claim_of(record_id, max_attempts=1))
-        assert answer == Refused(Refusal.ATTEMPTS, 1, None)
+        outcome = await verbs.claim(claim_of(record_id, max_attempts=1))
+        assert outcome == Refused(Refusal.ATTEMPTS, 1, None)
 
-    async def test_a_final_failure_admits_nobody(self, verbs: AsyncVerbs, record_id: bytes) -> None:
-        """B-01: failed for good, with the stored answer."""
+    async def test_a_final_failure_refuses_every_claim(self, verbs: AsyncVerbs, record_id: bytes) -> None:
+        """B-01: the refusal carries the stored response."""
         await verbs.fail(Fail(await lease_of(verbs, record_id), final=True, response=b"\x00no"))
         assert await verbs.claim(claim_of(record_id)) == Refused(Refusal.FAILED, 1, b"\x00no")
 
@@ -240,7 +240,7 @@ class ClaimContract:
     async def test_the_token_grows_after_the_record_is_gone(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes, ending: str
     ) -> None:
-        """B-02: also across a deletion, by the backend's clock; the attempts start anew."""
+        """B-02: tokens grow with the backend's clock, even across a deletion; attempts start again at 1."""
         first = await lease_of(verbs, record_id)
         if ending == "deleted":
             await verbs.delete(record_id)
@@ -252,7 +252,7 @@ class ClaimContract:
         assert second.attempt == 1
 
     async def test_the_token_grows_while_the_clock_stands_still(self, verbs: AsyncVerbs, record_id: bytes) -> None:
-        """B-02: a claim in the same microsecond has another token."""
+        """B-02: claims in the same microsecond get different tokens."""
         tokens: list[int] = []
         for _ in range(3):
             lease = await lease_of(verbs, record_id)
@@ -264,7 +264,7 @@ class ClaimContract:
     async def test_ids_owners_and_fingerprints_are_any_bytes(
         self, verbs: AsyncVerbs, record_id: bytes, raw: bytes
     ) -> None:
-        """B-07: nothing is read into them."""
+        """B-07: the backend does not interpret them."""
         c = claim_of(record_id + raw, owner=raw, fingerprint=raw)
         await leased(verbs, c)
         record = await existing(verbs, record_id + raw)
@@ -272,32 +272,32 @@ class ClaimContract:
         assert isinstance(await verbs.claim(claim_of(record_id + raw, fingerprint=raw)), Busy)
 
     async def test_records_do_not_touch_each_other(self, verbs: AsyncVerbs, record_id: bytes) -> None:
-        """I10: an id that begins with another one is another record."""
+        """I10: a record id that extends another one names a different record."""
         await verbs.complete(Complete(await lease_of(verbs, record_id), b"one"))
         longer = await lease_of(verbs, record_id + b"\x00")
         assert longer.attempt == 1
 
     async def test_of_many_claims_at_once_one_wins(self, verbs: AsyncVerbs, record_id: bytes) -> None:
-        """B-01: claiming is atomic."""
-        answers = await verbs.claim_at_once([claim_of(record_id) for _ in range(64)])
-        kinds = [type(answer) for answer in answers]
+        """B-01: ``claim`` is atomic."""
+        outcomes = await verbs.claim_at_once([claim_of(record_id) for _ in range(64)])
+        kinds = [type(outcome) for outcome in outcomes]
         assert (kinds.count(Leased), kinds.count(Busy)) == (1, 63)
 
     async def test_of_many_takeovers_at_once_one_wins(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
     ) -> None:
-        """B-01, L-02: so is taking over."""
+        """B-01, L-02: a takeover is atomic."""
         await _abandoned(verbs, clock, record_id)
-        answers = await verbs.claim_at_once([claim_of(record_id) for _ in range(16)])
-        winners = [answer.lease.attempt for answer in answers if isinstance(answer, Leased)]
+        outcomes = await verbs.claim_at_once([claim_of(record_id) for _ in range(16)])
+        winners = [outcome.lease.attempt for outcome in outcomes if isinstance(outcome, Leased)]
         assert winners == [2]
 
     async def test_one_claim_sent_many_times_at_once_is_one_lease(self, verbs: AsyncVerbs, record_id: bytes) -> None:
-        """B-08: resent copies of one claim all get the same lease."""
+        """B-08: all copies of one claim get the same lease."""
         c = claim_of(record_id, owner=os.urandom(16))
         copies = [Claim(**{name: getattr(c, name) for name in Claim.__slots__}) for _ in range(16)]
-        answers = await verbs.claim_at_once(copies)
-        tokens = {answer.lease.token for answer in answers if isinstance(answer, Leased)}
-        assert len(answers) == 16
+        outcomes = await verbs.claim_at_once(copies)
+        tokens = {outcome.lease.token for outcome in outcomes if isinstance(outcome, Leased)}
+        assert len(outcomes) == 16
         assert len(tokens) == 1
-        assert all(isinstance(answer, Leased) for answer in answers)
+        assert all(isinstance(outcome, Leased) for outcome in outcomes)

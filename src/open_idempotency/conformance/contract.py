@@ -1,4 +1,4 @@
-"""The whole contract in one class, and the fixtures that its parts use."""
+"""``BackendContract``: every contract of this package in one class, with the fixtures that the tests use."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ import pytest
 
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.conformance.claims import ClaimContract
-from open_idempotency.conformance.expiry import ExpiryContract
 from open_idempotency.conformance.failures import FailureContract
-from open_idempotency.conformance.late_claims import Held, LateClaimContract
-from open_idempotency.conformance.operators import OperatorContract
-from open_idempotency.conformance.owners import OwnerContract
+from open_idempotency.conformance.late_claims import Held, LateClaimContract, WaitingContract
+from open_idempotency.conformance.owners import OwnerContract, StageContract
 from open_idempotency.conformance.quotas import QuotaContract
-from open_idempotency.conformance.stages import StageContract
+from open_idempotency.conformance.records import ExpiryContract, OperatorContract
 from open_idempotency.conformance.support import AsyncVerbs, ManualClock
-from open_idempotency.conformance.waiting import WaitingContract
 
 
 class BackendContract(
@@ -31,33 +28,33 @@ class BackendContract(
     QuotaContract,
     WaitingContract,
 ):
-    """Subclass it and override the fixture ``backend``."""
+    """The tests that a backend has to pass. Subclass it in a test module, and override the fixture ``backend``."""
 
     pytestmark = pytest.mark.anyio
 
     @pytest.fixture
     def clock(self) -> ManualClock:
-        """The backend's time."""
+        """The clock that the backend has to use."""
         return ManualClock()
 
     @pytest.fixture
     def backend(self, clock: ManualClock) -> Backend | AsyncBackend:
-        """The empty backend to be tested, on ``clock``; override it."""
-        raise NotImplementedError("override the fixture 'backend'")
+        """Override it: the backend under test, empty and on ``clock``."""
+        raise NotImplementedError("override the fixture 'backend': return an empty backend on the fixture 'clock'")
 
     @pytest.fixture
     def held(self) -> Held:
-        """A backend on the store's own clock, in which claims can be held up; override it where the store can do so."""
-        pytest.skip("override the fixture 'held' to show that tokens grow where claims wait for each other")
+        """Override it if the store can hold claims up: a backend on the store's own clock, with ``hold``."""
+        pytest.skip("override the fixture 'held' to test that a claim which waited for a lock gets the larger token")
 
     @pytest.fixture
     async def verbs(self, backend: Backend | AsyncBackend) -> AsyncIterator[AsyncVerbs]:
-        """The backend with awaited verbs; closed after the test."""
+        """The backend under test with async verbs; closed after the test."""
         verbs = AsyncVerbs(backend)
         yield verbs
         await verbs.close()
 
     @pytest.fixture
     def record_id(self) -> bytes:
-        """A record id that nobody else has."""
+        """A new, random record id."""
         return os.urandom(32)

@@ -1,4 +1,4 @@
-"""The contract of local failures: no thread, no file descriptor and no memory are a backend that does not answer."""
+"""The contract of local failures: without threads, file descriptors or memory a backend counts as unavailable."""
 
 from __future__ import annotations
 
@@ -57,38 +57,38 @@ async def _calls(verbs: AsyncVerbs, lease: Lease) -> list[tuple[str, Any]]:
 
 
 async def refused(call: Callable[[], Awaitable[Any]], failure: Exception) -> bool:
-    """Whether the failure was raised as ``BackendUnavailable`` that names it as its cause; false where none was."""
+    """Whether ``call`` raised ``BackendUnavailable``. Fails if ``failure`` is not among its causes."""
     try:
         await call()
     except BackendUnavailable as error:
         cause: BaseException | None = error
         while cause is not None and cause is not failure:
             cause = cause.__cause__
-        assert cause is failure, "the cause is lost"
+        assert cause is failure, "BackendUnavailable has lost its cause"
         return True
     return False
 
 
 class FailureContract:
-    """B-10a."""
+    """B-10a: failures of this process or its machine."""
 
     @pytest.mark.parametrize("failing", _FAILURES, ids=["memory", "files", "threads"])
-    async def test_a_local_failure_is_a_backend_that_does_not_answer(
+    async def test_a_local_failure_counts_as_backend_unavailable(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes, failing: Callable[[], Exception]
     ) -> None:
-        """B-10a: in every verb that met it, with its cause; and nothing of the call was done."""
+        """B-10a: every verb that meets the failure raises ``BackendUnavailable`` with its cause, and has no effect."""
         lease = await lease_of(verbs, record_id)
         for verb, command in await _calls(verbs, lease):
             failure = failing()
             clock.fails_with = failure
-            # Not through a verb of AsyncVerbs, which is a backend itself.
+            # AsyncVerbs is a backend itself, so its own verbs would not show what the backend under test raises.
             was_refused = await refused(lambda: verbs.call(verb, command), failure)  # noqa: B023 (awaited at once)
             clock.fails_with = None
             if verb == "claim" and was_refused:
-                answer = await verbs.claim(claim_of(command.record_id))
-                assert isinstance(answer, Leased)
-                assert answer.lease.attempt == 1
+                outcome = await verbs.claim(claim_of(command.record_id))
+                assert isinstance(outcome, Leased)
+                assert outcome.lease.attempt == 1
             if not was_refused and verb in ("complete", "fail", "release"):
-                return  # the backend does not ask the clock for that
+                return  # the backend reads no clock for this verb, so the attempt has ended
         assert await verbs.renew(Renew([lease])) == [Renewal.OWNED]
         assert await verbs.complete(Complete(lease, b"response")) == Completed()

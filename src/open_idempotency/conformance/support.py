@@ -1,4 +1,4 @@
-"""What the contract's tests share: a clock that is moved by hand, one shape for both colours, and commands."""
+"""Tools of the contract's tests: a manual clock, one async interface to sync and async backends, and commands."""
 
 from __future__ import annotations
 
@@ -41,25 +41,28 @@ TTL = 3600.0
 
 
 class ManualClock:
-    """Seconds that pass only when ``advance`` is called. ``fails_with``: raised in place of the time, where given."""
+    """A clock that moves only when ``advance`` is called. While ``fails_with`` is set, reading it raises that error."""
 
     def __init__(self, now: float = 1_800_000_000.0) -> None:
         self.now = now
         self.fails_with: Exception | None = None
 
     def __call__(self) -> float:
-        """The time in seconds."""
+        """The time in seconds since 1970."""
         if self.fails_with is not None:
             raise self.fails_with
         return self.now
 
     def advance(self, seconds: float) -> None:
-        """Let ``seconds`` pass."""
+        """Move the clock forward by ``seconds``."""
         self.now += seconds
 
 
 class AsyncVerbs(AsyncBackend):
-    """A backend of either colour, awaited, so that each test is written once. Blocking calls are made in place."""
+    """An async interface to a sync or async backend, so that each test is written once.
+
+    A sync backend is called directly and blocks the event loop, except in ``wait`` and ``at_once``.
+    """
 
     def __init__(self, backend: Backend | AsyncBackend) -> None:
         self.backend = backend
@@ -67,54 +70,54 @@ class AsyncVerbs(AsyncBackend):
         self.quotas = backend.quotas
 
     async def call(self, verb: str, *arguments: Any) -> Any:
-        """What the backend's own verb answers."""
-        answer = getattr(self.backend, verb)(*arguments)
-        return await answer if isinstance(self.backend, AsyncBackend) else answer
+        """Call a verb of the backend by its name, and return what it returns."""
+        outcome = getattr(self.backend, verb)(*arguments)
+        return await outcome if isinstance(self.backend, AsyncBackend) else outcome
 
     async def claim(self, c: Claim, /) -> ClaimAnswer:
-        """See ``Backend.claim``."""
-        answer: ClaimAnswer = await self.call("claim", c)
-        return answer
+        """Claim a record."""
+        outcome: ClaimAnswer = await self.call("claim", c)
+        return outcome
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
-        """See ``Backend.renew``."""
-        answer: Sequence[Renewal] = await self.call("renew", c)
-        return answer
+        """Renew leases; one result for each, in order."""
+        outcome: Sequence[Renewal] = await self.call("renew", c)
+        return outcome
 
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
-        """See ``Backend.save_stage``."""
-        answer: StageSaved = await self.call("save_stage", c)
-        return answer
+        """Add a stage to the owner's record."""
+        outcome: StageSaved = await self.call("save_stage", c)
+        return outcome
 
     async def complete(self, c: Complete, /) -> Completed:
-        """See ``Backend.complete``."""
-        answer: Completed = await self.call("complete", c)
-        return answer
+        """End the attempt with a response that is replayed from now on."""
+        outcome: Completed = await self.call("complete", c)
+        return outcome
 
     async def fail(self, c: Fail, /) -> None:
-        """See ``Backend.fail``."""
+        """End the attempt as failed."""
         await self.call("fail", c)
 
     async def release(self, c: Release, /) -> None:
-        """See ``Backend.release``."""
+        """End the attempt as if it had not been claimed; its stages stay."""
         await self.call("release", c)
 
     async def withdraw(self, c: Withdraw, /) -> None:
-        """See ``Backend.withdraw``."""
+        """Release a claim, and refuse any copy of it that arrives later."""
         await self.call("withdraw", c)
 
     async def get(self, c: Get, /) -> Record | None:
-        """See ``Backend.get``."""
-        answer: Record | None = await self.call("get", c)
-        return answer
+        """The record, or None if it is absent or expired."""
+        outcome: Record | None = await self.call("get", c)
+        return outcome
 
     async def delete(self, record_id: bytes, /) -> bool:
-        """See ``Backend.delete``."""
-        answer: bool = await self.call("delete", record_id)
-        return answer
+        """Delete a record; whether there was one."""
+        outcome: bool = await self.call("delete", record_id)
+        return outcome
 
     async def scan(self) -> AsyncIterator[Record]:
-        """See ``Backend.scan``."""
+        """All live records, in any order."""
         if isinstance(self.backend, AsyncBackend):
             async for record in self.backend.scan():
                 yield record
@@ -123,63 +126,63 @@ class AsyncVerbs(AsyncBackend):
                 yield record
 
     async def purge(self, limit: int = 1000) -> int:
-        """See ``Backend.purge``."""
-        answer: int = await self.call("purge", limit)
-        return answer
+        """Delete at most ``limit`` expired records and reservations; how many were deleted."""
+        outcome: int = await self.call("purge", limit)
+        return outcome
 
     async def health(self) -> Health:
-        """See ``Backend.health``."""
-        answer: Health = await self.call("health")
-        return answer
+        """Whether the backend works, as it reports itself."""
+        outcome: Health = await self.call("health")
+        return outcome
 
     async def reserve(self, c: Reserve, /) -> ReserveAnswer:
-        """See ``Backend.reserve``."""
-        answer: ReserveAnswer = await self.call("reserve", c)
-        return answer
+        """Take a slot of the scope's quota for a key."""
+        outcome: ReserveAnswer = await self.call("reserve", c)
+        return outcome
 
     async def unreserve(self, c: Unreserve, /) -> None:
-        """See ``Backend.unreserve``."""
+        """Free the slot of a key."""
         await self.call("unreserve", c)
 
     async def wait(self, c: Wait, /) -> None:
-        """See ``Backend.wait``; a blocking one waits in a thread, so that others can end what it waits for."""
+        """Wait until the attempt may have ended; a sync backend waits in a thread, so that other tasks can end it."""
         if isinstance(self.backend, AsyncBackend):
             await self.backend.wait(c)
         else:
             await anyio.to_thread.run_sync(self.backend.wait, c)
 
     def to_sync(self) -> Backend:
-        """The blocking colour."""
+        """The sync form of the backend."""
         return self.backend if isinstance(self.backend, Backend) else self.backend.to_sync()
 
     async def close(self) -> None:
-        """See ``Backend.close``."""
+        """Close the backend."""
         await self.call("close")
 
     async def claim_at_once(self, claims: Sequence[Claim]) -> list[ClaimAnswer]:
-        """All the claims at the same moment: in tasks, or in threads for a blocking backend."""
+        """Send all claims at the same time: from tasks, or from threads if the backend is sync."""
         return await self.at_once("claim", claims)
 
     async def at_once(self, verb: str, commands: Sequence[Any]) -> list[Any]:
-        """The same with any verb."""
+        """Send all commands to one verb at the same time: from tasks, or from threads if the backend is sync."""
         if isinstance(self.backend, Backend):
             return _in_threads(getattr(self.backend, verb), commands)
-        answers: list[Any] = []
+        outcomes: list[Any] = []
 
         async def one(command: Any) -> None:
-            answers.append(await self.call(verb, command))
+            outcomes.append(await self.call(verb, command))
 
         async with anyio.create_task_group() as group:
             for command in commands:
                 group.start_soon(one, command)
-        return answers
+        return outcomes
 
 
 def _in_threads(verb: Callable[[Any], Any], commands: Sequence[Any]) -> list[Any]:
-    together = threading.Barrier(len(commands), timeout=30)
+    barrier = threading.Barrier(len(commands), timeout=30)
 
     def one(command: Any) -> Any:
-        together.wait()
+        barrier.wait()
         return verb(command)
 
     with ThreadPoolExecutor(len(commands)) as threads:
@@ -187,7 +190,7 @@ def _in_threads(verb: Callable[[Any], Any], commands: Sequence[Any]) -> list[Any
 
 
 def claim_of(record_id: bytes, **fields: Any) -> Claim:
-    """A claim by a new owner, with some fields of its own."""
+    """A claim by a new owner; ``fields`` replace the defaults."""
     given: dict[str, Any] = {
         "record_id": record_id,
         "fingerprint": b"\x01 one request",
@@ -200,24 +203,24 @@ def claim_of(record_id: bytes, **fields: Any) -> Claim:
 
 
 async def leased(verbs: AsyncVerbs, c: Claim) -> Leased:
-    """The answer to a claim that must succeed."""
-    answer = await verbs.claim(c)
-    assert isinstance(answer, Leased), answer
-    return answer
+    """The outcome of a claim that has to get the lease."""
+    outcome = await verbs.claim(c)
+    assert isinstance(outcome, Leased), outcome
+    return outcome
 
 
 async def lease_of(verbs: AsyncVerbs, record_id: bytes, **fields: Any) -> Lease:
-    """A new owner's lease."""
+    """The lease of a new owner, whose claim has to succeed."""
     return (await leased(verbs, claim_of(record_id, **fields))).lease
 
 
 def stage_of(name: str, key: str = "", frame: bytes | None = None) -> Stage:
-    """A stage with some frame."""
+    """A stage; without ``frame`` its value follows from its name."""
     return Stage(name, key, f"frame of {name!a}".encode() if frame is None else frame)
 
 
 async def existing(verbs: AsyncVerbs, record_id: bytes) -> Record:
-    """The record, which must be there."""
+    """The record, which has to exist."""
     record = await verbs.get(Get(record_id))
     assert record is not None
     return record

@@ -1,7 +1,8 @@
-"""The ledger's statements in each dialect of SQL, with named parameters. No value ever becomes part of a statement.
+"""The ledger's SQL statements for each kind of database, and what a database's errors mean for the ledger.
 
-The order in which a transaction runs them is in ``steps``. What a dialect has to promise: after ``fence`` the row is
-locked until the transaction ends, and what the following statements read is not older than that lock.
+All statements have named parameters; no value ever becomes part of a statement. ``steps`` has the order in which a
+transaction runs them. Every dialect guarantees: after ``fence`` the record's row is locked until the transaction ends,
+and the statements after it read nothing older than that lock.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from open_idempotency.exceptions import ConfigurationError, LedgerMissing
+
 _ROW = """
     SELECT token, fingerprint, CASE WHEN expires_at <= {now} THEN 1 ELSE 0 END, response, {number}
     FROM open_idempotency_ledger WHERE record_id = :record_id
 """
-_LOOK = """
+_FIND_RESPONSE = """
     SELECT fingerprint, CASE WHEN expires_at <= {now} THEN 1 ELSE 0 END, response
     FROM open_idempotency_ledger WHERE record_id = :record_id
 """
-_STAGE = "SELECT frame FROM open_idempotency_ledger_stages WHERE record_id = :record_id AND stage_id = :stage_id"
+_FIND_STAGE = "SELECT frame FROM open_idempotency_ledger_stages WHERE record_id = :record_id AND stage_id = :stage_id"
 _FENCE = """
     INSERT INTO open_idempotency_ledger (record_id, token, fingerprint, expires_at)
     VALUES (:record_id, :token, :fingerprint, {now} + :kept)
@@ -31,16 +34,16 @@ _RENEW = """
     UPDATE open_idempotency_ledger SET fingerprint = :fingerprint, response = NULL, expires_at = {now} + :kept
     WHERE record_id = :record_id
 """
-_ANSWER = """
+_SAVE_RESPONSE = """
     UPDATE open_idempotency_ledger SET response = :response, expires_at = {now} + :kept
     WHERE record_id = :record_id AND token = :token
 """
-_WHOSE = "SELECT token, {number} FROM open_idempotency_ledger WHERE record_id = :record_id"
+_HELD_BY = "SELECT token, {number} FROM open_idempotency_ledger WHERE record_id = :record_id"
 _INSERT_STAGE = """
     INSERT INTO open_idempotency_ledger_stages (record_id, stage_id, name, stage_key, frame)
     VALUES (:record_id, :stage_id, :name, :key, :frame)
 """
-# Only behind the fence: where it is gone, since the caller's block ended its transaction, nothing is inserted or told.
+# Inserts behind the fence only: if the caller's block has ended the transaction, nothing is inserted or returned.
 _RETURNING_STAGE = """
     INSERT INTO open_idempotency_ledger_stages (record_id, stage_id, name, stage_key, frame)
     SELECT record_id, :stage_id, :name, :key, :frame FROM open_idempotency_ledger
@@ -56,54 +59,61 @@ _FORGET_STAGES = "DELETE FROM open_idempotency_ledger_stages WHERE record_id = :
 
 @dataclass(frozen=True)
 class Dialect:
-    """What the ledger runs on one kind of database.
+    """The ledger's statements for one kind of database.
 
-    ``look``: as ``row``, and locks nothing. ``place``: run before a stage is looked for, where it has to be. ``purge``:
-    in order; what has expired ``:until`` then, the stages before their record's row, which is locked. ``told``: whether
-    ``save_stage`` returns a row where the fence holds, and none where it does not; else ``token`` tells. ``row``,
-    ``token`` and that row end with the transaction's number, the same until it ends; 0 where the database has none that
-    everybody may read.
+    ``fence``: inserts or locks the record's row, and raises its token. ``row``: reads it behind the fence.
+    ``find_stage``, ``save_stage``: one stage of the record. ``placeholder``: inserts an empty row for a stage before
+    ``find_stage``, where the database needs one to lock. ``renew``: takes over an expired row. ``save_response``: adds
+    the response. ``token``: reads the row's token. ``find_response``: reads a response without a lock. ``expired``:
+    counts the entries to purge and returns the latest expiry among them, which ``purge`` takes as ``:until``.
+    ``purge``: run in order. ``forget_stages``: deletes the stages of an expired row. ``save_returns_row``: whether
+    ``save_stage`` returns a row if the fence is still there, and none if not; otherwise ``token`` has to be asked.
+
+    The rows of ``row``, ``token`` and ``save_stage`` end with the number of the transaction, which is constant until
+    the transaction ends. It is 0 if the database has no such number that every user may read.
     """
 
     name: str
     fence: str
     row: str
-    look: str
-    stage: str
+    find_response: str
+    find_stage: str
     save_stage: str
     renew: str
-    answer: str
+    save_response: str
     token: str
     expired: str
     purge: tuple[str, ...]
-    told: bool = False
+    save_returns_row: bool = False
     forget_stages: str = _FORGET_STAGES
-    place: str | None = None
+    placeholder: str | None = None
 
     def schema(self) -> str:
-        """The script that makes the two tables."""
-        from importlib.resources import files  # a deployment asks, no request does
+        """The SQL script that creates the two tables."""
+        from importlib.resources import files  # imported here, since deployments need it and requests do not
 
         return (files("open_idempotency.ledger") / "sql" / f"{self.name}.sql").read_text(encoding="utf-8")
 
 
-def _with_conflicts(name: str, now: str, lock: str, save_stage: str, told: bool, number: str = "0") -> Dialect:
-    """A dialect that knows ON CONFLICT. ``lock``: how what is to be purged is locked, and what is locked left alone."""
+def _with_on_conflict(
+    name: str, now: str, lock: str, save_stage: str, save_returns_row: bool, number: str = "0"
+) -> Dialect:
+    """A dialect with ON CONFLICT. ``lock``: the clause that locks the rows to purge, and skips rows that are locked."""
     due = "SELECT record_id FROM open_idempotency_ledger l WHERE expires_at <= :until"
     bounds = f"ORDER BY expires_at LIMIT :limit {lock}"
     return Dialect(
         name=name,
         fence=_FENCE.format(now=now),
         row=_ROW.format(now=now, number=number),
-        look=_LOOK.format(now=now),
-        stage=_STAGE,
+        find_response=_FIND_RESPONSE.format(now=now),
+        find_stage=_FIND_STAGE,
         save_stage=save_stage.format(number=number),
-        told=told,
-        token=_WHOSE.format(number=number),
+        save_returns_row=save_returns_row,
+        token=_HELD_BY.format(number=number),
         renew=_RENEW.format(now=now),
-        answer=_ANSWER.format(now=now),
+        save_response=_SAVE_RESPONSE.format(now=now),
         expired=_EXPIRED.format(now=now),
-        # A row goes after its stages: a key that comes back to no row takes whatever stages are there for its own.
+        # Stages first: a record without a row would take any stages that are left as its own.
         purge=(
             f"DELETE FROM open_idempotency_ledger_stages WHERE record_id IN ({due} {bounds})",  # noqa: S608 (no value is part of it)
             f"""
@@ -117,22 +127,26 @@ def _with_conflicts(name: str, now: str, lock: str, save_stage: str, told: bool,
     )
 
 
-POSTGRESQL = _with_conflicts(
+POSTGRESQL = _with_on_conflict(
     name="postgresql",
     now="extract(epoch FROM clock_timestamp())",
     lock="FOR UPDATE SKIP LOCKED",
     save_stage=_RETURNING_STAGE,
-    told=True,
-    number="txid_current()",  # savepoints have none of their own; the fence has made the server give it already
+    save_returns_row=True,
+    number="txid_current()",  # the same in savepoints; the fence has written, so the number is assigned already
 )
-SQLITE = _with_conflicts(
-    "sqlite", "((julianday('now') - 2440587.5) * 86400.0)", "", _INSERT_STAGE, told=False
-)  # whose older versions know no RETURNING
+SQLITE = _with_on_conflict(
+    name="sqlite",
+    now="((julianday('now') - 2440587.5) * 86400.0)",
+    lock="",
+    save_stage=_INSERT_STAGE,
+    save_returns_row=False,  # SQLite before 3.35 has no RETURNING
+)
 
-# Not UNIX_TIMESTAMP, which goes by the session's time zone and repeats an hour when summer time ends.
+# Not UNIX_TIMESTAMP: it depends on the session's time zone, and repeats an hour when summer time ends.
 _MYSQL_NOW = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6)"
-# Reads that lock see what was committed last, whatever the snapshot; of an absent row they would lock the gap, which
-# two transactions may do at once and then both wait for each other. So a row without a frame is placed there first.
+# Locking reads (FOR UPDATE) return the latest commit whatever the snapshot. For an absent row they lock the gap: two
+# transactions can do that at the same time, and then deadlock. So a placeholder row without a frame is inserted first.
 MYSQL = Dialect(
     name="mysql",
     fence=f"""
@@ -143,18 +157,18 @@ MYSQL = Dialect(
             expires_at = IF(expires_at > {_MYSQL_NOW}, VALUES(expires_at), expires_at)
     """,  # noqa: S608 (no value is part of it)
     row=_ROW.format(now=_MYSQL_NOW, number=0) + " FOR UPDATE",
-    look=_LOOK.format(now=_MYSQL_NOW),
-    place="""
+    find_response=_FIND_RESPONSE.format(now=_MYSQL_NOW),
+    placeholder="""
         INSERT IGNORE INTO open_idempotency_ledger_stages (record_id, stage_id, name, stage_key, frame)
         VALUES (:record_id, :stage_id, :name, :key, NULL)
     """,
-    stage=_STAGE + " FOR UPDATE",
+    find_stage=_FIND_STAGE + " FOR UPDATE",
     save_stage=_INSERT_STAGE + " ON DUPLICATE KEY UPDATE frame = VALUES(frame)",
     renew=_RENEW.format(now=_MYSQL_NOW),
-    answer=_ANSWER.format(now=_MYSQL_NOW),
-    token=_WHOSE.format(number=0) + " FOR UPDATE",
+    save_response=_SAVE_RESPONSE.format(now=_MYSQL_NOW),
+    token=_HELD_BY.format(number=0) + " FOR UPDATE",
     expired=_EXPIRED.format(now=_MYSQL_NOW),
-    # Rows and stages at once, each read with its lock; without LIMIT, which such a statement does not take.
+    # Rows and stages in one statement, each read with its lock. MySQL allows no LIMIT here.
     purge=(
         """
             DELETE l, s FROM open_idempotency_ledger l
@@ -163,10 +177,75 @@ MYSQL = Dialect(
     ),
 )
 
-#: by the name that SQLAlchemy and Django have for them
+#: by the names that SQLAlchemy and Django use
 DIALECTS: Mapping[str, Dialect] = {
     "postgresql": POSTGRESQL,
     "sqlite": SQLITE,
     "mysql": MYSQL,
     "mariadb": MYSQL,
 }
+
+
+# Errors
+
+
+def dialect_named(name: str) -> Dialect:
+    """The dialect of a database, by its name. Raises ``ConfigurationError`` if the ledger has none."""
+    try:
+        return DIALECTS[name]
+    except KeyError:
+        known = ", ".join(sorted(DIALECTS))
+        raise ConfigurationError(f"tx=: the ledger supports {known}; this database is {name}") from None
+
+
+def no_transaction(what: str, begin: str) -> ConfigurationError:
+    """The error for a connection that commits each statement by itself. ``begin``: how to begin a transaction."""
+    return ConfigurationError(f"tx=: {what} is in no transaction; {begin}")
+
+
+def explain(error: Exception, driver: BaseException | None, dialect: Dialect) -> None:
+    """Raise a clearer error if a database error is about the ledger's tables or a failed transaction; otherwise return.
+
+    ``error``: what the statement raised. ``driver``: the driver's own error, which SQLAlchemy and Django wrap.
+    Raises ``LedgerMissing`` and ``ConfigurationError``, with ``error`` as the cause.
+    """
+    if driver is None:
+        return
+    if _is_missing(driver):
+        raise _missing(error, dialect) from error
+    if _code(driver) == _FAILED:
+        raise ConfigurationError("tx=: the transaction has failed; roll it back first") from error
+
+
+# Servers translate their messages, so codes are compared: SQLSTATE of PostgreSQL and MySQL, and MySQL's own number.
+_UNDEFINED_TABLE = ("42P01", "42S02", 1146)
+_FAILED = "25P02"
+
+
+def _missing(error: Exception, dialect: Dialect) -> LedgerMissing:
+    return LedgerMissing(
+        "tx=: the ledger's tables are not in this database; make them with a migration: Django's, with "
+        '"open_idempotency.django" in INSTALLED_APPS and `manage.py migrate open_idempotency --database ALIAS`, '
+        "Alembic's with `open_idempotency.ledger.metadata()`, or the script that "
+        f"`open-idempotency ledger {dialect.name}` prints ({type(error).__name__})"
+    )
+
+
+def _is_missing(driver: BaseException) -> bool:
+    """Whether one of the ledger's tables is missing, and not a table that a trigger of the application uses."""
+    text = str(driver)
+    if "open_idempotency_ledger" not in text:
+        return False
+    return _code(driver) in _UNDEFINED_TABLE or any(words in text for words in ("does not exist", "no such table"))
+
+
+def _code(driver: BaseException) -> object:
+    """The error's code.
+
+    It is ``sqlstate`` in psycopg, asyncpg and PyMySQL, ``pgcode`` in psycopg2, the member ``C`` of the first argument
+    in pg8000, and the first argument itself in other drivers of MySQL.
+    """
+    first = driver.args[0] if driver.args else None
+    if isinstance(first, dict):
+        first = first.get("C")
+    return getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None) or first

@@ -14,15 +14,14 @@ from django.utils.connection import ConnectionDoesNotExist
 from open_idempotency._core.attempt import End, Watch
 from open_idempotency._perform.loops import current_library
 from open_idempotency.exceptions import ConfigurationError, WrongColour
-from open_idempotency.ledger.looking import is_seen, response_in
-from open_idempotency.ledger.problems import dialect_named, explain, no_transaction
-from open_idempotency.ledger.steps import Kept, Parameters, Rows
+from open_idempotency.ledger.dialects import dialect_named, explain, no_transaction
+from open_idempotency.ledger.steps import Parameters, Rows, StoredResponse, find_response, is_visible, run
 
 _NAMED = re.compile(r"(?<!:):(\w+)")
 
 
 class DjangoTransaction:
-    """The atomic block that this thread's connection is in."""
+    """The atomic block of this thread's connection."""
 
     awaited = False
 
@@ -32,25 +31,25 @@ class DjangoTransaction:
         self.entered: object = None
 
     def current(self) -> object:
-        """See ``Transaction.current``; Django lets nobody end it in an atomic block."""
+        """Constant, since Django does not let code end the transaction within an atomic block."""
         return True
 
-    def watch(self, kept: Kept | None) -> Watch:
-        """See ``Transaction.watch``; a stage's is not watched, since an atomic block ends before its view does."""
-        if kept is None:
+    def watch(self, stored: StoredResponse | None) -> Watch:
+        """Watch for the commit of a response. A stage is not watched: its atomic block ends before the view does."""
+        if stored is None:
             return Watch(lambda: End.UNTOLD)
         alias = self._connection.alias
 
-        def is_there() -> bool:
-            return look(alias, kept.record_id, kept.fingerprint) == kept.response
+        def is_committed() -> bool:
+            return look(alias, stored.record_id, stored.fingerprint) == stored.response
 
         def ask() -> bool | Awaitable[bool]:
-            return is_there() if current_library() is None else sync_to_async(is_there)()
+            return is_committed() if current_library() is None else sync_to_async(is_committed)()
 
-        return Watch(_Hook(self._connection, kept).end, ask)
+        return Watch(_CommitHook(self._connection, stored).end, ask)
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
-        """See ``Transaction.execute``."""
+        """Run a statement on the connection; its rows."""
         with self._connection.cursor() as cursor:
             try:
                 cursor.execute(_with_percents(statement), dict(parameters))
@@ -60,44 +59,48 @@ class DjangoTransaction:
             return list(cursor.fetchall()) if cursor.description else []
 
 
-class _Hook:
-    """What Django calls after the commit, and forgets at a rollback, also at one to the savepoint of a block around it.
+class _CommitHook:
+    """Finds out what became of the transaction, with a hook that Django calls after the commit.
 
-    It does not forget it at a rollback to a savepoint that was made by hand, so it looks for the response.
+    Django drops the hook at a rollback, also at a rollback to the savepoint of an outer block. It does not drop it at a
+    rollback to a savepoint that was made by hand, so the hook looks for the response.
     """
 
-    def __init__(self, connection: Any, kept: Kept) -> None:
+    def __init__(self, connection: Any, stored: StoredResponse) -> None:
         self._connection = connection
-        self._kept = kept
+        self._stored = stored
         self._end = End.OPEN
         connection.on_commit(self._call)
-        # First in the list: a hook of the view's that raises keeps those behind it from being called.
+        # First in the list: Django calls no further hooks after one that raises.
         hooks = connection.run_on_commit
         hooks.insert(0, hooks.pop())
 
     def _call(self) -> None:
         try:
-            self._end = End.COMMITTED if is_seen(DjangoTransaction(self._connection), self._kept) else End.ROLLED_BACK
-        except DatabaseError:  # the view's own work is done, and must not fail by this
+            is_there = is_visible(DjangoTransaction(self._connection), self._stored)
+            self._end = End.COMMITTED if is_there else End.ROLLED_BACK
+        except DatabaseError:  # the view's work is committed, and must not fail because of this query
             self._end = End.DOUBTFUL
 
     def end(self) -> End:
-        """What became of the transaction."""
+        """What became of the transaction so far."""
         if self._end is not End.OPEN:
             return self._end
-        waits = any(self._call in hook for hook in list(self._connection.run_on_commit))
-        if not waits or not self._connection.in_atomic_block:
+        is_pending = any(self._call in hook for hook in list(self._connection.run_on_commit))
+        if not is_pending or not self._connection.in_atomic_block:
             return End.DOUBTFUL  # after a rollback, or after a COMMIT that raised
-        # What a ``TestCase`` holds open is committed as far as the application goes.
+        # The transaction of a ``TestCase`` stays open, but for the application the block has committed.
         return End.OPEN if _is_begun(self._connection) else End.COMMITTED
 
 
 def transaction_of(alias: str) -> DjangoTransaction:
-    """See ``transactions.transaction_of``."""
+    """The transaction on a database alias.
+
+    Raises ``WrongColour`` on an event loop, and ``ConfigurationError`` if the alias is unknown, no atomic block is open
+    there, or its transaction has failed.
+    """
     if current_library() is not None:
-        raise WrongColour(
-            f"tx={alias!r}: Django's transactions are blocking; use `with` or `idem.run(...)` in a thread"
-        )
+        raise WrongColour(f"tx={alias!r}: Django's transactions are sync; use `with` or `idem.run(...)` in a thread")
     connection = _connection("tx=", alias)
     if not _is_begun(connection):
         begun = ", ".join(repr(other.alias) for other in connections.all(initialized_only=True) if _is_begun(other))
@@ -109,28 +112,30 @@ def transaction_of(alias: str) -> DjangoTransaction:
 
 
 def look(alias: str, record_id: bytes, fingerprint: bytes) -> bytes | None:
-    """The response that the ledger in this database has for a request."""
+    """The response that the ledger in this database has for a request; None without one."""
     connection = _connection("ledger", alias)
-    with transaction.atomic(alias):  # so that what is read is read in one transaction, and that it ends
-        return response_in(DjangoTransaction(connection), record_id, fingerprint)
+    with transaction.atomic(alias):  # so that the read has a transaction, and that it ends
+        return run(find_response(DjangoTransaction(connection), record_id, fingerprint))
 
 
 async def alook(alias: str, record_id: bytes, fingerprint: bytes) -> bytes | None:
-    """``look``, awaited."""
+    """``look`` for async adapters; it runs in the thread that Django has for sync code."""
     return await sync_to_async(look)(alias, record_id, fingerprint)
 
 
-def _connection(field: str, alias: str) -> Any:
+def _connection(option: str, alias: str) -> Any:
     try:
         return connections[alias]
     except ConnectionDoesNotExist as error:
         known = ", ".join(connections)
-        raise ConfigurationError(f"{field}: DATABASES has no {alias!r}; it has {known}") from error
+        raise ConfigurationError(f"{option}: DATABASES has no {alias!r}; it has {known}") from error
 
 
 def _is_begun(connection: Any) -> bool:
-    """Whether there is an atomic block of the application's. Those of a ``TestCase`` do not count, as for ``durable``:
-    in production they are not there."""
+    """Whether the application has an atomic block open.
+
+    Blocks of a ``TestCase`` do not count, as for ``durable``: in production they do not exist.
+    """
     blocks = getattr(connection, "atomic_blocks", None) or [None]
     own = any(not getattr(block, "_from_testcase", False) for block in blocks)
     return bool(connection.in_atomic_block and own)

@@ -1,6 +1,6 @@
-"""The ledger on a psycopg connection of the application's, blocking or awaited.
+"""The ledger on a psycopg connection of the application, sync or async.
 
-Its cursors are of psycopg's own class, whatever ``cursor_factory`` and ``row_factory`` the application has set.
+The cursors are psycopg's own, so that the application's ``cursor_factory`` and ``row_factory`` have no effect.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ from psycopg.rows import tuple_row
 
 from open_idempotency._core.attempt import End, Watch
 from open_idempotency.exceptions import ConfigurationError
-from open_idempotency.ledger.dialects import POSTGRESQL, Dialect
-from open_idempotency.ledger.looking import in_thread_of_a_loop, is_seen
-from open_idempotency.ledger.problems import explain, no_transaction
-from open_idempotency.ledger.steps import Kept, Parameters, Rows
+from open_idempotency.ledger.dialects import POSTGRESQL, Dialect, explain, no_transaction
+from open_idempotency.ledger.steps import Parameters, Rows, StoredResponse, in_thread_on_a_loop, is_visible
 
-#: seconds for a connection on which is asked what became of a COMMIT
-_PATIENCE = "2"
-_UNTOLD = Watch(lambda: End.UNTOLD)
+#: seconds to connect, when the database is asked what became of a COMMIT
+_CONNECT_TIMEOUT = "2"
+_NOT_REPORTED = Watch(lambda: End.UNTOLD)
 _NAMED = re.compile(r"(?<!:):(\w+)")
 
 
 class PsycopgTransaction:
-    """The transaction that the connection is in, or begins with its next statement."""
+    """The transaction that a sync connection is in, or begins with its next statement."""
 
     awaited = False
     dialect: Dialect = POSTGRESQL
@@ -38,15 +36,15 @@ class PsycopgTransaction:
         self.entered: object = None
 
     def current(self) -> object:
-        """See ``Transaction.current``; the server tells one from another."""
+        """Constant: the number of the transaction, which the server returns, distinguishes transactions."""
         return True
 
-    def watch(self, kept: Kept | None) -> Watch:
-        """See ``Transaction.watch``."""
-        return _watch(self._connection, kept)
+    def watch(self, stored: StoredResponse | None) -> Watch:
+        """Watch for the end of the transaction."""
+        return _watch(self._connection, stored)
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
-        """See ``Transaction.execute``."""
+        """Run a statement on the connection; its rows."""
         with psycopg.Cursor(self._connection, row_factory=tuple_row) as cursor:
             try:
                 cursor.execute(_with_percents(statement), dict(parameters), binary=True)
@@ -57,7 +55,7 @@ class PsycopgTransaction:
 
 
 class AsyncPsycopgTransaction:
-    """The same, awaited."""
+    """The transaction that an async connection is in, or begins with its next statement."""
 
     awaited = True
     dialect: Dialect = POSTGRESQL
@@ -67,15 +65,15 @@ class AsyncPsycopgTransaction:
         self.entered: object = None
 
     def current(self) -> object:
-        """See ``Transaction.current``; the server tells one from another."""
+        """Constant: the number of the transaction, which the server returns, distinguishes transactions."""
         return True
 
-    def watch(self, kept: Kept | None) -> Watch:
-        """See ``Transaction.watch``."""
-        return _watch(self._connection, kept)
+    def watch(self, stored: StoredResponse | None) -> Watch:
+        """Watch for the end of the transaction."""
+        return _watch(self._connection, stored)
 
     async def execute(self, statement: str, parameters: Parameters) -> Rows:
-        """See ``Transaction.execute``."""
+        """Run a statement on the connection; its rows."""
         async with psycopg.AsyncCursor(self._connection, row_factory=tuple_row) as cursor:
             try:
                 await cursor.execute(_with_percents(statement), dict(parameters), binary=True)
@@ -85,30 +83,34 @@ class AsyncPsycopgTransaction:
             return await cursor.fetchall() if cursor.description else []
 
 
-def _watch(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], kept: Kept | None) -> Watch:
-    """psycopg reports no commit and no rollback; the server can be asked on another connection."""
-    if kept is None:
-        return _UNTOLD
-    where = connection.info.get_parameters()
+def _watch(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], stored: StoredResponse | None) -> Watch:
+    """psycopg reports neither commits nor rollbacks, so the server is asked on another connection."""
+    if stored is None:
+        return _NOT_REPORTED
+    parameters = connection.info.get_parameters()
     password = connection.info.password
 
     def ask() -> bool:
-        there = make_conninfo(**{**where, "password": password, "connect_timeout": _PATIENCE})
-        with psycopg.connect(there) as other:
-            return is_seen(PsycopgTransaction(other), kept)
+        conninfo = make_conninfo(**{**parameters, "password": password, "connect_timeout": _CONNECT_TIMEOUT})
+        with psycopg.connect(conninfo) as other:
+            return is_visible(PsycopgTransaction(other), stored)
 
-    return Watch(_UNTOLD.end, in_thread_of_a_loop(ask))
+    return Watch(_NOT_REPORTED.end, in_thread_on_a_loop(ask))
 
 
 def transaction_of(
     connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
 ) -> PsycopgTransaction | AsyncPsycopgTransaction:
-    """See ``transactions.transaction_of``."""
+    """The transaction of a connection.
+
+    Raises ``ConfigurationError`` if the connection is closed, is in pipeline mode, commits each statement by itself, or
+    if its transaction has failed.
+    """
     if connection.closed:
         raise ConfigurationError("tx=: the psycopg connection is closed")
     if connection.info.pipeline_status is not PipelineStatus.OFF:
         raise ConfigurationError(
-            "tx=: the psycopg connection is in pipeline mode, which tells no result; leave it first"
+            "tx=: the psycopg connection is in pipeline mode, which returns no results; leave it first"
         )
     status = connection.info.transaction_status
     if status is TransactionStatus.IDLE and connection.autocommit:

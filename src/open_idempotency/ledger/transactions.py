@@ -1,4 +1,4 @@
-"""What ``tx=`` takes: the application's own transaction, recognised by its type without importing any library."""
+"""What ``tx=`` accepts: the application's own transaction, recognised by its type without importing any library."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from open_idempotency.ledger.steps import Transaction
 
 _EXPECTED = (
     "tx= takes a SQLAlchemy Session, Connection, AsyncSession or AsyncConnection, a Django database alias, a psycopg "
-    "connection or a sqlite3.Connection; in a decorator also a callable that returns one, given the call's arguments"
+    "connection or a sqlite3.Connection; in a decorator also a callable that returns one from the call's arguments"
 )
 
 
 class _Kind(NamedTuple):
-    """One type: the module and name of its class, and the module of ours that makes a ``Transaction`` of it."""
+    """A type that ``tx=`` accepts: its module and name, and the module of this package that wraps it."""
 
     library: str
     name: str
-    ours: str
+    module: str
 
 
 _KINDS = (
     _Kind("sqlalchemy.orm", "Session", "on_sqlalchemy"),
     _Kind("sqlalchemy.orm", "scoped_session", "on_sqlalchemy"),
-    _Kind("sqlalchemy.orm", "sessionmaker", "on_sqlalchemy"),  # to be refused, and not called
+    _Kind("sqlalchemy.orm", "sessionmaker", "on_sqlalchemy"),  # known so that it is refused, and not called
     _Kind("sqlalchemy.engine", "Connection", "on_sqlalchemy"),
     _Kind("sqlalchemy.ext.asyncio", "AsyncSession", "on_sqlalchemy"),
     _Kind("sqlalchemy.ext.asyncio", "async_scoped_session", "on_sqlalchemy"),
@@ -41,25 +41,25 @@ _KINDS = (
 
 
 def transaction_of(tx: object) -> Transaction:
-    """The transaction that ``tx=`` stands for.
+    """The transaction that a value of ``tx=`` stands for.
 
-    Raises ``ConfigurationError``, with what to do, for what is no transaction: an unknown type, a connection that
-    commits each statement by itself, an unknown alias, a database that the ledger knows no dialect of.
+    Raises ``ConfigurationError``, with what to do, for an unknown type, a connection that commits each statement by
+    itself, an unknown alias, or a database that the ledger does not support.
     """
-    ours = _ours(tx)
-    if ours is None:
+    module = _module_for(tx)
+    if module is None:
         raise ConfigurationError(f"{_EXPECTED}; not {type(tx).__name__}")
-    if isinstance(tx, str) and not _has_django():  # the text is not repeated: it may be a URL with a password
+    if isinstance(tx, str) and not _has_django():  # the message omits the string, which may be a URL with a password
         raise ConfigurationError(
-            f"tx= is a string, as for a Django database alias, and no Django is set up; {_EXPECTED}"
+            f"tx= is a string, which is a Django database alias, but Django is not set up; {_EXPECTED}"
         )
-    make: Callable[[Any], Transaction] = import_module(f"open_idempotency.ledger.{ours}").transaction_of
+    make: Callable[[Any], Transaction] = import_module(f"open_idempotency.ledger.{module}").transaction_of
     return make(tx)
 
 
 def is_transaction(tx: object) -> bool:
-    """Whether ``tx`` is of a known type. Some of those can be called too, such as SQLAlchemy's ``scoped_session``."""
-    return _ours(tx) is not None
+    """Whether ``tx`` is of a known type. Some of these can be called too, such as SQLAlchemy's ``scoped_session``."""
+    return _module_for(tx) is not None
 
 
 def _has_django() -> bool:
@@ -67,12 +67,12 @@ def _has_django() -> bool:
     return "DJANGO_SETTINGS_MODULE" in os.environ or (conf is not None and conf.settings.configured)
 
 
-def _ours(tx: object) -> str | None:
-    """The module of ours for a transaction of this type."""
+def _module_for(tx: object) -> str | None:
+    """The module of this package that wraps a transaction of this type; None for an unknown type."""
     if isinstance(tx, str):
         return "on_django"
     for kind in _KINDS:
         known = getattr(sys.modules.get(kind.library), kind.name, None)
         if isinstance(known, type) and isinstance(tx, known):
-            return kind.ours
+            return kind.module
     return None

@@ -1,14 +1,14 @@
-"""Statements about idempotency keys, held against a live HTTP endpoint: draft-ietf-httpapi-idempotency-key-header-07.
+"""A conformance test for HTTP endpoints that take idempotency keys (draft-ietf-httpapi-idempotency-key-header-07).
 
-``examine(Target(url))`` sends a bounded number of requests and returns one finding for each statement;
-``python -m open_idempotency.conformance URL`` prints them. Standard library only: it looks at any server, from
-outside, and knows nothing of the rest of this package.
+``examine(Target(url=...))`` sends a bounded number of requests and returns one finding for each statement of the draft
+and of this package; ``python -m open_idempotency.conformance URL`` prints the findings. The endpoint may run on any
+server in any language. This package uses the standard library only, and nothing else of ``open_idempotency``.
 """
 
 from __future__ import annotations
 
-from open_idempotency.conformance.http.run import Findings, examine
-from open_idempotency.conformance.http.target import Target
-from open_idempotency.conformance.http.verdicts import CouldNotRun, Finding, Level, Result, Statement
+from open_idempotency.conformance.http.observations import Result
+from open_idempotency.conformance.http.statements import Finding, Findings, Level, Statement, examine
+from open_idempotency.conformance.http.target import CouldNotRun, Target
 
 __all__ = ["CouldNotRun", "Finding", "Findings", "Level", "Result", "Statement", "Target", "examine"]

@@ -1,7 +1,8 @@
-"""What is looked at: each scene is played once, when a statement first asks for it, with random keys of its own.
+"""Observations of an endpoint, and the verdicts that they lead to.
 
-A scene that cannot be played raises ``Undecided``. Whether the handler ran is judged from outside: two runs of an
-endpoint that names what it made (an id in the body, a ``Location``) differ, and a replay does not.
+Each scene sends its requests once, when a check first needs it, with new random keys. A scene that is not possible
+raises ``Undecided``. Whether the handler ran is judged from the responses: two runs of an endpoint differ if it returns
+the id of what it has created, in the body or in ``Location``; a replay does not differ.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Generic, TypeVar
 
-from open_idempotency.conformance.http.target import Fields, Target
-from open_idempotency.conformance.http.verdicts import CouldNotRun, Undecided, not_applicable, unknown
+from open_idempotency.conformance.http.target import CouldNotRun, Headers, Target
 from open_idempotency.conformance.http.wire import Client, Exchange
 
-#: what a scene is, and how many requests it sends at most
+#: the scenes, each with the maximum number of requests that it sends
 LIMITS: dict[str, int] = {
     "new keys": 3,
     "retries": 2,
@@ -34,43 +35,93 @@ MARKER = "idempotent-replayed"
 _T = TypeVar("_T")
 
 
-class Scene(Generic[_T]):
-    """A property that is played once, also when it could not be decided: a second play would send more requests."""
+class Result(Enum):
+    """Whether a statement holds for an endpoint."""
 
-    def __init__(self, play: Callable[[Any], _T]) -> None:
-        self._play = play
-        self.__doc__ = play.__doc__
+    HOLDS = "holds"
+    FAILS = "fails"
+    NOT_APPLICABLE = "not applicable"
+    UNKNOWN = "could not tell"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A result, and the observation that led to it."""
+
+    result: Result
+    seen: str
+
+
+def holds(seen: str) -> Verdict:
+    """The verdict that the statement holds."""
+    return Verdict(Result.HOLDS, seen)
+
+
+def fails(seen: str) -> Verdict:
+    """The verdict that the statement does not hold."""
+    return Verdict(Result.FAILS, seen)
+
+
+def holds_if(condition: bool, seen: str) -> Verdict:
+    """The verdict that the statement holds if ``condition`` does, and otherwise fails."""
+    return holds(seen) if condition else fails(seen)
+
+
+class Undecided(Exception):
+    """Raised by a scene that is not possible; carries the verdict of every statement that depends on it."""
+
+    def __init__(self, result: Result, seen: str) -> None:
+        super().__init__(seen)
+        self.verdict = Verdict(result, seen)
+
+
+def not_applicable(seen: str) -> Undecided:
+    """The exception to raise if a statement is about something that this endpoint does not have."""
+    return Undecided(Result.NOT_APPLICABLE, seen)
+
+
+def unknown(seen: str) -> Undecided:
+    """The exception to raise if the responses do not show whether a statement holds."""
+    return Undecided(Result.UNKNOWN, seen)
+
+
+class Scene(Generic[_T]):
+    """A property that runs once, even if it raises ``Undecided``: a second run would send more requests."""
+
+    def __init__(self, run: Callable[[Any], _T]) -> None:
+        self._run = run
+        self.__doc__ = run.__doc__
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self._place = f"_{name}"
+        self._attribute = f"_{name}"
 
     def __get__(self, seen: Observations, owner: type) -> _T:
-        played: dict[str, Any] = seen.__dict__
-        if self._place not in played:
+        results: dict[str, Any] = seen.__dict__
+        if self._attribute not in results:
             try:
-                played[self._place] = self._play(seen), None
+                results[self._attribute] = self._run(seen), None
             except Undecided as undecided:
-                played[self._place] = None, undecided.verdict
-        value, verdict = played[self._place]
+                results[self._attribute] = None, undecided.verdict
+        value, verdict = results[self._attribute]
         if verdict is not None:
             raise Undecided(verdict.result, verdict.seen)
-        return value  # type: ignore[no-any-return]  # what self._play returned, kept as Any
+        return value  # type: ignore[no-any-return]  # what self._run returned, stored as Any
 
 
 def new_key() -> str:
-    """A random UUID that upper case would change."""
+    """A random UUID with at least one letter, so that upper case changes it."""
     key = str(uuid.uuid4())
     return key if key.upper() != key else new_key()
 
 
 def result_of(exchange: Exchange) -> tuple[bytes, list[str], list[str]]:
-    """What tells one run from another."""
+    """The parts of a response by which one run differs from another."""
     return exchange.body, exchange.all("location"), exchange.all("etag")
 
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """The first key with another payload, and then with its own again."""
+    """The first key with another payload, and then with its own payload again."""
 
     refused: Exchange
     afterwards: Exchange
@@ -78,7 +129,7 @@ class Reuse:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two equal requests sent at one moment, one more after them, and whether runs of this endpoint differ."""
+    """Two equal concurrent requests, a retry after them, and whether two runs of this endpoint differ."""
 
     both: list[Exchange]
     afterwards: Exchange
@@ -86,13 +137,13 @@ class Pair:
 
     @property
     def winners(self) -> list[Exchange]:
-        """Those that were answered as if they were carried out."""
+        """The exchanges whose status says that they were carried out."""
         return [each for each in self.both if each.success]
 
 
 @dataclass(frozen=True, slots=True)
 class Failing:
-    """Two equal requests to the endpoint that fails, and one with another key."""
+    """Two equal requests to the failing endpoint, and one with another key."""
 
     first: Exchange
     again: Exchange
@@ -100,11 +151,11 @@ class Failing:
 
 
 class Observations:
-    """The scenes, played against one target by one client.
+    """The scenes of one target, sent by one client.
 
-    Sends the first request of all at once, and raises ``CouldNotRun`` if it is not answered or not accepted.
-    ``as_string``: the answer to a new key as a String; ``first``: the first one that was accepted; ``key``: its key;
-    ``quoted``: whether the endpoint takes a String, otherwise all keys are sent bare.
+    The constructor sends the first request, and raises ``CouldNotRun`` if it gets no response or is not accepted.
+    ``as_string``: the exchange with a key that is sent as a String. ``first``: the first exchange that was accepted.
+    ``key``: the key of ``first``. ``quoted``: whether the endpoint accepts a String; if not, keys are sent bare.
     """
 
     def __init__(self, target: Target, client: Client) -> None:
@@ -115,7 +166,7 @@ class Observations:
         self.as_string, self.first = self._first()
 
     def spelled(self, key: str) -> bytes:
-        """The key as this endpoint takes it: a String, or bare where it refuses Strings."""
+        """The header value of a key: a String, or bare if the endpoint refuses Strings."""
         return f'"{key}"'.encode("ascii") if self.quoted else key.encode("ascii")
 
     def _send(
@@ -124,13 +175,14 @@ class Observations:
         *keys: bytes,
         url: str | None = None,
         body: bytes | None = None,
-        field: str | None = None,
-        others: Fields = (),
+        header: str | None = None,
+        replacing: Headers = (),
     ) -> Exchange:
-        return self._client.send(group, self.target.call(keys, url=url, body=body, field=field, others=others))
+        call = self.target.call(keys, url=url, body=body, header=header, replacing=replacing)
+        return self._client.send(group, call)
 
     def send_malformed(self, *values: bytes) -> Exchange:
-        """A request with these field lines."""
+        """A request with one key header for each value, sent as given."""
         return self._send("malformed keys", *values)
 
     def send_long(self, value: bytes) -> Exchange:
@@ -147,8 +199,8 @@ class Observations:
         bare = self._send("new keys", self.spelled(self.key))
         if not bare.success:
             raise CouldNotRun(
-                f"{self.target.url} answers {as_string} to the plain {self.target.method} with a new key;"
-                " give it a request that it accepts (--header, --data, --method)"
+                f"{self.target.url} responds {as_string} to the plain {self.target.method} with a new key;"
+                " give a request that it accepts (--header, --data, --method)"
             )
         return as_string, bare
 
@@ -159,24 +211,24 @@ class Observations:
 
     @Scene
     def distinct(self) -> bool:
-        """Whether the answers of two runs differ, so that a replay can be told from a run."""
+        """Whether the responses of two runs differ, so that a replay can be distinguished from a run."""
         return self.second.success and result_of(self.first) != result_of(self.second)
 
     @Scene
     def retries(self) -> list[Exchange]:
         """The first request again, twice."""
-        answers = [self._send("retries", self.spelled(self.key)) for _ in range(2)]
-        for answer in answers:
-            if not answer.status:
-                raise unknown(str(answer))
-        return answers
+        responses = [self._send("retries", self.spelled(self.key)) for _ in range(2)]
+        for response in responses:
+            if not response.status:
+                raise unknown(str(response))
+        return responses
 
-    def respelled(self, key: bytes, field: str | None = None) -> Exchange:
-        """The first request with its key, or its field name, written otherwise."""
-        answer = self._send("other spellings of the key", key, field=field)
-        if not answer.status:
-            raise unknown(str(answer))
-        return answer
+    def respelled(self, key: bytes, header: str | None = None) -> Exchange:
+        """The first request with its key, or the name of its key header, in another spelling."""
+        response = self._send("other spellings of the key", key, header=header)
+        if not response.status:
+            raise unknown(str(response))
+        return response
 
     @Scene
     def reuse(self) -> Reuse:
@@ -189,18 +241,18 @@ class Observations:
 
     @Scene
     def other_payload(self) -> bytes:
-        """Another payload, which the endpoint takes with a new key."""
+        """Another payload, which the endpoint accepts with a new key."""
         other = self.target.other_payload()
         if other is None:
             raise not_applicable("no other payload; give --other-data")
         control = self._send("the key with another payload", self.spelled(new_key()), body=other)
         if not control.success:
-            raise unknown(f"the other payload is answered {control} with a new key too; give --other-data")
+            raise unknown(f"the other payload gets {control} with a new key too; give --other-data")
         return other
 
     @Scene
     def pair(self) -> Pair:
-        """Two equal requests with a new key at one moment, at the slow URL where there is one."""
+        """Two equal concurrent requests with a new key, at the slow URL if there is one."""
         group, url, key = "two at one moment", self.target.slow_url, self.spelled(new_key())
         both = self._client.send_together(group, [self.target.call((key,), url=url)] * 2)
         for each in both:
@@ -214,7 +266,7 @@ class Observations:
 
     @Scene
     def rivals(self) -> list[Exchange]:
-        """Two payloads with one new key at one moment, at the slow URL where there is one."""
+        """Two concurrent requests with one new key and different payloads, at the slow URL if there is one."""
         other, url, key = self.other_payload, self.target.slow_url, self.spelled(new_key())
         calls = [self.target.call((key,), url=url), self.target.call((key,), url=url, body=other)]
         both = self._client.send_together("two payloads at one moment", calls)
@@ -225,27 +277,27 @@ class Observations:
 
     @Scene
     def without_key(self) -> list[Exchange]:
-        """The request without a key: once where one is required, else twice."""
-        answers = [self._send("no key") for _ in range(1 if self.target.required else 2)]
-        for answer in answers:
-            if not answer.status:
-                raise unknown(str(answer))
-        return answers
+        """The request without a key: once if a key is required, otherwise twice."""
+        responses = [self._send("no key") for _ in range(1 if self.target.required else 2)]
+        for response in responses:
+            if not response.status:
+                raise unknown(str(response))
+        return responses
 
     @Scene
     def failing(self) -> Failing:
-        """The same request twice, and once with another key, where the answer is 5xx."""
+        """The request to the failing endpoint: twice with one key, and once with another."""
         if self.target.failing_url is None:
-            raise not_applicable("give --failing-url, an address that answers 5xx")
+            raise not_applicable("give --failing-url, an endpoint that responds 5xx")
         keys = [self.spelled(new_key())] * 2 + [self.spelled(new_key())]
         first, again, other = [self._send("--failing-url", key, url=self.target.failing_url) for key in keys]
         if first.status < 500 or not again.status:
-            raise unknown(f"answered {first}, then {again}; a 5xx is needed first")
+            raise unknown(f"{first}, then {again}; the first response has to be 5xx")
         return Failing(first, again, other)
 
     @Scene
     def by_another(self) -> Exchange:
-        """The first request and key, sent by another caller."""
+        """The first request with its key, sent by another caller."""
         if not self.target.other_caller:
-            raise not_applicable("give --other-caller, another caller's Authorization")
-        return self._send("--other-caller", self.spelled(self.key), others=self.target.other_caller)
+            raise not_applicable("give --other-caller, such as another caller's Authorization")
+        return self._send("--other-caller", self.spelled(self.key), replacing=self.target.other_caller)

@@ -1,152 +1,242 @@
-"""The table: every statement that is held against an endpoint, in the order in which it is reported.
+"""The table of statements that an endpoint is tested against, in the order of the report, and the run that tests them.
 
-MUST and SHOULD are the draft's. A RULE is one of this package's where the draft is silent, because clients are harmed
-without it; its section is a line or heading of the behaviour page. INFO is told and never counted.
+MUST and SHOULD are those of the draft. A RULE is one of this package where the draft is silent, because clients are
+harmed without it; its section is a line or heading of the behaviour page. INFO is reported and never counted.
 """
 
 from __future__ import annotations
 
-from open_idempotency.conformance.http import header, refusals, replays
-from open_idempotency.conformance.http.verdicts import Level, Statement
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from open_idempotency.conformance.http import checks
+from open_idempotency.conformance.http.observations import LIMITS, Observations, Result, Undecided, Verdict
+from open_idempotency.conformance.http.target import CouldNotRun, Target
+from open_idempotency.conformance.http.wire import Client, Exchange
+
+DRAFT = "draft-ietf-httpapi-idempotency-key-header-07"
+
+
+class Level(Enum):
+    """The weight of a statement. An INFO that fails does not fail the run."""
+
+    MUST = "MUST"
+    SHOULD = "SHOULD"
+    RULE = "RULE"
+    INFO = "INFO"
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One row of the table. ``section``: of the draft, or a line or heading of this package's behaviour page.
+
+    ``check`` returns a verdict, or raises ``Undecided``.
+    """
+
+    id: str
+    level: Level
+    section: str
+    sentence: str
+    check: Callable[[Observations], Verdict]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A statement and the verdict on it."""
+
+    statement: Statement
+    verdict: Verdict
+
+    @property
+    def counts_against(self) -> bool:
+        """Whether this finding fails the run."""
+        return self.verdict.result is Result.FAILS and self.statement.level is not Level.INFO
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """The result of a run: one finding for each statement, and all exchanges in order."""
+
+    findings: tuple[Finding, ...]
+    exchanges: tuple[Exchange, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no finding counts against the endpoint."""
+        return not any(finding.counts_against for finding in self.findings)
+
+    @property
+    def totals(self) -> Counter[Result]:
+        """The number of statements with each result."""
+        return Counter(finding.verdict.result for finding in self.findings)
+
 
 _MUST, _SHOULD, _RULE, _INFO = Level.MUST, Level.SHOULD, Level.RULE, Level.INFO
 
 STATEMENTS: tuple[Statement, ...] = (
-    Statement("string-taken", _MUST, "draft 2.1", "A key that is a String, in quotes, is taken.", header.string_taken),
-    Statement("new-keys", _SHOULD, "draft 2.6", "Each request with a new key is carried out.", replays.new_keys),
+    Statement(
+        "string-taken", _MUST, "draft 2.1", "A key that is a String, in quotes, is accepted.", checks.string_taken
+    ),
+    Statement("new-keys", _SHOULD, "draft 2.6", "Each request with a new key is carried out.", checks.new_keys),
     Statement(
         "retry-status",
         _SHOULD,
         "draft 2.6",
-        "A retry is answered with the first answer's status.",
-        replays.retry_status,
+        "A retry gets the status of the first response.",
+        checks.retry_status,
     ),
     Statement(
         "retry-result",
         _SHOULD,
         "draft 2.6",
-        "A retry is answered with the first answer's body and Location; nothing is carried out again.",
-        replays.retry_body,
+        "A retry gets the body and Location of the first response; nothing is carried out again.",
+        checks.retry_body,
     ),
-    Statement(
-        "retry-fields", _RULE, "R-01", "A retry is answered with the first answer's fields.", replays.retry_fields
-    ),
+    Statement("retry-headers", _RULE, "R-01", "A retry gets the headers of the first response.", checks.retry_headers),
     Statement(
         "retry-private",
         _RULE,
         "R-02",
-        "Set-Cookie and other fields for one client and moment are not repeated to a retry.",
-        replays.retry_private_fields,
+        "Set-Cookie and other headers for one client and moment are not repeated to a retry.",
+        checks.retry_private_headers,
     ),
-    Statement("retry-marked", _INFO, "O-02", "A replay says Idempotent-Replayed: true.", replays.retry_marked),
+    Statement("retry-marked", _INFO, "O-02", "A replay has Idempotent-Replayed: true.", checks.retry_marked),
     Statement(
         "reuse-refused",
         _SHOULD,
         "draft 2.7",
-        "A key that comes with another payload is refused.",
-        refusals.reuse_refused,
+        "A key that is reused with another payload is refused.",
+        checks.reuse_refused,
     ),
-    Statement("reuse-status", _SHOULD, "draft 2.7", "That refusal is a 422.", refusals.reuse_status),
+    Statement("reuse-status", _SHOULD, "draft 2.7", "That refusal is a 422.", checks.reuse_status),
     Statement(
         "reuse-explained",
         _SHOULD,
         "draft 2.7",
         "That refusal is a problem document, or links to documentation.",
-        refusals.reuse_explained,
+        checks.reuse_explained,
     ),
     Statement(
         "reuse-harmless",
         _SHOULD,
         "draft 2.6",
-        "A retry with the right payload still gets the first answer afterwards.",
-        refusals.reuse_harmless,
+        "Afterwards a retry with the right payload still gets the first response.",
+        checks.reuse_harmless,
     ),
     Statement(
         "concurrent-once",
         _SHOULD,
         "draft 2.6",
-        "Of two equal requests at one moment, one is carried out.",
-        refusals.concurrent_once,
+        "Of two equal concurrent requests, one is carried out.",
+        checks.concurrent_once,
     ),
     Statement(
         "concurrent-conflict",
         _SHOULD,
         "draft 2.6, 2.7",
-        "A retry that comes while the first request runs is a 409.",
-        refusals.concurrent_conflict,
+        "A retry that arrives while the first request runs gets a 409.",
+        checks.concurrent_conflict,
     ),
     Statement(
         "conflict-explained",
         _SHOULD,
         "draft 2.7",
         "That 409 is a problem document, or links to documentation.",
-        refusals.conflict_explained,
+        checks.conflict_explained,
     ),
-    Statement("conflict-retry-after", _INFO, "O-03", "That 409 says when to come back.", refusals.conflict_retry_after),
+    Statement("conflict-retry-after", _INFO, "O-03", "That 409 has Retry-After.", checks.conflict_retry_after),
     Statement(
         "conflict-harmless",
         _SHOULD,
         "draft 2.6",
-        "A retry after a 409 gets the answer of the request that ran.",
-        refusals.conflict_harmless,
+        "A retry after a 409 gets the response of the request that ran.",
+        checks.conflict_harmless,
     ),
     Statement(
         "reuse-meanwhile",
         _RULE,
         "O-05",
-        "A key that comes with another payload while the first request runs is a 422.",
-        refusals.reuse_meanwhile,
+        "A key that is reused with another payload while the first request runs gets a 422.",
+        checks.reuse_meanwhile,
     ),
     Statement(
         "missing-refused",
         _SHOULD,
         "draft 2.7",
-        "Where a key is required, a request without one is a 400.",
-        refusals.missing_refused,
+        "Where a key is required, a request without one gets a 400.",
+        checks.missing_refused,
     ),
     Statement(
         "missing-explained",
         _SHOULD,
         "draft 2.7",
         "That 400 is a problem document, or links to documentation.",
-        refusals.missing_explained,
+        checks.missing_explained,
     ),
     Statement(
         "missing-apart",
         _RULE,
         "Answers",
         "Where no key is required, requests without one are not taken for retries of each other.",
-        refusals.missing_not_shared,
+        checks.missing_not_shared,
     ),
-    Statement("no-string", _MUST, "draft 2.1", "What is not a String is refused.", header.no_string),
+    Statement("no-string", _MUST, "draft 2.1", "What is not a String is refused.", checks.no_string),
     Statement(
         "strange-bytes",
         _MUST,
         "draft 2.1",
         "A key with bytes that no String may contain is refused.",
-        header.strange_bytes,
+        checks.strange_bytes,
     ),
-    Statement("two-lines", _MUST, "draft 2.1", "Two field lines in one request are refused.", header.two_lines),
-    Statement("empty", _RULE, "H-08", "An empty key is refused, and not taken for no key.", header.empty),
-    Statement("case-of-key", _RULE, "H-11", "Keys that differ by case are two keys.", header.case_of_key),
+    Statement("two-lines", _MUST, "draft 2.1", "Two key headers in one request are refused.", checks.two_lines),
+    Statement("empty", _RULE, "H-08", "An empty key is refused, and not treated as an absent key.", checks.empty),
+    Statement("case-of-key", _RULE, "H-11", "Keys that differ by case are two keys.", checks.case_of_key),
     Statement(
-        "case-of-name", _RULE, "H-11, RFC 9110 5.1", "The field's name is the same in upper case.", header.case_of_name
+        "case-of-name", _RULE, "H-11, RFC 9110 5.1", "The header's name may be in upper case.", checks.case_of_name
     ),
-    Statement("bare-key", _INFO, "H-02", "The key without quotes is taken as the same key.", header.bare_key),
-    Statement("parameters", _INFO, "H-05", "Parameters after the String are ignored.", header.parameters),
-    Statement("length", _INFO, "H-10", "A key may have 255 octets, and not 256.", header.length),
+    Statement("bare-key", _INFO, "H-02", "The key without quotes is the same key.", checks.bare_key),
+    Statement("parameters", _INFO, "H-05", "Parameters after the String are ignored.", checks.parameters),
+    Statement("length", _INFO, "H-10", "A key may have 255 octets, but not 256.", checks.length),
     Statement(
         "failure-not-kept",
         _RULE,
         "O-08",
-        "A 5xx is not kept: a retry is carried out again.",
-        replays.failure_not_replayed,
+        "A 5xx is not stored: a retry is carried out again.",
+        checks.failure_not_replayed,
     ),
     Statement(
         "callers-apart",
         _SHOULD,
         "draft 5",
-        "A key of one caller neither answers nor refuses another.",
-        replays.callers_apart,
+        "A key that one caller has used has no effect on another caller.",
+        checks.callers_apart,
     ),
 )
+
+_LEFT_OUT = Verdict(Result.NOT_APPLICABLE, "left out by request")
+
+
+def examine(target: Target) -> Findings:
+    """Send the requests of all scenes to an endpoint, and test every statement.
+
+    Raises ``CouldNotRun`` if the plain request gets no response or is not accepted, or if ``target.skip`` names a
+    statement that does not exist.
+    """
+    unknown = target.skip - {statement.id for statement in STATEMENTS}
+    if unknown:
+        raise CouldNotRun(f"skip: there is no statement {', '.join(sorted(unknown))}")
+    client = Client(LIMITS, target.timeout, target.ca_file)
+    seen = Observations(target, client)
+    findings = tuple(Finding(each, _verdict(each, seen, target)) for each in STATEMENTS)
+    return Findings(findings, tuple(client.exchanges))
+
+
+def _verdict(statement: Statement, seen: Observations, target: Target) -> Verdict:
+    if statement.id in target.skip:
+        return _LEFT_OUT
+    try:
+        return statement.check(seen)
+    except Undecided as undecided:
+        return undecided.verdict

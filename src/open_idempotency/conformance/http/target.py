@@ -1,4 +1,4 @@
-"""What to examine: an endpoint, a request that it accepts, and what its documentation promises."""
+"""The endpoint to examine, a request that it accepts, and what its documentation promises."""
 
 from __future__ import annotations
 
@@ -10,35 +10,43 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from open_idempotency.conformance.http.verdicts import CouldNotRun
 from open_idempotency.conformance.http.wire import Call
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_OWN = frozenset({"content-length", "transfer-encoding", "connection"})
+#: headers that the HTTP client of the runner sets itself
+_SET_BY_CLIENT = frozenset({"content-length", "transfer-encoding", "connection"})
 
-Fields = tuple[tuple[str, str], ...]
+Headers = tuple[tuple[str, str], ...]
+
+
+class CouldNotRun(Exception):
+    """The run is not possible: no connection, a plain request that is refused, or an invalid option."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """An endpoint and a request that it accepts. Raises ``CouldNotRun`` for what cannot be sent.
+    """An endpoint and a request that it accepts.
 
-    ``url``: http or https. ``headers``: sent with every request, such as ``Authorization``. ``data``: the payload,
-    ``other_data``: another one that is accepted too (None: made from a JSON object, by one more member).
-    ``slow_url``: a path that takes a second or more. ``failing_url``: one that answers 5xx.
-    ``other_caller``: fields that make the request another caller's. ``required``: it is documented to require a key.
-    ``timeout``: seconds for each step. ``ca_file``: certificates to trust, PEM. ``skip``: ids of statements left out.
+    ``url``: http or https. ``method``, ``headers``, ``data``, ``content_type``: the request; the headers are sent with
+    every request. ``other_data``: another payload that the endpoint accepts; None adds a member to ``data`` if that is
+    a JSON object. ``slow_url``: an endpoint that takes a second or more. ``failing_url``: one that responds 5xx.
+    ``other_caller``: headers that replace those of the same name, and identify another caller. ``required``: whether
+    the endpoint is documented to require a key. ``header_name``: the header that carries the key. ``timeout``: seconds
+    for each step of a request, up to 3600. ``ca_file``: certificates to trust for https, PEM. ``skip``: ids of
+    statements to leave out.
+
+    Raises ``CouldNotRun`` if a value cannot be sent.
     """
 
     url: str
     method: str = "POST"
-    headers: Fields = ()
+    headers: Headers = ()
     data: bytes = b"{}"
     content_type: str = "application/json"
     other_data: bytes | None = None
     slow_url: str | None = None
     failing_url: str | None = None
-    other_caller: Fields = ()
+    other_caller: Headers = ()
     required: bool = False
     header_name: str = "Idempotency-Key"
     timeout: float = 10.0
@@ -51,19 +59,19 @@ class Target:
                 _check_url(url)
         for token in (self.method, self.header_name):
             if not _TOKEN.fullmatch(token):
-                raise CouldNotRun(f"not a method or field name: {token!r}")
+                raise CouldNotRun(f"not a method or header name: {token!r}")
         for name, value in (*self.headers, *self.other_caller, ("Content-Type", self.content_type)):
-            self._check_field(name, value)
+            self._check_header(name, value)
         if self.other_data == self.data:
-            raise CouldNotRun("the other payload is the same as the first")
+            raise CouldNotRun("other_data is the same payload as data; give a different one")
         if not (math.isfinite(self.timeout) and 0 < self.timeout <= 3600):
             raise CouldNotRun("timeout is a number of seconds, above 0 and up to 3600")
 
-    def _check_field(self, name: str, value: str) -> None:
+    def _check_header(self, name: str, value: str) -> None:
         if not _TOKEN.fullmatch(name) or re.search(r"[\r\n\0]", value):
-            raise CouldNotRun(f"not a header field: {name!r}")
-        if name.lower() in _OWN or name.lower() == self.header_name.lower():
-            raise CouldNotRun(f"{name} is set by the runner")
+            raise CouldNotRun(f"not a valid header: {name!r}")
+        if name.lower() in _SET_BY_CLIENT or name.lower() == self.header_name.lower():
+            raise CouldNotRun(f"{name} is set by the runner; leave it out")
 
     def call(
         self,
@@ -71,21 +79,25 @@ class Target:
         *,
         url: str | None = None,
         body: bytes | None = None,
-        field: str | None = None,
-        others: Fields = (),
+        header: str | None = None,
+        replacing: Headers = (),
     ) -> Call:
-        """The request with one field line for each of ``keys``; ``others`` replace fields of the same name."""
-        replaced = {name.lower() for name, _ in others}
-        fields = [pair for pair in self.headers if pair[0].lower() not in replaced] + list(others)
-        if self.content_type and "content-type" not in {name.lower() for name, _ in fields}:
-            fields.append(("Content-Type", self.content_type))
-        encoded = [(name.encode("ascii"), value.encode("utf-8")) for name, value in fields]
-        name = (field or self.header_name).encode("ascii")
+        """The request, with one header line for each of ``keys``.
+
+        ``url``, ``body``, ``header``: used in place of the target's own. ``replacing``: headers that replace those of
+        the same name.
+        """
+        replaced = {name.lower() for name, _ in replacing}
+        headers = [pair for pair in self.headers if pair[0].lower() not in replaced] + list(replacing)
+        if self.content_type and "content-type" not in {name.lower() for name, _ in headers}:
+            headers.append(("Content-Type", self.content_type))
+        encoded = [(name.encode("ascii"), value.encode("utf-8")) for name, value in headers]
+        name = (header or self.header_name).encode("ascii")
         lines = tuple(encoded) + tuple((name, key) for key in keys)
         return Call(self.method, url or self.url, lines, self.data if body is None else body)
 
     def other_payload(self) -> bytes | None:
-        """A payload that differs from ``data``; None where none was given and none can be made."""
+        """A payload that differs from ``data``; None if none was given and ``data`` is no JSON object."""
         if self.other_data is not None:
             return self.other_data
         try:

@@ -1,7 +1,7 @@
-"""Sends requests byte by byte as told, and records each exchange. Knows nothing of idempotency.
+"""An HTTP client that sends requests exactly as given, and records each exchange.
 
-Each request has a connection of its own, since a server may close one after a malformed field. Redirects are not
-followed, and no cookie is kept.
+Each request has its own connection, since a server may close the connection after a malformed header. Redirects are
+not followed, and no cookie is stored.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _AGENT = (b"User-Agent", b"open-idempotency-conformance")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request to send: the fields go out in this order, duplicates and odd bytes included."""
+    """A request to send. The headers are sent in this order, with duplicates and with bytes that HTTP forbids."""
 
     method: str
     url: str
-    fields: tuple[tuple[bytes, bytes], ...]
+    headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A request and what came back; without an answer ``status`` is 0 and ``error`` says why.
+    """A request and its response. Without a response ``status`` is 0 and ``error`` says why.
 
     ``seconds``: from the first byte sent to the last byte received, without the time to connect.
     """
@@ -39,30 +39,33 @@ class Exchange:
     group: str
     call: Call
     status: int
-    fields: tuple[tuple[str, str], ...]
+    headers: tuple[tuple[str, str], ...]
     body: bytes
     seconds: float
     error: str = ""
 
     @property
     def success(self) -> bool:
-        """Whether the request was carried out, as far as its status tells."""
+        """Whether the status says that the request was carried out."""
         return 200 <= self.status < 400
 
     def all(self, name: str) -> list[str]:
-        """The values of a field, by its lower-case name."""
-        return [value for known, value in self.fields if known == name]
+        """All values of a header, by its name in lower case."""
+        return [value for known, value in self.headers if known == name]
 
     def first(self, name: str) -> str:
-        """The first value of a field, or nothing."""
+        """The first value of a header; empty without one."""
         return next(iter(self.all(name)), "")
 
     def __str__(self) -> str:
-        return str(self.status) if self.status else f"no answer ({self.error})"
+        return str(self.status) if self.status else f"no response ({self.error})"
 
 
 class Client:
-    """Sends calls, and never more in a group than ``limits`` says. ``timeout``: seconds for each step of a request."""
+    """Sends calls, and refuses to send more of a group than ``limits`` allows.
+
+    ``timeout``: seconds for each step of a request. ``ca_file``: certificates to trust for https, PEM.
+    """
 
     def __init__(self, limits: Mapping[str, int], timeout: float, ca_file: str | None = None) -> None:
         self.exchanges: list[Exchange] = []
@@ -72,46 +75,46 @@ class Client:
         self._ca_file = ca_file
 
     def send(self, group: str, call: Call) -> Exchange:
-        """Send one call and wait for its answer; what goes wrong is recorded, not raised."""
+        """Send one call and wait for its response. Network errors are recorded in the exchange, not raised."""
         (exchange,) = self.send_together(group, [call])
         return exchange
 
     def send_together(self, group: str, calls: Sequence[Call]) -> list[Exchange]:
-        """Send several calls at one moment, over connections that are open already."""
+        """Send several calls at the same time, over connections that were opened before."""
         self._sent[group] += len(calls)
         if self._sent[group] > self._limits[group]:
             raise RuntimeError(f"more requests than announced: {group}")
         start = threading.Barrier(len(calls))
         done: list[Exchange | None] = [None] * len(calls)
 
-        def one(at: int) -> None:
+        def send_one(at: int) -> None:
             done[at] = self._exchange(group, calls[at], start)
 
-        threads = [threading.Thread(target=one, args=(at,), daemon=True) for at in range(1, len(calls))]
+        threads = [threading.Thread(target=send_one, args=(at,), daemon=True) for at in range(1, len(calls))]
         for thread in threads:
             thread.start()
-        one(0)
+        send_one(0)
         for thread in threads:
             thread.join(self._timeout * 4)
         late = [Exchange(group, call, 0, (), b"", 0.0, "too late") for call in calls]
-        answered = [found or other for found, other in zip(done, late, strict=True)]
-        self.exchanges.extend(answered)
-        return answered
+        exchanges = [exchange or missing for exchange, missing in zip(done, late, strict=True)]
+        self.exchanges.extend(exchanges)
+        return exchanges
 
     def _exchange(self, group: str, call: Call, start: threading.Barrier) -> Exchange:
-        began = time.monotonic()
+        started = time.monotonic()
         try:
             connection = self._connect(call)
             try:
                 start.wait(self._timeout)
-                began = time.monotonic()
+                started = time.monotonic()
                 _write(connection, call)
-                return self._read(group, call, connection, began)
+                return self._read(group, call, connection, started)
             finally:
                 connection.close()
         except (OSError, http.client.HTTPException, threading.BrokenBarrierError) as error:
-            start.abort()  # whoever waits for this one would wait in vain
-            seconds = time.monotonic() - began
+            start.abort()  # the other threads would wait for this one until their timeout
+            seconds = time.monotonic() - started
             return Exchange(group, call, 0, (), b"", seconds, f"{type(error).__name__}: {error}".rstrip(": "))
 
     def _connect(self, call: Call) -> http.client.HTTPConnection:
@@ -131,27 +134,27 @@ class Client:
             raise
         return connection
 
-    def _read(self, group: str, call: Call, connection: http.client.HTTPConnection, began: float) -> Exchange:
+    def _read(self, group: str, call: Call, connection: http.client.HTTPConnection, started: float) -> Exchange:
         with connection.getresponse() as response:
-            fields = tuple((name.lower(), value) for name, value in response.getheaders())
+            headers = tuple((name.lower(), value) for name, value in response.getheaders())
             body = b""
-            # A stream without end is cut; the pieces before the cut are compared.
-            while len(body) < MAX_BODY and time.monotonic() < began + 2 * self._timeout:
-                piece = response.read1(65536)
-                if not piece:
+            # An endless stream is cut, and the pieces before the cut are compared.
+            while len(body) < MAX_BODY and time.monotonic() < started + 2 * self._timeout:
+                chunk = response.read1(65536)
+                if not chunk:
                     break
-                body += piece
-            return Exchange(group, call, response.status, fields, body, time.monotonic() - began)
+                body += chunk
+            return Exchange(group, call, response.status, headers, body, time.monotonic() - started)
 
 
 def _write(connection: http.client.HTTPConnection, call: Call) -> None:
     parts = urlsplit(call.url)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    given = {name.lower() for name, _ in call.fields}
+    given = {name.lower() for name, _ in call.headers}
     connection.putrequest(call.method, target, skip_host=b"host" in given, skip_accept_encoding=True)
     if b"user-agent" not in given:
         connection.putheader(*_AGENT)
-    for name, value in call.fields:
+    for name, value in call.headers:
         connection.putheader(name, value)
     connection.putheader(b"Content-Length", b"%d" % len(call.body))
     connection.putheader(b"Connection", b"close")

@@ -1,6 +1,6 @@
-"""Holding a backend of either colour against the model, for authors of backends.
+"""``check_against_model``: compares a sync or async backend with the reference model on random histories.
 
-Needs Hypothesis, which is imported when it is used.
+Hypothesis is imported when the check runs, so that this module can be imported without it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MakeBackend = Callable[[ManualClock], Backend | AsyncBackend]
 
 EXAMPLES = 50
 STEPS = 50
-#: of the histories, those of reservations: there is less to find in them
+#: histories of quotas, as a share of the histories of records: quotas have far fewer states
 _QUOTAS = 0.1
 
 
@@ -30,57 +30,58 @@ def check_against_model(
     library: str = "asyncio",
     settings: Any = None,
 ) -> None:
-    """Run random histories of commands on a backend, and hold every answer and every record against the model.
+    """Run random histories of commands on a backend, and compare every outcome and record with the reference model.
 
-    A backend that has quotas gets a tenth as many of ``reserve`` and ``unreserve`` before that.
+    A backend with quotas also runs a tenth as many histories of ``reserve`` and ``unreserve``, before the others.
 
-    ``make_backend(clock)``: a new, empty backend of either colour, whose time is ``clock()``; it is closed after its
-    history. ``examples``: how many histories; ``steps``: the most commands in one. ``library``: ``"asyncio"`` or
-    ``"trio"``, on which an asynchronous backend is awaited. ``settings``: Hypothesis's, in place of our own.
-    Raises ``Disagreement``, an ``AssertionError``, on the shortest history that Hypothesis finds; ``MissingExtra``
-    where Hypothesis is not installed. Since 0.1.
+    ``make_backend(clock)``: returns a new, empty backend, sync or async, whose time is ``clock()``. It is called for
+    each history, and the backend is closed afterwards. ``examples``: the number of histories. ``steps``: the maximum
+    number of commands in one history. ``library``: ``"asyncio"`` or ``"trio"``, which runs an async backend.
+    ``settings``: Hypothesis settings to use in place of ``examples`` and ``steps``.
+
+    Raises ``Disagreement``, an ``AssertionError``, with the shortest history that Hypothesis finds, and
+    ``MissingExtra`` if Hypothesis is not installed. Since 0.1.
     """
     try:
         import hypothesis
         from hypothesis.stateful import run_state_machine_as_test
 
-        from open_idempotency.conformance.machine import BackendMachine
-        from open_idempotency.conformance.machine_quotas import QuotaMachine
+        from open_idempotency.conformance.state_machine import QuotaMachine, RecordMachine
     except ModuleNotFoundError as error:
         if error.name != "hypothesis":
             raise
-        raise MissingExtra("the model test needs Hypothesis: pip install hypothesis") from error
-    chosen = settings or hypothesis.settings(
+        raise MissingExtra("check_against_model needs Hypothesis: pip install hypothesis") from error
+    for_records = settings or hypothesis.settings(
         max_examples=examples,
         stateful_step_count=steps,
         deadline=None,
-        # A server may be slow, and a history long.
+        # Servers are slow compared with what Hypothesis expects of an example, and histories are long.
         suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
     )
-    some = hypothesis.settings(chosen, max_examples=max(5, round(chosen.max_examples * _QUOTAS)))
+    for_quotas = hypothesis.settings(for_records, max_examples=max(5, round(for_records.max_examples * _QUOTAS)))
     with start_blocking_portal(library) as portal:
-        first = _Called(make_backend(ManualClock()), portal)
+        first = _BackendByVerb(make_backend(ManualClock()), portal)
         first.close()
 
-        class Records(BackendMachine):
+        class Records(RecordMachine):
             def __init__(self) -> None:
                 clock = ManualClock()
-                called = _Called(make_backend(clock), portal)
-                super().__init__(called, clock, called.close)
+                by_verb = _BackendByVerb(make_backend(clock), portal)
+                super().__init__(by_verb, clock, by_verb.close)
 
         class Quotas(QuotaMachine):
             def __init__(self) -> None:
                 clock = ManualClock()
-                called = _Called(make_backend(clock), portal)
-                super().__init__(called, clock, called.close)
+                by_verb = _BackendByVerb(make_backend(clock), portal)
+                super().__init__(by_verb, clock, by_verb.close)
 
         if first.quotas:
-            run_state_machine_as_test(Quotas, settings=some)
-        run_state_machine_as_test(Records, settings=chosen)
+            run_state_machine_as_test(Quotas, settings=for_quotas)
+        run_state_machine_as_test(Records, settings=for_records)
 
 
-class _Called:
-    """A backend of either colour, called by the name of a verb; one that is awaited runs on the portal's loop."""
+class _BackendByVerb:
+    """A sync or async backend whose verbs are called by name. An async backend runs on the portal's event loop."""
 
     def __init__(self, backend: Backend | AsyncBackend, portal: BlockingPortal) -> None:
         self._backend = backend
@@ -94,7 +95,7 @@ class _Called:
 
     @property
     def quotas(self) -> bool:
-        """Whether the backend has them."""
+        """Whether the backend has quotas."""
         return self._backend.quotas
 
     @property
@@ -112,7 +113,7 @@ class _Called:
         return self._portal.call(collect)
 
     def close(self) -> None:
-        """Close it in both colours, since either may have opened something."""
+        """Close the backend in its sync and its async form, since either may have opened connections."""
         self("close")
         if isinstance(self._backend, AsyncBackend):
             self._backend.to_sync().close()

@@ -1,0 +1,216 @@
+"""The contract of records: how long they are kept, and what operators do with them (get, delete, scan and purge)."""
+
+from __future__ import annotations
+
+import pytest
+
+from open_idempotency.backend import (
+    AsyncBackend,
+    Backend,
+    Busy,
+    Complete,
+    Fail,
+    Finished,
+    Get,
+    Leased,
+    Release,
+    SaveStage,
+    Status,
+)
+from open_idempotency.conformance.support import (
+    LEASE,
+    TTL,
+    AsyncVerbs,
+    ManualClock,
+    claim_of,
+    existing,
+    lease_of,
+    leased,
+    stage_of,
+)
+
+
+class ExpiryContract:
+    """B-05: lease and TTL are separate, and reading extends neither."""
+
+    async def test_the_ttl_runs_from_the_completion(
+        self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
+    ) -> None:
+        """B-05: the response is replayed until its TTL has passed, and then the record is gone."""
+        lease = await lease_of(verbs, record_id)
+        clock.advance(LEASE - 1)
+        await verbs.complete(Complete(lease, b"response"))
+        clock.advance(TTL - 0.5)
+        assert await verbs.claim(claim_of(record_id)) == Finished(b"response")
+        clock.advance(0.5)
+        assert (await lease_of(verbs, record_id)).attempt == 1
+
+    async def test_an_abandoned_record_outlives_its_lease_by_the_ttl(
+        self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
+    ) -> None:
+        """B-05: its stages are kept for the attempt that resumes."""
+        lease = await lease_of(verbs, record_id)
+        await verbs.save_stage(SaveStage(lease, stage_of("reserve")))
+        clock.advance(LEASE + TTL - 0.5)
+        assert (await existing(verbs, record_id)).stages == (stage_of("reserve"),)
+        clock.advance(0.5)
+        outcome = await leased(verbs, claim_of(record_id))
+        assert (outcome.lease.attempt, outcome.stages) == (1, ())
+
+    @pytest.mark.parametrize("ending", ["fail", "release"])
+    async def test_a_failed_record_is_kept_from_its_last_activity(
+        self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes, ending: str
+    ) -> None:
+        """B-05: record and stages are kept for the TTL after the failure or release."""
+        lease = await lease_of(verbs, record_id)
+        await verbs.save_stage(SaveStage(lease, stage_of("reserve")))
+        clock.advance(10)
+        await (verbs.fail(Fail(lease)) if ending == "fail" else verbs.release(Release(lease)))
+        clock.advance(TTL - 0.5)
+        assert (await existing(verbs, record_id)).stages == (stage_of("reserve"),)
+        clock.advance(0.5)
+        assert await verbs.get(Get(record_id)) is None
+
+    async def test_an_expired_records_stages_never_come_back(
+        self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
+    ) -> None:
+        """B-05: neither the new owner nor the attempt after it gets the expired values."""
+        lease = await lease_of(verbs, record_id)
+        await verbs.save_stage(SaveStage(lease, stage_of("old")))
+        clock.advance(LEASE + TTL)
+        second = await lease_of(verbs, record_id)
+        outcome = await verbs.save_stage(SaveStage(second, stage_of("old", frame=b"new")))
+        await verbs.fail(Fail(second))
+        assert outcome.frame == b"new"
+        third = await leased(verbs, claim_of(record_id))
+        assert third.stages == (stage_of("old", frame=b"new"),)
+
+    async def test_reading_extends_nothing(self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes) -> None:
+        """B-05: ``get``, ``scan`` and replays do not move the expiry."""
+        await verbs.complete(Complete(await lease_of(verbs, record_id), b"response"))
+        for _ in range(3):
+            clock.advance(TTL / 4)
+            assert isinstance(await verbs.claim(claim_of(record_id)), Finished)
+            await existing(verbs, record_id)
+            assert record_id in [record.record_id async for record in verbs.scan()]
+        clock.advance(TTL / 4)
+        assert isinstance(await verbs.claim(claim_of(record_id)), Leased)
+
+    async def test_a_duplicate_does_not_extend_the_lease(
+        self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
+    ) -> None:
+        """B-05: a client that retries does not extend the lease of a dead owner."""
+        await lease_of(verbs, record_id)
+        clock.advance(LEASE - 1)
+        assert isinstance(await verbs.claim(claim_of(record_id)), Busy)
+        clock.advance(1)
+        assert isinstance(await verbs.claim(claim_of(record_id)), Leased)
+
+    async def test_each_claim_brings_its_own_times(
+        self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
+    ) -> None:
+        """B-05: lease and TTL are those of the latest claim, fractions of a second included."""
+        await verbs.fail(Fail(await lease_of(verbs, record_id, lease=0.25, ttl=9.5)))
+        lease = await lease_of(verbs, record_id, lease=1.5, ttl=5.5)
+        record = await existing(verbs, record_id)
+        assert record.lease_end == pytest.approx(clock() + 1.5, abs=0.001)
+        await verbs.complete(Complete(lease, b""))
+        record = await existing(verbs, record_id)
+        assert record.expires_at == pytest.approx(clock() + 5.5, abs=0.001)
+
+    @pytest.mark.parametrize("ttl", [1e12, float("inf")])
+    async def test_a_very_long_or_infinite_ttl_is_accepted(
+        self, verbs: AsyncVerbs, record_id: bytes, ttl: float
+    ) -> None:
+        """B-05: a TTL may be longer than the store's own limit, or infinite."""
+        await verbs.complete(Complete(await lease_of(verbs, record_id, ttl=ttl), b"response"))
+        assert await verbs.claim(claim_of(record_id)) == Finished(b"response")
+
+
+class OperatorContract:
+    """B-09: reading, deleting, scanning and purging; B-11 and B-12: closing, and the sync and async forms."""
+
+    async def test_a_record_is_read_in_full(self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes) -> None:
+        """B-09: ``get`` returns every field as the claim and the stages set it."""
+        c = claim_of(record_id)
+        lease = (await leased(verbs, c)).lease
+        await verbs.save_stage(SaveStage(lease, stage_of("reserve")))
+        record = await existing(verbs, record_id)
+        assert (record.record_id, record.fingerprint, record.owner) == (record_id, c.fingerprint, c.owner)
+        assert (record.status, record.token, record.attempt) == (Status.IN_PROGRESS, lease.token, 1)
+        assert (record.claimed_at, record.lease_end) == (clock(), clock() + LEASE)
+        assert (record.ttl, record.expires_at) == (TTL, clock() + LEASE + TTL)
+        assert (record.final, record.response, record.stages) == (False, None, (stage_of("reserve"),))
+
+    async def test_an_absent_record_is_none(self, verbs: AsyncVerbs, record_id: bytes) -> None:
+        """B-09: reading or deleting an absent record does not create it."""
+        assert await verbs.get(Get(record_id)) is None
+        assert not await verbs.delete(record_id)
+        assert (await lease_of(verbs, record_id)).attempt == 1
+
+    async def test_a_deleted_record_is_gone_with_its_stages(self, verbs: AsyncVerbs, record_id: bytes) -> None:
+        """B-09: the next claim is attempt 1 without stages."""
+        await verbs.save_stage(SaveStage(await lease_of(verbs, record_id), stage_of("reserve")))
+        assert await verbs.delete(record_id)
+        assert not await verbs.delete(record_id)
+        outcome = await leased(verbs, claim_of(record_id))
+        assert (outcome.lease.attempt, outcome.stages) == (1, ())
+
+    async def test_an_expired_record_is_absent(self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes) -> None:
+        """B-05, B-09: ``get``, ``scan`` and ``delete`` do not find an expired record."""
+        await lease_of(verbs, record_id)
+        clock.advance(LEASE + TTL)
+        assert await verbs.get(Get(record_id)) is None
+        assert [record async for record in verbs.scan()] == []
+        assert not await verbs.delete(record_id)
+
+    async def test_a_scan_finds_every_live_record(
+        self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
+    ) -> None:
+        """B-09: a scan returns more records than one batch holds, each in full, and no expired one."""
+        await lease_of(verbs, record_id, ttl=1.0, lease=1.0)
+        clock.advance(2)
+        expected = {record_id + b"%d" % number for number in range(230)}
+        for live in expected:
+            await verbs.complete(Complete(await lease_of(verbs, live), b"response"))
+        found = [record async for record in verbs.scan()]
+        assert {record.record_id for record in found} == expected
+        assert {record.response for record in found} == {b"response"}
+
+    async def test_a_purge_is_bounded(self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes) -> None:
+        """B-09: a purge deletes at most ``limit`` records."""
+        for number in range(5):
+            await lease_of(verbs, record_id + b"%d" % number)
+        clock.advance(LEASE + TTL)
+        assert await verbs.purge(2) == 2
+        assert await verbs.purge() == 3
+        assert await verbs.purge() == 0
+
+    async def test_a_purge_leaves_live_records_alone(
+        self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
+    ) -> None:
+        """B-09: a record whose lease has ended is live until its TTL has passed too."""
+        lease = await lease_of(verbs, record_id)
+        await verbs.save_stage(SaveStage(lease, stage_of("reserve")))
+        clock.advance(LEASE + TTL - 0.5)
+        assert await verbs.purge() == 0
+        assert (await existing(verbs, record_id)).stages == (stage_of("reserve"),)
+
+    async def test_the_sync_and_the_async_backend_share_records(self, verbs: AsyncVerbs, record_id: bytes) -> None:
+        """B-12: each returns the other, so a heartbeat thread can renew what an event loop has claimed."""
+        await lease_of(verbs, record_id)
+        sync = verbs.to_sync()
+        other = sync.to_async()
+        assert isinstance(sync, Backend)
+        assert isinstance(other, AsyncBackend)
+        assert sync.to_async() is other
+        assert other.to_sync() is sync
+        assert sync.get(Get(record_id)) == await existing(verbs, record_id)
+        sync.close()
+
+    async def test_a_closed_backend_opens_again(self, verbs: AsyncVerbs, record_id: bytes) -> None:
+        """B-11: a closed backend reconnects with the next call; closing it again has no effect."""
+        await lease_of(verbs, record_id)
+        await verbs.close()
+        await verbs.close()
+        assert not isinstance(await verbs.get(Get(record_id)), type(None))
