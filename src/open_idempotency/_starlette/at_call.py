@@ -168,7 +168,7 @@ async def _claim_and_call(
 
 
 def _is_left_to_fastapi(route: Any) -> bool:
-    return getattr(route, "dependant", None) is not None and _behind_dependencies is not False
+    return getattr(route, "dependant", None) is not None and _behind_dependencies is True
 
 
 def _declared(route: Any, scope: Scope) -> Any:
