@@ -21,8 +21,8 @@ from typing import Any
 from benchmarks.interface import BackendName
 from benchmarks.servers import Servers
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._perform.engine import Engine, new_owner
-from open_idempotency._perform.heartbeat import BEATS_A_LEASE
+from open_idempotency._engine.engine import Engine, new_owner
+from open_idempotency._engine.heartbeat import BEATS_A_LEASE
 from open_idempotency.backend import Backend, Claim, Leased, Renew, Renewal
 
 IN_FLIGHT, IN_FLIGHT_QUICK = 10_000, 2_000

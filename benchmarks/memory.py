@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from benchmarks.interface import answer
 from benchmarks.servers import Servers
 from open_idempotency import open_backend
-from open_idempotency._core.codecs import encode_response
+from open_idempotency._core.frames import encode_response
 from open_idempotency._core.requests import Answer
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backend import Backend, Claim, Complete, Leased

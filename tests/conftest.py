@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from open_idempotency import open_backend
-from open_idempotency._perform import drain
-from open_idempotency._perform.heartbeat import _Beats
+from open_idempotency._engine import shutdown
+from open_idempotency._engine.heartbeat import _Beats
 from tests.matrix import SUITES, is_full
 from tests.poolers import POOLERS, PgBouncer, Pooler, pgbouncer_binary
 from tests.postgres_server import PostgresServer
@@ -150,9 +150,9 @@ def sentinel_url() -> Iterator[str]:
 def _nothing_goes_on() -> Iterator[None]:
     """What a test leaves to be recorded goes to a store that is gone by now, and would fill the logs of later tests."""
     yield
-    for leases in list(drain._leases.get()):
+    for leases in list(shutdown._leases.get()):
         if isinstance(leases, _Beats):
             leases._recordings._pending.clear()
             leases._watched.clear()
             if leases._closed:  # its thread may still wait for a backend that a test has held up
-                drain.dismiss(leases)
+                shutdown.dismiss(leases)

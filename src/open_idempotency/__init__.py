@@ -5,9 +5,9 @@ This package holds the names that every application uses. Adapters are modules o
 one loads no framework, client library or event loop.
 """
 
-from open_idempotency._core.doubt import NOT_DONE, UNKNOWN, Finding, Found
+from open_idempotency._core.intents import NOT_DONE, UNKNOWN, Finding, Found
 from open_idempotency._core.models import Status
-from open_idempotency._perform.drain import drain
+from open_idempotency._engine.shutdown import drain
 from open_idempotency.backends.registry import open_backend
 from open_idempotency.exceptions import (
     AlreadyCompleted,

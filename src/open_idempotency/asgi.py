@@ -15,11 +15,10 @@ from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.keys import find_key
 from open_idempotency._core.requests import Identity
 from open_idempotency._core.session_identity import entries_of
-from open_idempotency._perform import drain
-from open_idempotency._perform.context import running
-from open_idempotency._perform.coverage import Coverage, Coverages
-from open_idempotency._perform.engine import Engine
-from open_idempotency._perform.path_rules import PathRules
+from open_idempotency._engine import shutdown
+from open_idempotency._engine.current import running
+from open_idempotency._engine.engine import Engine
+from open_idempotency._routes.coverage import Coverage, Coverages, PathRules
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
@@ -148,7 +147,7 @@ class IdempotencyMiddleware:
 
         async def send_after_drain(message: Message) -> None:
             if message["type"].startswith("lifespan.shutdown"):
-                await drain.settle()
+                await shutdown.settle()
             await send(message)
 
         return send_after_drain

@@ -52,7 +52,7 @@ from open_idempotency._core.models import (
     StageSaved,
     Status,
 )
-from open_idempotency._perform import local_failures, loops
+from open_idempotency._runtime import local_failures, loops
 from open_idempotency.exceptions import ConfigurationError
 
 __all__ = [

@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from open_idempotency import _openapi
-from open_idempotency._perform.path_rules import PathTable
+from open_idempotency._routes.coverage import PathTable
 from open_idempotency._starlette.routes import all_rules, expanded, is_ours
 from open_idempotency.policy import IdempotencyPolicy, make_policy
 from open_idempotency.rules import IdempotencyRule, combine, exempt, idempotent

@@ -13,9 +13,9 @@ import mmap
 import struct
 from typing import Any
 
-from open_idempotency._perform import servers
-from open_idempotency._perform.drain import drain
-from open_idempotency.draining import arm_sigterm
+from open_idempotency._engine.shutdown import drain
+from open_idempotency._runtime import processes
+from open_idempotency.shutdown import arm_sigterm
 
 __all__ = ["on_reload", "post_worker_init", "worker_int"]
 
@@ -39,7 +39,7 @@ def post_worker_init(worker: Any) -> None:
     """
     # The other classes tell the arbiter that they live whatever their requests do.
     if worker.cfg.timeout and any(kind.__name__ == "SyncWorker" for kind in type(worker).__mro__):
-        servers.limit_requests(worker.cfg.timeout)
+        processes.limit_requests(worker.cfg.timeout)
     grace: float = worker.cfg.graceful_timeout
     signals = 0
 

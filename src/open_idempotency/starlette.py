@@ -15,7 +15,7 @@ from open_idempotency import asgi
 from open_idempotency import rules as route_rules
 from open_idempotency._asgi.exchange import PENDING
 from open_idempotency._core.requests import Identity
-from open_idempotency._perform.coverage import Coverage
+from open_idempotency._routes.coverage import Coverage
 from open_idempotency.asgi import MARK, App, Receive, Scope, Send
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import ConfigurationError, MissingExtra, ScopeUnknown

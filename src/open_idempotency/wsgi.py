@@ -11,15 +11,14 @@ from typing import Any
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.replay import UNRECORDED
 from open_idempotency._core.requests import Answer, Headers
 from open_idempotency._core.settlement import Fate
-from open_idempotency._perform.bodies import RequestBody
-from open_idempotency._perform.context import Running
-from open_idempotency._perform.coverage import Coverages
-from open_idempotency._perform.engine import Engine, new_owner
-from open_idempotency._perform.grace import ClientLeft
-from open_idempotency._perform.path_rules import PathRules
+from open_idempotency._core.stored_response import UNRECORDED
+from open_idempotency._engine.bodies import RequestBody
+from open_idempotency._engine.client_left import ClientLeft
+from open_idempotency._engine.current import Running
+from open_idempotency._engine.engine import Engine, new_owner
+from open_idempotency._routes.coverage import Coverages, PathRules
 from open_idempotency._wsgi.environ import (
     MARK,
     App,

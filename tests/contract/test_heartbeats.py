@@ -6,7 +6,7 @@ import time
 
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.models import Lease
-from open_idempotency._perform.heartbeat import BATCH, BEATS_A_LEASE, _Beats, _Watched
+from open_idempotency._engine.heartbeat import BATCH, BEATS_A_LEASE, _Beats, _Watched
 from open_idempotency.backends.redis import RedisBackend
 from open_idempotency.policy import IdempotencyPolicy
 from tests.contract.on_redis import lease, server

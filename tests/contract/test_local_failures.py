@@ -15,8 +15,8 @@ import pytest
 import trio
 
 from open_idempotency import open_backend
-from open_idempotency._perform import on_asyncio
-from open_idempotency._perform.processes import PerProcess
+from open_idempotency._runtime import on_asyncio
+from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import (
     AsyncBackend,
     Backend,

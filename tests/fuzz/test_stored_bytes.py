@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from open_idempotency._core.codecs import StageKind, decode_response, decode_stage, encode_response, encode_stage
 from open_idempotency._core.commands import Claim, Complete, Fail, Get, SaveStage
+from open_idempotency._core.frames import StageKind, decode_response, decode_stage, encode_response, encode_stage
 from open_idempotency._core.models import Lease, Leased, Record, Stage
 from open_idempotency._core.requests import Answer
 from open_idempotency.asgi import IdempotencyMiddleware

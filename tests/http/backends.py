@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 from open_idempotency import open_backend
-from open_idempotency._perform.loops import in_thread
+from open_idempotency._runtime.loops import in_thread
 from open_idempotency.backend import (
     AsyncBackend,
     Backend,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from open_idempotency._core.codecs import encode_response
+from open_idempotency._core.frames import encode_response
 from open_idempotency._core.requests import Answer
 from open_idempotency.backend import Claim, Complete, Lease, Leased
 from tests.http.conftest import NewCase

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from open_idempotency import events
-from open_idempotency._perform import on_asyncio
+from open_idempotency._runtime import on_asyncio
 from open_idempotency.backend import Claim, Leased
 from open_idempotency.backends._shared import threads as loop_threads
 from tests.http.behaviours import PATIENCE, Call, Reply, Run

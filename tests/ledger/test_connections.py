@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from open_idempotency import ConfigurationError, LeaseLost, LedgerMissing, events, idem
 from open_idempotency._core.requests import Answer
-from open_idempotency._perform.stages import stage_id
+from open_idempotency._stages.stages import stage_id
 from open_idempotency.ledger.dialects import POSTGRESQL, explain
 from tests.ledger.databases import BLOCKING, INSERT, Database, Open
 from tests.unit.stage_client import Client

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from open_idempotency import idem
-from open_idempotency._core.codecs import decode_response
+from open_idempotency._core.frames import decode_response
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.sealing import ANSWER as ANSWERED
 from open_idempotency._core.sealing import unseal

@@ -13,7 +13,7 @@ from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.settlement import Fate, abort, finish
-from open_idempotency._perform.engine import new_owner
+from open_idempotency._engine.engine import new_owner
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import BackendUnavailable
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open

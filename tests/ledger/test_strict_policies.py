@@ -26,7 +26,7 @@ from starlette.routing import Route
 from open_idempotency import ConfigurationError, IdempotencyPolicy, idem
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.requests import Answer, Body
-from open_idempotency._perform.engine import new_owner
+from open_idempotency._engine.engine import new_owner
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.flask import Idempotency, idempotent
 from open_idempotency.starlette import IdempotencyMiddleware

@@ -48,8 +48,8 @@ ALLOWED = {
     "open_idempotency._flask": {"flask"},
     "open_idempotency._starlette": {"starlette", "anyio"},
     "open_idempotency.django": {"django"},
-    "open_idempotency._perform.holding_on_trio": {"trio"},
-    "open_idempotency._perform.on_trio": {"trio"},
+    "open_idempotency._engine.cancellation_on_trio": {"trio"},
+    "open_idempotency._runtime.on_trio": {"trio"},
 }
 #: run by an installed server or framework, or started as a program; not importable modules of ours
 PROGRAMS = {"open_idempotency.__main__"}
@@ -123,13 +123,13 @@ def test_the_package_loads_no_framework_client_library_or_event_loop(bare: set[s
 
 def test_an_engine_over_the_memory_backend_loads_no_framework_or_event_loop(bare: set[str]) -> None:
     """An adapter costs what it uses."""
-    engine = "from open_idempotency._perform.engine import Engine\nEngine('memory://', None, {}, threads=True)"
+    engine = "from open_idempotency._engine.engine import Engine\nEngine('memory://', None, {}, threads=True)"
     assert (loaded_by(engine) - bare) & OPTIONAL == set()
 
 
 def test_asking_for_the_running_loop_loads_none(bare: set[str]) -> None:
     """A blocking stage in a process without an event loop."""
-    ask = "from open_idempotency._perform.loops import current_library\nassert current_library() is None"
+    ask = "from open_idempotency._runtime.loops import current_library\nassert current_library() is None"
     assert (loaded_by(ask) - bare) & {"asyncio", "trio"} == set()
 
 

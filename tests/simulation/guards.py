@@ -12,7 +12,7 @@ from typing import Any
 from open_idempotency import asgi
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import RecordLater
-from open_idempotency._perform.thread_calls import ThreadCalls
+from open_idempotency._engine.thread_calls import ThreadCalls
 from open_idempotency.backend import (
     Busy,
     Claim,

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from open_idempotency import idem
-from open_idempotency._perform.thread_calls import calls_here
+from open_idempotency._engine.thread_calls import calls_here
 from open_idempotency.backend import Lease
 from open_idempotency.policy import IdempotencyPolicy
 from tests.simulation.environment import LEASE

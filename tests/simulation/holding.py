@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._perform.thread_calls import GRACE, LOOK, Patience
+from open_idempotency._engine.thread_calls import GRACE, LOOK, Patience
 from tests.simulation.loop import Cancelled, Future, Loop, Process
 
 

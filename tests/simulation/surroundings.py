@@ -13,22 +13,15 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from open_idempotency import asgi
-from open_idempotency._perform import (
-    atomic,
-    grace,
-    heartbeat,
-    loops,
-    performers,
-    recordings,
-    stages,
-    thread_calls,
-)
+from open_idempotency._engine import client_left, heartbeat, performers, recordings, thread_calls
+from open_idempotency._runtime import loops
+from open_idempotency._stages import atomic, stages
 from tests.simulation.holding import VirtualHold
 from tests.simulation.loop import Cancelled, Future, Loop
 
 T = TypeVar("T")
 
-_TIMED = (asgi, atomic, grace, heartbeat, performers, recordings, stages, thread_calls)
+_TIMED = (asgi, atomic, client_left, heartbeat, performers, recordings, stages, thread_calls)
 
 
 class Signal:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from open_idempotency._core.admission import Intake, admit
-from open_idempotency._core.codecs import encode_response
 from open_idempotency._core.commands import Claim, Release, Withdraw
+from open_idempotency._core.frames import encode_response
 from open_idempotency._core.requests import Answer, Identity
 from open_idempotency.policy import IdempotencyPolicy
 from tests.unit.builders import OWNER, Listener, Script, body_of, request_of

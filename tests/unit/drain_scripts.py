@@ -10,9 +10,9 @@ import threading
 
 from open_idempotency import drain
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._perform.engine import Engine
+from open_idempotency._engine.engine import Engine
 from open_idempotency.backend import Claim, Complete, Leased
-from open_idempotency.draining import drain_after_sigterm
+from open_idempotency.shutdown import drain_after_sigterm
 
 _kept: list[Engine] = []
 

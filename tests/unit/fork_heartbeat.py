@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._perform.heartbeat import Heartbeat
+from open_idempotency._engine.heartbeat import Heartbeat
 from open_idempotency.backend import Claim, Leased, Renew, Renewal
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.policy import IdempotencyPolicy

@@ -10,8 +10,8 @@ from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.settlement import abort
-from open_idempotency._perform.context import running
-from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._engine.current import running
+from open_idempotency._engine.engine import Engine, new_owner
 from tests.unit.builders import body_of, engine_of, request_of
 
 KEY = b"0123456789abcdef"

@@ -12,7 +12,7 @@ import pytest
 from open_idempotency import events
 from open_idempotency._core.commands import Claim
 from open_idempotency._core.models import Leased
-from open_idempotency._core.telling import Advice
+from open_idempotency._core.notify import Advice
 from open_idempotency.asgi import IdempotencyMiddleware as AsgiMiddleware
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.wsgi import IdempotencyMiddleware

@@ -20,8 +20,8 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from open_idempotency import LeaseLost, NotStarted, WrongColour, idem, ledger
 from open_idempotency._core.requests import Answer
-from open_idempotency._perform.context import here
-from open_idempotency._perform.responses import answer_of
+from open_idempotency._engine.current import here
+from open_idempotency._stages.atomic import answer_of
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.encryption import EncryptionKeys

@@ -28,8 +28,8 @@ from open_idempotency._core.fingerprint import (
 )
 from open_idempotency._core.keys import digest
 from open_idempotency._core.requests import Request
-from open_idempotency._perform import bodies
-from open_idempotency._perform.bodies import RequestBody
+from open_idempotency._engine import bodies
+from open_idempotency._engine.bodies import RequestBody
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.policy import IdempotencyPolicy
 from tests.django_project.calls import OURS, AsgiCall, project

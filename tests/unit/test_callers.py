@@ -7,14 +7,14 @@ import pytest
 from open_idempotency import events
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.callers import Caller, Change, follow
-from open_idempotency._core.codecs import encode_response
+from open_idempotency._core.caller_changes import Caller, Change, follow
 from open_idempotency._core.commands import Claim, Command, Complete, Emit, Get
 from open_idempotency._core.drivers import R, Steps, ask
+from open_idempotency._core.frames import encode_response
 from open_idempotency._core.models import Leased
 from open_idempotency._core.requests import Answer, Identity
 from open_idempotency._core.settlement import finish
-from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.exceptions import BackendUnavailable
 from tests.unit.builders import Script, attempt_of, body_of, engine_of, lease_of, request_of

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from open_idempotency._core.codecs import StageKind, decode_response, decode_stage, encode_response, encode_stage
+from open_idempotency._core.frames import StageKind, decode_response, decode_stage, encode_response, encode_stage
 from open_idempotency._core.requests import Answer
 from open_idempotency.exceptions import RecordUnreadable
 

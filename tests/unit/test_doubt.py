@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from open_idempotency import NOT_DONE, UNKNOWN, Found, OutcomeUnknown, WrongColour, events, idem
-from open_idempotency._core.codecs import StageKind, encode_stage
 from open_idempotency._core.commands import SaveStage
-from open_idempotency._core.doubt import begin
+from open_idempotency._core.frames import StageKind, encode_stage
+from open_idempotency._core.intents import begin
 from open_idempotency._core.models import Stage, StageSaved
 from open_idempotency.exceptions import BackendUnavailable
 from tests.unit.builders import Listener, Script, attempt_of

@@ -19,7 +19,7 @@ from open_idempotency._core.commands import Claim, Fail
 from open_idempotency._core.models import Busy, Leased
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.settlement import finish
-from open_idempotency._perform.engine import Engine
+from open_idempotency._engine.engine import Engine
 from open_idempotency.backend import Backend, Get, Refused, SaveStage, Stage, Status
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.wsgi import IdempotencyMiddleware

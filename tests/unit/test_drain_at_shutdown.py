@@ -10,9 +10,9 @@ import pytest
 
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.models import Leased
-from open_idempotency._perform.engine import Engine
+from open_idempotency._engine.engine import Engine
 from open_idempotency.backend import Claim, Status
-from open_idempotency.draining import DrainAtShutdown
+from open_idempotency.shutdown import DrainAtShutdown
 from tests.unit.builders import PRINT, engine_of
 
 pytestmark = pytest.mark.anyio

@@ -17,8 +17,8 @@ from open_idempotency._core.drivers import Steps, ask, drive, drive_async
 from open_idempotency._core.models import Busy, ClaimAnswer, Completed, Leased, Record, Stage, StageSaved, Status
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.settlement import Fate, abort, finish, save_stage
-from open_idempotency._perform.engine import new_owner
-from open_idempotency._perform.performers import AsyncPerformer, Performer
+from open_idempotency._engine.engine import new_owner
+from open_idempotency._engine.performers import AsyncPerformer, Performer
 from open_idempotency.backend import AsyncBackend
 from open_idempotency.backends.memory import AsyncMemoryBackend, MemoryBackend
 from open_idempotency.exceptions import BackendUnavailable

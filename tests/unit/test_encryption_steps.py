@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.codecs import StageKind, decode_response, encode_response, encode_stage
 from open_idempotency._core.commands import Claim, Complete, Fail, Get, SaveStage
+from open_idempotency._core.frames import StageKind, decode_response, encode_response, encode_stage
 from open_idempotency._core.models import (
     Completed,
     Finished,

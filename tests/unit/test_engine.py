@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from open_idempotency._perform.bodies import PIECE, RequestBody
-from open_idempotency._perform.engine import Engine, new_owner
+from open_idempotency._engine.bodies import PIECE, RequestBody
+from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency.backends.memory import AsyncMemoryBackend, MemoryBackend
 from open_idempotency.exceptions import BodyTooLarge, ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy

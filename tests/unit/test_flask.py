@@ -19,8 +19,8 @@ from flask.views import MethodView
 from flask_login import LoginManager, UserMixin, login_user
 
 from open_idempotency import idem
-from open_idempotency._perform.context import running
-from open_idempotency._perform.engine import Engine
+from open_idempotency._engine.current import running
+from open_idempotency._engine.engine import Engine
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.flask import Idempotency, exempt, idempotent

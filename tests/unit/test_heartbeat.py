@@ -20,7 +20,7 @@ from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._core.commands import Claim, Renew
 from open_idempotency._core.models import Leased, Renewal
-from open_idempotency._perform.heartbeat import BATCH, IDLE_LOOKS, Heartbeat, _Beats, _Watched
+from open_idempotency._engine.heartbeat import BATCH, IDLE_LOOKS, Heartbeat, _Beats, _Watched
 from open_idempotency.exceptions import BackendUnavailable
 from open_idempotency.policy import IdempotencyPolicy
 from tests.unit.builders import PRINT, Clock, Listener, RecordingBackend, attempt_of, eventually, lease_of

@@ -13,10 +13,10 @@ import pytest
 from open_idempotency import drain, events
 from open_idempotency._core.commands import Emit, Renew
 from open_idempotency._core.models import Renewal
-from open_idempotency._perform import courier
-from open_idempotency._perform.courier import Courier
-from open_idempotency._perform.drain import Pass, _leases
-from open_idempotency._perform.heartbeat import _Beats
+from open_idempotency._engine import event_log
+from open_idempotency._engine.event_log import Courier
+from open_idempotency._engine.heartbeat import _Beats
+from open_idempotency._engine.shutdown import Pass, _leases
 from open_idempotency.exceptions import BackendUnavailable
 from tests.unit.builders import Clock, Listener, RecordingBackend, eventually
 from tests.unit.test_heartbeat import Desk, beating_threads, desk
@@ -70,7 +70,7 @@ class Interrupted(RecordingBackend):
 @pytest.mark.parametrize("error", [SystemExit(), MemoryError(), KeyboardInterrupt(), GeneratorExit()])
 def test_no_error_ends_the_thread(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     """L-01: what runs already has nobody else to renew it."""
-    monkeypatch.setattr("open_idempotency._perform.heartbeat._PAUSE", 0.01)
+    monkeypatch.setattr("open_idempotency._engine.heartbeat._PAUSE", 0.01)
     backend = Interrupted(clock=Clock())
     desk = Desk(backend)
     backend.error = error
@@ -93,8 +93,8 @@ def test_a_thread_that_was_ended_from_outside_is_started_again_by_the_next_claim
     first = desk.admit(b"first")
     (thread,) = beating_threads() - before
     with monkeypatch.context() as patched:
-        patched.setattr("open_idempotency._perform.heartbeat.time.sleep", end)
-        patched.setattr("open_idempotency._perform.heartbeat._logger.exception", lambda *_: None)
+        patched.setattr("open_idempotency._engine.heartbeat.time.sleep", end)
+        patched.setattr("open_idempotency._engine.heartbeat._logger.exception", lambda *_: None)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
         thread.join(10)
     assert not thread.is_alive()
@@ -180,7 +180,7 @@ def test_events_that_do_not_fit_are_counted_and_the_log_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """L-01: bounded, and never dropped without a word."""
-    monkeypatch.setattr(courier, "MOST_WAITING", 3)
+    monkeypatch.setattr(event_log, "MOST_WAITING", 3)
     carrier, listener = Courier(), Held()
     with caplog.at_level(logging.DEBUG, "open_idempotency"):
         told = [events.Claimed(f"{number:012}", 1) for number in range(6)]

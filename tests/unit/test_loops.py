@@ -13,8 +13,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from open_idempotency._perform import loops, on_asyncio
-from open_idempotency._perform.processes import PerProcess
+from open_idempotency._runtime import loops, on_asyncio
+from open_idempotency._runtime.processes import PerProcess
 
 pytestmark = pytest.mark.anyio
 

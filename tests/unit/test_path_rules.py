@@ -10,9 +10,8 @@ from urllib.parse import unquote
 import pytest
 
 from open_idempotency import IdempotencyPolicy
-from open_idempotency._perform.context import running
-from open_idempotency._perform.coverage import Coverages
-from open_idempotency._perform.path_rules import PathRules
+from open_idempotency._engine.current import running
+from open_idempotency._routes.coverage import Coverages, PathRules
 from open_idempotency.asgi import IdempotencyMiddleware as AsgiMiddleware
 from open_idempotency.asgi import IdempotencyRule, exempt
 from open_idempotency.backends.memory import MemoryBackend

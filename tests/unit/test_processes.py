@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from open_idempotency._perform.processes import PerProcess
+from open_idempotency._runtime.processes import PerProcess
 
 
 def test_a_value_is_made_once() -> None:

@@ -18,9 +18,10 @@ from open_idempotency._core.commands import RecordLater
 from open_idempotency._core.models import Busy, Completed, Finished, Leased, Renewal
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.settlement import Fate, abort, finish
-from open_idempotency._perform import recordings, servers
-from open_idempotency._perform.engine import Engine
-from open_idempotency._perform.performers import Performer
+from open_idempotency._engine import recordings
+from open_idempotency._engine.engine import Engine
+from open_idempotency._engine.performers import Performer
+from open_idempotency._runtime import processes
 from open_idempotency.backend import Claim, Complete, Fail, Get, Renew, Status
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import BackendUnavailable
@@ -379,9 +380,9 @@ def test_a_heartbeat_that_nobody_needs_any_more_records_what_it_has(how: str) ->
 
 def test_the_end_of_a_request_is_known_where_the_server_says_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """L-08: two seconds before it kills its worker; else there is none."""
-    monkeypatch.setattr(servers, "_limit", inf)
+    monkeypatch.setattr(processes, "_limit", inf)
     assert desk.admit(b"1").ends_at == inf
-    servers.limit_requests(30.0)
+    processes.limit_requests(30.0)
     before = time.monotonic()
     assert before + 28.0 <= desk.admit(b"2").ends_at <= time.monotonic() + 28.0
 

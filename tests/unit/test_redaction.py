@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from open_idempotency import events
-from open_idempotency._core.codecs import decode_response
 from open_idempotency._core.commands import Complete, Fail
+from open_idempotency._core.frames import decode_response
 from open_idempotency._core.models import Completed, Finished
 from open_idempotency._core.sealing import ANSWER, unseal
 from open_idempotency._core.settlement import Fate, finish

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from open_idempotency._core.capture import Capture
-from open_idempotency._core.replay import is_kept_header, is_kept_status, kept, location, replayed
 from open_idempotency._core.requests import Answer
+from open_idempotency._core.stored_response import Capture, is_kept_header, is_kept_status, kept, location, replayed
 
 GIVEN_BACK = {307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429}
 

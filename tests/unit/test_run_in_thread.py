@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from open_idempotency._perform.processes import PerProcess
+from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backends._shared import threads as loop_threads
 from open_idempotency.backends._shared.threads import run_in_thread
 

@@ -11,8 +11,8 @@ import pytest
 
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, Phase
-from open_idempotency._core.codecs import decode_response, encode_response
 from open_idempotency._core.commands import Complete, Fail, Get, RecordLater, Release, Sleep, Unreserve
+from open_idempotency._core.frames import decode_response, encode_response
 from open_idempotency._core.models import Completed, Record, Status
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.settlement import Fate, abort, finish

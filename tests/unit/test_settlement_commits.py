@@ -10,8 +10,8 @@ import pytest
 
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, End, Watch
-from open_idempotency._core.codecs import decode_response, encode_response
 from open_idempotency._core.commands import Call, Complete, Fail, Get, Release
+from open_idempotency._core.frames import decode_response, encode_response
 from open_idempotency._core.models import Completed
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.settlement import Fate, abort, finish

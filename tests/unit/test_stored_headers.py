@@ -11,9 +11,9 @@ import pytest
 from werkzeug.test import Client as WsgiClient
 
 from open_idempotency import events
-from open_idempotency._core.codecs import decode_response, encode_response
-from open_idempotency._core.replay import kept, omitted
+from open_idempotency._core.frames import decode_response, encode_response
 from open_idempotency._core.requests import Answer
+from open_idempotency._core.stored_response import kept, omitted
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.flask import Idempotency, idempotent

@@ -24,7 +24,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from open_idempotency import asgi, idem
-from open_idempotency._perform import thread_calls
+from open_idempotency._engine import thread_calls
 from open_idempotency.backend import Complete, Completed
 from open_idempotency.backends.memory import AsyncMemoryBackend, MemoryBackend
 from tests.unit.thread_shop import (

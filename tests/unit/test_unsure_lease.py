@@ -18,7 +18,7 @@ from open_idempotency._core.commands import Release, Renew
 from open_idempotency._core.models import Renewal
 from open_idempotency._core.requests import Body
 from open_idempotency._core.settlement import begin
-from open_idempotency._perform.engine import new_owner
+from open_idempotency._engine.engine import new_owner
 from open_idempotency.exceptions import BackendUnavailable, LeaseLost
 from tests.unit.builders import Clock, RecordingBackend, Script, attempt_of, body_of, request_of
 from tests.unit.stage_client import Client, Counted

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from open_idempotency._core.codecs import StageKind
-from open_idempotency._perform.declared import declared_type
-from open_idempotency._perform.values import decode, encode
+from open_idempotency._core.frames import StageKind
+from open_idempotency._stages.annotations import declared_type
+from open_idempotency._stages.values import decode, encode
 from open_idempotency.exceptions import StageValueError
 from tests.unit import postponed
 from tests.unit.postponed import ORDER, Line, Order

@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typing_extensions import NotRequired, TypeAliasType, TypedDict
 
-from open_idempotency._core.codecs import StageKind
-from open_idempotency._perform.declared import declared_type
-from open_idempotency._perform.values import check, decode, encode
+from open_idempotency._core.frames import StageKind
+from open_idempotency._stages.annotations import declared_type
+from open_idempotency._stages.values import check, decode, encode
 from open_idempotency.exceptions import StageValueError
 
 LIMIT = 64 * 1024

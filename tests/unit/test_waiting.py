@@ -15,10 +15,9 @@ from open_idempotency._core.admission import admit
 from open_idempotency._core.commands import Claim, Command, TakePlace, Wait
 from open_idempotency._core.models import Busy, Finished
 from open_idempotency._core.requests import Answer
-from open_idempotency._perform import loops
-from open_idempotency._perform.bodies import RequestBody
-from open_idempotency._perform.performers import AsyncPerformer, Performer
-from open_idempotency._perform.places import Places
+from open_idempotency._engine.bodies import RequestBody
+from open_idempotency._engine.performers import AsyncPerformer, Performer, Places
+from open_idempotency._runtime import loops
 from open_idempotency.backend import AsyncBackend, Backend, ClaimAnswer, Complete
 from open_idempotency.backends.memory import AsyncMemoryBackend, MemoryBackend
 from open_idempotency.backends.threaded import ThreadedBackend

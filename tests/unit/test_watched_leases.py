@@ -17,8 +17,8 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpRequest, HttpResponse
 
 from open_idempotency import events, idem
-from open_idempotency._perform import drain
-from open_idempotency._perform.heartbeat import _Beats
+from open_idempotency._engine import shutdown
+from open_idempotency._engine.heartbeat import _Beats
 from open_idempotency.asgi import IdempotencyMiddleware as AsgiMiddleware
 from open_idempotency.backend import Claim, Complete, Fail, Leased, Release, Renew
 from open_idempotency.backends.memory import MemoryBackend
@@ -89,7 +89,7 @@ class Site:
     @property
     def watched(self) -> int:
         """How many leases are renewed."""
-        beats = [each for each in drain._leases.get() if isinstance(each, _Beats)]
+        beats = [each for each in shutdown._leases.get() if isinstance(each, _Beats)]
         return sum(len(each._watched) for each in beats if each._backend is self.backend)
 
     def send(self, body: bytes = b"") -> None:

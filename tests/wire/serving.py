@@ -20,7 +20,7 @@ from importlib import import_module
 from typing import Any
 from uuid import uuid4
 
-from open_idempotency.draining import DrainAtShutdown, drain_after_sigterm
+from open_idempotency.shutdown import DrainAtShutdown, drain_after_sigterm
 from tests.http.behaviours import SCRIPTS, Script
 from tests.wire import native
 from tests.wire.endpoints import ENDPOINTS

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
 
-from open_idempotency._perform import loops
-from open_idempotency._perform.grace import ClientLeft, Grace
+from open_idempotency._engine.client_left import ClientLeft, Grace
+from open_idempotency._runtime import loops
 
 Message = MutableMapping[str, Any]
 

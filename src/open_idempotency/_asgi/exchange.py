@@ -11,25 +11,25 @@ from urllib.parse import quote
 from open_idempotency._asgi.client import Client
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.callers import Caller, Change, Session, follow, told
-from open_idempotency._core.capture import Capture
+from open_idempotency._core.caller_changes import Caller, Change, Session, follow, told
 from open_idempotency._core.drivers import Steps
-from open_idempotency._core.replay import UNRECORDED
 from open_idempotency._core.requests import Answer, Headers, Identity, Request
 from open_idempotency._core.settlement import ANSWERED, Fate, abort, begin, finish
-from open_idempotency._perform import drain, loops, thread_calls
-from open_idempotency._perform.bodies import RequestBody
-from open_idempotency._perform.context import running
-from open_idempotency._perform.engine import Engine, new_owner
-from open_idempotency._perform.grace import ClientLeft, Grace
-from open_idempotency._perform.holding import hold_for
-from open_idempotency._perform.telling import report_late_error
+from open_idempotency._core.stored_response import UNRECORDED, Capture
+from open_idempotency._engine import shutdown, thread_calls
+from open_idempotency._engine.bodies import RequestBody
+from open_idempotency._engine.cancellation import hold_for
+from open_idempotency._engine.client_left import ClientLeft, Grace
+from open_idempotency._engine.current import running
+from open_idempotency._engine.engine import Engine, new_owner
+from open_idempotency._engine.event_log import report_late_error
+from open_idempotency._runtime import loops
 from open_idempotency.exceptions import LeaseLost
 from open_idempotency.policy import IdempotencyPolicy
 
 if TYPE_CHECKING:
-    from open_idempotency._perform.holding import Hold
-    from open_idempotency._perform.holding_on_trio import TrioHold
+    from open_idempotency._engine.cancellation import Hold
+    from open_idempotency._engine.cancellation_on_trio import TrioHold
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -115,7 +115,7 @@ class Exchange:
 
     async def run(self, key_fields: Headers) -> None:
         """Admit the request; then run the application, or send the answer that stands for it."""
-        requests = drain.enter(self)
+        requests = shutdown.enter(self)
         self._session = self._inner.session_of(self._scope)
         try:
             admission = await self._admit(request_of(self._scope), key_fields)

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 from open_idempotency import events
 from open_idempotency._core import problems
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.callers import Caller, Session, find_record
-from open_idempotency._core.codecs import decode_response, decode_stage
+from open_idempotency._core.caller_changes import Caller, Session, find_record
 from open_idempotency._core.commands import (
     Call,
     Claim,
@@ -29,8 +28,10 @@ from open_idempotency._core.commands import (
 )
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.fingerprint import fingerprint_steps
+from open_idempotency._core.frames import decode_response, decode_stage
 from open_idempotency._core.keys import by_credentials, caller_scope, is_anonymous, parse_key, record_id, scope_id
 from open_idempotency._core.models import Busy, ClaimAnswer, Finished, Lease, Leased, Mismatch, Refused, Stage
+from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, Advice, tell, warn
 from open_idempotency._core.quotas import reserve, take_back
 from open_idempotency._core.refusals import ScopeRefused
 from open_idempotency._core.rendering import render
@@ -38,7 +39,7 @@ from open_idempotency._core.requests import Answer, Body, Headers, Identity, Req
 from open_idempotency._core.sealing import ANSWER, FAILURE, unseal, unseal_stage
 from open_idempotency._core.session_identity import cookie_names, entry_names
 from open_idempotency._core.sharing import look_for_another_service, owner_at_host
-from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, Advice, replay, tell, warn
+from open_idempotency._core.stored_response import replay
 from open_idempotency.exceptions import (
     BackendUnavailable,
     BodyTooLarge,

@@ -24,7 +24,7 @@ from open_idempotency.exceptions import (
 from open_idempotency.policy import IdempotencyPolicy
 
 if TYPE_CHECKING:
-    from open_idempotency._core.callers import Caller
+    from open_idempotency._core.caller_changes import Caller
 
 StageId = tuple[str, str]
 

@@ -13,7 +13,7 @@ from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Get, Reserve, Unreserve
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.models import Lease, OverQuota, ReserveAnswer, Reserved
-from open_idempotency._core.telling import tell, warn
+from open_idempotency._core.notify import tell, warn
 from open_idempotency.policy import IdempotencyPolicy
 
 

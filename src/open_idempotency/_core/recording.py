@@ -25,8 +25,8 @@ from open_idempotency._core.commands import (
 )
 from open_idempotency._core.drivers import R, Steps, ask
 from open_idempotency._core.models import Completed, Lease, Renewal, StageSaved
+from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, tell, warn
 from open_idempotency._core.quotas import unreserve
-from open_idempotency._core.telling import FIRST_PAUSE, LONGEST_PAUSE, tell, warn
 from open_idempotency.exceptions import BackendUnavailable, LeaseLost, RecordUnreadable
 from open_idempotency.policy import IdempotencyPolicy
 

@@ -12,7 +12,6 @@ from enum import Enum
 from open_idempotency import events
 from open_idempotency._core import problems, recording
 from open_idempotency._core.attempt import Attempt, End, Phase
-from open_idempotency._core.codecs import decode_response
 from open_idempotency._core.commands import (
     Call,
     Command,
@@ -28,15 +27,15 @@ from open_idempotency._core.commands import (
 )
 from open_idempotency._core.commits import committed_response, counts, lacks_commit, missing_proof
 from open_idempotency._core.drivers import Steps, ask
-from open_idempotency._core.keeping import small_form, stored_form
+from open_idempotency._core.frames import decode_response
 from open_idempotency._core.models import Lease, Renewal, Stage, Status
+from open_idempotency._core.notify import cause, tell, warn
 from open_idempotency._core.quotas import unreserve
 from open_idempotency._core.recording import has_history, lost, surely
 from open_idempotency._core.rendering import render
-from open_idempotency._core.replay import is_kept_status
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.sealing import ANSWER, FAILURE, seal_stage, unseal, unseal_stage
-from open_idempotency._core.telling import cause, replay, sendable, tell, warn
+from open_idempotency._core.stored_response import is_kept_status, replay, sendable, small_form, stored_form
 from open_idempotency.exceptions import (
     AnsweredBefore,
     BackendUnavailable,

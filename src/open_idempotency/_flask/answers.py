@@ -7,9 +7,9 @@ from typing import Any
 from flask import Flask, Response
 from werkzeug.datastructures import Headers as FlaskHeaders
 
-from open_idempotency._core.replay import BODILESS, is_kept_header
 from open_idempotency._core.requests import Answer, Headers
-from open_idempotency._perform.context import Running
+from open_idempotency._core.stored_response import BODILESS, is_kept_header
+from open_idempotency._engine.current import Running
 from open_idempotency._wsgi.environ import native_headers, octets
 from open_idempotency._wsgi.protection import BoundIterable
 from open_idempotency.policy import IdempotencyPolicy

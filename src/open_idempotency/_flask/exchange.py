@@ -10,16 +10,16 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.callers import follow, told
-from open_idempotency._core.replay import BODILESS, REPLAYED, UNRECORDED
+from open_idempotency._core.caller_changes import follow, told
 from open_idempotency._core.requests import Answer, Headers, Identity
 from open_idempotency._core.settlement import Fate
+from open_idempotency._core.stored_response import BODILESS, REPLAYED, UNRECORDED
+from open_idempotency._engine.bodies import RequestBody
+from open_idempotency._engine.current import Running, running
+from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency._flask import answers
 from open_idempotency._flask.sessions import SessionTrace, read_session
-from open_idempotency._perform.bodies import RequestBody
-from open_idempotency._perform.context import Running, running
-from open_idempotency._perform.engine import Engine, new_owner
-from open_idempotency._perform.marks import ask, has_something_above, is_placed, tells_of_a_record
+from open_idempotency._routes.marks import ask, has_something_above, is_placed, tells_of_a_record
 from open_idempotency._wsgi.environ import (
     MARK,
     BodyIncomplete,

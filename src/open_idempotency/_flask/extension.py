@@ -7,8 +7,8 @@ from typing import Any
 
 from flask import Flask
 
+from open_idempotency._engine.engine import Engine
 from open_idempotency._flask.hooks import Hooks
-from open_idempotency._perform.engine import Engine
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy, refuse_unknown

@@ -20,10 +20,10 @@ from open_idempotency import rules
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.keys import key_names
 from open_idempotency._core.settlement import ANSWERED
+from open_idempotency._engine.engine import Engine
+from open_idempotency._engine.event_log import report_late_error
 from open_idempotency._flask.exchange import Exchange, Route, Setting
 from open_idempotency._flask.plain import Plain
-from open_idempotency._perform.engine import Engine
-from open_idempotency._perform.telling import report_late_error
 from open_idempotency._wsgi.environ import MARK, environ_names, find_key
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.rules import Rule, combine, rules_on

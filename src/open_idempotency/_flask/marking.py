@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
 from open_idempotency import rules
-from open_idempotency._perform.marks import placed
+from open_idempotency._routes.marks import placed
 
 V = TypeVar("V", bound=Callable[..., Any])
 

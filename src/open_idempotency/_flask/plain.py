@@ -5,9 +5,9 @@ from __future__ import annotations
 from flask import Request, Response
 
 from open_idempotency._core.attempt import Attempt
+from open_idempotency._engine.current import Running, running
+from open_idempotency._engine.engine import Engine
 from open_idempotency._flask.answers import bind_stream
-from open_idempotency._perform.context import Running, running
-from open_idempotency._perform.engine import Engine
 from open_idempotency._wsgi.environ import MARK
 from open_idempotency.exceptions import IdempotencyError
 from open_idempotency.policy import IdempotencyPolicy

@@ -30,15 +30,16 @@ from open_idempotency._asgi.exchange import (
 from open_idempotency._asgi.exchange import request_of as read_request
 from open_idempotency._core.admission import refuse_ahead, refuse_body
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.capture import Capture
 from open_idempotency._core.keys import find_key
 from open_idempotency._core.requests import Answer, Identity
-from open_idempotency._perform import drain, loops
-from open_idempotency._perform.bodies import RequestBody
-from open_idempotency._perform.context import running
-from open_idempotency._perform.coverage import Coverages
-from open_idempotency._perform.grace import Grace
-from open_idempotency._perform.telling import report_late_error
+from open_idempotency._core.stored_response import Capture
+from open_idempotency._engine import shutdown
+from open_idempotency._engine.bodies import RequestBody
+from open_idempotency._engine.client_left import Grace
+from open_idempotency._engine.current import running
+from open_idempotency._engine.event_log import report_late_error
+from open_idempotency._routes.coverage import Coverages
+from open_idempotency._runtime import loops
 from open_idempotency.exceptions import BodyTooLarge
 from open_idempotency.policy import IdempotencyPolicy
 from open_idempotency.rules import Rule
@@ -219,7 +220,7 @@ class PendingExchange(Exchange):
 
     async def _claim(self, scope: Scope, key_fields: list[tuple[bytes, bytes]], solved: Any) -> Answer | None:
         self._request.native, self._solved = scope, solved
-        self._entered = drain.enter(self)
+        self._entered = shutdown.enter(self)
         try:
             admission = await self._admit(self._request, key_fields)
         except ClientGone:

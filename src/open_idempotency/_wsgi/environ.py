@@ -13,7 +13,7 @@ from urllib.parse import quote
 from wsgiref.util import FileWrapper
 
 from open_idempotency._core.requests import Answer, Headers, Request
-from open_idempotency._perform.bodies import PIECE, RequestBody
+from open_idempotency._engine.bodies import PIECE, RequestBody
 from open_idempotency.policy import IdempotencyPolicy
 
 Environ = dict[str, Any]

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from open_idempotency._core.requests import Answer, Headers
 from open_idempotency._core.settlement import ANSWERED, Fate
-from open_idempotency._perform.grace import ClientLeft
-from open_idempotency._perform.telling import report_late_error
+from open_idempotency._engine.client_left import ClientLeft
+from open_idempotency._engine.event_log import report_late_error
 from open_idempotency._wsgi.protection import BoundIterable, Close, Protection
 from open_idempotency.exceptions import LeaseLost
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.capture import Capture
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.settlement import Fate, abort, begin, finish
-from open_idempotency._perform.context import Running, running
-from open_idempotency._perform.engine import Engine
-from open_idempotency._perform.grace import Grace
+from open_idempotency._core.stored_response import Capture
+from open_idempotency._engine.client_left import Grace
+from open_idempotency._engine.current import Running, running
+from open_idempotency._engine.engine import Engine
 
 T = TypeVar("T")
 Close = Callable[[], object]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from open_idempotency._perform.loops import in_thread
+from open_idempotency._runtime.loops import in_thread
 from open_idempotency.backend import (
     AsyncBackend,
     Backend,

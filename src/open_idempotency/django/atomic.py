@@ -16,9 +16,9 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.http import HttpResponse
 
 from open_idempotency import rules
-from open_idempotency._perform.atomic import AtomicBlock
-from open_idempotency._perform.context import running
-from open_idempotency._perform.marks import placed
+from open_idempotency._engine.current import running
+from open_idempotency._routes.marks import placed
+from open_idempotency._stages.atomic import AtomicBlock
 from open_idempotency.exceptions import AnsweredBefore, ConfigurationError, KeyReused
 from open_idempotency.idem import idem
 

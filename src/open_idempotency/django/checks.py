@@ -16,7 +16,7 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
-from open_idempotency._perform.engine import Engine
+from open_idempotency._engine.engine import Engine
 from open_idempotency.django.conf import make_engine
 from open_idempotency.django.database_checks import check_database
 from open_idempotency.django.middleware import IdempotencyMiddleware

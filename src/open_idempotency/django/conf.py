@@ -10,7 +10,7 @@ from typing import Any
 
 from django.conf import settings
 
-from open_idempotency._perform.engine import Engine
+from open_idempotency._engine.engine import Engine
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import FIELD_NAMES
 

@@ -19,16 +19,16 @@ from django.http.response import HttpResponse, HttpResponseBase
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.callers import Change, follow, told
+from open_idempotency._core.caller_changes import Change, follow, told
 from open_idempotency._core.drivers import Steps
-from open_idempotency._core.replay import REPLAYED
 from open_idempotency._core.requests import Answer, Identity
 from open_idempotency._core.settlement import Fate
-from open_idempotency._perform.bodies import RequestBody
-from open_idempotency._perform.context import running
-from open_idempotency._perform.engine import Engine, new_owner
-from open_idempotency._perform.marks import tells_of_a_record
-from open_idempotency._perform.thread_calls import GRACE, InView, Patience
+from open_idempotency._core.stored_response import REPLAYED
+from open_idempotency._engine.bodies import RequestBody
+from open_idempotency._engine.current import running
+from open_idempotency._engine.engine import Engine, new_owner
+from open_idempotency._engine.thread_calls import GRACE, InView, Patience
+from open_idempotency._routes.marks import tells_of_a_record
 from open_idempotency._wsgi.environ import BodyIncomplete, Names
 from open_idempotency._wsgi.live import LiveBody
 from open_idempotency._wsgi.protection import BoundIterable

@@ -13,9 +13,9 @@ from contextlib import suppress
 
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.settlement import ANSWERED, Fate
-from open_idempotency._perform import drain
-from open_idempotency._perform.context import Running, running
-from open_idempotency._perform.telling import report_late_error
+from open_idempotency._engine import shutdown
+from open_idempotency._engine.current import Running, running
+from open_idempotency._engine.event_log import report_late_error
 from open_idempotency._wsgi.protection import Close
 from open_idempotency.django.protection import Protection
 from open_idempotency.exceptions import LeaseLost
@@ -244,7 +244,7 @@ class AsyncLiveBody:
 
     async def _drain_alone(self) -> None:
         """Go on after the request: its cancellation has reached the sending, and not the iterator."""
-        requests = drain.enter(self.protection)
+        requests = shutdown.enter(self.protection)
         try:
             await self.drain()
         except Exception:

@@ -18,8 +18,8 @@ from django.http.response import HttpResponseBase
 from open_idempotency import asgi, rules
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.keys import key_names
-from open_idempotency._perform import drain, thread_calls
-from open_idempotency._perform.context import Running, running
+from open_idempotency._engine import shutdown, thread_calls
+from open_idempotency._engine.current import Running, running
 from open_idempotency._wsgi.environ import MARK, environ_names
 from open_idempotency.django.conf import make_engine
 from open_idempotency.django.exchange import Exchange, Route, bind_stream
@@ -135,7 +135,7 @@ class IdempotencyMiddleware:
 
     async def _arun(self, request: HttpRequest, exchange: Exchange, keyed: bool) -> HttpResponseBase:
         before = running.get()
-        requests = drain.enter(exchange) if keyed else None
+        requests = shutdown.enter(exchange) if keyed else None
         try:
             if requests is not None:
                 return await self._run_to_its_end(request, exchange)

@@ -15,7 +15,7 @@ from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from open_idempotency._perform import marks
+from open_idempotency._routes import marks
 from open_idempotency.django import rest
 
 Ask = Callable[[], Any]

@@ -17,7 +17,7 @@ from django.http.request import UnreadablePostError
 
 from open_idempotency._core import keys
 from open_idempotency._core.requests import Headers, Request
-from open_idempotency._perform.bodies import PIECE, RequestBody
+from open_idempotency._engine.bodies import PIECE, RequestBody
 from open_idempotency._wsgi.environ import BodyIncomplete, Names
 from open_idempotency._wsgi.environ import find_key as find_key_in_environ
 from open_idempotency._wsgi.environ import read_request as read_environ

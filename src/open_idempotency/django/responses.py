@@ -7,8 +7,8 @@ from typing import Any
 from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 
-from open_idempotency._core.replay import UNRECORDED, is_kept_header
 from open_idempotency._core.requests import Answer, Headers
+from open_idempotency._core.stored_response import UNRECORDED, is_kept_header
 from open_idempotency._wsgi.environ import octets
 from open_idempotency.policy import IdempotencyPolicy
 

@@ -15,7 +15,7 @@ from django.contrib.auth import HASH_SESSION_KEY
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from open_idempotency._core.callers import Caller, Change
+from open_idempotency._core.caller_changes import Caller, Change
 from open_idempotency.django import identity
 
 _NAME = "_open_idempotency"

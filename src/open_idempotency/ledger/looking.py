@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from open_idempotency._core.commands import Look
-from open_idempotency._perform.loops import in_thread
+from open_idempotency._runtime.loops import in_thread
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.ledger.steps import arun, find_response, run
 from open_idempotency.ledger.transactions import transaction_of

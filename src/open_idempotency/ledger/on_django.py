@@ -12,7 +12,7 @@ from django.db import DatabaseError, connections, transaction
 from django.utils.connection import ConnectionDoesNotExist
 
 from open_idempotency._core.attempt import End, Watch
-from open_idempotency._perform.loops import current_library
+from open_idempotency._runtime.loops import current_library
 from open_idempotency.exceptions import ConfigurationError, WrongColour
 from open_idempotency.ledger.dialects import dialect_named, explain, no_transaction
 from open_idempotency.ledger.steps import Parameters, Rows, StoredResponse, find_response, is_visible, run

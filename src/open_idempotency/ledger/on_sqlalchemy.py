@@ -38,7 +38,7 @@ from sqlalchemy.schema import BLANK_SCHEMA
 from sqlalchemy.types import TypeEngine
 
 from open_idempotency._core.attempt import End, Watch
-from open_idempotency._perform.loops import current_library
+from open_idempotency._runtime.loops import current_library
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.ledger.dialects import Dialect, dialect_named, explain, no_transaction
 from open_idempotency.ledger.steps import (

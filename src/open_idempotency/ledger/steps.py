@@ -18,13 +18,13 @@ from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, End, StageId, Watch
 from open_idempotency._core.commands import Call, Release
 from open_idempotency._core.drivers import Steps, ask, drive, drive_async
-from open_idempotency._core.keeping import small_form, stored_form
 from open_idempotency._core.models import Lease, Stage
+from open_idempotency._core.notify import warn
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.sealing import ANSWER, seal_stage, unseal_stage
 from open_idempotency._core.settlement import wants_kept
-from open_idempotency._core.telling import warn
-from open_idempotency._perform.loops import current_library, in_thread
+from open_idempotency._core.stored_response import small_form, stored_form
+from open_idempotency._runtime.loops import current_library, in_thread
 from open_idempotency.exceptions import AnsweredBefore, ConfigurationError, KeyReused, LeaseLost, RecordUnreadable
 from open_idempotency.ledger.dialects import Dialect
 

@@ -23,8 +23,8 @@ from django.core.signals import request_finished, request_started
 from django.db import Error, InterfaceError, OperationalError, connections
 from django.db.utils import load_backend
 
-from open_idempotency._perform.local_failures import KINDS, is_local
-from open_idempotency._perform.processes import PerProcess
+from open_idempotency._runtime.local_failures import KINDS, is_local
+from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backends._shared import forks
 from open_idempotency.backends._shared.sql_verbs import Step
 from open_idempotency.backends.django_orm import errors

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from open_idempotency import decisions
-from open_idempotency._perform import loops
+from open_idempotency._runtime import loops
 from open_idempotency.backend import (
     AsyncBackend,
     Backend,

@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import islice
 
 from open_idempotency import decisions
-from open_idempotency._perform.processes import PerProcess
+from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import Claim, Record, Reserve, ReserveAnswer, Status
 from open_idempotency.backends._shared.waiters import Waiter, Waiters
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError

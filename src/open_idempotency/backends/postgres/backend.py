@@ -11,8 +11,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from open_idempotency._perform.loops import current_library, in_thread, signal, sleep
-from open_idempotency._perform.processes import PerProcess
+from open_idempotency._runtime.loops import current_library, in_thread, signal, sleep
+from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import Wait
 from open_idempotency.backends._shared.fronts import AsyncFront, SyncFront
 from open_idempotency.backends.postgres import schema

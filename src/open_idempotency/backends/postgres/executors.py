@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import TypeVar
 
-from open_idempotency._perform.processes import PerProcess
+from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backends._shared.coalescing import Limits, LoopCoalescer, ThreadCoalescer
 from open_idempotency.backends.postgres.batches import APART, Request, batched
 from open_idempotency.backends.postgres.connections import Connections, LoopConnections

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from open_idempotency._perform.loops import in_thread, on_trio, signal, sleep
+from open_idempotency._runtime.loops import in_thread, on_trio, signal, sleep
 from open_idempotency.backend import (
     AsyncBackend,
     Claim,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from open_idempotency._perform.processes import PerProcess
+from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import (
     Backend,
     Claim,

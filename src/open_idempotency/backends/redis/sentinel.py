@@ -20,7 +20,7 @@ import redis.asyncio
 import redis.sentinel
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from open_idempotency._perform.loops import in_thread
+from open_idempotency._runtime.loops import in_thread
 from open_idempotency.backends.redis.connections import (
     AsyncRoute,
     Connection,

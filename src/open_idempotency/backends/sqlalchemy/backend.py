@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from open_idempotency._perform.loops import current_library, in_thread
+from open_idempotency._runtime.loops import current_library, in_thread
 from open_idempotency.backends._shared.fronts import AsyncFront, SyncFront
 from open_idempotency.backends._shared.sql_verbs import VERBS, Step, carry_out, carry_out_async
 from open_idempotency.backends.sqlalchemy import engines, options, tables

@@ -23,8 +23,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from open_idempotency._perform.local_failures import is_local
-from open_idempotency._perform.processes import PerProcess
+from open_idempotency._runtime.local_failures import is_local
+from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backends._shared import forks
 from open_idempotency.backends._shared.sql_verbs import Step
 from open_idempotency.backends.sqlalchemy.dialects import may_succeed_again

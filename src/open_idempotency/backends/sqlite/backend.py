@@ -18,8 +18,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from open_idempotency._perform.loops import current_library, in_thread
-from open_idempotency._perform.processes import PerProcess
+from open_idempotency._runtime.loops import current_library, in_thread
+from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backends._shared import urls
 from open_idempotency.backends._shared.coalescing import Limits, LoopCoalescer
 from open_idempotency.backends._shared.fronts import AsyncFront, SyncFront

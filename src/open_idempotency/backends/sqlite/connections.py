@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Concatenate, ParamSpec, TypeVar
 
-from open_idempotency._perform.processes import PerProcess
+from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backends._shared import forks
 from open_idempotency.backends.sqlite import sql
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable

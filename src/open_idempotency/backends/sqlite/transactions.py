@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-from open_idempotency._perform.processes import PerProcess
+from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backends._shared.coalescing import NOT_ALONE, Limits, ThreadCoalescer
 from open_idempotency.backends.sqlite import verbs
 from open_idempotency.backends.sqlite.connections import Connections, transaction, wrapped

@@ -1,0 +1,162 @@
+"""Whose request it is, where its view changes that: a login, a logout, a registration, a new password (O-14).
+
+The scope of a request is what it was at the claim. Its retry comes from whoever the view has made of the caller, so it
+would have another record. The session tells: a new one carries the id of the record at which it began, and one that the
+view has ended is known by its secret, from which a pointer to the record is found. Nobody else has either of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from open_idempotency import events
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.commands import Claim, Complete, Get
+from open_idempotency._core.drivers import Steps, ask
+from open_idempotency._core.frames import decode_response, encode_response
+from open_idempotency._core.keys import caller_scope, record_id, within
+from open_idempotency._core.models import Leased, Status
+from open_idempotency._core.notify import warn
+from open_idempotency._core.requests import Answer, Identity, Request
+from open_idempotency._core.sealing import seal, unseal
+from open_idempotency._core.session_identity import named_by_session
+from open_idempotency.exceptions import IdempotencyError, RecordUnreadable
+from open_idempotency.policy import IdempotencyPolicy
+
+_POINTER = b"pointer"
+_FIELD = b"record"
+
+
+@dataclass(slots=True)
+class Caller:
+    """Who sent a request with a key. ``identity``: what the framework and the session say of its caller.
+
+    ``own``: the id of the record that its scope at the claim says, which need not be the one at which it began.
+    """
+
+    request: Request
+    key: str
+    policy: IdempotencyPolicy
+    identity: Identity
+    own: bytes
+
+    @property
+    def user(self) -> str | None:
+        """The framework's verified user, None without one."""
+        return self.identity.user
+
+    @property
+    def named(self) -> bool:
+        """Whether the caller is somebody."""
+        return self.names(self.identity)
+
+    def names(self, identity: Identity) -> bool:
+        """Whether it is somebody: a user, whoever ``scope=`` says, or whom the session names."""
+        if identity.user is not None or callable(self.policy.scope):
+            return True
+        return named_by_session(identity.session, self.policy.session_identity) is not None
+
+    def as_left(self, user: str | None, session: Mapping[str, Any] | None) -> Identity:
+        """Who the caller is behind the view: the user, and the session that may name somebody where there is none."""
+        return self.identity._replace(user=user, session=None if user is not None else session)
+
+    def record(self, identity: Identity) -> bytes | None:
+        """The id of the record that this request would have, if this caller sent it; None if that cannot be known."""
+        try:
+            scope = caller_scope(self.request, identity, self.key, self.policy)
+        except IdempotencyError:
+            return None
+        return record_id(scope, self.key, self.request, self.policy)
+
+    def of_session(self, digest: str) -> bytes:
+        """What this request has in common with others of one session: an id that no user's record can have.
+
+        A browser may show one session to several tenants, so it is another one in each.
+        """
+        scope = within("session:" + digest, self.request, self.identity, self.policy)
+        return record_id(scope, self.key, self.request, self.policy)
+
+
+class Session(Protocol):
+    """What an adapter knows of the session with which a request came. It is asked behind ``identify``."""
+
+    def carried(self, caller: Caller) -> bytes | None:
+        """The record at which this session began, if that was by this very request; None else."""
+        ...
+
+    def lost(self) -> str | None:
+        """The digest of the session that the client presents, if there is none of that secret (any more)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A view has made somebody else of its caller. ``carried``: whether the new session knows the record.
+
+    ``lost``: the digest of the session with which the request came, if the view has ended that.
+    """
+
+    carried: bool
+    lost: str | None = None
+
+
+def told(change: Callable[[], Change | None]) -> Change | None:
+    """What an adapter's session says. Whatever it raises, the view has run, and its outcome is not lost for it."""
+    try:
+        return change()
+    except Exception:  # of the framework, of a user's model, of what the view has put into the session
+        return Change(carried=False)
+
+
+def find_record(caller: Caller, session: Session) -> Steps[bytes | None]:
+    """The record at which this request began, under another caller (O-14); None where nothing tells of one.
+
+    Raises ``BackendUnavailable``, ``RecordUnreadable``.
+    """
+    found = session.carried(caller)
+    lost = session.lost() if found is None and caller.user is None else None
+    if lost is None:
+        return found
+    record = yield from ask(Get(caller.of_session(lost)))
+    if record is None or record.status is not Status.COMPLETED or record.response is None:
+        return None
+    plain = unseal(
+        record.response, _POINTER, _claim_of(record.record_id, record.fingerprint, b"", caller), caller.policy
+    )
+    for name, value in decode_response(plain).headers:
+        if name == _FIELD:
+            return bytes.fromhex(value.decode("ascii"))
+    raise RecordUnreadable("a pointer to a record has no record in it")
+
+
+def follow(attempt: Attempt, caller: Caller, change: Change, owner: bytes) -> Steps[None]:
+    """Let a retry find the record of this attempt, although its view has changed the caller. Raises nothing."""
+    lease = attempt.lease
+    if lease is None:
+        return
+    attempt.session_changed = True
+    found = change.carried
+    if change.lost is not None:
+        try:
+            found = (yield from _point(attempt, caller, caller.of_session(change.lost), owner)) or found
+        except Exception as error:  # whatever it is, the view has run, and its outcome is not lost for it
+            yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "follow", error))
+    yield from warn(attempt.policy, events.CallerChanged(events.short(lease.record_id), found))
+
+
+def _point(attempt: Attempt, caller: Caller, pointer: bytes, owner: bytes) -> Steps[bool]:
+    """Record where the record of this attempt is; whether that is on record now."""
+    assert attempt.lease is not None
+    claim = _claim_of(pointer, attempt.lease.fingerprint, owner, caller)
+    answer = yield from ask(claim)
+    if not isinstance(answer, Leased):  # an earlier attempt was here
+        return True
+    frame = encode_response(Answer(200, [(_FIELD, attempt.lease.record_id.hex().encode("ascii"))], b""))
+    yield from ask(Complete(answer.lease, seal(frame, _POINTER, answer.lease, attempt.policy)))
+    return True
+
+
+def _claim_of(record: bytes, fingerprint: bytes, owner: bytes, caller: Caller) -> Claim:
+    return Claim(record, fingerprint, owner, caller.policy.lease, caller.policy.ttl)

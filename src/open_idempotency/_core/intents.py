@@ -1,0 +1,191 @@
+"""Stages in doubt (S-04): what is recorded before an effect outside, and what is decided where its end is unknown.
+
+An intent is a stage of its own, beside the one that it belongs to, so a backend needs no verb for it and a saved value
+never changes (B-06). The intents of one stage are numbered, and the last one counts: begun, or withdrawn because the
+effect is known not to have happened. A stage that was begun last, and has no value, is in doubt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Generic, Literal, TypeVar
+
+from open_idempotency import events
+from open_idempotency._core.attempt import Attempt, StageId
+from open_idempotency._core.commands import Call, SaveStage
+from open_idempotency._core.drivers import Steps, ask
+from open_idempotency._core.frames import StageKind, decode_stage, encode_stage
+from open_idempotency._core.models import Stage
+from open_idempotency._core.notify import warn
+from open_idempotency._core.sealing import seal_stage
+from open_idempotency._core.settlement import save_stage
+from open_idempotency.exceptions import LeaseLost, OutcomeUnknown
+
+T = TypeVar("T")
+
+OnDoubt = Literal["raise", "rerun"]
+
+# Names and keys that a view gives are printable, so none of them is ever taken for an intent.
+_MARK = "\x1f"
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[T]):
+    """What ``reconcile`` answers where the effect has happened; ``value`` becomes the stage's value."""
+
+    value: T
+
+
+class Finding(Enum):
+    """What ``reconcile`` answers where there is no value to return."""
+
+    NOT_DONE = "not_done"
+    UNKNOWN = "unknown"
+
+
+#: the effect has not happened, and will not: the stage runs
+NOT_DONE = Finding.NOT_DONE
+#: the other side cannot tell yet: 409 ``outcome-unknown``, and a later retry asks again
+UNKNOWN = Finding.UNKNOWN
+
+Reconciled = Found[Any] | Finding
+Inquiry = Callable[[], Reconciled | Awaitable[Reconciled]]
+
+
+def is_intent(stage: StageId) -> bool:
+    """Whether a stage on record is only the intent of another."""
+    return _MARK in stage[1]
+
+
+def begin(attempt: Attempt, stage: StageId, on_doubt: OnDoubt, inquire: Inquiry | None) -> Steps[Found[Any] | None]:
+    """Record the intent of an effect outside, before it; the value that it had already, if it is found to have one.
+
+    None: the effect may be made now. Where an earlier use of the stage is in doubt, ``inquire`` asks the other side,
+    else ``on_doubt`` decides. Raises ``OutcomeUnknown``, and as ``settlement.save_stage`` does: then nothing may run.
+    """
+    if attempt.lease is None:
+        return None
+    number, kind = _last_intent(attempt.stages, stage)
+    if kind is not StageKind.BEGUN:
+        yield from _announce(attempt, stage, number + 1)
+        return None
+    # The intent stays as it is: if this attempt dies as well, the stage is in doubt again.
+    if inquire is not None:
+        return (yield from _inquired(attempt, stage, inquire))
+    yield from _told(attempt, stage, on_doubt)
+    if on_doubt == "rerun":
+        return None
+    raise _unknown(attempt, OutcomeUnknown(_DETAIL.format(stage[0]) + "and on_doubt='raise' does not run it again"))
+
+
+def without_value(
+    attempt: Attempt, stage: StageId, kind: str, inquire: Inquiry | None, default: Found[Any] | None
+) -> Steps[Found[Any]]:
+    """The value of a stage that is done, and on record without its value (S-02a).
+
+    ``inquire`` asks the other side. Where that cannot tell, and where there is none, the value is ``default``.
+    ``kind``: the name of its type. Raises ``OutcomeUnknown``: whatever the other side says, the stage does not run.
+    """
+    if inquire is not None:
+        answer = yield from _asked(attempt, stage, inquire)
+        if isinstance(answer, Found):
+            return answer
+    yield from _told(attempt, stage, "raise" if default is None else "default")
+    if default is None:
+        raise no_value(attempt, stage, kind, retryable=inquire is not None)
+    return default
+
+
+def no_value(attempt: Attempt, stage: StageId, kind: str, retryable: bool = False) -> OutcomeUnknown:
+    """The error for a stage that is done, and on record without its value."""
+    why = "reconcile= did not find it" if retryable else "default= or reconcile= would say what this attempt gets"
+    said = f"stage {stage[0]!r} is done, and its value ({kind}) could not be kept; {why}"
+    return _unknown(attempt, OutcomeUnknown(said, retryable))
+
+
+def withdraw(attempt: Attempt, stage: StageId) -> Steps[None]:
+    """Record that the effect whose intent is on record has not happened after all."""
+    if attempt.lease is None:
+        return
+    number, kind = _last_intent(attempt.stages, stage)
+    if kind is StageKind.BEGUN:
+        yield from _record(attempt, stage, number + 1, StageKind.WITHDRAWN)
+
+
+_DETAIL = "stage {!r} was begun and its end is not on record, "
+
+
+def _inquired(attempt: Attempt, stage: StageId, inquire: Inquiry) -> Steps[Found[Any] | None]:
+    answer = yield from _asked(attempt, stage, inquire)
+    if isinstance(answer, Found):
+        return answer
+    if answer is NOT_DONE:
+        return None
+    raise _unknown(attempt, OutcomeUnknown(_DETAIL.format(stage[0]) + "and the other side cannot tell", retryable=True))
+
+
+def _asked(attempt: Attempt, stage: StageId, inquire: Inquiry) -> Steps[Reconciled]:
+    answer = yield from ask(Call(inquire))
+    if not isinstance(answer, Found | Finding):
+        raise TypeError(
+            f"reconcile= of stage {stage[0]!r} returned {type(answer).__name__}, not Found(value), NOT_DONE or UNKNOWN"
+        )
+    yield from _told(attempt, stage, "found" if isinstance(answer, Found) else answer.value)
+    return answer
+
+
+def _unknown(attempt: Attempt, error: OutcomeUnknown) -> OutcomeUnknown:
+    """The error to raise; noted, since a framework may make a plain 500 of it on its way out."""
+    attempt.stopped = error
+    return error
+
+
+def _told(attempt: Attempt, stage: StageId, answer: str) -> Steps[None]:
+    assert attempt.lease is not None
+    yield from warn(attempt.policy, events.InDoubt(events.short(attempt.lease.record_id), stage[0], answer))
+
+
+def _last_intent(stages: Mapping[StageId, bytes], stage: StageId) -> tuple[int, StageKind | None]:
+    """The number of the last intent on record, from 1, and its kind; 0 and None where there is none."""
+    # Not the number of them: one whose recording was interrupted may be missing.
+    name, beginning = stage[0], stage[1] + _MARK
+    numbers = [
+        int(key[len(beginning) :])
+        for own, key in stages
+        if own == name and key.startswith(beginning) and key[len(beginning) :].isdecimal()
+    ]
+    if not numbers:
+        return 0, None
+    last = max(numbers)
+    return last, decode_stage(stages[_intent(stage, last)])[0]
+
+
+def _record(attempt: Attempt, stage: StageId, number: int, kind: StageKind) -> Steps[None]:
+    assert attempt.lease is not None
+    payload = b"%d" % attempt.lease.attempt
+    yield from save_stage(attempt, Stage(*_intent(stage, number), encode_stage(kind, payload)))
+
+
+def _announce(attempt: Attempt, stage: StageId, number: int) -> Steps[None]:
+    """Record the intent; where that is interrupted, take it back, for it may have arrived and nothing has begun."""
+    try:
+        yield from _record(attempt, stage, number, StageKind.BEGUN)
+    except (LeaseLost, GeneratorExit):
+        raise
+    except BaseException:
+        lease = attempt.lease
+        assert lease is not None
+        withdrawn = Stage(*_intent(stage, number + 1), encode_stage(StageKind.WITHDRAWN, b"%d" % lease.attempt))
+        attempt.saved(withdrawn)  # whether it arrives or not, its number is taken
+        try:
+            yield from ask(SaveStage(lease, seal_stage(withdrawn, lease, attempt.policy)))
+        except Exception as error:
+            yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "withdraw", error))
+        raise
+
+
+def _intent(stage: StageId, number: int) -> StageId:
+    name, key = stage
+    return name, f"{key}{_MARK}{number}"

@@ -1,0 +1,201 @@
+"""Reporting an event: to the package's logger, and to the policy's listener.
+
+Events of the heartbeat are logged at once. Their listeners are called on a thread of their own, since a listener may
+block, and leases have to be renewed meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+
+from open_idempotency import events
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.commands import Emit
+
+logger = logging.getLogger("open_idempotency")
+
+_LEVELS: dict[type[events.Event], int] = {
+    events.OwnershipLost: logging.WARNING,
+    events.Recreated: logging.WARNING,
+    events.BackendFailed: logging.WARNING,
+    events.HookFailed: logging.ERROR,
+    events.Unrecorded: logging.ERROR,
+    events.RecordedLate: logging.WARNING,
+    events.RecordingLost: logging.ERROR,
+    events.NotRenewable: logging.ERROR,
+    events.StillRunning: logging.WARNING,
+    events.FailedOpen: logging.ERROR,
+    events.Uncommitted: logging.ERROR,
+    events.RaisedAfterResponse: logging.ERROR,
+    events.StageValueNotKept: logging.ERROR,
+    events.CallerChanged: logging.WARNING,
+    events.CredentialScoped: logging.WARNING,
+    events.CallerUnidentified: logging.WARNING,
+    events.ReplayedWithoutCredentials: logging.WARNING,
+    events.NameShared: logging.WARNING,
+}
+_ADVICE: dict[type[events.Event], str] = {
+    events.Unrecorded: (
+        "the backend did not record this response in time, so it goes out marked `Idempotency-Status: unrecorded`; the "
+        "recording goes on in this process, and RecordedLate or RecordingLost reports its end"
+    ),
+    events.RecordingLost: (
+        "the outcome of this attempt is not on record, so a retry may run, or is running, again; the docs of the event "
+        "say what each reason means"
+    ),
+    events.NotRenewable: (
+        "no thread can be started that renews leases, so the request was refused (503), its claim is given back and "
+        "nothing ran; raise the limit on processes and threads (docker --pids-limit, podPidsLimit of Kubernetes, "
+        "ulimit -u, TasksMax of systemd) or the memory, or start fewer threads; the next request tries again"
+    ),
+    events.Uncommitted: (
+        "the view returned a response, and the transaction of its tx= or idem.atomic was left open or rolled back, so "
+        "the response does not count and the client got a 500; commit before the view returns, as "
+        "`with session.begin():` around it does, and after a rollback return another response"
+    ),
+    events.RaisedAfterResponse: (
+        "the application raised after its response was recorded, and a retry replays that response; if the error "
+        "undid what the response says (a commit that failed in a dependency or a teardown function), commit before "
+        'the response: with FastAPI by Depends(..., scope="function"), elsewhere in the view'
+    ),
+    events.StageValueNotKept: (
+        "the stage is done, and its value cannot be kept: a retry of this request does not run the stage again, and "
+        "gets 409 outcome-unknown in its place; change the stage as cure= says"
+    ),
+    events.CallerChanged: (
+        "the view has changed who its caller is, and no session tells of it, so a retry of this request is another "
+        "caller's and runs again; exempt such a view, let it change the caller last, or set scope="
+    ),
+    events.NameShared: (
+        "the key of this request is held by one that came to another host, as where two services keep their keys under "
+        "one name; if one of them passes its callers' keys on to the other, that one answers 409 or 422 on every try: "
+        'set application="..." to a name of its own in each. If it is one service with several hosts, nothing is wrong'
+    ),
+    events.ReplayedWithoutCredentials: (
+        "the first client was given credentials (a cookie, a token) that are not stored, and this one got the same "
+        "success without them; exempt a view that logs in, or name the headers in drop_headers= where nobody needs them"
+    ),
+    events.CredentialScoped: (
+        "callers are known by the credentials in their headers alone, so a client whose token changes between two "
+        "tries is a new caller, and its retry runs again; put the middleware inside authentication, or set scope="
+    ),
+    events.CallerUnidentified: (
+        "nothing that the middleware reads says who this caller is, so it shares one scope with all anonymous callers: "
+        "whoever sends a key that another of them has used gets the stored response. If an entry of the session holds "
+        "the caller's id, name it by session_identity=; else put the middleware inside authentication and sessions, "
+        "name a header by credential_headers=, or return the caller by scope=. If all callers are meant to be one, set "
+        'scope="anonymous"'
+    ),
+}
+
+
+def tell(command: Emit) -> None:
+    """Log the event and call the listener; a listener that raises is logged and harms no request."""
+    log(command.event)
+    call_listener(command)
+
+
+def log(event: events.Event) -> None:
+    """Give an event to the package's logger."""
+    kind = type(event)
+    advice, level = _ADVICE.get(kind), _LEVELS.get(kind, logging.DEBUG)
+    if isinstance(event, events.CallerChanged) and event.followed:
+        advice, level = None, logging.DEBUG
+    logger.log(level, "%s" if advice is None else f"%s: {advice}", event)
+
+
+def call_listener(command: Emit) -> None:
+    """Call the event's listener, if it has one; one that raises is logged."""
+    if command.listener is None:
+        return
+    try:
+        command.listener(command.event)
+    except Exception:
+        logger.exception("the on_event listener raised on %s", type(command.event).__name__)
+
+
+def report_late_error(attempt: Attempt, error: BaseException) -> None:
+    """Report an error that the application raised after the response of this attempt had been recorded.
+
+    Only ordinary exceptions: a cancellation, or a closed generator, says nothing about the application's work.
+    """
+    if attempt.recorded and attempt.lease is not None and isinstance(error, Exception):
+        event = events.RaisedAfterResponse(events.short(attempt.lease.record_id), type(error).__name__)
+        tell(Emit(event, attempt.policy.on_event))
+
+
+#: events that may wait for a listener
+MOST_WAITING = 1_000
+_LOOK = 0.005
+
+_logger = logging.getLogger("open_idempotency")
+
+
+class Courier:
+    """Carries the events of one heartbeat, in order."""
+
+    def __init__(self) -> None:
+        #: how many events no listener was called with, since it did not return in time
+        self.dropped = 0
+        self._waiting: deque[Emit] = deque()
+        self._lock = threading.Lock()
+        self._running = False
+
+    def tell(self, command: Emit) -> None:
+        """Log an event, and have its listener called; returns at once."""
+        log(command.event)
+        if command.listener is None:
+            return
+        with self._lock:
+            fits = len(self._waiting) < MOST_WAITING
+            if fits:
+                self._waiting.append(command)
+            else:
+                self.dropped += 1
+        if not fits and self.dropped == 1:
+            _logger.error(
+                "on_event does not return, and %d events wait for it; let it return quickly; it is not called with "
+                "further events, which are logged and counted",
+                MOST_WAITING,
+            )
+        self.go()
+
+    def go(self) -> bool:
+        """Start the thread where there is something to do; whether there is one, or none is needed."""
+        with self._lock:
+            if self._running or not self._waiting:
+                return True
+            self._running = True
+        try:
+            threading.Thread(target=self._run, name="open-idempotency-events", daemon=True).start()
+        except Exception:  # no thread is free: the next event, or the end of the process, tries again
+            self._running = False
+            return False
+        return True
+
+    def flush(self, seconds: float) -> None:
+        """Wait until listeners have been called with all that was reported, for so long at most."""
+        if not self.go():
+            self._running = True
+            self._run()  # the interpreter is on its way out, where Python starts no thread
+            return
+        deadline = time.monotonic() + seconds
+        while self._running and time.monotonic() < deadline:
+            time.sleep(_LOOK)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._running = False
+                    break
+                command = self._waiting.popleft()
+            try:
+                call_listener(command)
+            except BaseException:  # a listener that wants to end the thread ends nothing but its own call
+                _logger.exception("the on_event listener raised on %s", type(command.event).__name__)
+        dropped, self.dropped = self.dropped, 0
+        if dropped:
+            _logger.error("%d events were logged only, since on_event did not return in time", dropped)

@@ -1,0 +1,355 @@
+"""The heartbeat: one thread a process renews every lease that is running, in batches, with the blocking colour.
+
+It is a thread so that a blocked event loop does not starve it. A lease is renewed once a third of it has passed, so a
+handler that is faster costs no call. Nothing here decides who owns a record: the backend says so, and an attempt that
+lost its lease is marked for its next stage to notice. It knows every running lease, so it also gives them up when the
+process has to end (``drain``), reports handlers that hang (L-12), and records what the backend did not take while the
+client was waiting (L-08).
+
+Whoever has a claim relies on the thread: where it cannot be started the claim is not handed out (L-11), no error ends
+it, and one that has died all the same is started again by the next claim.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+
+from open_idempotency import events
+from open_idempotency._core.attempt import Attempt, Phase
+from open_idempotency._core.commands import Emit, RecordLater, Renew
+from open_idempotency._core.models import Lease, Renewal
+from open_idempotency._engine.event_log import Courier, tell
+from open_idempotency._engine.recordings import Recordings
+from open_idempotency._engine.shutdown import Pass, dismiss, enlist, give_up
+from open_idempotency._runtime import processes
+from open_idempotency._runtime.processes import PerProcess
+from open_idempotency.backend import Backend
+from open_idempotency.exceptions import BackendUnavailable
+
+BEATS_A_LEASE = 3
+#: how often the thread looks, as a part of the shortest running lease: a renewal is at most this much late
+LOOKS_A_LEASE = 12
+BATCH = 500
+#: after so many looks with nothing to renew the thread sleeps until it is woken
+IDLE_LOOKS = 24
+_UNTIL_WOKEN = _NEVER = float("inf")
+_SETTLING_LOOK = 0.005
+#: a handler that runs for so many leases hangs, as far as anybody can tell; then each quarter of ``max_run``
+_LEASES_OF_A_HANG = 4
+#: seconds after an error that should not have been
+_PAUSE = 0.5
+#: seconds for which the end of a process waits for listeners
+_LISTENING = 1.0
+
+_logger = logging.getLogger("open_idempotency")
+
+
+class _Watched:
+    """A running attempt and the monotonic times (seconds) that matter to it."""
+
+    __slots__ = ("attempt", "began", "due", "early", "lease", "mark", "until")
+
+    def __init__(self, attempt: Attempt, lease: Lease, now: float) -> None:
+        self.began = now
+        self.attempt = attempt
+        self.lease = lease
+        # The lease has lasted since its claim was asked for, and the reply may have been read long after that.
+        self.due = min(now, attempt.sure_until - lease.duration) + lease.duration / BEATS_A_LEASE
+        #: from when on it may be renewed where a call has room for it; the first time never before it is due
+        self.early = _NEVER
+        self.until = now + attempt.policy.max_run
+        #: when it is reported as hanging; the first of ``_next_mark``
+        self.mark = now + min(lease.duration * _LEASES_OF_A_HANG, attempt.policy.max_run / 4)
+
+    def renewed(self, now: float) -> None:
+        """The backend has answered for it."""
+        self.due = now + self.lease.duration / BEATS_A_LEASE
+        self.early = self.due - self.lease.duration / LOOKS_A_LEASE
+
+    def remind(self, now: float, tell: Callable[[Emit], None]) -> None:
+        """Report that it still runs."""
+        attempt, self.mark = self.attempt, self._next_mark(now)
+        if attempt.phase is not Phase.RUNNING or attempt.lost:
+            return
+        record, renewed = events.short(self.lease.record_id), now < self.until
+        told = events.StillRunning.of(
+            record, self.lease.attempt, attempt.method, attempt.instance, now - self.began, renewed
+        )
+        tell(Emit(told, attempt.policy.on_event))
+
+    def _next_mark(self, now: float) -> float:
+        most = self.attempt.policy.max_run
+        quarters = [most * part / 4 for part in (1, 2, 3, 4)]
+        marks = [self.began + run for run in (self.lease.duration * _LEASES_OF_A_HANG, *quarters) if run <= most]
+        return min((mark for mark in marks if mark > now), default=_NEVER)
+
+
+class _Beats:
+    """The thread of one process and what it watches.
+
+    It is told things by a ``SimpleQueue``, which takes them from anywhere: from a signal handler or the garbage
+    collector that interrupt somebody who is telling it something.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._watched: dict[bytes, _Watched] = {}
+        self._courier = Courier()
+        self._recordings = Recordings(backend, self._courier.tell, self._drop)
+        self._look = _UNTIL_WOKEN
+        self._idle = 0
+        self._orders: queue.SimpleQueue[Pass | None] = queue.SimpleQueue()
+        self._passes: list[Pass] = []
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        # whether the thread has ended, and takes no order any more
+        self._gone = False
+
+    def watch(self, attempt: Attempt, lease: Lease) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            self._ensure_thread()
+        now = time.monotonic()
+        self._watched[lease.owner] = entry = _Watched(attempt, lease, now)
+        if lease.duration / LOOKS_A_LEASE < self._look or entry.due <= now:
+            self._orders.put(None)
+
+    def forget(self, lease: Lease) -> None:
+        if lease not in self._recordings:
+            self._watched.pop(lease.owner, None)
+
+    def record(self, command: RecordLater, lease: Lease) -> bool:
+        if not self._recordings.fits(command):
+            return False
+        try:
+            self._ensure_thread()
+        except BackendUnavailable:
+            return False
+        entry = self._watched.get(lease.owner) or _Watched(command.attempt, lease, time.monotonic())
+        entry.until = command.until
+        self._watched[lease.owner] = entry
+        self._recordings.add(lease.owner, command)
+        self._orders.put(None)
+        return True
+
+    def drain(self, order: Pass) -> None:
+        self._orders.put(order)
+        # Looked at behind the put, and set before the thread takes the last orders: so one of the two ends this one.
+        if self._gone:
+            order.end()
+
+    def report_lost(self) -> None:
+        for lost in self._recordings.lost():
+            tell(lost)
+
+    def close(self) -> None:
+        self._closed = True
+        self._orders.put(None)
+
+    def _drop(self, owner: bytes) -> None:
+        self._watched.pop(owner, None)
+
+    def _ensure_thread(self) -> None:
+        """Start the thread, unless it lives. Raises ``BackendUnavailable`` where that is impossible now."""
+        thread = self._thread
+        if thread is not None and thread.is_alive():
+            return
+        with self._starting:
+            if self._thread is not None and self._thread.is_alive():
+                return
+            thread = threading.Thread(target=self._run, name="open-idempotency-heartbeat", daemon=True)
+            # Before the thread begins, since the last thing that it does is to take both back.
+            self._gone = False
+            enlist(self)
+            try:
+                thread.start()
+            except Exception as error:
+                self._gone = True
+                dismiss(self)
+                raise BackendUnavailable("the thread that renews leases cannot be started") from error
+            self._thread = thread
+
+    def _run(self) -> None:
+        try:
+            self._go_on()
+        finally:
+            self._gone = True
+            dismiss(self)
+            while not self._orders.empty():
+                order = self._orders.get()
+                if order is not None:
+                    order.end()
+
+    def _go_on(self) -> None:
+        # Closed, it ends what it has to record.
+        while not self._closed or len(self._recordings):
+            try:
+                self._turn()
+            except BaseException:  # whatever it was, the other leases still need their beats
+                with suppress(Exception):
+                    _logger.exception("the thread that renews leases met an error, and goes on")
+                time.sleep(_PAUSE)
+
+    def _turn(self) -> None:
+        order = self._sleep()
+        if order is not None and not order.ended:
+            self._passes.append(order)
+            self._give_up(order)
+            self._recordings.wake_all()
+        self._renew_now()
+        self._recordings.go_on(self._renew_now)
+        self._courier.go()
+        if self._passes:
+            self._end_passes()
+
+    def _renew_now(self) -> None:
+        now = time.monotonic()
+        for entry in list(self._watched.values()):
+            if entry.mark <= now:
+                entry.remind(now, self._courier.tell)
+        self._renew_due(now)
+
+    def _renew_due(self, now: float) -> None:
+        due = self._due(now)
+        for start in range(0, len(due), BATCH):
+            if not self._beat(due[start : start + BATCH], now):
+                return
+
+    def _due(self, now: float) -> list[_Watched]:
+        """What is to be renewed, and what is nearly due where the last call has room: so calls become full."""
+        watched = list(self._watched.values())
+        due = [entry for entry in watched if entry.due <= now]
+        room = -len(due) % BATCH
+        if room:
+            due += [entry for entry in watched if entry.early <= now < entry.due][:room]
+        return due
+
+    def _sleep(self) -> Pass | None:
+        """Return when it is time to look, or with what somebody wants."""
+        look = self._next_look()
+        if self._passes:
+            look = min(look, _SETTLING_LOOK)
+        look = min(look, max(0.0, self._recordings.wake - time.monotonic()))
+        try:
+            return self._orders.get(timeout=None if look == _UNTIL_WOKEN else look)
+        except queue.Empty:
+            return None
+
+    def _next_look(self) -> float:
+        """Seconds until then; infinite after a while with nothing to do."""
+        # Until the new time is known whoever comes wakes the thread, so nobody comes unseen in between.
+        before, self._look = self._look, _UNTIL_WOKEN
+        durations = [entry.lease.duration for entry in list(self._watched.values())]
+        self._idle = 0 if durations else self._idle + 1
+        if durations:
+            self._look = min(durations) / LOOKS_A_LEASE
+        elif self._idle < IDLE_LOOKS:
+            self._look = before
+        return self._look
+
+    def _give_up(self, order: Pass) -> None:
+        for entry in list(self._watched.values()):
+            if order.over:
+                return
+            if entry.attempt.phase is Phase.RUNNING and order.takes(entry.attempt):
+                self.forget(entry.lease)
+                order.released += not entry.attempt.lost and give_up(entry.attempt, self._backend, self._courier.tell)
+
+    def _end_passes(self) -> None:
+        """End those that have nothing left to wait for, or no time."""
+        # What is being recorded, by its handler or here: a process that ended now would cut that off.
+        settling = any(entry.attempt.phase is Phase.ENDED for entry in list(self._watched.values()))
+        for order in list(self._passes):
+            if order.over or not settling:
+                self._passes.remove(order)
+                self._courier.flush(min(_LISTENING, order.left))
+                order.end()
+
+    def _beat(self, due: list[_Watched], now: float) -> bool:
+        """Renew these; false where the backend is away, so that it would be in vain to ask it for more."""
+        running = [entry for entry in due if self._may_renew(entry, now)]
+        if not running:
+            return True
+        try:
+            answers = self._backend.renew(Renew([entry.lease for entry in running]))
+            answered = list(zip(running, answers, strict=True))
+        except Exception as error:  # whatever a backend raises, the other leases still need their beats
+            self._missed(running, error)
+            return not isinstance(error, BackendUnavailable)
+        self._heed(answered, now)
+        return True
+
+    def _may_renew(self, entry: _Watched, now: float) -> bool:
+        """A handler over ``max_run`` is not kept alive: it may be deadlocked (L-01)."""
+        if now < entry.until and not entry.attempt.lost:
+            return True
+        self.forget(entry.lease)
+        return False
+
+    def _heed(self, answered: list[tuple[_Watched, Renewal]], now: float) -> None:
+        for entry, answer in answered:
+            entry.renewed(now)
+            if answer is Renewal.OWNED:
+                entry.attempt.confirmed(now)
+            # An attempt that is being settled may have given its record up itself; settlement knows better.
+            if answer is Renewal.LOST and entry.attempt.phase is Phase.RUNNING:
+                self._lose(entry)
+
+    def _lose(self, entry: _Watched) -> None:
+        entry.attempt.lost = True
+        self.forget(entry.lease)
+        event = events.OwnershipLost(events.short(entry.lease.record_id), entry.lease.attempt)
+        self._courier.tell(Emit(event, entry.attempt.policy.on_event))
+
+    def _missed(self, running: list[_Watched], error: Exception) -> None:
+        """The backend did not answer: the next look tries again, and the lease may outlast the trouble."""
+        entry = running[0]
+        failed = events.BackendFailed.of(events.short(entry.lease.record_id), "renew", error)
+        self._courier.tell(Emit(failed, entry.attempt.policy.on_event))
+
+
+class Heartbeat:
+    """Keeps the leases of running attempts alive, in whatever process it is used."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._beats: PerProcess[_Beats] = PerProcess(lambda: _Beats(backend))
+        weakref.finalize(self, _close, self._beats).atexit = False
+
+    def watch(self, attempt: Attempt) -> None:
+        """Renew the attempt's lease until it is forgotten, lost, or older than ``max_run``.
+
+        Raises ``BackendUnavailable`` where that cannot be guaranteed, since no thread can be started.
+        """
+        if attempt.lease is not None:
+            attempt.ends_at = processes.end_of_request(time.monotonic())
+            self._beats.get().watch(attempt, attempt.lease)
+
+    def record(self, command: RecordLater) -> bool:
+        """Carry out the steps in the background, and renew the lease until they have ended (L-08)."""
+        lease = command.attempt.lease
+        assert lease is not None
+        return self._beats.get().record(command, lease)
+
+    def forget(self, attempt: Attempt) -> None:
+        """Stop renewing; the attempt has ended. Where it is still being recorded that ends it, later."""
+        if attempt.lease is not None:
+            self._beats.get().forget(attempt.lease)
+
+    def close(self) -> None:
+        """End this process's thread; what still runs is renewed no more, and what waits to be recorded is recorded.
+
+        The next ``watch`` starts another one.
+        """
+        _close(self._beats)
+
+
+def _close(beats: PerProcess[_Beats]) -> None:
+    mine = beats.pop()
+    if mine is not None:
+        mine.close()

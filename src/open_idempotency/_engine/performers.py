@@ -1,0 +1,220 @@
+"""The two performers: which callable carries out which command, sync and async."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.commands import (
+    Call,
+    Claim,
+    Command,
+    Complete,
+    Emit,
+    Fail,
+    Forget,
+    Get,
+    KeepAlive,
+    Look,
+    Now,
+    RecordLater,
+    Release,
+    Renew,
+    Reserve,
+    SaveStage,
+    Sleep,
+    TakePlace,
+    Unreserve,
+    Wait,
+    Withdraw,
+)
+from open_idempotency._core.drivers import Steps, drive, drive_async
+from open_idempotency._engine.event_log import tell
+from open_idempotency._runtime import loops
+from open_idempotency._runtime.processes import PerProcess
+from open_idempotency.backend import AsyncBackend, Backend, ClaimAnswer, Leased
+from open_idempotency.exceptions import BackendUnavailable
+
+
+class Places:
+    """``affordable``: how many places there are where a command does not say; None for no limit."""
+
+    def __init__(self, affordable: int | None) -> None:
+        self._affordable = affordable
+        self._taken = PerProcess(_Count)
+
+    def take(self, command: TakePlace) -> Callable[[], None] | None:
+        """What gives the place back, which is to be called once; None where all are taken."""
+        limit = self._affordable if command.places is None else command.places
+        taken = self._taken.get()
+        return taken.subtract if taken.add(limit) else None
+
+
+class _Count:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._number = 0
+
+    def add(self, limit: int | None) -> bool:
+        with self._lock:
+            if limit is not None and self._number >= limit:
+                return False
+            self._number += 1
+        return True
+
+    def subtract(self) -> None:
+        with self._lock:
+            self._number -= 1
+
+
+T = TypeVar("T")
+
+# A request that waits on a thread keeps it from other requests, and no performer knows how many threads there are.
+_PLACES_ON_THREADS = 2
+
+
+class Keeper(Protocol):
+    """Keeps the leases of running attempts: the heartbeat."""
+
+    def watch(self, attempt: Attempt) -> None:
+        """Renew the attempt's lease from now on; ``BackendUnavailable`` where nobody can."""
+
+    def record(self, command: RecordLater) -> bool:
+        """Carry the steps out in the background; false where there is no room for them."""
+        ...
+
+
+class _Nobody:
+    """Keeps no lease: for steps that are carried out without an engine, and run no handler."""
+
+    def watch(self, attempt: Attempt) -> None:
+        """The lease ends by itself."""
+
+    def record(self, command: RecordLater) -> bool:
+        return False
+
+
+_NOBODY = _Nobody()
+
+
+class Performer:
+    """Carries out commands blocking, on a ``Backend``. ``keeper``: the heartbeat on the same backend.
+
+    ``look``: what looks for a response in a ledger.
+    """
+
+    def __init__(
+        self, backend: Backend, keeper: Keeper = _NOBODY, look: Callable[[Look], bytes | None] | None = None
+    ) -> None:
+        self.backend = backend
+        self._handlers: dict[type[Command[Any]], Callable[[Any], Any]] = {
+            Reserve: backend.reserve,
+            Unreserve: backend.unreserve,
+            Claim: self._claim,
+            Renew: backend.renew,
+            SaveStage: backend.save_stage,
+            Complete: backend.complete,
+            Fail: backend.fail,
+            Release: backend.release,
+            Withdraw: backend.withdraw,
+            Get: backend.get,
+            Forget: lambda command: backend.delete(command.record_id),
+            Wait: backend.wait,
+            KeepAlive: lambda command: keeper.watch(command.attempt),
+            RecordLater: keeper.record,
+            TakePlace: Places(_PLACES_ON_THREADS).take,
+            Call: lambda command: command.function(),
+            Sleep: lambda command: time.sleep(command.seconds),
+            Now: lambda _: time.monotonic(),
+            Emit: tell,
+        }
+        if look is not None:
+            self._handlers[Look] = look
+
+    def run(self, steps: Steps[T]) -> T:
+        """Run an engine to its end; returns or raises what it does."""
+        return drive(steps, self._handlers)
+
+    def _claim(self, command: Claim) -> ClaimAnswer:
+        asked = time.monotonic()
+        answer = self.backend.claim(command)
+        if isinstance(answer, Leased):
+            answer.asked = asked
+        return answer
+
+
+class AsyncPerformer:
+    """Carries out commands awaited, on an ``AsyncBackend``."""
+
+    def __init__(
+        self,
+        backend: AsyncBackend,
+        keeper: Keeper = _NOBODY,
+        look: Callable[[Look], Awaitable[bytes | None]] | None = None,
+    ) -> None:
+        self.backend = backend
+        # Cleanup after a cancellation may cost two calls; it is bounded, since shutdown waits for it.
+        #: seconds that a cleanup may take
+        self.patience = 2 * backend.call_timeout + 1.0
+        places = Places(None)
+
+        async def take_place(command: TakePlace) -> Callable[[], None] | None:
+            return places.take(command)
+
+        async def watch(command: KeepAlive) -> None:
+            keeper.watch(command.attempt)
+
+        async def record(command: RecordLater) -> bool:
+            return keeper.record(command)
+
+        self._handlers: dict[type[Command[Any]], Callable[[Any], Awaitable[Any]]] = {
+            Reserve: backend.reserve,
+            Unreserve: backend.unreserve,
+            Claim: self._claim,
+            Renew: backend.renew,
+            SaveStage: backend.save_stage,
+            Complete: backend.complete,
+            Fail: backend.fail,
+            Release: backend.release,
+            Withdraw: backend.withdraw,
+            Get: backend.get,
+            Forget: lambda command: backend.delete(command.record_id),
+            Wait: backend.wait,
+            KeepAlive: watch,
+            RecordLater: record,
+            TakePlace: take_place,
+            Call: lambda command: command.function(),
+            Sleep: lambda command: loops.sleep(command.seconds),
+            Now: _now,
+            Emit: _tell,
+        }
+        if look is not None:
+            self._handlers[Look] = look
+
+    def run(self, steps: Steps[T], *, guarded: bool = False) -> Coroutine[Any, Any, T]:
+        """Run an engine to its end. ``guarded``: even though this task is being cancelled."""
+        return drive_async(steps, self._handlers, self._shield, guarded=guarded)
+
+    async def _claim(self, command: Claim) -> ClaimAnswer:
+        asked = time.monotonic()
+        answer = await self.backend.claim(command)
+        if isinstance(answer, Leased):
+            answer.asked = asked
+        return answer
+
+    async def _shield(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        try:
+            return await loops.shielded(call, self.patience)
+        except TimeoutError as error:
+            raise BackendUnavailable("a backend call during cleanup did not end in time") from error
+
+
+async def _now(_: Now) -> float:
+    return time.monotonic()
+
+
+async def _tell(command: Emit) -> None:
+    tell(command)

@@ -1,0 +1,213 @@
+"""What happens to running requests when their process has to end: they are settled, or given up at once (L-06).
+
+Everything here is of one process: the requests that are on their way through an adapter, and the heartbeats, each of
+which knows its running leases and gives them up in its own thread. So ``drain`` takes no lock that whoever calls it
+could hold, and may be called from any thread, at the interpreter's exit, and in a signal handler.
+"""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from open_idempotency import events
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.commands import Emit, Fail
+from open_idempotency._runtime import loops
+from open_idempotency._runtime.processes import PerProcess
+from open_idempotency.backend import Backend
+from open_idempotency.exceptions import LeaseLost
+
+#: seconds that a pass over all running leases may take
+PATIENCE = 5.0
+# seconds in which a handler that its server has cancelled may clean up before its attempt is given up
+_CLEANUP = 1.0
+_LOOK = 0.01
+
+
+class Pass:
+    """One pass over the leases of one heartbeat: how long it may take, and how many were given up.
+
+    ``sparing``: what runs in a thread keeps its lease, since the process, and so the thread, may go on for a while.
+    """
+
+    __slots__ = ("_done", "deadline", "released", "sparing")
+
+    def __init__(self, deadline: float, sparing: bool = False) -> None:
+        #: on the monotonic clock
+        self.deadline = deadline
+        self.sparing = sparing
+        self.released = 0
+        self._done = threading.Event()
+
+    def takes(self, attempt: Attempt) -> bool:
+        """Whether this running attempt is to be given up."""
+        return not (self.sparing and attempt.threads is not None and attempt.threads.running)
+
+    @property
+    def over(self) -> bool:
+        """Whether its time is up."""
+        return time.monotonic() >= self.deadline
+
+    @property
+    def left(self) -> float:
+        """Seconds until its time is up."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self._done.is_set()
+
+    def end(self) -> None:
+        """There is nothing left to do."""
+        self._done.set()
+
+    def wait(self) -> int:
+        """How many were given up when it ended, or when its time was up."""
+        self._done.wait(self.left)
+        return self.released
+
+
+class Leases(Protocol):
+    """Something that has running leases, and a thread of its own to give them up."""
+
+    def drain(self, order: Pass) -> None:
+        """Begin the pass, and return at once. Takes no lock."""
+
+    def report_lost(self) -> None:
+        """The process ends: report what it has not recorded."""
+
+
+_leases: PerProcess[set[Leases]] = PerProcess(set)
+
+
+def enlist(leases: Leases) -> None:
+    """Have these leases drained from now on; in a process that has none yet, at its exit too."""
+    enlisted = _leases.get()
+    if not enlisted:
+        _drain_at_exit()
+    enlisted.add(leases)
+
+
+def dismiss(leases: Leases) -> None:
+    """Take ``enlist`` back."""
+    _leases.get().discard(leases)
+
+
+def drain(timeout: float = PATIENCE) -> int:
+    """Give up every request that runs in this process, so that its retry elsewhere need not wait for its lease.
+
+    For a process that ends before its handlers can, and only then: a handler that goes on after this has lost its
+    lease. Its next stage raises ``LeaseLost`` and its answer is replaced by a 409, but what it does between two stages
+    may happen beside the retry. What is being recorded at this moment, in the background too, is waited for. Attempts
+    count, stages stay.
+
+    ``timeout``: seconds that all of it may take; a lease that was not reached by then ends by itself. Returns how many
+    were given up. Never raises; may be called from any thread and repeatedly; does nothing for other processes. It
+    blocks, so on an event loop call it in a thread. Since 0.1.
+    """
+    return _drain(timeout, sparing=False)
+
+
+def _drain(timeout: float, *, sparing: bool) -> int:
+    deadline = time.monotonic() + timeout
+    orders: list[Pass] = []
+    for leases in list(_leases.get()):
+        order = Pass(deadline, sparing)
+        leases.drain(order)
+        orders.append(order)
+    return sum(order.wait() for order in orders)
+
+
+def give_up(attempt: Attempt, backend: Backend, tell: Callable[[Emit], None]) -> bool:
+    """End an attempt in the middle; whether that is on record. The handler is told by its next stage (S-07)."""
+    lease = attempt.lease
+    assert lease is not None
+    attempt.lost = True
+    record, listener = events.short(lease.record_id), attempt.policy.on_event
+    try:
+        backend.fail(Fail(lease, final=attempt.policy.on_abandoned != "resume"))
+    except LeaseLost:
+        return False  # another attempt has it, or this one's own end came first
+    except Exception as error:  # whatever a backend raises, the other leases are given up all the same
+        tell(Emit(events.BackendFailed.of(record, "fail", error), listener))
+        return False
+    tell(Emit(events.Failed(record, None), listener))
+    return True
+
+
+def _drain_at_exit() -> None:
+    atexit.unregister(_drain_and_report)  # an ancestor's, inherited by a fork
+    atexit.register(_drain_and_report)
+    process: Any = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        # A child of multiprocessing runs no atexit functions.
+        Finalize(None, _drain_unless_threads_go_on, exitpriority=0)
+
+
+def _drain_unless_threads_go_on() -> None:
+    """The child waits for its threads after this, so the handlers that run in them can finish."""
+    main = threading.main_thread()
+    if all(thread.daemon or thread is main for thread in threading.enumerate()):
+        _drain_and_report()
+
+
+def _drain_and_report() -> None:
+    drain()
+    for leases in list(_leases.get()):
+        leases.report_lost()
+
+
+class Protected(Protocol):
+    """A request on its way through an adapter."""
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """What it runs; None while it is being admitted."""
+        ...
+
+
+_requests: PerProcess[set[Protected]] = PerProcess(set)
+
+
+def enter(request: Protected) -> set[Protected]:
+    """A request begins. Whoever it is discards it from this set when what became of it is on record.
+
+    Sets are changed atomically, so any thread may.
+    """
+    requests = _requests.get()
+    requests.add(request)
+    return requests
+
+
+async def settle() -> None:
+    """At a server's shutdown: wait until what it has cancelled is on record, and give up what took no cancellation.
+
+    Some servers cancel the requests that did not end in time, run the application's shutdown, and are gone a moment
+    later. Bounded, since some handlers take no cancellation.
+
+    A handler that runs in a thread is waited for, and never given up: the process may not end before that thread does,
+    so a retry would run beside it (L-09). Its lease is renewed as long as the process lives, and then ends by itself.
+    """
+    await _wait(_CLEANUP)
+    await loops.in_thread(lambda: _drain(PATIENCE, sparing=True))
+    await _wait(PATIENCE)
+
+
+async def _wait(seconds: float) -> None:
+    """Return when no request is left that may still have to be recorded, or after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    await loops.sleep(_LOOK)  # what was cancelled a moment ago learns of it
+    while _unsettled() and time.monotonic() < deadline:
+        await loops.sleep(_LOOK)
+
+
+def _unsettled() -> bool:
+    return any(request.attempt is None or not request.attempt.lost for request in list(_requests.get()))

@@ -1,0 +1,170 @@
+"""Which policy applies to a request: by the rules of its route, and by rules for its path.
+
+Adapters that see no routes take rules by path: ``rules={"/payments/*": {"required": True}}``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import combinations_with_replacement
+from typing import Any, NamedTuple
+
+from open_idempotency._core.keys import key_names
+from open_idempotency._engine.engine import Engine
+from open_idempotency._routes import path_patterns
+from open_idempotency._routes.path_patterns import Pattern, Table
+from open_idempotency.exceptions import ConfigurationError
+from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
+from open_idempotency.rules import EXEMPT, Rule, combine, read_rule
+
+
+class Coverage(NamedTuple):
+    """The policy, and the lower-case names of the fields that carry keys under it."""
+
+    policy: IdempotencyPolicy
+    names: frozenset[bytes]
+
+
+class Coverages:
+    """Those of one engine, each made once."""
+
+    __slots__ = ("_engine", "_known", "default", "largest_request")
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._known: dict[tuple[Rule, ...], Coverage | None] = {}
+        #: where no rule applies
+        self.default = Coverage(engine.policy, key_names(engine.policy))
+        #: the largest ``max_request_bytes`` of those that were made
+        self.largest_request = engine.policy.max_request_bytes
+
+    def by(self, rules: tuple[Rule, ...]) -> Coverage | None:
+        """What these rules make of the engine's policy, the nearest last; None where the route is exempt.
+
+        Raises ``ConfigurationError`` for rules that contradict the policy.
+        """
+        if not rules:
+            return self.default
+        if rules not in self._known:
+            policy = self._engine.policy_for(combine(rules))
+            self._known[rules] = None if policy is None else Coverage(policy, key_names(policy))
+            if policy is not None:
+                self.largest_request = max(self.largest_request, policy.max_request_bytes)
+        return self._known[rules]
+
+
+# Most requests that are covered go to few paths. Longer ones are not worth their memory.
+_REMEMBERED, _LONGEST_REMEMBERED = 1024, 256
+_PERCENT = ord("%")
+
+# In place of a parameter, when rules are tried: what nobody has written.
+_SOMETHING = "\0"
+
+
+class PathTable:
+    """The rules that a middleware was given, as they stand. Raises ``ConfigurationError`` that names the rule."""
+
+    def __init__(self, said: Mapping[str, Any]) -> None:
+        if not isinstance(said, Mapping):
+            raise ConfigurationError(f"rules: expected a dictionary of paths, got {said!r}")
+        self.read = {text: _read(text, value) for text, value in said.items()}
+        self.table = Table(_distinct(self.read))
+
+    def find(self, method: str, path: str) -> tuple[Rule, ...]:
+        """The rules for a path as an application writes it, the nearest last."""
+        return self.table.find(method, path_patterns.as_it_stands(path))
+
+
+class PathRules:
+    """The rules of one middleware, found for requests. ``methods``: those that are covered on some path.
+
+    Raises ``ConfigurationError`` that names the rule.
+    """
+
+    def __init__(self, said: Mapping[str, Any], coverages: Coverages) -> None:
+        self._coverages = coverages
+        given = PathTable(said)
+        read, self._table = given.read, given.table
+        self._folded = Table((pattern.folded(), rule) for pattern, rule in read.values())
+        self._may_fit = path_patterns.make_sieve(pattern for pattern, _ in read.values())
+        self._check(read)
+        fields = [set(coverages.default.policy.methods), *self._methods_said(read)]
+        self.methods: frozenset[str] = frozenset().union(*fields)
+        self._remembered = lru_cache(_REMEMBERED)(self._look_up)
+
+    def find(self, method: str, path: str, raw: bytes | None = None, root: str = "") -> tuple[Rule, ...]:
+        """The rules for a request, the nearest last. ``path``: decoded; ``raw``: as it was sent, where one knows."""
+        if len(path) > _LONGEST_REMEMBERED or (raw is not None and _PERCENT in raw):
+            return self._look_up(method, path, raw, root)
+        return self._remembered(method, path, None, root)
+
+    def _look_up(self, method: str, path: str, raw: bytes | None, root: str) -> tuple[Rule, ...]:
+        if not root and not self._may_fit(path) and not path_patterns.is_odd(path, raw):
+            return ()  # nearly every request without a rule, quickly
+        readings = [
+            self._table.find(method, path_patterns.as_it_stands(path_patterns.below(path, root))),
+            self._folded.find(method, path_patterns.tidied(path, root)),
+        ]
+        if raw is not None and b"%" in raw:
+            readings.append(self._table.find(method, path_patterns.as_sent(raw, root)))
+        # The first of those that protect alike: the path as it stands.
+        return max(readings, key=lambda rules: _protection(self._coverages.by(rules), method))
+
+    def _methods_said(self, read: Mapping[str, tuple[Pattern, Rule]]) -> Iterator[frozenset[str]]:
+        for one, other in combinations_with_replacement(read.values(), 2):
+            coverage = self._together(one[0], other[0])
+            if coverage is not None:
+                yield coverage.policy.methods
+
+    def _check(self, read: Mapping[str, tuple[Pattern, Rule]]) -> None:
+        """Try each rule with each that can meet it: what contradicts is always two fields, so two rules."""
+        for one, other in combinations_with_replacement(read, 2):
+            try:
+                coverage = self._together(read[one][0], read[other][0])
+            except ConfigurationError as error:
+                also = "" if one == other else f" with rules[{other!r}]"
+                raise ConfigurationError(f"rules[{one!r}]{also}: {error}") from None
+            if one == other:
+                _check_method(one, read[one], coverage)
+
+    def _together(self, one: Pattern, other: Pattern) -> Coverage | None:
+        pattern = path_patterns.meet(one, other)
+        if pattern is None:
+            return None
+        segments = [each or _SOMETHING for each in (*pattern.segments, *([None] * pattern.open))]
+        return self._coverages.by(self._table.find(pattern.method or "", segments))
+
+
+def _read(text: object, said: object) -> tuple[Pattern, Rule]:
+    if not isinstance(text, str):
+        raise ConfigurationError(f"rules[{text!r}]: expected a path such as '/payments/*'")
+    try:
+        return path_patterns.parse(text), read_rule(said)
+    except (ValueError, ConfigurationError) as error:
+        raise ConfigurationError(f"rules[{text!r}]: {error}") from None
+
+
+def _distinct(read: Mapping[str, tuple[Pattern, Rule]]) -> Iterator[tuple[Pattern, Rule]]:
+    """Refuse two patterns that some application could not tell apart."""
+    known: dict[Pattern, str] = {}
+    for text, (pattern, rule) in read.items():
+        earlier = known.setdefault(pattern.folded(), text)
+        if earlier != text:
+            raise ConfigurationError(f"rules[{text!r}]: fits the same paths as rules[{earlier!r}]")
+        yield pattern, rule
+
+
+def _check_method(text: str, read: tuple[Pattern, Rule], coverage: Coverage | None) -> None:
+    """A rule of a method that is not covered would say nothing."""
+    method, rule = read[0].method, read[1]
+    if method in NEVER_COVERED:
+        raise ConfigurationError(f"rules[{text!r}]: {method} can never be covered")
+    if method is not None and rule is not EXEMPT and coverage is not None and method not in coverage.policy.methods:
+        raise ConfigurationError(f"rules[{text!r}]: {method} is not covered; add methods=[{method!r}] to it")
+
+
+def _protection(coverage: Coverage | None, method: str) -> int:
+    """Required before optional, optional before not at all."""
+    if coverage is None or method not in coverage.policy.methods:
+        return 0
+    return 2 if coverage.policy.required else 1

@@ -1,0 +1,102 @@
+"""The place of ``@idempotent`` in a view: what stands above it lets a request through, or does not, on every try.
+
+A decorator above the mark (``permission_required``, ``roles_required``) refuses who may no longer do something. So it
+is asked before a response of an earlier try is sent again: the view is called, and comes as far as the mark.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from open_idempotency._core.requests import Answer
+from open_idempotency._core.stored_response import REPLAYED
+
+T = TypeVar("T")
+
+_PLACE = "_open_idempotency_place"
+_TELLING = (409, 422)
+_asking: ContextVar[bool] = ContextVar("open_idempotency_asking", default=False)
+
+
+class Reached(BaseException):
+    """The view was called to see whether it lets the request through, and has. Never seen by an application.
+
+    No ``Exception``, so that a framework's or a view's own error handling does not take it for one.
+    """
+
+
+def placed(view: Any) -> Any:
+    """The view, which stops at this place while it is only asked. A class, or a callable object, as it is."""
+    if not inspect.isfunction(view) or hasattr(view, _PLACE):
+        return view
+    wrapper = _awaited(view) if inspect.iscoroutinefunction(view) else _plain(view)
+    setattr(wrapper, _PLACE, wrapper)
+    return wrapper
+
+
+def _plain(view: Callable[..., T]) -> Callable[..., T]:
+    @functools.wraps(view)
+    def stop_here(*args: Any, **kwargs: Any) -> T:
+        if _asking.get():
+            raise Reached
+        return view(*args, **kwargs)
+
+    return stop_here
+
+
+def _awaited(view: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+    @functools.wraps(view)
+    async def stop_here(*args: Any, **kwargs: Any) -> T:
+        if _asking.get():
+            raise Reached
+        return await view(*args, **kwargs)
+
+    return stop_here
+
+
+def has_something_above(view: Any) -> bool:
+    """Whether a view is marked, and wrapped in something that keeps its attributes, as ``functools.wraps`` does."""
+    return getattr(view, _PLACE, view) is not view
+
+
+def is_placed(view: Any) -> bool:
+    """Whether a view, or what it is wrapped around, is marked."""
+    return hasattr(view, _PLACE)
+
+
+def tells_of_a_record(answer: Answer) -> bool:
+    """Whether an answer of ours depends on an earlier request: a replay, 409 or 422."""
+    return REPLAYED in answer.headers or answer.status in _TELLING
+
+
+@contextmanager
+def asking() -> Generator[None, None, None]:
+    """Views that are called in here stop where they are marked: ``Reached``."""
+    mark = _asking.set(True)
+    try:
+        yield
+    finally:
+        _asking.reset(mark)
+
+
+def ask(view: Callable[[], T]) -> T | None:
+    """What a view answers above its mark; None if it lets the request through. Raises what the view raises there."""
+    with asking():
+        try:
+            return view()
+        except Reached:
+            return None
+
+
+async def aask(view: Callable[[], Awaitable[T]]) -> T | None:
+    """The same, awaited."""
+    with asking():
+        try:
+            return await view()
+        except Reached:
+            return None

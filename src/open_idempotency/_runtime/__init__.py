@@ -1,0 +1,1 @@
+"""Event loops, threads, processes and forks. Nothing here knows of idempotency."""

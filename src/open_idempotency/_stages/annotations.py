@@ -1,0 +1,236 @@
+"""What a declaration says of a value: an annotation without its wrappings, its items, and what can never be kept."""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import functools
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Annotated, Any, TypeGuard, Union
+
+from open_idempotency._stages.scalars import scalar_of
+
+_UNIONS = (Union, types.UnionType)
+_SAYS_NOTHING = (None, type(None), Any, object)
+_AWAITABLE = (collections.abc.Awaitable, collections.abc.Coroutine)
+#: classes that JSON has
+JSON = (str, int, float, bool, type(None), list, tuple, dict)
+_WRAPPINGS = 20  # at most; a declaration that contains itself says nothing
+
+# Abstract declarations are built as the container that JSON has for them.
+CONTAINERS: Mapping[object, type] = {
+    list: list,
+    collections.abc.Sequence: list,
+    collections.abc.MutableSequence: list,
+    collections.abc.Iterable: list,
+    collections.abc.Collection: list,
+    tuple: tuple,
+    dict: dict,
+    collections.abc.Mapping: dict,
+    collections.abc.MutableMapping: dict,
+    set: set,
+    collections.abc.Set: set,
+    collections.abc.MutableSet: set,
+    frozenset: frozenset,
+}
+
+
+def meaning(declared: object) -> Any:
+    """A declaration without ``Annotated``, ``NewType`` and the like, and of ``X | None`` the ``X``.
+
+    None where it says nothing of a value.
+    """
+    kind: Any = declared
+    for _ in range(_WRAPPINGS):
+        if isinstance(kind, type) and type(kind) is type:
+            break
+        origin = typing.get_origin(kind)
+        if origin in _UNIONS:
+            kinds = members(kind)
+            if len(kinds) != 1:
+                return kind
+            kind = kinds[0]
+        elif is_wrapped(kind):
+            kind = _unwrapped(kind, origin)
+        else:
+            break
+    if kind in _SAYS_NOTHING or isinstance(kind, typing.TypeVar | typing.ForwardRef | str):
+        return None
+    return kind
+
+
+def is_wrapped(declared: object) -> bool:
+    """Whether a declaration is another one with something around it, or under a name of its own."""
+    origin = typing.get_origin(declared)
+    if origin is None:
+        return isinstance(declared, typing.NewType) or type(declared).__name__ == "TypeAliasType"
+    return origin is Annotated or getattr(origin, "_name", "") in ("Required", "NotRequired", "ReadOnly", "Final")
+
+
+def _unwrapped(kind: Any, origin: object) -> object:
+    if origin is not None:
+        return typing.get_args(kind)[0]
+    return kind.__supertype__ if isinstance(kind, typing.NewType) else kind.__value__
+
+
+def origin_of(kind: Any) -> Any:
+    """The class of a declaration such as ``list[int]``."""
+    return typing.get_origin(kind) or kind
+
+
+def is_union(kind: object) -> bool:
+    """Whether a declaration offers several types."""
+    return typing.get_origin(kind) in _UNIONS
+
+
+def members(kind: object) -> list[Any]:
+    """The types that a union offers, without None."""
+    return [member for member in typing.get_args(kind) if member is not type(None)]
+
+
+def is_plain(declared: object) -> bool:
+    """Whether JSON has all that the declaration allows, so that it need not be known to read a value."""
+    kind = meaning(declared)
+    if kind is None or typing.get_origin(kind) is typing.Literal:
+        return True
+    origin, arguments = origin_of(kind), typing.get_args(kind)
+    if origin in (list, dict, collections.abc.Sequence, collections.abc.Mapping):
+        return all(map(is_plain, arguments))
+    return origin in (str, int, float, bool)
+
+
+def item_type(kind: object, at: int) -> object:
+    """The declared type of a container's item: at a position of a tuple, of a list, of a mapping's values (1)."""
+    container, arguments = CONTAINERS.get(origin_of(kind)), typing.get_args(kind)
+    if container is None or not arguments:
+        return None
+    if container in (list, set, frozenset) or arguments[-1] is Ellipsis:
+        return arguments[0]
+    return arguments[at] if at < len(arguments) else None
+
+
+def key_type(kind: object) -> Any:
+    """What a mapping's keys are, where a JSON object cannot have them: None for text, and where it is not said."""
+    arguments = typing.get_args(kind)
+    found = meaning(arguments[0]) if CONTAINERS.get(origin_of(kind)) is dict and arguments else None
+    return None if found is str else found
+
+
+def is_named_tuple(kind: object) -> TypeGuard[type[tuple[Any, ...]]]:
+    """A class that ``typing.NamedTuple`` or ``collections.namedtuple`` made."""
+    return isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")
+
+
+def is_typed_dict(kind: object) -> bool:
+    """A class that ``TypedDict`` made, of ``typing`` or of ``typing_extensions``."""
+    return isinstance(kind, type) and issubclass(kind, dict) and hasattr(kind, "__total__")
+
+
+def is_model(kind: object) -> bool:
+    """A pydantic model class, known by its methods: pydantic is not imported here."""
+    return isinstance(kind, type) and hasattr(kind, "model_validate") and hasattr(kind, "model_dump")
+
+
+@lru_cache(maxsize=256)
+def hints_of(kind: type) -> Mapping[str, Any]:
+    """The declared types of a class's members; one that cannot be resolved declares nothing."""
+    try:
+        return typing.get_type_hints(kind)
+    except Exception:
+        return {name: _hint_of(kind, name) for base in kind.__mro__ for name in vars(base).get("__annotations__", ())}
+
+
+def _hint_of(kind: type, name: str) -> object:
+    for base in kind.__mro__:
+        annotation = vars(base).get("__annotations__", {}).get(name)
+        if annotation is not None:
+            return _resolved(annotation, getattr(sys.modules.get(base.__module__), "__dict__", {}))
+    return None
+
+
+def _resolved(annotation: object, names: Mapping[str, Any]) -> object:
+    if isinstance(annotation, type) and type(annotation) is type:
+        return annotation
+    holder = types.SimpleNamespace(__annotations__={"it": annotation})
+    try:
+        return typing.get_type_hints(holder, globalns=dict(names)).get("it")
+    except Exception:
+        return None
+
+
+def declared_type(function: Callable[..., object]) -> object:
+    """The return annotation of a function, or None where it has none that can be resolved; a class makes itself."""
+    target: Any = function
+    while isinstance(target, functools.partial):
+        target = target.func
+    if isinstance(target, type):
+        return target
+    try:
+        returns = getattr(target, "__annotations__", {}).get("return")
+    except Exception:  # annotations that are evaluated late, and cannot be
+        return None
+    if returns is None or returns is type(None):
+        return None
+    return _unawaited(_resolved(returns, getattr(_innermost(target), "__globals__", {})))
+
+
+def _innermost(function: Any) -> Any:
+    """What decorators wrap: an annotation that is text has the names of the module where it was written."""
+    for _ in range(_WRAPPINGS):
+        function = getattr(function, "__wrapped__", function)
+    return getattr(function, "__func__", function)
+
+
+def _unawaited(returns: object) -> object:
+    """What an ordinary function that returns a coroutine or a future promises."""
+    if typing.get_origin(returns) in _AWAITABLE and typing.get_args(returns):
+        returns = typing.get_args(returns)[-1]
+    return None if returns is type(None) else returns
+
+
+def unkeepable(declared: object, deep: bool = True) -> object:
+    """The type in a declaration of which no value can be kept; None where there may well be one that can.
+
+    Told before an effect, so it is only what is certain: an item of a container, but none of what may be missing in a
+    class.
+    """
+    kind = meaning(declared)
+    if kind is None or scalar_of(kind) is not None or is_model(kind):
+        return None
+    if is_union(kind):
+        found = [unkeepable(member, deep) for member in members(kind)]
+        return found[0] if all(found) else None
+    origin = origin_of(kind)
+    if not isinstance(origin, type):
+        return None
+    if dataclasses.is_dataclass(origin):
+        return _unkeepable_field(origin) if deep else None
+    if origin in CONTAINERS:
+        items = (unkeepable(item, deep) for item in typing.get_args(kind) if item is not Ellipsis)
+        return next((item for item in items if item is not None), None)
+    return None if _is_json(origin) else kind
+
+
+def _unkeepable_field(kind: type) -> object:
+    for field in dataclasses.fields(kind):
+        hint = hints_of(kind).get(field.name)
+        optional = is_union(hint) or origin_of(meaning(hint)) in CONTAINERS  # None, or empty
+        if field.init and not optional:
+            found = unkeepable(hint, deep=False)
+            if found is not None:
+                return found
+    return None
+
+
+def _is_json(kind: type) -> bool:
+    """Whether a class is one that JSON has, a kind of one, or what one is a kind of."""
+    if issubclass(kind, JSON):
+        return True
+    try:
+        return any(issubclass(known, kind) for known in JSON)
+    except TypeError:  # a protocol that cannot be asked about
+        return True

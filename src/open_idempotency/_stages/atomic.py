@@ -1,0 +1,150 @@
+"""The whole response in the application's own transaction (S-06): what ``Idem.atomic`` makes, sync and async."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any, TypeVar
+
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.drivers import Steps
+from open_idempotency._core.requests import Answer, Headers
+from open_idempotency._core.settlement import make_sure
+from open_idempotency._engine.current import Performers, here
+from open_idempotency._stages.blocks import check_colour, refuse_loop
+from open_idempotency.exceptions import ConfigurationError, NotStarted
+from open_idempotency.ledger.steps import Transaction, fence, save_answer
+from open_idempotency.ledger.transactions import transaction_of
+
+
+def answer_of(response: Any) -> Answer:
+    """Status, header fields and body. Raises ``TypeError`` for what has not all three, such as a stream."""
+    if isinstance(response, Answer):
+        return response
+    for read in (_of_starlette, _of_werkzeug, _of_django):
+        answer = read(response)
+        if answer is not None:
+            return answer
+    raise TypeError(
+        f"atomic.answer() takes a whole response of Starlette's, Flask's or Django's, not {type(response).__name__}; "
+        "in Flask make_response(...) makes one, in FastAPI JSONResponse(...)"
+    )
+
+
+def _of_starlette(response: Any) -> Answer | None:
+    headers, body = getattr(response, "raw_headers", None), getattr(response, "body", None)
+    if headers is None or not isinstance(body, bytes):
+        return None
+    return Answer(response.status_code, list(headers), body)
+
+
+def _of_werkzeug(response: Any) -> Answer | None:
+    if not hasattr(response, "get_wsgi_headers") or not response.is_sequence:
+        return None
+    return Answer(response.status_code, _pairs(response.headers.items()), response.get_data())
+
+
+def _of_django(response: Any) -> Answer | None:
+    if getattr(response, "streaming", True) or not hasattr(response, "content"):
+        return None
+    cookies = [("Set-Cookie", cookie.OutputString()) for cookie in response.cookies.values()]
+    return Answer(response.status_code, _pairs([*response.items(), *cookies]), response.content)
+
+
+def _pairs(items: Any) -> Headers:
+    return [(name.encode("latin-1"), str(value).encode("latin-1")) for name, value in items]
+
+
+R = TypeVar("R")
+_WHAT = "idem.atomic"
+
+
+def _entering(transaction: Transaction, attempt: Attempt) -> Steps[None]:
+    """As for a stage: where the lease may have ended unnoticed, its owner is asked for before any effect (S-07)."""
+    if time.monotonic() > attempt.sure_until:
+        yield from make_sure(attempt)
+    yield from fence(transaction, attempt, whole=True)
+
+
+class AtomicBlock:
+    """A block of a view whose answer commits with the caller's rows; see ``Idem.atomic``.
+
+    ``optional``: it may end without an answer, since whoever made it rolls back then.
+    """
+
+    __slots__ = ("_answer", "_attempt", "_entered", "_optional", "_tx", "kept")
+
+    def __init__(self, tx: object, *, optional: bool = False) -> None:
+        self._tx = tx
+        self._optional = optional
+        self._attempt: Attempt | None = None
+        self._answer: Answer | None = None
+        #: at the block's end: whether the answer went into the transaction; None without a key or an answer. Where it
+        #: is false, such as for a 503, a retry runs again, so the caller's rows are better rolled back
+        self.kept: bool | None = None
+        #: None without a key, where nothing is kept
+        self._entered: tuple[Transaction, Attempt, Performers] | None = None
+
+    def answer(self, response: R) -> R:
+        """Hand over the answer to keep, and return it. A response of Starlette's, Flask's or Django's, with its body.
+
+        Raises ``TypeError`` for another one, and for a stream.
+        """
+        self._answer = answer_of(response)
+        return response
+
+    def _enter(self, awaited: bool) -> tuple[Steps[None], Performers] | None:
+        attempt, performers = here()
+        attempt.check_running()
+        self._attempt = attempt
+        if attempt.lease is None and attempt.policy.strict_stages:
+            raise NotStarted("this request has no idempotency key, and strict_stages asks for one")
+        # What is wrong with it is told without a key, too.
+        transaction = transaction_of(self._tx)
+        check_colour(_WHAT, transaction.awaited, awaited)
+        if attempt.lease is None:
+            return None
+        self._entered = transaction, attempt, performers
+        return _entering(transaction, attempt), performers
+
+    def _leave(self, error: BaseException | None) -> tuple[Steps[bool], Performers] | None:
+        if error is not None:
+            return None
+        if self._answer is None:
+            self._refuse_silence()
+            return None
+        if self._entered is None:
+            return None
+        transaction, attempt, performers = self._entered
+        return save_answer(transaction, attempt, self._answer), performers
+
+    def _refuse_silence(self) -> None:
+        """Without an answer the rows would commit alone, with or without a key, and a retry would make them again."""
+        if not self._optional and self._attempt is not None and self._attempt.keep is not False:
+            raise ConfigurationError(
+                f"{_WHAT}: the block ended without an answer; hand it over with block.answer(response), or call "
+                "idem.discard() and roll back where there is none to keep"
+            )
+
+    def __enter__(self) -> AtomicBlock:
+        refuse_loop(_WHAT, "`async with idem.atomic(...)` with a transaction that is awaited, or a `def` view")
+        if todo := self._enter(awaited=False):
+            todo[1].sync.run(todo[0])
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if todo := self._leave(error):
+            self.kept = todo[1].sync.run(todo[0])
+
+    async def __aenter__(self) -> AtomicBlock:
+        if todo := self._enter(awaited=True):
+            await todo[1].aio.run(todo[0])
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if todo := self._leave(error):
+            self.kept = await todo[1].aio.run(todo[0])
