@@ -27,7 +27,7 @@ NEVER = 100.0
 SOON = 20.0
 PAUSE = 0.02
 #: for as long as it takes
-UNTOLD = Wait(RECORD, NEVER, NEVER)
+UNREPORTED = Wait(RECORD, NEVER, NEVER)
 #: ended by a pause where nobody tells
 POLLED = Wait(RECORD, NEVER, PAUSE)
 
@@ -102,7 +102,7 @@ def test_memory_tells_whoever_waits(colour: str, verb: str) -> None:
         lease = await lease_of(verbs, RECORD)
         async with anyio.create_task_group() as group:
             for _ in range(5):
-                group.start_soon(verbs.wait, UNTOLD)
+                group.start_soon(verbs.wait, UNREPORTED)
             await _until(lambda: len(backend._table._here.get().waiters._waiting.get(RECORD, ())) == 5)
             await ENDS[verb](verbs, lease)
         assert not backend._table._here.get().waiters
@@ -118,7 +118,7 @@ def test_the_server_tells_whoever_waits(colour: str, verb: str, backend: RedisBa
         lease = await lease_of(verbs, RECORD)
         async with anyio.create_task_group() as group:
             for _ in range(5):
-                group.start_soon(verbs.wait, UNTOLD)
+                group.start_soon(verbs.wait, UNREPORTED)
             await _until(lambda: _subscribers(plain, backend) == 1)
             await ENDS[verb](verbs, lease)
         await _until(lambda: _subscribers(plain, backend) == 0)
@@ -135,7 +135,7 @@ def test_another_process_is_heard(colour: str, backend: RedisBackend, plain: red
     async def steps(verbs: AsyncVerbs) -> None:
         lease = await lease_of(AsyncVerbs(elsewhere), RECORD)
         async with anyio.create_task_group() as group:
-            group.start_soon(verbs.wait, UNTOLD)
+            group.start_soon(verbs.wait, UNREPORTED)
             await _until(lambda: _subscribers(plain, backend) == 1)
             elsewhere.complete(Complete(lease, b"response"))
         assert await verbs.claim(claim_of(RECORD)) == Finished(b"response")
@@ -149,7 +149,7 @@ def test_an_end_before_the_subscription_is_seen(colour: str, backend: RedisBacke
 
     async def steps(verbs: AsyncVerbs) -> None:
         await verbs.complete(Complete(await lease_of(verbs, RECORD), b"response"))
-        await verbs.wait(UNTOLD)
+        await verbs.wait(UNREPORTED)
 
     _run(colour, backend, steps)
 
@@ -166,12 +166,12 @@ def test_waiting_costs_one_call_and_a_subscription(colour: str, backend: RedisBa
     async def steps(verbs: AsyncVerbs) -> None:
         lease = await lease_of(verbs, RECORD)
         await verbs.release(Release(lease))  # so that the server knows the scripts
-        await verbs.wait(UNTOLD)
+        await verbs.wait(UNREPORTED)
         await _until(lambda: _subscribers(plain, backend) == 0)
         lease = await lease_of(verbs, RECORD)
         before = calls()
         async with anyio.create_task_group() as group:
-            group.start_soon(verbs.wait, UNTOLD)
+            group.start_soon(verbs.wait, UNREPORTED)
             await _until(lambda: calls()["hget"] > before["hget"])
             await verbs.release(Release(lease))
         await _until(lambda: calls()["unsubscribe"] > before["unsubscribe"])
@@ -190,7 +190,7 @@ def test_a_task_that_stops_waiting_stops_listening(backend: RedisBackend, plain:
     async def steps(verbs: AsyncVerbs) -> None:
         await lease_of(verbs, RECORD)
         async with anyio.create_task_group() as group:
-            group.start_soon(verbs.wait, UNTOLD)
+            group.start_soon(verbs.wait, UNREPORTED)
             await _until(lambda: _subscribers(plain, backend) == 1)
             group.cancel_scope.cancel()
         await _until(lambda: _subscribers(plain, backend) == 0)
@@ -208,13 +208,13 @@ def test_a_connection_that_breaks_ends_the_waiting(colour: str, own_server: Serv
         lease = await lease_of(verbs, RECORD)
         with own_server.connect() as plain:
             async with anyio.create_task_group() as group:
-                group.start_soon(verbs.wait, UNTOLD)
+                group.start_soon(verbs.wait, UNREPORTED)
                 await _until(lambda: _subscribers(plain, backend) == 1)
                 assert plain.execute_command("CLIENT", "KILL", "TYPE", "pubsub") == 1
             await verbs.wait(POLLED)
             backend.listener._resting_until = 0.0  # the rest is over
             async with anyio.create_task_group() as group:
-                group.start_soon(verbs.wait, UNTOLD)
+                group.start_soon(verbs.wait, UNREPORTED)
                 await _until(lambda: _subscribers(plain, backend) == 1)
                 await verbs.complete(Complete(lease, b"response"))
 
@@ -267,7 +267,7 @@ def test_closing_ends_the_waiting(colour: str, backend: RedisBackend, plain: red
         lease = await lease_of(verbs, RECORD)
         for _ in range(2):
             async with anyio.create_task_group() as group:
-                group.start_soon(verbs.wait, UNTOLD)
+                group.start_soon(verbs.wait, UNREPORTED)
                 await _until(lambda: _subscribers(plain, backend) == 1)
                 await anyio.to_thread.run_sync(backend.listener.close)
             # The server may count the old subscriber for a moment more, and it must not pass for the next one.
@@ -290,7 +290,7 @@ def test_the_thread_ends_when_nobody_waits(
             await verbs.wait(Wait(RECORD, 0.05, 0.05))
             await _until(lambda: not [t for t in set(threading.enumerate()) - threads if "listener" in t.name])
         async with anyio.create_task_group() as group:
-            group.start_soon(verbs.wait, UNTOLD)
+            group.start_soon(verbs.wait, UNREPORTED)
             await _until(lambda: _subscribers(plain, backend) == 1)
             await verbs.complete(Complete(lease, b"response"))
 

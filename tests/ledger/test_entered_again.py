@@ -64,8 +64,9 @@ def test_a_block_after_a_rollback_runs_again(client: Client, kind: str, database
             place_and_fail(opened)
         with BLOCKING[kind][1](database) as opened:
             order(opened, SECOND)
-        assert attempt.answered is not None
-        assert attempt.answered[0].body == b"second"
+        assert attempt.ledger is not None
+        assert attempt.ledger.stored is not None
+        assert attempt.ledger.stored.response.body == b"second"
         assert client.engine.sync.run(finish(attempt, SECOND)) is Fate.KEPT
     assert database.orders() == 1
 

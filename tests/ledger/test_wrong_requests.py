@@ -87,7 +87,7 @@ def test_a_stage_of_another_database_refuses_an_atomic_view_in_django(new_databa
 def refused(*stages: Stage, attempt: int = 1) -> Attempt:
     """An attempt that a ledger stopped, of a caller with a quota."""
     made = attempt_of(*stages, owned=lease_of(attempt=attempt))
-    made.scope_id, made.stopped = b"c" * 32, KeyReused("another request")
+    made.scope_id, made.interrupted = b"c" * 32, KeyReused("another request")
     return made
 
 

@@ -110,13 +110,13 @@ def test_the_effect_is_not_repeated_and_the_first_attempt_goes_on(
     with client.request() as attempt:
         assert form(charge, **terms) is value
         assert idem.load("charge") is value
-        assert attempt.stopped is None
+        assert attempt.interrupted is None
     for _ in range(2):
         with client.request() as attempt:
             with pytest.raises(OutcomeUnknown) as caught:
                 form(charge, **terms)
             assert not caught.value.retryable
-            assert attempt.stopped is caught.value
+            assert attempt.interrupted is caught.value
     assert charge.calls == 1
     (told,) = [event for event in listener.seen if isinstance(event, events.StageValueNotKept)]
     assert (told.stage, told.kind == "", told.cure == "") == ("charge", False, False)

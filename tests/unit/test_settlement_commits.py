@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from open_idempotency import events
-from open_idempotency._core.attempt import Attempt, End, Watch
+from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Call, Complete, Fail, Get, Release
 from open_idempotency._core.frames import decode_response, encode_response
+from open_idempotency._core.ledger_state import End, LedgerResponse, Watch
 from open_idempotency._core.models import Completed
 from open_idempotency._core.requests import Answer
 from open_idempotency._core.settlement import Fate, abort, finish
@@ -25,8 +26,7 @@ FRAME = encode_response(PLACED)
 def answered(end: End, proof: Callable[[], bool] | None = None, **policy: Any) -> Attempt:
     """An attempt that has put its response into a ledger, with what is known of its transaction."""
     attempt = attempt_of(**policy)
-    attempt.answered = PLACED, FRAME, True
-    attempt.watch(None, Watch(lambda: end, proof))
+    attempt.in_ledger().put_response(LedgerResponse(PLACED, FRAME, True, None, Watch(lambda: end, proof)))
     return attempt
 
 
@@ -62,7 +62,7 @@ def test_a_committed_response_is_recorded_whatever_came_behind_it(how: Callable[
     assert decode_response(command.response) == PLACED
 
 
-@pytest.mark.parametrize("end", [End.UNTOLD, End.DOUBTFUL])
+@pytest.mark.parametrize("end", [End.UNREPORTED, End.DOUBTFUL])
 @pytest.mark.parametrize("policy", [{"on_failed": "reject"}, {"on_abandoned": "reject"}, {"max_attempts": 3}])
 def test_a_strict_policy_asks_the_database_where_the_library_does_not_know(end: End, policy: Any) -> None:
     """S-06b."""
@@ -74,7 +74,7 @@ def test_a_strict_policy_asks_the_database_where_the_library_does_not_know(end: 
 @pytest.mark.parametrize("proof", [lambda: False, away, None], ids=["not there", "away", "cannot be asked"])
 def test_without_a_proof_the_attempt_has_failed(proof: Any) -> None:
     """S-06b: a response is taken for committed on proof alone."""
-    attempt, script = answered(End.UNTOLD, proof, on_failed="reject"), Script({Fail: [None]})
+    attempt, script = answered(End.UNREPORTED, proof, on_failed="reject"), Script({Fail: [None]})
     script.run(abort(attempt, ZeroDivisionError()))
     assert script.names() == (["Fail"] if proof is None else ["Call", "Fail"])
     assert (events.BackendFailed in seen(attempt)) is (proof is away)
@@ -97,7 +97,7 @@ def test_what_is_known_not_to_be_committed_is_not_asked_for(end: End) -> None:
 
 def test_a_question_that_is_cancelled_leaves_the_attempt_ended() -> None:
     """L-04: what would have been recorded is sent, and then the cancellation goes on."""
-    attempt = answered(End.UNTOLD, lambda: True, on_failed="reject")
+    attempt = answered(End.UNREPORTED, lambda: True, on_failed="reject")
     script = Script({Call: [asyncio.CancelledError()], Fail: [None]})
     with pytest.raises(asyncio.CancelledError):
         script.run(abort(attempt, ZeroDivisionError()))
@@ -110,16 +110,16 @@ def test_a_question_that_is_cancelled_leaves_the_attempt_ended() -> None:
 def test_its_own_response_is_sent_again_once_it_is_committed() -> None:
     """S-06a."""
     attempt, script = answered(End.COMMITTED), Script({Complete: [Completed()]})
-    attempt.stopped = AnsweredBefore(FRAME)
+    attempt.interrupted = AnsweredBefore(FRAME)
     answer = script.run(finish(attempt, Answer(500, [], b"error")))
     assert (answer.status, answer.body) == (201, b"placed")
 
 
-@pytest.mark.parametrize("end", [End.OPEN, End.ROLLED_BACK, End.DOUBTFUL, End.UNTOLD])
+@pytest.mark.parametrize("end", [End.OPEN, End.ROLLED_BACK, End.DOUBTFUL, End.UNREPORTED])
 def test_its_own_response_is_not_sent_before(end: End) -> None:
     """S-06a: neither sent nor recorded."""
     attempt, script = answered(end), Script({Fail: [None]})
-    attempt.stopped = AnsweredBefore(FRAME)
+    attempt.interrupted = AnsweredBefore(FRAME)
     answer = script.run(finish(attempt, Answer(500, [], b"error")))
     assert (answer.status, script.names()) == (500, ["Fail"])
     assert events.Uncommitted in seen(attempt)
@@ -128,7 +128,7 @@ def test_its_own_response_is_not_sent_before(end: End) -> None:
 # A stale owner
 
 
-@pytest.mark.parametrize("end", [End.COMMITTED, End.UNTOLD])
+@pytest.mark.parametrize("end", [End.COMMITTED, End.UNREPORTED])
 def test_a_stale_owner_that_returns_its_response_sends_it(end: End) -> None:
     """S-06c: a view that returns normally is believed, as it is where it owns the record."""
     attempt, script = answered(end), Script({Get: [None]})
@@ -140,11 +140,11 @@ def test_a_stale_owner_that_returns_its_response_sends_it(end: End) -> None:
     ("end", "proof", "status"),
     [
         (End.COMMITTED, None, 201),
-        (End.UNTOLD, lambda: True, 201),
+        (End.UNREPORTED, lambda: True, 201),
         (End.DOUBTFUL, lambda: True, 201),
         (End.DOUBTFUL, lambda: False, 409),
-        (End.UNTOLD, away, 409),
-        (End.UNTOLD, None, 409),
+        (End.UNREPORTED, away, 409),
+        (End.UNREPORTED, None, 409),
         (End.ROLLED_BACK, None, 409),
         (End.OPEN, None, 409),
     ],

@@ -272,7 +272,7 @@ def _answer_claim(
             except BackendUnavailable as error:
                 raise (yield from _not_renewable(attempt, lease, error)) from error
             except BaseException:  # such as a time limit of gevent's, or a listener that ends the process
-                attempt.lost = True  # no handler will run, so nobody is to renew the lease
+                attempt.lose()  # no handler will run, so nobody is to renew the lease
                 yield from _give_back(lease, policy)
                 raise
             return attempt

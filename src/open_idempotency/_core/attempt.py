@@ -5,14 +5,14 @@ Shared by the adapter that runs the request, the helper ``idem`` and the heartbe
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from math import inf
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from open_idempotency._core.ledger_state import LedgerState, StageId
 from open_idempotency._core.models import Lease, Stage
-from open_idempotency._core.requests import Answer
 from open_idempotency.exceptions import (
     AlreadyCompleted,
     AnsweredBefore,
@@ -26,7 +26,7 @@ from open_idempotency.policy import IdempotencyPolicy
 if TYPE_CHECKING:
     from open_idempotency._core.caller_changes import Caller
 
-StageId = tuple[str, str]
+Interruption = TypeVar("Interruption", bound=OutcomeUnknown | KeyReused | AnsweredBefore)
 
 _NO_VALUES: Mapping[StageId, object] = MappingProxyType({})
 _NO_STAGES: Mapping[StageId, bytes] = MappingProxyType({})
@@ -57,37 +57,6 @@ class Threads(Protocol):
         ...
 
 
-class End(Enum):
-    """What became of a transaction of the application's, as far as its client library reports it."""
-
-    #: neither committed nor rolled back, or closed without either
-    OPEN = "open"
-    COMMITTED = "committed"
-    #: the rows and what the ledger has with them are gone, or at least no COMMIT was seen
-    ROLLED_BACK = "rolled back"
-    #: the COMMIT raised, so it may have arrived or not
-    DOUBTFUL = "doubtful"
-    #: the library reports nothing
-    UNTOLD = "untold"
-
-
-Proof = Callable[[], bool | Awaitable[bool]]
-
-
-class Watch(NamedTuple):
-    """What reports the end of one transaction of the application's.
-
-    ``proof``: asks the database, on a connection of its own, whether the response was committed. It is blocking or
-    awaited, as the caller needs it; None where it cannot be asked.
-    """
-
-    end: Callable[[], End]
-    proof: Proof | None = None
-
-
-_NO_WATCHES: Mapping[StageId | None, Watch] = MappingProxyType({})
-
-
 class Attempt:
     """A running request. Without a lease it is a covered request without a key: stages run plainly.
 
@@ -108,18 +77,15 @@ class Attempt:
     #: the request's method, for the log
     method: str = ""
     phase: Phase = Phase.RUNNING
-    #: set by the heartbeat or a refused verb: another attempt owns the record
+    #: another attempt owns the record, as the heartbeat or a refused verb has found
     lost: bool = False
-    #: what stopped the view before its own end: a stage in doubt, or a ledger that knows another request or the answer
-    stopped: OutcomeUnknown | KeyReused | AnsweredBefore | None = None
-    #: this attempt has put its answer into a ledger: the answer, what is stored of it, and whether its body is in that
-    answered: tuple[Answer, bytes, bool] | None = None
-    #: the transaction which that is in, as ``Transaction.entered`` has it
-    answered_in: object = None
+    #: what interrupted the view before its own end: a stage in doubt, or a ledger that knows another request or the
+    #: response
+    interrupted: OutcomeUnknown | KeyReused | AnsweredBefore | None = None
+    #: what it has put into a ledger; None as long as there is nothing
+    ledger: LedgerState | None = None
     #: the values of this attempt's own stages that could not be kept
     live: Mapping[StageId, object] = _NO_VALUES
-    #: of each transaction that holds a stage, or, under None, the response
-    watches: Mapping[StageId | None, Watch] = _NO_WATCHES
     #: what ``store=`` said, of which status; it is asked once
     stored: tuple[int, bool | None] | None = None
     #: seconds on the monotonic clock until which the lease is known to last
@@ -161,13 +127,25 @@ class Attempt:
         """Remember a value that cannot be kept, for as long as this attempt runs; in place, as ``saved``."""
         vars(self).setdefault("live", {})[stage] = value
 
-    def watch(self, stage: StageId | None, watch: Watch) -> None:
-        """Note what reports the end of the transaction that a stage, or with None the response, is in."""
-        self.watches = {**self.watches, stage: watch}
+    def in_ledger(self) -> LedgerState:
+        """What it has put into a ledger, to be added to."""
+        if self.ledger is None:
+            self.ledger = LedgerState()
+        return self.ledger
 
-    def settled(self, end: End) -> None:
-        """Note what became of the response's transaction, where more is known than the client library reports."""
-        self.watch(None, Watch(lambda: end))
+    def lose(self) -> bool:
+        """Note that another attempt owns the record. True for the first time, when it has to be reported."""
+        first, self.lost = not self.lost, True
+        return first
+
+    def interrupt(self, error: Interruption) -> Interruption:
+        """Note what interrupts the view, whatever the view makes of it; the error, to be raised."""
+        self.interrupted = error
+        return error
+
+    def end(self) -> None:
+        """Note that the handler has returned or raised: no stage belongs to this attempt any more."""
+        self.phase = Phase.ENDED
 
     def confirmed(self, asked: float) -> None:
         """The backend has granted or renewed the lease. ``asked``: when it was asked to, on the monotonic clock."""

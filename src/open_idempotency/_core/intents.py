@@ -13,10 +13,11 @@ from enum import Enum
 from typing import Any, Generic, Literal, TypeVar
 
 from open_idempotency import events
-from open_idempotency._core.attempt import Attempt, StageId
+from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Call, SaveStage
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.frames import StageKind, decode_stage, encode_stage
+from open_idempotency._core.ledger_state import StageId
 from open_idempotency._core.models import Stage
 from open_idempotency._core.notify import warn
 from open_idempotency._core.sealing import seal_stage
@@ -138,7 +139,7 @@ def _asked(attempt: Attempt, stage: StageId, inquire: Inquiry) -> Steps[Reconcil
 
 def _unknown(attempt: Attempt, error: OutcomeUnknown) -> OutcomeUnknown:
     """The error to raise; noted, since a framework may make a plain 500 of it on its way out."""
-    attempt.stopped = error
+    attempt.interrupt(error)
     return error
 
 

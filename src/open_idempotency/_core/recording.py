@@ -110,10 +110,8 @@ def surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Command
 
 def lost(attempt: Attempt, lease: Lease) -> Steps[None]:
     """Note that a later attempt owns the record, and report it once."""
-    if attempt.lost:
-        return  # the heartbeat or an earlier verb has told it
-    attempt.lost = True
-    yield from warn(attempt.policy, events.OwnershipLost(events.short(lease.record_id), lease.attempt))
+    if attempt.lose():  # else the heartbeat or an earlier verb has reported it
+        yield from warn(attempt.policy, events.OwnershipLost(events.short(lease.record_id), lease.attempt))
 
 
 def has_history(attempt: Attempt, lease: Lease) -> bool:
@@ -181,7 +179,7 @@ def _hand_over(write: Write, attempt: Attempt, lease: Lease, status: int | None,
     if now >= until:
         yield from _give_up(write, attempt, lease, status, "time")
         return
-    attempt.watches = {}  # what belongs to the request is over
+    attempt.ledger = None  # the transactions belong to the request, which is over
     size = len(write.response or b"") if isinstance(write, Complete | Fail) else 0
     size += sum(map(len, attempt.stages.values()))
     steps = _go_on(write, attempt, lease, status, until)

@@ -11,7 +11,7 @@ from enum import Enum
 
 from open_idempotency import events
 from open_idempotency._core import problems, recording
-from open_idempotency._core.attempt import Attempt, End, Phase
+from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import (
     Call,
     Command,
@@ -25,7 +25,6 @@ from open_idempotency._core.commands import (
     SaveStage,
     Sleep,
 )
-from open_idempotency._core.commits import committed_response, counts, lacks_commit, missing_proof
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.frames import decode_response
 from open_idempotency._core.models import Lease, Renewal, Stage, Status
@@ -123,12 +122,12 @@ def begin(attempt: Attempt) -> Steps[Answer | None]:
     try:
         (found,) = yield from surely(Renew([lease]), attempt, lease, instead=Release(lease))
     except (BackendUnavailable, RecordUnreadable) as error:
-        attempt.phase = Phase.ENDED
+        attempt.end()
         yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "renew", error))
         yield from _let_go(attempt, lease, Release(lease), None)
         return render(problems.backend_unavailable(), attempt.policy, attempt.instance)
     if found is Renewal.LOST:
-        attempt.phase = Phase.ENDED
+        attempt.end()
         yield from lost(attempt, lease)
         instead = yield from _supersede(attempt, lease, None)
         assert isinstance(instead, Answer)  # no response of its own could have been committed
@@ -150,7 +149,7 @@ def finish(attempt: Attempt, answer: Answer) -> Steps[Fate | Answer]:
     ``answer.body`` is None where it outgrew what is kept. The result is the fate of that answer, which then goes
     out, or another answer to send instead of it, because a later attempt owns the record by now (L-03).
     """
-    attempt.phase = Phase.ENDED
+    attempt.end()
     lease = attempt.lease
     if lease is None:
         return Fate.NOT_KEPT
@@ -168,15 +167,15 @@ def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Answer]:
 
     The result is as for ``finish``; the error itself is the adapter's to raise on, unless it is one of ``ANSWERED``.
     """
-    attempt.phase = Phase.ENDED
+    attempt.end()
     lease = attempt.lease
     if lease is None:
         return Fate.NOT_KEPT
     again = attempt.policy.on_failed if isinstance(error, Exception) else attempt.policy.on_abandoned
     try:
         if not attempt.lost and not isinstance(error, LeaseLost):
-            if attempt.stopped is not None:  # whatever the view, or a task group, made of that error
-                return (yield from _stop(attempt, lease, attempt.stopped, None))
+            if attempt.interrupted is not None:  # whatever the view, or a task group, made of that error
+                return (yield from _stop(attempt, lease, attempt.interrupted, None))
             return (yield from _let_go(attempt, lease, Fail(lease, final=again != "resume"), None))
     except LeaseLost:
         pass
@@ -188,10 +187,10 @@ def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answ
     policy, status = attempt.policy, answer.status
     # What stopped the view is told, unless the view said something itself: of an error that nobody catches frameworks
     # make a 500. A view that was answered before has not run, whatever was made of it.
-    if attempt.stopped is not None and (status >= 500 or isinstance(attempt.stopped, AnsweredBefore)):
-        return (yield from _stop(attempt, lease, attempt.stopped, status))
+    if attempt.interrupted is not None and (status >= 500 or isinstance(attempt.interrupted, AnsweredBefore)):
+        return (yield from _stop(attempt, lease, attempt.interrupted, status))
     # A refusal may well leave its rows behind.
-    if attempt.watches and status < 400 and lacks_commit(attempt, answer):
+    if attempt.ledger is not None and status < 400 and attempt.ledger.lacks_commit(answer):
         return (yield from _uncommitted(attempt, lease))
     if attempt.keep is None and policy.store is None:
         wanted = is_kept_status(status)
@@ -220,7 +219,7 @@ def _stop(
     """End an attempt that went no further, and tell the client why (S-04, S-06)."""
     if isinstance(error, AnsweredBefore):
         # Of its own response, which it met again in the transaction that it was written in (S-06a).
-        if attempt.answered is not None and (yield from _committed(attempt, lease)) is None:
+        if _is_in_ledger(attempt) and (yield from _committed(attempt, lease)) is None:
             return (yield from _uncommitted(attempt, lease))
         return (yield from _answer_again(attempt, lease, error.frame))
     if isinstance(error, KeyReused):
@@ -270,20 +269,16 @@ def wants_kept(attempt: Attempt, lease: Lease, status: int) -> Steps[bool]:
 
 def _form_of(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[tuple[bytes, bool]]:
     """What is stored of the answer. Hooks run once: where the ledger has this very answer, it is those very bytes."""
-    if attempt.answered is not None:
-        committed, frame, whole = attempt.answered
-        if small_form(answer, attempt.policy) == committed:
-            return frame, whole
+    stored = None if attempt.ledger is None else attempt.ledger.stored
+    if stored is not None and small_form(answer, attempt.policy) == stored.response:
+        return stored.frame, stored.whole
     return (yield from stored_form(answer, ANSWER, lease, attempt.policy, attempt.session_changed))
 
 
 def _complete(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate]:
     policy = attempt.policy
     attempt.recorded = True
-    if attempt.answered is None:
-        frame, stored = yield from stored_form(answer, ANSWER, lease, policy, attempt.session_changed)
-    else:
-        frame, stored = yield from _form_of(attempt, lease, answer)
+    frame, stored = yield from _form_of(attempt, lease, answer)
     try:
         done = yield from recording.complete(Complete(lease, frame), attempt, lease, answer.status)
     except BackendUnavailable:
@@ -310,9 +305,9 @@ def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int
 
 
 def _record_end(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
-    if attempt.answered is not None:
+    if attempt.ledger is not None:
         asks = attempt.policy.refuses_retries
-        committed = (yield from _committed(attempt, lease, command)) if asks else committed_response(attempt)
+        committed = (yield from _committed(attempt, lease, command)) if asks else attempt.ledger.committed_response()
         if committed is not None:  # what went wrong did so after the COMMIT: a retry gets that response (S-06b)
             yield from _complete(attempt, lease, committed)
             return Fate.NOT_KEPT
@@ -380,7 +375,7 @@ def _supersede(attempt: Attempt, lease: Lease, answer: Answer | None) -> Steps[F
     except (BackendUnavailable, RecordUnreadable) as error:
         yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "get", error))
         problem = problems.answer_unreachable()
-    if answer is not None and counts(attempt, answer):
+    if answer is not None and attempt.ledger is not None and attempt.ledger.counts(answer):
         return Fate.KEPT
     committed = yield from _committed(attempt, lease)
     if committed is not None:
@@ -393,14 +388,21 @@ def _committed(attempt: Attempt, lease: Lease, instead: Command[object] | None =
 
     ``instead``: what to send where this is cancelled.
     """
-    proof = missing_proof(attempt)
+    ledger = attempt.ledger
+    if ledger is None:
+        return None
+    proof = ledger.missing_proof()
     if proof is None:
-        return committed_response(attempt)
+        return ledger.committed_response()
     try:
         found = yield from surely(Call(proof), attempt, lease, instead=instead)
     except Exception as error:  # the database's: then nobody knows
         yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "ledger", error))
         return None
     if found:  # it is asked once
-        attempt.settled(End.COMMITTED)
-    return committed_response(attempt)
+        ledger.prove_commit()
+    return ledger.committed_response()
+
+
+def _is_in_ledger(attempt: Attempt) -> bool:
+    return attempt.ledger is not None and attempt.ledger.stored is not None

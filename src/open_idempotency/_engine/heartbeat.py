@@ -302,7 +302,7 @@ class _Beats:
                 self._lose(entry)
 
     def _lose(self, entry: _Watched) -> None:
-        entry.attempt.lost = True
+        entry.attempt.lose()
         self.forget(entry.lease)
         event = events.OwnershipLost(events.short(entry.lease.record_id), entry.lease.attempt)
         self._courier.tell(Emit(event, entry.attempt.policy.on_event))

@@ -128,7 +128,7 @@ def give_up(attempt: Attempt, backend: Backend, tell: Callable[[Emit], None]) ->
     """End an attempt in the middle; whether that is on record. The handler is told by its next stage (S-07)."""
     lease = attempt.lease
     assert lease is not None
-    attempt.lost = True
+    attempt.lose()
     record, listener = events.short(lease.record_id), attempt.policy.on_event
     try:
         backend.fail(Fail(lease, final=attempt.policy.on_abandoned != "resume"))

@@ -17,9 +17,10 @@ from typing import Any
 
 from open_idempotency import events
 from open_idempotency._core import intents
-from open_idempotency._core.attempt import Attempt, StageId
+from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.frames import StageKind, decode_stage, encode_stage
+from open_idempotency._core.ledger_state import StageId
 from open_idempotency._core.models import Stage
 from open_idempotency._core.notify import warn
 from open_idempotency._core.settlement import make_sure, save_stage

@@ -11,7 +11,7 @@ from asgiref.sync import sync_to_async
 from django.db import DatabaseError, connections, transaction
 from django.utils.connection import ConnectionDoesNotExist
 
-from open_idempotency._core.attempt import End, Watch
+from open_idempotency._core.ledger_state import End, Watch
 from open_idempotency._runtime.loops import current_library
 from open_idempotency.exceptions import ConfigurationError, WrongColour
 from open_idempotency.ledger.dialects import dialect_named, explain, no_transaction
@@ -37,7 +37,7 @@ class DjangoTransaction:
     def watch(self, stored: StoredResponse | None) -> Watch:
         """Watch for the commit of a response. A stage is not watched: its atomic block ends before the view does."""
         if stored is None:
-            return Watch(lambda: End.UNTOLD)
+            return Watch(lambda: End.UNREPORTED)
         alias = self._connection.alias
 
         def is_committed() -> bool:

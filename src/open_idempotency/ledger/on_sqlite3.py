@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from urllib.parse import quote
 
-from open_idempotency._core.attempt import End, Watch
+from open_idempotency._core.ledger_state import End, Watch
 from open_idempotency.ledger.dialects import SQLITE, Dialect, explain, no_transaction
 from open_idempotency.ledger.steps import Parameters, Rows, StoredResponse
 
@@ -64,12 +64,12 @@ def _path(connection: sqlite3.Connection) -> str:
 def _end_in(path: str | None, stored: StoredResponse | None) -> End:
     """Committed if the file has the response, since another connection sees only what was committed."""
     if not path or stored is None:
-        return End.UNTOLD
+        return End.UNREPORTED
     try:
         with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=_LOCK_TIMEOUT)) as connection:
             found = connection.execute(_RESPONSE, (stored.record_id,)).fetchone()
     except sqlite3.Error:  # locked, or readable only with settings of the application's connection
-        return End.UNTOLD
+        return End.UNREPORTED
     return End.COMMITTED if found is not None and found[0] == stored.response else End.ROLLED_BACK
 
 

@@ -15,9 +15,10 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from open_idempotency import events
-from open_idempotency._core.attempt import Attempt, End, StageId, Watch
+from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Call, Release
 from open_idempotency._core.drivers import Steps, ask, drive, drive_async
+from open_idempotency._core.ledger_state import End, LedgerResponse, StageId, Watch
 from open_idempotency._core.models import Lease, Stage
 from open_idempotency._core.notify import warn
 from open_idempotency._core.requests import Answer
@@ -105,12 +106,10 @@ def fence(transaction: Transaction, attempt: Attempt, *, whole: bool) -> Steps[N
         yield from _run(transaction, dialect.renew, named)
         return
     if not hmac.compare_digest(bytes(fingerprint), lease.fingerprint):
-        attempt.stopped = error = KeyReused("the ledger knows this key from another request")
-        raise error
-    if response is not None and (whole or attempt.answered is None):
+        raise attempt.interrupt(KeyReused("the ledger knows this key from another request"))
+    if response is not None and (whole or attempt.ledger is None or attempt.ledger.stored is None):
         _prove(transaction, attempt)
-        attempt.stopped = before = AnsweredBefore(bytes(response))
-        raise before
+        raise attempt.interrupt(AnsweredBefore(bytes(response)))
 
 
 def _prove(transaction: Transaction, attempt: Attempt) -> None:
@@ -118,11 +117,12 @@ def _prove(transaction: Transaction, attempt: Attempt) -> None:
 
     The transaction that wrote the response sees it before the COMMIT as well, so there it proves nothing.
     """
-    if attempt.answered is None:  # the response is an earlier attempt's
+    ledger = attempt.ledger
+    if ledger is None or ledger.stored is None:  # an earlier attempt's
         return
-    end = attempt.watches[None].end()
-    if end is not End.OPEN and not (end is End.UNTOLD and transaction.entered == attempt.answered_in):
-        attempt.settled(End.COMMITTED)
+    end = ledger.end()
+    if end is not End.OPEN and not (end is End.UNREPORTED and transaction.entered == ledger.stored.transaction):
+        ledger.prove_commit()
 
 
 def find_stage(transaction: Transaction, attempt: Attempt, stage: StageId) -> Steps[bytes | None]:
@@ -160,7 +160,7 @@ def save_stage(transaction: Transaction, attempt: Attempt, stage: StageId, frame
     number = rows[0][0] if rows else (yield from _check_held(transaction, attempt, lease))
     if (dialect.save_returns_row and not rows) or (current, number) != transaction.entered:
         raise ConfigurationError(_ENDED)
-    attempt.watch(stage, transaction.watch(None))
+    attempt.in_ledger().put_stage(stage, transaction.watch(None))
 
 
 def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> Steps[bool]:
@@ -184,9 +184,9 @@ def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> S
     number = yield from _check_held(transaction, attempt, lease)
     if (current, number) != transaction.entered:
         raise ConfigurationError(_ENDED)
-    attempt.answered = small_form(answer, attempt.policy), response, whole
-    attempt.answered_in = transaction.entered
-    attempt.watch(None, transaction.watch(StoredResponse(lease.record_id, lease.fingerprint, response)))
+    watch = transaction.watch(StoredResponse(lease.record_id, lease.fingerprint, response))
+    stored = LedgerResponse(small_form(answer, attempt.policy), response, whole, transaction.entered, watch)
+    attempt.in_ledger().put_response(stored)
     return True
 
 
@@ -227,8 +227,7 @@ def _check_held(transaction: Transaction, attempt: Attempt, lease: Lease) -> Ste
 
 def _superseded(attempt: Attempt, lease: Lease) -> Steps[None]:
     """Note that another attempt owns the request now, and report that once."""
-    if not attempt.lost:
-        attempt.lost = True
+    if attempt.lose():
         record = events.short(lease.record_id)
         yield from warn(attempt.policy, events.OwnershipLost(record, lease.attempt))
         # A backend whose clock is behind may still have this attempt as the owner, and would refuse every other one.
