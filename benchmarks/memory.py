@@ -24,14 +24,14 @@ from benchmarks.interface import answer
 from benchmarks.servers import Servers
 from open_idempotency import open_backend
 from open_idempotency._core.frames import encode_response
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backend import Backend, Claim, Complete, Leased
 
 RECORDS, RECORDS_QUICK = 20_000, 2_000
 IN_FLIGHT, IN_FLIGHT_QUICK = 5_000, 500
 BODY = b"b" * 1024
-_ANSWER = Answer(201, [(b"content-type", b"application/json"), (b"location", b"/charges/1")], answer(1024))
+_ANSWER = Response(201, [(b"content-type", b"application/json"), (b"location", b"/charges/1")], answer(1024))
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 

@@ -64,10 +64,10 @@ async def create_charge(order: Order) -> JSONResponse:
     except CardDeclined as error:
         async with sessions.begin() as session, idem.atomic(session) as block:
             await shop.release(session, reservation)
-            return block.answer(JSONResponse({"detail": str(error)}, 402))
+            return block.respond(JSONResponse({"detail": str(error)}, 402))
     async with sessions.begin() as session, idem.atomic(session) as block:
         receipt = await shop.write_receipt(session, reservation, charge)
-        return block.answer(JSONResponse(asdict(receipt), 201, {"Location": f"/charges/{receipt.id}"}))
+        return block.respond(JSONResponse(asdict(receipt), 201, {"Location": f"/charges/{receipt.id}"}))
 
 
 async def reserve(order: Order) -> Reservation:

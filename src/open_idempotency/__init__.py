@@ -10,8 +10,8 @@ from open_idempotency._core.models import Status
 from open_idempotency._engine.shutdown import drain
 from open_idempotency.backends.registry import open_backend
 from open_idempotency.exceptions import (
+    AlreadyCommitted,
     AlreadyCompleted,
-    AnsweredBefore,
     BackendUnavailable,
     ConfigurationError,
     IdempotencyError,
@@ -24,7 +24,7 @@ from open_idempotency.exceptions import (
     RecordUnreadable,
     StageConflict,
     StageValueError,
-    WrongColour,
+    SyncAsyncMismatch,
 )
 from open_idempotency.idem import idem
 from open_idempotency.policy import IdempotencyPolicy
@@ -32,8 +32,8 @@ from open_idempotency.policy import IdempotencyPolicy
 __all__ = [
     "NOT_DONE",
     "UNKNOWN",
+    "AlreadyCommitted",
     "AlreadyCompleted",
-    "AnsweredBefore",
     "BackendUnavailable",
     "ConfigurationError",
     "Finding",
@@ -50,7 +50,7 @@ __all__ = [
     "StageConflict",
     "StageValueError",
     "Status",
-    "WrongColour",
+    "SyncAsyncMismatch",
     "drain",
     "idem",
     "open_backend",

@@ -1,4 +1,4 @@
-"""What an OpenAPI description says of a covered operation: the header, and the answers of our own.
+"""What an OpenAPI description says of a covered operation: the header, and the responses of our own.
 
 Works on plain dictionaries, as JSON has them; knows no framework. Nothing that is there already is overwritten.
 """
@@ -31,7 +31,7 @@ PROBLEM_SCHEMA: Mapping[str, Any] = {
 }
 
 _CONFLICT = (
-    "The first request with this idempotency key is still running, its outcome is unknown, or its answer "
+    "The first request with this idempotency key is still running, its outcome is unknown, or its response "
     "could not be kept"
 )
 _REUSED = "The idempotency key was used with another request"
@@ -39,7 +39,7 @@ _TOO_MANY = "As many idempotency keys of this caller are kept as the service all
 
 
 def document(operation: dict[str, Any], policy: IdempotencyPolicy, problem: Mapping[str, Any]) -> None:
-    """Add the header field and the answers of our own (400, 409, 422; 429 with a quota) to an operation, in place.
+    """Add the header and the responses of our own (400, 409, 422; 429 with a quota) to an operation, in place.
 
     ``problem``: the schema of the problem, such as a ``$ref`` to it.
     """

@@ -1,4 +1,4 @@
-"""What a backend is: the same verbs in two colours, each one atomic call on the backend's own clock.
+"""What a backend is: the same verbs, sync and async, each one atomic call on the backend's own clock.
 
 To write one: subclass ``Backend`` or ``AsyncBackend``, carry out each command as its docstring says, and run the
 shipped suite ``open_idempotency.conformance`` against it. A backend keeps ``fingerprint``, ``frame`` and
@@ -35,7 +35,7 @@ from open_idempotency._core.commands import (
 )
 from open_idempotency._core.models import (
     Busy,
-    ClaimAnswer,
+    ClaimResult,
     Completed,
     Finished,
     Lease,
@@ -46,8 +46,8 @@ from open_idempotency._core.models import (
     Refusal,
     Refused,
     Renewal,
-    ReserveAnswer,
     Reserved,
+    ReserveResult,
     Stage,
     StageSaved,
     Status,
@@ -60,7 +60,7 @@ __all__ = [
     "Backend",
     "Busy",
     "Claim",
-    "ClaimAnswer",
+    "ClaimResult",
     "Complete",
     "Completed",
     "Fail",
@@ -78,7 +78,7 @@ __all__ = [
     "Renew",
     "Renewal",
     "Reserve",
-    "ReserveAnswer",
+    "ReserveResult",
     "Reserved",
     "SaveStage",
     "Stage",
@@ -104,7 +104,7 @@ _NO_QUOTAS = "backend: it has no quotas (Backend.quotas), so max_live_keys canno
 
 
 class Backend(ABC):
-    """The blocking colour. Safe to use from many threads."""
+    """The sync verbs. Safe to use from many threads."""
 
     #: seconds that the slowest call may take before it raises BackendUnavailable
     call_timeout: float = 0.0
@@ -117,16 +117,16 @@ class Backend(ABC):
         local_failures.guard_verbs(cls, Backend)
 
     @abstractmethod
-    def claim(self, c: Claim, /) -> ClaimAnswer:
-        """Insert or take over the record, or tell the truth about it; a claim resent by its owner is leased again."""
+    def claim(self, c: Claim, /) -> ClaimResult:
+        """Insert or take over the record, or report what it is; a claim resent by its owner is leased again."""
 
     @abstractmethod
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
-        """Extend many leases in one call; answers in the order of ``c.leases``, never raises LeaseLost."""
+        """Extend many leases in one call; results in the order of ``c.leases``, never raises LeaseLost."""
 
     @abstractmethod
     def save_stage(self, c: SaveStage, /) -> StageSaved:
-        """Append the stage, or answer with the frame saved before. AlreadyCompleted after the completion."""
+        """Append the stage, or return the frame that was saved before. AlreadyCompleted after the completion."""
 
     @abstractmethod
     def complete(self, c: Complete, /) -> Completed:
@@ -146,9 +146,9 @@ class Backend(ABC):
         For ``decisions.WITHDRAWN_FOR`` seconds a claim of that owner gets no lease: ``Refused(Refusal.WITHDRAWN)``. By
         default the claim is only given back, and one that arrives later blocks its key for a lease.
         """
-        answer = self.claim(c.claim)
-        if isinstance(answer, Leased):
-            self.release(Release(answer.lease))
+        result = self.claim(c.claim)
+        if isinstance(result, Leased):
+            self.release(Release(result.lease))
 
     @abstractmethod
     def get(self, c: Get, /) -> Record | None:
@@ -166,7 +166,7 @@ class Backend(ABC):
     def purge(self, limit: int = 1000) -> int:
         """Delete at most ``limit`` expired records and reservations; how many were. Safe to run in parallel."""
 
-    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+    def reserve(self, c: Reserve, /) -> ReserveResult:
         """Count the key towards its caller's quota, in one atomic call; ``OverQuota`` where ``c.limit`` others count.
 
         A reservation lasts for ``c.lease + c.ttl`` seconds from the latest call at least, and one lease more at most.
@@ -179,22 +179,22 @@ class Backend(ABC):
         raise ConfigurationError(_NO_QUOTAS)
 
     def health(self) -> Health:
-        """Ask the store whether it answers, and what endangers the records in it. For operators, not for each request.
+        """Ask the store whether it replies, and what endangers the records in it. For operators, not for each request.
 
-        Raises ``BackendUnavailable`` where it does not answer.
+        Raises ``BackendUnavailable`` where it does not reply.
         """
         self.get(Get(bytes(32)))
         return Health()
 
     @abstractmethod
     def to_async(self) -> AsyncBackend:
-        """The asynchronous colour over the same records; always the same object."""
+        """The async backend over the same records; always the same object."""
 
     def wait(self, c: Wait, /) -> None:
         """Return when the attempt that holds the record may have ended, and after ``c.seconds`` at the latest.
 
         Never raises. May return early, but not at once while the attempt runs, since the caller then claims again.
-        By default it returns after ``c.pause``, which makes waiting polling; a backend that can be told of a
+        By default it returns after ``c.pause``, which makes waiting polling; a backend that can be notified of a
         ``complete``, ``fail``, ``release`` or ``delete`` by any process does better.
         """
         time.sleep(min(c.seconds, c.pause))
@@ -211,7 +211,7 @@ class Backend(ABC):
 
 
 class AsyncBackend(ABC):
-    """The asynchronous colour: the same verbs and promises, awaited. Safe on several event loops."""
+    """The async verbs, with the same promises. Safe on several event loops."""
 
     call_timeout: float = 0.0
     quotas: bool = False
@@ -222,7 +222,7 @@ class AsyncBackend(ABC):
         local_failures.guard_async_verbs(cls, AsyncBackend)
 
     @abstractmethod
-    async def claim(self, c: Claim, /) -> ClaimAnswer:
+    async def claim(self, c: Claim, /) -> ClaimResult:
         """See ``Backend.claim``."""
 
     @abstractmethod
@@ -247,9 +247,9 @@ class AsyncBackend(ABC):
 
     async def withdraw(self, c: Withdraw, /) -> None:
         """See ``Backend.withdraw``."""
-        answer = await self.claim(c.claim)
-        if isinstance(answer, Leased):
-            await self.release(Release(answer.lease))
+        result = await self.claim(c.claim)
+        if isinstance(result, Leased):
+            await self.release(Release(result.lease))
 
     @abstractmethod
     async def get(self, c: Get, /) -> Record | None:
@@ -267,7 +267,7 @@ class AsyncBackend(ABC):
     async def purge(self, limit: int = 1000) -> int:
         """See ``Backend.purge``."""
 
-    async def reserve(self, c: Reserve, /) -> ReserveAnswer:
+    async def reserve(self, c: Reserve, /) -> ReserveResult:
         """See ``Backend.reserve``."""
         raise ConfigurationError(_NO_QUOTAS)
 
@@ -282,7 +282,7 @@ class AsyncBackend(ABC):
 
     @abstractmethod
     def to_sync(self) -> Backend:
-        """The blocking colour over the same records; the heartbeat thread renews with it."""
+        """The sync backend over the same records; the heartbeat thread renews with it."""
 
     async def wait(self, c: Wait, /) -> None:
         """See ``Backend.wait``. Many tasks may wait, so it holds no thread."""

@@ -46,7 +46,7 @@ class EncryptionKeys:
     the same as text from ``new_key()``. ``cipher``: ``"aes-256-gcm"``, or ``"chacha20-poly1305"`` for machines
     without AES in hardware; both are opened.
 
-    Every frame is sealed under a key of its own, which is derived from the given one and the frame's place in its
+    Every frame is sealed under a key of its own, which is derived from the given one and the frame's position in its
     record, so there is no number of frames after which a key must be changed. Safe in threads and after a fork.
     Raises ``ConfigurationError`` for bad keys, ``MissingExtra`` without ``cryptography``. Since 0.1.
     """
@@ -94,7 +94,7 @@ class EncryptionKeys:
         return self._ciphers[code](hmac.digest(self._keys[name], b"oi-frame-key-1" + bound_to, "sha256"))
 
     def _try_out(self, cipher: Cipher) -> None:
-        """Find out at start, and not at the first answer, what the cryptography library of this machine cannot do."""
+        """Find out at start, and not at the first response, what the cryptography library of this machine cannot do."""
         try:
             self.seal(b"", b"")
         except Exception as error:
@@ -121,7 +121,7 @@ def _checked_id(name: object) -> str:
 
 
 def _checked_key(name: str, key: object) -> bytes:
-    """The key's bytes. What is wrong with it is told without repeating any of it."""
+    """The key's bytes. The error for a wrong one repeats nothing of it."""
     raw = key
     if isinstance(key, str):
         try:

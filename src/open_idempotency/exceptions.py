@@ -1,6 +1,6 @@
 """Every error that open-idempotency raises, under one root.
 
-Each class has a stable ``code`` for programs and an HTTP ``status`` hint for whoever turns it into an answer.
+Each class has a stable ``code`` for programs and an HTTP ``status`` hint for whoever turns it into a response.
 ``NotStarted`` and ``AlreadyCompleted`` carry the error names of the Open-Idempotency System. Client libraries'
 own errors never appear here: a backend wraps them once and keeps them as ``__cause__``.
 """
@@ -118,10 +118,10 @@ class LeaseLost(IdempotencyError):
 
 
 class OutcomeUnknown(IdempotencyError):
-    """A stage cannot go on from its record: it was begun and its end is not on record, and nobody could tell whether
+    """A stage cannot go on from its record: it was begun and its end is not on record, and nobody knows whether
     its effect happened (S-04), or it was done and its value could not be kept (S-02a).
 
-    Answered with 409 ``outcome-unknown`` unless the view catches it. ``retryable``: a later retry may find out.
+    The response is 409 ``outcome-unknown`` unless the view catches it. ``retryable``: a later retry may find out.
     """
 
     code = "ERR_OUTCOME_UNKNOWN"
@@ -135,24 +135,24 @@ class OutcomeUnknown(IdempotencyError):
 class KeyReused(IdempotencyError):
     """The ledger in the application's database knows the key from another request, whose record was lost (S-06).
 
-    Answered with 422 ``key-reused`` unless the view catches it.
+    The response is 422 ``key-reused`` unless the view catches it.
     """
 
     code = "ERR_KEY_REUSED"
     status = 422
 
 
-class AnsweredBefore(IdempotencyError):
-    """The ledger has the answer that an earlier attempt, or this one, committed with the application's rows (S-06).
+class AlreadyCommitted(IdempotencyError):
+    """The ledger has the response that an earlier attempt, or this one, committed with the application's rows (S-06).
 
-    Raised where ``idem.atomic`` is entered, so that nothing runs again; the middleware sends that answer. Not to be
+    Raised where ``idem.atomic`` is entered, so that nothing runs again; the middleware sends that response. Not to be
     caught.
     """
 
-    code = "ERR_ANSWERED_BEFORE"
+    code = "ERR_ALREADY_COMMITTED"
 
     def __init__(self, frame: bytes) -> None:
-        super().__init__("this request was answered before; its answer is sent again")
+        super().__init__("this request's response was committed before; it is sent again")
         self.frame = frame
 
 
@@ -177,14 +177,14 @@ class StageValueError(IdempotencyError, ValueError):
         self.cure = cure
 
 
-class WrongColour(IdempotencyError, RuntimeError):
-    """A blocking verb of ``idem`` was called on an event loop, or an ``a…`` verb outside one."""
+class SyncAsyncMismatch(IdempotencyError, RuntimeError):
+    """A sync verb of ``idem`` was called on an event loop, or an ``a…`` verb outside one."""
 
     code = "ERR_WRONG_COLOUR"
 
 
 class BackendUnavailable(IdempotencyError):
-    """The backend did not answer, or refused to; the driver's error is the ``__cause__``."""
+    """The backend did not reply, or refused to; the driver's error is the ``__cause__``."""
 
     code = "ERR_BACKEND_UNAVAILABLE"
     status = 503

@@ -34,10 +34,10 @@ def post_worker_init(worker: Any) -> None:
 
     A ``sync`` worker that works at one request for longer than ``timeout`` is killed. So stages and responses that the
     backend does not take are given up, or recorded later, shortly before that.
-    The worker class of uvicorn puts a handler of SIGTERM in place of this one's while it serves, so it needs a
+    The worker class of uvicorn puts a handler of SIGTERM instead of this one's while it serves, so it needs a
     ``timeout_graceful_shutdown`` that is shorter than gunicorn's ``graceful_timeout`` besides.
     """
-    # The other classes tell the arbiter that they live whatever their requests do.
+    # The other classes report to the arbiter that they live whatever their requests do.
     if worker.cfg.timeout and any(kind.__name__ == "SyncWorker" for kind in type(worker).__mro__):
         processes.limit_requests(worker.cfg.timeout)
     grace: float = worker.cfg.graceful_timeout

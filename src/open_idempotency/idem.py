@@ -1,7 +1,7 @@
 """The request-scoped helper ``idem``: record stages, so that a retry after a crash resumes instead of repeating.
 
 Usable from any depth of the code that a view calls, in coroutines and in threads that inherit the context. A stage is
-known by its name and optional key, never by its position (S-01). The ``a…`` verbs are the awaited ones.
+known by its name and optional key, never by its position (S-01). The ``a…`` verbs are async.
 """
 
 from __future__ import annotations
@@ -95,14 +95,14 @@ class Idem:
             attempt.seed = os.urandom(32)
         return downstream_key(attempt.seed, name, attempt.policy.secret)
 
-    # The answer
+    # The response
 
     def keep(self) -> None:
-        """Store this request's answer, whatever its status. Raises ``NotStarted``, ``AlreadyCompleted``."""
+        """Store this request's response, whatever its status. Raises ``NotStarted``, ``AlreadyCompleted``."""
         _unfinished().keep = True
 
     def discard(self) -> None:
-        """Do not store this request's answer: a retry runs again. Raises ``NotStarted``, ``AlreadyCompleted``."""
+        """Do not store this request's response: a retry runs again. Raises ``NotStarted``, ``AlreadyCompleted``."""
         _unfinished().keep = False
 
     # Stages
@@ -113,14 +113,14 @@ class Idem:
         ``value`` is JSON, of at most ``max_stage_bytes``; of another one only that the request got this far is known
         later, and there is an error in the log. Raises ``NotStarted``, ``AlreadyCompleted``, ``LeaseLost``,
         ``StageConflict`` (twice in one attempt), ``StageValueError`` (for a bad name), ``OutcomeUnknown``,
-        ``WrongColour``, ``BackendUnavailable``.
+        ``SyncAsyncMismatch``, ``BackendUnavailable``.
         """
         with StageBlock(name, key) as stage:
             stage.save(value)
         return stage.value
 
     def asave_stage(self, name: str, value: Any = None, *, key: Key = None) -> Awaitable[Any]:
-        """``save_stage``, awaited."""
+        """``save_stage``, async."""
         needs_loop("asave_stage")
         return self._asave_stage(name, value, key)
 
@@ -152,7 +152,7 @@ class Idem:
         pydantic model, dates, decimals and the like; it passes through JSON on the first attempt too. What cannot be
         kept is given to this attempt alone, and the stage is done all the same: later attempts get ``default``, or what
         ``reconcile`` finds, else ``OutcomeUnknown`` (S-02a). An exception is not recorded, unless its class is in
-        ``memo_errors``. A ``key`` tells several uses of one name apart. Where one of the stage's arguments is given
+        ``memo_errors``. A ``key`` distinguishes several uses of one name. Where one of the stage's arguments is given
         (``key``, ``tx`` ...) and the function has one of that name too, a ``TypeError`` asks which is meant:
         ``functools.partial`` gives the function its own.
 
@@ -194,7 +194,7 @@ class Idem:
         default: object = UNSET,
         **kwargs: Any,
     ) -> Awaitable[Any]:
-        """``run``, awaited; ``function`` may be a coroutine function or an ordinary one that does not block."""
+        """``run``, async; ``function`` may be a coroutine function or an ordinary one that does not block."""
         needs_loop("arun")
         terms = Terms(returns, memo_errors, external, on_doubt, reconcile, not_done, tx, default)
         refuse_shared_names(name, function, key, terms)
@@ -227,15 +227,15 @@ class Idem:
         return StageBlock(name, key, terms)
 
     def atomic(self, tx: object) -> AtomicBlock:
-        """A block whose answer goes into the caller's transaction, and so commits with the rows that it made (S-06).
+        """A block whose response goes into the caller's transaction, and so commits with the rows that it made (S-06).
 
-        Hand the response to ``answer(response)`` of the block, within the transaction; it commits when you commit. A
+        Hand the response to ``respond(response)`` of the block, within the transaction; it commits when you commit. A
         block that ends without one raises ``ConfigurationError``, unless ``discard()`` was called. From then on a
-        retry gets that answer, even where its record was lost: entering the block raises ``AnsweredBefore``, and the
-        middleware sends it. So does a second block of the same attempt, unless the first was rolled back. ``tx`` is as
-        for a stage; its database needs the ledger's tables. With ``on_failed``, ``on_abandoned`` or ``max_attempts``
+        retry gets that response, even where its record was lost: entering the block raises ``AlreadyCommitted``, and
+        the middleware sends it. So does a second block of the same attempt, unless the first was rolled back. ``tx`` is
+        as for a stage; its database needs the ledger's tables. With ``on_failed``, ``on_abandoned`` or ``max_attempts``
         set, name that database in the policy's ``ledger=`` as well.
-        Raises ``LeaseLost``, ``KeyReused``, ``ConfigurationError``, ``WrongColour``, ``NotStarted``.
+        Raises ``LeaseLost``, ``KeyReused``, ``ConfigurationError``, ``SyncAsyncMismatch``, ``NotStarted``.
         """
         return AtomicBlock(tx)
 

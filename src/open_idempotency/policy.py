@@ -20,7 +20,7 @@ from open_idempotency.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from open_idempotency._core.commands import Ledger
     from open_idempotency._core.problems import Problem
-    from open_idempotency._core.requests import Answer, Request
+    from open_idempotency._core.requests import Request, Response
     from open_idempotency._core.sealer import Sealer
     from open_idempotency.events import Listener
 
@@ -189,7 +189,7 @@ class IdempotencyPolicy:
     store: Callable[[int], bool | None] | None = None
     drop_headers: tuple[str, ...] = ()
     keep_headers: tuple[str, ...] = ()
-    redact: Callable[[Answer], Answer] | None = None
+    redact: Callable[[Response], Response] | None = None
     encryption: Sealer | None = dataclasses.field(default=None, repr=False)
     plain_records: Literal["refuse", "accept", "write"] = "refuse"
     max_request_bytes: int = 10 * 1024 * 1024
@@ -200,7 +200,7 @@ class IdempotencyPolicy:
 
     docs_url: str | None = None
     compat: Literal["stripe"] | None = None
-    render_problem: Callable[[Problem], Answer] | None = None
+    render_problem: Callable[[Problem], Response] | None = None
     on_event: Listener | None = None
 
     def __post_init__(self) -> None:

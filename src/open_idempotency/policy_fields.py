@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 if TYPE_CHECKING:
     from open_idempotency._core.commands import Ledger
     from open_idempotency._core.problems import Problem
-    from open_idempotency._core.requests import Answer, Request
+    from open_idempotency._core.requests import Request, Response
     from open_idempotency._core.sealer import Sealer
     from open_idempotency.events import Listener
 
@@ -54,7 +54,7 @@ class PolicyFields(TypedDict, total=False):
     store: Callable[[int], bool | None] | None
     drop_headers: Iterable[str]
     keep_headers: Iterable[str]
-    redact: Callable[[Answer], Answer] | None
+    redact: Callable[[Response], Response] | None
     encryption: Sealer | None
     plain_records: Literal["refuse", "accept", "write"]
     max_request_bytes: int
@@ -64,5 +64,5 @@ class PolicyFields(TypedDict, total=False):
     strict_stages: bool
     docs_url: str | None
     compat: Literal["stripe"] | None
-    render_problem: Callable[[Problem], Answer] | None
+    render_problem: Callable[[Problem], Response] | None
     on_event: Listener | None

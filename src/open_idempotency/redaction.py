@@ -1,7 +1,7 @@
-"""Redaction of stored answers: ready-made hooks for the policy's ``redact=``.
+"""Redaction of stored responses: ready-made hooks for the policy's ``redact=``.
 
-A hook gets the answer that is about to be stored and returns the one to store; the live answer is not its business. One
-that raises leaves a tombstone: what it was to take out is never stored for its failure.
+A hook gets the response that is about to be stored and returns the one to store. The client's response stays as it is.
+A hook that raises leaves a tombstone: what it was to take out is never stored for its failure.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency.exceptions import ConfigurationError
 
-__all__ = ["Answer", "redact_json", "tombstone"]
+__all__ = ["Response", "redact_json", "tombstone"]
 
 _DECODER = json.JSONDecoder()
 _NOT_SPACE = re.compile(r"[^ \t\n\r]|\Z")
@@ -23,16 +23,16 @@ _DIGESTS = frozenset({b"content-digest", b"repr-digest", b"digest", b"content-md
 Path = Sequence[str]
 
 
-def tombstone(answer: Answer) -> Answer:
-    """The answer without its body: a retry is told that the request has completed, and with which status (409).
+def tombstone(response: Response) -> Response:
+    """The response without its body: a retry gets 409 with the status of the request that has completed.
 
     As ``redact=tombstone``, or within a hook of one's own. Since 0.1.
     """
-    return replace(answer, body=None)
+    return replace(response, body=None)
 
 
-def redact_json(*pointers: str, instead: object = None) -> Callable[[Answer], Answer]:
-    """A hook that puts ``instead`` (any JSON value) in the place of what these JSON pointers (RFC 6901) name.
+def redact_json(*pointers: str, instead: object = None) -> Callable[[Response], Response]:
+    """A hook that puts ``instead`` (any JSON value) instead of what these JSON pointers (RFC 6901) name.
 
     ``*`` as a step stands for every element or member: ``"/items/*/card"``. Everything else in the body stays byte for
     byte; where nothing is named, so does the body. The hook raises ``ValueError`` for a body that is no JSON text or
@@ -49,16 +49,16 @@ def redact_json(*pointers: str, instead: object = None) -> Callable[[Answer], An
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"redact: instead={instead!r} is not JSON") from error
 
-    def redact(answer: Answer) -> Answer:
-        if not answer.body:
-            return answer
-        if any(name.lower() == b"content-encoding" for name, _ in answer.headers):
+    def redact(response: Response) -> Response:
+        if not response.body:
+            return response
+        if any(name.lower() == b"content-encoding" for name, _ in response.headers):
             raise ValueError("an encoded body cannot be redacted; compress outside of the idempotency middleware")
-        body = _blanked(answer.body, paths, filler)
-        if body == answer.body:
-            return answer
-        headers = [(name, value) for name, value in answer.headers if name.lower() not in _DIGESTS]
-        return replace(answer, headers=headers, body=body)
+        body = _blanked(response.body, paths, filler)
+        if body == response.body:
+            return response
+        headers = [(name, value) for name, value in response.headers if name.lower() not in _DIGESTS]
+        return replace(response, headers=headers, body=body)
 
     return redact
 

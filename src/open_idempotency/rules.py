@@ -25,7 +25,7 @@ _BEHIND_API_VIEW = ("rest_framework.decorators", "api_view.<locals>.decorator.<l
 
 #: whether this process has made any rule; without one nobody needs to look which view a request will reach
 in_use = False
-#: the header fields that views' rules name for their keys; known before their views are reached
+#: the headers that views' rules name for their keys; known before their views are reached
 fields_named: set[str] = set()
 
 
@@ -179,7 +179,7 @@ def _mark(view: V, rule: Rule) -> V:
 def _note_fields(fields: Mapping[str, Any]) -> None:
     aliases = fields.get("aliases")
     named = [fields.get("header"), *(aliases if isinstance(aliases, list | tuple | set | frozenset) else ())]
-    # What is wrong with them is told by the policy, in time.
+    # The policy reports what is wrong with them, in time.
     fields_named.update(name for name in named if isinstance(name, str) and name.isascii())
 
 

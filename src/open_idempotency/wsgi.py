@@ -11,7 +11,7 @@ from typing import Any
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.requests import Answer, Headers
+from open_idempotency._core.requests import Headers, Response
 from open_idempotency._core.settlement import Fate
 from open_idempotency._core.stored_response import UNRECORDED
 from open_idempotency._engine.bodies import RequestBody
@@ -122,7 +122,7 @@ def _is_file(result: Iterable[bytes], environ: Environ) -> bool:
 
 
 class _Exchange:
-    """One protected request: its body on the way in, and the iterable of its answer on the way out."""
+    """One protected request: its body on the way in, and the iterable of its response on the way out."""
 
     __slots__ = (
         "_body", "_environ", "_gone", "_held", "_inner", "_live", "_outlet", "_outlet_write", "_policy", "_replaced",
@@ -145,7 +145,7 @@ class _Exchange:
         self._gone = False
 
     def run(self, key_fields: Headers) -> Iterable[bytes]:
-        """Admit the request; then run the application, or send the answer that stands for it."""
+        """Admit the request; then run the application, or send the response that stands for it."""
         engine = self._inner.engine
         request = read_request(self._environ, self._environ)
         intake = Intake(request, key_fields, new_owner(), self._identify, self._receive_body, engine.advice)
@@ -153,11 +153,11 @@ class _Exchange:
             admission = engine.sync.run(admit(intake, self._policy))
         except BodyIncomplete as error:
             self._body.close()
-            return self._send(Answer(error.status, [(b"content-length", b"0")], b""))
+            return self._send(Response(error.status, [(b"content-length", b"0")], b""))
         except BaseException:
             self._body.close()
             raise
-        if isinstance(admission, Answer):
+        if isinstance(admission, Response):
             self._body.close()
             return self._send(admission)
         self._live = LiveBody(Protection(engine, admission), self._body.close)
@@ -196,7 +196,7 @@ class _Exchange:
             self._live.fail(error)
         finally:
             self._live.close()
-        assert isinstance(self._live.verdict, Answer)
+        assert isinstance(self._live.verdict, Response)
         return self._send(self._live.verdict)
 
     # What the application sees
@@ -214,8 +214,8 @@ class _Exchange:
             finally:
                 exc_info = None  # it holds this frame
         self._held = (status, list(headers))
-        fields = [(octets(name), octets(value)) for name, value in headers]
-        live.protection.capture.start(int(status[:3]), fields)
+        listed = [(octets(name), octets(value)) for name, value in headers]
+        live.protection.capture.start(int(status[:3]), listed)
         return self._write
 
     def _write(self, data: bytes) -> None:
@@ -245,7 +245,7 @@ class _Exchange:
             raise StopIteration
         chunk = next(self._live, b"")
         verdict = self._live.verdict
-        if isinstance(verdict, Answer):
+        if isinstance(verdict, Response):
             self._replaced = True
             chunk = b"".join(self._send(verdict))
         else:
@@ -259,7 +259,7 @@ class _Exchange:
         self._live.close()
 
     def _let_whole_go(self, chunks: list[bytes] | tuple[bytes, ...]) -> Iterable[bytes]:
-        if isinstance(self._live.verdict, Answer):
+        if isinstance(self._live.verdict, Response):
             return self._send(self._live.verdict)
         self._let_start_go()
         return chunks
@@ -274,6 +274,6 @@ class _Exchange:
             headers.append(_UNRECORDED)
         self._outlet_write = self._outlet(status, headers)
 
-    def _send(self, answer: Answer) -> list[bytes]:
-        self._outlet(status_line(answer.status), native_headers(answer))
-        return [answer.body] if answer.body else []
+    def _send(self, response: Response) -> list[bytes]:
+        self._outlet(status_line(response.status), native_headers(response))
+        return [response.body] if response.body else []

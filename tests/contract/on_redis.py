@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import anyio
 
-from open_idempotency.backend import Backend, ClaimAnswer, Lease, Leased
+from open_idempotency.backend import Backend, ClaimResult, Lease, Leased
 from open_idempotency.backends.redis import RedisBackend
 from open_idempotency.conformance import AsyncVerbs
 from open_idempotency.conformance.support import claim_of
@@ -51,7 +51,7 @@ def lease(backend: Backend, record_id: bytes) -> Lease:
     return answer.lease
 
 
-async def claimed_again(verbs: AsyncVerbs, record_id: bytes) -> ClaimAnswer:
+async def claimed_again(verbs: AsyncVerbs, record_id: bytes) -> ClaimResult:
     """The first answer after the trouble; each call until then has to be refused, and in time."""
     deadline = time.monotonic() + SOON
     while time.monotonic() < deadline:

@@ -20,7 +20,7 @@ LEASE = 1.5
 START = time.time() + 36_000
 LONG_AGO = -72_000.0
 WAITS = Outcome(attempt=2, waits=True)
-ANSWER = Response(201, [], b"attempt 2 abc")
+RESPONSE = Response(201, [], b"attempt 2 abc")
 IN_PROGRESS = Response(409, [], b'{"type": "urn:problem-type:open-idempotency:in-progress"}')
 UNAVAILABLE = Response(503, [], b'{"type": "urn:problem-type:open-idempotency:backend-unavailable"}')
 
@@ -49,7 +49,9 @@ def scripted(*answers: Response, looks: list[Look]) -> Retried:
     return retried(ask, lambda: next(seen), 10.0)
 
 
-@pytest.mark.parametrize("answers", [(ANSWER,), (IN_PROGRESS, ANSWER), (UNAVAILABLE, ANSWER)], ids=["", "409", "503"])
+@pytest.mark.parametrize(
+    "answers", [(RESPONSE,), (IN_PROGRESS, RESPONSE), (UNAVAILABLE, RESPONSE)], ids=["", "409", "503"]
+)
 def test_a_takeover_after_the_lease_is_right_however_slow_the_machine_was(answers: tuple[Response, ...]) -> None:
     """L-02: with no duplicate that was refused, and with a store that did not answer, too."""
     done = scripted(*answers, looks=[DEAD, *[DEAD] * (IN_PROGRESS in answers), TAKEN_OVER])
@@ -57,7 +59,9 @@ def test_a_takeover_after_the_lease_is_right_however_slow_the_machine_was(answer
     check_attempt(WAITS, done)
 
 
-@pytest.mark.parametrize("answers", [(ANSWER,), (IN_PROGRESS, ANSWER), (UNAVAILABLE, ANSWER)], ids=["", "409", "503"])
+@pytest.mark.parametrize(
+    "answers", [(RESPONSE,), (IN_PROGRESS, RESPONSE), (UNAVAILABLE, RESPONSE)], ids=["", "409", "503"]
+)
 def test_a_takeover_beside_a_living_lease_is_found(answers: tuple[Response, ...]) -> None:
     """I1: whatever came before it, a 503 of the store included."""
     done = scripted(*answers, looks=[DEAD, *[DEAD] * (IN_PROGRESS in answers), TOO_EARLY])
@@ -78,43 +82,43 @@ def test_a_takeover_beside_a_living_lease_is_found(answers: tuple[Response, ...]
 def test_what_is_wrong_with_a_lease_is_found(looks: list[Look], words: str) -> None:
     """I1, I5: its length, its end, and who ran under it."""
     with pytest.raises(AssertionError, match=words):
-        check_waited(WAITS, LEASE, scripted(ANSWER, looks=looks))
+        check_waited(WAITS, LEASE, scripted(RESPONSE, looks=looks))
 
 
 def test_a_lease_that_is_renewed_without_its_worker_is_found() -> None:
     """I5: one renewal may have been on its way, and no more."""
     looks = [DEAD, look(end=LEASE + 0.5, at=0.6), look(end=LEASE + 1.0, at=1.1), look(2, 4.0, 4.1, ended=True)]
-    check_waited(WAITS, LEASE, scripted(IN_PROGRESS, ANSWER, looks=[*looks[:2], looks[3]]))
+    check_waited(WAITS, LEASE, scripted(IN_PROGRESS, RESPONSE, looks=[*looks[:2], looks[3]]))
     with pytest.raises(AssertionError, match="renewed without its worker"):
-        check_waited(WAITS, LEASE, scripted(IN_PROGRESS, IN_PROGRESS, ANSWER, looks=looks))
+        check_waited(WAITS, LEASE, scripted(IN_PROGRESS, IN_PROGRESS, RESPONSE, looks=looks))
 
 
 def test_a_refusal_after_the_leases_end_is_found() -> None:
     """O-03, L-02: nobody waits for longer than the lease."""
     ended = look(claimed=LONG_AGO, end=LONG_AGO + LEASE, at=LONG_AGO + LEASE)
     with pytest.raises(AssertionError, match="after the lease's end"):
-        check_waited(WAITS, LEASE, scripted(IN_PROGRESS, ANSWER, looks=[ended, ended, TAKEN_OVER]))
+        check_waited(WAITS, LEASE, scripted(IN_PROGRESS, RESPONSE, looks=[ended, ended, TAKEN_OVER]))
 
 
 def test_a_refusal_where_nothing_is_in_the_way_is_found() -> None:
     """L-04; but for one after a claim whose reply the store did not give, which may have a lease of its own."""
     at_once = Outcome(attempt=2)
     with pytest.raises(AssertionError, match="refused"):
-        check_waited(at_once, LEASE, scripted(IN_PROGRESS, ANSWER, looks=[DEAD, DEAD, TAKEN_OVER]))
-    check_waited(at_once, LEASE, scripted(UNAVAILABLE, IN_PROGRESS, ANSWER, looks=[DEAD, DEAD, TAKEN_OVER]))
+        check_waited(at_once, LEASE, scripted(IN_PROGRESS, RESPONSE, looks=[DEAD, DEAD, TAKEN_OVER]))
+    check_waited(at_once, LEASE, scripted(UNAVAILABLE, IN_PROGRESS, RESPONSE, looks=[DEAD, DEAD, TAKEN_OVER]))
 
 
 def test_a_retry_that_waited_for_a_lease_that_should_have_been_given_back_is_found() -> None:
     """L-04, L-06: by when the record was taken over, and not by how long the test took."""
-    check_given_back(Outcome(attempt=2), scripted(ANSWER, looks=[DEAD, TOO_EARLY]), DEAD)
+    check_given_back(Outcome(attempt=2), scripted(RESPONSE, looks=[DEAD, TOO_EARLY]), DEAD)
     with pytest.raises(AssertionError, match="waited for the lease"):
-        check_given_back(Outcome(attempt=2), scripted(ANSWER, looks=[DEAD, look(2, 2.0, 2.1, ended=True)]), DEAD)
+        check_given_back(Outcome(attempt=2), scripted(RESPONSE, looks=[DEAD, look(2, 2.0, 2.1, ended=True)]), DEAD)
 
 
 @pytest.mark.parametrize(("failures", "attempt", "right"), [(0, 2, True), (0, 3, False), (1, 3, True), (1, 4, False)])
 def test_each_attempt_has_a_run_or_a_store_that_failed(failures: int, attempt: int, right: bool) -> None:
     """I2: of a claim without a reply nobody knows whether it was an attempt."""
-    answer: Any = ANSWER._replace(body=b"attempt %d abc" % attempt)
+    answer: Any = RESPONSE._replace(body=b"attempt %d abc" % attempt)
     done = scripted(*[UNAVAILABLE] * failures, answer, looks=[DEAD, TAKEN_OVER])
     if right:
         check_attempt(WAITS, done)
@@ -127,6 +131,6 @@ def test_an_answer_of_a_store_that_failed_is_believed_with_the_log_of_the_server
     """O-12: else a server that refuses without a cause would pass for a busy machine."""
     with pytest.raises(AssertionError, match="nothing failed"):
         store_failed(UNAVAILABLE, "all is well")
-    unrecorded = ANSWER._replace(headers=[(b"idempotency-status", b"unrecorded")])
+    unrecorded = RESPONSE._replace(headers=[(b"idempotency-status", b"unrecorded")])
     assert store_failed(unrecorded, "open_idempotency BackendFailed(record='…')")
-    assert not store_failed(ANSWER, "")
+    assert not store_failed(RESPONSE, "")

@@ -24,7 +24,7 @@ from tests.postgres_server import PostgresServer
 from tests.servers import Server
 
 #: what is left by a request that was answered: its path, its application
-ANSWERED = {
+REPLACED = {
     "done": ("/done", "plain"),
     "stages": ("/stages", "plain"),
     "sealed": ("/done", "sealed"),
@@ -61,7 +61,7 @@ def fill(tree: Path, store: str, folder: Path) -> dict[str, Any]:
     got: dict[str, Any] = {}
     with start() as worker:
         worker.ask("migrate")
-        for key, (path, app) in ANSWERED.items():
+        for key, (path, app) in REPLACED.items():
             got[key] = worker.post(path, key, app=app, caller=CALLER if app == "few keys" else "")
         for key, (app, end) in UNFINISHED.items():
             if end == "fail":

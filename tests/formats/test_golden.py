@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.formats import VERSIONS, stores
-from tests.formats.make import ANSWERED, CALLER, UNFINISHED, make_ledger
+from tests.formats.make import CALLER, REPLACED, UNFINISHED, make_ledger
 from tests.formats.running import HERE, ROOT, Worker, effects_in
 
 #: the application by the name of a key
-APPS = {key: app for key, (_, app) in ANSWERED.items()} | {key: app for key, (app, _) in UNFINISHED.items()}
-REPLAYED = [key for key in ANSWERED if key != "too long"]
+APPS = {key: app for key, (_, app) in REPLACED.items()} | {key: app for key, (app, _) in UNFINISHED.items()}
+REPLAYED = [key for key in REPLACED if key != "too long"]
 RESUMED = [key for key, (_, end) in UNFINISHED.items() if end in ("fail", "die") and key != "failure to replay"]
 IN_DOUBT = [key for key, (_, end) in UNFINISHED.items() if end == "in doubt"]
 
@@ -31,7 +31,7 @@ class Opened(NamedTuple):
 
     def post(self, key: str, **more: Any) -> dict[str, Any]:
         """The request that was made with the key, once more."""
-        path = ANSWERED[key][0] if key in ANSWERED else "/stages"
+        path = REPLACED[key][0] if key in REPLACED else "/stages"
         caller = CALLER if APPS[key] == "few keys" else ""
         return self.worker.post_until_admitted(path, key, app=APPS[key], **{"caller": caller, **more})
 

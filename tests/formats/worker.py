@@ -115,7 +115,7 @@ def application(backend: Backend, effects: str, ledger: str, fields: dict[str, A
         try:
             with connection, idem.atomic(connection) as block:
                 connection.execute("INSERT INTO orders VALUES (1)")
-                return block.answer(flask.make_response(effect("atomic"), 201))
+                return block.respond(flask.make_response(effect("atomic"), 201))
         finally:
             connection.close()
 
@@ -181,7 +181,7 @@ def _say(answer: Any) -> None:
 
 
 def main() -> None:
-    """Answer commands until stdin ends."""
+    """Response commands until stdin ends."""
     worker = Worker(*sys.argv[1:])
     _say("ready")
     for line in sys.stdin:

@@ -49,7 +49,7 @@ def make_app(**options: Any) -> FastAPI:
 
     @app.put("/entries/{number}")
     async def replace(number: int, request: Request) -> Response:
-        """Answer with what came, byte by byte; not covered by default."""
+        """Response with what came, byte by byte; not covered by default."""
         return Response(await request.body(), 200, media_type="application/octet-stream")
 
     @app.post("/echo")

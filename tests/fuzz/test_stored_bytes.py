@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from open_idempotency._core.commands import Claim, Complete, Fail, Get, SaveStage
 from open_idempotency._core.frames import StageKind, decode_response, decode_stage, encode_response, encode_stage
 from open_idempotency._core.models import Lease, Leased, Record, Stage
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backend import Backend
 from open_idempotency.backends.memory import MemoryBackend
@@ -29,8 +29,8 @@ from open_idempotency.backends.sqlite import SqliteBackend
 from open_idempotency.exceptions import RecordUnreadable
 from tests.http.backends import WatchedBackend
 
-RESPONSE = encode_response(Answer(201, [(b"location", b"/charges/1"), (b"x-ledger", b"main")], b'{"charge": 1}'))
-TOMBSTONE = encode_response(Answer(201, [(b"location", b"/charges/1")], None))
+RESPONSE = encode_response(Response(201, [(b"location", b"/charges/1"), (b"x-ledger", b"main")], b'{"charge": 1}'))
+TOMBSTONE = encode_response(Response(201, [(b"location", b"/charges/1")], None))
 STAGE = encode_stage(StageKind.VALUE, b'{"amount": 5}')
 ERROR = encode_stage(StageKind.ERROR, b'["Declined", []]')
 

@@ -18,7 +18,7 @@ from open_idempotency.backend import (
     AsyncBackend,
     Backend,
     Claim,
-    ClaimAnswer,
+    ClaimResult,
     Complete,
     Completed,
     Fail,
@@ -28,7 +28,7 @@ from open_idempotency.backend import (
     Renew,
     Renewal,
     Reserve,
-    ReserveAnswer,
+    ReserveResult,
     SaveStage,
     StageSaved,
     Unreserve,
@@ -64,7 +64,7 @@ class WatchedBackend(Backend):
         self.failures: list[Exception] = []
         self._async = _AsyncWatchedBackend(self)
 
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         self.commands.append(c)
         answer = self.inner.claim(c)
         self.stall(c)
@@ -118,7 +118,7 @@ class WatchedBackend(Backend):
     def purge(self, limit: int = 1000) -> int:
         return self.inner.purge(limit)
 
-    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+    def reserve(self, c: Reserve, /) -> ReserveResult:
         self.commands.append(c)
         return self.inner.reserve(c)
 
@@ -161,7 +161,7 @@ class _AsyncWatchedBackend(AsyncBackend):
         self.call_timeout = self._inner.call_timeout
         self.quotas = self._inner.quotas
 
-    async def claim(self, c: Claim, /) -> ClaimAnswer:
+    async def claim(self, c: Claim, /) -> ClaimResult:
         self._noted.append(c)
         answer = await self._inner.claim(c)
         self._watched.stall(c)
@@ -215,7 +215,7 @@ class _AsyncWatchedBackend(AsyncBackend):
     async def purge(self, limit: int = 1000) -> int:
         return await self._inner.purge(limit)
 
-    async def reserve(self, c: Reserve, /) -> ReserveAnswer:
+    async def reserve(self, c: Reserve, /) -> ReserveResult:
         self._noted.append(c)
         return await self._inner.reserve(c)
 

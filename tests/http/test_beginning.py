@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from open_idempotency._core.frames import encode_response
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency.backend import Claim, Complete, Lease, Leased
 from tests.http.conftest import NewCase
 from tests.http.endpoints import charge
@@ -51,7 +51,7 @@ def test_its_client_gets_the_response_of_the_attempt_that_took_over(new_case: Ne
     case = new_case(charge, "short lease")
 
     def complete(lease: Lease) -> None:
-        case.watched.inner.complete(Complete(lease, encode_response(Answer(201, [], b"of the other worker"))))
+        case.watched.inner.complete(Complete(lease, encode_response(Response(201, [], b"of the other worker"))))
 
     case.watched.after_claim.append(_is_superseded(case, complete))
     response = case.send()

@@ -68,7 +68,7 @@ def in_flask(database: Database, notifies: bool = False, **fields: Any) -> Itera
             idem.save_stage("notify")
         with Session(engine) as session, session.begin(), idem.atomic(session) as block:
             session.execute(ORDER)
-            return block.answer(flask.make_response(PLACED, 201))
+            return block.respond(flask.make_response(PLACED, 201))
 
     Idempotency(app, backend, **fields)
 
@@ -99,7 +99,7 @@ def in_fastapi(database: Database, notifies: bool = False, **fields: Any) -> Ite
             await idem.asave_stage("notify")
         async with AsyncSession(engine) as session, session.begin(), idem.atomic(session) as block:
             await session.execute(ORDER)
-            return block.answer(JSONResponse(PLACED, 201))
+            return block.respond(JSONResponse(PLACED, 201))
 
     app.post("/")(view)
     app.add_middleware(IdempotencyMiddleware, backend=backend, **fields)

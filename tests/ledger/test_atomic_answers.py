@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from open_idempotency import AnsweredBefore, ConfigurationError, LeaseLost, idem
-from open_idempotency._core.requests import Answer
+from open_idempotency import AlreadyCommitted, ConfigurationError, LeaseLost, idem
+from open_idempotency._core.requests import Response
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
 from tests.unit.stage_client import Client
 
-ANSWER = Answer(201, [(b"content-type", b"text/plain")], b"placed")
+RESPONSE = Response(201, [(b"content-type", b"text/plain")], b"placed")
 
 
-def answer_order(opened: Open, answer: Answer = ANSWER) -> None:
+def answer_order(opened: Open, answer: Response = RESPONSE) -> None:
     """One order, and its answer."""
     with idem.atomic(opened.tx) as block:
         opened.execute(INSERT)
-        block.answer(answer)
+        block.respond(answer)
 
 
 def lose_record(client: Client, attempt: object) -> None:
@@ -33,7 +33,7 @@ def test_a_committed_answer_is_the_answer_although_the_record_is_lost(
     with client.request() as attempt, BLOCKING[kind][1](database) as opened:
         answer_order(opened)
     lose_record(client, attempt)
-    with client.request(), pytest.raises(AnsweredBefore), BLOCKING[kind][1](database) as opened:
+    with client.request(), pytest.raises(AlreadyCommitted), BLOCKING[kind][1](database) as opened:
         answer_order(opened)
     assert database.orders() == 1
 
@@ -43,7 +43,7 @@ def test_a_stage_in_a_transaction_notices_the_answer_too(client: Client, kind: s
     with client.request() as attempt, BLOCKING[kind][1](database) as opened:
         answer_order(opened)
     lose_record(client, attempt)
-    with client.request(), pytest.raises(AnsweredBefore), BLOCKING[kind][1](database) as opened:
+    with client.request(), pytest.raises(AlreadyCommitted), BLOCKING[kind][1](database) as opened:
         idem.run("notify", lambda: opened.execute(INSERT), tx=opened.tx)
     assert database.orders() == 1
 
@@ -75,7 +75,7 @@ def test_an_answer_that_is_not_kept_is_not_in_the_ledger(client: Client, kind: s
     """S-06: 409 is never stored, so the retry runs."""
     for _ in range(2):
         with client.request(), BLOCKING[kind][1](database) as opened:
-            answer_order(opened, Answer(409, [], b"not now"))
+            answer_order(opened, Response(409, [], b"not now"))
     assert database.orders() == 2
 
 
@@ -93,7 +93,7 @@ def test_a_stale_worker_that_commits_in_the_middle_does_not_keep_its_answer(
             with client.request(), BLOCKING[kind][1](database) as other:
                 answer_order(other)
             opened.execute(INSERT)
-            block.answer(Answer(201, [], b"stale"))
+            block.respond(Response(201, [], b"stale"))
 
     with client.bound(stale), pytest.raises(LeaseLost), BLOCKING[kind][1](database) as opened:
         commit_in_the_middle(opened)
@@ -125,12 +125,12 @@ async def test_awaited_a_committed_answer_is_the_answer(
     async def once() -> None:
         async with AWAITED[awaited_kind][1](awaited_database) as opened, idem.atomic(opened.tx) as block:
             await opened.execute(INSERT)
-            block.answer(ANSWER)
+            block.respond(RESPONSE)
 
     with client.request() as attempt:
         await once()
     lose_record(client, attempt)
-    with client.request(), pytest.raises(AnsweredBefore):
+    with client.request(), pytest.raises(AlreadyCommitted):
         await once()
     assert awaited_database.orders() == 1
 

@@ -14,7 +14,7 @@ from psycopg.rows import dict_row
 from sqlalchemy.orm import Session
 
 from open_idempotency import ConfigurationError, LeaseLost, LedgerMissing, events, idem
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency._stages.stages import stage_id
 from open_idempotency.ledger.dialects import POSTGRESQL, explain
 from tests.ledger.databases import BLOCKING, INSERT, Database, Open
@@ -141,7 +141,7 @@ def test_a_rollback_within_an_atomic_block_is_told(client: Client, kind: str, da
     def roll_back(opened: Open) -> None:
         with idem.atomic(opened.tx) as block:
             rolled_back(opened)
-            block.answer(Answer(201, [], b"placed"))
+            block.respond(Response(201, [], b"placed"))
 
     ended = pytest.raises(ConfigurationError, match="rolled back")
     with client.request(), ended, BLOCKING[kind][1](database) as opened:

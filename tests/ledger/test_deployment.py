@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from open_idempotency import ConfigurationError, WrongColour, idem, ledger
+from open_idempotency import ConfigurationError, SyncAsyncMismatch, idem, ledger
 from open_idempotency.cli import main
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
 from tests.unit.stage_client import Client
@@ -140,13 +140,13 @@ async def test_awaited_purges(awaited_kind: str, awaited_database: Database) -> 
     """S-05."""
     async with AWAITED[awaited_kind][1](awaited_database) as opened:
         assert await ledger.apurge(opened.tx) == 0
-        with pytest.raises(WrongColour, match="apurge"):
+        with pytest.raises(SyncAsyncMismatch, match="apurge"):
             ledger.purge(opened.tx)
 
 
 def test_a_blocking_transaction_is_not_awaited(kind: str, database: Database) -> None:
     """S-08."""
-    with BLOCKING[kind][1](database) as opened, pytest.raises(WrongColour):
+    with BLOCKING[kind][1](database) as opened, pytest.raises(SyncAsyncMismatch):
         asyncio.run(ledger.apurge(opened.tx))
 
 

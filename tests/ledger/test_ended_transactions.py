@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from open_idempotency import ConfigurationError, idem
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
 from tests.unit.stage_client import Client
 
@@ -39,7 +39,7 @@ def in_an_atomic_block(opened: Open, work: Callable[[], None]) -> None:
     """The work, and an answer."""
     with idem.atomic(opened.tx) as block:
         work()
-        block.answer(Answer(201, [], b"placed"))
+        block.respond(Response(201, [], b"placed"))
 
 
 FORMS = pytest.mark.parametrize("form", [in_a_stage, in_an_atomic_block])
@@ -138,7 +138,7 @@ async def test_awaited_a_commit_in_the_middle_of_a_block_is_told(
     async def in_awaited_block(opened: Open) -> None:
         async with idem.atomic(opened.tx) as block:
             await place_twice(opened)
-            block.answer(Answer(201, [], b"placed"))
+            block.respond(Response(201, [], b"placed"))
 
     for form in (in_awaited_stage, in_awaited_block):
         with client.request(), told():

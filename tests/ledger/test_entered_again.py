@@ -14,30 +14,30 @@ import sqlalchemy
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from open_idempotency import AnsweredBefore, idem
-from open_idempotency._core.requests import Answer
+from open_idempotency import AlreadyCommitted, idem
+from open_idempotency._core.requests import Response
 from open_idempotency._core.settlement import Fate, abort, finish
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
 from tests.unit.stage_client import Client
 
-FIRST, SECOND = Answer(201, [], b"first"), Answer(201, [], b"second")
+FIRST, SECOND = Response(201, [], b"first"), Response(201, [], b"second")
 
 
 class LostError(Exception):
     """The COMMIT counted, and its reply did not arrive."""
 
 
-def order(opened: Open, answer: Answer) -> None:
+def order(opened: Open, answer: Response) -> None:
     """An order and its response."""
     with idem.atomic(opened.tx) as block:
         opened.execute(INSERT)
-        block.answer(answer)
+        block.respond(answer)
 
 
 def replayed(client: Client, attempt: Any, error: BaseException) -> bytes | None:
     """The body that the client of a view gets which was stopped by this error."""
     found = client.engine.sync.run(abort(attempt, error))
-    assert isinstance(found, Answer), found
+    assert isinstance(found, Response), found
     return found.body
 
 
@@ -46,7 +46,7 @@ def test_a_block_after_a_commit_does_not_run_again(client: Client, kind: str, da
     with client.request() as attempt:
         with BLOCKING[kind][1](database) as opened:
             order(opened, FIRST)
-        with pytest.raises(AnsweredBefore) as raised, BLOCKING[kind][1](database) as opened:
+        with pytest.raises(AlreadyCommitted) as raised, BLOCKING[kind][1](database) as opened:
             order(opened, SECOND)
         assert replayed(client, attempt, raised.value) == b"first"
     assert database.orders() == 1
@@ -99,7 +99,7 @@ def test_a_second_block_in_one_transaction_that_is_rolled_back_leaves_no_record(
         order(opened, SECOND)
 
     with client.request() as attempt:
-        with pytest.raises(AnsweredBefore) as raised, BLOCKING[kind][1](database) as opened:
+        with pytest.raises(AlreadyCommitted) as raised, BLOCKING[kind][1](database) as opened:
             twice(opened)
         assert b"not-committed" in (replayed(client, attempt, raised.value) or b"")
     assert database.orders() == 0
@@ -115,7 +115,7 @@ def test_a_second_block_in_one_transaction_that_commits_is_answered_by_the_first
     with client.request() as attempt:
         with BLOCKING[kind][1](database) as opened:
             order(opened, FIRST)
-            with pytest.raises(AnsweredBefore) as raised:
+            with pytest.raises(AlreadyCommitted) as raised:
                 order(opened, SECOND)
         assert replayed(client, attempt, raised.value) == b"first"
     assert database.orders() == 1
@@ -128,17 +128,17 @@ async def test_awaited_a_block_after_a_commit_does_not_run_again(
 ) -> None:
     """S-06a."""
 
-    async def once(answer: Answer) -> None:
+    async def once(answer: Response) -> None:
         async with AWAITED[awaited_kind][1](awaited_database) as opened, idem.atomic(opened.tx) as block:
             await opened.execute(INSERT)
-            block.answer(answer)
+            block.respond(answer)
 
     with client.request() as attempt:
         await once(FIRST)
-        with pytest.raises(AnsweredBefore) as raised:
+        with pytest.raises(AlreadyCommitted) as raised:
             await once(SECOND)
         found = await client.engine.aio.run(abort(attempt, raised.value))
-    assert isinstance(found, Answer)
+    assert isinstance(found, Response)
     assert found.body == b"first"
     assert await asyncio.to_thread(awaited_database.orders) == 1
 
@@ -150,11 +150,11 @@ async def test_awaited_a_block_after_a_rollback_runs_again(
 ) -> None:
     """S-06a."""
 
-    async def once(answer: Answer, fails: bool) -> None:
+    async def once(answer: Response, fails: bool) -> None:
         async with AWAITED[awaited_kind][1](awaited_database) as opened:
             async with idem.atomic(opened.tx) as block:
                 await opened.execute(INSERT)
-                block.answer(answer)
+                block.respond(answer)
             if fails:
                 raise ZeroDivisionError
 
@@ -184,7 +184,7 @@ def losing(owner: Any, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def session_that_loses(database: Database, answer: Answer) -> Iterator[Any]:
+def session_that_loses(database: Database, answer: Response) -> Iterator[Any]:
     """A session of SQLAlchemy's."""
     engine = sqlalchemy.create_engine(database.url.replace("postgresql:", "postgresql+psycopg:"))
 
@@ -200,7 +200,7 @@ def session_that_loses(database: Database, answer: Answer) -> Iterator[Any]:
 
 
 @contextmanager
-def psycopg_that_loses(database: Database, answer: Answer) -> Iterator[Any]:
+def psycopg_that_loses(database: Database, answer: Response) -> Iterator[Any]:
     """Two connections of psycopg's, the first of which breaks."""
     broken = []
 
@@ -216,7 +216,7 @@ def psycopg_that_loses(database: Database, answer: Answer) -> Iterator[Any]:
 
 
 @contextmanager
-def sqlite3_that_loses(database: Database, answer: Answer) -> Iterator[Any]:
+def sqlite3_that_loses(database: Database, answer: Response) -> Iterator[Any]:
     """The same with files."""
     broken = []
 
@@ -235,7 +235,7 @@ def sqlite3_that_loses(database: Database, answer: Answer) -> Iterator[Any]:
 
 
 @contextmanager
-def django_that_loses(database: Database, answer: Answer) -> Iterator[Any]:
+def django_that_loses(database: Database, answer: Response) -> Iterator[Any]:
     """An alias of Django's."""
     from django.db import connections, transaction
 
@@ -267,7 +267,7 @@ def test_a_commit_whose_reply_was_lost_is_found_by_the_second_block(
     with opened(database, FIRST) as place, client.request() as attempt:
         with pytest.raises(LostError):
             place()
-        with pytest.raises(AnsweredBefore) as raised:
+        with pytest.raises(AlreadyCommitted) as raised:
             place()
         assert replayed(client, attempt, raised.value) == b"first"
     assert database.orders() == 1
@@ -305,7 +305,7 @@ async def test_awaited_a_strict_policy_keeps_a_response_whose_commit_was_not_ack
     async def place() -> None:
         async with AsyncSession(engine) as session, session.begin(), idem.atomic(session) as block:
             await session.execute(sqlalchemy.text(INSERT))
-            block.answer(FIRST)
+            block.respond(FIRST)
 
     with client.request() as attempt:
         with losing(engine.sync_engine.dialect, "do_commit"), pytest.raises(LostError) as raised:

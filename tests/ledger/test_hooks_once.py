@@ -9,8 +9,8 @@ import pytest
 
 from open_idempotency import idem
 from open_idempotency._core.frames import decode_response
-from open_idempotency._core.requests import Answer
-from open_idempotency._core.sealing import ANSWER as ANSWERED
+from open_idempotency._core.requests import Response
+from open_idempotency._core.sealing import RESPONSE as REPLACED
 from open_idempotency._core.sealing import unseal
 from open_idempotency._core.settlement import Fate, finish
 from open_idempotency.encryption import EncryptionKeys
@@ -18,7 +18,7 @@ from tests.ledger.applications import FRAMEWORKS, Make
 from tests.ledger.databases import BLOCKING, Database
 from tests.unit.stage_client import Client
 
-ANSWER = Answer(201, [(b"content-type", b"text/plain"), (b"content-length", b"6")], b"placed")
+RESPONSE = Response(201, [(b"content-type", b"text/plain"), (b"content-length", b"6")], b"placed")
 
 
 class Hooks:
@@ -38,7 +38,7 @@ class Hooks:
         self.asked.append("store")
         return None
 
-    def redact(self, answer: Answer) -> Answer:
+    def redact(self, answer: Response) -> Response:
         """Nothing."""
         self.asked.append("redact")
         return answer
@@ -69,24 +69,24 @@ def test_each_hook_is_asked_once(framework: str, new_database: Callable[[str], D
     assert bytes(response) == record.response
 
 
-def kept(database: Database, hooks: Hooks, sent: Answer) -> Answer:
-    """What the record has of an attempt whose view answers with ``ANSWER``, of which ``sent`` leaves."""
+def kept(database: Database, hooks: Hooks, sent: Response) -> Response:
+    """What the record has of an attempt whose view answers with ``RESPONSE``, of which ``sent`` leaves."""
     client = Client(**hooks.fields)
     with client.request() as attempt:
         with BLOCKING["sqlite3"][1](database) as opened, idem.atomic(opened.tx) as block:
-            block.answer(ANSWER)
+            block.respond(RESPONSE)
         client.engine.sync.run(finish(attempt, sent))
     (record,) = client.engine.backend.scan()
     assert attempt.lease is not None
     assert record.response is not None
-    return decode_response(unseal(record.response, ANSWERED, attempt.lease, attempt.policy))
+    return decode_response(unseal(record.response, REPLACED, attempt.lease, attempt.policy))
 
 
 @pytest.mark.parametrize("kind", ["sqlite3"])
 def test_what_does_not_belong_to_an_answer_does_not_make_another_of_it(database: Database) -> None:
     """R-02: such as a length, or the date that a server adds."""
     hooks = Hooks()
-    dated = Answer(201, [*ANSWER.headers[:1], (b"date", b"now")], ANSWER.body)
+    dated = Response(201, [*RESPONSE.headers[:1], (b"date", b"now")], RESPONSE.body)
     assert kept(database, hooks, dated).body == b"placed"
     assert hooks.asked == ["store", "redact", "seal"]
 
@@ -95,7 +95,7 @@ def test_what_does_not_belong_to_an_answer_does_not_make_another_of_it(database:
 def test_what_is_between_view_and_middleware_is_in_the_record(database: Database) -> None:
     """R-01: what the client got is what a replay sends; so the hooks see that, too."""
     hooks = Hooks()
-    changed = Answer(201, [*ANSWER.headers, (b"x-between", b"here")], b"PLACED")
+    changed = Response(201, [*RESPONSE.headers, (b"x-between", b"here")], b"PLACED")
     stored = kept(database, hooks, changed)
     assert (stored.body, stored.headers[-1]) == (b"PLACED", (b"x-between", b"here"))
     assert hooks.asked == ["store", "redact", "seal", "redact", "seal"]
@@ -105,17 +105,17 @@ def test_what_is_between_view_and_middleware_is_in_the_record(database: Database
 def test_another_status_is_another_decision(database: Database) -> None:
     """``store=`` says it of a status."""
     hooks = Hooks()
-    assert kept(database, hooks, Answer(202, ANSWER.headers, ANSWER.body)).status == 202
+    assert kept(database, hooks, Response(202, RESPONSE.headers, RESPONSE.body)).status == 202
     assert hooks.asked == ["store", "redact", "seal", "store", "redact", "seal"]
 
 
 @pytest.mark.parametrize("kind", ["sqlite3"])
 def test_of_an_answer_that_is_not_kept_store_is_asked_once(database: Database) -> None:
     """And nothing else."""
-    hooks, refused = Hooks(), Answer(409, [], b"not now")
+    hooks, refused = Hooks(), Response(409, [], b"not now")
     client = Client(**hooks.fields)
     with client.request() as attempt:
         with BLOCKING["sqlite3"][1](database) as opened, idem.atomic(opened.tx) as block:
-            block.answer(refused)
+            block.respond(refused)
         assert client.engine.sync.run(finish(attempt, refused)) is Fate.NOT_KEPT
     assert hooks.asked == ["store"]

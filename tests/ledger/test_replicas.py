@@ -12,12 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.sql import Delete, Update
 
-from open_idempotency import AnsweredBefore, ConfigurationError, idem
-from open_idempotency._core.requests import Answer
+from open_idempotency import AlreadyCommitted, ConfigurationError, idem
+from open_idempotency._core.requests import Response
 from tests.ledger.databases import Database
 from tests.unit.stage_client import Client
 
-ANSWER = Answer(201, [], b"placed")
+RESPONSE = Response(201, [], b"placed")
 
 
 class Base(DeclarativeBase):
@@ -124,12 +124,12 @@ def test_an_answer_commits_where_the_session_writes(client: Client, engines: Eng
     def once() -> None:
         with session_class() as session, session.begin(), idem.atomic(session) as block:
             session.add(Order(name="tea"))
-            block.answer(ANSWER)
+            block.respond(RESPONSE)
 
     with client.request():
         once()
     client.forget()
-    with client.request(), pytest.raises(AnsweredBefore):
+    with client.request(), pytest.raises(AlreadyCommitted):
         once()
     assert (engines.leader.orders(), engines.replica.orders()) == (1, 0)
 

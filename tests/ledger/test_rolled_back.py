@@ -16,12 +16,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import Session, sessionmaker
 
 from open_idempotency import idem
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency._core.settlement import Fate, finish
 from tests.ledger.databases import INSERT, Database
 from tests.unit.stage_client import Client
 
-PLACED = Answer(201, [(b"content-type", b"text/plain")], b"placed")
+PLACED = Response(201, [(b"content-type", b"text/plain")], b"placed")
 ORDER = sqlalchemy.text(INSERT)
 
 
@@ -63,22 +63,22 @@ def as_an_answer(tx: Any, run: Any = None) -> None:
     """An order, and the response."""
     with idem.atomic(tx) as block:
         (run or tx).execute(ORDER)
-        block.answer(PLACED)
+        block.respond(PLACED)
 
 
 FORMS = pytest.mark.parametrize("form", [as_a_stage, as_an_answer])
 
 
-def verdict(client: Client, view: Callable[[], object], answer: Answer = PLACED) -> Fate | Answer:
+def verdict(client: Client, view: Callable[[], object], answer: Response = PLACED) -> Fate | Response:
     """What becomes of a response that a view returns."""
     with client.request() as attempt:
         view()
         return client.engine.sync.run(finish(attempt, answer))
 
 
-def is_refused(found: Fate | Answer) -> bool:
+def is_refused(found: Fate | Response) -> bool:
     """With 500 ``not-committed``."""
-    return isinstance(found, Answer) and found.status == 500 and b"not-committed" in (found.body or b"")
+    return isinstance(found, Response) and found.status == 500 and b"not-committed" in (found.body or b"")
 
 
 # What a connection commits
@@ -157,7 +157,7 @@ async def test_awaited_what_the_connection_of_a_session_commits_counts(client: C
                     await session.execute(ORDER)
                 async with idem.atomic(session) as block:
                     await session.execute(ORDER)
-                    block.answer(PLACED)
+                    block.respond(PLACED)
             assert await client.engine.aio.run(finish(attempt, PLACED)) is Fate.KEPT
     assert await asyncio.to_thread(database.orders) == 2
 
@@ -300,21 +300,21 @@ def _begin_as_documented(engine: Engine) -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        Answer(201, [*PLACED.headers, (b"x-request", b"1")], b"placed"),
-        Answer(201, [(b"content-encoding", b"gzip")], b"\x1f\x8b"),
-        Answer(201, [], None),
+        Response(201, [*PLACED.headers, (b"x-request", b"1")], b"placed"),
+        Response(201, [(b"content-encoding", b"gzip")], b"\x1f\x8b"),
+        Response(201, [], None),
     ],
     ids=["with more headers", "encoded", "too long to be kept"],
 )
-def test_a_response_is_known_again_behind_other_middleware(client: Client, engine: Engine, answer: Answer) -> None:
+def test_a_response_is_known_again_behind_other_middleware(client: Client, engine: Engine, answer: Response) -> None:
     """S-05: whatever became of its headers and its encoding."""
     assert is_refused(verdict(client, lambda: by_the_session(engine), answer))
 
 
 @pytest.mark.parametrize(
-    "answer", [Answer(200, [], b"placed"), Answer(201, [], b"another"), Answer(404, [], b"placed")]
+    "answer", [Response(200, [], b"placed"), Response(201, [], b"another"), Response(404, [], b"placed")]
 )
-def test_another_response_after_a_rollback_counts(client: Client, engine: Engine, answer: Answer) -> None:
+def test_another_response_after_a_rollback_counts(client: Client, engine: Engine, answer: Response) -> None:
     """S-05: a view may find at the commit that somebody else has placed the order, and say that."""
     assert verdict(client, lambda: by_the_session(engine), answer) is Fate.KEPT
 
@@ -327,7 +327,7 @@ def test_a_savepoint_within_a_block_may_be_rolled_back(client: Client, engine: E
             with idem.atomic(session) as block:
                 session.execute(ORDER)
                 session.begin_nested().rollback()
-                block.answer(PLACED)
+                block.respond(PLACED)
             session.begin_nested().rollback()
             session.begin_nested().commit()
 
@@ -364,7 +364,7 @@ async def test_awaited_a_response_whose_rows_were_rolled_back_is_not_recorded(
                 savepoint = await session.begin_nested()
                 async with idem.atomic(session) as block:
                     await session.execute(ORDER)
-                    block.answer(PLACED)
+                    block.respond(PLACED)
                 if way == "rollback":
                     await session.rollback()
                 elif way == "savepoint":
@@ -397,7 +397,7 @@ def test_sqlite3_is_asked_for_what_its_connection_does_not_report(
         connection = opened.enter_context(contextlib.closing(sqlite3.connect(on_sqlite.path)))
         with idem.atomic(connection) as block:
             connection.execute(INSERT)
-            block.answer(PLACED)
+            block.respond(PLACED)
         getattr(connection, end)()
         if closes:
             connection.close()
@@ -417,7 +417,7 @@ def test_a_database_in_memory_reports_nothing(client: Client) -> None:
 
     def view() -> None:
         with connection, idem.atomic(connection) as block:
-            block.answer(PLACED)
+            block.respond(PLACED)
 
     assert verdict(client, view) is Fate.KEPT
     connection.close()

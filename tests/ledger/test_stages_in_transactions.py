@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from open_idempotency import LeaseLost, StageValueError, WrongColour, idem
+from open_idempotency import LeaseLost, StageValueError, SyncAsyncMismatch, idem
 from open_idempotency.exceptions import KeyReused, LedgerMissing
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
 from tests.unit.stage_client import Client
@@ -217,7 +217,7 @@ def test_a_blocking_transaction_does_not_fit_an_awaited_block(client: Client, ki
         async with idem.stage("order", tx=opened.tx):
             raise AssertionError("not reached")
 
-    with client.request(), BLOCKING[kind][1](database) as opened, pytest.raises(WrongColour, match="with"):
+    with client.request(), BLOCKING[kind][1](database) as opened, pytest.raises(SyncAsyncMismatch, match="with"):
         asyncio.run(use(opened))
 
 
@@ -280,7 +280,7 @@ async def test_awaited_transactions_do_not_fit_a_blocking_block(
 
     with client.request():
         async with AWAITED[awaited_kind][1](awaited_database) as opened:
-            with pytest.raises(WrongColour, match="async with"):
+            with pytest.raises(SyncAsyncMismatch, match="async with"):
                 await anyio.to_thread.run_sync(use, opened)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from open_idempotency import AnsweredBefore, LeaseLost, idem
+from open_idempotency import AlreadyCommitted, LeaseLost, idem
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency._core.settlement import Fate, abort, finish
 from open_idempotency._engine.engine import new_owner
 from open_idempotency.backends.memory import MemoryBackend
@@ -21,7 +21,7 @@ from tests.unit.builders import Clock, body_of, request_of
 from tests.unit.stage_client import KEY, Client
 
 LEASE = 30.0
-PLACED = Answer(201, [(b"x-order", b"1")], b"placed")
+PLACED = Response(201, [(b"x-order", b"1")], b"placed")
 
 
 class FailingBackend(MemoryBackend):
@@ -52,14 +52,14 @@ class Site:
         assert isinstance(attempt, Attempt)
         return attempt
 
-    def finish(self, attempt: Attempt, answer: Answer = PLACED) -> Fate | Answer:
+    def finish(self, attempt: Attempt, answer: Response = PLACED) -> Fate | Response:
         """What becomes of its response."""
         return self.client.engine.sync.run(finish(attempt, answer))
 
-    def abort(self, attempt: Attempt, error: BaseException) -> Answer:
+    def abort(self, attempt: Attempt, error: BaseException) -> Response:
         """What is sent in place of its error."""
         found = self.client.engine.sync.run(abort(attempt, error))
-        assert isinstance(found, Answer)
+        assert isinstance(found, Response)
         return found
 
 
@@ -73,12 +73,12 @@ def order(opened: Open) -> None:
     """An order and its response."""
     with idem.atomic(opened.tx) as block:
         opened.execute(INSERT)
-        block.answer(PLACED)
+        block.respond(PLACED)
 
 
-def is_superseded(answer: Fate | Answer) -> bool:
+def is_superseded(answer: Fate | Response) -> bool:
     """As L-03 has it where nobody has answered."""
-    return isinstance(answer, Answer) and answer.status == 409
+    return isinstance(answer, Response) and answer.status == 409
 
 
 def test_a_stale_worker_whose_commit_counted_sends_its_response(site: Site, kind: str, database: Database) -> None:
@@ -89,7 +89,7 @@ def test_a_stale_worker_whose_commit_counted_sends_its_response(site: Site, kind
         owner = site.take_over()
         assert site.finish(stale) is Fate.KEPT
     with site.client.bound(owner):
-        with pytest.raises(AnsweredBefore) as raised, BLOCKING[kind][1](database) as opened:
+        with pytest.raises(AlreadyCommitted) as raised, BLOCKING[kind][1](database) as opened:
             order(opened)
         again = site.abort(owner, raised.value)
     assert (again.status, again.body) == (201, b"placed")
@@ -118,7 +118,7 @@ def test_the_new_owners_response_comes_first(site: Site, kind: str, database: Da
         owner = site.take_over()
         assert site.finish(owner) is Fate.KEPT
         answer = site.finish(stale)
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, Response)
     assert (answer.status, (b"idempotent-replayed", b"true") in answer.headers) == (201, True)
 
 
@@ -160,8 +160,8 @@ def test_a_stale_worker_that_returns_something_else_sends_what_it_has_committed(
         with BLOCKING["session on SQLite"][1](database) as opened:
             order(opened)
         site.take_over()
-        answer = site.finish(stale, Answer(500, [], b"error"))
-    assert isinstance(answer, Answer)
+        answer = site.finish(stale, Response(500, [], b"error"))
+    assert isinstance(answer, Response)
     assert (answer.status, answer.body) == (201, b"placed")
 
 
@@ -174,10 +174,10 @@ async def test_awaited_a_stale_worker_whose_commit_counted_sends_its_response(
     with site.client.request() as stale:
         async with AWAITED[awaited_kind][1](awaited_database) as opened, idem.atomic(opened.tx) as block:
             await opened.execute(INSERT)
-            block.answer(PLACED)
+            block.respond(PLACED)
         site.take_over()
         assert await site.client.engine.aio.run(finish(stale, PLACED)) is Fate.KEPT
         answer = await site.client.engine.aio.run(abort(stale, LeaseLost("taken over")))
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, Response)
     assert (answer.status, answer.body) == (201, b"placed")
     assert await asyncio.to_thread(awaited_database.orders) == 1

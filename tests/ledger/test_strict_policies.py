@@ -25,7 +25,8 @@ from starlette.routing import Route
 
 from open_idempotency import ConfigurationError, IdempotencyPolicy, idem
 from open_idempotency._core.admission import Intake, admit
-from open_idempotency._core.requests import Answer, Body
+from open_idempotency._core.requests import Body
+from open_idempotency._core.requests import Response as CoreResponse
 from open_idempotency._engine.engine import new_owner
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.flask import Idempotency, idempotent
@@ -35,7 +36,7 @@ from tests.unit.builders import Clock, Listener, body_of, request_of
 from tests.unit.stage_client import KEY, Client
 
 LEASE = 30.0
-PLACED = Answer(201, [(b"x-order", b"1")], b"placed")
+PLACED = CoreResponse(201, [(b"x-order", b"1")], b"placed")
 STRICT = [{"on_abandoned": "reject"}, {"max_attempts": 1}]
 SENT = {"Idempotency-Key": KEY.decode()}
 
@@ -53,14 +54,14 @@ class Site:
         """An order is placed, its response is in the ledger, and nothing is recorded."""
         intake = Intake(request_of(), [(b"idempotency-key", KEY)], new_owner(), lambda: None, lambda: body_of(body))
         attempt = self.client.engine.sync.run(admit(intake, self.client.engine.policy))
-        assert not isinstance(attempt, Answer)
+        assert not isinstance(attempt, CoreResponse)
         connection = contextlib.closing(sqlite3.connect(self.database.path))
         with self.client.bound(attempt), connection as tx, tx, idem.atomic(tx) as block:
             tx.execute(INSERT)
-            block.answer(PLACED)
+            block.respond(PLACED)
         self.clock.now += LEASE + 1
 
-    async def again(self) -> Answer:
+    async def again(self) -> CoreResponse:
         """What an event loop's adapter answers a retry."""
 
         async def identify() -> None:
@@ -71,7 +72,7 @@ class Site:
 
         intake = Intake(request_of(), [(b"idempotency-key", KEY)], new_owner(), identify, receive)
         answer = await self.client.engine.aio.run(admit(intake, self.client.engine.policy))
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, CoreResponse)
         return answer
 
 
@@ -83,7 +84,7 @@ def database(new_database: Callable[[str], Database]) -> Database:
     return made
 
 
-def is_placed(answer: Answer) -> bool:
+def is_placed(answer: CoreResponse) -> bool:
     """The response that was committed, replayed."""
     return (answer.status, answer.body) == (201, b"placed") and (b"idempotent-replayed", b"true") in answer.headers
 
@@ -143,7 +144,7 @@ def test_on_an_event_loop_a_blocking_ledger_is_asked_in_a_thread(
 def test_on_an_event_loop_django_is_asked_in_its_own_thread(database: Database) -> None:
     """S-06b: where it closes the connection when the request has ended."""
 
-    async def again() -> Answer:
+    async def again() -> CoreResponse:
         answer = await site.again()
         await sync_to_async(lambda: connections[alias].close())()
         return answer
@@ -168,7 +169,7 @@ def test_an_awaited_ledger_is_awaited(database: Database) -> None:
     site = Site(database, ledger=lambda: ledgers[-1](), on_abandoned="reject")
     site.die_after_the_commit()
 
-    async def again() -> Answer:
+    async def again() -> CoreResponse:
         async with awaited(database) as ledger:
             ledgers.append(ledger)
             return await site.again()
@@ -187,9 +188,9 @@ def test_a_server_is_asked_through_psycopg(new_database: Callable[[str], Databas
     client = Client(backend=MemoryBackend(clock=clock), on_abandoned="reject", ledger=connect)
     intake = Intake(request_of(), [(b"idempotency-key", KEY)], new_owner(), lambda: None, lambda: body_of(b"{}"))
     attempt = client.engine.sync.run(admit(intake, client.engine.policy))
-    assert not isinstance(attempt, Answer)
+    assert not isinstance(attempt, CoreResponse)
     with client.bound(attempt), psycopg.connect(database.url) as tx, idem.atomic(tx) as block:
-        block.answer(PLACED)
+        block.respond(PLACED)
     clock.now += LEASE + 1
     assert is_placed(client.again())
 
@@ -197,7 +198,7 @@ def test_a_server_is_asked_through_psycopg(new_database: Callable[[str], Databas
 # What it does not give
 
 
-def is_refused(answer: Answer) -> bool:
+def is_refused(answer: CoreResponse) -> bool:
     """As the policy says."""
     return answer.status == 409 and b"outcome-unknown" in (answer.body or b"")
 
@@ -295,7 +296,7 @@ def test_flask_a_view_that_fails_behind_its_commit_leaves_the_response(database:
     def place() -> Any:
         with Session(engine) as session, session.begin(), idem.atomic(session) as block:
             session.execute(sqlalchemy.text(INSERT))
-            block.answer(app.make_response(("placed", 201)))
+            block.respond(app.make_response(("placed", 201)))
         raise ZeroDivisionError
 
     answers = [app.test_client().post("/", headers=SENT) for _ in range(3)]
@@ -317,13 +318,13 @@ async def test_starlette_a_view_that_fails_behind_its_commit_leaves_the_response
     def place(request: Any) -> Response:
         with Session(engine) as session, session.begin(), idem.atomic(session) as block:
             session.execute(sqlalchemy.text(INSERT))
-            block.answer(PlainTextResponse("placed", 201))
+            block.respond(PlainTextResponse("placed", 201))
         return PlainTextResponse("away", 503)
 
     async def place_awaited(request: Any) -> Response:
         async with awaited(database) as begin, begin() as connection, idem.atomic(connection) as block:
             await connection.execute(sqlalchemy.text(INSERT))
-            block.answer(PlainTextResponse("placed", 201))
+            block.respond(PlainTextResponse("placed", 201))
         return PlainTextResponse("away", 503)
 
     routes = [Route("/", place, methods=["POST"]), Route("/awaited", place_awaited, methods=["POST"])]

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from open_idempotency import idem
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency._core.settlement import Fate, finish
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.flask import Idempotency
@@ -24,7 +24,7 @@ from tests.ledger.databases import INSERT, Database
 from tests.unit.stage_client import Client
 
 KEY = "8e03978e-40d5-43e8-bc93-6894a57f9324"
-PLACED, REFUSED = Answer(201, [], b"placed"), Answer(400, [], b"refused")
+PLACED, REFUSED = Response(201, [], b"placed"), Response(400, [], b"refused")
 ORDER = sqlalchemy.text(INSERT)
 
 
@@ -53,21 +53,21 @@ def _as_a_stage(session: Any) -> None:
 def _as_an_answer(session: Any) -> None:
     with idem.atomic(session) as block:
         session.execute(ORDER)
-        block.answer(PLACED)
+        block.respond(PLACED)
 
 
 FORMS = pytest.mark.parametrize("form", [_as_a_stage, _as_an_answer])
 
 
-def _verdict(client: Client, view: Callable[[], Answer]) -> Fate | Answer:
+def _verdict(client: Client, view: Callable[[], Response]) -> Fate | Response:
     """What becomes of a view's answer."""
     with client.request() as attempt:
         answer = view()
         return client.engine.sync.run(finish(attempt, answer))
 
 
-def _is_told(verdict: Fate | Answer) -> bool:
-    return isinstance(verdict, Answer) and verdict.status == 500 and b"not-committed" in (verdict.body or b"")
+def _is_told(verdict: Fate | Response) -> bool:
+    return isinstance(verdict, Response) and verdict.status == 500 and b"not-committed" in (verdict.body or b"")
 
 
 @FORMS
@@ -75,7 +75,7 @@ def test_a_session_that_is_closed_without_a_commit_is_told(client: Client, form:
     """S-05: both commit, or neither does."""
     with _engine(on_sqlite) as engine:
 
-        def view() -> Answer:
+        def view() -> Response:
             with Session(engine) as session:
                 form(session)
             return PLACED
@@ -89,7 +89,7 @@ def test_a_session_that_is_still_open_is_told(client: Client, form: Any, on_sqli
     """S-05: whoever commits it afterwards may die before."""
     with _engine(on_sqlite) as engine, Session(engine) as session:
 
-        def view() -> Answer:
+        def view() -> Response:
             form(session)
             return PLACED
 
@@ -101,7 +101,7 @@ def test_a_scoped_session_is_watched_too(client: Client, on_sqlite: Database) ->
     with _engine(on_sqlite) as engine:
         session = scoped_session(sessionmaker(engine))
 
-        def view() -> Answer:
+        def view() -> Response:
             _as_a_stage(session)
             session.remove()
             return PLACED
@@ -112,7 +112,7 @@ def test_a_scoped_session_is_watched_too(client: Client, on_sqlite: Database) ->
 def test_an_awaited_session_is_watched_too(client: Client, on_sqlite: Database) -> None:
     """S-05."""
 
-    async def view(commits: bool) -> Answer:
+    async def view(commits: bool) -> Response:
         engine = create_async_engine(on_sqlite.url.replace("sqlite:", "sqlite+aiosqlite:"))
         async with AsyncSession(engine) as session, idem.stage("order", tx=session):
             await session.execute(ORDER)
@@ -131,7 +131,7 @@ def test_a_connection_that_is_still_in_its_transaction_is_told(client: Client, o
     """S-05."""
     with _engine(on_sqlite) as engine, engine.connect() as connection:
 
-        def view() -> Answer:
+        def view() -> Response:
             _as_a_stage(connection)
             return PLACED
 
@@ -144,7 +144,7 @@ def test_a_plain_connection_to_sqlite_that_is_still_in_its_transaction_is_told(
     """S-05."""
     connection = sqlite3.connect(on_sqlite.path)
 
-    def view() -> Answer:
+    def view() -> Response:
         with idem.stage("order", tx=connection):
             connection.execute(INSERT)
         return PLACED
@@ -157,7 +157,7 @@ def test_a_savepoint_is_no_commit(client: Client, on_sqlite: Database) -> None:
     """S-05: what is released is not committed yet."""
     with _engine(on_sqlite) as engine:
 
-        def view() -> Answer:
+        def view() -> Response:
             with Session(engine) as session, session.begin_nested():
                 _as_a_stage(session)
             return PLACED
@@ -170,7 +170,7 @@ def test_a_commit_is_enough(client: Client, form: Any, on_sqlite: Database) -> N
     """S-05: also where the session goes on to read afterwards."""
     with _engine(on_sqlite) as engine, Session(engine) as session:
 
-        def view() -> Answer:
+        def view() -> Response:
             form(session)
             session.commit()
             session.execute(sqlalchemy.text("SELECT count(*) FROM orders"))
@@ -184,7 +184,7 @@ def test_one_session_of_many_requests_is_watched_anew_each_time(client: Client, 
     """S-05: an earlier commit says nothing of this one."""
     with _engine(on_sqlite) as engine, Session(engine) as session:
 
-        def view(commits: bool) -> Answer:
+        def view(commits: bool) -> Response:
             _as_a_stage(session)
             if commits:
                 session.commit()
@@ -199,7 +199,7 @@ def test_who_rolls_back_may_answer(client: Client, on_sqlite: Database) -> None:
     """S-05: the rows and the stage are gone on purpose."""
     with _engine(on_sqlite) as engine, Session(engine) as session:
 
-        def view() -> Answer:
+        def view() -> Response:
             _as_a_stage(session)
             session.rollback()
             return PLACED
@@ -211,7 +211,7 @@ def test_a_refusal_may_leave_its_rows_behind(client: Client, on_sqlite: Database
     """S-05: a view that raises closes its session without a commit, as it should."""
     with _engine(on_sqlite) as engine:
 
-        def view() -> Answer:
+        def view() -> Response:
             with Session(engine) as session:
                 _as_a_stage(session)
             return REFUSED
@@ -235,7 +235,7 @@ def test_a_client_whose_view_commits_too_late_gets_the_answer_with_its_retry(
             g.session = Session(engine)
             with idem.atomic(g.session) as block:
                 g.session.execute(ORDER)
-                return block.answer(app.make_response(("placed", 201)))
+                return block.respond(app.make_response(("placed", 201)))
 
         @app.teardown_request
         def commit(error: BaseException | None) -> None:

@@ -11,7 +11,7 @@ from open_idempotency import events, idem
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Forget, Get, Release, Renew, Unreserve
 from open_idempotency._core.models import Renewal, Stage
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency._core.settlement import finish
 from open_idempotency.exceptions import BackendUnavailable, KeyReused
 from tests.django_project.calls import post, project
@@ -95,7 +95,7 @@ def ended(attempt: Attempt, **answers: Any) -> Script:
     """What is asked at its end."""
     prepared = {Renew: [[Renewal.OWNED]], Forget: [True], Release: [None], Unreserve: [None], Get: [None]}
     script = Script({**prepared, **{getattr(_COMMANDS, name): value for name, value in answers.items()}})
-    script.run(finish(attempt, Answer(500, [], b"")))
+    script.run(finish(attempt, Response(500, [], b"")))
     return script
 
 

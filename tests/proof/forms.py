@@ -129,7 +129,7 @@ def atomic_in_fastapi(setting: Setting) -> Call:
             async with idem.atomic(session) as block:
                 number = await _order_awaited(session, request.headers["idempotency-key"])
                 await trap.aat(IN_TRANSACTION)
-                response = block.answer(JSONResponse({"order": number}, 201))
+                response = block.respond(JSONResponse({"order": number}, 201))
             await trap.aat(BEFORE_COMMIT)
         await trap.aat(AFTER_COMMIT)
         return response
@@ -178,7 +178,7 @@ def atomic_in_flask(setting: Setting) -> Call:
                 named = {"name": flask.request.headers["Idempotency-Key"], "number": number}
                 session.execute(text(ORDER.format(":name", ":number")), named)
                 trap.at(IN_TRANSACTION)
-                response = block.answer(flask.make_response({"order": number}, 201))
+                response = block.respond(flask.make_response({"order": number}, 201))
             trap.at(BEFORE_COMMIT)
         trap.at(AFTER_COMMIT)
         return response

@@ -54,7 +54,7 @@ _WARM = (
     "open_idempotency.wsgi",
 )
 
-Answer = tuple[str, int, str]
+Response = tuple[str, int, str]
 
 
 class _Job:
@@ -67,7 +67,7 @@ class _Job:
         self.point: str | None = order["point"]
         self.stop = signal.Signals(order["stop"])
 
-    def run(self, records: str, database: str) -> list[Answer]:
+    def run(self, records: str, database: str) -> list[Response]:
         """What the clients got, in the order of the requests."""
         call = self.make(Setting(records, database, Trap(self.point, len(self.requests), self.stop)))
         if inspect.iscoroutinefunction(getattr(call, "func", call)):
@@ -75,17 +75,17 @@ class _Job:
         with ThreadPoolExecutor(self.at_once) as threads:
             return list(threads.map(lambda key: _retried(call, key), self.requests))
 
-    async def _arun(self, call: Any) -> list[Answer]:
+    async def _arun(self, call: Any) -> list[Response]:
         places = asyncio.Semaphore(self.at_once)
 
-        async def one(key: str) -> Answer:
+        async def one(key: str) -> Response:
             async with places:
                 return await _aretried(call, key)
 
         return await asyncio.gather(*(one(key) for key in self.requests))
 
 
-def _retried(call: Any, key: str) -> Answer:
+def _retried(call: Any, key: str) -> Response:
     deadline = time.monotonic() + PATIENCE
     while True:
         status, body = call(key)
@@ -94,7 +94,7 @@ def _retried(call: Any, key: str) -> Answer:
         time.sleep(_PAUSE * (0.5 + random.random()))
 
 
-async def _aretried(call: Any, key: str) -> Answer:
+async def _aretried(call: Any, key: str) -> Response:
     deadline = time.monotonic() + PATIENCE
     while True:
         status, body = await call(key)
@@ -103,7 +103,7 @@ async def _aretried(call: Any, key: str) -> Answer:
         await asyncio.sleep(_PAUSE * (0.5 + random.random()))
 
 
-def _answer(key: str, result: Result) -> Answer:
+def _answer(key: str, result: Result) -> Response:
     return key, result[0], result[1].decode("latin-1")
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from open_idempotency.backend import (
     Claim,
-    ClaimAnswer,
+    ClaimResult,
     Complete,
     Completed,
     Fail,
@@ -24,7 +24,7 @@ from open_idempotency.backend import (
     Renew,
     Renewal,
     Reserve,
-    ReserveAnswer,
+    ReserveResult,
     SaveStage,
     StageSaved,
     Status,
@@ -87,7 +87,7 @@ class OwnerAloneIsEnough(_Wrong):
 
 
 class NotReentrant(_Wrong):
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         return super().claim(replace(c, owner=c.owner + bytes([self.sent()])))
 
     def sent(self) -> int:
@@ -96,7 +96,7 @@ class NotReentrant(_Wrong):
 
 
 class MismatchIgnored(_Wrong):
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         record = self.found(c.record_id)
         answer = super().claim(c if record is None else replace(c, fingerprint=record.fingerprint))
         return (
@@ -107,7 +107,7 @@ class MismatchIgnored(_Wrong):
 
 
 class MismatchOnlyWhenCompleted(_Wrong):
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         record = self.found(c.record_id)
         if record is None or record.status is Status.COMPLETED or record.fingerprint == c.fingerprint:
             return super().claim(c)
@@ -116,7 +116,7 @@ class MismatchOnlyWhenCompleted(_Wrong):
 
 
 class LeaseEndsLate(_Wrong):
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         record = self.found(c.record_id)
         if record is not None and record.lease_end == self.now() and record.status is Status.IN_PROGRESS:
             self.put(replace(record, lease_end=self.now() + 0.25))
@@ -124,7 +124,7 @@ class LeaseEndsLate(_Wrong):
 
 
 class CompletedRunsAgain(_Wrong):
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         answer = super().claim(c)
         record = self.found(c.record_id)
         if isinstance(answer, Finished) and record is not None and record.claimed_at < self.now() - 8:
@@ -139,17 +139,17 @@ class FinalRunsAgain(_Wrong):
 
 
 class AttemptsUncounted(_Wrong):
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         return super().claim(replace(c, max_attempts=None))
 
 
 class AbandonedResumed(_Wrong):
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         return super().claim(replace(c, resume_abandoned=True))
 
 
 class FailedResumed(_Wrong):
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         return super().claim(replace(c, resume_failed=True))
 
 
@@ -163,7 +163,7 @@ class GivenBackIsAnAttempt(_Wrong):
 
 
 class StagesForgotten(_Wrong):
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         answer = super().claim(c)
         return replace(answer, stages=()) if isinstance(answer, Leased) else answer
 
@@ -206,7 +206,7 @@ class TtlFromTheClaim(_Wrong):
 
 
 class ReadingExtends(_Wrong):
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         answer = super().claim(c)
         record = self.found(c.record_id)
         if record is not None and not isinstance(answer, Leased):
@@ -222,7 +222,7 @@ class VanishedIsLost(_Wrong):
 
 
 class TokenStandsStill(_Wrong):
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         answer = super().claim(c)
         record = self.found(c.record_id)
         if isinstance(answer, Leased) and record is not None:
@@ -244,7 +244,7 @@ class ExpiredIsFound(_Wrong):
 
 
 class ResponseOfAnEarlierAttempt(_Wrong):
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         before = self.found(c.record_id)
         answer = super().claim(c)
         record = self.found(c.record_id)
@@ -274,7 +274,7 @@ class WithdrawsWhatIsSomebodyElses(_Wrong):
 
 
 class WithdrawsTheKeyOfAll(_Wrong):
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         late = any(record_id == c.record_id for record_id, _ in self._table._withdrawn)
         answer = super().claim(c)
         if late and isinstance(answer, Leased):
@@ -284,12 +284,12 @@ class WithdrawsTheKeyOfAll(_Wrong):
 
 
 class AdmitsOneKeyTooMany(_Wrong):
-    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+    def reserve(self, c: Reserve, /) -> ReserveResult:
         return super().reserve(replace(c, limit=c.limit + 1))
 
 
 class RefusesAKeyThatCounts(_Wrong):
-    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+    def reserve(self, c: Reserve, /) -> ReserveResult:
         others = replace(c, record_id=c.record_id + b"again")
         answer = super().reserve(others)
         self.unreserve(Unreserve(c.scope_id, others.record_id))
@@ -297,17 +297,17 @@ class RefusesAKeyThatCounts(_Wrong):
 
 
 class PlacesEndTooSoon(_Wrong):
-    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+    def reserve(self, c: Reserve, /) -> ReserveResult:
         return super().reserve(replace(c, ttl=c.ttl / 4))
 
 
 class PlacesEndTooLate(_Wrong):
-    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+    def reserve(self, c: Reserve, /) -> ReserveResult:
         return super().reserve(replace(c, ttl=c.ttl * 4))
 
 
 class TellsTheWrongEnd(_Wrong):
-    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+    def reserve(self, c: Reserve, /) -> ReserveResult:
         answer = super().reserve(c)
         return OverQuota(answer.remaining + 100) if isinstance(answer, OverQuota) else answer
 

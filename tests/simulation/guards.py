@@ -16,7 +16,7 @@ from open_idempotency._engine.thread_calls import ThreadCalls
 from open_idempotency.backend import (
     Busy,
     Claim,
-    ClaimAnswer,
+    ClaimResult,
     Complete,
     Completed,
     Lease,
@@ -190,7 +190,7 @@ class _RunsAnyway(VirtualPerformer):
         super().__init__(site, process, backend)
         self._handlers = {**self._handlers, Claim: self._claim}
 
-    async def _claim(self, c: Claim) -> ClaimAnswer:
+    async def _claim(self, c: Claim) -> ClaimResult:
         try:
             return await self.backend.claim(c)
         except BackendUnavailable:

@@ -16,7 +16,7 @@ from open_idempotency.backend import (
     AsyncBackend,
     Backend,
     Claim,
-    ClaimAnswer,
+    ClaimResult,
     Complete,
     Completed,
     Fail,
@@ -260,9 +260,9 @@ class RemoteBackend(AsyncBackend):
     async def _call(self, verb: str, command: Any) -> Any:
         return await self._network.call(self._process, verb, command)
 
-    async def claim(self, c: Claim, /) -> ClaimAnswer:
+    async def claim(self, c: Claim, /) -> ClaimResult:
         """See ``Backend.claim``."""
-        answer: ClaimAnswer = await self._call("claim", c)
+        answer: ClaimResult = await self._call("claim", c)
         return answer
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:

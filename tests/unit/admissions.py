@@ -9,13 +9,13 @@ from typing import Any
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.commands import Claim, Release, Withdraw
 from open_idempotency._core.frames import encode_response
-from open_idempotency._core.requests import Answer, Identity
+from open_idempotency._core.requests import Identity, Response
 from open_idempotency.policy import IdempotencyPolicy
 from tests.unit.builders import OWNER, Listener, Script, body_of, request_of
 
 KEY = (b"idempotency-key", b"0123456789abcdef")
-FRAME = encode_response(Answer(201, [(b"location", b"/1")], b"made"))
-TOMBSTONE = encode_response(Answer(201, [(b"location", b"/1")], None))
+FRAME = encode_response(Response(201, [(b"location", b"/1")], b"made"))
+TOMBSTONE = encode_response(Response(201, [(b"location", b"/1")], None))
 
 
 class Admission:
@@ -49,7 +49,7 @@ class Admission:
     def problem(self) -> dict[str, Any]:
         """Run it; the members of the problem that it ends with."""
         answer = self.run()
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, Response)
         assert (b"content-type", b"application/problem+json") in answer.headers
         members: dict[str, Any] = json.loads(answer.body or b"")
         assert members["status"] == answer.status

@@ -82,14 +82,14 @@ class Script:
     """Plays the performer: feeds prepared answers, raises prepared errors, and keeps what was asked.
 
     ``answers``: for each command class, what its calls answer in turn; an exception is thrown in. ``Now`` reads a
-    clock that ``Sleep`` and ``Wait`` move; ``Call`` is called, ``Emit`` is told, and of ``places`` to wait some are
+    clock that ``Sleep`` and ``Wait`` move; ``Call`` is called, ``Emit`` is told, and of ``slots`` to wait some are
     free.
     """
 
     answers: dict[type[Command[Any]], list[Any]] = field(default_factory=dict)
     asked: list[Command[Any]] = field(default_factory=list)
     clock: float = 100.0
-    places: int = 1
+    slots: int = 1
 
     def run(self, steps: Any) -> Any:
         """Drive the steps to their end; what they return or raise."""
@@ -128,14 +128,14 @@ class Script:
     def _Wait(self, command: Any) -> None:  # noqa: N802
         self.clock += command.pause
 
-    def _TakePlace(self, command: Any) -> Callable[[], None] | None:  # noqa: N802
-        if self.places == 0 or command.places == 0:
+    def _TakeSlot(self, command: Any) -> Callable[[], None] | None:  # noqa: N802
+        if self.slots == 0 or command.slots == 0:
             return None
-        self.places -= 1
+        self.slots -= 1
         return self._leave_place
 
     def _leave_place(self) -> None:
-        self.places += 1
+        self.slots += 1
 
     def _Call(self, command: Any) -> Any:  # noqa: N802
         return command.function()

@@ -8,7 +8,7 @@ from typing import Any
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt, Phase
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency._core.settlement import abort
 from open_idempotency._engine.current import running
 from open_idempotency._engine.engine import Engine, new_owner
@@ -48,11 +48,11 @@ class Client:
             running.reset(mark)
             attempt.phase = phase
 
-    def again(self) -> Answer:
+    def again(self) -> Response:
         """The response to the request where no further attempt is admitted."""
         intake = Intake(request_of(), [(b"idempotency-key", KEY)], new_owner(), lambda: None, lambda: body_of(b"{}"))
         answer = self.engine.sync.run(admit(intake, self.engine.policy))
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, Response)
         return answer
 
     def forget(self) -> None:

@@ -13,7 +13,7 @@ from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Claim, Withdraw
 from open_idempotency._core.frames import StageKind, encode_response, encode_stage
 from open_idempotency._core.models import Busy, Finished, Leased, Mismatch, Refusal, Refused, Stage
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency._engine.bodies import RequestBody
 from open_idempotency.exceptions import BackendUnavailable, BodyTooLarge, RecordUnreadable, ScopeUnknown
 from tests.unit.admissions import FRAME, TOMBSTONE, Admission, name
@@ -159,7 +159,7 @@ def test_a_refused_takeover_is_an_unknown_outcome(reason: Refusal) -> None:
 
 def test_a_failed_answer_is_replayed_where_the_policy_says_so() -> None:
     """O-08, ``on_failed="replay"``."""
-    failed = encode_response(Answer(500, [], b"oops"))
+    failed = encode_response(Response(500, [], b"oops"))
     answer = Admission(Refused(Refusal.FAILED, 1, failed), on_failed="replay").run()
     assert (answer.status, answer.body) == (500, b"oops")
 
@@ -167,7 +167,7 @@ def test_a_failed_answer_is_replayed_where_the_policy_says_so() -> None:
 @pytest.mark.parametrize("policy", ["reject", "resume"])
 def test_a_failed_answer_is_not_replayed_where_the_policy_does_not_say_so(policy: str) -> None:
     """O-08."""
-    failed = encode_response(Answer(500, [], b"oops"))
+    failed = encode_response(Response(500, [], b"oops"))
     assert name(Admission(Refused(Refusal.FAILED, 1, failed), on_failed=policy).problem()) == "outcome-unknown"
 
 

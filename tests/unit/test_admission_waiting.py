@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.commands import Claim, Emit, Now, TakePlace, Wait
+from open_idempotency._core.commands import Claim, Emit, Now, TakeSlot, Wait
 from open_idempotency._core.models import Busy, Finished, Leased
 from open_idempotency.exceptions import BackendUnavailable
 from tests.unit.admissions import FRAME, Admission, name
@@ -96,7 +96,7 @@ def test_a_waiting_duplicate_that_is_cancelled_asks_nothing_more() -> None:
     with pytest.raises(asyncio.CancelledError):
         admission.run()
     assert admission.script.names()[-1] == "Wait"
-    assert admission.script.places == 1
+    assert admission.script.slots == 1
 
 
 def test_a_duplicate_that_has_waited_gives_its_place_back() -> None:
@@ -104,16 +104,16 @@ def test_a_duplicate_that_has_waited_gives_its_place_back() -> None:
     for last in (Finished(FRAME), Leased(lease_of()), BackendUnavailable("down")):
         admission = Admission(Busy(1, 9), last, wait=5)
         admission.run()
-        assert admission.script.places == 1
+        assert admission.script.slots == 1
 
 
 def test_a_duplicate_for_which_there_is_no_place_is_told_at_once() -> None:
     """O-04: duplicates must not eat the threads that the owner needs."""
     admission = Admission(Busy(1, 9), wait=5, max_waiting=3)
-    admission.script.places = 0
+    admission.script.slots = 0
     assert name(admission.problem()) == "in-progress"
     asked = admission.script.asked
-    assert [command.places for command in asked if isinstance(command, TakePlace)] == [3]
+    assert [command.slots for command in asked if isinstance(command, TakeSlot)] == [3]
     assert sleeps(admission) == 0
 
 

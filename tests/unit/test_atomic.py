@@ -18,14 +18,14 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from open_idempotency import LeaseLost, NotStarted, WrongColour, idem, ledger
-from open_idempotency._core.requests import Answer
+from open_idempotency import LeaseLost, NotStarted, SyncAsyncMismatch, idem, ledger
+from open_idempotency._core.requests import Response as CoreResponse
 from open_idempotency._engine.current import here
-from open_idempotency._stages.atomic import answer_of
+from open_idempotency._stages.atomic import response_of
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.encryption import EncryptionKeys
-from open_idempotency.exceptions import AnsweredBefore, ConfigurationError, KeyReused, LedgerMissing
+from open_idempotency.exceptions import AlreadyCommitted, ConfigurationError, KeyReused, LedgerMissing
 from open_idempotency.flask import Idempotency
 from tests.unit.stage_client import Client
 
@@ -84,7 +84,7 @@ def flask_client(shop: Shop, respond: Callable[[int], Any], **fields: Any) -> An
     @app.post("/")
     def view() -> Any:
         with Session(shop.engine) as session, session.begin(), idem.atomic(session) as block:
-            return block.answer(respond(place(session)))
+            return block.respond(respond(place(session)))
 
     Idempotency(app, shop.backend, **fields)
     return app.test_client()
@@ -192,7 +192,7 @@ def test_flask_a_stale_worker_sends_what_it_has_committed(shop: Shop) -> None:
     @app.post("/")
     def view() -> Any:
         with Session(shop.engine) as session, session.begin(), idem.atomic(session) as block:
-            response = block.answer(in_flask(place(session)))
+            response = block.respond(in_flask(place(session)))
         here()[0].lost = True
         return response
 
@@ -234,7 +234,7 @@ async def fastapi_answers(
     async def view(request):
         async with AsyncSession(engine) as session, session.begin(), idem.atomic(session) as block:
             result = await session.execute(text("INSERT INTO orders DEFAULT VALUES RETURNING number"))
-            return block.answer(await respond(result.scalar_one()))
+            return block.respond(await respond(result.scalar_one()))
 
     # Annotations are strings here, and FastAPI looks for their names in the module.
     view.__annotations__ = {"request": Request}
@@ -284,7 +284,7 @@ def test_a_stream_of_starlettes_rolls_back(shop: Shop) -> None:
 def attempt_in(shop: Shop, client: Client, status: int = 201, **fields: Any) -> Any:
     """One attempt at a request that makes an order; the block."""
     with client.request(**fields), Session(shop.engine) as session, session.begin(), idem.atomic(session) as block:
-        block.answer(PlainTextResponse(f"order {place(session)}", status))
+        block.respond(PlainTextResponse(f"order {place(session)}", status))
     return block
 
 
@@ -293,7 +293,7 @@ def test_entering_raises_where_an_earlier_attempt_was_answered(shop: Shop) -> No
     client = Client()
     assert attempt_in(shop, client).kept
     client.forget()
-    with pytest.raises(AnsweredBefore):
+    with pytest.raises(AlreadyCommitted):
         attempt_in(shop, client)
     assert shop.orders == 1
 
@@ -337,7 +337,7 @@ def test_an_attempt_that_lost_its_lease_in_the_block_cannot_leave_it(shop: Shop)
 
     def lose_it() -> None:
         with client.request() as attempt, Session(shop.engine) as session, idem.atomic(session) as block:
-            block.answer(PlainTextResponse(f"order {place(session)}"))
+            block.respond(PlainTextResponse(f"order {place(session)}"))
             attempt.lost = True
 
     with pytest.raises(LeaseLost):
@@ -350,7 +350,7 @@ def test_a_rollback_takes_the_answer_away(shop: Shop) -> None:
     client = Client()
     with client.request(), Session(shop.engine) as session:
         with idem.atomic(session) as block:
-            block.answer(PlainTextResponse(f"order {place(session)}"))
+            block.respond(PlainTextResponse(f"order {place(session)}"))
         session.rollback()
     attempt_in(shop, client)
     assert shop.orders == 1
@@ -364,7 +364,7 @@ def test_a_blocking_session_does_not_fit_an_awaited_block(shop: Shop) -> None:
             async with idem.atomic(session):
                 raise AssertionError("not reached")
 
-    with Client().request(), pytest.raises(WrongColour, match="with"):
+    with Client().request(), pytest.raises(SyncAsyncMismatch, match="with"):
         anyio.run(use)
 
 
@@ -376,5 +376,5 @@ def test_what_is_no_transaction_is_refused(shop: Shop) -> None:
 
 def test_an_answer_of_ours_is_taken_as_it_is() -> None:
     """S-06: for a WSGI or ASGI application without a framework."""
-    answer = Answer(201, [(b"a", b"b")], b"body")
-    assert answer_of(answer) is answer
+    answer = CoreResponse(201, [(b"a", b"b")], b"body")
+    assert response_of(answer) is answer

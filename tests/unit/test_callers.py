@@ -12,7 +12,7 @@ from open_idempotency._core.commands import Claim, Command, Complete, Emit, Get
 from open_idempotency._core.drivers import R, Steps, ask
 from open_idempotency._core.frames import encode_response
 from open_idempotency._core.models import Leased
-from open_idempotency._core.requests import Answer, Identity
+from open_idempotency._core.requests import Identity, Response
 from open_idempotency._core.settlement import finish
 from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency.encryption import EncryptionKeys
@@ -41,7 +41,7 @@ def intake_of(user: str | None, tenant: str = "") -> Intake:
     return Intake(request_of(), KEY, new_owner(), lambda: caller, lambda: body_of(b"{}"), session=Lost())
 
 
-def admitted(engine: Engine, user: str | None, tenant: str = "") -> Attempt | Answer:
+def admitted(engine: Engine, user: str | None, tenant: str = "") -> Attempt | Response:
     """What becomes of it."""
     return engine.sync.run(admit(intake_of(user, tenant), engine.policy))
 
@@ -54,9 +54,9 @@ def test_a_session_that_has_ended_leads_to_the_record(encryption: EncryptionKeys
     assert isinstance(attempt, Attempt)
     assert attempt.caller is not None
     engine.sync.run(follow(attempt, attempt.caller, Change(False, LOST), new_owner()))
-    engine.sync.run(finish(attempt, Answer(201, [], b"done")))
+    engine.sync.run(finish(attempt, Response(201, [], b"done")))
     again = admitted(engine, None)
-    assert isinstance(again, Answer)
+    assert isinstance(again, Response)
     assert again.body == b"done"
 
 
@@ -67,8 +67,8 @@ def test_a_session_that_has_ended_leads_nowhere_in_another_tenant() -> None:
     assert isinstance(attempt, Attempt)
     assert attempt.caller is not None
     engine.sync.run(follow(attempt, attempt.caller, Change(False, LOST), new_owner()))
-    engine.sync.run(finish(attempt, Answer(201, [], b"done")))
-    assert isinstance(admitted(engine, None, "one"), Answer)
+    engine.sync.run(finish(attempt, Response(201, [], b"done")))
+    assert isinstance(admitted(engine, None, "one"), Response)
     assert isinstance(admitted(engine, None, "two"), Attempt)
 
 
@@ -81,9 +81,9 @@ def test_what_is_no_pointer_lets_nothing_run() -> None:
     claim = Claim(attempt.caller.of_session(LOST), b"f" * 32, new_owner(), 10, 10)
     taken = engine.sync.run(_one(claim))
     assert isinstance(taken, Leased)
-    engine.sync.run(_one(Complete(taken.lease, encode_response(Answer(200, [], b"")))))
+    engine.sync.run(_one(Complete(taken.lease, encode_response(Response(200, [], b"")))))
     refused = admitted(engine, None)
-    assert isinstance(refused, Answer)
+    assert isinstance(refused, Response)
     assert refused.status == 503
 
 
@@ -106,7 +106,7 @@ def test_a_backend_that_is_down_lets_nothing_run() -> None:
     """O-14, O-12: it cannot be told whether the request began under another caller."""
     script = Script({Get: [BackendUnavailable("down")]})
     answer = script.run(admit(intake_of(None), engine_of().policy))
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, Response)
     assert answer.status == 503
 
 

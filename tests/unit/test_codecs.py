@@ -9,17 +9,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from open_idempotency._core.frames import StageKind, decode_response, decode_stage, encode_response, encode_stage
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency.exceptions import RecordUnreadable
 
 names = st.from_regex(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,12}", fullmatch=True)
 fields = st.tuples(names, st.binary(max_size=20).filter(lambda v: not set(v) & {0, 10, 13}))
-answers = st.builds(Answer, st.integers(200, 999), st.lists(fields, max_size=5), st.none() | st.binary(max_size=50))
-FRAME = encode_response(Answer(201, [(b"Location", b"/1"), (b"x-a", b"")], b"\x00body"))
+answers = st.builds(Response, st.integers(200, 999), st.lists(fields, max_size=5), st.none() | st.binary(max_size=50))
+FRAME = encode_response(Response(201, [(b"Location", b"/1"), (b"x-a", b"")], b"\x00body"))
 
 
 @given(answers)
-def test_a_response_comes_back_as_it_was(answer: Answer) -> None:
+def test_a_response_comes_back_as_it_was(answer: Response) -> None:
     """R-01: status, header fields in order with duplicates, body bytes, tombstones."""
     assert decode_response(encode_response(answer)) == answer
 
@@ -27,13 +27,13 @@ def test_a_response_comes_back_as_it_was(answer: Answer) -> None:
 def test_duplicates_and_case_of_header_names_are_kept() -> None:
     """R-01."""
     headers = [(b"X-B", b"1"), (b"x-a", b"2"), (b"X-B", b"1")]
-    assert decode_response(encode_response(Answer(200, headers, b""))).headers == headers
+    assert decode_response(encode_response(Response(200, headers, b""))).headers == headers
 
 
 def test_an_empty_body_is_not_a_tombstone() -> None:
     """O-11, R-01."""
-    assert decode_response(encode_response(Answer(204, [], b""))).body == b""
-    assert decode_response(encode_response(Answer(204, [], None))).body is None
+    assert decode_response(encode_response(Response(204, [], b""))).body == b""
+    assert decode_response(encode_response(Response(204, [], None))).body is None
 
 
 @given(st.binary(max_size=80))
@@ -53,7 +53,7 @@ def test_any_bytes_are_a_valid_response_or_refused(frame: bytes) -> None:
 
 
 @given(answers, st.data())
-def test_a_flipped_byte_never_crashes(answer: Answer, data: st.DataObject) -> None:
+def test_a_flipped_byte_never_crashes(answer: Response, data: st.DataObject) -> None:
     """B-08b."""
     frame = bytearray(encode_response(answer))
     frame[data.draw(st.integers(0, len(frame) - 1))] ^= data.draw(st.integers(1, 255))
@@ -108,19 +108,19 @@ def test_a_foreign_or_hostile_response_is_refused_when_it_is_read(frame: bytes, 
 def test_a_header_field_that_breaks_framing_is_refused_when_it_is_written(field: tuple[bytes, bytes]) -> None:
     """Validated when stored."""
     with pytest.raises(ValueError, match="framing"):
-        encode_response(Answer(200, [field], b""))
+        encode_response(Response(200, [field], b""))
 
 
 @pytest.mark.parametrize("status", [-1, 0, 99, 103, 199, 1000, 65536])
 def test_a_status_that_is_none_is_refused_when_it_is_written(status: int) -> None:
     with pytest.raises(ValueError, match="status"):
-        encode_response(Answer(status, [], b""))
+        encode_response(Response(status, [], b""))
 
 
 def test_more_header_fields_than_a_frame_holds_are_refused_when_they_are_written() -> None:
     """I11: an error that settlement knows, so that the answer becomes a tombstone."""
     with pytest.raises(ValueError, match="too many"):
-        encode_response(Answer(200, [(b"a", b"b")] * 0x10000, b""))
+        encode_response(Response(200, [(b"a", b"b")] * 0x10000, b""))
 
 
 @given(st.sampled_from(StageKind), st.binary(max_size=50))

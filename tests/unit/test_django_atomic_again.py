@@ -195,7 +195,7 @@ def rolled_back_behind_a_block(request: HttpRequest) -> HttpResponse:
     with transaction.atomic():
         with idem.atomic("default") as block:
             runs.append(1)
-            response = block.answer(HttpResponse(f"order {place()}", status=201))
+            response = block.respond(HttpResponse(f"order {place()}", status=201))
         transaction.set_rollback(len(runs) == 1)
     return response
 

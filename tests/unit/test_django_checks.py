@@ -134,12 +134,12 @@ class Charges(View):
     """One of its methods contradicts."""
 
     def post(self, request: HttpRequest) -> HttpResponse:
-        """Answer."""
+        """Response."""
         return HttpResponse()
 
     @idempotent(ttl=1)
     def patch(self, request: HttpRequest) -> HttpResponse:
-        """Answer."""
+        """Response."""
         return HttpResponse()
 
 
@@ -149,7 +149,7 @@ class Slow(View):
 
     @idempotent(ttl=99)
     def post(self, request: HttpRequest) -> HttpResponse:
-        """Answer."""
+        """Response."""
         return HttpResponse()
 
 
@@ -158,7 +158,7 @@ class Dispatching(View):
     """The usual way of decorating a class."""
 
     def post(self, request: HttpRequest) -> HttpResponse:
-        """Answer."""
+        """Response."""
         return HttpResponse()
 
 

@@ -47,7 +47,7 @@ class Required(View):
     """A class whose every method requires a key."""
 
     def post(self, request: HttpRequest) -> HttpResponse:
-        """Answer."""
+        """Response."""
         return HttpResponse("posted")
 
 
@@ -55,12 +55,12 @@ class OnlyPatch(View):
     """A class of which one method requires a key."""
 
     def post(self, request: HttpRequest) -> HttpResponse:
-        """Answer."""
+        """Response."""
         return HttpResponse("posted")
 
     @idempotent(required=True)
     def patch(self, request: HttpRequest) -> HttpResponse:
-        """Answer."""
+        """Response."""
         return HttpResponse("patched")
 
 
@@ -94,17 +94,17 @@ class Several(View):
     """A rule for all methods, which some of them change."""
 
     def post(self, request: HttpRequest) -> HttpResponse:
-        """Answer."""
+        """Response."""
         return HttpResponse("posted")
 
     @idempotent(ttl=60)
     def patch(self, request: HttpRequest) -> HttpResponse:
-        """Answer."""
+        """Response."""
         return HttpResponse("patched")
 
     @exempt
     def put(self, request: HttpRequest) -> HttpResponse:
-        """Answer."""
+        """Response."""
         return HttpResponse("put")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from open_idempotency import NOT_DONE, UNKNOWN, Found, OutcomeUnknown, WrongColour, events, idem
+from open_idempotency import NOT_DONE, UNKNOWN, Found, OutcomeUnknown, SyncAsyncMismatch, events, idem
 from open_idempotency._core.commands import SaveStage
 from open_idempotency._core.frames import StageKind, encode_stage
 from open_idempotency._core.intents import begin
@@ -279,7 +279,7 @@ def test_a_coroutine_cannot_be_asked_by_a_blocking_stage(client: Client) -> None
         return Found("never")
 
     with client.request() as attempt:
-        with pytest.raises(WrongColour, match="reconcile"):
+        with pytest.raises(SyncAsyncMismatch, match="reconcile"):
             idem.run("charge", Counted(), reconcile=find)
         assert attempt.stages == {}
 

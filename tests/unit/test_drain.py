@@ -17,7 +17,7 @@ from open_idempotency import BackendUnavailable, LeaseLost, drain, events, idem,
 from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._core.commands import Claim, Fail
 from open_idempotency._core.models import Busy, Leased
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency._core.settlement import finish
 from open_idempotency._engine.engine import Engine
 from open_idempotency.backend import Backend, Get, Refused, SaveStage, Stage, Status
@@ -149,8 +149,8 @@ def test_an_answer_that_comes_too_late_is_not_sent_as_a_success(desk: Desk) -> N
     """L-03, L-06: a retry may be running by then."""
     attempt = desk.admit()
     drain()
-    verdict = desk.engine.sync.run(finish(attempt, Answer(201, [], b"made")))
-    assert isinstance(verdict, Answer)
+    verdict = desk.engine.sync.run(finish(attempt, Response(201, [], b"made")))
+    assert isinstance(verdict, Response)
     assert verdict.status == 409
     assert desk.status(attempt) is Status.FAILED
 

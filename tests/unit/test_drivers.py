@@ -14,8 +14,8 @@ from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Call, Claim, Complete, Fail, Get, Now, Release, Renew, SaveStage, Withdraw
 from open_idempotency._core.drivers import Steps, ask, drive, drive_async
-from open_idempotency._core.models import Busy, ClaimAnswer, Completed, Leased, Record, Stage, StageSaved, Status
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.models import Busy, ClaimResult, Completed, Leased, Record, Stage, StageSaved, Status
+from open_idempotency._core.requests import Response
 from open_idempotency._core.settlement import Fate, abort, finish, save_stage
 from open_idempotency._engine.engine import new_owner
 from open_idempotency._engine.performers import AsyncPerformer, Performer
@@ -118,7 +118,7 @@ async def test_no_command_is_shielded_before_anything_was_cancelled() -> None:
 @pytest.mark.anyio
 async def test_both_performers_leave_the_same_record() -> None:
     """One engine, two colours; on real backends."""
-    answer = Answer(201, [(b"x", b"1")], b"made")
+    answer = Response(201, [(b"x", b"1")], b"made")
     blocking, awaited = MemoryBackend(clock=lambda: 5.0), MemoryBackend(clock=lambda: 5.0)
     performer, aio = Performer(blocking), AsyncPerformer(awaited.to_async())
     policy = IdempotencyPolicy()
@@ -170,8 +170,8 @@ class Halting(AsyncMemoryBackend):
         await self.halt()
         return answer
 
-    async def claim(self, c: Claim, /) -> ClaimAnswer:
-        answer: ClaimAnswer = await self._around(self._sync.claim, c)
+    async def claim(self, c: Claim, /) -> ClaimResult:
+        answer: ClaimResult = await self._around(self._sync.claim, c)
         return answer
 
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
@@ -210,7 +210,7 @@ async def one_request(aio: AsyncPerformer, backend: Halting) -> None:
         await aio.run(save_stage(attempt, SAVED))
         await backend.halt()
         settled = True
-        await aio.run(finish(attempt, Answer(201, [], b"made")))
+        await aio.run(finish(attempt, Response(201, [], b"made")))
     except BaseException as error:
         if not settled:
             await aio.run(abort(attempt, error), guarded=True)
@@ -296,10 +296,10 @@ async def test_a_backends_error_passes_through_the_shield() -> None:
     """B-10."""
 
     class Down(AsyncMemoryBackend):
-        async def claim(self, c: Claim, /) -> ClaimAnswer:
+        async def claim(self, c: Claim, /) -> ClaimResult:
             raise BackendUnavailable("down")
 
-    def steps() -> Steps[ClaimAnswer]:
+    def steps() -> Steps[ClaimResult]:
         return (yield from ask(CLAIM))
 
     with pytest.raises(BackendUnavailable, match="down"):

@@ -26,8 +26,8 @@ from open_idempotency._core.models import (
     StageSaved,
     Status,
 )
-from open_idempotency._core.requests import Answer
-from open_idempotency._core.sealing import ANSWER, FAILURE, SEALED, seal, seal_stage, unseal, unseal_stage
+from open_idempotency._core.requests import Response
+from open_idempotency._core.sealing import FAILURE, RESPONSE, SEALED, seal, seal_stage, unseal, unseal_stage
 from open_idempotency._core.settlement import Fate, finish, save_stage
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.exceptions import BackendUnavailable, LeaseLost, RecordUnreadable
@@ -38,7 +38,7 @@ from tests.unit.builders import PRINT, RECORD, Listener, Script, attempt_of, lea
 KEYS = EncryptionKeys({"2026": b"k" * 32})
 POLICY = IdempotencyPolicy(encryption=KEYS)
 LEASE = lease_of()
-DONE = Answer(201, [(b"location", b"/cards/4111")], b"card 4111")
+DONE = Response(201, [(b"location", b"/cards/4111")], b"card 4111")
 PLAIN = encode_response(DONE)
 VALUE = encode_stage(StageKind.VALUE, b'"4111"')
 OTHER = encode_stage(StageKind.VALUE, b'"5222"')
@@ -126,14 +126,14 @@ def test_an_answer_goes_to_the_backend_sealed() -> None:
     assert script.run(finish(attempt, DONE)) is Fate.KEPT
     (command,) = (c for c in script.asked if isinstance(c, Complete))
     assert b"4111" not in command.response
-    assert decode_response(unseal(command.response, ANSWER, LEASE, POLICY)) == DONE
+    assert decode_response(unseal(command.response, RESPONSE, LEASE, POLICY)) == DONE
     assert told(attempt) == [events.Completed(events.short(RECORD), 201, True)]
 
 
 def test_a_failed_answer_that_is_to_be_replayed_is_sealed_too() -> None:
     """O-08: ``on_failed="replay"``."""
     attempt, script = attempt_of(encryption=KEYS, on_failed="replay"), Script({Fail: [None]})
-    script.run(finish(attempt, Answer(503, [], b"card 4111")))
+    script.run(finish(attempt, Response(503, [], b"card 4111")))
     (command,) = (c for c in script.asked if isinstance(c, Fail))
     assert command.final
     assert command.response is not None
@@ -143,7 +143,7 @@ def test_a_failed_answer_that_is_to_be_replayed_is_sealed_too() -> None:
 
 def test_a_superseded_client_gets_the_new_owners_answer_in_plain() -> None:
     """L-03."""
-    frame = seal(PLAIN, ANSWER, LEASE, POLICY)
+    frame = seal(PLAIN, RESPONSE, LEASE, POLICY)
     record = Record(RECORD, PRINT, Status.COMPLETED, b"n" * 16, 9, 2, 0.0, 0.0, 1.0, 1.0, response=frame)
     script = Script({Complete: [LeaseLost("x")], Get: [record]})
     answer = script.run(finish(attempt_of(encryption=KEYS), DONE))
@@ -171,7 +171,7 @@ MINE = Lease(CLAIM.record_id, CLAIM.owner, 5, 2, CLAIM.fingerprint, 30.0, 86_400
 
 def test_a_repeat_gets_the_stored_answer_in_plain() -> None:
     """O-02."""
-    answer = admission(Finished(seal(PLAIN, ANSWER, CLAIM, POLICY))).run()
+    answer = admission(Finished(seal(PLAIN, RESPONSE, CLAIM, POLICY))).run()
     assert (answer.status, answer.body) == (201, b"card 4111")
 
 
@@ -193,15 +193,15 @@ def test_a_later_attempt_knows_the_stages_in_plain() -> None:
 STRANGER = replace(CLAIM, record_id=b"s" * 32)
 ANOTHER_REQUEST = replace(CLAIM, fingerprint=b"\x01" + b"a" * 32)
 WRONG_ANSWERS = {
-    "of another record": seal(PLAIN, ANSWER, STRANGER, POLICY),
-    "of another request with this key": seal(PLAIN, ANSWER, ANOTHER_REQUEST, POLICY),
+    "of another record": seal(PLAIN, RESPONSE, STRANGER, POLICY),
+    "of another request with this key": seal(PLAIN, RESPONSE, ANOTHER_REQUEST, POLICY),
     "of a failure": seal(PLAIN, FAILURE, CLAIM, POLICY),
     "of a stage": seal_stage(Stage("answer", "", PLAIN), MINE, POLICY).frame,
     "plain": PLAIN,
     "empty": b"",
     "of no cipher": SEALED,
-    "sealed, and no answer": seal(b"no answer", ANSWER, CLAIM, POLICY),
-    "of another key": seal(PLAIN, ANSWER, CLAIM, IdempotencyPolicy(encryption=EncryptionKeys({"2026": b"x" * 32}))),
+    "sealed, and no answer": seal(b"no answer", RESPONSE, CLAIM, POLICY),
+    "of another key": seal(PLAIN, RESPONSE, CLAIM, IdempotencyPolicy(encryption=EncryptionKeys({"2026": b"x" * 32}))),
 }
 
 
@@ -231,7 +231,7 @@ WRONG_STAGES = {
         seal_stage(Stage("charge", "d", VALUE), MINE, POLICY), name="charged", key=""
     ),
     "of another record": seal_stage(NEW, replace(MINE, record_id=b"s" * 32), POLICY),
-    "of an answer": Stage("charge", "", seal(VALUE, ANSWER, MINE, POLICY)),
+    "of an answer": Stage("charge", "", seal(VALUE, RESPONSE, MINE, POLICY)),
     "plain": NEW,
 }
 
@@ -250,14 +250,14 @@ def test_a_stage_that_does_not_belong_here_fails_closed(stage: Stage) -> None:
 
 def test_a_sealed_record_is_unreadable_without_encryption() -> None:
     """B-08b: a worker that was not told of the keys does not run it again."""
-    tried = admission(Finished(seal(PLAIN, ANSWER, CLAIM, POLICY)), encryption=None)
+    tried = admission(Finished(seal(PLAIN, RESPONSE, CLAIM, POLICY)), encryption=None)
     assert name(tried.problem()) == "record-unreadable"
 
 
 @pytest.mark.parametrize("mode", ["accept", "write"])
 def test_while_encryption_is_switched_on_plain_and_sealed_records_are_read(mode: Any) -> None:
     """Live records outlast a deploy."""
-    for frame in (PLAIN, seal(PLAIN, ANSWER, CLAIM, POLICY)):
+    for frame in (PLAIN, seal(PLAIN, RESPONSE, CLAIM, POLICY)):
         assert admission(Finished(frame), plain_records=mode).run().body == b"card 4111"
     for stage in (NEW, seal_stage(NEW, MINE, POLICY)):
         attempt = admission(Leased(MINE, (stage,)), plain_records=mode).run()
@@ -305,7 +305,7 @@ def test_an_answer_that_cannot_be_sealed_leaves_a_bare_tombstone(answer: Any) ->
     attempt, script = attempt_of(encryption=Broken(answer)), Script({Complete: [Completed()]})
     assert script.run(finish(attempt, DONE)) is Fate.KEPT
     (command,) = (c for c in script.asked if isinstance(c, Complete))
-    assert decode_response(command.response) == Answer(201, [], None)
+    assert decode_response(command.response) == Response(201, [], None)
     failed, completed = told(attempt)
     assert isinstance(failed, events.HookFailed)
     assert failed.hook == "encryption"
@@ -328,7 +328,7 @@ def test_a_stage_that_cannot_be_sealed_is_an_error_and_never_stored_plain(answer
 @pytest.mark.parametrize("answer", BROKEN, ids=repr)
 def test_a_sealer_that_cannot_open_never_lets_a_request_run(answer: Any) -> None:
     """B-08b, I8: the record is there, so failing open must not run it again."""
-    frame = seal(PLAIN, ANSWER, CLAIM, POLICY)
+    frame = seal(PLAIN, RESPONSE, CLAIM, POLICY)
     tried = admission(Finished(frame), encryption=Broken(answer), fail_open=True)
     assert name(tried.problem()) == "record-unreadable"
 
@@ -364,14 +364,14 @@ def test_a_sealer_of_ones_own_is_asked_for_every_frame() -> None:
     notebook = Notebook()
     policy = IdempotencyPolicy(encryption=notebook)
     frames = [
-        seal(PLAIN, ANSWER, LEASE, policy),
+        seal(PLAIN, RESPONSE, LEASE, policy),
         seal(PLAIN, FAILURE, LEASE, policy),
         *(seal_stage(Stage(*names, VALUE), LEASE, policy).frame for names in (("a", ""), ("a", "b"), ("ab", ""))),
     ]
     assert frames == [SEALED + b"%d" % number for number in range(5)]
     assert len({place for _, place in notebook.pages}) == 5
     assert {len(place) for _, place in notebook.pages} == {32}
-    assert unseal(frames[0], ANSWER, LEASE, policy) == PLAIN
+    assert unseal(frames[0], RESPONSE, LEASE, policy) == PLAIN
     with pytest.raises(RecordUnreadable):
         unseal(frames[0], FAILURE, LEASE, policy)
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, Header
 from starlette.middleware import Middleware
 
 from open_idempotency import IdempotencyPolicy
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency.fastapi import (
     IdempotencyMiddleware,
     IdempotencyRule,
@@ -183,7 +183,7 @@ def test_the_innermost_middleware_is_described() -> None:
 
 def test_problems_of_a_renderer_have_no_schema_of_ours() -> None:
     """``render_problem=`` makes them whatever it likes."""
-    app = shop(render_problem=lambda problem: Answer(problem.status, [], b"no"))
+    app = shop(render_problem=lambda problem: Response(problem.status, [], b"no"))
     app.add_api_route("/charges", create, methods=["POST"])
     operation = described(app)
     assert header(operation) is not None

@@ -38,17 +38,17 @@ class Charges(MethodView):
     """A rule for all methods, which two of them add to."""
 
     def post(self) -> str:
-        """Answer."""
+        """Response."""
         return "posted"
 
     @idempotent(required=False)
     def patch(self) -> str:
-        """Answer."""
+        """Response."""
         return "patched"
 
     @exempt
     def put(self) -> str:
-        """Answer."""
+        """Response."""
         return "put"
 
 
@@ -65,7 +65,7 @@ class Contradicting(MethodView):
 
     @idempotent(ttl=99)
     def post(self) -> str:
-        """Answer."""
+        """Response."""
         return "posted"
 
 

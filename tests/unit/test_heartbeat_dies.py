@@ -184,10 +184,10 @@ def test_events_that_do_not_fit_are_counted_and_the_log_says_so(
     carrier, listener = Courier(), Held()
     with caplog.at_level(logging.DEBUG, "open_idempotency"):
         told = [events.Claimed(f"{number:012}", 1) for number in range(6)]
-        carrier.tell(Emit(told[0], listener))
+        carrier.report(Emit(told[0], listener))
         assert listener.entered.wait(10)
         for event in told[1:]:
-            carrier.tell(Emit(event, listener))
+            carrier.report(Emit(event, listener))
         assert carrier.dropped == 2
         assert all(event.record in caplog.text for event in told)
         assert "3 events wait for it" in caplog.text
@@ -203,8 +203,8 @@ def test_a_listener_that_ends_its_thread_ends_nothing_else(caplog: pytest.LogCap
     def leave(event: events.Event) -> None:
         raise SystemExit
 
-    carrier.tell(Emit(events.Claimed("0", 1), leave))
-    carrier.tell(Emit(events.Claimed("1", 1), listener))
+    carrier.report(Emit(events.Claimed("0", 1), leave))
+    carrier.report(Emit(events.Claimed("1", 1), listener))
     eventually(lambda: len(listener.seen) == 1)
     assert "the on_event listener raised on Claimed" in caplog.text
 
@@ -214,11 +214,11 @@ def test_without_a_thread_events_wait_and_the_end_of_the_process_delivers_them(m
     carrier, listener = Courier(), Listener()
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refusing("open-idempotency-events", RuntimeError("shutdown")))
-        carrier.tell(Emit(events.Claimed("0", 1), listener))
+        carrier.report(Emit(events.Claimed("0", 1), listener))
         assert listener.seen == []
         carrier.flush(0.0)
         assert len(listener.seen) == 1
-    carrier.tell(Emit(events.Claimed("1", 1), listener))
+    carrier.report(Emit(events.Claimed("1", 1), listener))
     eventually(lambda: len(listener.seen) == 2)
 
 

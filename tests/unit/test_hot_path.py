@@ -14,7 +14,7 @@ import pytest
 from fastapi import Depends, FastAPI
 
 from open_idempotency import events, rules
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.fastapi import IdempotencyMiddleware as FastApiMiddleware
@@ -98,9 +98,9 @@ def test_an_answer_in_one_message_reaches_the_client_uncopied() -> None:
 
 def test_what_a_hook_redacts_is_the_applications_own_body() -> None:
     """Nor is it copied to be stored, but into its record."""
-    seen: list[Answer] = []
+    seen: list[Response] = []
 
-    def redact(answer: Answer) -> Answer:
+    def redact(answer: Response) -> Response:
         seen.append(answer)
         return answer
 

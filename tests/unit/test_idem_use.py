@@ -19,7 +19,7 @@ from open_idempotency.exceptions import (
     LeaseLost,
     NotStarted,
     StageConflict,
-    WrongColour,
+    SyncAsyncMismatch,
 )
 from open_idempotency.policy import IdempotencyPolicy
 from tests.unit.stage_client import Client, Counted
@@ -123,14 +123,14 @@ def test_without_a_key_strict_stages_are_not_started(use: Any) -> None:
 @pytest.mark.parametrize("use", BLOCKING[:3])
 async def test_a_blocking_verb_on_an_event_loop_is_a_clear_error(client: Client, use: Any) -> None:
     """S-08."""
-    with client.request(), pytest.raises(WrongColour, match="event loop"):
+    with client.request(), pytest.raises(SyncAsyncMismatch, match="event loop"):
         use()
 
 
 @pytest.mark.parametrize("use", [lambda: idem.arun("a", Counted()), lambda: idem.asave_stage("a")])
 def test_an_awaited_verb_outside_of_an_event_loop_is_a_clear_error(client: Client, use: Any) -> None:
     """S-08: at the call, since nobody may await it."""
-    with client.request(), pytest.raises(WrongColour, match="without the 'a'"):
+    with client.request(), pytest.raises(SyncAsyncMismatch, match="without the 'a'"):
         use()
 
 
@@ -139,7 +139,7 @@ def test_a_coroutine_function_in_a_blocking_verb_is_a_clear_error(client: Client
     charge = Counted()
     with client.request():
         for function in (charge.awaited, functools.partial(charge.awaited), lambda: charge.awaited()):
-            with pytest.raises(WrongColour, match=r"idem\.arun"):
+            with pytest.raises(SyncAsyncMismatch, match=r"idem\.arun"):
                 idem.run("a", function)
     assert charge.calls == 0
 

@@ -14,7 +14,7 @@ from open_idempotency._runtime.local_failures import is_local
 from open_idempotency.backend import Complete, Get, Wait, Withdraw
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.conformance.support import ManualClock, claim_of
-from open_idempotency.exceptions import BackendUnavailable, WrongColour
+from open_idempotency.exceptions import BackendUnavailable, SyncAsyncMismatch
 
 _HERE = [
     (MemoryError(), "MemoryError; raise the memory limit"),
@@ -26,7 +26,14 @@ _HERE = [
     (RuntimeError("cannot schedule new futures after interpreter shutdown"), "unless the process is ending"),
     (RuntimeError("Executor shutdown has been called"), "unless the process is ending"),
 ]
-_BUGS = [TypeError("a"), RuntimeError("a"), RecursionError("a"), AttributeError("a"), KeyError("a"), WrongColour("a")]
+_BUGS = [
+    TypeError("a"),
+    RuntimeError("a"),
+    RecursionError("a"),
+    AttributeError("a"),
+    KeyError("a"),
+    SyncAsyncMismatch("a"),
+]
 
 
 def _calls(clock: ManualClock) -> list[Callable[[], Any]]:

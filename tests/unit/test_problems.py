@@ -13,7 +13,7 @@ from open_idempotency._core import problems
 from open_idempotency._core.models import Busy, Refusal
 from open_idempotency._core.problems import Problem, retry_after
 from open_idempotency._core.rendering import render
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency.policy import IdempotencyPolicy
 
 POLICY = IdempotencyPolicy()
@@ -32,7 +32,7 @@ ALL: list[tuple[Problem, str, int, bool, bool]] = [
     (problems.outcome_unknown(Refusal.ATTEMPTS), "outcome-unknown", 409, False, False),
     (problems.not_replayable(201, "/1"), "not-replayable", 409, False, False),
     (problems.backend_unavailable(), "backend-unavailable", 503, True, True),
-    (problems.answer_unreachable(), "backend-unavailable", 503, True, True),
+    (problems.response_unreachable(), "backend-unavailable", 503, True, True),
     (problems.stage_in_doubt(False), "outcome-unknown", 409, False, False),
     (problems.stage_in_doubt(True), "outcome-unknown", 409, True, True),
     (problems.record_unreadable(), "record-unreadable", 503, True, True),
@@ -84,8 +84,8 @@ def test_a_docs_url_is_linked_from_every_problem() -> None:
 
 def test_a_hook_renders_problems_otherwise() -> None:
     """It is given the whole problem."""
-    policy = IdempotencyPolicy(render_problem=lambda problem: Answer(problem.status, [], problem.instance.encode()))
-    assert render(problems.key_reused(), policy, "/a") == Answer(422, [], b"/a")
+    policy = IdempotencyPolicy(render_problem=lambda problem: Response(problem.status, [], problem.instance.encode()))
+    assert render(problems.key_reused(), policy, "/a") == Response(422, [], b"/a")
 
 
 def test_an_answer_that_could_not_be_kept_tells_its_status_and_location() -> None:
@@ -191,5 +191,5 @@ def test_an_error_of_stripe_tells_what_could_not_be_kept() -> None:
 
 def test_a_hook_counts_before_compat() -> None:
     """So that one route may render otherwise under a policy for all."""
-    policy = STRIPE.replace(render_problem=lambda problem: Answer(problem.status, [], b""))
-    assert render(problems.key_reused(), policy, "/") == Answer(422, [], b"")
+    policy = STRIPE.replace(render_problem=lambda problem: Response(problem.status, [], b""))
+    assert render(problems.key_reused(), policy, "/") == Response(422, [], b"")

@@ -14,7 +14,7 @@ from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Fail, Get, Release, Reserve, SaveStage, Unreserve
 from open_idempotency._core.keys import scope_id
 from open_idempotency._core.models import Finished, Leased, OverQuota, Record, Reserved, Stage, StageSaved, Status
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency._core.settlement import abort, finish, save_stage
 from open_idempotency._openapi import document
 from open_idempotency.backend import AsyncBackend, Backend
@@ -168,7 +168,7 @@ def _attempt(*stages: Stage, attempt: int = 1) -> Attempt:
 def _finish(attempt: Attempt, status: int, **answers: Any) -> Script:
     prepared = {Release: [None], Fail: [None], Unreserve: [None], **answers.get("also", {})}
     script = Script(prepared)
-    script.run(finish(attempt, Answer(status, [], b"")))
+    script.run(finish(attempt, Response(status, [], b"")))
     return script
 
 

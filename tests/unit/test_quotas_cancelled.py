@@ -11,7 +11,7 @@ from open_idempotency import events
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.commands import Get, Reserve, Unreserve
 from open_idempotency._core.models import OverQuota, Record, Reserved, Status
-from open_idempotency.backend import Claim, ClaimAnswer
+from open_idempotency.backend import Claim, ClaimResult
 from open_idempotency.backends.memory import AsyncMemoryBackend
 from open_idempotency.exceptions import BackendUnavailable
 from tests.unit.admissions import KEY, Admission
@@ -85,7 +85,7 @@ class Held(AsyncMemoryBackend):
         super().__init__()
         self.claimed, self.may_answer = asyncio.Event(), asyncio.Event()
 
-    async def claim(self, c: Claim, /) -> ClaimAnswer:
+    async def claim(self, c: Claim, /) -> ClaimResult:
         """The claim stands when its caller is cancelled."""
         answer = await super().claim(c)
         self.claimed.set()

@@ -16,7 +16,7 @@ from open_idempotency import drain, events
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import RecordLater
 from open_idempotency._core.models import Busy, Completed, Finished, Leased, Renewal
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency._core.settlement import Fate, abort, finish
 from open_idempotency._engine import recordings
 from open_idempotency._engine.engine import Engine
@@ -28,7 +28,7 @@ from open_idempotency.exceptions import BackendUnavailable
 from tests.unit.builders import PRINT, Clock, Listener, engine_of, eventually
 
 LEASE = 30.0
-DONE = Answer(201, [], b"made")
+DONE = Response(201, [], b"made")
 
 
 class Store(MemoryBackend):
@@ -86,7 +86,7 @@ class Desk:
         self.engine.heartbeat.watch(attempt)
         return attempt
 
-    def finish(self, attempt: Attempt, answer: Answer = DONE) -> Fate | Answer:
+    def finish(self, attempt: Attempt, answer: Response = DONE) -> Fate | Response:
         """End it, as an adapter does."""
         try:
             return self.engine.sync.run(finish(attempt, answer))
@@ -171,7 +171,7 @@ def test_a_recording_that_comes_back_to_a_takeover_is_dropped_and_harms_nothing(
     assert desk.listener.seen[-1].reason == "superseded"  # type: ignore[attr-defined]
     eventually(lambda: desk.watched == 1)
     assert desk.fate() is Status.IN_PROGRESS
-    assert desk.finish(successor, Answer(202, [], b"theirs")) is Fate.KEPT
+    assert desk.finish(successor, Response(202, [], b"theirs")) is Fate.KEPT
     assert not successor.lost
 
 
@@ -182,7 +182,7 @@ def test_of_two_recordings_of_one_key_the_later_attempts_counts(desk: Desk) -> N
     desk.finish(first)
     desk.store.clock.now += LEASE + 1
     second = desk.admit(owner=b"retry")
-    desk.finish(second, Answer(202, [], b"theirs"))
+    desk.finish(second, Response(202, [], b"theirs"))
     desk.store.away.clear()
     eventually(lambda: {events.RecordedLate, events.RecordingLost} <= set(desk.listener.kinds()))
     assert [event.status for event in desk.listener.seen if isinstance(event, events.RecordedLate)] == [202]
@@ -230,7 +230,7 @@ def test_a_hundred_recordings_ask_a_store_that_is_away_once_a_round(desk: Desk) 
     """L-01, L-08: each call may take its timeout, and renewals must not wait for a hundred of them."""
     beats = desk.engine.heartbeat._beats.get()
     desk.store.away.set()
-    pending = recordings.Recordings(desk.store, beats._courier.tell, lambda _: None)
+    pending = recordings.Recordings(desk.store, beats._courier.report, lambda _: None)
     for number in range(100):
         attempt = desk.admit(b"%d" % number)
         pending.add(b"%d" % number, later_of(desk, attempt))
@@ -321,7 +321,7 @@ def test_what_waits_to_be_recorded_is_bounded_and_what_is_lost_is_reported(
     """L-08: in number and in bytes."""
     monkeypatch.setattr(recordings, bound, size)
     desk.store.away.set()
-    body = Answer(201, [], b"x" * 60)
+    body = Response(201, [], b"x" * 60)
     first, second = desk.admit(b"1"), desk.admit(b"2")
     assert desk.finish(first, body) is Fate.UNRECORDED
     assert desk.finish(second, body) is Fate.UNRECORDED

@@ -15,16 +15,16 @@ from open_idempotency import events
 from open_idempotency._core.commands import Complete, Fail
 from open_idempotency._core.frames import decode_response
 from open_idempotency._core.models import Completed, Finished
-from open_idempotency._core.sealing import ANSWER, unseal
+from open_idempotency._core.sealing import RESPONSE, unseal
 from open_idempotency._core.settlement import Fate, finish
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy
-from open_idempotency.redaction import Answer, redact_json, tombstone
+from open_idempotency.redaction import Response, redact_json, tombstone
 from tests.unit.admissions import Admission, name
 from tests.unit.builders import RECORD, Listener, Script, attempt_of, lease_of
 
-LIVE = Answer(
+LIVE = Response(
     201, [(b"content-type", b"application/json"), (b"set-cookie", b"a")], b'{"id":1,"card":{"number":"4111"}}'
 )
 
@@ -32,7 +32,7 @@ LIVE = Answer(
 class Settled:
     """An answer that was settled under a policy: what was stored, and what was told."""
 
-    def __init__(self, answer: Answer, **fields: Any) -> None:
+    def __init__(self, answer: Response, **fields: Any) -> None:
         attempt, self.script = attempt_of(**fields), Script({Complete: [Completed()], Fail: [None]})
         self.result = self.script.run(finish(attempt, answer))
         assert isinstance(attempt.policy.on_event, Listener)
@@ -45,7 +45,7 @@ class Settled:
         return command.response
 
     @property
-    def stored(self) -> Answer:
+    def stored(self) -> Response:
         return decode_response(self.frame)
 
 
@@ -55,8 +55,8 @@ class Settled:
 def test_what_the_hook_returns_is_stored_and_the_live_answer_stays() -> None:
     """Redacted, the live answer untouched."""
     before = copy.deepcopy(LIVE)
-    settled = Settled(LIVE, redact=lambda answer: Answer(200, [(b"x", b"1")], b"blank"))
-    assert settled.stored == Answer(200, [(b"x", b"1")], b"blank")
+    settled = Settled(LIVE, redact=lambda answer: Response(200, [(b"x", b"1")], b"blank"))
+    assert settled.stored == Response(200, [(b"x", b"1")], b"blank")
     assert settled.result is Fate.KEPT
     assert before == LIVE
 
@@ -65,21 +65,21 @@ def test_a_hook_that_changes_its_argument_does_not_reach_the_live_answer() -> No
     """It has an answer and a list of fields of its own."""
     before = copy.deepcopy(LIVE)
 
-    def blank(answer: Answer) -> Answer:
+    def blank(answer: Response) -> Response:
         assert isinstance(answer.headers, list)
         answer.headers.clear()
         answer.body = b""
         return answer
 
-    assert Settled(LIVE, redact=blank).stored == Answer(201, [], b"")
+    assert Settled(LIVE, redact=blank).stored == Response(201, [], b"")
     assert before == LIVE
 
 
 def test_the_hook_sees_what_is_about_to_be_stored() -> None:
     """R-02: without the fields of the moment; O-11: without a body that is too long."""
-    seen: list[Answer] = []
+    seen: list[Response] = []
 
-    def look(answer: Answer) -> Answer:
+    def look(answer: Response) -> Response:
         seen.append(answer)
         return answer
 
@@ -91,9 +91,9 @@ def test_the_hook_sees_what_is_about_to_be_stored() -> None:
 
 def test_what_the_hook_returns_is_held_to_the_same_rules() -> None:
     """R-02, O-11: it can neither bring a cookie back nor store more than may be."""
-    added = Answer(201, [(b"set-cookie", b"a"), (b"x", b"1")], b"long" * 100)
+    added = Response(201, [(b"set-cookie", b"a"), (b"x", b"1")], b"long" * 100)
     settled = Settled(LIVE, redact=lambda _: added, max_response_bytes=100)
-    assert settled.stored == Answer(201, [(b"x", b"1")], None)
+    assert settled.stored == Response(201, [(b"x", b"1")], None)
     assert settled.told == [events.Completed(events.short(RECORD), 201, False)]
 
 
@@ -108,7 +108,7 @@ def test_fields_can_be_taken_out_by_an_allow_list() -> None:
 def test_a_tombstone_keeps_the_status_and_fields_and_never_runs_again() -> None:
     """O-11: the body is not stored at all."""
     settled = Settled(LIVE, redact=tombstone)
-    assert settled.stored == Answer(201, [(b"content-type", b"application/json")], None)
+    assert settled.stored == Response(201, [(b"content-type", b"application/json")], None)
     assert settled.told == [events.Completed(events.short(RECORD), 201, False)]
     problem = Admission(Finished(settled.frame)).problem()
     assert (name(problem), problem["original_status"]) == ("not-replayable", 201)
@@ -125,11 +125,11 @@ def test_what_is_redacted_is_encrypted_as_well() -> None:
     policy = IdempotencyPolicy(encryption=EncryptionKeys({"k": b"k" * 32}))
     settled = Settled(LIVE, redact=redact_json("/card"), encryption=policy.encryption)
     assert b'"id"' not in settled.frame
-    plain = unseal(settled.frame, ANSWER, lease_of(), policy)
+    plain = unseal(settled.frame, RESPONSE, lease_of(), policy)
     assert decode_response(plain).body == b'{"id":1,"card":null}'
 
 
-def _raising(answer: Answer) -> Answer:
+def _raising(answer: Response) -> Response:
     raise LookupError("card 4111")
 
 
@@ -151,7 +151,7 @@ def test_a_faulty_hook_leaves_a_bare_tombstone_and_an_event(hook: Any) -> None:
     """I2: the outcome is not lost, what it was to take out not stored, and the error's words not told."""
     settled = Settled(LIVE, redact=hook)
     assert settled.result is Fate.KEPT
-    assert settled.stored == Answer(201, [], None)
+    assert settled.stored == Response(201, [], None)
     failed, completed = settled.told
     assert isinstance(failed, events.HookFailed)
     assert failed.hook == "redact"
@@ -164,7 +164,7 @@ def test_a_faulty_hook_leaves_a_bare_tombstone_and_an_event(hook: Any) -> None:
 
 def redacted(body: bytes, *pointers: str, **options: Any) -> Any:
     """What ``redact_json`` leaves of a body."""
-    return redact_json(*pointers, **options)(Answer(200, [], body)).body
+    return redact_json(*pointers, **options)(Response(200, [], body)).body
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_what_a_pointer_names_is_blanked_and_the_rest_stays_byte_for_byte(
 @pytest.mark.parametrize("pointer", ["/x", "/card/x", "/card/number/x", "/list/5", "/list/01", "/list/-", "/id/0"])
 def test_a_pointer_to_nothing_changes_nothing(pointer: str) -> None:
     """R-01."""
-    answer = Answer(200, [(b"digest", b"x")], b'{"card":{"number":"4111"},"list":[1],"id":"text"}')
+    answer = Response(200, [(b"digest", b"x")], b'{"card":{"number":"4111"},"list":[1],"id":"text"}')
     assert redact_json(pointer)(answer) is answer
 
 
@@ -211,14 +211,14 @@ def test_something_else_than_null_can_stand_there() -> None:
 
 def test_digests_of_the_body_go_with_what_they_were_made_of() -> None:
     """R-01: a replay has no field that its body contradicts."""
-    live = Answer(200, [(b"Content-Digest", b"sha-256=:x:"), (b"etag", b'"1"')], b'{"card":1}')
+    live = Response(200, [(b"Content-Digest", b"sha-256=:x:"), (b"etag", b'"1"')], b'{"card":1}')
     assert redact_json("/card")(live).headers == [(b"etag", b'"1"')]
 
 
 @pytest.mark.parametrize("body", [b"", None])
 def test_an_answer_without_a_body_stays_as_it_is(body: Any) -> None:
     """R-01: 204 and the like; O-11."""
-    answer = Answer(204, [], body)
+    answer = Response(204, [], body)
     assert redact_json("/card")(answer) is answer
 
 
@@ -245,7 +245,7 @@ def test_what_is_no_json_is_not_stored(body: bytes) -> None:
 def test_a_compressed_body_is_not_stored() -> None:
     """Its bytes may happen to be JSON in no way that counts."""
     live = replace(LIVE, headers=[(b"Content-Encoding", b"gzip")])
-    assert Settled(live, redact=redact_json("/card")).stored == Answer(201, [], None)
+    assert Settled(live, redact=redact_json("/card")).stored == Response(201, [], None)
 
 
 @pytest.mark.parametrize(

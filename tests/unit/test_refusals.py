@@ -242,10 +242,10 @@ def test_a_renderer_has_the_challenge() -> None:
     seen: list[Any] = []
 
     def render(problem: Any) -> Any:
-        from open_idempotency.redaction import Answer
+        from open_idempotency.redaction import Response
 
         seen.append(problem.challenge)
-        return Answer(401, [(b"content-length", b"0")], b"")
+        return Response(401, [(b"content-length", b"0")], b"")
 
     assert send_by("wsgi", MemoryBackend(), scope=raising(NotAuthenticated()), render_problem=render).status == 401
     assert seen == [CHALLENGE]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency._core.stored_response import Capture, is_kept_header, is_kept_status, kept, location, replayed
 
 GIVEN_BACK = {307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429}
@@ -50,7 +50,7 @@ NOT_REPLAYED = [
 @pytest.mark.parametrize("name", NOT_REPLAYED)
 def test_a_field_of_the_moment_is_not_kept_in_any_case(name: str) -> None:
     """R-02."""
-    answer = Answer(200, [(name.title().encode(), b"v"), (b"X-Kept", b"1")], b"")
+    answer = Response(200, [(name.title().encode(), b"v"), (b"X-Kept", b"1")], b"")
     assert kept(answer, 10).headers == [(b"X-Kept", b"1")]
 
 
@@ -63,45 +63,45 @@ def test_a_field_of_the_outcome_is_kept(name: bytes) -> None:
 def test_fields_that_connection_names_are_not_kept() -> None:
     """R-02: in several lines, with space, in any case."""
     headers = [(b"Connection", b"close, X-Hop"), (b"connection", b"x-other ,"), (b"x-hop", b"1"), (b"X-Other", b"2")]
-    assert kept(Answer(200, [*headers, (b"x-end", b"3")], b""), 10).headers == [(b"x-end", b"3")]
+    assert kept(Response(200, [*headers, (b"x-end", b"3")], b""), 10).headers == [(b"x-end", b"3")]
 
 
 def test_kept_fields_stay_in_order_with_duplicates() -> None:
     """R-01."""
     headers = [(b"Link", b"1"), (b"ETag", b"e"), (b"Link", b"2")]
-    assert kept(Answer(200, headers, b""), 10).headers == headers
+    assert kept(Response(200, headers, b""), 10).headers == headers
 
 
 @pytest.mark.parametrize(("size", "whole"), [(0, True), (10, True), (11, False)])
 def test_a_body_over_the_limit_leaves_a_tombstone(size: int, whole: bool) -> None:
     """O-11, R-04."""
     body = b"x" * size
-    assert kept(Answer(200, [], body), 10).body == (body if whole else None)
+    assert kept(Response(200, [], body), 10).body == (body if whole else None)
 
 
 def test_the_live_answer_is_left_as_it_is() -> None:
     """R-02: the first client gets them all."""
-    live = Answer(200, [(b"set-cookie", b"a")], b"x" * 20)
+    live = Response(200, [(b"set-cookie", b"a")], b"x" * 20)
     kept(live, 10)
-    assert live == Answer(200, [(b"set-cookie", b"a")], b"x" * 20)
+    assert live == Response(200, [(b"set-cookie", b"a")], b"x" * 20)
 
 
 def test_a_replay_is_marked_and_counted_anew() -> None:
     """O-02, R-02."""
-    answer = replayed(Answer(201, [(b"x", b"1")], b"abc"))
-    assert answer == Answer(201, [(b"x", b"1"), (b"idempotent-replayed", b"true"), (b"content-length", b"3")], b"abc")
+    answer = replayed(Response(201, [(b"x", b"1")], b"abc"))
+    assert answer == Response(201, [(b"x", b"1"), (b"idempotent-replayed", b"true"), (b"content-length", b"3")], b"abc")
 
 
 def test_an_empty_body_is_replayed_with_its_length() -> None:
     """R-01."""
-    assert (b"content-length", b"0") in replayed(Answer(200, [], b"")).headers
+    assert (b"content-length", b"0") in replayed(Response(200, [], b"")).headers
 
 
 @pytest.mark.parametrize("status", [204, 304])
 @pytest.mark.parametrize("body", [b"", b"an application's mistake"])
 def test_a_bodiless_status_is_replayed_without_length_and_body(status: int, body: bytes) -> None:
     """R-01, CWE-444."""
-    assert replayed(Answer(status, [], body)) == Answer(status, [(b"idempotent-replayed", b"true")], b"")
+    assert replayed(Response(status, [], body)) == Response(status, [(b"idempotent-replayed", b"true")], b"")
 
 
 def test_the_location_is_found_in_any_case() -> None:
@@ -110,18 +110,18 @@ def test_the_location_is_found_in_any_case() -> None:
     assert location([]) is None
 
 
-def capture_of(limit: int, *chunks: bytes) -> Answer:
+def capture_of(limit: int, *chunks: bytes) -> Response:
     """What is kept of a body that is sent in these chunks."""
     capture = Capture(limit)
     capture.start(200, [(b"x", b"1")])
     for chunk in chunks:
         capture.add(chunk)
-    return capture.answer()
+    return capture.response()
 
 
 def test_a_stream_within_the_bound_is_kept_whole() -> None:
     """R-04."""
-    assert capture_of(4, b"ab", b"", b"cd") == Answer(200, [(b"x", b"1")], b"abcd")
+    assert capture_of(4, b"ab", b"", b"cd") == Response(200, [(b"x", b"1")], b"abcd")
 
 
 def test_a_stream_that_outgrows_the_bound_is_let_go() -> None:

@@ -14,13 +14,13 @@ from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._core.commands import Complete, Fail, Get, RecordLater, Release, Sleep, Unreserve
 from open_idempotency._core.frames import decode_response, encode_response
 from open_idempotency._core.models import Completed, Record, Status
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency._core.settlement import Fate, abort, finish
 from open_idempotency.exceptions import AlreadyCompleted, BackendUnavailable, LeaseLost, RecordUnreadable
 from open_idempotency.policy import IdempotencyPolicy
 from tests.unit.builders import PRINT, RECORD, Listener, Script, attempt_of
 
-DONE = Answer(201, [(b"x", b"1"), (b"set-cookie", b"a")], b"made")
+DONE = Response(201, [(b"x", b"1"), (b"set-cookie", b"a")], b"made")
 DOWN = BackendUnavailable("down")
 
 
@@ -32,7 +32,7 @@ def told(attempt: Attempt) -> list[type[events.Event]]:
 
 def completed_by(owner: bytes = b"n" * 16, **fields: Any) -> Record:
     """The record after a later attempt completed it."""
-    frame = encode_response(Answer(202, [(b"y", b"2")], b"theirs"))
+    frame = encode_response(Response(202, [(b"y", b"2")], b"theirs"))
     record = Record(RECORD, PRINT, Status.COMPLETED, owner, 9, 2, 0.0, 0.0, 1.0, 1.0, response=frame)
     return replace(record, **fields)
 
@@ -53,13 +53,13 @@ def test_what_is_stored_is_the_answer_without_the_fields_of_the_moment() -> None
     script = Script({Complete: [Completed()]})
     script.run(finish(attempt_of(), DONE))
     (command,) = script.asked_for(Complete)
-    assert decode_response(command.response) == Answer(201, [(b"x", b"1")], b"made")
+    assert decode_response(command.response) == Response(201, [(b"x", b"1")], b"made")
 
 
 @pytest.mark.parametrize("status", [401, 403, 409, 429, 199])
 def test_an_answer_that_is_not_kept_gives_the_claim_back(status: int) -> None:
     attempt, script = attempt_of(), Script({Release: [None]})
-    assert script.run(finish(attempt, Answer(status, [], b""))) is Fate.NOT_KEPT
+    assert script.run(finish(attempt, Response(status, [], b""))) is Fate.NOT_KEPT
     assert script.names() == ["Release"]
     assert told(attempt) == [events.Released]
 
@@ -70,7 +70,7 @@ def test_an_answer_that_is_not_kept_gives_the_claim_back(status: int) -> None:
 def test_a_server_error_fails_the_attempt_as_the_policy_says(on_failed: str, final: bool, stored: Any) -> None:
     """O-08."""
     attempt, script = attempt_of(on_failed=on_failed), Script({Fail: [None]})
-    assert script.run(finish(attempt, Answer(503, [], b"oops"))) is Fate.NOT_KEPT
+    assert script.run(finish(attempt, Response(503, [], b"oops"))) is Fate.NOT_KEPT
     command = script.asked[0]
     assert isinstance(command, Fail)
     assert command.final is final
@@ -99,7 +99,7 @@ def test_the_views_wish_overrules_the_policy_and_it_the_status(
     """``idem.keep()``, ``idem.discard()`` and ``store=``."""
     attempt, script = attempt_of(store=store), Script({Complete: [Completed()], Release: [None], Fail: [None]})
     attempt.keep = wish
-    script.run(finish(attempt, Answer(status, [], b"")))
+    script.run(finish(attempt, Response(status, [], b"")))
     assert script.names() == [verb.__name__]
 
 
@@ -112,7 +112,7 @@ def faulty(status: int) -> bool:
 def test_a_store_hook_that_raises_leaves_the_rule_of_the_status(status: int, verb: str) -> None:
     """I2: the handler has run, so its outcome must not be lost; the event names the error and not its words."""
     attempt, script = attempt_of(store=faulty), Script({Complete: [Completed()], Release: [None], Fail: [None]})
-    script.run(finish(attempt, Answer(status, [], b"")))
+    script.run(finish(attempt, Response(status, [], b"")))
     assert script.names() == [verb]
     assert told(attempt)[0] is events.HookFailed
     assert "LookupError" in repr(attempt.policy.on_event.seen)
@@ -129,14 +129,14 @@ def test_an_attempt_without_a_lease_settles_nothing() -> None:
 @pytest.mark.parametrize(
     ("answer", "fields"),
     [
-        (Answer(200, [], None), {}),
-        (Answer(200, [], b"x" * 11), {"max_response_bytes": 10}),
-        (Answer(200, [(b"x", b"a\r\nb")], b""), {}),
-        (Answer(200, [(b"a", b"b")] * 0x10000, b""), {}),
+        (Response(200, [], None), {}),
+        (Response(200, [], b"x" * 11), {"max_response_bytes": 10}),
+        (Response(200, [(b"x", b"a\r\nb")], b""), {}),
+        (Response(200, [(b"a", b"b")] * 0x10000, b""), {}),
     ],
     ids=["let-go", "over-the-limit", "unframeable", "too-many-fields"],
 )
-def test_an_answer_that_cannot_be_kept_is_completed_as_a_tombstone(answer: Answer, fields: dict[str, Any]) -> None:
+def test_an_answer_that_cannot_be_kept_is_completed_as_a_tombstone(answer: Response, fields: dict[str, Any]) -> None:
     """O-11: never a second run; the event says that the body is not there."""
     attempt, script = attempt_of(**fields), Script({Complete: [Completed()]})
     assert script.run(finish(attempt, answer)) is Fate.KEPT
@@ -151,7 +151,7 @@ def test_a_completion_is_tried_again_while_the_backend_is_down(failures: int) ->
     attempt, script = attempt_of(), Script({Complete: [DOWN] * failures + [Completed()]})
     assert script.run(finish(attempt, DONE)) is Fate.KEPT
     first, *more = ["Complete", "Sleep"] * failures
-    assert script.names() == [first, "TakePlace", *more, "Complete"]
+    assert script.names() == [first, "TakeSlot", *more, "Complete"]
 
 
 def recorded_later(script: Script) -> RecordLater:
@@ -201,10 +201,10 @@ def slept(script: Script) -> float:
     return sum(command.seconds for command in script.asked if isinstance(command, Sleep))
 
 
-@pytest.mark.parametrize("alone", [False, True], ids=["all places are taken", "a worker with one thread"])
+@pytest.mark.parametrize("alone", [False, True], ids=["all slots are taken", "a worker with one thread"])
 def test_a_client_waits_only_briefly_where_its_thread_is_needed(alone: bool) -> None:
     """L-08: a request that waits on a thread keeps it from those without a key."""
-    attempt, script = attempt_of(), Script({Complete: [DOWN] * 100}, places=int(alone))
+    attempt, script = attempt_of(), Script({Complete: [DOWN] * 100}, slots=int(alone))
     attempt.alone = alone
     assert script.run(finish(attempt, DONE)) is Fate.UNRECORDED
     assert 0.1 < slept(script) <= 1.0
@@ -215,7 +215,7 @@ def test_the_place_is_given_back_before_the_response_goes_out() -> None:
     """L-08, O-04."""
     script = Script({Complete: [DOWN] * 100})
     script.run(finish(attempt_of(), DONE))
-    assert script.places == 1
+    assert script.slots == 1
 
 
 @pytest.mark.parametrize("room", [True, False])
@@ -237,7 +237,7 @@ def test_record_within_bounds_all_of_it() -> None:
 def handed_over(write: Any = Complete, **fields: Any) -> tuple[Attempt, RecordLater, float]:
     """An attempt whose last write goes on in the background, and when that begins."""
     attempt, script = attempt_of(respond_within=0, **fields), Script({write: [DOWN]})
-    script.run(finish(attempt, {Complete: DONE, Fail: Answer(500, [], b""), Release: Answer(403, [], b"")}[write]))
+    script.run(finish(attempt, {Complete: DONE, Fail: Response(500, [], b""), Release: Response(403, [], b"")}[write]))
     attempt.policy.on_event.seen.clear()
     return attempt, recorded_later(script), script.clock
 
@@ -309,7 +309,7 @@ def test_a_release_in_the_background_gives_the_callers_place_back() -> None:
     """L-08, and quotas."""
     attempt, script = attempt_of(), Script({Release: [DOWN, None], Unreserve: [None]})
     attempt.scope_id = b"s" * 32
-    script.run(finish(attempt, Answer(403, [], b"")))
+    script.run(finish(attempt, Response(403, [], b"")))
     script.run(recorded_later(script).steps)
     assert script.names()[-2:] == ["Release", "Unreserve"]
 
@@ -334,19 +334,19 @@ def test_an_answer_that_is_not_kept_goes_out_even_if_the_backend_is_down(verb: A
     """L-08: the lease ends by itself."""
     attempt, script = attempt_of(), Script({verb: [error]})
     status = {Release: 403, Fail: 500}[verb]
-    assert script.run(finish(attempt, Answer(status, [], b""))) is Fate.NOT_KEPT
+    assert script.run(finish(attempt, Response(status, [], b""))) is Fate.NOT_KEPT
     assert told(attempt) == [events.BackendFailed]
 
 
 # A later attempt owns the record
 
 
-def superseded(attempt: Attempt, record: Any, answer: Answer = DONE) -> tuple[Answer, Script]:
+def superseded(attempt: Attempt, record: Any, answer: Response = DONE) -> tuple[Response, Script]:
     """What the client of a superseded attempt gets, and what was asked."""
     lost = [LeaseLost("superseded")]
     script = Script({Complete: lost, Release: lost, Fail: lost, Get: [record]})
     sent = script.run(finish(attempt, answer))
-    assert isinstance(sent, Answer)
+    assert isinstance(sent, Response)
     return sent, script
 
 
@@ -354,7 +354,7 @@ def superseded(attempt: Attempt, record: Any, answer: Answer = DONE) -> tuple[An
 def test_a_stale_answer_never_goes_out_the_new_owners_does(status: int) -> None:
     """L-03: whatever it was."""
     attempt = attempt_of()
-    sent, script = superseded(attempt, completed_by(), Answer(status, [], b"mine"))
+    sent, script = superseded(attempt, completed_by(), Response(status, [], b"mine"))
     assert (sent.status, sent.body) == (202, b"theirs")
     assert script.names()[-1] == "Get"
     assert told(attempt) == [events.OwnershipLost]
@@ -412,7 +412,7 @@ def test_a_completion_that_is_cancelled_between_tries_is_sent_once_more() -> Non
     script = Script({Complete: [DOWN, Completed()], Sleep: [CANCELLED]})
     with pytest.raises(asyncio.CancelledError):
         script.run(finish(attempt_of(), DONE))
-    assert script.names() == ["Complete", "TakePlace", "Sleep", "Complete"]
+    assert script.names() == ["Complete", "TakeSlot", "Sleep", "Complete"]
 
 
 @pytest.mark.parametrize("error", [DOWN, LeaseLost("x"), RecordUnreadable("x")])
@@ -430,7 +430,7 @@ def test_a_cancelled_release_or_failure_is_sent_once_more(status: int, verb: Any
     """L-04."""
     script = Script({verb: [CANCELLED, None]})
     with pytest.raises(asyncio.CancelledError):
-        script.run(finish(attempt_of(), Answer(status, [], b"")))
+        script.run(finish(attempt_of(), Response(status, [], b"")))
     assert script.names() == [verb.__name__] * 2
 
 

@@ -14,12 +14,12 @@ from open_idempotency._core.commands import Call, Complete, Fail, Get, Release
 from open_idempotency._core.frames import decode_response, encode_response
 from open_idempotency._core.ledger_state import End, LedgerResponse, Watch
 from open_idempotency._core.models import Completed
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency._core.settlement import Fate, abort, finish
-from open_idempotency.exceptions import AnsweredBefore
+from open_idempotency.exceptions import AlreadyCommitted
 from tests.unit.builders import Listener, Script, attempt_of
 
-PLACED = Answer(201, [(b"x", b"1")], b"placed")
+PLACED = Response(201, [(b"x", b"1")], b"placed")
 FRAME = encode_response(PLACED)
 
 
@@ -48,8 +48,8 @@ def away() -> bool:
     "how",
     [
         lambda attempt: abort(attempt, ZeroDivisionError()),
-        lambda attempt: finish(attempt, Answer(500, [], b"error")),
-        lambda attempt: finish(attempt, Answer(429, [], b"later")),
+        lambda attempt: finish(attempt, Response(500, [], b"error")),
+        lambda attempt: finish(attempt, Response(429, [], b"later")),
     ],
     ids=["raised", "failed", "not kept"],
 )
@@ -110,8 +110,8 @@ def test_a_question_that_is_cancelled_leaves_the_attempt_ended() -> None:
 def test_its_own_response_is_sent_again_once_it_is_committed() -> None:
     """S-06a."""
     attempt, script = answered(End.COMMITTED), Script({Complete: [Completed()]})
-    attempt.interrupted = AnsweredBefore(FRAME)
-    answer = script.run(finish(attempt, Answer(500, [], b"error")))
+    attempt.interrupted = AlreadyCommitted(FRAME)
+    answer = script.run(finish(attempt, Response(500, [], b"error")))
     assert (answer.status, answer.body) == (201, b"placed")
 
 
@@ -119,8 +119,8 @@ def test_its_own_response_is_sent_again_once_it_is_committed() -> None:
 def test_its_own_response_is_not_sent_before(end: End) -> None:
     """S-06a: neither sent nor recorded."""
     attempt, script = answered(end), Script({Fail: [None]})
-    attempt.interrupted = AnsweredBefore(FRAME)
-    answer = script.run(finish(attempt, Answer(500, [], b"error")))
+    attempt.interrupted = AlreadyCommitted(FRAME)
+    answer = script.run(finish(attempt, Response(500, [], b"error")))
     assert (answer.status, script.names()) == (500, ["Fail"])
     assert events.Uncommitted in seen(attempt)
 
@@ -159,5 +159,5 @@ def test_a_stale_owner_that_raises_sends_what_is_known_to_be_committed(end: End,
 def test_a_released_attempt_without_a_ledger_asks_nothing() -> None:
     """S-06b: nothing changes for other views."""
     attempt, script = attempt_of(on_failed="reject"), Script({Release: [None]})
-    script.run(finish(attempt, Answer(429, [], b"later")))
+    script.run(finish(attempt, Response(429, [], b"later")))
     assert script.names() == ["Release"]

@@ -32,7 +32,7 @@ class Runs:
         self.count = 0
 
     async def pay(self, request: Request) -> Response:
-        """Answer."""
+        """Response."""
         self.count += 1
         return PlainTextResponse(f"run {self.count}", 201)
 

@@ -12,7 +12,7 @@ from werkzeug.test import Client as WsgiClient
 
 from open_idempotency import events
 from open_idempotency._core.frames import decode_response, encode_response
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency._core.stored_response import kept, omitted
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.encryption import EncryptionKeys
@@ -138,17 +138,17 @@ def test_the_configuration_of_flask_has_the_fields() -> None:
     ("redact", "lacking"),
     [
         (lambda answer: answer, ["set-cookie"]),
-        (lambda answer: Answer(answer.status, [*answer.headers, (b"x-more", b"1")], answer.body), ["set-cookie"]),
-        (lambda answer: Answer(answer.status, [], answer.body), ["set-cookie"]),
+        (lambda answer: Response(answer.status, [*answer.headers, (b"x-more", b"1")], answer.body), ["set-cookie"]),
+        (lambda answer: Response(answer.status, [], answer.body), ["set-cookie"]),
         (tombstone, []),
     ],
     ids=["none", "adds", "clears", "tombstone"],
 )
-def test_a_hook_that_redacts_changes_nothing_of_it(redact: Callable[[Answer], Answer], lacking: list[str]) -> None:
+def test_a_hook_that_redacts_changes_nothing_of_it(redact: Callable[[Response], Response], lacking: list[str]) -> None:
     """O-21a: it sees no note of ours, and takes none away. A response that is not replayed lacks nothing."""
     seen: list[Any] = []
 
-    def hook(answer: Answer) -> Answer:
+    def hook(answer: Response) -> Response:
         seen.extend(name.lower() for name, _ in answer.headers)
         return redact(answer)
 
@@ -160,7 +160,7 @@ def test_a_hook_that_redacts_changes_nothing_of_it(redact: Callable[[Answer], An
 def test_what_a_hook_takes_out_of_kept_credentials_is_reported() -> None:
     """O-21a: it is left out as well."""
     policy = {"keep_headers": ["Set-Cookie"], "encryption": KEYS}
-    twice = Twice("wsgi", COOKIE, redact=lambda answer: Answer(answer.status, [], answer.body), **policy)
+    twice = Twice("wsgi", COOKIE, redact=lambda answer: Response(answer.status, [], answer.body), **policy)
     assert twice.lacking == ["set-cookie"]
 
 
@@ -199,8 +199,8 @@ def test_a_session_that_a_view_begins_in_flask_is_reported() -> None:
 
 def test_the_note_is_a_header_that_every_version_of_the_format_reads() -> None:
     """O-21a, B-13: the first one of the frame. Where an earlier version sends it, it is true."""
-    frame = encode_response(Answer(201, [(b"x", b"1")], b"ran", b"set-cookie"))
-    as_ever = encode_response(Answer(201, [(b"idempotency-omitted", b"set-cookie"), (b"x", b"1")], b"ran"))
+    frame = encode_response(Response(201, [(b"x", b"1")], b"ran", b"set-cookie"))
+    as_ever = encode_response(Response(201, [(b"idempotency-omitted", b"set-cookie"), (b"x", b"1")], b"ran"))
     assert frame == as_ever
     read = decode_response(frame)
     assert (read.headers, read.omitted) == ([(b"x", b"1")], b"set-cookie")
@@ -209,13 +209,13 @@ def test_the_note_is_a_header_that_every_version_of_the_format_reads() -> None:
 def test_the_names_are_those_of_the_credentials_that_are_missing() -> None:
     """O-21a: each once, sorted, in any case."""
     live = [(b"Set-Cookie", b"a"), (b"authorization", b"b"), (b"x", b"1"), (b"SET-COOKIE", b"c")]
-    small = kept(Answer(201, live, b""), 10)
+    small = kept(Response(201, live, b""), 10)
     assert omitted(small, live, ()) == b"authorization, set-cookie"
     assert omitted(small, live, ("Set-Cookie",)) == b"authorization"
-    assert omitted(kept(Answer(201, live, b"too long"), 1), live, ()) == b""
+    assert omitted(kept(Response(201, live, b"too long"), 1), live, ()) == b""
 
 
 def test_a_response_without_credentials_is_stored_as_ever() -> None:
     """O-21a, B-13: byte by byte."""
-    plain = Answer(201, [(b"x", b"1")], b"ran")
+    plain = Response(201, [(b"x", b"1")], b"ran")
     assert encode_response(plain) == b"\x01\x00\x00\xc9\x00\x01\x00\x00\x00\x03\x00\x01\x00\x00\x00\x01x1ran"

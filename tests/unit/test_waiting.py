@@ -1,4 +1,4 @@
-"""How a duplicate waits, below admission: places, signals, what a backend does by default, and what waiting costs."""
+"""How a duplicate waits, below admission: slots, signals, what a backend does by default, and what waiting costs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import anyio
 import pytest
 
 from open_idempotency._core.admission import admit
-from open_idempotency._core.commands import Claim, Command, TakePlace, Wait
+from open_idempotency._core.commands import Claim, Command, TakeSlot, Wait
 from open_idempotency._core.models import Busy, Finished
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency._engine.bodies import RequestBody
-from open_idempotency._engine.performers import AsyncPerformer, Performer, Places
+from open_idempotency._engine.performers import AsyncPerformer, Performer, Slots
 from open_idempotency._runtime import loops
-from open_idempotency.backend import AsyncBackend, Backend, ClaimAnswer, Complete
+from open_idempotency.backend import AsyncBackend, Backend, ClaimResult, Complete
 from open_idempotency.backends.memory import AsyncMemoryBackend, MemoryBackend
 from open_idempotency.backends.threaded import ThreadedBackend
 from tests.unit.admissions import FRAME, Admission
@@ -35,7 +35,7 @@ class Counting(MemoryBackend):
         self.claims = 0
         self.waits = 0
 
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         self.claims += 1
         return super().claim(c)
 
@@ -61,43 +61,43 @@ def wait_of(seconds: float = LONG, pause: float = LONG) -> Wait:
     return Wait(RECORD, seconds, pause)
 
 
-def take(places: Places, number: int | None = None) -> Callable[[], None] | None:
+def take(slots: Slots, number: int | None = None) -> Callable[[], None] | None:
     """One place of so many."""
-    return places.take(TakePlace(number))
+    return slots.take(TakeSlot(number))
 
 
-# Places
+# Slots
 
 
 def test_a_place_that_is_given_back_can_be_taken_again() -> None:
-    places = Places(1)
-    leave = take(places)
+    slots = Slots(1)
+    leave = take(slots)
     assert leave is not None
-    assert take(places) is None
+    assert take(slots) is None
     leave()
-    assert take(places) is not None
+    assert take(slots) is not None
 
 
 def test_a_policy_says_how_many_places_there_are() -> None:
     """More or fewer than the performer would have; none at 0."""
-    assert take(Places(None), 0) is None
-    places = Places(1)
-    assert [take(places, 2) is not None for _ in range(3)] == [True, True, False]
+    assert take(Slots(None), 0) is None
+    slots = Slots(1)
+    assert [take(slots, 2) is not None for _ in range(3)] == [True, True, False]
 
 
 def test_without_a_limit_everybody_may_wait() -> None:
     """O-04: a waiting task costs next to nothing."""
-    places = Places(None)
-    assert all(take(places) is not None for _ in range(1000))
+    slots = Slots(None)
+    assert all(take(slots) is not None for _ in range(1000))
 
 
 def test_threads_that_take_places_at_once_get_no_more_than_there_are() -> None:
     """I11."""
-    places, together = Places(3), threading.Barrier(8, timeout=10)
+    slots, together = Slots(3), threading.Barrier(8, timeout=10)
 
     def one(_: int) -> bool:
         together.wait()
-        return take(places) is not None
+        return take(slots) is not None
 
     with ThreadPoolExecutor(8) as threads:
         assert sum(threads.map(one, range(8))) == 3
@@ -106,11 +106,11 @@ def test_threads_that_take_places_at_once_get_no_more_than_there_are() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on Windows")
 def test_a_child_has_places_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """B-11: those who wait in the parent do not wait in the child."""
-    places = Places(1)
-    assert take(places) is not None
+    slots = Slots(1)
+    assert take(slots) is not None
     parent = os.getpid()
     monkeypatch.setattr(os, "getpid", lambda: parent + 1)
-    assert take(places) is not None
+    assert take(slots) is not None
 
 
 def test_an_engine_that_is_thrown_away_gives_its_place_back() -> None:
@@ -120,9 +120,9 @@ def test_an_engine_that_is_thrown_away_gives_its_place_back() -> None:
     command: Command[object] = next(steps)
     while not isinstance(command, Wait):
         command = steps.send(admission.script._answer(command))
-    assert admission.script.places == 0
+    assert admission.script.slots == 0
     steps.close()
-    assert admission.script.places == 1
+    assert admission.script.slots == 1
 
 
 def test_a_duplicate_that_nobody_tells_looks_again_less_and_less_often() -> None:
@@ -234,7 +234,7 @@ def test_a_duplicate_that_is_told_claims_twice() -> None:
         answer = thread.submit(Performer(backend).run, admit(duplicate.intake, duplicate.policy))
         eventually(lambda: backend.waits == 1)
         backend.complete(completion)
-        assert isinstance(answer.result(10), Answer)
+        assert isinstance(answer.result(10), Response)
     assert backend.claims == 1 + 2
 
 
@@ -264,7 +264,7 @@ async def test_a_task_that_is_told_claims_twice() -> None:
             while backend.waits < 10:
                 await anyio.sleep(0.001)
             backend.complete(completion)
-    assert [type(answer) for answer in answers] == [Answer] * 10
+    assert [type(answer) for answer in answers] == [Response] * 10
     assert backend.claims == 1 + 2 * 10
 
 
@@ -277,7 +277,7 @@ def test_of_many_threads_that_wait_two_may() -> None:
     def one(_: int) -> int:
         duplicate = _duplicate()
         answer = performer.run(admit(duplicate.intake, duplicate.policy))
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, Response)
         return answer.status
 
     with ThreadPoolExecutor(8) as threads:

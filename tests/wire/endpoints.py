@@ -145,7 +145,7 @@ def late_events(call: Call) -> Steps:
 
 
 def background(call: Call) -> Steps:
-    """Answer; the task that follows waits for the gate."""
+    """Response; the task that follows waits for the gate."""
     journal = journal_of(call.query)
 
     def task() -> None:

@@ -41,7 +41,7 @@ async def _digest(journal: Journal, scope: Any, receive: Any, send: Any) -> None
 
 
 async def _leaves(journal: Journal, scope: Any, receive: Any, send: Any) -> None:
-    """Answer when the client has left."""
+    """Response when the client has left."""
     while (await receive()).get("more_body", False):
         pass
     journal.write("arrived")

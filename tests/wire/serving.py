@@ -109,7 +109,7 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
 
 
 def _warm(name: str) -> None:
-    """Answer a request in this process, so that it has connections and a heartbeat thread."""
+    """Response a request in this process, so that it has connections and a heartbeat thread."""
     case = uuid4().hex
     environ = {
         "REQUEST_METHOD": "POST",

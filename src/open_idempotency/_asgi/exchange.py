@@ -13,8 +13,8 @@ from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.caller_changes import Caller, Change, Session, follow, told
 from open_idempotency._core.drivers import Steps
-from open_idempotency._core.requests import Answer, Headers, Identity, Request
-from open_idempotency._core.settlement import ANSWERED, Fate, abort, begin, finish
+from open_idempotency._core.requests import Headers, Identity, Request, Response
+from open_idempotency._core.settlement import REPLACED, Fate, abort, begin, finish
 from open_idempotency._core.stored_response import UNRECORDED, Capture
 from open_idempotency._engine import shutdown, thread_calls
 from open_idempotency._engine.bodies import RequestBody
@@ -119,7 +119,7 @@ class Exchange:
         self._session = self._inner.session_of(self._scope)
         try:
             admission = await self._admit(request_of(self._scope), key_fields)
-            if isinstance(admission, Answer):
+            if isinstance(admission, Response):
                 await self._answer(admission)
             else:
                 await self._protect(admission)
@@ -129,7 +129,7 @@ class Exchange:
             self._body.close()
             requests.discard(self)
 
-    async def _admit(self, request: Request, key_fields: Headers) -> Attempt | Answer:
+    async def _admit(self, request: Request, key_fields: Headers) -> Attempt | Response:
         advice = self._engine.advice
         intake = Intake(request, key_fields, new_owner(), self._identify, self._receive_body, advice, self._session)
         admission = await self._engine.aio.run(admit(intake, self._policy))
@@ -191,7 +191,7 @@ class Exchange:
     def _call(self) -> Awaitable[None]:
         return self._inner.call_app(self._scope, self._receive, self._send)
 
-    async def _late(self, attempt: Attempt) -> Answer | None:
+    async def _late(self, attempt: Attempt) -> Response | None:
         """Ask whose the lease is, where it may have ended (L-10); what to send instead of calling the application."""
         while time.monotonic() > attempt.sure_until:
             instead = await self._engine.aio.run(begin(attempt))
@@ -221,9 +221,11 @@ class Exchange:
         if isinstance(verdict, Fate) or self._started:
             return False
         await self._answer(verdict)
-        return isinstance(error, ANSWERED)
+        return isinstance(error, REPLACED)
 
-    async def _settle(self, attempt: Attempt, steps: Steps[Fate | Answer], *, guarded: bool = False) -> Fate | Answer:
+    async def _settle(
+        self, attempt: Attempt, steps: Steps[Fate | Response], *, guarded: bool = False
+    ) -> Fate | Response:
         self._settled = True
         try:
             return await self._engine.aio.run(steps, guarded=guarded)
@@ -292,7 +294,7 @@ class Exchange:
         assert attempt is not None
         if self._hold is not None:
             self._hold.recording = True
-        verdict = await self._settle(attempt, finish(attempt, self._capture.answer()))
+        verdict = await self._settle(attempt, finish(attempt, self._capture.response()))
         if self._hold is not None and await self._hold.release():
             self._withheld = True  # whoever has cancelled the request decides what its client gets
         elif isinstance(verdict, Fate):
@@ -316,7 +318,7 @@ class Exchange:
             self._withheld = self._hold.begun()
         return self._forward(held, message)
 
-    async def _answer(self, answer: Answer) -> None:
+    async def _answer(self, answer: Response) -> None:
         headers = [(name.lower(), value) for name, value in answer.headers]
         await self._forward(
             {"type": "http.response.start", "status": answer.status, "headers": headers},

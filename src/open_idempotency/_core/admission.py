@@ -22,7 +22,7 @@ from open_idempotency._core.commands import (
     Now,
     Release,
     Reserve,
-    TakePlace,
+    TakeSlot,
     Wait,
     Withdraw,
 )
@@ -30,13 +30,13 @@ from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.fingerprint import fingerprint_steps
 from open_idempotency._core.frames import decode_response, decode_stage
 from open_idempotency._core.keys import by_credentials, caller_scope, is_anonymous, parse_key, record_id, scope_id
-from open_idempotency._core.models import Busy, ClaimAnswer, Finished, Lease, Leased, Mismatch, Refused, Stage
+from open_idempotency._core.models import Busy, ClaimResult, Finished, Lease, Leased, Mismatch, Refused, Stage
 from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, Advice, tell, warn
 from open_idempotency._core.quotas import reserve, take_back
 from open_idempotency._core.refusals import ScopeRefused
 from open_idempotency._core.rendering import render
-from open_idempotency._core.requests import Answer, Body, Headers, Identity, Request
-from open_idempotency._core.sealing import ANSWER, FAILURE, unseal, unseal_stage
+from open_idempotency._core.requests import Body, Headers, Identity, Request, Response
+from open_idempotency._core.sealing import FAILURE, RESPONSE, unseal, unseal_stage
 from open_idempotency._core.session_identity import cookie_names, entry_names
 from open_idempotency._core.sharing import look_for_another_service, owner_at_host
 from open_idempotency._core.stored_response import replay
@@ -95,7 +95,7 @@ class Intake:
     renders: Callable[[Exception], bool] = _renders_none
 
 
-def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
+def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
     """Decide what happens to a covered request: an attempt to run, or the answer to send instead.
 
     A bad key is answered before anything is read, and the body is whole before the claim is made. The attempt has no
@@ -160,7 +160,7 @@ def _advise(claim: Claim, scope: str, identity: Identity, intake: Intake, policy
             yield from warn(policy, events.CallerUnidentified.of(events.short(claim.record_id), cookies, entries))
 
 
-def refuse_ahead(request: Request, key_fields: Headers, policy: IdempotencyPolicy) -> Answer | None:
+def refuse_ahead(request: Request, key_fields: Headers, policy: IdempotencyPolicy) -> Response | None:
     """What is wrong with a covered request before its body and caller are known: a malformed key, a declared length.
 
     For adapters that admit it only after the application has read the body. A missing key is left to ``admit``.
@@ -177,12 +177,12 @@ def refuse_ahead(request: Request, key_fields: Headers, policy: IdempotencyPolic
     return None
 
 
-def refuse_body(request: Request, policy: IdempotencyPolicy) -> Answer:
+def refuse_body(request: Request, policy: IdempotencyPolicy) -> Response:
     """What to answer to a body over ``max_request_bytes`` (O-07)."""
     return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
 
 
-def _begin_counted(claim: Claim, scope: str, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
+def _begin_counted(claim: Claim, scope: str, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
     request = intake.request
     try:
         if policy.max_live_keys is None:
@@ -193,7 +193,9 @@ def _begin_counted(claim: Claim, scope: str, intake: Intake, policy: Idempotency
         return (yield from _unprotected(claim, request, policy))
 
 
-def _begin_reserved(place: Reserve, claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
+def _begin_reserved(
+    place: Reserve, claim: Claim, intake: Intake, policy: IdempotencyPolicy
+) -> Steps[Attempt | Response]:
     """Count the key towards its caller's quota before the claim; a caller over it makes no record."""
     request = intake.request
     try:
@@ -217,7 +219,7 @@ def _begin_reserved(place: Reserve, claim: Claim, intake: Intake, policy: Idempo
     return admission
 
 
-def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
+def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
     request = intake.request
     patience: Patience | None = None
     try:
@@ -237,7 +239,7 @@ def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Att
 
 def _without_backend(
     error: BackendUnavailable | RecordUnreadable, verb: str, claim: Claim, request: Request, policy: IdempotencyPolicy
-) -> Steps[Attempt | Answer]:
+) -> Steps[Attempt | Response]:
     record = events.short(claim.record_id)
     yield from warn(policy, events.BackendFailed.of(record, verb, error))
     if isinstance(error, RecordUnreadable):
@@ -245,7 +247,7 @@ def _without_backend(
     return (yield from _unprotected(claim, request, policy))
 
 
-def _unprotected(claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Attempt | Answer]:
+def _unprotected(claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
     """What becomes of a request that cannot be protected: 503, unless the policy fails open."""
     if not policy.fail_open:
         return _refuse(problems.backend_unavailable(), request, policy)
@@ -254,8 +256,8 @@ def _unprotected(claim: Claim, request: Request, policy: IdempotencyPolicy) -> S
 
 
 def _answer_claim(
-    answer: ClaimAnswer, claim: Claim, request: Request, policy: IdempotencyPolicy
-) -> Steps[Attempt | Answer]:
+    answer: ClaimResult, claim: Claim, request: Request, policy: IdempotencyPolicy
+) -> Steps[Attempt | Response]:
     match answer:
         case Leased(lease, stages, asked):
             if stages:
@@ -277,7 +279,7 @@ def _answer_claim(
                 raise
             return attempt
         case Finished(frame):
-            return (yield from _replay(frame, ANSWER, claim, request, policy))
+            return (yield from _replay(frame, RESPONSE, claim, request, policy))
         case Busy() as busy:
             yield from tell(policy, events.Conflicted, claim.record_id, busy.remaining)
             return _refuse(problems.in_progress(busy, unnamed=not policy.application), request, policy)
@@ -288,7 +290,7 @@ def _answer_claim(
             return (yield from _no_further_attempt(refused, claim, request, policy))
 
 
-def _no_further_attempt(refused: Refused, claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Answer]:
+def _no_further_attempt(refused: Refused, claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Response]:
     """Refuse what the policy does not let run again, unless the ledger knows its response (S-06b).
 
     An attempt may have committed that with its rows and then have failed, or died.
@@ -302,7 +304,7 @@ def _no_further_attempt(refused: Refused, claim: Claim, request: Request, policy
             yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "ledger", error))
             return _refuse(problems.ledger_unreachable(), request, policy)
         if known is not None:
-            return (yield from _replay(known, ANSWER, claim, request, policy))
+            return (yield from _replay(known, RESPONSE, claim, request, policy))
     if refused.response is not None and policy.on_failed == "replay":
         return (yield from _replay(refused.response, FAILURE, claim, request, policy))
     yield from tell(policy, events.Rejected, claim.record_id, refused.reason.value)
@@ -336,18 +338,18 @@ def _readable(stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy
     return plain
 
 
-def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Answer]:
+def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Response]:
     stored = decode_response(unseal(frame, kind, claim, policy))
     if policy.on_event is not None:
         yield from tell(policy, events.Replayed, claim.record_id, stored.status)
     return (yield from replay(stored, claim.record_id, _instance(request), policy))
 
 
-def _wait_in_place(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimAnswer | None]:
+def _wait_in_place(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimResult | None]:
     """The last answer to a claim that was repeated for ``patience`` seconds (O-04); None where none may wait."""
     if patience <= 0:
         return None
-    leave = yield from ask(TakePlace(policy.max_waiting))
+    leave = yield from ask(TakeSlot(policy.max_waiting))
     if leave is None:
         return None
     try:
@@ -356,8 +358,8 @@ def _wait_in_place(claim: Claim, busy: Busy, patience: float, policy: Idempotenc
         leave()
 
 
-def _claim_patiently(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimAnswer]:
-    answer: ClaimAnswer = busy
+def _claim_patiently(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimResult]:
+    answer: ClaimResult = busy
     deadline = (yield from ask(Now())) + patience
     look, pause = FIRST_LOOK, FIRST_PAUSE
     while isinstance(answer, Busy):
@@ -372,9 +374,9 @@ def _claim_patiently(claim: Claim, busy: Busy, patience: float, policy: Idempote
     return answer
 
 
-def _claim(claim: Claim, policy: IdempotencyPolicy) -> Steps[ClaimAnswer]:
+def _claim(claim: Claim, policy: IdempotencyPolicy) -> Steps[ClaimResult]:
     try:
-        answer: ClaimAnswer = yield claim
+        answer: ClaimResult = yield claim
         return answer
     except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
         raise
@@ -422,15 +424,15 @@ def _patience(request: Request, policy: IdempotencyPolicy) -> Patience:
     return Patience(policy.wait)
 
 
-def _preference_applied(admission: Attempt | Answer, patience: Patience) -> Attempt | Answer:
+def _preference_applied(admission: Attempt | Response, patience: Patience) -> Attempt | Response:
     """Tell a client that its preference decided for how long it waited (RFC 7240, section 3)."""
-    if not patience.preferred or not isinstance(admission, Answer):
+    if not patience.preferred or not isinstance(admission, Response):
         return admission
     applied = (b"preference-applied", b"wait=%d" % patience.seconds)
     return replace(admission, headers=[*admission.headers, applied])
 
 
-def _refuse(problem: problems.Problem, request: Request, policy: IdempotencyPolicy) -> Answer:
+def _refuse(problem: problems.Problem, request: Request, policy: IdempotencyPolicy) -> Response:
     return render(problem, policy, _instance(request))
 
 

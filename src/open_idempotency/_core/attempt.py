@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from open_idempotency._core.ledger_state import LedgerState, StageId
 from open_idempotency._core.models import Lease, Stage
 from open_idempotency.exceptions import (
+    AlreadyCommitted,
     AlreadyCompleted,
-    AnsweredBefore,
     KeyReused,
     LeaseLost,
     OutcomeUnknown,
@@ -26,7 +26,7 @@ from open_idempotency.policy import IdempotencyPolicy
 if TYPE_CHECKING:
     from open_idempotency._core.caller_changes import Caller
 
-Interruption = TypeVar("Interruption", bound=OutcomeUnknown | KeyReused | AnsweredBefore)
+Interruption = TypeVar("Interruption", bound=OutcomeUnknown | KeyReused | AlreadyCommitted)
 
 _NO_VALUES: Mapping[StageId, object] = MappingProxyType({})
 _NO_STAGES: Mapping[StageId, bytes] = MappingProxyType({})
@@ -81,7 +81,7 @@ class Attempt:
     lost: bool = False
     #: what interrupted the view before its own end: a stage in doubt, or a ledger that knows another request or the
     #: response
-    interrupted: OutcomeUnknown | KeyReused | AnsweredBefore | None = None
+    interrupted: OutcomeUnknown | KeyReused | AlreadyCommitted | None = None
     #: what it has put into a ledger; None as long as there is nothing
     ledger: LedgerState | None = None
     #: the values of this attempt's own stages that could not be kept
@@ -98,11 +98,11 @@ class Attempt:
     ends_at: float = inf
     #: its code that runs in threads; None where none is known of
     threads: Threads | None = None
-    #: who sent the request, where the adapter knows of sessions that may tell of another caller (O-14)
+    #: who sent the request, where the adapter knows sessions that may lead to another caller (O-14)
     caller: Caller | None = None
     #: the view has changed its caller's session, whose cookie the framework sets around the middleware
     session_changed: bool = False
-    #: the view's wish: True to store the answer, False to discard it, None for the policy's rule
+    #: the view's wish: True to store the response, False to discard it, None for the policy's rule
     keep: bool | None = None
     _used: set[StageId] | None = None
 
@@ -120,11 +120,11 @@ class Attempt:
         return attempt
 
     def saved(self, stage: Stage) -> None:
-        """Note that a stage is on record. In place, since threads of one request may do so at the same moment."""
+        """Note that a stage is on record. The mapping itself changes, since several threads may be here at once."""
         self._recorded[stage.name, stage.key] = stage.frame
 
     def kept_live(self, stage: StageId, value: object) -> None:
-        """Remember a value that cannot be kept, for as long as this attempt runs; in place, as ``saved``."""
+        """Remember a value that cannot be kept, for as long as this attempt runs. Threads may be here at once."""
         vars(self).setdefault("live", {})[stage] = value
 
     def in_ledger(self) -> LedgerState:

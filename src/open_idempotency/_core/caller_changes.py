@@ -19,7 +19,7 @@ from open_idempotency._core.frames import decode_response, encode_response
 from open_idempotency._core.keys import caller_scope, record_id, within
 from open_idempotency._core.models import Leased, Status
 from open_idempotency._core.notify import warn
-from open_idempotency._core.requests import Answer, Identity, Request
+from open_idempotency._core.requests import Identity, Request, Response
 from open_idempotency._core.sealing import seal, unseal
 from open_idempotency._core.session_identity import named_by_session
 from open_idempotency.exceptions import IdempotencyError, RecordUnreadable
@@ -153,7 +153,7 @@ def _point(attempt: Attempt, caller: Caller, pointer: bytes, owner: bytes) -> St
     answer = yield from ask(claim)
     if not isinstance(answer, Leased):  # an earlier attempt was here
         return True
-    frame = encode_response(Answer(200, [(_FIELD, attempt.lease.record_id.hex().encode("ascii"))], b""))
+    frame = encode_response(Response(200, [(_FIELD, attempt.lease.record_id.hex().encode("ascii"))], b""))
     yield from ask(Complete(answer.lease, seal(frame, _POINTER, answer.lease, attempt.policy)))
     return True
 

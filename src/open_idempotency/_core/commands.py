@@ -1,7 +1,7 @@
 """What the engine asks for: each command is carried out by a backend verb or by the performer.
 
 A command is also the argument of the backend's verb of the same name, so a backend, a wrapper and a test all see
-the same value. ``Command[R]`` carries the type of its answer.
+the same value. ``Command[R]`` carries the type of its result.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, Generic, TypeVar
 
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.models import (
-    ClaimAnswer,
+    ClaimResult,
     Completed,
     Lease,
     Record,
     Renewal,
-    ReserveAnswer,
+    ReserveResult,
     Stage,
     StageSaved,
 )
@@ -37,11 +37,11 @@ class Command(Generic[R_co]):
 
 
 @dataclass(slots=True)
-class Claim(Command[ClaimAnswer]):
-    """Take the record if it is free, else tell the truth about it.
+class Claim(Command[ClaimResult]):
+    """Take the record if it is free, else report what it is.
 
     ``owner``: 16 random bytes, made once for each request. ``lease``, ``ttl``: seconds. The last three say which
-    takeovers the caller wants; what it does not want is answered with ``Refused``.
+    takeovers the caller wants; the result is ``Refused`` for one that it does not want.
     """
 
     record_id: bytes
@@ -56,7 +56,7 @@ class Claim(Command[ClaimAnswer]):
 
 @dataclass(slots=True)
 class Renew(Command[Sequence[Renewal]]):
-    """Extend many leases by their duration in one call; one answer for each, in order."""
+    """Extend many leases by their duration in one call; one result for each, in order."""
 
     leases: Sequence[Lease]
 
@@ -119,7 +119,7 @@ class Forget(Command[bool]):
 
 
 @dataclass(slots=True)
-class Reserve(Command[ReserveAnswer]):
+class Reserve(Command[ReserveResult]):
     """Count a key towards its caller's quota, unless ``limit`` others count already. Comes before the claim.
 
     ``scope_id``: the digest that stands for the caller. ``lease``, ``ttl``: seconds, those of the claim.
@@ -144,7 +144,7 @@ class Unreserve(Command[None]):
 class Wait(Command[None]):
     """Let time pass until the attempt that holds the record may have ended, and ``seconds`` at most.
 
-    ``pause``: seconds after which a backend that cannot be told of an end is to return. The engine claims again
+    ``pause``: seconds after which a backend that cannot be notified of an end is to return. The engine claims again
     after each wait, and lets the pause grow from one to the next.
     """
 
@@ -154,14 +154,14 @@ class Wait(Command[None]):
 
 
 @dataclass(slots=True)
-class TakePlace(Command[Callable[[], None] | None]):
-    """Take one of the places in which requests of this process may wait.
+class TakeSlot(Command[Callable[[], None] | None]):
+    """Take one of the slots in which requests of this process may wait.
 
-    Answered with what gives the place back, or None where all are taken. ``places``: how many there are; None for
-    as many as the performer's colour can afford.
+    The result is the function that frees the slot, or None where all slots are taken. ``slots``: how many there are;
+    None for as many as the performer can afford.
     """
 
-    places: int | None
+    slots: int | None
 
 
 @dataclass(slots=True)
@@ -215,14 +215,14 @@ class Look(Command[bytes | None]):
 
 @dataclass(slots=True)
 class Call(Command[R_co]):
-    """Call something of the adapter's own colour, such as reading the body or asking who the user is."""
+    """Call a function of the adapter's, sync or async, such as the one that reads the body or identifies the user."""
 
     function: Callable[[], R_co | Awaitable[R_co]]
 
 
 @dataclass(slots=True)
 class Emit(Command[None]):
-    """Log an event, and tell the policy's listener, if it has one."""
+    """Log an event, and call the policy's listener, if it has one."""
 
     event: Event
     listener: Listener | None

@@ -1,10 +1,10 @@
-"""The decision table: what each verb finds, answers and leaves behind, for one record at one moment.
+"""The decision table: what each verb finds, returns and leaves behind, for one record at one moment.
 
-Pure functions from (record or None, command, now) to (answer, record to keep). A backend that can hold a lock or
+Pure functions from (record or None, command, now) to (result, record to keep). A backend that can hold a lock or
 a transaction runs these; the Redis scripts say the same in Lua, and the contract suite holds both to it. The kept
 record **is** the given one where nothing changes, and None where the record is to be deleted.
 
-Rules above the table: an expired record is absent. A fingerprint that differs answers ``Mismatch`` in every
+Rules above the table: an expired record is absent. A fingerprint that differs gives ``Mismatch`` in every
 state. A verb other than ``claim`` first compares owner and token: a stale owner gets ``LeaseLost`` and changes
 nothing. The docs draw their picture from ``TRANSITIONS``.
 """
@@ -29,7 +29,7 @@ from open_idempotency._core.commands import (
 )
 from open_idempotency._core.models import (
     Busy,
-    ClaimAnswer,
+    ClaimResult,
     Completed,
     Finished,
     Lease,
@@ -63,7 +63,7 @@ def _row(**next_states: State) -> Mapping[State, State]:
 
 S = State
 # For each verb: the state it finds -> the state it leaves. A pair that is missing is refused with LeaseLost
-# (AlreadyCompleted for a stage after completion). ALIVE in the row of Claim answers Busy, except to its own owner.
+# (AlreadyCompleted for a stage after completion). ALIVE in the row of Claim gives Busy, except to its own owner.
 TRANSITIONS: Mapping[type[Command[object]], Mapping[State, State]] = MappingProxyType(
     {
         Claim: _row(
@@ -107,20 +107,20 @@ def state_of(record: Record | None, now: float) -> State:
     return _BY_STATUS[record.status]
 
 
-def claim(record: Record | None, c: Claim, now: float, *, withdrawn: bool = False) -> tuple[ClaimAnswer, Record | None]:
+def claim(record: Record | None, c: Claim, now: float, *, withdrawn: bool = False) -> tuple[ClaimResult, Record | None]:
     """Decide a claim (B-01, B-02, B-08). A refused duplicate leaves the record as it is.
 
     ``withdrawn``: the owner's claim was withdrawn less than ``WITHDRAWN_FOR`` seconds ago, so this one is late and gets
     no lease (B-08c).
     """
-    answer, kept = _claim(record, c, now)
-    if withdrawn and isinstance(answer, Leased):
+    result, kept = _claim(record, c, now)
+    if withdrawn and isinstance(result, Leased):
         attempt = 0 if record is None or state_of(record, now) is State.ABSENT else record.attempt
         return Refused(Refusal.WITHDRAWN, attempt), record
-    return answer, kept
+    return result, kept
 
 
-def _claim(record: Record | None, c: Claim, now: float) -> tuple[ClaimAnswer, Record | None]:
+def _claim(record: Record | None, c: Claim, now: float) -> tuple[ClaimResult, Record | None]:
     state = state_of(record, now)
     if record is None or state is State.ABSENT:
         last_token = record.token if record else 0
@@ -236,7 +236,7 @@ def _extended(record: Record, lease: Lease, now: float) -> Record:
 
 
 def save_stage(record: Record | None, c: SaveStage, now: float) -> tuple[StageSaved, Record]:
-    """Append the stage, or answer with the frame that is there (B-06); activity extends the lease."""
+    """Append the stage, or return the frame that is there (B-06); activity extends the lease."""
     if record and state_of(record, now) is State.COMPLETED and _is_owner(record, c.lease):
         raise AlreadyCompleted("the response is recorded; stages belong before it")
     found, _ = _owned(record, c.lease, SaveStage, now)

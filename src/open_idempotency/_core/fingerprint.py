@@ -1,7 +1,7 @@
 """What makes two requests the same request: a versioned digest of method, path, query, media type and body.
 
 The first byte is the version of these rules; a stored fingerprint of another version never matches. Parts are
-length-prefixed, so that no component can run into the next (SPEC section 5).
+length-prefixed, so that no component can run into the next (O-05).
 
 Whoever sends a request chooses this work, and an event loop does it. So it is bounded in bytes and in steps, and beyond
 the bounds the exact bytes count. What is within them counts as it always did: a stored fingerprint is compared with it.
@@ -53,14 +53,14 @@ def fingerprint_steps(request: Request, policy: IdempotencyPolicy) -> Steps[byte
     )
 
 
-def _headers(request: Request, fields: Sequence[str]) -> list[bytes]:
-    """One part for each field, so that the values of one cannot pass for another field."""
-    names = [field.lower().encode() for field in fields]
+def _headers(request: Request, selected: Sequence[str]) -> list[bytes]:
+    """One part for each header, so that the values of one cannot pass for those of another."""
+    names = [name.lower().encode() for name in selected]
     return [digest(None, name, *request.header(name)) for name in names]
 
 
 def _body(request: Request, policy: IdempotencyPolicy, media_type: bytes, content_type: bytes) -> Steps[bytes]:
-    """The body's part of the fingerprint; the first byte tells the ways of making it apart."""
+    """The body's part of the fingerprint; the first byte says in which way it was made."""
     if callable(policy.fingerprint):
         return b"c" + policy.fingerprint(request)
     body = request.body
@@ -135,7 +135,7 @@ def _find_parts(body: Body, separator: bytes) -> Steps[list[tuple[int, int]] | N
     Counted in the body behind a line break, as the first boundary may stand at its very beginning.
     """
     parts: list[tuple[int, int]] = []
-    begin = place = 0  # of the part; of the window
+    begin = offset = 0  # of the part; of the window
     window = b""
     for piece in _in_turns(body):
         if piece is None:
@@ -144,16 +144,16 @@ def _find_parts(body: Body, separator: bytes) -> Steps[list[tuple[int, int]] | N
         window += piece
         start = 0
         while (found := window.find(separator, start)) >= 0:
-            parts.append((begin, place + found))
+            parts.append((begin, offset + found))
             if len(parts) >= MULTIPART_PARTS:
                 return None
             start = found + len(separator)
-            begin = place + start
+            begin = offset + start
         # What may be the beginning of a separator stays in the window.
         start = max(start, len(window) - len(separator) + 1)
-        place += start
+        offset += start
         window = window[start:]
-    parts.append((begin, place + len(window)))
+    parts.append((begin, offset + len(window)))
     return parts
 
 
@@ -163,21 +163,21 @@ def _digest_parts(body: Body, parts: list[tuple[int, int]]) -> Steps[bytes]:
     later = iter(parts)
     begin, end = next(later)
     sha.update(b"%d:" % (end - begin))
-    place = 0
+    offset = 0
     for piece in _in_turns(body):
         if piece is None:
             yield Sleep(0)
             continue
-        stop = place + len(piece)
-        sha.update(piece[max(begin - place, 0) : end - place])
+        stop = offset + len(piece)
+        sha.update(piece[max(begin - offset, 0) : end - offset])
         while end <= stop:
             part = next(later, None)
             if part is None:
                 break
             begin, end = part
             sha.update(b"%d:" % (end - begin))
-            sha.update(piece[max(begin - place, 0) : end - place])
-        place = stop
+            sha.update(piece[max(begin - offset, 0) : end - offset])
+        offset = stop
     return sha.digest()
 
 

@@ -11,7 +11,7 @@ import struct
 from enum import IntEnum
 from functools import lru_cache
 
-from open_idempotency._core.requests import Answer, Headers
+from open_idempotency._core.requests import Headers, Response
 from open_idempotency.exceptions import RecordUnreadable
 
 RESPONSE_VERSION = 1
@@ -29,23 +29,23 @@ _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,65535}")
 _find_bad = re.compile(rb"[\x00\r\n]").search
 
 
-def encode_response(answer: Answer) -> bytes:
+def encode_response(response: Response) -> bytes:
     """The frame of a whole response; without a body (None) it is a tombstone.
 
-    Raises ``ValueError`` for a status or a header field that could not be sent again.
+    Raises ``ValueError`` for a status or a header that could not be sent again.
     """
-    headers = [(OMITTED, answer.omitted), *answer.headers] if answer.omitted else answer.headers
-    _check(answer.status, headers)
-    body = answer.body or b""
-    flags = TOMBSTONE if answer.body is None else 0
-    pieces = [_RESPONSE.pack(RESPONSE_VERSION, flags, answer.status, len(headers), len(body))]
+    headers = [(OMITTED, response.omitted), *response.headers] if response.omitted else response.headers
+    _check(response.status, headers)
+    body = response.body or b""
+    flags = TOMBSTONE if response.body is None else 0
+    pieces = [_RESPONSE.pack(RESPONSE_VERSION, flags, response.status, len(headers), len(body))]
     for name, value in headers:
         pieces += (_HEADER.pack(len(name), len(value)), name, value)
     pieces.append(body)
     return b"".join(pieces)
 
 
-def decode_response(frame: bytes) -> Answer:
+def decode_response(frame: bytes) -> Response:
     """The response in a frame. Raises ``RecordUnreadable``."""
     try:
         version, flags, status, count, body_length = _RESPONSE.unpack_from(frame)
@@ -61,7 +61,7 @@ def decode_response(frame: bytes) -> Answer:
     except ValueError as error:
         raise RecordUnreadable(f"response frame: {error}") from error
     omitted = headers.pop(0)[1] if headers and headers[0][0] == OMITTED else b""
-    return Answer(status, headers, None if flags & TOMBSTONE else frame[start:], omitted)
+    return Response(status, headers, None if flags & TOMBSTONE else frame[start:], omitted)
 
 
 def _decode_headers(frame: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], int]:
@@ -80,13 +80,13 @@ def _decode_headers(frame: bytes, count: int) -> tuple[list[tuple[bytes, bytes]]
 
 
 def _check(status: int, headers: Headers) -> None:
-    if not 200 <= status <= 999:  # 1xx is no answer: a client would go on waiting for one
-        raise ValueError(f"{status} is not the status of an answer")
+    if not 200 <= status <= 999:  # a client would go on waiting behind a 1xx
+        raise ValueError(f"{status} is not the status of a final response")
     if len(headers) > 0xFFFF:
-        raise ValueError(f"{len(headers)} header fields are too many")
+        raise ValueError(f"{len(headers)} headers are too many")
     for name, value in headers:
         if not _is_name(name) or _find_bad(value):
-            raise ValueError("a header field in the response would break HTTP framing")
+            raise ValueError("a header in the response would break HTTP framing")
 
 
 # An application sends the same few names all the time.

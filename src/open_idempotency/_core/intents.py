@@ -34,13 +34,13 @@ _MARK = "\x1f"
 
 @dataclass(frozen=True, slots=True)
 class Found(Generic[T]):
-    """What ``reconcile`` answers where the effect has happened; ``value`` becomes the stage's value."""
+    """What ``reconcile`` returns where the effect has happened; ``value`` becomes the stage's value."""
 
     value: T
 
 
 class Finding(Enum):
-    """What ``reconcile`` answers where there is no value to return."""
+    """What ``reconcile`` returns where there is no value."""
 
     NOT_DONE = "not_done"
     UNKNOWN = "unknown"
@@ -48,7 +48,7 @@ class Finding(Enum):
 
 #: the effect has not happened, and will not: the stage runs
 NOT_DONE = Finding.NOT_DONE
-#: the other side cannot tell yet: 409 ``outcome-unknown``, and a later retry asks again
+#: the other side does not know yet: 409 ``outcome-unknown``, and a later retry asks again
 UNKNOWN = Finding.UNKNOWN
 
 Reconciled = Found[Any] | Finding
@@ -75,7 +75,7 @@ def begin(attempt: Attempt, stage: StageId, on_doubt: OnDoubt, inquire: Inquiry 
     # The intent stays as it is: if this attempt dies as well, the stage is in doubt again.
     if inquire is not None:
         return (yield from _inquired(attempt, stage, inquire))
-    yield from _told(attempt, stage, on_doubt)
+    yield from _report(attempt, stage, on_doubt)
     if on_doubt == "rerun":
         return None
     raise _unknown(attempt, OutcomeUnknown(_DETAIL.format(stage[0]) + "and on_doubt='raise' does not run it again"))
@@ -86,14 +86,14 @@ def without_value(
 ) -> Steps[Found[Any]]:
     """The value of a stage that is done, and on record without its value (S-02a).
 
-    ``inquire`` asks the other side. Where that cannot tell, and where there is none, the value is ``default``.
+    ``inquire`` asks the other side. Where that does not know, and where there is none, the value is ``default``.
     ``kind``: the name of its type. Raises ``OutcomeUnknown``: whatever the other side says, the stage does not run.
     """
     if inquire is not None:
-        answer = yield from _asked(attempt, stage, inquire)
-        if isinstance(answer, Found):
-            return answer
-    yield from _told(attempt, stage, "raise" if default is None else "default")
+        finding = yield from _asked(attempt, stage, inquire)
+        if isinstance(finding, Found):
+            return finding
+    yield from _report(attempt, stage, "raise" if default is None else "default")
     if default is None:
         raise no_value(attempt, stage, kind, retryable=inquire is not None)
     return default
@@ -119,22 +119,24 @@ _DETAIL = "stage {!r} was begun and its end is not on record, "
 
 
 def _inquired(attempt: Attempt, stage: StageId, inquire: Inquiry) -> Steps[Found[Any] | None]:
-    answer = yield from _asked(attempt, stage, inquire)
-    if isinstance(answer, Found):
-        return answer
-    if answer is NOT_DONE:
+    finding = yield from _asked(attempt, stage, inquire)
+    if isinstance(finding, Found):
+        return finding
+    if finding is NOT_DONE:
         return None
-    raise _unknown(attempt, OutcomeUnknown(_DETAIL.format(stage[0]) + "and the other side cannot tell", retryable=True))
+    raise _unknown(
+        attempt, OutcomeUnknown(_DETAIL.format(stage[0]) + "and the other side does not know", retryable=True)
+    )
 
 
 def _asked(attempt: Attempt, stage: StageId, inquire: Inquiry) -> Steps[Reconciled]:
-    answer = yield from ask(Call(inquire))
-    if not isinstance(answer, Found | Finding):
+    finding = yield from ask(Call(inquire))
+    if not isinstance(finding, Found | Finding):
         raise TypeError(
-            f"reconcile= of stage {stage[0]!r} returned {type(answer).__name__}, not Found(value), NOT_DONE or UNKNOWN"
+            f"reconcile= of stage {stage[0]!r} returned {type(finding).__name__}, not Found(value), NOT_DONE or UNKNOWN"
         )
-    yield from _told(attempt, stage, "found" if isinstance(answer, Found) else answer.value)
-    return answer
+    yield from _report(attempt, stage, "found" if isinstance(finding, Found) else finding.value)
+    return finding
 
 
 def _unknown(attempt: Attempt, error: OutcomeUnknown) -> OutcomeUnknown:
@@ -143,9 +145,9 @@ def _unknown(attempt: Attempt, error: OutcomeUnknown) -> OutcomeUnknown:
     return error
 
 
-def _told(attempt: Attempt, stage: StageId, answer: str) -> Steps[None]:
+def _report(attempt: Attempt, stage: StageId, finding: str) -> Steps[None]:
     assert attempt.lease is not None
-    yield from warn(attempt.policy, events.InDoubt(events.short(attempt.lease.record_id), stage[0], answer))
+    yield from warn(attempt.policy, events.InDoubt(events.short(attempt.lease.record_id), stage[0], finding))
 
 
 def _last_intent(stages: Mapping[StageId, bytes], stage: StageId) -> tuple[int, StageKind | None]:

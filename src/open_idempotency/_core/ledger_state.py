@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import NamedTuple
 
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 
 StageId = tuple[str, str]
 
@@ -48,7 +48,7 @@ class LedgerResponse(NamedTuple):
     """A response in the ledger."""
 
     #: as it is kept, without the headers that belong to one connection or one moment
-    response: Answer
+    response: Response
     #: the bytes that are stored of it
     frame: bytes
     #: whether its body is in them
@@ -85,18 +85,18 @@ class LedgerState:
         """What became of the response's transaction; None where there is no response."""
         return None if self.stored is None else self.stored.watch.end()
 
-    def lacks_commit(self, response: Answer) -> bool:
+    def lacks_commit(self, response: Response) -> bool:
         """Whether a transaction that the view's response speaks of was left open, or its own was not committed."""
         own = self.end()
         if own is End.OPEN or any(watch.end() is End.OPEN for watch in self._stages.values()):
             return True
         return own in (End.ROLLED_BACK, End.DOUBTFUL) and self._is_stored(response)
 
-    def counts(self, response: Answer) -> bool:
+    def counts(self, response: Response) -> bool:
         """Whether the view returned the response that it has committed, as far as that is known."""
         return self._is_stored(response) and self.end() in (End.COMMITTED, End.UNREPORTED)
 
-    def committed_response(self) -> Answer | None:
+    def committed_response(self) -> Response | None:
         """The response in the ledger, if its COMMIT is known to have succeeded."""
         return self.stored.response if self.stored is not None and self.end() is End.COMMITTED else None
 
@@ -106,7 +106,7 @@ class LedgerState:
             return None
         return self.stored.watch.proof
 
-    def _is_stored(self, response: Answer) -> bool:
+    def _is_stored(self, response: Response) -> bool:
         """Whether this is the response in the ledger, whatever headers were added to it since.
 
         After a rollback a view may well return another one. A body that was encoded since cannot be compared.
@@ -119,5 +119,5 @@ class LedgerState:
         return _is_encoded(response) != _is_encoded(stored)
 
 
-def _is_encoded(response: Answer) -> bool:
+def _is_encoded(response: Response) -> bool:
     return any(name.lower() == b"content-encoding" for name, _ in response.headers)

@@ -1,4 +1,4 @@
-"""The nouns of the protocol: status, stage, lease, record, and what a claim can be answered with.
+"""The nouns of the protocol: status, stage, lease, record, and what a claim can result in.
 
 Plain slotted values. Bytes that a backend keeps (``fingerprint``, ``frame``, ``response``) are opaque to it.
 Times are seconds on the backend's clock; durations are seconds.
@@ -34,7 +34,7 @@ class Lease:
     """Proof of one claim: whoever holds it owns the record until somebody else claims it.
 
     ``token`` grows with every claim of the record and fences off earlier owners; ``owner`` is the random id that
-    the claimer made, so that a claim resent after a lost reply is recognised. The remaining fields let a backend
+    the claimer made, so that a claim resent after a lost reply is recognised. The remaining attributes let a backend
     re-create a record that vanished under its owner.
     """
 
@@ -114,7 +114,7 @@ class Mismatch:
     """The key is in use for a request with another fingerprint."""
 
 
-ClaimAnswer = Leased | Busy | Finished | Refused | Mismatch
+ClaimResult = Leased | Busy | Finished | Refused | Mismatch
 
 
 class Renewal(IntEnum):
@@ -129,7 +129,7 @@ class Renewal(IntEnum):
 class StageSaved:
     """``frame`` is the value on record: the first one saved under that name and key, for ever.
 
-    ``recreated`` tells that the record had vanished and now holds this stage only.
+    ``recreated``: the record had vanished and now holds this stage only.
     """
 
     frame: bytes
@@ -148,11 +148,11 @@ class OverQuota:
     remaining: float
 
 
-ReserveAnswer = Reserved | OverQuota
+ReserveResult = Reserved | OverQuota
 
 
 @dataclass(slots=True)
 class Completed:
-    """The response is durable. ``recreated`` tells that the record had vanished while its owner ran."""
+    """The response is durable. ``recreated``: the record had vanished while its owner ran."""
 
     recreated: bool = False

@@ -177,7 +177,7 @@ def ledger_unreachable() -> Problem:
     )
 
 
-def answer_unreachable() -> Problem:
+def response_unreachable() -> Problem:
     """L-03: this attempt was superseded, and the backend cannot be asked what the later one answered."""
     return Problem(
         "backend-unavailable",

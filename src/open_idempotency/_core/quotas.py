@@ -2,7 +2,7 @@
 
 The decision of ``reserve`` is a pure function, which backends with a lock or a transaction run; the engine's steps
 around it are here too. A reservation stands for one key of one caller. It is made before the claim, so that a caller
-over its quota makes no record. It tells how much is kept, never whether a request may run again: that is the record's.
+over its quota makes no record. It says how much is kept, never whether a request may run again: that is the record's.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from open_idempotency._core import problems
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Get, Reserve, Unreserve
 from open_idempotency._core.drivers import Steps, ask
-from open_idempotency._core.models import Lease, OverQuota, ReserveAnswer, Reserved
+from open_idempotency._core.models import Lease, OverQuota, Reserved, ReserveResult
 from open_idempotency._core.notify import tell, warn
 from open_idempotency.policy import IdempotencyPolicy
 
 
 def decide(
     end: float | None, taken: int, earliest: float, c: Reserve, now: float
-) -> tuple[ReserveAnswer, float | None]:
-    """Decide a reservation; the answer, and the end to write, None where nothing is to be written.
+) -> tuple[ReserveResult, float | None]:
+    """Decide a reservation; the result, and the end to write, None where nothing is to be written.
 
     ``end``: that of this key's reservation, None where there is none. ``taken``: how many of the scope end after
     ``now``, and ``earliest``: the first end of those; neither matters where this key is one of them. All in seconds
@@ -38,14 +38,14 @@ def decide(
 
 def reserve(c: Reserve, policy: IdempotencyPolicy) -> Steps[problems.Problem | None]:
     """Count a key before its claim; what to refuse the request with, None where it may go on to its claim."""
-    answer = yield from ask(c)
-    if not isinstance(answer, OverQuota):
+    result = yield from ask(c)
+    if not isinstance(result, OverQuota):
         return None
-    # A record may outlive its reservation: it ran for long, or it is older than the quota. Its duplicates are answered.
+    # A record may outlive its reservation: it ran for long, or it is older than the quota. Its duplicates go on.
     if (yield from ask(Get(c.record_id))) is not None:
         return None
     yield from tell(policy, events.QuotaReached, c.record_id, c.limit)
-    return problems.too_many_keys(answer.remaining)
+    return problems.too_many_keys(result.remaining)
 
 
 def take_back(c: Reserve, policy: IdempotencyPolicy) -> Steps[None]:
@@ -63,6 +63,6 @@ def unreserve(attempt: Attempt, lease: Lease) -> Steps[None]:
         return
     try:
         yield from ask(Unreserve(attempt.scope_id, lease.record_id))
-    except Exception as error:  # it counts until it expires; the answer is the same
+    except Exception as error:  # it counts until it expires; the response is the same
         record = events.short(lease.record_id)
         yield from warn(attempt.policy, events.BackendFailed.of(record, "unreserve", error))

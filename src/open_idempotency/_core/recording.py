@@ -21,7 +21,7 @@ from open_idempotency._core.commands import (
     Renew,
     SaveStage,
     Sleep,
-    TakePlace,
+    TakeSlot,
 )
 from open_idempotency._core.drivers import R, Steps, ask
 from open_idempotency._core.models import Completed, Lease, Renewal, StageSaved
@@ -137,7 +137,7 @@ def _persist(
     """Try again while the backend is down. ``until``: from the time of the first failure, when to give up.
 
     No try is made that would end after that, if it took as long as the one before. ``began``: when a client began to
-    wait for it; it waits only briefly where the request finds no place, since it keeps a thread from others.
+    wait for it; it waits only briefly where the request finds no slot, since it keeps a thread from others.
     """
     pause, first, leave = FIRST_PAUSE, None, None
     asked = began
@@ -153,7 +153,7 @@ def _persist(
                 if end > until(first):
                     raise
                 if began is not None and leave is None:
-                    leave = yield from ask(TakePlace(0 if attempt.alone else None))
+                    leave = yield from ask(TakeSlot(0 if attempt.alone else None))
                     if leave is None and end > began + BRIEF:
                         raise
                 asked = now + pause
@@ -233,8 +233,8 @@ def ended(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | N
     """What follows when the end of an attempt without a kept response is on record."""
     if isinstance(write, Release) and not has_history(attempt, lease):
         yield from unreserve(attempt, lease)
-    told = events.Failed if isinstance(write, Fail) else events.Released
-    yield from tell(attempt.policy, told, lease.record_id, status)
+    event = events.Failed if isinstance(write, Fail) else events.Released
+    yield from tell(attempt.policy, event, lease.record_id, status)
 
 
 def _matters(write: Write) -> bool:

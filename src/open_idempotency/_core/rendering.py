@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from open_idempotency._core.problems import Problem
-from open_idempotency._core.requests import Answer, Headers
+from open_idempotency._core.requests import Headers, Response
 from open_idempotency.policy import IdempotencyPolicy
 
 # The type and status of Stripe's errors for our problems, and the code where Stripe has one for it. What Stripe does
@@ -30,7 +30,7 @@ _STRIPE: Mapping[str, tuple[str, int, str | None]] = {
 }
 
 
-def render(problem: Problem, policy: IdempotencyPolicy, instance: str) -> Answer:
+def render(problem: Problem, policy: IdempotencyPolicy, instance: str) -> Response:
     """The problem as an answer: the policy's renderer, or one of our two forms.
 
     ``instance``: the path of the request.
@@ -41,7 +41,7 @@ def render(problem: Problem, policy: IdempotencyPolicy, instance: str) -> Answer
     return _FORMS[policy.compat](problem, policy)
 
 
-def _as_problem_document(problem: Problem, policy: IdempotencyPolicy) -> Answer:
+def _as_problem_document(problem: Problem, policy: IdempotencyPolicy) -> Response:
     """The members of RFC 9457, section 3.1, and ours."""
     members: dict[str, object] = {
         "type": problem.type,
@@ -56,7 +56,7 @@ def _as_problem_document(problem: Problem, policy: IdempotencyPolicy) -> Answer:
     return _answer(problem, policy, problem.status, b"application/problem+json", members, [])
 
 
-def _as_stripe_error(problem: Problem, policy: IdempotencyPolicy) -> Answer:
+def _as_stripe_error(problem: Problem, policy: IdempotencyPolicy) -> Response:
     """The error object of Stripe's API, with our own codes in its manner where Stripe has none."""
     kind, status, code = _STRIPE[problem.name]
     error: dict[str, object] = {
@@ -80,7 +80,7 @@ def _answer(
     content_type: bytes,
     members: Mapping[str, object],
     further: Headers,
-) -> Answer:
+) -> Response:
     body = json.dumps(members).encode()
     headers = [
         (b"content-type", content_type),
@@ -94,10 +94,10 @@ def _answer(
         headers.append((b"www-authenticate", problem.challenge.encode("ascii")))
     if policy.docs_url:
         headers.append((b"link", f'<{policy.docs_url}>; rel="describedby"'.encode("latin-1")))
-    return Answer(status, headers, body)
+    return Response(status, headers, body)
 
 
-_FORMS: Mapping[str | None, Callable[[Problem, IdempotencyPolicy], Answer]] = {
+_FORMS: Mapping[str | None, Callable[[Problem, IdempotencyPolicy], Response]] = {
     None: _as_problem_document,
     "stripe": _as_stripe_error,
 }

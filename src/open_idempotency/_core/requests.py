@@ -1,4 +1,4 @@
-"""What the core knows of HTTP: a request to be protected, and an answer to be sent.
+"""What the core knows of HTTP: a request to be protected, and a response to be sent.
 
 Adapters translate to and from these. Headers and bodies are bytes, in order, with duplicates; request header
 names are lower-case.
@@ -47,8 +47,8 @@ class Request:
     alone: bool = False
 
     def header(self, name: bytes) -> list[bytes]:
-        """All values of a header field, given its lower-case name, in order."""
-        return [value for field, value in self.headers if field == name]
+        """All values of a header, given its lower-case name, in order."""
+        return [value for header, value in self.headers if header == name]
 
 
 class Identity(NamedTuple):
@@ -64,7 +64,7 @@ class Identity(NamedTuple):
 
 
 @dataclass(slots=True)
-class Answer:
+class Response:
     """A whole response. ``body`` is None where it was too large to be kept (a tombstone).
 
     ``omitted``: of a stored one, the names of the credentials that its first client was given and that are not stored.

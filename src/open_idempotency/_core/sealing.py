@@ -1,8 +1,8 @@
-"""Sealing: what goes to a backend encrypted, and how it comes back. The one place for each direction.
+"""Sealing: what goes to a backend encrypted, and how it comes back. The one function for each direction.
 
 Frames are plain everywhere inside; they are sealed right before they are handed to a backend and unsealed as soon as
-they are read. A sealed frame is bound to its place: the record, the request's fingerprint, and what it is there (the
-answer, the answer of a failure, the stage of this name and key). The cipher is the sealer's; there is none here.
+they are read. A sealed frame is bound to its position: the record, the request's fingerprint, and its kind (the
+response, the response of a failure, the stage of this name and key). The cipher is the sealer's; there is none here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from open_idempotency.policy import IdempotencyPolicy
 #: the first byte of a sealed frame; a plain one begins with its version, which is below
 SEALED = b"\x80"
 
-ANSWER, FAILURE, _STAGE = b"answer", b"failure", b"stage"
+RESPONSE, FAILURE, _STAGE = b"answer", b"failure", b"stage"
 
 
 def seal(frame: bytes, kind: bytes, of: Claim | Lease, policy: IdempotencyPolicy, *names: str) -> bytes:

@@ -1,7 +1,7 @@
 """Settlement: what a running attempt records, and how it ends.
 
 Generators that yield commands; the order in which they do is the rule. A response is durable before its last byte
-leaves, a stale owner's answer never goes out, and a cancelled attempt still finishes what it had begun to record.
+leaves, a stale owner's response never goes out, and a cancelled attempt still finishes what it had begun to record.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from open_idempotency._core.notify import cause, tell, warn
 from open_idempotency._core.quotas import unreserve
 from open_idempotency._core.recording import has_history, lost, surely
 from open_idempotency._core.rendering import render
-from open_idempotency._core.requests import Answer
-from open_idempotency._core.sealing import ANSWER, FAILURE, seal_stage, unseal, unseal_stage
+from open_idempotency._core.requests import Response
+from open_idempotency._core.sealing import FAILURE, RESPONSE, seal_stage, unseal, unseal_stage
 from open_idempotency._core.stored_response import is_kept_status, replay, sendable, small_form, stored_form
 from open_idempotency.exceptions import (
-    AnsweredBefore,
+    AlreadyCommitted,
     BackendUnavailable,
     KeyReused,
     LeaseLost,
@@ -44,8 +44,8 @@ from open_idempotency.exceptions import (
     RecordUnreadable,
 )
 
-#: errors of the view's that another answer stands in for, where nothing of its own has left yet
-ANSWERED = (LeaseLost, OutcomeUnknown, KeyReused, AnsweredBefore)
+#: errors of the view that are replaced by another response, where nothing of the view's own has left yet
+REPLACED = (LeaseLost, OutcomeUnknown, KeyReused, AlreadyCommitted)
 
 
 # seconds between two looks at whether a thread has ended
@@ -53,7 +53,7 @@ _LOOK = 0.05
 
 
 class Fate(Enum):
-    """What became of an answer that goes out as the handler made it."""
+    """What became of a response that goes out as the handler made it."""
 
     KEPT = "kept"
     NOT_KEPT = "not kept"
@@ -109,7 +109,7 @@ def make_sure(attempt: Attempt) -> Steps[None]:
     attempt.confirmed(asked)
 
 
-def begin(attempt: Attempt) -> Steps[Answer | None]:
+def begin(attempt: Attempt) -> Steps[Response | None]:
     """Ask whose the lease is before the handler starts, where that is not known any more (L-10).
 
     So it is where this process stood still, between the reply to its claim and this moment, for as long as the lease
@@ -130,7 +130,7 @@ def begin(attempt: Attempt) -> Steps[Answer | None]:
         attempt.end()
         yield from lost(attempt, lease)
         instead = yield from _supersede(attempt, lease, None)
-        assert isinstance(instead, Answer)  # no response of its own could have been committed
+        assert isinstance(instead, Response)  # no response of its own could have been committed
         return instead
     attempt.confirmed(asked)
     return None
@@ -143,11 +143,11 @@ def _save_again(attempt: Attempt, lease: Lease) -> Steps[None]:
         yield from recording.save(SaveStage(lease, sealed), attempt, lease)
 
 
-def finish(attempt: Attempt, answer: Answer) -> Steps[Fate | Answer]:
-    """Settle the record of an attempt whose handler answered. To be called before the last byte leaves.
+def finish(attempt: Attempt, response: Response) -> Steps[Fate | Response]:
+    """Settle the record of an attempt whose handler has responded. To be called before the last byte leaves.
 
-    ``answer.body`` is None where it outgrew what is kept. The result is the fate of that answer, which then goes
-    out, or another answer to send instead of it, because a later attempt owns the record by now (L-03).
+    ``response.body`` is None where it outgrew what is kept. The result is the fate of that response, which then goes
+    out, or another response to send instead of it, because a later attempt owns the record by now (L-03).
     """
     attempt.end()
     lease = attempt.lease
@@ -155,17 +155,17 @@ def finish(attempt: Attempt, answer: Answer) -> Steps[Fate | Answer]:
         return Fate.NOT_KEPT
     try:
         if not attempt.lost:
-            return (yield from _settle(attempt, lease, answer))
+            return (yield from _settle(attempt, lease, response))
     except LeaseLost:
         attempt.recorded = False
         yield from lost(attempt, lease)
-    return (yield from _supersede(attempt, lease, answer))
+    return (yield from _supersede(attempt, lease, response))
 
 
-def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Answer]:
+def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Response]:
     """Settle the record of an attempt whose handler raised or was cancelled (L-04); its stages stay.
 
-    The result is as for ``finish``; the error itself is the adapter's to raise on, unless it is one of ``ANSWERED``.
+    The result is as for ``finish``; the error itself is the adapter's to raise on, unless it is one of ``REPLACED``.
     """
     attempt.end()
     lease = attempt.lease
@@ -183,45 +183,45 @@ def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Answer]:
     return (yield from _supersede(attempt, lease, None))
 
 
-def _settle(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate | Answer]:
-    policy, status = attempt.policy, answer.status
-    # What stopped the view is told, unless the view said something itself: of an error that nobody catches frameworks
-    # make a 500. A view that was answered before has not run, whatever was made of it.
-    if attempt.interrupted is not None and (status >= 500 or isinstance(attempt.interrupted, AnsweredBefore)):
+def _settle(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate | Response]:
+    policy, status = attempt.policy, response.status
+    # The client learns what interrupted the view, unless the view responded otherwise: frameworks make a 500 of an
+    # error that nobody catches. A view whose response was committed before has not run, whatever was made of that.
+    if attempt.interrupted is not None and (status >= 500 or isinstance(attempt.interrupted, AlreadyCommitted)):
         return (yield from _stop(attempt, lease, attempt.interrupted, status))
     # A refusal may well leave its rows behind.
-    if attempt.ledger is not None and status < 400 and attempt.ledger.lacks_commit(answer):
+    if attempt.ledger is not None and status < 400 and attempt.ledger.lacks_commit(response):
         return (yield from _uncommitted(attempt, lease))
     if attempt.keep is None and policy.store is None:
         wanted = is_kept_status(status)
     else:
         wanted = yield from wants_kept(attempt, lease, status)
     if wanted:
-        return (yield from _complete(attempt, lease, answer))
+        return (yield from _complete(attempt, lease, response))
     if status < 500:
         return (yield from _let_go(attempt, lease, Release(lease), status))
     command = Fail(lease, final=policy.on_failed != "resume")
     if policy.on_failed == "replay":
-        command.response, _ = yield from stored_form(answer, FAILURE, lease, policy)
+        command.response, _ = yield from stored_form(response, FAILURE, lease, policy)
     return (yield from _let_go(attempt, lease, command, status))
 
 
-def _uncommitted(attempt: Attempt, lease: Lease) -> Steps[Answer]:
-    """The view answers, and has not committed what its answer says: neither counts, and the client is told (S-05)."""
+def _uncommitted(attempt: Attempt, lease: Lease) -> Steps[Response]:
+    """The view has not committed what its response says: neither counts, and the client learns it (S-05)."""
     yield from warn(attempt.policy, events.Uncommitted(events.short(lease.record_id)))
     yield from _let_go(attempt, lease, Fail(lease), None)
     return render(problems.uncommitted(), attempt.policy, attempt.instance)
 
 
 def _stop(
-    attempt: Attempt, lease: Lease, error: OutcomeUnknown | KeyReused | AnsweredBefore, status: int | None
-) -> Steps[Answer]:
-    """End an attempt that went no further, and tell the client why (S-04, S-06)."""
-    if isinstance(error, AnsweredBefore):
+    attempt: Attempt, lease: Lease, error: OutcomeUnknown | KeyReused | AlreadyCommitted, status: int | None
+) -> Steps[Response]:
+    """End an attempt that went no further; the response says why (S-04, S-06)."""
+    if isinstance(error, AlreadyCommitted):
         # Of its own response, which it met again in the transaction that it was written in (S-06a).
         if _is_in_ledger(attempt) and (yield from _committed(attempt, lease)) is None:
             return (yield from _uncommitted(attempt, lease))
-        return (yield from _answer_again(attempt, lease, error.frame))
+        return (yield from _respond_again(attempt, lease, error.frame))
     if isinstance(error, KeyReused):
         yield from _forget(attempt, lease, status)
         unnamed = not attempt.policy.application
@@ -231,11 +231,11 @@ def _stop(
     return render(problems.stage_in_doubt(error.retryable), attempt.policy, attempt.instance)
 
 
-def _answer_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Answer]:
-    """The ledger had the answer although the record was lost: the record gets it back, and the client (S-06)."""
+def _respond_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Response]:
+    """The ledger has the response although the record was lost: the record and the client get it (S-06)."""
     policy, record = attempt.policy, events.short(lease.record_id)
     try:
-        stored = decode_response(unseal(frame, ANSWER, lease, policy))
+        stored = decode_response(unseal(frame, RESPONSE, lease, policy))
     except RecordUnreadable as error:
         yield from warn(policy, events.BackendFailed.of(record, "ledger", error))
         yield from _let_go(attempt, lease, Release(lease), None)
@@ -255,7 +255,7 @@ def wants_kept(attempt: Attempt, lease: Lease, status: int) -> Steps[bool]:
     if attempt.keep is not None:
         return attempt.keep
     wish = None
-    if attempt.stored is not None and attempt.stored[0] == status:  # for an answer that went into the ledger
+    if attempt.stored is not None and attempt.stored[0] == status:  # for a response that went into the ledger
         wish = attempt.stored[1]
     elif attempt.policy.store is not None:
         try:
@@ -267,31 +267,31 @@ def wants_kept(attempt: Attempt, lease: Lease, status: int) -> Steps[bool]:
     return is_kept_status(status) if wish is None else wish
 
 
-def _form_of(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[tuple[bytes, bool]]:
-    """What is stored of the answer. Hooks run once: where the ledger has this very answer, it is those very bytes."""
+def _form_of(attempt: Attempt, lease: Lease, response: Response) -> Steps[tuple[bytes, bool]]:
+    """What is stored of the response. Hooks run once: where the ledger has this very response, its bytes are used."""
     stored = None if attempt.ledger is None else attempt.ledger.stored
-    if stored is not None and small_form(answer, attempt.policy) == stored.response:
+    if stored is not None and small_form(response, attempt.policy) == stored.response:
         return stored.frame, stored.whole
-    return (yield from stored_form(answer, ANSWER, lease, attempt.policy, attempt.session_changed))
+    return (yield from stored_form(response, RESPONSE, lease, attempt.policy, attempt.session_changed))
 
 
-def _complete(attempt: Attempt, lease: Lease, answer: Answer) -> Steps[Fate]:
+def _complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
     policy = attempt.policy
     attempt.recorded = True
-    frame, stored = yield from _form_of(attempt, lease, answer)
+    frame, stored = yield from _form_of(attempt, lease, response)
     try:
-        done = yield from recording.complete(Complete(lease, frame), attempt, lease, answer.status)
+        done = yield from recording.complete(Complete(lease, frame), attempt, lease, response.status)
     except BackendUnavailable:
         # L-08: the client gets its response, marked; the recording goes on, and until then the lease is renewed.
         return Fate.UNRECORDED
     except RecordUnreadable:
-        yield from warn(policy, events.Unrecorded(events.short(lease.record_id), answer.status))
-        yield from warn(policy, events.RecordingLost(events.short(lease.record_id), answer.status, "unreadable"))
+        yield from warn(policy, events.Unrecorded(events.short(lease.record_id), response.status))
+        yield from warn(policy, events.RecordingLost(events.short(lease.record_id), response.status, "unreadable"))
         return Fate.UNRECORDED
     if done.recreated:
         yield from warn(policy, events.Recreated(events.short(lease.record_id), lease.attempt))
     if policy.on_event is not None:
-        yield from tell(policy, events.Completed, lease.record_id, answer.status, stored)
+        yield from tell(policy, events.Completed, lease.record_id, response.status, stored)
     return Fate.KEPT
 
 
@@ -359,8 +359,8 @@ def _forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
     yield from tell(attempt.policy, events.Released, lease.record_id, status)
 
 
-def _supersede(attempt: Attempt, lease: Lease, answer: Answer | None) -> Steps[Fate | Answer]:
-    """What the client of a superseded attempt gets: the new owner's answer when there is one, else 409 (L-03).
+def _supersede(attempt: Attempt, lease: Lease, response: Response | None) -> Steps[Fate | Response]:
+    """What the client of a superseded attempt gets: the new owner's response when there is one, else 409 (L-03).
 
     A response of its own that was committed is the one that the new owner will find in the ledger, and replay (S-06c).
     """
@@ -370,12 +370,12 @@ def _supersede(attempt: Attempt, lease: Lease, answer: Answer | None) -> Steps[F
         record = yield from ask(Get(lease.record_id))
         if record and record.status is Status.COMPLETED and record.response is not None:
             if hmac.compare_digest(record.fingerprint, lease.fingerprint):
-                frame = unseal(record.response, ANSWER, lease, policy)
+                frame = unseal(record.response, RESPONSE, lease, policy)
                 return (yield from replay(decode_response(frame), lease.record_id, attempt.instance, policy))
     except (BackendUnavailable, RecordUnreadable) as error:
         yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "get", error))
-        problem = problems.answer_unreachable()
-    if answer is not None and attempt.ledger is not None and attempt.ledger.counts(answer):
+        problem = problems.response_unreachable()
+    if response is not None and attempt.ledger is not None and attempt.ledger.counts(response):
         return Fate.KEPT
     committed = yield from _committed(attempt, lease)
     if committed is not None:
@@ -383,7 +383,7 @@ def _supersede(attempt: Attempt, lease: Lease, answer: Answer | None) -> Steps[F
     return render(problem, policy, attempt.instance)
 
 
-def _committed(attempt: Attempt, lease: Lease, instead: Command[object] | None = None) -> Steps[Answer | None]:
+def _committed(attempt: Attempt, lease: Lease, instead: Command[object] | None = None) -> Steps[Response | None]:
     """The response of this attempt that was committed; the database is asked where the client library does not know.
 
     ``instead``: what to send where this is cancelled.

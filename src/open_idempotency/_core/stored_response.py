@@ -17,7 +17,7 @@ from open_idempotency._core.frames import OMITTED, encode_response
 from open_idempotency._core.models import Lease
 from open_idempotency._core.notify import cause, warn
 from open_idempotency._core.rendering import render
-from open_idempotency._core.requests import Answer, Headers
+from open_idempotency._core.requests import Headers, Response
 from open_idempotency._core.sealing import seal
 from open_idempotency.exceptions import BackendUnavailable
 from open_idempotency.policy import CREDENTIALS_OF_RESPONSES, IdempotencyPolicy
@@ -82,7 +82,7 @@ def is_kept_header(name: bytes, keep: tuple[str, ...] = (), drop: tuple[str, ...
     return not (name in _NOT_KEPT or name.startswith(_NOT_KEPT_PREFIXES))
 
 
-def kept(answer: Answer, max_bytes: int, keep: tuple[str, ...] = (), drop: tuple[str, ...] = ()) -> Answer:
+def kept(answer: Response, max_bytes: int, keep: tuple[str, ...] = (), drop: tuple[str, ...] = ()) -> Response:
     """What is stored of a live response; over ``max_bytes`` of body it is a tombstone (O-11).
 
     ``keep``, ``drop``: the policy's exceptions from what is stored of the headers (O-21).
@@ -94,7 +94,7 @@ def kept(answer: Answer, max_bytes: int, keep: tuple[str, ...] = (), drop: tuple
     body = answer.body
     if body is not None and len(body) > max_bytes:
         body = None
-    return Answer(answer.status, headers, body)
+    return Response(answer.status, headers, body)
 
 
 def _named_by_connection(headers: Headers) -> set[bytes]:
@@ -102,7 +102,7 @@ def _named_by_connection(headers: Headers) -> set[bytes]:
     return {token.strip().lower() for value in lines for token in value.split(b",")} if lines else set()
 
 
-def omitted(stored: Answer, live: Headers, drop: tuple[str, ...]) -> bytes:
+def omitted(stored: Response, live: Headers, drop: tuple[str, ...]) -> bytes:
     """The names of the credentials that a stored response lacks, of its ``live`` headers (O-21a).
 
     Not those that ``drop`` names, since that was meant, and none of a tombstone, which is not replayed.
@@ -114,13 +114,13 @@ def omitted(stored: Answer, live: Headers, drop: tuple[str, ...]) -> bytes:
     return b", ".join(sorted({name.lower() for name, _ in live} & _CREDENTIALS - there - meant))
 
 
-def replayed(stored: Answer) -> Answer:
+def replayed(stored: Response) -> Response:
     """A stored answer as it is sent again: marked, with its length counted anew."""
     headers = [*stored.headers, REPLAYED]
     if stored.status in BODILESS:
-        return Answer(stored.status, headers, b"")
+        return Response(stored.status, headers, b"")
     body = stored.body or b""
-    return Answer(stored.status, [*headers, (b"content-length", b"%d" % len(body))], body)
+    return Response(stored.status, [*headers, (b"content-length", b"%d" % len(body))], body)
 
 
 def location(headers: Headers) -> bytes | None:
@@ -178,13 +178,13 @@ class Capture:
         """Whether the body is over the bound, so that it is not kept."""
         return self._chunks is None
 
-    def answer(self) -> Answer:
+    def response(self) -> Response:
         """What was collected; the body is None where it outgrew the bound, or the memory that is left (O-11)."""
         try:
             body = None if self._chunks is None else b"".join(self._chunks)
         except MemoryError:
             body = self._chunks = None
-        return Answer(self.status, self.headers, body)
+        return Response(self.status, self.headers, body)
 
 
 def _promised_bytes(status: int, headers: Headers) -> int | None:
@@ -200,15 +200,15 @@ def _promised_bytes(status: int, headers: Headers) -> int | None:
 _SESSION_COOKIE = (b"set-cookie", b"")
 
 
-def small_form(answer: Answer, policy: IdempotencyPolicy) -> Answer:
+def small_form(answer: Response, policy: IdempotencyPolicy) -> Response:
     """What the policy stores of a live response, before it is redacted."""
     return kept(answer, policy.max_response_bytes, policy.keep_headers, policy.drop_headers)
 
 
 def stored_form(
-    answer: Answer, kind: bytes, lease: Lease, policy: IdempotencyPolicy, session_changed: bool = False
+    answer: Response, kind: bytes, lease: Lease, policy: IdempotencyPolicy, session_changed: bool = False
 ) -> Steps[tuple[bytes, bool]]:
-    """What is stored of an answer, and whether its body is in it. ``kind``: ``sealing.ANSWER`` or ``FAILURE``.
+    """What is stored of an answer, and whether its body is in it. ``kind``: ``sealing.RESPONSE`` or ``FAILURE``.
 
     ``session_changed``: somebody around the middleware gives the client a cookie that is not in the answer yet.
     """
@@ -228,7 +228,7 @@ def stored_form(
         return _bare_tombstone(answer.status), False
 
 
-def _framed(small: Answer) -> tuple[bytes, bool]:
+def _framed(small: Response) -> tuple[bytes, bool]:
     try:
         return encode_response(small), small.body is not None
     except (ValueError, MemoryError):
@@ -237,11 +237,11 @@ def _framed(small: Answer) -> tuple[bytes, bool]:
         return _bare_tombstone(small.status), False
 
 
-def _redacted(small: Answer, live: Headers, lease: Lease, policy: IdempotencyPolicy) -> Steps[tuple[bytes, bool]]:
+def _redacted(small: Response, live: Headers, lease: Lease, policy: IdempotencyPolicy) -> Steps[tuple[bytes, bool]]:
     assert policy.redact is not None
     try:
         redacted = policy.redact(small)
-        if not isinstance(redacted, Answer):
+        if not isinstance(redacted, Response):
             raise TypeError(f"redact= returned {type(redacted).__name__}, not an answer")
         # By the same rules again: the hook may have added a field of the moment, or made the body longer.
         again = small_form(redacted, policy)
@@ -253,14 +253,14 @@ def _redacted(small: Answer, live: Headers, lease: Lease, policy: IdempotencyPol
 
 
 def _bare_tombstone(status: int) -> bytes:
-    return encode_response(Answer(status if 200 <= status <= 999 else 500, (), None))
+    return encode_response(Response(status if 200 <= status <= 999 else 500, (), None))
 
 
 def _told(policy: IdempotencyPolicy, lease: Lease, hook: str, error: Exception) -> Steps[None]:
     yield from warn(policy, events.HookFailed(events.short(lease.record_id), hook, cause(error)))
 
 
-def sendable(stored: Answer, instance: str, policy: IdempotencyPolicy) -> Answer:
+def sendable(stored: Response, instance: str, policy: IdempotencyPolicy) -> Response:
     """A stored answer as it is sent again, or what stands for one whose body was not kept (O-11)."""
     if stored.body is not None:
         return replayed(stored)
@@ -269,7 +269,7 @@ def sendable(stored: Answer, instance: str, policy: IdempotencyPolicy) -> Answer
     return render(problem, policy, instance)
 
 
-def replay(stored: Answer, record_id: bytes, instance: str, policy: IdempotencyPolicy) -> Steps[Answer]:
+def replay(stored: Response, record_id: bytes, instance: str, policy: IdempotencyPolicy) -> Steps[Response]:
     """``sendable``, and a report of the credentials that the first client was given and this one is not (O-21a)."""
     if stored.omitted:
         lacking = stored.omitted.decode("latin-1")

@@ -40,7 +40,7 @@ class RequestBody:
 
     @property
     def spooled(self) -> bool:
-        """Whether it is one file, so that whoever reads it moves one place in it."""
+        """Whether it is one file, so that its readers share one position in it."""
         return self._file is not None
 
     def bound(self, limit: int) -> None:

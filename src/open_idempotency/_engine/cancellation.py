@@ -88,12 +88,12 @@ class Hold:
     def _steps(self, awaitable: Awaitable[None]) -> Generator[Any, Any, None]:
         inner: Any = awaitable if type(awaitable) is CoroutineType else _as_coroutine(awaitable)
         error: BaseException | None = None
-        answer: Any = None
+        reply: Any = None
         waiter: _Waiter | None = None
         try:
             while True:
                 try:
-                    yielded = inner.send(answer) if error is None else inner.throw(error)
+                    yielded = inner.send(reply) if error is None else inner.throw(error)
                 except StopIteration:
                     break
                 error, future = None, None
@@ -106,12 +106,12 @@ class Hold:
                     if self._armed:
                         self._deliver()
                 try:
-                    answer = yield yielded
+                    reply = yield yielded
                 except GeneratorExit:
                     inner.close()
                     raise
                 except BaseException as thrown:
-                    answer, error = None, thrown
+                    reply, error = None, thrown
                 if waiter is not None:
                     waiter.future = None
                 if error is not None or self._armed:

@@ -11,11 +11,11 @@ from open_idempotency.exceptions import NotStarted
 
 
 class Performers(Protocol):
-    """What carries out stages in both colours: the adapter's engine."""
+    """What carries out stages, sync and async: the adapter's engine."""
 
     @property
     def sync(self) -> Performer:
-        """For blocking code."""
+        """For sync code."""
         ...
 
     @property

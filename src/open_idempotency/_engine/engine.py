@@ -1,4 +1,4 @@
-"""The engine that every adapter holds: policy, backend in both colours, performers and heartbeat.
+"""The engine that every adapter holds: policy, sync and async backend, performers and heartbeat.
 
 Built once, at start, where wrong configuration is refused; opens nothing until the first request.
 """
@@ -25,7 +25,7 @@ from open_idempotency.rules import Rule
 class Engine:
     """What an adapter needs to protect requests.
 
-    ``backend``: a URL or an instance of either colour. ``threads``: the adapter is a blocking one, so coroutines under
+    ``backend``: a URL, or a sync or async instance. ``threads``: the adapter is sync, so coroutines under
     it live on short-lived event loops and reach the backend through threads. ``sessions``: the adapter reads sessions.
     Raises ``ConfigurationError``.
     """

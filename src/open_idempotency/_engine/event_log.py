@@ -62,11 +62,11 @@ _ADVICE: dict[type[events.Event], str] = {
     ),
     events.StageValueNotKept: (
         "the stage is done, and its value cannot be kept: a retry of this request does not run the stage again, and "
-        "gets 409 outcome-unknown in its place; change the stage as cure= says"
+        "gets 409 outcome-unknown instead; change the stage as cure= says"
     ),
     events.CallerChanged: (
-        "the view has changed who its caller is, and no session tells of it, so a retry of this request is another "
-        "caller's and runs again; exempt such a view, let it change the caller last, or set scope="
+        "the view has changed who its caller is, and no session leads back to it, so a retry of this request is "
+        "another caller's and runs again; exempt such a view, let it change the caller last, or set scope="
     ),
     events.NameShared: (
         "the key of this request is held by one that came to another host, as where two services keep their keys under "
@@ -91,7 +91,7 @@ _ADVICE: dict[type[events.Event], str] = {
 }
 
 
-def tell(command: Emit) -> None:
+def report(command: Emit) -> None:
     """Log the event and call the listener; a listener that raises is logged and harms no request."""
     log(command.event)
     call_listener(command)
@@ -123,7 +123,7 @@ def report_late_error(attempt: Attempt, error: BaseException) -> None:
     """
     if attempt.recorded and attempt.lease is not None and isinstance(error, Exception):
         event = events.RaisedAfterResponse(events.short(attempt.lease.record_id), type(error).__name__)
-        tell(Emit(event, attempt.policy.on_event))
+        report(Emit(event, attempt.policy.on_event))
 
 
 #: events that may wait for a listener
@@ -143,7 +143,7 @@ class Courier:
         self._lock = threading.Lock()
         self._running = False
 
-    def tell(self, command: Emit) -> None:
+    def report(self, command: Emit) -> None:
         """Log an event, and have its listener called; returns at once."""
         log(command.event)
         if command.listener is None:

@@ -1,4 +1,4 @@
-"""The heartbeat: one thread a process renews every lease that is running, in batches, with the blocking colour.
+"""The heartbeat: one thread a process renews every lease that is running, in batches, through the sync backend.
 
 It is a thread so that a blocked event loop does not starve it. A lease is renewed once a third of it has passed, so a
 handler that is faster costs no call. Nothing here decides who owns a record: the backend says so, and an attempt that
@@ -24,7 +24,7 @@ from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._core.commands import Emit, RecordLater, Renew
 from open_idempotency._core.models import Lease, Renewal
-from open_idempotency._engine.event_log import Courier, tell
+from open_idempotency._engine.event_log import Courier, report
 from open_idempotency._engine.recordings import Recordings
 from open_idempotency._engine.shutdown import Pass, dismiss, enlist, give_up
 from open_idempotency._runtime import processes
@@ -40,7 +40,7 @@ BATCH = 500
 IDLE_LOOKS = 24
 _UNTIL_WOKEN = _NEVER = float("inf")
 _SETTLING_LOOK = 0.005
-#: a handler that runs for so many leases hangs, as far as anybody can tell; then each quarter of ``max_run``
+#: a handler that runs for so many leases probably hangs; then each quarter of ``max_run``
 _LEASES_OF_A_HANG = 4
 #: seconds after an error that should not have been
 _PAUSE = 0.5
@@ -68,20 +68,20 @@ class _Watched:
         self.mark = now + min(lease.duration * _LEASES_OF_A_HANG, attempt.policy.max_run / 4)
 
     def renewed(self, now: float) -> None:
-        """The backend has answered for it."""
+        """The backend has replied for it."""
         self.due = now + self.lease.duration / BEATS_A_LEASE
         self.early = self.due - self.lease.duration / LOOKS_A_LEASE
 
-    def remind(self, now: float, tell: Callable[[Emit], None]) -> None:
+    def remind(self, now: float, report: Callable[[Emit], None]) -> None:
         """Report that it still runs."""
         attempt, self.mark = self.attempt, self._next_mark(now)
         if attempt.phase is not Phase.RUNNING or attempt.lost:
             return
         record, renewed = events.short(self.lease.record_id), now < self.until
-        told = events.StillRunning.of(
+        event = events.StillRunning.of(
             record, self.lease.attempt, attempt.method, attempt.instance, now - self.began, renewed
         )
-        tell(Emit(told, attempt.policy.on_event))
+        report(Emit(event, attempt.policy.on_event))
 
     def _next_mark(self, now: float) -> float:
         most = self.attempt.policy.max_run
@@ -93,15 +93,15 @@ class _Watched:
 class _Beats:
     """The thread of one process and what it watches.
 
-    It is told things by a ``SimpleQueue``, which takes them from anywhere: from a signal handler or the garbage
-    collector that interrupt somebody who is telling it something.
+    Orders reach it through a ``SimpleQueue``, which can be put into from anywhere: also from a signal handler or the
+    garbage collector, while they interrupt another put.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._watched: dict[bytes, _Watched] = {}
         self._courier = Courier()
-        self._recordings = Recordings(backend, self._courier.tell, self._drop)
+        self._recordings = Recordings(backend, self._courier.report, self._drop)
         self._look = _UNTIL_WOKEN
         self._idle = 0
         self._orders: queue.SimpleQueue[Pass | None] = queue.SimpleQueue()
@@ -146,7 +146,7 @@ class _Beats:
 
     def report_lost(self) -> None:
         for lost in self._recordings.lost():
-            tell(lost)
+            report(lost)
 
     def close(self) -> None:
         self._closed = True
@@ -212,7 +212,7 @@ class _Beats:
         now = time.monotonic()
         for entry in list(self._watched.values()):
             if entry.mark <= now:
-                entry.remind(now, self._courier.tell)
+                entry.remind(now, self._courier.report)
         self._renew_due(now)
 
     def _renew_due(self, now: float) -> None:
@@ -259,7 +259,7 @@ class _Beats:
                 return
             if entry.attempt.phase is Phase.RUNNING and order.takes(entry.attempt):
                 self.forget(entry.lease)
-                order.released += not entry.attempt.lost and give_up(entry.attempt, self._backend, self._courier.tell)
+                order.released += not entry.attempt.lost and give_up(entry.attempt, self._backend, self._courier.report)
 
     def _end_passes(self) -> None:
         """End those that have nothing left to wait for, or no time."""
@@ -277,12 +277,12 @@ class _Beats:
         if not running:
             return True
         try:
-            answers = self._backend.renew(Renew([entry.lease for entry in running]))
-            answered = list(zip(running, answers, strict=True))
+            replies = self._backend.renew(Renew([entry.lease for entry in running]))
+            replied = list(zip(running, replies, strict=True))
         except Exception as error:  # whatever a backend raises, the other leases still need their beats
             self._missed(running, error)
             return not isinstance(error, BackendUnavailable)
-        self._heed(answered, now)
+        self._heed(replied, now)
         return True
 
     def _may_renew(self, entry: _Watched, now: float) -> bool:
@@ -292,26 +292,26 @@ class _Beats:
         self.forget(entry.lease)
         return False
 
-    def _heed(self, answered: list[tuple[_Watched, Renewal]], now: float) -> None:
-        for entry, answer in answered:
+    def _heed(self, replied: list[tuple[_Watched, Renewal]], now: float) -> None:
+        for entry, reply in replied:
             entry.renewed(now)
-            if answer is Renewal.OWNED:
+            if reply is Renewal.OWNED:
                 entry.attempt.confirmed(now)
             # An attempt that is being settled may have given its record up itself; settlement knows better.
-            if answer is Renewal.LOST and entry.attempt.phase is Phase.RUNNING:
+            if reply is Renewal.LOST and entry.attempt.phase is Phase.RUNNING:
                 self._lose(entry)
 
     def _lose(self, entry: _Watched) -> None:
         entry.attempt.lose()
         self.forget(entry.lease)
         event = events.OwnershipLost(events.short(entry.lease.record_id), entry.lease.attempt)
-        self._courier.tell(Emit(event, entry.attempt.policy.on_event))
+        self._courier.report(Emit(event, entry.attempt.policy.on_event))
 
     def _missed(self, running: list[_Watched], error: Exception) -> None:
-        """The backend did not answer: the next look tries again, and the lease may outlast the trouble."""
+        """The backend did not reply: the next look tries again, and the lease may outlast the failure."""
         entry = running[0]
         failed = events.BackendFailed.of(events.short(entry.lease.record_id), "renew", error)
-        self._courier.tell(Emit(failed, entry.attempt.policy.on_event))
+        self._courier.report(Emit(failed, entry.attempt.policy.on_event))
 
 
 class Heartbeat:

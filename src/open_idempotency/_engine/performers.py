@@ -26,29 +26,31 @@ from open_idempotency._core.commands import (
     Reserve,
     SaveStage,
     Sleep,
-    TakePlace,
+    TakeSlot,
     Unreserve,
     Wait,
     Withdraw,
 )
 from open_idempotency._core.drivers import Steps, drive, drive_async
-from open_idempotency._engine.event_log import tell
+from open_idempotency._engine.event_log import report
 from open_idempotency._runtime import loops
 from open_idempotency._runtime.processes import PerProcess
-from open_idempotency.backend import AsyncBackend, Backend, ClaimAnswer, Leased
+from open_idempotency.backend import AsyncBackend, Backend, ClaimResult, Leased
 from open_idempotency.exceptions import BackendUnavailable
 
 
-class Places:
-    """``affordable``: how many places there are where a command does not say; None for no limit."""
+class Slots:
+    """The slots in which requests of one process may wait. Nothing here waits itself.
+
+    ``affordable``: how many slots there are where a command does not say; None for no limit."""
 
     def __init__(self, affordable: int | None) -> None:
         self._affordable = affordable
         self._taken = PerProcess(_Count)
 
-    def take(self, command: TakePlace) -> Callable[[], None] | None:
-        """What gives the place back, which is to be called once; None where all are taken."""
-        limit = self._affordable if command.places is None else command.places
+    def take(self, command: TakeSlot) -> Callable[[], None] | None:
+        """The function that frees the slot, to be called once; None where all slots are taken."""
+        limit = self._affordable if command.slots is None else command.slots
         taken = self._taken.get()
         return taken.subtract if taken.add(limit) else None
 
@@ -73,7 +75,7 @@ class _Count:
 T = TypeVar("T")
 
 # A request that waits on a thread keeps it from other requests, and no performer knows how many threads there are.
-_PLACES_ON_THREADS = 2
+_SLOTS_ON_THREADS = 2
 
 
 class Keeper(Protocol):
@@ -101,7 +103,7 @@ _NOBODY = _Nobody()
 
 
 class Performer:
-    """Carries out commands blocking, on a ``Backend``. ``keeper``: the heartbeat on the same backend.
+    """Carries out commands on a sync ``Backend``. ``keeper``: the heartbeat on the same backend.
 
     ``look``: what looks for a response in a ledger.
     """
@@ -125,11 +127,11 @@ class Performer:
             Wait: backend.wait,
             KeepAlive: lambda command: keeper.watch(command.attempt),
             RecordLater: keeper.record,
-            TakePlace: Places(_PLACES_ON_THREADS).take,
+            TakeSlot: Slots(_SLOTS_ON_THREADS).take,
             Call: lambda command: command.function(),
             Sleep: lambda command: time.sleep(command.seconds),
             Now: lambda _: time.monotonic(),
-            Emit: tell,
+            Emit: report,
         }
         if look is not None:
             self._handlers[Look] = look
@@ -138,16 +140,16 @@ class Performer:
         """Run an engine to its end; returns or raises what it does."""
         return drive(steps, self._handlers)
 
-    def _claim(self, command: Claim) -> ClaimAnswer:
+    def _claim(self, command: Claim) -> ClaimResult:
         asked = time.monotonic()
-        answer = self.backend.claim(command)
-        if isinstance(answer, Leased):
-            answer.asked = asked
-        return answer
+        result = self.backend.claim(command)
+        if isinstance(result, Leased):
+            result.asked = asked
+        return result
 
 
 class AsyncPerformer:
-    """Carries out commands awaited, on an ``AsyncBackend``."""
+    """Carries out commands on an ``AsyncBackend``."""
 
     def __init__(
         self,
@@ -159,10 +161,10 @@ class AsyncPerformer:
         # Cleanup after a cancellation may cost two calls; it is bounded, since shutdown waits for it.
         #: seconds that a cleanup may take
         self.patience = 2 * backend.call_timeout + 1.0
-        places = Places(None)
+        slots = Slots(None)
 
-        async def take_place(command: TakePlace) -> Callable[[], None] | None:
-            return places.take(command)
+        async def take_slot(command: TakeSlot) -> Callable[[], None] | None:
+            return slots.take(command)
 
         async def watch(command: KeepAlive) -> None:
             keeper.watch(command.attempt)
@@ -185,11 +187,11 @@ class AsyncPerformer:
             Wait: backend.wait,
             KeepAlive: watch,
             RecordLater: record,
-            TakePlace: take_place,
+            TakeSlot: take_slot,
             Call: lambda command: command.function(),
             Sleep: lambda command: loops.sleep(command.seconds),
             Now: _now,
-            Emit: _tell,
+            Emit: _report,
         }
         if look is not None:
             self._handlers[Look] = look
@@ -198,12 +200,12 @@ class AsyncPerformer:
         """Run an engine to its end. ``guarded``: even though this task is being cancelled."""
         return drive_async(steps, self._handlers, self._shield, guarded=guarded)
 
-    async def _claim(self, command: Claim) -> ClaimAnswer:
+    async def _claim(self, command: Claim) -> ClaimResult:
         asked = time.monotonic()
-        answer = await self.backend.claim(command)
-        if isinstance(answer, Leased):
-            answer.asked = asked
-        return answer
+        result = await self.backend.claim(command)
+        if isinstance(result, Leased):
+            result.asked = asked
+        return result
 
     async def _shield(self, call: Callable[[], Awaitable[Any]]) -> Any:
         try:
@@ -216,5 +218,5 @@ async def _now(_: Now) -> float:
     return time.monotonic()
 
 
-async def _tell(command: Emit) -> None:
-    tell(command)
+async def _report(command: Emit) -> None:
+    report(command)

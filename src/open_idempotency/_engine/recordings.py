@@ -48,7 +48,7 @@ class _Recording:
 class Recordings:
     """Those of one process on one backend, by the lease's owner. Added from any thread, carried out by one."""
 
-    def __init__(self, backend: Backend, tell: Callable[[Emit], None], ended: Callable[[bytes], None]) -> None:
+    def __init__(self, backend: Backend, report: Callable[[Emit], None], ended: Callable[[bytes], None]) -> None:
         self._pending: dict[bytes, _Recording] = {}
         # While the backend is away, how long it is left alone, and until when on the monotonic clock.
         self._pause = FIRST_PAUSE
@@ -60,7 +60,7 @@ class Recordings:
             Release: backend.release,
             Unreserve: backend.unreserve,
             Now: lambda _: time.monotonic(),
-            Emit: tell,
+            Emit: report,
         }
 
     def __contains__(self, lease: Lease) -> bool:
@@ -116,7 +116,7 @@ class Recordings:
             command = next(recording.steps)
             while not isinstance(command, Sleep):
                 try:
-                    answer = self._handlers[type(command)](command)
+                    reply = self._handlers[type(command)](command)
                 except Exception as error:
                     away = away or isinstance(error, BackendUnavailable)
                     command = recording.steps.throw(error)
@@ -124,7 +124,7 @@ class Recordings:
                     away = True
                     command = recording.steps.throw(BackendUnavailable(f"interrupted by {type(error).__name__}"))
                 else:
-                    command = recording.steps.send(answer)
+                    command = recording.steps.send(reply)
             recording.wake = time.monotonic() + command.seconds
         except StopIteration:
             self._end(owner)

@@ -103,8 +103,8 @@ def drain(timeout: float = PATIENCE) -> int:
     """Give up every request that runs in this process, so that its retry elsewhere need not wait for its lease.
 
     For a process that ends before its handlers can, and only then: a handler that goes on after this has lost its
-    lease. Its next stage raises ``LeaseLost`` and its answer is replaced by a 409, but what it does between two stages
-    may happen beside the retry. What is being recorded at this moment, in the background too, is waited for. Attempts
+    lease. Its next stage raises ``LeaseLost`` and its response becomes a 409, but what it does between two stages may
+    happen beside the retry. What is being recorded at this moment, in the background too, is waited for. Attempts
     count, stages stay.
 
     ``timeout``: seconds that all of it may take; a lease that was not reached by then ends by itself. Returns how many
@@ -124,8 +124,8 @@ def _drain(timeout: float, *, sparing: bool) -> int:
     return sum(order.wait() for order in orders)
 
 
-def give_up(attempt: Attempt, backend: Backend, tell: Callable[[Emit], None]) -> bool:
-    """End an attempt in the middle; whether that is on record. The handler is told by its next stage (S-07)."""
+def give_up(attempt: Attempt, backend: Backend, report: Callable[[Emit], None]) -> bool:
+    """End an attempt in the middle; whether that is on record. The handler learns of it at its next stage (S-07)."""
     lease = attempt.lease
     assert lease is not None
     attempt.lose()
@@ -135,9 +135,9 @@ def give_up(attempt: Attempt, backend: Backend, tell: Callable[[Emit], None]) ->
     except LeaseLost:
         return False  # another attempt has it, or this one's own end came first
     except Exception as error:  # whatever a backend raises, the other leases are given up all the same
-        tell(Emit(events.BackendFailed.of(record, "fail", error), listener))
+        report(Emit(events.BackendFailed.of(record, "fail", error), listener))
         return False
-    tell(Emit(events.Failed(record, None), listener))
+    report(Emit(events.Failed(record, None), listener))
     return True
 
 

@@ -83,7 +83,7 @@ class ThreadCalls:
 
 
 class _Call:
-    """A function that tells when it runs. Before it has begun it can be withdrawn."""
+    """A function that reports when it runs. Before it has begun it can be withdrawn."""
 
     __slots__ = ("_calls", "_function", "_ticket")
 

@@ -7,7 +7,8 @@ from typing import Any
 from flask import Flask, Response
 from werkzeug.datastructures import Headers as FlaskHeaders
 
-from open_idempotency._core.requests import Answer, Headers
+from open_idempotency._core.requests import Headers
+from open_idempotency._core.requests import Response as CoreResponse
 from open_idempotency._core.stored_response import BODILESS, is_kept_header
 from open_idempotency._engine.current import Running
 from open_idempotency._wsgi.environ import native_headers, octets
@@ -19,7 +20,7 @@ _PLAIN = Response.get_wsgi_headers
 _MADE_ANEW = frozenset({b"location", b"content-location"})
 
 
-def make_response(app: Flask, answer: Answer) -> Response:
+def make_response(app: Flask, answer: CoreResponse) -> Response:
     """A response with the answer's status, header fields and body, and nothing of its own."""
     fields = FlaskHeaders(native_headers(answer))
     typed = "content-type" in fields
@@ -30,7 +31,7 @@ def make_response(app: Flask, answer: Answer) -> Response:
     return response
 
 
-def is_untouched(response: Response, made: Response, fields: list[tuple[str, str]], answer: Answer) -> bool:
+def is_untouched(response: Response, made: Response, fields: list[tuple[str, str]], answer: CoreResponse) -> bool:
     """Whether a response is still as ``make_response`` made it, with these header fields, for this answer."""
     return (
         response is made
@@ -40,7 +41,7 @@ def is_untouched(response: Response, made: Response, fields: list[tuple[str, str
     )
 
 
-def stand_in(app: Flask, answer: Answer, current: Response, policy: IdempotencyPolicy) -> Response:
+def stand_in(app: Flask, answer: CoreResponse, current: Response, policy: IdempotencyPolicy) -> Response:
     """The answer instead of the current response, of which only what the policy never stores stays (R-02): its cookies,
     its CORS fields, its date."""
     response = make_response(app, answer)

@@ -11,7 +11,8 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.caller_changes import follow, told
-from open_idempotency._core.requests import Answer, Headers, Identity
+from open_idempotency._core.requests import Headers, Identity
+from open_idempotency._core.requests import Response as CoreResponse
 from open_idempotency._core.settlement import Fate
 from open_idempotency._core.stored_response import BODILESS, REPLAYED, UNRECORDED
 from open_idempotency._engine.bodies import RequestBody
@@ -68,7 +69,7 @@ class Exchange:
         self._protection: Protection | None = None
         self._session = SessionTrace(self._identify)
         self._live: LiveBody | None = None
-        self._answer: Answer | None = None
+        self._answer: CoreResponse | None = None
         # the response made of that answer, and its header fields at that time
         self._made: Response
         self._fields: list[tuple[str, str]]
@@ -109,7 +110,7 @@ class Exchange:
     def begin(self) -> Response | None:
         """Claim the request and bind its context; or the response to send instead of running the view."""
         admission = self._admit()
-        if isinstance(admission, Answer):
+        if isinstance(admission, CoreResponse):
             return self._answered_if_let_through(admission)
         self._protection = protection = Protection(self._setting.engine, admission)
         environ = self._request.environ
@@ -123,7 +124,7 @@ class Exchange:
         running.set(protection.here)
         return None
 
-    def _admit(self) -> Attempt | Answer:
+    def _admit(self) -> Attempt | CoreResponse:
         request, source = self._request, self._request.environ["wsgi.input"]
         intake = Intake(
             read_request(request.environ, request),
@@ -165,13 +166,13 @@ class Exchange:
             raise self._too_large
         return self._body
 
-    def _answered(self, answer: Answer) -> Response:
+    def _answered(self, answer: CoreResponse) -> Response:
         self._answer = answer
         self._made = made = answers.make_response(self._setting.app, answer)
         self._fields = list(made.headers)
         return made
 
-    def _answered_if_let_through(self, answer: Answer) -> Response:
+    def _answered_if_let_through(self, answer: CoreResponse) -> Response:
         """The answer; or what a decorator above ``@idempotent`` responds, which may refuse the caller by now (O-23)."""
         app, request = self._setting.app, self._request
         view = app.view_functions[request.url_rule.endpoint] if request.url_rule is not None else None
@@ -184,7 +185,7 @@ class Exchange:
         """The view noticed that a later attempt runs (L-03), or is in doubt (S-04): what stands in, else the error."""
         protection = self._protection
         verdict = protection.abort(error) if protection is not None and not protection.settled else None
-        if isinstance(verdict, Answer):
+        if isinstance(verdict, CoreResponse):
             return self._answered(verdict)
         raise error
 
@@ -219,7 +220,7 @@ class Exchange:
         finally:
             self._unbind()
 
-    def _restored(self, answer: Answer, response: Response) -> Response:
+    def _restored(self, answer: CoreResponse, response: Response) -> Response:
         """A replay is what was stored, whatever the application's ``after_request`` functions add to it (R-01)."""
         if REPLAYED not in answer.headers or answers.is_untouched(response, self._made, self._fields, answer):
             return response
@@ -247,8 +248,8 @@ class Exchange:
             raise
         return self._sent(live.verdict, response)
 
-    def _sent(self, verdict: Fate | Answer | None, response: Response) -> Response:
-        if isinstance(verdict, Answer):
+    def _sent(self, verdict: Fate | CoreResponse | None, response: Response) -> Response:
+        if isinstance(verdict, CoreResponse):
             return answers.stand_in(self._setting.app, verdict, response, self._policy)
         if verdict is Fate.UNRECORDED:
             response.headers.add(*(part.decode("ascii") for part in UNRECORDED))

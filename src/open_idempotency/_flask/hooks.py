@@ -19,7 +19,7 @@ from flask import Flask, Request, Response, request
 from open_idempotency import rules
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.keys import key_names
-from open_idempotency._core.settlement import ANSWERED
+from open_idempotency._core.settlement import REPLACED
 from open_idempotency._engine.engine import Engine
 from open_idempotency._engine.event_log import report_late_error
 from open_idempotency._flask.exchange import Exchange, Route, Setting
@@ -85,7 +85,7 @@ class Hooks:
             return answer
         try:
             return original(*args)
-        except ANSWERED as error:
+        except REPLACED as error:
             return exchange.overtaken(error)
         finally:
             exchange.viewed()

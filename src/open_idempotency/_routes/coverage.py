@@ -19,7 +19,7 @@ from open_idempotency.rules import EXEMPT, Rule, combine, read_rule
 
 
 class Coverage(NamedTuple):
-    """The policy, and the lower-case names of the fields that carry keys under it."""
+    """The policy, and the lower-case names of the headers that carry keys under it."""
 
     policy: IdempotencyPolicy
     names: frozenset[bytes]
@@ -57,7 +57,7 @@ class Coverages:
 _REMEMBERED, _LONGEST_REMEMBERED = 1024, 256
 _PERCENT = ord("%")
 
-# In place of a parameter, when rules are tried: what nobody has written.
+# Instead of a parameter, when rules are tried: what nobody has written.
 _SOMETHING = "\0"
 
 

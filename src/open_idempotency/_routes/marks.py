@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency._core.stored_response import REPLAYED
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ def is_placed(view: Any) -> bool:
     return hasattr(view, _PLACE)
 
 
-def tells_of_a_record(answer: Answer) -> bool:
+def tells_of_a_record(answer: Response) -> bool:
     """Whether an answer of ours depends on an earlier request: a replay, 409 or 422."""
     return REPLAYED in answer.headers or answer.status in _TELLING
 

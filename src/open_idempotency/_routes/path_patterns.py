@@ -117,7 +117,7 @@ class Table(Generic[T]):
 
 
 class _Node(Generic[T]):
-    """A place that patterns have in common. ``here``: what ends here; ``beneath``: what goes on with a star."""
+    """A node that patterns have in common. ``here``: what ends here; ``beneath``: what goes on with a star."""
 
     __slots__ = ("_any", "_named", "beneath", "here")
 
@@ -133,19 +133,19 @@ class _Node(Generic[T]):
         self._any = self._any or _Node()
         return self._any
 
-    def find(self, method: str, segments: Segments, place: int, found: list[T]) -> None:
-        # As deep as the deepest pattern, and to each place of the patterns once.
+    def find(self, method: str, segments: Segments, at: int, found: list[T]) -> None:
+        # As deep as the deepest pattern, and to each node of the patterns once.
         if self.beneath:
             found += _of_method(self.beneath, method)
-        if place == len(segments):
+        if at == len(segments):
             found += _of_method(self.here, method)
             return
-        segment = segments[place]
+        segment = segments[at]
         if self._any is not None and segment:
-            self._any.find(method, segments, place + 1, found)
+            self._any.find(method, segments, at + 1, found)
         named = self._named.get(segment)
         if named is not None:
-            named.find(method, segments, place + 1, found)
+            named.find(method, segments, at + 1, found)
 
 
 def _of_method(by_method: dict[str | None, T], method: str) -> list[T]:

@@ -37,7 +37,7 @@ def is_local(error: BaseException) -> bool:
 
 
 def translated(error: Exception) -> Exception:
-    """What to raise in its place: ``BackendUnavailable``, whose cause it is, or itself where it is none of these."""
+    """The error to raise: ``BackendUnavailable`` with this one as its cause; this one where it is no local failure."""
     if not is_local(error):
         return error
     said = f"{type(error).__name__}: {first_line(error)}".removesuffix(": ")
@@ -57,7 +57,7 @@ def _hint(error: BaseException) -> str:
 
 
 def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """A blocking verb whose local failures are ``BackendUnavailable``."""
+    """A sync verb whose local failures are ``BackendUnavailable``."""
 
     @wraps(verb)
     def guard(*arguments: Any, **keywords: Any) -> Any:
@@ -146,7 +146,7 @@ def guarded_async_wait(
     return guard
 
 
-#: the verbs that return or await one answer
+#: the verbs that return or await one result
 _VERBS = (
     "claim",
     "complete",
@@ -166,7 +166,7 @@ _VERBS = (
 
 
 def guard_verbs(cls: type, base: Any) -> None:
-    """Guard those verbs that a class of blocking backends defines itself. ``base``: whose ``wait`` needs nothing."""
+    """Guard those verbs that a class of sync backends defines itself. ``base``: whose ``wait`` needs nothing."""
     _replace(cls, dict.fromkeys(_VERBS, guarded))
     _replace(cls, {"scan": guarded_scan, "wait": lambda wait: guarded_wait(wait, base.wait)})
 

@@ -69,7 +69,7 @@ def signal() -> Signal:
 
 
 async def in_thread(function: Callable[..., T], /, *args: Any) -> T:
-    """Run a blocking call in a thread.
+    """Run a sync call in a thread.
 
     A cancellation does not abandon the thread: it is waited for, then the cancellation goes on.
     """

@@ -48,5 +48,5 @@ def limit_requests(seconds: float) -> None:
 
 
 def end_of_request(began: float) -> float:
-    """When a request that began at this time has to be answered, on the same clock."""
+    """When the response to a request that began at this time has to leave, on the same clock."""
     return began + _limit

@@ -195,8 +195,8 @@ def _unawaited(returns: object) -> object:
 def unkeepable(declared: object, deep: bool = True) -> object:
     """The type in a declaration of which no value can be kept; None where there may well be one that can.
 
-    Told before an effect, so it is only what is certain: an item of a container, but none of what may be missing in a
-    class.
+    Reported before an effect, so it is only what is certain: an item of a container, but no attribute of a class, which
+    may be missing.
     """
     kind = meaning(declared)
     if kind is None or scalar_of(kind) is not None or is_model(kind):

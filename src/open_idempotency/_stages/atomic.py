@@ -8,47 +8,47 @@ from typing import Any, TypeVar
 
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.drivers import Steps
-from open_idempotency._core.requests import Answer, Headers
+from open_idempotency._core.requests import Headers, Response
 from open_idempotency._core.settlement import make_sure
 from open_idempotency._engine.current import Performers, here
-from open_idempotency._stages.blocks import check_colour, refuse_loop
+from open_idempotency._stages.blocks import check_sync_or_async, refuse_loop
 from open_idempotency.exceptions import ConfigurationError, NotStarted
-from open_idempotency.ledger.steps import Transaction, fence, save_answer
+from open_idempotency.ledger.steps import Transaction, fence, save_response
 from open_idempotency.ledger.transactions import transaction_of
 
 
-def answer_of(response: Any) -> Answer:
-    """Status, header fields and body. Raises ``TypeError`` for what has not all three, such as a stream."""
-    if isinstance(response, Answer):
+def response_of(response: Any) -> Response:
+    """Status, headers and body. Raises ``TypeError`` for what has not all three, such as a stream."""
+    if isinstance(response, Response):
         return response
     for read in (_of_starlette, _of_werkzeug, _of_django):
-        answer = read(response)
-        if answer is not None:
-            return answer
+        found = read(response)
+        if found is not None:
+            return found
     raise TypeError(
-        f"atomic.answer() takes a whole response of Starlette's, Flask's or Django's, not {type(response).__name__}; "
+        f"block.respond() takes a whole response of Starlette's, Flask's or Django's, not {type(response).__name__}; "
         "in Flask make_response(...) makes one, in FastAPI JSONResponse(...)"
     )
 
 
-def _of_starlette(response: Any) -> Answer | None:
+def _of_starlette(response: Any) -> Response | None:
     headers, body = getattr(response, "raw_headers", None), getattr(response, "body", None)
     if headers is None or not isinstance(body, bytes):
         return None
-    return Answer(response.status_code, list(headers), body)
+    return Response(response.status_code, list(headers), body)
 
 
-def _of_werkzeug(response: Any) -> Answer | None:
+def _of_werkzeug(response: Any) -> Response | None:
     if not hasattr(response, "get_wsgi_headers") or not response.is_sequence:
         return None
-    return Answer(response.status_code, _pairs(response.headers.items()), response.get_data())
+    return Response(response.status_code, _pairs(response.headers.items()), response.get_data())
 
 
-def _of_django(response: Any) -> Answer | None:
+def _of_django(response: Any) -> Response | None:
     if getattr(response, "streaming", True) or not hasattr(response, "content"):
         return None
     cookies = [("Set-Cookie", cookie.OutputString()) for cookie in response.cookies.values()]
-    return Answer(response.status_code, _pairs([*response.items(), *cookies]), response.content)
+    return Response(response.status_code, _pairs([*response.items(), *cookies]), response.content)
 
 
 def _pairs(items: Any) -> Headers:
@@ -67,9 +67,9 @@ def _entering(transaction: Transaction, attempt: Attempt) -> Steps[None]:
 
 
 class AtomicBlock:
-    """A block of a view whose answer commits with the caller's rows; see ``Idem.atomic``.
+    """A block of a view whose response commits with the caller's rows: what ``Idem.atomic`` makes.
 
-    ``optional``: it may end without an answer, since whoever made it rolls back then.
+    ``optional``: it may end without a response, since whoever made it rolls back then.
     """
 
     __slots__ = ("_answer", "_attempt", "_entered", "_optional", "_tx", "kept")
@@ -78,19 +78,19 @@ class AtomicBlock:
         self._tx = tx
         self._optional = optional
         self._attempt: Attempt | None = None
-        self._answer: Answer | None = None
-        #: at the block's end: whether the answer went into the transaction; None without a key or an answer. Where it
-        #: is false, such as for a 503, a retry runs again, so the caller's rows are better rolled back
+        self._answer: Response | None = None
+        #: at the block's end: whether the response is in the transaction; None without a key or a response. If it is
+        #: false, such as for a 503, a retry runs again, so the caller's rows are better rolled back
         self.kept: bool | None = None
         #: None without a key, where nothing is kept
         self._entered: tuple[Transaction, Attempt, Performers] | None = None
 
-    def answer(self, response: R) -> R:
-        """Hand over the answer to keep, and return it. A response of Starlette's, Flask's or Django's, with its body.
+    def respond(self, response: R) -> R:
+        """Hand over the response to keep, and return it. A response of Starlette's, Flask's or Django's, with its body.
 
         Raises ``TypeError`` for another one, and for a stream.
         """
-        self._answer = answer_of(response)
+        self._answer = response_of(response)
         return response
 
     def _enter(self, awaited: bool) -> tuple[Steps[None], Performers] | None:
@@ -99,9 +99,9 @@ class AtomicBlock:
         self._attempt = attempt
         if attempt.lease is None and attempt.policy.strict_stages:
             raise NotStarted("this request has no idempotency key, and strict_stages asks for one")
-        # What is wrong with it is told without a key, too.
+        # A wrong response is reported for requests without a key, too.
         transaction = transaction_of(self._tx)
-        check_colour(_WHAT, transaction.awaited, awaited)
+        check_sync_or_async(_WHAT, transaction.awaited, awaited)
         if attempt.lease is None:
             return None
         self._entered = transaction, attempt, performers
@@ -116,13 +116,13 @@ class AtomicBlock:
         if self._entered is None:
             return None
         transaction, attempt, performers = self._entered
-        return save_answer(transaction, attempt, self._answer), performers
+        return save_response(transaction, attempt, self._answer), performers
 
     def _refuse_silence(self) -> None:
-        """Without an answer the rows would commit alone, with or without a key, and a retry would make them again."""
+        """Without a response the rows would commit alone, with or without a key, and a retry would make them again."""
         if not self._optional and self._attempt is not None and self._attempt.keep is not False:
             raise ConfigurationError(
-                f"{_WHAT}: the block ended without an answer; hand it over with block.answer(response), or call "
+                f"{_WHAT}: the block ended without a response; hand it over with block.respond(response), or call "
                 "idem.discard() and roll back where there is none to keep"
             )
 

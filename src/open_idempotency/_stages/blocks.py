@@ -1,4 +1,4 @@
-"""One stage as a block, as a call or as a decorator, in both colours: what ``Idem.stage`` and ``Idem.run`` make.
+"""One stage as a block, as a call or as a decorator, sync and async: what ``Idem.stage`` and ``Idem.run`` make.
 
 What is recorded, and when, is in ``stages`` and the core; here it is carried out around the code of a view.
 """
@@ -17,7 +17,7 @@ from open_idempotency._core.intents import Inquiry, Reconciled
 from open_idempotency._engine.current import Performers, here
 from open_idempotency._runtime import loops
 from open_idempotency._stages.stages import PLAIN, StageUse, Terms, is_coroutine_function, stage_id
-from open_idempotency.exceptions import ConfigurationError, WrongColour
+from open_idempotency.exceptions import ConfigurationError, SyncAsyncMismatch
 from open_idempotency.ledger.transactions import is_transaction
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -74,7 +74,7 @@ class StageBlock:
             raise RuntimeError(f"stage {self._name!r} is not entered: use it as `with idem.stage(...) as s:`")
         return self._use
 
-    # Entering and leaving, in both colours
+    # Entering and leaving, sync and async
 
     def _enter(self) -> StageUse:
         if callable(self._key):
@@ -103,7 +103,7 @@ class StageBlock:
         use = self._enter()
         if use.begins and self._performers is not None:
             try:
-                check_colour(f"stage {self._name!r}", use.awaited, False)
+                check_sync_or_async(f"stage {self._name!r}", use.awaited, False)
                 self._performers.sync.run(use.begin(self._inquiry()))
             except BaseException:
                 use.leave()
@@ -128,7 +128,7 @@ class StageBlock:
         use = self._enter()
         if use.begins and self._performers is not None:
             try:
-                check_colour(f"stage {self._name!r}", use.awaited, True)
+                check_sync_or_async(f"stage {self._name!r}", use.awaited, True)
                 await self._performers.aio.run(use.begin(self._ainquiry()))
             except BaseException:
                 use.leave()
@@ -149,14 +149,14 @@ class StageBlock:
         if self._terms.tx is not None:
             self._entered().leave()
 
-    # Asking the other side, in both colours
+    # Asking the other side, sync and async
 
     def _inquiry(self) -> Inquiry | None:
         reconcile = self._terms.reconcile
         if reconcile is None:
             return None
         if is_coroutine_function(reconcile):
-            raise WrongColour(f"stage {self._name!r}: reconcile= is a coroutine function, and this stage is blocking")
+            raise SyncAsyncMismatch(f"stage {self._name!r}: reconcile= is a coroutine function, and this stage is sync")
         args, kwargs = self._arguments
         return functools.partial(self._called, reconcile, args, kwargs)
 
@@ -167,8 +167,8 @@ class StageBlock:
         args, kwargs = self._arguments
 
         async def inquire() -> Reconciled:
-            answer: Any = reconcile(*args, **kwargs)
-            reconciled: Reconciled = await answer if inspect.isawaitable(answer) else answer
+            reply: Any = reconcile(*args, **kwargs)
+            reconciled: Reconciled = await reply if inspect.isawaitable(reply) else reply
             return reconciled
 
         return inquire
@@ -179,7 +179,7 @@ class StageBlock:
         """Call the function unless the stage is done; the value on record."""
         self._check(function)
         if is_coroutine_function(function):
-            raise WrongColour(f"stage {self._name!r} is a coroutine function: use `await idem.arun(...)`")
+            raise SyncAsyncMismatch(f"stage {self._name!r} is a coroutine function: use `await idem.arun(...)`")
         self._arguments = args, kwargs
         with self as stage:
             if not stage.done:
@@ -210,7 +210,7 @@ class StageBlock:
         if inspect.isawaitable(result):
             if inspect.iscoroutine(result):
                 result.close()
-            raise WrongColour(f"stage {self._name!r} returned an awaitable: use `await idem.arun(...)`")
+            raise SyncAsyncMismatch(f"stage {self._name!r} returned an awaitable: use `await idem.arun(...)`")
         return result
 
     def __call__(self, function: F) -> F:
@@ -221,10 +221,10 @@ class StageBlock:
             return await self._for_call(function, args, kwargs).arun(function, args, kwargs)
 
         @functools.wraps(function)
-        def blocking(*args: Any, **kwargs: Any) -> Any:
+        def called(*args: Any, **kwargs: Any) -> Any:
             return self._for_call(function, args, kwargs).run(function, args, kwargs)
 
-        staged: Any = awaited if is_coroutine_function(function) else blocking
+        staged: Any = awaited if is_coroutine_function(function) else called
         return cast("F", staged)
 
     def _for_call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> StageBlock:
@@ -246,24 +246,24 @@ class StageBlock:
         return dataclasses.replace(self._terms, tx=tx)
 
 
-def check_colour(what: str, transaction: bool | None, block: bool) -> None:
-    """Raise ``WrongColour`` where the caller's transaction is of another colour than the block around it (S-08)."""
+def check_sync_or_async(what: str, transaction: bool | None, block: bool) -> None:
+    """Raise ``SyncAsyncMismatch`` where one of transaction and block is sync and the other async (S-08)."""
     if transaction is None or transaction is block:
         return
     use = "`async with` or `await idem.arun(...)`" if transaction else "`with` or `idem.run(...)`"
-    raise WrongColour(f"{what}: tx= is {'' if transaction else 'not '}asynchronous; use {use}")
+    raise SyncAsyncMismatch(f"{what}: tx= is {'' if transaction else 'not '}asynchronous; use {use}")
 
 
 _AWAITED = "`await idem.arun(...)`, `await idem.asave_stage(...)` or `async with idem.stage(...)`"
 
 
 def refuse_loop(what: str, instead: str = _AWAITED) -> None:
-    """Raise ``WrongColour`` on an event loop: a blocking call would stop every other request of it (S-08)."""
+    """Raise ``SyncAsyncMismatch`` on an event loop: a sync call would stop every other request of it (S-08)."""
     if loops.current_library() is not None:
-        raise WrongColour(f"{what}: this is an event loop; use {instead}")
+        raise SyncAsyncMismatch(f"{what}: this is an event loop; use {instead}")
 
 
 def needs_loop(verb: str) -> None:
-    """Raise ``WrongColour`` outside a loop. Told at the call: a coroutine that nobody awaits says nothing (S-08)."""
+    """Raise ``SyncAsyncMismatch`` outside an event loop, at the call: a coroutine that nobody awaits raises nothing."""
     if loops.current_library() is None:
-        raise WrongColour(f"{verb}: no event loop is running here; use the verb without the 'a'")
+        raise SyncAsyncMismatch(f"{verb}: no event loop is running here; use the verb without the 'a'")

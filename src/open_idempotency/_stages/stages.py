@@ -1,6 +1,6 @@
-"""One use of one stage: what is on record for it, and the engine steps that record it. Colourless.
+"""One use of one stage: what is on record for it, and the engine steps that record it, for sync and async alike.
 
-``idem`` carries these steps out, blocking or awaited. Memoised errors are recorded by class name and arguments; they
+``idem`` carries these steps out, sync or async. Memoised errors are recorded by class name and arguments; they
 are only ever rebuilt as one of the classes that the caller names.
 """
 
@@ -131,8 +131,8 @@ def refuse_shared_names(stage: str, function: object, key: object, terms: Terms)
     if not given:
         return
     try:
-        taken = given & inspect.signature(function).parameters.keys()  # type: ignore[arg-type]  # told below
-    except (TypeError, ValueError):  # no function, which is told where it is called; or one without a signature
+        taken = given & inspect.signature(function).parameters.keys()  # type: ignore[arg-type]  # reported below
+    except (TypeError, ValueError):  # no function, which is reported where it is called; or one without a signature
         return
     if isinstance(function, functools.partial):
         taken -= function.keywords.keys()
@@ -159,7 +159,7 @@ class StageUse:
         self._errors = terms.memo_errors
         self._returns = terms.returns
         self._function = function
-        # Looked at without a lease too, so that what is wrong with it is told to whoever tries without a key.
+        # Looked at without a lease too, so that a wrong transaction is reported for requests without a key, too.
         transaction = None if terms.tx is None else transaction_of(terms.tx)
         #: None also without a lease, where a stage runs plainly
         self._transaction = None if attempt.lease is None else transaction
@@ -173,7 +173,7 @@ class StageUse:
 
     @property
     def awaited(self) -> bool | None:
-        """The colour of the caller's transaction; None without one."""
+        """Whether the caller's transaction is sync; None without one."""
         return None if self._transaction is None else self._transaction.awaited
 
     @property

@@ -38,7 +38,7 @@ from open_idempotency._stages.scalars import Scalar, build_float, is_float_text,
 from open_idempotency.exceptions import StageValueError
 
 _SCALARS = (str, int, float, bool, type(None))
-# Marks an object that is none of the value's: what it stands for is not what its place declares alone. Behind it stands
+# Marks an object that is none of the value's: it stands for something else than the declaration says. Behind it stands
 # the type in a union, nothing for plain JSON, or _FIELDS for a model whose own JSON would not be read as it was.
 _MARK, _HELD = "~", "value"
 _FIELDS = "fields"
@@ -125,7 +125,7 @@ class _Coder:
         return self._float(value) if origin_of(kind) is float else value
 
     def _escaped(self, value: Any) -> object:
-        """Plain JSON in a place where it would be taken for something else."""
+        """Plain JSON where it would be taken for something else."""
         self.typed = True
         return {_MARK: "", _HELD: self.plain(value, None)}
 

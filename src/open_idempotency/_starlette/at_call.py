@@ -32,7 +32,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from open_idempotency._asgi.exchange import PENDING, Receive, Scope, Send
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response as CoreResponse
 from open_idempotency._starlette.pending import STAND_IN, PendingExchange
 from open_idempotency._starlette.routes import all_rules, dependant_rules, endpoint_rules, see_layers
 from open_idempotency.exceptions import ConfigurationError
@@ -218,10 +218,10 @@ def _required(endpoint: Any) -> Iterator[list[str]]:
         endpoint = getattr(function, "func", None) or getattr(function, "__wrapped__", None)
 
 
-def _response_of(answer: Answer) -> Response:
+def _response_of(instead: CoreResponse) -> Response:
     """A stand-in: what stands around the endpoint sees the stored response, and the middleware its mark."""
-    response = Response(answer.body or b"", answer.status)
-    response.raw_headers = [*((name.lower(), value) for name, value in answer.headers), STAND_IN]
+    response = Response(instead.body or b"", instead.status)
+    response.raw_headers = [*((name.lower(), value) for name, value in instead.headers), STAND_IN]
     return response
 
 

@@ -31,7 +31,7 @@ from open_idempotency._asgi.exchange import request_of as read_request
 from open_idempotency._core.admission import refuse_ahead, refuse_body
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.keys import find_key
-from open_idempotency._core.requests import Answer, Identity
+from open_idempotency._core.requests import Identity, Response
 from open_idempotency._core.stored_response import Capture
 from open_idempotency._engine import shutdown
 from open_idempotency._engine.bodies import RequestBody
@@ -93,7 +93,7 @@ class PendingExchange(Exchange):
         self._reached = False
         # the limit of its body is known to be its route's
         self._bounded = False
-        self._refusal: Answer | None = None
+        self._refusal: Response | None = None
         # whether the caller is somebody
         self._known = False
         self._keeps = keyed
@@ -103,7 +103,7 @@ class PendingExchange(Exchange):
         self._status = 0
         self._seen: Message | None = None
         self._solved: Any = None
-        self._instead: Answer | None = None
+        self._instead: Response | None = None
         self._claimed_in: Scope | None = None
         self._entered: set[Any] = set()
         #: what FastAPI is to get in place of the endpoint's result, until it has got it
@@ -172,7 +172,7 @@ class PendingExchange(Exchange):
         """Another middleware of ours, nearer to the endpoint, takes the request (the innermost one protects)."""
         self._let_pass()
 
-    def look_ahead(self, scope: Scope, rules: Iterable[Rule]) -> Answer | None:
+    def look_ahead(self, scope: Scope, rules: Iterable[Rule]) -> Response | None:
         """Look at what is known when the route is, before FastAPI reads the body; what to send instead, if anything.
 
         A malformed key and a body that is too long are refused before the body is read (O-06, O-07).
@@ -192,7 +192,7 @@ class PendingExchange(Exchange):
             refusal = refuse_body(self._request, coverage.policy)
         return None if refusal is None else self._replace(refusal)
 
-    async def claim(self, scope: Scope, rules: Iterable[Rule], solved: Any = None) -> Answer | None:
+    async def claim(self, scope: Scope, rules: Iterable[Rule], solved: Any = None) -> Response | None:
         """Make the claim; what to send instead of calling the endpoint, None if it is to be called.
 
         ``scope``: as the endpoint sees it. ``rules``: those of its route. ``solved``: FastAPI's dependencies by their
@@ -218,17 +218,17 @@ class PendingExchange(Exchange):
             raise RuntimeError("a rule that names the header of this key was made while the request was on its way")
         return await self._claim(scope, key_fields, solved)
 
-    async def _claim(self, scope: Scope, key_fields: list[tuple[bytes, bytes]], solved: Any) -> Answer | None:
+    async def _claim(self, scope: Scope, key_fields: list[tuple[bytes, bytes]], solved: Any) -> Response | None:
         self._request.native, self._solved = scope, solved
         self._entered = shutdown.enter(self)
         try:
             admission = await self._admit(self._request, key_fields)
         except ClientGone:
             self._gone = True
-            admission = Answer(400, [], b"")  # nobody gets it, and nothing is to run
+            admission = Response(400, [], b"")  # nobody gets it, and nothing is to run
         finally:
             self._solved = None
-        if isinstance(admission, Answer):
+        if isinstance(admission, Response):
             return self._replace(admission)
         self._begin(admission, scope)
         late = await self._late(admission)
@@ -249,7 +249,7 @@ class PendingExchange(Exchange):
         if not self._known:
             self._claimed_in = scope
 
-    def _replace(self, answer: Answer) -> Answer:
+    def _replace(self, answer: Response) -> Response:
         self._instead = answer
         self._keeps = False
         self._entered.discard(self)

@@ -1,4 +1,4 @@
-"""A WSGI environ (PEP 3333) read as the core's request, and the core's answer as a WSGI status and header list.
+"""A WSGI environ (PEP 3333) read as the core's request, and the core's response as a WSGI status and header list.
 
 Text in WSGI is bytes tunnelled through latin-1. Nothing here decides anything about idempotency.
 """
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 from wsgiref.util import FileWrapper
 
-from open_idempotency._core.requests import Answer, Headers, Request
+from open_idempotency._core.requests import Headers, Request, Response
 from open_idempotency._engine.bodies import PIECE, RequestBody
 from open_idempotency.policy import IdempotencyPolicy
 
@@ -23,7 +23,7 @@ Names = tuple[tuple[str, bytes], ...]
 
 
 class Route(NamedTuple):
-    """How requests are covered: the policy, and the environ's names of the fields that carry keys under it."""
+    """How requests are covered: the policy, and the environ's names of the headers that carry keys under it."""
 
     policy: IdempotencyPolicy
     names: Names
@@ -37,7 +37,7 @@ _TWICE = frozenset({"HTTP_CONTENT_TYPE", "HTTP_CONTENT_LENGTH"})
 
 
 class BodyIncomplete(Exception):
-    """The request's body cannot be had whole, so there is nothing to protect. ``status``: the answer to give."""
+    """The request's body cannot be had whole, so there is nothing to protect. ``status``: of the response to send."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -50,17 +50,17 @@ def octets(text: str) -> bytes:
 
 
 def environ_names(names: Iterable[bytes]) -> Names:
-    """The environ's name of each header field, beside the field's lower-case name."""
+    """The environ's name of each header, beside its lower-case name."""
     return tuple(("HTTP_" + name.decode("ascii").upper().replace("-", "_"), name) for name in sorted(names))
 
 
 def find_key(environ: Environ, names: Names) -> list[tuple[bytes, bytes]]:
-    """The fields that carry a key. Two lines of one field arrive joined by a comma, which no key can be."""
+    """The headers that carry a key. Two lines of one header arrive joined by a comma, which no key can be."""
     return [(field, octets(environ[name])) for name, field in names if name in environ]
 
 
 class EnvironRequest(Request):
-    """A request whose header fields are made of the environ when somebody asks for all of them; most ask for one."""
+    """A request whose headers are made of the environ when somebody asks for all of them; most ask for one."""
 
     __slots__ = ("_environ",)
 
@@ -81,7 +81,7 @@ class EnvironRequest(Request):
         return fields
 
     def header(self, name: bytes) -> list[bytes]:
-        """All values of a header field, given its lower-case name: one at most, as a server has joined them."""
+        """All values of a header, given its lower-case name: one at most, as a server has joined them."""
         key = _key(name)
         value = self._environ.get(key)
         return [] if value is None or (not value and key in _OUTSIDE_HTTP) else [octets(value)]
@@ -107,13 +107,13 @@ def _read_headers(environ: Environ) -> Headers:
 # Clients send the same few names all the time, and policies ask for fewer. The bounds are for one that makes names up.
 @lru_cache(maxsize=256)
 def _field(name: str) -> bytes | None:
-    """The header field that an environ's name stands for; None for one that stands there twice."""
+    """The header that an environ's name stands for; None for one that stands there twice."""
     return None if name in _TWICE else octets(name[5:].replace("_", "-").lower())
 
 
 @lru_cache(maxsize=256)
 def _key(field: bytes) -> str:
-    """The environ's name of a header field; empty for one that an environ cannot have."""
+    """The environ's name of a header; empty for one that an environ cannot have."""
     name = field.decode("latin-1").upper().replace("-", "_")
     if _field(f"HTTP_{name}") == field:
         return f"HTTP_{name}"
@@ -181,6 +181,6 @@ def status_line(status: int) -> str:
         return f"{status} Unknown"
 
 
-def native_headers(answer: Answer) -> list[tuple[str, str]]:
-    """An answer's header fields as WSGI wants them, in order, with duplicates."""
-    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in answer.headers]
+def native_headers(response: Response) -> list[tuple[str, str]]:
+    """A response's headers as WSGI wants them, in order, with duplicates."""
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers]

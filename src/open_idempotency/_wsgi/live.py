@@ -1,6 +1,6 @@
-"""A live body on its way out: copied as it passes, its end held until the answer is durable (R-03, R-04).
+"""A live body on its way out: copied as it passes, its end held until the response is durable (R-03, R-04).
 
-WSGI does not say which chunk is the last. Where there is a Content-Length its count tells. Elsewhere each chunk waits
+WSGI does not say which chunk is the last. Where there is a Content-Length, it says so. Elsewhere each chunk waits
 for the next one, except in an event stream: an event that waits for the next is no longer live, so there the end of
 the message, which the server writes after the last chunk, is what is held.
 """
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from open_idempotency._core.requests import Answer, Headers
-from open_idempotency._core.settlement import ANSWERED, Fate
+from open_idempotency._core.requests import Headers, Response
+from open_idempotency._core.settlement import REPLACED, Fate
 from open_idempotency._engine.client_left import ClientLeft
 from open_idempotency._engine.event_log import report_late_error
 from open_idempotency._wsgi.protection import BoundIterable, Close, Protection
@@ -20,7 +20,7 @@ from open_idempotency.exceptions import LeaseLost
 class LiveBody:
     """Iterates over the bytes that may leave. ``close`` must be called; ``cleanup`` is then called last.
 
-    When it has ended, ``verdict`` is the fate of what was sent; or, where nothing was, an answer to send instead.
+    When it has ended, ``verdict`` is the fate of what was sent; or, where nothing was, a response to send instead.
     """
 
     __slots__ = (
@@ -29,7 +29,7 @@ class LiveBody:
 
     def __init__(self, protection: Protection, cleanup: Close) -> None:
         self.protection = protection
-        self.verdict: Fate | Answer | None = None
+        self.verdict: Fate | Response | None = None
         #: the handler has made some of its body; some of it has left; all of it has
         self.taken = False
         self.begun = False
@@ -60,7 +60,7 @@ class LiveBody:
         return ready
 
     def _pull(self) -> bytes:
-        """The next bytes that may leave; none at the end, or where another answer stands in."""
+        """The next bytes that may leave; none at the end, or where another response stands in."""
         assert self._source is not None
         try:
             for chunk in self._source:
@@ -99,12 +99,12 @@ class LiveBody:
         self.ended = True
 
     def fail(self, error: BaseException) -> None:
-        """The handler raised: settle the attempt and raise on (L-04), unless another answer stands in (L-03, S-04)."""
+        """The handler raised: settle the attempt and raise on (L-04), unless another response is sent (L-03, S-04)."""
         self.ended = True
         if not self.protection.settled:
             closed = isinstance(error, ClientLeft)
             verdict = self.protection.abort(self.protection.grace.error() if closed else error)
-            if isinstance(verdict, Answer) and isinstance(error, ANSWERED) and not self.begun:
+            if isinstance(verdict, Response) and isinstance(error, REPLACED) and not self.begun:
                 self.verdict = verdict
                 return
         report_late_error(self.protection.attempt, error)
@@ -167,15 +167,15 @@ class LiveBody:
             self._finish()
         self.ended = True
         held, self._held = self._held, b""
-        return b"" if isinstance(self.verdict, Answer) else held
+        return b"" if isinstance(self.verdict, Response) else held
 
     def _finish(self) -> None:
         self._check_started()
         self.verdict = self.protection.finish()
-        if isinstance(self.verdict, Answer):
+        if isinstance(self.verdict, Response):
             self.ended = True
             if self.begun:
-                raise LeaseLost("this answer does not count, as the log says before; its end is withheld")
+                raise LeaseLost("this response does not count, as the log says before; its end is withheld")
 
 
 def _is_event_stream(headers: Headers) -> bool:

@@ -1,4 +1,4 @@
-"""One running attempt in a blocking adapter: its context, its heartbeat, its copy of the answer, and its settlement."""
+"""One running attempt in a sync adapter: its context, its heartbeat, its copy of the response, and its settlement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.drivers import Steps
-from open_idempotency._core.requests import Answer
+from open_idempotency._core.requests import Response
 from open_idempotency._core.settlement import Fate, abort, begin, finish
 from open_idempotency._core.stored_response import Capture
 from open_idempotency._engine.client_left import Grace
@@ -76,7 +76,7 @@ class Protection:
         """Whether the lease may have ended unnoticed: then ``begin`` has to ask before the handler starts."""
         return time.monotonic() > self.attempt.sure_until
 
-    def begin(self) -> Answer | None:
+    def begin(self) -> Response | None:
         """To be called directly before the handler starts; the response to send instead of starting it (L-10)."""
         while self.unsure:
             instead = self._engine.sync.run(begin(self.attempt))
@@ -89,15 +89,15 @@ class Protection:
         self.settled = True
         self._engine.heartbeat.forget(self.attempt)
 
-    def finish(self) -> Fate | Answer:
-        """Settle it with the answer that was captured; what is to be sent."""
-        return self._settle(finish(self.attempt, self.capture.answer()))
+    def finish(self) -> Fate | Response:
+        """Settle it with the response that was captured; what is to be sent."""
+        return self._settle(finish(self.attempt, self.capture.response()))
 
-    def abort(self, error: BaseException) -> Fate | Answer:
+    def abort(self, error: BaseException) -> Fate | Response:
         """Settle it with the error that the handler ended with (L-04)."""
         return self._settle(abort(self.attempt, error))
 
-    def _settle(self, steps: Steps[Fate | Answer]) -> Fate | Answer:
+    def _settle(self, steps: Steps[Fate | Response]) -> Fate | Response:
         self.settled = True
         try:
             return self._engine.sync.run(steps)

@@ -12,7 +12,7 @@ from open_idempotency.backend import (
     AsyncBackend,
     Backend,
     Claim,
-    ClaimAnswer,
+    ClaimResult,
     Complete,
     Completed,
     Fail,
@@ -22,7 +22,7 @@ from open_idempotency.backend import (
     Renew,
     Renewal,
     Reserve,
-    ReserveAnswer,
+    ReserveResult,
     SaveStage,
     StageSaved,
     Unreserve,
@@ -46,7 +46,7 @@ class ThreadedBackend(AsyncBackend):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._backend!r})"
 
-    async def claim(self, c: Claim, /) -> ClaimAnswer:
+    async def claim(self, c: Claim, /) -> ClaimResult:
         """See ``Backend.claim``."""
         return await in_thread(self._backend.claim, c)
 
@@ -92,7 +92,7 @@ class ThreadedBackend(AsyncBackend):
         """See ``Backend.purge``."""
         return await in_thread(self._backend.purge, limit)
 
-    async def reserve(self, c: Reserve, /) -> ReserveAnswer:
+    async def reserve(self, c: Reserve, /) -> ReserveResult:
         """See ``Backend.reserve``."""
         return await in_thread(self._backend.reserve, c)
 

@@ -17,7 +17,7 @@ from open_idempotency.backend import (
     AsyncBackend,
     Backend,
     Busy,
-    ClaimAnswer,
+    ClaimResult,
     Complete,
     Fail,
     Finished,
@@ -231,9 +231,9 @@ class LateClaimContract:
         assert record.lease_end >= held_until + LEASE - 0.001
 
 
-async def _claimed_while_held(verbs: AsyncVerbs, held: Held, record_id: bytes) -> tuple[ClaimAnswer, float]:
+async def _claimed_while_held(verbs: AsyncVerbs, held: Held, record_id: bytes) -> tuple[ClaimResult, float]:
     """The outcome of a claim that was held up, and the time at which it could go on."""
-    outcomes: list[ClaimAnswer] = []
+    outcomes: list[ClaimResult] = []
     until = 0.0
 
     async def claim() -> None:
@@ -255,7 +255,7 @@ async def _claimed_while_held(verbs: AsyncVerbs, held: Held, record_id: bytes) -
     return outcomes[0], until
 
 
-async def _claim_when_free(verbs: AsyncVerbs, record_id: bytes) -> ClaimAnswer:
+async def _claim_when_free(verbs: AsyncVerbs, record_id: bytes) -> ClaimResult:
     """Claim, wait while another attempt runs, and claim again, as a waiting duplicate does."""
     claim = claim_of(record_id)
     while isinstance(outcome := await verbs.claim(claim), Busy):
@@ -272,7 +272,7 @@ class WaitingContract:
     ) -> None:
         """O-04: ``wait`` returns well before its timeout, and the next claim gets a lease or the response."""
         lease = await lease_of(verbs, record_id)
-        outcomes: list[ClaimAnswer] = []
+        outcomes: list[ClaimResult] = []
 
         async def duplicate() -> None:
             outcomes.append(await _claim_when_free(verbs, record_id))
@@ -307,7 +307,7 @@ class WaitingContract:
     async def test_many_may_wait_for_one_record(self, verbs: AsyncVerbs, record_id: bytes) -> None:
         """O-04: all waiting duplicates get the same response."""
         lease = await lease_of(verbs, record_id)
-        outcomes: list[ClaimAnswer] = []
+        outcomes: list[ClaimResult] = []
 
         async def duplicate() -> None:
             outcomes.append(await _claim_when_free(verbs, record_id))

@@ -14,7 +14,7 @@ from open_idempotency.backend import (
     AsyncBackend,
     Backend,
     Claim,
-    ClaimAnswer,
+    ClaimResult,
     Complete,
     Completed,
     Fail,
@@ -27,7 +27,7 @@ from open_idempotency.backend import (
     Renew,
     Renewal,
     Reserve,
-    ReserveAnswer,
+    ReserveResult,
     SaveStage,
     Stage,
     StageSaved,
@@ -74,9 +74,9 @@ class AsyncVerbs(AsyncBackend):
         outcome = getattr(self.backend, verb)(*arguments)
         return await outcome if isinstance(self.backend, AsyncBackend) else outcome
 
-    async def claim(self, c: Claim, /) -> ClaimAnswer:
+    async def claim(self, c: Claim, /) -> ClaimResult:
         """Claim a record."""
-        outcome: ClaimAnswer = await self.call("claim", c)
+        outcome: ClaimResult = await self.call("claim", c)
         return outcome
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
@@ -135,9 +135,9 @@ class AsyncVerbs(AsyncBackend):
         outcome: Health = await self.call("health")
         return outcome
 
-    async def reserve(self, c: Reserve, /) -> ReserveAnswer:
+    async def reserve(self, c: Reserve, /) -> ReserveResult:
         """Take a slot of the scope's quota for a key."""
-        outcome: ReserveAnswer = await self.call("reserve", c)
+        outcome: ReserveResult = await self.call("reserve", c)
         return outcome
 
     async def unreserve(self, c: Unreserve, /) -> None:
@@ -159,7 +159,7 @@ class AsyncVerbs(AsyncBackend):
         """Close the backend."""
         await self.call("close")
 
-    async def claim_at_once(self, claims: Sequence[Claim]) -> list[ClaimAnswer]:
+    async def claim_at_once(self, claims: Sequence[Claim]) -> list[ClaimResult]:
         """Send all claims at the same time: from tasks, or from threads if the backend is sync."""
         return await self.at_once("claim", claims)
 

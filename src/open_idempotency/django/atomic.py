@@ -19,7 +19,7 @@ from open_idempotency import rules
 from open_idempotency._engine.current import running
 from open_idempotency._routes.marks import placed
 from open_idempotency._stages.atomic import AtomicBlock
-from open_idempotency.exceptions import AnsweredBefore, ConfigurationError, KeyReused
+from open_idempotency.exceptions import AlreadyCommitted, ConfigurationError, KeyReused
 from open_idempotency.idem import idem
 
 V = TypeVar("V", bound=Callable[..., Any])
@@ -88,11 +88,11 @@ def _answered(view: Callable[[], Any], alias: str, args: tuple[Any, ...]) -> Any
             elif transaction.get_rollback(alias):
                 idem.discard()
             else:
-                block.answer(_rendered(response, args))
+                block.respond(_rendered(response, args))
         if block.kept is False:  # a retry runs again, and would do everything twice
             transaction.set_rollback(True, alias)
         return response
-    except (AnsweredBefore, KeyReused):
+    except (AlreadyCommitted, KeyReused):
         transaction.set_rollback(True, alias)
         # Not raised on: Django would log an error, and there is none. The middleware sends what stands in for this.
         return HttpResponse(status=500)

@@ -21,7 +21,8 @@ from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.caller_changes import Change, follow, told
 from open_idempotency._core.drivers import Steps
-from open_idempotency._core.requests import Answer, Identity
+from open_idempotency._core.requests import Identity
+from open_idempotency._core.requests import Response as CoreResponse
 from open_idempotency._core.settlement import Fate
 from open_idempotency._core.stored_response import REPLAYED
 from open_idempotency._engine.bodies import RequestBody
@@ -65,7 +66,7 @@ class Exchange:
         self._recording: Recording | None = None
         self._protection: Protection | None = None
         self._session = SessionTrace(request)
-        self._answer: Answer | None = None
+        self._answer: CoreResponse | None = None
         # the response made of that answer, and its header fields at that time
         self._made: HttpResponse
         self._fields: list[tuple[str, str]]
@@ -99,7 +100,7 @@ class Exchange:
             return HttpResponse(status=error.status)
         finally:
             self._give_back()
-        answer = admission if isinstance(admission, Answer) else self._started(self._protect(admission).begin())
+        answer = admission if isinstance(admission, CoreResponse) else self._started(self._protect(admission).begin())
         if answer is None:
             return None
         refusal = permitting.refusal(self._request, view) if tells_of_a_record(answer) else None
@@ -116,8 +117,8 @@ class Exchange:
             return HttpResponse(status=error.status)
         finally:
             self._give_back()
-        if isinstance(admission, Answer):
-            answer: Answer | None = admission
+        if isinstance(admission, CoreResponse):
+            answer: CoreResponse | None = admission
         else:
             if not iscoroutinefunction(view):
                 admission.threads = InView()
@@ -203,7 +204,7 @@ class Exchange:
         if self._recording is not None:
             self._recording.give_back()
 
-    def _answered(self, answer: Answer) -> HttpResponse:
+    def _answered(self, answer: CoreResponse) -> HttpResponse:
         self._answer = answer
         self._made = made = make_response(answer)
         self._fields = list(made.items())
@@ -214,7 +215,7 @@ class Exchange:
         running.set(self._protection.here)
         return self._protection
 
-    def _started(self, instead: Answer | None) -> Answer | None:
+    def _started(self, instead: CoreResponse | None) -> CoreResponse | None:
         """What is sent instead of starting the view; None where it may start (L-10)."""
         if instead is not None:
             self._protection = None
@@ -329,8 +330,8 @@ class Exchange:
         response._resource_closers.insert(0, live.close)
         return live
 
-    def _sent(self, verdict: Fate | Answer | None, response: HttpResponseBase) -> HttpResponseBase:
-        if isinstance(verdict, Answer):
+    def _sent(self, verdict: Fate | CoreResponse | None, response: HttpResponseBase) -> HttpResponseBase:
+        if isinstance(verdict, CoreResponse):
             return stand_in(verdict, response, self._policy)
         if verdict is Fate.UNRECORDED:
             mark_unrecorded(response)

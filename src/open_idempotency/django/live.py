@@ -11,8 +11,8 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-from open_idempotency._core.requests import Answer
-from open_idempotency._core.settlement import ANSWERED, Fate
+from open_idempotency._core.requests import Response
+from open_idempotency._core.settlement import REPLACED, Fate
 from open_idempotency._engine import shutdown
 from open_idempotency._engine.current import Running, running
 from open_idempotency._engine.event_log import report_late_error
@@ -130,7 +130,7 @@ class AsyncLiveBody:
 
     def __init__(self, protection: Protection, source: AsyncIterator[bytes], cleanup: Close) -> None:
         self.protection = protection
-        self.verdict: Fate | Answer | None = None
+        self.verdict: Fate | Response | None = None
         #: the status and the header fields may have left
         self.begun = False
         self._parts = _Parts(protection.here, source)
@@ -166,7 +166,7 @@ class AsyncLiveBody:
             await self._fail(error)
             return b""
         self._ended = self._ended or not chunk
-        return b"" if isinstance(self.verdict, Answer) else chunk
+        return b"" if isinstance(self.verdict, Response) else chunk
 
     async def _next(self) -> bytes:
         try:
@@ -182,7 +182,7 @@ class AsyncLiveBody:
         if chunk and not capture.whole:
             return
         self.verdict = await self.protection.afinish()
-        if isinstance(self.verdict, Answer):
+        if isinstance(self.verdict, Response):
             self._ended = True
             if self.begun:
                 raise LeaseLost("this stream does not count, as the log says before; its end is withheld")
@@ -192,7 +192,7 @@ class AsyncLiveBody:
         self._ended = True
         if not self.protection.settled:
             verdict = await self.protection.aabort(error)
-            if isinstance(verdict, Answer) and isinstance(error, ANSWERED) and not self.begun:
+            if isinstance(verdict, Response) and isinstance(error, REPLACED) and not self.begun:
                 self.verdict = verdict
                 return
         report_late_error(self.protection.attempt, error)

@@ -7,7 +7,8 @@ from typing import Any
 from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 
-from open_idempotency._core.requests import Answer, Headers
+from open_idempotency._core.requests import Headers
+from open_idempotency._core.requests import Response as CoreResponse
 from open_idempotency._core.stored_response import UNRECORDED, is_kept_header
 from open_idempotency._wsgi.environ import octets
 from open_idempotency.policy import IdempotencyPolicy
@@ -15,7 +16,7 @@ from open_idempotency.policy import IdempotencyPolicy
 _OF_ANOTHER_BODY = frozenset({b"content-length", b"transfer-encoding", b"trailer"})
 
 
-def make_response(answer: Answer) -> HttpResponse:
+def make_response(answer: CoreResponse) -> HttpResponse:
     """A response with the answer's status, header fields and body, and nothing of its own."""
     fields: dict[str, str] = {}
     spelt: dict[str, str] = {}
@@ -36,7 +37,7 @@ def make_response(answer: Answer) -> HttpResponse:
     return response
 
 
-def stand_in(answer: Answer, current: HttpResponseBase, policy: IdempotencyPolicy) -> HttpResponse:
+def stand_in(answer: CoreResponse, current: HttpResponseBase, policy: IdempotencyPolicy) -> HttpResponse:
     """The answer instead of the current response, of which only what the policy never stores stays (R-02): its cookies,
     its CORS fields, its date."""
     response = make_response(answer)
@@ -54,7 +55,9 @@ def stand_in(answer: Answer, current: HttpResponseBase, policy: IdempotencyPolic
     return response
 
 
-def is_untouched(response: HttpResponseBase, made: HttpResponse, fields: list[tuple[str, str]], answer: Answer) -> bool:
+def is_untouched(
+    response: HttpResponseBase, made: HttpResponse, fields: list[tuple[str, str]], answer: CoreResponse
+) -> bool:
     """Whether a response is still as ``make_response`` made it, with these header fields, for this answer."""
     return (
         response is made

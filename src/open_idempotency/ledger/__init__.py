@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from open_idempotency.exceptions import WrongColour
+from open_idempotency.exceptions import SyncAsyncMismatch
 from open_idempotency.ledger import steps as _steps
 from open_idempotency.ledger.dialects import dialect_named
 from open_idempotency.ledger.transactions import transaction_of
@@ -42,11 +42,11 @@ def purge(tx: object, limit: int = 1000) -> int:
     """Delete at most ``limit`` expired entries in the caller's transaction; returns how many there were to delete.
 
     ``tx``: a sync transaction, as for a stage. It may run while the application does, and several times in parallel.
-    Raises ``ConfigurationError`` if ``tx`` is no transaction, and ``WrongColour`` if it is async. Since 0.1.
+    Raises ``ConfigurationError`` if ``tx`` is no transaction, and ``SyncAsyncMismatch`` if it is async. Since 0.1.
     """
     transaction = transaction_of(tx)
     if transaction.awaited:
-        raise WrongColour("purge: tx is async; use `await apurge(...)`")
+        raise SyncAsyncMismatch("purge: tx is async; use `await apurge(...)`")
     return _steps.run(_steps.purge(transaction, limit))
 
 
@@ -54,9 +54,9 @@ async def apurge(tx: object, limit: int = 1000) -> int:
     """Delete at most ``limit`` expired entries in the caller's async transaction; returns how many there were.
 
     ``tx``: an async transaction, as for a stage. It may run while the application does, and several times in parallel.
-    Raises ``ConfigurationError`` if ``tx`` is no transaction, and ``WrongColour`` if it is sync. Since 0.1.
+    Raises ``ConfigurationError`` if ``tx`` is no transaction, and ``SyncAsyncMismatch`` if it is sync. Since 0.1.
     """
     transaction = transaction_of(tx)
     if not transaction.awaited:
-        raise WrongColour("apurge: tx is sync; use `purge(...)`")
+        raise SyncAsyncMismatch("apurge: tx is sync; use `purge(...)`")
     return await _steps.arun(_steps.purge(transaction, limit))

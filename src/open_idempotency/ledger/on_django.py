@@ -13,7 +13,7 @@ from django.utils.connection import ConnectionDoesNotExist
 
 from open_idempotency._core.ledger_state import End, Watch
 from open_idempotency._runtime.loops import current_library
-from open_idempotency.exceptions import ConfigurationError, WrongColour
+from open_idempotency.exceptions import ConfigurationError, SyncAsyncMismatch
 from open_idempotency.ledger.dialects import dialect_named, explain, no_transaction
 from open_idempotency.ledger.steps import Parameters, Rows, StoredResponse, find_response, is_visible, run
 
@@ -96,11 +96,13 @@ class _CommitHook:
 def transaction_of(alias: str) -> DjangoTransaction:
     """The transaction on a database alias.
 
-    Raises ``WrongColour`` on an event loop, and ``ConfigurationError`` if the alias is unknown, no atomic block is open
-    there, or its transaction has failed.
+    Raises ``SyncAsyncMismatch`` on an event loop, and ``ConfigurationError`` if the alias is unknown, if no atomic block
+    is open there, or if its transaction has failed.
     """
     if current_library() is not None:
-        raise WrongColour(f"tx={alias!r}: Django's transactions are sync; use `with` or `idem.run(...)` in a thread")
+        raise SyncAsyncMismatch(
+            f"tx={alias!r}: Django's transactions are sync; use `with` or `idem.run(...)` in a thread"
+        )
     connection = _connection("tx=", alias)
     if not _is_begun(connection):
         begun = ", ".join(repr(other.alias) for other in connections.all(initialized_only=True) if _is_begun(other))

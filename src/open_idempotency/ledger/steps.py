@@ -21,12 +21,12 @@ from open_idempotency._core.drivers import Steps, ask, drive, drive_async
 from open_idempotency._core.ledger_state import End, LedgerResponse, StageId, Watch
 from open_idempotency._core.models import Lease, Stage
 from open_idempotency._core.notify import warn
-from open_idempotency._core.requests import Answer
-from open_idempotency._core.sealing import ANSWER, seal_stage, unseal_stage
+from open_idempotency._core.requests import Response
+from open_idempotency._core.sealing import RESPONSE, seal_stage, unseal_stage
 from open_idempotency._core.settlement import wants_kept
 from open_idempotency._core.stored_response import small_form, stored_form
 from open_idempotency._runtime.loops import current_library, in_thread
-from open_idempotency.exceptions import AnsweredBefore, ConfigurationError, KeyReused, LeaseLost, RecordUnreadable
+from open_idempotency.exceptions import AlreadyCommitted, ConfigurationError, KeyReused, LeaseLost, RecordUnreadable
 from open_idempotency.ledger.dialects import Dialect
 
 T = TypeVar("T")
@@ -85,8 +85,8 @@ def fence(transaction: Transaction, attempt: Attempt, *, whole: bool) -> Steps[N
     """Lock the record's row in the caller's transaction, and check that no later attempt has been there.
 
     ``whole``: whether a whole response follows, and not a stage. Raises ``LeaseLost`` for a stale owner,
-    ``AnsweredBefore`` if an earlier attempt has committed its response, or with ``whole`` this attempt itself (S-06a),
-    and ``KeyReused`` if the row belongs to another request with this key.
+    ``AlreadyCommitted`` if an earlier attempt has committed its response, or with ``whole`` this attempt (S-06a), and
+    ``KeyReused`` if the row belongs to another request with this key.
     """
     lease = attempt.lease
     assert lease is not None
@@ -109,7 +109,7 @@ def fence(transaction: Transaction, attempt: Attempt, *, whole: bool) -> Steps[N
         raise attempt.interrupt(KeyReused("the ledger knows this key from another request"))
     if response is not None and (whole or attempt.ledger is None or attempt.ledger.stored is None):
         _prove(transaction, attempt)
-        raise attempt.interrupt(AnsweredBefore(bytes(response)))
+        raise attempt.interrupt(AlreadyCommitted(bytes(response)))
 
 
 def _prove(transaction: Transaction, attempt: Attempt) -> None:
@@ -163,7 +163,7 @@ def save_stage(transaction: Transaction, attempt: Attempt, stage: StageId, frame
     attempt.in_ledger().put_stage(stage, transaction.watch(None))
 
 
-def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> Steps[bool]:
+def save_response(transaction: Transaction, attempt: Attempt, answer: Response) -> Steps[bool]:
     """Save the whole response in the caller's transaction, behind the fence, if it is one that is stored (S-06).
 
     Returns whether it is; otherwise a retry runs again. Raises ``LeaseLost`` and ``ConfigurationError`` as
@@ -176,7 +176,7 @@ def save_answer(transaction: Transaction, attempt: Attempt, answer: Answer) -> S
         return False
     # The record gets the same bytes later, unless code between view and middleware changes the response. So one can
     # replace the other, and no hook runs twice.
-    response, whole = yield from stored_form(answer, ANSWER, lease, attempt.policy)
+    response, whole = yield from stored_form(answer, RESPONSE, lease, attempt.policy)
     named = {"record_id": lease.record_id, "token": lease.token}
     values = {**named, "response": response, "kept": _retention(attempt, lease)}
     current = transaction.current()

@@ -71,13 +71,13 @@ def _said() -> bytes:
 
 
 def order(call: Call) -> Generator[Any, Any, Reply]:
-    """Answer in one piece."""
+    """Response in one piece."""
     yield from _work(call)
     return Reply(201, [("Content-Type", "text/plain")], _said())
 
 
 def order_in_pieces(call: Call) -> Generator[Any, Any, Reply]:
-    """Answer with events, the first of them at once."""
+    """Response with events, the first of them at once."""
     yield from _work(call)
     stop = stop_at("mid-stream")
     pieces: list[Any] = [FIRST_PIECE, *([stop] if stop else []), b"data: " + _said() + b"\n\n"]

@@ -15,7 +15,7 @@ from open_idempotency.backend import (
     AsyncBackend,
     Backend,
     Claim,
-    ClaimAnswer,
+    ClaimResult,
     Complete,
     Completed,
     Fail,
@@ -105,7 +105,7 @@ class StoppingBackend(Backend):
         self.call_timeout = inner.call_timeout
         self._async = AsyncStoppingBackend(inner.to_async(), self)
 
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         _name(c.record_id)
         _pass("before-claim")
         answer = self._inner.claim(c)
@@ -164,7 +164,7 @@ class AsyncStoppingBackend(AsyncBackend):
         self._blocking = blocking
         self.call_timeout = inner.call_timeout
 
-    async def claim(self, c: Claim, /) -> ClaimAnswer:
+    async def claim(self, c: Claim, /) -> ClaimResult:
         _name(c.record_id)
         await _pass_async("before-claim")
         answer = await self._inner.claim(c)

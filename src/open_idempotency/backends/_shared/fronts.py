@@ -15,7 +15,7 @@ from open_idempotency.backend import (
     AsyncBackend,
     Backend,
     Claim,
-    ClaimAnswer,
+    ClaimResult,
     Complete,
     Completed,
     Fail,
@@ -25,7 +25,7 @@ from open_idempotency.backend import (
     Renew,
     Renewal,
     Reserve,
-    ReserveAnswer,
+    ReserveResult,
     SaveStage,
     StageSaved,
     Unreserve,
@@ -51,7 +51,7 @@ class Verbs:
     ``renewed_at_once``: how many leases go into one call.
     """
 
-    claim: Verb[Claim, ClaimAnswer]
+    claim: Verb[Claim, ClaimResult]
     renew: Verb[Renew, Sequence[Renewal]]
     save_stage: Verb[SaveStage, StageSaved]
     complete: Verb[Complete, Completed]
@@ -62,7 +62,7 @@ class Verbs:
     delete: Verb[bytes, bool]
     scan: Verb[bytes, Sequence[bytes]]
     purge: Verb[int, int]
-    reserve: Verb[Reserve, ReserveAnswer]
+    reserve: Verb[Reserve, ReserveResult]
     unreserve: Verb[Unreserve, None]
     renewed_at_once: int = 100
     scanned_at_once: int = 100
@@ -99,7 +99,7 @@ class SyncFront(Backend):
         self._verbs = verbs
         self._execute: Executor = execute
 
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         """See ``Backend.claim``."""
         return self._execute(self._verbs.claim, c)
 
@@ -166,7 +166,7 @@ class SyncFront(Backend):
                 break
         return purged
 
-    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+    def reserve(self, c: Reserve, /) -> ReserveResult:
         """See ``Backend.reserve``; writes only where the key does not count yet and the caller is below its quota."""
         return self._execute(self._verbs.reserve, c)
 
@@ -184,7 +184,7 @@ class AsyncFront(AsyncBackend):
         self._verbs = verbs
         self._execute: AsyncExecutor = execute
 
-    async def claim(self, c: Claim, /) -> ClaimAnswer:
+    async def claim(self, c: Claim, /) -> ClaimResult:
         """See ``AsyncBackend.claim``."""
         return await self._execute(self._verbs.claim, c)
 
@@ -249,7 +249,7 @@ class AsyncFront(AsyncBackend):
                 break
         return purged
 
-    async def reserve(self, c: Reserve, /) -> ReserveAnswer:
+    async def reserve(self, c: Reserve, /) -> ReserveResult:
         """See ``SyncFront.reserve``."""
         return await self._execute(self._verbs.reserve, c)
 

@@ -22,7 +22,7 @@ from open_idempotency import decisions
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import (
     Claim,
-    ClaimAnswer,
+    ClaimResult,
     Complete,
     Completed,
     Fail,
@@ -33,7 +33,7 @@ from open_idempotency.backend import (
     Renew,
     Renewal,
     Reserve,
-    ReserveAnswer,
+    ReserveResult,
     SaveStage,
     Stage,
     StageSaved,
@@ -226,8 +226,8 @@ def _in_one(mode: Literal["snapshot", "write"], work: Callable[[Table, C], R]) -
     return Verb(steps)
 
 
-def _claim(c: Claim) -> Steps[ClaimAnswer]:
-    claimed: ClaimAnswer | None
+def _claim(c: Claim) -> Steps[ClaimResult]:
+    claimed: ClaimResult | None
     claimed, is_there = yield Step("read", _peek, (c,))
     if claimed is None:
         # Where no row was found there is none to lock. When this runs again, another transaction has inserted one.
@@ -237,7 +237,7 @@ def _claim(c: Claim) -> Steps[ClaimAnswer]:
     return claimed
 
 
-def _peek(table: Table, c: Claim) -> tuple[ClaimAnswer | None, bool]:
+def _peek(table: Table, c: Claim) -> tuple[ClaimResult | None, bool]:
     """The response, None where the claim has to write; and whether the record has a row."""
     found = table.peek(c.record_id, c.fingerprint)
     if found is None:
@@ -247,7 +247,7 @@ def _peek(table: Table, c: Claim) -> tuple[ClaimAnswer | None, bool]:
     return (claimed if kept is record else None), True
 
 
-def _claim_locked(table: Table, c: Claim, lock: Iterator[bool]) -> ClaimAnswer:
+def _claim_locked(table: Table, c: Claim, lock: Iterator[bool]) -> ClaimResult:
     record = table.lock_for_claim(c.record_id, c.fingerprint) if next(lock) else None
     if record is None:
         return _insert(table, c)
@@ -262,7 +262,7 @@ def _claim_locked(table: Table, c: Claim, lock: Iterator[bool]) -> ClaimAnswer:
     return claimed
 
 
-def _insert(table: Table, c: Claim) -> ClaimAnswer:
+def _insert(table: Table, c: Claim) -> ClaimResult:
     """Claim a record that has no row. The draft holds the row; the time from after that decides."""
     _, draft = decisions.claim(None, c, table.began)
     assert draft is not None
@@ -408,21 +408,21 @@ def _purge(table: Table, most: int) -> int:
     return purged + (table.purge_reservations(now, most - purged) if purged < most else 0)
 
 
-def _reserve(c: Reserve) -> Steps[ReserveAnswer]:
-    reserved: ReserveAnswer | None = yield Step("snapshot", _peek_reservation, (c,))
+def _reserve(c: Reserve) -> Steps[ReserveResult]:
+    reserved: ReserveResult | None = yield Step("snapshot", _peek_reservation, (c,))
     if reserved is None:
         reserved = yield Step("write", _reserve_locked, (c,))
         assert reserved is not None
     return reserved
 
 
-def _peek_reservation(table: Table, c: Reserve) -> ReserveAnswer | None:
+def _peek_reservation(table: Table, c: Reserve) -> ReserveResult | None:
     """The response, None where a reservation has to be written."""
     reserved, _, _, end = _decide(table, c)
     return reserved if end is None else None
 
 
-def _reserve_locked(table: Table, c: Reserve) -> ReserveAnswer:
+def _reserve_locked(table: Table, c: Reserve) -> ReserveResult:
     table.lock_scope(c.scope_id)
     reserved, now, before, end = _decide(table, c)
     if end is not None:
@@ -433,7 +433,7 @@ def _reserve_locked(table: Table, c: Reserve) -> ReserveAnswer:
     return reserved
 
 
-def _decide(table: Table, c: Reserve) -> tuple[ReserveAnswer, float, float | None, float | None]:
+def _decide(table: Table, c: Reserve) -> tuple[ReserveResult, float, float | None, float | None]:
     """The response, the time, the end that the reservation has, and the end to write, None where it stays."""
     now, before = table.now_and_reservation(c.scope_id, c.record_id)
     first = None

@@ -16,7 +16,7 @@ from open_idempotency.backend import (
     AsyncBackend,
     Backend,
     Claim,
-    ClaimAnswer,
+    ClaimResult,
     Complete,
     Completed,
     Fail,
@@ -26,7 +26,7 @@ from open_idempotency.backend import (
     Renew,
     Renewal,
     Reserve,
-    ReserveAnswer,
+    ReserveResult,
     SaveStage,
     StageSaved,
     Unreserve,
@@ -71,7 +71,7 @@ class MemoryBackend(Backend):
     def __repr__(self) -> str:
         return f"MemoryBackend(max_records={self._table.max_records})"
 
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         """See ``Backend.claim``. Raises ``BackendUnavailable`` while the table is full of live records."""
         table = self._table
         with table.lock:
@@ -166,7 +166,7 @@ class MemoryBackend(Backend):
             purged = table.purge(limit, now)
             return purged + table.reservations.purge(limit - purged, now)
 
-    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+    def reserve(self, c: Reserve, /) -> ReserveResult:
         """See ``Backend.reserve``. Raises ``BackendUnavailable`` while there are ``max_records`` of all callers."""
         with self._table.lock:
             return self._table.reservations.reserve(c, self._table.now())
@@ -214,7 +214,7 @@ class AsyncMemoryBackend(AsyncBackend):
     def __repr__(self) -> str:
         return f"Async{self._sync!r}"
 
-    async def claim(self, c: Claim, /) -> ClaimAnswer:
+    async def claim(self, c: Claim, /) -> ClaimResult:
         """See ``Backend.claim``."""
         return self._sync.claim(c)
 
@@ -259,7 +259,7 @@ class AsyncMemoryBackend(AsyncBackend):
         """See ``Backend.purge``."""
         return self._sync.purge(limit)
 
-    async def reserve(self, c: Reserve, /) -> ReserveAnswer:
+    async def reserve(self, c: Reserve, /) -> ReserveResult:
         """See ``Backend.reserve``."""
         return self._sync.reserve(c)
 

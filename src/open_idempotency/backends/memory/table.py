@@ -13,7 +13,7 @@ from itertools import islice
 
 from open_idempotency import decisions
 from open_idempotency._runtime.processes import PerProcess
-from open_idempotency.backend import Claim, Record, Reserve, ReserveAnswer, Status
+from open_idempotency.backend import Claim, Record, Reserve, ReserveResult, Status
 from open_idempotency.backends._shared.waiters import Waiter, Waiters
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError
 
@@ -210,7 +210,7 @@ class Reservations:
         self._count = 0
         self._scopes: OrderedDict[bytes, _Scope] = OrderedDict()
 
-    def reserve(self, c: Reserve, now: float) -> ReserveAnswer:
+    def reserve(self, c: Reserve, now: float) -> ReserveResult:
         """See ``Backend.reserve``. Raises ``BackendUnavailable`` where there is no room for another."""
         scope = self._scopes.get(c.scope_id) or _Scope()
         if len(scope.ends) >= c.limit:

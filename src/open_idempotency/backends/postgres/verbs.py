@@ -13,7 +13,7 @@ from open_idempotency import decisions
 from open_idempotency.backend import (
     Busy,
     Claim,
-    ClaimAnswer,
+    ClaimResult,
     Complete,
     Completed,
     Fail,
@@ -30,8 +30,8 @@ from open_idempotency.backend import (
     Renew,
     Renewal,
     Reserve,
-    ReserveAnswer,
     Reserved,
+    ReserveResult,
     SaveStage,
     Stage,
     StageSaved,
@@ -182,7 +182,7 @@ def _code(number: int) -> int:
     raise AlreadyCompleted("the response is recorded; stages belong before it")
 
 
-def _claimed(c: Claim, rows: Rows) -> ClaimAnswer:
+def _claimed(c: Claim, rows: Rows) -> ClaimResult:
     number, reason, token, attempt, elapsed, remaining, response, names, keys, frames = rows[0]
     match _code(number):
         case 0:
@@ -231,7 +231,7 @@ def _record(c: Get, rows: Rows) -> Record | None:
     )  # fmt: skip
 
 
-def _reserved(c: Reserve, rows: Rows) -> ReserveAnswer:
+def _reserved(c: Reserve, rows: Rows) -> ReserveResult:
     number, remaining = rows[0]
     return Reserved() if number == 0 else OverQuota(remaining)
 

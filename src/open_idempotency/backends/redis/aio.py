@@ -17,7 +17,7 @@ from open_idempotency._runtime.loops import in_thread, on_trio, signal, sleep
 from open_idempotency.backend import (
     AsyncBackend,
     Claim,
-    ClaimAnswer,
+    ClaimResult,
     Complete,
     Completed,
     Fail,
@@ -30,7 +30,7 @@ from open_idempotency.backend import (
     Renew,
     Renewal,
     Reserve,
-    ReserveAnswer,
+    ReserveResult,
     SaveStage,
     StageSaved,
     Unreserve,
@@ -73,7 +73,7 @@ class AsyncRedisBackend(AsyncBackend):
         """Run one script, once more where the connection broke. Raises ``BackendUnavailable``."""
         return self._calls.script(script, keys, arguments)
 
-    async def claim(self, c: Claim, /) -> ClaimAnswer:
+    async def claim(self, c: Claim, /) -> ClaimResult:
         """See ``RedisBackend.claim``."""
         if on_trio():
             return await in_thread(self._sync.claim, c)
@@ -89,7 +89,7 @@ class AsyncRedisBackend(AsyncBackend):
             await self._look()
         return answer
 
-    async def _confirmed(self, c: Claim) -> ClaimAnswer:
+    async def _confirmed(self, c: Claim) -> ClaimResult:
         leases: list[Lease] = []
         try:
             return await limited(self._options.budget, self._claim_and_confirm(c, leases))
@@ -100,7 +100,7 @@ class AsyncRedisBackend(AsyncBackend):
                 raise
             raise wrapped(error) from error
 
-    async def _claim_and_confirm(self, c: Claim, leases: list[Lease]) -> ClaimAnswer:
+    async def _claim_and_confirm(self, c: Claim, leases: list[Lease]) -> ClaimResult:
         answer = scripts.claimed(c, await self._send_claim(c))
         if isinstance(answer, Leased):
             leases.append(answer.lease)
@@ -200,7 +200,7 @@ class AsyncRedisBackend(AsyncBackend):
                 purged += scripts.code(await self.call(script, (key,), most))
         return purged
 
-    async def reserve(self, c: Reserve, /) -> ReserveAnswer:
+    async def reserve(self, c: Reserve, /) -> ReserveResult:
         """See ``Backend.reserve``."""
         key = self._options.reservations_key(c.scope_id)
         return scripts.reserved(await self.call(scripts.RESERVE, (key,), *scripts.reserve_arguments(c)))

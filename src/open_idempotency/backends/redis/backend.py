@@ -16,7 +16,7 @@ from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import (
     Backend,
     Claim,
-    ClaimAnswer,
+    ClaimResult,
     Complete,
     Completed,
     Fail,
@@ -29,7 +29,7 @@ from open_idempotency.backend import (
     Renew,
     Renewal,
     Reserve,
-    ReserveAnswer,
+    ReserveResult,
     SaveStage,
     StageSaved,
     Unreserve,
@@ -118,7 +118,7 @@ class RedisBackend(Backend):
         """Run one script, once more where the connection broke. Raises ``BackendUnavailable``."""
         return self._calls.script(script, keys, arguments)
 
-    def claim(self, c: Claim, /) -> ClaimAnswer:
+    def claim(self, c: Claim, /) -> ClaimResult:
         """See ``Backend.claim``. A claim that ``min_replicas`` replicas do not confirm is released and refused."""
         if self.watch.unknown() and self.watch.due():
             self._look()
@@ -128,11 +128,11 @@ class RedisBackend(Backend):
             self._look()
         return answer
 
-    def _claim(self, c: Claim) -> ClaimAnswer:
+    def _claim(self, c: Claim) -> ClaimResult:
         key = self._options.key(c.record_id)
         return scripts.claimed(c, self.call(scripts.CLAIM, (key,), *scripts.claim_arguments(c)))
 
-    def _confirmed(self, c: Claim) -> ClaimAnswer:
+    def _confirmed(self, c: Claim) -> ClaimResult:
         lease: Lease | None = None
         try:
             with Deadline(self._options.budget):
@@ -234,7 +234,7 @@ class RedisBackend(Backend):
             purged += scripts.code(self.call(script, (key,), most))
         return purged
 
-    def reserve(self, c: Reserve, /) -> ReserveAnswer:
+    def reserve(self, c: Reserve, /) -> ReserveResult:
         """See ``Backend.reserve``. It is refused at the server's memory limit."""
         key = self._options.reservations_key(c.scope_id)
         return scripts.reserved(self.call(scripts.RESERVE, (key,), *scripts.reserve_arguments(c)))

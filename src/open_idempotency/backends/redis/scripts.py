@@ -18,7 +18,7 @@ from open_idempotency import decisions
 from open_idempotency.backend import (
     Busy,
     Claim,
-    ClaimAnswer,
+    ClaimResult,
     Complete,
     Completed,
     Fail,
@@ -33,8 +33,8 @@ from open_idempotency.backend import (
     Release,
     Renewal,
     Reserve,
-    ReserveAnswer,
     Reserved,
+    ReserveResult,
     SaveStage,
     Stage,
     StageSaved,
@@ -267,11 +267,11 @@ def _mismatch(_c: Claim, _reply: Reply) -> Mismatch:
     return Mismatch()
 
 
-_CLAIMED: tuple[Callable[[Claim, Reply], ClaimAnswer], ...] = (_leased, _busy, _finished, _refused, _mismatch)
+_CLAIMED: tuple[Callable[[Claim, Reply], ClaimResult], ...] = (_leased, _busy, _finished, _refused, _mismatch)
 
 
 @_strictly
-def claimed(c: Claim, reply: Reply) -> ClaimAnswer:
+def claimed(c: Claim, reply: Reply) -> ClaimResult:
     """What ``claim.lua`` replied."""
     return _CLAIMED[code(reply)](c, reply)
 
@@ -323,7 +323,7 @@ def completed(reply: Reply) -> Completed:
 
 
 @_strictly
-def reserved(reply: Reply) -> ReserveAnswer:
+def reserved(reply: Reply) -> ReserveResult:
     """What ``reserve.lua`` replied."""
     return OverQuota(reply[1] / _MICRO) if code(reply) == 1 else Reserved()
 

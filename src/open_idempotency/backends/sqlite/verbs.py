@@ -16,7 +16,7 @@ from typing import TypeVar
 from open_idempotency import decisions
 from open_idempotency.backend import (
     Claim,
-    ClaimAnswer,
+    ClaimResult,
     Complete,
     Completed,
     Fail,
@@ -27,7 +27,7 @@ from open_idempotency.backend import (
     Renew,
     Renewal,
     Reserve,
-    ReserveAnswer,
+    ReserveResult,
     SaveStage,
     StageSaved,
     Unreserve,
@@ -58,7 +58,7 @@ def find(connection: sqlite3.Connection, record_ids: Sequence[bytes]) -> set[byt
     return found
 
 
-def look_for_claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> ClaimAnswer | None:
+def look_for_claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> ClaimResult | None:
     """A replay, a 409 or a 422 (B-11b)."""
     record = _find(connection, c)
     if record is None:
@@ -67,7 +67,7 @@ def look_for_claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> Cl
     return claimed if kept is record else None
 
 
-def claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> ClaimAnswer:
+def claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> ClaimResult:
     """See ``Backend.claim``."""
     now = clock()
     withdrawn = _is_withdrawn(connection, c, now)
@@ -84,7 +84,7 @@ def _is_withdrawn(connection: sqlite3.Connection, c: Claim, now: float) -> bool:
     return found is not None and found[0] > now
 
 
-def _claim_again(connection: sqlite3.Connection, c: Claim, now: float, withdrawn: bool) -> ClaimAnswer:
+def _claim_again(connection: sqlite3.Connection, c: Claim, now: float, withdrawn: bool) -> ClaimResult:
     record = _find(connection, c)
     if record is not None and record.expires_at > now:
         sql.add_stages(record, connection.execute(sql.READ_STAGES, (c.record_id,)))
@@ -239,13 +239,13 @@ def scan(connection: sqlite3.Connection, after: bytes, clock: Clock) -> list[byt
     return [record_id for (record_id,) in connection.execute(sql.SCAN, (after, clock(), _SCANNED_AT_ONCE))]
 
 
-def look_for_reservation(connection: sqlite3.Connection, c: Reserve, clock: Clock) -> ReserveAnswer | None:
+def look_for_reservation(connection: sqlite3.Connection, c: Reserve, clock: Clock) -> ReserveResult | None:
     """The response for a key that counts already, and mostly for a caller over its quota."""
     reserved, end = _reservation(connection, c, clock())
     return reserved if end is None else None
 
 
-def reserve(connection: sqlite3.Connection, c: Reserve, clock: Clock) -> ReserveAnswer:
+def reserve(connection: sqlite3.Connection, c: Reserve, clock: Clock) -> ReserveResult:
     """See ``Backend.reserve``."""
     now = clock()
     reserved, end = _reservation(connection, c, now)
@@ -255,7 +255,7 @@ def reserve(connection: sqlite3.Connection, c: Reserve, clock: Clock) -> Reserve
     return reserved
 
 
-def _reservation(connection: sqlite3.Connection, c: Reserve, now: float) -> tuple[ReserveAnswer, float | None]:
+def _reservation(connection: sqlite3.Connection, c: Reserve, now: float) -> tuple[ReserveResult, float | None]:
     found = connection.execute(sql.READ_RESERVATION, (c.scope_id, c.record_id)).fetchone()
     end = None if found is None else found[0]
     if not isinstance(end, float | None):
