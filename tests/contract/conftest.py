@@ -27,7 +27,7 @@ BACKENDS: Mapping[str, str] = {
     "test_redis_contract.py::": "redis",
     "test_sqlalchemy.py::": "sqlalchemy",
 }
-#: the colour of a class whose driver has one
+#: the colour of a class whose driver has one; of another class it does not matter, which is a backend of its own
 WITHOUT_A_CHOICE: Mapping[str, str] = {
     "test_sqlalchemy.py::TestAiosqlite": "asyncio",
     "test_sqlalchemy.py::TestAsyncpg": "asyncio",
@@ -49,6 +49,6 @@ def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
     backend = next((name for start, name in BACKENDS.items() if address.startswith(start)), address)
     params = item.callspec.params if hasattr(item, "callspec") else {}
     variant = {name: params[name] for name in ("colour", "pooler") if name in params}
-    colour = variant.get("colour") or WITHOUT_A_CHOICE[address]
+    colour = variant.get("colour") or WITHOUT_A_CHOICE.get(address, "sync")
     test = apart_from(item, *variant) if params else f"{item.originalname}[]"
     return f"{backend}, {'blocking' if colour == 'sync' else 'awaited'}", f"{address}, {variant}", test
