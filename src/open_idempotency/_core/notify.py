@@ -15,25 +15,37 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
 # seconds
 _BETWEEN_LOOKS = 10.0
+#: from which refusal by one record on it is looked into, and how many records are remembered
+_REFUSALS, _REMEMBERED = 3, 64
 
 
 class Advice:
     """Advice to the operator that an engine gives once of each kind, however many requests are a reason for it."""
 
-    __slots__ = ("_given", "_next_look")
+    __slots__ = ("_given", "_next_look", "_refusals")
 
     def __init__(self) -> None:
         self._given: dict[type[events.Event], object] = {}
         self._next_look = -inf
+        # how often a record has refused requests here, of the last records that did
+        self._refusals: dict[bytes, int] = {}
 
-    def may_look(self, now: float) -> bool:
-        """Whether a refused request may be looked into for the operator, at ``now`` on the monotonic clock: one in ten
-        seconds, until something was found.
+    def may_look(self, record_id: bytes, now: float) -> bool:
+        """Whether to look, for the operator, into a record that refuses a request. ``now``: on the monotonic clock.
+
+        Only where one record refuses again and again, and once in ten seconds, until something was found: so no
+        request that is refused once costs a further call.
         """
-        if now < self._next_look:
+        if self._next_look == inf:
             return False
-        self._next_look = now + _BETWEEN_LOOKS
-        return True
+        refusals = self._refusals.pop(record_id, 0) + 1
+        if refusals >= _REFUSALS and now >= self._next_look:
+            self._next_look = now + _BETWEEN_LOOKS
+            return True
+        for oldest in list(self._refusals)[: 1 - _REMEMBERED]:
+            self._refusals.pop(oldest, None)
+        self._refusals[record_id] = refusals
+        return False
 
     def has_found(self) -> None:
         """Look no more."""

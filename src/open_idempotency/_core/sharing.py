@@ -46,10 +46,10 @@ def _begin_of(host: bytes) -> bytes:
 def look_for_another_service(claim: Claim, request: Request, advice: Advice, policy: IdempotencyPolicy) -> Steps[None]:
     """Report, once, that the key of a refused request is held by one that came to another host. Raises nothing.
 
-    It costs one read of the record, for one refused request in ten seconds.
+    It costs one read of the record, where one key is refused for the third time, and once in ten seconds.
     """
     mine = claim.owner[:_END]
-    if not mine.startswith(_MARK) or not advice.may_look((yield from ask(Now()))):
+    if not mine.startswith(_MARK) or not advice.may_look(claim.record_id, (yield from ask(Now()))):
         return
     try:
         record = yield from ask(Get(claim.record_id))
