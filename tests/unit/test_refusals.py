@@ -7,17 +7,22 @@ from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 import werkzeug.exceptions
 from django.core.exceptions import PermissionDenied
 from django.http import HttpResponse
 from django.test import AsyncClient, Client
+from fastapi import FastAPI
 from fastapi import HTTPException as FastAPIException
 from flask import Flask, abort, jsonify, make_response
 from hypothesis import given
 from hypothesis import strategies as st
 from rest_framework import exceptions as rest
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.test import Client as WsgiClient
 
@@ -26,6 +31,7 @@ from open_idempotency._core.refusals import ScopeRefused, refused_status
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import CHALLENGE, ScopeUnknown
 from open_idempotency.flask import Idempotency
+from open_idempotency.starlette import IdempotencyMiddleware as StarletteMiddleware
 from tests.django_project.calls import post, project
 from tests.unit.every_adapter import ADAPTERS, Reply, post_flask
 from tests.unit.wsgi_server import hello
@@ -151,6 +157,29 @@ def test_flasks_error_handlers_see_what_scope_raises(untouched: MemoryBackend) -
         Idempotency(app, untouched, scope=raising(error))
         reply = post_flask(app)
         assert (reply.status, reply.problem) == (401, {"by": type(error).__name__})
+
+
+@pytest.mark.parametrize("kind", [Starlette, FastAPI])
+def test_starlettes_exception_handlers_see_what_scope_raises(kind: Any, untouched: MemoryBackend) -> None:
+    """O-20: the claim is made where the endpoint is called, which is within them."""
+
+    async def endpoint(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("ran")
+
+    def handle(request: Request, error: Exception) -> PlainTextResponse:
+        return PlainTextResponse(f"by {type(error).__name__}", status_code=401)
+
+    app = kind()
+    app.add_route("/0", endpoint, methods=["POST"])
+    app.add_exception_handler(HTTPException, handle)
+    app.add_middleware(StarletteMiddleware, backend=untouched, scope=raising(HTTPException(401)))
+
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://a") as client:
+            return await client.post("/0", headers={"Idempotency-Key": str(uuid4())})
+
+    reply = asyncio.run(send())
+    assert (reply.status_code, reply.text) == (401, "by HTTPException")
 
 
 def test_a_handler_for_every_exception_is_none_for_a_refusal(untouched: MemoryBackend) -> None:

@@ -131,7 +131,16 @@ class Exchange:
 
     async def _admit(self, request: Request, key_fields: Headers) -> Attempt | Response:
         advice = self._engine.advice
-        intake = Intake(request, key_fields, new_owner(), self._identify, self._receive_body, advice, self._session)
+        intake = Intake(
+            request,
+            key_fields,
+            new_owner(),
+            self._identify,
+            self._receive_body,
+            advice,
+            self._session,
+            renders=self._renders,
+        )
         admission = await self._engine.aio.run(admit(intake, self._policy))
         if isinstance(admission, Attempt):
             # It has the scope, which will have the attempt: no circle is left to the garbage collector.
@@ -140,6 +149,10 @@ class Exchange:
 
     async def _identify(self) -> Identity | str | None:
         return self._inner.identify(self._scope)
+
+    def _renders(self, error: Exception) -> bool:
+        """Whether the framework makes a response of what ``scope=`` has raised (O-20)."""
+        return False
 
     async def _receive_body(self) -> RequestBody:
         body = self._body
@@ -342,7 +355,9 @@ class Exchange:
 def _comes_of_leaving(error: BaseException | None) -> bool:
     """Whether it is the ``ClientLeft`` that ``send()`` has raised, or what a framework made of that."""
     while error is not None and not isinstance(error, ClientLeft):
-        error = error.__cause__ or error.__context__
+        # The task group of a framework wraps what one of its tasks has raised.
+        grouped: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+        error = grouped[0] if len(grouped) == 1 else error.__cause__ or error.__context__
     return error is not None
 
 

@@ -48,7 +48,7 @@ _WITHIN_LENGTH = len(_WITHIN) + 64 + 1
 _AUTHORIZATION = b"authorization"
 _NO_CALLER = (
     "it has to return a non-empty string that names the caller, or to raise open_idempotency.NotAuthenticated (401) "
-    'where the request names none; if all callers may share their keys, return one string for all, such as "anonymous"'
+    'where the request names none; if all callers may share their keys, set scope="anonymous" in its place'
 )
 
 

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Awaitable, Iterable
 from typing import Any, Protocol
 
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from open_idempotency._asgi.client import Client
@@ -265,6 +266,10 @@ class PendingExchange(Exchange):
         found = user if user is not None else self._inner.identify(self._request.native)
         self._known = (found.user if isinstance(found, Identity) else found) is not None
         return found
+
+    def _renders(self, error: Exception) -> bool:
+        """Whether an ``ExceptionMiddleware`` around the endpoint has handlers for what ``scope=`` has raised."""
+        return isinstance(error, HTTPException) and "starlette.exception_handlers" in self._request.native
 
     async def _receive_body(self) -> RequestBody:
         """The body whole: what the application has read, and what it will read."""
