@@ -36,8 +36,7 @@ from open_idempotency._wsgi.environ import (
     read_request,
     status_line,
 )
-from open_idempotency._wsgi.live import LiveBody
-from open_idempotency._wsgi.protection import BoundIterable, Protection, bound
+from open_idempotency._wsgi.exchange import BoundIterable, LiveBody, Protection, bound
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.policy import IdempotencyPolicy
 from open_idempotency.rules import IdempotencyRule, Rule, RulesByPath, exempt

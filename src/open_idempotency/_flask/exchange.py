@@ -1,4 +1,4 @@
-"""One protected request of a Flask application: its body, its claim, its view's context, and its answer."""
+"""A request of a covered view that has no key, and needs none: its view's stages run plainly, and nothing is kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from open_idempotency._core.stored_response import BODILESS, REPLAYED, UNRECORDE
 from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.current import Running, running
 from open_idempotency._engine.engine import Engine, new_owner
-from open_idempotency._flask import answers
+from open_idempotency._flask import responses
+from open_idempotency._flask.responses import bind_stream
 from open_idempotency._flask.sessions import SessionTrace, read_session
 from open_idempotency._routes.marks import ask, has_something_above, is_placed, tells_of_a_record
 from open_idempotency._wsgi.environ import (
@@ -30,10 +31,55 @@ from open_idempotency._wsgi.environ import (
     read_body,
     read_request,
 )
-from open_idempotency._wsgi.live import LiveBody
-from open_idempotency._wsgi.protection import BoundIterable, Protection
+from open_idempotency._wsgi.exchange import BoundIterable, LiveBody, Protection
 from open_idempotency.exceptions import BodyTooLarge, IdempotencyError
 from open_idempotency.policy import IdempotencyPolicy
+
+
+class Plain:
+    """Has the stages of an ``Exchange``, and binds the view's context only."""
+
+    __slots__ = ("_bound", "_here", "_previous", "_request")
+
+    def __init__(self, engine: Engine, request: Request, policy: IdempotencyPolicy) -> None:
+        self._request = request
+        self._here: Running = (Attempt(policy), engine)
+        self._previous: Running | None = None
+        self._bound = False
+
+    def receive(self) -> None:
+        """Leave the body alone."""
+
+    def begin(self) -> None:
+        """Bind the context."""
+        self._request.environ[MARK] = self._here[0]
+        self._previous = running.get()
+        self._bound = True
+        running.set(self._here)
+
+    def viewed(self) -> None:
+        """There is no record that a retry would have to find."""
+
+    def overtaken(self, error: IdempotencyError) -> Response:
+        """There is no record that could stand in, so the error is the view's own."""
+        raise error
+
+    def conclude(self, response: Response) -> Response:
+        """The response as it is; a stream goes on under its own request."""
+        if self._bound:
+            bind_stream(self._here, response)
+        self._unbind()
+        return response
+
+    def end(self, error: BaseException | None) -> None:
+        """The request is over."""
+        self._unbind()
+
+    def _unbind(self) -> None:
+        # Not reset: that only works in the context where it was set, and a test client may end a request elsewhere.
+        if self._bound:
+            self._bound = False
+            running.set(self._previous)
 
 
 class Route(NamedTuple):
@@ -168,7 +214,7 @@ class Exchange:
 
     def _answered(self, answer: CoreResponse) -> Response:
         self._answer = answer
-        self._made = made = answers.make_response(self._setting.app, answer)
+        self._made = made = responses.make_response(self._setting.app, answer)
         self._fields = list(made.headers)
         return made
 
@@ -222,13 +268,13 @@ class Exchange:
 
     def _restored(self, answer: CoreResponse, response: Response) -> Response:
         """A replay is what was stored, whatever the application's ``after_request`` functions add to it (R-01)."""
-        if REPLAYED not in answer.headers or answers.is_untouched(response, self._made, self._fields, answer):
+        if REPLAYED not in answer.headers or responses.is_untouched(response, self._made, self._fields, answer):
             return response
-        return answers.stand_in(self._setting.app, answer, response, self._policy)
+        return responses.stand_in(self._setting.app, answer, response, self._policy)
 
     def _capture(self, protection: Protection, response: Response) -> Response:
         capture = protection.capture
-        capture.start(response.status_code, answers.header_fields(response, self._request.environ))
+        capture.start(response.status_code, responses.header_fields(response, self._request.environ))
         if response.status_code not in BODILESS:
             if not response.is_sequence:
                 return self._stream(protection, response)
@@ -250,7 +296,7 @@ class Exchange:
 
     def _sent(self, verdict: Fate | CoreResponse | None, response: Response) -> Response:
         if isinstance(verdict, CoreResponse):
-            return answers.stand_in(self._setting.app, verdict, response, self._policy)
+            return responses.stand_in(self._setting.app, verdict, response, self._policy)
         if verdict is Fate.UNRECORDED:
             response.headers.add(*(part.decode("ascii") for part in UNRECORDED))
         return response

@@ -1,17 +1,187 @@
-"""The extension object: options from arguments and ``app.config``, one engine for each application."""
+"""Where the extension sits in a Flask application: around some of its methods, and at the end of each request.
+
+``preprocess_request``: the body is read, before any other function can. ``dispatch_request``: the claim, when every
+``before_request`` function has run, so that the caller is known. ``process_response``: the settlement, after every
+``after_request`` function and the session. ``teardown_request``: whatever ended without a response.
+``wsgi_app``: what teardown functions raise, which comes after the response was recorded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
-from flask import Flask
+from flask import Flask, Request, Response, request
 
+from open_idempotency import rules
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.keys import key_names
+from open_idempotency._core.settlement import REPLACED
 from open_idempotency._engine.engine import Engine
-from open_idempotency._flask.hooks import Hooks
+from open_idempotency._engine.event_log import report_late_error
+from open_idempotency._flask.exchange import Exchange, Plain, Route, Setting
+from open_idempotency._wsgi.environ import MARK, environ_names, find_key
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy, refuse_unknown
+from open_idempotency.rules import Rule, combine, rules_on
+
+if TYPE_CHECKING:
+    from werkzeug.local import LocalProxy
+
+
+Original = Callable[..., Any]
+
+_ATTRIBUTE = "_open_idempotency_exchange"
+_METHODS = ("POST", "PATCH", "PUT", "DELETE")
+_logger = logging.getLogger("open_idempotency")
+
+
+class Hooks:
+    """What the requests of one application pass through."""
+
+    def __init__(self, app: Flask, engine: Engine) -> None:
+        self._app = app
+        self._engine = engine
+        self._setting = Setting(app, engine, partial(verified_user, app))
+        self._routes: dict[tuple[Rule, ...], Route | None] = {}
+        self._looked = False
+
+    def install(self) -> None:
+        """Wrap the application's methods, whatever other extensions have put there.
+
+        From here on a view whose rule contradicts the policy raises ``ConfigurationError`` where it is added.
+        """
+        wrappers: dict[str, Original] = {
+            "preprocess_request": self._preprocess,
+            "dispatch_request": self._dispatch,
+            "process_response": self._process,
+            "add_url_rule": self._add_url_rule,
+            "wsgi_app": self._wsgi_app,
+        }
+        for endpoint in self._app.view_functions:
+            self._check(endpoint)
+        for name, wrapper in wrappers.items():
+            setattr(self._app, name, partial(wrapper, getattr(self._app, name)))
+        self._app.teardown_request(self._teardown)
+
+    # Later versions of Flask pass their context to these methods, so arguments are handed on as they come.
+
+    def _preprocess(self, original: Original, *args: Any) -> Any:
+        here = current_request()
+        exchange = self._open(here)
+        if exchange is not None:
+            setattr(here, _ATTRIBUTE, exchange)
+            exchange.receive()
+        return original(*args)
+
+    def _dispatch(self, original: Original, *args: Any) -> Any:
+        exchange = _exchange(current_request())
+        if exchange is None:
+            return original(*args)
+        answer = exchange.begin()
+        if answer is not None:
+            return answer
+        try:
+            return original(*args)
+        except REPLACED as error:
+            return exchange.overtaken(error)
+        finally:
+            exchange.viewed()
+
+    def _process(self, original: Original, *args: Any) -> Response:
+        response: Response = original(*args)
+        exchange = _exchange(current_request())
+        return response if exchange is None else exchange.conclude(response)
+
+    def _teardown(self, error: BaseException | None) -> None:
+        here = current_request()
+        exchange = _exchange(here)
+        if exchange is not None:
+            delattr(here, _ATTRIBUTE)
+            exchange.end(error)
+
+    def _open(self, here: Request) -> Exchange | Plain | None:
+        """The exchange of a covered request; None for one that passes by."""
+        if here.url_rule is None or MARK in here.environ:
+            return None
+        if not self._looked:
+            self._look_late()
+        route = self._route(self._app.view_functions.get(here.url_rule.endpoint), here.method)
+        if route is None or here.method not in route.policy.methods:
+            return None
+        key_fields = find_key(here.environ, route.names)
+        if not key_fields and not route.policy.required:
+            return Plain(self._engine, here, route.policy)
+        return Exchange(self._setting, here, route.policy, key_fields)
+
+    def _route(self, view: Any, method: str) -> Route | None:
+        found = rules_on(view, method) if rules.in_use else ()
+        if found not in self._routes:
+            policy = self._engine.policy_for(combine(found))
+            self._routes[found] = None if policy is None else Route(policy, environ_names(key_names(policy)))
+        return self._routes[found]
+
+    def _wsgi_app(self, original: Original, environ: dict[str, Any], start_response: Any) -> Any:
+        try:
+            return original(environ, start_response)
+        except Exception as error:
+            attempt: Attempt | None = environ.get(MARK)
+            if attempt is not None:
+                report_late_error(attempt, error)
+            raise
+
+    # What is wrong with the views' rules, told as early as it can be known
+
+    def _add_url_rule(self, original: Original, *args: Any, **options: Any) -> Any:
+        before = set(self._app.view_functions)
+        added = original(*args, **options)
+        for endpoint in self._app.view_functions.keys() - before:
+            self._check(endpoint)
+        return added
+
+    def _check(self, endpoint: str) -> None:
+        view = self._app.view_functions[endpoint]
+        for method in _METHODS:
+            try:
+                self._route(view, method)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"@idempotent on the view {endpoint!r}: {error}") from None
+
+    def _look_late(self) -> None:
+        """The first request says what is wrong with rules that came after their views were added."""
+        self._looked = True
+        for endpoint in self._app.view_functions:
+            try:
+                self._check(endpoint)
+            except ConfigurationError as error:
+                _logger.error("this view will answer 500: %s", error)
+
+
+def _exchange(here: Request) -> Exchange | Plain | None:
+    exchange: Exchange | Plain | None = getattr(here, _ATTRIBUTE, None)
+    return exchange
+
+
+def current_request() -> Request:
+    """The request itself, behind Flask's proxy."""
+    proxy = cast("LocalProxy[Request]", request)
+    return proxy._get_current_object()  # pyright: ignore[reportPrivateUsage]
+
+
+def verified_user(app: Flask, here: Request) -> str | None:
+    """Flask-Login's user where the application uses it, else the one that the server verified."""
+    if not hasattr(app, "login_manager"):
+        return here.remote_user or None
+    login: Any = sys.modules.get("flask_login")
+    if login is None or not login.current_user.is_authenticated:
+        return None
+    identity = login.current_user.get_id()
+    return None if identity is None else str(identity)
+
 
 KEY = "open_idempotency"
 PREFIX = "IDEMPOTENCY_"

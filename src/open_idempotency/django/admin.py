@@ -1,18 +1,26 @@
-"""The admin pages of the ``django://`` backend: what is kept of which key, and forgetting it.
-
-They read only, and forgetting goes through the backend. Neither stored answers nor the values of stages are shown:
-they are the callers' data, and may be encrypted. Where another backend holds the records there is nothing to see, so
-the pages are hidden.
-"""
+"""The admin pages of the ``django://`` backend: what is stored under which key, and forgetting it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.db.models import Count, FloatField, IntegerField, OuterRef, QuerySet, Subquery, Value
+from django.db.models import (
+    Case,
+    CharField,
+    Count,
+    FloatField,
+    IntegerField,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+    Value,
+    When,
+)
 from django.db.models.functions import Coalesce, Length
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
@@ -20,7 +28,10 @@ from django.template.response import TemplateResponse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from open_idempotency.django import own_backend, states
+from open_idempotency.backend import Status
+from open_idempotency.backends._shared.sql_rows import RECORD_VERSION
+from open_idempotency.decisions import State
+from open_idempotency.django import own_backend
 from open_idempotency.django.models import LedgerStage, Record, Stage
 from open_idempotency.exceptions import IdempotencyError
 
@@ -29,6 +40,41 @@ if TYPE_CHECKING:
     Records = QuerySet[Record, Record]
 else:
     _RecordAdmin = admin.ModelAdmin
+
+
+UNREADABLE = "unreadable"
+
+#: by what the admin pages call them; the decision table's states, and rows that nobody acts upon
+NAMES: Mapping[str, str] = {
+    "running": State.ALIVE.value,
+    "abandoned": State.ABANDONED.value,
+    "completed": State.COMPLETED.value,
+    "failed": State.FAILED.value,
+    "final": State.FINAL.value,
+    "expired": "expired",
+    "unreadable": UNREADABLE,
+}
+
+
+def conditions(now: float) -> dict[str, Q]:
+    """Each state's condition, in the order in which they are to be tried."""
+    running, failed = Q(status=Status.IN_PROGRESS), Q(status=Status.FAILED)
+    return {
+        "unreadable": ~Q(record_version=RECORD_VERSION),
+        "expired": Q(expires_at__lte=now),
+        "completed": Q(status=Status.COMPLETED),
+        "running": running & Q(lease_end__gt=now),
+        "abandoned": running,
+        "final": failed & Q(final=True),
+        "failed": failed,
+    }
+
+
+def state_at(now: float) -> Case:
+    """The state's name, as an annotation."""
+    cases = [When(condition, then=Value(NAMES[name])) for name, condition in conditions(now).items()]
+    return Case(*cases, default=Value(UNREADABLE), output_field=CharField())
+
 
 _AGES = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}
 _SHORT_ID = 12
@@ -61,11 +107,11 @@ class StateFilter(admin.SimpleListFilter):
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         """All states."""
-        return list(states.NAMES.items())
+        return list(NAMES.items())
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Any:
         """Those in the chosen one."""
-        name = states.NAMES.get(self.value() or "")
+        name = NAMES.get(self.value() or "")
         return queryset if name is None else queryset.filter(state=name)
 
 
@@ -155,7 +201,7 @@ class RecordAdmin(_RecordAdmin):
         found: Any = super().get_queryset(request).using(place.alias).defer("response", "fingerprint", "owner")
         records: Records = found.annotate(
             now=Value(place.now, output_field=FloatField()),
-            state=states.state_at(place.now),
+            state=state_at(place.now),
             stage_count=Coalesce(counted, 0),
             size=Length("response"),
         )
@@ -246,7 +292,7 @@ class RecordAdmin(_RecordAdmin):
             "title": "Forget these records?",
             "opts": self.opts,
             "records": records,
-            "state_running": states.NAMES["running"],
+            "state_running": NAMES["running"],
             "action_checkbox_name": ACTION_CHECKBOX_NAME,
         }
         return TemplateResponse(request, "admin/open_idempotency/forget_confirmation.html", context)

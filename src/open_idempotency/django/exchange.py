@@ -31,14 +31,20 @@ from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency._engine.thread_calls import GRACE, InView, Patience
 from open_idempotency._routes.marks import tells_of_a_record
 from open_idempotency._wsgi.environ import BodyIncomplete, Names
-from open_idempotency._wsgi.live import LiveBody
-from open_idempotency._wsgi.protection import BoundIterable
+from open_idempotency._wsgi.exchange import BoundIterable, LiveBody
 from open_idempotency.django import identity, permitting
-from open_idempotency.django.live import AsyncLiveBody, BoundAsyncIterator
-from open_idempotency.django.protection import Protection
-from open_idempotency.django.requests import Recording, find_key, read_request
-from open_idempotency.django.responses import header_fields, is_untouched, make_response, mark_unrecorded, stand_in
-from open_idempotency.django.sessions import SessionTrace
+from open_idempotency.django.identity import SessionTrace
+from open_idempotency.django.messages import (
+    Recording,
+    find_key,
+    header_fields,
+    is_untouched,
+    make_response,
+    mark_unrecorded,
+    read_request,
+    stand_in,
+)
+from open_idempotency.django.streaming import AsyncLiveBody, BoundAsyncIterator, Protection
 from open_idempotency.policy import IdempotencyPolicy
 
 R = TypeVar("R", bound=HttpResponseBase)

@@ -96,8 +96,8 @@ class _CommitHook:
 def transaction_of(alias: str) -> DjangoTransaction:
     """The transaction on a database alias.
 
-    Raises ``SyncAsyncMismatch`` on an event loop, and ``ConfigurationError`` if the alias is unknown, if no atomic block
-    is open there, or if its transaction has failed.
+    Raises ``SyncAsyncMismatch`` on an event loop. Raises ``ConfigurationError`` if the alias is unknown, if no atomic
+    block is open there, or if its transaction has failed.
     """
     if current_library() is not None:
         raise SyncAsyncMismatch(

@@ -1,8 +1,6 @@
-"""The awaited half of a streaming response: copied as it passes, its end held until the answer is durable (R-03, R-04).
+"""A running attempt of a Django view, settled sync or async, and its streaming response (R-03).
 
-Django sends each part at once and ends the message when the iterator ends, so only that end is held back; and, where
-there is a Content-Length, the part that completes it.
-"""
+The async half of a stream is here: it is copied as it passes, and its end is held until the response is durable."""
 
 from __future__ import annotations
 
@@ -11,14 +9,46 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
+from open_idempotency._core.drivers import Steps
 from open_idempotency._core.requests import Response
-from open_idempotency._core.settlement import REPLACED, Fate
+from open_idempotency._core.settlement import REPLACED, Fate, abort, begin, finish
 from open_idempotency._engine import shutdown
 from open_idempotency._engine.current import Running, running
 from open_idempotency._engine.event_log import report_late_error
-from open_idempotency._wsgi.protection import Close
-from open_idempotency.django.protection import Protection
+from open_idempotency._wsgi import exchange
+from open_idempotency._wsgi.exchange import Close
 from open_idempotency.exceptions import LeaseLost
+
+
+class Protection(exchange.Protection):
+    """The blocking adapters' protection, with awaited verbs besides."""
+
+    __slots__ = ()
+
+    async def abegin(self) -> Response | None:
+        """``begin``, awaited."""
+        while self.unsure:
+            instead = await self._engine.aio.run(begin(self.attempt))
+            if instead is not None:
+                self._end()
+                return instead
+        return None
+
+    async def afinish(self, *, guarded: bool = False) -> Fate | Response:
+        """``finish``, awaited. ``guarded``: although this task is being cancelled."""
+        return await self._asettle(finish(self.attempt, self.capture.response()), guarded)
+
+    async def aabort(self, error: BaseException) -> Fate | Response:
+        """``abort``, awaited; guarded unless the error is an ordinary exception (L-04)."""
+        return await self._asettle(abort(self.attempt, error), not isinstance(error, Exception))
+
+    async def _asettle(self, steps: Steps[Fate | Response], guarded: bool) -> Fate | Response:
+        self.settled = True
+        try:
+            return await self._engine.aio.run(steps, guarded=guarded)
+        finally:
+            self._engine.heartbeat.forget(self.attempt)
+
 
 _logger = logging.getLogger("open_idempotency")
 

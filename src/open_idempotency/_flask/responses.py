@@ -12,7 +12,7 @@ from open_idempotency._core.requests import Response as CoreResponse
 from open_idempotency._core.stored_response import BODILESS, is_kept_header
 from open_idempotency._engine.current import Running
 from open_idempotency._wsgi.environ import native_headers, octets
-from open_idempotency._wsgi.protection import BoundIterable
+from open_idempotency._wsgi.exchange import BoundIterable
 from open_idempotency.policy import IdempotencyPolicy
 
 # What Flask does to header fields as it sends them: it makes addresses absolute, and spares 204 and 304 some.
