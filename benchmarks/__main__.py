@@ -24,6 +24,7 @@ PARTS: Mapping[str, Callable[[Run], Results]] = {
     "heartbeats": program("heartbeats"),
     "memory": program("memory"),
     "expensive-bodies": program("expensive_bodies"),
+    "request-calls": program("request_calls"),
 }
 
 

@@ -134,6 +134,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "heartbeats": _program,
     "memory": _program,
     "expensive-bodies": _program,
+    "request-calls": _program,
 }
 
 
