@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import house
 import lines
 import states
 
@@ -138,6 +139,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "exceptions": error_kinds,
     "states": states.as_table,
     "lines": lines.as_tables,
+    "house": house.figures,
+    "walk": house.walk,
 }
 
 

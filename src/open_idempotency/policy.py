@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from open_idempotency.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from open_idempotency._core.commands import Ledger
+    from open_idempotency._core.models import Ledger
     from open_idempotency._core.problems import Problem
     from open_idempotency._core.requests import Request, Response
     from open_idempotency._core.sealer import Sealer

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 if TYPE_CHECKING:
-    from open_idempotency._core.commands import Ledger
+    from open_idempotency._core.models import Ledger
     from open_idempotency._core.problems import Problem
     from open_idempotency._core.requests import Request, Response
     from open_idempotency._core.sealer import Sealer

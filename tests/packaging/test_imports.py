@@ -194,7 +194,7 @@ def test_the_names_that_users_import_are_in_the_django_adapter() -> None:
 
 def test_all_modules_were_found() -> None:
     """The tests above stand on it."""
-    assert {"open_idempotency.idem", "open_idempotency._core.decisions", "open_idempotency.backends.redis.aio"} < {
+    assert {"open_idempotency.idem", "open_idempotency._core.decisions", "open_idempotency.backends.redis.backend"} < {
         *MODULES
     }
 

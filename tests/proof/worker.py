@@ -45,7 +45,7 @@ _WARM = (
     "sqlalchemy.orm",
     "starlette.applications",
     "open_idempotency.asgi",
-    "open_idempotency.backends.redis.aio",
+    "open_idempotency.backends.redis.backend",
     "open_idempotency.django",
     "open_idempotency.flask",
     "open_idempotency.ledger.on_django",

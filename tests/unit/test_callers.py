@@ -7,7 +7,8 @@ import pytest
 from open_idempotency import events
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.caller_changes import Caller, Change, follow
+from open_idempotency._core.caller_changes import Change, follow
+from open_idempotency._core.callers import Caller
 from open_idempotency._core.commands import Claim, Command, Complete, Emit, Get
 from open_idempotency._core.drivers import R, Steps, ask
 from open_idempotency._core.frames import encode_response

@@ -11,7 +11,8 @@ from urllib.parse import quote
 from open_idempotency._asgi.client import Client
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.caller_changes import Caller, Change, Session, follow, told
+from open_idempotency._core.caller_changes import Change, Session, follow, told
+from open_idempotency._core.callers import Caller
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.requests import Headers, Identity, Request, Response
 from open_idempotency._core.settlement import REPLACED, Fate, abort, begin, finish

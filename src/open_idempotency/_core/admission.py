@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from open_idempotency import events
 from open_idempotency._core import problems
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.caller_changes import Caller, Session, find_record
+from open_idempotency._core.caller_changes import Session, find_record
+from open_idempotency._core.callers import Caller
 from open_idempotency._core.commands import (
     Call,
     Claim,

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from enum import Enum
 from math import inf
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
+from open_idempotency._core.callers import Caller
 from open_idempotency._core.ledger_state import LedgerState, StageId
 from open_idempotency._core.models import Lease, Stage
 from open_idempotency.exceptions import (
@@ -22,9 +23,6 @@ from open_idempotency.exceptions import (
     StageConflict,
 )
 from open_idempotency.policy import IdempotencyPolicy
-
-if TYPE_CHECKING:
-    from open_idempotency._core.caller_changes import Caller
 
 Interruption = TypeVar("Interruption", bound=OutcomeUnknown | KeyReused | AlreadyCommitted)
 

@@ -7,7 +7,6 @@ the same value. ``Command[R]`` carries the type of its result.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +15,7 @@ from open_idempotency._core.models import (
     ClaimResult,
     Completed,
     Lease,
+    Ledger,
     Record,
     Renewal,
     ReserveResult,
@@ -25,9 +25,6 @@ from open_idempotency._core.models import (
 from open_idempotency.events import Event, Listener
 
 R_co = TypeVar("R_co", covariant=True)
-
-#: a Django database alias, or what opens a transaction
-Ledger = str | Callable[[], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
 
 
 class Command(Generic[R_co]):

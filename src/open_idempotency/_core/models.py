@@ -6,9 +6,15 @@ Times are seconds on the backend's clock; durations are seconds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from math import inf
+from typing import Any
+
+#: a Django database alias, or what opens a transaction
+Ledger = str | Callable[[], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
 
 
 class Status(IntEnum):

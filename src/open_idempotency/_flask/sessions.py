@@ -13,7 +13,8 @@ from flask import globals as flask_globals
 from flask import session
 from flask.sessions import NullSession
 
-from open_idempotency._core.caller_changes import Caller, Change
+from open_idempotency._core.caller_changes import Change
+from open_idempotency._core.callers import Caller
 from open_idempotency._core.requests import Identity
 from open_idempotency._core.session_identity import entries_of
 

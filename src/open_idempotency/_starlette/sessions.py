@@ -14,7 +14,8 @@ import json
 from collections.abc import MutableMapping
 from typing import Any
 
-from open_idempotency._core.caller_changes import Caller, Change
+from open_idempotency._core.caller_changes import Change
+from open_idempotency._core.callers import Caller
 from open_idempotency._core.session_identity import entries_of
 
 _NAME = "_open_idempotency"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from open_idempotency.backends.redis.aio import AsyncRedisBackend
-from open_idempotency.backends.redis.backend import RedisBackend
+from open_idempotency.backends.redis.backend import AsyncRedisBackend, RedisBackend
 
 __all__ = ["AsyncRedisBackend", "RedisBackend"]

@@ -1,0 +1,31 @@
+"""Words that do not come back into the code: each has a standard term in its place."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parents[2]
+_PACKAGE = _ROOT / "src" / "open_idempotency"
+
+#: what is searched for in every module of the package, and what to say instead
+_WORDS = {
+    r"\b[Cc]olou?r(s|ed|less)?\b": "sync, async",
+    r"\bSPEC\b": "the number of the line in docs/reference/behaviour.md",
+    r"\bAnswer\b": "Response",
+    r"\bheader fields?\b": "header",
+}
+
+
+@pytest.mark.parametrize("word", _WORDS)
+def test_a_word_with_a_standard_term_stays_away(word: str) -> None:
+    """No stranger should need a glossary of ours."""
+    found = [
+        f"{path.relative_to(_ROOT)}:{number}: {line.strip()}"
+        for path in sorted(_PACKAGE.rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(word, line)
+    ]
+    assert not found, f"say {_WORDS[word]!r} instead:\n" + "\n".join(found)
