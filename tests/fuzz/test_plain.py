@@ -96,7 +96,8 @@ async def same_again(app: FastAPI, sent: requests.PreparedRequest, key: str, exp
     assert (status, body) == (expected[0], expected[2])
     kept = [pair for pair in expected[1] if pair[0].lower() not in OWN]
     assert [pair for pair in fields if pair[0].lower() not in OWN] == kept
-    assert (b"idempotent-replayed", b"true") in fields
+    if status not in (400, 422):  # FastAPI's own refusals of what is not valid come before the claim (O-18)
+        assert (b"idempotent-replayed", b"true") in fields
 
 
 def test_generated_requests_are_answered_as_without_the_middleware() -> None:
