@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from open_idempotency import rules as route_rules
-from open_idempotency._asgi.exchange import MARK, PENDING, App, Exchange, Message, Receive, Scope, Send, SessionTold
+from open_idempotency._asgi.exchange import MARK, PENDING, App, ChangingSession, Exchange, Message, Receive, Scope, Send
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.keys import find_key
 from open_idempotency._core.requests import Identity
@@ -114,9 +114,9 @@ class IdempotencyMiddleware:
         """Treat an HTTP request that nobody protects yet as this coverage says."""
         if coverage is None or scope["method"].upper() not in coverage.policy.methods:
             return self.app(scope, receive, send)
-        key_fields = find_key(scope["headers"], coverage.names)
-        if key_fields or coverage.policy.required:
-            return Exchange(self, coverage.policy, scope, receive, send).run(key_fields)
+        key_headers = find_key(scope["headers"], coverage.names)
+        if key_headers or coverage.policy.required:
+            return Exchange(self, coverage.policy, scope, receive, send).run(key_headers)
         return self._run_plainly(coverage.policy, scope, receive, send)
 
     async def _run_plainly(self, policy: IdempotencyPolicy, scope: Scope, receive: Receive, send: Send) -> None:
@@ -160,7 +160,7 @@ class IdempotencyMiddleware:
         session = scope.get("session")
         return None if session is None else Identity(None, session=entries_of(session))
 
-    def session_of(self, scope: Scope) -> SessionTold | None:
+    def session_of(self, scope: Scope) -> ChangingSession | None:
         """What tells of a request whose view changes the caller (O-14); plain ASGI follows no session."""
         return None
 

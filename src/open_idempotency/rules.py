@@ -26,7 +26,7 @@ _BEHIND_API_VIEW = ("rest_framework.decorators", "api_view.<locals>.decorator.<l
 #: whether this process has made any rule; without one nobody needs to look which view a request will reach
 in_use = False
 #: the headers that views' rules name for their keys; known before their views are reached
-fields_named: set[str] = set()
+headers_named: set[str] = set()
 
 
 class Rule:
@@ -180,7 +180,7 @@ def _note_fields(fields: Mapping[str, Any]) -> None:
     aliases = fields.get("aliases")
     named = [fields.get("header"), *(aliases if isinstance(aliases, list | tuple | set | frozenset) else ())]
     # The policy reports what is wrong with them, in time.
-    fields_named.update(name for name in named if isinstance(name, str) and name.isascii())
+    headers_named.update(name for name in named if isinstance(name, str) and name.isascii())
 
 
 def _note_use() -> None:

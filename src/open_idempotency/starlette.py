@@ -127,7 +127,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
 
     def _candidates(self) -> frozenset[bytes]:
         """The headers that can carry a key under some rule."""
-        named = route_rules.fields_named
+        named = route_rules.headers_named
         return self._names.union(name.lower().encode("ascii") for name in named) if named else self._names
 
     def coverage_of(self, scope: Scope) -> Coverage | None:

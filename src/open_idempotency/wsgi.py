@@ -143,11 +143,11 @@ class _Exchange:
         self._replaced = False
         self._gone = False
 
-    def run(self, key_fields: Headers) -> Iterable[bytes]:
+    def run(self, key_headers: Headers) -> Iterable[bytes]:
         """Admit the request; then run the application, or send the response that stands for it."""
         engine = self._inner.engine
         request = read_request(self._environ, self._environ)
-        intake = Intake(request, key_fields, new_owner(), self._identify, self._receive_body, engine.advice)
+        intake = Intake(request, key_headers, new_owner(), self._identify, self._receive_body, engine.advice)
         try:
             admission = engine.sync.run(admit(intake, self._policy))
         except BodyIncomplete as error:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from open_idempotency._asgi.client import Client
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.caller_changes import Change, Session, follow, told
+from open_idempotency._core.caller_changes import Change, Session, follow, read_change
 from open_idempotency._core.callers import Caller
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.requests import Headers, Identity, Request, Response
@@ -47,7 +47,7 @@ PENDING = "open_idempotency.pending"
 _HIDDEN_EXTENSIONS = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 
 
-class SessionTold(Session, Protocol):
+class ChangingSession(Session, Protocol):
     """A session that also knows what the view has made of it."""
 
     def change(self, caller: Caller, record_id: bytes) -> Change | None:
@@ -64,7 +64,7 @@ class Inner(Protocol):
         """The verified user, or the session that may name the caller; None where there is neither."""
         ...
 
-    def session_of(self, scope: Scope) -> SessionTold | None:
+    def session_of(self, scope: Scope) -> ChangingSession | None:
         """What tells of a request whose view changes the caller (O-14)."""
         ...
 
@@ -97,7 +97,7 @@ class Exchange:
         self._attempt: Attempt | None = None
         # who sent the request, and what tells of a view that changes that (O-14)
         self._caller: Caller | None = None
-        self._session: SessionTold | None = None
+        self._session: ChangingSession | None = None
         self._pieces: Iterator[tuple[bytes, bool]] = iter(())
         self._held: Message | None = None
         self._hold: Hold | TrioHold | None = None
@@ -114,12 +114,12 @@ class Exchange:
         """What it runs; None while it is being admitted."""
         return self._attempt
 
-    async def run(self, key_fields: Headers) -> None:
+    async def run(self, key_headers: Headers) -> None:
         """Admit the request; then run the application, or send the answer that stands for it."""
         requests = shutdown.enter(self)
         self._session = self._inner.session_of(self._scope)
         try:
-            admission = await self._admit(request_of(self._scope), key_fields)
+            admission = await self._admit(request_of(self._scope), key_headers)
             if isinstance(admission, Response):
                 await self._answer(admission)
             else:
@@ -130,11 +130,11 @@ class Exchange:
             self._body.close()
             requests.discard(self)
 
-    async def _admit(self, request: Request, key_fields: Headers) -> Attempt | Response:
+    async def _admit(self, request: Request, key_headers: Headers) -> Attempt | Response:
         advice = self._engine.advice
         intake = Intake(
             request,
-            key_fields,
+            key_headers,
             new_owner(),
             self._identify,
             self._receive_body,
@@ -298,7 +298,7 @@ class Exchange:
         if attempt is None or attempt.lease is None or session is None:
             return
         record_id = attempt.lease.record_id
-        change = told(lambda: session.change(caller, record_id))
+        change = read_change(lambda: session.change(caller, record_id))
         if change is not None:
             await self._engine.aio.run(follow(attempt, caller, change, new_owner()))
 

@@ -10,7 +10,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.caller_changes import follow, told
+from open_idempotency._core.caller_changes import follow, read_change
 from open_idempotency._core.requests import Headers, Identity
 from open_idempotency._core.requests import Response as CoreResponse
 from open_idempotency._core.settlement import Fate
@@ -21,7 +21,7 @@ from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency._flask import responses
 from open_idempotency._flask.responses import bind_stream
 from open_idempotency._flask.sessions import SessionTrace, read_session
-from open_idempotency._routes.marks import ask, has_something_above, is_placed, tells_of_a_record
+from open_idempotency._routes.marks import call_to_mark, has_decorators_above, is_marked, reveals_a_record
 from open_idempotency._wsgi.environ import (
     MARK,
     BodyIncomplete,
@@ -105,11 +105,11 @@ class Exchange:
         "_request", "_session", "_setting", "_too_large",
     )  # fmt: skip
 
-    def __init__(self, setting: Setting, request: Request, policy: IdempotencyPolicy, key_fields: Headers) -> None:
+    def __init__(self, setting: Setting, request: Request, policy: IdempotencyPolicy, key_headers: Headers) -> None:
         self._setting = setting
         self._request = request
         self._policy = policy
-        self._key_fields = key_fields
+        self._key_fields = key_headers
         self._body = RequestBody(policy)
         self._too_large: Exception | None = None
         self._protection: Protection | None = None
@@ -222,9 +222,9 @@ class Exchange:
         """The answer; or what a decorator above ``@idempotent`` responds, which may refuse the caller by now (O-23)."""
         app, request = self._setting.app, self._request
         view = app.view_functions[request.url_rule.endpoint] if request.url_rule is not None else None
-        if view is None or not tells_of_a_record(answer) or not _is_to_be_asked(view, request.method):
+        if view is None or not reveals_a_record(answer) or not _is_to_be_asked(view, request.method):
             return self._answered(answer)
-        refusal: Any = ask(lambda: app.ensure_sync(view)(**(request.view_args or {})))
+        refusal: Any = call_to_mark(lambda: app.ensure_sync(view)(**(request.view_args or {})))
         return self._answered(answer) if refusal is None else app.make_response(refusal)
 
     def overtaken(self, error: IdempotencyError) -> Response:
@@ -250,7 +250,7 @@ class Exchange:
             return
         caller, attempt.caller = attempt.caller, None
         record_id = attempt.lease.record_id
-        change = told(lambda: session.change(caller, record_id))
+        change = read_change(lambda: session.change(caller, record_id))
         if change is not None:
             self._setting.engine.sync.run(follow(attempt, caller, change, new_owner()))
 
@@ -323,4 +323,4 @@ class Exchange:
 def _is_to_be_asked(view: Any, method: str) -> bool:
     """Whether the mark of a view is known, and something may stand above it: of a class also its ``decorators``."""
     handler = getattr(getattr(view, "view_class", None), method.lower(), None)
-    return has_something_above(view) or is_placed(handler)
+    return has_decorators_above(view) or is_marked(handler)

@@ -113,10 +113,10 @@ class Hooks:
         route = self._route(self._app.view_functions.get(here.url_rule.endpoint), here.method)
         if route is None or here.method not in route.policy.methods:
             return None
-        key_fields = find_key(here.environ, route.names)
-        if not key_fields and not route.policy.required:
+        key_headers = find_key(here.environ, route.names)
+        if not key_headers and not route.policy.required:
             return Plain(self._engine, here, route.policy)
-        return Exchange(self._setting, here, route.policy, key_fields)
+        return Exchange(self._setting, here, route.policy, key_headers)
 
     def _route(self, view: Any, method: str) -> Route | None:
         found = rules_on(view, method) if rules.in_use else ()

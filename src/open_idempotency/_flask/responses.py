@@ -9,7 +9,7 @@ from werkzeug.datastructures import Headers as FlaskHeaders
 
 from open_idempotency._core.requests import Headers
 from open_idempotency._core.requests import Response as CoreResponse
-from open_idempotency._core.stored_response import BODILESS, is_kept_header
+from open_idempotency._core.stored_response import BODILESS, is_stored_header
 from open_idempotency._engine.current import Running
 from open_idempotency._wsgi.environ import native_headers, octets
 from open_idempotency._wsgi.exchange import BoundIterable
@@ -48,7 +48,7 @@ def stand_in(app: Flask, answer: CoreResponse, current: Response, policy: Idempo
     own = {name.lower() for name, _ in answer.headers}
     for name, value in current.headers:
         field = octets(name).lower()
-        if field not in own and not is_kept_header(field, policy.keep_headers, policy.drop_headers):
+        if field not in own and not is_stored_header(field, policy.keep_headers, policy.drop_headers):
             response.headers.add(name, value)
     response.call_on_close(current.close)
     return response

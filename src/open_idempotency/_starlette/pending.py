@@ -181,12 +181,12 @@ class PendingExchange(Exchange):
         if self._bounded or not self._keeps or MARK in scope:
             return None
         coverage = self._around.coverages.by((*self._by_path, *rules))
-        key_fields = () if coverage is None else find_key(self._request.headers, coverage.names)
-        if coverage is None or not key_fields or self._request.method not in coverage.policy.methods:
+        key_headers = () if coverage is None else find_key(self._request.headers, coverage.names)
+        if coverage is None or not key_headers or self._request.method not in coverage.policy.methods:
             self._let_pass()
             return None
         self._policy, self._bounded = coverage.policy, True
-        refusal = refuse_ahead(self._request, key_fields, coverage.policy)
+        refusal = refuse_ahead(self._request, key_headers, coverage.policy)
         try:
             self._body.bound(coverage.policy.max_request_bytes)
         except BodyTooLarge:
@@ -210,20 +210,20 @@ class PendingExchange(Exchange):
             self._let_pass()
             return None
         policy = self._policy = coverage.policy
-        key_fields = find_key(self._request.headers, coverage.names)
-        if not key_fields and not policy.required:
+        key_headers = find_key(self._request.headers, coverage.names)
+        if not key_headers and not policy.required:
             running.set((Attempt(policy), self._engine))
             self._let_pass()
             return None
-        if key_fields and not self._keyed:
+        if key_headers and not self._keyed:
             raise RuntimeError("a rule that names the header of this key was made while the request was on its way")
-        return await self._claim(scope, key_fields, solved)
+        return await self._claim(scope, key_headers, solved)
 
-    async def _claim(self, scope: Scope, key_fields: list[tuple[bytes, bytes]], solved: Any) -> Response | None:
+    async def _claim(self, scope: Scope, key_headers: list[tuple[bytes, bytes]], solved: Any) -> Response | None:
         self._request.native, self._solved = scope, solved
         self._entered = shutdown.enter(self)
         try:
-            admission = await self._admit(self._request, key_fields)
+            admission = await self._admit(self._request, key_headers)
         except ClientGone:
             self._gone = True
             admission = Response(400, [], b"")  # nobody gets it, and nothing is to run

@@ -17,7 +17,7 @@ from django.http import HttpResponse
 
 from open_idempotency import rules
 from open_idempotency._engine.current import running
-from open_idempotency._routes.marks import placed
+from open_idempotency._routes.marks import mark_view
 from open_idempotency._stages.atomic import AtomicBlock
 from open_idempotency.exceptions import AlreadyCommitted, ConfigurationError, KeyReused
 from open_idempotency.idem import idem
@@ -51,7 +51,7 @@ def idempotent(view: Any = None, /, *, atomic: bool | str = False, **fields: Any
     mark = rules.idempotent(**fields)
 
     def decorate(marked: Any) -> Any:
-        return placed(mark(_atomic(marked, name) if name else marked))
+        return mark_view(mark(_atomic(marked, name) if name else marked))
 
     return decorate if view is None else decorate(view)
 

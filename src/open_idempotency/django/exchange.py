@@ -19,7 +19,7 @@ from django.http.response import HttpResponse, HttpResponseBase
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.caller_changes import Change, follow, told
+from open_idempotency._core.caller_changes import Change, follow, read_change
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.requests import Identity
 from open_idempotency._core.requests import Response as CoreResponse
@@ -29,10 +29,10 @@ from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.current import running
 from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency._engine.thread_calls import GRACE, InView, Patience
-from open_idempotency._routes.marks import tells_of_a_record
+from open_idempotency._routes.marks import reveals_a_record
 from open_idempotency._wsgi.environ import BodyIncomplete, Names
 from open_idempotency._wsgi.exchange import BoundIterable, LiveBody
-from open_idempotency.django import identity, permitting
+from open_idempotency.django import identity, permissions
 from open_idempotency.django.identity import SessionTrace
 from open_idempotency.django.messages import (
     Recording,
@@ -109,7 +109,7 @@ class Exchange:
         answer = admission if isinstance(admission, CoreResponse) else self._started(self._protect(admission).begin())
         if answer is None:
             return None
-        refusal = permitting.refusal(self._request, view) if tells_of_a_record(answer) else None
+        refusal = permissions.refusal(self._request, view) if reveals_a_record(answer) else None
         return self._answered(answer) if refusal is None else self._refused(refusal)
 
     async def abegin(self, route: Route | None, view: Callable[..., Any]) -> HttpResponseBase | None:
@@ -131,7 +131,7 @@ class Exchange:
             answer = self._started(await self._protect(admission).abegin())
         if answer is None:
             return None
-        refusal = await permitting.arefusal(self._request, view) if tells_of_a_record(answer) else None
+        refusal = await permissions.arefusal(self._request, view) if reveals_a_record(answer) else None
         return self._answered(answer) if refusal is None else self._refused(refusal)
 
     def _open(self, route: Route | None, identify: Callable[[], Any], receive: Callable[[], Any]) -> Intake | None:
@@ -141,14 +141,14 @@ class Exchange:
             self._let_go()
             return None
         self._policy = route.policy
-        key_fields = find_key(request, route.names)
-        if not key_fields and not route.policy.required:
+        key_headers = find_key(request, route.names)
+        if not key_headers and not route.policy.required:
             self._let_go()
             running.set((Attempt(route.policy), self.engine))
             return None
         return Intake(
             read_request(request),
-            key_fields,
+            key_headers,
             new_owner(),
             identify,
             receive,
@@ -295,7 +295,7 @@ class Exchange:
         caller, lease = attempt.caller, attempt.lease
         if caller is None or lease is None:
             return None
-        return told(lambda: self._session.change(caller, lease.record_id, response))
+        return read_change(lambda: self._session.change(caller, lease.record_id, response))
 
     def _follow(self, attempt: Attempt, change: Change) -> Steps[None]:
         caller, attempt.caller = attempt.caller, None

@@ -15,7 +15,7 @@ from django.http.response import HttpResponseBase
 from open_idempotency._core import keys
 from open_idempotency._core.requests import Headers, Request
 from open_idempotency._core.requests import Response as CoreResponse
-from open_idempotency._core.stored_response import UNRECORDED, is_kept_header
+from open_idempotency._core.stored_response import UNRECORDED, is_stored_header
 from open_idempotency._engine.bodies import PIECE, RequestBody
 from open_idempotency._wsgi.environ import BodyIncomplete, Names, octets
 from open_idempotency._wsgi.environ import find_key as find_key_in_environ
@@ -238,7 +238,7 @@ def stand_in(answer: CoreResponse, current: HttpResponseBase, policy: Idempotenc
     response = make_response(answer)
     for name, value in current.items():
         field = octets(name).lower()
-        stored = is_kept_header(field, policy.keep_headers, policy.drop_headers)
+        stored = is_stored_header(field, policy.keep_headers, policy.drop_headers)
         if name not in response.headers and field not in _OF_ANOTHER_BODY and not stored:
             response.headers[name] = value
     stored_cookies, response.cookies = response.cookies, current.cookies

@@ -73,13 +73,13 @@ class IdempotencyMiddleware:
         return self._arun(request, exchange, keyed) if self._awaits else self._run(request, exchange)
 
     def _is_keyed(self, request: HttpRequest) -> bool:
-        if rules.in_use and len(rules.fields_named) != self._learned:
+        if rules.in_use and len(rules.headers_named) != self._learned:
             self._learn()
         return any(name in request.META for name in self._names)
 
     def _learn(self) -> None:
         """The fields of views that no request has reached yet."""
-        named = list(rules.fields_named)
+        named = list(rules.headers_named)
         self._names |= {name for name, _ in environ_names(name.lower().encode("ascii") for name in named)}
         self._learned = len(named)
 

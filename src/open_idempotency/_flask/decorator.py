@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
 from open_idempotency import rules
-from open_idempotency._routes.marks import placed
+from open_idempotency._routes.marks import mark_view
 
 V = TypeVar("V", bound=Callable[..., Any])
 
@@ -31,6 +31,6 @@ def idempotent(view: Any = None, /, **fields: Any) -> Any:
     mark = rules.idempotent(**fields)
 
     def decorate(marked: Any) -> Any:
-        return placed(mark(marked))
+        return mark_view(mark(marked))
 
     return decorate if view is None else decorate(view)

@@ -25,24 +25,24 @@ def refusal(request: HttpRequest, view: Any) -> HttpResponseBase | None:
     """The response by which the view refuses this request; None if it lets it through. Raises what the view raises."""
     call = _call(request, view)
     if call is not None and iscoroutinefunction(view):
-        response: HttpResponseBase | None = async_to_sync(marks.aask)(call)
+        response: HttpResponseBase | None = async_to_sync(marks.acall_to_mark)(call)
         return response
     ask = call or _question(request, view)
-    return None if ask is None else marks.ask(ask)
+    return None if ask is None else marks.call_to_mark(ask)
 
 
 async def arefusal(request: HttpRequest, view: Any) -> HttpResponseBase | None:
     """The same, awaited: what is not a coroutine is asked in Django's own thread."""
     call = _call(request, view)
     if call is not None and iscoroutinefunction(view):
-        return await marks.aask(call)
+        return await marks.acall_to_mark(call)
     ask = call or _question(request, view)
-    return None if ask is None else await sync_to_async(marks.ask)(ask)
+    return None if ask is None else await sync_to_async(marks.call_to_mark)(ask)
 
 
 def _call(request: HttpRequest, view: Any) -> Ask | None:
     """Call the view as far as its mark; None where it has no mark, or nothing stands above that."""
-    if not marks.has_something_above(view) and not marks.is_placed(_handler(request, view)):
+    if not marks.has_decorators_above(view) and not marks.is_marked(_handler(request, view)):
         return None
     match: Any = request.resolver_match
     return lambda: view(request, *match.args, **match.kwargs)
