@@ -151,7 +151,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
 
 
 def _advise(claim: Claim, scope: str, identity: Identity, intake: Intake, policy: IdempotencyPolicy) -> Steps[None]:
-    """Report once that callers are known by their credentials alone, and once that callers with cookies are anonymous."""
+    """Report once that callers are known by credentials alone, and once that callers with cookies are anonymous."""
     advice = intake.advice
     if by_credentials(scope):
         if advice.due(events.CredentialScoped):
@@ -418,9 +418,7 @@ def _release(lease: Lease, policy: IdempotencyPolicy) -> Steps[None]:
 
 
 def _patience(request: Request, policy: IdempotencyPolicy) -> Patience:
-    """How long this duplicate waits: its own ``Prefer: wait=N`` (RFC 7240) up to ``max_wait``, else the policy's
-    ``wait``.
-    """
+    """How long this duplicate waits: its own ``Prefer: wait=N`` (RFC 7240), capped, else the policy's ``wait``."""
     if policy.max_wait > 0:
         for value in request.header(b"prefer"):
             match = _PREFER_WAIT.search(value)

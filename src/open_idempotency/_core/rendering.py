@@ -1,6 +1,4 @@
-"""How a problem is sent: as application/problem+json (RFC 9457), in the form of Stripe's API, or by the policy's
-renderer.
-"""
+"""How a problem is sent: as application/problem+json (RFC 9457), as Stripe's API would, or by the policy's renderer."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ _LENGTH = len(b"content-length")
 
 
 class Capture:
-    """Collects one response. A body over ``max_bytes`` is dropped, and the response becomes a tombstone (R-04, O-11)."""
+    """Collects one response. A body over ``max_bytes`` is dropped, which makes it a tombstone (R-04, O-11)."""
 
     __slots__ = ("_chunks", "_max", "_promised", "_size", "headers", "status")
 
