@@ -17,5 +17,5 @@ class Sealer(Protocol):
         ...
 
     def unseal(self, sealed: bytes, bound_to: bytes, /) -> bytes:
-        """The bytes that were sealed. Raises (anything) for bytes that were changed, moved, or sealed by another key."""
+        """The bytes that were sealed. Raises (anything) for bytes that were changed, moved, or sealed by other keys."""
         ...

@@ -1,4 +1,4 @@
-"""``@idempotent`` on a view of Flask's: its rule, and the place in the view up to which a retry is let through."""
+"""``@idempotent`` for Flask's views: it sets the view's rule, and marks the view for decorators above it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ def idempotent(**fields: Any) -> Callable[[V], V]: ...
 def idempotent(view: Any = None, /, **fields: Any) -> Any:
     """Give a view its own policy fields, such as ``@idempotent(required=True, ttl=3600)``.
 
-    Put it below the decorators that refuse callers (``login_required``, ``roles_required``): those above it run for
-    every try, also for one that gets the stored response, and what they refuse is refused. On a class the fields are
-    those of all its methods; there nothing counts as above it. ``fields``: see ``open_idempotency.rules.idempotent``.
+    Put it below the decorators that refuse callers (``login_required``, ``roles_required``). Decorators above it run
+    for every try, also before a stored response is sent, and their refusal is sent instead. The fields of a class apply
+    to all its methods; nothing counts as above the mark of a class. ``fields``: see
+    ``open_idempotency.rules.idempotent``.
 
-    Returns the view; a function as a function that calls it. Raises ``ConfigurationError``.
+    Returns the view; a function is returned as a function that calls it. Raises ``ConfigurationError``.
     """
     mark = rules.idempotent(**fields)
 

@@ -32,7 +32,7 @@ def check_release() -> None:
 
 
 class ServerSilent(psycopg.OperationalError):
-    """The server did not answer in time; the connection is of no more use."""
+    """The server did not reply in time; the connection cannot be used any more."""
 
 
 class BoundedConnection(psycopg.Connection[Any]):

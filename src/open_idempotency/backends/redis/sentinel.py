@@ -90,7 +90,7 @@ class Search:
         if doubtful:
             return self._accept(max(doubtful, key=lambda named: named.epoch))
         # redis-py's own error shows passwords in some versions.
-        said = "; ".join(dict.fromkeys(reasons)) or "those that answered do not"
+        said = "; ".join(dict.fromkeys(reasons)) or "those that replied do not"
         raise RedisConnectionError(f"no Sentinel names a primary of {self._service!r}: {said}")
 
     def _accept(self, named: _Named) -> Address:
