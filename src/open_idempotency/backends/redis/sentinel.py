@@ -145,7 +145,7 @@ class Sentinels:
 
 
 class SwitchListener:
-    """Hears from the Sentinels that another server is the primary now, and tells the route: one thread.
+    """Listens to the Sentinels in one thread, and updates the route when another server becomes the primary.
 
     It subscribes to ``+switch-master`` on every Sentinel. While one of them cannot be heard it asks every second. It
     ends when it is closed, or when the route is garbage.
