@@ -67,7 +67,7 @@ class IdempotencyMiddleware:
             if MARK not in scope and scope["method"].upper() not in NEVER_COVERED:
                 await self.treat(scope, receive, send)
                 return
-        # In upper case, as most frameworks read it, whatever the server hands on.
+        # In upper case, as most frameworks read it, whatever the server passes on.
         if scope["type"] != "http" or (method := scope["method"].upper()) not in self._methods or MARK in scope:
             await (self._live if scope["type"] == "lifespan" else self.app)(scope, receive, send)
             return

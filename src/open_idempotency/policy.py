@@ -81,7 +81,7 @@ _NEVER_STORED = frozenset(
         "upgrade",
     }
 )
-#: headers that differ from one request to the next, whoever sends them
+#: headers that differ from one request of a caller to the next
 _NO_CREDENTIALS = frozenset({"date", "dpop", "proxy-authorization", "signature", "signature-input"})
 
 

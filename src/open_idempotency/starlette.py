@@ -68,12 +68,12 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
     ``identity``; of Starlette's ``SimpleUser`` its ``username``), else the one whom the session of a
     ``SessionMiddleware`` names by an entry of ``session_identity``, else the credentials in the headers.
 
-    The claim is made where the endpoint is called: behind routing, authentication and dependencies (O-18). An
+    The claim is made when the endpoint is called: after routing, authentication and dependencies (O-18). An
     application that cannot be inspected is called as an endpoint. A user without an identity raises ``ScopeUnknown``,
     which is a 500. Raises ``ConfigurationError`` at once for a ``user`` that is not callable, or beside ``scope=``.
 
-    The endpoint's ``@idempotent(...)`` and ``@exempt`` count, wherever the middleware stands: around the application, a
-    mount, a router or one route. Of several around one endpoint the innermost protects it. Since 0.1.
+    The endpoint's ``@idempotent(...)`` and ``@exempt`` count in every position of the middleware: around the
+    application, a mount, a router or one route. Of several around one endpoint the innermost protects it. Since 0.1.
     """
 
     _asks_routes = True
@@ -100,7 +100,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         if not callable(user):
             raise ConfigurationError(f"user: expected the dependency that finds the caller, got {user!r}")
         if self.engine.policy.scope is not None:
-            raise ConfigurationError("user: scope= says already who the caller is; leave one of them out")
+            raise ConfigurationError("user: scope= names the caller already; leave one of them out")
 
     def treat(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Let the claim be made when the endpoint is called, or make it here if no endpoint can be seen."""
@@ -269,7 +269,7 @@ def _warn_of_late(dependency: str, routes: list[str]) -> None:
     if len(routes) > _NAMED_ROUTES:
         named += f" and {len(routes) - _NAMED_ROUTES} more"
     _logger.warning(
-        "%s ends after the response of %s: the response is recorded first, so if a commit behind its yield fails, or "
+        "%s ends after the response of %s: the response is recorded first, so if a commit after its yield fails, or "
         "the worker dies before it, a retry replays a success whose rows do not exist. If it commits, declare it with "
         'Depends(..., scope="function"), or commit in the endpoint, or use idem.atomic(session) or tx=session. If it '
         'only cleans up, scope="function" is right as well, and ends this warning',

@@ -316,7 +316,7 @@ class Exchange:
                 self._held = {**self._held, "headers": [*self._held["headers"], UNRECORDED]}
             await self._let_go(message)
         elif self._started:
-            raise LeaseLost("this stream does not count, as the log says before; its end is withheld")
+            raise LeaseLost("another attempt owns the record, as logged before; the end of this stream is withheld")
         else:
             await self._respond(verdict)
 

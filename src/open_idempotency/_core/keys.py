@@ -185,7 +185,7 @@ def _known_caller(request: Request, caller: Identity, policy: IdempotencyPolicy)
     if named is not None:
         return "session-user:" + named
     names = _lower(policy.credential_headers)
-    # An empty header is nobody's credentials: it would be one scope for all who send it.
+    # An empty header has no credentials: it would be one scope for all callers that send it.
     credentials = [header for header in request.headers if header[0] in names and header[1].strip()]
     return _BY_CREDENTIALS + _digest_of_credentials(credentials) if credentials else None
 

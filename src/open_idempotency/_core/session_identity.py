@@ -73,8 +73,8 @@ def _of_account(entry: str, account: Mapping[str, object]) -> list[str] | None:
     known = [name for name in _IDS if name in holder]
     if holder and not known:
         raise ScopeUnknown(
-            f"the session's entry {entry!r} is a mapping with none of {', '.join(_IDS)} in it, so it does not say who "
-            "the caller is; name the entry that holds the caller's id by session_identity=, or pass scope="
+            f"the session's entry {entry!r} is a mapping with none of {', '.join(_IDS)} in it, so it does not name "
+            "the caller; name the entry that holds the caller's id by session_identity=, or pass scope="
         )
     for name in known:
         found = _member(holder, name, f"{entry}.{name}")

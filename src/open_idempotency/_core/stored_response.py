@@ -233,8 +233,8 @@ def _framed(small: Response) -> tuple[bytes, bool]:
     try:
         return encode_response(small), small.body is not None
     except (ValueError, MemoryError):
-        # A response that no server would send either, or no memory for a copy of it. The work is done all the same,
-        # so a tombstone stands for it: a retry that ran again would be a second run.
+        # A response that no server would send, or no memory for a copy of it. The work is done all the same,
+        # so a tombstone is stored: a retry that ran again would be a second run.
         return _bare_tombstone(small.status), False
 
 

@@ -95,7 +95,7 @@ class PendingExchange(Exchange):
         # the limit of its body is that of its route
         self._bounded = False
         self._refusal: Response | None = None
-        # whether the caller is somebody
+        # whether the caller is a known user
         self._known = False
         self._keeps = keyed
         # bytes that the application has read before the claim; and whether there are more

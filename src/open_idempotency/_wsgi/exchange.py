@@ -269,7 +269,9 @@ class LiveBody:
         if isinstance(self.verdict, Response):
             self.ended = True
             if self.begun:
-                raise LeaseLost("this response does not count, as the log says before; its end is withheld")
+                raise LeaseLost(
+                    "another attempt owns the record, as logged before; the end of this response is withheld"
+                )
 
 
 def _is_event_stream(headers: Headers) -> bool:

@@ -131,7 +131,7 @@ async def _aname(request: HttpRequest, user: Any) -> str | None:
         return _name(user)
     if _is_of_session(user) and hasattr(request, "auser"):
         return _name(await request.auser())
-    # Django 4.2, or somebody else's lazy user: only Django's own thread may load it, as that has the connection.
+    # Django 4.2, or another middleware's lazy user: only Django's own thread may load it, as it has the connection.
     return await sync_to_async(_name)(user)
 
 
@@ -202,7 +202,7 @@ class SessionTrace:
     def __init__(self, request: HttpRequest) -> None:
         self._request = request
         self._presented: str | None = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
-        #: what stands for the user's password in the session
+        #: the digest of the user's password in the session
         self._hash: object = None
 
     def carried(self, caller: Caller) -> bytes | None:
@@ -221,7 +221,7 @@ class SessionTrace:
         session = self._loaded()
         if session is None or not self._presented:
             return None
-        # A session that is all in its cookie goes on for whoever presents it, unless its password was changed.
+        # A session in a cookie stays valid for every client that presents it, unless its password was changed.
         gone = session.is_empty() if _is_in_cookies() else session.session_key != self._presented
         return self._digest() if gone else None
 

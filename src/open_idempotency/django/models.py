@@ -12,7 +12,7 @@ from django.db import models
 
 from open_idempotency.django.fields import DigestField
 
-# Ours are 32 bytes; nobody else is held to that.
+# The library's ids have 32 bytes; other users of the backend may have longer ones.
 _LONGEST_ID = 512
 _LONGEST_NAME = 200
 

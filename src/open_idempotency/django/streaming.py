@@ -216,7 +216,7 @@ class AsyncLiveBody:
         if isinstance(self.verdict, Response):
             self._ended = True
             if self.begun:
-                raise LeaseLost("this stream does not count, as the log says before; its end is withheld")
+                raise LeaseLost("another attempt owns the record, as logged before; the end of this stream is withheld")
 
     async def _fail(self, error: BaseException) -> None:
         """The view's iterator raised or was cancelled: settle the attempt; re-raise unless a response replaces it."""
