@@ -1,6 +1,6 @@
-"""What an OpenAPI description says of a covered operation: the header, and the responses of our own.
+"""The OpenAPI description of a covered operation: its header, and the library's own responses.
 
-Works on plain dictionaries, as JSON has them; knows no framework. Nothing that is there already is overwritten.
+It works on plain dictionaries, in JSON's form, and knows no framework. Existing entries are never overwritten.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ PROBLEM_SCHEMA: Mapping[str, Any] = {
 
 _CONFLICT = (
     "The first request with this idempotency key is still running, its outcome is unknown, or its response "
-    "could not be kept"
+    "could not be stored"
 )
 _REUSED = "The idempotency key was used with another request"
-_TOO_MANY = "As many idempotency keys of this caller are kept as the service allows"
+_TOO_MANY = "This caller has as many live idempotency keys as the service allows"
 
 
 def document(operation: dict[str, Any], policy: IdempotencyPolicy, problem: Mapping[str, Any]) -> None:
-    """Add the header and the responses of our own (400, 409, 422; 429 with a quota) to an operation, in place.
+    """Add the header and the library's own responses (400, 409, 422; 429 with a quota) to an operation, in place.
 
     ``problem``: the schema of the problem, such as a ``$ref`` to it.
     """
     _add_header(operation.setdefault("parameters", []), policy)
     responses: dict[str, Any] = operation.setdefault("responses", {})
-    # Other shapes than ours are not described: a renderer's is unknown, and Stripe's is Stripe's to describe.
+    # Other forms are not described: a renderer's is unknown, and Stripe documents its own.
     ours = None if policy.render_problem or policy.compat else problem
-    for status, descriptions in _answers(policy).items():
+    for status, descriptions in _responses(policy).items():
         for description in descriptions:
             _add_response(responses, status, description, ours)
 
 
-def _answers(policy: IdempotencyPolicy) -> Mapping[str, list[str]]:
+def _responses(policy: IdempotencyPolicy) -> Mapping[str, list[str]]:
     malformed = "The idempotency key is " + ("missing or malformed" if policy.required else "malformed")
     quota = {} if policy.max_live_keys is None else {"429": [_TOO_MANY]}
     if policy.compat == "stripe":

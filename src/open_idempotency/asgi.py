@@ -1,7 +1,7 @@
 """Idempotency keys for any ASGI application: a pure middleware, and one small object for each protected request.
 
-What is not covered passes through untouched: other methods and protocols, and requests without a key. The rest is the
-core's order of operations, carried out between the server's ``receive`` and ``send``.
+Requests that are not covered pass through untouched: other methods and protocols, and requests without a key. A covered
+request goes through the core's order of operations, between the server's ``receive`` and ``send``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from open_idempotency import rules as route_rules
-from open_idempotency._asgi.exchange import MARK, PENDING, App, Exchange, Message, Receive, Scope, Send, SessionTold
+from open_idempotency._asgi.exchange import MARK, PENDING, App, ChangingSession, Exchange, Message, Receive, Scope, Send
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.keys import find_key
 from open_idempotency._core.requests import Identity
@@ -41,7 +41,7 @@ class IdempotencyMiddleware:
     wrong in them. Since 0.1.
     """
 
-    #: whether rules may stand on the routes beneath, for a subclass that finds them
+    #: whether routes below may have rules, for a subclass that finds them
     _asks_routes = False
 
     def __init__(
@@ -67,11 +67,11 @@ class IdempotencyMiddleware:
             if MARK not in scope and scope["method"].upper() not in NEVER_COVERED:
                 await self.treat(scope, receive, send)
                 return
-        # In upper case, as most frameworks read it, whatever the server hands on.
+        # In upper case, as most frameworks read it, whatever the server passes on.
         if scope["type"] != "http" or (method := scope["method"].upper()) not in self._methods or MARK in scope:
             await (self._live if scope["type"] == "lifespan" else self.app)(scope, receive, send)
             return
-        # Where the application's own policy is all that counts, for this path and method:
+        # Without rules for this path and method, the application's own policy decides alone.
         if self._paths is None or not (self.rules_of_path(scope) or method not in self.engine.policy.methods):
             names = self._names
             for field in scope["headers"]:
@@ -89,21 +89,21 @@ class IdempotencyMiddleware:
         await self.treat(scope, receive, send)
 
     def treat(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Treat an HTTP request that nobody protects yet and that may be covered. The claim is made here, in front.
+        """Handle an HTTP request that is not protected yet and may be covered. This class makes the claim here.
 
-        A subclass may make it later, where it knows more about the request.
+        A subclass may make the claim later, when it knows more about the request.
         """
         return self.cover(self.coverage_of(scope), scope, receive, send)
 
     def coverage_of(self, scope: Scope) -> Coverage | None:
-        """How an HTTP request that nobody protects yet is covered; None where it is not the middleware's matter.
+        """How an HTTP request that is not protected yet is covered; None if it passes through.
 
-        A subclass may know more about its route.
+        A subclass may know more about the route of the request.
         """
         return self.coverages.default if self._paths is None else self.coverages.by(self.rules_of_path(scope))
 
     def rules_of_path(self, scope: Scope) -> tuple[Rule, ...]:
-        """What ``rules=`` says about the path of an HTTP request, the most specific last."""
+        """The rules of ``rules=`` for the path of an HTTP request, the most specific last."""
         if self._paths is None:
             return ()
         return self._paths.find(
@@ -111,12 +111,12 @@ class IdempotencyMiddleware:
         )
 
     def cover(self, coverage: Coverage | None, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Treat an HTTP request that nobody protects yet as this coverage says."""
+        """Handle an HTTP request that is not protected yet, by this coverage."""
         if coverage is None or scope["method"].upper() not in coverage.policy.methods:
             return self.app(scope, receive, send)
-        key_fields = find_key(scope["headers"], coverage.names)
-        if key_fields or coverage.policy.required:
-            return Exchange(self, coverage.policy, scope, receive, send).run(key_fields)
+        key_headers = find_key(scope["headers"], coverage.names)
+        if key_headers or coverage.policy.required:
+            return Exchange(self, coverage.policy, scope, receive, send).run(key_headers)
         return self._run_plainly(coverage.policy, scope, receive, send)
 
     async def _run_plainly(self, policy: IdempotencyPolicy, scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,13 +127,13 @@ class IdempotencyMiddleware:
             running.reset(mark)
 
     def check_start(self, scope: Scope) -> None:
-        """Look at what is wrapped, when a server starts it; ``ConfigurationError`` keeps the server from starting.
+        """Check the wrapped application when a server starts it; ``ConfigurationError`` keeps the server from starting.
 
         ``scope``: that of the lifespan.
         """
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The application's lifespan, if it may begin at all."""
+        """Run the application's lifespan, unless ``check_start`` refuses it."""
         try:
             self.check_start(scope)
         except ConfigurationError as error:
@@ -143,7 +143,7 @@ class IdempotencyMiddleware:
         await self.app(scope, receive, self._after_drain(send))
 
     def _after_drain(self, send: Send) -> Send:
-        """A server ends its process when it hears of a complete shutdown: not before all is on record (L-06)."""
+        """Delay the end of the shutdown until everything is recorded: the server ends its process after it (L-06)."""
 
         async def send_after_drain(message: Message) -> None:
             if message["type"].startswith("lifespan.shutdown"):
@@ -160,10 +160,10 @@ class IdempotencyMiddleware:
         session = scope.get("session")
         return None if session is None else Identity(None, session=entries_of(session))
 
-    def session_of(self, scope: Scope) -> SessionTold | None:
-        """What tells of a request whose view changes the caller (O-14); plain ASGI follows no session."""
+    def session_of(self, scope: Scope) -> ChangingSession | None:
+        """The session by which a changed caller is followed (O-14); plain ASGI follows no session."""
         return None
 
     def call_app(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Call the application on behalf of a protected request; a subclass may look at the scope around it."""
+        """Call the application for a protected request; a subclass may read the scope before and after."""
         return self.app(scope, receive, send)

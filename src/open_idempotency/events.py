@@ -1,9 +1,9 @@
-"""What happened, for metrics and logs: one frozen event for each decision.
+"""Events for metrics and logs: one frozen event for each decision.
 
-A listener is any callable that takes an event; pass it as ``on_event=``. It is called on the request's own thread
-or event loop, so it should return quickly. What the heartbeat finds is reported on a thread of its own, so a listener
-that blocks there delays no renewal; it should be thread-safe.
-Events hold short digests, never keys, credentials or bodies.
+A listener is any callable that takes an event; pass it as ``on_event=``. It is called on the request's own thread or
+event loop, so it should return quickly. Events of the heartbeat are reported on a thread of their own, so that a slow
+listener delays no renewal; a listener should be thread-safe. Events hold short digests, never keys, credentials or
+bodies.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ class Claimed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Replayed(Event):
-    """A stored answer was sent again; the handler did not run."""
+    """A stored response was sent again; the handler did not run."""
 
     status: int
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayedWithoutCredentials(Event):
-    """A response was sent again without credentials that the first client was given in it, so this client lacks them.
+    """A stored response was sent again without credentials that the first client got in it.
 
-    ``headers``: their names, ``set-cookie``, ``authorization`` or both. It comes beside ``Replayed``.
+    ``headers``: the names of the missing headers, ``set-cookie``, ``authorization`` or both. Emitted beside
+    ``Replayed``.
     """
 
     status: int
@@ -70,7 +71,7 @@ class Rejected(Event):
 
 @dataclass(frozen=True, slots=True)
 class Completed(Event):
-    """The answer is recorded. ``stored``: false for a tombstone, whose body was not kept."""
+    """The response is recorded. ``stored``: false for a tombstone, whose body was not stored."""
 
     status: int
     stored: bool
@@ -85,7 +86,7 @@ class Failed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Released(Event):
-    """The claim was given back: the answer is of a kind that is not kept."""
+    """The claim was released: the response is of a kind that is not stored."""
 
     status: int | None
 
@@ -135,8 +136,9 @@ class RecordingLost(Event):
 
 @dataclass(frozen=True, slots=True)
 class NotRenewable(Event):
-    """A request was refused because no thread can be started that renews its lease. ``error``: the class name of the
-    cause; ``detail``: its message, shortened.
+    """A request was refused because no thread can be started that renews the lease.
+
+    ``error``: the class name of the cause; ``detail``: its message, shortened.
     """
 
     error: str
@@ -151,8 +153,10 @@ class NotRenewable(Event):
 
 @dataclass(frozen=True, slots=True)
 class StillRunning(Event):
-    """A handler has been running for four leases, or for a further quarter of ``max_run``. ``method`` and ``path`` are
-    its request's, shortened; ``seconds``: for how long it runs; ``renewed``: whether its lease is still renewed.
+    """A handler has been running for four leases, or for a further quarter of ``max_run``.
+
+    ``method`` and ``path``: of its request, shortened; ``seconds``: since the handler started; ``renewed``: whether its
+    lease is still renewed.
     """
 
     attempt: int
@@ -173,7 +177,7 @@ class StillRunning(Event):
             f"{self.method} {self.path} is still running after {self.seconds:.0f} s (record {self.record}, attempt "
             f"{self.attempt}); "
             + (
-                "its key is held, and retries are answered 409"
+                "its key is held, and retries get 409"
                 if self.renewed
                 else "max_run is over, so its lease is renewed no more, and a retry may run beside it"
             )
@@ -182,8 +186,10 @@ class StillRunning(Event):
 
 @dataclass(frozen=True, slots=True)
 class BackendFailed(Event):
-    """A backend call failed during ``verb``. ``error``: the class name of the cause; ``detail``: what was said of it,
-    shortened. It may name a host, a user or a table, and nothing that came with a request.
+    """A backend call failed during ``verb``.
+
+    ``error``: the class name of the cause; ``detail``: its message, shortened. It may name a host, a user or a table,
+    and nothing that came with a request.
     """
 
     verb: str
@@ -199,7 +205,7 @@ class BackendFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class HookFailed(Event):
-    """A callable of the policy raised after the handler had run; its default was taken. ``hook``: the field."""
+    """A callable of the policy raised after the handler had run; its default was taken. ``hook``: the policy field."""
 
     hook: str
     error: str
@@ -207,13 +213,14 @@ class HookFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Uncommitted(Event):
-    """A view returned a response, and left the transaction of its ``tx=`` or ``idem.atomic`` open or rolled it back."""
+    """A view returned a response and left the transaction of ``tx=`` or ``idem.atomic`` open, or rolled it back."""
 
 
 @dataclass(frozen=True, slots=True)
 class RaisedAfterResponse(Event):
-    """The application raised after its response had been recorded, so a retry replays that response whatever the error
-    undid. ``error``: the class name of the exception.
+    """The application raised after its response had been recorded, so a retry replays that response.
+
+    It does so whatever the error undid. ``error``: the class name of the exception.
     """
 
     error: str
@@ -221,23 +228,23 @@ class RaisedAfterResponse(Event):
 
 @dataclass(frozen=True, slots=True)
 class InDoubt(Event):
-    """A stage has no value on record: its end is not recorded, or its value was not kept. ``answer``: what was decided.
+    """A stage has no value on record: its end is not recorded, or its value was not stored. ``finding``: the decision.
 
-    ``found``, ``not_done`` or ``unknown`` by ``reconcile=``, ``default`` by ``default=``, else ``rerun`` or ``raise``
-    by ``on_doubt=``.
+    It is ``found``, ``not_done`` or ``unknown`` by ``reconcile=``, ``default`` by ``default=``, else ``rerun`` or
+    ``raise`` by ``on_doubt=``.
     """
 
     stage: str
-    answer: str
+    finding: str
 
 
 @dataclass(frozen=True, slots=True)
 class StageValueNotKept(Event):
-    """A stage is done and on record without its value, which cannot be kept. Later attempts do not run it.
+    """A stage is recorded as done without its value, which cannot be stored. Later attempts do not run it.
 
-    They get 409 ``outcome-unknown``. Where ``reconcile=`` or ``default=`` says what they get there is no such event.
-    ``kind``: the type of the value, or of the error of ``memo_errors=``. ``cure``: what to change. ``record`` is empty
-    in a request without a key, where nothing is stored.
+    Later attempts get 409 ``outcome-unknown``. There is no such event if ``reconcile=`` or ``default=`` says what they
+    get. ``kind``: the type of the value, or of the error of ``memo_errors=``. ``cure``: what to change. ``record`` is
+    empty in a request without a key, for which nothing is stored.
     """
 
     stage: str
@@ -259,8 +266,10 @@ class FailedOpen(Event):
 
 @dataclass(frozen=True, slots=True)
 class CallerChanged(Event):
-    """A view has changed who its caller is: a login, a logout, a new password. ``followed``: whether a retry that comes
-    with the session that the view has left behind still finds this record; where not, it runs again.
+    """A view has changed its caller: a login, a logout, a new password.
+
+    ``followed``: whether a retry with the session that the view has left behind still finds this record. If not, it
+    runs again.
     """
 
     followed: bool
@@ -273,9 +282,11 @@ class CredentialScoped(Event):
 
 @dataclass(frozen=True, slots=True)
 class CallerUnidentified(Event):
-    """A request with a session or cookies came from a caller of whom nothing is known, so it shares the scope of all
-    anonymous callers. ``cookies`` and ``entries``: the names of its cookies and of its session's entries, the first
-    five of each, shortened, never their values. Reported once.
+    """An anonymous request has a session or cookies, so its caller may be somebody. It shares the scope of all
+    anonymous callers.
+
+    ``cookies`` and ``entries``: the names of its cookies and of its session's entries, the first five of each,
+    shortened, never their values. Reported once.
     """
 
     cookies: tuple[str, ...]
@@ -289,9 +300,10 @@ class CallerUnidentified(Event):
 
 @dataclass(frozen=True, slots=True)
 class NameShared(Event):
-    """A request was refused, 409 or 422, whose key is held by a request that came to another host. If that is another
-    service, each of the two needs an ``application=`` of its own. ``method`` and ``path`` are those of the refused
-    request, shortened. Reported once.
+    """A request was refused, 409 or 422, whose key is held by a request that came to another host.
+
+    If the other host is another service, each of the two needs an ``application=`` of its own. ``method`` and ``path``
+    are those of the refused request, shortened. Reported once.
     """
 
     method: str

@@ -180,7 +180,7 @@ class StageValueError(IdempotencyError, ValueError):
 class SyncAsyncMismatch(IdempotencyError, RuntimeError):
     """A sync verb of ``idem`` was called on an event loop, or an ``a…`` verb outside one."""
 
-    code = "ERR_WRONG_COLOUR"
+    code = "ERR_SYNC_ASYNC_MISMATCH"
 
 
 class BackendUnavailable(IdempotencyError):

@@ -1,7 +1,7 @@
 """Idempotency keys for FastAPI: Starlette's middleware, rules as dependencies, and the OpenAPI description.
 
 ``app.add_middleware(IdempotencyMiddleware, backend="sqlite:///idempotency.db", lease=30)`` on the ``FastAPI()``
-application. Routes are matched where Starlette's are; what lives here is FastAPI's own.
+application. Routes are matched as Starlette's are; this module adds what only FastAPI has.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ del fastapi
 
 
 def document_idempotency(app: FastAPI, policy: IdempotencyPolicy | None = None) -> None:
-    """Let ``app.openapi()`` describe the header and the answers 400, 409 and 422 of the operations that are covered.
+    """Let ``app.openapi()`` describe the header and the responses 400, 409 and 422 of the covered operations.
 
-    Covered by what: the ``IdempotencyMiddleware`` of this application, or the ``policy`` of the one that stands around
-    it from outside. Without either nothing is described. Call it once, before the description is asked for first; the
-    middleware, and routes, may be added later. Since 0.1.
+    Operations are covered by the ``IdempotencyMiddleware`` of this application, or by ``policy``, if the middleware
+    wraps the application from outside. Without either nothing is described. Call it once, before the description is
+    first asked for; the middleware, and routes, may be added later. Since 0.1.
     """
     describe = app.openapi
     described: dict[str, Any] | None = None
@@ -48,7 +48,7 @@ def document_idempotency(app: FastAPI, policy: IdempotencyPolicy | None = None) 
     def openapi() -> dict[str, Any]:
         nonlocal described
         schema = describe()
-        # FastAPI keeps the schema that it has made, and makes another one when there are new routes.
+        # FastAPI caches its schema, and makes another one when there are new routes.
         if schema is not described:
             _describe(schema, app, policy)
             described = schema
@@ -86,7 +86,7 @@ def _coverages_of(app: FastAPI) -> tuple[IdempotencyPolicy, PathTable | None] | 
 def _covered(
     schema: dict[str, Any], app: FastAPI, policy: IdempotencyPolicy, by_path: PathTable | None
 ) -> Iterator[tuple[dict[str, Any], IdempotencyPolicy]]:
-    """The operations that are covered, each with its own policy. In its path a parameter is any segment."""
+    """The covered operations, each with its own policy. A parameter in a path stands for any segment."""
     for method, route, operation in _operations(schema, app):
         farther = by_path.find(method, route.path_format) if by_path else ()
         rule = combine((*farther, *all_rules(route, method)))
@@ -110,5 +110,5 @@ def _operations(schema: dict[str, Any], app: FastAPI) -> Iterator[tuple[str, Any
 
 
 def _is_shown(route: Any) -> bool:
-    """Whether it is one of FastAPI's own routes that has not been left out of the description."""
+    """Whether a route is one of FastAPI's own and is part of the description."""
     return bool(getattr(route, "dependant", None) and route.include_in_schema and route.methods)

@@ -1,7 +1,7 @@
-"""Idempotency keys for Flask: the extension ``Idempotency``, and the views' own ``idempotent`` and ``exempt``.
+"""Idempotency keys for Flask: the extension ``Idempotency``, and the decorators ``idempotent`` and ``exempt``.
 
 ``Idempotency(app, backend="sqlite:///idempotency.db", lease=30)``, or ``init_app`` with ``app.config``. The claim is
-made when every ``before_request`` function has run, so authentication comes first by itself.
+made after all ``before_request`` functions, so authentication in them comes first.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from open_idempotency.exceptions import MissingExtra
 from open_idempotency.rules import exempt
 
 try:
+    from open_idempotency._flask.decorator import idempotent
     from open_idempotency._flask.extension import Idempotency
-    from open_idempotency._flask.marking import idempotent
 except ModuleNotFoundError as error:
     if error.name not in ("flask", "werkzeug"):
         raise

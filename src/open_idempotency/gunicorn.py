@@ -1,6 +1,6 @@
 """Hooks for gunicorn, to be imported by ``gunicorn.conf.py``; gunicorn finds them by their names.
 
-``from open_idempotency.gunicorn import on_reload, post_worker_init, worker_int``. When gunicorn is told to stop, it
+``from open_idempotency.gunicorn import on_reload, post_worker_init, worker_int``. When gunicorn stops, it
 kills the workers that are not done after ``graceful_timeout``. The hooks give up what still runs a moment before that.
 
 There is no ``worker_exit`` on purpose: a worker that ends by itself has finished its requests, or waits for its threads

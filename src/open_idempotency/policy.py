@@ -52,12 +52,12 @@ CREDENTIAL_HEADERS = (
     "Ocp-Apim-Subscription-Key",
     "Private-Token",
 )
-#: the entries of a session by which applications and their extensions know a user, the most certain first
+#: entries of a session that name the user, in applications and their extensions, the most certain first
 SESSION_IDENTITY = ("_user_id", "user_id", "user", "uid", "sub")
 #: the value of ``scope`` that says that all callers are meant to be one
 ANONYMOUS: Literal["anonymous"] = "anonymous"
-#: what frameworks keep in sessions beside the user; Flask-Login's ``_id`` is a digest of address and browser, which
-#: people in one office share
+#: entries that frameworks store in sessions beside the user; Flask-Login's ``_id`` is a digest of address and browser,
+#: which people in one office share
 NO_IDENTITY = frozenset(
     {"_id", "_fresh", "_permanent", "_flashes", "_messages", "_language", "csrf_token", "_csrftoken"}
 )
@@ -65,8 +65,8 @@ NO_IDENTITY = frozenset(
 CREDENTIALS_OF_RESPONSES = ("authorization", "set-cookie")
 #: fields that take names of headers
 _HEADER_NAMES = ("aliases", "credential_headers", "fingerprint_headers", "drop_headers", "keep_headers")
-#: headers that belong to one connection or one message, or that we write: no stored one can be sent again
-_NEVER_KEPT = frozenset(
+#: headers that belong to one connection or one message, or that the library writes: never stored
+_NEVER_STORED = frozenset(
     {
         "connection",
         "content-length",
@@ -81,7 +81,7 @@ _NEVER_KEPT = frozenset(
         "upgrade",
     }
 )
-#: headers that differ from one request to the next, whoever sends them
+#: headers that differ from one request of a caller to the next
 _NO_CREDENTIALS = frozenset({"date", "dpop", "proxy-authorization", "signature", "signature-input"})
 
 
@@ -91,7 +91,7 @@ class IdempotencyPolicy:
 
     Coverage
         ``methods``: HTTP methods that are covered (never GET, HEAD, OPTIONS, TRACE, CONNECT).
-        ``required``: a covered request without a key is answered 400. ``header``: the field's name;
+        ``required``: a covered request without a key gets 400. ``header``: the name of the key's header;
         ``aliases``: further names for it. ``profile``: ``"strict"`` takes an RFC 9651 String alone, ``"lenient"``
         a bare key as well. ``validate``: called with the key, returns something true to accept it (``uuid.UUID`` and
         ``re.compile(...).fullmatch`` do); false, None and ``ValueError`` refuse it.
@@ -102,19 +102,19 @@ class IdempotencyPolicy:
         says that all callers are meant to be one. ``session_identity``: the entries of the session that hold the
         caller's id, the first that names somebody counts; a tuple of names, or one name.
         ``credential_headers``: the headers that carry credentials
-        which stay the same from one request of a caller to the next; who sends other ones is another caller.
-        ``scope_by_host``: the ``Host`` header belongs to the caller, where tenants are told apart by it; a client that
+        which stay the same from one request of a caller to the next; other credentials are another caller.
+        ``scope_by_host``: the ``Host`` header belongs to the caller, if it distinguishes tenants; a client that
         chooses another host for a retry runs again.
         ``scope_by_route``: method and path belong to the key, so one key may be used on several endpoints, each for
         itself, instead of 422. ``application``: separates applications that share a backend.
         ``fingerprint``: ``"auto"``, ``"json"``, ``"none"`` (the body is not compared) or a callable that returns
-        the bytes to compare. ``fingerprint_headers``: header fields that belong to it. ``fingerprint_ignore``: JSON
-        pointers left out of it (needs ``"json"``). ``secret``: keys the digests.
-        ``max_live_keys``: how many keys of one caller may be kept at the same moment, None for no limit; a new one
-        beyond them is answered 429.
+        the bytes to compare. ``fingerprint_headers``: headers that belong to it. ``fingerprint_ignore``: JSON
+        pointers left out of it (needs ``"json"``). ``secret``: HMAC key of the digests.
+        ``max_live_keys``: how many live keys one caller may have at the same moment, None for no limit; a new one
+        beyond them gets 429.
 
     Liveness
-        ``lease``: seconds a claim lasts unless it is renewed. ``ttl``: seconds a record is kept after completion
+        ``lease``: seconds a claim lasts unless it is renewed. ``ttl``: seconds a record is stored after completion
         or last activity. ``max_run``: seconds for which a lease is renewed at most. ``wait``: seconds a
         duplicate waits for the first request before its 409; ``max_wait``: the same for ``Prefer: wait=N``, which
         is ignored at 0. ``max_waiting``: how many duplicates of one process may wait at the same moment, further ones
@@ -125,28 +125,29 @@ class IdempotencyPolicy:
         after its client has left; one that does not end by then is closed, and its attempt has failed.
 
     After a failure
-        ``on_failed``: ``"resume"`` runs again, ``"replay"`` repeats the failed answer, ``"reject"`` answers 409.
+        ``on_failed``: ``"resume"`` runs again, ``"replay"`` repeats the failed response, ``"reject"`` gives 409.
         ``on_abandoned``: after the worker died, ``"resume"`` or ``"reject"``. ``max_attempts``: how often a request
         may run at most, None for no limit. ``ledger``: where to look for a committed response before such a refusal: a
         callable that opens a transaction, such as ``engine.begin``, or a Django database alias; ``atomic=True`` of a
         Django view sets it. ``fail_open``: run unprotected while the backend is down.
 
-    What is kept
+    What is stored
         ``store``: called with the status, returns true or false to overrule, None for the default.
         ``drop_headers``: names of further response headers that are not stored, and so not replayed; named here,
         ``Set-Cookie`` and ``Authorization`` are left out without a warning. ``keep_headers``: names of headers that
         are stored although they are not by default; ``Set-Cookie`` and ``Authorization`` only if ``encryption`` is set.
-        ``redact``: called with the answer that is about to be stored, returns the one to store instead; the live answer
-        stays as it is. ``encryption``: seals stored answers and stage values, such as ``EncryptionKeys``.
+        ``redact``: called with the response that is about to be stored, returns the one to store; the live response
+        stays as it is. ``encryption``: seals stored responses and stage values, such as ``EncryptionKeys``.
         ``plain_records``: while encryption is being switched on, ``"accept"`` reads records that are not encrypted, and
-        ``"write"`` still makes them; ``"refuse"`` answers 503.
-        ``max_request_bytes``: a longer body with a key is answered 413. ``max_response_bytes``: of a longer body only
-        the status and header are kept. ``max_stage_bytes``: a longer stage value is an error. ``spool_bytes``: request
-        bodies above it go to disk while they are hashed. ``strict_stages``: stages without a key raise NotStarted.
+        ``"write"`` still makes them; ``"refuse"`` gives 503.
+        ``max_request_bytes``: a longer body with a key gets 413. ``max_response_bytes``: of a longer body only
+        its status and headers are stored. ``max_stage_bytes``: a longer stage value is an error. ``spool_bytes``:
+        request bodies above it go to disk while they are hashed. ``strict_stages``: stages without a key raise
+        NotStarted.
 
-    Telling
+    Reporting
         ``docs_url``: linked from problems. ``compat``: ``"stripe"`` writes problems as Stripe's API writes its
-        errors, with its statuses. ``render_problem``: makes another answer of a problem, and counts before
+        errors, with its statuses. ``render_problem``: makes the response of a problem itself, and overrides
         ``compat``.
         ``on_event``: called with each event.
     """
@@ -272,7 +273,7 @@ def _names(name: str, value: object) -> list[str]:
 
 
 def _entries(name: str, value: object) -> tuple[str, ...]:
-    """Names in an order, or one name. A set has another order in each process, and so another caller."""
+    """Names in order, or one name. A set has another order in each process, which would make another caller."""
     entries: tuple[object, ...] = (value,) if isinstance(value, str) else ()
     if isinstance(value, list | tuple):
         entries = tuple(cast("Sequence[object]", value))
@@ -384,7 +385,7 @@ def _check_headers(p: IdempotencyPolicy) -> None:
     if both:
         raise ConfigurationError(f"keep_headers: {', '.join(sorted(both))} is in drop_headers too; take it out of one")
     for name in sorted(kept):
-        if name in _NEVER_KEPT or name.startswith("proxy-"):
+        if name in _NEVER_STORED or name.startswith("proxy-"):
             raise ConfigurationError(
                 f"keep_headers: {name} belongs to one connection or one message (RFC 9110, section 7.6.1), so a stored "
                 "one would be wrong in a replay; take it out"
@@ -404,7 +405,7 @@ def _check_hooks(p: IdempotencyPolicy) -> None:
         )
     for name in ("validate", "scope", "fingerprint", "store", "redact", "render_problem", "on_event"):
         if inspect.iscoroutinefunction(getattr(p, name)):
-            raise ConfigurationError(f"{name}: got a coroutine function, which nobody awaits; pass a plain function")
+            raise ConfigurationError(f"{name}: got a coroutine function, which is never awaited; pass a plain function")
     for name in ("validate", "store", "redact", "render_problem", "on_event"):
         hook = getattr(p, name)
         if hook is not None and not callable(hook):

@@ -1,6 +1,6 @@
-"""The policy's fields as keyword arguments, for type checkers: with them ``add_middleware(...)`` is checked by name.
+"""The policy's fields as keyword arguments, for type checkers: they check ``add_middleware(...)`` by name.
 
-What each field means, and what it must be, is said by ``IdempotencyPolicy``; a test keeps the two alike.
+``IdempotencyPolicy`` documents each field and its values; a test keeps the two alike.
 """
 
 from __future__ import annotations

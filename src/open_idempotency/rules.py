@@ -1,7 +1,7 @@
-"""What a view says about itself: ``@idempotent(...)`` and ``@exempt``, the same for every framework.
+"""Rules of views: ``@idempotent(...)`` and ``@exempt``, the same for every framework.
 
-The decorators only mark the view, and return it unchanged; the framework's middleware or extension reads the mark
-when it has found the view. They also mark classes (class-based views).
+The decorators only mark the view, and return it unchanged. The framework's middleware or extension reads the mark when
+it has found the view. Classes (class-based views) can be marked as well.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _MARK = "_open_idempotency_rule"
 _STANDS_FOR = ("func", "cls", "view_class")
 _BEHIND_API_VIEW = ("rest_framework.decorators", "api_view.<locals>.decorator.<locals>.handler")
 
-#: whether this process has made any rule; without one nobody needs to look which view a request will reach
+#: whether this process has made any rule; without one the view of a request need not be looked up
 in_use = False
 #: the headers that views' rules name for their keys; known before their views are reached
-fields_named: set[str] = set()
+headers_named: set[str] = set()
 
 
 class Rule:
-    """A view's own policy fields, or that it is exempt. Compared by identity."""
+    """The policy fields of a view, or its exemption. Compared by identity."""
 
     __slots__ = ("exempt", "fields")
 
@@ -63,7 +63,7 @@ class IdempotencyRule:
         _note_use()
 
     async def __call__(self) -> None:
-        """Nothing: it only stands among the dependencies, where the middleware reads it."""
+        """Does nothing: the middleware reads the rule from the list of dependencies."""
 
 
 @overload
@@ -77,8 +77,8 @@ def idempotent(**fields: Any) -> Callable[[V], V]: ...
 def idempotent(view: V | None = None, /, **fields: Any) -> V | Callable[[V], V]:
     """Give a view its own policy fields, such as ``@idempotent(required=True, ttl=3600)``.
 
-    On a class they are those of all its methods, and of the classes made of it. Where several rules apply, the nearest
-    to the code decides, and adds to what the others say.
+    The fields of a class apply to all its methods, and to its subclasses. If several rules apply, the rule nearest to
+    the code decides, and adds to the others.
 
     Returns the view itself. Raises ``ConfigurationError`` for an unknown field, at once; values are checked together
     with the application's policy, when the application starts or its first request comes.
@@ -92,15 +92,15 @@ def idempotent(view: V | None = None, /, **fields: Any) -> V | Callable[[V], V]:
 
 
 def exempt(view: V) -> V:
-    """Take a view out: its requests are not covered, whatever they carry. Returns the view itself.
+    """Exempt a view: its requests are not covered, whatever they carry. Returns the view itself.
 
-    In a middleware's ``rules=`` it is the function itself that takes the paths out.
+    In a middleware's ``rules=`` the function itself exempts the paths.
     """
     return _mark(view, EXEMPT)
 
 
 def read_rule(said: object) -> Rule:
-    """What a middleware's ``rules=`` says about a path: policy fields, an ``IdempotencyRule``, or ``exempt``.
+    """The rule for a path in a middleware's ``rules=``: policy fields, an ``IdempotencyRule``, or ``exempt``.
 
     Raises ``ConfigurationError`` for anything else, and for an unknown field.
     """
@@ -114,12 +114,12 @@ def read_rule(said: object) -> Rule:
 
 
 def rules_on(view: Any, method: str, actions: Mapping[str, str] | None = None) -> tuple[Rule, ...]:
-    """All that a view says about requests of this HTTP method, the nearest to its code last.
+    """All rules of a view for requests of this HTTP method, the nearest to its code last.
 
-    A view may stand for something: a class (``view_class`` in Django and Flask, ``cls`` in DRF), the function that a
-    ``functools.partial`` calls, or the one below DRF's ``@api_view``. So rules are looked for on what it stands for,
-    on the view itself, and on the class's method or action for this HTTP method, in this order. ``actions``: those of
-    a viewset, where the view is only its class.
+    A view may stand for a class (``view_class`` in Django and Flask, ``cls`` in DRF), for the function that a
+    ``functools.partial`` calls, or for the function below DRF's ``@api_view``. So rules are read from what the view
+    stands for, from the view itself, and from the class's method or action for this HTTP method, in this order.
+    ``actions``: those of a viewset, if the view is only its class.
     """
     held = [getattr(view, name, None) for name in _STANDS_FOR]
     found = [_rule_below_api_view(view), *map(_own_rule, held), _own_rule(view)]
@@ -137,7 +137,7 @@ def _own_rule(holder: object) -> Rule | None:
 
 
 def combine(chain: Iterable[Rule]) -> Rule | None:
-    """One rule out of those that apply to a route, the nearest last: it decides, and adds to the others' fields."""
+    """One rule made of those that apply to a route, the nearest last: it decides, and adds to the others' fields."""
     found = list(chain)
     if len(found) < 2:
         return found[0] if found else None
@@ -150,7 +150,7 @@ def combine(chain: Iterable[Rule]) -> Rule | None:
 
 
 def _rule_below_api_view(view: Any) -> Rule | None:
-    """DRF's decorators stand below ``@api_view``, so ours will too; it copies theirs by name, and drops ours."""
+    """The rule of a decorator below DRF's ``@api_view``, which copies DRF's own attributes by name and drops others."""
     if (getattr(view, "__module__", None), getattr(view, "__qualname__", None)) != _BEHIND_API_VIEW:
         return None
     marked = (_own_rule(cell.cell_contents) for cell in view.__closure__ or ())
@@ -164,7 +164,7 @@ def _new_rule(fields: Mapping[str, Any]) -> Rule:
 
 
 def _mark(view: V, rule: Rule) -> V:
-    # What is marked already is a base class's rule, or that of a decorator below: this one adds to it.
+    # An earlier mark is the rule of a base class, or of a decorator below: this rule adds to it.
     earlier = _own_rule(view)
     try:
         setattr(view, _MARK, rule if earlier is None else combine((earlier, rule)))
@@ -180,7 +180,7 @@ def _note_fields(fields: Mapping[str, Any]) -> None:
     aliases = fields.get("aliases")
     named = [fields.get("header"), *(aliases if isinstance(aliases, list | tuple | set | frozenset) else ())]
     # The policy reports what is wrong with them, in time.
-    fields_named.update(name for name in named if isinstance(name, str) and name.isascii())
+    headers_named.update(name for name in named if isinstance(name, str) and name.isascii())
 
 
 def _note_use() -> None:

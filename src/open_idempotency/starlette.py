@@ -1,7 +1,7 @@
 """Idempotency keys for Starlette: the ASGI middleware, which also knows Starlette's users and routes.
 
-``app.add_middleware(IdempotencyMiddleware, backend="sqlite:///idempotency.db", lease=30)``. Its place among the others
-does not matter for who the caller is, since the claim is made where the endpoint is called.
+``app.add_middleware(IdempotencyMiddleware, backend="sqlite:///idempotency.db", lease=30)``. Its position among other
+middleware does not change who the caller is, since the claim is made when the endpoint is called.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ from open_idempotency._starlette.survey import authentication_beneath, depends_o
 
 __all__ = ["IdempotencyMiddleware", "IdempotencyRule", "exempt", "idempotent"]
 
-# The package is only looked for here; what is needed of it is in the modules that are imported.
+# Only to check that the package is installed; the modules imported below bring what is needed of it.
 del starlette
 
 _logger = logging.getLogger("open_idempotency")
 #: how many routes a warning names
 _NAMED_ROUTES = 5
-#: how many routes without a claim are told of
+#: how many routes without a claim are reported
 _UNCLAIMED = 100
-# What may hold the identity of what a user= dependency returns; never a name that is for display.
+# Attributes that may hold the identity in the result of a user= dependency; never a display name.
 _IDENTITIES = ("identity", "id", "sub")
 
 
@@ -68,12 +68,12 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
     ``identity``; of Starlette's ``SimpleUser`` its ``username``), else the one whom the session of a
     ``SessionMiddleware`` names by an entry of ``session_identity``, else the credentials in the headers.
 
-    The claim is made where the endpoint is called: behind routing, authentication and dependencies (O-18). An
-    application that cannot be seen into is called as an endpoint. A user without an identity raises ``ScopeUnknown``,
+    The claim is made when the endpoint is called: after routing, authentication and dependencies (O-18). An
+    application that cannot be inspected is called as an endpoint. A user without an identity raises ``ScopeUnknown``,
     which is a 500. Raises ``ConfigurationError`` at once for a ``user`` that is not callable, or beside ``scope=``.
 
-    The endpoint's ``@idempotent(...)`` and ``@exempt`` count, wherever the middleware stands: around the application, a
-    mount, a router or one route. Of several around one endpoint the innermost protects it. Since 0.1.
+    The endpoint's ``@idempotent(...)`` and ``@exempt`` count in every position of the middleware: around the
+    application, a mount, a router or one route. Of several around one endpoint the innermost protects it. Since 0.1.
     """
 
     _asks_routes = True
@@ -93,17 +93,17 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         super().__init__(app, backend, policy=policy, rules=rules, **fields)
         self._user = user
         self._unclaimed: set[str] = set()
-        # what is wrong with user=, where that shows at the start
+        # what is wrong with user=, if the start shows it
         self._wrong: str | None = None
         if user is None:
             return
         if not callable(user):
             raise ConfigurationError(f"user: expected the dependency that finds the caller, got {user!r}")
         if self.engine.policy.scope is not None:
-            raise ConfigurationError("user: scope= says already who the caller is; leave one of them out")
+            raise ConfigurationError("user: scope= names the caller already; leave one of them out")
 
     def treat(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Let the claim be made where the endpoint is called; in front where nothing shows that one will be."""
+        """Let the claim be made when the endpoint is called, or make it here if no endpoint can be seen."""
         outer = scope.pop(PENDING, None)
         if outer is not None:
             outer.withdraw()  # the innermost one protects
@@ -114,10 +114,10 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         if layers.inner:
             return self.app(scope, receive, send)
         behind = at_call.hook()
-        # A middleware of one route stands beneath the place where Starlette's routes ask for the claim.
+        # A middleware of one route is below the point at which Starlette's routes ask for the claim.
         if layers.routes is None and not (behind and getattr(scope.get("route"), "dependant", None) is not None):
             if self._user is not None:
-                self._wrong = f"user: no FastAPI routes can be seen beneath, so {_name(self._user)} cannot be asked"
+                self._wrong = f"user: no FastAPI routes can be seen below, so {_name(self._user)} cannot be called"
                 self._refuse_wrong_user()
             return super().treat(scope, receive, send)
         at_call.look_at(layers.app)
@@ -126,17 +126,17 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         return PendingExchange(self, self.rules_of_path(scope), keyed, scope, receive, send).run()
 
     def _candidates(self) -> frozenset[bytes]:
-        """The headers that can carry a key under some rule."""
-        named = route_rules.fields_named
+        """The headers that may carry a key under some rule."""
+        named = route_rules.headers_named
         return self._names.union(name.lower().encode("ascii") for name in named) if named else self._names
 
     def coverage_of(self, scope: Scope) -> Coverage | None:
-        """As the route wants it on which this middleware stands, or the path; None where that is exempt."""
+        """The coverage by path and by the route around this middleware; None if one of them is exempt."""
         here = (*dependency_rules(scope.get("route")), *endpoint_rules(scope.get("endpoint"), scope["method"]))
         return self.coverages.by((*self.rules_of_path(scope), *here))
 
     def check_start(self, scope: Scope) -> None:
-        """Warn of authentication behind the claim, and of dependencies that end after the response.
+        """Warn of authentication that runs after the claim, and of dependencies that end after the response.
 
         Raises ``ConfigurationError`` that names the routes whose rules contradict the policy.
         """
@@ -150,26 +150,26 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         late: dict[str, list[str]] = {}
         depending: list[bool] = []
         for endpoint in endpoints_beneath(layers):
-            place = f"{endpoint.method} {endpoint.path}"
+            route_name = f"{endpoint.method} {endpoint.path}"
             by_path = self.rules_of_path({"method": endpoint.method, "path": endpoint.path})
             try:
                 coverage = self.coverages.by((*by_path, *endpoint.rules))
             except ConfigurationError as error:
-                wrong.append(f"{place}: {error}")
+                wrong.append(f"{route_name}: {error}")
                 continue
             if coverage is not None and endpoint.method in coverage.policy.methods:
                 depending.append(depends_on(endpoint.route, self._user))
                 for dependency in dict.fromkeys(late_dependencies(endpoint.route)):
-                    late.setdefault(dependency, []).append(place)
+                    late.setdefault(dependency, []).append(route_name)
         if self._user is not None:
             self._check_user(self._user, depending, layers)
         if wrong:
             raise ConfigurationError("; ".join(wrong))
-        for dependency, places in late.items():
-            _warn_of_late(dependency, places)
+        for dependency, routes in late.items():
+            _warn_of_late(dependency, routes)
 
     def _check_user(self, user: Callable[..., Any], depending: list[bool], layers: Layers) -> None:
-        """Raise ``ConfigurationError``, also for each request, if the ``user=`` dependency can never be asked."""
+        """Raise ``ConfigurationError``, now and for each request, if the ``user=`` dependency can never be called."""
         if not at_call.hook():
             self._wrong = "user: this release of FastAPI is not known; install an older one, or use scope= instead"
         elif layers.routes is not None and depending and not any(depending):
@@ -183,18 +183,18 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
             raise ConfigurationError(self._wrong)
 
     def _look_late(self, scope: Scope) -> None:
-        """No server has said that it starts: the first request says what is wrong, and others may well be served."""
+        """Check at the first request if no lifespan was started. Errors are logged, since other routes may work."""
         try:
             self.check_start(scope)
         except ConfigurationError as error:
-            _logger.error("these routes will answer 500: %s", error)
+            _logger.error("these routes will respond with 500: %s", error)
 
     def _warn(self, authenticating: str) -> None:
         self._warned = True
         _logger.warning(
-            "IdempotencyMiddleware claims outside authentication (%s), so it cannot tell users apart: %s stands within "
-            "a route, or within an application that cannot be seen into. Let it stand around them, or give them an "
-            "IdempotencyMiddleware of their own within it",
+            "IdempotencyMiddleware claims before authentication (%s) runs, so it cannot distinguish users: %s is "
+            "inside a route, or inside an application that cannot be inspected. Put it around them, or give them an "
+            "IdempotencyMiddleware of their own inside it",
             authenticating,
             authenticating,
         )
@@ -222,9 +222,9 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         return SessionTrace(session)
 
     def user_among(self, solved: Mapping[Any, Any]) -> str | None:
-        """What the ``user=`` dependency has found among those that FastAPI has solved, by their callables.
+        """The identity that the ``user=`` dependency has returned. ``solved``: FastAPI's results by callable.
 
-        None where the endpoint does not depend on it. Raises ``ScopeUnknown`` for what is no identity.
+        None if the endpoint does not depend on it. Raises ``ScopeUnknown`` for a result that is no identity.
         """
         if self._user is None:
             return None
@@ -234,7 +234,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         return found.pop() if found else None
 
     async def call_app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the application behind a claim; warn where its inside authenticates, if nothing has warned yet."""
+        """Call the application after the claim. Warn once if a user is authenticated only inside it."""
         unknown = scope.get("user") is None
         try:
             await self.app(scope, receive, send)
@@ -243,33 +243,33 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
                 self.look_back(scope, scope[MARK].policy)
 
     def look_back(self, scope: Scope, policy: IdempotencyPolicy) -> None:
-        """Warn if there is a user by now who was not known at the claim."""
+        """Warn if the scope has a user now who was not known at the claim."""
         if not self._warned and policy.scope is None and scope.get("user") is not None:
             self._warn("AuthenticationMiddleware")
 
     def report_unclaimed(self, scope: Scope, status: int) -> None:
-        """Warn, once for each route, that a request with a key succeeded and nothing has asked for its claim."""
+        """Warn, once for each route, that a request with a key succeeded without a claim."""
         route = scope.get("route")
-        place = str(getattr(route, "path_format", None) or getattr(route, "path", None) or "(no route)")
-        if place in self._unclaimed or len(self._unclaimed) >= _UNCLAIMED:
+        route_name = str(getattr(route, "path_format", None) or getattr(route, "path", None) or "(no route)")
+        if route_name in self._unclaimed or len(self._unclaimed) >= _UNCLAIMED:
             return
-        self._unclaimed.add(place)
+        self._unclaimed.add(route_name)
         _logger.warning(
-            "%s %s was answered %d without a claim, so a retry runs again: the response comes from a middleware "
+            "%s %s was sent %d without a claim, so a retry runs again: the response comes from a middleware "
             "inside, or from a route class that does not call its endpoint as Starlette or FastAPI does. Put "
             "IdempotencyMiddleware around that part alone, or let it call the endpoint",
             scope["method"],
-            place,
+            route_name,
             status,
         )
 
 
-def _warn_of_late(dependency: str, places: list[str]) -> None:
-    named = ", ".join(places[:_NAMED_ROUTES])
-    if len(places) > _NAMED_ROUTES:
-        named += f" and {len(places) - _NAMED_ROUTES} more"
+def _warn_of_late(dependency: str, routes: list[str]) -> None:
+    named = ", ".join(routes[:_NAMED_ROUTES])
+    if len(routes) > _NAMED_ROUTES:
+        named += f" and {len(routes) - _NAMED_ROUTES} more"
     _logger.warning(
-        "%s ends after the response of %s: the response is recorded first, so if a commit behind its yield fails, or "
+        "%s ends after the response of %s: the response is recorded first, so if a commit after its yield fails, or "
         "the worker dies before it, a retry replays a success whose rows do not exist. If it commits, declare it with "
         'Depends(..., scope="function"), or commit in the endpoint, or use idem.atomic(session) or tx=session. If it '
         'only cleans up, scope="function" is right as well, and ends this warning',
@@ -279,7 +279,7 @@ def _warn_of_late(dependency: str, places: list[str]) -> None:
 
 
 def _identity(value: Any, user: Callable[..., Any]) -> str:
-    """The identity in what a ``user=`` dependency has returned."""
+    """The identity in the result of a ``user=`` dependency."""
     if isinstance(value, str | int | UUID):
         return _text(value, user, "value")
     for name in _IDENTITIES:

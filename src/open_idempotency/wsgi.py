@@ -1,7 +1,7 @@
 """Idempotency keys for any WSGI application (PEP 3333): a middleware, and one small object for each protected request.
 
-What is not covered passes through untouched: other methods, and requests without a key. The rest is the core's order
-of operations, carried out between the server's ``wsgi.input`` and ``start_response``.
+Requests that are not covered pass through untouched: other methods, and requests without a key. A covered request goes
+through the core's order of operations, between the server's ``wsgi.input`` and ``start_response``.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class IdempotencyMiddleware:
         self._routes: dict[tuple[Rule, ...], Route | None] = {(): self._route}
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        # Frameworks read it in upper case, whatever the server hands on.
+        # Frameworks read it in upper case, whatever the server passes on.
         if environ["REQUEST_METHOD"].upper() not in self._methods:
             return self.app(environ, start_response)
         route = self._route if self._paths is None else self._find_route(self._paths, environ)
@@ -143,11 +143,11 @@ class _Exchange:
         self._replaced = False
         self._gone = False
 
-    def run(self, key_fields: Headers) -> Iterable[bytes]:
-        """Admit the request; then run the application, or send the response that stands for it."""
+    def run(self, key_headers: Headers) -> Iterable[bytes]:
+        """Admit the request; then run the application, or send the response that replaces it."""
         engine = self._inner.engine
         request = read_request(self._environ, self._environ)
-        intake = Intake(request, key_fields, new_owner(), self._identify, self._receive_body, engine.advice)
+        intake = Intake(request, key_headers, new_owner(), self._identify, self._receive_body, engine.advice)
         try:
             admission = engine.sync.run(admit(intake, self._policy))
         except BodyIncomplete as error:

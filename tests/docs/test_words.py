@@ -14,8 +14,11 @@ _PACKAGE = _ROOT / "src" / "open_idempotency"
 _WORDS = {
     r"\b[Cc]olou?r(s|ed|less)?\b": "sync, async",
     r"\bSPEC\b": "the number of the line in docs/reference/behaviour.md",
-    r"\bAnswer\b": "Response",
-    r"\bheader fields?\b": "header",
+    # b"answer" is in what is sealed: records that are encrypted already have it
+    r"(?i)(?<!b\")answer": "response; reply of a server; result of a call",
+    r"\bheader fields?\b|\bfield lines?\b": "header",
+    r"\btold\b|\btells\b": "report, log, raise, say",
+    r"\bplaces\b|\bin place of\b": "slot, position, path; instead of",
 }
 
 

@@ -84,7 +84,7 @@ def database(new_database: Callable[[str], Database]) -> Database:
     return made
 
 
-def is_placed(answer: CoreResponse) -> bool:
+def is_marked(answer: CoreResponse) -> bool:
     """The response that was committed, replayed."""
     return (answer.status, answer.body) == (201, b"placed") and (b"idempotent-replayed", b"true") in answer.headers
 
@@ -124,7 +124,7 @@ def test_a_retry_after_a_worker_died_gets_what_that_committed(database: Database
     with opened(database) as ledger:
         site = Site(database, ledger=ledger, **policy)
         site.die_after_the_commit()
-        assert all(is_placed(site.client.again()) for _ in range(2))
+        assert all(is_marked(site.client.again()) for _ in range(2))
     assert database.orders() == 1
 
 
@@ -138,7 +138,7 @@ def test_on_an_event_loop_a_blocking_ledger_is_asked_in_a_thread(
     with opened(database) as ledger:
         site = Site(database, ledger=ledger, **policy)
         site.die_after_the_commit()
-        assert is_placed(anyio.run(site.again, backend=library))
+        assert is_marked(anyio.run(site.again, backend=library))
 
 
 def test_on_an_event_loop_django_is_asked_in_its_own_thread(database: Database) -> None:
@@ -152,7 +152,7 @@ def test_on_an_event_loop_django_is_asked_in_its_own_thread(database: Database) 
     with django_alias(database) as alias:
         site = Site(database, ledger=alias, on_abandoned="reject")
         site.die_after_the_commit()
-        assert is_placed(anyio.run(again))
+        assert is_marked(anyio.run(again))
 
 
 @asynccontextmanager
@@ -174,7 +174,7 @@ def test_an_awaited_ledger_is_awaited(database: Database) -> None:
             ledgers.append(ledger)
             return await site.again()
 
-    assert is_placed(anyio.run(again))
+    assert is_marked(anyio.run(again))
     with pytest.raises(ConfigurationError, match="async transaction"):
         site.client.again()
 
@@ -192,7 +192,7 @@ def test_a_server_is_asked_through_psycopg(new_database: Callable[[str], Databas
     with client.bound(attempt), psycopg.connect(database.url) as tx, idem.atomic(tx) as block:
         block.respond(PLACED)
     clock.now += LEASE + 1
-    assert is_placed(client.again())
+    assert is_marked(client.again())
 
 
 # What it does not give
@@ -243,7 +243,7 @@ def test_a_ledger_that_cannot_be_asked_refuses_nothing_for_good(database: Databa
         site.die_after_the_commit()
         first = site.client.again()
         assert (first.status, b'"retryable": true' in (first.body or b"")) == (503, True)
-        assert is_placed(site.client.again())
+        assert is_marked(site.client.again())
 
 
 def test_a_ledger_that_opens_no_transaction_is_reported(database: Database) -> None:

@@ -358,5 +358,5 @@ def test_two_key_lines_are_told_from_one_line_with_a_comma_under_asgi() -> None:
     with project(_counting([])) as backend:
         response = asyncio.run(send())
     assert response.status_code == 400
-    assert "one Idempotency-Key field line" in response.json()["detail"]
+    assert "one Idempotency-Key header" in response.json()["detail"]
     assert backend.verbs == []

@@ -53,7 +53,7 @@ def interrupted(client: Client, effect: Callable[..., Any] = die, **terms: Any) 
 
 def doubts(listener: Listener) -> list[tuple[str, str]]:
     """What was decided of which stage."""
-    return [(e.stage, e.answer) for e in listener.seen if isinstance(e, events.InDoubt)]
+    return [(e.stage, e.finding) for e in listener.seen if isinstance(e, events.InDoubt)]
 
 
 def test_the_intent_is_on_record_before_the_effect(client: Client) -> None:

@@ -149,7 +149,7 @@ def test_a_default_is_what_later_attempts_get(
             assert form(charge, default=default) is default
     assert charge.calls == 1
     assert events.StageValueNotKept not in listener.kinds()
-    assert [event.answer for event in listener.seen if isinstance(event, events.InDoubt)] == ["default"] * 2
+    assert [event.finding for event in listener.seen if isinstance(event, events.InDoubt)] == ["default"] * 2
 
 
 @pytest.mark.anyio

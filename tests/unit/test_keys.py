@@ -34,7 +34,7 @@ LONG_KEY = "k" * 16
 
 
 def parse(value: bytes, policy: IdempotencyPolicy = LENIENT) -> str | None:
-    """The key in one field line."""
+    """The key in one header line."""
     return parse_key([(NAME, value)], policy)
 
 
@@ -167,7 +167,7 @@ def test_every_printable_key_survives_quoting(key: str) -> None:
 @pytest.mark.parametrize("second", [b'"abc"', b'"other"'])
 def test_two_field_lines_are_refused_equal_or_not(second: bytes) -> None:
     """H-07."""
-    with pytest.raises(KeyRejected, match="one Idempotency-Key field line"):
+    with pytest.raises(KeyRejected, match="one Idempotency-Key header"):
         parse_key([(NAME, b'"abc"'), (NAME, second)], LENIENT)
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from open_idempotency._core.requests import Response
-from open_idempotency._core.stored_response import Capture, is_kept_header, is_kept_status, kept, location, replayed
+from open_idempotency._core.stored_response import (
+    Capture,
+    is_stored_header,
+    is_stored_status,
+    location,
+    replayed,
+    storable,
+)
 
 GIVEN_BACK = {307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429}
 
@@ -13,7 +20,7 @@ GIVEN_BACK = {307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429}
 @pytest.mark.parametrize("status", range(100, 600))
 def test_a_status_is_kept_by_its_class(status: int) -> None:
     """O-13: 2xx, 3xx and 4xx except eleven; never 1xx, never 5xx."""
-    assert is_kept_status(status) is (status // 100 in (2, 3, 4) and status not in GIVEN_BACK)
+    assert is_stored_status(status) is (status // 100 in (2, 3, 4) and status not in GIVEN_BACK)
 
 
 NOT_REPLAYED = [
@@ -51,38 +58,38 @@ NOT_REPLAYED = [
 def test_a_field_of_the_moment_is_not_kept_in_any_case(name: str) -> None:
     """R-02."""
     answer = Response(200, [(name.title().encode(), b"v"), (b"X-Kept", b"1")], b"")
-    assert kept(answer, 10).headers == [(b"X-Kept", b"1")]
+    assert storable(answer, 10).headers == [(b"X-Kept", b"1")]
 
 
 @pytest.mark.parametrize("name", [b"location", b"content-type", b"etag", b"link", b"vary", b"content-encoding"])
 def test_a_field_of_the_outcome_is_kept(name: bytes) -> None:
     """R-01."""
-    assert is_kept_header(name)
+    assert is_stored_header(name)
 
 
 def test_fields_that_connection_names_are_not_kept() -> None:
     """R-02: in several lines, with space, in any case."""
     headers = [(b"Connection", b"close, X-Hop"), (b"connection", b"x-other ,"), (b"x-hop", b"1"), (b"X-Other", b"2")]
-    assert kept(Response(200, [*headers, (b"x-end", b"3")], b""), 10).headers == [(b"x-end", b"3")]
+    assert storable(Response(200, [*headers, (b"x-end", b"3")], b""), 10).headers == [(b"x-end", b"3")]
 
 
 def test_kept_fields_stay_in_order_with_duplicates() -> None:
     """R-01."""
     headers = [(b"Link", b"1"), (b"ETag", b"e"), (b"Link", b"2")]
-    assert kept(Response(200, headers, b""), 10).headers == headers
+    assert storable(Response(200, headers, b""), 10).headers == headers
 
 
 @pytest.mark.parametrize(("size", "whole"), [(0, True), (10, True), (11, False)])
 def test_a_body_over_the_limit_leaves_a_tombstone(size: int, whole: bool) -> None:
     """O-11, R-04."""
     body = b"x" * size
-    assert kept(Response(200, [], body), 10).body == (body if whole else None)
+    assert storable(Response(200, [], body), 10).body == (body if whole else None)
 
 
 def test_the_live_answer_is_left_as_it_is() -> None:
     """R-02: the first client gets them all."""
     live = Response(200, [(b"set-cookie", b"a")], b"x" * 20)
-    kept(live, 10)
+    storable(live, 10)
     assert live == Response(200, [(b"set-cookie", b"a")], b"x" * 20)
 
 

@@ -1,7 +1,8 @@
-"""The client of a running ASGI request: whether it has left, and when the application hears of that (R-06, L-05a).
+"""The client of a running ASGI request: whether it has left, and when the application learns that (R-06, L-05a).
 
 Frameworks cancel a stream as soon as ``receive()`` returns the disconnect, or stop it when ``send()`` raises. So during
-a stream both wait until its grace is over, or until it has ended. At any other time the application hears at once.
+a stream both calls wait until the grace is over, or until the stream has ended. At any other time the application
+learns of the disconnect at once.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ _STARTS_WITHIN = 0.1
 
 
 class Client:
-    """Listens to the server for the application, and for itself where the application streams without listening."""
+    """Listens to the server for the application, and for itself if the application streams without listening."""
 
     __slots__ = (
         "_ended", "_heeding", "_late", "_listening", "_polled", "_source", "_streaming", "_unwatch", "_waiting",
-        "grace", "left", "told",
+        "grace", "left", "notified",
     )  # fmt: skip
 
     def __init__(self, source: Callable[[], Awaitable[Message]], grace: Grace) -> None:
         self.grace = grace
         #: the server's disconnect, once it is known
         self.left: Message | None = None
-        #: the application has heard of it in the middle of its stream: what comes then is no whole response
-        self.told = False
+        #: the application has learned of it during its stream: what it sends now is no whole response
+        self.notified = False
         self._source = source
         self._streaming = False
         self._ended = False
-        # how many calls of the application's wait for the end of the grace
+        # how many calls of the application wait for the end of the grace
         self._heeding = 0
         self._late = False
         self._listening = False
@@ -57,7 +58,7 @@ class Client:
             self._wake()
 
     def leave(self, message: Message | None = None) -> None:
-        """The client has left, as the server says."""
+        """Note that the client has left. ``message``: the server's disconnect."""
         if self.left is None:
             self.left = {"type": _DISCONNECT} if message is None else message
         if self._streaming:
@@ -65,7 +66,7 @@ class Client:
         self._wake()
 
     def end(self) -> None:
-        """The response is complete, or the attempt has failed: nothing is withheld any more."""
+        """The response is complete, or the attempt has failed: the disconnect is no longer withheld."""
         self._ended = True
         if self._waiting:
             self._wake()
@@ -73,9 +74,9 @@ class Client:
             self._unwatch()
 
     def watch(self) -> None:
-        """Listen during a stream whose application does not, so that it ends as any other does.
+        """Listen for the disconnect during a stream whose application does not, so that its grace begins.
 
-        On an event loop that is neither asyncio's nor trio's the application has to.
+        On an event loop that is neither asyncio's nor trio's the application has to listen.
         """
         if self._unwatch is None and not self._listening and self.left is None and not self._ended:
             if loops.current_library() is not None:
@@ -84,15 +85,16 @@ class Client:
     async def stops(self) -> bool:
         """Whether a part of the stream comes too late to be sent.
 
-        Where the application listens, the disconnect ends it. Else raises ``ClientLeft``, as nothing else would.
+        If the application listens, the disconnect ends the stream. Otherwise this raises ``ClientLeft``, as nothing
+        else would end it.
         """
-        if self._ended or not (self.told or self.grace.over):
+        if self._ended or not (self.notified or self.grace.over):
             return False
-        if self.told or not self._heeding:
-            self.told = True
+        if self.notified or not self._heeding:
+            self.notified = True
             raise ClientLeft(str(self.grace.error()))
         self._wake()
-        # Cancelled in its own step a generator is closed at once; one that makes no pause would never be.
+        # A generator that is cancelled in its own step is closed at once; one without pauses would never be.
         if self._late:
             await loops.sleep(0)
         self._late = True
@@ -101,7 +103,7 @@ class Client:
     # What the application asks
 
     async def receive(self) -> Message:
-        """``receive()`` after the body."""
+        """``receive()`` after the body: the disconnect, once the application may learn of it."""
         message = await self._hear()
         if message["type"] != _DISCONNECT:
             return message
@@ -112,13 +114,14 @@ class Client:
                 await self._pause(self.grace.left)
         finally:
             self._heeding -= 1
-        self.told = self.told or (self._streaming and not self._ended)
+        self.notified = self.notified or (self._streaming and not self._ended)
         return message
 
     async def _await_start(self) -> None:
-        """Before the response: give a framework that is about to stream the time to start it.
+        """Before the response, wait a moment: a framework that is about to stream may start it in this time.
 
-        Who only looks is cancelled as soon as it would have to wait, and is given the disconnect when it looks again.
+        An application that only polls is cancelled as soon as it would have to wait. It gets the disconnect at its next
+        poll.
         """
         if self._streaming or self._polled:
             self._polled = False
@@ -128,7 +131,7 @@ class Client:
         self._polled = False
 
     async def _hear(self) -> Message:
-        """The server's next message, whoever may be listening already."""
+        """The server's next message, from whichever call is listening already."""
         while self.left is None:
             if self._listening:
                 await self._pause(_LONG)
@@ -158,6 +161,6 @@ class Client:
             self._waiting.remove(signal)
 
     def _wake(self) -> None:
-        """For callers that have seen that somebody waits, which most requests never do."""
+        """Wake all waiting calls. Callers check first whether there are any, since most requests never wait."""
         for signal in self._waiting:
             signal.set()

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from open_idempotency._asgi.client import Client
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.caller_changes import Change, Session, follow, told
+from open_idempotency._core.caller_changes import Change, Session, follow, read_change
 from open_idempotency._core.callers import Caller
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.requests import Headers, Identity, Request, Response
@@ -38,20 +38,20 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: in the scope of a request that is protected already, by an outer middleware of ours
+#: in the scope of a request that an outer middleware of this library protects
 MARK = "open_idempotency"
-#: in the scope of a request whose claim will be made where its endpoint is called: the exchange that will make it
+#: in the scope of a request whose claim will be made when its endpoint is called: the exchange that will make it
 PENDING = "open_idempotency.pending"
 
-# Ways of answering that would go past the capture; an application that does not find them sends bytes instead.
+# Ways of responding that would bypass the capture; an application that does not find them sends bytes instead.
 _HIDDEN_EXTENSIONS = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
 
 
-class SessionTold(Session, Protocol):
-    """A session that also knows what the view has made of it."""
+class ChangingSession(Session, Protocol):
+    """A session that also detects that the view has changed the caller."""
 
     def change(self, caller: Caller, record_id: bytes) -> Change | None:
-        """What the view has made of the caller, asked before the session leaves; None where nothing tells of it."""
+        """The change that the view has made to the caller, or None. To be called before the session is sent."""
         ...
 
 
@@ -64,8 +64,8 @@ class Inner(Protocol):
         """The verified user, or the session that may name the caller; None where there is neither."""
         ...
 
-    def session_of(self, scope: Scope) -> SessionTold | None:
-        """What tells of a request whose view changes the caller (O-14)."""
+    def session_of(self, scope: Scope) -> ChangingSession | None:
+        """The session by which a changed caller is followed (O-14)."""
         ...
 
     def call_app(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -74,11 +74,11 @@ class Inner(Protocol):
 
 
 class ClientGone(Exception):
-    """The client left before its request was whole: nobody to answer, nothing to run."""
+    """The client left before its request was whole: no response is sent, and nothing runs."""
 
 
 class Exchange:
-    """One protected request: its body on the way in, its answer on the way out."""
+    """One protected request: its body on the way in, its response on the way out."""
 
     __slots__ = (
         "_attempt", "_body", "_caller", "_capture", "_client", "_engine", "_gone", "_held", "_hold", "_inner", "_more",
@@ -95,9 +95,9 @@ class Exchange:
         self._body = RequestBody(policy)
         self._capture = Capture(policy.max_response_bytes)
         self._attempt: Attempt | None = None
-        # who sent the request, and what tells of a view that changes that (O-14)
+        # who sent the request, and the session by which a change of the caller is followed (O-14)
         self._caller: Caller | None = None
-        self._session: SessionTold | None = None
+        self._session: ChangingSession | None = None
         self._pieces: Iterator[tuple[bytes, bool]] = iter(())
         self._held: Message | None = None
         self._hold: Hold | TrioHold | None = None
@@ -111,17 +111,17 @@ class Exchange:
 
     @property
     def attempt(self) -> Attempt | None:
-        """What it runs; None while it is being admitted."""
+        """The attempt that runs; None while the request is being admitted."""
         return self._attempt
 
-    async def run(self, key_fields: Headers) -> None:
-        """Admit the request; then run the application, or send the answer that stands for it."""
+    async def run(self, key_headers: Headers) -> None:
+        """Admit the request; then run the application, or send the response that replaces it."""
         requests = shutdown.enter(self)
         self._session = self._inner.session_of(self._scope)
         try:
-            admission = await self._admit(request_of(self._scope), key_fields)
+            admission = await self._admit(request_of(self._scope), key_headers)
             if isinstance(admission, Response):
-                await self._answer(admission)
+                await self._respond(admission)
             else:
                 await self._protect(admission)
         except ClientGone:
@@ -130,11 +130,11 @@ class Exchange:
             self._body.close()
             requests.discard(self)
 
-    async def _admit(self, request: Request, key_fields: Headers) -> Attempt | Response:
+    async def _admit(self, request: Request, key_headers: Headers) -> Attempt | Response:
         advice = self._engine.advice
         intake = Intake(
             request,
-            key_fields,
+            key_headers,
             new_owner(),
             self._identify,
             self._receive_body,
@@ -144,7 +144,7 @@ class Exchange:
         )
         admission = await self._engine.aio.run(admit(intake, self._policy))
         if isinstance(admission, Attempt):
-            # It has the scope, which will have the attempt: no circle is left to the garbage collector.
+            # The caller has the scope, and the scope will have the attempt: no cycle is left to the garbage collector.
             self._caller, admission.caller = admission.caller, None
         return admission
 
@@ -152,7 +152,7 @@ class Exchange:
         return self._inner.identify(self._scope)
 
     def _renders(self, error: Exception) -> bool:
-        """Whether the framework makes a response of what ``scope=`` has raised (O-20)."""
+        """Whether the framework makes a response of the exception that ``scope=`` has raised (O-20)."""
         return False
 
     async def _receive_body(self) -> RequestBody:
@@ -179,7 +179,7 @@ class Exchange:
         mark = running.set((attempt, engine))
         try:
             if time.monotonic() > attempt.sure_until and (instead := await self._late(attempt)) is not None:
-                await self._answer(instead)
+                await self._respond(instead)
                 return
             await self._run_app(attempt)
             if not self._settled:
@@ -195,7 +195,7 @@ class Exchange:
                 self._scope["extensions"] = extensions
 
     def _run_app(self, attempt: Attempt) -> Awaitable[None]:
-        """Call the application, whose cancellation waits for what it has running in threads (L-09)."""
+        """Call the application. Its cancellation waits for the functions that it runs in threads (L-09)."""
         if thread_calls.pending:
             thread_calls.hook()
         hold = self._hold = hold_for(attempt)
@@ -206,7 +206,7 @@ class Exchange:
         return self._inner.call_app(self._scope, self._receive, self._send)
 
     async def _late(self, attempt: Attempt) -> Response | None:
-        """Ask whose the lease is, where it may have ended (L-10); what to send instead of calling the application."""
+        """Check a lease that may have ended (L-10). Returns the response to send instead of calling the application."""
         while time.monotonic() > attempt.sure_until:
             instead = await self._engine.aio.run(begin(attempt))
             if instead is not None:
@@ -216,25 +216,25 @@ class Exchange:
         return None
 
     async def _give_up(self, attempt: Attempt) -> None:
-        """The application returned in the middle: its right where the client left, else an error of its own."""
+        """The application returned before its response was complete: an error, unless the client has left."""
         error = RuntimeError("the application returned before its response was complete")
         if self._client.left is None:
             raise error
-        await self._settle(attempt, abort(attempt, self._client.grace.error() if self._client.told else error))
+        await self._settle(attempt, abort(attempt, self._client.grace.error() if self._client.notified else error))
 
     async def _stand_in(self, attempt: Attempt, error: BaseException) -> bool:
         """Settle an attempt that raised (L-04).
 
-        True if all is said: another answer was sent (L-03, S-04), or the stream was to be closed (L-05a).
+        True if nothing is left to send: another response was sent (L-03, S-04), or the stream was to be closed (L-05a).
         """
-        if self._client.told and _comes_of_leaving(error):
+        if self._client.notified and _comes_of_leaving(error):
             clear_frames(error.__traceback__)  # the stream's generator is among them, and is closed before its retry
             await self._settle(attempt, abort(attempt, self._client.grace.error()))
             return True
         verdict = await self._settle(attempt, abort(attempt, error), guarded=not isinstance(error, Exception))
         if isinstance(verdict, Fate) or self._started:
             return False
-        await self._answer(verdict)
+        await self._respond(verdict)
         return isinstance(error, REPLACED)
 
     async def _settle(
@@ -248,7 +248,7 @@ class Exchange:
             self._client.end()
 
     def _hide_extensions(self) -> Any:
-        """Take away what would go past the capture (R-06); what was there, to be put back."""
+        """Hide extensions that would bypass the capture (R-06). Returns the original ones, to be restored."""
         extensions = self._scope.get("extensions")
         if not extensions or _HIDDEN_EXTENSIONS.isdisjoint(extensions):
             return None
@@ -258,17 +258,17 @@ class Exchange:
     # What the application sees
 
     async def _receive(self) -> Message:
-        """The body that was received already, then whatever the server says: in the end, the disconnect (R-06)."""
+        """The body that was received already, then the server's messages: in the end, the disconnect (R-06)."""
         if not self._more:
             return await self._client.receive()
         if self._body.spooled:
-            await loops.sleep(0)  # these pieces come without waiting: whoever reads them all lets others run
+            await loops.sleep(0)  # these pieces come without waiting, so let other tasks run
         piece, self._more = next(self._pieces)
         return {"type": "http.request", "body": piece, "more_body": self._more}
 
     async def _send(self, message: Message) -> None:
-        """Hold the start back until it is known what may leave; keep a copy of the rest (R-03)."""
-        if self._settled:  # trailers, or what whoever cancelled the request within the application says
+        """Hold the start back until it is known what may be sent; copy the body (R-03)."""
+        if self._settled:  # trailers, or a response of the layer that cancelled the request inside the application
             self._withheld = self._withheld and message["type"] != "http.response.start"
             await self._forward(message)
         elif message["type"] == "http.response.start":
@@ -279,7 +279,7 @@ class Exchange:
             self._capture.start(message["status"], headers)
             self._client.begin_stream()
         elif message["type"] == "http.response.body":
-            if self._client.left is not None and (message.get("more_body", False) or self._client.told):
+            if self._client.left is not None and (message.get("more_body", False) or self._client.notified):
                 if await self._client.stops():
                     return
             self._capture.add(message.get("body", b""))
@@ -292,38 +292,38 @@ class Exchange:
             await self._forward(message)
 
     async def _follow(self, caller: Caller) -> None:
-        """Let a retry find the record although the view has changed the caller (O-14), before the session leaves."""
+        """Let a retry find the record if the view has changed the caller (O-14). Called before the session is sent."""
         self._caller = None
         attempt, session = self._attempt, self._session
         if attempt is None or attempt.lease is None or session is None:
             return
         record_id = attempt.lease.record_id
-        change = told(lambda: session.change(caller, record_id))
+        change = read_change(lambda: session.change(caller, record_id))
         if change is not None:
             await self._engine.aio.run(follow(attempt, caller, change, new_owner()))
 
     async def _send_last(self, message: Message) -> None:
-        """Nothing of the last message leaves before the answer is durable (R-03)."""
+        """Settle the attempt, then send: nothing of the last message leaves before the response is durable (R-03)."""
         attempt = self._attempt
         assert attempt is not None
         if self._hold is not None:
             self._hold.recording = True
         verdict = await self._settle(attempt, finish(attempt, self._capture.response()))
         if self._hold is not None and await self._hold.release():
-            self._withheld = True  # whoever has cancelled the request decides what its client gets
+            self._withheld = True  # the layer that cancelled the request decides what its client gets
         elif isinstance(verdict, Fate):
             if verdict is Fate.UNRECORDED and self._held is not None:
                 self._held = {**self._held, "headers": [*self._held["headers"], UNRECORDED]}
             await self._let_go(message)
         elif self._started:
-            raise LeaseLost("this stream does not count, as the log says before; its end is withheld")
+            raise LeaseLost("another attempt owns the record, as logged before; the end of this stream is withheld")
         else:
-            await self._answer(verdict)
+            await self._respond(verdict)
 
     # What the server sees
 
     def _let_go(self, message: Message) -> Awaitable[None]:
-        """Forward a part of the body, behind the start that was held back for it."""
+        """Forward a part of the body, after the start that was held back."""
         held, self._held = self._held, None
         if held is None:
             return self._forward(message)
@@ -332,16 +332,16 @@ class Exchange:
             self._withheld = self._hold.begun()
         return self._forward(held, message)
 
-    async def _answer(self, answer: Response) -> None:
-        headers = [(name.lower(), value) for name, value in answer.headers]
+    async def _respond(self, response: Response) -> None:
+        headers = [(name.lower(), value) for name, value in response.headers]
         await self._forward(
-            {"type": "http.response.start", "status": answer.status, "headers": headers},
-            {"type": "http.response.body", "body": answer.body or b"", "more_body": False},
+            {"type": "http.response.start", "status": response.status, "headers": headers},
+            {"type": "http.response.body", "body": response.body or b"", "more_body": False},
         )
-        self._gone = True  # all is said: what the application still sends belongs to no answer
+        self._gone = True  # the response is complete: what the application still sends is dropped
 
     async def _forward(self, *messages: Message) -> None:
-        """Send to the client; one that is gone does not stop the handler, whose answer is stored (L-05)."""
+        """Send to the client. A client that has left does not stop the handler, whose response is stored (L-05)."""
         if self._gone or self._withheld:
             return
         try:
@@ -354,7 +354,7 @@ class Exchange:
 
 
 def _comes_of_leaving(error: BaseException | None) -> bool:
-    """Whether it is the ``ClientLeft`` that ``send()`` has raised, or what a framework made of that."""
+    """Whether an error is the ``ClientLeft`` that ``send()`` has raised, or was made of it by a framework."""
     while error is not None and not isinstance(error, ClientLeft):
         # The task group of a framework wraps what one of its tasks has raised.
         grouped: tuple[BaseException, ...] = getattr(error, "exceptions", ())

@@ -1,7 +1,7 @@
-"""Admission: from a request with a key to an attempt to run, or the answer to send instead.
+"""Admission: a request with a key becomes an attempt to run, or gets a response instead.
 
-Generators that yield commands; the order in which they do is the rule. A bad key is answered before anything is
-read, the body is whole before the claim is made, and nothing runs before the claim is answered.
+The generators yield commands, and the order of the commands is the rule. A malformed key is refused before anything is
+read. The body is read whole before the claim is made. Nothing runs before the result of the claim is known.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from open_idempotency._core.fingerprint import fingerprint_steps
 from open_idempotency._core.frames import decode_response, decode_stage
 from open_idempotency._core.keys import by_credentials, caller_scope, is_anonymous, parse_key, record_id, scope_id
 from open_idempotency._core.models import Busy, ClaimResult, Finished, Lease, Leased, Mismatch, Refused, Stage
-from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, Advice, tell, warn
+from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, Advice, notify, warn
 from open_idempotency._core.quotas import reserve, take_back
 from open_idempotency._core.refusals import ScopeRefused
 from open_idempotency._core.rendering import render
 from open_idempotency._core.requests import Body, Headers, Identity, Request, Response
 from open_idempotency._core.sealing import FAILURE, RESPONSE, unseal, unseal_stage
 from open_idempotency._core.session_identity import cookie_names, entry_names
-from open_idempotency._core.sharing import look_for_another_service, owner_at_host
+from open_idempotency._core.shared_names import look_for_another_service, owner_at_host
 from open_idempotency._core.stored_response import replay
 from open_idempotency.exceptions import (
     BackendUnavailable,
@@ -51,7 +51,7 @@ from open_idempotency.exceptions import (
 )
 from open_idempotency.policy import ANONYMOUS, IdempotencyPolicy
 
-#: seconds after which a waiting duplicate asks again although nobody told it to, from the first to the longest
+#: seconds after which a waiting duplicate claims again without a notification, from the first pause to the longest
 FIRST_LOOK, LONGEST_LOOK = 1.0, 5.0
 
 # More digits than any length has; Python refuses to convert very long ones.
@@ -64,7 +64,7 @@ Identified = Identity | str | None
 
 @dataclass(slots=True, frozen=True)
 class Patience:
-    """For how many seconds a duplicate waits, and whether its client asked for them."""
+    """How long a duplicate waits, in seconds, and whether its client asked for that time."""
 
     seconds: float
     preferred: bool = False
@@ -76,18 +76,18 @@ def _renders_none(error: Exception) -> bool:
 
 @dataclass(slots=True)
 class Intake:
-    """What an adapter brings to be admitted. The two callables are of the adapter's own colour.
+    """What an adapter passes to ``admit``. Both callables may be sync or async, as the adapter is.
 
-    ``identify`` returns the framework's verified user, None where there is none, or an ``Identity`` where the user
-    belongs to a tenant, or a session may name the caller; ``receive`` reads the body whole and raises ``BodyTooLarge``.
-    ``owner``: 16 random bytes.
-    ``advice``: the engine's, shared by all its requests. ``session``: what tells of a request that began under another
-    caller (O-14), where the adapter knows sessions. ``renders``: whether the framework makes a response of an exception
-    with which ``scope=`` refuses the request, so that the exception is raised into it (O-20).
+    ``identify`` returns the framework's verified user, None without one, or an ``Identity`` if the user belongs to a
+    tenant or a session may name the caller. ``receive`` reads the whole body and raises ``BodyTooLarge``. ``owner``: 16
+    random bytes. ``advice``: the engine's, shared by all its requests. ``session``: finds the record of a request that
+    began under another caller (O-14), for adapters that know sessions. ``renders``: whether the framework makes a
+    response of an exception with which ``scope=`` refuses the request; then the exception is raised into the framework
+    (O-20).
     """
 
     request: Request
-    key_fields: Headers
+    key_headers: Headers
     owner: bytes
     identify: Callable[[], Identified | Awaitable[Identified]]
     receive: Callable[[], Body | Awaitable[Body]]
@@ -97,16 +97,17 @@ class Intake:
 
 
 def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
-    """Decide what happens to a covered request: an attempt to run, or the answer to send instead.
+    """Decide what happens to a covered request: return an attempt to run, or the response to send instead.
 
-    A bad key is answered before anything is read, and the body is whole before the claim is made. The attempt has no
-    lease where there was no key, or where the backend is down and the policy fails open.
-    Raises ``ScopeUnknown``, whatever the adapter's callables raise, and what ``scope=`` refuses a request with if the
-    framework renders that.
+    A malformed key is refused before anything is read, and the body is read whole before the claim is made. The attempt
+    has no lease if the request has no key, or if the backend is down and the policy fails open.
+
+    Raises ``ScopeUnknown``, whatever the adapter's callables raise, and the exception with which ``scope=`` refuses a
+    request, if the framework renders it.
     """
     request = intake.request
     try:
-        key = parse_key(intake.key_fields, policy)
+        key = parse_key(intake.key_headers, policy)
         if key is None:
             return Attempt(policy)
         found = yield from ask(Call(intake.identify))
@@ -150,7 +151,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
 
 
 def _advise(claim: Claim, scope: str, identity: Identity, intake: Intake, policy: IdempotencyPolicy) -> Steps[None]:
-    """Report once that callers are known by a token alone, and once that some who may be somebody are anonymous."""
+    """Report once that callers are known by credentials alone, and once that callers with cookies are anonymous."""
     advice = intake.advice
     if by_credentials(scope):
         if advice.due(events.CredentialScoped):
@@ -161,25 +162,26 @@ def _advise(claim: Claim, scope: str, identity: Identity, intake: Intake, policy
             yield from warn(policy, events.CallerUnidentified.of(events.short(claim.record_id), cookies, entries))
 
 
-def refuse_ahead(request: Request, key_fields: Headers, policy: IdempotencyPolicy) -> Response | None:
-    """What is wrong with a covered request before its body and caller are known: a malformed key, a declared length.
+def refuse_ahead(request: Request, key_headers: Headers, policy: IdempotencyPolicy) -> Response | None:
+    """Check what is known of a covered request before its body and caller are: the key, and the declared length.
 
-    For adapters that admit it only after the application has read the body. A missing key is left to ``admit``.
+    Returns the response that refuses the request, or None. For adapters that admit a request only after the application
+    has read the body. A missing key is left to ``admit``.
     """
     try:
-        parse_key(key_fields, policy)
+        parse_key(key_headers, policy)
     except KeyRequired:
         return None
     except KeyRejected as error:
         return _refuse(problems.key_malformed(str(error)), request, policy)
-    for value in request.header(b"content-length") if key_fields else ():
+    for value in request.header(b"content-length") if key_headers else ():
         if value.isdigit() and (len(value) > _MOST_DIGITS or int(value) > policy.max_request_bytes):
             return refuse_body(request, policy)
     return None
 
 
 def refuse_body(request: Request, policy: IdempotencyPolicy) -> Response:
-    """What to answer to a body over ``max_request_bytes`` (O-07)."""
+    """The response to a body over ``max_request_bytes`` (O-07)."""
     return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
 
 
@@ -188,35 +190,35 @@ def _begin_counted(claim: Claim, scope: str, intake: Intake, policy: Idempotency
     try:
         if policy.max_live_keys is None:
             return (yield from _begin(claim, intake, policy))
-        place = Reserve(scope_id(scope, policy), claim.record_id, policy.max_live_keys, claim.lease, claim.ttl)
-        return (yield from _begin_reserved(place, claim, intake, policy))
+        reservation = Reserve(scope_id(scope, policy), claim.record_id, policy.max_live_keys, claim.lease, claim.ttl)
+        return (yield from _begin_reserved(reservation, claim, intake, policy))
     except _NotRenewable:
         return (yield from _unprotected(claim, request, policy))
 
 
 def _begin_reserved(
-    place: Reserve, claim: Claim, intake: Intake, policy: IdempotencyPolicy
+    reservation: Reserve, claim: Claim, intake: Intake, policy: IdempotencyPolicy
 ) -> Steps[Attempt | Response]:
-    """Count the key towards its caller's quota before the claim; a caller over it makes no record."""
+    """Count the key towards its caller's quota before the claim. A caller over the quota makes no record."""
     request = intake.request
     try:
-        problem = yield from reserve(place, policy)
+        problem = yield from reserve(reservation, policy)
         if problem is not None:
             return _refuse(problem, request, policy)
         admission = yield from _begin(claim, intake, policy)
-    except (BackendUnavailable, RecordUnreadable) as error:  # of the reservation: those of the claim are answered
+    except (BackendUnavailable, RecordUnreadable) as error:  # of the reservation: errors of the claim became responses
         return (yield from _without_backend(error, "reserve", claim, request, policy))
     except _NotRenewable as error:
         if error.first:
-            yield from take_back(place, policy)
+            yield from take_back(reservation, policy)
         raise
-    except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
+    except (Exception, GeneratorExit):  # a suspended engine that is thrown away can send nothing more
         raise
     except BaseException:
-        yield from take_back(place, policy)
+        yield from take_back(reservation, policy)
         raise
     if isinstance(admission, Attempt):
-        admission.scope_id = place.scope_id
+        admission.scope_id = reservation.scope_id
     return admission
 
 
@@ -224,15 +226,15 @@ def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Att
     request = intake.request
     patience: Patience | None = None
     try:
-        answer = yield from _claim(claim, policy)
-        if isinstance(answer, Busy):
+        result = yield from _claim(claim, policy)
+        if isinstance(result, Busy):
             wanted = _patience(request, policy)
-            awaited = yield from _wait_in_place(claim, answer, wanted.seconds, policy)
+            awaited = yield from _wait_in_slot(claim, result, wanted.seconds, policy)
             if awaited is not None:
-                answer, patience = awaited, wanted
-        if isinstance(answer, Busy | Mismatch):
+                result, patience = awaited, wanted
+        if isinstance(result, Busy | Mismatch):
             yield from look_for_another_service(claim, request, intake.advice, policy)
-        admission = yield from _answer_claim(answer, claim, request, policy)
+        admission = yield from _act_on(result, claim, request, policy)
         return admission if patience is None else _preference_applied(admission, patience)
     except (BackendUnavailable, RecordUnreadable) as error:
         return (yield from _without_backend(error, "claim", claim, request, policy))
@@ -249,17 +251,17 @@ def _without_backend(
 
 
 def _unprotected(claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
-    """What becomes of a request that cannot be protected: 503, unless the policy fails open."""
+    """A request that cannot be protected: 503, or an attempt without a lease if the policy fails open."""
     if not policy.fail_open:
         return _refuse(problems.backend_unavailable(), request, policy)
     yield from warn(policy, events.FailedOpen(events.short(claim.record_id)))
     return Attempt(policy)
 
 
-def _answer_claim(
-    answer: ClaimResult, claim: Claim, request: Request, policy: IdempotencyPolicy
+def _act_on(
+    result: ClaimResult, claim: Claim, request: Request, policy: IdempotencyPolicy
 ) -> Steps[Attempt | Response]:
-    match answer:
+    match result:
         case Leased(lease, stages, asked):
             if stages:
                 stages = yield from _readable(stages, lease, policy)
@@ -269,51 +271,51 @@ def _answer_claim(
             try:
                 yield KeepAlive(attempt)
                 if policy.on_event is not None:
-                    yield from tell(policy, events.Claimed, lease.record_id, lease.attempt)
+                    yield from notify(policy, events.Claimed, lease.record_id, lease.attempt)
             except GeneratorExit:
                 raise
             except BackendUnavailable as error:
                 raise (yield from _not_renewable(attempt, lease, error)) from error
             except BaseException:  # such as a time limit of gevent's, or a listener that ends the process
-                attempt.lose()  # no handler will run, so nobody is to renew the lease
+                attempt.lose()  # no handler will run, so the lease is not renewed
                 yield from _give_back(lease, policy)
                 raise
             return attempt
         case Finished(frame):
             return (yield from _replay(frame, RESPONSE, claim, request, policy))
         case Busy() as busy:
-            yield from tell(policy, events.Conflicted, claim.record_id, busy.remaining)
+            yield from notify(policy, events.Conflicted, claim.record_id, busy.remaining)
             return _refuse(problems.in_progress(busy, unnamed=not policy.application), request, policy)
         case Mismatch():
-            yield from tell(policy, events.KeyReused, claim.record_id)
+            yield from notify(policy, events.KeyReused, claim.record_id)
             return _refuse(problems.key_reused(unnamed=not policy.application), request, policy)
         case Refused() as refused:
             return (yield from _no_further_attempt(refused, claim, request, policy))
 
 
 def _no_further_attempt(refused: Refused, claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Response]:
-    """Refuse what the policy does not let run again, unless the ledger knows its response (S-06b).
+    """Refuse a request that the policy does not run again, unless the ledger has its response (S-06b).
 
-    An attempt may have committed that with its rows and then have failed, or died.
+    An earlier attempt may have committed its response together with its rows, and then have failed or died.
     """
     if policy.ledger is not None:
         try:
             known = yield from ask(Look(policy.ledger, claim.record_id, claim.fingerprint))
         except ConfigurationError:
             raise
-        except Exception as error:  # the database's: whether there is a response will be known later
+        except Exception as error:  # of the database: whether there is a response will be known later
             yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "ledger", error))
             return _refuse(problems.ledger_unreachable(), request, policy)
         if known is not None:
             return (yield from _replay(known, RESPONSE, claim, request, policy))
     if refused.response is not None and policy.on_failed == "replay":
         return (yield from _replay(refused.response, FAILURE, claim, request, policy))
-    yield from tell(policy, events.Rejected, claim.record_id, refused.reason.value)
+    yield from notify(policy, events.Rejected, claim.record_id, refused.reason.value)
     return _refuse(problems.outcome_unknown(refused.reason), request, policy)
 
 
 class _NotRenewable(Exception):
-    """Nobody can renew the lease, so the claim was given back."""
+    """No thread can be started that renews the lease, so the claim was released."""
 
     def __init__(self, first: bool) -> None:
         #: whether nothing of the record is left, since there was no earlier attempt
@@ -321,14 +323,14 @@ class _NotRenewable(Exception):
 
 
 def _not_renewable(attempt: Attempt, lease: Lease, error: BackendUnavailable) -> Steps[_NotRenewable]:
-    """Give back a claim that nobody can renew, so that nothing runs (L-11); what to raise."""
+    """Release a claim whose lease cannot be renewed, so that nothing runs (L-11). Returns the error to raise."""
     yield from warn(attempt.policy, events.NotRenewable.of(events.short(lease.record_id), error))
     yield from _give_back(lease, attempt.policy)
     return _NotRenewable(lease.attempt == 1 and not attempt.stages)
 
 
 def _readable(stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy) -> Steps[tuple[Stage, ...]]:
-    """The stages in plain form. Raises here where one cannot be read: the view would be halfway through (B-08b)."""
+    """The stages, decrypted. An unreadable stage raises here, since the view would find it halfway through (B-08b)."""
     try:
         plain = tuple([unseal_stage(stage, lease, policy) for stage in stages])
         for stage in plain:
@@ -342,12 +344,12 @@ def _readable(stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy
 def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Response]:
     stored = decode_response(unseal(frame, kind, claim, policy))
     if policy.on_event is not None:
-        yield from tell(policy, events.Replayed, claim.record_id, stored.status)
+        yield from notify(policy, events.Replayed, claim.record_id, stored.status)
     return (yield from replay(stored, claim.record_id, _instance(request), policy))
 
 
-def _wait_in_place(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimResult | None]:
-    """The last answer to a claim that was repeated for ``patience`` seconds (O-04); None where none may wait."""
+def _wait_in_slot(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimResult | None]:
+    """Repeat a refused claim for ``patience`` seconds (O-04); the last result, or None if no duplicate may wait now."""
     if patience <= 0:
         return None
     leave = yield from ask(TakeSlot(policy.max_waiting))
@@ -360,29 +362,29 @@ def _wait_in_place(claim: Claim, busy: Busy, patience: float, policy: Idempotenc
 
 
 def _claim_patiently(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimResult]:
-    answer: ClaimResult = busy
+    result: ClaimResult = busy
     deadline = (yield from ask(Now())) + patience
     look, pause = FIRST_LOOK, FIRST_PAUSE
-    while isinstance(answer, Busy):
+    while isinstance(result, Busy):
         left = deadline - (yield from ask(Now()))
         if left <= 0:
             break
-        # Nobody tells that a lease has ended, nor does every message arrive.
-        seconds = min(left, look, max(answer.remaining, FIRST_PAUSE))
+        # The end of a lease is not notified, and a notification may get lost.
+        seconds = min(left, look, max(result.remaining, FIRST_PAUSE))
         yield from ask(Wait(claim.record_id, seconds, min(pause, seconds)))
         look, pause = min(look * 1.5, LONGEST_LOOK), min(pause * 1.5, LONGEST_PAUSE)
-        answer = yield from _claim(claim, policy)
-    return answer
+        result = yield from _claim(claim, policy)
+    return result
 
 
 def _claim(claim: Claim, policy: IdempotencyPolicy) -> Steps[ClaimResult]:
     try:
-        answer: ClaimResult = yield claim
-        return answer
-    except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
+        result: ClaimResult = yield claim
+        return result
+    except (Exception, GeneratorExit):  # a suspended engine that is thrown away can send nothing more
         raise
     except BaseException:
-        # Cancelled between the question and its reply: the claim may stand, or be on its way still (B-08c).
+        # Cancelled before the reply arrived: the claim may stand, or still be on its way (B-08c).
         yield from _withdraw(claim, policy)
         raise
 
@@ -391,7 +393,7 @@ def _withdraw(claim: Claim, policy: IdempotencyPolicy) -> Steps[None]:
     try:
         try:
             yield from ask(Withdraw(claim))
-        except BackendUnavailable:  # perhaps on the very connection on which the claim hangs; the next is another
+        except BackendUnavailable:  # perhaps of the connection on which the claim hangs; the next try takes another
             yield from ask(Withdraw(claim))
     except Exception as error:
         yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "withdraw", error))
@@ -400,7 +402,7 @@ def _withdraw(claim: Claim, policy: IdempotencyPolicy) -> Steps[None]:
 def _give_back(lease: Lease, policy: IdempotencyPolicy) -> Steps[None]:
     try:
         yield from _release(lease, policy)
-    except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
+    except (Exception, GeneratorExit):  # a suspended engine that is thrown away can send nothing more
         raise
     except BaseException:
         # Cancelled before it is known whether it has arrived. Sent twice it succeeds (B-08).
@@ -411,12 +413,12 @@ def _give_back(lease: Lease, policy: IdempotencyPolicy) -> Steps[None]:
 def _release(lease: Lease, policy: IdempotencyPolicy) -> Steps[None]:
     try:
         yield from ask(Release(lease))
-    except Exception as error:  # a claim that stays ends with its lease; the answer is the same
+    except Exception as error:  # a claim that stays ends with its lease; the response is the same
         yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "release", error))
 
 
 def _patience(request: Request, policy: IdempotencyPolicy) -> Patience:
-    """How long this duplicate waits: its own ``Prefer: wait=N`` (RFC 7240), capped, or the policy's."""
+    """How long this duplicate waits: its own ``Prefer: wait=N`` (RFC 7240), capped, else the policy's ``wait``."""
     if policy.max_wait > 0:
         for value in request.header(b"prefer"):
             match = _PREFER_WAIT.search(value)
@@ -426,7 +428,7 @@ def _patience(request: Request, policy: IdempotencyPolicy) -> Patience:
 
 
 def _preference_applied(admission: Attempt | Response, patience: Patience) -> Attempt | Response:
-    """Tell a client that its preference decided for how long it waited (RFC 7240, section 3)."""
+    """Add ``Preference-Applied`` if the client's preference decided how long it waited (RFC 7240, section 3)."""
     if not patience.preferred or not isinstance(admission, Response):
         return admission
     applied = (b"preference-applied", b"wait=%d" % patience.seconds)

@@ -1,8 +1,9 @@
-"""Whose request it is, where its view changes that: a login, a logout, a registration, a new password (O-14).
+"""Requests whose view changes the caller: a login, a logout, a registration, a new password (O-14).
 
-The scope of a request is what it was at the claim. Its retry comes from whoever the view has made of the caller, so it
-would have another record. The session tells: a new one carries the id of the record at which it began, and one that the
-view has ended is known by its secret, from which a pointer to the record is found. Nobody else has either of them.
+The scope of a request is fixed at the claim. Its retry comes from the caller that the view has left behind, whose scope
+would lead to another record. The session leads the retry to the right record: a new session carries the id of the
+record at which it began, and for a session that the view has ended, a pointer to the record is stored under the digest
+of the session's secret. Nobody else has either of them.
 """
 
 from __future__ import annotations
@@ -28,30 +29,33 @@ _FIELD = b"record"
 
 
 class Session(Protocol):
-    """What an adapter knows of the session with which a request came. It is asked behind ``identify``."""
+    """What an adapter knows of the session of a request. It is asked after ``identify``."""
 
     def carried(self, caller: Caller) -> bytes | None:
-        """The record at which this session began, if that was by this very request; None else."""
+        """The id of the record at which this session began, if this very request began it; else None."""
         ...
 
     def lost(self) -> str | None:
-        """The digest of the session that the client presents, if there is none of that secret (any more)."""
+        """The digest of the session that the client presents, if no such session exists (any more); else None."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A view has made somebody else of its caller. ``carried``: whether the new session knows the record.
+    """A view has changed its caller. ``carried``: whether the new session carries the id of the record.
 
-    ``lost``: the digest of the session with which the request came, if the view has ended that.
+    ``lost``: the digest of the session with which the request came, if the view has ended that session.
     """
 
     carried: bool
     lost: str | None = None
 
 
-def told(change: Callable[[], Change | None]) -> Change | None:
-    """What an adapter's session says. Whatever it raises, the view has run, and its outcome is not lost for it."""
+def read_change(change: Callable[[], Change | None]) -> Change | None:
+    """Call the adapter's session for a change. An error counts as a change that nothing carries.
+
+    The view has run by then, so no error of its session may lose its outcome.
+    """
     try:
         return change()
     except Exception:  # of the framework, of a user's model, of what the view has put into the session
@@ -59,7 +63,7 @@ def told(change: Callable[[], Change | None]) -> Change | None:
 
 
 def find_record(caller: Caller, session: Session) -> Steps[bytes | None]:
-    """The record at which this request began, under another caller (O-14); None where nothing tells of one.
+    """The record at which this request began under another caller (O-14); None if no session leads to one.
 
     Raises ``BackendUnavailable``, ``RecordUnreadable``.
     """
@@ -95,14 +99,14 @@ def follow(attempt: Attempt, caller: Caller, change: Change, owner: bytes) -> St
 
 
 def _point(attempt: Attempt, caller: Caller, pointer: bytes, owner: bytes) -> Steps[bool]:
-    """Record where the record of this attempt is; whether that is on record now."""
+    """Store a pointer to the record of this attempt. Returns whether one is stored now."""
     assert attempt.lease is not None
     claim = _claim_of(pointer, attempt.lease.fingerprint, owner, caller)
-    answer = yield from ask(claim)
-    if not isinstance(answer, Leased):  # an earlier attempt was here
+    result = yield from ask(claim)
+    if not isinstance(result, Leased):  # an earlier attempt was here
         return True
     frame = encode_response(Response(200, [(_FIELD, attempt.lease.record_id.hex().encode("ascii"))], b""))
-    yield from ask(Complete(answer.lease, seal(frame, _POINTER, answer.lease, attempt.policy)))
+    yield from ask(Complete(result.lease, seal(frame, _POINTER, result.lease, attempt.policy)))
     return True
 
 

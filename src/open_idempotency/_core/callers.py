@@ -1,4 +1,4 @@
-"""Who sent a request with a key, and which records other callers would have for it (O-14)."""
+"""Who sent a request with a key, and which records other callers would have for the same request (O-14)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from open_idempotency.policy import IdempotencyPolicy
 
 @dataclass(slots=True)
 class Caller:
-    """Who sent a request with a key. ``identity``: what the framework and the session say of its caller.
+    """Who sent a request with a key. ``identity``: what the framework and the session say of the caller.
 
-    ``own``: the id of the record that its scope at the claim says, which need not be the one at which it began.
+    ``own``: the id of the record that belongs to the caller's scope at the claim. The request may have begun at
+    another.
     """
 
     request: Request
@@ -33,21 +34,21 @@ class Caller:
 
     @property
     def named(self) -> bool:
-        """Whether the caller is somebody."""
+        """Whether the caller is known by more than its credentials."""
         return self.names(self.identity)
 
     def names(self, identity: Identity) -> bool:
-        """Whether it is somebody: a user, whoever ``scope=`` says, or whom the session names."""
+        """Whether an identity names somebody: a user, the result of ``scope=``, or an entry of the session."""
         if identity.user is not None or callable(self.policy.scope):
             return True
         return named_by_session(identity.session, self.policy.session_identity) is not None
 
     def as_left(self, user: str | None, session: Mapping[str, Any] | None) -> Identity:
-        """Who the caller is behind the view: the user, and the session that may name somebody where there is none."""
+        """The caller after the view: the user, or the session, which may name somebody if there is no user."""
         return self.identity._replace(user=user, session=None if user is not None else session)
 
     def record(self, identity: Identity) -> bytes | None:
-        """The id of the record that this request would have, if this caller sent it; None if that cannot be known."""
+        """The id of the record that this request would have from this caller; None if that cannot be known."""
         try:
             scope = caller_scope(self.request, identity, self.key, self.policy)
         except IdempotencyError:
@@ -55,9 +56,9 @@ class Caller:
         return record_id(scope, self.key, self.request, self.policy)
 
     def of_session(self, digest: str) -> bytes:
-        """What this request has in common with others of one session: an id that no user's record can have.
+        """An id for this request under one session, by the session's digest. No user's record can have this id.
 
-        A browser may show one session to several tenants, so it is another one in each.
+        A browser may show one session to several tenants, so each tenant has another id.
         """
         scope = within("session:" + digest, self.request, self.identity, self.policy)
         return record_id(scope, self.key, self.request, self.policy)

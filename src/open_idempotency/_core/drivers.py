@@ -1,7 +1,7 @@
 """Carrying out a generator engine: the same steps, sync or async.
 
-An engine yields commands and is resumed with their results; an error of a command is thrown into it at the place
-where it asked, so the order of operations and what happens on a failure are read in one function. Never ``close()``
+An engine yields commands and is resumed with their results; an error of a command is thrown into it where
+it was yielded, so the order of operations and what happens on a failure are read in one function. Never ``close()``
 a suspended engine: throw into it, so that its cleanup commands run.
 """
 

@@ -1,7 +1,7 @@
-"""Reading the ``Idempotency-Key`` field, and turning (application, caller, key) into a record id.
+"""Reads the ``Idempotency-Key`` header, and turns (application, caller, key) into a record id.
 
-The field is an RFC 9651 Item of type String (draft-ietf-httpapi-idempotency-key-header-07, section 2.1); RFC 9651
-itself is http-sf's work. Nothing here touches a backend: a malformed key is refused before any call.
+The header is an RFC 9651 Item of type String (draft-ietf-httpapi-idempotency-key-header-07, section 2.1); http-sf
+parses RFC 9651. Nothing here touches a backend: a malformed key is refused before any call.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from open_idempotency.policy import ANONYMOUS, IdempotencyPolicy
 
 MAX_KEY_OCTETS = 255
 MIN_ANONYMOUS_OCTETS = 16
-# Escapes can double a key's length, quotes add two, and parameters want some room; beyond it nothing is parsed.
-MAX_FIELD_OCTETS = 1024
+# Escapes can double a key's length, quotes add two, and parameters need some room; longer values are not parsed.
+MAX_HEADER_OCTETS = 1024
 _BARE = rb"[!#-+\--:<-\[\]-~]{1,255}"
 # A String with nothing in it that is escaped, and nothing around it: what clients send.
 _PLAIN_STRING = rb'"[ !#-\[\]-~]{1,255}"'
@@ -48,41 +48,41 @@ _WITHIN_LENGTH = len(_WITHIN) + 64 + 1
 _AUTHORIZATION = b"authorization"
 _NO_CALLER = (
     "it has to return a non-empty string that names the caller, or to raise open_idempotency.NotAuthenticated (401) "
-    'where the request names none; if all callers may share their keys, set scope="anonymous" in its place'
+    'where the request names none; if all callers may share their keys, set scope="anonymous" instead'
 )
 
 
 def key_names(policy: IdempotencyPolicy) -> frozenset[bytes]:
-    """The lower-case names of the fields that may carry a key: the header and its aliases."""
+    """The lower-case names of the headers that may carry a key: the header and its aliases."""
     return frozenset(name.lower().encode("ascii") for name in (policy.header, *policy.aliases))
 
 
 def find_key(headers: Headers, names: frozenset[bytes]) -> list[tuple[bytes, bytes]]:
-    """The field lines among ``headers`` that carry a key; ``names`` are lower-case."""
-    return [field for field in headers if field[0] in names]
+    """The header lines among ``headers`` that carry a key; ``names`` are lower-case."""
+    return [header for header in headers if header[0] in names]
 
 
-def parse_key(fields: Headers, policy: IdempotencyPolicy) -> str | None:
-    """The client's key from the field lines of the header and its aliases; None where there is none.
+def parse_key(headers: Headers, policy: IdempotencyPolicy) -> str | None:
+    """The client's key from the lines of the header and its aliases; None without a line.
 
-    Raises ``KeyRejected`` (``KeyRequired`` for a missing one): two lines, empty, malformed, too long (H-01 to H-11).
+    Raises ``KeyRejected`` (``KeyRequired`` for a missing key): two lines, empty, malformed, too long (H-01 to H-11).
     """
-    if not fields:
+    if not headers:
         if policy.required:
             raise KeyRequired(f"send an {policy.header} header; this route requires it")
         return None
-    if len(fields) == 1:
-        return _read_field(fields[0][1], policy)
-    if len({name for name, _ in fields}) < len(fields):
-        raise KeyRejected(f"send one {policy.header} field line, not {len(fields)}")
-    keys = {_read_field(value, policy) for _, value in fields}
+    if len(headers) == 1:
+        return _read_header(headers[0][1], policy)
+    if len({name for name, _ in headers}) < len(headers):
+        raise KeyRejected(f"send one {policy.header} header, not {len(headers)}")
+    keys = {_read_header(value, policy) for _, value in headers}
     if len(keys) > 1:
         raise KeyRejected(f"{policy.header} and its alias carry different keys")
     return keys.pop()
 
 
-def _read_field(value: bytes, policy: IdempotencyPolicy) -> str:
-    # No quote is inside of what is plain.
+def _read_header(value: bytes, policy: IdempotencyPolicy) -> str:
+    # A plain value has no quotes inside.
     plain = _is_plain[policy.profile](value)
     key = parse_value(value, policy.profile) if plain is None else value.strip(b'"').decode("ascii")
     if policy.validate is not None:
@@ -91,7 +91,7 @@ def _read_field(value: bytes, policy: IdempotencyPolicy) -> str:
 
 
 def parse_value(value: bytes, profile: str) -> str:
-    """The key in the value of a field, by RFC 9651 and the profile. Raises ``KeyRejected``."""
+    """The key in the value of a header, by RFC 9651 and the profile. Raises ``KeyRejected``."""
     key = _parse_item(value.strip(b" \t"), profile)
     if not key:
         raise KeyRejected("the key is empty")
@@ -101,8 +101,8 @@ def parse_value(value: bytes, profile: str) -> str:
 
 
 def _parse_item(value: bytes, profile: str) -> str:
-    if len(value) > MAX_FIELD_OCTETS:
-        raise KeyRejected(f"the field is longer than {MAX_FIELD_OCTETS} octets")
+    if len(value) > MAX_HEADER_OCTETS:
+        raise KeyRejected(f"the header is longer than {MAX_HEADER_OCTETS} octets")
     if profile == "lenient" and _is_bare(value):
         return value.decode("ascii")
     if not value.startswith(b'"'):
@@ -110,15 +110,15 @@ def _parse_item(value: bytes, profile: str) -> str:
     try:
         item = http_sf.parse(value, tltype="item")
     except http_sf.StructuredFieldError as error:
-        raise KeyRejected(f"the field is not an RFC 9651 String: {_printable(error)}") from None
+        raise KeyRejected(f"the header is not an RFC 9651 String: {_printable(error)}") from None
     key = item[0] if isinstance(item, tuple) else item
     if type(key) is not str:
-        raise KeyRejected(f"the field is not an RFC 9651 String such as {_EXAMPLE}")
+        raise KeyRejected(f"the header is not an RFC 9651 String such as {_EXAMPLE}")
     return key
 
 
 def _why_not_bare(value: bytes) -> str:
-    """What is wrong with a key that is not in quotes; a parser would speak of numbers and lists."""
+    """What is wrong with a key that is not in quotes; the parser's message would speak of numbers and lists."""
     if not value:
         return "the key is empty"
     if len(value) > MAX_KEY_OCTETS and _is_visible(value):
@@ -129,7 +129,7 @@ def _why_not_bare(value: bytes) -> str:
 
 
 def _printable(error: Exception) -> str:
-    """A parser's complaint, safe to send back: the client's bytes in it may be anything."""
+    """A parser's message, safe to send back: it may contain any bytes of the client's."""
     return "".join(char if " " <= char <= "~" else "?" for char in str(error))[:200]
 
 
@@ -137,25 +137,26 @@ def _validate(key: str, validate: Callable[[str], object]) -> None:
     try:
         verdict = validate(key)
     except ValueError as error:
-        raise KeyRejected(str(error) or "the key has not the form that this service asks for") from error
+        raise KeyRejected(str(error) or "the key does not have the form that this service requires") from error
     if not verdict:
-        raise KeyRejected("the key has not the form that this service asks for")
+        raise KeyRejected("the key does not have the form that this service requires")
 
 
 def caller_scope(request: Request, caller: Identity, key: str, policy: IdempotencyPolicy) -> str:
-    """Who is asking, as text with a kind in front, so that no two kinds collide.
+    """Who the caller is, as text with a kind in front, so that no two kinds collide.
 
-    First that applies: the ``scope=`` callable, the framework's verified user, the caller whom the session names, all
-    credentials in the headers of ``credential_headers``, anonymous; with ``scope="anonymous"`` all are anonymous. Each
-    is another one in another tenant, and on another host if ``scope_by_host`` says so.
-    Raises ``ScopeUnknown`` for a failure or a nobody, ``ScopeRefused`` where ``scope=`` refuses the request,
+    The first that applies: the result of ``scope=``, the framework's verified user, the caller whom the session names,
+    all credentials in the headers of ``credential_headers``, anonymous. With ``scope="anonymous"`` all callers are
+    anonymous. The same caller has another scope in each tenant, and on each host with ``scope_by_host``.
+
+    Raises ``ScopeUnknown`` if ``scope=`` fails or names nobody, ``ScopeRefused`` if it refuses the request,
     ``KeyRejected`` for a guessable anonymous key.
     """
     return within(_scope_of_caller(request, caller, key, policy), request, caller, policy)
 
 
 def within(scope: str, request: Request, caller: Identity, policy: IdempotencyPolicy) -> str:
-    """A scope as it is in the caller's tenant, and on the request's host if ``scope_by_host`` says so."""
+    """A scope inside the caller's tenant, and on the request's host with ``scope_by_host``."""
     host = b"\0".join(request.header(b"host")).lower() if policy.scope_by_host else b""
     if not caller.tenant and not host:
         return scope
@@ -184,7 +185,7 @@ def _known_caller(request: Request, caller: Identity, policy: IdempotencyPolicy)
     if named is not None:
         return "session-user:" + named
     names = _lower(policy.credential_headers)
-    # An empty header is nobody's credentials: it would be one scope for all who send it.
+    # An empty header has no credentials: it would be one scope for all callers that send it.
     credentials = [header for header in request.headers if header[0] in names and header[1].strip()]
     return _BY_CREDENTIALS + _digest_of_credentials(credentials) if credentials else None
 
@@ -205,12 +206,12 @@ def _lower(names: tuple[str, ...]) -> frozenset[bytes]:
 
 
 def by_credentials(scope: str) -> bool:
-    """Whether a caller is known by nothing but its credentials, and is another one with new ones."""
+    """Whether a caller is known by its credentials alone, so that new credentials make a new caller."""
     return _is_of_kind(scope, _BY_CREDENTIALS)
 
 
 def is_anonymous(scope: str) -> bool:
-    """Whether nothing is known of a caller, who shares the scope with all others of whom nothing is known."""
+    """Whether nothing is known of a caller, who shares the scope with all other anonymous callers."""
     return _is_of_kind(scope, _ANONYMOUS)
 
 
@@ -234,9 +235,9 @@ def _call_scope(request: Request, policy: IdempotencyPolicy) -> str:
 
 
 def record_id(scope: str, key: str, request: Request, policy: IdempotencyPolicy) -> bytes:
-    """The 32-byte digest of (application, scope, key), each part length-prefixed; keyed when a secret is set.
+    """The 32-byte digest of (application, scope, key), each part length-prefixed; an HMAC when a secret is set.
 
-    With ``scope_by_route`` of the request's method and raw path too.
+    With ``scope_by_route`` the request's method and raw path are digested too.
     """
     application, caller, name = policy.application.encode(), scope.encode(), key.encode()
     if policy.scope_by_route:
@@ -246,7 +247,7 @@ def record_id(scope: str, key: str, request: Request, policy: IdempotencyPolicy)
 
 
 def scope_id(scope: str, policy: IdempotencyPolicy) -> bytes:
-    """The 32-byte digest of (application, scope), for the quota; keyed when a secret is set."""
+    """The 32-byte digest of (application, scope), for the quota; an HMAC when a secret is set."""
     return digest(policy.secret, _SCOPE_PARAMETER, policy.application.encode(), scope.encode())
 
 
@@ -257,7 +258,7 @@ def downstream_key(seed: bytes, name: str, secret: bytes | None) -> str:
 
 
 def digest(secret: bytes | None, *parts: bytes) -> bytes:
-    """SHA-256 (HMAC with a secret) over the parts, each behind its length, so that none can run into the next."""
+    """SHA-256 (HMAC with a secret) of the parts, each after its length, so that no part runs into the next."""
     framed = b"".join([b"%d:%b" % (len(part), part) for part in parts])
     if secret is None:
         return hashlib.sha256(framed).digest()

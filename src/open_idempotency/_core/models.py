@@ -108,7 +108,7 @@ class Refusal(Enum):
 
 @dataclass(slots=True)
 class Refused:
-    """The record admits no further attempt; a failed answer to replay may be stored with it."""
+    """The record admits no further attempt; a failed response to replay may be stored with it."""
 
     reason: Refusal
     attempt: int

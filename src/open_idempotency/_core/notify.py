@@ -1,4 +1,4 @@
-"""What all steps share: notifying listeners, advice that is given once, and the pauses between two tries."""
+"""Shared by all steps: events for listeners, advice that is given once, and the pauses between two tries."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
 # seconds
 _BETWEEN_LOOKS = 10.0
-#: from which refusal by one record on it is looked into, and how many records are remembered
+#: the refusal by one record from which on that record is read; how many records are remembered
 _REFUSALS, _REMEMBERED = 3, 64
 
 
 class Advice:
-    """Advice to the operator that an engine gives once of each kind, however many requests are a reason for it."""
+    """Advice to the operator. An engine gives each kind once, however many requests are a reason for it."""
 
     __slots__ = ("_given", "_next_look", "_refusals")
 
     def __init__(self) -> None:
         self._given: dict[type[events.Event], object] = {}
         self._next_look = -inf
-        # how often a record has refused requests here, of the last records that did
+        # how often each of the last refusing records has refused a request here
         self._refusals: dict[bytes, int] = {}
 
     def may_look(self, record_id: bytes, now: float) -> bool:
-        """Whether to look, for the operator, into a record that refuses a request. ``now``: on the monotonic clock.
+        """Whether to read, for the operator, a record that refuses a request. ``now``: seconds on the monotonic clock.
 
-        Only where one record refuses again and again, and once in ten seconds, until something was found: so no
-        request that is refused once costs a further call.
+        Only a record that refuses again and again is read, at most one in ten seconds, until something was found. So a
+        request that is refused once costs no further call.
         """
         if self._next_look == inf:
             return False
@@ -48,29 +48,29 @@ class Advice:
         return False
 
     def has_found(self) -> None:
-        """Look no more."""
+        """Stop looking: the reason was found and reported."""
         self._next_look = inf
 
     def is_given(self, kind: type[events.Event]) -> bool:
-        """Whether somebody has been told to give this advice, so that nobody need look for a reason any more."""
+        """Whether this kind of advice was given already, so that no further reason for it need be looked for."""
         return kind in self._given
 
     def due(self, kind: type[events.Event]) -> bool:
-        """True for the first who asks about this kind, of all threads, and false ever after."""
+        """True for the first call with this kind, among all threads, and false ever after."""
         mine = object()
         return not self.is_given(kind) and self._given.setdefault(kind, mine) is mine
 
 
-def tell(
+def notify(
     policy: IdempotencyPolicy, kind: Callable[..., events.Event], record_id: bytes, *members: object
 ) -> Steps[None]:
-    """An everyday event: made only where somebody listens."""
+    """Emit an everyday event. It is made only if the policy has a listener."""
     if policy.on_event is not None:
         yield from ask(Emit(kind(events.short(record_id), *members), policy.on_event))
 
 
 def warn(policy: IdempotencyPolicy, event: events.Event) -> Steps[None]:
-    """An event that an operator should see, listener or not."""
+    """Emit an event that an operator should see. It is logged even without a listener."""
     yield from ask(Emit(event, policy.on_event))
 
 

@@ -1,7 +1,7 @@
-"""The answers of our own: application/problem+json (RFC 9457), never stored, never replayed.
+"""The library's own error responses: application/problem+json (RFC 9457), never stored, never replayed.
 
-``retryable`` tells a client whether another try makes sense, ``reuse_key`` whether with the same key. No problem
-carries anything of another caller, nor the key itself.
+``retryable`` says whether another try makes sense, ``reuse_key`` whether with the same key. No problem carries anything
+of another caller, nor the key itself.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def key_malformed(detail: str) -> Problem:
 
 
 def not_authenticated(detail: str, challenge: str) -> Problem:
-    """O-20: `scope=` knows no caller of this request. First get new credentials, then send it again."""
+    """O-20: `scope=` knows no caller of this request. Get new credentials, then send it again."""
     return Problem("not-authenticated", 401, "Not authenticated", detail, True, True, challenge=challenge)
 
 
@@ -60,7 +60,7 @@ def forbidden(detail: str) -> Problem:
     return Problem("forbidden", 403, "Forbidden", detail, False, False)
 
 
-# Where the service has no name of its own. It may be one of two that share their keys without meaning to.
+# Added if the service has no name of its own: it may be one of two that share their keys by accident.
 _UNNAMED = (
     " A service that passes its callers' keys on to another one needs its own application=, and so does the other."
 )
@@ -101,7 +101,7 @@ def retry_after(busy: Busy) -> int:
 
 _FIND_OUT = "Find out what happened before you send it with a new key."
 
-# seconds: the other side was just asked and could not tell
+# seconds: the other side was asked just now and did not know
 _DOUBT_RETRY_AFTER = 5
 
 _OUTCOME_UNKNOWN = {
@@ -126,15 +126,15 @@ def stage_in_doubt(retryable: bool) -> Problem:
 
 
 def not_replayable(status: int, location: str | None) -> Problem:
-    """O-11: completed, but the response could not be kept."""
+    """O-11: completed, but the response could not be stored."""
     extra: dict[str, object] = {"original_status": status}
     if location is not None:
         extra["location"] = location
-    detail = "The request was completed, but its response was too large to be kept. It is not run again."
+    detail = "The request was completed, but its response was too large to be stored. It is not run again."
     return Problem("not-replayable", 409, "Response not replayable", detail, False, False, extra=extra)
 
 
-# seconds: nobody is told to come back later than in a day, since keys may be given back before they expire
+# seconds: no client is sent away for more than a day, since keys may be released before they expire
 _LONGEST_RETRY_AFTER = 86_400
 
 
@@ -144,7 +144,7 @@ def too_many_keys(remaining: float) -> Problem:
         "too-many-keys",
         429,
         "Too many idempotency keys",
-        "As many keys of this caller are kept as this service allows. Retry later with the same key.",
+        "This caller has as many live keys as this service allows. Retry later with the same key.",
         True,
         True,
         retry_after=max(1, math.ceil(min(remaining, _LONGEST_RETRY_AFTER))),
@@ -157,7 +157,7 @@ def backend_unavailable(retry_after: int = 1) -> Problem:
         "backend-unavailable",
         503,
         "Idempotency backend unavailable",
-        "The request was not run now, as it cannot be told whether an earlier one was. Retry with the same key.",
+        "The request was not run, as the service cannot check whether it ran before. Retry with the same key.",
         True,
         True,
         retry_after=retry_after,
@@ -165,12 +165,12 @@ def backend_unavailable(retry_after: int = 1) -> Problem:
 
 
 def ledger_unreachable() -> Problem:
-    """S-06b: no further attempt is admitted, and the ledger cannot be asked whether an earlier one was committed."""
+    """S-06b: no further attempt is admitted, and the ledger is unreachable, which may have the response."""
     return Problem(
         "backend-unavailable",
         503,
         "Idempotency backend unavailable",
-        "Whether this request was carried out cannot be looked up now. Retry with the same key.",
+        "The service cannot check now whether this request was carried out. Retry with the same key.",
         True,
         True,
         retry_after=1,
@@ -178,12 +178,12 @@ def ledger_unreachable() -> Problem:
 
 
 def response_unreachable() -> Problem:
-    """L-03: this attempt was superseded, and the backend cannot be asked what the later one answered."""
+    """L-03: this attempt was superseded, and the backend cannot return the response of the later one."""
     return Problem(
         "backend-unavailable",
         503,
         "Idempotency backend unavailable",
-        "Another attempt took this request over, and its answer cannot be read now. Retry with the same key.",
+        "Another attempt took this request over, and its response cannot be read now. Retry with the same key.",
         True,
         True,
         retry_after=1,
@@ -191,7 +191,7 @@ def response_unreachable() -> Problem:
 
 
 def record_unreadable() -> Problem:
-    """B-08b: the record of this key cannot be read; it is neither run over nor overwritten."""
+    """B-08b: the record of this key cannot be read. The request is not run, and the record is not overwritten."""
     return Problem(
         "record-unreadable",
         503,
@@ -204,19 +204,19 @@ def record_unreadable() -> Problem:
 
 
 def uncommitted() -> Problem:
-    """S-05: the transaction that a stage or the response is in was left open, or the response's was rolled back."""
+    """S-05: the transaction of a stage or of the response was left open, or the response's was rolled back."""
     return Problem(
         "not-committed",
         500,
         "Transaction not committed",
-        "The service answered before it had committed what the answer is about. Retry with the same key.",
+        "The service made its response before it had committed the work. Retry with the same key.",
         True,
         True,
     )
 
 
 def superseded() -> Problem:
-    """L-03: this attempt outlived its lease, and the one that took over has no answer yet."""
+    """L-03: this attempt outlived its lease, and the attempt that took over has no response yet."""
     return Problem(
         "in-progress",
         409,

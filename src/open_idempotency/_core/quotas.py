@@ -13,7 +13,7 @@ from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Get, Reserve, Unreserve
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.models import Lease, OverQuota, Reserved, ReserveResult
-from open_idempotency._core.notify import tell, warn
+from open_idempotency._core.notify import notify, warn
 from open_idempotency.policy import IdempotencyPolicy
 
 
@@ -44,7 +44,7 @@ def reserve(c: Reserve, policy: IdempotencyPolicy) -> Steps[problems.Problem | N
     # A record may outlive its reservation: it ran for long, or it is older than the quota. Its duplicates go on.
     if (yield from ask(Get(c.record_id))) is not None:
         return None
-    yield from tell(policy, events.QuotaReached, c.record_id, c.limit)
+    yield from notify(policy, events.QuotaReached, c.record_id, c.limit)
     return problems.too_many_keys(result.remaining)
 
 

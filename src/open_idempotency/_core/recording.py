@@ -25,7 +25,7 @@ from open_idempotency._core.commands import (
 )
 from open_idempotency._core.drivers import R, Steps, ask
 from open_idempotency._core.models import Completed, Lease, Renewal, StageSaved
-from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, tell, warn
+from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, notify, warn
 from open_idempotency._core.quotas import unreserve
 from open_idempotency.exceptions import BackendUnavailable, LeaseLost, RecordUnreadable
 from open_idempotency.policy import IdempotencyPolicy
@@ -234,7 +234,7 @@ def ended(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | N
     if isinstance(write, Release) and not has_history(attempt, lease):
         yield from unreserve(attempt, lease)
     event = events.Failed if isinstance(write, Fail) else events.Released
-    yield from tell(attempt.policy, event, lease.record_id, status)
+    yield from notify(attempt.policy, event, lease.record_id, status)
 
 
 def _matters(write: Write) -> bool:

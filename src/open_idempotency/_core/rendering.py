@@ -1,5 +1,4 @@
-"""How a problem is sent: as application/problem+json (RFC 9457), as Stripe's API would, or as the policy's own
-renderer makes it."""
+"""How a problem is sent: as application/problem+json (RFC 9457), as Stripe's API would, or by the policy's renderer."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ _STRIPE: Mapping[str, tuple[str, int, str | None]] = {
 
 
 def render(problem: Problem, policy: IdempotencyPolicy, instance: str) -> Response:
-    """The problem as an answer: the policy's renderer, or one of our two forms.
+    """The problem as a response, made by the policy's renderer or in one of the two built-in forms.
 
     ``instance``: the path of the request.
     """
@@ -42,7 +41,7 @@ def render(problem: Problem, policy: IdempotencyPolicy, instance: str) -> Respon
 
 
 def _as_problem_document(problem: Problem, policy: IdempotencyPolicy) -> Response:
-    """The members of RFC 9457, section 3.1, and ours."""
+    """The members of RFC 9457, section 3.1, and the library's own."""
     members: dict[str, object] = {
         "type": problem.type,
         "title": problem.title,
@@ -53,11 +52,11 @@ def _as_problem_document(problem: Problem, policy: IdempotencyPolicy) -> Respons
         "reuse_key": problem.reuse_key,
         **problem.extra,
     }
-    return _answer(problem, policy, problem.status, b"application/problem+json", members, [])
+    return _respond(problem, policy, problem.status, b"application/problem+json", members, [])
 
 
 def _as_stripe_error(problem: Problem, policy: IdempotencyPolicy) -> Response:
-    """The error object of Stripe's API, with our own codes in its manner where Stripe has none."""
+    """The error object of Stripe's API. A problem without a code of Stripe's gets one in the same style."""
     kind, status, code = _STRIPE[problem.name]
     error: dict[str, object] = {
         "type": kind,
@@ -67,13 +66,13 @@ def _as_stripe_error(problem: Problem, policy: IdempotencyPolicy) -> Response:
     }
     if policy.docs_url:
         error["doc_url"] = policy.docs_url
-    # Stripe's client libraries try every 409 and 5xx again with the same key, unless this field tells them not to.
+    # Stripe's client libraries try every 409 and 5xx again with the same key, unless this header says not to.
     # They have no new credentials to send, so a 401 is not sent again.
     again = b"true" if problem.retryable and problem.reuse_key and problem.challenge is None else b"false"
-    return _answer(problem, policy, status, b"application/json", {"error": error}, [(b"stripe-should-retry", again)])
+    return _respond(problem, policy, status, b"application/json", {"error": error}, [(b"stripe-should-retry", again)])
 
 
-def _answer(
+def _respond(
     problem: Problem,
     policy: IdempotencyPolicy,
     status: int,

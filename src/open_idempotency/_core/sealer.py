@@ -1,4 +1,4 @@
-"""What ``encryption=`` takes. A module of its own, since the policy names it and sealing needs the policy."""
+"""The type of ``encryption=``. A module of its own, since the policy names it and sealing needs the policy."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Protocol
 
 
 class Sealer(Protocol):
-    """What ``encryption=`` takes: authenticated encryption of small byte strings, from any thread.
+    """The type of ``encryption=``: authenticated encryption of small byte strings, from any thread.
 
     Both methods run on the request's thread or event loop, so they must not wait for a network: fetch data keys
-    beforehand. ``bound_to`` is a digest of the place that the bytes belong to. Since 0.1.
+    beforehand. ``bound_to`` is a digest of the record, the attempt or the stage that the bytes belong to. Since 0.1.
     """
 
     def seal(self, plain: bytes, bound_to: bytes, /) -> bytes:
@@ -17,5 +17,5 @@ class Sealer(Protocol):
         ...
 
     def unseal(self, sealed: bytes, bound_to: bytes, /) -> bytes:
-        """What was sealed. Raises (anything) for bytes that were not sealed so: changed, moved, of an unknown key."""
+        """The bytes that were sealed. Raises (anything) for bytes that were changed, moved, or sealed by other keys."""
         ...

@@ -1,7 +1,8 @@
-"""The caller whom a decoded session names (O-19), and by what else a caller might be known (O-19a).
+"""The caller whom a decoded session names (O-19), and cookies by which a caller might be known (O-19a).
 
-A layer outside has verified the session: its signature, or its place on the server. So its entries are as good as a
-user that a framework hands on. The text of a cookie never is: sessions are signed anew, and load balancers set theirs.
+An outer layer has verified the session: its signature, or its record on the server. So its entries are as trustworthy
+as a user that a framework passes on. The text of a cookie is not: sessions are signed anew, and load balancers set
+cookies of their own.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from open_idempotency.policy import NO_IDENTITY
 # Members of an entry that is an account, such as the claims of an OpenID provider. Never a name or an address: two
 # people may have one name, and an address changes hands.
 _IDS = ("sub", "user_id", "id", "uid", "pk")
-# Authlib keeps the whole answer of a provider, with the account's claims as one member.
+# Authlib stores the whole token response of a provider, with the account's claims as one member.
 _CLAIMS = "userinfo"
-# A CSRF token is given to visitors that nobody knows.
+# Anonymous visitors get a CSRF token too.
 _NOT_OF_CALLERS = ("csrf", "xsrf")
 _OWN_ENTRY = "_open_idempotency"
 #: how many cookies, and how many entries of the session, a warning names
@@ -29,10 +30,10 @@ _NAMED = 5
 
 
 def entries_of(session: object) -> dict[str, Any]:
-    """A copy of what is in a decoded session; empty where that is no mapping.
+    """A copy of the entries of a decoded session; empty if the session is no mapping.
 
-    Sessions note who reads them, and the response would begin to vary by cookie. Nearly all are a kind of dict (Flask,
-    Flask-Session, Starlette), and are read as a plain one.
+    Sessions note that they were read, and then the response would vary by cookie. Nearly all sessions are a kind of
+    dict (Flask, Flask-Session, Starlette), and are read as a plain dict.
     """
     if isinstance(session, dict):
         return dict(dict.items(session))
@@ -40,11 +41,11 @@ def entries_of(session: object) -> dict[str, Any]:
 
 
 def named_by_session(session: Mapping[str, object] | None, names: tuple[str, ...]) -> str | None:
-    """The caller that a session names, as text; None where it names nobody.
+    """The caller that a session names, as text; None if it names nobody.
 
-    The first of these entries that names somebody counts. None, booleans and empty values name nobody: they are what a
-    logout leaves. The name of the entry belongs to the caller, as ``user_id`` 7 need not be ``uid`` 7.
-    Raises ``ScopeUnknown`` for an entry that holds something else than an id, or an account without an id.
+    The first of these entries that names somebody counts. None, booleans and empty values name nobody: a logout leaves
+    them. The name of the entry is part of the caller, as ``user_id`` 7 need not be ``uid`` 7. Raises ``ScopeUnknown``
+    for an entry that is no id, and for an account without an id.
     """
     if not session:
         return None
@@ -57,7 +58,7 @@ def named_by_session(session: Mapping[str, object] | None, names: tuple[str, ...
 
 
 def _member(holder: Mapping[str, object], name: str, entry: str) -> list[str] | None:
-    """The id in a member of the session, or of an account in it; ``entry``: how it is called in the session."""
+    """The id in a member of the session, or of an account in it. ``entry``: the member's name in the session."""
     text = _text(entry, holder[name]) if name in holder else None
     if text is None:
         return None
@@ -72,8 +73,8 @@ def _of_account(entry: str, account: Mapping[str, object]) -> list[str] | None:
     known = [name for name in _IDS if name in holder]
     if holder and not known:
         raise ScopeUnknown(
-            f"the session's entry {entry!r} is a mapping with none of {', '.join(_IDS)} in it, so it does not say who "
-            "the caller is; name the entry that holds the caller's id by session_identity=, or pass scope="
+            f"the session's entry {entry!r} is a mapping with none of {', '.join(_IDS)} in it, so it does not name "
+            "the caller; name the entry that holds the caller's id by session_identity=, or pass scope="
         )
     for name in known:
         found = _member(holder, name, f"{entry}.{name}")
@@ -83,7 +84,7 @@ def _of_account(entry: str, account: Mapping[str, object]) -> list[str] | None:
 
 
 def _text(entry: str, value: object) -> str | None:
-    """An id as text; None for nobody. Only types whose text is the same in every process."""
+    """An id as text; None for nobody. Only types whose text is the same in every process are accepted."""
     if isinstance(value, str):
         return str.__str__(value) if value.strip() else None
     if value is None or isinstance(value, bool):
@@ -101,14 +102,14 @@ def _text(entry: str, value: object) -> str | None:
 
 
 def cookie_names(request: Request) -> tuple[str, ...]:
-    """The names of the first few cookies by which a caller might be known. CSRF tokens are none."""
+    """The names of the first few cookies by which a caller might be known. CSRF tokens do not count."""
     return tuple(islice(filter(_may_be_of_caller, _cookies(request)), _NAMED))
 
 
 def entry_names(session: Mapping[str, object] | None) -> tuple[str, ...]:
     """The names of the first few entries of a session by which a caller might be known.
 
-    Neither CSRF tokens are such entries, nor what frameworks keep beside the user.
+    CSRF tokens do not count, nor does what frameworks store beside the user.
     """
     names = (str(name) for name in session or () if name != _OWN_ENTRY and name not in NO_IDENTITY)
     return tuple(islice(filter(_may_be_of_caller, names), _NAMED))

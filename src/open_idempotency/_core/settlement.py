@@ -28,13 +28,13 @@ from open_idempotency._core.commands import (
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.frames import decode_response
 from open_idempotency._core.models import Lease, Renewal, Stage, Status
-from open_idempotency._core.notify import cause, tell, warn
+from open_idempotency._core.notify import cause, notify, warn
 from open_idempotency._core.quotas import unreserve
 from open_idempotency._core.recording import has_history, lost, surely
 from open_idempotency._core.rendering import render
 from open_idempotency._core.requests import Response
 from open_idempotency._core.sealing import FAILURE, RESPONSE, seal_stage, unseal, unseal_stage
-from open_idempotency._core.stored_response import is_kept_status, replay, sendable, small_form, stored_form
+from open_idempotency._core.stored_response import is_stored_status, replay, sendable, small_form, stored_form
 from open_idempotency.exceptions import (
     AlreadyCommitted,
     BackendUnavailable,
@@ -193,7 +193,7 @@ def _settle(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate | 
     if attempt.ledger is not None and status < 400 and attempt.ledger.lacks_commit(response):
         return (yield from _uncommitted(attempt, lease))
     if attempt.keep is None and policy.store is None:
-        wanted = is_kept_status(status)
+        wanted = is_stored_status(status)
     else:
         wanted = yield from wants_kept(attempt, lease, status)
     if wanted:
@@ -246,7 +246,7 @@ def _respond_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Respon
         pass
     except RecordUnreadable as error:
         yield from warn(policy, events.BackendFailed.of(record, "complete", error))
-    yield from tell(policy, events.Replayed, lease.record_id, stored.status)
+    yield from notify(policy, events.Replayed, lease.record_id, stored.status)
     return (yield from replay(stored, lease.record_id, attempt.instance, policy))
 
 
@@ -264,7 +264,7 @@ def wants_kept(attempt: Attempt, lease: Lease, status: int) -> Steps[bool]:
             # The handler has run: its outcome must not be lost to a faulty hook.
             yield from warn(attempt.policy, events.HookFailed(events.short(lease.record_id), "store", cause(error)))
         attempt.stored = status, wish
-    return is_kept_status(status) if wish is None else wish
+    return is_stored_status(status) if wish is None else wish
 
 
 def _form_of(attempt: Attempt, lease: Lease, response: Response) -> Steps[tuple[bytes, bool]]:
@@ -291,7 +291,7 @@ def _complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]
     if done.recreated:
         yield from warn(policy, events.Recreated(events.short(lease.record_id), lease.attempt))
     if policy.on_event is not None:
-        yield from tell(policy, events.Completed, lease.record_id, response.status, stored)
+        yield from notify(policy, events.Completed, lease.record_id, response.status, stored)
     return Fate.KEPT
 
 
@@ -356,7 +356,7 @@ def _forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
         yield from warn(attempt.policy, events.BackendFailed.of(record, "delete", error))
         return
     yield from unreserve(attempt, lease)
-    yield from tell(attempt.policy, events.Released, lease.record_id, status)
+    yield from notify(attempt.policy, events.Released, lease.record_id, status)
 
 
 def _supersede(attempt: Attempt, lease: Lease, response: Response | None) -> Steps[Fate | Response]:

@@ -1,10 +1,11 @@
 """What is stored of a response, and how a stored response is sent again.
 
 A response is captured while it is sent, within bounds (R-04). Headers that belong to one connection, one moment or one
-session are left out (R-02). A replay is marked, and its length is counted anew.
+session are not stored (R-02). A replay is marked, and its length is counted anew.
 
-A hook that fails while a response is stored has an outcome in its hands, and so has a process without memory. So
-something is stored in any case: a tombstone with the status alone, which a reader can tell from everything else."""
+If a hook fails while a response is stored, or memory runs out, the outcome must not be lost. So something is stored in
+any case: a tombstone with the status alone, which no reader takes for a response.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +26,11 @@ from open_idempotency.policy import CREDENTIALS_OF_RESPONSES, IdempotencyPolicy
 REPLAYED = (b"idempotent-replayed", b"true")
 UNRECORDED = (b"idempotency-status", b"unrecorded")
 
-# "Not now", and of 307 and 308 "not here": the client sends this very request again, there and with the same key.
+# "Not now", and for 307 and 308 "not here": the client sends this very request again, with the same key.
 _GIVEN_BACK = frozenset({307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429})
 
 # R-02: what belongs to one connection, one moment, one session or one trace, and not to the outcome.
-_NOT_KEPT = frozenset(
+_NOT_STORED = frozenset(
     {
         b"authorization",
         b"set-cookie",
@@ -54,47 +55,47 @@ _NOT_KEPT = frozenset(
         OMITTED,
     }
 )
-_NOT_KEPT_PREFIXES = (b"proxy-", b"access-control-")
+_NOT_STORED_PREFIXES = (b"proxy-", b"access-control-")
 _CREDENTIALS = frozenset(name.encode("ascii") for name in CREDENTIALS_OF_RESPONSES)
 _CONNECTION = len(b"connection")
 BODILESS = frozenset({204, 304})
 
 
-def is_kept_status(status: int) -> bool:
-    """Whether responses of this status are stored by default: outcomes are.
+def is_stored_status(status: int) -> bool:
+    """Whether responses of this status are stored by default: those that are the outcome of the request.
 
-    Refusals of the moment are not, nor are redirects that keep the method and so the key (307, 308).
+    Temporary refusals are not, nor are redirects that keep the method and so the key (307, 308).
     """
     return 200 <= status < 500 and status not in _GIVEN_BACK
 
 
 # An application sends the same few names all the time. The bound is for one that makes names up.
 @lru_cache(maxsize=256)
-def is_kept_header(name: bytes, keep: tuple[str, ...] = (), drop: tuple[str, ...] = ()) -> bool:
+def is_stored_header(name: bytes, keep: tuple[str, ...] = (), drop: tuple[str, ...] = ()) -> bool:
     """Whether a header of this name, in any case, is stored. ``keep``, ``drop``: the policy's exceptions (O-21)."""
     name = name.lower()
     if keep or drop:
-        told = name.decode("latin-1")
-        if any(told == one.lower() for one in drop):
+        wanted = name.decode("latin-1")
+        if any(wanted == one.lower() for one in drop):
             return False
-        if any(told == one.lower() for one in keep):
+        if any(wanted == one.lower() for one in keep):
             return True
-    return not (name in _NOT_KEPT or name.startswith(_NOT_KEPT_PREFIXES))
+    return not (name in _NOT_STORED or name.startswith(_NOT_STORED_PREFIXES))
 
 
-def kept(answer: Response, max_bytes: int, keep: tuple[str, ...] = (), drop: tuple[str, ...] = ()) -> Response:
-    """What is stored of a live response; over ``max_bytes`` of body it is a tombstone (O-11).
+def storable(response: Response, max_bytes: int, keep: tuple[str, ...] = (), drop: tuple[str, ...] = ()) -> Response:
+    """The part of a live response that is stored. With more than ``max_bytes`` of body it is a tombstone (O-11).
 
-    ``keep``, ``drop``: the policy's exceptions from what is stored of the headers (O-21).
+    ``keep``, ``drop``: the policy's exceptions to the rule which headers are stored (O-21).
     """
-    headers = [(name, value) for name, value in answer.headers if is_kept_header(name, keep, drop)]
-    named = _named_by_connection(answer.headers)
+    headers = [(name, value) for name, value in response.headers if is_stored_header(name, keep, drop)]
+    named = _named_by_connection(response.headers)
     if named:
         headers = [(name, value) for name, value in headers if name.lower() not in named]
-    body = answer.body
+    body = response.body
     if body is not None and len(body) > max_bytes:
         body = None
-    return Response(answer.status, headers, body)
+    return Response(response.status, headers, body)
 
 
 def _named_by_connection(headers: Headers) -> set[bytes]:
@@ -103,9 +104,9 @@ def _named_by_connection(headers: Headers) -> set[bytes]:
 
 
 def omitted(stored: Response, live: Headers, drop: tuple[str, ...]) -> bytes:
-    """The names of the credentials that a stored response lacks, of its ``live`` headers (O-21a).
+    """The names of the credentials that are in the ``live`` headers and not in the stored response (O-21a).
 
-    Not those that ``drop`` names, since that was meant, and none of a tombstone, which is not replayed.
+    Names in ``drop`` are omitted on purpose and are not listed. A tombstone, which is not replayed, lists none.
     """
     if stored.body is None:
         return b""
@@ -115,7 +116,7 @@ def omitted(stored: Response, live: Headers, drop: tuple[str, ...]) -> bytes:
 
 
 def replayed(stored: Response) -> Response:
-    """A stored answer as it is sent again: marked, with its length counted anew."""
+    """A stored response as it is sent again: marked, with its length counted anew."""
     headers = [*stored.headers, REPLAYED]
     if stored.status in BODILESS:
         return Response(stored.status, headers, b"")
@@ -124,7 +125,7 @@ def replayed(stored: Response) -> Response:
 
 
 def location(headers: Headers) -> bytes | None:
-    """The Location of an answer, if it has one."""
+    """The Location of a response, if it has one."""
     return next((value for name, value in headers if name.lower() == b"location"), None)
 
 
@@ -132,7 +133,7 @@ _LENGTH = len(b"content-length")
 
 
 class Capture:
-    """Collects one response. A body that outgrows ``max_bytes`` is let go, and becomes a tombstone (R-04, O-11)."""
+    """Collects one response. A body over ``max_bytes`` is dropped, which makes it a tombstone (R-04, O-11)."""
 
     __slots__ = ("_chunks", "_max", "_promised", "_size", "headers", "status")
 
@@ -145,7 +146,7 @@ class Capture:
         self.headers: Headers = ()
 
     def start(self, status: int, headers: Headers) -> None:
-        """Take the status and the header fields."""
+        """Take the status and the headers."""
         self.status = status
         self.headers = headers
         self._promised = _promised_bytes(status, headers)
@@ -162,24 +163,24 @@ class Capture:
 
     @property
     def whole(self) -> bool:
-        """Whether a client takes what was added so far for the whole answer, even if the application goes on.
+        """Whether a client takes what was added so far for the whole response, even if the application goes on.
 
-        It counts to the Content-Length, so those bytes are the last ones for the promise of R-03.
+        A client counts to the Content-Length, so these bytes are the last ones for the promise of R-03.
         """
         return self._promised is not None and self._size >= self._promised
 
     @property
     def open_ended(self) -> bool:
-        """Whether only its end tells how long the body is."""
+        """Whether the length of the body is known only at its end."""
         return self._promised is None
 
     @property
     def outgrown(self) -> bool:
-        """Whether the body is over the bound, so that it is not kept."""
+        """Whether the body is over the bound, so that it is not stored."""
         return self._chunks is None
 
     def response(self) -> Response:
-        """What was collected; the body is None where it outgrew the bound, or the memory that is left (O-11)."""
+        """The collected response. Its body is None if it outgrew the bound, or the memory that is left (O-11)."""
         try:
             body = None if self._chunks is None else b"".join(self._chunks)
         except MemoryError:
@@ -188,7 +189,7 @@ class Capture:
 
 
 def _promised_bytes(status: int, headers: Headers) -> int | None:
-    """How long the body is going to be; None where only its end tells."""
+    """The length that the body is going to have; None if it is known only at the end."""
     if status in BODILESS:
         return 0
     for name, value in headers:
@@ -200,20 +201,20 @@ def _promised_bytes(status: int, headers: Headers) -> int | None:
 _SESSION_COOKIE = (b"set-cookie", b"")
 
 
-def small_form(answer: Response, policy: IdempotencyPolicy) -> Response:
-    """What the policy stores of a live response, before it is redacted."""
-    return kept(answer, policy.max_response_bytes, policy.keep_headers, policy.drop_headers)
+def small_form(response: Response, policy: IdempotencyPolicy) -> Response:
+    """What the policy stores of a live response, before ``redact=`` is called."""
+    return storable(response, policy.max_response_bytes, policy.keep_headers, policy.drop_headers)
 
 
 def stored_form(
-    answer: Response, kind: bytes, lease: Lease, policy: IdempotencyPolicy, session_changed: bool = False
+    response: Response, kind: bytes, lease: Lease, policy: IdempotencyPolicy, session_changed: bool = False
 ) -> Steps[tuple[bytes, bool]]:
-    """What is stored of an answer, and whether its body is in it. ``kind``: ``sealing.RESPONSE`` or ``FAILURE``.
+    """What is stored of a response, and whether its body is in it. ``kind``: ``sealing.RESPONSE`` or ``FAILURE``.
 
-    ``session_changed``: somebody around the middleware gives the client a cookie that is not in the answer yet.
+    ``session_changed``: a layer around the middleware sets a cookie that is not in the response yet.
     """
-    small = small_form(answer, policy)
-    live = [*answer.headers, _SESSION_COOKIE] if session_changed else answer.headers
+    small = small_form(response, policy)
+    live = [*response.headers, _SESSION_COOKIE] if session_changed else response.headers
     if policy.redact is not None:
         frame, whole = yield from _redacted(small, live, lease, policy)
     else:
@@ -223,17 +224,17 @@ def stored_form(
     try:
         return seal(frame, kind, lease, policy), whole
     except BackendUnavailable as error:
-        # Told from anything that is plain, the status alone is left. Its reader refuses it (503), and nothing runs.
-        yield from _told(policy, lease, "encryption", error)
-        return _bare_tombstone(answer.status), False
+        # Nothing but the status may be stored in plain form. Its reader refuses it (503), and nothing runs.
+        yield from _report_failed_hook(policy, lease, "encryption", error)
+        return _bare_tombstone(response.status), False
 
 
 def _framed(small: Response) -> tuple[bytes, bool]:
     try:
         return encode_response(small), small.body is not None
     except (ValueError, MemoryError):
-        # A response that no server would send either, or no memory for a copy of it. The work is done all the same,
-        # so a tombstone stands for it: a retry that ran again would be a second run.
+        # A response that no server would send, or no memory for a copy of it. The work is done all the same,
+        # so a tombstone is stored: a retry that ran again would be a second run.
         return _bare_tombstone(small.status), False
 
 
@@ -242,13 +243,13 @@ def _redacted(small: Response, live: Headers, lease: Lease, policy: IdempotencyP
     try:
         redacted = policy.redact(small)
         if not isinstance(redacted, Response):
-            raise TypeError(f"redact= returned {type(redacted).__name__}, not an answer")
-        # By the same rules again: the hook may have added a field of the moment, or made the body longer.
+            raise TypeError(f"redact= returned {type(redacted).__name__}, not a Response")
+        # The same rules apply again: the hook may have added a header that is not stored, or made the body longer.
         again = small_form(redacted, policy)
         again.omitted = omitted(again, live, policy.drop_headers)
         return encode_response(again), again.body is not None
     except Exception as error:
-        yield from _told(policy, lease, "redact", error)
+        yield from _report_failed_hook(policy, lease, "redact", error)
         return _bare_tombstone(small.status), False
 
 
@@ -256,21 +257,21 @@ def _bare_tombstone(status: int) -> bytes:
     return encode_response(Response(status if 200 <= status <= 999 else 500, (), None))
 
 
-def _told(policy: IdempotencyPolicy, lease: Lease, hook: str, error: Exception) -> Steps[None]:
+def _report_failed_hook(policy: IdempotencyPolicy, lease: Lease, hook: str, error: Exception) -> Steps[None]:
     yield from warn(policy, events.HookFailed(events.short(lease.record_id), hook, cause(error)))
 
 
 def sendable(stored: Response, instance: str, policy: IdempotencyPolicy) -> Response:
-    """A stored answer as it is sent again, or what stands for one whose body was not kept (O-11)."""
+    """A stored response as it is sent again; for one whose body was not stored, the problem that says so (O-11)."""
     if stored.body is not None:
         return replayed(stored)
-    place = location(stored.headers)
-    problem = problems.not_replayable(stored.status, place.decode("latin-1") if place else None)
+    target = location(stored.headers)
+    problem = problems.not_replayable(stored.status, target.decode("latin-1") if target else None)
     return render(problem, policy, instance)
 
 
 def replay(stored: Response, record_id: bytes, instance: str, policy: IdempotencyPolicy) -> Steps[Response]:
-    """``sendable``, and a report of the credentials that the first client was given and this one is not (O-21a)."""
+    """``sendable``, and an event if credentials of the first response are missing in this one (O-21a)."""
     if stored.omitted:
         lacking = stored.omitted.decode("latin-1")
         yield from warn(policy, events.ReplayedWithoutCredentials(events.short(record_id), stored.status, lacking))

@@ -230,7 +230,7 @@ class Hold:
 
 
 class _Waiter(asyncio.Future[Any]):
-    """What the task waits for in place of its futures; it differs in what becomes of a cancellation."""
+    """The object that the task waits for instead of its futures. Subclasses differ in how they are cancelled."""
 
     #: None where the task does not wait for one
     future: asyncio.Future[Any] | None = None

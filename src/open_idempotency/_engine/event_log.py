@@ -70,7 +70,7 @@ _ADVICE: dict[type[events.Event], str] = {
     ),
     events.NameShared: (
         "the key of this request is held by one that came to another host, as where two services keep their keys under "
-        "one name; if one of them passes its callers' keys on to the other, that one answers 409 or 422 on every try: "
+        "one name; if one of them passes its callers' keys on to the other, that one sends 409 or 422 on every try: "
         'set application="..." to a name of its own in each. If it is one service with several hosts, nothing is wrong'
     ),
     events.ReplayedWithoutCredentials: (

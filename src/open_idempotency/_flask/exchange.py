@@ -1,4 +1,6 @@
-"""A request of a covered view that has no key, and needs none: its view's stages run plainly, and nothing is kept."""
+"""A covered request of a Flask application: ``Exchange`` for one with a key, ``Plain`` for one that runs without a
+record.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.caller_changes import follow, told
+from open_idempotency._core.caller_changes import follow, read_change
 from open_idempotency._core.requests import Headers, Identity
 from open_idempotency._core.requests import Response as CoreResponse
 from open_idempotency._core.settlement import Fate
@@ -21,7 +23,7 @@ from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency._flask import responses
 from open_idempotency._flask.responses import bind_stream
 from open_idempotency._flask.sessions import SessionTrace, read_session
-from open_idempotency._routes.marks import ask, has_something_above, is_placed, tells_of_a_record
+from open_idempotency._routes.marks import call_to_mark, has_decorators_above, is_marked, reveals_a_record
 from open_idempotency._wsgi.environ import (
     MARK,
     BodyIncomplete,
@@ -37,7 +39,9 @@ from open_idempotency.policy import IdempotencyPolicy
 
 
 class Plain:
-    """Has the stages of an ``Exchange``, and binds the view's context only."""
+    """A covered request without a key: it has the methods of ``Exchange``, binds the view's context, and stores
+    nothing.
+    """
 
     __slots__ = ("_bound", "_here", "_previous", "_request")
 
@@ -48,7 +52,7 @@ class Plain:
         self._bound = False
 
     def receive(self) -> None:
-        """Leave the body alone."""
+        """Nothing: the body is left unread."""
 
     def begin(self) -> None:
         """Bind the context."""
@@ -58,21 +62,21 @@ class Plain:
         running.set(self._here)
 
     def viewed(self) -> None:
-        """There is no record that a retry would have to find."""
+        """Nothing: without a record there is none for a retry to find."""
 
     def overtaken(self, error: IdempotencyError) -> Response:
-        """There is no record that could stand in, so the error is the view's own."""
+        """Raise the error: without a record no stored response replaces it."""
         raise error
 
     def conclude(self, response: Response) -> Response:
-        """The response as it is; a stream goes on under its own request."""
+        """Return the response as it is; its stream goes on under its own request."""
         if self._bound:
             bind_stream(self._here, response)
         self._unbind()
         return response
 
     def end(self, error: BaseException | None) -> None:
-        """The request is over."""
+        """Unbind the context: the request is over."""
         self._unbind()
 
     def _unbind(self) -> None:
@@ -83,7 +87,7 @@ class Plain:
 
 
 class Route(NamedTuple):
-    """How a view is covered: its policy, and the environ's names of the fields that carry its keys."""
+    """How a view is covered: its policy, and the environ's names of the headers that carry its keys."""
 
     policy: IdempotencyPolicy
     names: Names
@@ -98,43 +102,43 @@ class Setting(NamedTuple):
 
 
 class Exchange:
-    """Carried through Flask's own stages: ``receive``, ``begin``, ``conclude``, ``end``, in this order."""
+    """One covered request. Flask's stages call ``receive``, ``begin``, ``conclude`` and ``end``, in this order."""
 
     __slots__ = (
-        "_answer", "_body", "_bound", "_fields", "_key_fields", "_live", "_made", "_policy", "_previous", "_protection",
-        "_request", "_session", "_setting", "_too_large",
+        "_body", "_bound", "_core_response", "_key_headers", "_live", "_made", "_made_headers", "_policy", "_previous",
+        "_protection", "_request", "_session", "_setting", "_too_large",
     )  # fmt: skip
 
-    def __init__(self, setting: Setting, request: Request, policy: IdempotencyPolicy, key_fields: Headers) -> None:
+    def __init__(self, setting: Setting, request: Request, policy: IdempotencyPolicy, key_headers: Headers) -> None:
         self._setting = setting
         self._request = request
         self._policy = policy
-        self._key_fields = key_fields
+        self._key_headers = key_headers
         self._body = RequestBody(policy)
         self._too_large: Exception | None = None
         self._protection: Protection | None = None
         self._session = SessionTrace(self._identify)
         self._live: LiveBody | None = None
-        self._answer: CoreResponse | None = None
-        # the response made of that answer, and its header fields at that time
+        self._core_response: CoreResponse | None = None
+        # the Flask response made of it, and its headers at that time
         self._made: Response
-        self._fields: list[tuple[str, str]]
+        self._made_headers: list[tuple[str, str]]
         self._previous: Running | None = None
         self._bound = False
 
     # Before the view
 
     def receive(self) -> None:
-        """Read the body of a request with a key, before anybody else does, and put it back for them.
+        """Read the body of a request with a key before other functions do, and put it back for them.
 
-        It has to be first, since a form that a ``before_request`` function parsed has no raw bytes any more.
+        It has to come first, since a form that a ``before_request`` function has parsed has no raw bytes any more.
         """
-        if not self._key_fields:
+        if not self._key_headers:
             return
         try:
             self._read_body()
         except (BodyTooLarge, RequestEntityTooLarge) as error:
-            self._too_large = error  # answered in its turn, after authentication
+            self._too_large = error  # refused later, after authentication
         except BodyIncomplete as error:
             abort(error.status)
 
@@ -154,17 +158,17 @@ class Exchange:
         give_body(request.environ, self._body)
 
     def begin(self) -> Response | None:
-        """Claim the request and bind its context; or the response to send instead of running the view."""
+        """Claim the request and bind its context. Returns the response to send instead of running the view, or None."""
         admission = self._admit()
         if isinstance(admission, CoreResponse):
-            return self._answered_if_let_through(admission)
+            return self._respond_if_permitted(admission)
         self._protection = protection = Protection(self._setting.engine, admission)
         environ = self._request.environ
         environ[MARK] = admission
         hide_file_wrapper(environ)
         instead = protection.begin()
         if instead is not None:
-            return self._answered_if_let_through(instead)
+            return self._respond_if_permitted(instead)
         self._previous = running.get()
         self._bound = True
         running.set(protection.here)
@@ -174,7 +178,7 @@ class Exchange:
         request, source = self._request, self._request.environ["wsgi.input"]
         intake = Intake(
             read_request(request.environ, request),
-            self._key_fields,
+            self._key_headers,
             new_owner(),
             self._identify,
             self._received,
@@ -182,13 +186,13 @@ class Exchange:
             self._session,
             renders=self._renders,
         )
-        # The fingerprint reads the same file as the view will, and somebody may have begun to read it.
-        place = source.tell() if self._body.spooled else None
+        # The fingerprint reads the same file as the view, and other code may have begun to read it.
+        offset = source.tell() if self._body.spooled else None
         try:
             return self._setting.engine.sync.run(admit(intake, self._policy))
         finally:
-            if place is not None:
-                source.seek(place)
+            if offset is not None:
+                source.seek(offset)
 
     def _identify(self) -> Identity:
         if callable(self._policy.scope):
@@ -197,7 +201,7 @@ class Exchange:
         return Identity(user, session=None if user is not None else read_session())
 
     def _renders(self, error: Exception) -> bool:
-        """Whether Flask, or a handler that the application has for this kind of error, makes a response of it (O-20).
+        """Whether Flask, or one of the application's error handlers, makes a response of this error (O-20).
 
         A handler for every ``Exception`` does not count: it makes a 500.
         """
@@ -212,35 +216,37 @@ class Exchange:
             raise self._too_large
         return self._body
 
-    def _answered(self, answer: CoreResponse) -> Response:
-        self._answer = answer
-        self._made = made = responses.make_response(self._setting.app, answer)
-        self._fields = list(made.headers)
+    def _respond(self, core: CoreResponse) -> Response:
+        self._core_response = core
+        self._made = made = responses.make_response(self._setting.app, core)
+        self._made_headers = list(made.headers)
         return made
 
-    def _answered_if_let_through(self, answer: CoreResponse) -> Response:
-        """The answer; or what a decorator above ``@idempotent`` responds, which may refuse the caller by now (O-23)."""
+    def _respond_if_permitted(self, core: CoreResponse) -> Response:
+        """The response of a record, unless a decorator above ``@idempotent`` refuses the caller now (O-23)."""
         app, request = self._setting.app, self._request
         view = app.view_functions[request.url_rule.endpoint] if request.url_rule is not None else None
-        if view is None or not tells_of_a_record(answer) or not _is_to_be_asked(view, request.method):
-            return self._answered(answer)
-        refusal: Any = ask(lambda: app.ensure_sync(view)(**(request.view_args or {})))
-        return self._answered(answer) if refusal is None else app.make_response(refusal)
+        if view is None or not reveals_a_record(core) or not _may_refuse(view, request.method):
+            return self._respond(core)
+        refusal: Any = call_to_mark(lambda: app.ensure_sync(view)(**(request.view_args or {})))
+        return self._respond(core) if refusal is None else app.make_response(refusal)
 
     def overtaken(self, error: IdempotencyError) -> Response:
-        """The view noticed that a later attempt runs (L-03), or is in doubt (S-04): what stands in, else the error."""
+        """The view noticed a later attempt (L-03), or is in doubt (S-04): the response that replaces the error, or the
+        error.
+        """
         protection = self._protection
         verdict = protection.abort(error) if protection is not None and not protection.settled else None
         if isinstance(verdict, CoreResponse):
-            return self._answered(verdict)
+            return self._respond(verdict)
         raise error
 
     # After the view
 
     def viewed(self) -> None:
-        """The view has run: if it has changed the caller, a retry finds the record all the same (O-14).
+        """The view has run. If it has changed the caller, let a retry find the record all the same (O-14).
 
-        The session is saved right after it, and the response settled only then.
+        Called before the session is saved, and before the response is settled.
         """
         protection, session = self._protection, self._session
         if protection is None or protection.settled:
@@ -250,15 +256,15 @@ class Exchange:
             return
         caller, attempt.caller = attempt.caller, None
         record_id = attempt.lease.record_id
-        change = told(lambda: session.change(caller, record_id))
+        change = read_change(lambda: session.change(caller, record_id))
         if change is not None:
             self._setting.engine.sync.run(follow(attempt, caller, change, new_owner()))
 
     def conclude(self, response: Response) -> Response:
-        """Settle the attempt with the response that is about to leave; the response to send."""
+        """Settle the attempt with the response that is about to be sent. Returns the response to send."""
         try:
-            if self._answer is not None:
-                return self._restored(self._answer, response)
+            if self._core_response is not None:
+                return self._restored(self._core_response, response)
             protection = self._protection
             if protection is None or protection.settled:
                 return response
@@ -266,15 +272,15 @@ class Exchange:
         finally:
             self._unbind()
 
-    def _restored(self, answer: CoreResponse, response: Response) -> Response:
-        """A replay is what was stored, whatever the application's ``after_request`` functions add to it (R-01)."""
-        if REPLAYED not in answer.headers or responses.is_untouched(response, self._made, self._fields, answer):
+    def _restored(self, core: CoreResponse, response: Response) -> Response:
+        """A replay is the stored response, whatever the application's ``after_request`` functions add to it (R-01)."""
+        if REPLAYED not in core.headers or responses.is_untouched(response, self._made, self._made_headers, core):
             return response
-        return responses.stand_in(self._setting.app, answer, response, self._policy)
+        return responses.stand_in(self._setting.app, core, response, self._policy)
 
     def _capture(self, protection: Protection, response: Response) -> Response:
         capture = protection.capture
-        capture.start(response.status_code, responses.header_fields(response, self._request.environ))
+        capture.start(response.status_code, responses.response_headers(response, self._request.environ))
         if response.status_code not in BODILESS:
             if not response.is_sequence:
                 return self._stream(protection, response)
@@ -302,7 +308,7 @@ class Exchange:
         return response
 
     def end(self, error: BaseException | None) -> None:
-        """The request is over. An attempt that no response has settled is aborted (L-04)."""
+        """Abort an attempt that no response has settled (L-04): the request is over."""
         self._unbind()
         if self._live is not None:
             return  # the stream may outlive the request, and settles by itself
@@ -320,7 +326,7 @@ class Exchange:
             running.set(self._previous)
 
 
-def _is_to_be_asked(view: Any, method: str) -> bool:
-    """Whether the mark of a view is known, and something may stand above it: of a class also its ``decorators``."""
+def _may_refuse(view: Any, method: str) -> bool:
+    """Whether the view has a mark, and decorators may be above it; a class may also have ``decorators``."""
     handler = getattr(getattr(view, "view_class", None), method.lower(), None)
-    return has_something_above(view) or is_placed(handler)
+    return has_decorators_above(view) or is_marked(handler)

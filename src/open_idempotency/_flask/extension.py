@@ -1,9 +1,9 @@
-"""Where the extension sits in a Flask application: around some of its methods, and at the end of each request.
+"""The Flask extension: it wraps some methods of an application, and runs at the end of each request.
 
-``preprocess_request``: the body is read, before any other function can. ``dispatch_request``: the claim, when every
-``before_request`` function has run, so that the caller is known. ``process_response``: the settlement, after every
-``after_request`` function and the session. ``teardown_request``: whatever ended without a response.
-``wsgi_app``: what teardown functions raise, which comes after the response was recorded.
+``preprocess_request``: reads the body, before any other function can. ``dispatch_request``: makes the claim, after all
+``before_request`` functions, so that the caller is known. ``process_response``: settles the attempt, after all
+``after_request`` functions and the session. ``teardown_request``: aborts what ended without a response. ``wsgi_app``:
+reports errors of teardown functions, which run after the response was recorded.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _logger = logging.getLogger("open_idempotency")
 
 
 class Hooks:
-    """What the requests of one application pass through."""
+    """The wrappers around the methods of one application."""
 
     def __init__(self, app: Flask, engine: Engine) -> None:
         self._app = app
@@ -51,9 +51,9 @@ class Hooks:
         self._looked = False
 
     def install(self) -> None:
-        """Wrap the application's methods, whatever other extensions have put there.
+        """Wrap the application's methods, including wrappers of other extensions.
 
-        From here on a view whose rule contradicts the policy raises ``ConfigurationError`` where it is added.
+        After this a view whose rule contradicts the policy raises ``ConfigurationError`` when it is added.
         """
         wrappers: dict[str, Original] = {
             "preprocess_request": self._preprocess,
@@ -68,7 +68,7 @@ class Hooks:
             setattr(self._app, name, partial(wrapper, getattr(self._app, name)))
         self._app.teardown_request(self._teardown)
 
-    # Later versions of Flask pass their context to these methods, so arguments are handed on as they come.
+    # Later versions of Flask pass their context to these methods, so arguments are passed on unchanged.
 
     def _preprocess(self, original: Original, *args: Any) -> Any:
         here = current_request()
@@ -82,9 +82,9 @@ class Hooks:
         exchange = _exchange(current_request())
         if exchange is None:
             return original(*args)
-        answer = exchange.begin()
-        if answer is not None:
-            return answer
+        instead = exchange.begin()
+        if instead is not None:
+            return instead
         try:
             return original(*args)
         except REPLACED as error:
@@ -105,7 +105,7 @@ class Hooks:
             exchange.end(error)
 
     def _open(self, here: Request) -> Exchange | Plain | None:
-        """The exchange of a covered request; None for one that passes by."""
+        """The exchange of a covered request; None for a request that passes through."""
         if here.url_rule is None or MARK in here.environ:
             return None
         if not self._looked:
@@ -113,10 +113,10 @@ class Hooks:
         route = self._route(self._app.view_functions.get(here.url_rule.endpoint), here.method)
         if route is None or here.method not in route.policy.methods:
             return None
-        key_fields = find_key(here.environ, route.names)
-        if not key_fields and not route.policy.required:
+        key_headers = find_key(here.environ, route.names)
+        if not key_headers and not route.policy.required:
             return Plain(self._engine, here, route.policy)
-        return Exchange(self._setting, here, route.policy, key_fields)
+        return Exchange(self._setting, here, route.policy, key_headers)
 
     def _route(self, view: Any, method: str) -> Route | None:
         found = rules_on(view, method) if rules.in_use else ()
@@ -134,7 +134,7 @@ class Hooks:
                 report_late_error(attempt, error)
             raise
 
-    # What is wrong with the views' rules, told as early as it can be known
+    # Errors in the views' rules, reported as early as they can be known
 
     def _add_url_rule(self, original: Original, *args: Any, **options: Any) -> Any:
         before = set(self._app.view_functions)
@@ -152,13 +152,13 @@ class Hooks:
                 raise ConfigurationError(f"@idempotent on the view {endpoint!r}: {error}") from None
 
     def _look_late(self) -> None:
-        """The first request says what is wrong with rules that came after their views were added."""
+        """Log, at the first request, what is wrong with rules that were added after their views."""
         self._looked = True
         for endpoint in self._app.view_functions:
             try:
                 self._check(endpoint)
             except ConfigurationError as error:
-                _logger.error("this view will answer 500: %s", error)
+                _logger.error("this view will respond with 500: %s", error)
 
 
 def _exchange(here: Request) -> Exchange | Plain | None:
@@ -167,13 +167,13 @@ def _exchange(here: Request) -> Exchange | Plain | None:
 
 
 def current_request() -> Request:
-    """The request itself, behind Flask's proxy."""
+    """The request object behind Flask's proxy."""
     proxy = cast("LocalProxy[Request]", request)
     return proxy._get_current_object()  # pyright: ignore[reportPrivateUsage]
 
 
 def verified_user(app: Flask, here: Request) -> str | None:
-    """Flask-Login's user where the application uses it, else the one that the server verified."""
+    """Flask-Login's user if the application uses it, else the user that the server verified."""
     if not hasattr(app, "login_manager"):
         return here.remote_user or None
     login: Any = sys.modules.get("flask_login")
@@ -190,10 +190,10 @@ PREFIX = "IDEMPOTENCY_"
 class Idempotency:
     """Protects the views of Flask applications: ``Idempotency(app, backend="sqlite:///idempotency.db")``.
 
-    ``backend``: a URL or an instance. ``policy`` and ``fields``: an ``IdempotencyPolicy``, its fields, or both.
-    What is not given comes from ``app.config``: ``IDEMPOTENCY_BACKEND``, ``IDEMPOTENCY_LEASE`` and so on, one key for
-    each policy field; a whole ``policy`` takes the place of all fields there. Without an application call
-    ``init_app``, for as many as needed. Raises ``ConfigurationError``. Since 0.1.
+    ``backend``: a URL or an instance. ``policy`` and ``fields``: an ``IdempotencyPolicy``, its fields, or both. Missing
+    ones are read from ``app.config``: ``IDEMPOTENCY_BACKEND``, ``IDEMPOTENCY_LEASE`` and so on, one key for each policy
+    field; a whole ``policy`` replaces all fields there. Without an application, call ``init_app`` once for each
+    application. Raises ``ConfigurationError``. Since 0.1.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""What Flask's session says: who the caller is (O-19), and what the view has made of the caller (O-14).
+"""Flask's session: whom it names (O-19), and whether the view has changed the caller (O-14).
 
-The session is in a cookie, so the one with which a request came goes on for a client that has lost the response. The
-session that a view makes of it carries the id of the record.
+The session is in a cookie, so a client that has lost the response goes on with the session that it sent. The session
+that the view has changed carries the id of the record.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from open_idempotency._core.requests import Identity
 from open_idempotency._core.session_identity import entries_of
 
 _NAME = "_open_idempotency"
-# Cookies are small: only the last one is kept.
+# Cookies are small: only the last record is carried.
 
 
 class SessionTrace:
-    """The session of one request. Looking at it leaves no trace."""
+    """The session of one request. Reading it changes no response."""
 
     __slots__ = ("_identify",)
 
@@ -31,21 +31,21 @@ class SessionTrace:
         self._identify = identify
 
     def carried(self, caller: Caller) -> bytes | None:
-        """The record at which this session began, if it was by this request, and by the user that it has now."""
+        """The record at which this session began, if this very request began it, and for the user that it names now."""
         began = read_session().get(_NAME) if caller.named else None
         found = began.get(caller.own.hex()) if isinstance(began, dict) else None
         return bytes.fromhex(found) if isinstance(found, str) else None
 
     def lost(self) -> str | None:
-        """Nothing: a session in a cookie has no end on the server."""
+        """None: a session in a cookie has no end on the server."""
         return None
 
     def change(self, caller: Caller, record_id: bytes) -> Change | None:
-        """What the view has made of the caller; None where it is the same. To be asked before the session is saved."""
+        """The change that the view has made to the caller, or None. To be called before the session is saved."""
         here = _session()
         try:
             identity = self._identify()
-        except Exception:  # the view's outcome must not be lost for it
+        except Exception:  # an error must not lose the view's outcome
             identity = Identity(None)
         # A session that is not marked as modified is not saved.
         if not getattr(here, "modified", True) and (callable(caller.policy.scope) or identity == caller.identity):
@@ -60,12 +60,12 @@ class SessionTrace:
 
 
 def read_session() -> dict[str, Any]:
-    """A copy of what is in the session. Reading it leaves no trace."""
+    """A copy of the entries of the session. Reading them changes no response."""
     return entries_of(_session())
 
 
 def _session() -> Any:
-    """The session itself. Flask's proxy for it, from 3.1.3 on, marks it as accessed, so it is taken from beneath."""
+    """The session itself. Since Flask 3.1.3 its proxy marks it as accessed, so it is read from the context."""
     context: Any = vars(flask_globals).get("request_ctx")
     held = {} if context is None else vars(context._get_current_object())
     for name in ("_session", "session"):

@@ -145,7 +145,7 @@ def _read(text: object, said: object) -> tuple[Pattern, Rule]:
 
 
 def _distinct(read: Mapping[str, tuple[Pattern, Rule]]) -> Iterator[tuple[Pattern, Rule]]:
-    """Refuse two patterns that some application could not tell apart."""
+    """Refuse two patterns that some application could not distinguish."""
     known: dict[Pattern, str] = {}
     for text, (pattern, rule) in read.items():
         earlier = known.setdefault(pattern.folded(), text)

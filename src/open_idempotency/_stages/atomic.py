@@ -72,13 +72,13 @@ class AtomicBlock:
     ``optional``: it may end without a response, since whoever made it rolls back then.
     """
 
-    __slots__ = ("_answer", "_attempt", "_entered", "_optional", "_tx", "kept")
+    __slots__ = ("_attempt", "_entered", "_optional", "_response", "_tx", "kept")
 
     def __init__(self, tx: object, *, optional: bool = False) -> None:
         self._tx = tx
         self._optional = optional
         self._attempt: Attempt | None = None
-        self._answer: Response | None = None
+        self._response: Response | None = None
         #: at the block's end: whether the response is in the transaction; None without a key or a response. If it is
         #: false, such as for a 503, a retry runs again, so the caller's rows are better rolled back
         self.kept: bool | None = None
@@ -90,7 +90,7 @@ class AtomicBlock:
 
         Raises ``TypeError`` for another one, and for a stream.
         """
-        self._answer = response_of(response)
+        self._response = response_of(response)
         return response
 
     def _enter(self, awaited: bool) -> tuple[Steps[None], Performers] | None:
@@ -110,13 +110,13 @@ class AtomicBlock:
     def _leave(self, error: BaseException | None) -> tuple[Steps[bool], Performers] | None:
         if error is not None:
             return None
-        if self._answer is None:
+        if self._response is None:
             self._refuse_silence()
             return None
         if self._entered is None:
             return None
         transaction, attempt, performers = self._entered
-        return save_response(transaction, attempt, self._answer), performers
+        return save_response(transaction, attempt, self._response), performers
 
     def _refuse_silence(self) -> None:
         """Without a response the rows would commit alone, with or without a key, and a retry would make them again."""

@@ -376,7 +376,7 @@ def _build_union(value: Any, union: Any, typed: bool) -> Any:
                 return _build(value[_HELD], kind, typed)
         raise TypeError("it is of a type that is not declared any more")
     if isinstance(value, dict) and any(is_model(kind) or dataclasses.is_dataclass(kind) for kind in kinds):
-        raise TypeError("a union of several types cannot be told apart; declare one type")
+        raise TypeError("the types of a union cannot be distinguished in a stored value; declare one type")
     return value
 
 

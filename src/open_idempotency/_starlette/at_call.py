@@ -1,16 +1,18 @@
-"""Where the endpoints of Starlette and FastAPI are called: the claim of a request is made there (O-18).
+"""How Starlette and FastAPI call endpoints: the claim of a request is made there (O-18).
 
-This is the one module that knows how the two libraries call endpoints. It puts wrappers in these places, which do
-nothing for requests that have no claim to make:
+This is the one module that knows how the two libraries call endpoints. It wraps the following functions. The wrappers
+do nothing for requests that have no claim to make.
 
-- ``handle`` of routes, mounts and hosts, and of the classes that somebody derives from them. A Starlette endpoint is
-  called behind it. A mount leads on to routes, or is an application that cannot be seen into and called as a whole.
-- ``fastapi.routing.solve_dependencies``, behind which FastAPI calls the endpoint, once its parameters are valid. It
-  returns what ``user=`` has found.
-- ``fastapi.routing.run_endpoint_function``, which returns the stand-in where the endpoint is not to run. Endpoints that
-  are generators do not pass there, so ``Dependant.call`` is wrapped when the first of them is replayed.
+- ``handle`` of routes, mounts and hosts, and of classes derived from them. A Starlette endpoint is called inside it. A
+mount leads to routes, or to an application that cannot be inspected and is called as a whole.
 
-Where FastAPI has another shape, its endpoints are claimed in ``handle`` as well, before their dependencies, and one
+- ``fastapi.routing.solve_dependencies``, after which FastAPI calls the endpoint, once its parameters are valid. Its
+result has the value of ``user=``.
+
+- ``fastapi.routing.run_endpoint_function``, which returns the stand-in if the endpoint is not to run. Endpoints that
+are generators do not pass there, so ``Dependant.call`` is wrapped when the first of them is replayed.
+
+If FastAPI has another shape, its endpoints are claimed in ``handle`` as well, before their dependencies, and one
 warning is logged.
 """
 
@@ -43,15 +45,15 @@ _SOLVE, _RUN, _HANDLER = "solve_dependencies", "run_endpoint_function", "get_req
 _FRAMEWORKS = ("starlette", "fastapi")
 _OWN = "_open_idempotency_claims"
 
-# The request whose endpoint is not to run, between the claim and the place where FastAPI would call the endpoint.
+# The request whose endpoint is not to run, from the claim until FastAPI would call the endpoint.
 _refused: ContextVar[PendingExchange | None] = ContextVar("open_idempotency_refused", default=None)
-# Whether FastAPI's endpoints are claimed behind their dependencies; None while it is not imported.
+# Whether FastAPI's endpoints are claimed after their dependencies; None while FastAPI is not imported.
 _behind_dependencies: bool | None = None
 _known_kinds: set[type] = set()
 
 
 def hook() -> bool:
-    """Put the wrappers in place, once. False if FastAPI's endpoints are claimed before their dependencies."""
+    """Install the wrappers, once. False if FastAPI's endpoints are claimed before their dependencies."""
     global _behind_dependencies
     if _behind_dependencies is None and _FASTAPI in sys.modules:
         _behind_dependencies = _hook_fastapi(sys.modules[_FASTAPI])
@@ -65,9 +67,9 @@ def hook() -> bool:
 
 
 def look_at(app: Any) -> None:
-    """See to it that what an application or a router leads to asks for its claim.
+    """Wrap what an application or a router leads to and the library does not know yet.
 
-    That is the router's default, and routes of somebody's own kind.
+    That is the default of the router, and routes of other classes.
     """
     router = getattr(app, "router", app)
     default = getattr(router, "default", None)
@@ -83,7 +85,7 @@ def look_at(app: Any) -> None:
 
 
 class _Default:
-    """What a router calls where no route fits, if that is an application of somebody's own."""
+    """Wraps the application that a router calls if no route matches."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -111,7 +113,7 @@ def _hook_kind(kind: type) -> None:
 
 
 def _is_fastapis(kind: type) -> bool:
-    """Whether FastAPI's own class leads on to what asks for the claim."""
+    """Whether a class of FastAPI's own leads to code that is wrapped already."""
     return kind.__module__.partition(".")[0] == "fastapi" and kind.__name__ != "APIRoute"
 
 
@@ -172,9 +174,9 @@ def _is_left_to_fastapi(route: Any) -> bool:
 
 
 def _declared(route: Any, scope: Scope) -> Any:
-    """What has the dependencies of a FastAPI route as they are where its router was included; None if unknown.
+    """The route with its dependencies as they are after ``include_router``; None if they are unknown.
 
-    Since FastAPI includes routers without copying their routes, that is in the scope.
+    Recent FastAPI includes routers without copying their routes, and puts the effective route into the scope.
     """
     module: Any = sys.modules[_FASTAPI]
     effective = getattr(module, "_get_scope_effective_route_context", None)
@@ -186,7 +188,7 @@ def _declared(route: Any, scope: Scope) -> Any:
 def _refuses(route: Any, handle: Any, endpoint: Any, scope: Scope) -> bool:
     """Whether Starlette itself will refuse the request, so that no endpoint runs."""
     if getattr(route, "methods", None) and scope["method"] not in route.methods:
-        return handle.__module__.partition(".")[0] in _FRAMEWORKS  # somebody's own class may take it
+        return handle.__module__.partition(".")[0] in _FRAMEWORKS  # another class may accept it
     if isinstance(endpoint, type) and issubclass(endpoint, HTTPEndpoint):
         handler = getattr(endpoint, scope["method"].lower(), None)
         if endpoint.dispatch is HTTPEndpoint.dispatch:
@@ -196,18 +198,19 @@ def _refuses(route: Any, handle: Any, endpoint: Any, scope: Scope) -> bool:
 
 
 def is_forbidden(endpoint: Any, scope: Scope) -> bool:
-    """Whether ``@requires`` of Starlette, somewhere around an endpoint, refuses the user that the request has now.
+    """Whether Starlette's ``@requires``, somewhere around an endpoint, refuses the user that the request has now.
 
-    It is asked before the claim: who may no longer do it gets no replay, but the refusal of the decorator itself.
+    It is checked before the claim, so a user who has lost a permission gets the refusal of the decorator, and no
+    replay.
     """
     if "auth" not in scope:
-        return False  # requires itself says what is missing
+        return False  # @requires itself reports what is missing
     connection = HTTPConnection(scope)
     return any(not starlette.authentication.has_required_scope(connection, each) for each in _required(endpoint))
 
 
 def _required(endpoint: Any) -> Iterator[list[str]]:
-    """The scopes that each ``@requires`` around a function asks for."""
+    """The scopes that each ``@requires`` around a function requires."""
     while endpoint is not None:
         function = getattr(endpoint, "__func__", endpoint)
         code = getattr(function, "__code__", None)
@@ -219,7 +222,7 @@ def _required(endpoint: Any) -> Iterator[list[str]]:
 
 
 def _response_of(instead: CoreResponse) -> Response:
-    """A stand-in: what stands around the endpoint sees the stored response, and the middleware its mark."""
+    """A stand-in response: layers around the endpoint see the stored response, and the middleware finds its mark."""
     response = Response(instead.body or b"", instead.status)
     response.raw_headers = [*((name.lower(), value) for name, value in instead.headers), STAND_IN]
     return response
@@ -244,7 +247,7 @@ def _hook_fastapi(module: ModuleType) -> bool:
 
 
 def _names_in(code: CodeType) -> Iterator[str]:
-    """The global names and attributes that a function and those within it use."""
+    """The global names and attributes that a function and its inner functions use."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -252,7 +255,7 @@ def _names_in(code: CodeType) -> Iterator[str]:
 
 
 def _returns_what_is_known() -> bool:
-    """Whether ``solve_dependencies`` returns its results in one of the two forms that are known."""
+    """Whether ``solve_dependencies`` returns its results in one of the two known forms."""
     kind: Any = getattr(sys.modules.get("fastapi.dependencies.utils"), "SolvedDependency", None)
     return kind is None or {"errors", "dependency_cache", "response"} <= set(getattr(kind, "__annotations__", ()))
 
@@ -268,7 +271,7 @@ def _solving(solve: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[An
 
 
 async def _claim_behind(solving: Awaitable[Any], pending: PendingExchange, request: Any, dependant: Any) -> Any:
-    """Solve the dependencies; then, if nothing was wrong with the request, make the claim."""
+    """Solve the dependencies; then make the claim, if the request was valid."""
     solved = await solving
     if isinstance(solved, tuple):  # before FastAPI 0.112.3
         _, errors, _, response, found = solved
@@ -283,7 +286,7 @@ async def _claim_behind(solving: Awaitable[Any], pending: PendingExchange, reque
         return solved
     pending.stand_in = _response_of(instead)
     _refused.set(pending)
-    # A generator's response is made by FastAPI, with these headers. A function's is the stand-in itself.
+    # FastAPI makes the response of a generator, with these headers. The response of a function is the stand-in.
     response.headers.raw.append(STAND_IN)
     if not inspect.iscoroutinefunction(dependant.call) and not hasattr(dependant.call, _OWN):
         dependant.call = _stoppable(dependant.call)
@@ -300,7 +303,7 @@ def _running(run: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
 
 
 def _take_stand_in() -> Response | None:
-    """What stands for the endpoint's response, once; None where the endpoint is to be called."""
+    """The stand-in for the endpoint's response, once; None if the endpoint is to be called."""
     pending = _refused.get()
     if pending is None:
         return None
@@ -315,7 +318,7 @@ async def _give(instead: Response) -> Response:
 
 
 def _stoppable(call: Callable[..., Any]) -> Callable[..., Any]:
-    """An endpoint that FastAPI may call by itself, to iterate over its result: nothing, where it is not to run."""
+    """Wrap an endpoint whose result FastAPI iterates over: it yields nothing if the endpoint is not to run."""
     asynchronous = _is_async_generator(call)
 
     @wraps(call)

@@ -1,9 +1,9 @@
-"""One request under Starlette or FastAPI, whose claim is made where its endpoint is called (O-18).
+"""One request under Starlette or FastAPI whose claim is made when its endpoint is called (O-18).
 
-The middleware calls the application at once. What the application reads of the body is kept on its way in, for the
-fingerprint. ``at_call`` then asks for the claim, on the event loop, behind routing, authentication and dependencies.
-If the endpoint is not to run, another response stands in for its own, so that everything around it ends as ever. That
-stand-in carries a mark; on its way out it is replaced by the stored response, as that was stored.
+The middleware calls the application at once. What the application reads of the body is buffered for the fingerprint.
+``at_call`` then makes the claim, on the event loop, after routing, authentication and dependencies. If the endpoint is
+not to run, a stand-in response takes the position of its response, so that every layer around it ends as usual. The
+stand-in carries a mark. On its way out the middleware replaces it by the stored response.
 """
 
 from __future__ import annotations
@@ -56,23 +56,23 @@ class Around(Inner, Protocol):
     coverages: Coverages
 
     def user_among(self, solved: Any) -> str | None:
-        """The identity that the ``user=`` dependency has found, None where the endpoint does not depend on it."""
+        """The identity that the ``user=`` dependency has returned, None if the endpoint does not depend on it."""
         ...
 
     def look_back(self, scope: Scope, policy: IdempotencyPolicy) -> None:
-        """An endpoint was called for a caller that was not known as a user."""
+        """Called after an endpoint ran for a caller that was not known as a user."""
         ...
 
     def report_unclaimed(self, scope: Scope, status: int) -> None:
-        """A success was sent for a request with a key, and nothing has asked for the claim."""
+        """Called after a success was sent for a request with a key that was never claimed."""
         ...
 
 
 class PendingExchange(Exchange):
-    """A request that may be covered, until its endpoint is called; then the protected request.
+    """A request that may be covered, until its endpoint is called; after that the protected request.
 
-    ``by_path``: the rules for its path. ``keyed``: whether it carries a header that can be its key; without one nothing
-    of its body is kept.
+    ``by_path``: the rules for its path. ``keyed``: whether it carries a header that can be its key. Without one its
+    body is not buffered.
     """
 
     __slots__ = (
@@ -87,15 +87,15 @@ class PendingExchange(Exchange):
         self._around = around
         self._by_path = by_path
         self._keyed = keyed
-        # As they are here: mounts and middleware within may write another path into the scope.
+        # Read here, since mounts and inner middleware may write another path into the scope.
         self._request = read_request(scope)
         self._body.bound(around.coverages.largest_request)
-        # an endpoint, or another middleware of ours, has taken the request
+        # an endpoint, or another middleware of this library, has taken the request
         self._reached = False
-        # the limit of its body is known to be its route's
+        # the limit of its body is that of its route
         self._bounded = False
         self._refusal: Response | None = None
-        # whether the caller is somebody
+        # whether the caller is a known user
         self._known = False
         self._keeps = keyed
         # bytes that the application has read before the claim; and whether there are more
@@ -107,16 +107,16 @@ class PendingExchange(Exchange):
         self._instead: Response | None = None
         self._claimed_in: Scope | None = None
         self._entered: set[Any] = set()
-        #: what FastAPI is to get in place of the endpoint's result, until it has got it
+        #: what FastAPI gets instead of the endpoint's result, until it has got it
         self.stand_in: Any = None
 
     async def run(self) -> None:  # type: ignore[override]  # it has no key fields yet
-        """Call the application. Raises what it does."""
+        """Call the application. Raises what the application raises."""
         scope = self._scope
         scope[PENDING] = self
         self._session = self._inner.session_of(scope)
         policy, engine = self._policy, self._engine
-        # Whoever uses idem before the claim of a request with a key would be unprotected, so it raises there.
+        # A stage before the claim of a request with a key would be unprotected, so idem raises there.
         mark = running.set(None if self._keyed else (Attempt(policy), engine))
         extensions = self._hide_extensions() if self._keyed else None
         try:
@@ -127,10 +127,10 @@ class PendingExchange(Exchange):
         except BaseException as error:
             attempt = self._attempt
             if attempt is None:
-                # What comes of ending the body early is no error of the application's.
+                # An error that comes of ending the body early is not the application's.
                 if self._refusal is None or not isinstance(error, ClientDisconnect):
                     raise
-                await self._answer(self._refusal)
+                await self._respond(self._refusal)
                 return
             report_late_error(attempt, error)
             if self._settled or not await self._stand_in(attempt, error):
@@ -157,7 +157,7 @@ class PendingExchange(Exchange):
             self._around.report_unclaimed(self._scope, self._status)
 
     def _is_covered(self) -> bool:
-        """Whether the request should have been protected, as far as its path says."""
+        """Whether the request should have been protected, by the rules for its path."""
         coverage = self._around.coverages.by(self._by_path)
         if coverage is None or self._request.method not in coverage.policy.methods:
             return False
@@ -166,27 +166,28 @@ class PendingExchange(Exchange):
     # Where the endpoint is called
 
     def add_rules(self, rules: Iterable[Rule]) -> None:
-        """Note what a mount on the way to the endpoint says."""
+        """Add the rules of a mount on the way to the endpoint."""
         self._by_path = (*self._by_path, *rules)
 
     def withdraw(self) -> None:
-        """Another middleware of ours, nearer to the endpoint, takes the request (the innermost one protects)."""
+        """Leave the request to another middleware of the library nearer to the endpoint: the innermost protects."""
         self._let_pass()
 
     def look_ahead(self, scope: Scope, rules: Iterable[Rule]) -> Response | None:
-        """Look at what is known when the route is, before FastAPI reads the body; what to send instead, if anything.
+        """Check key and declared length when the route is known, before FastAPI reads the body.
 
-        A malformed key and a body that is too long are refused before the body is read (O-06, O-07).
+        Returns the response that refuses the request, or None. A malformed key and a body that is too long are refused
+        before the body is read (O-06, O-07).
         """
         if self._bounded or not self._keeps or MARK in scope:
             return None
         coverage = self._around.coverages.by((*self._by_path, *rules))
-        key_fields = () if coverage is None else find_key(self._request.headers, coverage.names)
-        if coverage is None or not key_fields or self._request.method not in coverage.policy.methods:
+        key_headers = () if coverage is None else find_key(self._request.headers, coverage.names)
+        if coverage is None or not key_headers or self._request.method not in coverage.policy.methods:
             self._let_pass()
             return None
         self._policy, self._bounded = coverage.policy, True
-        refusal = refuse_ahead(self._request, key_fields, coverage.policy)
+        refusal = refuse_ahead(self._request, key_headers, coverage.policy)
         try:
             self._body.bound(coverage.policy.max_request_bytes)
         except BodyTooLarge:
@@ -194,14 +195,14 @@ class PendingExchange(Exchange):
         return None if refusal is None else self._replace(refusal)
 
     async def claim(self, scope: Scope, rules: Iterable[Rule], solved: Any = None) -> Response | None:
-        """Make the claim; what to send instead of calling the endpoint, None if it is to be called.
+        """Make the claim. Returns the response to send instead of calling the endpoint, or None.
 
-        ``scope``: as the endpoint sees it. ``rules``: those of its route. ``solved``: FastAPI's dependencies by their
-        callables, once they are solved. Raises ``ScopeUnknown``, ``ConfigurationError``.
+        ``scope``: as the endpoint sees it. ``rules``: those of its route. ``solved``: FastAPI's dependencies by
+        callable, once they are solved. Raises ``ScopeUnknown``, ``ConfigurationError``.
         """
         scope.pop(PENDING, None)
         self._reached = True
-        if MARK in scope:  # a middleware of ours that cannot be seen protects it
+        if MARK in scope:  # a hidden middleware of this library protects it
             self._let_pass()
             return None
         coverage = self._around.coverages.by((*self._by_path, *rules))
@@ -210,23 +211,23 @@ class PendingExchange(Exchange):
             self._let_pass()
             return None
         policy = self._policy = coverage.policy
-        key_fields = find_key(self._request.headers, coverage.names)
-        if not key_fields and not policy.required:
+        key_headers = find_key(self._request.headers, coverage.names)
+        if not key_headers and not policy.required:
             running.set((Attempt(policy), self._engine))
             self._let_pass()
             return None
-        if key_fields and not self._keyed:
+        if key_headers and not self._keyed:
             raise RuntimeError("a rule that names the header of this key was made while the request was on its way")
-        return await self._claim(scope, key_fields, solved)
+        return await self._claim(scope, key_headers, solved)
 
-    async def _claim(self, scope: Scope, key_fields: list[tuple[bytes, bytes]], solved: Any) -> Response | None:
+    async def _claim(self, scope: Scope, key_headers: list[tuple[bytes, bytes]], solved: Any) -> Response | None:
         self._request.native, self._solved = scope, solved
         self._entered = shutdown.enter(self)
         try:
-            admission = await self._admit(self._request, key_fields)
+            admission = await self._admit(self._request, key_headers)
         except ClientGone:
             self._gone = True
-            admission = Response(400, [], b"")  # nobody gets it, and nothing is to run
+            admission = Response(400, [], b"")  # no client gets it, and nothing is to run
         finally:
             self._solved = None
         if isinstance(admission, Response):
@@ -250,11 +251,11 @@ class PendingExchange(Exchange):
         if not self._known:
             self._claimed_in = scope
 
-    def _replace(self, answer: Response) -> Response:
-        self._instead = answer
+    def _replace(self, response: Response) -> Response:
+        self._instead = response
         self._keeps = False
         self._entered.discard(self)
-        return answer
+        return response
 
     def _let_pass(self) -> None:
         self._reached = True
@@ -268,11 +269,11 @@ class PendingExchange(Exchange):
         return found
 
     def _renders(self, error: Exception) -> bool:
-        """Whether an ``ExceptionMiddleware`` around the endpoint has handlers for what ``scope=`` has raised."""
+        """Whether an ``ExceptionMiddleware`` around the endpoint handles the exception that ``scope=`` has raised."""
         return isinstance(error, HTTPException) and "starlette.exception_handlers" in self._request.native
 
     async def _receive_body(self) -> RequestBody:
-        """The body whole: what the application has read, and what it will read."""
+        """The whole body: what the application has read, and the rest."""
         body, limit = self._body, self._policy.max_request_bytes
         if not self._keeps:
             raise BodyTooLarge(f"over {body.size} bytes")
@@ -314,15 +315,15 @@ class PendingExchange(Exchange):
 
     async def _send(self, message: Message) -> None:
         if self._refusal is not None and message["type"] == "http.response.start":
-            await self._answer(self._refusal)
+            await self._respond(self._refusal)
             return
         if self._instead is not None and message["type"] == "http.response.start":
             instead, self._instead = self._instead, None
             headers = [tuple(header) for header in message.get("headers", ())]
             if STAND_IN in headers:
-                await self._answer(instead)
+                await self._respond(instead)
                 return
-            # What stands around the endpoint has made a response of its own of it, such as the error of a dependency.
+            # A layer around the endpoint has made another response, such as the error of a dependency.
         if self._attempt is not None:
             await super()._send(message)
         elif not self._gone:

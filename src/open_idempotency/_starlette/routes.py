@@ -1,6 +1,6 @@
-"""What Starlette and FastAPI applications are made of, as far as they show it: layers of middleware, routes, rules.
+"""Layers of middleware, routes and rules of Starlette and FastAPI applications, as far as they can be inspected.
 
-What cannot be seen into (an application of another framework, a middleware that hides what it wraps) has no routes.
+An application of another framework, and a middleware that hides what it wraps, have no routes.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from open_idempotency import asgi
 from open_idempotency.asgi import Scope
 from open_idempotency.rules import IdempotencyRule, Rule, rules_on
 
-#: how deep applications are looked into
+#: how many nested layers are inspected
 DEEPEST = 100
-#: routes that are no more than themselves
+#: routes that contain no further routes of an included router
 _SINGLE = (Route, WebSocketRoute, Mount, Host)
 
 
 class Layers(NamedTuple):
-    """What middleware wraps: ``app`` is innermost, ``routes`` are its own; ``inner``: one of them is ours.
+    """The layers of middleware around an application. ``app``: the innermost, with its ``routes``.
 
-    ``outside``: the outermost layer.
+    ``inner``: whether one of the layers is a middleware of this library. ``outside``: the outermost layer.
     """
 
     app: Any
@@ -35,17 +35,17 @@ class Layers(NamedTuple):
 
 
 def all_rules(route: Any, method: str) -> Iterator[Rule]:
-    """Those of a route's dependencies, then those of its endpoint."""
+    """The rules among a route's dependencies, then the rules of its endpoint."""
     return chain(dependency_rules(route), endpoint_rules(getattr(route, "endpoint", None), method))
 
 
 def is_ours(kind: Any) -> bool:
-    """Whether this is a middleware class of ours."""
+    """Whether a class is a middleware of this library."""
     return isinstance(kind, type) and issubclass(kind, asgi.IdempotencyMiddleware)
 
 
 def see_layers(app: Any) -> Layers:
-    """Look through what middleware wraps, as far as it shows it."""
+    """Look through layers of middleware, as far as they show what they wrap."""
     outside = app
     for _ in range(DEEPEST):
         if isinstance(app, asgi.IdempotencyMiddleware):
@@ -62,7 +62,7 @@ def see_layers(app: Any) -> Layers:
 
 
 def layers_beneath(app: Any, scope: Scope) -> Layers:
-    """What a middleware around ``app`` will lead this request to: where a layer hides it, the application entered."""
+    """The layers inside a middleware around ``app``; if they are hidden, those of the request's own application."""
     layers = see_layers(app)
     entered = scope.get("app")
     if layers.routes is None and not layers.inner and entered is not None and scope.get("endpoint", entered) is entered:
@@ -71,7 +71,7 @@ def layers_beneath(app: Any, scope: Scope) -> Layers:
 
 
 def _has_ours(app: Any) -> bool:
-    """Whether an application, or its router, has a middleware of ours in its own list."""
+    """Whether an application, or its router, lists a middleware of this library."""
     if any(is_ours(listed.cls) for listed in getattr(app, "user_middleware", ())):
         return True
     router = getattr(app, "router", app)
@@ -84,21 +84,21 @@ def _has_ours(app: Any) -> bool:
 
 
 def expanded(routes: Iterable[Any]) -> Iterable[Any]:
-    """The routes, with those of FastAPI's included routers in place; older versions have them there already."""
+    """The routes, with the routes of FastAPI's included routers among them; older versions list these already."""
     expand = getattr(sys.modules.get("fastapi.routing"), "iter_route_contexts", None)
     if expand is None:
         return routes
-    # What it makes of any other route asks that route for each attribute, which takes longer than matching it.
+    # Its wrapper of any other route forwards each attribute, which takes longer than matching the route.
     return chain.from_iterable((route,) if isinstance(route, _SINGLE) else expand((route,)) for route in routes)
 
 
 def endpoint_rules(endpoint: Any, method: str) -> Iterator[Rule]:
-    """Those on a function, or on a class and then on its method for this verb."""
+    """The rules on a function, or on a class and then on its method for this verb."""
     return iter(() if endpoint is None else rules_on(endpoint, method))
 
 
 def dependency_rules(route: Any) -> Iterator[Rule]:
-    """Those among a FastAPI route's dependencies: its application's, its routers', and its own."""
+    """The rules among a FastAPI route's dependencies: its application's, its routers', and its own."""
     dependant = getattr(route, "dependant", None)
     return iter(()) if dependant is None else dependant_rules(dependant)
 

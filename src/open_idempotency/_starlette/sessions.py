@@ -1,9 +1,9 @@
-"""What Starlette's session tells of a request whose view changes the caller (O-14).
+"""Starlette's session follows a request whose view changes the caller (O-14).
 
-The session is in a cookie, so the one with which a request came goes on for a client that has lost the response. Who a
-changed session names is known to the application's own authentication, when the next request comes. So the session
-carries the id of the record, and a digest of what it was when the view had ended. It is believed if it is still that,
-and if it names the user who was verified. Where the session itself names the caller (O-19), or ``scope=`` does, the new
+The session is in a cookie, so a client that has lost the response goes on with the session that it sent. The
+application's own authentication decides, at the next request, whom a changed session names. So the session carries the
+id of the record, and a digest of its content after the view. A retry is led to the record if the content is still the
+same, and names the user who was verified. If the session itself names the caller (O-19), or ``scope=`` does, the new
 caller is known at once, and the session carries the id of the record for that caller.
 """
 
@@ -22,13 +22,13 @@ _NAME = "_open_idempotency"
 
 
 class SessionTrace:
-    """The session of one request, which an outer ``SessionMiddleware`` has opened. Looking at it leaves no trace."""
+    """The session of one request, opened by an outer ``SessionMiddleware``. Reading it changes no response."""
 
-    __slots__ = ("_before", "_session", "_told")
+    __slots__ = ("_before", "_reported", "_session")
 
     def __init__(self, session: MutableMapping[str, Any]) -> None:
         self._session = session
-        self._told = False
+        self._reported = False
         self._before = self._content()
 
     def carried(self, caller: Caller) -> bytes | None:
@@ -44,18 +44,18 @@ class SessionTrace:
         return bytes.fromhex(found) if isinstance(found, str) else None
 
     def lost(self) -> str | None:
-        """Nothing: a session in a cookie has no end on the server."""
+        """None: a session in a cookie has no end on the server."""
         return None
 
     def change(self, caller: Caller, record_id: bytes) -> Change | None:
-        """What the view has made of the caller; None where nothing tells of it. To be asked before the session leaves.
+        """The change that the view has made to the caller; None without one. To be called before the session is sent.
 
-        A session that the view has changed at all carries the record: it may name another user by now.
+        Every session that the view has changed carries the record, since it may name another user now.
         """
         content = self._content()
-        if self._told or content == self._before:
+        if self._reported or content == self._before:
             return None
-        self._told = True
+        self._reported = True
         names: list[str] = []
         if _is_of_application(caller):
             changed = followed = _names(self._before, caller.user) and not _names(content, caller.user)
@@ -67,7 +67,7 @@ class SessionTrace:
             if followed and now is not None:
                 names.append(now.hex())
         if not callable(caller.policy.scope):
-            # The application's authentication may hand on a verified user whom it knows by this session.
+            # The application's authentication may pass on a verified user whom it knows by this session.
             names.append(self._seal(caller))
         if names and content:
             self._session[_NAME] = dict.fromkeys(names, record_id.hex())
@@ -84,10 +84,10 @@ class SessionTrace:
 
 
 def _is_of_application(caller: Caller) -> bool:
-    """Whether the application's authentication has said who the caller is."""
+    """Whether the application's authentication has verified the caller."""
     return caller.user is not None and not callable(caller.policy.scope)
 
 
 def _names(content: dict[str, Any], user: str | None) -> bool:
-    """Whether a session says who the user is, so that it is the session by which that is known."""
+    """Whether a session contains the user, so that it is the session by which the user is known."""
     return user is not None and any(type(value) in (str, int) and str(value) == user for value in content.values())

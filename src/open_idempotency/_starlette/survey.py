@@ -1,7 +1,7 @@
 """What can be known of an application before its first request: the rules of its routes, which of their dependencies
-end after the response, and who authenticates where.
+end after the response, and where authentication runs.
 
-What cannot be seen into is left out, and told when a request comes.
+Applications that cannot be inspected are left out; their errors are reported when a request arrives.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Endpoint(NamedTuple):
 
 
 def endpoints_beneath(layers: Layers) -> Iterator[Endpoint]:
-    """Every endpoint that requests reach without another middleware of ours."""
+    """Every endpoint that requests reach without another middleware of this library."""
     return _endpoints_in(layers, "", (), DEEPEST)
 
 
@@ -47,7 +47,7 @@ def _endpoints_in(
     if layers.inner or layers.routes is None or not depth:
         return
     for route in expanded(layers.routes):
-        place = path + _path_of(route)
+        full_path = path + _path_of(route)
         beneath = see_layers(getattr(route, "app", None))
         found: dict[str, tuple[Rule, ...]] = {}
         for method in _methods_of(route):
@@ -55,8 +55,8 @@ def _endpoints_in(
             if _is_mount(route):
                 found[method] += tuple(endpoint_rules(beneath.app, method))
         if beneath.routes is None and not beneath.inner:
-            yield from (Endpoint(place, method, rules, route) for method, rules in found.items())
-        yield from _endpoints_in(beneath, place, found, depth - 1)
+            yield from (Endpoint(full_path, method, rules, route) for method, rules in found.items())
+        yield from _endpoints_in(beneath, full_path, found, depth - 1)
 
 
 def _is_mount(route: Any) -> bool:
@@ -64,7 +64,7 @@ def _is_mount(route: Any) -> bool:
 
 
 def _path_of(route: Any) -> str:
-    """As it is written; a mount's format has a parameter for the rest, and a host has no path."""
+    """The path as it is written; a mount's format has a parameter for the rest, and a host has no path."""
     return str(getattr(route, "path" if _is_mount(route) else "path_format", None) or "")
 
 
@@ -74,9 +74,9 @@ def _methods_of(route: Any) -> Iterator[str]:
 
 
 def late_dependencies(route: Any) -> Iterator[str]:
-    """The names of a FastAPI route's dependencies with ``yield`` whose code behind it runs after the response.
+    """The names of a FastAPI route's dependencies whose code after ``yield`` runs after the response.
 
-    That is so since FastAPI 0.118, unless the dependency was declared with ``scope="function"``.
+    FastAPI does so since 0.118, unless the dependency was declared with ``scope="function"``.
     """
     dependant = getattr(route, "dependant", None)
     if dependant is None or not _ends_dependencies_late():
@@ -127,9 +127,9 @@ def _is_beneath(dependant: Any, call: Any) -> bool:
 
 
 def authentication_beneath(layers: Layers, depth: int = DEEPEST) -> str | None:
-    """The name of a middleware that authenticates behind the place where the claim is made.
+    """The name of a middleware that authenticates after the claim is made.
 
-    That is within a route, or within an application that cannot be seen into.
+    It is inside a route, or inside an application that cannot be inspected.
     """
     if layers.inner or not depth:
         return None
@@ -148,7 +148,7 @@ def authentication_beneath(layers: Layers, depth: int = DEEPEST) -> str | None:
 
 
 def _authentication_around(app: Any) -> str | None:
-    """The name of a layer around an application that authenticates, as far as layers show what they wrap."""
+    """The name of an authenticating layer around an application, as far as layers show what they wrap."""
     for _ in range(DEEPEST):
         for kind in (type(app), *(each.cls for each in getattr(app, "user_middleware", ()))):
             if _authenticates(kind):
@@ -160,5 +160,5 @@ def _authentication_around(app: Any) -> str | None:
 
 
 def _authenticates(kind: Any) -> bool:
-    """Starlette's own, one made of it, or one that is named as such are."""
+    """Whether a class is Starlette's AuthenticationMiddleware, derived from it, or named like one."""
     return any(base.__name__.endswith(_AUTHENTICATING) for base in getattr(kind, "__mro__", ()))

@@ -1,6 +1,6 @@
-"""A WSGI environ (PEP 3333) read as the core's request, and the core's response as a WSGI status and header list.
+"""A WSGI environ (PEP 3333) as the core's request, and the core's response as a WSGI status and header list.
 
-Text in WSGI is bytes tunnelled through latin-1. Nothing here decides anything about idempotency.
+Text in WSGI is bytes decoded as latin-1. Nothing here decides anything about idempotency.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Route(NamedTuple):
     names: Names
 
 
-#: in the environ of a request that is protected already, by an outer adapter of ours
+#: in the environ of a request that an outer adapter of this library protects
 MARK = "open_idempotency.attempt"
 
 _OUTSIDE_HTTP = {"CONTENT_TYPE": b"content-type", "CONTENT_LENGTH": b"content-length"}
@@ -37,7 +37,7 @@ _TWICE = frozenset({"HTTP_CONTENT_TYPE", "HTTP_CONTENT_LENGTH"})
 
 
 class BodyIncomplete(Exception):
-    """The request's body cannot be had whole, so there is nothing to protect. ``status``: of the response to send."""
+    """The request's body cannot be read whole, so nothing is protected. ``status``: of the response to send."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -45,22 +45,22 @@ class BodyIncomplete(Exception):
 
 
 def octets(text: str) -> bytes:
-    """The bytes behind a native string. What no server produces is escaped, so that it is never a valid key."""
+    """The bytes of a native string. Characters that no server produces are escaped, so they are never a valid key."""
     return text.encode("latin-1", "backslashreplace")
 
 
 def environ_names(names: Iterable[bytes]) -> Names:
-    """The environ's name of each header, beside its lower-case name."""
+    """Each header's name in the environ, beside its lower-case name."""
     return tuple(("HTTP_" + name.decode("ascii").upper().replace("-", "_"), name) for name in sorted(names))
 
 
 def find_key(environ: Environ, names: Names) -> list[tuple[bytes, bytes]]:
     """The headers that carry a key. Two lines of one header arrive joined by a comma, which no key can be."""
-    return [(field, octets(environ[name])) for name, field in names if name in environ]
+    return [(header, octets(environ[name])) for name, header in names if name in environ]
 
 
 class EnvironRequest(Request):
-    """A request whose headers are made of the environ when somebody asks for all of them; most ask for one."""
+    """A request whose headers are read from the environ when all of them are needed; most callers need one."""
 
     __slots__ = ("_environ",)
 
@@ -77,51 +77,51 @@ class EnvironRequest(Request):
         # Called for what was never set.
         if name != "headers":
             raise AttributeError(name)
-        self.headers = fields = _read_headers(self._environ)
-        return fields
+        self.headers = headers = _read_headers(self._environ)
+        return headers
 
     def header(self, name: bytes) -> list[bytes]:
-        """All values of a header, given its lower-case name: one at most, as a server has joined them."""
+        """All values of a header, by its lower-case name: one at most, as servers join several."""
         key = _key(name)
         value = self._environ.get(key)
         return [] if value is None or (not value and key in _OUTSIDE_HTTP) else [octets(value)]
 
 
 def read_request(environ: Environ, native: object, path: bytes | None = None) -> Request:
-    """The request to be protected. ``path``: its own, where it is known; else quoted anew from what the environ has."""
+    """The request to be protected. ``path``: its raw path, if known; else it is quoted anew from the environ."""
     if path is None:
         path = quote(octets(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))).encode("ascii")
     return EnvironRequest(environ, native, path)
 
 
 def _read_headers(environ: Environ) -> Headers:
-    fields = [
-        (field, octets(value))
+    headers = [
+        (header, octets(value))
         for name, value in environ.items()
-        if name.startswith("HTTP_") and (field := _field(name)) is not None
+        if name.startswith("HTTP_") and (header := _header_of(name)) is not None
     ]
-    fields.extend((field, octets(environ[name])) for name, field in _OUTSIDE_HTTP.items() if environ.get(name))
-    return fields
+    headers.extend((header, octets(environ[name])) for name, header in _OUTSIDE_HTTP.items() if environ.get(name))
+    return headers
 
 
-# Clients send the same few names all the time, and policies ask for fewer. The bounds are for one that makes names up.
+# Clients send the same few names, and policies need fewer. The bounds are for a client that makes names up.
 @lru_cache(maxsize=256)
-def _field(name: str) -> bytes | None:
-    """The header that an environ's name stands for; None for one that stands there twice."""
+def _header_of(name: str) -> bytes | None:
+    """The header that a name of the environ stands for; None for a name that occurs twice there."""
     return None if name in _TWICE else octets(name[5:].replace("_", "-").lower())
 
 
 @lru_cache(maxsize=256)
-def _key(field: bytes) -> str:
-    """The environ's name of a header; empty for one that an environ cannot have."""
-    name = field.decode("latin-1").upper().replace("-", "_")
-    if _field(f"HTTP_{name}") == field:
+def _key(header: bytes) -> str:
+    """The name of a header in the environ; empty for a header that an environ cannot have."""
+    name = header.decode("latin-1").upper().replace("-", "_")
+    if _header_of(f"HTTP_{name}") == header:
         return f"HTTP_{name}"
-    return name if _OUTSIDE_HTTP.get(name) == field else ""
+    return name if _OUTSIDE_HTTP.get(name) == header else ""
 
 
 def read_body(environ: Environ, body: RequestBody) -> None:
-    """Read the body whole, and never beyond its Content-Length, where a socket would block for ever.
+    """Read the whole body, and never beyond its Content-Length, since a socket would block for ever.
 
     Raises ``BodyTooLarge``, for a declared length before anything is read, and ``BodyIncomplete``.
     """
@@ -157,7 +157,7 @@ def _read(source: Any, size: int) -> bytes:
 
 
 def give_body(environ: Environ, body: RequestBody) -> Any:
-    """Put a body that was read back into the environ, as a file at its start that ends where the body does."""
+    """Put a body that was read back into the environ, as a file at its start that ends where the body ends."""
     file = body.file()
     environ["wsgi.input"] = file
     environ["wsgi.input_terminated"] = True
@@ -165,9 +165,9 @@ def give_body(environ: Environ, body: RequestBody) -> Any:
 
 
 def hide_file_wrapper(environ: Environ) -> None:
-    """Offer the application a wrapper that iterates: a file that the server sends by itself is not captured.
+    """Replace the server's file wrapper by one that iterates, since a file that the server sends is not captured.
 
-    Replaced, not removed: some servers look into their environ again when the application has returned.
+    It is replaced, not removed: some servers read their environ again after the application has returned.
     """
     if "wsgi.file_wrapper" in environ:
         environ["wsgi.file_wrapper"] = FileWrapper
@@ -182,5 +182,5 @@ def status_line(status: int) -> str:
 
 
 def native_headers(response: Response) -> list[tuple[str, str]]:
-    """A response's headers as WSGI wants them, in order, with duplicates."""
+    """A response's headers in WSGI's form, in order, with duplicates."""
     return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers]

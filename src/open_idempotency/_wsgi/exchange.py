@@ -1,7 +1,8 @@
-"""One protected request of a sync adapter: its attempt, its settlement, and its body on the way out (R-03, R-04).
+"""One protected request of a sync adapter: its attempt, its settlement, and its response body (R-03, R-04).
 
-WSGI does not say which chunk is the last. Where there is a Content-Length, it says so. Elsewhere each chunk waits until
-the next one is there, so the last chunk leaves when the response is durable."""
+WSGI does not say which chunk is the last. A Content-Length says it. Without one each chunk is held until the next one
+is there, so the last chunk is sent when the response is durable.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ Close = Callable[[], object]
 
 
 def bound(here: Running, function: Callable[..., T], *args: object) -> T:
-    """Call a function with the running request bound, and leave the thread as it was: servers use it again."""
+    """Call a function with the running request bound, and restore the thread afterwards: servers use it again."""
     mark = running.set(here)
     try:
         return function(*args)
@@ -34,9 +35,9 @@ def bound(here: Running, function: Callable[..., T], *args: object) -> T:
 
 
 class BoundIterable:
-    """An application's iterable, run and closed under its own request, wherever the server does so.
+    """The iterable of an application, run and closed under its own request, wherever the server does so.
 
-    ``close``: what closes it, called once; by default the iterable's own.
+    ``close``: the function that closes it, called once; by default the iterable's own.
     """
 
     __slots__ = ("_close", "_here", "_iterator", "_source")
@@ -57,14 +58,14 @@ class BoundIterable:
         return chunk
 
     def close(self) -> None:
-        """Close it, the first time."""
+        """Close the iterable, the first time."""
         close, self._close = self._close, None
         if close is not None:
             bound(self._here, close)
 
 
 class Protection:
-    """What an attempt needs until it is settled. Until then its lease is renewed."""
+    """An attempt until it is settled. Until then its lease is renewed."""
 
     __slots__ = ("_engine", "attempt", "capture", "grace", "here", "settled")
 
@@ -78,11 +79,11 @@ class Protection:
 
     @property
     def unsure(self) -> bool:
-        """Whether the lease may have ended unnoticed: then ``begin`` has to ask before the handler starts."""
+        """Whether the lease may have ended unnoticed: then ``begin`` renews it before the handler starts."""
         return time.monotonic() > self.attempt.sure_until
 
     def begin(self) -> Response | None:
-        """To be called directly before the handler starts; the response to send instead of starting it (L-10)."""
+        """To be called directly before the handler starts. Returns the response to send instead (L-10), or None."""
         while self.unsure:
             instead = self._engine.sync.run(begin(self.attempt))
             if instead is not None:
@@ -95,11 +96,11 @@ class Protection:
         self._engine.heartbeat.forget(self.attempt)
 
     def finish(self) -> Fate | Response:
-        """Settle it with the response that was captured; what is to be sent."""
+        """Settle the attempt with the response that was captured. Returns what is to be sent."""
         return self._settle(finish(self.attempt, self.capture.response()))
 
     def abort(self, error: BaseException) -> Fate | Response:
-        """Settle it with the error that the handler ended with (L-04)."""
+        """Settle the attempt with the error that the handler raised (L-04)."""
         return self._settle(abort(self.attempt, error))
 
     def _settle(self, steps: Steps[Fate | Response]) -> Fate | Response:
@@ -111,9 +112,9 @@ class Protection:
 
 
 class LiveBody:
-    """Iterates over the bytes that may leave. ``close`` must be called; ``cleanup`` is then called last.
+    """Iterates over the bytes that may be sent. ``close`` must be called; it calls ``cleanup`` last.
 
-    When it has ended, ``verdict`` is the fate of what was sent; or, where nothing was, a response to send instead.
+    After the end ``verdict`` is the fate of what was sent, or a response to send instead, if nothing was sent.
     """
 
     __slots__ = (
@@ -123,7 +124,7 @@ class LiveBody:
     def __init__(self, protection: Protection, cleanup: Close) -> None:
         self.protection = protection
         self.verdict: Fate | Response | None = None
-        #: the handler has made some of its body; some of it has left; all of it has
+        #: the handler has made some of its body; some of it was sent; all of it was sent
         self.taken = False
         self.begun = False
         self.ended = False
@@ -138,7 +139,7 @@ class LiveBody:
         self._source = source
 
     def prepare(self) -> None:
-        """Go on until something may leave, or all is known: before that the status can still be changed."""
+        """Iterate until something may be sent, or all is known: before that the status can still be changed."""
         self._ready = self._pull()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -153,7 +154,7 @@ class LiveBody:
         return ready
 
     def _pull(self) -> bytes:
-        """The next bytes that may leave; none at the end, or where another response stands in."""
+        """The next bytes that may be sent; none at the end, or if another response replaces this one."""
         assert self._source is not None
         try:
             for chunk in self._source:
@@ -166,7 +167,7 @@ class LiveBody:
             return b""
 
     def take(self, chunk: bytes) -> bytes:
-        """Copy a chunk; the bytes that may leave because of it."""
+        """Copy a chunk. Returns the bytes that may be sent because of it."""
         if self.protection.settled:
             return b"" if self.ended else chunk
         self._copy(chunk)
@@ -185,14 +186,14 @@ class LiveBody:
         return ready
 
     def take_whole(self, chunks: list[bytes] | tuple[bytes, ...]) -> None:
-        """Take a body that is complete, and settle the attempt: nothing of it has left."""
+        """Take a body that is complete, and settle the attempt before any of it is sent."""
         for chunk in chunks:
             self._copy(chunk)
         self._finish()
         self.ended = True
 
     def fail(self, error: BaseException) -> None:
-        """The handler raised: settle the attempt and raise on (L-04), unless another response is sent (L-03, S-04)."""
+        """The handler raised: settle the attempt and re-raise (L-04), unless another response is sent (L-03, S-04)."""
         self.ended = True
         if not self.protection.settled:
             closed = isinstance(error, ClientLeft)
@@ -204,7 +205,7 @@ class LiveBody:
         raise error
 
     def close(self) -> None:
-        """End it. A stream whose client left may go on to its own end first, within its grace (L-05a)."""
+        """End the body. A stream whose client left may first go on to its own end, within its grace (L-05a)."""
         if self._closed:
             return
         self._closed = True
@@ -226,9 +227,9 @@ class LiveBody:
             raise
 
     def _drain(self, source: BoundIterable) -> None:
-        """Run the handler on without a client, in this thread: what it uses may belong to it.
+        """Run the handler on without a client, in this thread, since its resources may belong to the thread.
 
-        So its grace is looked at between two parts. A response that comes to its end late is whole, and is stored.
+        So the grace is checked between two chunks. A response that reaches its end late is whole, and is stored.
         """
         protection = self.protection
         protection.grace.begin()
@@ -268,7 +269,9 @@ class LiveBody:
         if isinstance(self.verdict, Response):
             self.ended = True
             if self.begun:
-                raise LeaseLost("this response does not count, as the log says before; its end is withheld")
+                raise LeaseLost(
+                    "another attempt owns the record, as logged before; the end of this response is withheld"
+                )
 
 
 def _is_event_stream(headers: Headers) -> bool:

@@ -37,7 +37,7 @@ def check_against_model(
     ``make_backend(clock)``: returns a new, empty backend, sync or async, whose time is ``clock()``. It is called for
     each history, and the backend is closed afterwards. ``examples``: the number of histories. ``steps``: the maximum
     number of commands in one history. ``library``: ``"asyncio"`` or ``"trio"``, which runs an async backend.
-    ``settings``: Hypothesis settings to use in place of ``examples`` and ``steps``.
+    ``settings``: Hypothesis settings to use instead of ``examples`` and ``steps``.
 
     Raises ``Disagreement``, an ``AssertionError``, with the shortest history that Hypothesis finds, and
     ``MissingExtra`` if Hypothesis is not installed. Since 0.1.

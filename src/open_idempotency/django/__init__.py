@@ -1,8 +1,8 @@
-"""Idempotency keys for Django: a middleware of both its colours, and the views' own ``idempotent`` and ``exempt``.
+"""Idempotency keys for Django: a sync and async middleware, and the decorators ``idempotent`` and ``exempt``.
 
 ``INSTALLED_APPS`` takes ``"open_idempotency.django"`` (its system checks), ``MIDDLEWARE`` takes
 ``"open_idempotency.django.IdempotencyMiddleware"``. The settings ``IDEMPOTENCY_...`` are read when the middleware is
-made, never when this is imported.
+made, not when this package is imported.
 """
 
 from __future__ import annotations

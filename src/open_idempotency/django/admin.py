@@ -1,4 +1,4 @@
-"""The admin pages of the ``django://`` backend: what is stored under which key, and forgetting it."""
+"""The admin pages of the ``django://`` backend: they show what is stored under which key, and can forget it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ else:
 
 UNREADABLE = "unreadable"
 
-#: by what the admin pages call them; the decision table's states, and rows that nobody acts upon
+#: names on the admin pages: the states of the decision table, and two for rows that no call acts upon
 NAMES: Mapping[str, str] = {
     "running": State.ALIVE.value,
     "abandoned": State.ABANDONED.value,
@@ -82,21 +82,21 @@ _LONGEST_ID = 128
 _FORGOTTEN_AT_ONCE = 1000
 
 
-class _Place(NamedTuple):
-    """Where the records are, and the time there: seconds since 1970 on the clock that decides."""
+class _Database(NamedTuple):
+    """The database of the records, and its time: seconds since 1970 on the clock that decides about leases."""
 
     alias: str
     now: float
 
 
-def _place(request: HttpRequest) -> _Place | None:
-    """Asked once for each request; None where another backend holds the records."""
-    if not hasattr(request, "_open_idempotency_place"):
+def _database(request: HttpRequest) -> _Database | None:
+    """The database of the records, read once for each request; None if another backend holds the records."""
+    if not hasattr(request, "_open_idempotency_database"):
         with own_backend.opened() as backend:
-            found = None if backend is None else _Place(backend.alias, backend.now())
-        setattr(request, "_open_idempotency_place", found)  # noqa: B010 (not an attribute that types know)
-    place: _Place | None = getattr(request, "_open_idempotency_place")  # noqa: B009
-    return place
+            found = None if backend is None else _Database(backend.alias, backend.now())
+        setattr(request, "_open_idempotency_database", found)  # noqa: B010 (not an attribute that types know)
+    database: _Database | None = getattr(request, "_open_idempotency_database")  # noqa: B009
+    return database
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -110,7 +110,7 @@ class StateFilter(admin.SimpleListFilter):
         return list(NAMES.items())
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Any:
-        """Those in the chosen one."""
+        """The records in the chosen state."""
         name = NAMES.get(self.value() or "")
         return queryset if name is None else queryset.filter(state=name)
 
@@ -126,13 +126,13 @@ class AgeFilter(admin.SimpleListFilter):
         return [*((name, f"the last {name}") for name in _AGES), ("older", "older than a day")]
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Any:
-        """Those of the chosen age."""
-        place, age = _place(request), self.value()
-        if place is None or age is None:
+        """The records of the chosen age."""
+        database, age = _database(request), self.value()
+        if database is None or age is None:
             return queryset
         if age == "older":
-            return queryset.filter(claimed_at__lt=place.now - _AGES["day"])
-        return queryset.filter(claimed_at__gte=place.now - _AGES[age]) if age in _AGES else queryset
+            return queryset.filter(claimed_at__lt=database.now - _AGES["day"])
+        return queryset.filter(claimed_at__gte=database.now - _AGES[age]) if age in _AGES else queryset
 
 
 @admin.register(Record)
@@ -155,7 +155,7 @@ class RecordAdmin(_RecordAdmin):
         "claimed",
         "lease_ends",
         "expires",
-        "answer",
+        "stored_response",
         "stages",
         "ledger",
     )
@@ -164,51 +164,51 @@ class RecordAdmin(_RecordAdmin):
     # Who may
 
     def has_module_permission(self, request: HttpRequest) -> bool:
-        """Whether to list the application: where its tables are in use."""
-        return super().has_module_permission(request) and _place(request) is not None
+        """Whether to list the application: only if its tables are in use."""
+        return super().has_module_permission(request) and _database(request) is not None
 
     def has_view_permission(self, request: HttpRequest, obj: Record | None = None) -> bool:
         """With ``open_idempotency.view_record``."""
-        return super().has_view_permission(request, obj) and _place(request) is not None
+        return super().has_view_permission(request, obj) and _database(request) is not None
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Nobody."""
+        """False: only the backend writes records."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Record | None = None) -> bool:
-        """Nobody."""
+        """False: only the backend writes records."""
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Record | None = None) -> bool:
-        """Nobody by Django's own deletion, which knows neither the stages nor the locks."""
+        """False: Django's own deletion knows neither the stages nor the locks."""
         return False
 
     def has_forget_permission(self, request: HttpRequest) -> bool:
         """With ``open_idempotency.delete_record``."""
         user: Any = request.user
-        return bool(user.has_perm("open_idempotency.delete_record")) and _place(request) is not None
+        return bool(user.has_perm("open_idempotency.delete_record")) and _database(request) is not None
 
     # What is read
 
     def get_queryset(self, request: HttpRequest) -> Records:
-        """The records where the backend has them, without what is stored in them."""
-        place = _place(request)
-        if place is None:
+        """The records of the backend's database, without their stored content."""
+        database = _database(request)
+        if database is None:
             none: Records = super().get_queryset(request).none()
             return none
         stages = Stage.objects.filter(record_id=OuterRef("record_id")).order_by().values("record_id")
         counted: Any = Subquery(stages.annotate(count=Count("id")).values("count"), output_field=IntegerField())
-        found: Any = super().get_queryset(request).using(place.alias).defer("response", "fingerprint", "owner")
+        found: Any = super().get_queryset(request).using(database.alias).defer("response", "fingerprint", "owner")
         records: Records = found.annotate(
-            now=Value(place.now, output_field=FloatField()),
-            state=state_at(place.now),
+            now=Value(database.now, output_field=FloatField()),
+            state=state_at(database.now),
             stage_count=Coalesce(counted, 0),
             size=Length("response"),
         )
         return records
 
     def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> tuple[Any, bool]:
-        """Those whose digest begins so."""
+        """The records whose digest begins with the search term."""
         begin = search_term.strip().lower()
         if not begin:
             return queryset, False
@@ -221,27 +221,27 @@ class RecordAdmin(_RecordAdmin):
 
     @admin.display(description="record", ordering="record_id")
     def digest(self, record: Any) -> str:
-        """As events and logs have it."""
+        """The digest as events and logs show it."""
         return str(record.record_id[:_SHORT_ID])
 
     @admin.display(ordering="state")
     def state(self, record: Any) -> str:
-        """At the time on the database's clock."""
+        """The state at the time of the database's clock."""
         return str(record.state)
 
     @admin.display(ordering="-claimed_at")
     def age(self, record: Any) -> str:
-        """Since the latest attempt began."""
+        """The time since the latest attempt began."""
         return str(timedelta(seconds=max(0, int(record.now - record.claimed_at))))
 
     @admin.display(description="latest attempt", ordering="claimed_at")
     def claimed(self, record: Any) -> str:
-        """When it began."""
+        """When the latest attempt began."""
         return _moment(record.claimed_at)
 
     @admin.display(description="lease", ordering="lease_end")
     def lease_ends(self, record: Any) -> str:
-        """When it ends or ended."""
+        """When the lease ends or ended."""
         return _moment(record.lease_end)
 
     @admin.display(ordering="expires_at")
@@ -251,24 +251,24 @@ class RecordAdmin(_RecordAdmin):
 
     @admin.display(description="stages")
     def stage_count(self, record: Any) -> int:
-        """How many are on record."""
+        """How many stages are on record."""
         return int(record.stage_count)
 
-    @admin.display(description="stored answer")
-    def answer(self, record: Any) -> str:
-        """Its size alone."""
+    @admin.display(description="stored response")
+    def stored_response(self, record: Any) -> str:
+        """The size of the stored response."""
         return "none" if record.size is None else f"{record.size} bytes"
 
     @admin.display(description="stages")
     def stages(self, record: Any) -> SafeString:
-        """Names and sizes, in order."""
+        """The names and sizes of the stages, in order."""
         found = Stage.objects.using(record._state.db).filter(record_id=record.record_id).order_by("id")
         named = found.annotate(size=Length("frame")).values_list("name", "stage_key", "size")
         return _listed((_text(name), _text(key), size) for name, key, size in named)
 
     @admin.display(description="stages in the ledger")
     def ledger(self, record: Any) -> SafeString:
-        """Those that were committed with rows of the application in this database."""
+        """The stages that were committed with rows of the application in this database."""
         found = LedgerStage.objects.using(record._state.db).filter(record_id=record.record_id).order_by("id")
         return _listed(found.annotate(size=Length("frame")).values_list("name", "stage_key", "size"))
 
@@ -276,7 +276,7 @@ class RecordAdmin(_RecordAdmin):
 
     @admin.action(description="Forget the selected records", permissions=["forget"])
     def forget(self, request: HttpRequest, queryset: Any) -> HttpResponseBase | None:
-        """Ask first; then delete each through the backend, and keep in the admin's history who did."""
+        """Ask for confirmation; then delete each record through the backend, and log it in the admin's history."""
         records = list(queryset[: _FORGOTTEN_AT_ONCE + 1])
         if len(records) > _FORGOTTEN_AT_ONCE:
             self.message_user(request, f"At most {_FORGOTTEN_AT_ONCE} records at once.", messages.ERROR)

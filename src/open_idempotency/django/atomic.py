@@ -1,8 +1,8 @@
-"""A view whose answer commits with its own rows (S-06): ``@idempotent(atomic=True)``.
+"""A view whose response commits together with its own rows (S-06): ``@idempotent(atomic=True)``.
 
-The view runs in ``transaction.atomic``, and its answer goes into the ledger before that commits. Either both are kept
-or neither: the answer of a view that Django is told to roll back is not, nor are the rows of one whose answer is a 503
-or another that is never kept. Then a retry runs it again.
+The view runs in ``transaction.atomic``, and its response goes into the ledger before that commits. Either both are
+stored or neither. If the view marks its transaction for rollback, the response is not stored. If the response is a 503
+or another one that is never stored, the rows are rolled back. Then a retry runs the view again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from django.http import HttpResponse
 
 from open_idempotency import rules
 from open_idempotency._engine.current import running
-from open_idempotency._routes.marks import placed
+from open_idempotency._routes.marks import mark_view
 from open_idempotency._stages.atomic import AtomicBlock
 from open_idempotency.exceptions import AlreadyCommitted, ConfigurationError, KeyReused
 from open_idempotency.idem import idem
@@ -34,16 +34,16 @@ def idempotent(*, atomic: bool | str = False, **fields: Any) -> Callable[[V], V]
 
 
 def idempotent(view: Any = None, /, *, atomic: bool | str = False, **fields: Any) -> Any:
-    """Give a view its own policy fields, and with ``atomic`` let its answer commit together with its rows.
+    """Give a view its own policy fields; with ``atomic`` its response commits together with its rows.
 
     ``atomic``: true for the default database, or an alias. The view runs in ``transaction.atomic`` of that database,
-    with ATOMIC_REQUESTS on or off, and a retry gets its answer even where the record was lost. Where the answer is not
-    one that is kept (5xx, 401, 429 ...), the view's rows are rolled back, since a retry runs again. Put it on functions
-    (below ``@api_view``), on class-based views, on their methods, or on actions; ``async def`` is refused, as Django
-    has no awaited transactions. The database needs the ledger's tables: ``manage.py migrate open_idempotency``. It is
-    also the policy's ``ledger``, so that a policy which refuses retries looks there first.
-    Decorators above it run for every try, also for one that gets the stored response: what they refuse, is refused.
-    ``fields``: see ``open_idempotency.rules.idempotent``. Raises ``ConfigurationError``. Since 0.1.
+    with ATOMIC_REQUESTS on or off, and a retry gets its response even if the record was lost. If the response is not
+    stored (5xx, 401, 429 ...), the view's rows are rolled back, since a retry runs again. Put it on functions (below
+    ``@api_view``), on class-based views, on their methods, or on actions; ``async def`` is refused, as Django has no
+    awaited transactions. The database needs the ledger's tables: ``manage.py migrate open_idempotency``. The database
+    is also the policy's ``ledger``, so that a policy which refuses retries looks there first. Decorators above it run
+    for every try, also before a stored response is sent, and their refusal is sent instead. ``fields``: see
+    ``open_idempotency.rules.idempotent``. Raises ``ConfigurationError``. Since 0.1.
     """
     name = DEFAULT_DB_ALIAS if atomic is True else atomic
     if name:
@@ -51,7 +51,7 @@ def idempotent(view: Any = None, /, *, atomic: bool | str = False, **fields: Any
     mark = rules.idempotent(**fields)
 
     def decorate(marked: Any) -> Any:
-        return placed(mark(_atomic(marked, name) if name else marked))
+        return mark_view(mark(_atomic(marked, name) if name else marked))
 
     return decorate if view is None else decorate(view)
 
@@ -71,38 +71,38 @@ def _atomic(view: Any, alias: str) -> Any:
         with transaction.atomic(alias):
             if running.get() is None:  # a method that is not covered
                 return view(*args, **kwargs)
-            return _answered(lambda: view(*args, **kwargs), alias, args)
+            return _run_in_block(lambda: view(*args, **kwargs), alias, args)
 
     return in_transaction
 
 
-def _answered(view: Callable[[], Any], alias: str, args: tuple[Any, ...]) -> Any:
-    """Run the view, unless the ledger has its answer, and hand its answer over."""
+def _run_in_block(view: Callable[[], Any], alias: str, args: tuple[Any, ...]) -> Any:
+    """Run the view and store its response in the ledger, unless the ledger has its response."""
     try:
         with AtomicBlock(alias, optional=True) as block:
             response = view()
             if getattr(response, "exception", False):
-                # REST framework answers in here what the view raised, and takes the rows back under ATOMIC_REQUESTS
-                # alone. As where the exception passes through: there are no rows, and only the record keeps a 400.
+                # REST framework has made a response of the view's error, and rolls back under ATOMIC_REQUESTS alone.
+                # Rolled back here as if the error had passed through: no rows, and only the record stores a 400.
                 transaction.set_rollback(True, alias)
             elif transaction.get_rollback(alias):
                 idem.discard()
             else:
                 block.respond(_rendered(response, args))
-        if block.kept is False:  # a retry runs again, and would do everything twice
+        if block.kept is False:  # a retry runs again, and would repeat the rows
             transaction.set_rollback(True, alias)
         return response
     except (AlreadyCommitted, KeyReused):
         transaction.set_rollback(True, alias)
-        # Not raised on: Django would log an error, and there is none. The middleware sends what stands in for this.
+        # Not re-raised: Django would log an error, and there is none. The middleware replaces this response.
         return HttpResponse(status=500)
 
 
 def _rendered(response: Any, args: tuple[Any, ...]) -> Any:
-    """The response with its body, which Django and REST framework otherwise make when the transaction is over."""
+    """The response with its body, which Django and REST framework otherwise render after the transaction."""
     if not getattr(response, "is_rendered", True):
         for argument in args:
-            # A request of REST framework's knows its view, which knows how the client wants its answer.
+            # A request of REST framework knows its view, which negotiates the form of the response.
             context = getattr(argument, "parser_context", None)
             if context and not hasattr(response, "accepted_renderer"):
                 response = context["view"].finalize_response(argument, response)

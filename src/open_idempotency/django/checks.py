@@ -1,4 +1,4 @@
-"""System checks: what is wrong with the settings, the middleware's place and the database, reported at start."""
+"""System checks of the settings, the middleware's position and the database, reported at start."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _IN_MEMORY = "mode=memory"
 
 
 def check_database(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E004: no migration reaches the database. W004, W005: it is SQLite, in memory, or with ATOMIC_REQUESTS."""
+    """E004: no migration reaches the database. W004, W005: SQLite in memory, or SQLite with ATOMIC_REQUESTS."""
     try:
         with own_backend.opened() as backend:
             alias = None if backend is None else backend.alias
@@ -58,8 +58,8 @@ def _check(alias: str) -> Iterator[CheckMessage]:
         )
     if settings["ATOMIC_REQUESTS"]:
         yield Warning(
-            f"django://{alias} is SQLite with ATOMIC_REQUESTS: while a view's transaction writes, nobody else can, "
-            "so neither its stages nor its lease can be recorded.",
+            f"django://{alias} is SQLite with ATOMIC_REQUESTS: while a view's transaction writes, no other "
+            "connection can, so neither its stages nor its lease can be recorded.",
             hint=f'Record stages with tx="{alias}", or keep the records in another database.',
             id="open_idempotency.W005",
         )
@@ -73,9 +73,9 @@ _TENANT = "tenant"
 
 
 def check_tenants(policy: IdempotencyPolicy) -> Iterator[CheckMessage]:
-    """W006: the project has tenants, and nothing of the caller under this policy says whose tenant's it is."""
+    """W006: the project has tenants, and nothing of the caller under this policy names the tenant."""
     found = [*_packages(), *_routers()]
-    if found and not _is_told_apart(policy):
+    if found and not _separates_tenants(policy):
         yield Warning(
             f"{' and '.join(found)}: the project has tenants, and nothing that IdempotencyMiddleware knows of a caller "
             "differs between them. One user of two tenants is one caller, and so are all anonymous callers.",
@@ -92,10 +92,10 @@ def _packages() -> Iterator[str]:
 
 
 def _routers() -> Iterator[str]:
-    """The routers that choose a database by request, and leave users out of it.
+    """The routers that choose a database by request, but not for users.
 
-    A router that chooses by the model alone, as one for replicas does, separates nobody. Where users go with the rest,
-    their database is part of the caller.
+    A router that chooses by the model alone, such as one for replicas, separates nobody. If users are routed like all
+    other models, their database is part of the caller.
     """
     for one in router.routers:
         choose = getattr(one, "db_for_write", None)
@@ -104,22 +104,22 @@ def _routers() -> Iterator[str]:
 
 
 def _users_go_with_the_rest(choose: Any) -> bool:
-    """Whether a router says the same of users as of every other model, outside of any request."""
+    """Whether a router chooses for users as for every other model, outside of any request."""
     try:
         users = get_user_model()
     except ImproperlyConfigured:
         return False  # no user model is installed, so no user has a database
-    return {_answer(choose, users)} == {_answer(choose, model) for model in apps.get_models()}
+    return {_choice(choose, users)} == {_choice(choose, model) for model in apps.get_models()}
 
 
-def _answer(choose: Any, model: Any) -> object:
+def _choice(choose: Any, model: Any) -> object:
     try:
         return choose(model)
-    except Exception as error:  # of the project; outside of a request it may well know no tenant
+    except Exception as error:  # of the project; outside of a request it may know no tenant
         return type(error)
 
 
-def _is_told_apart(policy: IdempotencyPolicy) -> bool:
+def _separates_tenants(policy: IdempotencyPolicy) -> bool:
     return (
         policy.scope is not None
         or policy.scope_by_host
@@ -129,11 +129,11 @@ def _is_told_apart(policy: IdempotencyPolicy) -> bool:
 
 
 def _sets_tenant(path: str) -> bool:
-    """Whether a middleware sets ``request.tenant``, as far as its own code and its base classes' say."""
+    """Whether a middleware sets ``request.tenant``, by its own code and that of its base classes."""
     try:
         found = import_string(path)
     except ImportError:
-        return False  # Django itself says so, and better, when it makes the chain
+        return False  # Django reports it when it makes the chain, with a better message
     held = [vars(base).values() for base in found.__mro__] if isinstance(found, type) else [[found]]
     codes = (code for values in held for value in values for code in _codes(value))
     return any(_stores_tenant(code) for code in codes)
@@ -146,7 +146,7 @@ def _stores_tenant(code: CodeType) -> bool:
 
 
 def _codes(value: Any) -> Iterator[CodeType]:
-    """The code of a function, behind ``staticmethod`` and decorators, and of those that are written inside of it."""
+    """The code of a function, behind ``staticmethod`` and decorators, and of its inner functions."""
     value = getattr(value, "__func__", value)
     while value is not None:
         code = getattr(value, "__code__", None)
@@ -163,7 +163,7 @@ def _within(code: CodeType) -> Iterator[CodeType]:
 
 
 def _reads_request_state(function: Any) -> bool:
-    """Whether a function, or one that it calls by name, reads what belongs to a thread, a task or a request."""
+    """Whether a function, or one that it calls by name, reads the state of a thread, a task or a request."""
     seen: set[int] = set()
     waiting: list[Any] = [function]
     while waiting:
@@ -178,7 +178,7 @@ def _reads_request_state(function: Any) -> bool:
 
 
 def _named_in(function: Any) -> Iterator[Any]:
-    """What a function's code names: globals, what modules and its own object have, and what it encloses."""
+    """The objects that a function's code names: globals, attributes of modules and of its own object, closures."""
     owner = getattr(function, "__self__", None)
     plain = getattr(function, "__func__", function)
     if not isinstance(plain, FunctionType):
@@ -194,8 +194,8 @@ def _named_in(function: Any) -> Iterator[Any]:
 
 PATH = "open_idempotency.django.IdempotencyMiddleware"
 
-# Listed behind ours their hooks run after the claim: a refused request has taken the key, a duplicate is answered
-# without being asked, and a redirect to the login page is stored as the outcome. By name, as Django 4.2 lacks one.
+# Listed after IdempotencyMiddleware their hooks run after the claim: a refused request has taken the key, a duplicate
+# is replayed unchecked, and a redirect to the login page is stored as the outcome. By name, as Django 4.2 lacks one.
 _REFUSING = (
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -216,15 +216,15 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 
 
 def check_middleware(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E002 and W001 to W003: the middleware is listed twice, in the wrong place, or not at all."""
+    """E002 and W001 to W003: the middleware is listed twice, in the wrong position, or not at all."""
     listed = [(path, _load(path)) for path in settings.MIDDLEWARE]
-    places = [number for number, (_, found) in enumerate(listed) if _is_ours(found)]
-    if not places:
+    positions = [number for number, (_, found) in enumerate(listed) if _is_ours(found)]
+    if not positions:
         hint = f'Add "{PATH}" to MIDDLEWARE, or take the application out of INSTALLED_APPS.'
         return [Warning("open_idempotency.django protects nothing.", hint=hint, id="open_idempotency.W002")]
-    if len(places) > 1:
+    if len(positions) > 1:
         return [Error("IdempotencyMiddleware is listed more than once in MIDDLEWARE.", id="open_idempotency.E002")]
-    return list(_check_behind(listed[places[0] + 1 :]))
+    return list(_check_behind(listed[positions[0] + 1 :]))
 
 
 CHECKS = (check_settings, check_middleware, check_database)
@@ -245,20 +245,20 @@ def _hint(path: str) -> str:
 
 
 def _check_rules(engine: Engine) -> Iterator[CheckMessage]:
-    told: set[str] = set()
+    reported: set[str] = set()
     for view in _views(get_resolver().url_patterns) if getattr(settings, "ROOT_URLCONF", None) else ():
         for method in _METHODS:
             try:
                 engine.policy_for(combine(rules_on(view, method)))
             except ConfigurationError as error:
                 message = f"@idempotent on {_name(view, method)}: {error}"
-                if message not in told:
-                    told.add(message)
+                if message not in reported:
+                    reported.add(message)
                     yield Error(message, obj=view, id="open_idempotency.E003")
 
 
 def _name(view: Any, method: str) -> str:
-    """The view by its name; of a class the method as well, where it is there."""
+    """The name of a view; for a class also the method, if the class has it."""
     holder = getattr(view, "view_class", None) or getattr(view, "cls", None)
     if holder is None:
         return str(getattr(view, "__qualname__", repr(view)))
@@ -283,7 +283,7 @@ def _load(path: str) -> Any:
     try:
         return import_string(path)
     except ImportError:
-        return None  # Django itself says so, and better, when it makes the chain
+        return None  # Django reports it when it makes the chain, with a better message
 
 
 def _is_ours(found: Any) -> bool:
@@ -291,6 +291,6 @@ def _is_ours(found: Any) -> bool:
 
 
 def _is_one_of(found: Any, paths: Iterable[str]) -> bool:
-    """Whether a middleware is one of these classes, or made of one."""
+    """Whether a middleware is one of these classes, or derived from one."""
     mro = found.__mro__ if isinstance(found, type) else ()
     return any(f"{base.__module__}.{base.__qualname__}" in paths for base in mro)

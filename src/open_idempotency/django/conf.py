@@ -1,6 +1,6 @@
 """The settings: ``IDEMPOTENCY_BACKEND``, ``IDEMPOTENCY_POLICY``, and one for each field of ``IdempotencyPolicy``.
 
-They are read when this is called, so importing it needs no configured settings.
+They are read by ``read_settings``, so importing this module needs no configured settings.
 """
 
 from __future__ import annotations
@@ -49,6 +49,6 @@ def _hint(name: str) -> str:
 
 
 def _as_setting(message: str) -> str:
-    """The same complaint, by the setting's name instead of the field's."""
+    """The error message with the name of the setting instead of the policy field."""
     name, colon, rest = message.partition(":")
     return f"{PREFIX}{name.upper()}{colon}{rest}" if name in FIELD_NAMES or name in _OTHERS else message

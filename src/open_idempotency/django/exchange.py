@@ -1,7 +1,7 @@
-"""One covered request of a Django project: its body, its claim, its view's context, and its answer.
+"""One covered request of a Django project: its body, its claim, its view's context, and its response.
 
-The order is ``begin`` (in the view hook), then ``conclude`` or ``abort`` (around the chain); each in both colours,
-which differ in nothing but who carries the core's steps out.
+The order is ``begin`` (in the view hook), then ``conclude`` or ``abort`` (around the chain). Each has a sync and an
+async form, which differ only in the performer that carries out the core's steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from django.http.response import HttpResponse, HttpResponseBase
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.caller_changes import Change, follow, told
+from open_idempotency._core.caller_changes import Change, follow, read_change
 from open_idempotency._core.drivers import Steps
 from open_idempotency._core.requests import Identity
 from open_idempotency._core.requests import Response as CoreResponse
@@ -29,19 +29,19 @@ from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.current import running
 from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency._engine.thread_calls import GRACE, InView, Patience
-from open_idempotency._routes.marks import tells_of_a_record
+from open_idempotency._routes.marks import reveals_a_record
 from open_idempotency._wsgi.environ import BodyIncomplete, Names
 from open_idempotency._wsgi.exchange import BoundIterable, LiveBody
-from open_idempotency.django import identity, permitting
+from open_idempotency.django import identity, permissions
 from open_idempotency.django.identity import SessionTrace
 from open_idempotency.django.messages import (
     Recording,
     find_key,
-    header_fields,
     is_untouched,
     make_response,
     mark_unrecorded,
     read_request,
+    response_headers,
     stand_in,
 )
 from open_idempotency.django.streaming import AsyncLiveBody, BoundAsyncIterator, Protection
@@ -51,18 +51,18 @@ R = TypeVar("R", bound=HttpResponseBase)
 
 
 class Route(NamedTuple):
-    """How a view is covered: its policy, and the environ's names of the fields that carry its keys."""
+    """How a view is covered: its policy, and the environ's names of the headers that carry its keys."""
 
     policy: IdempotencyPolicy
     names: Names
 
 
 class Exchange:
-    """What is known of a request between the middleware's hooks."""
+    """The state of a request between the middleware's hooks."""
 
     __slots__ = (
-        "_answer", "_fields", "_made", "_policy", "_protection", "_recording", "_request", "_session", "engine",
-        "raised",
+        "_core_response", "_made", "_made_headers", "_policy", "_protection", "_recording", "_request", "_session",
+        "engine", "raised",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, request: HttpRequest) -> None:
@@ -72,31 +72,31 @@ class Exchange:
         self._recording: Recording | None = None
         self._protection: Protection | None = None
         self._session = SessionTrace(request)
-        self._answer: CoreResponse | None = None
-        # the response made of that answer, and its header fields at that time
+        self._core_response: CoreResponse | None = None
+        # the Django response made of it, and its headers at that time
         self._made: HttpResponse
-        self._fields: list[tuple[str, str]]
-        #: the view raised; Django makes the response of it
+        self._made_headers: list[tuple[str, str]]
+        #: the view raised; Django makes a response of the error
         self.raised = False
 
     @property
     def attempt(self) -> Attempt | None:
-        """What it runs; None until it is admitted."""
+        """The attempt that runs; None until it is admitted."""
         return None if self._protection is None else self._protection.attempt
 
     def patience(self) -> Patience | None:
-        """How long a cancellation is to wait, where the view is in a thread, or was there a moment ago; else None."""
+        """How long a cancellation waits, if the view is in a thread, or was a moment ago; else None."""
         threads = None if self.attempt is None else self.attempt.threads
         return Patience(threads) if threads is not None and threads.ran_within(GRACE) else None
 
     # Before the view
 
     def record(self) -> None:
-        """Keep the body from here on, as whoever reads it before the claim leaves no raw bytes."""
+        """Record the body from here on: code that reads it before the claim leaves no raw bytes."""
         self._recording = Recording(self._request, self._policy)
 
     def begin(self, route: Route | None, view: Callable[..., Any]) -> HttpResponseBase | None:
-        """Claim the request and bind its context; or the answer to send instead of running the view."""
+        """Claim the request and bind its context. Returns the response to send instead of running the view, or None."""
         intake = self._open(route, self._identify, self._receive)
         if intake is None:
             return None
@@ -106,14 +106,14 @@ class Exchange:
             return HttpResponse(status=error.status)
         finally:
             self._give_back()
-        answer = admission if isinstance(admission, CoreResponse) else self._started(self._protect(admission).begin())
-        if answer is None:
+        core = admission if isinstance(admission, CoreResponse) else self._started(self._protect(admission).begin())
+        if core is None:
             return None
-        refusal = permitting.refusal(self._request, view) if tells_of_a_record(answer) else None
-        return self._answered(answer) if refusal is None else self._refused(refusal)
+        refusal = permissions.refusal(self._request, view) if reveals_a_record(core) else None
+        return self._respond(core) if refusal is None else self._refused(refusal)
 
     async def abegin(self, route: Route | None, view: Callable[..., Any]) -> HttpResponseBase | None:
-        """The same, awaited."""
+        """``begin``, awaited."""
         intake = self._open(route, self._aidentify, self._areceive)
         if intake is None:
             return None
@@ -124,31 +124,31 @@ class Exchange:
         finally:
             self._give_back()
         if isinstance(admission, CoreResponse):
-            answer: CoreResponse | None = admission
+            core: CoreResponse | None = admission
         else:
             if not iscoroutinefunction(view):
                 admission.threads = InView()
-            answer = self._started(await self._protect(admission).abegin())
-        if answer is None:
+            core = self._started(await self._protect(admission).abegin())
+        if core is None:
             return None
-        refusal = await permitting.arefusal(self._request, view) if tells_of_a_record(answer) else None
-        return self._answered(answer) if refusal is None else self._refused(refusal)
+        refusal = await permissions.arefusal(self._request, view) if reveals_a_record(core) else None
+        return self._respond(core) if refusal is None else self._refused(refusal)
 
     def _open(self, route: Route | None, identify: Callable[[], Any], receive: Callable[[], Any]) -> Intake | None:
-        """What is to be admitted; None where the view is not covered, or where it runs plainly, without a key."""
+        """The intake of a covered request; None if the view is not covered, or if the request runs without a key."""
         request = self._request
         if route is None or request.method not in route.policy.methods:
-            self._let_go()
+            self._stop_recording()
             return None
         self._policy = route.policy
-        key_fields = find_key(request, route.names)
-        if not key_fields and not route.policy.required:
-            self._let_go()
+        key_headers = find_key(request, route.names)
+        if not key_headers and not route.policy.required:
+            self._stop_recording()
             running.set((Attempt(route.policy), self.engine))
             return None
         return Intake(
             read_request(request),
-            key_fields,
+            key_headers,
             new_owner(),
             identify,
             receive,
@@ -157,13 +157,13 @@ class Exchange:
             renders=_renders,
         )
 
-    def _let_go(self) -> None:
+    def _stop_recording(self) -> None:
         if self._recording is not None:
-            self._recording.let_go()
+            self._recording.stop()
             self._recording = None
 
     def _identify(self) -> Identity | None:
-        # With a scope= of its own, nobody asks for the user, so nothing is loaded for it.
+        # With a scope= callable the user is not needed, so nothing is loaded for it.
         if callable(self._policy.scope):
             return None
         if self._policy.scope is not None:
@@ -178,16 +178,16 @@ class Exchange:
         return await identity.aidentify(self._request, self._lend)
 
     def _lend(self) -> AbstractContextManager[Any]:
-        return self._kept().lend()
+        return self._ensure_recording().lend()
 
-    def _kept(self) -> Recording:
+    def _ensure_recording(self) -> Recording:
         if self._recording is None:
             self.record()
         assert self._recording is not None
         return self._recording
 
     def _receive(self) -> RequestBody:
-        steps = self._kept().whole(self._policy)
+        steps = self._ensure_recording().whole(self._policy)
         while True:
             try:
                 next(steps)
@@ -196,8 +196,8 @@ class Exchange:
                 return body
 
     async def _areceive(self) -> RequestBody:
-        # ASGIHandler has received it: this reads a file, and lets others run in between.
-        steps = self._kept().whole(self._policy)
+        # ASGIHandler has received the body: this reads a file, and lets other tasks run in between.
+        steps = self._ensure_recording().whole(self._policy)
         while True:
             try:
                 next(steps)
@@ -210,10 +210,10 @@ class Exchange:
         if self._recording is not None:
             self._recording.give_back()
 
-    def _answered(self, answer: CoreResponse) -> HttpResponse:
-        self._answer = answer
-        self._made = made = make_response(answer)
-        self._fields = list(made.items())
+    def _respond(self, core: CoreResponse) -> HttpResponse:
+        self._core_response = core
+        self._made = made = make_response(core)
+        self._made_headers = list(made.items())
         return made
 
     def _protect(self, attempt: Attempt) -> Protection:
@@ -222,14 +222,14 @@ class Exchange:
         return self._protection
 
     def _started(self, instead: CoreResponse | None) -> CoreResponse | None:
-        """What is sent instead of starting the view; None where it may start (L-10)."""
+        """Drop the protection if another response is sent instead of starting the view (L-10)."""
         if instead is not None:
             self._protection = None
             running.set(None)
         return instead
 
     def _refused(self, response: HttpResponseBase) -> HttpResponseBase:
-        """The view's own refusal, in place of what an earlier try has left on record."""
+        """Send the view's own refusal instead of the stored response."""
         closers: Any = response
         closers._resource_closers.append(self.end)
         return response
@@ -237,7 +237,7 @@ class Exchange:
     # After the view
 
     def conclude(self, response: HttpResponseBase) -> HttpResponseBase:
-        """Settle the attempt with the response that is about to leave; the response to send."""
+        """Settle the attempt with the response that is about to be sent. Returns the response to send."""
         protection = self._protection
         if protection is None:
             return self._unprotected(response)
@@ -257,7 +257,7 @@ class Exchange:
         return self._sent(live.verdict, response)
 
     async def aconclude(self, response: HttpResponseBase) -> HttpResponseBase:
-        """The same, awaited."""
+        """``conclude``, awaited."""
         protection = self._protection
         if protection is None:
             return self._unprotected(response)
@@ -273,7 +273,7 @@ class Exchange:
         return response
 
     async def aleave(self, response: HttpResponseBase) -> None:
-        """Settle the attempt with a response that nobody will ever read: the client has left (L-05)."""
+        """Settle the attempt with a response that no client will read, since the client has left (L-05)."""
         protection = self._protection
         if protection is None:
             return
@@ -286,7 +286,7 @@ class Exchange:
         live.begun = True
         if isinstance(live, AsyncLiveBody):
             await live.drain()
-        # Django closes no response of a cancelled chain. In its own thread, where the view's connections are.
+        # Django closes no response of a cancelled chain. Closed in Django's thread, which has the view's connections.
         await sync_to_async(response.close)()
 
     # Where the view has changed the caller a retry finds the record all the same (O-14)
@@ -295,7 +295,7 @@ class Exchange:
         caller, lease = attempt.caller, attempt.lease
         if caller is None or lease is None:
             return None
-        return told(lambda: self._session.change(caller, lease.record_id, response))
+        return read_change(lambda: self._session.change(caller, lease.record_id, response))
 
     def _follow(self, attempt: Attempt, change: Change) -> Steps[None]:
         caller, attempt.caller = attempt.caller, None
@@ -313,13 +313,13 @@ class Exchange:
     async def _asave(self, change: Change) -> Change:
         try:
             return await sync_to_async(self._session.save)(change)
-        except Exception:  # no thread could be started for it
+        except Exception:  # no thread could be started
             return replace(change, carried=False)
 
     def _start_capture(self, protection: Protection, response: Any) -> None:
         if self.raised and response.status_code >= 500:
-            protection.attempt.keep = None  # idem.keep() was about an answer of the view's, and this is none
-        protection.capture.start(response.status_code, header_fields(response))
+            protection.attempt.keep = None  # idem.keep() was about a response of the view, and this is none
+        protection.capture.start(response.status_code, response_headers(response))
         if not response.streaming:
             protection.capture.add(response.content)
             response._resource_closers.append(self.end)
@@ -344,17 +344,19 @@ class Exchange:
         return response
 
     def _unprotected(self, response: HttpResponseBase) -> HttpResponseBase:
-        """An answer of ours, or a request without a key."""
-        if self._answer is None:
+        """Return one of the library's responses, or the response to a request without a key."""
+        if self._core_response is None:
             return bind_stream(response)
         self.end()
-        if REPLAYED not in self._answer.headers or is_untouched(response, self._made, self._fields, self._answer):
+        if REPLAYED not in self._core_response.headers or is_untouched(
+            response, self._made, self._made_headers, self._core_response
+        ):
             return response
         # A replay is what was stored, whatever other middleware adds to it on the way (R-01).
-        return stand_in(self._answer, response, self._policy)
+        return stand_in(self._core_response, response, self._policy)
 
     def abort(self, error: BaseException) -> None:
-        """The chain raised: settle the attempt, whose stages stay (L-04). The error is the caller's to raise on."""
+        """The chain raised: settle the attempt, whose stages stay (L-04). The caller re-raises the error."""
         try:
             if self._protection is not None and not self._protection.settled:
                 self._protection.abort(error)
@@ -362,7 +364,7 @@ class Exchange:
             self.end()
 
     async def aabort(self, error: BaseException) -> None:
-        """The same, awaited."""
+        """``abort``, awaited."""
         try:
             if self._protection is not None and not self._protection.settled:
                 await self._protection.aabort(error)
@@ -370,18 +372,18 @@ class Exchange:
             self.end()
 
     def end(self) -> None:
-        """Give the request's body back."""
+        """Release the request's body."""
         if self._recording is not None:
             self._recording.end()
 
 
 def _renders(error: Exception) -> bool:
-    """Whether Django's own handler makes a response of it (O-20)."""
+    """Whether Django's own handler makes a response of the exception (O-20)."""
     return isinstance(error, PermissionDenied)
 
 
 def bind_stream(response: R) -> R:
-    """The response; without a key the stages of its stream run plainly too, wherever Django iterates over it."""
+    """Return the response. Without a key the stages of its stream run plainly too, wherever Django iterates over it."""
     here = running.get()
     stream: Any = response
     if stream.streaming and here is not None and getattr(stream, "file_to_stream", None) is None:

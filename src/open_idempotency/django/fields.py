@@ -1,6 +1,6 @@
-"""Short bytes as a column that may be a key, which Django's ``BinaryField`` may not (MySQL indexes no long blob).
+"""Short bytes as a column that may be a key, which Django's ``BinaryField`` may not be (MySQL indexes no long blob).
 
-In Python the value is a hexadecimal text, so that it can stand in an address of the admin pages, and be read aloud.
+In Python the value is hexadecimal text, so that it can be part of a URL of the admin pages, and be read aloud.
 """
 
 from __future__ import annotations

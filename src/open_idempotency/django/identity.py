@@ -1,7 +1,7 @@
-"""Who is asking, as far as Django's authentication has verified it (SPEC section 5).
+"""Who the caller is, as far as Django's authentication has verified it (O-19).
 
-A lazy ``request.user`` is only loaded where a session can be behind it, so that a request without one stays without.
-REST framework's views authenticate for themselves; how they are asked is in ``rest``.
+A lazy ``request.user`` is loaded only if there is a session, so that a request without a session loads none. REST
+framework's views authenticate for themselves; ``rest`` calls their authenticators.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _SESSION_AUTHENTICATION = "django.contrib.auth.middleware"
 
 
 def identify(request: HttpRequest, lend: rest.Lend) -> Identity:
-    """The authenticated user and the tenant, as far as the project has tenants; the session of an anonymous one."""
+    """The authenticated user and the tenant, if the project has tenants; for an anonymous caller the session."""
     name = _identify(request, lend)
     return Identity(name, tenant(request), None if name is not None else read_session(request))
 
 
 async def aidentify(request: HttpRequest, lend: rest.Lend) -> Identity:
-    """The same, without blocking the event loop."""
+    """``identify``, without blocking the event loop."""
     name = await _aidentify(request, lend)
     if name is not None:
         return Identity(name, await atenant(request))
@@ -47,16 +47,16 @@ async def aidentify(request: HttpRequest, lend: rest.Lend) -> Identity:
 
 
 async def atenant(request: HttpRequest) -> str:
-    """What ``tenant`` returns. A lazy tenant is read from the database, which only Django's own thread may do."""
+    """``tenant``, awaited. A lazy tenant is read from the database, in Django's own thread."""
     lazy = issubclass(type(getattr(request, "tenant", None)), LazyObject)
     return await sync_to_async(tenant)(request) if lazy else tenant(request)
 
 
 def read_session(request: HttpRequest) -> dict[str, Any] | None:
-    """A copy of what is in the session of a request, which may name the caller (O-19); None where there is none.
+    """A copy of the entries of a request's session, which may name the caller (O-19); None without a session.
 
-    A session is loaded where the client has presented one, and only there. It does not count as accessed for that, so
-    the response does not begin to vary by cookie. Its key is never among the entries.
+    A session is loaded only if the client has presented one. It does not count as accessed, so the response does not
+    begin to vary by cookie. Its key is never among the entries.
     """
     session: Any = getattr(request, "session", None)
     if not isinstance(session, SessionBase):
@@ -71,15 +71,15 @@ def read_session(request: HttpRequest) -> dict[str, Any] | None:
 
 
 def _is_at_hand(request: HttpRequest) -> bool:
-    """Whether the session can be read without asking for it, which may block."""
+    """Whether the session can be read without loading it, which may block."""
     session: Any = getattr(request, "session", None)
     return not isinstance(session, SessionBase) or session.is_empty() or hasattr(session, "_session_cache")
 
 
 def tenant(request: HttpRequest) -> str:
-    """The tenant whose request it is: ``request.tenant``, and the schema of the default connection; "" without any.
+    """The tenant of a request: ``request.tenant``, and the schema of the default connection; "" without any.
 
-    Packages for tenants set the one, the other, or both. Raises ``ScopeUnknown`` for a tenant that has no identity.
+    Packages for tenants set one of them, or both. Raises ``ScopeUnknown`` for a tenant that has no identity.
     """
     schema = getattr(connections[DEFAULT_DB_ALIAS], "schema_name", None)
     found: Any = getattr(request, "tenant", None)
@@ -104,9 +104,9 @@ def _name_of_tenant(found: Any) -> str:
 def _identify(request: HttpRequest, lend: rest.Lend) -> str | None:
     """The authenticated user's primary key; None for an anonymous one or without authentication.
 
-    In a REST framework view it is the user whom that view's authenticators verify, as that is who acts there, and
-    Django's own where they know nobody. ``lend`` lends them the body. Raises ``ScopeUnknown`` for an authenticated
-    user that has no primary key.
+    In a REST framework view it is the user whom the view's authenticators verify, and Django's own user if they know
+    nobody. ``lend`` lends the body to the authenticators. Raises ``ScopeUnknown`` for an authenticated user without a
+    primary key.
     """
     view = rest.find_authenticating_view(request)
     name = None if view is None else _name_in_view(request, view, lend)
@@ -117,7 +117,7 @@ def _identify(request: HttpRequest, lend: rest.Lend) -> str | None:
 
 
 async def _aidentify(request: HttpRequest, lend: rest.Lend) -> str | None:
-    """The same, awaited: REST framework's authenticators run in Django's own thread."""
+    """``_identify``, awaited: REST framework's authenticators run in Django's own thread."""
     view = rest.find_authenticating_view(request)
     name = None if view is None else await sync_to_async(_name_in_view)(request, view, lend)
     if name is not None:
@@ -131,12 +131,12 @@ async def _aname(request: HttpRequest, user: Any) -> str | None:
         return _name(user)
     if _is_of_session(user) and hasattr(request, "auser"):
         return _name(await request.auser())
-    # Django 4.2, or somebody else's lazy user: only Django's own thread may load it, as that has the connection.
+    # Django 4.2, or another middleware's lazy user: only Django's own thread may load it, as it has the connection.
     return await sync_to_async(_name)(user)
 
 
 def name_after(request: HttpRequest, before: str | None) -> str | None:
-    """Who the caller is behind the view, which may have logged somebody in or out; ``before``, if that is not known."""
+    """The caller after the view, which may have logged somebody in or out; ``before`` if that is not known."""
     user: Any = getattr(request, "user", None)
     if user is None or is_unloaded(user):
         return before
@@ -151,22 +151,22 @@ def _name_in_view(request: HttpRequest, view: Any, lend: rest.Lend) -> str | Non
     if user is not None and _is_surely_anonymous(request, user):
         from django.contrib.auth.models import AnonymousUser
 
-        user = AnonymousUser()  # an authenticator that looks at it does not load the session
+        user = AnonymousUser()  # so an authenticator that reads it does not load the session
     return _name(rest.find_user(request, view, user, lend))
 
 
 def is_unloaded(user: Any) -> bool:
-    """Whether it is a lazy user whom nobody has asked for yet."""
+    """Whether a user is a lazy object that was not loaded yet."""
     return issubclass(type(user), LazyObject) and vars(user).get("_wrapped") is empty
 
 
 def _is_of_session(user: Any) -> bool:
-    """Whether it is AuthenticationMiddleware's, and not what another middleware put in its place."""
+    """Whether a lazy user was set by AuthenticationMiddleware, and not replaced by another middleware."""
     return getattr(vars(user).get("_setupfunc"), "__module__", None) == _SESSION_AUTHENTICATION
 
 
 def _is_surely_anonymous(request: HttpRequest, user: Any) -> bool:
-    """A session that is empty names nobody. Loading it would mark it used, and add Vary: Cookie to the answer."""
+    """Whether an empty session proves that there is no user. Loading it would add Vary: Cookie to the response."""
     return is_unloaded(user) and _is_of_session(user) and request.session.is_empty()
 
 
@@ -186,7 +186,7 @@ def _name(user: Any) -> str | None:
 
 
 _NAME = "_open_idempotency"
-# A session is loaded with each request: it keeps the last few.
+# A session is loaded with each request, so it carries only the last few records.
 _MOST = 3
 
 
@@ -195,18 +195,18 @@ def _is_in_cookies() -> bool:
 
 
 class SessionTrace:
-    """The session of one request, asked only where it is loaded already, so that none is loaded for it."""
+    """The session of one request, read only if it is loaded already, so that none is loaded for this."""
 
     __slots__ = ("_hash", "_presented", "_request")
 
     def __init__(self, request: HttpRequest) -> None:
         self._request = request
         self._presented: str | None = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
-        #: what stands for the user's password in the session
+        #: the digest of the user's password in the session
         self._hash: object = None
 
     def carried(self, caller: Caller) -> bytes | None:
-        """The record at which this session began, if it was by this request, and by the user that it has now."""
+        """The record at which this session began, if this very request began it, and for the user that it names now."""
         session = self._loaded()
         if session is None or not caller.named:
             return None
@@ -217,11 +217,11 @@ class SessionTrace:
         return bytes.fromhex(found) if isinstance(found, str) else None
 
     def lost(self) -> str | None:
-        """The digest of the session's secret, where the client presents one that is nobody's."""
+        """The digest of the session's secret, if the client presents a session that is nobody's."""
         session = self._loaded()
         if session is None or not self._presented:
             return None
-        # A session that is all in its cookie goes on for whoever presents it, unless its password was changed.
+        # A session in a cookie stays valid for every client that presents it, unless its password was changed.
         gone = session.is_empty() if _is_in_cookies() else session.session_key != self._presented
         return self._digest() if gone else None
 
@@ -230,7 +230,7 @@ class SessionTrace:
         return hashlib.sha256(self._presented.encode()).hexdigest()
 
     def change(self, caller: Caller, record_id: bytes, response: HttpResponseBase) -> Change | None:
-        """What the view has made of the caller; None where it is the same."""
+        """The change that the view has made to the caller, or None."""
         session = self._loaded()
         if session is None or not (session.modified or self._names_nobody(session)):
             return None
@@ -249,7 +249,7 @@ class SessionTrace:
         return Change(True, lost)
 
     def _ended(self, session: Any) -> str | None:
-        """The digest of the session with which the request came, if nobody is known by it any more."""
+        """The digest of the session with which the request came, if it names nobody any more."""
         if not self._presented:
             return None
         if _is_in_cookies():
@@ -259,21 +259,21 @@ class SessionTrace:
         return self._digest() if ended or self._names_nobody(session) else None
 
     def _names_nobody(self, session: Any) -> bool:
-        """Whether the user has a new password, and the session the old one still: it ends when it is next looked at."""
+        """Whether the user has a new password and the session still the old one: the session ends at its next use."""
         user: Any = getattr(self._request, "user", None)
         if not self._hash or user is None or identity.is_unloaded(user) or not hasattr(user, "get_session_auth_hash"):
             return False
         try:
             return bool(session.get(HASH_SESSION_KEY, self._hash) != user.get_session_auth_hash())
-        except Exception:  # a model of the project's own: the view's outcome must not be lost for it
+        except Exception:  # of the project's user model: an error must not lose the view's outcome
             return False
 
     def must_save(self, change: Change, response: HttpResponseBase) -> bool:
-        """Whether the session was saved before it was told: the middleware is listed outside of the session's."""
+        """Whether the session was saved before this change: the middleware is listed before the session's."""
         return change.carried and settings.SESSION_COOKIE_NAME in response.cookies
 
     def save(self, change: Change) -> Change:
-        """Save it once more; what became of it. The view's outcome must not be lost for it."""
+        """Save the session once more. Returns the change as it is then; an error must not lose the view's outcome."""
         try:
             self._request.session.save()
         except Exception:
@@ -281,7 +281,7 @@ class SessionTrace:
         return change
 
     def _is_sent(self, response: HttpResponseBase) -> bool:
-        """Whether all of it is in a cookie of the response by now."""
+        """Whether the whole session is in a cookie of the response already."""
         return _is_in_cookies() and settings.SESSION_COOKIE_NAME in response.cookies
 
     def _loaded(self) -> Any:

@@ -1,4 +1,4 @@
-"""Django's requests and responses as the core's, and back: keys, headers and bodies."""
+"""Converts Django's requests and responses to the core's, and back: keys, headers and bodies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from django.http.response import HttpResponseBase
 from open_idempotency._core import keys
 from open_idempotency._core.requests import Headers, Request
 from open_idempotency._core.requests import Response as CoreResponse
-from open_idempotency._core.stored_response import UNRECORDED, is_kept_header
+from open_idempotency._core.stored_response import UNRECORDED, is_stored_header
 from open_idempotency._engine.bodies import PIECE, RequestBody
 from open_idempotency._wsgi.environ import BodyIncomplete, Names, octets
 from open_idempotency._wsgi.environ import find_key as find_key_in_environ
@@ -25,7 +25,7 @@ from open_idempotency.policy import IdempotencyPolicy
 
 
 def find_key(request: HttpRequest, names: Names) -> list[tuple[bytes, bytes]]:
-    """The field lines that carry a key. Under ASGI they are in the scope; ``META`` has joined them by then."""
+    """The header lines that carry a key. Under ASGI they are read from the scope, since ``META`` has joined them."""
     scope: Any = getattr(request, "scope", None)
     if scope is None:
         return find_key_in_environ(request.META, names)
@@ -35,8 +35,8 @@ def find_key(request: HttpRequest, names: Names) -> list[tuple[bytes, bytes]]:
 def read_request(request: HttpRequest) -> Request:
     """The request to be protected.
 
-    The path is quoted anew from what Django has decoded: it is the path that its routing sees, and the same one
-    whatever the server, so that workers under WSGI and ASGI agree about a retry.
+    Its path is quoted anew from the path that Django has decoded and routes by. So it is the same for all servers, and
+    workers under WSGI and ASGI agree about a retry.
     """
     scope: Any = getattr(request, "scope", None)
     path = quote(request.path).encode("ascii")
@@ -52,18 +52,18 @@ def _scope_headers(scope: Any) -> Headers:
 
 
 class Recording:
-    """Stands in for a request's stream: what is read through it, by whomever, is kept as well.
+    """Replaces the stream of a request, and copies what is read through it.
 
-    Needed from before the first view hook, since CSRF protection parses a form before the claim is made. ASGIHandler's
-    file stays where it is, as it can be rewound.
+    It is needed before the first view hook, since CSRF protection parses a form before the claim is made. ASGIHandler's
+    file is not replaced, as it can be rewound.
     """
 
-    __slots__ = ("_body", "_complete", "_place", "_request", "_rewinds", "_source", "_too_large")
+    __slots__ = ("_body", "_complete", "_offset", "_request", "_rewinds", "_source", "_too_large")
 
     def __init__(self, request: Any, policy: IdempotencyPolicy) -> None:
         if request._read_started and not hasattr(request, "_body"):
             raise RuntimeError(
-                "the request's body was read before IdempotencyMiddleware could keep it; list "
+                "the request's body was read before IdempotencyMiddleware could record it; list "
                 "IdempotencyMiddleware before the middleware that reads request.POST or the stream"
             )
         self._request = request
@@ -72,8 +72,8 @@ class Recording:
         self._too_large: BodyTooLarge | None = None
         self._complete = False
         self._rewinds = hasattr(self._source, "seekable") and self._source.seekable()
-        # how many bytes others have read
-        self._place = 0
+        # how many bytes other code has read
+        self._offset = 0
         if not self._rewinds:
             request._stream = self
 
@@ -86,11 +86,11 @@ class Recording:
         return self._keep(self._source.readline() if size is None or size < 0 else self._source.readline(size))
 
     def seekable(self) -> bool:
-        """It cannot be rewound, so that Django's own limits count what is read."""
+        """False, so that Django's own limits count what is read."""
         return False
 
     def _keep(self, chunk: bytes) -> bytes:
-        self._place += len(chunk)
+        self._offset += len(chunk)
         self._add(chunk)
         return chunk
 
@@ -103,14 +103,14 @@ class Recording:
             try:
                 yield from self._body.add_in_turns(chunk)
             except BodyTooLarge as error:
-                self._too_large = error  # its reader is none of ours; told when the body is asked for
+                self._too_large = error  # raised later, when the body is asked for: this reader is not the library
 
     def whole(self, policy: IdempotencyPolicy) -> Generator[None, None, RequestBody]:
-        """Read the rest, with a pause now and then; the body, within the limit of the view's own policy.
+        """Read the rest, with a pause now and then. Returns the body, within the limit of the view's own policy.
 
-        Raises ``BodyTooLarge``, for a declared length before anything is read, and ``UnreadablePostError`` where the
-        client left in the middle: nothing is claimed for half a request. ``BodyIncomplete`` where Django cannot
-        read it.
+        Raises ``BodyTooLarge``, for a declared length before anything is read; ``UnreadablePostError`` if the client
+        left in the middle, since nothing is claimed for half a request; and ``BodyIncomplete`` if Django cannot read
+        the body.
         """
         request = self._request
         declared = request.META.get("CONTENT_LENGTH") or ""
@@ -133,7 +133,7 @@ class Recording:
         return self._body
 
     def _start_again(self, chunks: Iterable[bytes], policy: IdempotencyPolicy) -> Iterator[None]:
-        """Keep these bytes, within the view's own limit: the view was not known before."""
+        """Record these bytes within the limit of the view's own policy: the view was not known before."""
         if self._too_large is not None and not hasattr(self._request, "_body"):
             return  # what was read is lost
         earlier, self._body = self._body, RequestBody(policy)
@@ -144,7 +144,7 @@ class Recording:
 
     def _drain(self) -> Iterator[None]:
         if self._rewinds:
-            self._place = self._source.tell()
+            self._offset = self._source.tell()
             self._source.seek(0)
         try:
             while self._too_large is None and (chunk := self._source.read(PIECE)):
@@ -154,77 +154,77 @@ class Recording:
 
     @contextmanager
     def lend(self) -> Generator[Any, None, None]:
-        """A stream for one who reads ahead of the view; what is read from it counts as unread."""
+        """A stream for code that reads the body before the view; what it reads counts as unread."""
         body: bytes | None = getattr(self._request, "_body", None)
         if body is not None:
             yield BytesIO(body)
             return
-        place = self._source.tell() if self._rewinds else self._place
+        offset = self._source.tell() if self._rewinds else self._offset
         try:
             yield _Lent(self._source if self._rewinds else self)
         finally:
             if self._rewinds:
-                self._source.seek(place)
+                self._source.seek(offset)
             else:
-                self._place = place
+                self._offset = offset
 
     def give_back(self) -> None:
-        """Put a fresh stream into the request, at the place up to which others had read it."""
+        """Put a fresh stream into the request, at the offset up to which other code had read it."""
         if self._complete and not hasattr(self._request, "_body"):
             file = self._body.file()
-            file.seek(self._place)
+            file.seek(self._offset)
             self._request._stream = file
             self.close()  # ASGIHandler's copy of the body, which it leaves open when a stream breaks off
 
-    def let_go(self) -> None:
-        """Stop keeping: the request is not protected."""
+    def stop(self) -> None:
+        """Stop recording: the request is not protected."""
         if self._request._stream is self:
             self._request._stream = self._source
         self._body.close()
 
     def close(self) -> None:
-        """Close the stream, as ``request.body`` does when it has read it; what was kept stays."""
+        """Close the stream, as ``request.body`` does after reading it; the recorded bytes stay."""
         close = getattr(self._source, "close", None)
         if close is not None:
             close()
 
     def end(self) -> None:
-        """Give back what was kept: the request has ended."""
+        """Release the recorded bytes: the request has ended."""
         self._body.close()
 
 
 class _Lent:
-    """Another's stream, which stays open, and counts as one that cannot be rewound."""
+    """A stream that is lent: its reader cannot close it, and it counts as one that cannot be rewound."""
 
     def __init__(self, stream: Any) -> None:
         self.read: Callable[..., bytes] = stream.read
         self.readline: Callable[..., bytes] = stream.readline
 
     def seekable(self) -> bool:
-        """So that Django's own limits count what is read."""
+        """False, so that Django's own limits count what is read."""
         return False
 
     def close(self) -> None:
-        """Nothing: it is not its reader's."""
+        """Nothing: the lender closes the stream."""
 
 
 _OF_ANOTHER_BODY = frozenset({b"content-length", b"transfer-encoding", b"trailer"})
 
 
-def make_response(answer: CoreResponse) -> HttpResponse:
-    """A response with the answer's status, header fields and body, and nothing of its own."""
-    fields: dict[str, str] = {}
+def make_response(core: CoreResponse) -> HttpResponse:
+    """A Django response with the status, headers and body of a core response, and no headers of its own."""
+    headers: dict[str, str] = {}
     spelt: dict[str, str] = {}
     cookies: list[str] = []
-    for raw_name, raw_value in answer.headers:
+    for raw_name, raw_value in core.headers:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
         if name.lower() == "set-cookie":  # the one header that no list joins (RFC 9110, section 5.3)
             cookies.append(value)
             continue
         name = spelt.setdefault(name.lower(), name)
         # Django's responses have each name once; RFC 9110 (5.3) lets a list be joined.
-        fields[name] = f"{fields[name]}, {value}" if name in fields else value
-    response = HttpResponse(answer.body or b"", status=answer.status, headers=fields)
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    response = HttpResponse(core.body or b"", status=core.status, headers=headers)
     if "content-type" not in spelt:
         del response.headers["Content-Type"]
     for cookie in cookies:
@@ -232,18 +232,20 @@ def make_response(answer: CoreResponse) -> HttpResponse:
     return response
 
 
-def stand_in(answer: CoreResponse, current: HttpResponseBase, policy: IdempotencyPolicy) -> HttpResponse:
-    """The answer instead of the current response, of which only what the policy never stores stays (R-02): its cookies,
-    its CORS fields, its date."""
-    response = make_response(answer)
+def stand_in(core: CoreResponse, current: HttpResponseBase, policy: IdempotencyPolicy) -> HttpResponse:
+    """The core's response instead of the current one.
+
+    Of the current response only headers that are never stored stay (R-02): its cookies, its CORS headers, its date.
+    """
+    response = make_response(core)
     for name, value in current.items():
         field = octets(name).lower()
-        stored = is_kept_header(field, policy.keep_headers, policy.drop_headers)
+        stored = is_stored_header(field, policy.keep_headers, policy.drop_headers)
         if name not in response.headers and field not in _OF_ANOTHER_BODY and not stored:
             response.headers[name] = value
     stored_cookies, response.cookies = response.cookies, current.cookies
     response.cookies.update(stored_cookies)
-    # Not current.close(), which would also tell Django that the request has ended.
+    # Not current.close(), which would also signal to Django that the request has ended.
     old: Any = current
     new: Any = response
     new._resource_closers.extend(old._resource_closers)
@@ -251,24 +253,24 @@ def stand_in(answer: CoreResponse, current: HttpResponseBase, policy: Idempotenc
 
 
 def is_untouched(
-    response: HttpResponseBase, made: HttpResponse, fields: list[tuple[str, str]], answer: CoreResponse
+    response: HttpResponseBase, made: HttpResponse, headers: list[tuple[str, str]], core: CoreResponse
 ) -> bool:
-    """Whether a response is still as ``make_response`` made it, with these header fields, for this answer."""
+    """Whether a response is still as ``make_response`` made it of ``core``. ``headers``: those that it had then."""
     return (
         response is made
-        and made.status_code == answer.status
-        and list(made.items()) == fields
-        and made.content == (answer.body or b"")
+        and made.status_code == core.status
+        and list(made.items()) == headers
+        and made.content == (core.body or b"")
     )
 
 
-def header_fields(response: HttpResponseBase) -> Headers:
-    """The header fields that the response will send, with those of its cookies that are set by now."""
-    fields = [(octets(name), octets(value)) for name, value in response.items()]
-    return [*fields, *((b"Set-Cookie", octets(cookie.OutputString())) for cookie in response.cookies.values())]
+def response_headers(response: HttpResponseBase) -> Headers:
+    """The headers that the response will send, with its cookies that are set now."""
+    headers = [(octets(name), octets(value)) for name, value in response.items()]
+    return [*headers, *((b"Set-Cookie", octets(cookie.OutputString())) for cookie in response.cookies.values())]
 
 
 def mark_unrecorded(response: HttpResponseBase) -> None:
-    """Tell the client that its answer could not be recorded (L-08)."""
+    """Mark a response that could not be recorded in time (L-08)."""
     name, value = UNRECORDED
     response.headers[name.decode("ascii")] = value.decode("ascii")

@@ -1,7 +1,7 @@
-"""Django's middleware: both colours in one class, with no thread hop and no event loop of its own in either.
+"""Django's middleware: sync and async in one class. Neither adds a thread hop or an event loop.
 
-The claim is made in the view hook. Then the view and its rule are known, every middleware has let the request pass,
-authentication among them, and ATOMIC_REQUESTS has not begun its transaction.
+The claim is made in the view hook. At that time the view and its rule are known, every middleware, authentication among
+them, has let the request pass, and ATOMIC_REQUESTS has not begun its transaction.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class IdempotencyMiddleware:
         self._learned = 0
         self._found_view = False
         self._route(())
-        # Django looks at this very attribute to see whether it has to adapt the hook to its own colour.
+        # Django looks at this very attribute to see whether it has to make the hook sync or async.
         self.process_view = self._abegin if self._awaits else self._begin
         if self._awaits:
             thread_calls.hook()
@@ -62,7 +62,7 @@ class IdempotencyMiddleware:
         if request.method in NEVER_COVERED or _is_protected(request):
             response: HttpResponseBase | Awaitable[HttpResponseBase] = self.get_response(request)
             return response
-        # Until a view was found the URLs, and with them the views' rules, may not have been loaded yet.
+        # Before the first view the URLs, and the rules of their views, may not be loaded yet.
         keyed = not self._found_view or self._is_keyed(request)
         if not keyed and not self.engine.policy.required and not rules.in_use:
             return self._pass(request)
@@ -73,13 +73,13 @@ class IdempotencyMiddleware:
         return self._arun(request, exchange, keyed) if self._awaits else self._run(request, exchange)
 
     def _is_keyed(self, request: HttpRequest) -> bool:
-        if rules.in_use and len(rules.fields_named) != self._learned:
+        if rules.in_use and len(rules.headers_named) != self._learned:
             self._learn()
         return any(name in request.META for name in self._names)
 
     def _learn(self) -> None:
-        """The fields of views that no request has reached yet."""
-        named = list(rules.fields_named)
+        """Learn the headers that rules name, also of views that no request has reached yet."""
+        named = list(rules.headers_named)
         self._names |= {name for name, _ in environ_names(name.lower().encode("ascii") for name in named)}
         self._learned = len(named)
 
@@ -149,11 +149,12 @@ class IdempotencyMiddleware:
             running.set(before)
 
     async def _run_to_its_end(self, request: HttpRequest, exchange: Exchange) -> HttpResponseBase:
-        """Django cancels the chain when the client leaves. That ends an awaited view, and may.
+        """Let a view in a thread end, although the client has left.
 
-        A blocking view would go on in its thread, unseen: its attempt would be taken for failed and run a second time
-        beside it. So it is waited for, and its answer is stored (L-05). So is an awaited view while it has called
-        blocking code, and for a moment after that (L-09).
+        Django cancels the chain when the client leaves, which ends an awaited view. A sync view would go on in its
+        thread, unseen: its attempt would count as failed, and a retry would run beside it. So the sync view is awaited,
+        and its response is stored (L-05). An awaited view is treated the same while it calls sync code, and for a
+        moment after that (L-09).
         """
         inner = _Inner(self.get_response(request))
         cancelled: asyncio.CancelledError | None = None
@@ -198,7 +199,7 @@ class IdempotencyMiddleware:
         return await exchange.abegin(self._route(_rules_on(view, request)), view)
 
     def _late(self, request: HttpRequest) -> Exchange | None:
-        """For a request that was let pass when no view had a rule: further views may be loaded at any time."""
+        """The exchange of a request that passed before any view had a rule: views may be loaded at any time."""
         if not rules.in_use or getattr(request, _ATTRIBUTE, request) is not None:
             return None
         exchange = Exchange(self.engine, request)
@@ -207,13 +208,13 @@ class IdempotencyMiddleware:
         return exchange
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> None:
-        """Note that the view raised; what becomes of it is Django's own matter."""
+        """Note that the view raised. Django handles the exception."""
         exchange = self._exchange(request)
         if exchange is not None:
             exchange.raised = True
 
     def _exchange(self, request: HttpRequest) -> Exchange | None:
-        """What this middleware has begun; a second one in the list leaves it alone."""
+        """The exchange that this middleware has begun; a second middleware in the list ignores it."""
         exchange: Exchange | None = getattr(request, _ATTRIBUTE, None)
         return exchange if exchange is not None and exchange.engine is self.engine else None
 
@@ -232,7 +233,7 @@ class IdempotencyMiddleware:
 
 
 class _Inner:
-    """The inner chain in a task of its own, which leaves its context variables behind as the chain itself would."""
+    """The inner chain in a task of its own. Its context variables are copied back, as if it had run in the caller's."""
 
     def __init__(self, chain: Awaitable[HttpResponseBase]) -> None:
         self._context = contextvars.copy_context()
@@ -256,7 +257,7 @@ def _rules_on(view: Callable[..., Any], request: HttpRequest) -> tuple[Rule, ...
 
 
 def _is_protected(request: HttpRequest) -> bool:
-    """Whether the middleware has seen it already, or an outer adapter of ours protects it."""
+    """Whether this middleware or an outer adapter of the library handles the request already."""
     scope: Any = getattr(request, "scope", None)
     outside = MARK in request.META if scope is None else asgi.MARK in scope
     return outside or hasattr(request, _ATTRIBUTE)

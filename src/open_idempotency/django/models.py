@@ -1,7 +1,7 @@
-"""The application's tables: those of the ``django://`` backend, and those of the ledger.
+"""The tables of the ``django://`` backend, and those of the ledger.
 
-Migrations and the admin pages need them as models. The backend and the ledger reach them by statements of their own,
-through connections that these models know nothing of, and no object is to be saved from here.
+Migrations and the admin pages need them as models. The backend and the ledger run statements of their own, on
+connections of their own, so no object is to be saved through these models.
 """
 
 # What the fields hold, only a plugin of mypy knows.
@@ -12,13 +12,13 @@ from django.db import models
 
 from open_idempotency.django.fields import DigestField
 
-# Ours are 32 bytes; nobody else is held to that.
+# The library's ids have 32 bytes; other users of the backend may have longer ones.
 _LONGEST_ID = 512
 _LONGEST_NAME = 200
 
 
 class Record(models.Model):
-    """What the ``django://`` backend keeps of one key. Times are seconds since 1970 on the database's clock."""
+    """One record of the ``django://`` backend. Times are seconds since 1970 on the database's clock."""
 
     record_id = DigestField("record", max_length=_LONGEST_ID, primary_key=True)
     record_version = models.IntegerField()
@@ -105,7 +105,7 @@ class Scope(models.Model):
 
 
 class LedgerEntry(models.Model):
-    """What was committed together with the application's own rows; see ``open_idempotency.ledger``."""
+    """A response that was committed together with the application's own rows; see ``open_idempotency.ledger``."""
 
     record_id = DigestField(max_length=64, primary_key=True)
     token = models.BigIntegerField()
@@ -123,7 +123,7 @@ class LedgerEntry(models.Model):
 
 
 class LedgerStage(models.Model):
-    """One stage that was committed so. Django wants a key of one column; the ledger does without ``id``."""
+    """One stage that was committed with the application's rows. Django needs a key of one column: ``id``."""
 
     record_id = DigestField(max_length=64)
     stage_id = DigestField(max_length=32)

@@ -1,4 +1,4 @@
-"""The ``django://`` backend that the settings name, for whoever looks after its records."""
+"""The ``django://`` backend of the settings, for code that manages its records: admin, checks, commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ SCHEME = "django://"
 
 @contextmanager
 def opened() -> Generator[DjangoBackend | None, None, None]:
-    """The backend, closed afterwards unless it is the project's own object; None where another kind is configured.
+    """Open the backend, and close it afterwards unless it is the project's own object; None for another kind of
+    backend.
 
     Raises ``ConfigurationError``.
     """

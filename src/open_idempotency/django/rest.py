@@ -1,7 +1,7 @@
-"""Who is asking a Django REST framework view, and whether it lets the request through: by the view's own means.
+"""The caller of a Django REST framework view, and whether the view lets the request through, by the view's own means.
 
-REST framework authenticates inside the view, after the claim. So its authenticators are asked before, with a copy of
-the request, and once more by the view. REST framework is never imported here: where it was not, there is no such view.
+REST framework authenticates inside the view, after the claim. So its authenticators are called before, with a copy of
+the request, and once more by the view. REST framework is never imported here: without it there are no such views.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from django.core.exceptions import PermissionDenied
 from django.db import connections, transaction
 from django.http import Http404, HttpRequest
 
-#: Lends the request's body: whatever is read from it, the view finds it unread.
+#: Lends the request's body: whatever is read from it, the view finds the body unread.
 Lend = Callable[[], AbstractContextManager[Any]]
 
 
 def find_view(request: HttpRequest) -> Any:
-    """The REST framework view that is going to run; None for any other."""
+    """The REST framework view that is going to run; None for any other view."""
     framework = sys.modules.get("rest_framework.views")
     view: Any = getattr(request.resolver_match, "func", None)
     holder = getattr(view, "cls", None)
@@ -29,7 +29,7 @@ def find_view(request: HttpRequest) -> Any:
 
 
 def find_authenticating_view(request: HttpRequest) -> Any:
-    """The same; None for one that authenticates nobody as well."""
+    """The REST framework view that is going to run, if it has authenticators; else None."""
     view = find_view(request)
     if view is None:
         return None
@@ -39,17 +39,17 @@ def find_authenticating_view(request: HttpRequest) -> Any:
 
 
 def refusal(request: HttpRequest, view: Any) -> Any:
-    """The response by which a view refuses a request before its handler; None where it goes on to it.
+    """The response by which a view refuses a request before its handler; None if the view would call the handler.
 
-    Asked are its authenticators, permissions and throttles, with the request itself: the view does not run after this.
-    Raises what the view would raise.
+    Its authenticators, permissions and throttles are called with the request itself, since the view does not run after
+    this. Raises what the view would raise.
     """
     instance = _initialize(view, request)
     asked = instance.request
     instance.headers = instance.default_response_headers
     with ExitStack() as stack:
         for connection in connections.all():
-            # The exception handler rolls back what it takes for the view's transaction, which has not begun.
+            # The exception handler rolls back the view's transaction, which has not begun, so it gets one of its own.
             if connection.settings_dict["ATOMIC_REQUESTS"] and connection.in_atomic_block:
                 stack.enter_context(transaction.atomic(connection.alias))
         try:
@@ -61,11 +61,11 @@ def refusal(request: HttpRequest, view: Any) -> Any:
 
 
 def find_user(request: HttpRequest, view: Any, outer_user: Any, lend: Lend) -> Any:
-    """The user whom the view's authenticators verify; None where they refuse or know nobody, as the view will say.
+    """The user whom the view's authenticators verify; None if they refuse, or know nobody, as the view will find again.
 
-    ``outer_user`` is what they find as Django's own. Authenticators that are coroutines are not asked. Raises what an
-    authenticator raises, unless it is an answer below 500: an error may be gone when the view asks again, which would
-    then run for a caller that was not known.
+    ``outer_user``: Django's own user, whom they can see. Authenticators that are coroutines are not called. Raises what
+    an authenticator raises, unless it becomes a response below 500: an error may be gone when the view authenticates
+    again, which would then run for a caller that was not known.
     """
     with lend() as stream:
         twin = _copy(request, outer_user, stream)
@@ -86,7 +86,7 @@ def find_user(request: HttpRequest, view: Any, outer_user: Any, lend: Lend) -> A
 
 
 def _copy(request: HttpRequest, user: Any, stream: Any) -> Any:
-    """A request that takes all that authentication sets: the user, what CSRF protection notes, what a parser leaves."""
+    """A copy of a request that takes all that authentication sets: the user, notes of CSRF protection, parsed data."""
     twin: Any = object.__new__(type(request))
     vars(twin).update(vars(request), META=request.META.copy(), _stream=stream)
     if user is not None:

@@ -1,8 +1,8 @@
-"""The OpenAPI description of covered views, for drf-spectacular; nothing else imports this.
+"""The OpenAPI description of covered views, for drf-spectacular; no other module imports this one.
 
 ``REST_FRAMEWORK = {"DEFAULT_SCHEMA_CLASS": "open_idempotency.django.spectacular.AutoSchema"}``; or
-``IdempotencySchema`` before a project's own schema class. It describes what the middleware does, so nothing where
-that is not listed.
+``IdempotencySchema`` before a project's own schema class. It describes what the middleware does, and nothing if the
+middleware is not listed.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _callbacks: WeakKeyDictionary[ComponentRegistry, Callbacks] = WeakKeyDictionary(
 
 
 class IdempotencySchema(openapi.AutoSchema):
-    """Adds the header and the answers 400, 409 and 422 to covered operations; a mixin. Since 0.1."""
+    """Adds the header and the responses 400, 409 and 422 to covered operations; a mixin. Since 0.1."""
 
     def get_operation(
         self, path: str, path_regex: str, path_prefix: str, method: str, registry: ComponentRegistry
     ) -> dict[str, Any] | None:
-        """The operation as the next schema class describes it, and what the middleware adds to it.
+        """The operation as the next schema class describes it, with the additions of the middleware.
 
         Raises ``ConfigurationError`` for wrong settings.
         """
@@ -57,7 +57,7 @@ class IdempotencySchema(openapi.AutoSchema):
         return operation
 
     def _find_rules(self, path_regex: str, method: str, registry: ComponentRegistry) -> tuple[Rule, ...]:
-        """The rules on what the URLs name; where they name nothing, those on the view's class."""
+        """The rules on the URL's callback; without one, those on the view's class."""
         view = self.view  # first: enumerating what the URLs name takes it away from a schema that views share
         callback = _callback(path_regex, method, registry)
         return rules_on(callback or type(view), method, getattr(view, "action_map", None))
@@ -68,7 +68,7 @@ class AutoSchema(IdempotencySchema):
 
 
 def _policy_for(rules: tuple[Rule, ...]) -> IdempotencyPolicy | None:
-    """The policy of a view with these rules; None where it is exempt, or nothing is protected."""
+    """The policy of a view with these rules; None if the view is exempt, or nothing is protected."""
     rule = combine(rules)
     if not any(_is_ours(path) for path in settings.MIDDLEWARE) or (rule is not None and rule.exempt):
         return None
@@ -84,7 +84,7 @@ def _is_ours(path: str) -> bool:
 
 
 def _callback(path_regex: str, method: str, registry: ComponentRegistry) -> Callable[..., Any] | None:
-    """What the project's URLs name at this place: ``as_view()`` or ``@api_view`` has made it, and it can be marked."""
+    """The callback of a URL, made by ``as_view()`` or ``@api_view``, which can be marked."""
     if registry not in _callbacks:
         endpoints = EndpointEnumerator().get_api_endpoints()  # type: ignore[no-untyped-call]  # drf-spectacular's
         _callbacks[registry] = {(regex, verb): callback for _, regex, verb, callback in endpoints}

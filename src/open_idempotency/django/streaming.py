@@ -1,6 +1,7 @@
-"""A running attempt of a Django view, settled sync or async, and its streaming response (R-03).
+"""A running attempt of a Django view, settled sync or async, and its async response stream (R-03).
 
-The async half of a stream is here: it is copied as it passes, and its end is held until the response is durable."""
+A stream is copied while it is sent, and its end is held until the response is durable.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from open_idempotency.exceptions import LeaseLost
 
 
 class Protection(exchange.Protection):
-    """The blocking adapters' protection, with awaited verbs besides."""
+    """The protection of the sync adapters, with awaited methods added."""
 
     __slots__ = ()
 
@@ -54,7 +55,7 @@ _logger = logging.getLogger("open_idempotency")
 
 
 class BoundAsyncIterator:
-    """An asynchronous iterator whose every step runs under its own request, wherever Django consumes it."""
+    """An async iterator whose every step runs under its own request, wherever Django consumes it."""
 
     __slots__ = ("_here", "_source")
 
@@ -74,10 +75,10 @@ class BoundAsyncIterator:
 
 
 class _Parts:
-    """Runs an asynchronous iterator in one task of its own, a part at a time.
+    """Runs an async iterator in a task of its own, one part at a time.
 
-    Django cancels whoever sends a stream when its client leaves. The iterator, which may be in the middle of an effect,
-    is not cancelled with it.
+    When the client leaves, Django cancels the task that sends the stream. The iterator, which may be in the middle of
+    an effect, is not cancelled with it.
     """
 
     __slots__ = ("_demand", "_here", "_part", "_source", "_task")
@@ -91,11 +92,11 @@ class _Parts:
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """Where it runs; None before the first part was asked for."""
+        """The event loop of the iterator; None before the first part was asked for."""
         return None if self._task is None else self._task.get_loop()
 
     def ask(self) -> asyncio.Future[bytes]:
-        """The next part that is not empty, or an empty one at the end. The same one until it is taken."""
+        """The next part that is not empty, or an empty one at the end. It is the same part until it is taken."""
         if self._part is None:
             self._part = asyncio.get_running_loop().create_future()
             if self._task is None:
@@ -117,7 +118,7 @@ class _Parts:
             await asyncio.wait((self._task,))
 
     def stop_soon(self) -> None:
-        """The same from another thread, without the wait."""
+        """``stop`` from another thread, without the wait."""
         if self._task is not None and not self._task.done():
             with suppress(RuntimeError):  # the loop is closed
                 self._task.get_loop().call_soon_threadsafe(self._task.cancel)
@@ -147,13 +148,13 @@ class _Parts:
         part = self._part
         if part is not None and not part.done():
             part.set_exception(error)
-            part.exception()  # seen, also where nobody takes it any more
+            part.exception()  # marked as retrieved, also if the part is never taken
 
 
 class AsyncLiveBody:
-    """Iterates over the bytes that may leave. ``close`` must be called; ``cleanup`` is then called last.
+    """Iterates over the bytes that may be sent. ``close`` must be called; it calls ``cleanup`` last.
 
-    ``verdict``: the fate of what was sent; or, where nothing has left, an answer to send instead.
+    ``verdict``: the fate of what was sent, or a response to send instead, if nothing was sent.
     """
 
     __slots__ = ("_cleanup", "_closed", "_ended", "_parts", "_ready", "begun", "protection", "verdict")
@@ -161,7 +162,7 @@ class AsyncLiveBody:
     def __init__(self, protection: Protection, source: AsyncIterator[bytes], cleanup: Close) -> None:
         self.protection = protection
         self.verdict: Fate | Response | None = None
-        #: the status and the header fields may have left
+        #: the status and the headers may have been sent
         self.begun = False
         self._parts = _Parts(protection.here, source)
         self._cleanup = cleanup
@@ -170,7 +171,7 @@ class AsyncLiveBody:
         self._closed = False
 
     async def prepare(self) -> None:
-        """Go on until something may leave, or all is known: before that the status can still be changed."""
+        """Iterate until something may be sent, or all is known: before that the status can still be changed."""
         self._ready = await self._pull()
         self.begun = True
 
@@ -185,7 +186,7 @@ class AsyncLiveBody:
         return ready
 
     async def _pull(self) -> bytes:
-        """The next bytes that may leave; none at the end, or where another answer stands in."""
+        """The next bytes that may be sent; none at the end, or if another response replaces this one."""
         if self._ended:
             return b""
         try:
@@ -215,10 +216,10 @@ class AsyncLiveBody:
         if isinstance(self.verdict, Response):
             self._ended = True
             if self.begun:
-                raise LeaseLost("this stream does not count, as the log says before; its end is withheld")
+                raise LeaseLost("another attempt owns the record, as logged before; the end of this stream is withheld")
 
     async def _fail(self, error: BaseException) -> None:
-        """The view's iterator raised or was cancelled: settle the attempt and raise on, unless an answer stands in."""
+        """The view's iterator raised or was cancelled: settle the attempt; re-raise unless a response replaces it."""
         self._ended = True
         if not self.protection.settled:
             verdict = await self.protection.aabort(error)
@@ -229,9 +230,9 @@ class AsyncLiveBody:
         raise error
 
     async def drain(self) -> None:
-        """The client has left: run the view's iterator on without one, within its grace (L-05a).
+        """The client has left: run the view's iterator on without it, within its grace (L-05a).
 
-        A cancellation meanwhile is not the client's any more, and ends it.
+        A cancellation during that time does not come from the client, and ends the iterator.
         """
         self._ended = True
         protection = self.protection
@@ -251,7 +252,7 @@ class AsyncLiveBody:
             await protection.aabort(protection.grace.error())
 
     def close(self) -> None:
-        """End it, from any thread. A stream whose client left may go on to its own end first, on its event loop."""
+        """End the body, from any thread. A stream whose client left may go on to its own end, on its event loop."""
         if self._closed:
             return
         self._closed = True
@@ -273,7 +274,7 @@ class AsyncLiveBody:
         task.add_done_callback(_draining.discard)
 
     async def _drain_alone(self) -> None:
-        """Go on after the request: its cancellation has reached the sending, and not the iterator."""
+        """Drain after the request: its cancellation has reached the sending task, not the iterator."""
         requests = shutdown.enter(self.protection)
         try:
             await self.drain()

@@ -163,7 +163,7 @@ def save_stage(transaction: Transaction, attempt: Attempt, stage: StageId, frame
     attempt.in_ledger().put_stage(stage, transaction.watch(None))
 
 
-def save_response(transaction: Transaction, attempt: Attempt, answer: Response) -> Steps[bool]:
+def save_response(transaction: Transaction, attempt: Attempt, live: Response) -> Steps[bool]:
     """Save the whole response in the caller's transaction, behind the fence, if it is one that is stored (S-06).
 
     Returns whether it is; otherwise a retry runs again. Raises ``LeaseLost`` and ``ConfigurationError`` as
@@ -172,11 +172,11 @@ def save_response(transaction: Transaction, attempt: Attempt, answer: Response) 
     attempt.check_running()
     lease = attempt.lease
     assert lease is not None
-    if not (yield from wants_kept(attempt, lease, answer.status)):
+    if not (yield from wants_kept(attempt, lease, live.status)):
         return False
     # The record gets the same bytes later, unless code between view and middleware changes the response. So one can
     # replace the other, and no hook runs twice.
-    response, whole = yield from stored_form(answer, RESPONSE, lease, attempt.policy)
+    response, whole = yield from stored_form(live, RESPONSE, lease, attempt.policy)
     named = {"record_id": lease.record_id, "token": lease.token}
     values = {**named, "response": response, "kept": _retention(attempt, lease)}
     current = transaction.current()
@@ -185,7 +185,7 @@ def save_response(transaction: Transaction, attempt: Attempt, answer: Response) 
     if (current, number) != transaction.entered:
         raise ConfigurationError(_ENDED)
     watch = transaction.watch(StoredResponse(lease.record_id, lease.fingerprint, response))
-    stored = LedgerResponse(small_form(answer, attempt.policy), response, whole, transaction.entered, watch)
+    stored = LedgerResponse(small_form(live, attempt.policy), response, whole, transaction.entered, watch)
     attempt.in_ledger().put_response(stored)
     return True
 

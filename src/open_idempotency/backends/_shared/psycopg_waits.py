@@ -26,13 +26,13 @@ def check_release() -> None:
     """Raise ``MissingExtra`` for a release of psycopg whose waits cannot be bounded."""
     if tuple(int(part) for part in psycopg.__version__.split(".")[:2]) < (3, 3):
         raise MissingExtra(
-            f"psycopg {psycopg.__version__} cannot be told to give up a silent server; install 3.3 or a later one: "
+            f"psycopg {psycopg.__version__} cannot give up a silent server; install 3.3 or a later one: "
             "pip install --upgrade 'open-idempotency[postgres]'"
         )
 
 
 class ServerSilent(psycopg.OperationalError):
-    """The server did not answer in time; the connection is of no more use."""
+    """The server did not reply in time; the connection cannot be used any more."""
 
 
 class BoundedConnection(psycopg.Connection[Any]):

@@ -81,12 +81,12 @@ class AsyncRedisBackend(AsyncBackend):
             await self._look()
         watch.admit()
         if self._options.min_replicas:
-            answer = await self._confirmed(c)
+            result = await self._confirmed(c)
         else:
-            answer = scripts.claimed(c, await self._send_claim(c))
+            result = scripts.claimed(c, await self._send_claim(c))
         if watch.due():
             await self._look()
-        return answer
+        return result
 
     async def _confirmed(self, c: Claim) -> ClaimResult:
         leases: list[Lease] = []
@@ -100,12 +100,12 @@ class AsyncRedisBackend(AsyncBackend):
             raise wrapped(error) from error
 
     async def _claim_and_confirm(self, c: Claim, leases: list[Lease]) -> ClaimResult:
-        answer = scripts.claimed(c, await self._send_claim(c))
-        if isinstance(answer, Leased):
-            leases.append(answer.lease)
+        result = scripts.claimed(c, await self._send_claim(c))
+        if isinstance(result, Leased):
+            leases.append(result.lease)
             key = self._options.key(c.record_id)
-            scripts.held(await self._calls.durable(scripts.RENEW, key, scripts.renew_arguments(answer.lease)))
-        return answer
+            scripts.held(await self._calls.durable(scripts.RENEW, key, scripts.renew_arguments(result.lease)))
+        return result
 
     async def _release(self, lease: Lease) -> None:
         try:
@@ -137,13 +137,13 @@ class AsyncRedisBackend(AsyncBackend):
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``RedisBackend.renew``."""
-        answers: list[Renewal] = []
+        renewals: list[Renewal] = []
         for start in range(0, len(c.leases), RENEWED_AT_ONCE):
             batch = c.leases[start : start + RENEWED_AT_ONCE]
             keys = [self._options.key(lease.record_id) for lease in batch]
             arguments = [scripts.renew_arguments(lease) for lease in batch]
-            answers += scripts.renewed(await self._calls.by_server(scripts.RENEW, keys, arguments))
-        return answers
+            renewals += scripts.renewed(await self._calls.by_server(scripts.RENEW, keys, arguments))
+        return renewals
 
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
@@ -318,10 +318,10 @@ class RedisBackend(Backend):
         if self.watch.unknown() and self.watch.due():
             self._look()
         self.watch.admit()
-        answer = self._confirmed(c) if self._options.min_replicas else self._claim(c)
+        result = self._confirmed(c) if self._options.min_replicas else self._claim(c)
         if self.watch.due():
             self._look()
-        return answer
+        return result
 
     def _claim(self, c: Claim) -> ClaimResult:
         key = self._options.key(c.record_id)
@@ -331,11 +331,11 @@ class RedisBackend(Backend):
         lease: Lease | None = None
         try:
             with Deadline(self._options.budget):
-                answer = self._claim(c)
-                if isinstance(answer, Leased):
-                    lease = answer.lease
+                result = self._claim(c)
+                if isinstance(result, Leased):
+                    lease = result.lease
                     self._confirm(lease)
-                return answer
+                return result
         except BackendUnavailable:
             if lease is not None:
                 self._release(lease)
@@ -370,13 +370,13 @@ class RedisBackend(Backend):
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``Backend.renew``. A record that cannot be read is LOST. More than 500 leases take several calls."""
-        answers: list[Renewal] = []
+        renewals: list[Renewal] = []
         for start in range(0, len(c.leases), RENEWED_AT_ONCE):
             batch = c.leases[start : start + RENEWED_AT_ONCE]
             keys = [self._options.key(lease.record_id) for lease in batch]
             arguments = [scripts.renew_arguments(lease) for lease in batch]
-            answers += scripts.renewed(self._calls.by_server(scripts.RENEW, keys, arguments))
-        return answers
+            renewals += scripts.renewed(self._calls.by_server(scripts.RENEW, keys, arguments))
+        return renewals
 
     def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""

@@ -1,6 +1,6 @@
 """A Cluster, through redis-py's own client for it, which follows redirections (MOVED, ASK), resharding and failovers.
 
-That client is told not to retry: the backend retries once, and every step is bounded. Scripts for many keys go out at
+That client does not retry: the backend retries once, and every step is bounded. Scripts for many keys go out at
 once to each node, and batches go over a connection of ours to each node. Wherever a node redirects a script, or a
 connection breaks, the script is left to redis-py's client.
 

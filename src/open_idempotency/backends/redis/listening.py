@@ -107,7 +107,7 @@ class _Session:
         self._waiters = Waiters()
         self._orders: deque[_Order] = deque()
         #: orders without a reply, each with the time at which it was sent; replies come in their order
-        self._unanswered: deque[tuple[float, _Order]] = deque()
+        self._unacknowledged: deque[tuple[float, _Order]] = deque()
         self._ended = self._closing = False
         self._wake_writer, self._wake_reader = socket.socketpair()
         self._wake_writer.setblocking(False)
@@ -182,18 +182,18 @@ class _Session:
                 return False
         for order in orders:
             connection.send_command(order.verb, order.channel)
-            self._unanswered.append((time.monotonic(), order))
+            self._unacknowledged.append((time.monotonic(), order))
         return True
 
     def _hear(self, connection: Connection, selector: selectors.BaseSelector) -> None:
         """Wait for a reply, a message or an order, for a bounded time."""
-        patience = self._options.timeout if self._unanswered else IDLE
+        patience = self._options.timeout if self._unacknowledged else IDLE
         heard = selector.select(patience)
         if any(key.fileobj is self._wake_reader for key, _ in heard):
             self._wake_reader.recv(_READ_AT_ONCE)
         while connection.can_read(0):
             self._take(connection.read_response())
-        if self._unanswered and time.monotonic() - self._unanswered[0][0] > self._options.timeout:
+        if self._unacknowledged and time.monotonic() - self._unacknowledged[0][0] > self._options.timeout:
             raise TimeoutError("no reply to a subscription in time")
         if not heard:
             self._end_if_idle()
@@ -204,7 +204,7 @@ class _Session:
             with self._lock:
                 self._waiters.wake(channel)
             return
-        _, order = self._unanswered.popleft()
+        _, order = self._unacknowledged.popleft()
         if order.subscription is not None:
             order.subscription.confirmed = True
             order.subscription.settled.set()
@@ -218,7 +218,7 @@ class _Session:
         with self._lock:
             self._ended = True
             self._waiters.wake_all()
-            for order in (*self._orders, *(order for _, order in self._unanswered)):
+            for order in (*self._orders, *(order for _, order in self._unacknowledged)):
                 if order.subscription is not None:
                     order.subscription.settled.set()
             self._wake_writer.close()

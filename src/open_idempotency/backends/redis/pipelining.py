@@ -191,7 +191,7 @@ class PipelinedConnection:
         self._closed = False
 
     async def exchange(self, commands: Sequence[bytes], until: float) -> list[Any]:
-        """Send the commands; their replies, with refusals in their places. Raises one of ``ERRORS`` where it broke.
+        """Send the commands; their replies, with refusals at their positions. Raises one of ``ERRORS`` where it broke.
 
         ``until``: the latest end, a time of ``time.monotonic``. Once connected, ``timeout`` seconds end it as well.
         """

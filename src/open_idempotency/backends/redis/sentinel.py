@@ -90,7 +90,7 @@ class Search:
         if doubtful:
             return self._accept(max(doubtful, key=lambda named: named.epoch))
         # redis-py's own error shows passwords in some versions.
-        said = "; ".join(dict.fromkeys(reasons)) or "those that answered do not"
+        said = "; ".join(dict.fromkeys(reasons)) or "those that replied do not"
         raise RedisConnectionError(f"no Sentinel names a primary of {self._service!r}: {said}")
 
     def _accept(self, named: _Named) -> Address:
@@ -145,7 +145,7 @@ class Sentinels:
 
 
 class SwitchListener:
-    """Hears from the Sentinels that another server is the primary now, and tells the route: one thread.
+    """Listens to the Sentinels in one thread, and updates the route when another server becomes the primary.
 
     It subscribes to ``+switch-master`` on every Sentinel. While one of them cannot be heard it asks every second. It
     ends when it is closed, or when the route is garbage.

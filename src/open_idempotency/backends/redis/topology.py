@@ -47,13 +47,13 @@ class Client(Protocol):
         """Run a script on the server of its first key. A refusal is raised."""
 
     def each(self, commands: Sequence[Command]) -> list[Any]:
-        """Run scripts, in one round trip for each server. Refusals are returned in their places."""
+        """Run scripts, in one round trip for each server. Refusals are returned at their positions."""
         ...
 
     def together(self, commands: Sequence[Command]) -> list[Any]:
         """Run a script, and other commands after it on the same connection, in one round trip.
 
-        Refusals are returned in their places.
+        Refusals are returned at their positions.
         """
         ...
 
@@ -164,7 +164,7 @@ class PlainServer:
 def pipelined(client: Any, commands: Sequence[Command]) -> Any:
     """The replies to commands that are sent at once on one connection, awaitable on asyncio.
 
-    Refusals are returned in their places.
+    Refusals are returned at their positions.
     """
     pipeline = client.pipeline(transaction=False)
     for command in commands:

@@ -114,7 +114,7 @@ EXPIRED_SCOPES = (
 
 
 class Statements:
-    """The statements that read the time. ``own_clock``: whether each gets it, in place of the database's clock."""
+    """The statements that read the time. ``own_clock``: whether each gets it, instead of the database's clock."""
 
     def __init__(self, dialect: Dialect, own_clock: bool, timeout: float) -> None:
         database_clock = None if own_clock else dialect.clock

@@ -25,7 +25,7 @@ from open_idempotency.backends.sqlalchemy.statements import Statements
 
 @dataclass
 class Settings:
-    """What all transactions of a backend share. ``clock``: in place of the database's; ``timeout``: in seconds."""
+    """What all transactions of a backend share. ``clock``: instead of the database's; ``timeout``: in seconds."""
 
     dialect: Dialect
     timeout: float

@@ -101,7 +101,7 @@ class Transactions:
     def execute_all(self, requests: Sequence[Request[Any, Any]], report: Report | None = None) -> Sequence[Any]:
         """The responses to several requests, each maybe an exception.
 
-        Where some need no write, ``report`` gets them before the others are written, with None in place of these.
+        Where some need no write, ``report`` gets them before the others are written, with None instead of these.
         """
         if len(requests) == 1:
             (alone,) = requests

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="'NAME: VALUE'",
-        help="a header that identifies another caller, in place of the one of the same name; repeatable",
+        help="a header that identifies another caller, instead of the one of the same name; repeatable",
     )
     add("--required", action="store_true", help="the endpoint is documented to require a key")
     add(
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--timeout", type=float, default=10.0, metavar="SECONDS", help="for each step of a request; 10 by default")
     add("--ca-file", metavar="FILE", help="certificates to trust for https, as PEM")
     add("--skip", action="append", default=[], metavar="ID", help="leave a statement out; repeatable")
-    add("--json", action="store_true", help="print JSON in place of the table")
+    add("--json", action="store_true", help="print JSON instead of the table")
     return parser
 
 

@@ -84,7 +84,7 @@ class Target:
     ) -> Call:
         """The request, with one header line for each of ``keys``.
 
-        ``url``, ``body``, ``header``: used in place of the target's own. ``replacing``: headers that replace those of
+        ``url``, ``body``, ``header``: used instead of the target's own. ``replacing``: headers that replace those of
         the same name.
         """
         replaced = {name.lower() for name, _ in replacing}

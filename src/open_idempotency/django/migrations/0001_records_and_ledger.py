@@ -8,7 +8,7 @@ from open_idempotency.django.fields import DigestField
 
 
 class Migration(migrations.Migration):
-    """Six tables, and nothing of theirs that other applications refer to."""
+    """Creates six tables. Other applications refer to none of them."""
 
     initial = True
 

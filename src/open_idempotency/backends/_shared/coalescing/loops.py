@@ -51,7 +51,7 @@ class _Lead:
 
 
 class LoopCoalescer(Generic[Q, R]):
-    """``carry_out`` gets the requests of a batch and returns their responses in the same order. An exception in place
+    """``carry_out`` gets the requests of a batch and returns their responses in the same order. An exception instead
     of a response is raised to that caller alone; one that ``carry_out`` raises, to every caller of the batch. It must
     be bounded in time.
 

@@ -104,8 +104,8 @@ def interrupted() -> BackendUnavailable:
 
 
 def shared(error: BaseException) -> Exception:
-    """A copy of a batch's error for one of its requests: one object that is raised in several places would mix their
-    tracebacks.
+    """A copy of a batch's error for one of its requests: one object that is raised for several requests would mix
+    their tracebacks.
 
     An error that no backend raises, such as the time limit of the thread that carried out the batch, is a missing
     response to the other requests, which may be tried again.

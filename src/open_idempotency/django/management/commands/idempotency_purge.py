@@ -15,7 +15,7 @@ from open_idempotency.exceptions import ConfigurationError, IdempotencyError
 
 
 class Command(BaseCommand):
-    """Safe to run while the application does, and several times at once. Since 0.1."""
+    """Safe to run while the application runs, and several times at once. Since 0.1."""
 
     help = "Deletes expired records from the backend of IDEMPOTENCY_BACKEND, and expired entries from the ledger."
 
@@ -27,7 +27,7 @@ class Command(BaseCommand):
         parser.add_argument("--batch", type=_count, default=1000, metavar="N", help="rows in a transaction")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Delete, and say how much."""
+        """Delete, and print how many rows were deleted."""
         batch: int = options["batch"]
         aliases: list[str] = options["aliases"] or [DEFAULT_DB_ALIAS]
         unknown = [alias for alias in aliases if alias not in connections]

@@ -1,7 +1,7 @@
-"""Whether a view still lets a request through, asked before a response of an earlier try is sent (O-23).
+"""Whether a view still lets a request through, checked before a stored response is sent again (O-23).
 
-A caller may have lost a permission since. The view itself does not run for a retry, so what stands in front of its
-code is asked alone: the decorators above ``@idempotent``, what a REST framework view does before its handler
+A caller may have lost a permission since the first try. The view itself does not run for a retry, so only the checks in
+front of its code run: the decorators above ``@idempotent``, the checks of a REST framework view before its handler
 (authentication, permissions, throttles), and Django's own access mixins. Their refusal is sent, and is not stored.
 """
 
@@ -25,31 +25,31 @@ def refusal(request: HttpRequest, view: Any) -> HttpResponseBase | None:
     """The response by which the view refuses this request; None if it lets it through. Raises what the view raises."""
     call = _call(request, view)
     if call is not None and iscoroutinefunction(view):
-        response: HttpResponseBase | None = async_to_sync(marks.aask)(call)
+        response: HttpResponseBase | None = async_to_sync(marks.acall_to_mark)(call)
         return response
     ask = call or _question(request, view)
-    return None if ask is None else marks.ask(ask)
+    return None if ask is None else marks.call_to_mark(ask)
 
 
 async def arefusal(request: HttpRequest, view: Any) -> HttpResponseBase | None:
-    """The same, awaited: what is not a coroutine is asked in Django's own thread."""
+    """``refusal``, awaited: sync views are called in Django's own thread."""
     call = _call(request, view)
     if call is not None and iscoroutinefunction(view):
-        return await marks.aask(call)
+        return await marks.acall_to_mark(call)
     ask = call or _question(request, view)
-    return None if ask is None else await sync_to_async(marks.ask)(ask)
+    return None if ask is None else await sync_to_async(marks.call_to_mark)(ask)
 
 
 def _call(request: HttpRequest, view: Any) -> Ask | None:
-    """Call the view as far as its mark; None where it has no mark, or nothing stands above that."""
-    if not marks.has_something_above(view) and not marks.is_placed(_handler(request, view)):
+    """A call of the view as far as its mark; None without a mark, or without decorators above it."""
+    if not marks.has_decorators_above(view) and not marks.is_marked(_handler(request, view)):
         return None
     match: Any = request.resolver_match
     return lambda: view(request, *match.args, **match.kwargs)
 
 
 def _question(request: HttpRequest, view: Any) -> Ask | None:
-    """What stands in front of the code of a class-based view, as far as it is known without calling that."""
+    """A call of the checks in front of a class-based view's code; None if they are unknown."""
     rest_view = rest.find_view(request)
     if rest_view is not None:
         return lambda: rest.refusal(request, rest_view)
@@ -68,7 +68,7 @@ def _handler(request: HttpRequest, view: Any) -> Any:
 
 
 def _refusal_by_mixins(request: HttpRequest, view: Any, mixins: Any) -> HttpResponseBase | None:
-    """As the ``dispatch`` of each of Django's mixins does, without calling it: a class may do its work in there."""
+    """The checks of Django's mixins, without ``dispatch``: a class may do its work in there."""
     match: Any = request.resolver_match
     instance = view.view_class(**view.view_initkwargs)
     instance.setup(request, *match.args, **match.kwargs)

@@ -1,9 +1,9 @@
-"""Two services that keep their keys under one name on one backend (O-22).
+"""Detects two services that store their keys under one application name on one backend (O-22).
 
-If one of them passes its caller's key and credentials on to the other, both make one record of the two requests: the
-second is taken for a duplicate (409), or for another request with the key (422), on every try. ``application=`` keeps
-them apart. Without it each claim carries a digest of the host that its request was sent to, in its owner. So a refused
-request can be told from one that came to another host. The claim itself costs nothing for that.
+If one of the services passes its caller's key and credentials on to the other, both requests lead to one record. The
+second request is refused as a duplicate (409), or as another request with the key (422), on every try. ``application=``
+separates the services. Without ``application=``, the owner of each claim carries a digest of the host that its request
+was sent to. So a refused request can be compared with the one that holds the key. The claim costs no further call.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _END = len(_MARK) + 4
 
 
 def owner_at_host(owner: bytes, request: Request, policy: IdempotencyPolicy) -> bytes:
-    """The owner of a claim, with a digest of the request's host in it; 9 of its 16 bytes stay random.
+    """The owner of a claim with a digest of the request's host in it; 9 of its 16 bytes stay random.
 
-    Unchanged where ``application=`` is set, or hosts have keys of their own, or the request has no host.
+    The owner is unchanged if ``application=`` is set, if hosts have keys of their own, or if the request names no host.
     """
     if policy.application or policy.scope_by_host:
         return owner
@@ -44,9 +44,9 @@ def _begin_of(host: bytes) -> bytes:
 
 
 def look_for_another_service(claim: Claim, request: Request, advice: Advice, policy: IdempotencyPolicy) -> Steps[None]:
-    """Report, once, that the key of a refused request is held by one that came to another host. Raises nothing.
+    """Report, once, that the key of a refused request is held by a request to another host. Raises nothing.
 
-    It costs one read of the record, where one key is refused for the third time, and once in ten seconds.
+    It costs one read of the record, when one key is refused for the third time, and at most once in ten seconds.
     """
     mine = claim.owner[:_END]
     if not mine.startswith(_MARK) or not advice.may_look(claim.record_id, (yield from ask(Now()))):
