@@ -37,5 +37,7 @@ def test_a_word_with_a_standard_term_stays_out_of_the_pages(word: str) -> None:
         text = without_blocks(page.read_text(encoding="utf-8"))
         text = _DRAWN.sub(lambda drawn: "\n" * drawn[0].count("\n"), text)
         prose = text if "_perform" in word else _CODE.sub("", _LINK_TARGET.sub("]", text))
-        found += [f"{name_of(page)}:{prose.count(chr(10), 0, m.start()) + 1}: {m[0]!r}" for m in searched.finditer(prose)]
+        found += [
+            f"{name_of(page)}:{prose.count(chr(10), 0, m.start()) + 1}: {m[0]!r}" for m in searched.finditer(prose)
+        ]
     assert not found, f"say {_WORDS[word]!r} instead:\n" + "\n".join(found)

@@ -178,7 +178,7 @@ STATEMENTS: tuple[Statement, ...] = (
     Statement(
         "missing-apart",
         _RULE,
-        "Answers",
+        "Responses",
         "Where no key is required, requests without one are not taken for retries of each other.",
         checks.missing_not_shared,
     ),
