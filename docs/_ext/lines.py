@@ -23,11 +23,11 @@ _LINE = re.compile(r"\b([BHOLRS]-\d\w*)(?: to ([BHOLRS]-\d\w*))?")
 
 #: where the tests below a path run; the longest path that fits counts
 PLACES: Mapping[str, str] = {
-    SHIPPED: "every backend, both colours",
+    SHIPPED: "every backend, sync and async",
     "tests/callers/": "the examples of docs/callers, in each framework",
     "tests/conformance/": "the conformance command",
     "tests/contract/": "the backends that it names",
-    "tests/contract/test_contract.py": "that backend, both colours",
+    "tests/contract/test_contract.py": "that backend, sync and async",
     "tests/contract/test_memory.py": "memory",
     "tests/contract/test_redis.py": "redis",
     "tests/contract/test_sqlite.py": "sqlite",

@@ -24,7 +24,10 @@ def test_a_link_leads_to_a_file_and_an_anchor_to_a_heading(page: Path) -> None:
         name, _, fragment = link.target.removeprefix(REPOSITORY).partition("#")
         target = ((ROOT if ours else page.parent) / name).resolve() if name else page
         assert target.exists(), f"{name_of(page)}:{link.line}: {link.target} does not exist"
-        if fragment:
+        if fragment and target.suffix == ".py":
+            known = {f"L{n}" for n, _ in enumerate(target.read_text(encoding="utf-8").splitlines(), 1)}
+            assert fragment in known, f"{name_of(page)}:{link.line}: {link.target}: no such line"
+        elif fragment:
             known = {anchor(title) for title in headings(target)}
             assert fragment in known, f"{name_of(page)}:{link.line}: {link.target}: no such heading"
 

@@ -1,0 +1,43 @@
+"""Words that do not come back into the pages: each has a standard term in its place."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.docs.pages import ROOT, name_of, pages, without_blocks
+
+#: what is searched for in the prose of every page, without blocks and code, and what to say instead
+_WORDS = {
+    r"\bcolou?rs?\b": "sync, async",
+    r"\bSPEC\b": "the number of the line in docs/reference/behaviour.md",
+    r"\bheader fields?\b": "header",
+    r"\b(an|stored|atomic|whole|view's|owner's) answers?\b": "response",
+    r"\bawaited (ones?|verbs?|connections?|sessions?|transactions?)\b": "async",
+    r"\bblocking (ones?|verbs?|code|views?|transactions?)\b": "sync",
+    r"\b(is|are) told\b(?! apart)": "reported, logged, raised or notified",
+    r"\b(is|are) answered \d{3}\b": "the request gets the status",
+    r"\b_perform\b": "_runtime, _engine, _stages or _routes",
+}
+_LINK_TARGET = re.compile(r"\]\([^()\s]+\)")
+_CODE = re.compile(r"`[^`\n]*`")
+#: tables that are drawn from the code or from measurements: their words are those of the package
+_DRAWN = re.compile(r"<!-- (?:drawn|results): .*?<!-- end -->", re.DOTALL)
+_PAGES = [*pages(), ROOT / "examples" / "README.md", ROOT / "benchmarks" / "README.md"]
+
+
+@pytest.mark.parametrize("word", _WORDS)
+def test_a_word_with_a_standard_term_stays_out_of_the_pages(word: str) -> None:
+    """Readers know the standard terms, and no others. Code that the prose quotes may name what it likes, except a
+    package that no longer exists."""
+    searched = re.compile(word.replace(" ", r"\s+"), re.IGNORECASE if word != r"\bSPEC\b" else 0)
+    found: list[str] = []
+    for page in _PAGES:
+        text = without_blocks(page.read_text(encoding="utf-8"))
+        text = _DRAWN.sub(lambda drawn: "\n" * drawn[0].count("\n"), text)
+        prose = text if "_perform" in word else _CODE.sub("", _LINK_TARGET.sub("]", text))
+        found += [
+            f"{name_of(page)}:{prose.count(chr(10), 0, m.start()) + 1}: {m[0]!r}" for m in searched.finditer(prose)
+        ]
+    assert not found, f"say {_WORDS[word]!r} instead:\n" + "\n".join(found)
