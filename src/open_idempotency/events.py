@@ -13,6 +13,39 @@ from dataclasses import dataclass
 
 from open_idempotency.exceptions import first_line
 
+__all__ = [
+    "BackendFailed",
+    "CallerChanged",
+    "CallerUnidentified",
+    "Claimed",
+    "Completed",
+    "Conflicted",
+    "CredentialScoped",
+    "Event",
+    "Failed",
+    "FailedOpen",
+    "HookFailed",
+    "InDoubt",
+    "KeyReused",
+    "Listener",
+    "NameShared",
+    "NotRenewable",
+    "OwnershipLost",
+    "QuotaReached",
+    "RaisedAfterResponse",
+    "RecordedLate",
+    "RecordingLost",
+    "Recreated",
+    "Rejected",
+    "Released",
+    "Replayed",
+    "ReplayedWithoutCredentials",
+    "StageValueNotKept",
+    "StillRunning",
+    "Uncommitted",
+    "Unrecorded",
+]
+
 _LONGEST_DETAIL = 300
 _LONGEST_NAME = 40
 
@@ -315,6 +348,7 @@ class NameShared(Event):
         return cls(record, _printable(method, 20), _printable(path, _LONGEST_DETAIL))
 
 
+#: what ``on_event=`` takes
 Listener = Callable[[Event], None]
 
 

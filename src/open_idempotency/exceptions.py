@@ -10,6 +10,29 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
+__all__ = [
+    "AlreadyCommitted",
+    "AlreadyCompleted",
+    "BackendUnavailable",
+    "BodyTooLarge",
+    "ConfigurationError",
+    "IdempotencyError",
+    "KeyRejected",
+    "KeyRequired",
+    "KeyReused",
+    "LeaseLost",
+    "LedgerMissing",
+    "MissingExtra",
+    "NotAuthenticated",
+    "NotStarted",
+    "OutcomeUnknown",
+    "RecordUnreadable",
+    "ScopeUnknown",
+    "StageConflict",
+    "StageValueError",
+    "SyncAsyncMismatch",
+]
+
 #: the challenge of a 401 that names none: with a realm, as RFC 6750 (section 3) wants a parameter behind the scheme
 CHALLENGE = 'Bearer realm="api"'
 _CHALLENGE = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?: [ -~]*)?")

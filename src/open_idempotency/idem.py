@@ -29,6 +29,8 @@ from open_idempotency._stages.stages import (
 )
 from open_idempotency.exceptions import AlreadyCompleted
 
+__all__ = ["AtomicBlock", "Idem", "RecordedStage", "StageBlock", "idem"]
+
 
 @dataclass(frozen=True, slots=True)
 class RecordedStage:

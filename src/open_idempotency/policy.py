@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from open_idempotency._core.sealer import Sealer
     from open_idempotency.events import Listener
 
+__all__ = ["IdempotencyPolicy"]
+
 Seconds = float | int | timedelta
 
 _TOKEN_CHARS = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from open_idempotency._core.sealer import Sealer
     from open_idempotency.events import Listener
 
+__all__ = ["PolicyFields"]
+
 
 class PolicyFields(TypedDict, total=False):
     """The fields of ``IdempotencyPolicy`` as a caller may write them: any iterable, seconds or a timedelta."""

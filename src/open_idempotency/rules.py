@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from open_idempotency.policy_fields import PolicyFields
 
+__all__ = ["IdempotencyRule", "RulesByPath", "exempt", "idempotent"]
+
 V = TypeVar("V", bound=Callable[..., Any])
 
 _MARK = "_open_idempotency_rule"

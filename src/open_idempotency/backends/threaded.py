@@ -29,6 +29,8 @@ from open_idempotency.backend import (
     Withdraw,
 )
 
+__all__ = ["ThreadedBackend"]
+
 _END = object()
 
 

@@ -1,0 +1,12 @@
+"""What a policy's callables take and return: the request, the response, and the problem that is to be rendered.
+
+``scope=`` and ``fingerprint=`` take a ``Request``, ``redact=`` takes and returns a ``Response``, ``render_problem=``
+takes a ``Problem`` and returns a ``Response``. A subclass of a middleware returns an ``Identity`` from ``identify``.
+"""
+
+from __future__ import annotations
+
+from open_idempotency._core.problems import Problem
+from open_idempotency._core.requests import Body, Headers, Identity, Request, Response
+
+__all__ = ["Body", "Headers", "Identity", "Problem", "Request", "Response"]
