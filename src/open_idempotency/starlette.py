@@ -248,7 +248,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
             self._warn("AuthenticationMiddleware")
 
     def report_unclaimed(self, scope: Scope, status: int) -> None:
-        """Warn, once for each route, that a request with a key succeeded and nothing has asked for its claim."""
+        """Warn, once for each route, that a request with a key, or that needs one, succeeded without a claim."""
         route = scope.get("route")
         place = str(getattr(route, "path_format", None) or getattr(route, "path", None) or "(no route)")
         if place in self._unclaimed or len(self._unclaimed) >= _UNCLAIMED:

@@ -64,7 +64,7 @@ class Around(Inner, Protocol):
         ...
 
     def report_unclaimed(self, scope: Scope, status: int) -> None:
-        """A success was sent for a request with a key, and nothing has asked for the claim."""
+        """A success was sent for a request that has a key, or needs one, and nothing has asked for the claim."""
         ...
 
 
@@ -76,8 +76,8 @@ class PendingExchange(Exchange):
     """
 
     __slots__ = (
-        "_around", "_bounded", "_by_path", "_claimed_in", "_entered", "_instead", "_keeps", "_keyed", "_known",
-        "_reached", "_read", "_refusal", "_request", "_seen", "_solved", "_status", "_unread", "stand_in",
+        "_around", "_bounded", "_by_path", "_claimed_in", "_decided", "_entered", "_instead", "_keeps", "_keyed",
+        "_known", "_reached", "_read", "_refusal", "_request", "_seen", "_solved", "_status", "_unread", "stand_in",
     )  # fmt: skip
 
     def __init__(
@@ -105,6 +105,8 @@ class PendingExchange(Exchange):
         self._seen: Message | None = None
         self._solved: Any = None
         self._instead: Response | None = None
+        # what the claim was refused with, for whoever calls the endpoint once more
+        self._decided: Response | None = None
         self._claimed_in: Scope | None = None
         self._entered: set[Any] = set()
         #: what FastAPI is to get in place of the endpoint's result, until it has got it
@@ -161,7 +163,7 @@ class PendingExchange(Exchange):
         coverage = self._around.coverages.by(self._by_path)
         if coverage is None or self._request.method not in coverage.policy.methods:
             return False
-        return bool(find_key(self._request.headers, coverage.names))
+        return coverage.policy.required or bool(find_key(self._request.headers, coverage.names))
 
     # Where the endpoint is called
 
@@ -197,10 +199,22 @@ class PendingExchange(Exchange):
         """Make the claim; what to send instead of calling the endpoint, None if it is to be called.
 
         ``scope``: as the endpoint sees it. ``rules``: those of its route. ``solved``: FastAPI's dependencies by their
-        callables, once they are solved. Raises ``ScopeUnknown``, ``ConfigurationError``.
+        callables, once they are solved. A request has one claim: where a middleware inside calls the endpoint again,
+        the first claim counts. Raises ``ScopeUnknown``, ``ConfigurationError``.
         """
-        scope.pop(PENDING, None)
         self._reached = True
+        if self._decided is not None:
+            return self._replace(self._decided)
+        if self._attempt is not None:  # asked through another copy of the scope
+            scope[MARK] = self._attempt
+            return None
+        instead = await self._decide(scope, rules, solved)
+        # Not before: until it is decided, nothing runs for whoever catches an error of the claim and calls again.
+        if instead is None:
+            scope.pop(PENDING, None)
+        return instead
+
+    async def _decide(self, scope: Scope, rules: Iterable[Rule], solved: Any) -> Response | None:
         if MARK in scope:  # a middleware of ours that cannot be seen protects it
             self._let_pass()
             return None
@@ -251,7 +265,7 @@ class PendingExchange(Exchange):
             self._claimed_in = scope
 
     def _replace(self, answer: Response) -> Response:
-        self._instead = answer
+        self._instead = self._decided = answer
         self._keeps = False
         self._entered.discard(self)
         return answer
@@ -319,7 +333,8 @@ class PendingExchange(Exchange):
         if self._instead is not None and message["type"] == "http.response.start":
             instead, self._instead = self._instead, None
             headers = [tuple(header) for header in message.get("headers", ())]
-            if STAND_IN in headers:
+            # Middleware that makes a new response of the body, and loses the mark, leaves the status as it is.
+            if STAND_IN in headers or message["status"] == instead.status:
                 await self._answer(instead)
                 return
             # What stands around the endpoint has made a response of its own of it, such as the error of a dependency.
