@@ -224,7 +224,7 @@ class Exchange:
         view = app.view_functions[request.url_rule.endpoint] if request.url_rule is not None else None
         if view is None or not tells_of_a_record(answer) or not _is_to_be_asked(view, request.method):
             return self._answered(answer)
-        refusal: Any = ask(lambda: app.ensure_sync(view)(**(request.view_args or {})))
+        refusal: Any = ask(request, lambda: app.ensure_sync(view)(**(request.view_args or {})))
         return self._answered(answer) if refusal is None else app.make_response(refusal)
 
     def overtaken(self, error: IdempotencyError) -> Response:

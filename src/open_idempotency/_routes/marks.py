@@ -19,6 +19,7 @@ from open_idempotency._core.stored_response import REPLAYED
 T = TypeVar("T")
 
 _PLACE = "_open_idempotency_place"
+_ASKED = "_open_idempotency_asked"
 _TELLING = (409, 422)
 _asking: ContextVar[bool] = ContextVar("open_idempotency_asking", default=False)
 
@@ -30,29 +31,42 @@ class Reached(BaseException):
     """
 
 
-def placed(view: Any) -> Any:
-    """The view, which stops at this place while it is only asked. A class, or a callable object, as it is."""
+def placed(view: Any, find_request: Callable[[], object] | None = None) -> Any:
+    """The view, which stops at this place while it is only asked. A class, or a callable object, as it is.
+
+    ``find_request``: the request that is under way, where it is not the view's first argument, or a method's second.
+    """
     if not inspect.isfunction(view) or hasattr(view, _PLACE):
         return view
-    wrapper = _awaited(view) if inspect.iscoroutinefunction(view) else _plain(view)
+    wrapper = (_awaited if inspect.iscoroutinefunction(view) else _plain)(view, find_request)
     setattr(wrapper, _PLACE, wrapper)
     return wrapper
 
 
-def _plain(view: Callable[..., T]) -> Callable[..., T]:
+def _is_asked(args: tuple[Any, ...], find_request: Callable[[], object] | None) -> bool:
+    """Whether this call is a question only, also in a thread whose context a decorator has not copied."""
+    if _asking.get():
+        return True
+    requests = args[:2] if find_request is None else (find_request(),)
+    return any(getattr(each, _ASKED, False) is True for each in requests)
+
+
+def _plain(view: Callable[..., T], find_request: Callable[[], object] | None) -> Callable[..., T]:
     @functools.wraps(view)
     def stop_here(*args: Any, **kwargs: Any) -> T:
-        if _asking.get():
+        if _is_asked(args, find_request):
             raise Reached
         return view(*args, **kwargs)
 
     return stop_here
 
 
-def _awaited(view: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+def _awaited(
+    view: Callable[..., Awaitable[T]], find_request: Callable[[], object] | None
+) -> Callable[..., Awaitable[T]]:
     @functools.wraps(view)
     async def stop_here(*args: Any, **kwargs: Any) -> T:
-        if _asking.get():
+        if _is_asked(args, find_request):
             raise Reached
         return await view(*args, **kwargs)
 
@@ -75,27 +89,29 @@ def tells_of_a_record(answer: Response) -> bool:
 
 
 @contextmanager
-def asking() -> Generator[None, None, None]:
-    """Views that are called in here stop where they are marked: ``Reached``."""
+def asking(request: object) -> Generator[None, None, None]:
+    """Views that are called in here with this request stop where they are marked: ``Reached``."""
     mark = _asking.set(True)
+    setattr(request, _ASKED, True)
     try:
         yield
     finally:
+        delattr(request, _ASKED)
         _asking.reset(mark)
 
 
-def ask(view: Callable[[], T]) -> T | None:
+def ask(request: object, view: Callable[[], T]) -> T | None:
     """What a view answers above its mark; None if it lets the request through. Raises what the view raises there."""
-    with asking():
+    with asking(request):
         try:
             return view()
         except Reached:
             return None
 
 
-async def aask(view: Callable[[], Awaitable[T]]) -> T | None:
+async def aask(request: object, view: Callable[[], Awaitable[T]]) -> T | None:
     """The same, awaited."""
-    with asking():
+    with asking(request):
         try:
             return await view()
         except Reached:

@@ -25,19 +25,19 @@ def refusal(request: HttpRequest, view: Any) -> HttpResponseBase | None:
     """The response by which the view refuses this request; None if it lets it through. Raises what the view raises."""
     call = _call(request, view)
     if call is not None and iscoroutinefunction(view):
-        response: HttpResponseBase | None = async_to_sync(marks.aask)(call)
+        response: HttpResponseBase | None = async_to_sync(marks.aask)(request, call)
         return response
     ask = call or _question(request, view)
-    return None if ask is None else marks.ask(ask)
+    return None if ask is None else marks.ask(request, ask)
 
 
 async def arefusal(request: HttpRequest, view: Any) -> HttpResponseBase | None:
     """The same, awaited: what is not a coroutine is asked in Django's own thread."""
     call = _call(request, view)
     if call is not None and iscoroutinefunction(view):
-        return await marks.aask(call)
+        return await marks.aask(request, call)
     ask = call or _question(request, view)
-    return None if ask is None else await sync_to_async(marks.ask)(ask)
+    return None if ask is None else await sync_to_async(marks.ask)(request, ask)
 
 
 def _call(request: HttpRequest, view: Any) -> Ask | None:
