@@ -6,8 +6,10 @@ does not matter for who the caller is, since the claim is made where the endpoin
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -282,10 +284,14 @@ def _identity(value: Any, user: Callable[..., Any]) -> str:
     """The identity in what a ``user=`` dependency has returned."""
     if isinstance(value, str | int | UUID):
         return _text(value, user, "value")
+    read = value.get if isinstance(value, Mapping) else partial(_read, value)
     for name in _IDENTITIES:
-        found = value.get(name) if isinstance(value, Mapping) else _read(value, name)
-        if found is not None:
-            return _text(found, value, name)
+        found = read(name)
+        if found is None:
+            continue
+        text, issuer = _text(found, value, name), read("iss")
+        # A subject is unique for one issuer only (RFC 7519, section 4.1.2).
+        return json.dumps([text, issuer]) if name == "sub" and isinstance(issuer, str) else text
     raise ScopeUnknown(
         f"user: {_name(user)} returned {type(value).__name__}, which names nobody; let it return a string, an integer "
         "or a UUID, or an object or mapping with one as identity, id or sub, and raise HTTPException(401) where there "

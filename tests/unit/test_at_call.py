@@ -186,6 +186,7 @@ IDENTITIES: dict[str, tuple[Any, Any]] = {
     "integer": (1, 2),
     "UUID": (UUID(int=1), UUID(int=2)),
     "claims of a token": ({"sub": "ada"}, {"sub": "bob"}),
+    "claims of two issuers": ({"sub": "ada", "iss": "https://a"}, {"sub": "ada", "iss": "https://b"}),
     "object": (User(id=1, name="x"), User(id=2, name="x")),
 }
 
