@@ -223,6 +223,11 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
             return None
         return SessionTrace(session)
 
+    def session_within(self, scope: Scope) -> SessionTrace | None:
+        """The session that a ``SessionMiddleware`` inside has opened, as the endpoint sees it."""
+        session = scope.get("session")
+        return None if session is None else SessionTrace(session, sent=True)
+
     def user_among(self, solved: Mapping[Any, Any]) -> str | None:
         """What the ``user=`` dependency has found among those that FastAPI has solved, by their callables.
 

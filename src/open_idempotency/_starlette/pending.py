@@ -27,6 +27,7 @@ from open_idempotency._asgi.exchange import (
     Receive,
     Scope,
     Send,
+    SessionTold,
 )
 from open_idempotency._asgi.exchange import request_of as read_request
 from open_idempotency._core.admission import refuse_ahead, refuse_body
@@ -57,6 +58,10 @@ class Around(Inner, Protocol):
 
     def user_among(self, solved: Any) -> str | None:
         """The identity that the ``user=`` dependency has found, None where the endpoint does not depend on it."""
+        ...
+
+    def session_within(self, scope: Scope) -> SessionTold | None:
+        """What tells of a view that changes the caller (O-14), where the session was opened inside."""
         ...
 
     def look_back(self, scope: Scope, policy: IdempotencyPolicy) -> None:
@@ -235,6 +240,8 @@ class PendingExchange(Exchange):
 
     async def _claim(self, scope: Scope, key_fields: list[tuple[bytes, bytes]], solved: Any) -> Response | None:
         self._request.native, self._solved = scope, solved
+        if self._session is None:
+            self._session = self._around.session_within(scope)
         self._entered = shutdown.enter(self)
         try:
             admission = await self._admit(self._request, key_fields)
