@@ -599,6 +599,53 @@ async def test_middleware_inside_that_makes_a_new_response_of_the_body() -> None
     assert is_replay(second)
 
 
+class Later:
+    """A middleware inside that responds at once, and leaves the request to a task of its own."""
+
+    def __init__(self, app: Any, group: list[Any], when: Any) -> None:
+        self.app = app
+        self.group = group
+        self.when = when
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or self.when.is_set():
+            await self.app(scope, receive, send)
+            return
+        copy = dict(scope)
+
+        async def drop(message: Any) -> None:
+            pass
+
+        async def call() -> None:
+            await self.when.wait()
+            await self.app(copy, receive, drop)
+
+        self.group[0].start_soon(call)
+        await JSONResponse({"later": True}, 202)(scope, receive, send)
+
+
+async def test_an_endpoint_that_is_called_when_its_request_is_over_holds_no_key() -> None:
+    """O-18, L-01: nobody would settle such a claim. The success without one is warned about."""
+    backend = MemoryBackend()
+    app, key, group, when, done = FastAPI(), new_key(), [], anyio.Event(), anyio.Event()
+    app.add_middleware(Later, group=group, when=when)
+    app.add_middleware(IdempotencyMiddleware, backend=backend)
+
+    @app.post("/charges")
+    async def create() -> int:
+        done.set()
+        return 1
+
+    async with anyio.create_task_group() as tasks:
+        group.append(tasks)
+        assert (await post(app, key=key)).status_code == 202
+        when.set()
+        with anyio.fail_after(10):
+            await done.wait()
+    assert list(backend.scan()) == []
+    assert (await post(app, key=key)).status_code == 200
+
+
 async def test_a_failed_endpoint_runs_again() -> None:
     """O-18, O-08."""
     app, key = shop(), new_key()

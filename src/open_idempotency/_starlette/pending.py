@@ -34,6 +34,7 @@ from open_idempotency._core.admission import refuse_ahead, refuse_body
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.keys import find_key
 from open_idempotency._core.requests import Identity, Response
+from open_idempotency._core.settlement import abort
 from open_idempotency._core.stored_response import Capture
 from open_idempotency._engine import shutdown
 from open_idempotency._engine.bodies import RequestBody
@@ -82,7 +83,8 @@ class PendingExchange(Exchange):
 
     __slots__ = (
         "_around", "_bounded", "_by_path", "_claimed_in", "_decided", "_entered", "_instead", "_keeps", "_keyed",
-        "_known", "_reached", "_read", "_refusal", "_request", "_seen", "_solved", "_status", "_unread", "stand_in",
+        "_known", "_over", "_reached", "_read", "_refusal", "_request", "_seen", "_solved", "_status", "_unread",
+        "stand_in",
     )  # fmt: skip
 
     def __init__(
@@ -113,6 +115,8 @@ class PendingExchange(Exchange):
         # what the claim was refused with, for whoever calls the endpoint once more
         self._decided: Response | None = None
         self._claimed_in: Scope | None = None
+        # the application has returned; a middleware inside may have left the endpoint to a task of its own
+        self._over = False
         self._entered: set[Any] = set()
         #: what FastAPI is to get in place of the endpoint's result, until it has got it
         self.stand_in: Any = None
@@ -143,6 +147,7 @@ class PendingExchange(Exchange):
             if self._settled or not await self._stand_in(attempt, error):
                 raise
         finally:
+            self._over = True
             running.reset(mark)
             if scope.get(PENDING) is self:
                 del scope[PENDING]
@@ -213,7 +218,8 @@ class PendingExchange(Exchange):
         if self._attempt is not None:  # asked through another copy of the scope
             scope[MARK] = self._attempt
             return None
-        instead = await self._decide(scope, rules, solved)
+        # Who calls an endpoint when its request is over is not protected, as if the scope had not been copied.
+        instead = None if self._over else await self._decide(scope, rules, solved)
         # Not before: until it is decided, nothing runs for whoever catches an error of the claim and calls again.
         if instead is None:
             scope.pop(PENDING, None)
@@ -253,6 +259,10 @@ class PendingExchange(Exchange):
         if isinstance(admission, Response):
             return self._replace(admission)
         self._begin(admission, scope)
+        if self._over:
+            error = RuntimeError("the request ended while its claim was made, so its endpoint is not called")
+            await self._settle(admission, abort(admission, error))
+            raise error
         late = await self._late(admission)
         return None if late is None else self._replace(late)
 
