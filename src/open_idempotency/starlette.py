@@ -6,8 +6,10 @@ middleware does not change who the caller is, since the claim is made when the e
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -221,6 +223,11 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
             return None
         return SessionTrace(session)
 
+    def session_within(self, scope: Scope) -> SessionTrace | None:
+        """The session that a ``SessionMiddleware`` inside has opened, as the endpoint sees it."""
+        session = scope.get("session")
+        return None if session is None else SessionTrace(session, sent=True)
+
     def user_among(self, solved: Mapping[Any, Any]) -> str | None:
         """The identity that the ``user=`` dependency has returned. ``solved``: FastAPI's results by callable.
 
@@ -248,7 +255,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
             self._warn("AuthenticationMiddleware")
 
     def report_unclaimed(self, scope: Scope, status: int) -> None:
-        """Warn, once for each route, that a request with a key succeeded without a claim."""
+        """Warn, once for each route, that a request with a key, or that needs one, succeeded without a claim."""
         route = scope.get("route")
         route_name = str(getattr(route, "path_format", None) or getattr(route, "path", None) or "(no route)")
         if route_name in self._unclaimed or len(self._unclaimed) >= _UNCLAIMED:
@@ -282,10 +289,14 @@ def _identity(value: Any, user: Callable[..., Any]) -> str:
     """The identity in the result of a ``user=`` dependency."""
     if isinstance(value, str | int | UUID):
         return _text(value, user, "value")
+    read = value.get if isinstance(value, Mapping) else partial(_read, value)
     for name in _IDENTITIES:
-        found = value.get(name) if isinstance(value, Mapping) else _read(value, name)
-        if found is not None:
-            return _text(found, value, name)
+        found = read(name)
+        if found is None:
+            continue
+        text, issuer = _text(found, value, name), read("iss")
+        # A subject is unique for one issuer only (RFC 7519, section 4.1.2).
+        return json.dumps([text, issuer]) if name == "sub" and isinstance(issuer, str) else text
     raise ScopeUnknown(
         f"user: {_name(user)} returned {type(value).__name__}, which names nobody; let it return a string, an integer "
         "or a UUID, or an object or mapping with one as identity, id or sub, and raise HTTPException(401) where there "

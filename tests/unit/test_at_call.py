@@ -186,6 +186,7 @@ IDENTITIES: dict[str, tuple[Any, Any]] = {
     "integer": (1, 2),
     "UUID": (UUID(int=1), UUID(int=2)),
     "claims of a token": ({"sub": "ada"}, {"sub": "bob"}),
+    "claims of two issuers": ({"sub": "ada", "iss": "https://a"}, {"sub": "ada", "iss": "https://b"}),
     "object": (User(id=1, name="x"), User(id=2, name="x")),
 }
 
@@ -372,18 +373,19 @@ async def test_what_stands_before_the_endpoint_makes_no_claim() -> None:
     assert list(backend.scan()) == []
 
 
-async def test_a_success_without_a_claim_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    """O-18: nothing protects what no endpoint has answered."""
+@pytest.mark.parametrize("required", [False, True])
+async def test_a_success_without_a_claim_is_warned_of_once(required: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """O-18: nothing protects what no endpoint has answered, and nothing asks there for a key that is missing."""
     app = FastAPI()
 
     @app.middleware("http")
     async def own(request: Request, call_next: Callable[[Request], Any]) -> Any:
         return JSONResponse({"own": True})
 
-    app.add_middleware(IdempotencyMiddleware, backend="memory://")
+    app.add_middleware(IdempotencyMiddleware, backend="memory://", required=required)
     app.add_api_route("/charges", lambda: 1, methods=["POST"])
     for _ in range(2):
-        assert (await post(app, key=new_key())).status_code == 200
+        assert (await post(app, key=None if required else new_key())).status_code == 200
     (said,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert "without a claim" in said
 
@@ -514,6 +516,134 @@ async def test_middleware_inside_sees_a_response_and_changes_nothing_of_the_stor
     assert second.headers.get_list("content-encoding") == ["gzip"]
     assert is_replay(second)
     assert "open-idempotency-stand-in" not in {*first.headers, *second.headers}
+
+
+class Again:
+    """A middleware inside that calls the application again after a refusal or an error."""
+
+    def __init__(self, app: Any, copies: bool) -> None:
+        self.app = app
+        self.copies = copies
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        held: list[Any] = []
+
+        async def hold(message: Any) -> None:
+            held.append(message)
+
+        for _ in range(3):
+            held.clear()
+            try:
+                await self.app(dict(scope) if self.copies else scope, receive, hold)
+            except ZeroDivisionError:
+                continue
+            if held[0]["status"] != 409:
+                break
+        for message in held:
+            await send(message)
+
+
+@pytest.mark.parametrize("copies", [False, True])
+async def test_middleware_inside_that_calls_again_gets_no_second_claim(copies: bool) -> None:
+    """O-18: a refusal stays a refusal, and an attempt goes on under its own claim, with a copied scope as well."""
+    app, key, runs = FastAPI(), new_key(), []
+    begun, done = anyio.Event(), anyio.Event()
+    app.add_middleware(Again, copies=copies)
+    app.add_middleware(IdempotencyMiddleware, backend="memory://")
+
+    @app.post("/charges")
+    async def create() -> int:
+        runs.append(1)
+        begun.set()
+        with anyio.fail_after(10):
+            await done.wait()
+        return 1 // (len(runs) - 1)
+
+    async with anyio.create_task_group() as group:
+
+        async def first() -> None:
+            assert (await post(app, key=key)).json() == 1
+
+        group.start_soon(first)
+        with anyio.fail_after(10):
+            await begun.wait()
+            # A second run would wait for the end of the first.
+            assert (await post(app, key=key)).status_code == 409
+        assert runs == [1]
+        done.set()
+    assert is_replay(await post(app, key=key))
+    assert runs == [1, 1]
+
+
+async def test_middleware_inside_that_makes_a_new_response_of_the_body() -> None:
+    """O-18b, R-01: what was stored is sent, and not put into a new response for a second time."""
+    app, key = FastAPI(), new_key()
+
+    @app.middleware("http")
+    async def envelope(request: Request, call_next: Callable[[Request], Any]) -> Any:
+        response = await call_next(request)
+        text = b"".join([piece async for piece in response.body_iterator]).decode()
+        return JSONResponse({"data": text}, response.status_code)
+
+    app.add_middleware(IdempotencyMiddleware, backend="memory://")
+
+    @app.post("/charges", status_code=201)
+    async def create() -> str:
+        return "hat"
+
+    first, second = [await post(app, key=key) for _ in range(2)]
+    assert (second.status_code, second.text) == (first.status_code, first.text) == (201, first.text)
+    assert is_replay(second)
+
+
+class Later:
+    """A middleware inside that responds at once, and leaves the request to a task of its own."""
+
+    def __init__(self, app: Any, group: list[Any], when: Any) -> None:
+        self.app = app
+        self.group = group
+        self.when = when
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or self.when.is_set():
+            await self.app(scope, receive, send)
+            return
+        copy = dict(scope)
+
+        async def drop(message: Any) -> None:
+            pass
+
+        async def call() -> None:
+            await self.when.wait()
+            await self.app(copy, receive, drop)
+
+        self.group[0].start_soon(call)
+        await JSONResponse({"later": True}, 202)(scope, receive, send)
+
+
+async def test_an_endpoint_that_is_called_when_its_request_is_over_holds_no_key() -> None:
+    """O-18, L-01: nobody would settle such a claim. The success without one is warned about."""
+    backend = MemoryBackend()
+    app, key, group, when, done = FastAPI(), new_key(), [], anyio.Event(), anyio.Event()
+    app.add_middleware(Later, group=group, when=when)
+    app.add_middleware(IdempotencyMiddleware, backend=backend)
+
+    @app.post("/charges")
+    async def create() -> int:
+        done.set()
+        return 1
+
+    async with anyio.create_task_group() as tasks:
+        group.append(tasks)
+        assert (await post(app, key=key)).status_code == 202
+        when.set()
+        with anyio.fail_after(10):
+            await done.wait()
+    assert list(backend.scan()) == []
+    assert (await post(app, key=key)).status_code == 200
 
 
 async def test_a_failed_endpoint_runs_again() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -448,3 +449,54 @@ def test_a_marked_view_keeps_its_name_and_colour() -> None:
     assert iscoroutinefunction(awaited)
     assert not iscoroutinefunction(by_permission)
     assert (by_permission.__name__, by_permission.__doc__) == ("by_permission", "Django's own decorator.")
+
+
+def in_own_thread(view: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that calls its view in a thread of its own, as those for time limits do."""
+
+    @functools.wraps(view)
+    def check(*args: Any, **kwargs: Any) -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(view, *args, **kwargs).result(20)
+
+    return check
+
+
+@in_own_thread
+@idempotent
+def threaded(request: HttpRequest) -> HttpResponse:
+    """A function."""
+    return _charge()
+
+
+class ThreadedMethod(View):
+    """A method."""
+
+    @method_decorator(in_own_thread)
+    @idempotent
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """Charge."""
+        return _charge()
+
+
+class ThreadedRestView(RestView):
+    """A method whose request is REST framework's."""
+
+    @in_own_thread
+    @idempotent
+    def post(self, request: Any) -> Response:
+        """Charge."""
+        return super().post(request)
+
+
+@both_chains
+@pytest.mark.parametrize(
+    "view", [threaded, ThreadedMethod.as_view(), ThreadedRestView.as_view()], ids=["function", "method", "REST"]
+)
+def test_a_view_that_is_asked_in_another_thread_does_not_run(view: Any, send: Any) -> None:
+    """O-23, O-02: the thread has none of the context variables by which it is known that this is a question."""
+    with _project(view):
+        first, again = send(data={"amount": 5}), send(data={"amount": 5})
+        assert (first.status_code, again.status_code, again[REPLAYED]) == (201, 201, "true")
+        assert send(data={"amount": 6}).status_code == 422
+    assert runs == ["ann"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from flask import Flask, abort, request
+from flask import Flask, abort, copy_current_request_context, request
 from flask.views import MethodView
 
 from open_idempotency.flask import Idempotency, idempotent
@@ -169,3 +170,43 @@ def test_a_mark_above_all_decorators_asks_nothing() -> None:
     assert client.post("/charges", headers=KEY).status_code == 201
     roles.clear()
     assert client.post("/charges", headers=KEY).headers[REPLAYED] == "true"
+
+
+def in_own_thread(view: Any) -> Any:
+    """A decorator that calls its view in a thread of its own, as those for time limits do."""
+
+    @functools.wraps(view)
+    def check(*args: Any, **kwargs: Any) -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(copy_current_request_context(view), *args, **kwargs).result(20)
+
+    return check
+
+
+def test_a_view_that_is_asked_in_another_thread_does_not_run() -> None:
+    """O-23, O-02: the thread has Flask's context, and none of ours."""
+
+    @in_own_thread
+    @idempotent
+    def charge() -> Any:
+        return _charge()
+
+    client = _client(charge)
+    first, again = (client.post("/charges", headers=KEY) for _ in range(2))
+    assert (first.status_code, again.status_code, again.headers[REPLAYED]) == (201, 201, "true")
+    assert client.post("/charges", json={"amount": 6}, headers=KEY).status_code == 422
+    assert runs == ["POST"]
+
+
+def test_a_copy_of_the_context_does_not_end_the_request() -> None:
+    """L-04, R-01: Flask calls its teardown functions for each copy, while the view still runs."""
+
+    def charge() -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(copy_current_request_context(_charge)).result(20)
+        return {"run": len(runs)}, 201
+
+    client = _client(charge)
+    first, again = (client.post("/charges", headers=KEY) for _ in range(2))
+    assert (again.data, again.headers[REPLAYED]) == (first.data, "true")
+    assert runs == ["POST"]

@@ -29,6 +29,7 @@ class Shop:
         self,
         act: Callable[[Request], object] = lambda request: None,
         middleware: type[PlainMiddleware] = IdempotencyMiddleware,
+        session_inside: bool = False,
         **fields: Any,
     ) -> None:
         self.act = act
@@ -37,8 +38,11 @@ class Shop:
         self.fails = 0
         self.listener = Listener()
         self.app = Starlette(routes=[Route("/login/{name}", log_in), Route("/0", self.view, methods=["POST"])])
+        if session_inside:
+            self.app.add_middleware(SessionMiddleware, secret_key="for tests only")
         self.app.add_middleware(middleware, backend="memory://", on_event=self.listener, **fields)
-        self.app.add_middleware(SessionMiddleware, secret_key="for tests only")
+        if not session_inside:
+            self.app.add_middleware(SessionMiddleware, secret_key="for tests only")
 
     async def view(self, request: Request) -> Response:
         """The view."""
@@ -275,3 +279,25 @@ def test_a_change_of_something_else_is_none_of_the_caller(before: str | None) ->
     first = browser.post()
     assert browser.post().content == first.content
     assert shop.of_kind(events.CallerChanged) == []
+
+
+@pytest.mark.parametrize("before", ["ann", None])
+def test_a_change_in_a_session_that_was_opened_inside_is_reported(before: str | None) -> None:
+    """O-14, O-19: its cookie is written before the response arrives. The session of before finds the record."""
+    shop = Shop(register, session_inside=True)
+    browser = shop.browse(before)
+    old = browser.session
+    first = browser.post()
+    assert [event.followed for event in shop.of_kind(events.CallerChanged)] == [False]
+    browser.session = old
+    assert browser.post().content == first.content
+    assert shop.runs == 1
+
+
+def test_a_basket_in_a_session_that_was_opened_inside_is_no_change() -> None:
+    """O-14, O-19: the user is the same."""
+    shop = Shop(lambda request: request.session.update(basket=1), session_inside=True)
+    browser = shop.browse("ann")
+    first = browser.post()
+    assert browser.post().content == first.content
+    assert (shop.runs, shop.of_kind(events.CallerChanged)) == (1, [])

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
+from flask import has_request_context
+
 from open_idempotency import rules
+from open_idempotency._flask.extension import current_request
 from open_idempotency._routes.marks import mark_view
 
 V = TypeVar("V", bound=Callable[..., Any])
@@ -32,6 +35,11 @@ def idempotent(view: Any = None, /, **fields: Any) -> Any:
     mark = rules.idempotent(**fields)
 
     def decorate(marked: Any) -> Any:
-        return mark_view(mark(marked))
+        return mark_view(mark(marked), _find_request)
 
     return decorate if view is None else decorate(view)
+
+
+def _find_request() -> object:
+    """The request of this context, which a decorator may have copied into a thread; None where there is none."""
+    return current_request() if has_request_context() else None

@@ -228,7 +228,7 @@ class Exchange:
         view = app.view_functions[request.url_rule.endpoint] if request.url_rule is not None else None
         if view is None or not reveals_a_record(core) or not _may_refuse(view, request.method):
             return self._respond(core)
-        refusal: Any = call_to_mark(lambda: app.ensure_sync(view)(**(request.view_args or {})))
+        refusal: Any = call_to_mark(request, lambda: app.ensure_sync(view)(**(request.view_args or {})))
         return self._respond(core) if refusal is None else app.make_response(refusal)
 
     def overtaken(self, error: IdempotencyError) -> Response:

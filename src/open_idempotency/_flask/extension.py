@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from flask import Flask, Request, Response, request
+from flask import globals as flask_globals
 
 from open_idempotency import rules
 from open_idempotency._core.attempt import Attempt
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 Original = Callable[..., Any]
 
 _ATTRIBUTE = "_open_idempotency_exchange"
+_CONTEXT = "_open_idempotency_context"
 _METHODS = ("POST", "PATCH", "PUT", "DELETE")
 _logger = logging.getLogger("open_idempotency")
 
@@ -75,6 +77,7 @@ class Hooks:
         exchange = self._open(here)
         if exchange is not None:
             setattr(here, _ATTRIBUTE, exchange)
+            setattr(here, _CONTEXT, _context())
             exchange.receive()
         return original(*args)
 
@@ -100,7 +103,8 @@ class Hooks:
     def _teardown(self, error: BaseException | None) -> None:
         here = current_request()
         exchange = _exchange(here)
-        if exchange is not None:
+        # copy_current_request_context ends a copy of the context, while the request goes on.
+        if exchange is not None and getattr(here, _CONTEXT) == _context():
             delattr(here, _ATTRIBUTE)
             exchange.end(error)
 
@@ -164,6 +168,12 @@ class Hooks:
 def _exchange(here: Request) -> Exchange | Plain | None:
     exchange: Exchange | Plain | None = getattr(here, _ATTRIBUTE, None)
     return exchange
+
+
+def _context() -> int:
+    """Which context of the request this is. Later versions of Flask have one kind of context only."""
+    names = vars(flask_globals)
+    return id(names.get("request_ctx", names["app_ctx"])._get_current_object())
 
 
 def current_request() -> Request:

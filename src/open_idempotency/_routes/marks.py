@@ -19,6 +19,7 @@ from open_idempotency._core.stored_response import REPLAYED
 T = TypeVar("T")
 
 _MARK = "_open_idempotency_mark"
+_STOPS = "_open_idempotency_stops"
 _REVEALING = (409, 422)
 _stopping: ContextVar[bool] = ContextVar("open_idempotency_stopping", default=False)
 
@@ -30,29 +31,42 @@ class Reached(BaseException):
     """
 
 
-def mark_view(view: Any) -> Any:
-    """The view with a mark, at which ``call_to_mark`` stops. Classes and callable objects are returned as they are."""
+def mark_view(view: Any, find_request: Callable[[], object] | None = None) -> Any:
+    """The view with a mark, at which ``call_to_mark`` stops. Classes and callable objects are returned as they are.
+
+    ``find_request``: returns the current request, where that is not the view's first argument, or a method's second.
+    """
     if not inspect.isfunction(view) or hasattr(view, _MARK):
         return view
-    wrapper = _awaited(view) if inspect.iscoroutinefunction(view) else _plain(view)
+    wrapper = (_awaited if inspect.iscoroutinefunction(view) else _plain)(view, find_request)
     setattr(wrapper, _MARK, wrapper)
     return wrapper
 
 
-def _plain(view: Callable[..., T]) -> Callable[..., T]:
+def _stops(args: tuple[Any, ...], find_request: Callable[[], object] | None) -> bool:
+    """Whether this call ends at the mark, also in a thread whose context a decorator has not copied."""
+    if _stopping.get():
+        return True
+    requests = args[:2] if find_request is None else (find_request(),)
+    return any(getattr(each, _STOPS, False) is True for each in requests)
+
+
+def _plain(view: Callable[..., T], find_request: Callable[[], object] | None) -> Callable[..., T]:
     @functools.wraps(view)
     def stop_here(*args: Any, **kwargs: Any) -> T:
-        if _stopping.get():
+        if _stops(args, find_request):
             raise Reached
         return view(*args, **kwargs)
 
     return stop_here
 
 
-def _awaited(view: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+def _awaited(
+    view: Callable[..., Awaitable[T]], find_request: Callable[[], object] | None
+) -> Callable[..., Awaitable[T]]:
     @functools.wraps(view)
     async def stop_here(*args: Any, **kwargs: Any) -> T:
-        if _stopping.get():
+        if _stops(args, find_request):
             raise Reached
         return await view(*args, **kwargs)
 
@@ -75,27 +89,29 @@ def reveals_a_record(response: Response) -> bool:
 
 
 @contextmanager
-def _stopping_at_marks() -> Generator[None, None, None]:
-    """Views that are called in this context stop at their mark and raise ``Reached``."""
+def _stopping_at_marks(request: object) -> Generator[None, None, None]:
+    """Views that are called in this context, or with this request, stop at their mark and raise ``Reached``."""
     token = _stopping.set(True)
+    setattr(request, _STOPS, True)
     try:
         yield
     finally:
+        delattr(request, _STOPS)
         _stopping.reset(token)
 
 
-def call_to_mark(view: Callable[[], T]) -> T | None:
+def call_to_mark(request: object, view: Callable[[], T]) -> T | None:
     """The response of a view above its mark; None if the view lets the request through. Raises what the view raises."""
-    with _stopping_at_marks():
+    with _stopping_at_marks(request):
         try:
             return view()
         except Reached:
             return None
 
 
-async def acall_to_mark(view: Callable[[], Awaitable[T]]) -> T | None:
+async def acall_to_mark(request: object, view: Callable[[], Awaitable[T]]) -> T | None:
     """``call_to_mark`` for coroutines."""
-    with _stopping_at_marks():
+    with _stopping_at_marks(request):
         try:
             return await view()
         except Reached:

@@ -27,12 +27,14 @@ from open_idempotency._asgi.exchange import (
     Receive,
     Scope,
     Send,
+    Session,
 )
 from open_idempotency._asgi.exchange import request_of as read_request
 from open_idempotency._core.admission import refuse_ahead, refuse_body
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.keys import find_key
 from open_idempotency._core.requests import Identity, Response
+from open_idempotency._core.settlement import abort
 from open_idempotency._core.stored_response import Capture
 from open_idempotency._engine import shutdown
 from open_idempotency._engine.bodies import RequestBody
@@ -59,12 +61,16 @@ class Around(Inner, Protocol):
         """The identity that the ``user=`` dependency has returned, None if the endpoint does not depend on it."""
         ...
 
+    def session_within(self, scope: Scope) -> Session | None:
+        """What tells of a view that changes the caller (O-14), where the session was opened inside."""
+        ...
+
     def look_back(self, scope: Scope, policy: IdempotencyPolicy) -> None:
         """Called after an endpoint ran for a caller that was not known as a user."""
         ...
 
     def report_unclaimed(self, scope: Scope, status: int) -> None:
-        """Called after a success was sent for a request with a key that was never claimed."""
+        """Called after a success was sent for a request that has a key, or needs one, and was never claimed."""
         ...
 
 
@@ -76,8 +82,9 @@ class PendingExchange(Exchange):
     """
 
     __slots__ = (
-        "_around", "_bounded", "_by_path", "_claimed_in", "_entered", "_instead", "_keeps", "_keyed", "_known",
-        "_reached", "_read", "_refusal", "_request", "_seen", "_solved", "_status", "_unread", "stand_in",
+        "_around", "_bounded", "_by_path", "_claimed_in", "_decided", "_entered", "_instead", "_keeps", "_keyed",
+        "_known", "_over", "_reached", "_read", "_refusal", "_request", "_seen", "_solved", "_status", "_unread",
+        "stand_in",
     )  # fmt: skip
 
     def __init__(
@@ -105,7 +112,11 @@ class PendingExchange(Exchange):
         self._seen: Message | None = None
         self._solved: Any = None
         self._instead: Response | None = None
+        # what the claim was refused with, for whoever calls the endpoint once more
+        self._decided: Response | None = None
         self._claimed_in: Scope | None = None
+        # the application has returned; a middleware inside may have left the endpoint to a task of its own
+        self._over = False
         self._entered: set[Any] = set()
         #: what FastAPI gets instead of the endpoint's result, until it has got it
         self.stand_in: Any = None
@@ -136,6 +147,7 @@ class PendingExchange(Exchange):
             if self._settled or not await self._stand_in(attempt, error):
                 raise
         finally:
+            self._over = True
             running.reset(mark)
             if scope.get(PENDING) is self:
                 del scope[PENDING]
@@ -161,7 +173,7 @@ class PendingExchange(Exchange):
         coverage = self._around.coverages.by(self._by_path)
         if coverage is None or self._request.method not in coverage.policy.methods:
             return False
-        return bool(find_key(self._request.headers, coverage.names))
+        return coverage.policy.required or bool(find_key(self._request.headers, coverage.names))
 
     # Where the endpoint is called
 
@@ -198,10 +210,23 @@ class PendingExchange(Exchange):
         """Make the claim. Returns the response to send instead of calling the endpoint, or None.
 
         ``scope``: as the endpoint sees it. ``rules``: those of its route. ``solved``: FastAPI's dependencies by
-        callable, once they are solved. Raises ``ScopeUnknown``, ``ConfigurationError``.
+        callable, once they are solved. A request has one claim: where a middleware inside calls the endpoint again, the
+        first claim counts. Raises ``ScopeUnknown``, ``ConfigurationError``.
         """
-        scope.pop(PENDING, None)
         self._reached = True
+        if self._decided is not None:
+            return self._replace(self._decided)
+        if self._attempt is not None:  # asked through another copy of the scope
+            scope[MARK] = self._attempt
+            return None
+        # Who calls an endpoint when its request is over is not protected, as if the scope had not been copied.
+        instead = None if self._over else await self._decide(scope, rules, solved)
+        # Not before: until it is decided, nothing runs for whoever catches an error of the claim and calls again.
+        if instead is None:
+            scope.pop(PENDING, None)
+        return instead
+
+    async def _decide(self, scope: Scope, rules: Iterable[Rule], solved: Any) -> Response | None:
         if MARK in scope:  # a hidden middleware of this library protects it
             self._let_pass()
             return None
@@ -222,6 +247,8 @@ class PendingExchange(Exchange):
 
     async def _claim(self, scope: Scope, key_headers: list[tuple[bytes, bytes]], solved: Any) -> Response | None:
         self._request.native, self._solved = scope, solved
+        if self._session is None:
+            self._session = self._around.session_within(scope)
         self._entered = shutdown.enter(self)
         try:
             admission = await self._admit(self._request, key_headers)
@@ -233,6 +260,10 @@ class PendingExchange(Exchange):
         if isinstance(admission, Response):
             return self._replace(admission)
         self._begin(admission, scope)
+        if self._over:
+            error = RuntimeError("the request ended while its claim was made, so its endpoint is not called")
+            await self._settle(admission, abort(admission, error))
+            raise error
         late = await self._late(admission)
         return None if late is None else self._replace(late)
 
@@ -252,7 +283,7 @@ class PendingExchange(Exchange):
             self._claimed_in = scope
 
     def _replace(self, response: Response) -> Response:
-        self._instead = response
+        self._instead = self._decided = response
         self._keeps = False
         self._entered.discard(self)
         return response
@@ -320,7 +351,8 @@ class PendingExchange(Exchange):
         if self._instead is not None and message["type"] == "http.response.start":
             instead, self._instead = self._instead, None
             headers = [tuple(header) for header in message.get("headers", ())]
-            if STAND_IN in headers:
+            # Middleware that makes a new response of the body, and loses the mark, leaves the status as it is.
+            if STAND_IN in headers or message["status"] == instead.status:
                 await self._respond(instead)
                 return
             # A layer around the endpoint has made another response, such as the error of a dependency.

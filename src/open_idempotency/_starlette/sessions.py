@@ -22,12 +22,16 @@ _NAME = "_open_idempotency"
 
 
 class SessionTrace:
-    """The session of one request, opened by an outer ``SessionMiddleware``. Reading it changes no response."""
+    """The session of one request, opened by a ``SessionMiddleware``. Reading it changes no response.
 
-    __slots__ = ("_before", "_reported", "_session")
+    ``sent``: the ``SessionMiddleware`` is inside, so its cookie is written before ``change`` can be asked.
+    """
 
-    def __init__(self, session: MutableMapping[str, Any]) -> None:
+    __slots__ = ("_before", "_reported", "_sent", "_session")
+
+    def __init__(self, session: MutableMapping[str, Any], *, sent: bool = False) -> None:
         self._session = session
+        self._sent = sent
         self._reported = False
         self._before = self._content()
 
@@ -69,6 +73,8 @@ class SessionTrace:
         if not callable(caller.policy.scope):
             # The application's authentication may pass on a verified user whom it knows by this session.
             names.append(self._seal(caller))
+        if self._sent:
+            return Change(False) if changed else None
         if names and content:
             self._session[_NAME] = dict.fromkeys(names, record_id.hex())
         return Change(followed and bool(content)) if changed else None

@@ -25,19 +25,19 @@ def refusal(request: HttpRequest, view: Any) -> HttpResponseBase | None:
     """The response by which the view refuses this request; None if it lets it through. Raises what the view raises."""
     call = _call(request, view)
     if call is not None and iscoroutinefunction(view):
-        response: HttpResponseBase | None = async_to_sync(marks.acall_to_mark)(call)
+        response: HttpResponseBase | None = async_to_sync(marks.acall_to_mark)(request, call)
         return response
     ask = call or _question(request, view)
-    return None if ask is None else marks.call_to_mark(ask)
+    return None if ask is None else marks.call_to_mark(request, ask)
 
 
 async def arefusal(request: HttpRequest, view: Any) -> HttpResponseBase | None:
     """``refusal``, awaited: sync views are called in Django's own thread."""
     call = _call(request, view)
     if call is not None and iscoroutinefunction(view):
-        return await marks.acall_to_mark(call)
+        return await marks.acall_to_mark(request, call)
     ask = call or _question(request, view)
-    return None if ask is None else await sync_to_async(marks.call_to_mark)(ask)
+    return None if ask is None else await sync_to_async(marks.call_to_mark)(request, ask)
 
 
 def _call(request: HttpRequest, view: Any) -> Ask | None:
