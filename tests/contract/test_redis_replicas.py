@@ -188,8 +188,9 @@ def test_a_confirmed_claim_survives_a_failover() -> None:
             until(lambda: sentinel.knows_replicas(1), "the replica is known")
 
             async def steps(verbs: AsyncVerbs) -> None:
-                await lease_of(verbs, RECORD)
+                await lease_of(verbs, RECORD, lease=600.0)
                 primary.kill()
+                sentinel.hurry()
                 # It has no replica now, so a claim is not confirmed; what is on record is told.
                 plain = RedisBackend(sentinel.sentinel_url, timeout=2)
                 assert isinstance(until(lambda: _told(plain), "the failover"), Busy)
