@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from open_idempotency import asgi
+from open_idempotency._asgi import exchange
 from open_idempotency._engine import client_left, heartbeat, performers, recordings, thread_calls
 from open_idempotency._runtime import loops
 from open_idempotency._stages import atomic, stages
@@ -21,7 +21,7 @@ from tests.simulation.loop import Cancelled, Future, Loop
 
 T = TypeVar("T")
 
-_TIMED = (asgi, atomic, client_left, heartbeat, performers, recordings, stages, thread_calls)
+_TIMED = (atomic, client_left, exchange, heartbeat, performers, recordings, stages, thread_calls)
 
 
 class Signal:
@@ -140,7 +140,7 @@ def surroundings(
         (loops, "_implementation", lambda: implementation),
         (heartbeat, "threading", SimpleNamespace(Thread=make_thread, Lock=threading.Lock)),
         (heartbeat, "enlist", lambda _: None),
-        (asgi, "hold_for", hold_for),
+        (exchange, "hold_for", hold_for),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in replaced]
     logger = logging.getLogger("open_idempotency")
