@@ -168,14 +168,14 @@ def _follows(server: Server) -> bool:
 
 
 class Sentinel(Server):
-    """One Sentinel, which alone decides that the primary is down, when it said nothing for ``patience`` seconds."""
+    """One Sentinel, which alone decides that the primary is down, and does so only after ``hurry``."""
 
-    def __init__(self, primary: int, *lines: str, kind: str = "valkey", patience: float = 0.5) -> None:
+    def __init__(self, primary: int, *lines: str, kind: str = "valkey") -> None:
         super().__init__(kind)
         self.password = next((line.split()[1] for line in lines if line.startswith("requirepass")), None)
         self._lines = (
             f"sentinel monitor {SERVICE} 127.0.0.1 {primary} 1",
-            f"sentinel down-after-milliseconds {SERVICE} {int(patience * 1000)}",
+            f"sentinel down-after-milliseconds {SERVICE} 600000",
             f"sentinel failover-timeout {SERVICE} 2000",
             *lines,
         )
@@ -198,6 +198,11 @@ class Sentinel(Server):
         """Whether it would have somebody to promote."""
         with self.connect() as plain:
             return len(plain.sentinel_slaves(SERVICE)) == number
+
+    def hurry(self) -> None:
+        """From now on a primary that says nothing for half a second is down. To be called when it has been killed."""
+        with self.connect() as plain:
+            plain.execute_command("SENTINEL", "SET", SERVICE, "down-after-milliseconds", 500)
 
     def primary(self) -> int:
         """The port of the primary, as it sees it."""

@@ -205,7 +205,7 @@ def test_who_waits_is_told_by_a_batch(backend: PostgresBackend, postgres18: Post
 
 def test_who_lost_the_lease_is_told_so_in_a_batch(backend: PostgresBackend) -> None:
     """B-03, I3: a stale owner changes nothing, and the others of the batch are none the worse."""
-    stale = leased(backend, claim_of(lease=0.001))
+    stale = leased(backend, claim_of(lease=0.0))
     owner = leased(backend, claim_of(stale.record_id))
     fine = leased(backend)
     verbs = [

@@ -38,6 +38,7 @@ from open_idempotency.backends.postgres.encoding import Statement
 from open_idempotency.backends.postgres.schema import migrate, migrations
 from open_idempotency.conformance import ManualClock
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
+from tests.contract.impatient import answered
 from tests.contract.on_postgres import emptied
 from tests.postgres_server import PostgresServer
 
@@ -132,10 +133,13 @@ def test_a_completion_and_a_renewal_write_no_index(own_server: PostgresServer) -
         assert backend.renew(Renew([lease])) == [Renewal.OWNED]
         backend.complete(Complete(lease, b"response"))
     backend.close()
+    deadline = time.monotonic() + SOON
     with own_server.connect() as connection:
-        while (row := connection.execute(_UPDATES).fetchone()) != (10, 10):
-            assert row is None or row[0] < 10, row
+        # There may be more than ten: a claim that took long puts its time right, which is in no index either.
+        while (counts := connection.execute(_UPDATES).fetchone()) is None or counts[0] < 10:
+            assert time.monotonic() < deadline, counts
             time.sleep(0.01)
+    assert counts[0] == counts[1]
 
 
 _UPDATES = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'records'"
@@ -223,7 +227,7 @@ def test_a_server_that_does_not_answer_is_given_up(backend: PostgresBackend, pos
         with pytest.raises(BackendUnavailable, match="no response in time"):
             impatient.complete(Complete(lease, b"response"))
         assert time.monotonic() - started <= impatient.call_timeout + 1
-    impatient.complete(Complete(lease, b"response"))
+    answered(lambda: impatient.complete(Complete(lease, b"response")))
     impatient.close()
 
 

@@ -15,13 +15,14 @@ from redis.crc import key_slot
 
 from open_idempotency.backend import Complete, Finished, Lease, Record, Renew, Renewal, Wait
 from open_idempotency.backends.redis import RedisBackend
+from open_idempotency.backends.redis.cluster import AsyncClusterClient
 from open_idempotency.backends.redis.topology import AsyncClient
 from open_idempotency.conformance import AsyncVerbs
 from open_idempotency.conformance.support import claim_of, lease_of
 from open_idempotency.exceptions import BackendUnavailable
 from tests.conftest import SERVER_KINDS
 from tests.contract.on_redis import SOON, claimed_again, run
-from tests.topologies import Cluster
+from tests.topologies import Cluster, until
 
 RECORDS = [b"%d" % number for number in range(30)]
 
@@ -284,3 +285,34 @@ async def test_a_connection_that_was_dropped_when_it_was_given_out_is_a_broken_o
     with pytest.raises(BackendUnavailable):
         await calls._run(lambda client: stumbling(client, times=2))
     await backend.to_async().close()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.anyio
+async def test_a_client_whose_last_call_broke_leaves_no_connection_open(cluster: Cluster) -> None:
+    """B-11: redis-py's own client takes itself for closed then."""
+    options = RedisBackend(cluster.url, timeout=10).options
+    before = _clients(cluster)
+    client = AsyncClusterClient(options)
+    for name in RECORDS:
+        await client.execute(("GET", options.key(name)))
+    opened = _clients(cluster) - before
+    broken = next(name for name in RECORDS if cluster.owner_of(key_slot(options.key(name))) == 0)
+    with cluster.nodes[0].connect() as plain:
+        for node, number in opened:
+            if node == 0:
+                plain.execute_command("CLIENT KILL", "ID", number)
+    with pytest.raises(redis.RedisError):
+        await client.execute(("GET", options.key(broken)))
+    assert _clients(cluster) & opened
+    await client.close()
+    until(lambda: not _clients(cluster) & opened, "all connections are closed")
+
+
+def _clients(cluster: Cluster) -> set[tuple[int, str]]:
+    """Who is connected: the node, and the number that the node has given."""
+    found = set[tuple[int, str]]()
+    for number, node in enumerate(cluster.nodes):
+        with node.connect() as plain:
+            found |= {(number, each["id"]) for each in plain.client_list()}
+    return found

@@ -43,9 +43,9 @@ def watched() -> Iterator[tuple[Server, Server, Sentinel]]:
 
 @pytest.fixture(scope="module")
 def steady() -> Iterator[tuple[Server, Sentinel]]:
-    """A primary without replicas and a Sentinel that never gives it up; leave both running."""
+    """A primary without replicas and its Sentinel; leave both running."""
     with replicated(0) as (primary, _):
-        sentinel = Sentinel(primary.port, patience=100.0)
+        sentinel = Sentinel(primary.port)
         try:
             yield primary, sentinel.start()
         finally:
@@ -59,11 +59,12 @@ def test_after_a_failover_the_backend_works_again_by_itself(
     primary, replica, sentinel = watched
 
     async def steps(verbs: AsyncVerbs) -> None:
-        running = await lease_of(verbs, b"running")
+        running = await lease_of(verbs, b"running", lease=600.0)  # longer than any failover
         await verbs.complete(Complete(await lease_of(verbs, b"completed"), b"response"))
         with primary.connect() as plain:
             assert plain.wait(1, 10_000) == 1
         primary.kill()
+        sentinel.hurry()
         assert isinstance(await claimed_again(verbs, b"new"), Leased)
         assert sentinel.primary() == replica.port
         assert isinstance(await verbs.claim(claim_of(b"running")), Busy)

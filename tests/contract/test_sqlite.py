@@ -30,6 +30,7 @@ from open_idempotency.backends.sqlite import SqliteBackend
 from open_idempotency.conformance import ManualClock
 from open_idempotency.conformance.support import claim_of, stage_of
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError, RecordUnreadable
+from tests.contract.impatient import answered
 
 RECORDS = "open_idempotency_records"
 
@@ -88,7 +89,8 @@ def test_a_locked_database_is_unavailable_in_time(path: str, other: sqlite3.Conn
     assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
     assert time.monotonic() - started < impatient.call_timeout + 1
     other.execute("ROLLBACK")
-    assert isinstance(impatient.claim(claim_of(b"a")), Leased)
+    claim = claim_of(b"a")
+    assert isinstance(answered(lambda: impatient.claim(claim)), Leased)
     impatient.close()
 
 
@@ -111,7 +113,8 @@ def test_threads_of_one_process_queue_for_the_write_lock(path: str, coalesce: bo
         backend.claim(claim_of(b"b"))
     go_on.set()
     thread.join(20)
-    assert isinstance(backend.claim(claim_of(b"b")), Leased)
+    claim = claim_of(b"b")
+    assert isinstance(answered(lambda: backend.claim(claim)), Leased)
     backend.close()
 
 
@@ -369,7 +372,8 @@ def test_what_waits_for_a_fork_does_not_wait_for_ever(path: str) -> None:
         with pytest.raises(BackendUnavailable):
             call()
     resume()
-    assert isinstance(backend.claim(claim_of(b"a")), Leased)
+    claim = claim_of(b"a")
+    assert isinstance(answered(lambda: backend.claim(claim)), Leased)
     backend.close()
 
 

@@ -21,7 +21,7 @@ from tests.simulation.loop import Cancelled, Future, Loop
 
 T = TypeVar("T")
 
-_TIMED = (exchange, atomic, client_left, heartbeat, performers, recordings, stages, thread_calls)
+_TIMED = (atomic, client_left, exchange, heartbeat, performers, recordings, stages, thread_calls)
 
 
 class Signal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import subprocess
 import sys
 import threading
@@ -77,10 +76,11 @@ def test_no_lease_is_renewed_before_a_third_of_it_has_passed(desk: Desk) -> None
 
 def test_a_lease_is_renewed_again_and_again_while_the_handler_runs(desk: Desk) -> None:
     """L-01: every third of it; the backend's clock stands, so a renewal puts the same end again."""
+    before = time.monotonic()
     attempt = desk.admit()
     desk.backend.await_beats(3)
-    times = [at for at, _ in desk.backend.renewals[:3]]
-    assert min(b - a for a, b in itertools.pairwise(times)) >= 0.05 - 0.001
+    # Each beat is due a third of the lease after the one before: a slow machine makes them later, never sooner.
+    assert desk.backend.renewals[2][0] - before >= 3 * 0.05
     assert not attempt.lost
 
 
@@ -100,8 +100,10 @@ def test_a_forgotten_attempt_is_not_renewed_any_more(desk: Desk) -> None:
     """L-01."""
     ended, running = desk.admit(b"ended"), desk.admit(b"running")
     desk.heartbeat.forget(ended)
-    desk.backend.await_beats(2)
-    assert {count for _, count in desk.backend.renewals} == {1}
+    seen = len(desk.backend.renewals)
+    eventually(lambda: len(desk.backend.renewals) > seen + 2)
+    # One call may have been on its way when it was forgotten.
+    assert {count for _, count in desk.backend.renewals[seen + 1 :]} == {1}
     assert running.lease is not None
 
 
@@ -111,7 +113,7 @@ def test_an_attempt_without_a_lease_is_not_watched(desk: Desk) -> None:
     before = beating_threads()
     desk.heartbeat.watch(attempt)
     desk.heartbeat.forget(attempt)
-    assert beating_threads() == before
+    assert beating_threads() <= before  # those of other tests may end meanwhile
 
 
 def test_one_thread_serves_all_attempts(desk: Desk) -> None:

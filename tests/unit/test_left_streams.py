@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -17,17 +19,22 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from open_idempotency import IdempotencyPolicy, idem
+from open_idempotency._engine import client_left
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backend import Status
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.starlette import IdempotencyMiddleware as StarletteMiddleware
 from open_idempotency.wsgi import IdempotencyMiddleware as WsgiMiddleware
+from tests.unit.builders import Clock
 from tests.unit.wsgi_server import PLAIN, begin, environ, only_record, serve, streaming
 
 pytestmark = pytest.mark.anyio
 
 PATIENCE = 10
+#: of streams that have no end: how long their tests take
 GRACE = 0.2
+#: of streams that end: however slow the machine is, they do so within it
+ENOUGH = PATIENCE * 2
 Message = dict[str, Any]
 
 
@@ -112,11 +119,11 @@ class Parts:
             threading.Event().wait(0.01)
 
 
-def starlette_app(respond: Callable[[], Any], between: bool) -> Starlette:
+def starlette_app(respond: Callable[[], Any], between: bool, grace: float) -> Starlette:
     async def endpoint(request: Request) -> Response:
         return StreamingResponse(respond())
 
-    layers = [Middleware(StarletteMiddleware, backend="memory://", stream_grace=GRACE)]
+    layers = [Middleware(StarletteMiddleware, backend="memory://", stream_grace=grace)]
     layers += [Middleware(Through)] * between
     return Starlette(routes=[Route("/", endpoint, methods=["POST"])], middleware=layers)
 
@@ -130,7 +137,7 @@ async def test_starlettes_stream_ends_within_its_grace_and_is_replayed(
 ) -> None:
     """L-05a: whether the server reports the disconnect by `receive()` or by `send()`."""
     parts = Parts(4)
-    server = Server(starlette_app(getattr(parts, way), between), spec_version)
+    server = Server(starlette_app(getattr(parts, way), between, ENOUGH), spec_version)
     await server.leave_after_first_part()
     assert await server.retry() == (b"xxxx", True)
     assert parts.attempts == [1]
@@ -145,7 +152,7 @@ async def test_starlettes_stream_without_an_end_is_closed_after_its_grace(
 ) -> None:
     """L-05a: its attempt has failed, and the retry runs."""
     parts = Parts(None)
-    server = Server(starlette_app(getattr(parts, way), between), spec_version)
+    server = Server(starlette_app(getattr(parts, way), between, GRACE), spec_version)
     await server.leave_after_first_part()
     assert await server.retry() == (b"xxxx", False)
     assert parts.attempts == [1, 2]
@@ -154,11 +161,39 @@ async def test_starlettes_stream_without_an_end_is_closed_after_its_grace(
 async def test_a_stream_whose_client_left_before_it_began_has_its_grace() -> None:
     """L-05a: Starlette asks for the disconnect right before it starts its response."""
     parts = Parts(4)
-    server = Server(starlette_app(parts.awaited, False))
+    server = Server(starlette_app(parts.awaited, False, ENOUGH))
     server.left.set()
     await server.run()
     assert await server.retry() == (b"xxxx", True)
     assert parts.attempts == [1]
+
+
+async def test_a_process_that_stands_still_before_a_stream_begins_takes_nothing_of_its_grace() -> None:
+    """L-05a: the disconnect is withheld from who is about to stream for some turns of the loop, not by the clock."""
+    attempts: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        attempts.append(idem.attempt)
+        await receive()
+        async with anyio.create_task_group() as group:
+
+            async def listen() -> None:
+                await receive()
+                group.cancel_scope.cancel()
+
+            group.start_soon(listen)
+            await anyio.sleep(0.001)
+            time.sleep(0.2)  # the whole process stands still
+            for _ in range(10):
+                await anyio.sleep(0)
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"whole"})
+
+    server = Server(IdempotencyMiddleware(app, "memory://", stream_grace=ENOUGH))
+    server.left.set()
+    await server.run()
+    assert await server.retry() == (b"whole", True)
+    assert attempts == [1]
 
 
 def _streaming_app(attempts: list[int], between: Callable[[Any], Any]) -> Any:
@@ -220,7 +255,7 @@ async def test_before_its_response_an_application_hears_at_once(spool_bytes: int
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"stopped"})
 
-    policy = IdempotencyPolicy(stream_grace=PATIENCE * 2, spool_bytes=spool_bytes)
+    policy = IdempotencyPolicy(stream_grace=ENOUGH, spool_bytes=spool_bytes)
     server = Server(IdempotencyMiddleware(app, "memory://", policy=policy))
     server.left.set()
     await server.run()
@@ -244,7 +279,7 @@ async def test_the_disconnect_comes_when_the_stream_has_ended() -> None:
             await server.left.wait()
             await send({"type": "http.response.body", "body": b"y"})
 
-    server = Server(IdempotencyMiddleware(app, "memory://", stream_grace=PATIENCE * 2))
+    server = Server(IdempotencyMiddleware(app, "memory://", stream_grace=ENOUGH))
     await server.leave_after_first_part()
     assert heard == ["http.disconnect"]
     assert await server.retry() == (b"xy", True)
@@ -276,15 +311,17 @@ def test_a_wsgi_stream_without_an_end_is_closed_after_its_grace(backend: MemoryB
     assert only_record(backend).status is Status.FAILED
 
 
-def test_a_wsgi_stream_that_ends_late_is_stored(backend: MemoryBackend) -> None:
+def test_a_wsgi_stream_that_ends_late_is_stored(backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """L-05a: it was in the middle of a part when its grace was over, and then it was whole."""
+    clock = Clock()
+    monkeypatch.setattr(client_left, "time", SimpleNamespace(monotonic=clock))
 
     def body() -> Iterator[bytes]:
         yield b"a"
         yield b"b"
-        threading.Event().wait(0.1)
+        clock.now += 2 * GRACE
 
-    middleware = WsgiMiddleware(streaming(body), backend, stream_grace=0.01)
+    middleware = WsgiMiddleware(streaming(body), backend, stream_grace=GRACE)
     sent = begin(middleware, environ())
     next(sent.chunks)
     sent.close()

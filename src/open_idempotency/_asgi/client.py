@@ -19,7 +19,8 @@ Message = MutableMapping[str, Any]
 _DISCONNECT = "http.disconnect"
 _LONG = 3600.0
 # A framework that streams asks for the disconnect right before it starts its response; other layers may lie between.
-_STARTS_WITHIN = 0.1
+# Counted in looks of so many seconds, since an event loop that is held up starts no response either.
+_LOOK, _LOOKS = 0.01, 10
 
 
 class Client:
@@ -127,7 +128,10 @@ class Client:
             self._polled = False
             return
         self._polled = True
-        await self._pause(_STARTS_WITHIN)
+        for _ in range(_LOOKS):
+            await self._pause(_LOOK)
+            if self._streaming or self._ended:
+                break
         self._polled = False
 
     async def _hear(self) -> Message:

@@ -20,6 +20,7 @@ from open_idempotency._asgi.exchange import (
     MARK,
     PENDING,
     App,
+    ChangingSession,
     ClientGone,
     Exchange,
     Inner,
@@ -27,7 +28,6 @@ from open_idempotency._asgi.exchange import (
     Receive,
     Scope,
     Send,
-    Session,
 )
 from open_idempotency._asgi.exchange import request_of as read_request
 from open_idempotency._core.admission import refuse_ahead, refuse_body
@@ -61,7 +61,7 @@ class Around(Inner, Protocol):
         """The identity that the ``user=`` dependency has returned, None if the endpoint does not depend on it."""
         ...
 
-    def session_within(self, scope: Scope) -> Session | None:
+    def session_within(self, scope: Scope) -> ChangingSession | None:
         """What tells of a view that changes the caller (O-14), where the session was opened inside."""
         ...
 

@@ -280,6 +280,9 @@ class AsyncClusterClient(_Nodes):
         for batches in self._batches.values():
             batches.close()
         await self._cluster.aclose()
+        # After a call that broke redis-py takes its client for closed, although other connections are open.
+        for nodes in ("nodes_cache", "startup_nodes"):
+            await self._cluster.nodes_manager.aclose(nodes)
 
 
 class _NodeServer:
