@@ -323,7 +323,7 @@ def test_authentication_behind_the_claim_is_warned_of_at_start(place: str, caplo
         early = len(caplog.records)
         assert [post(app, "/charges") for _ in range(2)] == [200, 200]
     assert len(said) == early == 1
-    assert "outside authentication" in said[0]
+    assert "before authentication" in said[0]
     assert ("BearerAuthMiddleware" if place == "behind others" else "AuthenticationMiddleware") in said[0]
 
 
