@@ -602,10 +602,11 @@ async def test_middleware_inside_that_makes_a_new_response_of_the_body() -> None
 class Later:
     """A middleware inside that responds at once, and leaves the request to a task of its own."""
 
-    def __init__(self, app: Any, group: list[Any], when: Any) -> None:
+    def __init__(self, app: Any, group: list[Any], when: Any, at_once: bool = False) -> None:
         self.app = app
         self.group = group
         self.when = when
+        self.at_once = at_once
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or self.when.is_set():
@@ -617,10 +618,12 @@ class Later:
             pass
 
         async def call() -> None:
-            await self.when.wait()
+            if not self.at_once:
+                await self.when.wait()
             await self.app(copy, receive, drop)
 
         self.group[0].start_soon(call)
+        await anyio.wait_all_tasks_blocked()
         await JSONResponse({"later": True}, 202)(scope, receive, send)
 
 
@@ -644,6 +647,27 @@ async def test_an_endpoint_that_is_called_when_its_request_is_over_holds_no_key(
             await done.wait()
     assert list(backend.scan()) == []
     assert (await post(app, key=key)).status_code == 200
+
+
+async def test_a_request_that_is_over_before_its_body_is_whole_makes_no_claim() -> None:
+    """O-18, O-04: what is known of the body by then would be taken for all of it, and its retry for another request."""
+    backend, group = MemoryBackend(), []
+    app, key, whole = FastAPI(), new_key(), anyio.Event()
+    app.add_middleware(Later, group=group, when=whole, at_once=True)
+    app.add_middleware(IdempotencyMiddleware, backend=backend)
+    app.add_api_route("/charges", lambda: 1, methods=["POST"])
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x"
+        await whole.wait()
+        yield b"y"
+
+    async with anyio.create_task_group() as tasks:
+        group.append(tasks)
+        assert (await post(app, key=key, content=body())).status_code == 202
+        whole.set()
+    assert list(backend.scan()) == []
+    assert (await post(app, key=key, content=b"xy")).status_code == 200
 
 
 async def test_a_failed_endpoint_runs_again() -> None:

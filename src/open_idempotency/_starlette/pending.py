@@ -317,6 +317,8 @@ class PendingExchange(Exchange):
             if message["type"] == "http.disconnect":
                 raise ClientGone
             await self._take(message)
+        if self._over:  # the body was closed meanwhile
+            raise ClientGone
         return body
 
     async def _take(self, message: Message) -> None:
