@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from open_idempotency._asgi.exchange import Exchange, Message, Receive, Scope, Send, SessionTold
+from open_idempotency._asgi.exchange import ChangingSession, Exchange, Message, Receive, Scope, Send
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.keys import find_key, key_names
@@ -139,7 +139,7 @@ class _Call:
         self._user = user
         self._sent: Response | None = None
 
-    async def run(self, key_fields: Headers) -> Response:
+    async def run(self, key_headers: Headers) -> Response:
         """The response to send."""
         request = self.request
         scope: Scope = {
@@ -150,7 +150,7 @@ class _Call:
             "query_string": request.query,
             "headers": request.headers,
         }
-        await _Exchange(self, self.engine.policy, scope, self._receive, self._send).run(key_fields)
+        await _Exchange(self, self.engine.policy, scope, self._receive, self._send).run(key_headers)
         if self._sent is None:
             raise RuntimeError("the request was cancelled while its response was recorded")
         return self._sent
@@ -158,7 +158,7 @@ class _Call:
     def identify(self, scope: Scope) -> Identity | str | None:
         return self._user
 
-    def session_of(self, scope: Scope) -> SessionTold | None:
+    def session_of(self, scope: Scope) -> ChangingSession | None:
         return None
 
     async def call_app(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -181,9 +181,9 @@ class _Exchange(Exchange):
 
     __slots__ = ()
 
-    async def _admit(self, request: Request, key_fields: Headers) -> Attempt | Response:
+    async def _admit(self, request: Request, key_headers: Headers) -> Attempt | Response:
         assert isinstance(self._inner, _Call)
-        return await super()._admit(self._inner.request, key_fields)
+        return await super()._admit(self._inner.request, key_headers)
 
 
 def _checked(response: object) -> Response:

@@ -62,7 +62,7 @@ class Around(Inner, Protocol):
         ...
 
     def session_within(self, scope: Scope) -> ChangingSession | None:
-        """What tells of a view that changes the caller (O-14), where the session was opened inside."""
+        """The session that was opened inside, which may lead to another caller behind the view (O-14)."""
         ...
 
     def look_back(self, scope: Scope, policy: IdempotencyPolicy) -> None:
