@@ -115,7 +115,8 @@ def application(backend: Backend, effects: str, ledger: str, fields: dict[str, A
         try:
             with connection, idem.atomic(connection) as block:
                 connection.execute("INSERT INTO orders VALUES (1)")
-                return block.respond(flask.make_response(effect("atomic"), 201))
+                respond = getattr(block, "respond", None) or block.answer  # as versions before 0.1 have it
+                return respond(flask.make_response(effect("atomic"), 201))
         finally:
             connection.close()
 

@@ -253,12 +253,13 @@ async def _sizes_seen() -> list[int]:
         while True:
             exchange = getattr(_seen[-1], "_open_idempotency_exchange", None) if _seen else None
             if exchange is not None:
-                sizes.append(exchange._kept()._body.size)
+                sizes.append(exchange._ensure_recording()._body.size)
             await asyncio.sleep(0)
 
     looking = asyncio.ensure_future(look())
     call = AsgiCall(b"x" * BIG)
     await call.run(ASGIHandler())
+    assert not looking.done()  # it has met no error
     looking.cancel()
     assert call.body == b"done"
     return sizes
