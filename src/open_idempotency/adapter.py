@@ -119,7 +119,10 @@ class AsyncAdapter:
     async def handle(
         self, request: Request, body: bytes, handler: AsyncHandler, *, user: Identity | str | None = None
     ) -> Response:
-        """See ``Adapter.handle``. The handler runs in this task; a cancellation fails the attempt, and goes on."""
+        """Run the handler, or return a replay or a refusal; arguments and errors are those of ``Adapter.handle``.
+
+        The handler runs in this task. A cancellation fails the attempt, and goes on.
+        """
         if request.method not in self._engine.policy.methods:
             return await handler()
         call = _Call(self._engine, request, body, handler, user)

@@ -262,7 +262,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
             return
         self._unclaimed.add(route_name)
         _logger.warning(
-            "%s %s was sent %d without a claim, so a retry runs again: the response comes from a middleware "
+            "%s %s responded with %d without a claim, so a retry runs again: the response comes from a middleware "
             "inside, or from a route class that does not call its endpoint as Starlette or FastAPI does. Put "
             "IdempotencyMiddleware around that part alone, or let it call the endpoint",
             scope["method"],

@@ -15,7 +15,7 @@ from tests.simulation.loop import Cancelled, Future, Loop, Process
 
 
 class VirtualHold:
-    """The rules of ``_perform.holding.Hold`` for a task of the simulation: when to keep back, and for how long."""
+    """The rules of ``_engine.cancellation.Hold`` for a task of the simulation: when to keep back, and for how long."""
 
     def __init__(self, loop: Loop, attempt: Attempt) -> None:
         assert loop.current is not None

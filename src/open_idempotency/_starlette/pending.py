@@ -121,7 +121,7 @@ class PendingExchange(Exchange):
         #: what FastAPI gets instead of the endpoint's result, until it has got it
         self.stand_in: Any = None
 
-    async def run(self) -> None:  # type: ignore[override]  # it has no key fields yet
+    async def run(self) -> None:  # type: ignore[override]  # its key is read at the claim
         """Call the application. Raises what the application raises."""
         scope = self._scope
         scope[PENDING] = self
