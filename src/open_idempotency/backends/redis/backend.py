@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -45,7 +45,7 @@ from open_idempotency.backends.redis.memory import MemoryWatch
 from open_idempotency.backends.redis.options import read_url
 from open_idempotency.backends.redis.pipelining import without_missing_parts
 from open_idempotency.backends.redis.protocol import wrapped
-from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Script
+from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE
 from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
 
 logger = logging.getLogger("open_idempotency")
@@ -63,27 +63,26 @@ class AsyncRedisBackend(AsyncBackend):
         self._sync = over
         self._options = over.options
         self._calls = AsyncCalls(self._options, over.calls)
+        self._watches = over.watches
         self.call_timeout = over.call_timeout
 
     def __repr__(self) -> str:
         return f"AsyncRedisBackend({self._options.where!r})"
 
-    def call(self, script: Script, keys: Sequence[bytes], *arguments: scripts.Argument) -> Awaitable[Any]:
-        """Run one script, once more where the connection broke. Raises ``BackendUnavailable``."""
-        return self._calls.script(script, keys, arguments)
-
     async def claim(self, c: Claim, /) -> ClaimResult:
         """See ``RedisBackend.claim``."""
         if on_trio():
             return await in_thread(self._sync.claim, c)
-        watch = self._sync.watch
-        if watch.unknown() and watch.due():
-            await self._look()
-        watch.admit()
+        watch = self._watches.get()
+        if self._options.eviction == "refuse":
+            if not watch.looked and watch.due():
+                await self._look()
+            watch.admit()
         if self._options.min_replicas:
             result = await self._confirmed(c)
         else:
-            result = scripts.claimed(c, await self._send_claim(c))
+            key = self._options.key(c.record_id)
+            result = scripts.claimed(c, await self._calls.script(scripts.CLAIM, key, scripts.claim_arguments(c)))
         if watch.due():
             await self._look()
         return result
@@ -100,11 +99,12 @@ class AsyncRedisBackend(AsyncBackend):
             raise wrapped(error) from error
 
     async def _claim_and_confirm(self, c: Claim, leases: list[Lease]) -> ClaimResult:
-        result = scripts.claimed(c, await self._send_claim(c))
+        key = self._options.key(c.record_id)
+        result = scripts.claimed(c, await self._calls.script(scripts.CLAIM, key, scripts.claim_arguments(c)))
         if isinstance(result, Leased):
             leases.append(result.lease)
-            key = self._options.key(c.record_id)
-            scripts.held(await self._calls.durable(scripts.RENEW, key, scripts.renew_arguments(result.lease)))
+            renewal = scripts.renew_arguments(result.lease)
+            scripts.held(await self._calls.script(scripts.RENEW, key, renewal, durably=True))
         return result
 
     async def _release(self, lease: Lease) -> None:
@@ -117,11 +117,11 @@ class AsyncRedisBackend(AsyncBackend):
 
     async def _look(self) -> None:
         try:
-            self._sync.watch.heed(await limited(self._options.timeout, self._infos("memory")))
+            self._watches.get().heed(await limited(self._options.timeout, self._infos("memory")))
         except BackendUnavailable as error:
-            self._sync.watch.missed(error)
+            self._watches.get().missed(error)
         except RedisTimeoutError as error:
-            self._sync.watch.missed(wrapped(error))
+            self._watches.get().missed(wrapped(error))
 
     async def _infos(self, *sections: str) -> list[Any]:
         return [await self._calls.on(server, "INFO", *sections) for server in await self._calls.servers()]
@@ -129,11 +129,8 @@ class AsyncRedisBackend(AsyncBackend):
     async def health(self) -> Health:
         """See ``RedisBackend.health``."""
         infos = await self._infos()
-        self._sync.watch.heed(infos)
+        self._watches.get().heed(infos)
         return Health(tuple(memory.dangers_of(infos, self._options)))
-
-    def _send_claim(self, c: Claim) -> Awaitable[Any]:
-        return self.call(scripts.CLAIM, (self._options.key(c.record_id),), *scripts.claim_arguments(c))
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``RedisBackend.renew``."""
@@ -148,36 +145,37 @@ class AsyncRedisBackend(AsyncBackend):
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
         key = self._options.key(c.lease.record_id)
-        reply = await self._calls.durable(scripts.SAVE_STAGE, key, scripts.save_stage_arguments(c))
+        reply = await self._calls.script(scripts.SAVE_STAGE, key, scripts.save_stage_arguments(c), durably=True)
         return scripts.stage_saved(reply)
 
     async def complete(self, c: Complete, /) -> Completed:
         """See ``RedisBackend.complete``."""
         key = self._options.key(c.lease.record_id)
-        return scripts.completed(await self._calls.durable(scripts.COMPLETE, key, scripts.complete_arguments(c)))
+        reply = await self._calls.script(scripts.COMPLETE, key, scripts.complete_arguments(c), durably=True)
+        return scripts.completed(reply)
 
     async def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
         key = self._options.key(c.lease.record_id)
-        scripts.code(await self.call(scripts.FAIL, (key,), *scripts.fail_arguments(c)))
+        scripts.code(await self._calls.script(scripts.FAIL, key, scripts.fail_arguments(c)))
 
     async def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
         key = self._options.key(c.lease.record_id)
-        scripts.code(await self.call(scripts.RELEASE, (key,), *scripts.release_arguments(c)))
+        scripts.code(await self._calls.script(scripts.RELEASE, key, scripts.release_arguments(c)))
 
     async def withdraw(self, c: Withdraw, /) -> None:
         """See ``Backend.withdraw``."""
         key = self._options.key(c.claim.record_id)
-        scripts.code(await self.call(scripts.WITHDRAW, (key,), *scripts.withdraw_arguments(c)))
+        scripts.code(await self._calls.script(scripts.WITHDRAW, key, scripts.withdraw_arguments(c)))
 
     async def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""
-        return scripts.record(c.record_id, await self.call(scripts.GET, (self._options.key(c.record_id),)))
+        return scripts.record(c.record_id, await self._calls.script(scripts.GET, self._options.key(c.record_id)))
 
     async def delete(self, record_id: bytes, /) -> bool:
         """See ``RedisBackend.delete``."""
-        return bool(scripts.code(await self.call(scripts.DELETE, (self._options.key(record_id),))))
+        return bool(scripts.code(await self._calls.script(scripts.DELETE, self._options.key(record_id))))
 
     async def scan(self) -> AsyncIterator[Record]:
         """See ``RedisBackend.scan``."""
@@ -196,18 +194,18 @@ class AsyncRedisBackend(AsyncBackend):
                 if purged >= limit:
                     break
                 script, most = scripts.purging(self._options.holds_reservations(key), limit - purged)
-                purged += scripts.code(await self.call(script, (key,), most))
+                purged += scripts.code(await self._calls.script(script, key, (most,)))
         return purged
 
     async def reserve(self, c: Reserve, /) -> ReserveResult:
         """See ``Backend.reserve``."""
         key = self._options.reservations_key(c.scope_id)
-        return scripts.reserved(await self.call(scripts.RESERVE, (key,), *scripts.reserve_arguments(c)))
+        return scripts.reserved(await self._calls.script(scripts.RESERVE, key, scripts.reserve_arguments(c)))
 
     async def unreserve(self, c: Unreserve, /) -> None:
         """See ``Backend.unreserve``."""
         key = self._options.reservations_key(c.scope_id)
-        scripts.code(await self.call(scripts.UNRESERVE, (key,), c.record_id))
+        scripts.code(await self._calls.script(scripts.UNRESERVE, key, (c.record_id,)))
 
     async def _keys(self) -> AsyncGenerator[bytes, None]:
         for server in await self._calls.servers():
@@ -225,7 +223,7 @@ class AsyncRedisBackend(AsyncBackend):
         subscription = self._sync.listener.enter(key, settled, ended)
         try:
             if subscription is not None and await settled.wait(c.seconds) and subscription.confirmed:
-                if scripts.is_running(await self.call(scripts.STATUS, (key,))):
+                if scripts.is_running(await self._calls.script(scripts.STATUS, key)):
                     await ended.wait(max(0.0, until - time.monotonic()))
                 return
         except BackendUnavailable:
@@ -286,7 +284,8 @@ class RedisBackend(Backend):
         #: from the URL and the keywords
         self.options = self._options = without_missing_parts(read_url(url, given))
         self._calls = Calls(self._options)
-        self._watches = PerProcess(lambda: MemoryWatch(self._options))
+        #: what each process knows about its servers' memory; shared with the async backend
+        self.watches = PerProcess(lambda: MemoryWatch(self._options))
         self._listeners = PerProcess(lambda: Listener(self._options))
         self.call_timeout = self._options.call_timeout
         self._async = AsyncRedisBackend(over=self)
@@ -304,28 +303,21 @@ class RedisBackend(Backend):
         """The blocking calls, for the async backend."""
         return self._calls
 
-    @property
-    def watch(self) -> MemoryWatch:
-        """What this process knows about its servers' memory; shared with the async backend."""
-        return self._watches.get()
-
-    def call(self, script: Script, keys: Sequence[bytes], *arguments: scripts.Argument) -> Any:
-        """Run one script, once more where the connection broke. Raises ``BackendUnavailable``."""
-        return self._calls.script(script, keys, arguments)
-
     def claim(self, c: Claim, /) -> ClaimResult:
         """See ``Backend.claim``. A claim that ``min_replicas`` replicas do not confirm is released and refused."""
-        if self.watch.unknown() and self.watch.due():
-            self._look()
-        self.watch.admit()
+        watch = self.watches.get()
+        if self._options.eviction == "refuse":
+            if not watch.looked and watch.due():
+                self._look()
+            watch.admit()
         result = self._confirmed(c) if self._options.min_replicas else self._claim(c)
-        if self.watch.due():
+        if watch.due():
             self._look()
         return result
 
     def _claim(self, c: Claim) -> ClaimResult:
         key = self._options.key(c.record_id)
-        return scripts.claimed(c, self.call(scripts.CLAIM, (key,), *scripts.claim_arguments(c)))
+        return scripts.claimed(c, self._calls.script(scripts.CLAIM, key, scripts.claim_arguments(c)))
 
     def _confirmed(self, c: Claim) -> ClaimResult:
         lease: Lease | None = None
@@ -358,14 +350,14 @@ class RedisBackend(Backend):
     def _look(self) -> None:
         try:
             with Deadline(self._options.timeout):
-                self.watch.heed([self._calls.on(server, "INFO", "memory") for server in self._calls.servers()])
+                self.watches.get().heed([self._calls.on(server, "INFO", "memory") for server in self._calls.servers()])
         except BackendUnavailable as error:
-            self.watch.missed(error)
+            self.watches.get().missed(error)
 
     def health(self) -> Health:
         """See ``Backend.health``. ``INFO`` of each primary: eviction, memory, persistence and replicas."""
         infos = [self._calls.on(server, "INFO") for server in self._calls.servers()]
-        self.watch.heed(infos)
+        self.watches.get().heed(infos)
         return Health(tuple(memory.dangers_of(infos, self._options)))
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
@@ -391,25 +383,25 @@ class RedisBackend(Backend):
     def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
         key = self._options.key(c.lease.record_id)
-        scripts.code(self.call(scripts.FAIL, (key,), *scripts.fail_arguments(c)))
+        scripts.code(self._calls.script(scripts.FAIL, key, scripts.fail_arguments(c)))
 
     def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
         key = self._options.key(c.lease.record_id)
-        scripts.code(self.call(scripts.RELEASE, (key,), *scripts.release_arguments(c)))
+        scripts.code(self._calls.script(scripts.RELEASE, key, scripts.release_arguments(c)))
 
     def withdraw(self, c: Withdraw, /) -> None:
         """See ``Backend.withdraw``."""
         key = self._options.key(c.claim.record_id)
-        scripts.code(self.call(scripts.WITHDRAW, (key,), *scripts.withdraw_arguments(c)))
+        scripts.code(self._calls.script(scripts.WITHDRAW, key, scripts.withdraw_arguments(c)))
 
     def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""
-        return scripts.record(c.record_id, self.call(scripts.GET, (self._options.key(c.record_id),)))
+        return scripts.record(c.record_id, self._calls.script(scripts.GET, self._options.key(c.record_id)))
 
     def delete(self, record_id: bytes, /) -> bool:
         """See ``Backend.delete``. A record that cannot be read is deleted as well."""
-        return bool(scripts.code(self.call(scripts.DELETE, (self._options.key(record_id),))))
+        return bool(scripts.code(self._calls.script(scripts.DELETE, self._options.key(record_id))))
 
     def scan(self) -> Iterator[Record]:
         """See ``Backend.scan``. A record may come twice while the server rehashes its table."""
@@ -426,18 +418,18 @@ class RedisBackend(Backend):
             if purged >= limit:
                 break
             script, most = scripts.purging(self._options.holds_reservations(key), limit - purged)
-            purged += scripts.code(self.call(script, (key,), most))
+            purged += scripts.code(self._calls.script(script, key, (most,)))
         return purged
 
     def reserve(self, c: Reserve, /) -> ReserveResult:
         """See ``Backend.reserve``. It is refused at the server's memory limit."""
         key = self._options.reservations_key(c.scope_id)
-        return scripts.reserved(self.call(scripts.RESERVE, (key,), *scripts.reserve_arguments(c)))
+        return scripts.reserved(self._calls.script(scripts.RESERVE, key, scripts.reserve_arguments(c)))
 
     def unreserve(self, c: Unreserve, /) -> None:
         """See ``Backend.unreserve``."""
         key = self._options.reservations_key(c.scope_id)
-        scripts.code(self.call(scripts.UNRESERVE, (key,), c.record_id))
+        scripts.code(self._calls.script(scripts.UNRESERVE, key, (c.record_id,)))
 
     def _keys(self) -> Iterator[bytes]:
         for server in self._calls.servers():
@@ -460,7 +452,7 @@ class RedisBackend(Backend):
         try:
             if subscription is not None and settled.wait(c.seconds) and subscription.confirmed:
                 # The attempt may have ended before the subscription was confirmed. Then no message comes.
-                if scripts.is_running(self.call(scripts.STATUS, (key,))):
+                if scripts.is_running(self._calls.script(scripts.STATUS, key)):
                     ended.wait(until - time.monotonic())
                 return
         except BackendUnavailable:

@@ -113,9 +113,9 @@ class Calls:
             self._closings += 1
             client.close()
 
-    def script(self, script: Script, keys: Sequence[bytes], arguments: Arguments) -> Any:
-        """Run one script on keys of one server; its reply."""
-        return self._run(self._evaluate, script, (keys, arguments))
+    def script(self, script: Script, key: bytes, arguments: Arguments = ()) -> Any:
+        """Run one script on one key, once more where the connection broke; its reply."""
+        return self._run(self._evaluate, script, ((key,), arguments))
 
     def _evaluate(self, client: Client, script: Script, keyed: Keyed) -> Any:
         now = self._options.now()
@@ -125,9 +125,9 @@ class Calls:
             return client.execute(evaluation(script, keyed, now, source=True))
 
     def durable(self, script: Script, key: bytes, arguments: Arguments) -> Any:
-        """The same for one key. With ``min_replicas`` it fails unless as many replicas have what the script wrote."""
+        """The same. With ``min_replicas`` it fails unless as many replicas have what the script wrote."""
         if not self._options.min_replicas:
-            return self.script(script, (key,), arguments)
+            return self.script(script, key, arguments)
         keyed = ((key,), arguments)
         return self._run(lambda client: self._durably(client, script, keyed))
 
@@ -208,29 +208,23 @@ class AsyncCalls:
                 self._closings += 1
                 await client.close()
 
-    def script(self, script: Script, keys: Sequence[bytes], arguments: Arguments) -> Awaitable[Any]:
-        """See ``Calls.script``."""
-        # Not ``async def``: saves one coroutine frame for each call in flight. The same in ``durable``.
-        if on_trio():
-            return in_thread(self._blocking.script, script, keys, arguments)
-        return self._in_batch(script, (keys, arguments), False)
+    async def script(self, script: Script, key: bytes, arguments: Arguments = (), *, durably: bool = False) -> Any:
+        """See ``Calls.script``, and ``Calls.durable`` for a script that is run ``durably``.
 
-    def durable(self, script: Script, key: bytes, arguments: Arguments) -> Awaitable[Any]:
-        """See ``Calls.durable``."""
-        durably = self._options.min_replicas > 0
+        It is run in a batch; by itself where the options exclude batches, or none is possible now.
+        """
+        durably = durably and self._options.min_replicas > 0
         if on_trio():
-            return in_thread(self._blocking.durable, script, key, arguments)
-        return self._in_batch(script, ((key,), arguments), durably)
-
-    async def _in_batch(self, script: Script, keyed: Keyed, durably: bool) -> Any:
-        """Run a script in a batch; by itself where the options exclude batches, or none is possible now."""
+            return await in_thread(self._blocking.durable if durably else self._blocking.script, script, key, arguments)
+        keyed = ((key,), arguments)
         seconds = self._options.budget
-        last = keyed[1][-1] if keyed[1] else b""
+        last = arguments[-1] if arguments else b""
         # A large argument would delay everything behind it on the one connection of the batches.
         if self._options.coalesce and (type(last) is not bytes or len(last) <= _LARGE):
             started = time.monotonic()
+            client = self.client()
             try:
-                return await self.client().in_batch(script, keyed, durably)
+                return await (client.durably_in_batch if durably else client.in_batch)(script, keyed)
             except NotInBatch:
                 seconds += started - time.monotonic()
         if durably:

@@ -204,18 +204,21 @@ class AsyncClusterClient(_Nodes):
                 await self._cluster.initialize()
                 self._known = True
 
-    async def in_batch(self, script: Script, keyed: Keyed, durably: bool) -> Any:
+    async def in_batch(self, script: Script, keyed: Keyed, durably: bool = False) -> Any:
         """Run a script over our connection to the key's node. What the node refuses is left to redis-py's client."""
         keys, _ = keyed
         try:
             await limited(self._options.connects_within, self._know_nodes())
-            return await self._batches_of(keys[0], durably).ask(script, keyed, self._options.now())
+            return await self._batches_of(keys[0], durably).ask(script, keyed)
         except ERRORS as error:
             raise NotInBatch from error
         except BackendUnavailable as error:
             if isinstance(error.__cause__, RedisConnectionError | ResponseError):
                 raise NotInBatch from error
             raise
+
+    async def durably_in_batch(self, script: Script, keyed: Keyed) -> Any:
+        return await self.in_batch(script, keyed, durably=True)
 
     def _batches_of(self, key: bytes, durably: bool) -> Batches:
         node = self._cluster.get_node_from_key(key)

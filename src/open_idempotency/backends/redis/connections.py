@@ -243,27 +243,15 @@ class AsyncDestination:
     """Makes connections on asyncio that follow a route; ``kind`` with ``arguments``, for a pool of them as well."""
 
     def __init__(self, options: Options, address: Address, route: AsyncRoute) -> None:
-        self._route = route
+        self.route = route
         self.kind: Any = AsyncSSLConnection if options.tls else AsyncConnection
         host, port = address
-        self.arguments = {**arguments(options), "host": host, "port": port, "route": self._route}
+        self.arguments = {**arguments(options), "host": host, "port": port, "route": route}
 
     def connection(self) -> AsyncConnection:
         """A new connection, not connected yet."""
         made: AsyncConnection = self.kind(retry=no_async_retry(), **self.arguments)
         return made
-
-    def is_current(self, reached: Reached) -> bool:
-        """Whether a connection that reached this may still be used."""
-        return reached == self._route.current
-
-    def leave(self, reached: Reached) -> None:
-        """See ``Route.leave``."""
-        self._route.leave(reached)
-
-    def suspect(self) -> None:
-        """See ``Route.suspect``."""
-        self._route.suspect()
 
 
 def connect(options: Options, address: Address) -> Connection:

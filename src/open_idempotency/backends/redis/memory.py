@@ -29,7 +29,9 @@ class MemoryWatch:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._next = 0.0
-        self._looked = self._missed = False
+        self._missed = False
+        #: whether ``INFO`` was ever read; with ``eviction=refuse`` it must be, before any claim
+        self.looked = False
         self._dangers: tuple[str, ...] = ()
 
     def due(self) -> bool:
@@ -39,17 +41,13 @@ class MemoryWatch:
         self._next = time.monotonic() + AGAIN
         return True
 
-    def unknown(self) -> bool:
-        """Whether ``INFO`` must be read before any claim."""
-        return self._options.eviction == "refuse" and not self._looked
-
     def heed(self, infos: Sequence[Mapping[str, Any]]) -> None:
         """Take the replies of the servers. A new danger is logged."""
         dangers = tuple(dict.fromkeys(danger for info in infos for danger in evictions(info)))
         if dangers != self._dangers:
             for danger in dangers:
                 logger.warning("%s: %s", self._options.where, danger)
-        self._dangers, self._looked, self._missed = dangers, True, False
+        self._dangers, self.looked, self._missed = dangers, True, False
         self._next = time.monotonic() + EVERY
 
     def missed(self, error: BackendUnavailable) -> None:
@@ -63,10 +61,8 @@ class MemoryWatch:
         self._missed = True
 
     def admit(self) -> None:
-        """Raise ``BackendUnavailable`` with ``eviction=refuse`` if records may be evicted, or if that is not known."""
-        if self._options.eviction != "refuse":
-            return
-        if not self._looked:
+        """Raise ``BackendUnavailable`` if records may be evicted, or if that is not known: with ``eviction=refuse``."""
+        if not self.looked:
             raise BackendUnavailable("Redis: the eviction policy could not be read, and eviction=refuse")
         if self._dangers:
             raise BackendUnavailable(f"Redis: {self._dangers[0]} (eviction=refuse)")

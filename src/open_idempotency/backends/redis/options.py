@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -80,7 +81,7 @@ class Options:
     login: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
     sentinel_login: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
-    @property
+    @cached_property
     def budget(self) -> float:
         """Seconds for a verb: waiting for the pool, connecting with the handshake, the reply, and a first try before.
 
@@ -88,23 +89,23 @@ class Options:
         """
         return self.connects_within + self.timeout * (3 + (self.min_replicas > 0))
 
-    @property
+    @cached_property
     def connects_within(self) -> float:
         """Seconds for a new connection with its handshake, and for discovering its server."""
         handshake = ("password" in self.login) + (self.database != 0) + self.tls
         return self.timeout * (1 + handshake + (self.topology != SINGLE))
 
-    @property
+    @cached_property
     def carried_out_within(self) -> float:
         """Seconds for a batch. Its requests may have waited for the batch before it."""
         return self.budget - self.timeout
 
-    @property
+    @cached_property
     def call_timeout(self) -> float:
         """Seconds for a call. After a claim one more step reads the server's memory, or releases the claim."""
         return self.budget + self.timeout
 
-    @property
+    @cached_property
     def wait_command(self) -> tuple[str, int, int]:
         """The command that waits for replicas, after a write on the same connection. 0 ms would mean no limit."""
         return ("WAIT", self.min_replicas, max(1, int(self.replicas_timeout * 1000)))

@@ -20,7 +20,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -74,33 +74,39 @@ def socket_of(connection: Any) -> socket.socket | None:
     return found
 
 
-class Destination(Protocol):
-    """The server that a pipelined connection goes to."""
+class Route(Protocol):
+    """Where the server is, and whether it is the primary."""
 
-    def connection(self) -> Any:
-        """A new connection of redis-py's, not connected yet. Once it is, ``reached`` says where it went."""
-
-    def is_current(self, reached: Any) -> bool:
-        """Whether a connection that went there may still be used."""
-        ...
+    #: compared with what a connection reached, which may be used as long as the two are equal
+    current: Any
 
     def leave(self, reached: Any) -> None:
-        """The server there is a replica now."""
+        """The server that a connection reached there is a replica now."""
 
     def suspect(self) -> None:
         """The server may have been replaced as the primary."""
 
 
+class Destination(Protocol):
+    """The server that a pipelined connection goes to, by its route."""
+
+    @property
+    def route(self) -> Route:
+        """Where it is."""
+        ...
+
+    def connection(self) -> Any:
+        """A new connection of redis-py's, not connected yet. Once it is, ``reached`` says where it went."""
+
+
+@dataclass(slots=True, eq=False)
 class _Exchange:
     """Commands in flight. ``wanted``: how many replies they have."""
 
-    __slots__ = ("outcome", "replies", "timer", "wanted")
-
-    def __init__(self, wanted: int, outcome: asyncio.Future[list[Any]]) -> None:
-        self.wanted = wanted
-        self.replies: list[Any] = []
-        self.outcome = outcome
-        self.timer: asyncio.TimerHandle
+    wanted: int
+    outcome: asyncio.Future[list[Any]]
+    replies: list[Any] = field(default_factory=list[Any])
+    timer: asyncio.TimerHandle = field(init=False)
 
     def fail(self, error: Exception) -> None:
         self.timer.cancel()
@@ -185,6 +191,7 @@ class PipelinedConnection:
 
     def __init__(self, destination: Destination, timeout: float) -> None:
         self._destination = destination
+        self._route = destination.route
         self._timeout = timeout
         self._stream: _Stream | None = None
         self._connecting = asyncio.Lock()
@@ -210,14 +217,14 @@ class PipelinedConnection:
     def _ends(self, stream: _Stream, refusal: Exception) -> bool:
         """Whether a refusal means that another connection is needed."""
         if says_replica(refusal):
-            self._destination.leave(stream.reached)
+            self._route.leave(stream.reached)
             return True
         # For example BusyLoadingError: the server is loading its data.
         return isinstance(refusal, RedisConnectionError)
 
     def _usable(self) -> _Stream | None:
         stream = self._stream
-        if stream is None or stream.is_over or not self._destination.is_current(stream.reached):
+        if stream is None or stream.is_over or stream.reached != self._route.current:
             return None
         return stream
 
@@ -273,16 +280,17 @@ class Batches:
     def __init__(self, options: Options, destination: Destination, *, replicas: int = 0) -> None:
         self._options = options
         self._replicas = replicas
-        self._wait = (packed(options.wait_command),) if replicas else ()
-        self._destination = destination
+        self._route = destination.route
         self._connection = PipelinedConnection(destination, options.timeout)
+        self._send = self._send_durably if replicas else self._connection.exchange
         first, second = (LoopCoalescer(self._carry_out, Limits(options.timeout)) for _ in range(2))
         self._next: LoopCoalescer[_Request, Any] = first
         self._other: LoopCoalescer[_Request, Any] = second
 
-    def ask(self, script: Script, keyed: Keyed, now: Argument) -> Awaitable[Any]:
+    def ask(self, script: Script, keyed: Keyed) -> Awaitable[Any]:
         """Run one script on one key; its reply. Raises ``BackendUnavailable``."""
         (key,), arguments = keyed
+        now = self._options.now()
         command = packed((*script.called, key, now, *arguments))
         if self._next.busy:
             # In turn, so that both have equal parts.
@@ -308,6 +316,13 @@ class Batches:
 
     async def _try(self, batch: Sequence[_Request], until: float) -> list[Any]:
         replies = await self._send([request.command for request in batch], until)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                return await self._without_errors(batch, replies, until)
+        return replies
+
+    async def _without_errors(self, batch: Sequence[_Request], replies: list[Any], until: float) -> list[Any]:
+        """Send the scripts that the server forgot in full; every other error becomes one of ours."""
         forgotten = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if forgotten:
             again = await self._send([_in_full(batch[index]) for index in forgotten], until)
@@ -315,10 +330,8 @@ class Batches:
                 replies[index] = reply
         return [_unavailable(reply) if isinstance(reply, Exception) else reply for reply in replies]
 
-    async def _send(self, commands: Sequence[bytes], until: float) -> list[Any]:
-        found = await self._connection.exchange((*commands, *self._wait), until)
-        if not self._replicas:
-            return found
+    async def _send_durably(self, commands: Sequence[bytes], until: float) -> list[Any]:
+        found = await self._connection.exchange((*commands, packed(self._options.wait_command)), until)
         # The reply to WAIT: how many replicas have all that this connection wrote, and so the whole batch.
         having = found.pop()
         return [self._confirmed(reply, having) for reply in found]
@@ -330,7 +343,7 @@ class Batches:
         try:
             return confirmed((reply, having), self._replicas)
         except Unconfirmed as error:
-            self._destination.suspect()
+            self._route.suspect()
             return error
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from importlib.resources import files
 from typing import Any, NoReturn, TypeVar
@@ -242,13 +242,9 @@ def code(reply: Reply) -> int:
     return number
 
 
-def _stages(frames: Iterable[bytes]) -> tuple[Stage, ...]:
-    return tuple(map(stage_of, frames))
-
-
 def _leased(c: Claim, reply: Reply) -> Leased:
     lease = Lease(c.record_id, c.owner, int(reply[1]), int(reply[2]), c.fingerprint, c.lease, c.ttl)
-    return Leased(lease, _stages(reply[3:]))
+    return Leased(lease, tuple(map(stage_of, reply[3:])))
 
 
 def _busy(_: Claim, reply: Reply) -> Busy:
@@ -347,5 +343,5 @@ def record(record_id: bytes, reply: Reply) -> Record | None:
         expires_at / _MICRO,
         bool(final),
         response,
-        _stages(reply[12:]),
+        tuple(map(stage_of, reply[12:])),
     )

@@ -78,16 +78,25 @@ class AsyncServer(Protocol):
     async def execute(self, *words: Any) -> Any: ...
 
 
+InBatch = Callable[[Script, Keyed], Awaitable[Any]]
+
+
 class AsyncClient(Protocol):
     """See ``Client``; on asyncio, for one event loop."""
 
     async def execute(self, command: Command) -> Any: ...
 
-    def in_batch(self, script: Script, keyed: Keyed, durably: bool) -> Awaitable[Any]:
-        """Run a script in the next batch. ``durably``: its reply counts when ``min_replicas`` replicas confirmed it.
+    @property
+    def in_batch(self) -> InBatch:
+        """Runs a script in the next batch.
 
-        The call is bounded in time, and retried, here. Raises ``BackendUnavailable``, or ``NotInBatch``.
+        The call is bounded in time, and retried, there. Raises ``BackendUnavailable``, or ``NotInBatch``.
         """
+        ...
+
+    @property
+    def durably_in_batch(self) -> InBatch:
+        """The same; a reply counts when ``min_replicas`` replicas confirmed it."""
         ...
 
     async def each(self, commands: Sequence[Command]) -> list[Any]: ...
@@ -182,14 +191,11 @@ class AsyncOneServer:
         destination = AsyncDestination(options, options.addresses[0], self._route)
         made = {**pool_arguments(options), **destination.arguments}
         self._redis = client.from_pool(pool(connection_class=destination.kind, retry=no_async_retry(), **made))
-        self._options = options
         self._batches = Batches(options, destination)
         # Another connection: what waits for replicas delays nothing else.
         self._durable = Batches(options, destination, replicas=options.min_replicas)
-
-    def in_batch(self, script: Script, keyed: Keyed, durably: bool) -> Awaitable[Any]:
-        batches = self._durable if durably else self._batches
-        return batches.ask(script, keyed, self._options.now())
+        self.in_batch: InBatch = self._batches.ask
+        self.durably_in_batch: InBatch = self._durable.ask
 
     async def execute(self, command: Command) -> Any:
         return await self._redis.execute_command(*command)

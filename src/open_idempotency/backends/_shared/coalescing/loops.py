@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from open_idempotency.backends._shared.coalescing.queue import PATIENCE, Limits, Queue, interrupted, shared, too_late
@@ -36,18 +37,12 @@ class _Waiting(Generic[Q, R]):
         self.looks = 0
 
 
+@dataclass(slots=True, eq=False)
 class _Lead:
     """Has one owner: the call that holds ``held``, which it does as long as it has the lead, or ``task``."""
 
-    __slots__ = ("held", "task")
-
-    def __init__(self) -> None:
-        self.held = threading.Lock()
-        self.task: asyncio.Task[Any] | None = None
-
-    def is_owned(self) -> bool:
-        """Whether its owner still exists."""
-        return self.held.locked() or (self.task is not None and not self.task.done())
+    held: threading.Lock = field(default_factory=threading.Lock)
+    task: asyncio.Task[Any] | None = None
 
 
 class LoopCoalescer(Generic[Q, R]):
@@ -72,13 +67,14 @@ class LoopCoalescer(Generic[Q, R]):
 
     @property
     def busy(self) -> bool:
-        """Whether a request would have to wait."""
-        return self._lead.is_owned()
+        """Whether a request would have to wait: the owner of the lead still exists."""
+        lead = self._lead
+        return lead.held.locked() or (lead.task is not None and not lead.task.done())
 
     @property
     def on_its_way(self) -> bool:
         """Whether a batch is on its way. Between two batches a request goes with the second, without waiting."""
-        return self._on_its_way and self._lead.is_owned()
+        return self._on_its_way and self.busy
 
     def report(self, responses: Sequence[R | Exception | None]) -> None:
         """Give early responses to requests of the batch that is on its way; None for those that have to wait."""
@@ -90,7 +86,7 @@ class LoopCoalescer(Generic[Q, R]):
         """The response to ``request``, which has ``size`` bytes. Raises ``BackendUnavailable`` where it waited too
         long or too many requests wait; else returns or raises what ``carry_out`` does.
         """
-        if self._lead.is_owned():
+        if self.busy:
             return await self._with_others(request, size)
         lead = _Lead()  # a new one, so that a lock which was left held belongs to nobody
         with lead.held:
@@ -100,7 +96,7 @@ class LoopCoalescer(Generic[Q, R]):
                 (response,) = await self._carry_out((request,))
             finally:
                 self._on_its_way = False
-                if self._queue:
+                if self._queue.waiting:
                     self._hand_over()
         if isinstance(response, Exception):
             raise response
@@ -130,7 +126,7 @@ class LoopCoalescer(Generic[Q, R]):
 
     def _ended(self, worker: asyncio.Task[None]) -> None:
         # A task that is cancelled before its first step has done nothing, and no other would replace it.
-        if self._lead.task is worker and (self._queue or self._batch):
+        if self._lead.task is worker and (self._queue.waiting or self._batch):
             self._refuse()
 
     def _refuse_overdue(self, now: float) -> None:
@@ -141,7 +137,7 @@ class LoopCoalescer(Generic[Q, R]):
     def _refuse(self) -> None:
         """The loop is ending and cancels every task. Tasks that clean up meanwhile may make new requests."""
         refused = self._batch
-        while self._queue:
+        while self._queue.waiting:
             self._queue.take(refused, refused, math.inf)
         for waiting in refused:
             _settle(waiting, BackendUnavailable("the batch was cancelled"))
@@ -152,7 +148,7 @@ class LoopCoalescer(Generic[Q, R]):
             return
         lead.task = asyncio.current_task()
         try:
-            while self._queue:
+            while self._queue.waiting:
                 now = time.monotonic()
                 self._refuse_overdue(now)
                 batch = self._batch = []
@@ -192,14 +188,14 @@ class LoopCoalescer(Generic[Q, R]):
                 if waiting.looks > 1 + PATIENCE:
                     _settle(waiting, BackendUnavailable("no response in time"))
             self._refuse_overdue(time.monotonic())
-            if not self._lead.is_owned():
+            if not self.busy:
                 for waiting in self._batch:
                     _settle(waiting, interrupted())
                 self._batch = []
-                if self._queue:
+                if self._queue.waiting:
                     self._hand_over()
         finally:
-            if self._queue or self._batch:
+            if self._queue.waiting or self._batch:
                 self._look_later(asyncio.get_running_loop())
 
 

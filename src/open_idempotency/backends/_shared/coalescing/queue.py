@@ -41,23 +41,21 @@ class Queue(Generic[A]):
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._waiting: deque[A] = deque()
+        #: first come, first served; changed here only
+        self.waiting: deque[A] = deque()
         self._count = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
 
     def add(self, waiting: A) -> None:
         """Wait for a batch. Raises ``BackendUnavailable`` where too many requests wait."""
         if self._count + waiting.count > self._limits.waiting:
             raise BackendUnavailable(f"{self._count} calls wait for the backend already")
-        self._waiting.append(waiting)
+        self.waiting.append(waiting)
         self._count += waiting.count
 
     def remove(self, waiting: A) -> bool:
         """Wait no longer; False where the request does not wait, as while it is on its way."""
         try:
-            self._waiting.remove(waiting)
+            self.waiting.remove(waiting)
         except ValueError:
             return False
         self._count -= waiting.count
@@ -65,11 +63,11 @@ class Queue(Generic[A]):
 
     def first(self) -> A | None:
         """The next one, or None."""
-        return self._waiting[0] if self._waiting else None
+        return self.waiting[0] if self.waiting else None
 
     def overdue(self, now: float) -> list[A]:
         """Those that wait although their time is over; these came first."""
-        return list(takewhile(lambda waiting: waiting.until < now, self._waiting))
+        return list(takewhile(lambda waiting: waiting.until < now, self.waiting))
 
     def take(self, batch: list[A], overdue: list[A], now: float, after: A | None = None) -> None:
         """Move the next batch to ``batch``. Move those whose time is over, and which must not be sent any more, to
@@ -79,8 +77,8 @@ class Queue(Generic[A]):
         lost.
         """
         count, size = (0, 0) if after is None else (after.count, after.size)
-        while self._waiting:
-            waiting = self._waiting[0]
+        while self.waiting:
+            waiting = self.waiting[0]
             if waiting.until < now:
                 overdue.append(waiting)
             elif count and (count + waiting.count > self._limits.most or size + waiting.size > self._limits.size):
@@ -89,7 +87,7 @@ class Queue(Generic[A]):
                 batch.append(waiting)
                 count += waiting.count
                 size += waiting.size
-            self._waiting.popleft()
+            self.waiting.popleft()
             self._count -= waiting.count
 
 
