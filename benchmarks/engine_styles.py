@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from open_idempotency._core.commands import Claim, Command, Complete, SaveStage
-from open_idempotency._core.drivers import Steps, ask, drive, drive_async
+from open_idempotency._core.drivers import AsyncDriver, Driver, Steps, ask
 from open_idempotency._core.models import Completed, Lease, Leased, Stage, StageSaved
 from open_idempotency.exceptions import BackendUnavailable
 
@@ -112,10 +112,6 @@ async def time_awaited(call: Callable[[], Coroutine[Any, Any, object]]) -> float
     return (time.perf_counter() - start) / REQUESTS * 1e6
 
 
-async def shield(call: Callable[[], Any]) -> Any:
-    return await call()
-
-
 def main() -> None:
     """Interleave the ways, and print the median of each in microseconds a request."""
     backend, aio = Instant(), AsyncInstant()
@@ -132,9 +128,9 @@ def main() -> None:
     ways: dict[str, Callable[[], float]] = {
         "blocking, by hand": lambda: time_blocking(lambda: by_hand(backend)),
         "blocking, loop-less coroutine": lambda: time_blocking(lambda: without_loop(by_hand_async(aio))),
-        "blocking, generator": lambda: time_blocking(lambda: drive(steps(), handlers)),
+        "blocking, generator": lambda: time_blocking(lambda: Driver(handlers).run(steps())),
         "awaited, by hand": lambda: asyncio.run(time_awaited(lambda: by_hand_async(aio))),
-        "awaited, generator": lambda: asyncio.run(time_awaited(lambda: drive_async(steps(), awaited, shield))),
+        "awaited, generator": lambda: asyncio.run(time_awaited(lambda: AsyncDriver(awaited).run(steps()))),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):

@@ -44,7 +44,7 @@ class VirtualPerformer(AsyncPerformer):
         """See ``Heartbeat.record``."""
         return self.heartbeat.record(command)
 
-    async def _emit(self, c: Emit) -> None:
+    def _emit(self, c: Emit) -> None:
         self.site.note(self.process, "event", c.event)
         task = self.site.loop.current
         if isinstance(c.event, events.Unrecorded) and task is not None:

@@ -13,7 +13,7 @@ import pytest
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Call, Claim, Complete, Fail, Get, Now, Release, Renew, SaveStage, Withdraw
-from open_idempotency._core.drivers import Steps, ask, drive, drive_async
+from open_idempotency._core.drivers import AsyncDriver, Driver, Steps, ask
 from open_idempotency._core.models import Busy, ClaimResult, Completed, Leased, Record, Stage, StageSaved, Status
 from open_idempotency._core.requests import Response
 from open_idempotency._core.settlement import Fate, abort, finish, save_stage
@@ -66,53 +66,53 @@ async def call(command: Call[Any]) -> Any:
     return command.function()
 
 
-async def no_shield(make: Callable[[], Awaitable[Any]]) -> Any:
-    """Await without any protection."""
-    return await make()
+class Shielded(AsyncDriver):
+    """Notes what it was to shield."""
+
+    def __init__(self) -> None:
+        super().__init__({Call: call})
+        self.shielded: list[Any] = []
+
+    async def _shield(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        self.shielded.append(call)
+        return await call()
 
 
 @pytest.mark.parametrize(("steps", "end"), [(story, [1, "here", 3]), (silent, "done")])
 def test_steps_run_blocking_to_their_end(steps: Any, end: object) -> None:
     """Errors of a command are thrown in where it was asked."""
-    assert drive(steps(), {Call: lambda command: command.function()}) == end
+    assert Driver({Call: lambda command: command.function()}).run(steps()) == end
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("steps", "end"), [(story, [1, "here", 3]), (silent, "done")])
 async def test_the_same_steps_run_awaited_to_the_same_end(steps: Any, end: object) -> None:
     """One engine, two colours."""
-    assert await drive_async(steps(), {Call: call}, no_shield) == end
+    assert await AsyncDriver({Call: call}).run(steps()) == end
 
 
 @pytest.mark.anyio
 async def test_an_error_that_is_not_met_ends_both_drivers() -> None:
     with pytest.raises(Boom):
-        drive(unmet(), {Call: lambda command: command.function()})
+        Driver({Call: lambda command: command.function()}).run(unmet())
     with pytest.raises(Boom):
-        await drive_async(unmet(), {Call: call}, no_shield)
+        await AsyncDriver({Call: call}).run(unmet())
 
 
 @pytest.mark.anyio
 async def test_every_command_is_shielded_where_the_request_is_being_cancelled_already() -> None:
     """L-04: ``guarded``."""
-    shielded: list[int] = []
-
-    async def shield(make: Callable[[], Awaitable[Any]]) -> Any:
-        shielded.append(1)
-        return await make()
-
-    await drive_async(story(), {Call: call}, shield, guarded=True)
-    assert len(shielded) == 3
+    driver = Shielded()
+    await driver.run(story(), guarded=True)
+    assert len(driver.shielded) == 3
 
 
 @pytest.mark.anyio
 async def test_no_command_is_shielded_before_anything_was_cancelled() -> None:
     """L-04: a shield costs a task, so the ordinary request has none; an ordinary error changes nothing."""
-
-    async def shield(make: Callable[[], Awaitable[Any]]) -> Any:
-        raise AssertionError("shielded")
-
-    assert await drive_async(story(), {Call: call}, shield) == [1, "here", 3]
+    driver = Shielded()
+    assert await driver.run(story()) == [1, "here", 3]
+    assert driver.shielded == []
 
 
 @pytest.mark.anyio

@@ -33,6 +33,12 @@ class Command(Generic[R_co]):
     __slots__ = ()
 
 
+class AtOnce(Command[R_co]):
+    """A command that needs no waiting: an async performer calls what carries it out, and awaits nothing."""
+
+    __slots__ = ()
+
+
 @dataclass(slots=True)
 class Claim(Command[ClaimResult]):
     """Take the record if it is free, else report what it is.
@@ -151,7 +157,7 @@ class Wait(Command[None]):
 
 
 @dataclass(slots=True)
-class TakeSlot(Command[Callable[[], None] | None]):
+class TakeSlot(AtOnce[Callable[[], None] | None]):
     """Take one of the slots in which requests of this process may wait.
 
     The result is the function that frees the slot, or None where all slots are taken. ``slots``: how many there are;
@@ -162,7 +168,7 @@ class TakeSlot(Command[Callable[[], None] | None]):
 
 
 @dataclass(slots=True)
-class KeepAlive(Command[None]):
+class KeepAlive(AtOnce[None]):
     """Renew the attempt's lease from now on, until the adapter forgets the attempt.
 
     Raises ``BackendUnavailable`` where nobody can renew it.
@@ -172,7 +178,7 @@ class KeepAlive(Command[None]):
 
 
 @dataclass(slots=True)
-class RecordLater(Command[bool]):
+class RecordLater(AtOnce[bool]):
     """Carry out ``steps`` in the background, and renew the attempt's lease until they have ended.
 
     False where there is no room for them. ``size``: bytes that they keep in memory. ``until``: seconds on the
@@ -194,7 +200,7 @@ class Sleep(Command[None]):
 
 
 @dataclass(slots=True)
-class Now(Command[float]):
+class Now(AtOnce[float]):
     """Seconds on a monotonic clock of this process; for deadlines of our own, never for leases."""
 
 
@@ -218,7 +224,7 @@ class Call(Command[R_co]):
 
 
 @dataclass(slots=True)
-class Emit(Command[None]):
+class Emit(AtOnce[None]):
     """Log an event, and call the policy's listener, if it has one."""
 
     event: Event

@@ -8,17 +8,16 @@ a suspended engine: throw into it, so that its cleanup commands run.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
-from open_idempotency._core.commands import Command
+from open_idempotency._core.commands import AtOnce, Command
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 Steps = Generator[Command[Any], Any, T]
 Handlers = Mapping[type[Command[Any]], Callable[[Any], Any]]
-AsyncHandlers = Mapping[type[Command[Any]], Callable[[Any], Awaitable[Any]]]
-Shield = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
 
 
 def ask(command: Command[R]) -> Generator[Command[Any], Any, R]:
@@ -27,41 +26,61 @@ def ask(command: Command[R]) -> Generator[Command[Any], Any, R]:
     return result
 
 
-def drive(steps: Steps[T], handlers: Handlers) -> T:
-    """Run an engine to its end, sync; returns or raises what it does."""
-    try:
-        command = next(steps)
-        while True:
-            try:
-                reply = handlers[type(command)](command)
-            except BaseException as error:
-                command = steps.throw(error)
-            else:
-                command = steps.send(reply)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
+class Driver:
+    """Runs engines sync. ``handlers``: what carries each kind of command out."""
 
+    def __init__(self, handlers: Handlers) -> None:
+        self._handlers = handlers
 
-async def drive_async(steps: Steps[T], handlers: AsyncHandlers, shield: Shield, *, guarded: bool = False) -> T:
-    """The same, async. Once it was cancelled, the rest (its cleanup) is carried out under ``shield``.
-
-    ``guarded``: shield from the start, for the end of a request that is being cancelled already.
-    """
-    try:
-        command = next(steps)
-        while True:
-            try:
-                if guarded:
-                    handler, asked = handlers[type(command)], command
-                    reply = await shield(lambda: handler(asked))  # noqa: B023 (awaited before they change)
+    def run(self, steps: Steps[T]) -> T:
+        """Run an engine to its end; returns or raises what it does."""
+        handlers = self._handlers
+        try:
+            command = next(steps)
+            while True:
+                try:
+                    reply = handlers[type(command)](command)
+                except BaseException as error:
+                    command = steps.throw(error)
                 else:
-                    reply = await handlers[type(command)](command)
-            except BaseException as error:
-                guarded = guarded or not isinstance(error, Exception)
-                command = steps.throw(error)
-            else:
-                command = steps.send(reply)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
+                    command = steps.send(reply)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+
+class AsyncDriver:
+    """The same, async. What the handlers return is awaited, except for commands that are ``AtOnce``."""
+
+    def __init__(self, handlers: Handlers) -> None:
+        self._handlers = handlers
+
+    async def run(self, steps: Steps[T], *, guarded: bool = False) -> T:
+        """Run an engine to its end. Once it was cancelled, the rest (its cleanup) is carried out under ``_shield``.
+
+        ``guarded``: shield from the start, for the end of a request that is being cancelled already.
+        """
+        handlers = self._handlers
+        try:
+            command = next(steps)
+            while True:
+                try:
+                    handler = handlers[type(command)]
+                    if isinstance(command, AtOnce):
+                        reply = handler(command)
+                    elif guarded:
+                        reply = await self._shield(partial(handler, command))
+                    else:
+                        reply = await handler(command)
+                except BaseException as error:
+                    guarded = guarded or not isinstance(error, Exception)
+                    command = steps.throw(error)
+                else:
+                    command = steps.send(reply)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    async def _shield(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Carry a call out although this task is being cancelled. Here without any protection: a subclass has it."""
+        return await call()

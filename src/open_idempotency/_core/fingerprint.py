@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from open_idempotency._core.canonical_json import NotCanonical, by_orjson, canonical_json, parse, write
 from open_idempotency._core.commands import Sleep
-from open_idempotency._core.drivers import Steps, drive
+from open_idempotency._core.drivers import Driver, Steps
 from open_idempotency._core.keys import digest
 from open_idempotency._core.requests import Body, Request
 from open_idempotency.policy import IdempotencyPolicy
@@ -34,7 +34,7 @@ _BOUNDARY = re.compile(rb';\s*boundary=(?:"((?:[^"\\]|\\.)+)"|([^\s;"]+))', re.I
 
 def fingerprint(request: Request, policy: IdempotencyPolicy) -> bytes:
     """The request's fingerprint: 33 bytes, a version byte and a SHA-256 (HMAC when the policy has a secret)."""
-    return drive(fingerprint_steps(request, policy), {Sleep: lambda _: None})
+    return Driver({Sleep: lambda _: None}).run(fingerprint_steps(request, policy))
 
 
 def fingerprint_steps(request: Request, policy: IdempotencyPolicy) -> Steps[bytes]:

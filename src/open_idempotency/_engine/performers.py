@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Callable
+from operator import methodcaller
+from typing import Any, Protocol
 
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import (
@@ -31,7 +32,7 @@ from open_idempotency._core.commands import (
     Wait,
     Withdraw,
 )
-from open_idempotency._core.drivers import Steps, drive, drive_async
+from open_idempotency._core.drivers import AsyncDriver, Driver
 from open_idempotency._engine.event_log import report
 from open_idempotency._runtime import loops
 from open_idempotency._runtime.processes import PerProcess
@@ -72,8 +73,6 @@ class _Count:
             self._number -= 1
 
 
-T = TypeVar("T")
-
 # A request that waits on a thread keeps it from other requests, and no performer knows how many threads there are.
 _SLOTS_ON_THREADS = 2
 
@@ -102,7 +101,22 @@ class _Nobody:
 _NOBODY = _Nobody()
 
 
-class Performer:
+def _at_once(keeper: Keeper, slots: Slots) -> dict[type[Command[Any]], Callable[[Any], Any]]:
+    """What carries the commands out that need no waiting, the same for both performers."""
+    return {
+        KeepAlive: lambda command: keeper.watch(command.attempt),
+        RecordLater: keeper.record,
+        TakeSlot: slots.take,
+        Now: lambda _: time.monotonic(),
+        Emit: report,
+    }
+
+
+#: calls the adapter's function of a ``Call``
+_call = methodcaller("function")
+
+
+class Performer(Driver):
     """Carries out commands on a sync ``Backend``. ``keeper``: the heartbeat on the same backend.
 
     ``look``: what looks for a response in a ledger.
@@ -112,7 +126,8 @@ class Performer:
         self, backend: Backend, keeper: Keeper = _NOBODY, look: Callable[[Look], bytes | None] | None = None
     ) -> None:
         self.backend = backend
-        self._handlers: dict[type[Command[Any]], Callable[[Any], Any]] = {
+        handlers: dict[type[Command[Any]], Callable[[Any], Any]] = {
+            **_at_once(keeper, Slots(_SLOTS_ON_THREADS)),
             Reserve: backend.reserve,
             Unreserve: backend.unreserve,
             Claim: self._claim,
@@ -125,20 +140,12 @@ class Performer:
             Get: backend.get,
             Forget: lambda command: backend.delete(command.record_id),
             Wait: backend.wait,
-            KeepAlive: lambda command: keeper.watch(command.attempt),
-            RecordLater: keeper.record,
-            TakeSlot: Slots(_SLOTS_ON_THREADS).take,
-            Call: lambda command: command.function(),
+            Call: _call,
             Sleep: lambda command: time.sleep(command.seconds),
-            Now: lambda _: time.monotonic(),
-            Emit: report,
         }
         if look is not None:
-            self._handlers[Look] = look
-
-    def run(self, steps: Steps[T]) -> T:
-        """Run an engine to its end; returns or raises what it does."""
-        return drive(steps, self._handlers)
+            handlers[Look] = look
+        super().__init__(handlers)
 
     def _claim(self, command: Claim) -> ClaimResult:
         asked = time.monotonic()
@@ -148,7 +155,7 @@ class Performer:
         return result
 
 
-class AsyncPerformer:
+class AsyncPerformer(AsyncDriver):
     """Carries out commands on an ``AsyncBackend``."""
 
     def __init__(
@@ -161,18 +168,8 @@ class AsyncPerformer:
         # Cleanup after a cancellation may cost two calls; it is bounded, since shutdown waits for it.
         #: seconds that a cleanup may take
         self.patience = 2 * backend.call_timeout + 1.0
-        slots = Slots(None)
-
-        async def take_slot(command: TakeSlot) -> Callable[[], None] | None:
-            return slots.take(command)
-
-        async def watch(command: KeepAlive) -> None:
-            keeper.watch(command.attempt)
-
-        async def record(command: RecordLater) -> bool:
-            return keeper.record(command)
-
-        self._handlers: dict[type[Command[Any]], Callable[[Any], Awaitable[Any]]] = {
+        handlers: dict[type[Command[Any]], Callable[[Any], Any]] = {
+            **_at_once(keeper, Slots(None)),
             Reserve: backend.reserve,
             Unreserve: backend.unreserve,
             Claim: self._claim,
@@ -185,20 +182,12 @@ class AsyncPerformer:
             Get: backend.get,
             Forget: lambda command: backend.delete(command.record_id),
             Wait: backend.wait,
-            KeepAlive: watch,
-            RecordLater: record,
-            TakeSlot: take_slot,
-            Call: lambda command: command.function(),
+            Call: _call,
             Sleep: lambda command: loops.sleep(command.seconds),
-            Now: _now,
-            Emit: _report,
         }
         if look is not None:
-            self._handlers[Look] = look
-
-    def run(self, steps: Steps[T], *, guarded: bool = False) -> Coroutine[Any, Any, T]:
-        """Run an engine to its end. ``guarded``: even though this task is being cancelled."""
-        return drive_async(steps, self._handlers, self._shield, guarded=guarded)
+            handlers[Look] = look
+        super().__init__(handlers)
 
     async def _claim(self, command: Claim) -> ClaimResult:
         asked = time.monotonic()
@@ -212,11 +201,3 @@ class AsyncPerformer:
             return await loops.shielded(call, self.patience)
         except TimeoutError as error:
             raise BackendUnavailable("a backend call during cleanup did not end in time") from error
-
-
-async def _now(_: Now) -> float:
-    return time.monotonic()
-
-
-async def _report(command: Emit) -> None:
-    report(command)

@@ -12,12 +12,13 @@ import hmac
 import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from operator import methodcaller
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Call, Release
-from open_idempotency._core.drivers import Steps, ask, drive, drive_async
+from open_idempotency._core.drivers import AsyncDriver, Driver, Handlers, Steps, ask
 from open_idempotency._core.ledger_state import End, LedgerResponse, StageId, Watch
 from open_idempotency._core.models import Lease, Stage
 from open_idempotency._core.notify import warn
@@ -269,20 +270,17 @@ def _digest(stage: StageId) -> bytes:
 
 # Running steps outside of an attempt
 
+_CALLS: Handlers = {Call: methodcaller("function")}
+
 
 def run(steps: Steps[T]) -> T:
     """Run steps of a sync transaction."""
-    return drive(steps, {Call: lambda command: command.function()})
+    return Driver(_CALLS).run(steps)
 
 
 async def arun(steps: Steps[T]) -> T:
-    """Run steps of an async transaction."""
-    return await drive_async(steps, {Call: lambda command: command.function()}, _unshielded)
-
-
-async def _unshielded(call: Callable[[], Awaitable[Any]]) -> Any:
-    """Call without protection from cancellation: the caller's transaction is rolled back then."""
-    return await call()
+    """Run steps of an async transaction. Nothing is shielded: a cancellation rolls the caller's transaction back."""
+    return await AsyncDriver(_CALLS).run(steps)
 
 
 def is_visible(transaction: Transaction, stored: StoredResponse) -> bool:
