@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from open_idempotency._core.attempt import Attempt, Phase
@@ -93,19 +94,17 @@ class Idem:
         Raises ``NotStarted``.
         """
         attempt = here()[0]
-        if not attempt.seed:
-            attempt.seed = os.urandom(32)
-        return downstream_key(attempt.seed, name, attempt.policy.secret)
+        return downstream_key(attempt.seeded(partial(os.urandom, 32)), name, attempt.policy.secret)
 
     # The response
 
     def keep(self) -> None:
         """Store this request's response, whatever its status. Raises ``NotStarted``, ``AlreadyCompleted``."""
-        _unfinished().keep = True
+        _unfinished().wish(True)
 
     def discard(self) -> None:
         """Do not store this request's response: a retry runs again. Raises ``NotStarted``, ``AlreadyCompleted``."""
-        _unfinished().keep = False
+        _unfinished().wish(False)
 
     # Stages
 

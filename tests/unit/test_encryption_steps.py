@@ -26,9 +26,10 @@ from open_idempotency._core.models import (
     StageSaved,
     Status,
 )
+from open_idempotency._core.recording import save_stage
 from open_idempotency._core.requests import Response
 from open_idempotency._core.sealing import FAILURE, RESPONSE, SEALED, seal, seal_stage, unseal, unseal_stage
-from open_idempotency._core.settlement import Fate, finish, save_stage
+from open_idempotency._core.settlement import Fate, finish
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.exceptions import BackendUnavailable, LeaseLost, RecordUnreadable
 from open_idempotency.policy import IdempotencyPolicy

@@ -11,7 +11,8 @@ from open_idempotency import events
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Get, SaveStage
 from open_idempotency._core.models import Stage, StageSaved
-from open_idempotency._core.settlement import abort, save_stage
+from open_idempotency._core.recording import save_stage
+from open_idempotency._core.settlement import abort
 from open_idempotency.exceptions import BackendUnavailable, LeaseLost
 from open_idempotency.policy import IdempotencyPolicy
 from tests.unit.builders import OWNER, Listener, Script, attempt_of, lease_of

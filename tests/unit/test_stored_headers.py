@@ -17,6 +17,7 @@ from open_idempotency._core.stored_response import omitted, storable
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.flask import Idempotency, idempotent
+from open_idempotency.policy import IdempotencyPolicy
 from open_idempotency.redaction import tombstone
 from tests.unit.builders import Listener
 from tests.unit.every_adapter import ADAPTERS, FIELDS, Reply
@@ -209,10 +210,10 @@ def test_the_note_is_a_header_that_every_version_of_the_format_reads() -> None:
 def test_the_names_are_those_of_the_credentials_that_are_missing() -> None:
     """O-21a: each once, sorted, in any case."""
     live = [(b"Set-Cookie", b"a"), (b"authorization", b"b"), (b"x", b"1"), (b"SET-COOKIE", b"c")]
-    small = storable(Response(201, live, b""), 10)
+    small = storable(Response(201, live, b""), IdempotencyPolicy(max_response_bytes=10))
     assert omitted(small, live, ()) == b"authorization, set-cookie"
     assert omitted(small, live, ("Set-Cookie",)) == b"authorization"
-    assert omitted(storable(Response(201, live, b"too long"), 1), live, ()) == b""
+    assert omitted(storable(Response(201, live, b"too long"), IdempotencyPolicy(max_response_bytes=1)), live, ()) == b""
 
 
 def test_a_response_without_credentials_is_stored_as_ever() -> None:

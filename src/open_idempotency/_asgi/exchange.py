@@ -144,8 +144,7 @@ class Exchange:
         )
         admission = await self._engine.aio.run(admit(intake, self._policy))
         if isinstance(admission, Attempt):
-            # The caller has the scope, and the scope will have the attempt: no cycle is left to the garbage collector.
-            self._caller, admission.caller = admission.caller, None
+            self._caller = admission.take_caller()
         return admission
 
     async def _identify(self) -> Identity | str | None:

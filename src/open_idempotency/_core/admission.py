@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from open_idempotency import events
-from open_idempotency._core import problems
-from open_idempotency._core.attempt import Attempt
+from open_idempotency._core import problems, quotas
+from open_idempotency._core.attempt import Attempt, NotRenewable
 from open_idempotency._core.caller_changes import Session, find_record
 from open_idempotency._core.callers import Caller
 from open_idempotency._core.commands import (
@@ -22,7 +22,6 @@ from open_idempotency._core.commands import (
     Look,
     Now,
     Release,
-    Reserve,
     TakeSlot,
     Wait,
     Withdraw,
@@ -30,10 +29,9 @@ from open_idempotency._core.commands import (
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.fingerprint import fingerprint_steps
 from open_idempotency._core.frames import decode_response, decode_stage
-from open_idempotency._core.keys import by_credentials, caller_scope, is_anonymous, parse_key, record_id, scope_id
+from open_idempotency._core.keys import by_credentials, caller_scope, is_anonymous, parse_key, record_id
 from open_idempotency._core.models import Busy, ClaimResult, Finished, Lease, Leased, Mismatch, Refused, Stage
 from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, Advice, notify, warn
-from open_idempotency._core.quotas import reserve, take_back
 from open_idempotency._core.refusals import ScopeRefused
 from open_idempotency._core.rendering import render
 from open_idempotency._core.requests import Body, Headers, Identity, Request, Response
@@ -110,20 +108,12 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
         key = parse_key(intake.key_headers, policy)
         if key is None:
             return Attempt(policy)
-        found = yield from ask(Call(intake.identify))
+        found: Identified = yield Call(intake.identify)
         identity = found if isinstance(found, Identity) else Identity(found)
         scope = caller_scope(request, identity, key, policy)
-        request.body = yield from ask(Call(intake.receive))
-    except KeyRequired as error:
-        return _refuse(problems.key_missing(str(error)), request, policy)
-    except KeyRejected as error:
-        return _refuse(problems.key_malformed(str(error)), request, policy)
-    except BodyTooLarge:
-        return refuse_body(request, policy)
-    except ScopeRefused as refused:
-        if intake.renders(refused.error):
-            raise refused.error from None
-        return _refuse(refused.problem(), request, policy)
+        request.body = yield Call(intake.receive)
+    except (KeyRejected, BodyTooLarge, ScopeRefused) as error:
+        return _refuse_error(error, intake, policy)
     claim = Claim(
         record_id(scope, key, request, policy),
         (yield from fingerprint_steps(request, policy)),
@@ -143,23 +133,47 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
             return (yield from _without_backend(error, "get", claim, request, policy))
         if began is not None:
             claim.record_id = began
-    yield from _advise(claim, scope, identity, intake, policy)
-    admission = yield from _begin_counted(claim, scope, intake, policy)
+    advice = _advice(claim, scope, identity, intake, policy)
+    if advice is not None:
+        yield from warn(policy, advice)
+    begin = _begin if policy.max_live_keys is None else _begin_counted
+    try:
+        admission = yield from begin(claim, scope, intake, policy)
+    except NotRenewable:
+        return (yield from _unprotected(claim, request, policy))
     if caller is not None and isinstance(admission, Attempt):
-        admission.caller = caller
+        admission.sent_by(caller)
     return admission
 
 
-def _advise(claim: Claim, scope: str, identity: Identity, intake: Intake, policy: IdempotencyPolicy) -> Steps[None]:
-    """Report once that callers are known by credentials alone, and once that callers with cookies are anonymous."""
+def _refuse_error(
+    error: KeyRejected | BodyTooLarge | ScopeRefused, intake: Intake, policy: IdempotencyPolicy
+) -> Response:
+    """The response to a request that is wrong in itself. Raises the error of ``scope=`` if the framework renders it."""
+    request = intake.request
+    if isinstance(error, BodyTooLarge):
+        return refuse_body(request, policy)
+    if isinstance(error, ScopeRefused):
+        if intake.renders(error.error):
+            raise error.error from None
+        return _refuse(error.problem(), request, policy)
+    problem = problems.key_missing if isinstance(error, KeyRequired) else problems.key_malformed
+    return _refuse(problem(str(error)), request, policy)
+
+
+def _advice(
+    claim: Claim, scope: str, identity: Identity, intake: Intake, policy: IdempotencyPolicy
+) -> events.Event | None:
+    """What to report, once: that callers are known by credentials alone, or that callers with cookies are anonymous."""
     advice = intake.advice
     if by_credentials(scope):
-        if advice.due(events.CredentialScoped):
-            yield from warn(policy, events.CredentialScoped(events.short(claim.record_id)))
-    elif is_anonymous(scope) and policy.scope is None and not advice.is_given(events.CallerUnidentified):
-        cookies, entries = cookie_names(intake.request), entry_names(identity.session)
-        if (cookies or entries) and advice.due(events.CallerUnidentified):
-            yield from warn(policy, events.CallerUnidentified.of(events.short(claim.record_id), cookies, entries))
+        return events.CredentialScoped(events.short(claim.record_id)) if advice.due(events.CredentialScoped) else None
+    if policy.scope is not None or not is_anonymous(scope) or advice.is_given(events.CallerUnidentified):
+        return None
+    cookies, entries = cookie_names(intake.request), entry_names(identity.session)
+    if (cookies or entries) and advice.due(events.CallerUnidentified):
+        return events.CallerUnidentified.of(events.short(claim.record_id), cookies, entries)
+    return None
 
 
 def refuse_ahead(request: Request, key_headers: Headers, policy: IdempotencyPolicy) -> Response | None:
@@ -185,44 +199,7 @@ def refuse_body(request: Request, policy: IdempotencyPolicy) -> Response:
     return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
 
 
-def _begin_counted(claim: Claim, scope: str, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
-    request = intake.request
-    try:
-        if policy.max_live_keys is None:
-            return (yield from _begin(claim, intake, policy))
-        reservation = Reserve(scope_id(scope, policy), claim.record_id, policy.max_live_keys, claim.lease, claim.ttl)
-        return (yield from _begin_reserved(reservation, claim, intake, policy))
-    except _NotRenewable:
-        return (yield from _unprotected(claim, request, policy))
-
-
-def _begin_reserved(
-    reservation: Reserve, claim: Claim, intake: Intake, policy: IdempotencyPolicy
-) -> Steps[Attempt | Response]:
-    """Count the key towards its caller's quota before the claim. A caller over the quota makes no record."""
-    request = intake.request
-    try:
-        problem = yield from reserve(reservation, policy)
-        if problem is not None:
-            return _refuse(problem, request, policy)
-        admission = yield from _begin(claim, intake, policy)
-    except (BackendUnavailable, RecordUnreadable) as error:  # of the reservation: errors of the claim became responses
-        return (yield from _without_backend(error, "reserve", claim, request, policy))
-    except _NotRenewable as error:
-        if error.first:
-            yield from take_back(reservation, policy)
-        raise
-    except (Exception, GeneratorExit):  # a suspended engine that is thrown away can send nothing more
-        raise
-    except BaseException:
-        yield from take_back(reservation, policy)
-        raise
-    if isinstance(admission, Attempt):
-        admission.scope_id = reservation.scope_id
-    return admission
-
-
-def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
+def _begin(claim: Claim, scope: str, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
     request = intake.request
     patience: Patience | None = None
     try:
@@ -238,6 +215,16 @@ def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Att
         return admission if patience is None else _preference_applied(admission, patience)
     except (BackendUnavailable, RecordUnreadable) as error:
         return (yield from _without_backend(error, "claim", claim, request, policy))
+
+
+def _begin_counted(claim: Claim, scope: str, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
+    """The same for a key that counts towards its caller's quota. A caller over the quota makes no record."""
+    steps = _begin(claim, scope, intake, policy)
+    try:
+        admission = yield from quotas.within_quota(steps, claim, scope, policy)
+    except (BackendUnavailable, RecordUnreadable) as error:  # of the reservation: errors of the claim became responses
+        return (yield from _without_backend(error, "reserve", claim, intake.request, policy))
+    return _refuse(admission, intake.request, policy) if isinstance(admission, problems.Problem) else admission
 
 
 def _without_backend(
@@ -265,9 +252,9 @@ def _act_on(
         case Leased(lease, stages, asked):
             if stages:
                 stages = yield from _readable(stages, lease, policy)
-            attempt = Attempt.of(lease, stages, policy, _instance(request))
-            attempt.method, attempt.alone = request.method, request.alone
-            attempt.confirmed(asked)
+            attempt = Attempt.of(
+                lease, stages, policy, _instance(request), method=request.method, alone=request.alone, asked=asked
+            )
             try:
                 yield KeepAlive(attempt)
                 if policy.on_event is not None:
@@ -314,19 +301,11 @@ def _no_further_attempt(refused: Refused, claim: Claim, request: Request, policy
     return _refuse(problems.outcome_unknown(refused.reason), request, policy)
 
 
-class _NotRenewable(Exception):
-    """No thread can be started that renews the lease, so the claim was released."""
-
-    def __init__(self, first: bool) -> None:
-        #: whether nothing of the record is left, since there was no earlier attempt
-        self.first = first
-
-
-def _not_renewable(attempt: Attempt, lease: Lease, error: BackendUnavailable) -> Steps[_NotRenewable]:
+def _not_renewable(attempt: Attempt, lease: Lease, error: BackendUnavailable) -> Steps[NotRenewable]:
     """Release a claim whose lease cannot be renewed, so that nothing runs (L-11). Returns the error to raise."""
     yield from warn(attempt.policy, events.NotRenewable.of(events.short(lease.record_id), error))
     yield from _give_back(lease, attempt.policy)
-    return _NotRenewable(lease.attempt == 1 and not attempt.stages)
+    return NotRenewable(lease.attempt == 1 and not attempt.stages)
 
 
 def _readable(stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy) -> Steps[tuple[Stage, ...]]:

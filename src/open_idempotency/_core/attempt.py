@@ -1,11 +1,12 @@
 """One attempt at one request: its lease, the stages known so far, and what became of it.
 
-Shared by the adapter that runs the request, the helper ``idem`` and the heartbeat. It performs nothing.
+Shared by the adapter that runs the request, the helper ``idem`` and the heartbeat. It performs nothing. Its attributes
+are read everywhere and changed by its methods alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from math import inf
 from types import MappingProxyType
@@ -53,6 +54,16 @@ class Threads(Protocol):
     def ran_within(self, seconds: float) -> bool:
         """Whether some runs, or has ended so many seconds ago at most."""
         ...
+
+
+class NotRenewable(Exception):
+    """No thread can be started that renews the lease of an attempt, so its claim was released.
+
+    ``first``: whether nothing of the record is left, since there was no earlier attempt.
+    """
+
+    def __init__(self, first: bool) -> None:
+        self.first = first
 
 
 class Attempt:
@@ -108,14 +119,60 @@ class Attempt:
         self.policy = policy
 
     @classmethod
-    def of(cls, lease: Lease, stages: tuple[Stage, ...], policy: IdempotencyPolicy, instance: str) -> Attempt:
-        """The attempt that a claim has led to; ``stages`` are those of earlier attempts."""
+    def of(
+        cls,
+        lease: Lease,
+        stages: tuple[Stage, ...],
+        policy: IdempotencyPolicy,
+        instance: str,
+        *,
+        method: str = "",
+        alone: bool = False,
+        asked: float = inf,
+    ) -> Attempt:
+        """The attempt that a claim has led to.
+
+        ``stages``: those of earlier attempts. ``asked``: when the claim was asked for, on the monotonic clock.
+        ``instance``, ``method``, ``alone``: as the attributes.
+        """
         attempt = cls(policy)
         attempt.lease = lease
-        attempt.stages = attempt._recorded = {(s.name, s.key): s.frame for s in stages}
+        attempt.stages = attempt._recorded = {(s.name, s.key): s.frame for s in stages} if stages else {}
         attempt.seed = lease.record_id + lease.fingerprint
-        attempt.instance = instance
+        attempt.instance, attempt.method, attempt.alone = instance, method, alone
+        attempt.sure_until = asked + lease.duration
         return attempt
+
+    # Who sent the request, and what its server says of it
+
+    def sent_by(self, caller: Caller) -> None:
+        """Note who sent the request, for an adapter that knows sessions which may lead to another caller (O-14)."""
+        self.caller = caller
+
+    def take_caller(self) -> Caller | None:
+        """Hand over who sent the request. The caller has the request, and the request may have the attempt: no cycle
+        is left to the garbage collector.
+        """
+        caller, self.caller = self.caller, None
+        return caller
+
+    def count_towards(self, scope_id: bytes) -> None:
+        """Note the caller whose quota the key counts towards."""
+        self.scope_id = scope_id
+
+    def change_session(self) -> None:
+        """Note that the view has changed its caller's session, whose cookie is set around the middleware."""
+        self.session_changed = True
+
+    def end_by(self, seconds: float) -> None:
+        """Note when the server ends the request, in seconds on the monotonic clock."""
+        self.ends_at = seconds
+
+    def run_in_threads(self, threads: Threads) -> None:
+        """Note what knows of its code that runs in threads, in place of what was noted before."""
+        self.threads = threads
+
+    # What it does
 
     def saved(self, stage: Stage) -> None:
         """Note that a stage is on record. The mapping itself changes, since several threads may be here at once."""
@@ -125,11 +182,23 @@ class Attempt:
         """Remember a value that cannot be kept, for as long as this attempt runs. Threads may be here at once."""
         vars(self).setdefault("live", {})[stage] = value
 
+    def seeded(self, make: Callable[[], bytes]) -> bytes:
+        """What downstream keys derive from; made by ``make`` where there is no lease to derive it from."""
+        if not self.seed:
+            self.seed = make()
+        return self.seed
+
     def in_ledger(self) -> LedgerState:
         """What it has put into a ledger, to be added to."""
         if self.ledger is None:
             self.ledger = LedgerState()
         return self.ledger
+
+    def leave_ledger(self) -> None:
+        """Forget what it has put into a ledger: the transactions belong to the request, which is over."""
+        self.ledger = None
+
+    # What became of it
 
     def lose(self) -> bool:
         """Note that another attempt owns the record. True for the first time, when it has to be reported."""
@@ -144,6 +213,18 @@ class Attempt:
     def end(self) -> None:
         """Note that the handler has returned or raised: no stage belongs to this attempt any more."""
         self.phase = Phase.ENDED
+
+    def wish(self, keep: bool | None) -> None:
+        """Note the view's wish for its response: True to store it, False to discard it, None for the policy's rule."""
+        self.keep = keep
+
+    def hear_store(self, status: int, wish: bool | None) -> None:
+        """Note what ``store=`` said of a response with this status, so that it is asked once."""
+        self.stored = status, wish
+
+    def record(self, recorded: bool = True) -> None:
+        """Note that its response is on record or goes out unrecorded; or that neither is so after all."""
+        self.recorded = recorded
 
     def confirmed(self, asked: float) -> None:
         """The backend has granted or renewed the lease. ``asked``: when it was asked to, on the monotonic clock."""

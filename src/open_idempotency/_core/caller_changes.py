@@ -88,7 +88,7 @@ def follow(attempt: Attempt, caller: Caller, change: Change, owner: bytes) -> St
     lease = attempt.lease
     if lease is None:
         return
-    attempt.session_changed = True
+    attempt.change_session()
     found = change.carried
     if change.lost is not None:
         try:

@@ -20,8 +20,8 @@ from open_idempotency._core.frames import StageKind, decode_stage, encode_stage
 from open_idempotency._core.ledger_state import StageId
 from open_idempotency._core.models import Stage
 from open_idempotency._core.notify import warn
+from open_idempotency._core.recording import save_stage
 from open_idempotency._core.sealing import seal_stage
-from open_idempotency._core.settlement import save_stage
 from open_idempotency.exceptions import LeaseLost, OutcomeUnknown
 
 T = TypeVar("T")

@@ -44,7 +44,9 @@ _BY_CREDENTIALS = "authorization:"
 _ANONYMOUS = "anonymous:"
 # A tenant or a host, as a digest in hexadecimal digits, and then the caller's own scope.
 _WITHIN = "within:"
-_WITHIN_LENGTH = len(_WITHIN) + 64 + 1
+_is_by_credentials, _is_anonymous = (
+    re.compile(f"(?:{_WITHIN}[0-9a-f]{{64}}:)?{kind}").match for kind in (_BY_CREDENTIALS, _ANONYMOUS)
+)
 _AUTHORIZATION = b"authorization"
 _NO_CALLER = (
     "it has to return a non-empty string that names the caller, or to raise open_idempotency.NotAuthenticated (401) "
@@ -152,7 +154,17 @@ def caller_scope(request: Request, caller: Identity, key: str, policy: Idempoten
     Raises ``ScopeUnknown`` if ``scope=`` fails or names nobody, ``ScopeRefused`` if it refuses the request,
     ``KeyRejected`` for a guessable anonymous key.
     """
-    return within(_scope_of_caller(request, caller, key, policy), request, caller, policy)
+    if callable(policy.scope):
+        scope: str | None = "custom:" + _call_scope(request, policy)
+    else:
+        scope = None if policy.scope == ANONYMOUS else _known_caller(request, caller, policy)
+    if scope is None:
+        if len(key) < MIN_ANONYMOUS_OCTETS:
+            raise KeyRejected(
+                f"without credentials a key needs at least {MIN_ANONYMOUS_OCTETS} characters; send a random UUID"
+            )
+        scope = _ANONYMOUS
+    return within(scope, request, caller, policy) if caller.tenant or policy.scope_by_host else scope
 
 
 def within(scope: str, request: Request, caller: Identity, policy: IdempotencyPolicy) -> str:
@@ -163,25 +175,12 @@ def within(scope: str, request: Request, caller: Identity, policy: IdempotencyPo
     return f"{_WITHIN}{digest(None, caller.tenant.encode(), host).hex()}:{scope}"
 
 
-def _scope_of_caller(request: Request, caller: Identity, key: str, policy: IdempotencyPolicy) -> str:
-    if callable(policy.scope):
-        return "custom:" + _call_scope(request, policy)
-    known = None if policy.scope == ANONYMOUS else _known_caller(request, caller, policy)
-    if known is not None:
-        return known
-    if len(key) < MIN_ANONYMOUS_OCTETS:
-        raise KeyRejected(
-            f"without credentials a key needs at least {MIN_ANONYMOUS_OCTETS} characters; send a random UUID"
-        )
-    return _ANONYMOUS
-
-
 def _known_caller(request: Request, caller: Identity, policy: IdempotencyPolicy) -> str | None:
     if caller.user == "":
         raise ScopeUnknown("the framework's user has no name; no request runs in a shared scope")
     if caller.user is not None:
         return "user:" + caller.user
-    named = named_by_session(caller.session, policy.session_identity)
+    named = named_by_session(caller.session, policy.session_identity) if caller.session else None
     if named is not None:
         return "session-user:" + named
     names = _lower(policy.credential_headers)
@@ -207,16 +206,12 @@ def _lower(names: tuple[str, ...]) -> frozenset[bytes]:
 
 def by_credentials(scope: str) -> bool:
     """Whether a caller is known by its credentials alone, so that new credentials make a new caller."""
-    return _is_of_kind(scope, _BY_CREDENTIALS)
+    return _is_by_credentials(scope) is not None
 
 
 def is_anonymous(scope: str) -> bool:
     """Whether nothing is known of a caller, who shares the scope with all other anonymous callers."""
-    return _is_of_kind(scope, _ANONYMOUS)
-
-
-def _is_of_kind(scope: str, kind: str) -> bool:
-    return scope.startswith(kind, _WITHIN_LENGTH if scope.startswith(_WITHIN) else 0)
+    return _is_anonymous(scope) is not None
 
 
 def _call_scope(request: Request, policy: IdempotencyPolicy) -> str:

@@ -1,19 +1,22 @@
 """Quotas: how many keys of one caller may be live at the same moment (``max_live_keys``).
 
 The decision of ``reserve`` is a pure function, which backends with a lock or a transaction run; the engine's steps
-around it are here too. A reservation stands for one key of one caller. It is made before the claim, so that a caller
-over its quota makes no record. It says how much is kept, never whether a request may run again: that is the record's.
+around it are here too. A policy without ``max_live_keys`` calls nothing of this module. A reservation stands for one
+key of one caller. It is made before the claim, so that a caller over its quota makes no record. It says how much is
+kept, never whether a request may run again: that is the record's.
 """
 
 from __future__ import annotations
 
 from open_idempotency import events
 from open_idempotency._core import problems
-from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.commands import Get, Reserve, Unreserve
+from open_idempotency._core.attempt import Attempt, NotRenewable
+from open_idempotency._core.commands import Claim, Get, Reserve, Unreserve
 from open_idempotency._core.drivers import Steps, ask
+from open_idempotency._core.keys import scope_id
 from open_idempotency._core.models import Lease, OverQuota, Reserved, ReserveResult
 from open_idempotency._core.notify import notify, warn
+from open_idempotency._core.requests import Response
 from open_idempotency.policy import IdempotencyPolicy
 
 
@@ -34,6 +37,35 @@ def decide(
         return Reserved(), None
     # One lease more than the record may need, so that a repeat soon after only reads (B-11b).
     return Reserved(), needed + c.lease
+
+
+def within_quota(
+    begin: Steps[Attempt | Response], claim: Claim, scope: str, policy: IdempotencyPolicy
+) -> Steps[Attempt | Response | problems.Problem]:
+    """Count a key towards its caller's quota, and then begin its request by the steps ``begin``.
+
+    The problem to refuse it with where the caller is over the quota. Raises ``BackendUnavailable`` and
+    ``RecordUnreadable`` of the reservation, and what ``begin`` raises.
+    """
+    assert policy.max_live_keys is not None
+    reservation = Reserve(scope_id(scope, policy), claim.record_id, policy.max_live_keys, claim.lease, claim.ttl)
+    try:
+        problem = yield from reserve(reservation, policy)
+        if problem is not None:
+            return problem
+        admission = yield from begin
+    except NotRenewable as error:
+        if error.first:
+            yield from take_back(reservation, policy)
+        raise
+    except (Exception, GeneratorExit):  # a suspended engine that is thrown away can send nothing more
+        raise
+    except BaseException:
+        yield from take_back(reservation, policy)
+        raise
+    if isinstance(admission, Attempt):
+        admission.count_towards(reservation.scope_id)
+    return admission
 
 
 def reserve(c: Reserve, policy: IdempotencyPolicy) -> Steps[problems.Problem | None]:
@@ -57,12 +89,10 @@ def take_back(c: Reserve, policy: IdempotencyPolicy) -> Steps[None]:
         yield from warn(policy, events.BackendFailed.of(events.short(c.record_id), "unreserve", error))
 
 
-def unreserve(attempt: Attempt, lease: Lease) -> Steps[None]:
-    """The record is gone: its key counts no more."""
-    if attempt.scope_id is None:
-        return
+def unreserve(attempt: Attempt, lease: Lease, scope_id: bytes) -> Steps[None]:
+    """The record is gone: its key counts no more. ``scope_id``: the attempt's."""
     try:
-        yield from ask(Unreserve(attempt.scope_id, lease.record_id))
+        yield from ask(Unreserve(scope_id, lease.record_id))
     except Exception as error:  # it counts until it expires; the response is the same
         record = events.short(lease.record_id)
         yield from warn(attempt.policy, events.BackendFailed.of(record, "unreserve", error))

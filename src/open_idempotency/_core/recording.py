@@ -1,4 +1,4 @@
-"""Recording: writes that must not be lost are tried again, and go on after the client has its response (L-08).
+"""Recording: how a running attempt writes, and how a write that must not be lost is tried again (L-08).
 
 There are two times. The client waits for ``respond_within`` seconds at most. The recording goes on in the background,
 where leases are renewed, until it succeeds, until a later attempt owns the record, or until ``record_within`` is over.
@@ -24,9 +24,10 @@ from open_idempotency._core.commands import (
     TakeSlot,
 )
 from open_idempotency._core.drivers import R, Steps, ask
-from open_idempotency._core.models import Completed, Lease, Renewal, StageSaved
-from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, notify, warn
+from open_idempotency._core.models import Completed, Lease, Renewal, Stage, StageSaved
+from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, cause, notify, warn
 from open_idempotency._core.quotas import unreserve
+from open_idempotency._core.sealing import seal_stage, unseal_stage
 from open_idempotency.exceptions import BackendUnavailable, LeaseLost, RecordUnreadable
 from open_idempotency.policy import IdempotencyPolicy
 
@@ -34,6 +35,62 @@ Write = Complete | Fail | Release
 
 #: seconds that a response waits to be recorded where it keeps a thread from other requests
 BRIEF = 1.0
+
+
+def save_stage(attempt: Attempt, stage: Stage, done: bytes | None = None) -> Steps[bytes]:
+    """Record a stage of a running attempt; the frame that is on record, which is the first one saved (B-06).
+
+    ``done``: what says in plain bytes that its effect has happened, for where it cannot be sealed (S-02a).
+    Raises ``AlreadyCompleted``, ``LeaseLost``, and ``BackendUnavailable`` once the lease may have ended.
+    """
+    attempt.check_running()
+    lease = attempt.lease
+    if lease is None:
+        return stage.frame
+    try:
+        try:
+            sealed = seal_stage(stage, lease, attempt.policy)
+        except BackendUnavailable as error:
+            if done is None:
+                raise
+            yield from warn(
+                attempt.policy, events.HookFailed(events.short(lease.record_id), "encryption", cause(error))
+            )
+            sealed = stage = Stage(stage.name, stage.key, done)
+        saved = yield from save(SaveStage(lease, sealed), attempt, lease)
+        if saved.recreated:
+            yield from warn(attempt.policy, events.Recreated(events.short(lease.record_id), lease.attempt))
+            yield from _save_again(attempt, lease)
+    except LeaseLost:
+        yield from lost(attempt, lease)
+        raise
+    if saved.frame != sealed.frame:  # another value was first
+        stage = unseal_stage(Stage(stage.name, stage.key, saved.frame), lease, attempt.policy)
+    attempt.saved(stage)
+    return stage.frame
+
+
+def _save_again(attempt: Attempt, lease: Lease) -> Steps[None]:
+    """The record vanished and was made anew: the earlier stages go back into it."""
+    for (name, key), frame in list(attempt.stages.items()):
+        sealed = seal_stage(Stage(name, key, frame), lease, attempt.policy)
+        yield from save(SaveStage(lease, sealed), attempt, lease)
+
+
+def make_sure(attempt: Attempt) -> Steps[None]:
+    """Ask whose the lease is, before an effect, where that is not known any more (S-07, L-03).
+
+    So it is where this process stood still, or the backend was away, for a lease: the heartbeat need not have noticed
+    yet. Raises ``LeaseLost``, ``BackendUnavailable`` after ``respond_within`` seconds of trying.
+    """
+    lease = attempt.lease
+    assert lease is not None
+    asked = yield from ask(Now())
+    found = yield from ask_whose(attempt, lease)
+    if found is Renewal.LOST:
+        yield from lost(attempt, lease)
+        raise LeaseLost("another attempt has taken this request over; stop here")
+    attempt.confirmed(asked)
 
 
 def save(command: SaveStage, attempt: Attempt, lease: Lease) -> Steps[StageSaved]:
@@ -63,14 +120,17 @@ def complete(write: Complete, attempt: Attempt, lease: Lease, status: int) -> St
     Raises ``BackendUnavailable`` after that; then the response goes out, and the recording has been handed over.
     """
     # From before the first try on: it may take as long as the slowest call.
-    began = yield from ask(Now())
-    until = min(began + _client_waits(attempt.policy), attempt.ends_at)
+    began: float = yield Now()
     try:
-        return (yield from _persist(write, attempt, lease, lambda _: until, began))
-    except BackendUnavailable:
-        yield from warn(attempt.policy, events.Unrecorded(events.short(lease.record_id), status))
-        yield from _hand_over(write, attempt, lease, status, began)
-        raise
+        return (yield from surely(write, attempt, lease))
+    except BackendUnavailable as error:
+        until = min(began + _client_waits(attempt.policy), attempt.ends_at)
+        try:
+            return (yield from _again(error, write, attempt, lease, lambda _: until, began))
+        except BackendUnavailable:
+            yield from warn(attempt.policy, events.Unrecorded(events.short(lease.record_id), status))
+            yield from _hand_over(write, attempt, lease, status, began)
+            raise
 
 
 def let_go(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
@@ -127,39 +187,51 @@ def _total(policy: IdempotencyPolicy, default: float) -> float:
     return default if policy.record_within is None else policy.record_within
 
 
-def _persist(
+def _persist(command: Command[R], attempt: Attempt, lease: Lease, until: Callable[[float], float]) -> Steps[R]:
+    """Carry a command out, and try again while the backend is down. ``until``: see ``_again``."""
+    try:
+        return (yield from surely(command, attempt, lease))
+    except BackendUnavailable as error:
+        return (yield from _again(error, command, attempt, lease, until))
+
+
+def _again(
+    error: BackendUnavailable,
     command: Command[R],
     attempt: Attempt,
     lease: Lease,
     until: Callable[[float], float],
     began: float | None = None,
 ) -> Steps[R]:
-    """Try again while the backend is down. ``until``: from the time of the first failure, when to give up.
+    """After a try that failed, try again while the backend is down.
 
-    No try is made that would end after that, if it took as long as the one before. ``began``: when a client began to
-    wait for it; it waits only briefly where the request finds no slot, since it keeps a thread from others.
+    ``until``: from the time of the first failure, when to give up. No try is made that would end after that, if it
+    took as long as the one before. ``began``: when a client began to wait for it; it waits only briefly where the
+    request finds no slot, since it keeps a thread from others.
     """
     pause, first, leave = FIRST_PAUSE, None, None
     asked = began
     try:
         while True:
-            try:
-                return (yield from surely(command, attempt, lease))
-            except BackendUnavailable as error:
-                yield from _failed(command, attempt, lease, error)
-                now = yield from ask(Now())
-                first = now if first is None else first
-                end = now + pause if asked is None else now + pause + (now - asked)
-                if end > until(first):
-                    raise
-                if began is not None and leave is None:
-                    leave = yield from ask(TakeSlot(0 if attempt.alone else None))
-                    if leave is None and end > began + BRIEF:
-                        raise
-                asked = now + pause
+            yield from _failed(command, attempt, lease, error)
+            now = yield from ask(Now())
+            first = now if first is None else first
+            end = now + pause if asked is None else now + pause + (now - asked)
+            if end > until(first):
+                raise error
+            if began is not None and leave is None:
+                leave = yield from ask(TakeSlot(0 if attempt.alone else None))
+                if leave is None and end > began + BRIEF:
+                    raise error
+            asked = now + pause
             yield from surely(Sleep(pause), attempt, lease, instead=command)
             pause = min(pause * 2, LONGEST_PAUSE)
+            try:
+                return (yield from surely(command, attempt, lease))
+            except BackendUnavailable as another:
+                error = another
     finally:
+        del error  # its traceback holds this frame
         if leave is not None:
             leave()
 
@@ -179,7 +251,7 @@ def _hand_over(write: Write, attempt: Attempt, lease: Lease, status: int | None,
     if now >= until:
         yield from _give_up(write, attempt, lease, status, "time")
         return
-    attempt.ledger = None  # the transactions belong to the request, which is over
+    attempt.leave_ledger()
     size = len(write.response or b"") if isinstance(write, Complete | Fail) else 0
     size += sum(map(len, attempt.stages.values()))
     steps = _go_on(write, attempt, lease, status, until)
@@ -231,8 +303,8 @@ def _recorded_late(write: Write, attempt: Attempt, lease: Lease, status: int | N
 
 def ended(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
     """What follows when the end of an attempt without a kept response is on record."""
-    if isinstance(write, Release) and not has_history(attempt, lease):
-        yield from unreserve(attempt, lease)
+    if attempt.scope_id is not None and isinstance(write, Release) and not has_history(attempt, lease):
+        yield from unreserve(attempt, lease, attempt.scope_id)
     event = events.Failed if isinstance(write, Fail) else events.Released
     yield from notify(attempt.policy, event, lease.record_id, status)
 

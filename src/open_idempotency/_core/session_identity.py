@@ -8,7 +8,7 @@ cookies of their own.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 from uuid import UUID
@@ -103,7 +103,8 @@ def _text(entry: str, value: object) -> str | None:
 
 def cookie_names(request: Request) -> tuple[str, ...]:
     """The names of the first few cookies by which a caller might be known. CSRF tokens do not count."""
-    return tuple(islice(filter(_may_be_of_caller, _cookies(request)), _NAMED))
+    headers = request.header(b"cookie")
+    return tuple(islice(filter(_may_be_of_caller, _cookies(headers)), _NAMED)) if headers else ()
 
 
 def entry_names(session: Mapping[str, object] | None) -> tuple[str, ...]:
@@ -111,12 +112,14 @@ def entry_names(session: Mapping[str, object] | None) -> tuple[str, ...]:
 
     CSRF tokens do not count, nor does what frameworks store beside the user.
     """
-    names = (str(name) for name in session or () if name != _OWN_ENTRY and name not in NO_IDENTITY)
+    if not session:
+        return ()
+    names = (str(name) for name in session if name != _OWN_ENTRY and name not in NO_IDENTITY)
     return tuple(islice(filter(_may_be_of_caller, names), _NAMED))
 
 
-def _cookies(request: Request) -> Iterator[str]:
-    for header in request.header(b"cookie"):
+def _cookies(headers: Iterable[bytes]) -> Iterator[str]:
+    for header in headers:
         for pair in header.split(b";"):
             name, separator, _ = pair.partition(b"=")
             # Without a separator all of it is a value.

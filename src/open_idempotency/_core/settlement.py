@@ -1,4 +1,4 @@
-"""Settlement: what a running attempt records, and how it ends.
+"""Settlement: how an attempt ends, before its handler or behind it.
 
 Generators that yield commands; the order in which they do is the rule. A response is durable before its last byte
 leaves, a stale owner's response never goes out, and a cancelled attempt still finishes what it had begun to record.
@@ -22,19 +22,19 @@ from open_idempotency._core.commands import (
     Now,
     Release,
     Renew,
-    SaveStage,
     Sleep,
 )
 from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.frames import decode_response
-from open_idempotency._core.models import Lease, Renewal, Stage, Status
+from open_idempotency._core.ledger_state import LedgerState
+from open_idempotency._core.models import Lease, Renewal, Status
 from open_idempotency._core.notify import cause, notify, warn
 from open_idempotency._core.quotas import unreserve
 from open_idempotency._core.recording import has_history, lost, surely
 from open_idempotency._core.rendering import render
 from open_idempotency._core.requests import Response
-from open_idempotency._core.sealing import FAILURE, RESPONSE, seal_stage, unseal, unseal_stage
-from open_idempotency._core.stored_response import is_stored_status, replay, sendable, small_form, stored_form
+from open_idempotency._core.sealing import FAILURE, RESPONSE, unseal
+from open_idempotency._core.stored_response import is_stored_status, replay, sendable, storable, stored_form
 from open_idempotency.exceptions import (
     AlreadyCommitted,
     BackendUnavailable,
@@ -43,6 +43,7 @@ from open_idempotency.exceptions import (
     OutcomeUnknown,
     RecordUnreadable,
 )
+from open_idempotency.policy import IdempotencyPolicy
 
 #: errors of the view that are replaced by another response, where nothing of the view's own has left yet
 REPLACED = (LeaseLost, OutcomeUnknown, KeyReused, AlreadyCommitted)
@@ -58,55 +59,6 @@ class Fate(Enum):
     KEPT = "kept"
     NOT_KEPT = "not kept"
     UNRECORDED = "unrecorded"
-
-
-def save_stage(attempt: Attempt, stage: Stage, done: bytes | None = None) -> Steps[bytes]:
-    """Record a stage of a running attempt; the frame that is on record, which is the first one saved (B-06).
-
-    ``done``: what says in plain bytes that its effect has happened, for where it cannot be sealed (S-02a).
-    Raises ``AlreadyCompleted``, ``LeaseLost``, and ``BackendUnavailable`` once the lease may have ended.
-    """
-    attempt.check_running()
-    lease = attempt.lease
-    if lease is None:
-        return stage.frame
-    try:
-        try:
-            sealed = seal_stage(stage, lease, attempt.policy)
-        except BackendUnavailable as error:
-            if done is None:
-                raise
-            yield from warn(
-                attempt.policy, events.HookFailed(events.short(lease.record_id), "encryption", cause(error))
-            )
-            sealed = stage = Stage(stage.name, stage.key, done)
-        saved = yield from recording.save(SaveStage(lease, sealed), attempt, lease)
-        if saved.recreated:
-            yield from warn(attempt.policy, events.Recreated(events.short(lease.record_id), lease.attempt))
-            yield from _save_again(attempt, lease)
-    except LeaseLost:
-        yield from lost(attempt, lease)
-        raise
-    if saved.frame != sealed.frame:  # another value was first
-        stage = unseal_stage(Stage(stage.name, stage.key, saved.frame), lease, attempt.policy)
-    attempt.saved(stage)
-    return stage.frame
-
-
-def make_sure(attempt: Attempt) -> Steps[None]:
-    """Ask whose the lease is, before an effect, where that is not known any more (S-07, L-03).
-
-    So it is where this process stood still, or the backend was away, for a lease: the heartbeat need not have noticed
-    yet. Raises ``LeaseLost``, ``BackendUnavailable`` after ``respond_within`` seconds of trying.
-    """
-    lease = attempt.lease
-    assert lease is not None
-    asked = yield from ask(Now())
-    found = yield from recording.ask_whose(attempt, lease)
-    if found is Renewal.LOST:
-        yield from lost(attempt, lease)
-        raise LeaseLost("another attempt has taken this request over; stop here")
-    attempt.confirmed(asked)
 
 
 def begin(attempt: Attempt) -> Steps[Response | None]:
@@ -136,13 +88,6 @@ def begin(attempt: Attempt) -> Steps[Response | None]:
     return None
 
 
-def _save_again(attempt: Attempt, lease: Lease) -> Steps[None]:
-    """The record vanished and was made anew: the earlier stages go back into it."""
-    for (name, key), frame in list(attempt.stages.items()):
-        sealed = seal_stage(Stage(name, key, frame), lease, attempt.policy)
-        yield from recording.save(SaveStage(lease, sealed), attempt, lease)
-
-
 def finish(attempt: Attempt, response: Response) -> Steps[Fate | Response]:
     """Settle the record of an attempt whose handler has responded. To be called before the last byte leaves.
 
@@ -157,7 +102,7 @@ def finish(attempt: Attempt, response: Response) -> Steps[Fate | Response]:
         if not attempt.lost:
             return (yield from _settle(attempt, lease, response))
     except LeaseLost:
-        attempt.recorded = False
+        attempt.record(False)
         yield from lost(attempt, lease)
     return (yield from _supersede(attempt, lease, response))
 
@@ -184,26 +129,39 @@ def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Response]:
 
 
 def _settle(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate | Response]:
-    policy, status = attempt.policy, response.status
+    """The steps that settle the response; which ones is decided here."""
+    status = response.status
     # The client learns what interrupted the view, unless the view responded otherwise: frameworks make a 500 of an
     # error that nobody catches. A view whose response was committed before has not run, whatever was made of that.
     if attempt.interrupted is not None and (status >= 500 or isinstance(attempt.interrupted, AlreadyCommitted)):
-        return (yield from _stop(attempt, lease, attempt.interrupted, status))
+        return _stop(attempt, lease, attempt.interrupted, status)
     # A refusal may well leave its rows behind.
     if attempt.ledger is not None and status < 400 and attempt.ledger.lacks_commit(response):
-        return (yield from _uncommitted(attempt, lease))
-    if attempt.keep is None and policy.store is None:
-        wanted = is_stored_status(status)
-    else:
-        wanted = yield from wants_kept(attempt, lease, status)
+        return _uncommitted(attempt, lease)
+    if attempt.keep is None and attempt.policy.store is None:
+        return _end(attempt, lease, response, is_stored_status(status))
+    return _end_as_wished(attempt, lease, response)
+
+
+def _end_as_wished(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
+    wanted = yield from wants_kept(attempt, lease, response.status)
+    return (yield from _end(attempt, lease, response, wanted))
+
+
+def _end(attempt: Attempt, lease: Lease, response: Response, wanted: bool) -> Steps[Fate]:
     if wanted:
-        return (yield from _complete(attempt, lease, response))
-    if status < 500:
-        return (yield from _let_go(attempt, lease, Release(lease), status))
+        return _complete(attempt, lease, response)
+    if response.status < 500:
+        return _let_go(attempt, lease, Release(lease), response.status)
+    return _fail(attempt, lease, response)
+
+
+def _fail(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
+    policy = attempt.policy
     command = Fail(lease, final=policy.on_failed != "resume")
     if policy.on_failed == "replay":
         command.response, _ = yield from stored_form(response, FAILURE, lease, policy)
-    return (yield from _let_go(attempt, lease, command, status))
+    return (yield from _let_go(attempt, lease, command, response.status))
 
 
 def _uncommitted(attempt: Attempt, lease: Lease) -> Steps[Response]:
@@ -263,22 +221,23 @@ def wants_kept(attempt: Attempt, lease: Lease, status: int) -> Steps[bool]:
         except Exception as error:
             # The handler has run: its outcome must not be lost to a faulty hook.
             yield from warn(attempt.policy, events.HookFailed(events.short(lease.record_id), "store", cause(error)))
-        attempt.stored = status, wish
+        attempt.hear_store(status, wish)
     return is_stored_status(status) if wish is None else wish
 
 
-def _form_of(attempt: Attempt, lease: Lease, response: Response) -> Steps[tuple[bytes, bool]]:
-    """What is stored of the response. Hooks run once: where the ledger has this very response, its bytes are used."""
-    stored = None if attempt.ledger is None else attempt.ledger.stored
-    if stored is not None and small_form(response, attempt.policy) == stored.response:
-        return stored.frame, stored.whole
-    return (yield from stored_form(response, RESPONSE, lease, attempt.policy, attempt.session_changed))
+def _form_in_ledger(ledger: LedgerState, response: Response, policy: IdempotencyPolicy) -> tuple[bytes, bool] | None:
+    """What is stored of the response, where the ledger has this very one: its bytes are used, and hooks run once."""
+    stored = ledger.stored
+    return None if stored is None or storable(response, policy) != stored.response else (stored.frame, stored.whole)
 
 
 def _complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
     policy = attempt.policy
-    attempt.recorded = True
-    frame, stored = yield from _form_of(attempt, lease, response)
+    attempt.record()
+    form = None if attempt.ledger is None else _form_in_ledger(attempt.ledger, response, policy)
+    if form is None:
+        form = yield from stored_form(response, RESPONSE, lease, policy, attempt.session_changed)
+    frame, stored = form
     try:
         done = yield from recording.complete(Complete(lease, frame), attempt, lease, response.status)
     except BackendUnavailable:
@@ -355,7 +314,8 @@ def _forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
     except (BackendUnavailable, RecordUnreadable) as error:
         yield from warn(attempt.policy, events.BackendFailed.of(record, "delete", error))
         return
-    yield from unreserve(attempt, lease)
+    if attempt.scope_id is not None:
+        yield from unreserve(attempt, lease, attempt.scope_id)
     yield from notify(attempt.policy, events.Released, lease.record_id, status)
 
 

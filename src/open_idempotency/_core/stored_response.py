@@ -83,24 +83,26 @@ def is_stored_header(name: bytes, keep: tuple[str, ...] = (), drop: tuple[str, .
     return not (name in _NOT_STORED or name.startswith(_NOT_STORED_PREFIXES))
 
 
-def storable(response: Response, max_bytes: int, keep: tuple[str, ...] = (), drop: tuple[str, ...] = ()) -> Response:
-    """The part of a live response that is stored. With more than ``max_bytes`` of body it is a tombstone (O-11).
+def storable(response: Response, policy: IdempotencyPolicy) -> Response:
+    """What the policy stores of a live response, before ``redact=`` is called.
 
-    ``keep``, ``drop``: the policy's exceptions to the rule which headers are stored (O-21).
+    The headers that are stored (R-02), with the policy's exceptions (O-21); with a body over ``max_response_bytes`` it
+    is a tombstone (O-11).
     """
-    headers = [(name, value) for name, value in response.headers if is_stored_header(name, keep, drop)]
-    named = _named_by_connection(response.headers)
+    keep, drop = policy.keep_headers, policy.drop_headers
+    headers: list[tuple[bytes, bytes]] = []
+    named: set[bytes] = set()
+    for name, value in response.headers:
+        if is_stored_header(name, keep, drop):
+            headers.append((name, value))
+        if len(name) == _CONNECTION and name.lower() == b"connection":
+            named.update(token.strip().lower() for token in value.split(b","))
     if named:
         headers = [(name, value) for name, value in headers if name.lower() not in named]
     body = response.body
-    if body is not None and len(body) > max_bytes:
+    if body is not None and len(body) > policy.max_response_bytes:
         body = None
     return Response(response.status, headers, body)
-
-
-def _named_by_connection(headers: Headers) -> set[bytes]:
-    lines = [value for name, value in headers if len(name) == _CONNECTION and name.lower() == b"connection"]
-    return {token.strip().lower() for value in lines for token in value.split(b",")} if lines else set()
 
 
 def omitted(stored: Response, live: Headers, drop: tuple[str, ...]) -> bytes:
@@ -201,11 +203,6 @@ def _promised_bytes(status: int, headers: Headers) -> int | None:
 _SESSION_COOKIE = (b"set-cookie", b"")
 
 
-def small_form(response: Response, policy: IdempotencyPolicy) -> Response:
-    """What the policy stores of a live response, before ``redact=`` is called."""
-    return storable(response, policy.max_response_bytes, policy.keep_headers, policy.drop_headers)
-
-
 def stored_form(
     response: Response, kind: bytes, lease: Lease, policy: IdempotencyPolicy, session_changed: bool = False
 ) -> Steps[tuple[bytes, bool]]:
@@ -213,29 +210,27 @@ def stored_form(
 
     ``session_changed``: a layer around the middleware sets a cookie that is not in the response yet.
     """
-    small = small_form(response, policy)
+    small = storable(response, policy)
     live = [*response.headers, _SESSION_COOKIE] if session_changed else response.headers
     if policy.redact is not None:
         frame, whole = yield from _redacted(small, live, lease, policy)
     else:
         if len(small.headers) != len(live):
             small.omitted = omitted(small, live, policy.drop_headers)
-        frame, whole = _framed(small)
+        try:
+            frame, whole = encode_response(small), small.body is not None
+        except (ValueError, MemoryError):
+            # A response that no server would send, or no memory for a copy of it. The work is done all the same,
+            # so a tombstone is stored: a retry that ran again would be a second run.
+            frame, whole = _bare_tombstone(small.status), False
+    if policy.encryption is None:
+        return frame, whole
     try:
         return seal(frame, kind, lease, policy), whole
     except BackendUnavailable as error:
         # Nothing but the status may be stored in plain form. Its reader refuses it (503), and nothing runs.
         yield from _report_failed_hook(policy, lease, "encryption", error)
         return _bare_tombstone(response.status), False
-
-
-def _framed(small: Response) -> tuple[bytes, bool]:
-    try:
-        return encode_response(small), small.body is not None
-    except (ValueError, MemoryError):
-        # A response that no server would send, or no memory for a copy of it. The work is done all the same,
-        # so a tombstone is stored: a retry that ran again would be a second run.
-        return _bare_tombstone(small.status), False
 
 
 def _redacted(small: Response, live: Headers, lease: Lease, policy: IdempotencyPolicy) -> Steps[tuple[bytes, bool]]:
@@ -245,7 +240,7 @@ def _redacted(small: Response, live: Headers, lease: Lease, policy: IdempotencyP
         if not isinstance(redacted, Response):
             raise TypeError(f"redact= returned {type(redacted).__name__}, not a Response")
         # The same rules apply again: the hook may have added a header that is not stored, or made the body longer.
-        again = small_form(redacted, policy)
+        again = storable(redacted, policy)
         again.omitted = omitted(again, live, policy.drop_headers)
         return encode_response(again), again.body is not None
     except Exception as error:

@@ -41,7 +41,7 @@ class TrioHold:
         self._know_calls()
 
     def _know_calls(self) -> None:
-        self._attempt.threads = ThreadCalls(self._attempt.policy.max_run, self._shield)
+        self._attempt.run_in_threads(ThreadCalls(self._attempt.policy.max_run, self._shield))
 
     def _forget_calls(self) -> None:
         if isinstance(self._attempt.threads, ThreadCalls):

@@ -327,7 +327,7 @@ class Heartbeat:
         Raises ``BackendUnavailable`` where that cannot be guaranteed, since no thread can be started.
         """
         if attempt.lease is not None:
-            attempt.ends_at = processes.end_of_request(time.monotonic())
+            attempt.end_by(processes.end_of_request(time.monotonic()))
             self._beats.get().watch(attempt, attempt.lease)
 
     def record(self, command: RecordLater) -> bool:

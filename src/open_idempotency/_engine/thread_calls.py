@@ -154,7 +154,7 @@ def calls_here() -> ThreadCalls | None:
         return None
     attempt: Attempt = found[0]
     if attempt.threads is None:
-        attempt.threads = ThreadCalls(attempt.policy.max_run)
+        attempt.run_in_threads(ThreadCalls(attempt.policy.max_run))
     return attempt.threads if isinstance(attempt.threads, ThreadCalls) else None
 
 

@@ -252,10 +252,10 @@ class Exchange:
         if protection is None or protection.settled:
             return
         attempt = protection.attempt
-        if attempt.caller is None or attempt.lease is None:
+        lease, caller = attempt.lease, attempt.take_caller()
+        if caller is None or lease is None:
             return
-        caller, attempt.caller = attempt.caller, None
-        record_id = attempt.lease.record_id
+        record_id = lease.record_id
         change = read_change(lambda: session.change(caller, record_id))
         if change is not None:
             self._setting.engine.sync.run(follow(attempt, caller, change, new_owner()))

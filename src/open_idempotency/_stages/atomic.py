@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.drivers import Steps
+from open_idempotency._core.recording import make_sure
 from open_idempotency._core.requests import Headers, Response
-from open_idempotency._core.settlement import make_sure
 from open_idempotency._engine.current import Performers, here
 from open_idempotency._stages.blocks import check_sync_or_async, refuse_loop
 from open_idempotency.exceptions import ConfigurationError, NotStarted

@@ -23,7 +23,7 @@ from open_idempotency._core.frames import StageKind, decode_stage, encode_stage
 from open_idempotency._core.ledger_state import StageId
 from open_idempotency._core.models import Stage
 from open_idempotency._core.notify import warn
-from open_idempotency._core.settlement import make_sure, save_stage
+from open_idempotency._core.recording import make_sure, save_stage
 from open_idempotency._stages import values
 from open_idempotency._stages.annotations import declared_type
 from open_idempotency.exceptions import NotStarted, RecordUnreadable, StageValueError

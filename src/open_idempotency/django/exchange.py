@@ -127,7 +127,7 @@ class Exchange:
             core: CoreResponse | None = admission
         else:
             if not iscoroutinefunction(view):
-                admission.threads = InView()
+                admission.run_in_threads(InView())
             core = self._started(await self._protect(admission).abegin())
         if core is None:
             return None
@@ -298,7 +298,7 @@ class Exchange:
         return read_change(lambda: self._session.change(caller, lease.record_id, response))
 
     def _follow(self, attempt: Attempt, change: Change) -> Steps[None]:
-        caller, attempt.caller = attempt.caller, None
+        caller = attempt.take_caller()
         assert caller is not None
         return follow(attempt, caller, change, new_owner())
 
@@ -318,7 +318,7 @@ class Exchange:
 
     def _start_capture(self, protection: Protection, response: Any) -> None:
         if self.raised and response.status_code >= 500:
-            protection.attempt.keep = None  # idem.keep() was about a response of the view, and this is none
+            protection.attempt.wish(None)  # idem.keep() was about a response of the view, and this is none
         protection.capture.start(response.status_code, response_headers(response))
         if not response.streaming:
             protection.capture.add(response.content)

@@ -25,7 +25,7 @@ from open_idempotency._core.notify import warn
 from open_idempotency._core.requests import Response
 from open_idempotency._core.sealing import RESPONSE, seal_stage, unseal_stage
 from open_idempotency._core.settlement import wants_kept
-from open_idempotency._core.stored_response import small_form, stored_form
+from open_idempotency._core.stored_response import storable, stored_form
 from open_idempotency._runtime.loops import current_library, in_thread
 from open_idempotency.exceptions import AlreadyCommitted, ConfigurationError, KeyReused, LeaseLost, RecordUnreadable
 from open_idempotency.ledger.dialects import Dialect
@@ -186,7 +186,7 @@ def save_response(transaction: Transaction, attempt: Attempt, live: Response) ->
     if (current, number) != transaction.entered:
         raise ConfigurationError(_ENDED)
     watch = transaction.watch(StoredResponse(lease.record_id, lease.fingerprint, response))
-    stored = LedgerResponse(small_form(live, attempt.policy), response, whole, transaction.entered, watch)
+    stored = LedgerResponse(storable(live, attempt.policy), response, whole, transaction.entered, watch)
     attempt.in_ledger().put_response(stored)
     return True
 
