@@ -93,7 +93,13 @@ class IdempotencyMiddleware:
 
         A subclass may make the claim later, when it knows more about the request.
         """
-        return self.cover(self.coverage_of(scope), scope, receive, send)
+        coverage = self.coverage_of(scope)
+        if coverage is None or scope["method"].upper() not in coverage.policy.methods:
+            return self.app(scope, receive, send)
+        key_headers = find_key(scope["headers"], coverage.names)
+        if key_headers or coverage.policy.required:
+            return Exchange(self, coverage.policy, scope, receive, send).run(key_headers)
+        return self._run_plainly(coverage.policy, scope, receive, send)
 
     def coverage_of(self, scope: Scope) -> Coverage | None:
         """How an HTTP request that is not protected yet is covered; None if it passes through.
@@ -109,15 +115,6 @@ class IdempotencyMiddleware:
         return self._paths.find(
             scope["method"].upper(), scope["path"], scope.get("raw_path"), scope.get("root_path", "")
         )
-
-    def cover(self, coverage: Coverage | None, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Handle an HTTP request that is not protected yet, by this coverage."""
-        if coverage is None or scope["method"].upper() not in coverage.policy.methods:
-            return self.app(scope, receive, send)
-        key_headers = find_key(scope["headers"], coverage.names)
-        if key_headers or coverage.policy.required:
-            return Exchange(self, coverage.policy, scope, receive, send).run(key_headers)
-        return self._run_plainly(coverage.policy, scope, receive, send)
 
     async def _run_plainly(self, policy: IdempotencyPolicy, scope: Scope, receive: Receive, send: Send) -> None:
         mark = running.set((Attempt(policy), self.engine))

@@ -321,7 +321,7 @@ def test_a_caller_is_another_one_in_another_tenant_and_on_another_host(headers: 
     assert len(set(seen)) == len(seen)
     assert scope() == scope(host=b"b.example")
     assert scope(host=b"A.Example", **by_host) == scope(**by_host)
-    assert len({by_credentials(each) for each in seen}) == 1
+    assert len({bool(by_credentials(each)) for each in seen}) == 1
 
 
 def test_without_credentials_a_caller_is_anonymous() -> None:
@@ -418,7 +418,7 @@ def test_only_a_caller_without_another_identity_is_known_by_credentials(
     headers: Any, user: str | None, fields: Any, expected: bool
 ) -> None:
     """Who is told apart by a token alone is somebody else with the next one."""
-    assert by_credentials(scope_of(headers, user, **fields)) is expected
+    assert bool(by_credentials(scope_of(headers, user, **fields))) is expected
 
 
 @given(st.lists(st.binary(max_size=6), max_size=4), st.lists(st.binary(max_size=6), max_size=4))

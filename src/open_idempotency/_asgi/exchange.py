@@ -143,7 +143,7 @@ class Exchange:
             renders=self._renders,
         )
         admission = await self._engine.aio.run(admit(intake, self._policy))
-        if isinstance(admission, Attempt):
+        if self._session is not None and isinstance(admission, Attempt):
             self._caller = admission.take_caller()
         return admission
 
@@ -178,9 +178,10 @@ class Exchange:
         mark = running.set((attempt, engine))
         try:
             if time.monotonic() > attempt.sure_until and (instead := await self._late(attempt)) is not None:
+                self._client.end()
                 await self._respond(instead)
                 return
-            await self._run_app(attempt)
+            await self._run_app(attempt, self._inner.call_app)
             if not self._settled:
                 await self._give_up(attempt)
         except BaseException as error:
@@ -189,20 +190,18 @@ class Exchange:
                 raise
         finally:
             running.reset(mark)
-            self._client.end()
+            if not self._settled:
+                self._client.end()
             if extensions is not None:
                 self._scope["extensions"] = extensions
 
-    def _run_app(self, attempt: Attempt) -> Awaitable[None]:
+    def _run_app(self, attempt: Attempt, app: App) -> Awaitable[None]:
         """Call the application. Its cancellation waits for the functions that it runs in threads (L-09)."""
         if thread_calls.pending:
             thread_calls.hook()
         hold = self._hold = hold_for(attempt)
-        call = self._call()
+        call = app(self._scope, self._receive, self._send)
         return call if hold is None else hold.run(call)
-
-    def _call(self) -> Awaitable[None]:
-        return self._inner.call_app(self._scope, self._receive, self._send)
 
     async def _late(self, attempt: Attempt) -> Response | None:
         """Check a lease that may have ended (L-10). Returns the response to send instead of calling the application."""

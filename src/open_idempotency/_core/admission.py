@@ -136,9 +136,11 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
     advice = _advice(claim, scope, identity, intake, policy)
     if advice is not None:
         yield from warn(policy, advice)
-    begin = _begin if policy.max_live_keys is None else _begin_counted
+    steps = _begin(claim, intake, policy)
+    if policy.max_live_keys is not None:
+        steps = _counted(steps, claim, scope, intake, policy)
     try:
-        admission = yield from begin(claim, scope, intake, policy)
+        admission = yield from steps
     except NotRenewable:
         return (yield from _unprotected(claim, request, policy))
     if caller is not None and isinstance(admission, Attempt):
@@ -170,7 +172,8 @@ def _advice(
         return events.CredentialScoped(events.short(claim.record_id)) if advice.due(events.CredentialScoped) else None
     if policy.scope is not None or not is_anonymous(scope) or advice.is_given(events.CallerUnidentified):
         return None
-    cookies, entries = cookie_names(intake.request), entry_names(identity.session)
+    cookies = cookie_names(intake.request)
+    entries = entry_names(identity.session) if identity.session else ()
     if (cookies or entries) and advice.due(events.CallerUnidentified):
         return events.CallerUnidentified.of(events.short(claim.record_id), cookies, entries)
     return None
@@ -199,7 +202,7 @@ def refuse_body(request: Request, policy: IdempotencyPolicy) -> Response:
     return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
 
 
-def _begin(claim: Claim, scope: str, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
+def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
     request = intake.request
     patience: Patience | None = None
     try:
@@ -217,11 +220,12 @@ def _begin(claim: Claim, scope: str, intake: Intake, policy: IdempotencyPolicy) 
         return (yield from _without_backend(error, "claim", claim, request, policy))
 
 
-def _begin_counted(claim: Claim, scope: str, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
-    """The same for a key that counts towards its caller's quota. A caller over the quota makes no record."""
-    steps = _begin(claim, scope, intake, policy)
+def _counted(
+    begin: Steps[Attempt | Response], claim: Claim, scope: str, intake: Intake, policy: IdempotencyPolicy
+) -> Steps[Attempt | Response]:
+    """The steps ``begin`` for a key that counts towards its caller's quota. A caller over it makes no record."""
     try:
-        admission = yield from quotas.within_quota(steps, claim, scope, policy)
+        admission = yield from quotas.within_quota(begin, claim, scope, policy)
     except (BackendUnavailable, RecordUnreadable) as error:  # of the reservation: errors of the claim became responses
         return (yield from _without_backend(error, "reserve", claim, intake.request, policy))
     return _refuse(admission, intake.request, policy) if isinstance(admission, problems.Problem) else admission

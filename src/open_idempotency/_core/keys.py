@@ -44,7 +44,9 @@ _BY_CREDENTIALS = "authorization:"
 _ANONYMOUS = "anonymous:"
 # A tenant or a host, as a digest in hexadecimal digits, and then the caller's own scope.
 _WITHIN = "within:"
-_is_by_credentials, _is_anonymous = (
+#: match a scope whose caller is known by its credentials alone, so that new credentials make a new caller; and a scope
+#: of whose caller nothing is known, who shares it with all other anonymous callers
+by_credentials, is_anonymous = (
     re.compile(f"(?:{_WITHIN}[0-9a-f]{{64}}:)?{kind}").match for kind in (_BY_CREDENTIALS, _ANONYMOUS)
 )
 _AUTHORIZATION = b"authorization"
@@ -202,16 +204,6 @@ def _digest_of_credentials(credentials: Sequence[tuple[bytes, bytes]]) -> str:
 @lru_cache(maxsize=64)
 def _lower(names: tuple[str, ...]) -> frozenset[bytes]:
     return frozenset(name.lower().encode("ascii") for name in names)
-
-
-def by_credentials(scope: str) -> bool:
-    """Whether a caller is known by its credentials alone, so that new credentials make a new caller."""
-    return _is_by_credentials(scope) is not None
-
-
-def is_anonymous(scope: str) -> bool:
-    """Whether nothing is known of a caller, who shares the scope with all other anonymous callers."""
-    return _is_anonymous(scope) is not None
 
 
 def _call_scope(request: Request, policy: IdempotencyPolicy) -> str:

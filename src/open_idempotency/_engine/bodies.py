@@ -26,7 +26,7 @@ class RequestBody:
     hashed while it arrives, so that nobody has to wait for all of it at once.
     """
 
-    __slots__ = ("_chunks", "_file", "_hashes", "_limit", "_on_disk", "_sha", "_spool", "size")
+    __slots__ = ("_chunks", "_file", "_hashes", "_limit", "_on_disk", "_sha", "_spool", "size", "spooled")
 
     def __init__(self, policy: IdempotencyPolicy) -> None:
         self._limit = policy.max_request_bytes
@@ -37,11 +37,8 @@ class RequestBody:
         self._hashes = policy.fingerprint in ("auto", "json")
         self._sha: Any = None
         self.size = 0
-
-    @property
-    def spooled(self) -> bool:
-        """Whether it is one file, so that its readers share one position in it."""
-        return self._file is not None
+        #: whether it is one file, so that its readers share one position in it
+        self.spooled = False
 
     def bound(self, limit: int) -> None:
         """Take ``limit`` bytes at most from now on. Raises ``BodyTooLarge`` if there are more already."""
@@ -82,6 +79,7 @@ class RequestBody:
     def _move(self, file: IO[bytes]) -> None:
         file.writelines(self.chunks())
         self._file = file
+        self.spooled = True
         self._chunks.clear()
 
     def _hashed(self) -> Any:
@@ -141,3 +139,4 @@ class RequestBody:
         if self._file is not None:
             self._file.close()
             self._file = None
+            self.spooled = False

@@ -7,6 +7,7 @@ what is kept, its attempt fails with its stages kept, and it is closed.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from math import inf
 
 from open_idempotency._core.stored_response import Capture
@@ -19,27 +20,25 @@ class ClientLeft(OSError):
     """
 
 
+@dataclass(slots=True)
 class Grace:
-    """How long the stream of one request may go on without its client."""
+    """How long the stream of one request may go on without its client: ``seconds`` from when it has left."""
 
-    __slots__ = ("_capture", "_seconds", "_until")
-
-    def __init__(self, seconds: float, capture: Capture) -> None:
-        self._seconds = seconds
-        self._capture = capture
-        self._until = inf
+    seconds: float
+    capture: Capture
+    _until: float = field(default=inf, init=False)
 
     def begin(self) -> None:
         """The client has left. Only the first call counts."""
         if self._until == inf:
-            self._until = time.monotonic() + self._seconds
+            self._until = time.monotonic() + self.seconds
 
     @property
     def left(self) -> float:
         """Seconds for which the stream may still go on; infinite while the client is there."""
         if self._until == inf:
             return inf
-        return 0.0 if self._capture.outgrown else max(0.0, self._until - time.monotonic())
+        return 0.0 if self.capture.outgrown else max(0.0, self._until - time.monotonic())
 
     @property
     def over(self) -> bool:
@@ -48,6 +47,6 @@ class Grace:
 
     def error(self) -> GeneratorExit:
         """What its attempt fails with."""
-        if self._capture.outgrown:
+        if self.capture.outgrown:
             return GeneratorExit("the client left, and the stream is longer than what is kept (max_response_bytes)")
-        return GeneratorExit(f"the client left, and the stream did not end within {self._seconds:g} s (stream_grace)")
+        return GeneratorExit(f"the client left, and the stream did not end within {self.seconds:g} s (stream_grace)")

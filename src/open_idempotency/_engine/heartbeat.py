@@ -121,7 +121,7 @@ class _Beats:
             self._orders.put(None)
 
     def forget(self, lease: Lease) -> None:
-        if lease not in self._recordings:
+        if lease.owner not in self._recordings.pending:
             self._watched.pop(lease.owner, None)
 
     def record(self, command: RecordLater, lease: Lease) -> bool:

@@ -23,7 +23,6 @@ from open_idempotency._core.commands import (
     Unreserve,
 )
 from open_idempotency._core.drivers import Handlers
-from open_idempotency._core.models import Lease
 from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE
 from open_idempotency.backend import Backend
 from open_idempotency.exceptions import BackendUnavailable
@@ -49,7 +48,8 @@ class Recordings:
     """Those of one process on one backend, by the lease's owner. Added from any thread, carried out by one."""
 
     def __init__(self, backend: Backend, report: Callable[[Emit], None], ended: Callable[[bytes], None]) -> None:
-        self._pending: dict[bytes, _Recording] = {}
+        #: by the lease's owner; changed here only
+        self.pending: dict[bytes, _Recording] = {}
         # While the backend is away, how long it is left alone, and until when on the monotonic clock.
         self._pause = FIRST_PAUSE
         self._left_alone = 0.0
@@ -63,43 +63,40 @@ class Recordings:
             Emit: report,
         }
 
-    def __contains__(self, lease: Lease) -> bool:
-        return lease.owner in self._pending
-
     def __len__(self) -> int:
-        return len(self._pending)
+        return len(self.pending)
 
     def fits(self, command: RecordLater) -> bool:
         """Whether there is room for it."""
-        taken = list(self._pending.values())
+        taken = list(self.pending.values())
         return len(taken) < MOST and sum(each.command.size for each in taken) + command.size <= MOST_BYTES
 
     def add(self, owner: bytes, command: RecordLater) -> None:
         """Take it on; it begins when it is looked at next."""
-        self._pending[owner] = _Recording(command)
+        self.pending[owner] = _Recording(command)
 
     def lost(self) -> list[Emit]:
         """What to report of those that the end of the process cuts off."""
-        commands = [each.command for each in list(self._pending.values())]
+        commands = [each.command for each in list(self.pending.values())]
         return [Emit(each.lost, each.attempt.policy.on_event) for each in commands if each.lost is not None]
 
     def wake_all(self) -> None:
         """Let none of them pause any longer: the process is about to end."""
         self._left_alone = 0.0
-        for recording in list(self._pending.values()):
+        for recording in list(self.pending.values()):
             recording.wake = 0.0
 
     @property
     def wake(self) -> float:
         """When the next one goes on, on the monotonic clock; infinite where there is none."""
-        return max(self._left_alone, min((each.wake for each in list(self._pending.values())), default=inf))
+        return max(self._left_alone, min((each.wake for each in list(self.pending.values())), default=inf))
 
     def go_on(self, before_each: Callable[[], object]) -> None:
         """Carry out what is due, until the backend turns out to be away."""
         now = time.monotonic()
         if now < self._left_alone:
             return
-        due = sorted((item for item in list(self._pending.items()) if item[1].wake <= now), key=lambda i: i[1].wake)
+        due = sorted((item for item in list(self.pending.items()) if item[1].wake <= now), key=lambda i: i[1].wake)
         for owner, recording in due:
             before_each()
             if not self._advance(owner, recording):
@@ -134,5 +131,5 @@ class Recordings:
         return not away
 
     def _end(self, owner: bytes) -> None:
-        self._pending.pop(owner, None)
+        self.pending.pop(owner, None)
         self._ended(owner)

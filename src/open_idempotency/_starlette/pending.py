@@ -9,7 +9,7 @@ stand-in carries a mark. On its way out the middleware replaces it by the stored
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Iterable
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from starlette.exceptions import HTTPException
@@ -131,7 +131,8 @@ class PendingExchange(Exchange):
         mark = running.set(None if self._keyed else (Attempt(policy), engine))
         extensions = self._hide_extensions() if self._keyed else None
         try:
-            await (self._run_app(Attempt(policy)) if self._keyed else self._call())
+            app = self._around.app
+            await (self._run_app(Attempt(policy), app) if self._keyed else app(scope, self._source, self._send))
             if self._attempt is not None and not self._settled:
                 await self._give_up(self._attempt)
             self._look_back()
@@ -158,9 +159,6 @@ class PendingExchange(Exchange):
             self._claimed_in = self.stand_in = None
             self._body.close()
             self._entered.discard(self)
-
-    def _call(self) -> Awaitable[None]:
-        return self._around.app(self._scope, self._receive if self._keyed else self._source, self._send)
 
     def _look_back(self) -> None:
         if self._claimed_in is not None:

@@ -304,22 +304,18 @@ class Batches:
     async def _carry_out(self, batch: Sequence[_Request]) -> list[Any]:
         started = time.monotonic()
         until = started + self._options.carried_out_within
-        try:
+        retried = False
+        while True:
             try:
-                return await self._try(batch, until)
+                replies = await self._send([request.command for request in batch], until)
+                for reply in replies:
+                    if isinstance(reply, Exception):
+                        return await self._without_errors(batch, replies, until)
+                return replies
             except ERRORS as error:
-                if not may_retry(error, started, self._options.timeout):
-                    raise
-                return await self._try(batch, until)
-        except ERRORS as error:
-            raise wrapped(error) from error
-
-    async def _try(self, batch: Sequence[_Request], until: float) -> list[Any]:
-        replies = await self._send([request.command for request in batch], until)
-        for reply in replies:
-            if isinstance(reply, Exception):
-                return await self._without_errors(batch, replies, until)
-        return replies
+                if retried or not may_retry(error, started, self._options.timeout):
+                    raise wrapped(error) from error
+                retried = True
 
     async def _without_errors(self, batch: Sequence[_Request], replies: list[Any], until: float) -> list[Any]:
         """Send the scripts that the server forgot in full; every other error becomes one of ours."""
