@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
-from open_idempotency import rules as route_rules
 from open_idempotency._asgi.exchange import MARK, PENDING, App, ChangingSession, Exchange, Message, Receive, Scope, Send
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.keys import find_key
@@ -18,7 +17,7 @@ from open_idempotency._core.session_identity import entries_of
 from open_idempotency._engine import shutdown
 from open_idempotency._engine.current import running
 from open_idempotency._engine.engine import Engine
-from open_idempotency._routes.coverage import Coverage, Coverages, PathRules
+from open_idempotency._routes.coverage import Coverages, PathRules, Route
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
@@ -56,13 +55,14 @@ class IdempotencyMiddleware:
         self.app = app
         self.engine = Engine(backend, policy, fields, threads=False)
         self.coverages = Coverages(self.engine)
+        self._rules = self.engine.rules
         self._paths = PathRules(rules, self.coverages) if rules else None
         self._methods = self.engine.policy.methods if self._paths is None else self._paths.methods
         self._names = self.coverages.default.names
         self._required = self.engine.policy.required
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._asks_routes and (route_rules.in_use or PENDING in scope) and scope["type"] == "http":
+        if self._asks_routes and (self._rules.in_use or PENDING in scope) and scope["type"] == "http":
             # A rule may ask for a key, name another header, or cover another method.
             if MARK not in scope and scope["method"].upper() not in NEVER_COVERED:
                 await self.treat(scope, receive, send)
@@ -101,7 +101,7 @@ class IdempotencyMiddleware:
             return Exchange(self, coverage.policy, scope, receive, send).run(key_headers)
         return self._run_plainly(coverage.policy, scope, receive, send)
 
-    def coverage_of(self, scope: Scope) -> Coverage | None:
+    def coverage_of(self, scope: Scope) -> Route | None:
         """How an HTTP request that is not protected yet is covered; None if it passes through.
 
         A subclass may know more about the route of the request.

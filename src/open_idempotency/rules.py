@@ -25,10 +25,29 @@ _MARK = "_open_idempotency_rule"
 _STANDS_FOR = ("func", "cls", "view_class")
 _BEHIND_API_VIEW = ("rest_framework.decorators", "api_view.<locals>.decorator.<locals>.handler")
 
-#: whether this process has made any rule; without one the view of a request need not be looked up
-in_use = False
-#: the headers that views' rules name for their keys; known before their views are reached
-headers_named: set[str] = set()
+
+class RuleRegistry:
+    """What the rules of a process's views have in common, for engines, which read it for each request.
+
+    ``in_use``: whether there is any rule; without one the view of a request need not be looked up. ``headers``: the
+    headers that rules name for their keys, known before their views are reached.
+    """
+
+    __slots__ = ("headers", "in_use")
+
+    def __init__(self) -> None:
+        self.in_use = False
+        self.headers: set[str] = set()
+
+    def note_fields(self, fields: Mapping[str, Any]) -> None:
+        """Take the headers that the fields of a rule name. The policy reports what is wrong with them, in time."""
+        aliases = fields.get("aliases")
+        named = [fields.get("header"), *(aliases if isinstance(aliases, list | tuple | set | frozenset) else ())]
+        self.headers.update(name for name in named if isinstance(name, str) and name.isascii())
+
+
+#: where rules are noted: views are marked before any engine is there, and an engine takes it over when it is made
+registry = RuleRegistry()
 
 
 class Rule:
@@ -62,7 +81,7 @@ class IdempotencyRule:
         if exempt and fields:
             raise ConfigurationError(f"exempt: leaves no use for {', '.join(fields)}")
         self.rule = EXEMPT if exempt else _new_rule(fields)
-        _note_use()
+        registry.in_use = True
 
     async def __call__(self) -> None:
         """Does nothing: the middleware reads the rule from the list of dependencies."""
@@ -161,7 +180,7 @@ def _rule_below_api_view(view: Any) -> Rule | None:
 
 def _new_rule(fields: Mapping[str, Any]) -> Rule:
     refuse_unknown(fields)
-    _note_fields(fields)
+    registry.note_fields(fields)
     return Rule(fields)
 
 
@@ -174,17 +193,5 @@ def _mark(view: V, rule: Rule) -> V:
         raise ConfigurationError(
             f"{view!r} cannot carry a rule; put the decorator on the function or class that it is made of"
         ) from None
-    _note_use()
+    registry.in_use = True
     return view
-
-
-def _note_fields(fields: Mapping[str, Any]) -> None:
-    aliases = fields.get("aliases")
-    named = [fields.get("header"), *(aliases if isinstance(aliases, list | tuple | set | frozenset) else ())]
-    # The policy reports what is wrong with them, in time.
-    headers_named.update(name for name in named if isinstance(name, str) and name.isascii())
-
-
-def _note_use() -> None:
-    global in_use
-    in_use = True

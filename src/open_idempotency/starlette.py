@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from open_idempotency import asgi
-from open_idempotency import rules as route_rules
 from open_idempotency._asgi.exchange import PENDING
 from open_idempotency._core.requests import Identity
-from open_idempotency._routes.coverage import Coverage
+from open_idempotency._routes.coverage import Route
 from open_idempotency.asgi import MARK, App, Receive, Scope, Send
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import ConfigurationError, MissingExtra, ScopeUnknown
@@ -129,10 +128,10 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
 
     def _candidates(self) -> frozenset[bytes]:
         """The headers that may carry a key under some rule."""
-        named = route_rules.headers_named
+        named = self.engine.rules.headers
         return self._names.union(name.lower().encode("ascii") for name in named) if named else self._names
 
-    def coverage_of(self, scope: Scope) -> Coverage | None:
+    def coverage_of(self, scope: Scope) -> Route | None:
         """The coverage by path and by the route around this middleware; None if one of them is exempt."""
         here = (*dependency_rules(scope.get("route")), *endpoint_rules(scope.get("endpoint"), scope["method"]))
         return self.coverages.by((*self.rules_of_path(scope), *here))

@@ -18,15 +18,13 @@ from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.client_left import ClientLeft
 from open_idempotency._engine.current import Running
 from open_idempotency._engine.engine import Engine, new_owner
-from open_idempotency._routes.coverage import Coverages, PathRules
+from open_idempotency._routes.coverage import Coverages, PathRules, Route
 from open_idempotency._wsgi.environ import (
     MARK,
     App,
     BodyIncomplete,
     Environ,
-    Route,
     StartResponse,
-    environ_names,
     find_key,
     give_body,
     hide_file_wrapper,
@@ -39,7 +37,7 @@ from open_idempotency._wsgi.environ import (
 from open_idempotency._wsgi.exchange import BoundIterable, LiveBody, Protection, bound
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.policy import IdempotencyPolicy
-from open_idempotency.rules import IdempotencyRule, Rule, RulesByPath, exempt
+from open_idempotency.rules import IdempotencyRule, RulesByPath, exempt
 
 __all__ = ["App", "Environ", "IdempotencyMiddleware", "IdempotencyRule", "StartResponse", "exempt"]
 
@@ -71,28 +69,23 @@ class IdempotencyMiddleware:
         self._paths = PathRules(rules, coverages) if rules else None
         self._methods = self.engine.policy.methods if self._paths is None else self._paths.methods
         self._coverages = coverages
-        self._route = Route(self.engine.policy, environ_names(coverages.default.names))
-        self._routes: dict[tuple[Rule, ...], Route | None] = {(): self._route}
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         # Frameworks read it in upper case, whatever the server passes on.
         if environ["REQUEST_METHOD"].upper() not in self._methods:
             return self.app(environ, start_response)
-        route = self._route if self._paths is None else self._find_route(self._paths, environ)
+        route = self._coverages.default if self._paths is None else self._find_route(self._paths, environ)
         if route is None or MARK in environ:
             return self.app(environ, start_response)
-        if not route.policy.required and not any(name in environ for name, _ in route.names):
+        if not route.policy.required and not any(name in environ for name, _ in route.environ_names):
             return self._run_plainly(route.policy, environ, start_response)
-        return _Exchange(self, route.policy, environ, start_response).run(find_key(environ, route.names))
+        return _Exchange(self, route.policy, environ, start_response).run(find_key(environ, route.environ_names))
 
     def _find_route(self, paths: PathRules, environ: Environ) -> Route | None:
         """How the path and the method of a request are covered; None where they are not."""
         method = environ["REQUEST_METHOD"].upper()
-        rules = paths.find(method, octets(environ.get("PATH_INFO", "")).decode("utf-8", "replace"))
-        if rules not in self._routes:
-            coverage = self._coverages.by(rules)
-            self._routes[rules] = coverage and Route(coverage.policy, environ_names(coverage.names))
-        route = self._routes[rules]
+        path = octets(environ.get("PATH_INFO", "")).decode("utf-8", "replace")
+        route = self._coverages.by(paths.find(method, path))
         return route if route is not None and method in route.policy.methods else None
 
     def _run_plainly(

@@ -170,7 +170,7 @@ def test_the_first_rule_of_a_process_counts_for_the_request_that_loads_it(
     send: Send, key: str | None, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """O-06: no request slips by."""
-    monkeypatch.setattr(rules, "in_use", False)
+    monkeypatch.setattr(rules, "registry", rules.RuleRegistry())
     calls: list[int] = []
     with project(), override_settings(ROOT_URLCONF=LoadedLate(lambda: idempotent(required=True)(_counting(calls)))):
         assert send(key=key).status_code == status
@@ -184,7 +184,7 @@ def test_an_exemption_counts_for_the_request_that_loads_it(send: Send, monkeypat
     def view(request: HttpRequest) -> HttpResponse:
         return JsonResponse({"active": idem.active, "started": running.get() is not None})
 
-    monkeypatch.setattr(rules, "in_use", False)
+    monkeypatch.setattr(rules, "registry", rules.RuleRegistry())
     with project(), override_settings(ROOT_URLCONF=LoadedLate(lambda: exempt(view))):
         assert send(key=None).json() == {"active": False, "started": False}
 
@@ -194,7 +194,7 @@ def test_the_request_that_loads_a_view_with_a_field_of_its_own_is_let_go_when_it
     send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """L-04: whatever was known of it before its view was found."""
-    monkeypatch.setattr(rules, "in_use", False)
+    monkeypatch.setattr(rules, "registry", rules.RuleRegistry())
     ends: list[BaseException | None] = [SystemExit(1), None]
 
     def view(request: HttpRequest) -> HttpResponse:

@@ -168,7 +168,7 @@ async def _nothing() -> None:
 
 def test_without_a_key_only_the_places_of_a_claim_are_passed_under_fastapi(monkeypatch: pytest.MonkeyPatch) -> None:
     """LIMITS 2, O-18: the middleware, and the three places where a claim would be asked for."""
-    monkeypatch.setattr(rules, "in_use", False)
+    monkeypatch.setattr(rules, "registry", rules.RuleRegistry())
     app = FastAPI()
     app.add_middleware(FastApiMiddleware, backend="memory://")
 

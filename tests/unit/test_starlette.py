@@ -163,7 +163,7 @@ async def test_without_a_start_a_request_without_a_key_says_nothing(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It passes through; nobody looks at it in a process without rules."""
-    monkeypatch.setattr(rules, "in_use", False)
+    monkeypatch.setattr(rules, "registry", rules.RuleRegistry())
     await post(with_users(SimpleUser("ada"), outside=False))
     assert _warnings(caplog) == []
 

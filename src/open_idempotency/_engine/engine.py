@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from open_idempotency import rules
 from open_idempotency._core import canonical_json
 from open_idempotency._core.notify import Advice
 from open_idempotency._engine.heartbeat import Heartbeat
@@ -48,6 +49,8 @@ class Engine:
         asynchronous = ThreadedBackend(self.backend) if threads else self.backend.to_async()
         self.aio = AsyncPerformer(asynchronous, self.heartbeat, alook)
         self.advice = Advice()
+        #: which rules views have
+        self.rules = rules.registry
         self._policies: dict[Rule, IdempotencyPolicy] = {}
 
     def policy_for(self, rule: Rule | None) -> IdempotencyPolicy | None:

@@ -27,7 +27,6 @@ from open_idempotency._routes.marks import call_to_mark, has_decorators_above, i
 from open_idempotency._wsgi.environ import (
     MARK,
     BodyIncomplete,
-    Names,
     give_body,
     hide_file_wrapper,
     read_body,
@@ -84,13 +83,6 @@ class Plain:
         if self._bound:
             self._bound = False
             running.set(self._previous)
-
-
-class Route(NamedTuple):
-    """How a view is covered: its policy, and the environ's names of the headers that carry its keys."""
-
-    policy: IdempotencyPolicy
-    names: Names
 
 
 class Setting(NamedTuple):

@@ -17,18 +17,17 @@ from typing import TYPE_CHECKING, Any, cast
 from flask import Flask, Request, Response, request
 from flask import globals as flask_globals
 
-from open_idempotency import rules
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.keys import key_names
 from open_idempotency._core.settlement import REPLACED
 from open_idempotency._engine.engine import Engine
 from open_idempotency._engine.event_log import report_late_error
-from open_idempotency._flask.exchange import Exchange, Plain, Route, Setting
-from open_idempotency._wsgi.environ import MARK, environ_names, find_key
+from open_idempotency._flask.exchange import Exchange, Plain, Setting
+from open_idempotency._routes.coverage import Coverages, Route
+from open_idempotency._wsgi.environ import MARK, find_key
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy, refuse_unknown
-from open_idempotency.rules import Rule, combine, rules_on
+from open_idempotency.rules import rules_on
 
 if TYPE_CHECKING:
     from werkzeug.local import LocalProxy
@@ -49,7 +48,7 @@ class Hooks:
         self._app = app
         self._engine = engine
         self._setting = Setting(app, engine, partial(verified_user, app))
-        self._routes: dict[tuple[Rule, ...], Route | None] = {}
+        self._coverages = Coverages(engine)
         self._looked = False
 
     def install(self) -> None:
@@ -117,17 +116,13 @@ class Hooks:
         route = self._route(self._app.view_functions.get(here.url_rule.endpoint), here.method)
         if route is None or here.method not in route.policy.methods:
             return None
-        key_headers = find_key(here.environ, route.names)
+        key_headers = find_key(here.environ, route.environ_names)
         if not key_headers and not route.policy.required:
             return Plain(self._engine, here, route.policy)
         return Exchange(self._setting, here, route.policy, key_headers)
 
     def _route(self, view: Any, method: str) -> Route | None:
-        found = rules_on(view, method) if rules.in_use else ()
-        if found not in self._routes:
-            policy = self._engine.policy_for(combine(found))
-            self._routes[found] = None if policy is None else Route(policy, environ_names(key_names(policy)))
-        return self._routes[found]
+        return self._coverages.by(rules_on(view, method) if self._engine.rules.in_use else ())
 
     def _wsgi_app(self, original: Original, environ: dict[str, Any], start_response: Any) -> Any:
         try:

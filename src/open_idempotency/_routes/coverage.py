@@ -4,7 +4,7 @@ Adapters that see no routes take rules by path: ``rules={"/payments/*": {"requir
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import combinations_with_replacement
 from typing import Any, NamedTuple
@@ -17,28 +17,48 @@ from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
 from open_idempotency.rules import EXEMPT, Rule, combine, read_rule
 
+#: each header's name in a WSGI environ, beside its lower-case name
+EnvironNames = tuple[tuple[str, bytes], ...]
 
-class Coverage(NamedTuple):
-    """The policy, and the lower-case names of the headers that carry keys under it."""
+
+def environ_names(names: Iterable[bytes]) -> EnvironNames:
+    """The names of headers in an environ; ``names`` are lower-case."""
+    return tuple(("HTTP_" + name.decode("ascii").upper().replace("-", "_"), name) for name in sorted(names))
+
+
+class Route(NamedTuple):
+    """How requests are covered: the policy, and the lower-case names of the headers that carry keys under it.
+
+    ``environ_names``: the same headers, as WSGI and Django name them.
+    """
 
     policy: IdempotencyPolicy
     names: frozenset[bytes]
+    environ_names: EnvironNames
+
+    @classmethod
+    def of(cls, policy: IdempotencyPolicy) -> Route:
+        """The route with this policy."""
+        names = key_names(policy)
+        return cls(policy, names, environ_names(names))
 
 
 class Coverages:
-    """Those of one engine, each made once."""
+    """The routes of one engine, each made once."""
 
-    __slots__ = ("_engine", "_known", "default", "largest_request")
+    __slots__ = ("_engine", "_known", "default", "environ_keys", "largest_request")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._known: dict[tuple[Rule, ...], Coverage | None] = {}
+        self._known: dict[tuple[Rule, ...], Route | None] = {}
         #: where no rule applies
-        self.default = Coverage(engine.policy, key_names(engine.policy))
+        self.default = Route.of(engine.policy)
         #: the largest ``max_request_bytes`` of those that were made
         self.largest_request = engine.policy.max_request_bytes
+        #: under which names a key may be in an environ, by those that were made and the headers that were added
+        self.environ_keys = frozenset(name for name, _ in self.default.environ_names)
 
-    def by(self, rules: tuple[Rule, ...]) -> Coverage | None:
+    def by(self, rules: tuple[Rule, ...]) -> Route | None:
         """What these rules make of the engine's policy, the nearest last; None where the route is exempt.
 
         Raises ``ConfigurationError`` for rules that contradict the policy.
@@ -47,10 +67,18 @@ class Coverages:
             return self.default
         if rules not in self._known:
             policy = self._engine.policy_for(combine(rules))
-            self._known[rules] = None if policy is None else Coverage(policy, key_names(policy))
-            if policy is not None:
-                self.largest_request = max(self.largest_request, policy.max_request_bytes)
+            route = self._known[rules] = None if policy is None else Route.of(policy)
+            if route is not None:
+                self.largest_request = max(self.largest_request, route.policy.max_request_bytes)
+                self._add(route.environ_names)
         return self._known[rules]
+
+    def add_headers(self, names: Iterable[str]) -> None:
+        """Add headers of rules whose views no request has reached yet."""
+        self._add(environ_names(name.lower().encode("ascii") for name in names))
+
+    def _add(self, names: EnvironNames) -> None:
+        self.environ_keys |= {name for name, _ in names}
 
 
 # Most requests that are covered go to few paths. Longer ones are not worth their memory.
@@ -127,7 +155,7 @@ class PathRules:
             if one == other:
                 _check_method(one, read[one], coverage)
 
-    def _together(self, one: Pattern, other: Pattern) -> Coverage | None:
+    def _together(self, one: Pattern, other: Pattern) -> Route | None:
         pattern = path_patterns.meet(one, other)
         if pattern is None:
             return None
@@ -154,7 +182,7 @@ def _distinct(read: Mapping[str, tuple[Pattern, Rule]]) -> Iterator[tuple[Patter
         yield pattern, rule
 
 
-def _check_method(text: str, read: tuple[Pattern, Rule], coverage: Coverage | None) -> None:
+def _check_method(text: str, read: tuple[Pattern, Rule], coverage: Route | None) -> None:
     """A rule of a method that is not covered would say nothing."""
     method, rule = read[0].method, read[1]
     if method in NEVER_COVERED:
@@ -163,7 +191,7 @@ def _check_method(text: str, read: tuple[Pattern, Rule], coverage: Coverage | No
         raise ConfigurationError(f"rules[{text!r}]: {method} is not covered; add methods=[{method!r}] to it")
 
 
-def _protection(coverage: Coverage | None, method: str) -> int:
+def _protection(coverage: Route | None, method: str) -> int:
     """Required before optional, optional before not at all."""
     if coverage is None or method not in coverage.policy.methods:
         return 0

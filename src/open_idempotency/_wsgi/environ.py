@@ -8,25 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 from wsgiref.util import FileWrapper
 
 from open_idempotency._core.requests import Headers, Request, Response
 from open_idempotency._engine.bodies import PIECE, RequestBody
-from open_idempotency.policy import IdempotencyPolicy
+from open_idempotency._routes.coverage import EnvironNames
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
-Names = tuple[tuple[str, bytes], ...]
-
-
-class Route(NamedTuple):
-    """How requests are covered: the policy, and the environ's names of the headers that carry keys under it."""
-
-    policy: IdempotencyPolicy
-    names: Names
 
 
 #: in the environ of a request that an outer adapter of this library protects
@@ -49,12 +41,7 @@ def octets(text: str) -> bytes:
     return text.encode("latin-1", "backslashreplace")
 
 
-def environ_names(names: Iterable[bytes]) -> Names:
-    """Each header's name in the environ, beside its lower-case name."""
-    return tuple(("HTTP_" + name.decode("ascii").upper().replace("-", "_"), name) for name in sorted(names))
-
-
-def find_key(environ: Environ, names: Names) -> list[tuple[bytes, bytes]]:
+def find_key(environ: Environ, names: EnvironNames) -> list[tuple[bytes, bytes]]:
     """The headers that carry a key. Two lines of one header arrive joined by a comma, which no key can be."""
     return [(header, octets(environ[name])) for name, header in names if name in environ]
 

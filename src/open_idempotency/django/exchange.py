@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.core.exceptions import PermissionDenied
@@ -29,8 +29,9 @@ from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.current import running
 from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency._engine.thread_calls import GRACE, InView, Patience
+from open_idempotency._routes.coverage import Route
 from open_idempotency._routes.marks import reveals_a_record
-from open_idempotency._wsgi.environ import BodyIncomplete, Names
+from open_idempotency._wsgi.environ import BodyIncomplete
 from open_idempotency._wsgi.exchange import BoundIterable, LiveBody
 from open_idempotency.django import identity, permissions
 from open_idempotency.django.identity import SessionTrace
@@ -45,16 +46,8 @@ from open_idempotency.django.messages import (
     stand_in,
 )
 from open_idempotency.django.streaming import AsyncLiveBody, BoundAsyncIterator, Protection
-from open_idempotency.policy import IdempotencyPolicy
 
 R = TypeVar("R", bound=HttpResponseBase)
-
-
-class Route(NamedTuple):
-    """How a view is covered: its policy, and the environ's names of the headers that carry its keys."""
-
-    policy: IdempotencyPolicy
-    names: Names
 
 
 class Exchange:
@@ -141,7 +134,7 @@ class Exchange:
             self._stop_recording()
             return None
         self._policy = route.policy
-        key_headers = find_key(request, route.names)
+        key_headers = find_key(request, route.environ_names)
         if not key_headers and not route.policy.required:
             self._stop_recording()
             running.set((Attempt(route.policy), self.engine))

@@ -17,14 +17,15 @@ from open_idempotency._core.requests import Headers, Request
 from open_idempotency._core.requests import Response as CoreResponse
 from open_idempotency._core.stored_response import UNRECORDED, is_stored_header
 from open_idempotency._engine.bodies import PIECE, RequestBody
-from open_idempotency._wsgi.environ import BodyIncomplete, Names, octets
+from open_idempotency._routes.coverage import EnvironNames
+from open_idempotency._wsgi.environ import BodyIncomplete, octets
 from open_idempotency._wsgi.environ import find_key as find_key_in_environ
 from open_idempotency._wsgi.environ import read_request as read_environ
 from open_idempotency.exceptions import BodyTooLarge
 from open_idempotency.policy import IdempotencyPolicy
 
 
-def find_key(request: HttpRequest, names: Names) -> list[tuple[bytes, bytes]]:
+def find_key(request: HttpRequest, names: EnvironNames) -> list[tuple[bytes, bytes]]:
     """The header lines that carry a key. Under ASGI they are read from the scope, since ``META`` has joined them."""
     scope: Any = getattr(request, "scope", None)
     if scope is None:

@@ -15,16 +15,16 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from open_idempotency import asgi, rules
+from open_idempotency import asgi
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.keys import key_names
 from open_idempotency._engine import shutdown, thread_calls
 from open_idempotency._engine.current import Running, running
-from open_idempotency._wsgi.environ import MARK, environ_names
+from open_idempotency._routes.coverage import Coverages, Route
+from open_idempotency._wsgi.environ import MARK
 from open_idempotency.django.conf import make_engine
-from open_idempotency.django.exchange import Exchange, Route, bind_stream
+from open_idempotency.django.exchange import Exchange, bind_stream
 from open_idempotency.policy import NEVER_COVERED
-from open_idempotency.rules import Rule, combine, rules_on
+from open_idempotency.rules import rules_on
 
 GetResponse = Callable[[HttpRequest], Any]
 
@@ -47,11 +47,10 @@ class IdempotencyMiddleware:
         self.get_response = get_response
         self._awaits = iscoroutinefunction(get_response)
         self.engine = make_engine(threads=not self._awaits)
-        self._routes: dict[tuple[Rule, ...], Route | None] = {}
-        self._names: frozenset[str] = frozenset()
+        self._rules = self.engine.rules
+        self._coverages = Coverages(self.engine)
         self._learned = 0
         self._found_view = False
-        self._route(())
         # Django looks at this very attribute to see whether it has to make the hook sync or async.
         self.process_view = self._abegin if self._awaits else self._begin
         if self._awaits:
@@ -64,7 +63,7 @@ class IdempotencyMiddleware:
             return response
         # Before the first view the URLs, and the rules of their views, may not be loaded yet.
         keyed = not self._found_view or self._is_keyed(request)
-        if not keyed and not self.engine.policy.required and not rules.in_use:
+        if not keyed and not self.engine.policy.required and not self._rules.in_use:
             return self._pass(request)
         exchange = Exchange(self.engine, request)
         setattr(request, _ATTRIBUTE, exchange)
@@ -73,15 +72,11 @@ class IdempotencyMiddleware:
         return self._arun(request, exchange, keyed) if self._awaits else self._run(request, exchange)
 
     def _is_keyed(self, request: HttpRequest) -> bool:
-        if rules.in_use and len(rules.headers_named) != self._learned:
-            self._learn()
-        return any(name in request.META for name in self._names)
-
-    def _learn(self) -> None:
-        """Learn the headers that rules name, also of views that no request has reached yet."""
-        named = list(rules.headers_named)
-        self._names |= {name for name, _ in environ_names(name.lower().encode("ascii") for name in named)}
-        self._learned = len(named)
+        if self._rules.in_use and len(self._rules.headers) != self._learned:
+            named = list(self._rules.headers)
+            self._coverages.add_headers(named)
+            self._learned = len(named)
+        return any(name in request.META for name in self._coverages.environ_keys)
 
     # The chain of a request that has no key and, as far as is known, needs none: stages run plainly
 
@@ -187,7 +182,7 @@ class IdempotencyMiddleware:
         exchange = self._exchange(request) or self._late(request)
         if exchange is None:
             return None
-        return exchange.begin(self._route(_rules_on(view, request)), view)
+        return exchange.begin(self._route(view, request), view)
 
     async def _abegin(
         self, request: HttpRequest, view: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -196,11 +191,11 @@ class IdempotencyMiddleware:
         exchange = self._exchange(request) or self._late(request)
         if exchange is None:
             return None
-        return await exchange.abegin(self._route(_rules_on(view, request)), view)
+        return await exchange.abegin(self._route(view, request), view)
 
     def _late(self, request: HttpRequest) -> Exchange | None:
         """The exchange of a request that passed before any view had a rule: views may be loaded at any time."""
-        if not rules.in_use or getattr(request, _ATTRIBUTE, request) is not None:
+        if not self._rules.in_use or getattr(request, _ATTRIBUTE, request) is not None:
             return None
         exchange = Exchange(self.engine, request)
         setattr(request, _ATTRIBUTE, exchange)
@@ -218,18 +213,9 @@ class IdempotencyMiddleware:
         exchange: Exchange | None = getattr(request, _ATTRIBUTE, None)
         return exchange if exchange is not None and exchange.engine is self.engine else None
 
-    def _route(self, rules: tuple[Rule, ...]) -> Route | None:
-        """How a view with these rules is covered; None for an exempt one."""
-        try:
-            return self._routes[rules]
-        except KeyError:
-            pass
-        policy = self.engine.policy_for(combine(rules))
-        route = None if policy is None else Route(policy, environ_names(key_names(policy)))
-        if route is not None:
-            self._names |= {name for name, _ in route.names}
-        self._routes[rules] = route
-        return route
+    def _route(self, view: Callable[..., Any], request: HttpRequest) -> Route | None:
+        """How a view is covered; None for an exempt one."""
+        return self._coverages.by(rules_on(view, str(request.method)) if self._rules.in_use else ())
 
 
 class _Inner:
@@ -250,10 +236,6 @@ class _Inner:
             if variable.get(None) is not value:
                 variable.set(value)
         return self.task.result()
-
-
-def _rules_on(view: Callable[..., Any], request: HttpRequest) -> tuple[Rule, ...]:
-    return rules_on(view, str(request.method)) if rules.in_use else ()
 
 
 def _is_protected(request: HttpRequest) -> bool:
