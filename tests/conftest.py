@@ -152,7 +152,7 @@ def _nothing_goes_on() -> Iterator[None]:
     yield
     for leases in list(shutdown._leases.get()):
         if isinstance(leases, _Beats):
-            leases._recordings._pending.clear()
+            leases._recordings.pending.clear()
             leases._watched.clear()
             if leases._closed:  # its thread may still wait for a backend that a test has held up
                 shutdown.dismiss(leases)

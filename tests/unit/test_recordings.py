@@ -261,13 +261,13 @@ def test_a_recording_that_fails_lets_the_others_go_first(desk: Desk) -> None:
     pending.wake_all()
     desk.store.away.set()
     pending.go_on(lambda: None)
-    assert pending._pending[b"2"].wake < pending._pending[b"1"].wake
+    assert pending.pending[b"2"].wake < pending._pending[b"1"].wake
     assert pending.wake > time.monotonic() - 1.0
     desk.store.away.clear()
     desk.store.verbs.clear()
     pending._left_alone = 0.0
     pending.go_on(lambda: None)
-    assert list(pending._pending) in ([b"1"], [])
+    assert list(pending.pending) in ([b"1"], [])
 
 
 def test_a_store_that_is_away_is_asked_once_a_second_however_much_waits(desk: Desk) -> None:
