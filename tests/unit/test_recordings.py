@@ -380,7 +380,7 @@ def test_a_heartbeat_that_nobody_needs_any_more_records_what_it_has(how: str) ->
 
 def test_the_end_of_a_request_is_known_where_the_server_says_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """L-08: two seconds before it kills its worker; else there is none."""
-    monkeypatch.setattr(processes, "_limit", inf)
+    monkeypatch.setattr(processes, "limit", inf)
     assert desk.admit(b"1").ends_at == inf
     processes.limit_requests(30.0)
     before = time.monotonic()

@@ -19,6 +19,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, Phase
@@ -38,7 +39,7 @@ LOOKS_A_LEASE = 12
 BATCH = 500
 #: after so many looks with nothing to renew the thread sleeps until it is woken
 IDLE_LOOKS = 24
-_UNTIL_WOKEN = _NEVER = float("inf")
+_UNTIL_WOKEN = _NEVER = inf
 _SETTLING_LOOK = 0.005
 #: a handler that runs for so many leases probably hangs; then each quarter of ``max_run``
 _LEASES_OF_A_HANG = 4
@@ -327,7 +328,8 @@ class Heartbeat:
         Raises ``BackendUnavailable`` where that cannot be guaranteed, since no thread can be started.
         """
         if attempt.lease is not None:
-            attempt.end_by(processes.end_of_request(time.monotonic()))
+            if processes.limit != inf:
+                attempt.end_by(time.monotonic() + processes.limit)
             self._beats.get().watch(attempt, attempt.lease)
 
     def record(self, command: RecordLater) -> bool:

@@ -38,15 +38,11 @@ class PerProcess(Generic[T]):
 # Seconds that pass between the server's own start of a request and ours, and that it takes to end a request early.
 _MARGIN = 2.0
 
-_limit = inf
+#: seconds after its beginning by which the response to a request has to leave; infinite where the server sets no limit
+limit = inf
 
 
 def limit_requests(seconds: float) -> None:
     """The server ends this process when a request takes longer than that."""
-    global _limit
-    _limit = seconds - min(_MARGIN, seconds / 4)
-
-
-def end_of_request(began: float) -> float:
-    """When the response to a request that began at this time has to leave, on the same clock."""
-    return began + _limit
+    global limit
+    limit = seconds - min(_MARGIN, seconds / 4)

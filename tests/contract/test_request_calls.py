@@ -1,0 +1,49 @@
+"""How long the way of one request through the package is: upper bounds of its calls, and what it does not pass at all.
+
+The counts are those of CPython 3.11, where a comprehension is a call; later versions count fewer. They are those of a
+process that has imported trio, which other tests do: some calls more, since it has to be asked which loop runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import trio  # noqa: F401  (see above)
+
+from benchmarks import request_calls
+from benchmarks.request_calls import Way
+from open_idempotency._core import quotas
+from open_idempotency.asgi import IdempotencyMiddleware
+
+#: the most calls inside the package, and the most changes from a file to another, by backend and kind of request
+MOST = {
+    ("memory", "no key"): (2, 1),
+    ("memory", "new key"): (153, 100),
+    ("memory", "replay"): (81, 49),
+    ("redis", "no key"): (2, 1),
+    ("redis", "new key"): (208, 137),
+    ("redis", "replay"): (113, 67),
+}
+
+
+def _ways(url: str, **fields: Any) -> dict[str, Way]:
+    app = IdempotencyMiddleware(request_calls.endpoint, url, **fields)
+    return asyncio.run(request_calls.ways(app))
+
+
+@pytest.mark.parametrize("backend", ["memory", "redis"])
+def test_a_request_passes_no_more_calls_and_files_than_before(backend: str, request: pytest.FixtureRequest) -> None:
+    """A layer that is added shows here. The bounds are lowered when one is taken away."""
+    url = "memory://" if backend == "memory" else request.getfixturevalue("redis_url")
+    for kind, way in _ways(url).items():
+        calls, changes = MOST[backend, kind]
+        assert (len(way.files) <= calls, way.changes <= changes) == (True, True), (kind, len(way.files), way.changes)
+
+
+def test_who_sets_no_quota_passes_none_of_its_code() -> None:
+    """Nor does a replay; with ``max_live_keys`` both the claim and the way that is watched pass it."""
+    without, limited = _ways("memory://"), _ways("memory://", max_live_keys=1_000)
+    assert not any(quotas.__file__ in way.files for way in without.values())
+    assert quotas.__file__ in limited["new key"].files
