@@ -261,7 +261,7 @@ def test_a_recording_that_fails_lets_the_others_go_first(desk: Desk) -> None:
     pending.wake_all()
     desk.store.away.set()
     pending.go_on(lambda: None)
-    assert pending.pending[b"2"].wake < pending._pending[b"1"].wake
+    assert pending.pending[b"2"].wake < pending.pending[b"1"].wake
     assert pending.wake > time.monotonic() - 1.0
     desk.store.away.clear()
     desk.store.verbs.clear()

@@ -97,11 +97,9 @@ class Intake:
 def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
     """Decide what happens to a covered request: return an attempt to run, or the response to send instead.
 
-    A malformed key is refused before anything is read, and the body is read whole before the claim is made. The attempt
-    has no lease if the request has no key, or if the backend is down and the policy fails open.
-
-    Raises ``ScopeUnknown``, whatever the adapter's callables raise, and the exception with which ``scope=`` refuses a
-    request, if the framework renders it.
+    The attempt has no lease if the request has no key, or if the backend is down and the policy fails open. Raises
+    ``ScopeUnknown``, whatever the adapter's callables raise, and the exception with which ``scope=`` refuses a request,
+    if the framework renders it.
     """
     request = intake.request
     try:
@@ -128,11 +126,9 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
     if intake.session is not None and policy.scope != ANONYMOUS:
         caller = Caller(request, key, policy, identity, claim.record_id)
         try:
-            began = yield from find_record(caller, intake.session)
+            claim.record_id = (yield from find_record(caller, intake.session)) or claim.record_id
         except (BackendUnavailable, RecordUnreadable) as error:
             return (yield from _without_backend(error, "get", claim, request, policy))
-        if began is not None:
-            claim.record_id = began
     advice = _advice(claim, scope, identity, intake, policy)
     if advice is not None:
         yield from warn(policy, advice)
@@ -170,10 +166,12 @@ def _advice(
     advice = intake.advice
     if by_credentials(scope):
         return events.CredentialScoped(events.short(claim.record_id)) if advice.due(events.CredentialScoped) else None
-    if policy.scope is not None or not is_anonymous(scope) or advice.is_given(events.CallerUnidentified):
+    if policy.scope is not None or not is_anonymous(scope):
         return None
-    cookies = cookie_names(intake.request)
-    entries = entry_names(identity.session) if identity.session else ()
+    sent = intake.request.header(b"cookie")
+    if not (sent or identity.session) or advice.is_given(events.CallerUnidentified):
+        return None
+    cookies, entries = cookie_names(sent), entry_names(identity.session)
     if (cookies or entries) and advice.due(events.CallerUnidentified):
         return events.CallerUnidentified.of(events.short(claim.record_id), cookies, entries)
     return None

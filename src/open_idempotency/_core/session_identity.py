@@ -13,7 +13,6 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from open_idempotency._core.requests import Request
 from open_idempotency.exceptions import ScopeUnknown
 from open_idempotency.policy import NO_IDENTITY
 
@@ -101,10 +100,12 @@ def _text(entry: str, value: object) -> str | None:
     )
 
 
-def cookie_names(request: Request) -> tuple[str, ...]:
-    """The names of the first few cookies by which a caller might be known. CSRF tokens do not count."""
-    headers = request.header(b"cookie")
-    return tuple(islice(filter(_may_be_of_caller, _cookies(headers)), _NAMED)) if headers else ()
+def cookie_names(headers: Iterable[bytes]) -> tuple[str, ...]:
+    """The names of the first few cookies by which a caller might be known. ``headers``: their values.
+
+    CSRF tokens do not count.
+    """
+    return tuple(islice(filter(_may_be_of_caller, _cookies(headers)), _NAMED))
 
 
 def entry_names(session: Mapping[str, object] | None) -> tuple[str, ...]:
@@ -112,9 +113,7 @@ def entry_names(session: Mapping[str, object] | None) -> tuple[str, ...]:
 
     CSRF tokens do not count, nor does what frameworks store beside the user.
     """
-    if not session:
-        return ()
-    names = (str(name) for name in session if name != _OWN_ENTRY and name not in NO_IDENTITY)
+    names = (str(name) for name in session or () if name != _OWN_ENTRY and name not in NO_IDENTITY)
     return tuple(islice(filter(_may_be_of_caller, names), _NAMED))
 
 
