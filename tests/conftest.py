@@ -32,6 +32,13 @@ CLOSES_ITS_STREAMS = (0, 45, 1)
 LEFT_OPEN = "Unclosed <MemoryObjectReceiveStream"
 
 
+def pytest_xdist_auto_num_workers() -> int | None:
+    """``-n auto``: two test processes for each core, since a test waits for servers for more than half of its time."""
+    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
+        return None  # xdist reads it
+    return 2 * (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Pass over the stream that an old Starlette leaves open: whichever test runs when it is collected would fail."""
     if tuple(int(part) for part in version("starlette").split(".")[:3]) < CLOSES_ITS_STREAMS:
