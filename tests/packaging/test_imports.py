@@ -82,8 +82,8 @@ def loaded_by(statement: str) -> set[str]:
     return set(json.loads(ended.stdout))
 
 
-# A child for each module: each starts from the same interpreter, without paying for its start. It has the package, since
-# Python imports that before any module of it.
+# A child for each module: each starts from the same interpreter, without paying for its start. That has imported the
+# package, as Python does before any module of it.
 EACH = """
 import json, os, sys, traceback
 import open_idempotency
