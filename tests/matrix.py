@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from zlib import crc32
 
 import pytest
 
 #: those with a matrix; each has a variable, ``OI_TEST_HTTP`` and so on
-SUITES = ("CONTRACT", "CRASH", "HTTP", "WIRE")
+SUITES = ("CONTRACT", "CRASH", "FORMATS", "HTTP", "WIRE")
 
+#: a row and a column
+Pair = tuple[str, str]
 #: the row and the column of a test, and what it is apart from them; None for a test that is in no matrix
 Cell = Callable[[pytest.Item], tuple[str, str, str] | None]
 
@@ -36,28 +38,31 @@ def thin_out(
     """
     if is_full(suite):
         return
-    matrices: dict[str, dict[tuple[str, str], pytest.Item]] = defaultdict(dict)
+    matrices: dict[str, dict[Pair, pytest.Item]] = defaultdict(dict)
     for item in items:
         if found := cell(item):
             row, column, test = found
             matrices[test][row, column] = item
-    met = (0, 1) if every_column else (0,)
-    out = {item for test, cells in matrices.items() for item in _left_out(test, cells, met)}
+    out = set()
+    for test, cells in matrices.items():
+        kept = short_form(test, list(cells), every_column=every_column)
+        out |= {item for pair, item in cells.items() if pair not in kept}
     if out:
         items[:] = [item for item in items if item not in out]
         config.hook.pytest_deselected(items=sorted(out, key=lambda item: item.nodeid))
 
 
-def _left_out(test: str, cells: dict[tuple[str, str], pytest.Item], met: tuple[int, ...]) -> set[pytest.Item]:
-    kept: set[tuple[str, str]] = set()
-    for place in met:
+def short_form(test: str, cells: Sequence[Pair], *, every_column: bool = True) -> set[Pair]:
+    """Of the cells that a test has those that the short form runs: one in each row, and in each column if so asked."""
+    kept: set[Pair] = set()
+    for place in (0, 1) if every_column else (0,):
         for name in dict.fromkeys(cell[place] for cell in cells):
             if name not in {cell[place] for cell in kept}:
                 kept.add(_one_of([cell for cell in cells if cell[place] == name], test + name))
-    return {item for cell, item in cells.items() if cell not in kept}
+    return kept
 
 
-def _one_of(cells: list[tuple[str, str]], name: str) -> tuple[str, str]:
+def _one_of(cells: list[Pair], name: str) -> Pair:
     """The same one in each process and each run, whatever else is collected."""
     return cells[crc32(name.encode()) % len(cells)]
 

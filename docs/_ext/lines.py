@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,6 +102,7 @@ def mentions() -> list[Mention]:
     return found
 
 
+@cache
 def proofs() -> list[Proof]:
     """Every test with a line that it names, in the order of files and of tests in them."""
     known = list(statuses())

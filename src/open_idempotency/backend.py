@@ -288,5 +288,5 @@ class AsyncBackend(ABC):
         """See ``Backend.wait``. Many tasks may wait, so it holds no thread."""
         await loops.sleep(min(c.seconds, c.pause))
 
-    async def close(self) -> None:  # noqa: B027 (see Backend.close)
+    async def close(self) -> None:  # noqa: B027 (a backend may have nothing to close)
         """See ``Backend.close``."""

@@ -60,5 +60,5 @@ def test_between_two_beats_nothing_is_called() -> None:
 
 
 def _calls(client: object) -> int:
-    stats = client.info("commandstats")  # type: ignore[attr-defined]
+    stats = client.info("commandstats")
     return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "eval", "fcall"))

@@ -57,11 +57,11 @@ def without_threads() -> Iterator[None]:
     loop_threads._idle.pop()
     on_asyncio._executors.pop()
     before = threading.Thread.start
-    threading.Thread.start = start  # type: ignore[method-assign]
+    threading.Thread.start = start
     try:
         yield
     finally:
-        threading.Thread.start = before  # type: ignore[method-assign]
+        threading.Thread.start = before
 
 
 @contextmanager

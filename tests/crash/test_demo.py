@@ -6,6 +6,9 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from examples.terminal import use_colour
 from examples.workers import ROOT
 
 
@@ -43,11 +46,12 @@ def test_the_story_is_true() -> None:
 
 
 def test_where_the_key_is_dropped_the_story_is_not_true() -> None:
-    """O-02: the demo notices that the repeated request runs again."""
-    done = run_demo("tests.crash.unprotected")
+    """O-02: the demo notices that the repeated request runs again; in colours, as FORCE_COLOR stands for a terminal."""
+    done = run_demo("tests.crash.unprotected", FORCE_COLOR="1")
 
     assert done.returncode == 1, done.stdout + done.stderr
     assert "NOT TRUE: 201, and Idempotent-Replayed: true" in done.stdout
+    assert "\x1b[1;32mHTTP/1.1 201 Created\x1b[0m" in done.stdout
 
 
 def test_with_records_that_die_with_their_worker_the_story_is_not_true() -> None:
@@ -66,15 +70,10 @@ def test_a_server_that_does_not_start_is_reported() -> None:
     assert "No module named tests.crash.no_such_module" in done.stdout
 
 
-def test_it_is_coloured_when_asked() -> None:
-    """FORCE_COLOR stands for a terminal; it ends early, since only the first lines matter."""
-    done = run_demo("tests.crash.unprotected", FORCE_COLOR="1")
-
-    assert "\x1b[1;32mHTTP/1.1 201 Created\x1b[0m" in done.stdout
-
-
-def test_no_color_wins() -> None:
+def test_no_color_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     """NO_COLOR is respected on a terminal too."""
-    done = run_demo("tests.crash.unprotected", FORCE_COLOR="1", NO_COLOR="1")
-
-    assert "\x1b[" not in done.stdout
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert use_colour()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not use_colour()

@@ -18,7 +18,7 @@ from tests.http.backends import close_held
 from tests.http.behaviours import SCRIPTS, Behaviour
 from tests.http.sites import Case, Site, served
 from tests.http.variants import BACKENDS, CAPABILITIES, ON_POSTGRES_16, POSTGRES_VERSIONS
-from tests.matrix import apart_from, is_full, thin_out
+from tests.matrix import is_full, short_form
 
 NewCase = Callable[..., Case]
 Open = Callable[[str], Backend]
@@ -33,36 +33,26 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make the cells that run, and no others: there are three times as many."""
     if "adapter" in metafunc.fixturenames:
-        metafunc.parametrize("adapter", CAPABILITIES, scope="session")
-        metafunc.parametrize("backend_name", _BACKENDS, scope="session")
+        cells = _cells(metafunc.definition)
+        if not is_full("HTTP"):
+            test = f"{metafunc.definition.path.name} {metafunc.function.__name__}"
+            kept = short_form(test, cells)
+            cells = [cell for cell in cells if cell in kept]
+        metafunc.parametrize(("adapter", "backend_name"), cells, scope="session")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out what an adapter cannot do, and what the full form alone runs; pytest reports how many that are."""
-    out = [item for item in items if not _applies(item)]
-    if out:
-        items[:] = [item for item in items if _applies(item)]
-        config.hook.pytest_deselected(items=out)
-    thin_out(config, items, "HTTP", _cell)
-
-
-def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
-    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    adapter, backend = params.get("adapter"), params.get("backend_name")
-    if adapter not in CAPABILITIES or backend is None:
-        return None
-    return adapter, backend, f"{item.path.name} {apart_from(item, 'adapter', 'backend_name')}"
-
-
-def _applies(item: pytest.Item) -> bool:
-    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    adapter, backend = params.get("adapter"), params.get("backend_name")
-    if adapter not in CAPABILITIES:  # the hook sees the other folders' tests too
-        return True
-    needed = {capability for mark in item.iter_markers("needs") for capability in mark.args}
-    allowed = [set(mark.args) for mark in item.iter_markers("on_backends")]
-    return needed <= CAPABILITIES[adapter] and all(_kind(str(backend)) in names for names in allowed)
+def _cells(test: pytest.Item) -> list[tuple[str, str]]:
+    """Each adapter that can do what the test needs, on each backend that it is for."""
+    needed = {capability for mark in test.iter_markers("needs") for capability in mark.args}
+    allowed = [set(mark.args) for mark in test.iter_markers("on_backends")]
+    return [
+        (adapter, backend)
+        for adapter, capabilities in CAPABILITIES.items()
+        for backend in _BACKENDS
+        if needed <= capabilities and all(_kind(backend) in names for names in allowed)
+    ]
 
 
 def _kind(backend_name: str) -> str:

@@ -51,25 +51,22 @@ FINE_IN_BOTH = {
 
 
 @pytest.mark.parametrize("variant", ["default", "strict"])
-@pytest.mark.parametrize("value", MALFORMED.values(), ids=MALFORMED.keys())
-def test_a_malformed_key_is_refused_before_anything_happens(new_case: NewCase, value: bytes, variant: str) -> None:
+def test_a_malformed_key_is_refused_before_anything_happens(new_case: NewCase, variant: str) -> None:
     """H-03, H-04, H-06, H-08, H-09, H-10, O-06: 400 in both profiles; neither the backend nor the handler is called."""
-    case = new_case(charge, variant)
-    response = case.raw((NAME, value))
-    assert response.status == 400
-    assert case.runs == []
-    assert case.commands == []
+    for name, value in MALFORMED.items():
+        case = new_case(charge, variant)
+        assert (name, case.raw((NAME, value)).status) == (name, 400)
+        assert (name, case.runs, case.commands) == (name, [], [])
 
 
 @pytest.mark.parametrize("variant", ["default", "strict"])
-@pytest.mark.parametrize("value", FINE_IN_BOTH.values(), ids=FINE_IN_BOTH.keys())
-def test_a_well_formed_key_is_accepted(new_case: NewCase, value: bytes, variant: str) -> None:
+def test_a_well_formed_key_is_accepted(new_case: NewCase, variant: str) -> None:
     """H-01, H-03, H-05, H-10: the request is covered."""
-    case = new_case(charge, variant)
-    # the keys are the same for all tests, so each has its caller
-    response = case.raw((NAME, value), (b"Authorization", case.key.encode()))
-    assert response.status == 201
-    assert case.verbs == ["Claim", "Complete"]
+    for name, value in FINE_IN_BOTH.items():
+        case = new_case(charge, variant)
+        # the keys are the same for all tests, so each has its caller
+        response = case.raw((NAME, value), (b"Authorization", case.key.encode()))
+        assert (name, response.status, case.verbs) == (name, 201, ["Claim", "Complete"])
 
 
 def test_a_bare_key_is_the_same_key_as_the_quoted_one(new_case: NewCase) -> None:

@@ -420,10 +420,10 @@ def _in_want_of_threads(call: Call) -> Steps:
         if thread.name.startswith("open-idempotency") and left[0]:
             left[0] -= 1
             raise RuntimeError("can't start new thread")
-        threading.Thread.start = real  # type: ignore[method-assign]
+        threading.Thread.start = real
         real(thread)
 
-    threading.Thread.start = start  # type: ignore[method-assign]
+    threading.Thread.start = start
     return reply
 
 
@@ -435,7 +435,7 @@ def test_a_completion_for_which_there_is_no_thread_is_made_after_all(new_case: N
     try:
         first, second = case.send(), case.send()
     finally:
-        threading.Thread.start = real  # type: ignore[method-assign]
+        threading.Thread.start = real
     assert (first.status_code, first.json()) == (201, {"charge": 1})
     assert (second.status_code, second.content) == (201, first.content)
     assert len(case.runs) == 1

@@ -313,5 +313,5 @@ def test_a_value_of_a_declared_type_comes_back_from_the_ledger(client: Client, k
     """S-02, S-05: as from the record."""
     for number in range(2):
         with client.request(), BLOCKING[kind][1](database) as opened:
-            made = idem.run("order", lambda: Decimal(number), returns=Decimal, tx=opened.tx)  # noqa: B023
+            made = idem.run("order", lambda: Decimal(number), returns=Decimal, tx=opened.tx)  # noqa: B023 (called at once)
             assert (type(made), made) == (Decimal, 0)

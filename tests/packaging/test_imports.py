@@ -82,9 +82,11 @@ def loaded_by(statement: str) -> set[str]:
     return set(json.loads(ended.stdout))
 
 
-# A child for each module: each starts from the same interpreter, without paying for its start.
+# A child for each module: each starts from the same interpreter, without paying for its start. That has imported the
+# package, as Python does before any module of it.
 EACH = """
 import json, os, sys, traceback
+import open_idempotency
 for name in sys.argv[1:]:
     sys.stdout.flush()
     if os.fork() == 0:

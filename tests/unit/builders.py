@@ -122,13 +122,13 @@ class Script:
     def _Now(self, command: Any) -> float:  # noqa: N802 (named for the command)
         return self.clock
 
-    def _Sleep(self, command: Any) -> None:  # noqa: N802
+    def _Sleep(self, command: Any) -> None:  # noqa: N802 (named for the command)
         self.clock += command.seconds
 
-    def _Wait(self, command: Any) -> None:  # noqa: N802
+    def _Wait(self, command: Any) -> None:  # noqa: N802 (named for the command)
         self.clock += command.pause
 
-    def _TakeSlot(self, command: Any) -> Callable[[], None] | None:  # noqa: N802
+    def _TakeSlot(self, command: Any) -> Callable[[], None] | None:  # noqa: N802 (named for the command)
         if self.slots == 0 or command.slots == 0:
             return None
         self.slots -= 1
@@ -137,10 +137,10 @@ class Script:
     def _leave_place(self) -> None:
         self.slots += 1
 
-    def _Call(self, command: Any) -> Any:  # noqa: N802
+    def _Call(self, command: Any) -> Any:  # noqa: N802 (named for the command)
         return command.function()
 
-    def _Emit(self, command: Any) -> None:  # noqa: N802
+    def _Emit(self, command: Any) -> None:  # noqa: N802 (named for the command)
         if command.listener is not None:
             command.listener(command.event)
 
@@ -152,10 +152,10 @@ class Script:
         """The commands of this class."""
         return [command for command in self.asked if isinstance(command, kind)]
 
-    def _KeepAlive(self, command: Any) -> None:  # noqa: N802
+    def _KeepAlive(self, command: Any) -> None:  # noqa: N802 (named for the command)
         pass
 
-    def _RecordLater(self, command: Any) -> bool:  # noqa: N802
+    def _RecordLater(self, command: Any) -> bool:  # noqa: N802 (named for the command)
         return True
 
 

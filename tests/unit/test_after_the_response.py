@@ -187,7 +187,7 @@ def in_flask(teardown: str) -> Callable[[events.Listener], None]:
         Idempotency(app, backend="memory://", on_event=listener)
         app.post("/orders", endpoint="orders")(lambda: "made")
 
-        @getattr(app, teardown)  # type: ignore[untyped-decorator]
+        @getattr(app, teardown)
         def commit(error: BaseException | None) -> None:
             raise CommitFailed
 

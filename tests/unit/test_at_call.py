@@ -269,14 +269,14 @@ def test_only_this_middleware_takes_a_user() -> None:
     from open_idempotency.wsgi import IdempotencyMiddleware as Wsgi
 
     for make in (
-        lambda: Plain(FastAPI(), "memory://", user=current_user),  # type: ignore[call-arg]
-        lambda: Wsgi(lambda environ, start: [], "memory://", user=current_user),  # type: ignore[call-arg]
-        lambda: IdempotencyRule(user=current_user),  # type: ignore[call-arg]
+        lambda: Plain(FastAPI(), "memory://", user=current_user),
+        lambda: Wsgi(lambda environ, start: [], "memory://", user=current_user),
+        lambda: IdempotencyRule(user=current_user),
     ):
         with pytest.raises(ConfigurationError, match="user"):
             make()
     with pytest.raises(TypeError, match="user"):
-        IdempotencyPolicy(user=current_user)  # type: ignore[call-arg]
+        IdempotencyPolicy(user=current_user)
 
 
 def test_a_user_that_no_route_depends_on_keeps_the_application_from_starting() -> None:

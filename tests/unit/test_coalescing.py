@@ -217,7 +217,7 @@ def test_the_end_of_the_loop_ends_those_that_wait() -> None:
         await asyncio.wait([first])
         await asyncio.sleep(0)
         for task in asyncio.all_tasks() - {asyncio.current_task(), first, second}:
-            if task.get_coro().__qualname__.endswith("_work"):  # type: ignore[union-attr]
+            if task.get_coro().__qualname__.endswith("_work"):
                 task.cancel()
         await asyncio.wait([second])
         assert isinstance(second.exception(), BackendUnavailable)
@@ -321,7 +321,7 @@ class Threads:
         self._asked = 0
 
     def ask(self, *numbers: int) -> list[Future[int]]:
-        return [self._ask(lambda number=number: self.coalescer.ask(number)) for number in numbers]  # type: ignore[misc]
+        return [self._ask(lambda number=number: self.coalescer.ask(number)) for number in numbers]
 
     def _ask(self, call: Callable[[], int]) -> Future[int]:
         future = self._pool.submit(call)

@@ -365,7 +365,7 @@ def test_a_caller_who_cannot_be_told_costs_no_outcome(awaited: bool, new_user: C
     def act(request: HttpRequest) -> HttpResponse:
         runs.append(1)
         request.session["seen"] = True
-        request.user = Strange()  # type: ignore[assignment]
+        request.user = Strange()
         return HttpResponse("done", status=201)
 
     async def view(request: HttpRequest) -> HttpResponse:

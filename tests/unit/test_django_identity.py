@@ -251,9 +251,9 @@ def test_a_user_of_another_database_is_another_caller() -> None:
     names = []
     for user in (here, there):
         request.user = user
-        names.append(identify(request, None).user)  # type: ignore[arg-type]
+        names.append(identify(request, None).user)
     with override_settings(DATABASE_ROUTERS=[f"{__name__}.OneForEach"]):
-        names.append(identify(request, None).user)  # type: ignore[arg-type]
+        names.append(identify(request, None).user)
     assert names == ["1", "other:1", "tenant:1"]
 
 
@@ -266,4 +266,4 @@ def test_a_replica_that_a_user_was_read_from_is_no_part_of_the_caller() -> None:
             user = User(pk=1)
             user._state.db = alias
             request: Any = SimpleNamespace(user=user, resolver_match=None)
-            assert identify(request, None).user == "1"  # type: ignore[arg-type]
+            assert identify(request, None).user == "1"

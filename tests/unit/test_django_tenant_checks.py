@@ -134,7 +134,7 @@ def sets_tenant(get_response: Any) -> Any:
     """The same as a function."""
 
     def middleware(request: Any) -> Any:
-        setattr(request, "tenant", request.headers["X-Tenant"])  # noqa: B010
+        setattr(request, "tenant", request.headers["X-Tenant"])  # noqa: B010 (one of the ways to write it)
         return get_response(request)
 
     return middleware

@@ -39,7 +39,7 @@ _BUGS = [
 def _calls(clock: ManualClock) -> list[Callable[[], Any]]:
     backend = MemoryBackend(clock=clock)
     claim = claim_of(b"1" * 32)
-    lease = backend.claim(claim).lease  # type: ignore[union-attr]
+    lease = backend.claim(claim).lease
     other = backend.to_async()
     return [
         lambda: backend.complete(Complete(lease, b"response")),

@@ -141,7 +141,7 @@ def test_the_entries_of_a_session_become_a_tuple(given: Any, kept: tuple[str, ..
 def test_a_scope_in_words_is_refused_with_what_to_do() -> None:
     """O-19b: a callable, or the one word that there is."""
     with pytest.raises(ConfigurationError, match=r"^scope: 'user_id' names no caller; pass a callable .* 'anonymous'"):
-        IdempotencyPolicy(scope="user_id")  # type: ignore[arg-type]
+        IdempotencyPolicy(scope="user_id")
 
 
 def test_lists_become_tuples() -> None:

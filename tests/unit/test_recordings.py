@@ -168,7 +168,7 @@ def test_a_recording_that_comes_back_to_a_takeover_is_dropped_and_harms_nothing(
     assert successor.lease.attempt == 2
     desk.store.away.clear()
     eventually(lambda: desk.listener.kinds()[-2:] == [events.OwnershipLost, events.RecordingLost])
-    assert desk.listener.seen[-1].reason == "superseded"  # type: ignore[attr-defined]
+    assert desk.listener.seen[-1].reason == "superseded"
     eventually(lambda: desk.watched == 1)
     assert desk.fate() is Status.IN_PROGRESS
     assert desk.finish(successor, Response(202, [], b"theirs")) is Fate.KEPT

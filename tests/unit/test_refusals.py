@@ -135,7 +135,7 @@ def test_djangos_own_exception_goes_to_djangos_own_handler(client: Any, untouche
     with project(lambda request: HttpResponse("ran"), IDEMPOTENCY_SCOPE=raising(PermissionDenied())):
         from django.conf import settings
 
-        settings.ROOT_URLCONF.handler403 = urls.handler403  # type: ignore[attr-defined]
+        settings.ROOT_URLCONF.handler403 = urls.handler403
         if isinstance(client, AsyncClient):
 
             async def send() -> Any:
@@ -238,7 +238,7 @@ async def coroutine(_: Any) -> str:
 def test_a_hook_that_nobody_awaits_is_refused_at_start(field: str) -> None:
     """O-20a: its coroutine would be taken for what it returns, and that for true."""
     with pytest.raises(ConfigurationError, match=f"^{field}: .*coroutine"):
-        IdempotencyPolicy(**{field: coroutine})  # type: ignore[arg-type]
+        IdempotencyPolicy(**{field: coroutine})
 
 
 @pytest.mark.parametrize("challenge", ["", " Bearer", "Bearer\r\nX: 1", "Bearer realm=\u00fc", 7, None])

@@ -18,10 +18,10 @@ from open_idempotency.policy import IdempotencyPolicy
 GIVEN_BACK = {307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429}
 
 
-@pytest.mark.parametrize("status", range(100, 600))
-def test_a_status_is_kept_by_its_class(status: int) -> None:
+def test_a_status_is_kept_by_its_class() -> None:
     """O-13: 2xx, 3xx and 4xx except eleven; never 1xx, never 5xx."""
-    assert is_stored_status(status) is (status // 100 in (2, 3, 4) and status not in GIVEN_BACK)
+    kept = [status for status in range(100, 600) if is_stored_status(status)]
+    assert kept == [status for status in range(200, 500) if status not in GIVEN_BACK]
 
 
 NOT_REPLAYED = [

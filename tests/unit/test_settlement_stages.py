@@ -82,7 +82,7 @@ class Renewed(Script):
     attempt: Attempt
     last = 0.0
 
-    def _Sleep(self, command: Any) -> None:  # noqa: N802
+    def _Sleep(self, command: Any) -> None:  # noqa: N802 (named for the command)
         super()._Sleep(command)
         self.attempt.sure_until = min(self.clock, self.last) + 30.0
 

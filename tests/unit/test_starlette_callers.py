@@ -188,7 +188,7 @@ def test_a_session_with_keys_of_several_types_is_followed(session: str) -> None:
     """O-14: they are text in the cookie; the view has run, and its outcome is not lost for them."""
 
     def act(request: Request) -> None:
-        request.session[1] = "first"  # type: ignore[index]
+        request.session[1] = "first"
         register(request)
 
     shop = Shop(act)

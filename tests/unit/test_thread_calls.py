@@ -56,7 +56,7 @@ async def test_an_endpoint_in_a_thread_runs_to_its_end_and_its_response_is_store
 ) -> None:
     """L-09: whoever cancels it, and whatever middleware is around it, gets it cancelled afterwards."""
     if anyio_backend_name == "trio" and canceller is not ByScope:
-        pytest.skip("asyncio's own")
+        pytest.skip("asyncio cancels in this way, and trio does not")
     shop = Shop()
     await cancelled_and_retried(canceller(protected(with_endpoint(shop), layers)), shop)
 
@@ -68,7 +68,7 @@ async def test_whatever_runs_in_a_thread_is_waited_for(
 ) -> None:
     """L-09: endpoints, ends of dependencies, calls of a coroutine, classes, WSGI applications, plain ASGI."""
     if anyio_backend_name == "trio" and application is with_a2wsgi:
-        pytest.skip("it is for asyncio")
+        pytest.skip("a2wsgi runs on asyncio only")
     shop = Shop()
     canceller = ByServer if anyio_backend_name == "asyncio" else ByScope
     await cancelled_and_retried(canceller(protected(application(shop), layers)), shop)

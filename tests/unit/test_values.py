@@ -47,7 +47,7 @@ def test_a_tuple_without_a_declaration_comes_back_as_a_list() -> None:
     assert through((1, (2,))) == [1, [2]]
 
 
-@pytest.mark.parametrize("declared", [Line, Optional[Line], Line | None, Union[Line, None]])  # noqa: UP007, UP045
+@pytest.mark.parametrize("declared", [Line, Optional[Line], Line | None, Union[Line, None]])  # noqa: UP007, UP045 (the old spelling)
 def test_a_dataclass_comes_back_by_its_declared_type(declared: object) -> None:
     """S-02: PEP 604 unions too."""
     assert through(Line("a", 2), declared) == Line("a", 2)
@@ -65,14 +65,14 @@ def test_a_nested_dataclass_with_postponed_annotations_comes_back_whole() -> Non
 
 @pytest.mark.parametrize(
     "declared",
-    [list[Line], List[Line], Sequence[Line], Optional[list[Line]]],  # noqa: UP006, UP045
+    [list[Line], List[Line], Sequence[Line], Optional[list[Line]]],  # noqa: UP006, UP045 (the old spelling)
 )
 def test_a_list_of_dataclasses_comes_back_by_its_declared_type(declared: object) -> None:
     """S-02."""
     assert through([Line("a"), Line("b")], declared) == [Line("a"), Line("b")]
 
 
-@pytest.mark.parametrize("declared", [dict[str, Line], Dict[str, Line], Mapping[str, Line]])  # noqa: UP006
+@pytest.mark.parametrize("declared", [dict[str, Line], Dict[str, Line], Mapping[str, Line]])  # noqa: UP006 (the old spelling)
 def test_a_mapping_of_dataclasses_comes_back_by_its_declared_type(declared: object) -> None:
     """S-02."""
     assert through({"x": Line("a")}, declared) == {"x": Line("a")}
@@ -84,12 +84,12 @@ def test_a_mapping_of_dataclasses_comes_back_by_its_declared_type(declared: obje
         ((Line("a"), 1), tuple[Line, int]),
         ((Line("a"), Line("b")), tuple[Line, ...]),
         ((1, 2), tuple),
-        ((1, 2), Tuple),  # noqa: UP006
+        ((1, 2), Tuple),  # noqa: UP006 (the old spelling)
         ((), tuple[()]),
         ([1], list),
-        ([1], List),  # noqa: UP006
+        ([1], List),  # noqa: UP006 (the old spelling)
         ({"a": 1}, dict),
-        ({"a": 1}, Dict),  # noqa: UP006
+        ({"a": 1}, Dict),  # noqa: UP006 (the old spelling)
         ([[1, 2]], list[list[int]]),
         ([(1, 2)], list[tuple[int, int]]),
     ],

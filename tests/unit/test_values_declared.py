@@ -148,9 +148,9 @@ VALUES: list[tuple[object, object]] = [
     ({1: "a", -2: "b"}, dict[int, str]),
     ({UUID(int=1): {Level.LOW: 1.5}}, dict[UUID, dict[Level, float]]),
     ({(1, 2): "a"}, dict[tuple[int, int], str]),
-    (None, Optional[Decimal]),  # noqa: UP045
-    (Decimal(1), Optional[Decimal]),  # noqa: UP045
-    (Decimal(1), Union[Decimal, str]),  # noqa: UP007
+    (None, Optional[Decimal]),  # noqa: UP045 (the old spelling)
+    (Decimal(1), Optional[Decimal]),  # noqa: UP045 (the old spelling)
+    (Decimal(1), Union[Decimal, str]),  # noqa: UP007 (the old spelling)
     ("1", Decimal | str),
     ("2026-01-01", datetime | date | str),
     (date(2026, 1, 1), datetime | date | str),
@@ -366,7 +366,7 @@ def coroutine() -> Coroutine[Any, Any, None]:
     raise NotImplementedError
 
 
-def partly(order: Nowhere) -> Decimal:  # type: ignore[name-defined]  # noqa: F821 (imported for type checkers only, say)
+def partly(order: Nowhere) -> Decimal:  # noqa: F821 (imported for type checkers only, say)
     """An annotation that can be resolved beside one that cannot."""
     raise NotImplementedError
 
@@ -426,8 +426,8 @@ def declared_values(draw: st.DrawFn, depth: int = 2) -> tuple[Any, st.SearchStra
         "set": (set[inner], st.sets(items, max_size=3)),
         "dict": (dict[other, inner], st.dictionaries(others, items, max_size=3)),
         "tuple": (tuple[inner, other], st.tuples(items, others)),
-        "optional": (Optional[inner], st.none() | items),  # noqa: UP045
-        "union": (Union[inner, other], items | others),  # noqa: UP007
+        "optional": (Optional[inner], st.none() | items),  # noqa: UP045 (the old spelling)
+        "union": (Union[inner, other], items | others),  # noqa: UP007 (the old spelling)
     }[shape]
 
 

@@ -193,7 +193,7 @@ class ByWaitFor(Canceller):
     async def cancel(self) -> None:
         loop = asyncio.get_running_loop()
         before = loop.time
-        loop.time = lambda: before() + self.limit  # type: ignore[method-assign]
+        loop.time = lambda: before() + self.limit
 
     async def ends(self, scope: Any, receive: Any, send: Any) -> bool:
         try:

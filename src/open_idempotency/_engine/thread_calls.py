@@ -251,7 +251,7 @@ def _knowing(run_sync: Callable[..., Any]) -> Callable[..., Any]:
 
 def _knowing_method(call: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(call)
-    async def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+    async def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 (it replaces that method)
         calls = calls_here()
         if calls is None:
             return await call(self, *args, **kwargs)

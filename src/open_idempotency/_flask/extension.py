@@ -174,7 +174,7 @@ def _context() -> int:
 def current_request() -> Request:
     """The request object behind Flask's proxy."""
     proxy = cast("LocalProxy[Request]", request)
-    return proxy._get_current_object()  # pyright: ignore[reportPrivateUsage]
+    return proxy._get_current_object()  # pyright: ignore[reportPrivateUsage]  # documented by Werkzeug
 
 
 def verified_user(app: Flask, here: Request) -> str | None:

@@ -71,4 +71,4 @@ def _session() -> Any:
     for name in ("_session", "session"):
         if held.get(name) is not None:
             return held[name]
-    return session._get_current_object()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    return session._get_current_object()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # a LocalProxy, typed as what it stands for

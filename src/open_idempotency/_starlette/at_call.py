@@ -108,7 +108,7 @@ def _hook_kind(kind: type) -> None:
         handle = vars(each).get("handle")
         if handle is not None:
             if not hasattr(handle, _OWN) and not _is_fastapis(each):
-                each.handle = _claiming(handle)  # type: ignore[attr-defined]
+                each.handle = _claiming(handle)  # type: ignore[attr-defined]  # the class has one
             return
 
 

@@ -95,7 +95,7 @@ def _database(request: HttpRequest) -> _Database | None:
         with own_backend.opened() as backend:
             found = None if backend is None else _Database(backend.alias, backend.now())
         setattr(request, "_open_idempotency_database", found)  # noqa: B010 (not an attribute that types know)
-    database: _Database | None = getattr(request, "_open_idempotency_database")  # noqa: B009
+    database: _Database | None = getattr(request, "_open_idempotency_database")  # noqa: B009 (as it was set)
     return database
 
 

@@ -269,7 +269,7 @@ class AsyncMemoryBackend(AsyncBackend):
 
     async def wait(self, c: Wait, /) -> None:
         """See ``Backend.wait``."""
-        table = self._sync._table  # pyright: ignore[reportPrivateUsage]
+        table = self._sync._table  # pyright: ignore[reportPrivateUsage]  # its other front
         ended = loops.signal()
         if table.enter(c.record_id, ended):
             try:

@@ -119,7 +119,7 @@ class AsyncPostgresBackend(AsyncFront):
             over._async = self  # pyright: ignore[reportPrivateUsage]  # its other front
         super().__init__(VERBS, self._carry_out)
         self._sync = over
-        self._in_threads = over._executor  # pyright: ignore[reportPrivateUsage]
+        self._in_threads = over._executor  # pyright: ignore[reportPrivateUsage]  # its other front
         self._executor = AsyncExecutor(over.options)
         self.call_timeout = over.call_timeout
 

@@ -158,7 +158,7 @@ class AsyncSqliteBackend(AsyncFront):
         super().__init__(VERBS, self._carry_out)
         self._sync = over
         self.call_timeout = over.call_timeout
-        self._transactions = over._transactions  # pyright: ignore[reportPrivateUsage]
+        self._transactions = over._transactions  # pyright: ignore[reportPrivateUsage]  # its other front
         self._lanes: PerProcess[dict[asyncio.AbstractEventLoop, _Lanes]] = PerProcess(dict)
 
     def __repr__(self) -> str:

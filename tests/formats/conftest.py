@@ -1,0 +1,29 @@
+"""The matrix of rolling deploys: each test on each store, before and after the migration, and in both directions.
+
+``OI_TEST_FORMATS=full`` runs each in every combination of them (``tests.matrix``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.matrix import thin_out
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take out what the full form alone runs."""
+    thin_out(config, items, "FORMATS", _cell)
+
+
+def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
+    if HERE not in item.path.parents or not isinstance(item, pytest.Function) or "deploy" not in item.fixturenames:
+        return None
+    params = item.callspec.params
+    if "withdrawn" in item.originalname and (params["store"], params["deploy"]) == ("postgres", "before"):
+        return None  # it cannot be, and says so; it stands for no other cell
+    moment = f"{params['deploy']}, {params.get('first')} first"
+    return params["store"], moment, f"{item.originalname} {params['old_tree']} {params.get('app')}"
