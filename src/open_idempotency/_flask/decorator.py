@@ -14,6 +14,7 @@ from flask.views import View
 
 from open_idempotency import rules
 from open_idempotency._core.keys import key_names
+from open_idempotency._engine.engine import say_off
 from open_idempotency._flask.extension import KEY, PREFIX, current_request
 from open_idempotency._routes.marks import mark_view
 from open_idempotency._wsgi.environ import MARK, environ_names
@@ -78,7 +79,10 @@ def _refuse_unprotected(here: Any) -> None:
     """Raise ``ConfigurationError`` for a request that the rules of its view cover, as no extension reads them."""
     view = current_app.view_functions.get(here.endpoint or "")
     rule = rules.combine(rules.rules_on(view, here.method))
-    if rule is None or rule.exempt or current_app.config.get(f"{PREFIX}ENABLED") is False:
+    if rule is None or rule.exempt:
+        return
+    if current_app.config.get(f"{PREFIX}ENABLED") is False:
+        say_off()
         return
     policy = IdempotencyPolicy(**rules.deciding(rule))
     keyed = any(name in here.environ for name, _ in environ_names(key_names(policy)))
