@@ -6,11 +6,13 @@ it has found the view. Classes (class-based views) can be marked as well.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from open_idempotency.exceptions import ConfigurationError
-from open_idempotency.policy import refuse_unknown
+from open_idempotency.policy import OF_APPLICATIONS, refuse_unknown
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -70,9 +72,9 @@ class IdempotencyRule:
     """A rule as a FastAPI dependency, for a route or all routes of a router: ``Depends(IdempotencyRule(ttl=60))``.
 
     Or a value of a middleware's ``rules=``, whose fields are then checked by name.
-    ``fields``: policy fields. ``exempt``: the routes are not covered. It does nothing when it is called; the
-    middleware finds it among the route's dependencies. Raises ``ConfigurationError`` for an unknown field, and for
-    fields of an exempt route. Since 0.1.
+    ``fields``: policy fields. ``exempt``: the routes are not covered. FastAPI's middleware finds it
+    among the route's dependencies; to be called does nothing. Raises ``ConfigurationError`` for an unknown field, and
+    for fields of an exempt route. Since 0.1.
     """
 
     __slots__ = ("rule",)
@@ -84,7 +86,16 @@ class IdempotencyRule:
         registry.in_use = True
 
     async def __call__(self) -> None:
-        """Does nothing: the middleware reads the rule from the list of dependencies."""
+        """Nothing: the middleware reads the rule from the list of dependencies.
+
+        Raises ``ConfigurationError`` in an application that cannot have FastAPI's middleware, as its module is not
+        loaded.
+        """
+        if "open_idempotency.fastapi" not in sys.modules and "open_idempotency.starlette" not in sys.modules:
+            raise ConfigurationError(
+                "IdempotencyRule is a dependency here, and nothing reads it, so a retry runs again; import it and "
+                "IdempotencyMiddleware from open_idempotency.fastapi, and add the middleware to the application"
+            )
 
 
 @overload
@@ -137,23 +148,66 @@ def read_rule(said: object) -> Rule:
 def rules_on(view: Any, method: str, actions: Mapping[str, str] | None = None) -> tuple[Rule, ...]:
     """All rules of a view for requests of this HTTP method, the nearest to its code last.
 
-    A view may stand for a class (``view_class`` in Django and Flask, ``cls`` in DRF), for the function that a
-    ``functools.partial`` calls, or for the function below DRF's ``@api_view``. So rules are read from what the view
-    stands for, from the view itself, and from the class's method or action for this HTTP method, in this order.
-    ``actions``: those of a viewset, if the view is only its class.
+    A view may stand for a class (``view_class`` in Django and Flask, ``cls`` in DRF, the class of a bound method), for
+    the function that a ``functools.partial`` calls, for what ``__wrapped__`` names, or for the function below DRF's
+    ``@api_view``. So rules are read from what the view stands for, from the view itself, and from the class's method or
+    action for this HTTP method, in this order. ``actions``: those of a viewset, if the view is only its class.
     """
+    return tuple([rule for rule, _ in _marks_on(view, method, actions)])
+
+
+def own_rules_on(view: Any, method: str) -> tuple[Rule, ...]:
+    """The rules of ``rules_on`` but for exemptions, and for those that a class has from its base."""
+    return tuple(
+        rule
+        for rule, holder in _marks_on(view, method, None)
+        if not rule.exempt and not (isinstance(holder, type) and marks(holder) is None)
+    )
+
+
+def _marks_on(view: Any, method: str, actions: Mapping[str, str] | None) -> list[tuple[Rule, Any]]:
+    """The rules of a view, each with what carries it."""
     held = [getattr(view, name, None) for name in _STANDS_FOR]
-    found = [_rule_below_api_view(view), *map(_own_rule, held), _own_rule(view)]
     holder: Any = next((each for each in (view, *held) if isinstance(each, type)), None)
+    if type(view) is MethodType:
+        held.append(type(view.__self__))
+    found = [(_rule_below_api_view(view), view), *[(_own_rule(each), each) for each in held], (_nearest(view), view)]
     if holder is not None:
         verb = method.lower()
         handler = getattr(holder, (actions or getattr(view, "actions", None) or {}).get(verb, verb), None)
-        found += [_rule_below_api_view(handler), _own_rule(handler)]
-    return tuple(rule for rule in found if rule is not None)
+        found += [(_rule_below_api_view(handler), handler), (_nearest(handler), handler)]
+    return [(rule, each) for rule, each in found if rule is not None]
+
+
+def deciding(rule: Rule) -> dict[str, Any]:
+    """The fields of a rule that decide which requests it is for."""
+    return {name: rule.fields[name] for name in ("methods", "required", "header", "aliases") if name in rule.fields}
+
+
+def exempts(chain: Iterable[Rule]) -> bool:
+    """Whether the nearest of these rules is an exemption."""
+    rule = combine(chain)
+    return rule is not None and rule.exempt
+
+
+def _nearest(view: Any) -> Rule | None:
+    """The rule of a view, or of the function that decorators around it keep as ``__wrapped__``."""
+    while view is not None:
+        rule = _own_rule(view)
+        if rule is not None:
+            return rule
+        view = getattr(view, "__wrapped__", None)
+    return None
 
 
 def _own_rule(holder: object) -> Rule | None:
     rule: Rule | None = getattr(holder, _MARK, None)
+    return rule
+
+
+def marks(holder: object) -> Rule | None:
+    """The rule that a function or a class carries itself, exemptions included; None without one."""
+    rule: Rule | None = getattr(holder, "__dict__", {}).get(_MARK)
     return rule
 
 
@@ -180,6 +234,11 @@ def _rule_below_api_view(view: Any) -> Rule | None:
 
 def _new_rule(fields: Mapping[str, Any]) -> Rule:
     refuse_unknown(fields)
+    for name in OF_APPLICATIONS & fields.keys():
+        raise ConfigurationError(
+            f"{name}: belongs to the whole application, so a rule cannot set it; pass it to the middleware or the "
+            "extension, and take single routes out with exempt"
+        )
     registry.note_fields(fields)
     return Rule(fields)
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, overload
 from flask import has_request_context
 
 from open_idempotency import rules
-from open_idempotency._flask.extension import current_request
+from open_idempotency._flask.unprotected import current_request
 from open_idempotency._routes.marks import mark_view
 
 V = TypeVar("V", bound=Callable[..., Any])
@@ -30,7 +30,8 @@ def idempotent(view: Any = None, /, **fields: Any) -> Any:
     to all its methods; nothing counts as above the mark of a class. ``fields``: see
     ``open_idempotency.rules.idempotent``.
 
-    Returns the view; a function is returned as a function that calls it. Raises ``ConfigurationError``.
+    Returns the view; a function is returned as a function that calls it. Raises ``ConfigurationError``. So does a
+    request with a key, or that needs one, in an application without ``Idempotency``.
     """
     mark = rules.idempotent(**fields)
 

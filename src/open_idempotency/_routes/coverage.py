@@ -19,6 +19,10 @@ from open_idempotency.rules import EXEMPT, Rule, combine, read_rule
 
 #: each header's name in a WSGI environ, beside its lower-case name
 EnvironNames = tuple[tuple[str, bytes], ...]
+NOTHING_MARKED = (
+    'cover: "marked" covers nothing here, as this adapter reads no decorators and was given no rules by path; pass '
+    "rules=, or leave cover= out"
+)
 
 
 def environ_names(names: Iterable[bytes]) -> EnvironNames:
@@ -46,25 +50,28 @@ class Route(NamedTuple):
 class Coverages:
     """The routes of one engine, each made once."""
 
-    __slots__ = ("_engine", "_known", "default", "environ_keys", "largest_request")
+    __slots__ = ("_engine", "_known", "default", "environ_keys", "largest_request", "marked_only")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._known: dict[tuple[Rule, ...], Route | None] = {}
         #: where no rule applies
         self.default = Route.of(engine.policy)
+        self.marked_only = engine.policy.cover == "marked"
         #: the largest ``max_request_bytes`` of those that were made
         self.largest_request = engine.policy.max_request_bytes
         #: under which names a key may be in an environ, by those that were made and the headers that were added
         self.environ_keys = frozenset(name for name, _ in self.default.environ_names)
 
     def by(self, rules: tuple[Rule, ...]) -> Route | None:
-        """What these rules make of the engine's policy, the nearest last; None where the route is exempt.
+        """What these rules make of the engine's policy, the nearest last; None where the route is not covered.
+
+        That is an exempt route, and one without rules where only marked routes are covered.
 
         Raises ``ConfigurationError`` for rules that contradict the policy.
         """
         if not rules:
-            return self.default
+            return None if self.marked_only else self.default
         if rules not in self._known:
             policy = self._engine.policy_for(combine(rules))
             route = self._known[rules] = None if policy is None else Route.of(policy)
@@ -116,7 +123,8 @@ class PathRules:
         self._folded = Table((pattern.folded(), rule) for pattern, rule in read.values())
         self._may_fit = path_patterns.make_sieve(pattern for pattern, _ in read.values())
         self._check(read)
-        fields = [set(coverages.default.policy.methods), *self._methods_said(read)]
+        unmarked = () if coverages.marked_only else coverages.default.policy.methods
+        fields = [set(unmarked), *self._methods_said(read)]
         self.methods: frozenset[str] = frozenset().union(*fields)
         self._remembered = lru_cache(_REMEMBERED)(self._look_up)
 
