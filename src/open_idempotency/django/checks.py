@@ -209,7 +209,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
     if not _is_listed():
         return []
     try:
-        engine = make_engine(threads=True)
+        engine, said = make_engine(threads=True)
     except ConfigurationError as error:
         return [Error(str(error), id="open_idempotency.E001")]
     return [*_check_rules(engine), *check_tenants(engine.policy)]

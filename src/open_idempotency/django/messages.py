@@ -17,9 +17,10 @@ from open_idempotency._core.requests import Headers, Request
 from open_idempotency._core.requests import Response as CoreResponse
 from open_idempotency._core.stored_response import UNRECORDED, is_stored_header
 from open_idempotency._engine.bodies import PIECE, RequestBody
-from open_idempotency._wsgi.environ import BodyIncomplete, Names, octets
+from open_idempotency._wsgi.environ import BodyIncomplete, Names, content_length, octets
 from open_idempotency._wsgi.environ import find_key as find_key_in_environ
 from open_idempotency._wsgi.environ import read_request as read_environ
+from open_idempotency.django import replays
 from open_idempotency.exceptions import BodyTooLarge
 from open_idempotency.policy import IdempotencyPolicy
 
@@ -113,7 +114,7 @@ class Recording:
         the body.
         """
         request = self._request
-        declared = request.META.get("CONTENT_LENGTH") or ""
+        declared = content_length(request.META) or ""
         RequestBody(policy).check_length(declared)
         if not declared and "HTTP_TRANSFER_ENCODING" in request.META and not hasattr(request, "scope"):
             # Under WSGI Django reads as far as Content-Length says: the view would see none of a chunked body, and
@@ -211,12 +212,13 @@ class _Lent:
 _OF_ANOTHER_BODY = frozenset({b"content-length", b"transfer-encoding", b"trailer"})
 
 
-def make_response(core: CoreResponse) -> HttpResponse:
+def make_response(core: CoreResponse, request: HttpRequest) -> HttpResponse:
     """A Django response with the status, headers and body of a core response, and no headers of its own."""
+    note, listed = replays.split(core.headers)
     headers: dict[str, str] = {}
     spelt: dict[str, str] = {}
     cookies: list[str] = []
-    for raw_name, raw_value in core.headers:
+    for raw_name, raw_value in listed:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
         if name.lower() == "set-cookie":  # the one header that no list joins (RFC 9110, section 5.3)
             cookies.append(value)
@@ -224,7 +226,7 @@ def make_response(core: CoreResponse) -> HttpResponse:
         name = spelt.setdefault(name.lower(), name)
         # Django's responses have each name once; RFC 9110 (5.3) lets a list be joined.
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    response = HttpResponse(core.body or b"", status=core.status, headers=headers)
+    response = replays.make(core.body or b"", core.status, headers, note, request)
     if "content-type" not in spelt:
         del response.headers["Content-Type"]
     for cookie in cookies:
@@ -232,12 +234,14 @@ def make_response(core: CoreResponse) -> HttpResponse:
     return response
 
 
-def stand_in(core: CoreResponse, current: HttpResponseBase, policy: IdempotencyPolicy) -> HttpResponse:
+def stand_in(
+    core: CoreResponse, current: HttpResponseBase, policy: IdempotencyPolicy, request: HttpRequest
+) -> HttpResponse:
     """The core's response instead of the current one.
 
     Of the current response only headers that are never stored stay (R-02): its cookies, its CORS headers, its date.
     """
-    response = make_response(core)
+    response = make_response(core, request)
     for name, value in current.items():
         field = octets(name).lower()
         stored = is_stored_header(field, policy.keep_headers, policy.drop_headers)
@@ -258,6 +262,7 @@ def is_untouched(
     """Whether a response is still as ``make_response`` made it of ``core``. ``headers``: those that it had then."""
     return (
         response is made
+        and type(made) is HttpResponse
         and made.status_code == core.status
         and list(made.items()) == headers
         and made.content == (core.body or b"")
@@ -268,6 +273,14 @@ def response_headers(response: HttpResponseBase) -> Headers:
     """The headers that the response will send, with its cookies that are set now."""
     headers = [(octets(name), octets(value)) for name, value in response.items()]
     return [*headers, *((b"Set-Cookie", octets(cookie.OutputString())) for cookie in response.cookies.values())]
+
+
+def stored_headers(response: HttpResponseBase, policy: IdempotencyPolicy) -> Headers:
+    """The headers of a response, and the note of what else its replays have."""
+    headers = response_headers(response)
+    if replays.NAME in response.headers:  # such as one that a view has copied from another service
+        headers = [each for each in headers if each[0].lower() != replays.NOTE]
+    return [*headers, *replays.take_note(response, redacted=policy.redact is not None)]
 
 
 def mark_unrecorded(response: HttpResponseBase) -> None:

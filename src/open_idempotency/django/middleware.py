@@ -46,7 +46,7 @@ class IdempotencyMiddleware:
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
         self._awaits = iscoroutinefunction(get_response)
-        self.engine = make_engine(threads=not self._awaits)
+        self.engine, said = make_engine(threads=not self._awaits)
         self._routes: dict[tuple[Rule, ...], Route | None] = {}
         self._names: frozenset[str] = frozenset()
         self._learned = 0
