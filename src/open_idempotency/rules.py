@@ -23,6 +23,8 @@ V = TypeVar("V", bound=Callable[..., Any])
 
 _MARK = "_open_idempotency_rule"
 _STANDS_FOR = ("func", "cls", "view_class")
+# more decorators than any view has; a layer that names itself as what it wraps ends the search
+_DEEPEST = 32
 _BEHIND_API_VIEW = ("rest_framework.decorators", "api_view.<locals>.decorator.<locals>.handler")
 
 #: whether this process has made any rule; without one the view of a request need not be looked up
@@ -62,7 +64,7 @@ class IdempotencyRule:
         if exempt and fields:
             raise ConfigurationError(f"exempt: leaves no use for {', '.join(fields)}")
         self.rule = EXEMPT if exempt else _new_rule(fields)
-        _note_use()
+        note_use()
 
     async def __call__(self) -> None:
         """Does nothing: the middleware reads the rule from the list of dependencies."""
@@ -119,12 +121,13 @@ def rules_on(view: Any, method: str, actions: Mapping[str, str] | None = None) -
     """All rules of a view for requests of this HTTP method, the nearest to its code last.
 
     A view may stand for a class (``view_class`` in Django and Flask, ``cls`` in DRF), for the function that a
-    ``functools.partial`` calls, or for the function below DRF's ``@api_view``. So rules are read from what the view
+    ``functools.partial`` calls, for the function below DRF's ``@api_view``, or be an object with ``__call__``. So rules are read from what the view
     stands for, from the view itself, and from the class's method or action for this HTTP method, in this order.
     ``actions``: those of a viewset, if the view is only its class.
     """
     held = [getattr(view, name, None) for name in _STANDS_FOR]
-    found = [_rule_below_api_view(view), *map(_own_rule, held), _own_rule(view)]
+    called = getattr(type(view), "__call__", None)
+    found = [_rule_below_api_view(view), *map(_own_rule, held), _own_rule(called), _own_rule(view)]
     holder: Any = next((each for each in (view, *held) if isinstance(each, type)), None)
     if holder is not None:
         verb = method.lower()
@@ -134,8 +137,15 @@ def rules_on(view: Any, method: str, actions: Mapping[str, str] | None = None) -
 
 
 def _own_rule(holder: object) -> Rule | None:
-    rule: Rule | None = getattr(holder, _MARK, None)
-    return rule
+    """The rule that an object carries, or what it wraps (``__wrapped__``), if its layer has not copied the rule."""
+    for _ in range(_DEEPEST):
+        rule: Rule | None = getattr(holder, _MARK, None)
+        if rule is not None:
+            return rule
+        holder = getattr(holder, "__wrapped__", None)
+        if holder is None:
+            break
+    return None
 
 
 def combine(chain: Iterable[Rule]) -> Rule | None:
@@ -174,7 +184,7 @@ def _mark(view: V, rule: Rule) -> V:
         raise ConfigurationError(
             f"{view!r} cannot carry a rule; put the decorator on the function or class that it is made of"
         ) from None
-    _note_use()
+    note_use()
     return view
 
 
@@ -185,6 +195,7 @@ def _note_fields(fields: Mapping[str, Any]) -> None:
     headers_named.update(name for name in named if isinstance(name, str) and name.isascii())
 
 
-def _note_use() -> None:
+def note_use() -> None:
+    """Note that this process has rules, so that adapters look for those of each request's route."""
     global in_use
     in_use = True

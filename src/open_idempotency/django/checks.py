@@ -22,7 +22,7 @@ from django.utils.module_loading import import_string
 from open_idempotency._engine.engine import Engine
 from open_idempotency.backends.django_orm.connections import lives_in_one_connection
 from open_idempotency.django import own_backend
-from open_idempotency.django.conf import make_engine
+from open_idempotency.django.conf import configure
 from open_idempotency.django.middleware import IdempotencyMiddleware
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy
@@ -209,9 +209,10 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
     if not _is_listed():
         return []
     try:
-        engine, said = make_engine(threads=True)
+        configured = configure(threads=True)
     except ConfigurationError as error:
         return [Error(str(error), id="open_idempotency.E001")]
+    engine = configured.engine
     return [*_check_rules(engine), *check_tenants(engine.policy)]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.core.signals import setting_changed
@@ -16,6 +16,7 @@ from django.db import connections
 from django.utils.module_loading import import_string
 
 from open_idempotency._engine.engine import Engine
+from open_idempotency._routes.coverage import Coverages, PathRules
 from open_idempotency.backend import Backend
 from open_idempotency.backends.registry import open_backend
 from open_idempotency.exceptions import ConfigurationError
@@ -110,18 +111,28 @@ def _named_backend(named: Any) -> Any:
     return _in_memory[named]
 
 
-def make_engine(*, threads: bool) -> tuple[Engine, Any]:
-    """The engine that the settings describe, and the rules by path. ``threads``: coroutines use threads for the backend.
+class Configured(NamedTuple):
+    """What the settings describe. ``paths``: the rules by path; None without any."""
+
+    engine: Engine
+    coverages: Coverages
+    paths: PathRules | None
+
+
+def configure(*, threads: bool) -> Configured:
+    """Read the settings, and check them. ``threads``: coroutines reach the backend through threads.
 
     Raises ``ConfigurationError``, which names the setting.
     """
     fields = read_settings()
-    rules = fields.pop("rules", None)
+    said = fields.pop("rules", None)
     try:
         backend = _named_backend(fields.pop("backend", None))
-        return Engine(backend, fields.pop("policy", None), fields, threads=threads), rules
+        engine = Engine(backend, fields.pop("policy", None), fields, threads=threads)
+        coverages = Coverages(engine)
+        return Configured(engine, coverages, None if said is None else PathRules(said, coverages))
     except ConfigurationError as error:
-        raise type(error)(as_setting(str(error))) from error
+        raise type(error)(_as_setting(str(error))) from error
 
 
 def _hint(name: str) -> str:
@@ -131,7 +142,7 @@ def _hint(name: str) -> str:
     return "known: " + ", ".join(sorted(PREFIX + field.upper() for field in FIELD_NAMES | _OTHERS))
 
 
-def as_setting(message: str) -> str:
+def _as_setting(message: str) -> str:
     """The error message with the name of the setting instead of the policy field."""
     name, colon, rest = message.partition(":")
     head, bracket, key = name.partition("[")

@@ -62,13 +62,14 @@ class Recording:
     __slots__ = ("_body", "_complete", "_offset", "_request", "_rewinds", "_source", "_too_large")
 
     def __init__(self, request: Any, policy: IdempotencyPolicy) -> None:
-        if request._read_started and not hasattr(request, "_body"):
+        if getattr(request, "_read_started", False) and not hasattr(request, "_body"):
             raise RuntimeError(
                 "the request's body was read before IdempotencyMiddleware could record it; list "
                 "IdempotencyMiddleware before the middleware that reads request.POST or the stream"
             )
         self._request = request
-        self._source = request._stream
+        # A bare HttpRequest, as tests make them, has no stream.
+        self._source = request._stream if hasattr(request, "_stream") else BytesIO()
         self._body = RequestBody(policy)
         self._too_large: BodyTooLarge | None = None
         self._complete = False
@@ -179,7 +180,7 @@ class Recording:
 
     def stop(self) -> None:
         """Stop recording: the request is not protected."""
-        if self._request._stream is self:
+        if getattr(self._request, "_stream", None) is self:
             self._request._stream = self._source
         self._body.close()
 

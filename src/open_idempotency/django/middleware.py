@@ -17,14 +17,14 @@ from django.http.response import HttpResponseBase
 
 from open_idempotency import asgi, rules
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.keys import key_names
 from open_idempotency._engine import shutdown, thread_calls
 from open_idempotency._engine.current import Running, running
 from open_idempotency._wsgi.environ import MARK, environ_names
-from open_idempotency.django.conf import make_engine
+from open_idempotency.django import layers
+from open_idempotency.django.conf import configure
 from open_idempotency.django.exchange import Exchange, Route, bind_stream
 from open_idempotency.policy import NEVER_COVERED
-from open_idempotency.rules import Rule, combine, rules_on
+from open_idempotency.rules import Rule
 
 GetResponse = Callable[[HttpRequest], Any]
 
@@ -34,9 +34,9 @@ _ATTRIBUTE = "_open_idempotency_exchange"
 class IdempotencyMiddleware:
     """Protects the requests of a Django project that carry an ``Idempotency-Key``.
 
-    Configured by the settings ``IDEMPOTENCY_BACKEND`` (a URL or an instance), ``IDEMPOTENCY_POLICY`` and
-    ``IDEMPOTENCY_<FIELD>`` for each field of ``IdempotencyPolicy``. Raises ``ConfigurationError`` at once for what is
-    wrong in them. The caller is ``request.user``, else whom the session names (``IDEMPOTENCY_SESSION_IDENTITY``).
+    Configured by the settings ``IDEMPOTENCY_BACKEND`` (a URL or an instance), ``IDEMPOTENCY_POLICY``,
+    ``IDEMPOTENCY_<FIELD>`` for each field of ``IdempotencyPolicy``, and ``IDEMPOTENCY_RULES`` for paths. Raises
+    ``ConfigurationError`` at once for what is wrong in them. The caller is ``request.user``, else whom the session names (``IDEMPOTENCY_SESSION_IDENTITY``).
     Since 0.1.
     """
 
@@ -46,7 +46,9 @@ class IdempotencyMiddleware:
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
         self._awaits = iscoroutinefunction(get_response)
-        self.engine, said = make_engine(threads=not self._awaits)
+        self.engine, self._coverages, self._paths = configure(threads=not self._awaits)
+        if self._paths is not None:
+            rules.note_use()
         self._routes: dict[tuple[Rule, ...], Route | None] = {}
         self._names: frozenset[str] = frozenset()
         self._learned = 0
@@ -187,7 +189,7 @@ class IdempotencyMiddleware:
         exchange = self._exchange(request) or self._late(request)
         if exchange is None:
             return None
-        return exchange.begin(self._route(_rules_on(view, request)), view)
+        return exchange.begin(self._route(self._rules(view, request)), view)
 
     async def _abegin(
         self, request: HttpRequest, view: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -196,7 +198,7 @@ class IdempotencyMiddleware:
         exchange = self._exchange(request) or self._late(request)
         if exchange is None:
             return None
-        return await exchange.abegin(self._route(_rules_on(view, request)), view)
+        return await exchange.abegin(self._route(self._rules(view, request)), view)
 
     def _late(self, request: HttpRequest) -> Exchange | None:
         """The exchange of a request that passed before any view had a rule: views may be loaded at any time."""
@@ -218,14 +220,22 @@ class IdempotencyMiddleware:
         exchange: Exchange | None = getattr(request, _ATTRIBUTE, None)
         return exchange if exchange is not None and exchange.engine is self.engine else None
 
+    def _rules(self, view: Callable[..., Any], request: HttpRequest) -> tuple[Rule, ...]:
+        """The rules for the path of a request, and then those on its view, which are nearer to the code."""
+        if not rules.in_use:
+            return ()
+        method = str(request.method)
+        by_path = () if self._paths is None else self._paths.find(method, request.path_info)
+        return by_path + layers.rules_on(view, method)
+
     def _route(self, rules: tuple[Rule, ...]) -> Route | None:
         """How a view with these rules is covered; None for an exempt one."""
         try:
             return self._routes[rules]
         except KeyError:
             pass
-        policy = self.engine.policy_for(combine(rules))
-        route = None if policy is None else Route(policy, environ_names(key_names(policy)))
+        coverage = self._coverages.by(rules)
+        route = coverage and Route(coverage.policy, environ_names(coverage.names))
         if route is not None:
             self._names |= {name for name, _ in route.names}
         self._routes[rules] = route
@@ -250,10 +260,6 @@ class _Inner:
             if variable.get(None) is not value:
                 variable.set(value)
         return self.task.result()
-
-
-def _rules_on(view: Callable[..., Any], request: HttpRequest) -> tuple[Rule, ...]:
-    return rules_on(view, str(request.method)) if rules.in_use else ()
 
 
 def _is_protected(request: HttpRequest) -> bool:

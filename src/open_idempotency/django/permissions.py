@@ -16,7 +16,7 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
 from open_idempotency._routes import marks
-from open_idempotency.django import rest
+from open_idempotency.django import layers, rest
 
 Ask = Callable[[], Any]
 
@@ -61,7 +61,10 @@ def _question(request: HttpRequest, view: Any) -> Ask | None:
 
 
 def _handler(request: HttpRequest, view: Any) -> Any:
-    """The method or action of a class-based view that is going to run; None for a function."""
+    """The method or action of a class-based view that is going to run, or ninja's function; None for another one."""
+    operation = layers.find_operation(view, str(request.method))
+    if operation is not None:
+        return operation.view_func
     holder = getattr(view, "cls", None) or getattr(view, "view_class", None)
     verb = str(request.method).lower()
     return getattr(holder, (getattr(view, "actions", None) or {}).get(verb, verb), None)

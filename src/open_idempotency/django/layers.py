@@ -1,0 +1,55 @@
+"""Rules on functions behind a layer above Django: django-ninja's operations, one for each method of a path.
+
+ninja is never imported here. A view of ninja's stands for a ``PathView``, which no attribute names: older releases use
+its bound method, newer ones a function in whose closure it is. Where a later release has it in yet another place, the
+rules of its functions are not found, and the check W007 names the functions.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from open_idempotency import rules
+from open_idempotency.rules import Rule
+
+
+def rules_on(view: Any, method: str) -> tuple[Rule, ...]:
+    """All rules of a view for requests of this method, also those on functions behind a layer, the nearest last."""
+    found = rules.rules_on(view, method)
+    operation = find_operation(view, method)
+    if operation is None:
+        return found
+    return found + rules.rules_on(operation.run, method) + rules.rules_on(operation.view_func, method)
+
+
+def find_operation(view: Any, method: str) -> Any:
+    """The operation of django-ninja that a view calls for this method; None for any other view."""
+    return next((each for each in operations(view) if method in each.methods), None)
+
+
+def operations(view: Any) -> list[Any]:
+    """The operations of django-ninja that share the path of a view; none for any other view."""
+    ninja: Any = sys.modules.get("ninja.operation")
+    if ninja is None:
+        return []
+    for held in _held(view):
+        # Not isinstance, which would load what is lazy.
+        if issubclass(type(held), ninja.PathView):
+            return list(held.operations)
+    return []
+
+
+def _held(view: Any) -> Iterator[Any]:
+    """The object whose method a view is, and what is in its closure; then the same of the view that it wraps."""
+    seen: list[Any] = []
+    while view is not None and view not in seen:
+        seen.append(view)
+        yield getattr(view, "__self__", None)
+        for cell in getattr(view, "__closure__", None) or ():
+            try:
+                yield cell.cell_contents
+            except ValueError:  # a name that has no value yet
+                continue
+        view = getattr(view, "__wrapped__", None)
