@@ -8,7 +8,7 @@ response leaves. A response is whole: one that streams has to be read to its end
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from open_idempotency._asgi.exchange import ChangingSession, Exchange, Message, Receive, Scope, Send
@@ -19,9 +19,11 @@ from open_idempotency._core.requests import Headers, Identity, Request, Response
 from open_idempotency._core.settlement import REPLACED, Fate
 from open_idempotency._core.stored_response import UNRECORDED
 from open_idempotency._engine.bodies import RequestBody
+from open_idempotency._engine.current import running
 from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency._wsgi.exchange import Protection, bound
 from open_idempotency.backend import AsyncBackend, Backend
+from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy
 
 __all__ = ["Adapter", "AsyncAdapter"]
@@ -45,7 +47,7 @@ class Adapter:
         policy: IdempotencyPolicy | None = None,
         **fields: Any,
     ) -> None:
-        self._engine = Engine(backend, policy, fields, threads=True)
+        self._engine = _engine(backend, policy, fields, threads=True)
         self._names = key_names(self._engine.policy)
 
     def handle(
@@ -59,9 +61,11 @@ class Adapter:
         the request, as the framework has verified it; None if it does not know. A request whose method the policy does
         not cover runs without protection. Raises ``ScopeUnknown``.
         """
-        if request.method not in self._engine.policy.methods:
-            return handler()
         policy = self._engine.policy
+        if not policy.enabled:
+            return bound((Attempt(policy), self._engine), handler)
+        if request.method not in policy.methods:
+            return handler()
         received = RequestBody(policy)
 
         def receive() -> RequestBody:
@@ -113,7 +117,7 @@ class AsyncAdapter:
         policy: IdempotencyPolicy | None = None,
         **fields: Any,
     ) -> None:
-        self._engine = Engine(backend, policy, fields, threads=False)
+        self._engine = _engine(backend, policy, fields, threads=False)
         self._names = key_names(self._engine.policy)
 
     async def handle(
@@ -123,10 +127,30 @@ class AsyncAdapter:
 
         The handler runs in this task. A cancellation fails the attempt, and goes on.
         """
-        if request.method not in self._engine.policy.methods:
+        policy = self._engine.policy
+        if not policy.enabled:
+            mark = running.set((Attempt(policy), self._engine))
+            try:
+                return await handler()
+            finally:
+                running.reset(mark)
+        if request.method not in policy.methods:
             return await handler()
         call = _Call(self._engine, request, body, handler, user)
         return await call.run(find_key(request.headers, self._names))
+
+
+def _engine(
+    backend: str | Backend | AsyncBackend | None,
+    policy: IdempotencyPolicy | None,
+    fields: Mapping[str, Any],
+    *,
+    threads: bool,
+) -> Engine:
+    engine = Engine(backend, policy, fields, threads=threads)
+    if engine.policy.cover == "marked":
+        raise ConfigurationError('cover: "marked" covers nothing here, as this adapter knows no rules; leave it out')
+    return engine
 
 
 class _Call:

@@ -18,7 +18,7 @@ from open_idempotency._core.session_identity import entries_of
 from open_idempotency._engine import shutdown
 from open_idempotency._engine.current import running
 from open_idempotency._engine.engine import Engine
-from open_idempotency._routes.coverage import Coverage, Coverages, PathRules
+from open_idempotency._routes.coverage import NOTHING_MARKED, Coverage, Coverages, PathRules
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
@@ -57,9 +57,25 @@ class IdempotencyMiddleware:
         self.engine = Engine(backend, policy, fields, threads=False)
         self.coverages = Coverages(self.engine)
         self._paths = PathRules(rules, self.coverages) if rules else None
-        self._methods = self.engine.policy.methods if self._paths is None else self._paths.methods
+        self._marked_only = self.coverages.marked_only
+        self._methods = self._find_methods()
         self._names = self.coverages.default.names
         self._required = self.engine.policy.required
+        self._off = not self.engine.policy.enabled
+
+    def _find_methods(self) -> frozenset[str]:
+        """The methods that are covered on some path. Raises ``ConfigurationError`` where nothing ever is."""
+        policy = self.engine.policy
+        if not policy.enabled:
+            self._asks_routes = False
+            return frozenset()
+        if self._paths is not None:
+            return self._paths.methods
+        if not self._marked_only:
+            return policy.methods
+        if not self._asks_routes:
+            raise ConfigurationError(NOTHING_MARKED)
+        return frozenset()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._asks_routes and (route_rules.in_use or PENDING in scope) and scope["type"] == "http":
@@ -69,10 +85,18 @@ class IdempotencyMiddleware:
                 return
         # In upper case, as most frameworks read it, whatever the server passes on.
         if scope["type"] != "http" or (method := scope["method"].upper()) not in self._methods or MARK in scope:
-            await (self._live if scope["type"] == "lifespan" else self.app)(scope, receive, send)
+            if scope["type"] == "lifespan":
+                await self._live(scope, receive, send)
+            elif self._off and scope["type"] == "http":
+                scope[PENDING] = None  # for routes with rules: it is known that they are not protected
+                await self._run_plainly(self.engine.policy, scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
             return
         # Without rules for this path and method, the application's own policy decides alone.
-        if self._paths is None or not (self.rules_of_path(scope) or method not in self.engine.policy.methods):
+        if self._paths is None or not (
+            self._marked_only or self.rules_of_path(scope) or method not in self.engine.policy.methods
+        ):
             names = self._names
             for field in scope["headers"]:
                 if field[0] in names:
@@ -100,7 +124,7 @@ class IdempotencyMiddleware:
 
         A subclass may know more about the route of the request.
         """
-        return self.coverages.default if self._paths is None else self.coverages.by(self.rules_of_path(scope))
+        return self.coverages.by(self.rules_of_path(scope))
 
     def rules_of_path(self, scope: Scope) -> tuple[Rule, ...]:
         """The rules of ``rules=`` for the path of an HTTP request, the most specific last."""

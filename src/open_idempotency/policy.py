@@ -92,6 +92,9 @@ class IdempotencyPolicy:
     """How a route treats idempotency keys. Raises ``ConfigurationError`` that names the wrong field.
 
     Coverage
+        ``enabled``: False switches everything off, such as in tests: each request runs as one without a key, and one
+        warning says so. ``cover``: ``"methods"`` covers all requests of the methods; ``"marked"`` covers only the
+        routes that a decorator, a dependency or a rule by path names.
         ``methods``: HTTP methods that are covered (never GET, HEAD, OPTIONS, TRACE, CONNECT).
         ``required``: a covered request without a key gets 400. ``header``: the name of the key's header;
         ``aliases``: further names for it. ``profile``: ``"strict"`` takes an RFC 9651 String alone, ``"lenient"``
@@ -154,6 +157,8 @@ class IdempotencyPolicy:
         ``on_event``: called with each event.
     """
 
+    enabled: bool = True
+    cover: Literal["methods", "marked"] = "methods"
     methods: frozenset[str] = frozenset({"POST", "PATCH"})
     required: bool = False
     header: str = "Idempotency-Key"
@@ -237,6 +242,8 @@ def make_policy(policy: IdempotencyPolicy | None, fields: Mapping[str, Any]) -> 
     return (policy or IdempotencyPolicy()).replace(**fields)
 
 
+#: fields of a whole application, which no route can have for itself
+OF_APPLICATIONS = frozenset({"cover", "enabled"})
 FIELD_NAMES = frozenset(f.name for f in dataclasses.fields(IdempotencyPolicy))
 
 
@@ -329,6 +336,8 @@ _CHOICES: Mapping[str, tuple[object, ...]] = {
     "on_failed": ("resume", "replay", "reject"),
     "on_abandoned": ("resume", "reject"),
     "required": (True, False),
+    "enabled": (True, False),
+    "cover": ("methods", "marked"),
     "fail_open": (True, False),
     "strict_stages": (True, False),
     "scope_by_host": (True, False),

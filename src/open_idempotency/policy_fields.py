@@ -22,6 +22,8 @@ __all__ = ["PolicyFields"]
 class PolicyFields(TypedDict, total=False):
     """The fields of ``IdempotencyPolicy`` as a caller may write them: any iterable, seconds or a timedelta."""
 
+    enabled: bool
+    cover: Literal["methods", "marked"]
     methods: Iterable[str]
     required: bool
     header: str

@@ -7,10 +7,11 @@ it has found the view. Classes (class-based views) can be marked as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from open_idempotency.exceptions import ConfigurationError
-from open_idempotency.policy import refuse_unknown
+from open_idempotency.policy import OF_APPLICATIONS, refuse_unknown
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -23,8 +24,6 @@ V = TypeVar("V", bound=Callable[..., Any])
 
 _MARK = "_open_idempotency_rule"
 _STANDS_FOR = ("func", "cls", "view_class")
-# more decorators than any view has; a layer that names itself as what it wraps ends the search
-_DEEPEST = 32
 _BEHIND_API_VIEW = ("rest_framework.decorators", "api_view.<locals>.decorator.<locals>.handler")
 
 #: whether this process has made any rule; without one the view of a request need not be looked up
@@ -120,32 +119,57 @@ def read_rule(said: object) -> Rule:
 def rules_on(view: Any, method: str, actions: Mapping[str, str] | None = None) -> tuple[Rule, ...]:
     """All rules of a view for requests of this HTTP method, the nearest to its code last.
 
-    A view may stand for a class (``view_class`` in Django and Flask, ``cls`` in DRF), for the function that a
-    ``functools.partial`` calls, for the function below DRF's ``@api_view``, or be an object with ``__call__``. So rules are read from what the view
-    stands for, from the view itself, and from the class's method or action for this HTTP method, in this order.
-    ``actions``: those of a viewset, if the view is only its class.
+    A view may stand for a class (``view_class`` in Django and Flask, ``cls`` in DRF, the class of a bound method), for
+    the function that a ``functools.partial`` calls, for what ``__wrapped__`` names, for the function below DRF's
+    ``@api_view``, or be an object with a ``__call__`` of its own. So rules are read from what the view stands for, from the view itself, and from the class's method or
+    action for this HTTP method, in this order. ``actions``: those of a viewset, if the view is only its class.
     """
+    return tuple([rule for rule, _ in _marks_on(view, method, actions)])
+
+
+def own_rules_on(view: Any, method: str) -> tuple[Rule, ...]:
+    """The rules of ``rules_on`` but for exemptions, and for those that a class has from its base."""
+    return tuple(
+        rule
+        for rule, holder in _marks_on(view, method, None)
+        if not rule.exempt and not (isinstance(holder, type) and marks(holder) is None)
+    )
+
+
+def _marks_on(view: Any, method: str, actions: Mapping[str, str] | None) -> list[tuple[Rule, Any]]:
+    """The rules of a view, each with what carries it."""
     held = [getattr(view, name, None) for name in _STANDS_FOR]
-    called = getattr(type(view), "__call__", None)
-    found = [_rule_below_api_view(view), *map(_own_rule, held), _own_rule(called), _own_rule(view)]
     holder: Any = next((each for each in (view, *held) if isinstance(each, type)), None)
+    if type(view) is MethodType:
+        held.append(type(view.__self__))
+    held.append(getattr(type(view), "__call__", None))
+    found = [(_rule_below_api_view(view), view), *[(_own_rule(each), each) for each in held], (_nearest(view), view)]
     if holder is not None:
         verb = method.lower()
         handler = getattr(holder, (actions or getattr(view, "actions", None) or {}).get(verb, verb), None)
-        found += [_rule_below_api_view(handler), _own_rule(handler)]
-    return tuple(rule for rule in found if rule is not None)
+        found += [(_rule_below_api_view(handler), handler), (_nearest(handler), handler)]
+    return [(rule, each) for rule, each in found if rule is not None]
+
+
+def _nearest(view: Any) -> Rule | None:
+    """The rule of a view, or of the function that decorators around it keep as ``__wrapped__``."""
+    while view is not None:
+        rule = _own_rule(view)
+        if rule is not None:
+            return rule
+        view = getattr(view, "__wrapped__", None)
+    return None
 
 
 def _own_rule(holder: object) -> Rule | None:
-    """The rule that an object carries, or what it wraps (``__wrapped__``), if its layer has not copied the rule."""
-    for _ in range(_DEEPEST):
-        rule: Rule | None = getattr(holder, _MARK, None)
-        if rule is not None:
-            return rule
-        holder = getattr(holder, "__wrapped__", None)
-        if holder is None:
-            break
-    return None
+    rule: Rule | None = getattr(holder, _MARK, None)
+    return rule
+
+
+def marks(holder: object) -> Rule | None:
+    """The rule that a function or a class carries itself, exemptions included; None without one."""
+    rule: Rule | None = getattr(holder, "__dict__", {}).get(_MARK)
+    return rule
 
 
 def combine(chain: Iterable[Rule]) -> Rule | None:
@@ -171,6 +195,11 @@ def _rule_below_api_view(view: Any) -> Rule | None:
 
 def _new_rule(fields: Mapping[str, Any]) -> Rule:
     refuse_unknown(fields)
+    for name in OF_APPLICATIONS & fields.keys():
+        raise ConfigurationError(
+            f"{name}: belongs to the whole application, so a rule cannot set it; pass it to the middleware or the "
+            "extension, and take single routes out with exempt"
+        )
     _note_fields(fields)
     return Rule(fields)
 

@@ -18,7 +18,7 @@ from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.client_left import ClientLeft
 from open_idempotency._engine.current import Running
 from open_idempotency._engine.engine import Engine, new_owner
-from open_idempotency._routes.coverage import Coverages, PathRules
+from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules
 from open_idempotency._wsgi.environ import (
     MARK,
     App,
@@ -38,6 +38,7 @@ from open_idempotency._wsgi.environ import (
 )
 from open_idempotency._wsgi.exchange import BoundIterable, LiveBody, Protection, bound
 from open_idempotency.backend import AsyncBackend, Backend
+from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy
 from open_idempotency.rules import IdempotencyRule, Rule, RulesByPath, exempt
 
@@ -70,19 +71,27 @@ class IdempotencyMiddleware:
         coverages = Coverages(self.engine)
         self._paths = PathRules(rules, coverages) if rules else None
         self._methods = self.engine.policy.methods if self._paths is None else self._paths.methods
+        self._off = not self.engine.policy.enabled
+        if self._off:
+            self._methods = frozenset()
+        elif self._paths is None and coverages.marked_only:
+            raise ConfigurationError(NOTHING_MARKED)
         self._coverages = coverages
         self._route = Route(self.engine.policy, environ_names(coverages.default.names))
-        self._routes: dict[tuple[Rule, ...], Route | None] = {(): self._route}
+        self._routes: dict[tuple[Rule, ...], Route | None] = {(): None if coverages.marked_only else self._route}
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         # Frameworks read it in upper case, whatever the server passes on.
         if environ["REQUEST_METHOD"].upper() not in self._methods:
-            return self.app(environ, start_response)
+            if not self._off:
+                return self.app(environ, start_response)
+            environ[MARK] = attempt = Attempt(self.engine.policy)  # nor is it protected by an extension inside
+            return self._run_plainly(attempt, environ, start_response)
         route = self._route if self._paths is None else self._find_route(self._paths, environ)
         if route is None or MARK in environ:
             return self.app(environ, start_response)
         if not route.policy.required and not any(name in environ for name, _ in route.names):
-            return self._run_plainly(route.policy, environ, start_response)
+            return self._run_plainly(Attempt(route.policy), environ, start_response)
         return _Exchange(self, route.policy, environ, start_response).run(find_key(environ, route.names))
 
     def _find_route(self, paths: PathRules, environ: Environ) -> Route | None:
@@ -95,10 +104,8 @@ class IdempotencyMiddleware:
         route = self._routes[rules]
         return route if route is not None and method in route.policy.methods else None
 
-    def _run_plainly(
-        self, policy: IdempotencyPolicy, environ: Environ, start_response: StartResponse
-    ) -> Iterable[bytes]:
-        here: Running = (Attempt(policy), self.engine)
+    def _run_plainly(self, attempt: Attempt, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        here: Running = (attempt, self.engine)
         result = bound(here, self.app, environ, start_response)
         if _is_complete(result) or _is_file(result, environ):
             return result

@@ -62,6 +62,8 @@ BAD: list[tuple[str, Any]] = [
     *[("max_stage_bytes", bad) for bad in (-1, None)],
     *[("spool_bytes", bad) for bad in (-1, None)],
     *[("strict_stages", bad) for bad in (None, "x")],
+    *[("enabled", bad) for bad in (None, "x")],
+    *[("cover", bad) for bad in (None, "all", True)],
     *[("docs_url", bad) for bad in (1, "", "http://x\r\nset-cookie: a", "http://ü", "a b", "<x>")],
     *[("render_problem", bad) for bad in ("html", 1)],
     *[("compat", bad) for bad in ("Stripe", "adyen", False, True, "")],

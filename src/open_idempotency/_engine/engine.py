@@ -5,6 +5,7 @@ Built once, at start, where wrong configuration is refused; opens nothing until 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,9 @@ from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.ledger.looking import alook, look
 from open_idempotency.policy import SESSION_IDENTITY, IdempotencyPolicy, make_policy
 from open_idempotency.rules import Rule
+
+_logger = logging.getLogger("open_idempotency")
+_said_off = False
 
 
 class Engine:
@@ -41,6 +45,11 @@ class Engine:
     ) -> None:
         self._sessions = sessions
         self.policy = make_policy(policy, fields)
+        if not self.policy.enabled:
+            _say_off()
+            # Each request runs as one without a key, wherever no key is needed.
+            self.policy = self.policy.replace(required=False, strict_stages=False)
+            backend = "memory://" if backend is None else backend
         self.backend = open_backend(_named(backend))
         self._check(self.policy)
         self.heartbeat = Heartbeat(self.backend)
@@ -51,9 +60,12 @@ class Engine:
         self._policies: dict[Rule, IdempotencyPolicy] = {}
 
     def policy_for(self, rule: Rule | None) -> IdempotencyPolicy | None:
-        """The policy of a route with this rule, None for an exempt one; made and checked once for each rule."""
+        """The policy of a route with this rule; made and checked once for each rule.
+
+        None for an exempt route, and for one without a rule where only marked routes are covered.
+        """
         if rule is None:
-            return self.policy
+            return None if self.policy.cover == "marked" else self.policy
         if rule.exempt:
             return None
         policy = self._policies.get(rule)
@@ -80,6 +92,17 @@ class Engine:
                 f"lease: {policy.lease} s is not longer than the slowest backend call ({slowest} s); raise lease, "
                 "or lower the backend's timeout (?timeout= in its URL)"
             )
+
+
+def _say_off() -> None:
+    """Warn, once in each process, that nothing is protected."""
+    global _said_off
+    if not _said_off:
+        _said_off = True
+        _logger.warning(
+            "enabled=False switches idempotency off in this process: no key is read, no response is stored, and a "
+            "retry runs again. That is meant for tests; remove it anywhere else"
+        )
 
 
 def _named(backend: str | Backend | AsyncBackend | None) -> str | Backend | AsyncBackend:

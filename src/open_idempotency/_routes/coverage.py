@@ -17,6 +17,11 @@ from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
 from open_idempotency.rules import EXEMPT, Rule, combine, read_rule
 
+NOTHING_MARKED = (
+    'cover: "marked" covers nothing here, as this adapter reads no decorators and was given no rules by path; pass '
+    "rules=, or leave cover= out"
+)
+
 
 class Coverage(NamedTuple):
     """The policy, and the lower-case names of the headers that carry keys under it."""
@@ -28,23 +33,26 @@ class Coverage(NamedTuple):
 class Coverages:
     """Those of one engine, each made once."""
 
-    __slots__ = ("_engine", "_known", "default", "largest_request")
+    __slots__ = ("_engine", "_known", "default", "largest_request", "marked_only")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._known: dict[tuple[Rule, ...], Coverage | None] = {}
         #: where no rule applies
         self.default = Coverage(engine.policy, key_names(engine.policy))
+        self.marked_only = engine.policy.cover == "marked"
         #: the largest ``max_request_bytes`` of those that were made
         self.largest_request = engine.policy.max_request_bytes
 
     def by(self, rules: tuple[Rule, ...]) -> Coverage | None:
-        """What these rules make of the engine's policy, the nearest last; None where the route is exempt.
+        """What these rules make of the engine's policy, the nearest last; None where the route is not covered.
+
+        That is an exempt route, and one without rules where only marked routes are covered.
 
         Raises ``ConfigurationError`` for rules that contradict the policy.
         """
         if not rules:
-            return self.default
+            return None if self.marked_only else self.default
         if rules not in self._known:
             policy = self._engine.policy_for(combine(rules))
             self._known[rules] = None if policy is None else Coverage(policy, key_names(policy))
@@ -88,7 +96,8 @@ class PathRules:
         self._folded = Table((pattern.folded(), rule) for pattern, rule in read.values())
         self._may_fit = path_patterns.make_sieve(pattern for pattern, _ in read.values())
         self._check(read)
-        fields = [set(coverages.default.policy.methods), *self._methods_said(read)]
+        unmarked = () if coverages.marked_only else coverages.default.policy.methods
+        fields = [set(unmarked), *self._methods_said(read)]
         self.methods: frozenset[str] = frozenset().union(*fields)
         self._remembered = lru_cache(_REMEMBERED)(self._look_up)
 
