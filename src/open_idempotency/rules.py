@@ -121,8 +121,9 @@ def rules_on(view: Any, method: str, actions: Mapping[str, str] | None = None) -
 
     A view may stand for a class (``view_class`` in Django and Flask, ``cls`` in DRF, the class of a bound method), for
     the function that a ``functools.partial`` calls, for what ``__wrapped__`` names, for the function below DRF's
-    ``@api_view``, or be an object with a ``__call__`` of its own. So rules are read from what the view stands for, from the view itself, and from the class's method or
-    action for this HTTP method, in this order. ``actions``: those of a viewset, if the view is only its class.
+    ``@api_view``, or for the ``__call__`` of its class. So rules are read from what the view stands for, from the view
+    itself, and from the class's method or action for this HTTP method, in this order. ``actions``: those of a viewset,
+    if the view is only its class.
     """
     return tuple([rule for rule, _ in _marks_on(view, method, actions)])
 

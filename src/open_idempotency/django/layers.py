@@ -17,11 +17,18 @@ from open_idempotency.rules import Rule
 
 def rules_on(view: Any, method: str) -> tuple[Rule, ...]:
     """All rules of a view for requests of this method, also those on functions behind a layer, the nearest last."""
-    found = rules.rules_on(view, method)
+    return tuple(rule for each in behind(view, method) for rule in rules.rules_on(each, method))
+
+
+def own_rules_on(view: Any, method: str) -> tuple[Rule, ...]:
+    """The rules of ``rules_on`` but for exemptions, and for those that a class has from its base."""
+    return tuple(rule for each in behind(view, method) for rule in rules.own_rules_on(each, method))
+
+
+def behind(view: Any, method: str) -> tuple[Any, ...]:
+    """A view, and the callables of ninja's that it stands for with this method, the nearest to the code last."""
     operation = find_operation(view, method)
-    if operation is None:
-        return found
-    return found + rules.rules_on(operation.run, method) + rules.rules_on(operation.view_func, method)
+    return (view,) if operation is None else (view, operation.run, operation.view_func)
 
 
 def find_operation(view: Any, method: str) -> Any:

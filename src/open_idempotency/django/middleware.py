@@ -47,15 +47,17 @@ class IdempotencyMiddleware:
         self.get_response = get_response
         self._awaits = iscoroutinefunction(get_response)
         self.engine, self._coverages, self._paths = configure(threads=not self._awaits)
-        if self._paths is not None:
+        self._off = not self.engine.policy.enabled
+        if self._paths is not None or self._coverages.marked_only:
             rules.note_use()
         self._routes: dict[tuple[Rule, ...], Route | None] = {}
         self._names: frozenset[str] = frozenset()
         self._learned = 0
         self._found_view = False
         self._route(())
-        # Django looks at this very attribute to see whether it has to make the hook sync or async.
-        self.process_view = self._abegin if self._awaits else self._begin
+        if not self._off:
+            # Django looks at this very attribute to see whether it has to make the hook sync or async.
+            self.process_view = self._abegin if self._awaits else self._begin
         if self._awaits:
             thread_calls.hook()
             markcoroutinefunction(cast("Callable[..., Any]", self))
@@ -64,6 +66,8 @@ class IdempotencyMiddleware:
         if request.method in NEVER_COVERED or _is_protected(request):
             response: HttpResponseBase | Awaitable[HttpResponseBase] = self.get_response(request)
             return response
+        if self._off:
+            return self._pass(request)
         # Before the first view the URLs, and the rules of their views, may not be loaded yet.
         keyed = not self._found_view or self._is_keyed(request)
         if not keyed and not self.engine.policy.required and not rules.in_use:
@@ -90,7 +94,7 @@ class IdempotencyMiddleware:
     def _pass(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         setattr(request, _ATTRIBUTE, None)
         policy = self.engine.policy
-        here = (Attempt(policy), self.engine) if request.method in policy.methods else running.get()
+        here = (Attempt(policy), self.engine) if self._off or request.method in policy.methods else running.get()
         return self._apass_by(request, here) if self._awaits else self._pass_by(request, here)
 
     def _pass_by(self, request: HttpRequest, here: Running | None) -> HttpResponseBase:
