@@ -20,7 +20,7 @@ from open_idempotency._engine.bodies import PIECE, RequestBody
 from open_idempotency._wsgi.environ import BodyIncomplete, Names, content_length, octets
 from open_idempotency._wsgi.environ import find_key as find_key_in_environ
 from open_idempotency._wsgi.environ import read_request as read_environ
-from open_idempotency.django import replays
+from open_idempotency.django import replays, rest
 from open_idempotency.exceptions import BodyTooLarge
 from open_idempotency.policy import IdempotencyPolicy
 
@@ -260,10 +260,13 @@ def stand_in(
 def is_untouched(
     response: HttpResponseBase, made: HttpResponse, headers: list[tuple[str, str]], core: CoreResponse
 ) -> bool:
-    """Whether a response is still as ``make_response`` made it of ``core``. ``headers``: those that it had then."""
+    """Whether a response is still as ``make_response`` made it of ``core``. ``headers``: those that it had then.
+
+    False for one of REST framework's: its data may be changed, or what they consist of.
+    """
     return (
         response is made
-        and type(made) is HttpResponse
+        and not rest.is_response(made)
         and made.status_code == core.status
         and list(made.items()) == headers
         and made.content == (core.body or b"")

@@ -85,11 +85,27 @@ def _encode(said: dict[str, Any], encoder: Any) -> bytes:
     return text.encode("ascii")
 
 
-class _Replayed(HttpResponse):
-    """A replay that warns where code asks for what the first response had, and a record cannot hold."""
+class _Stored(HttpResponse):
+    """A response of the library's, with a length of its own: middleware outside changes the body of a first response,
+    which has none yet, and knows of no length to correct.
+
+    Of a replay, it warns where code asks for what the first response had, and a record cannot hold.
+    """
 
     _first = "response"
     _lost: frozenset[str] = frozenset()
+
+    @property
+    def content(self) -> bytes:
+        """The body. Where it is set, a Content-Length is counted anew."""
+        return super().content
+
+    @content.setter
+    def content(self, value: Any) -> None:
+        inherited: Any = super(_Stored, type(self))
+        inherited.content.fset(self, value)
+        if "Content-Length" in self.headers:
+            self.headers["Content-Length"] = str(len(self.content))
 
     def __getattr__(self, name: str) -> Any:
         # Called for what is not there.
@@ -98,14 +114,14 @@ class _Replayed(HttpResponse):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
-class _Redirect(_Replayed, HttpResponseRedirect):
+class _Redirect(_Stored, HttpResponseRedirect):
     """The replay of a redirect, with its ``url``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         HttpResponse.__init__(self, *args, **kwargs)
 
 
-class _PermanentRedirect(_Replayed, HttpResponsePermanentRedirect):
+class _PermanentRedirect(_Stored, HttpResponsePermanentRedirect):
     """The replay of a permanent redirect, with its ``url``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -149,7 +165,7 @@ def make(
             vars(made).update(note["kept"], _first=note["type"], _lost=lost, _replay=(request, data[0]))
             return cast("HttpResponse", made)
         lost = lost.union(_RENDERED)
-    cls: type[HttpResponse] = HttpResponse if note is None else _Replayed
+    cls: type[HttpResponse] = _Stored
     if 300 <= status < 400 and any(name.lower() == "location" for name in headers):
         cls = _PermanentRedirect if status == _PERMANENT else _Redirect
     response = cls(body, status=status, headers=dict(headers))
@@ -172,7 +188,7 @@ def _data(note: dict[str, Any], body: bytes) -> list[Any] | None:
 
 @lru_cache(maxsize=1)
 def _rest_class(base: type[Any]) -> type[Any]:
-    class ReplayedResponse(_Replayed, base):  # type: ignore[misc]  # REST framework is known when it is there
+    class ReplayedResponse(_Stored, base):  # type: ignore[misc]  # REST framework is known when it is there
         """A replay as REST framework's own response. Its data and its renderer are made when they are asked for."""
 
         def __init__(self, **kwargs: Any) -> None:
