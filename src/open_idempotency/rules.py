@@ -23,6 +23,7 @@ __all__ = ["IdempotencyRule", "RulesByPath", "exempt", "idempotent"]
 V = TypeVar("V", bound=Callable[..., Any])
 
 _MARK = "_open_idempotency_rule"
+_CALL = "__call__"
 _STANDS_FOR = ("func", "cls", "view_class")
 _BEHIND_API_VIEW = ("rest_framework.decorators", "api_view.<locals>.decorator.<locals>.handler")
 
@@ -143,7 +144,7 @@ def _marks_on(view: Any, method: str, actions: Mapping[str, str] | None) -> list
     holder: Any = next((each for each in (view, *held) if isinstance(each, type)), None)
     if type(view) is MethodType:
         held.append(type(view.__self__))
-    held.append(getattr(type(view), "__call__", None))
+    held.append(getattr(type(view), _CALL, None))
     found = [(_rule_below_api_view(view), view), *[(_own_rule(each), each) for each in held], (_nearest(view), view)]
     if holder is not None:
         verb = method.lower()

@@ -1,4 +1,4 @@
-"""Rules on functions behind a layer above Django: django-ninja's operations, controllers, decorators, other callables."""
+"""Rules on functions behind a layer above Django: django-ninja's operations, controllers, decorators, callables."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from django.template.response import TemplateResponse
 from django.test import AsyncClient, Client, override_settings
 from django.utils.decorators import sync_and_async_middleware
 
-from open_idempotency.django import idempotent, replays
+from open_idempotency.django import replays
 from tests.django_project.calls import KEY, OURS, REPLAYED, post, project
 
 with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None, "DEFAULT_AUTHENTICATION_CLASSES": []}):
@@ -218,7 +218,9 @@ def test_no_text_of_a_redacted_response_is_stored_beside_it() -> None:
         assert b"4111" not in b"".join(value for _, value in response.headers)
         return response
 
-    first, again, _ = _twice(view, lambda response: (hasattr(response, "secret"), response.flag), IDEMPOTENCY_REDACT=redact)
+    first, again, _ = _twice(
+        view, lambda response: (hasattr(response, "secret"), response.flag), IDEMPOTENCY_REDACT=redact
+    )
     assert (first, again) == ((True, True), (False, True))
     with project(loud, IDEMPOTENCY_REDACT=redact):
         assert [hasattr(post(Client()), "data") for _ in range(2)] == [True, False]
@@ -244,7 +246,7 @@ def test_a_view_cannot_forge_a_note() -> None:
         return HttpResponse("copied", headers={replays.NAME: '{"kept": {"status_code": 500}}'})
 
     with project(view):
-        first, again = post(Client()), post(Client())
+        _, again = post(Client()), post(Client())
     assert (again.status_code, again.content, replays.NAME in again.headers) == (200, b"copied", False)
 
 
@@ -252,8 +254,6 @@ def test_a_plain_response_is_stored_without_a_note() -> None:
     """Size: nothing is added for those who do not need it."""
     assert replays.take_note(JsonResponse({}), redacted=False) == ()
     assert replays.take_note(HttpResponseRedirect("/0"), redacted=False) == ()
-
-
 
 
 def test_the_length_of_a_replay_whose_body_middleware_changes_is_counted_anew() -> None:

@@ -77,7 +77,9 @@ def test_a_setting_that_is_a_callable_takes_a_dotted_path(field: str, dotted: st
 def test_every_field_that_takes_a_callable_takes_a_dotted_path() -> None:
     """O-30: a field that is added later belongs into the list of settings, too."""
     hints = IdempotencyPolicy.__annotations__
-    callables = {name for name, hint in hints.items() if "Callable" in hint or hint.split(" ")[0] in ("Ledger", "Listener")}
+    callables = {
+        name for name, hint in hints.items() if "Callable" in hint or hint.split(" ")[0] in ("Ledger", "Listener")
+    }
     assert callables == set(HOOKS)
 
 
@@ -259,7 +261,9 @@ def test_a_rule_on_a_route_of_which_no_method_is_covered_is_an_error(view: Any, 
     assert methods in message.msg
 
 
-@pytest.mark.parametrize("options", [{"IDEMPOTENCY_METHODS": ["PUT"]}, {"IDEMPOTENCY_RULES": {"/0": {"methods": ["PUT"]}}}])
+@pytest.mark.parametrize(
+    "options", [{"IDEMPOTENCY_METHODS": ["PUT"]}, {"IDEMPOTENCY_RULES": {"/0": {"methods": ["PUT"]}}}]
+)
 def test_where_the_method_is_covered_the_rule_is_right(options: dict[str, Any]) -> None:
     """O-28: by the settings, and by a rule for the path."""
     assert _found(path("0", _replace), **options) == []
@@ -277,7 +281,9 @@ def test_only_marked_views_are_covered_if_the_settings_say_so() -> None:
     """O-27: by decorator, and by path."""
     views = [_counter(), idempotent(_counter()), _counter()]
     with project(*views, IDEMPOTENCY_COVER="marked", IDEMPOTENCY_RULES={"/2": {}}):
-        seen = [[post(Client(), f"/{place}", key=f"{KEY}{place}").get(REPLAYED) for _ in range(2)] for place in range(3)]
+        seen = [
+            [post(Client(), f"/{place}", key=f"{KEY}{place}").get(REPLAYED) for _ in range(2)] for place in range(3)
+        ]
     assert seen == [[None, None], [None, "true"], [None, "true"]]
 
 
@@ -356,7 +362,7 @@ def test_a_content_length_that_is_a_number_is_one(length: Any) -> None:
 def test_a_number_that_is_too_long_is_too_long() -> None:
     """O-07."""
     with project(_view, IDEMPOTENCY_MAX_REQUEST_BYTES=5):
-        sent: Any = Client().post("/0", data="{}", content_type="a/b", headers={"Idempotency-Key": KEY}, CONTENT_LENGTH=6)
+        sent: Any = Client().post(
+            "/0", data="{}", content_type="a/b", headers={"Idempotency-Key": KEY}, CONTENT_LENGTH=6
+        )
     assert sent.status_code == 413
-
-

@@ -60,7 +60,8 @@ def _plain(view: Callable[..., T], find_request: Callable[[], object] | None) ->
             raise reached
         return view(*args, **kwargs)
 
-    return _like(view, stop_here)
+    marked: Callable[..., T] = _like(view, stop_here)
+    return marked
 
 
 def _awaited(
@@ -73,7 +74,8 @@ def _awaited(
             raise reached
         return await view(*args, **kwargs)
 
-    return _like(view, stop_here)
+    marked: Callable[..., Awaitable[T]] = _like(view, stop_here)
+    return marked
 
 
 def _like(view: Callable[..., Any], wrapper: Any) -> Any:

@@ -108,7 +108,9 @@ def _read_headers(environ: Environ) -> Headers:
         if name.startswith("HTTP_") and (header := _header_of(name)) is not None
     ]
     outside = (environ.get("CONTENT_TYPE"), content_length(environ))
-    headers.extend((header, octets(value)) for header, value in zip(_OUTSIDE_HTTP.values(), outside, strict=True) if value)
+    headers.extend(
+        (header, octets(value)) for header, value in zip(_OUTSIDE_HTTP.values(), outside, strict=True) if value
+    )
     return headers
 
 

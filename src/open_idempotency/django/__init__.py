@@ -2,8 +2,8 @@
 
 ``MIDDLEWARE`` takes ``"open_idempotency.django.IdempotencyMiddleware"``, ``INSTALLED_APPS`` takes
 ``"open_idempotency.django"`` (its tables and admin pages). Importing this package registers its system checks, so a
-project that has the decorators alone is warned that nothing is protected. The settings ``IDEMPOTENCY_...`` are read when the middleware is
-made, not when this package is imported.
+project that has the decorators alone is warned that nothing is protected. The settings ``IDEMPOTENCY_...`` are read
+when the middleware is made, not when this package is imported.
 """
 
 from __future__ import annotations

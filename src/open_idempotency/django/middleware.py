@@ -36,8 +36,8 @@ class IdempotencyMiddleware:
 
     Configured by the settings ``IDEMPOTENCY_BACKEND`` (a URL or an instance), ``IDEMPOTENCY_POLICY``,
     ``IDEMPOTENCY_<FIELD>`` for each field of ``IdempotencyPolicy``, and ``IDEMPOTENCY_RULES`` for paths. Raises
-    ``ConfigurationError`` at once for what is wrong in them. The caller is ``request.user``, else whom the session names (``IDEMPOTENCY_SESSION_IDENTITY``).
-    Since 0.1.
+    ``ConfigurationError`` at once for what is wrong in them. The caller is ``request.user``, else whom the session
+    names (``IDEMPOTENCY_SESSION_IDENTITY``). Since 0.1.
     """
 
     sync_capable = True

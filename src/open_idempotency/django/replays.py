@@ -1,16 +1,16 @@
 """What a replay is for code that receives it as a Django response (O-29).
 
 A record holds a status, headers and a body. Middleware outside of ours, and test clients, see more of a first response:
-``data`` of REST framework's, ``url`` of a redirect, attributes that the view has set. So a note of these is stored beside
-the headers, and no client sees it. A replay has the same attributes again. What no record can hold, such as the context
-of a template, is missing, and the first code that asks for it is named in the log.
+``data`` of REST framework's, ``url`` of a redirect, attributes that the view has set. So a note of these is stored
+among the headers, and no client sees it. A replay has the same attributes again. What no record can hold, such as the
+context of a template, is missing, and the first code that asks for it is named in the log.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
-import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, cast
@@ -55,7 +55,7 @@ def take_note(response: HttpResponseBase, *, redacted: bool) -> Headers:
     said: dict[str, Any] = {"type": f"{type(response).__module__}.{type(response).__qualname__}"}
     is_rest = rest.is_response(response)
     if is_rest:
-        data = [extra.pop(name, None) for name in _RENDERED][0]
+        data, *_ = [extra.pop(name, None) for name in _RENDERED]
         said["data"] = _LOST if redacted else [data]
         if rest.is_read_back(response):
             said["data"] = _IN_BODY
@@ -110,7 +110,7 @@ class _Stored(HttpResponse):
     def __getattr__(self, name: str) -> Any:
         # Called for what is not there.
         if name in self._lost:
-            _warn(name, self._first, sys._getframe(1))
+            _warn(name, self._first, inspect.currentframe())
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
@@ -128,14 +128,16 @@ class _PermanentRedirect(_Stored, HttpResponsePermanentRedirect):
         HttpResponse.__init__(self, *args, **kwargs)
 
 
-def _warn(name: str, first: str, frame: Any) -> None:
+def _warn(name: str, first: str, here: Any) -> None:
+    frame = here.f_back
     place = f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}"
     if (place, name) in _warned:
         return
     _warned.add((place, name))
     _logger.warning(
-        "%s asks for response.%s of a replay, which has none: the first response was a %s, and a record holds status, "
-        "headers and body. In MIDDLEWARE, list what asks for it behind IdempotencyMiddleware, so that its work is stored",
+        "%s asks for response.%s of a replay, which has none: the first response was a %s, and a record holds "
+        "status, headers and body. In MIDDLEWARE, list what asks for it behind IdempotencyMiddleware: its work is "
+        "then stored",
         place,
         name,
         first,
@@ -157,7 +159,7 @@ def make(
     lost: frozenset[str] = frozenset() if note is None else frozenset(note["lost"])
     if note is not None and "data" in note:
         data = _data(note, body)
-        base = rest.response_class()
+        base: Any = rest.response_class()
         if data is not None and base is not None:
             made: Any = _rest_class(base)(status=status, headers=dict(headers))
             made.content = body
@@ -187,21 +189,22 @@ def _data(note: dict[str, Any], body: bytes) -> list[Any] | None:
 
 
 @lru_cache(maxsize=1)
-def _rest_class(base: type[Any]) -> type[Any]:
-    class ReplayedResponse(_Stored, base):  # type: ignore[misc]  # REST framework is known when it is there
+def _rest_class(framework: Any) -> type[Any]:
+    class ReplayedResponse(_Stored, framework):  # type: ignore[misc]  # REST framework has no types
         """A replay as REST framework's own response. Its data and its renderer are made when they are asked for."""
 
         def __init__(self, **kwargs: Any) -> None:
-            base.__init__(self, **kwargs)
+            framework.__init__(self, **kwargs)
 
         def __getattr__(self, name: str) -> Any:
-            if name in _RENDERED and "_replay" in vars(self):
-                request, data = vars(self).pop("_replay")
+            held = self.__dict__
+            if name in _RENDERED and "_replay" in held:
+                request, data = held.pop("_replay")
                 media_type = self.headers.get("Content-Type", "")
-                vars(self).update(zip(_RENDERED, (data, *rest.renderer_for(request, media_type)), strict=True))
-                return vars(self)[name]
+                held.update(zip(_RENDERED, (data, *rest.renderer_for(request, media_type)), strict=True))
+                return held[name]
             if name in self._lost:
-                _warn(name, self._first, sys._getframe(1))
+                _warn(name, self._first, inspect.currentframe())
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     return ReplayedResponse

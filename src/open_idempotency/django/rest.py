@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from importlib import import_module
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
@@ -132,9 +133,7 @@ def is_read_back(response: Any) -> bool:
 
 def encoder() -> Any:
     """REST framework's JSON encoder, which knows dates, decimals and lazy text."""
-    from rest_framework.utils.encoders import JSONEncoder
-
-    return JSONEncoder
+    return import_module("rest_framework.utils.encoders").JSONEncoder
 
 
 def renderer_for(request: HttpRequest, content_type: str) -> tuple[Any, str, dict[str, Any]]:
@@ -142,9 +141,8 @@ def renderer_for(request: HttpRequest, content_type: str) -> tuple[Any, str, dic
     wanted = content_type.partition(";")[0].strip().lower()
     view = find_view(request)
     if view is None:
-        from rest_framework.renderers import JSONRenderer
-
-        return JSONRenderer(), JSONRenderer.media_type, {"view": None, "args": (), "kwargs": {}, "request": request}
+        json = import_module("rest_framework.renderers").JSONRenderer
+        return json(), json.media_type, {"view": None, "args": (), "kwargs": {}, "request": request}
     instance = _initialize(view, request)
     renderer, media_type = instance.perform_content_negotiation(instance.request, force=True)
     if wanted and renderer.media_type != wanted:

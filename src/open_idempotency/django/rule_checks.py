@@ -17,6 +17,7 @@ from open_idempotency._routes.path_patterns import Pattern, meet
 from open_idempotency.django import layers
 from open_idempotency.django.conf import Configured
 from open_idempotency.exceptions import ConfigurationError
+from open_idempotency.rules import Rule
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 #: where a decorator of Django's keeps the methods that it lets through
@@ -68,7 +69,8 @@ def check_rules(configured: Configured) -> Iterator[CheckMessage]:
 def _note(effects: Effects, configured: Configured, route: _Route, method: str) -> None:
     """Note which rules a route has. Raises ``ConfigurationError`` for rules that contradict the settings."""
     on_view = layers.rules_on(route.view, method)
-    by_path, unknown = (), False
+    by_path: tuple[Rule, ...] = ()
+    unknown = False
     if configured.paths is not None:
         unknown = route.fitting is None
         by_path = () if route.fitting is None else configured.paths.find(method, _example(route.fitting))
