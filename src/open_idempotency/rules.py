@@ -6,6 +6,7 @@ it has found the view. Classes (class-based views) can be marked as well.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -53,9 +54,9 @@ class IdempotencyRule:
     """A rule as a FastAPI dependency, for a route or all routes of a router: ``Depends(IdempotencyRule(ttl=60))``.
 
     Or a value of a middleware's ``rules=``, whose fields are then checked by name.
-    ``fields``: policy fields. ``exempt``: the routes are not covered. It does nothing when it is called; the
-    middleware finds it among the route's dependencies. Raises ``ConfigurationError`` for an unknown field, and for
-    fields of an exempt route. Since 0.1.
+    ``fields``: policy fields. ``exempt``: the routes are not covered. FastAPI's middleware finds it
+    among the route's dependencies; to be called does nothing. Raises ``ConfigurationError`` for an unknown field, and
+    for fields of an exempt route. Since 0.1.
     """
 
     __slots__ = ("rule",)
@@ -67,7 +68,16 @@ class IdempotencyRule:
         note_use()
 
     async def __call__(self) -> None:
-        """Does nothing: the middleware reads the rule from the list of dependencies."""
+        """Nothing: the middleware reads the rule from the list of dependencies.
+
+        Raises ``ConfigurationError`` in an application that cannot have FastAPI's middleware, as its module is not
+        loaded.
+        """
+        if "open_idempotency.fastapi" not in sys.modules and "open_idempotency.starlette" not in sys.modules:
+            raise ConfigurationError(
+                "IdempotencyRule is a dependency here, and nothing reads it, so a retry runs again; import it and "
+                "IdempotencyMiddleware from open_idempotency.fastapi, and add the middleware to the application"
+            )
 
 
 @overload
@@ -151,6 +161,17 @@ def _marks_on(view: Any, method: str, actions: Mapping[str, str] | None) -> list
         handler = getattr(holder, (actions or getattr(view, "actions", None) or {}).get(verb, verb), None)
         found += [(_rule_below_api_view(handler), handler), (_nearest(handler), handler)]
     return [(rule, each) for rule, each in found if rule is not None]
+
+
+def deciding(rule: Rule) -> dict[str, Any]:
+    """The fields of a rule that decide which requests it is for."""
+    return {name: rule.fields[name] for name in ("methods", "required", "header", "aliases") if name in rule.fields}
+
+
+def exempts(chain: Iterable[Rule]) -> bool:
+    """Whether the nearest of these rules is an exemption."""
+    rule = combine(chain)
+    return rule is not None and rule.exempt
 
 
 def _nearest(view: Any) -> Rule | None:

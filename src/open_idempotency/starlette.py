@@ -16,13 +16,14 @@ from uuid import UUID
 from open_idempotency import asgi
 from open_idempotency import rules as route_rules
 from open_idempotency._asgi.exchange import PENDING
+from open_idempotency._core.keys import find_key
 from open_idempotency._core.requests import Identity
 from open_idempotency._routes.coverage import Coverage
 from open_idempotency.asgi import MARK, App, Receive, Scope, Send
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import ConfigurationError, MissingExtra, ScopeUnknown
 from open_idempotency.policy import IdempotencyPolicy
-from open_idempotency.rules import IdempotencyRule, RulesByPath, exempt, idempotent
+from open_idempotency.rules import IdempotencyRule, Rule, RulesByPath, exempt, exempts, idempotent
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -44,7 +45,7 @@ from open_idempotency._starlette import at_call
 from open_idempotency._starlette.pending import PendingExchange
 from open_idempotency._starlette.routes import Layers, dependency_rules, endpoint_rules, layers_beneath
 from open_idempotency._starlette.sessions import SessionTrace
-from open_idempotency._starlette.survey import authentication_beneath, depends_on, endpoints_beneath, late_dependencies
+from open_idempotency._starlette.survey import authentication_beneath, depends_on, look_over
 
 __all__ = ["IdempotencyMiddleware", "IdempotencyRule", "exempt", "idempotent"]
 
@@ -52,8 +53,6 @@ __all__ = ["IdempotencyMiddleware", "IdempotencyRule", "exempt", "idempotent"]
 del starlette
 
 _logger = logging.getLogger("open_idempotency")
-#: how many routes a warning names
-_NAMED_ROUTES = 5
 #: how many routes without a claim are reported
 _UNCLAIMED = 100
 # Attributes that may hold the identity in the result of a user= dependency; never a display name.
@@ -95,7 +94,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         super().__init__(app, backend, policy=policy, rules=rules, **fields)
         self._user = user
         self._unclaimed: set[str] = set()
-        # what is wrong with user=, if the start shows it
+        # what is wrong with user=, or with rules that have no effect, if the start shows it
         self._wrong: str | None = None
         if user is None:
             return
@@ -106,26 +105,42 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
 
     def treat(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Let the claim be made when the endpoint is called, or make it here if no endpoint can be seen."""
-        outer = scope.pop(PENDING, None)
-        if outer is not None:
-            outer.withdraw()  # the innermost one protects
+        outer: PendingExchange | None = scope.pop(PENDING, None)
         if not self._looked:
             self._look_late(scope)
-        self._refuse_wrong_user()
+        self._refuse_wrong()
         layers = layers_beneath(self.app, scope)
-        if layers.inner:
-            return self.app(scope, receive, send)
         behind = at_call.hook()
         # A middleware of one route is below the point at which Starlette's routes ask for the claim.
-        if layers.routes is None and not (behind and getattr(scope.get("route"), "dependant", None) is not None):
+        hidden = layers.routes is None and not layers.inner
+        if hidden and not (behind and getattr(scope.get("route"), "dependant", None) is not None):
             if self._user is not None:
                 self._wrong = f"user: no FastAPI routes can be seen below, so {_name(self._user)} cannot be called"
-                self._refuse_wrong_user()
-            return super().treat(scope, receive, send)
+                self._refuse_wrong()
+            if outer is None:
+                return super().treat(scope, receive, send)
+            return self._treat_within(outer, scope, receive, send)
         at_call.look_at(layers.app)
         names = self._candidates()
         keyed = any(name in names for name, _ in scope["headers"])
-        return PendingExchange(self, self.rules_of_path(scope), keyed, scope, receive, send).run()
+        return PendingExchange(self, self.rules_of_path(scope), keyed, scope, receive, send, outer).run()
+
+    async def _treat_within(self, outer: PendingExchange, scope: Scope, receive: Receive, send: Send) -> None:
+        """Make the claim here; or let the outer middleware make it, if this one does not cover the request."""
+        rules = self._rules_here(scope)
+        coverage = self.coverages.by((*self.rules_of_path(scope), *rules))
+        mine = coverage is not None and scope["method"].upper() in coverage.policy.methods
+        if coverage is not None and outer.keyed and not coverage.policy.required:
+            mine = mine and bool(find_key(scope["headers"], coverage.names))
+        if mine or exempts((*self.rules_of_path(scope), *rules)):
+            outer.withdraw()
+            await self.cover(coverage, scope, receive, send)
+            return
+
+        async def call(scope: Scope, receive: Receive, send: Send) -> None:
+            await (self.app if MARK in scope else partial(self.cover, coverage))(scope, receive, send)
+
+        await at_call.claim_and_call(outer, call, rules, scope, receive, send)
 
     def _candidates(self) -> frozenset[bytes]:
         """The headers that may carry a key under some rule."""
@@ -134,13 +149,17 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
 
     def coverage_of(self, scope: Scope) -> Coverage | None:
         """The coverage by path and by the route around this middleware; None if one of them is exempt."""
-        here = (*dependency_rules(scope.get("route")), *endpoint_rules(scope.get("endpoint"), scope["method"]))
-        return self.coverages.by((*self.rules_of_path(scope), *here))
+        return self.coverages.by((*self.rules_of_path(scope), *self._rules_here(scope)))
+
+    def _rules_here(self, scope: Scope) -> tuple[Rule, ...]:
+        """The rules of the route around this middleware."""
+        return (*dependency_rules(scope.get("route")), *endpoint_rules(scope.get("endpoint"), scope["method"]))
 
     def check_start(self, scope: Scope) -> None:
-        """Warn of authentication that runs after the claim, and of dependencies that end after the response.
+        """Warn of authentication that runs after the claim, of dependencies that end after the response, and of marks
+        that no route leads to.
 
-        Raises ``ConfigurationError`` that names the routes whose rules contradict the policy.
+        Raises ``ConfigurationError`` that names the routes whose rules contradict the policy, or have no effect.
         """
         self._looked = True
         layers = layers_beneath(self.app, scope)
@@ -148,27 +167,16 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
             name = authentication_beneath(layers)
             if name is not None:
                 self._warn(name)
-        wrong: list[str] = []
-        late: dict[str, list[str]] = {}
-        depending: list[bool] = []
-        for endpoint in endpoints_beneath(layers):
-            route_name = f"{endpoint.method} {endpoint.path}"
-            by_path = self.rules_of_path({"method": endpoint.method, "path": endpoint.path})
-            try:
-                coverage = self.coverages.by((*by_path, *endpoint.rules))
-            except ConfigurationError as error:
-                wrong.append(f"{route_name}: {error}")
-                continue
-            if coverage is not None and endpoint.method in coverage.policy.methods:
-                depending.append(depends_on(endpoint.route, self._user))
-                for dependency in dict.fromkeys(late_dependencies(endpoint.route)):
-                    late.setdefault(dependency, []).append(route_name)
+        found = look_over(layers, self)
         if self._user is not None:
-            self._check_user(self._user, depending, layers)
-        if wrong:
-            raise ConfigurationError("; ".join(wrong))
-        for dependency, routes in late.items():
-            _warn_of_late(dependency, routes)
+            self._check_user(self._user, [depends_on(route, self._user) for route in found.covered], layers)
+        self._wrong = found.effects.complaint()
+        if self._marked_only and layers.routes is not None and not found.covered and not self._off:
+            _logger.warning('cover="marked" covers nothing: no route is marked, and no rule by path fits one')
+        for said in (*found.late(), *found.effects.lost()):
+            _logger.warning("%s", said)
+        if found.contradictions or self._wrong is not None:
+            raise ConfigurationError("; ".join((*found.contradictions, *([self._wrong] if self._wrong else ()))))
 
     def _check_user(self, user: Callable[..., Any], depending: list[bool], layers: Layers) -> None:
         """Raise ``ConfigurationError``, now and for each request, if the ``user=`` dependency can never be called."""
@@ -178,9 +186,9 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
             self._wrong = (
                 f"user: no covered route depends on {_name(user)}; name the function that is given to Depends() itself"
             )
-        self._refuse_wrong_user()
+        self._refuse_wrong()
 
-    def _refuse_wrong_user(self) -> None:
+    def _refuse_wrong(self) -> None:
         if self._wrong is not None:
             raise ConfigurationError(self._wrong)
 
@@ -269,20 +277,6 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
             route_name,
             status,
         )
-
-
-def _warn_of_late(dependency: str, routes: list[str]) -> None:
-    named = ", ".join(routes[:_NAMED_ROUTES])
-    if len(routes) > _NAMED_ROUTES:
-        named += f" and {len(routes) - _NAMED_ROUTES} more"
-    _logger.warning(
-        "%s ends after the response of %s: the response is recorded first, so if a commit after its yield fails, or "
-        "the worker dies before it, a retry replays a success whose rows do not exist. If it commits, declare it with "
-        'Depends(..., scope="function"), or commit in the endpoint, or use idem.atomic(session) or tx=session. If it '
-        'only cleans up, scope="function" is right as well, and ends this warning',
-        dependency,
-        named,
-    )
 
 
 def _identity(value: Any, user: Callable[..., Any]) -> str:

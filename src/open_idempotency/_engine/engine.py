@@ -46,7 +46,7 @@ class Engine:
         self._sessions = sessions
         self.policy = make_policy(policy, fields)
         if not self.policy.enabled:
-            _say_off()
+            say_off()
             # Each request runs as one without a key, wherever no key is needed.
             self.policy = self.policy.replace(required=False, strict_stages=False)
             backend = "memory://" if backend is None else backend
@@ -94,7 +94,7 @@ class Engine:
             )
 
 
-def _say_off() -> None:
+def say_off() -> None:
     """Warn, once in each process, that nothing is protected."""
     global _said_off
     if not _said_off:

@@ -19,16 +19,17 @@ from flask import globals as flask_globals
 
 from open_idempotency import rules
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.keys import key_names
 from open_idempotency._core.settlement import REPLACED
 from open_idempotency._engine.engine import Engine
 from open_idempotency._engine.event_log import report_late_error
 from open_idempotency._flask.exchange import Exchange, Plain, Route, Setting
-from open_idempotency._wsgi.environ import MARK, environ_names, find_key
+from open_idempotency._flask.survey import look_over
+from open_idempotency._routes.coverage import Coverages, PathRules
+from open_idempotency._wsgi.environ import MARK, environ_names, find_key, octets
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy, refuse_unknown
-from open_idempotency.rules import Rule, combine, rules_on
+from open_idempotency.rules import Rule, RulesByPath, rules_on
 
 if TYPE_CHECKING:
     from werkzeug.local import LocalProxy
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 Original = Callable[..., Any]
 
+KEY = "open_idempotency"
+PREFIX = "IDEMPOTENCY_"
 _ATTRIBUTE = "_open_idempotency_exchange"
 _CONTEXT = "_open_idempotency_context"
 _METHODS = ("POST", "PATCH", "PUT", "DELETE")
@@ -45,9 +48,12 @@ _logger = logging.getLogger("open_idempotency")
 class Hooks:
     """The wrappers around the methods of one application."""
 
-    def __init__(self, app: Flask, engine: Engine) -> None:
+    def __init__(self, app: Flask, engine: Engine, paths: RulesByPath | None = None) -> None:
         self._app = app
         self._engine = engine
+        self._off = not engine.policy.enabled
+        self._coverages = Coverages(engine)
+        self._paths = PathRules(paths, self._coverages) if paths else None
         self._setting = Setting(app, engine, partial(verified_user, app))
         self._routes: dict[tuple[Rule, ...], Route | None] = {}
         self._looked = False
@@ -114,7 +120,13 @@ class Hooks:
             return None
         if not self._looked:
             self._look_late()
-        route = self._route(self._app.view_functions.get(here.url_rule.endpoint), here.method)
+        if self._off:
+            return Plain(self._engine, here, self._engine.policy)
+        found = self._rules_on(self._app.view_functions.get(here.url_rule.endpoint), here.method)
+        if self._paths is not None:
+            path = octets(here.environ.get("PATH_INFO", "")).decode("utf-8", "replace")
+            found = (*self._paths.find(here.method, path), *found)
+        route = self._route(found)
         if route is None or here.method not in route.policy.methods:
             return None
         key_headers = find_key(here.environ, route.names)
@@ -122,11 +134,13 @@ class Hooks:
             return Plain(self._engine, here, route.policy)
         return Exchange(self._setting, here, route.policy, key_headers)
 
-    def _route(self, view: Any, method: str) -> Route | None:
-        found = rules_on(view, method) if rules.in_use else ()
+    def _rules_on(self, view: Any, method: str) -> tuple[Rule, ...]:
+        return rules_on(view, method) if rules.in_use else ()
+
+    def _route(self, found: tuple[Rule, ...]) -> Route | None:
         if found not in self._routes:
-            policy = self._engine.policy_for(combine(found))
-            self._routes[found] = None if policy is None else Route(policy, environ_names(key_names(policy)))
+            coverage = self._coverages.by(found)
+            self._routes[found] = coverage and Route(coverage.policy, environ_names(coverage.names))
         return self._routes[found]
 
     def _wsgi_app(self, original: Original, environ: dict[str, Any], start_response: Any) -> Any:
@@ -151,18 +165,40 @@ class Hooks:
         view = self._app.view_functions[endpoint]
         for method in _METHODS:
             try:
-                self._route(view, method)
+                self._route(self._rules_on(view, method))
             except ConfigurationError as error:
                 raise ConfigurationError(f"@idempotent on the view {endpoint!r}: {error}") from None
 
     def _look_late(self) -> None:
-        """Log, at the first request, what is wrong with rules that were added after their views."""
+        """Look at all views at the first request: what later decorators have made of them is known by then.
+
+        Rules that contradict the policy are logged. Raises ``ConfigurationError``, for this and all later requests,
+        for rules that have no effect.
+        """
+        effects, covered = look_over(self._app, self._covers)
+        complaint = effects.complaint()
+        if complaint is not None:
+            raise ConfigurationError(complaint)
         self._looked = True
         for endpoint in self._app.view_functions:
             try:
                 self._check(endpoint)
             except ConfigurationError as error:
                 _logger.error("this view will respond with 500: %s", error)
+        if self._coverages.marked_only and not covered and not self._off:
+            _logger.warning('cover="marked" covers nothing: no view is marked, and no rule by path fits one')
+        for said in effects.lost():
+            _logger.warning("%s", said)
+
+    def _covers(self, path: str, method: str, found: tuple[Rule, ...]) -> bool:
+        """Whether requests of this method to this path, as its rule is written, are covered."""
+        if self._paths is not None:
+            found = (*self._paths.find(method, path), *found)
+        try:
+            route = self._route(found)
+        except ConfigurationError:
+            return True  # reported as such
+        return route is not None and method in route.policy.methods
 
 
 def _exchange(here: Request) -> Exchange | Plain | None:
@@ -193,17 +229,14 @@ def verified_user(app: Flask, here: Request) -> str | None:
     return None if identity is None else str(identity)
 
 
-KEY = "open_idempotency"
-PREFIX = "IDEMPOTENCY_"
-
-
 class Idempotency:
     """Protects the views of Flask applications: ``Idempotency(app, backend="sqlite:///idempotency.db")``.
 
     ``backend``: a URL or an instance. ``policy`` and ``fields``: an ``IdempotencyPolicy``, its fields, or both. Missing
     ones are read from ``app.config``: ``IDEMPOTENCY_BACKEND``, ``IDEMPOTENCY_LEASE`` and so on, one key for each policy
-    field; a whole ``policy`` replaces all fields there. Without an application, call ``init_app`` once for each
-    application. Raises ``ConfigurationError``. Since 0.1.
+    field; a whole ``policy`` replaces all fields there. ``rules``, or ``IDEMPOTENCY_RULES``: paths, each with policy
+    fields of its own, such as ``{"/payments/*": {"required": True}, "POST /ping": exempt}``. Without an application,
+    call ``init_app`` once for each application. Raises ``ConfigurationError``. Since 0.1.
     """
 
     def __init__(
@@ -212,6 +245,7 @@ class Idempotency:
         backend: str | Backend | AsyncBackend | None = None,
         *,
         policy: IdempotencyPolicy | None = None,
+        rules: RulesByPath | None = None,
         **fields: Any,
     ) -> None:
         refuse_unknown(fields)
@@ -221,6 +255,7 @@ class Idempotency:
             )
         self._backend = backend
         self._policy = policy
+        self._rules = rules
         self._fields = fields
         if app is not None:
             self.init_app(app)
@@ -232,25 +267,31 @@ class Idempotency:
         """
         if KEY in app.extensions:
             raise ConfigurationError("open_idempotency: this application is initialised already")
-        backend, fields = read_config(app.config)
+        backend, paths, fields = read_config(app.config)
         if self._policy is not None:
             fields = {}
         if self._backend is not None:
             backend = self._backend
-        if backend is None:
+        if self._rules is not None:
+            paths = self._rules
+        off = {**fields, **self._fields}.get("enabled") is False
+        if backend is None and not off:
             raise ConfigurationError(
                 'backend: none given; pass a URL such as backend="sqlite:///idempotency.db", '
                 f'or set app.config["{PREFIX}BACKEND"]'
             )
         engine = Engine(backend, self._policy, {**fields, **self._fields}, threads=True)
-        Hooks(app, engine).install()
+        Hooks(app, engine, paths).install()
         app.extensions[KEY] = engine
 
 
-def read_config(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The backend and the policy fields in an application's configuration. Raises ``ConfigurationError``."""
+def read_config(config: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """The backend, the rules by path and the policy fields in an application's configuration.
+
+    Raises ``ConfigurationError``.
+    """
     found = {key: value for key, value in config.items() if key.startswith(PREFIX)}
-    backend = found.pop(f"{PREFIX}BACKEND", None)
+    backend, paths = found.pop(f"{PREFIX}BACKEND", None), found.pop(f"{PREFIX}RULES", None)
     fields: dict[str, Any] = {}
     for key, value in found.items():
         name = key[len(PREFIX) :].lower()
@@ -259,4 +300,4 @@ def read_config(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         except ConfigurationError as error:
             raise ConfigurationError(f"{key}: {error}") from None
         fields[name] = value
-    return backend, fields
+    return backend, paths, fields

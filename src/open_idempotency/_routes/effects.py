@@ -15,6 +15,7 @@ from open_idempotency.rules import Rule, marks
 
 #: how many layers of functions are inspected for marks
 _DEEPEST = 5
+_NEVER = NEVER_COVERED | {"WEBSOCKET"}
 _VERBS = ("get", "post", "put", "patch", "delete")
 #: attributes in which layers keep the callable below
 _KEPT = ("__wrapped__", "__func__", "func", "view_class", "cls", "__self__")
@@ -52,7 +53,7 @@ class Effects:
         found: list[str] = []
         for rule, places in self._places.items():
             if rule not in self._effective:
-                coverable = sorted(self._methods[rule] - NEVER_COVERED)
+                coverable = sorted(self._methods[rule] - _NEVER)
                 cure = (
                     f"add methods={coverable!r} to the rule, or remove it"
                     if coverable

@@ -33,16 +33,19 @@ from starlette.endpoints import HTTPEndpoint
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
+from open_idempotency import rules as route_rules
 from open_idempotency._asgi.exchange import PENDING, Receive, Scope, Send
 from open_idempotency._core.requests import Response as CoreResponse
 from open_idempotency._starlette.pending import STAND_IN, PendingExchange
-from open_idempotency._starlette.routes import all_rules, dependant_rules, endpoint_rules, see_layers
+from open_idempotency._starlette.routes import FRAMEWORKS, all_rules, dependant_rules, endpoint_rules, see_layers
+from open_idempotency._starlette.unprotected import is_unseen, look_at_endpoint, look_at_route
 from open_idempotency.exceptions import ConfigurationError
+from open_idempotency.policy import NEVER_COVERED
+from open_idempotency.rules import Rule
 
 _logger = logging.getLogger("open_idempotency")
 _FASTAPI = "fastapi.routing"
 _SOLVE, _RUN, _HANDLER = "solve_dependencies", "run_endpoint_function", "get_request_handler"
-_FRAMEWORKS = ("starlette", "fastapi")
 _OWN = "_open_idempotency_claims"
 
 # The request whose endpoint is not to run, from the claim until FastAPI would call the endpoint.
@@ -95,7 +98,7 @@ class _Default:
         if pending is None:
             awaitable: Awaitable[None] = self.app(scope, receive, send)
             return awaitable
-        return _claim_and_call(pending, self.app, (), scope, receive, send)
+        return claim_and_call(pending, self.app, (), scope, receive, send)
 
 
 # Starlette
@@ -122,6 +125,9 @@ def _claiming(handle: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable
     def handle_and_claim(self: Any, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         pending = scope.get(PENDING)
         if pending is None or scope["type"] != "http":
+            if route_rules.in_use and scope["type"] == "http" and scope["method"] not in NEVER_COVERED:
+                if is_unseen(scope) and not _is_left_to_fastapi(self):
+                    look_at_route(self, scope)
             return handle(self, scope, receive, send)
         return _handle(handle, pending, self, scope, receive, send)
 
@@ -159,12 +165,13 @@ async def _handle(
     elif beneath.inner or _refuses(route, handle, endpoint, scope):
         await call(scope, receive, send)
     else:
-        await _claim_and_call(pending, call, rules, scope, receive, send)
+        await claim_and_call(pending, call, rules, scope, receive, send)
 
 
-async def _claim_and_call(
+async def claim_and_call(
     pending: PendingExchange, app: Any, rules: tuple[Any, ...], scope: Scope, receive: Receive, send: Send
 ) -> None:
+    """Make the claim; then call the application, or send the response that replaces its own."""
     instead = await pending.claim(scope, rules)
     await (app if instead is None else _response_of(instead))(scope, receive, send)
 
@@ -188,7 +195,7 @@ def _declared(route: Any, scope: Scope) -> Any:
 def _refuses(route: Any, handle: Any, endpoint: Any, scope: Scope) -> bool:
     """Whether Starlette itself will refuse the request, so that no endpoint runs."""
     if getattr(route, "methods", None) and scope["method"] not in route.methods:
-        return handle.__module__.partition(".")[0] in _FRAMEWORKS  # another class may accept it
+        return handle.__module__.partition(".")[0] in FRAMEWORKS  # another class may accept it
     if isinstance(endpoint, type) and issubclass(endpoint, HTTPEndpoint):
         handler = getattr(endpoint, scope["method"].lower(), None)
         if endpoint.dispatch is HTTPEndpoint.dispatch:
@@ -265,9 +272,24 @@ def _solving(solve: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[An
     def solve_and_claim(*, request: Any, dependant: Any, **rest: Any) -> Awaitable[Any]:
         solving = solve(request=request, dependant=dependant, **rest)
         pending = request.scope.get(PENDING)
-        return solving if pending is None else _claim_behind(solving, pending, request, dependant)
+        if pending is not None:
+            return _claim_behind(solving, pending, request, dependant)
+        if route_rules.in_use and request.scope.get("method", "GET") not in NEVER_COVERED and is_unseen(request.scope):
+            return _look(solving, request, dependant)
+        return solving
 
     return solve_and_claim
+
+
+async def _look(solving: Awaitable[Any], request: Any, dependant: Any) -> Any:
+    """Refuse a request that no middleware of this library has seen if the endpoint's rules ask for one."""
+    solved = await solving
+    look_at_endpoint(_rules_of(dependant, request.scope), request.scope)
+    return solved
+
+
+def _rules_of(dependant: Any, scope: Scope) -> tuple[Rule, ...]:
+    return (*dependant_rules(dependant), *endpoint_rules(scope.get("endpoint"), scope["method"]))
 
 
 async def _claim_behind(solving: Awaitable[Any], pending: PendingExchange, request: Any, dependant: Any) -> Any:
@@ -280,7 +302,7 @@ async def _claim_behind(solving: Awaitable[Any], pending: PendingExchange, reque
     scope = request.scope
     if errors or is_forbidden(dependant.call, scope):
         return solved
-    rules = (*dependant_rules(dependant), *endpoint_rules(scope.get("endpoint"), scope["method"]))
+    rules = _rules_of(dependant, scope)
     instead = await pending.claim(scope, rules, found)
     if instead is None:
         return solved

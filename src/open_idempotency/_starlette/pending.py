@@ -45,7 +45,7 @@ from open_idempotency._routes.coverage import Coverages
 from open_idempotency._runtime import loops
 from open_idempotency.exceptions import BodyTooLarge
 from open_idempotency.policy import IdempotencyPolicy
-from open_idempotency.rules import Rule
+from open_idempotency.rules import Rule, exempts
 
 #: the header of a stand-in, which never leaves this process
 STAND_IN = (b"open-idempotency-stand-in", secrets.token_hex(16).encode("ascii"))
@@ -78,22 +78,31 @@ class PendingExchange(Exchange):
     """A request that may be covered, until its endpoint is called; after that the protected request.
 
     ``by_path``: the rules for its path. ``keyed``: whether it carries a header that can be its key. Without one its
-    body is not buffered.
+    body is not buffered. ``outer``: the same request in a middleware of the library around this one, which protects it
+    if this one does not.
     """
 
     __slots__ = (
         "_around", "_bounded", "_by_path", "_claimed_in", "_decided", "_entered", "_instead", "_keeps", "_keyed",
-        "_known", "_over", "_reached", "_read", "_refusal", "_request", "_seen", "_solved", "_status", "_unread",
-        "stand_in",
+        "_known", "_outer", "_over", "_reached", "_read", "_refusal", "_request", "_seen", "_solved", "_status",
+        "_unread", "stand_in",
     )  # fmt: skip
 
     def __init__(
-        self, around: Around, by_path: tuple[Rule, ...], keyed: bool, scope: Scope, receive: Receive, send: Send
+        self,
+        around: Around,
+        by_path: tuple[Rule, ...],
+        keyed: bool,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        outer: PendingExchange | None = None,
     ) -> None:
         super().__init__(around, around.engine.policy, scope, receive, send)
         self._around = around
         self._by_path = by_path
         self._keyed = keyed
+        self._outer = outer
         # Read here, since mounts and inner middleware may write another path into the scope.
         self._request = read_request(scope)
         self._body.bound(around.coverages.largest_request)
@@ -120,6 +129,11 @@ class PendingExchange(Exchange):
         self._entered: set[Any] = set()
         #: what FastAPI gets instead of the endpoint's result, until it has got it
         self.stand_in: Any = None
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the request carries a header that can be its key."""
+        return self._keyed
 
     async def run(self) -> None:  # type: ignore[override]  # its key is read at the claim
         """Call the application. Raises what the application raises."""
@@ -150,7 +164,7 @@ class PendingExchange(Exchange):
             self._over = True
             running.reset(mark)
             if scope.get(PENDING) is self:
-                del scope[PENDING]
+                scope[PENDING] = None
             if extensions is not None:
                 scope["extensions"] = extensions
             if self._attempt is not None:
@@ -182,8 +196,13 @@ class PendingExchange(Exchange):
         self._by_path = (*self._by_path, *rules)
 
     def withdraw(self) -> None:
-        """Leave the request to another middleware of the library nearer to the endpoint: the innermost protects."""
+        """Leave the request to another middleware of the library nearer to the endpoint.
+
+        The innermost of those that cover a request protects it.
+        """
         self._let_pass()
+        if self._outer is not None:
+            self._outer.withdraw()
 
     def look_ahead(self, scope: Scope, rules: Iterable[Rule]) -> Response | None:
         """Check key and declared length when the route is known, before FastAPI reads the body.
@@ -197,7 +216,9 @@ class PendingExchange(Exchange):
         key_headers = () if coverage is None else find_key(self._request.headers, coverage.names)
         if coverage is None or not key_headers or self._request.method not in coverage.policy.methods:
             self._let_pass()
-            return None
+            return None if self._outer is None else self._outer.look_ahead(scope, rules)
+        if self._outer is not None:
+            self._outer.withdraw()
         self._policy, self._bounded = coverage.policy, True
         refusal = refuse_ahead(self._request, key_headers, coverage.policy)
         try:
@@ -223,27 +244,50 @@ class PendingExchange(Exchange):
         instead = None if self._over else await self._decide(scope, rules, solved)
         # Not before: until it is decided, nothing runs for whoever catches an error of the claim and calls again.
         if instead is None:
-            scope.pop(PENDING, None)
+            scope[PENDING] = None
         return instead
 
     async def _decide(self, scope: Scope, rules: Iterable[Rule], solved: Any) -> Response | None:
         if MARK in scope:  # a hidden middleware of this library protects it
-            self._let_pass()
+            self.withdraw()
             return None
+        rules = tuple(rules)
         coverage = self._around.coverages.by((*self._by_path, *rules))
         if coverage is None or self._request.method not in coverage.policy.methods:
             running.set(None)
             self._let_pass()
-            return None
+            return await self._leave_to_outer(scope, rules, solved)
         policy = self._policy = coverage.policy
         key_headers = find_key(self._request.headers, coverage.names)
         if not key_headers and not policy.required:
             running.set((Attempt(policy), self._engine))
             self._let_pass()
-            return None
+            if self._outer is not None and not self._outer.keyed:
+                self._outer.withdraw()  # it is asked for the keys that it can read, and not for what it requires
+                return None
+            return await self._leave_to_outer(scope, rules, solved)
         if key_headers and not self._keyed:
             raise RuntimeError("a rule that names the header of this key was made while the request was on its way")
+        if self._outer is not None:
+            self._outer.withdraw()
         return await self._claim(scope, key_headers, solved)
+
+    async def _leave_to_outer(self, scope: Scope, rules: tuple[Rule, ...], solved: Any) -> Response | None:
+        """Let the middleware around this one protect the request, which this one does not.
+
+        An exemption that was said here holds for all of them.
+        """
+        outer = self._outer
+        if outer is None:
+            return None
+        if exempts((*self._by_path, *rules)):
+            outer.withdraw()
+            return None
+        plainly = running.get()
+        instead = await outer.claim(scope, rules, solved)
+        if instead is None and MARK not in scope and plainly is not None:
+            running.set(plainly)
+        return instead
 
     async def _claim(self, scope: Scope, key_headers: list[tuple[bytes, bytes]], solved: Any) -> Response | None:
         self._request.native, self._solved = scope, solved

@@ -18,6 +18,7 @@ from open_idempotency.rules import IdempotencyRule, Rule, rules_on
 
 #: how many nested layers are inspected
 DEEPEST = 100
+FRAMEWORKS = ("starlette", "fastapi")
 #: routes that contain no further routes of an included router
 _SINGLE = (Route, WebSocketRoute, Mount, Host)
 
@@ -83,6 +84,12 @@ def _has_ours(app: Any) -> bool:
     return layer is not None
 
 
+def refuses_other_methods(route: Any) -> bool:
+    """Whether a route is handled by the framework's own code, which refuses methods that the route does not list."""
+    kind: Any = type(getattr(route, "original_route", route))
+    return str(kind.handle.__module__).partition(".")[0] in FRAMEWORKS
+
+
 def expanded(routes: Iterable[Any]) -> Iterable[Any]:
     """The routes, with the routes of FastAPI's included routers among them; older versions list these already."""
     expand = getattr(sys.modules.get("fastapi.routing"), "iter_route_contexts", None)
@@ -104,6 +111,20 @@ def dependency_rules(route: Any) -> Iterator[Rule]:
 
 
 def dependant_rules(dependant: Any) -> Iterator[Rule]:
-    """The rules among the dependencies of one FastAPI endpoint, the nearest last."""
-    own = [dependant.call.rule] if isinstance(dependant.call, IdempotencyRule) else []
+    """The rules among the dependencies of one FastAPI endpoint, the nearest last.
+
+    A class that is marked and a dependency has the endpoint for a method: class-based views are made so.
+    """
+    call = dependant.call
+    own: tuple[Rule, ...] = ()
+    if isinstance(call, IdempotencyRule):
+        own = (call.rule,)
+    elif isinstance(call, type):
+        own = rules_on(call, "")
     return chain(own, *map(dependant_rules, dependant.dependencies))
+
+
+def signature_rules(dependant: Any) -> Iterator[Rule]:
+    """The rules that are dependencies themselves, without those of classes."""
+    own = (dependant.call.rule,) if isinstance(dependant.call, IdempotencyRule) else ()
+    return chain(own, *map(signature_rules, dependant.dependencies))

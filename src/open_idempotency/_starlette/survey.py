@@ -9,53 +9,136 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
 
+from starlette.routing import WebSocketRoute
+
+from open_idempotency._routes.coverage import Coverages
+from open_idempotency._routes.effects import Effects
 from open_idempotency._starlette.routes import (
     DEEPEST,
     Layers,
     all_rules,
     endpoint_rules,
     expanded,
+    refuses_other_methods,
     see_layers,
+    signature_rules,
 )
-from open_idempotency.rules import Rule
+from open_idempotency.exceptions import ConfigurationError
+from open_idempotency.policy import NEVER_COVERED
+from open_idempotency.rules import IdempotencyRule, Rule, own_rules_on
 
 #: methods that a policy may cover, and that routes have
 _METHODS = ("POST", "PATCH", "PUT", "DELETE")
+#: of these one is enough, as nothing covers them
+_UNCOVERED = frozenset({"HEAD", "OPTIONS"})
+_WEBSOCKET = "WEBSOCKET"
+_NEVER = NEVER_COVERED | {_WEBSOCKET}
+#: how many routes a warning names
+_NAMED_ROUTES = 5
 _AUTHENTICATING = ("AuthenticationMiddleware", "AuthMiddleware")
 
 
 class Endpoint(NamedTuple):
-    """One method of one route: its path as the application writes it, the rules on it, and the route itself."""
+    """One method of one route: its path as the application writes it, the rules on it, and the route itself.
+
+    ``own``: the rules that belong to this route alone, and to no router or application.
+    """
 
     path: str
     method: str
     rules: tuple[Rule, ...]
     route: Any
+    own: tuple[Rule, ...]
+
+
+class Covering(Protocol):
+    """What a survey needs of its middleware."""
+
+    coverages: Coverages
+
+    def rules_of_path(self, scope: dict[str, Any]) -> tuple[Rule, ...]:
+        """The rules for the path of a request, or for a route's path as it is written."""
+        ...
+
+
+class Survey:
+    """What an application's routes show of its rules.
+
+    ``covered``: the routes that are covered, once for each method. ``contradictions``: routes whose rules contradict
+    the policy, and how.
+    """
+
+    def __init__(self) -> None:
+        self.effects = Effects()
+        self.covered: list[Any] = []
+        self.contradictions: list[str] = []
+        self._late: dict[str, list[str]] = {}
+
+    def add(self, endpoint: Endpoint, covering: Covering) -> None:
+        """Look at one method of one route."""
+        path, method, rules, route, own = endpoint
+        coverage = None
+        effective = True
+        if method not in _NEVER:
+            try:
+                coverage = covering.coverages.by((*covering.rules_of_path({"method": method, "path": path}), *rules))
+                effective = coverage is not None and method in coverage.policy.methods
+            except ConfigurationError as error:
+                self.contradictions.append(f"{method} {path}: {error}")
+        else:
+            effective = False
+        self.effects.note(method, path, getattr(route, "endpoint", None), rules, own, effective)
+        if coverage is not None and effective:
+            self.covered.append(route)
+            for dependency in dict.fromkeys(late_dependencies(route)):
+                self._late.setdefault(dependency, []).append(f"{method} {path}")
+
+    def late(self) -> Iterator[str]:
+        """Warnings of dependencies of covered routes that end after the response."""
+        for dependency, routes in self._late.items():
+            named = ", ".join(routes[:_NAMED_ROUTES])
+            if len(routes) > _NAMED_ROUTES:
+                named += f" and {len(routes) - _NAMED_ROUTES} more"
+            yield (
+                f"{dependency} ends after the response of {named}: the response is recorded first, so if a commit "
+                "after its yield fails, or the worker dies before it, a retry replays a success whose rows do not "
+                'exist. If it commits, declare it with Depends(..., scope="function"), or commit in the endpoint, or '
+                'use idem.atomic(session) or tx=session. If it only cleans up, scope="function" is right as well, and '
+                "ends this warning"
+            )
+
+
+def look_over(layers: Layers, covering: Covering) -> Survey:
+    """Look at every route that requests reach without another middleware of this library."""
+    survey = Survey()
+    for endpoint in endpoints_beneath(layers):
+        survey.add(endpoint, covering)
+    return survey
 
 
 def endpoints_beneath(layers: Layers) -> Iterator[Endpoint]:
     """Every endpoint that requests reach without another middleware of this library."""
-    return _endpoints_in(layers, "", (), DEEPEST)
+    return _endpoints_in(layers, "", {}, DEEPEST)
 
 
-def _endpoints_in(
-    layers: Layers, path: str, around: dict[str, tuple[Rule, ...]] | tuple[()], depth: int
-) -> Iterator[Endpoint]:
+def _endpoints_in(layers: Layers, path: str, around: dict[str, tuple[Rule, ...]], depth: int) -> Iterator[Endpoint]:
     if layers.inner or layers.routes is None or not depth:
         return
+    shared = _shared_dependencies(layers.app)
     for route in expanded(layers.routes):
         full_path = path + _path_of(route)
         beneath = see_layers(getattr(route, "app", None))
         found: dict[str, tuple[Rule, ...]] = {}
         for method in _methods_of(route):
-            found[method] = (*(around or {}).get(method, ()), *all_rules(route, method))
+            found[method] = (*around.get(method, ()), *all_rules(route, method))
             if _is_mount(route):
                 found[method] += tuple(endpoint_rules(beneath.app, method))
         if beneath.routes is None and not beneath.inner:
-            yield from (Endpoint(full_path, method, rules, route) for method, rules in found.items())
+            for method, rules in found.items():
+                yield Endpoint(full_path, method, rules, route, own_rules(route, method, shared))
         yield from _endpoints_in(beneath, full_path, found, depth - 1)
 
 
@@ -68,9 +151,51 @@ def _path_of(route: Any) -> str:
     return str(getattr(route, "path" if _is_mount(route) else "path_format", None) or "")
 
 
-def _methods_of(route: Any) -> Iterator[str]:
-    allowed = getattr(route, "methods", None)
-    return (method for method in _METHODS if allowed is None or method in allowed)
+def _methods_of(route: Any) -> Iterable[str]:
+    if isinstance(getattr(route, "original_route", route), WebSocketRoute):
+        return (_WEBSOCKET,)
+    allowed, endpoint = getattr(route, "methods", None), getattr(route, "endpoint", None)
+    if allowed is None and isinstance(endpoint, type):
+        allowed = [method for method in (*_METHODS, "GET") if hasattr(endpoint, method.lower())]
+    if not allowed:
+        return (*_METHODS, "GET") if _is_mount(route) else _METHODS
+    listed = sorted(set(allowed) - _UNCOVERED) or sorted(allowed)
+    # A class of routes that handles requests in its own way may accept other methods too.
+    return listed if refuses_other_methods(route) else dict.fromkeys((*listed, *_METHODS))
+
+
+def own_rules(route: Any, method: str, shared: frozenset[int] | None) -> tuple[Rule, ...]:
+    """The rules that belong to one route alone.
+
+    ``shared``: the dependencies of routers, by id; None where FastAPI does not show them, and then a rule in a list of
+    dependencies is taken for one of a router.
+    """
+    dependant = getattr(route, "dependant", None)
+    listed = [] if dependant is None else list(getattr(route, "dependencies", ()))
+    foreign = {
+        each.dependency.rule
+        for each in listed
+        if isinstance(each.dependency, IdempotencyRule) and (shared is None or id(each) in shared)
+    }
+    mine = () if dependant is None else signature_rules(dependant)
+    kept = (rule for rule in mine if rule not in foreign and not rule.exempt)
+    return (*kept, *own_rules_on(getattr(route, "endpoint", None), method))
+
+
+def _shared_dependencies(app: Any) -> frozenset[int] | None:
+    """The dependencies, by id, that FastAPI's routers and inclusions give to each of their routes."""
+    if not hasattr(sys.modules.get("fastapi.routing"), "iter_route_contexts"):
+        return None
+    return frozenset(map(id, _dependencies_of_routers(getattr(app, "router", app), DEEPEST)))
+
+
+def _dependencies_of_routers(router: Any, depth: int) -> Iterator[Any]:
+    yield from getattr(router, "dependencies", ())
+    for route in getattr(router, "routes", ()) if depth else ():
+        included = getattr(route, "original_router", None)
+        if included is not None:
+            yield from getattr(getattr(route, "include_context", None), "dependencies", ())
+            yield from _dependencies_of_routers(included, depth - 1)
 
 
 def late_dependencies(route: Any) -> Iterator[str]:

@@ -1,0 +1,93 @@
+"""Routes with rules that no middleware of this library reads: a request that they should protect is an error (O-25).
+
+The look happens where an endpoint is called, for requests that no ``IdempotencyMiddleware`` has seen. Those that one
+has seen have ``PENDING`` in their scope.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from functools import lru_cache
+from typing import Any
+
+from open_idempotency._asgi.exchange import MARK, PENDING, Scope
+from open_idempotency._core.keys import key_names
+from open_idempotency._routes.coverage import Coverage
+from open_idempotency._starlette.routes import FRAMEWORKS, Layers, all_rules, endpoint_rules, see_layers
+from open_idempotency.exceptions import ConfigurationError
+from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
+from open_idempotency.rules import Rule, combine, deciding
+
+_logger = logging.getLogger("open_idempotency")
+_ABOVE = "open_idempotency.rules_above"
+_MISSING = (
+    "has a rule (@idempotent or IdempotencyRule), and no IdempotencyMiddleware reads it, so a retry runs again; add "
+    "app.add_middleware(IdempotencyMiddleware, backend=...) from open_idempotency.starlette or "
+    "open_idempotency.fastapi, with enabled=False in tests that need no protection"
+)
+_warned: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def is_unseen(scope: Scope) -> bool:
+    """Whether no middleware of this library has seen a request that one may cover."""
+    return (
+        PENDING not in scope
+        and MARK not in scope
+        and scope["type"] == "http"
+        and scope["method"].upper() not in NEVER_COVERED
+    )
+
+
+def look_at_route(route: Any, scope: Scope) -> None:
+    """Refuse an unseen request if the route's rules ask for protection; note the rules of a mounted application.
+
+    Raises ``ConfigurationError``. Where a layer hides whether a middleware is inside it, a warning is logged instead.
+    """
+    method = scope["method"].upper()
+    beneath = see_layers(getattr(route, "app", None))
+    if getattr(route, "endpoint", None) is None:
+        rules = tuple(endpoint_rules(beneath.app, method))
+        if rules:
+            scope[_ABOVE] = (*scope.get(_ABOVE, ()), *rules)
+    elif not beneath.inner and asks_for_protection(scope, tuple(all_rules(route, method))):
+        if _shows_all(beneath, route):
+            raise ConfigurationError(f"{method} {_path_of(route)} {_MISSING}")
+        if route not in _warned:
+            _warned.add(route)
+            _logger.warning(
+                "%s %s %s; if one is inside its middleware, that cannot be seen", method, route.path, _MISSING
+            )
+
+
+def look_at_endpoint(rules: tuple[Rule, ...], scope: Scope) -> None:
+    """Refuse an unseen request if these rules of a FastAPI endpoint ask for protection: ``ConfigurationError``."""
+    if asks_for_protection(scope, rules):
+        raise ConfigurationError(f"{scope['method'].upper()} {_path_of(scope.get('route'))} {_MISSING}")
+
+
+def asks_for_protection(scope: Scope, rules: tuple[Rule, ...]) -> bool:
+    """Whether some rules cover a request that has a key, or that needs one."""
+    coverage = _coverage((*scope.get(_ABOVE, ()), *rules))
+    if coverage is None or scope["method"].upper() not in coverage.policy.methods:
+        return False
+    return coverage.policy.required or any(name in coverage.names for name, _ in scope["headers"])
+
+
+@lru_cache(1024)
+def _coverage(rules: tuple[Rule, ...]) -> Coverage | None:
+    rule = combine(rules)
+    if rule is None or rule.exempt:
+        return None
+    policy = IdempotencyPolicy(**deciding(rule))
+    return Coverage(policy, key_names(policy))
+
+
+def _shows_all(beneath: Layers, route: Any) -> bool:
+    """Whether every layer between a route and its endpoint can be seen."""
+    innermost = beneath.app
+    return innermost is route.endpoint or str(innermost.__module__).partition(".")[0] in FRAMEWORKS
+
+
+def _path_of(route: Any) -> str:
+    return str(getattr(route, "path_format", None) or getattr(route, "path", None) or "(a route without a path)")
