@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from open_idempotency.policy import NEVER_COVERED
@@ -100,7 +100,7 @@ def _marked_below(view: Any, known: set[int], depth: int) -> Iterator[Any]:
     if not depth:
         return
     for each in _referred(view):
-        if id(each) in known or not isinstance(each, FunctionType | MethodType | type | functools.partial):
+        if id(each) in known or not callable(each):
             continue
         known.add(id(each))
         function = getattr(each, "__func__", each)
@@ -144,4 +144,6 @@ def _names_in(code: CodeType) -> Iterator[str]:
 
 
 def _package(holder: Any) -> str:
+    while isinstance(holder, functools.partial):
+        holder = holder.func
     return str(getattr(holder, "__module__", "")).partition(".")[0]

@@ -7,7 +7,6 @@ has seen have ``PENDING`` in their scope.
 from __future__ import annotations
 
 import logging
-import weakref
 from functools import lru_cache
 from typing import Any
 
@@ -26,7 +25,9 @@ _MISSING = (
     "app.add_middleware(IdempotencyMiddleware, backend=...) from open_idempotency.starlette or "
     "open_idempotency.fastapi, with enabled=False in tests that need no protection"
 )
-_warned: weakref.WeakSet[Any] = weakref.WeakSet()
+#: routes that were warned about, and how many are
+_warned: set[str] = set()
+_MOST = 100
 
 
 def is_unseen(scope: Scope) -> bool:
@@ -53,11 +54,10 @@ def look_at_route(route: Any, scope: Scope) -> None:
     elif not beneath.inner and asks_for_protection(scope, tuple(all_rules(route, method))):
         if _shows_all(beneath, route):
             raise ConfigurationError(f"{method} {_path_of(route)} {_MISSING}")
-        if route not in _warned:
-            _warned.add(route)
-            _logger.warning(
-                "%s %s %s; if one is inside its middleware, that cannot be seen", method, route.path, _MISSING
-            )
+        name = f"{method} {_path_of(route)}"
+        if name not in _warned and len(_warned) < _MOST:
+            _warned.add(name)
+            _logger.warning("%s %s; a layer around it hides whether it has one of its own", name, _MISSING)
 
 
 def look_at_endpoint(rules: tuple[Rule, ...], scope: Scope) -> None:

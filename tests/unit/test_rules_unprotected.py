@@ -1,0 +1,501 @@
+"""Rules in an application that has no middleware or extension to read them, and ``enabled=False``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.routing import APIRoute
+from flask import Flask
+from flask.views import MethodView
+from starlette.applications import Starlette
+from starlette.endpoints import HTTPEndpoint
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount, Route
+
+from open_idempotency import NotStarted, adapter, asgi, idem, wsgi
+from open_idempotency._engine import engine
+from open_idempotency._starlette import unprotected
+from open_idempotency.exceptions import ConfigurationError
+from open_idempotency.fastapi import IdempotencyMiddleware, IdempotencyRule, exempt, idempotent
+from open_idempotency.flask import Idempotency
+from open_idempotency.flask import idempotent as flask_idempotent
+from open_idempotency.hooks import Request as CoreRequest
+from open_idempotency.hooks import Response as CoreResponse
+from tests.unit.test_starlette_rules import Hiding
+from tests.unit.test_starlette_start import told
+
+KEY = {"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
+
+
+def send(app: Any, method: str = "POST", headers: dict[str, str] | None = None) -> httpx.Response:
+    """One request to ``/charges``; what the application raises is raised here."""
+
+    async def sent() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.request(method, "/charges", headers=headers)
+
+    return asyncio.run(sent())
+
+
+def marked(**fields: Any) -> Any:
+    """An endpoint of Starlette with a rule of its own."""
+
+    @idempotent(**fields)
+    async def endpoint(request: Request) -> Response:
+        return PlainTextResponse("done")
+
+    return endpoint
+
+
+async def charge(request: Request) -> Response:
+    return PlainTextResponse("done")
+
+
+def of_fastapi() -> str:
+    return "done"
+
+
+@idempotent
+class Charges(HTTPEndpoint):
+    """Marked as a whole."""
+
+    async def post(self, request: Request) -> Response:
+        return PlainTextResponse("done")
+
+
+class Controller:
+    """Its methods are endpoints."""
+
+    @idempotent
+    def pay(self) -> str:
+        return "done"
+
+
+@idempotent
+class MarkedController:
+    """All its methods are endpoints with a rule."""
+
+    def pay(self) -> str:
+        return "done"
+
+
+class OwnRoute(APIRoute):
+    """Wraps what handles its requests."""
+
+    def get_route_handler(self) -> Any:
+        inner = super().get_route_handler()
+
+        async def handle(request: Any) -> Any:
+            return await inner(request)
+
+        return handle
+
+
+def of_router(**options: Any) -> FastAPI:
+    app, router = FastAPI(), APIRouter(**options)
+    router.add_api_route("/charges", of_fastapi, methods=["POST", "GET"])
+    app.include_router(router)
+    return app
+
+
+def fastapi_app(endpoint: Any = of_fastapi, *dependencies: Any, **options: Any) -> FastAPI:
+    app = FastAPI(**options)
+    app.add_api_route("/charges", endpoint, methods=["POST", "GET"], dependencies=list(dependencies))
+    return app
+
+
+def starlette_app(endpoint: Any, **options: Any) -> Starlette:
+    methods = None if isinstance(endpoint, type) else ["POST", "GET"]
+    return Starlette(routes=[Route("/charges", endpoint, methods=methods)], **options)
+
+
+RULE = Depends(IdempotencyRule(ttl=60))
+UNPROTECTED: dict[str, Callable[[], Any]] = {
+    "function": lambda: starlette_app(marked()),
+    "class": lambda: starlette_app(Charges),
+    "in a mount": lambda: Starlette(routes=[Mount("/", starlette_app(marked()))]),
+    "mounted application": lambda: Starlette(routes=[Mount("/", idempotent(starlette_app(charge)))]),
+    "plain middleware": lambda: asgi.IdempotencyMiddleware(starlette_app(marked()), "memory://", header="X-Other"),
+    "FastAPI's function": lambda: fastapi_app(idempotent(lambda: "done")),
+    "a method of a controller": lambda: fastapi_app(Controller().pay),
+    "a marked controller": lambda: fastapi_app(MarkedController().pay),
+    "a dependency": lambda: fastapi_app(of_fastapi, RULE),
+    "an application's dependency": lambda: fastapi_app(dependencies=[RULE]),
+    "a router's dependency": lambda: of_router(dependencies=[RULE]),
+    "a route class of one's own": lambda: of_router(dependencies=[RULE], route_class=OwnRoute),
+}
+
+
+@pytest.mark.parametrize("form", UNPROTECTED)
+def test_a_key_for_an_endpoint_whose_rule_nobody_reads_is_an_error(form: str) -> None:
+    """O-25: with the route and the line to add. Requests without a key, and GET, pass."""
+    app = UNPROTECTED[form]()
+    with pytest.raises(ConfigurationError, match=r"POST /(charges)?.* add app\.add_middleware\(IdempotencyMiddleware"):
+        send(app, headers=KEY)
+    assert send(app).status_code == 200
+    assert send(app, "GET", KEY).status_code in (200, 405)
+
+
+def test_a_required_key_that_nobody_asks_for_is_an_error() -> None:
+    """O-25: with and without a key."""
+    for app in (starlette_app(marked(required=True)), fastapi_app(idempotent(required=True)(lambda: "done"))):
+        for headers in (None, KEY):
+            with pytest.raises(ConfigurationError, match="no IdempotencyMiddleware reads it"):
+                send(app, headers=headers)
+
+
+def test_only_what_the_rule_covers_is_an_error() -> None:
+    """O-25: by its own header and methods."""
+    app = starlette_app(marked(header="X-Key", methods=["GET-ONCE"]))
+    assert send(app, headers=KEY).status_code == 200
+    own = starlette_app(marked(header="X-Key"))
+    assert send(own, headers=KEY).status_code == 200
+    with pytest.raises(ConfigurationError):
+        send(own, headers={"X-Key": KEY["Idempotency-Key"]})
+
+
+def test_an_exempt_endpoint_needs_no_middleware() -> None:
+    """O-25: nor does one without a rule."""
+    for endpoint in (exempt(lambda: "done"), of_fastapi):
+        assert send(fastapi_app(endpoint), headers=KEY).status_code == 200
+
+
+def test_a_middleware_of_the_route_reads_its_rule(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O-25: also one that another layer hides, where a warning takes the place of the error."""
+    monkeypatch.setattr(unprotected, "_warned", set[str]())
+    own: Any = Middleware(IdempotencyMiddleware, backend="memory://")
+    for layers, warnings in (([own], 0), ([Middleware(Hiding), own], 1)):
+        app = Starlette(routes=[Route("/charges", marked(), methods=["POST"], middleware=layers)])
+        with told(caplog, logging.WARNING) as said:
+            replayed = [send(app, headers=KEY).headers.get("idempotent-replayed") for _ in range(2)]
+        assert replayed == [None, "true"]
+        assert len(said) == warnings
+
+
+def test_a_dependency_that_nothing_can_read_is_an_error_when_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """O-25: where FastAPI's module of this package is not loaded, as the rule was imported from elsewhere."""
+    asyncio.run(IdempotencyRule(required=True)())
+    for name in ("fastapi", "starlette"):
+        monkeypatch.delitem(sys.modules, f"open_idempotency.{name}")
+    with pytest.raises(ConfigurationError, match=r"from open_idempotency\.fastapi"):
+        asyncio.run(IdempotencyRule(required=True)())
+
+
+# Flask
+
+
+def view(**fields: Any) -> Any:
+    """A marked view."""
+
+    @flask_idempotent(**fields)
+    def charge_here() -> str:
+        return "done"
+
+    return charge_here
+
+
+class Posting(MethodView):
+    """One of its methods is marked."""
+
+    @flask_idempotent
+    def post(self) -> str:
+        return "done"
+
+    def get(self) -> str:
+        return "done"
+
+
+@flask_idempotent
+class MarkedView(MethodView):
+    """Marked as a whole."""
+
+    def post(self) -> str:
+        return "done"
+
+    def get(self) -> str:
+        return "done"
+
+
+def flask_app(charge_view: Any, **config: Any) -> Flask:
+    app = Flask("shop")
+    app.testing = True
+    app.config.update(config)
+    app.add_url_rule("/charges", "charges", charge_view, methods=["POST", "GET"])
+    return app
+
+
+VIEWS: dict[str, Callable[[], Any]] = {
+    "function": view,
+    "method": lambda: Posting.as_view("posting"),
+    "class": lambda: MarkedView.as_view("marked"),
+    "view function of a class": lambda: flask_idempotent(Posting.as_view("posting")),
+}
+
+
+@pytest.mark.parametrize("form", VIEWS)
+def test_a_key_for_a_view_whose_rule_nobody_reads_is_an_error(form: str) -> None:
+    """O-25: with the route and the line to add. Requests without a key, and GET, pass."""
+    client = flask_app(VIEWS[form]()).test_client()
+    with pytest.raises(ConfigurationError, match=r'POST /charges: .* add Idempotency\(app, backend="\.\.\."\)'):
+        client.post("/charges", headers=KEY)
+    assert [client.post("/charges").status_code, client.get("/charges", headers=KEY).status_code] == [200, 200]
+
+
+def test_a_required_key_that_no_extension_asks_for_is_an_error() -> None:
+    """O-25: in Flask."""
+    with pytest.raises(ConfigurationError, match="the application has no extension"):
+        flask_app(view(required=True)).test_client().post("/charges")
+
+
+# enabled=False
+
+
+@pytest.fixture
+def not_yet_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warning of this process is still to come."""
+    monkeypatch.setattr(engine, "_said_off", False)
+
+
+def stage() -> str:
+    return str(idem.run("charge", lambda: "done"))
+
+
+async def astage(request: Request) -> Response:
+    return PlainTextResponse(str(await idem.arun("charge", lambda: "done")))
+
+
+async def plain_app(scope: Any, receive: Any, send: Any) -> None:
+    await (await astage(Request(scope)))(scope, receive, send)
+
+
+def wsgi_app(environ: Any, start_response: Any) -> list[bytes]:
+    start_response("200 OK", [])
+    return [stage().encode()]
+
+
+def of_wsgi(app: Any) -> Any:
+    from werkzeug.test import Client
+
+    return lambda: Client(app).post("/charges", headers=KEY)
+
+
+def with_extension(app: Flask, **fields: Any) -> Flask:
+    Idempotency(app, **fields)
+    return app
+
+
+def adapted() -> Any:
+    request = CoreRequest("POST", b"/charges", b"", [(b"idempotency-key", b'"8e03978e-40d5-43e8-bc93"')], None)
+    answer = adapter.Adapter(enabled=False).handle(request, b"", lambda: CoreResponse(200, [], stage().encode()))
+    return httpx.Response(answer.status, headers=list(answer.headers))
+
+
+def adapted_async() -> Any:
+    request = CoreRequest("POST", b"/charges", b"", [(b"idempotency-key", b'"8e03978e-40d5-43e8-bc93"')], None)
+
+    async def handler() -> CoreResponse:
+        return CoreResponse(200, [], (await idem.arun("charge", lambda: "done")).encode())
+
+    answer = asyncio.run(adapter.AsyncAdapter(enabled=False).handle(request, b"", handler))
+    return httpx.Response(answer.status, headers=list(answer.headers))
+
+
+def off(app: Any) -> Any:
+    """The application inside a middleware that is switched off, and what sends it one keyed request."""
+    return sending(IdempotencyMiddleware(app, enabled=False, required=True, strict_stages=True))
+
+
+def sending(app: Any) -> Any:
+    """What sends an application one keyed request."""
+    return lambda: send(app, headers=KEY)
+
+
+OFF: dict[str, Callable[[], Any]] = {
+    "asgi": lambda: sending(asgi.IdempotencyMiddleware(plain_app, enabled=False)),
+    "wsgi": lambda: of_wsgi(wsgi.IdempotencyMiddleware(wsgi_app, enabled=False)),
+    "starlette": lambda: off(starlette_app(idempotent(required=True)(astage))),
+    "fastapi": lambda: off(fastapi_app(idempotent(lambda: stage()), RULE)),
+    "flask": lambda: of_wsgi(with_extension(flask_app(flask_idempotent(lambda: stage())), enabled=False)),
+    "flask's config": lambda: of_wsgi(
+        with_extension(flask_app(flask_idempotent(required=True)(lambda: stage()), IDEMPOTENCY_ENABLED=False))
+    ),
+    "flask's config without the extension": lambda: of_wsgi(flask_app(view(required=True), IDEMPOTENCY_ENABLED=False)),
+    "wsgi around flask": lambda: of_wsgi(wsgi.IdempotencyMiddleware(flask_app(view(required=True)), enabled=False)),
+    "adapter": lambda: adapted,
+    "async adapter": lambda: adapted_async,
+}
+
+
+@pytest.mark.parametrize("adapter_name", OFF)
+@pytest.mark.usefixtures("not_yet_said")
+def test_what_is_switched_off_protects_nothing_and_says_so_once(
+    adapter_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """O-25: requests run each time, as without a key, so that stages run plainly; no key is required."""
+    with told(caplog, logging.WARNING) as said:
+        request = OFF[adapter_name]()
+        replies = [request() for _ in range(2)]
+    assert [reply.status_code for reply in replies] == [200, 200]
+    assert "idempotent-replayed" not in replies[1].headers
+    (warning,) = said
+    assert warning.startswith("enabled=False switches idempotency off in this process")
+
+
+@pytest.mark.usefixtures("not_yet_said")
+def test_a_second_application_that_is_switched_off_does_not_say_it_again(caplog: pytest.LogCaptureFixture) -> None:
+    """O-25: one warning for each process."""
+    with told(caplog, logging.WARNING) as said:
+        for _ in range(3):
+            asgi.IdempotencyMiddleware(plain_app, enabled=False)
+    assert len(said) == 1
+
+
+def test_what_is_switched_off_still_reports_rules_without_an_effect() -> None:
+    """O-24, O-25: tests find what is wrong with rules."""
+    client = with_extension(flask_app(view(methods=["PUT"])), enabled=False).test_client()
+    with pytest.raises(ConfigurationError, match="methods="):
+        client.get("/charges")
+
+
+# cover="marked"
+
+
+async def stages(request: Any) -> Response:
+    """Whether the request is covered."""
+    try:
+        await idem.asave_stage("charge")
+    except NotStarted:
+        return PlainTextResponse("not covered")
+    return PlainTextResponse("covered")
+
+
+def marked_only(*routes: Any, **fields: Any) -> Any:
+    return Starlette(
+        routes=list(routes),
+        middleware=[Middleware(IdempotencyMiddleware, backend="memory://", cover="marked", **fields)],
+    )
+
+
+def replays(request: Callable[[], Any]) -> bool:
+    """Whether the second of two requests with one key is a replay."""
+    first, second = request(), request()
+    assert first.status_code == second.status_code == 200
+    return second.headers.get("Idempotent-Replayed") == "true"
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_only_marked_routes_are_covered_in_starlette(required: bool) -> None:
+    """O-26: another route passes with a key and without one, and has no stages."""
+    unmarked = marked_only(
+        Route("/charges", stages, methods=["POST"]), Route("/x", marked(), methods=["POST"]), required=required
+    )
+    assert not replays(lambda: send(unmarked, headers=KEY))
+    assert (send(unmarked).text, send(unmarked, headers=KEY).text) == ("not covered", "not covered")
+
+    @idempotent
+    async def covered_stages(request: Any) -> Response:
+        return await stages(request)
+
+    covered = marked_only(Route("/charges", covered_stages, methods=["POST"]), required=required)
+    assert replays(lambda: send(covered, headers=KEY))
+    assert send(covered).status_code == (400 if required else 200)
+
+
+def test_only_marked_routes_are_covered_in_fastapi() -> None:
+    """O-26: by a dependency."""
+    for dependencies, covered in (([], False), ([RULE], True)):
+        app = fastapi_app(of_fastapi, *dependencies)
+        app.add_middleware(IdempotencyMiddleware, backend="memory://", cover="marked")
+        assert replays(lambda app=app: send(app, headers=KEY)) is covered  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("path", "covered"), [("/charges", True), ("/others", False)])
+def test_only_paths_with_a_rule_are_covered(path: str, covered: bool) -> None:
+    """O-26: in plain ASGI and WSGI, in Starlette and in Flask."""
+    rules = {path: {"ttl": 60}}
+    fields: Any = {"backend": "memory://", "cover": "marked", "rules": rules}
+    on_asgi = asgi.IdempotencyMiddleware(charge_as_application, **fields)
+    assert replays(lambda: send(on_asgi, headers=KEY)) is covered
+    assert send(on_asgi).text == ("covered" if covered else "not covered")
+    assert replays(of_wsgi(wsgi.IdempotencyMiddleware(lambda e, s: (s("200 OK", []), [b""])[1], **fields))) is covered
+    starlette = marked_only(Route("/charges", stages, methods=["POST"]), rules=rules)
+    assert replays(lambda: send(starlette, headers=KEY)) is covered
+    assert send(starlette).text == ("covered" if covered else "not covered")
+    assert replays(of_wsgi(with_extension(flask_app(lambda: "done"), **fields))) is covered
+
+
+async def charge_as_application(scope: Any, receive: Any, send: Any) -> None:
+    await (await stages(Request(scope)))(scope, receive, send)
+
+
+def test_only_marked_views_are_covered_in_flask() -> None:
+    """O-26: by the decorator."""
+    for charged, covered in ((lambda: "done", False), (view(), True)):
+        app = with_extension(flask_app(charged), backend="memory://", cover="marked")
+        assert replays(of_wsgi(app)) is covered
+
+
+def test_what_cannot_be_marked_is_an_error_at_once() -> None:
+    """O-26: adapters without decorators, and without rules by path."""
+    for make in (
+        lambda: asgi.IdempotencyMiddleware(plain_app, "memory://", cover="marked"),
+        lambda: wsgi.IdempotencyMiddleware(wsgi_app, "memory://", cover="marked"),
+        lambda: adapter.Adapter("memory://", cover="marked"),
+        lambda: adapter.AsyncAdapter("memory://", cover="marked"),
+    ):
+        with pytest.raises(ConfigurationError, match='cover: "marked" covers nothing here'):
+            make()
+
+
+def test_nothing_marked_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    """O-26: once, at start or by the first request."""
+    app, unmarked = marked_only(Route("/charges", marked(methods=["PUT"]), methods=["GET", "PUT"])), flask_app(stage)
+    with_extension(unmarked, backend="memory://", cover="marked")
+    with told(caplog, logging.WARNING) as said:
+        send(app, "PUT")
+    assert said == []
+    with told(caplog, logging.WARNING) as said:
+        send(marked_only(Route("/charges", charge, methods=["POST"])))
+        unmarked.test_client().get("/nowhere")
+        for _ in range(2):
+            unmarked.config["TESTING"] = unmarked.testing = False
+            unmarked.test_client().post("/charges", headers=KEY)
+    assert [each.partition(":")[0] for each in said] == ['cover="marked" covers nothing'] * 2
+
+
+@pytest.mark.parametrize("field", ["cover", "enabled"])
+def test_a_rule_cannot_set_what_belongs_to_the_application(field: str) -> None:
+    """O-25, O-26: told where the rule is written."""
+    for make in (
+        idempotent,
+        IdempotencyRule,
+        lambda **said: asgi.IdempotencyMiddleware(plain_app, "memory://", rules={"/": said}),
+    ):
+        with pytest.raises(ConfigurationError, match=f"{field}: belongs to the whole application"):
+            make(**{field: False})  # type: ignore[operator]
+
+
+def test_flask_has_rules_by_path() -> None:
+    """O-06: as the other adapters, by argument and by configuration; farther out than a decorator."""
+    rules = {"/charges": {"required": True}}
+    by_argument = with_extension(flask_app(lambda: "done"), backend="memory://", rules=rules)
+    by_config = with_extension(flask_app(lambda: "done", IDEMPOTENCY_RULES=rules), backend="memory://")
+    nearer = with_extension(flask_app(view(required=False)), backend="memory://", rules=rules)
+    assert [app.test_client().post("/charges").status_code for app in (by_argument, by_config, nearer)] == [
+        400,
+        400,
+        200,
+    ]
+    with pytest.raises(ConfigurationError, match="GET can never be covered"):
+        Idempotency(Flask("shop"), backend="memory://", rules={"GET /x": {"ttl": 60}})
