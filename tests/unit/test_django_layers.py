@@ -162,18 +162,22 @@ class Bearer(HttpBearer):
 
 
 @both_clients
-def test_ninja_authenticates_before_a_replay_of_a_marked_operation(client: Callable[[], Any]) -> None:
+@pytest.mark.parametrize("mark", [idempotent, lambda function: function], ids=["marked", "unmarked"])
+@pytest.mark.parametrize("awaited", [False, True], ids=["def", "async def"])
+def test_ninja_authenticates_before_a_replay(client: Callable[[], Any], mark: Any, awaited: bool) -> None:
     """O-23: a revoked token gets ninja's own 401."""
     bearer = Bearer()
     api = make_api(auth=bearer)
     calls: list[int] = []
 
-    @api.post("/charges")
-    @idempotent(required=True)
     def create(request: HttpRequest) -> dict[str, int]:
         calls.append(1)
         return {}
 
+    async def acreate(request: HttpRequest) -> dict[str, int]:
+        return create(request)
+
+    api.post("/charges")(mark(acreate if awaited else create))
     header = {"Authorization": "Bearer t"}
     with served(path("api/", api.urls)):
         assert [send(client(), "/api/charges", headers=header).status_code for _ in range(2)] == [200, 200]
@@ -235,14 +239,15 @@ def test_a_marked_function_that_no_route_leads_to_is_reported() -> None:
     assert "hidden_from_django" in messages[1].msg
 
 
-@both_clients
-def test_ninjas_view_stands_for_a_path_view(client: Callable[[], Any]) -> None:
+def test_ninjas_view_stands_for_a_path_view_whose_operations_check_requests() -> None:
     """Private parts of ninja: if this fails, ``django/layers.py`` has to look in another place."""
     from open_idempotency.django import layers
 
     view = PathView()
     view.add_operation("/charges", ["POST"], lambda request: None)
-    assert [each.methods for each in layers.operations(view.get_view())] == [["POST"]]
+    (operation,) = layers.operations(view.get_view())
+    assert operation.methods == ["POST"]
+    assert callable(operation._run_checks)
 
     class Older(PathView):
         def get_view(self) -> Callable[..., Any]:
@@ -370,10 +375,12 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("view", KINDS.values(), ids=KINDS)
-def test_rules_without_the_middleware_are_reported(view: Any) -> None:
+@pytest.mark.parametrize("kind", [*KINDS, "ninja"])
+def test_rules_without_the_middleware_are_reported(kind: str) -> None:
     """O-28: W002, whatever carries the rule."""
-    with project(view, MIDDLEWARE=[]):
+    api = make_api()
+    api.post("/charges")(idempotent(required=True)(lambda request: None))
+    with served(path("0", KINDS[kind]) if kind in KINDS else path("api/", api.urls), MIDDLEWARE=[]):
         assert [each.id for each in found()] == ["open_idempotency.W002"]
 
 

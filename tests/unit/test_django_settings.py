@@ -27,6 +27,12 @@ POLICY = IdempotencyPolicy(required=True)
 _events: list[Any] = []
 
 
+with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None, "DEFAULT_AUTHENTICATION_CLASSES": []}):
+    from rest_framework.decorators import action, api_view
+    from rest_framework.response import Response
+    from rest_framework.viewsets import ViewSet
+
+
 def by_user(request: Any) -> str:
     """A ``scope=`` of the project's."""
     return str(request.native.META.get("HTTP_X_USER", "nobody"))
@@ -238,6 +244,26 @@ class Read(Base):
         return HttpResponse()
 
 
+class Shelves(ViewSet):
+    """REST framework's viewset, of which an action for PUT has a rule."""
+
+    @idempotent(required=True)
+    @action(detail=False, methods=["put"])
+    def replace(self, request: Any) -> Response:
+        """Replace."""
+        return Response()
+
+
+def _function(methods: list[str], *, below: bool) -> Any:
+    """A function of REST framework's, with a rule below ``@api_view`` or above."""
+
+    def replace(request: Any) -> Response:
+        return Response()
+
+    mark = idempotent(required=True)
+    return api_view(methods)(mark(replace)) if below else mark(api_view(methods)(replace))
+
+
 @require_http_methods(["DELETE", "PUT"])
 @idempotent(required=True)
 def _replace(request: HttpRequest) -> HttpResponse:
@@ -249,8 +275,12 @@ def _replace(request: HttpRequest) -> HttpResponse:
     [
         (Page.as_view(), "PUT /shop/things/<int:id>", "methods=['PUT']"),
         (_replace, "DELETE /shop/things/<int:id>, PUT /shop/things/<int:id>", "methods=['DELETE', 'PUT']"),
+        (_function(["PUT"], below=True), "PUT /shop/things/<int:id>", "methods=['PUT']"),
+        (_function(["PUT"], below=False), "PUT /shop/things/<int:id>", "methods=['PUT']"),
+        (Shelves.as_view({"put": "replace"}), "PUT /shop/things/<int:id>", "methods=['PUT']"),
+        (Shelves.as_view({"get": "replace"}), "GET /shop/things/<int:id>", "such requests never are"),
     ],
-    ids=["method of a class", "function"],
+    ids=["method of a class", "function", "below api_view", "above api_view", "action", "action that reads"],
 )
 def test_a_rule_on_a_route_of_which_no_method_is_covered_is_an_error(view: Any, routes: str, methods: str) -> None:
     """O-28: E005 names the route, and says methods=."""

@@ -1,8 +1,9 @@
-"""Rules on functions behind a layer above Django: django-ninja's operations, one for each method of a path.
+"""Functions behind a layer above Django: django-ninja's operations, one for each method of a path.
 
 ninja is never imported here. A view of ninja's stands for a ``PathView``, which no attribute names: older releases use
 its bound method, newer ones a function in whose closure it is. Where a later release has it in yet another place, the
-rules of its functions are not found, and the check W007 names the functions.
+rules of its functions are not found, and the check W007 names the functions. An operation authenticates in a method of
+its own that is private; a release without it authenticates in the view alone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from typing import Any
+
+from asgiref.sync import async_to_sync, iscoroutinefunction
 
 from open_idempotency import rules
 from open_idempotency.rules import Rule
@@ -34,6 +37,17 @@ def behind(view: Any, method: str) -> tuple[Any, ...]:
 def find_operation(view: Any, method: str) -> Any:
     """The operation of django-ninja that a view calls for this method; None for any other view."""
     return next((each for each in operations(view) if method in each.methods), None)
+
+
+def refusal(request: Any, operation: Any) -> Any:
+    """The response by which an operation of ninja's refuses a request before its function; None if it lets it through.
+
+    Its authentication and its throttles are called, as the operation calls them.
+    """
+    ask = getattr(operation, "_run_checks", None)
+    if ask is None:
+        return None
+    return async_to_sync(ask)(request) if iscoroutinefunction(ask) else ask(request)
 
 
 def operations(view: Any) -> list[Any]:
