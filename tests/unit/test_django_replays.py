@@ -222,7 +222,7 @@ def test_no_text_of_a_redacted_response_is_stored_beside_it() -> None:
 
     def view(request: HttpRequest) -> HttpResponse:
         response: Any = HttpResponse("secret")
-        response.secret, response.flag = "4111", True
+        response.secret, response.number, response.flag = "4111", 4111, True
         return response
 
     def redact(response: Any) -> Any:

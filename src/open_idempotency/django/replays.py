@@ -46,7 +46,7 @@ def _plain() -> frozenset[str]:
 def take_note(response: HttpResponseBase, *, redacted: bool) -> Headers:
     """The note of a response, as a header to store; nothing for a plain response, or a stream.
 
-    ``redacted``: the policy redacts what is stored, so nothing is noted that may be text of the body.
+    ``redacted``: the policy redacts what is stored, so nothing is noted that may be in the body, too.
     """
     held = vars(response)
     if held.keys() <= _plain() or response.streaming:
@@ -67,9 +67,11 @@ def take_note(response: HttpResponseBase, *, redacted: bool) -> Headers:
 
 
 def _is_kept(value: object, redacted: bool) -> bool:
-    if value is None or type(value) in (bool, int):
+    if value is None or type(value) is bool:
         return True
-    return type(value) is str and len(value) <= _LONGEST_TEXT and not redacted
+    if redacted:
+        return False
+    return type(value) is int or (type(value) is str and len(value) <= _LONGEST_TEXT)
 
 
 def _encode(said: dict[str, Any], encoder: Any) -> bytes:
