@@ -198,12 +198,11 @@ _REFUSING = (
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
 )
-_METHODS = ("POST", "PATCH", "PUT", "DELETE")
 _COMPRESSING = ("django.middleware.gzip.GZipMiddleware",)
 
 
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E001: the settings make no engine. E003, E005, W007, W008: wrong rules. W006: a caller has no tenant."""
+    """E001: the settings make no engine. E003, E005, W007 to W009: wrong rules. W006: a caller has no tenant."""
     if not _is_listed():
         return []
     try:
@@ -218,7 +217,10 @@ def check_middleware(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
     listed = [(path, _load(path)) for path in settings.MIDDLEWARE]
     positions = [number for number, (_, found) in enumerate(listed) if _is_ours(found)]
     if not positions:
-        hint = f'Add "{PATH}" to MIDDLEWARE, or take the application out of INSTALLED_APPS.'
+        hint = (
+            f'Add "{PATH}" to MIDDLEWARE. Without it, no decorator of this package has an effect: take them out, and '
+            '"open_idempotency.django" out of INSTALLED_APPS.'
+        )
         return [Warning("open_idempotency.django protects nothing.", hint=hint, id="open_idempotency.W002")]
     if len(positions) > 1:
         return [Error("IdempotencyMiddleware is listed more than once in MIDDLEWARE.", id="open_idempotency.E002")]
@@ -245,9 +247,10 @@ def register_all() -> None:
     register(check_enabled, deploy=True)
 
 
-# What the first response has and no replay: code that asks for it belongs inside. Hooks for responses that are not
-# rendered yet run for the view's response alone, and what they do is stored.
-_NOT_IN_REPLAYS = frozenset({"context_data", "template_name", "resolve_context", "resolve_template"})
+# What the first response has and no replay: code that asks for it belongs inside. Not template_name, which middleware
+# has for pages of its own. Hooks for responses that are not rendered yet run for the view's response alone, and what
+# they do is stored.
+_NOT_IN_REPLAYS = frozenset({"context_data", "resolve_context"})
 _FOR_UNRENDERED = "process_template_response"
 
 

@@ -130,7 +130,7 @@ def configure(*, threads: bool) -> Configured:
         backend = _named_backend(fields.pop("backend", None))
         engine = Engine(backend, fields.pop("policy", None), fields, threads=threads)
         coverages = Coverages(engine)
-        return Configured(engine, coverages, None if said is None else PathRules(said, coverages))
+        return Configured(engine, coverages, None if said is None or said == {} else PathRules(said, coverages))
     except ConfigurationError as error:
         raise type(error)(_as_setting(str(error))) from error
 
