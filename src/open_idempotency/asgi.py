@@ -124,7 +124,7 @@ class IdempotencyMiddleware:
 
         A subclass may know more about the route of the request.
         """
-        return self.coverages.by(self.rules_of_path(scope))
+        return self.coverages.default if self._paths is None else self.coverages.by(self.rules_of_path(scope))
 
     def rules_of_path(self, scope: Scope) -> tuple[Rule, ...]:
         """The rules of ``rules=`` for the path of an HTTP request, the most specific last."""

@@ -90,7 +90,7 @@ def _covered(
     for method, route, operation in _operations(schema, app):
         farther = by_path.find(method, route.path_format) if by_path else ()
         rule = combine((*farther, *all_rules(route, method)))
-        if rule is None or not rule.exempt:
+        if not rule.exempt if rule is not None else policy.cover != "marked":
             effective = policy.replace(**rule.fields) if rule else policy
             if method in effective.methods:
                 yield operation, effective

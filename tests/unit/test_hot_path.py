@@ -19,6 +19,7 @@ from open_idempotency._starlette import at_call
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.fastapi import IdempotencyMiddleware as FastApiMiddleware
+from open_idempotency.fastapi import idempotent
 from open_idempotency.wsgi import IdempotencyMiddleware as WsgiMiddleware
 from tests.unit.builders import Listener
 
@@ -34,10 +35,12 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": SENT})
 
 
-async def _post(app: Any, body: bytes = BODY, key: bytes | None = KEY) -> tuple[Message, list[Message]]:
+async def _post(
+    app: Any, body: bytes = BODY, key: bytes | None = KEY, method: str = "POST"
+) -> tuple[Message, list[Message]]:
     """The scope and the messages of one request."""
     headers = [(b"host", b"a"), *([] if key is None else [(b"idempotency-key", key)])]
-    scope: Message = {"type": "http", "method": "POST", "path": "/charges", "query_string": b"", "headers": headers}
+    scope: Message = {"type": "http", "method": method, "path": "/charges", "query_string": b"", "headers": headers}
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -166,6 +169,23 @@ async def _nothing() -> None:
     """A dependency."""
 
 
+async def _warm_and_count(app: Any, method: str = "POST") -> list[str]:
+    """The functions of this package that the second of two requests without a key calls."""
+    await _post(app, key=None, method=method)
+    called: list[str] = []
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_globals.get("__name__", "").startswith("open_idempotency."):
+            called.append(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        await _post(app, key=None, method=method)
+    finally:
+        sys.setprofile(None)
+    return called
+
+
 def test_without_a_key_only_the_places_of_a_claim_are_passed_under_fastapi(monkeypatch: pytest.MonkeyPatch) -> None:
     """LIMITS 2, O-18: the middleware, and the three places where a claim would be asked for."""
     monkeypatch.setattr(rules, "in_use", False)
@@ -176,23 +196,24 @@ def test_without_a_key_only_the_places_of_a_claim_are_passed_under_fastapi(monke
     async def create() -> int:
         return 1
 
-    async def warm_and_count() -> list[str]:
-        await _post(app, key=None)
-        called: list[str] = []
-
-        def note(frame: Any, event: str, argument: Any) -> None:
-            if event == "call" and frame.f_globals.get("__name__", "").startswith("open_idempotency."):
-                called.append(frame.f_code.co_name)
-
-        sys.setprofile(note)
-        try:
-            await _post(app, key=None)
-        finally:
-            sys.setprofile(None)
-        return called
-
     at_call.hook()  # in this process another test may have been the first to import FastAPI
-    called = asyncio.run(warm_and_count())
+    called = asyncio.run(_warm_and_count(app))
     places = {"handle_and_claim", "solve_and_claim", "run_or_replay", "_take_stand_in"}
     assert set(called) == {"__call__", "__init__", *places}  # the attempt is made for idem
     assert len(called) <= 8
+
+
+def test_where_rules_are_used_a_get_calls_nothing_more_under_fastapi() -> None:
+    """O-25: only for requests that no middleware has seen it is asked whether somebody reads their rules."""
+    app = FastAPI()
+    app.add_middleware(FastApiMiddleware, backend="memory://")
+
+    @app.api_route("/charges", methods=["GET", "POST"])
+    @idempotent(required=True)
+    async def create() -> int:
+        return 1
+
+    at_call.hook()
+    called = asyncio.run(_warm_and_count(app, "GET"))
+    assert "handle_and_claim" in called
+    assert not {"is_unseen", "look_at_route", "look_at_endpoint", "rules_on", "treat"}.intersection(called)

@@ -122,7 +122,8 @@ class Hooks:
             self._look_late()
         if self._off:
             return Plain(self._engine, here, self._engine.policy)
-        found = self._rules_on(self._app.view_functions.get(here.url_rule.endpoint), here.method)
+        view = self._app.view_functions.get(here.url_rule.endpoint)
+        found = rules_on(view, here.method) if rules.in_use else ()
         if self._paths is not None:
             path = octets(here.environ.get("PATH_INFO", "")).decode("utf-8", "replace")
             found = (*self._paths.find(here.method, path), *found)
@@ -133,9 +134,6 @@ class Hooks:
         if not key_headers and not route.policy.required:
             return Plain(self._engine, here, route.policy)
         return Exchange(self._setting, here, route.policy, key_headers)
-
-    def _rules_on(self, view: Any, method: str) -> tuple[Rule, ...]:
-        return rules_on(view, method) if rules.in_use else ()
 
     def _route(self, found: tuple[Rule, ...]) -> Route | None:
         if found not in self._routes:
@@ -165,7 +163,7 @@ class Hooks:
         view = self._app.view_functions[endpoint]
         for method in _METHODS:
             try:
-                self._route(self._rules_on(view, method))
+                self._route(rules_on(view, method))
             except ConfigurationError as error:
                 raise ConfigurationError(f"@idempotent on the view {endpoint!r}: {error}") from None
 

@@ -9,7 +9,7 @@ from flask import Flask
 from open_idempotency._routes.effects import Effects
 from open_idempotency.rules import Rule, own_rules_on, rules_on
 
-#: Flask answers them itself, whatever the view is
+#: Flask responds to them itself, whatever the view is
 _ADDED = frozenset({"HEAD", "OPTIONS"})
 
 

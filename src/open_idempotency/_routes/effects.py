@@ -26,7 +26,7 @@ class Effects:
 
     def __init__(self) -> None:
         self._effective: set[Rule] = set()
-        self._places: dict[Rule, list[str]] = {}
+        self._named: dict[Rule, list[str]] = {}
         self._methods: dict[Rule, set[str]] = {}
         self._reached: set[int] = set()
         self._endpoints: dict[int, tuple[str, Any]] = {}
@@ -45,13 +45,13 @@ class Effects:
         if covered:
             self._effective.update(rules)
         for rule in own:
-            self._places.setdefault(rule, []).append(name)
+            self._named.setdefault(rule, []).append(name)
             self._methods.setdefault(rule, set()).add(method)
 
     def complaint(self) -> str | None:
         """What is wrong with rules on routes of which no method is covered; None if each rule has an effect."""
         found: list[str] = []
-        for rule, places in self._places.items():
+        for rule, routes in self._named.items():
             if rule not in self._effective:
                 coverable = sorted(self._methods[rule] - _NEVER)
                 cure = (
@@ -59,7 +59,7 @@ class Effects:
                     if coverable
                     else "such requests never are, whatever methods= says, so remove it"
                 )
-                found.append(f"{', '.join(places)}: the rule has no effect, as no method here is covered; {cure}")
+                found.append(f"{', '.join(routes)}: the rule has no effect, as no method here is covered; {cure}")
         return "; ".join(found) or None
 
     def lost(self) -> Iterator[str]:

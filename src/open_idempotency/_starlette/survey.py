@@ -172,7 +172,7 @@ def own_rules(route: Any, method: str, shared: frozenset[int] | None) -> tuple[R
     """
     dependant = getattr(route, "dependant", None)
     listed = [] if dependant is None else list(getattr(route, "dependencies", ()))
-    foreign = {
+    foreign: set[Rule] = {
         each.dependency.rule
         for each in listed
         if isinstance(each.dependency, IdempotencyRule) and (shared is None or id(each) in shared)
