@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
+from weakref import WeakSet
 
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import OF_APPLICATIONS, refuse_unknown
@@ -30,6 +31,8 @@ _BEHIND_API_VIEW = ("rest_framework.decorators", "api_view.<locals>.decorator.<l
 
 #: whether this process has made any rule; without one the view of a request need not be looked up
 in_use = False
+#: the functions and classes that carry a mark, as long as they exist; checks look for those that no route leads to
+marked: WeakSet[Any] = WeakSet()
 #: the headers that views' rules name for their keys; known before their views are reached
 headers_named: set[str] = set()
 
@@ -99,8 +102,8 @@ def idempotent(view: V | None = None, /, **fields: Any) -> V | Callable[[V], V]:
     """
     rule = _new_rule(fields)
 
-    def mark(marked: V) -> V:
-        return _mark(marked, rule)
+    def mark(below: V) -> V:
+        return _mark(below, rule)
 
     return mark if view is None else mark(view)
 
@@ -212,8 +215,8 @@ def _rule_below_api_view(view: Any) -> Rule | None:
     """The rule of a decorator below DRF's ``@api_view``, which copies DRF's own attributes by name and drops others."""
     if (getattr(view, "__module__", None), getattr(view, "__qualname__", None)) != _BEHIND_API_VIEW:
         return None
-    marked = (_own_rule(cell.cell_contents) for cell in view.__closure__ or ())
-    return next((rule for rule in marked if rule is not None), None)
+    found = (_own_rule(cell.cell_contents) for cell in view.__closure__ or ())
+    return next((rule for rule in found if rule is not None), None)
 
 
 def _new_rule(fields: Mapping[str, Any]) -> Rule:
@@ -237,6 +240,8 @@ def _mark(view: V, rule: Rule) -> V:
             f"{view!r} cannot carry a rule; put the decorator on the function or class that it is made of"
         ) from None
     note_use()
+    if isinstance(view, FunctionType | type):
+        marked.add(view)
     return view
 
 

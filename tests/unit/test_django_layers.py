@@ -20,7 +20,8 @@ from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
 
-from open_idempotency.django import exempt, idempotent
+from open_idempotency import rules
+from open_idempotency.django import exempt, idempotent, rule_checks
 from tests.django_project.calls import KEY, REPLAYED, WatchedBackend, post, project
 
 # Its settings are read when it is imported.
@@ -393,3 +394,85 @@ def test_rules_without_the_middleware_and_without_the_application_are_reported()
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "['open_idempotency.W002'] False"
+
+
+@idempotent(required=True)
+def in_a_table(request: HttpRequest) -> HttpResponse:
+    """What a dispatcher finds in a table."""
+    return HttpResponse()
+
+
+TABLE = {"pay": in_a_table}
+
+
+def dispatcher(request: HttpRequest, name: str) -> HttpResponse:
+    """A view that calls another one, which it finds by a name."""
+    return TABLE[name](request)
+
+
+class Overridden(View):
+    """A base class of which a subclass overrides the marked method."""
+
+    @idempotent(required=True)
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """Marked."""
+        return HttpResponse()
+
+
+class Overriding(Overridden):
+    """A subclass whose method has no mark."""
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """Not marked."""
+        return HttpResponse()
+
+
+@exempt
+class Exempt(View):
+    """An exempt class, which one of its own is made of."""
+
+
+class ExemptToo(Exempt):
+    """A subclass."""
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """Respond."""
+        return HttpResponse()
+
+
+class ExemptAction(ViewSet):
+    """A viewset with an exempt action."""
+
+    @action(detail=False, methods=["post"])
+    @exempt
+    def free(self, request: Any) -> Response:
+        """Exempt."""
+        return Response({})
+
+
+def test_a_marked_function_of_the_project_that_no_route_names_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """O-28: W012, also where nothing in the code of a view names it. A route, a subclass and a decorator lead to one."""
+    mine = [in_a_table, Overridden.post, Exempt, ExemptAction.free, Actions.pay, Actions.refund]
+    marked = [getattr(each, "__wrapped__", each) for each in mine]
+    monkeypatch.setattr(rules, "marked", [*marked, *(each for each in rules.marked if each in mine)])
+    monkeypatch.setattr(rule_checks, "_is_of_project", lambda each: True)
+    router = SimpleRouter(trailing_slash=False)
+    router.register("charges", Actions, basename="charge")
+    views = [
+        path("1", Overriding.as_view()),
+        path("2", ExemptToo.as_view()),
+        path("3", ExemptAction.as_view({"post": "free"})),
+    ]
+    with served(path("<str:name>", dispatcher), *views, *router.urls):
+        names = [each.msg.partition(" ")[0] for each in found() if each.id == "open_idempotency.W012"]
+    assert names == [f"{__name__}.Overridden.post", f"{__name__}.in_a_table"]
+
+
+def test_only_code_of_the_project_is_looked_at() -> None:
+    """O-28: no warning for what a package offers and a project does not use."""
+    with served(path("0", lambda request: HttpResponse())):
+        assert found() == []
+    with override_settings(ROOT_URLCONF=f"{__package__}.no_urls", INSTALLED_APPS=[]):
+        assert rule_checks._is_of_project(in_a_table)
+    with override_settings(ROOT_URLCONF="shop.urls", INSTALLED_APPS=[]):
+        assert not rule_checks._is_of_project(in_a_table)

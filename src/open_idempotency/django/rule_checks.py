@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
 from django.urls import URLPattern, URLResolver, get_resolver
 from django.urls.resolvers import RoutePattern
 
+from open_idempotency import rules
 from open_idempotency._routes.coverage import PathRules
 from open_idempotency._routes.effects import Effects
 from open_idempotency._routes.path_patterns import Pattern, meet
@@ -37,7 +39,8 @@ class _Route(NamedTuple):
 def check_rules(configured: Configured) -> Iterator[CheckMessage]:
     """What is wrong with the rules of views and of ``IDEMPOTENCY_RULES``.
 
-    E003: one contradicts the settings. E005, W007, W009: one has no effect. W008: nothing has a rule, and needs one.
+    E003: one contradicts the settings. E005, W007, W009, W012: one has no effect. W008: nothing has a rule, and all
+    need one.
     """
     if not getattr(settings, "ROOT_URLCONF", None):
         return
@@ -55,7 +58,7 @@ def check_rules(configured: Configured) -> Iterator[CheckMessage]:
             if message not in reported:
                 reported.add(message)
                 yield Error(message, obj=route.view, id="open_idempotency.E003")
-    yield from _without_effect(effects)
+    yield from _without_effect(effects, [_holder(route.view) for route in routes])
     if configured.paths is not None:
         yield from _without_route(configured.paths, routes)
     if configured.coverages.marked_only and not marked:
@@ -78,7 +81,7 @@ def _note(effects: Effects, configured: Configured, route: _Route, method: str) 
     # A path that is not known may have a rule by which the method is covered.
     covered = unknown or (coverage is not None and method in coverage.policy.methods)
     own = layers.own_rules_on(route.view, method)
-    for endpoint in layers.behind(route.view, method):
+    for endpoint in (*layers.behind(route.view, method), *_handlers(route.view, method)):
         effects.note(method, route.path, endpoint, on_view, own, covered=covered)
         own = ()
 
@@ -100,12 +103,55 @@ def _without_route(paths: PathRules, routes: Iterable[_Route]) -> Iterator[Check
             )
 
 
-def _without_effect(effects: Effects) -> Iterator[CheckMessage]:
+def _without_effect(effects: Effects, classes: Iterable[Any]) -> Iterator[CheckMessage]:
     complaint = effects.complaint()
     if complaint is not None:
         yield Error(complaint, id="open_idempotency.E005")
+    named: set[str] = set()
     for message in effects.lost():
+        named.add(message.partition(" ")[0])
         yield Warning(message, id="open_idempotency.W007")
+    yield from _without_view(effects, [each for each in classes if isinstance(each, type)], named)
+
+
+def _without_view(effects: Effects, classes: Iterable[type], named: set[str]) -> Iterator[CheckMessage]:
+    """W012: a marked function or class of the project's, such as one that a table of functions leads to."""
+    for name, marked in sorted(((f"{each.__module__}.{each.__qualname__}", each) for each in rules.marked), key=_first):
+        if name in named or "<locals>" in name or not _is_of_project(marked) or effects.reaches(marked):
+            continue
+        if isinstance(marked, type) and any(issubclass(each, marked) for each in classes):
+            continue
+        named.add(name)  # a function, and what other decorators have made of it
+        yield Warning(
+            f"{name} is marked, and no route of ROOT_URLCONF leads to it. If it is called all the same, by another "
+            "view or from a table of functions, its rule has no effect.",
+            hint="Mark the view that the route names. If another URL configuration names it, silence this check.",
+            id="open_idempotency.W012",
+        )
+
+
+def _first(pair: tuple[str, Any]) -> str:
+    return pair[0]
+
+
+def _is_of_project(marked: Any) -> bool:
+    """Whether an installed application, or the package of ROOT_URLCONF, has the code."""
+    urls = settings.ROOT_URLCONF
+    package = urls.partition(".")[0] if isinstance(urls, str) else None
+    module = str(marked.__module__)
+    return module.partition(".")[0] == package or apps.get_containing_app_config(module) is not None
+
+
+def _holder(view: Any) -> Any:
+    """The class of a class-based view; None for another one."""
+    return getattr(view, "view_class", None) or getattr(view, "cls", None)
+
+
+def _handlers(view: Any, method: str) -> list[Any]:
+    """The method or action of a class-based view for requests of this HTTP method; none for a function."""
+    verb = method.lower()
+    handler = getattr(_holder(view), (getattr(view, "actions", None) or {}).get(verb, verb), None)
+    return [] if handler is None else [handler]
 
 
 def _methods(view: Any) -> list[str]:
@@ -113,7 +159,7 @@ def _methods(view: Any) -> list[str]:
     shared = layers.operations(view)
     if shared:
         return sorted({method for each in shared for method in each.methods})
-    holder = getattr(view, "view_class", None) or getattr(view, "cls", None)
+    holder = _holder(view)
     actions = getattr(view, "actions", None)
     if actions:
         found = [verb.upper() for verb in actions]
@@ -142,7 +188,7 @@ def _name(view: Any, method: str) -> str:
     operation = layers.find_operation(view, method)
     if operation is not None:
         view = operation.view_func
-    holder = getattr(view, "view_class", None) or getattr(view, "cls", None)
+    holder = _holder(view)
     if holder is None:
         return str(getattr(view, "__qualname__", repr(view)))
     verb = method.lower()
