@@ -117,7 +117,10 @@ class IdempotencyMiddleware:
 
         A subclass may make the claim later, when it knows more about the request.
         """
-        coverage = self.coverage_of(scope)
+        return self.cover(self.coverage_of(scope), scope, receive, send)
+
+    def cover(self, coverage: Route | None, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Handle an HTTP request that is not protected yet, by this coverage."""
         if coverage is None or scope["method"].upper() not in coverage.policy.methods:
             return self.app(scope, receive, send)
         key_headers = find_key(scope["headers"], coverage.names)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
+from weakref import WeakSet
 
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import OF_APPLICATIONS, refuse_unknown
@@ -24,6 +25,7 @@ __all__ = ["IdempotencyRule", "RulesByPath", "exempt", "idempotent"]
 V = TypeVar("V", bound=Callable[..., Any])
 
 _MARK = "_open_idempotency_rule"
+_CALL = "__call__"
 _STANDS_FOR = ("func", "cls", "view_class")
 _BEHIND_API_VIEW = ("rest_framework.decorators", "api_view.<locals>.decorator.<locals>.handler")
 
@@ -50,6 +52,8 @@ class RuleRegistry:
 
 #: where rules are noted: views are marked before any engine is there, and an engine takes it over when it is made
 registry = RuleRegistry()
+#: the functions and classes that carry a mark, as long as they exist; checks look for those that no route leads to
+marked: WeakSet[Any] = WeakSet()
 
 
 class Rule:
@@ -117,8 +121,8 @@ def idempotent(view: V | None = None, /, **fields: Any) -> V | Callable[[V], V]:
     """
     rule = _new_rule(fields)
 
-    def mark(marked: V) -> V:
-        return _mark(marked, rule)
+    def mark(below: V) -> V:
+        return _mark(below, rule)
 
     return mark if view is None else mark(view)
 
@@ -149,9 +153,10 @@ def rules_on(view: Any, method: str, actions: Mapping[str, str] | None = None) -
     """All rules of a view for requests of this HTTP method, the nearest to its code last.
 
     A view may stand for a class (``view_class`` in Django and Flask, ``cls`` in DRF, the class of a bound method), for
-    the function that a ``functools.partial`` calls, for what ``__wrapped__`` names, or for the function below DRF's
-    ``@api_view``. So rules are read from what the view stands for, from the view itself, and from the class's method or
-    action for this HTTP method, in this order. ``actions``: those of a viewset, if the view is only its class.
+    the function that a ``functools.partial`` calls, for what ``__wrapped__`` names, for the function below DRF's
+    ``@api_view``, or for the ``__call__`` of its class. So rules are read from what the view stands for, from the view
+    itself, and from the class's method or action for this HTTP method, in this order. ``actions``: those of a viewset,
+    if the view is only its class.
     """
     return tuple([rule for rule, _ in _marks_on(view, method, actions)])
 
@@ -171,6 +176,7 @@ def _marks_on(view: Any, method: str, actions: Mapping[str, str] | None) -> list
     holder: Any = next((each for each in (view, *held) if isinstance(each, type)), None)
     if type(view) is MethodType:
         held.append(type(view.__self__))
+    held.append(getattr(type(view), _CALL, None))
     found = [(_rule_below_api_view(view), view), *[(_own_rule(each), each) for each in held], (_nearest(view), view)]
     if holder is not None:
         verb = method.lower()
@@ -228,8 +234,8 @@ def _rule_below_api_view(view: Any) -> Rule | None:
     """The rule of a decorator below DRF's ``@api_view``, which copies DRF's own attributes by name and drops others."""
     if (getattr(view, "__module__", None), getattr(view, "__qualname__", None)) != _BEHIND_API_VIEW:
         return None
-    marked = (_own_rule(cell.cell_contents) for cell in view.__closure__ or ())
-    return next((rule for rule in marked if rule is not None), None)
+    found = (_own_rule(cell.cell_contents) for cell in view.__closure__ or ())
+    return next((rule for rule in found if rule is not None), None)
 
 
 def _new_rule(fields: Mapping[str, Any]) -> Rule:
@@ -253,4 +259,6 @@ def _mark(view: V, rule: Rule) -> V:
             f"{view!r} cannot carry a rule; put the decorator on the function or class that it is made of"
         ) from None
     registry.in_use = True
+    if isinstance(view, FunctionType | type):
+        marked.add(view)
     return view

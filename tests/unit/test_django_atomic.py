@@ -88,7 +88,7 @@ def records(backend: WatchedBackend) -> int:
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_a_retry_replays_although_the_record_was_lost(name: str) -> None:
-    """S-06: the same status, body and fields, and no second row."""
+    """S-06, O-29: the same status, body, fields and REST framework's data, and no second row."""
     with project(VIEWS[name]()) as backend:
         first = post(client(), headers={"Accept": "application/json"})
         lose(backend)
@@ -98,6 +98,7 @@ def test_a_retry_replays_although_the_record_was_lost(name: str) -> None:
         again.content, again["Content-Type"], again["X-Order"],
     )  # fmt: skip
     assert (REPLAYED in first, again[REPLAYED]) == (False, "true")
+    assert getattr(again, "data", None) == getattr(first, "data", None)
     assert orders() == 1
 
 

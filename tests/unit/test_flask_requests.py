@@ -210,3 +210,11 @@ def test_a_test_client_that_preserves_its_context_settles_at_once(app: Flask, ba
         assert only_record(backend).status is Status.COMPLETED
         assert running.get() is None
         assert replayed(client.post("/charges", headers=HEADERS))
+
+
+def test_a_length_that_is_a_number_is_no_error_of_ours(app: Flask, backend: MemoryBackend) -> None:
+    """O-30: Flask itself reads no body of such a request; a view that reads none works as without the extension."""
+    view(app, lambda: "done")
+    Idempotency(app, backend)
+    assert post(app, data=b"ab", environ_overrides={"CONTENT_LENGTH": 2}).text == "done"
+    assert replayed(post(app, data=b"ab", environ_overrides={"CONTENT_LENGTH": "2"}))

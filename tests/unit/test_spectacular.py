@@ -219,3 +219,18 @@ def test_without_drf_spectacular_the_pip_command_is_named(monkeypatch: pytest.Mo
     assert spec.loader is not None
     with pytest.raises(MissingExtra, match="pip install drf-spectacular"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_rules_by_path_count() -> None:
+    """O-27: as they do for the middleware."""
+    rules = {"/*": {"methods": ["PUT"]}, "/0": {"header": "X-Key"}, "POST /0": exempt}
+    with described(Charges.as_view(), IDEMPOTENCY_RULES=rules) as schema:
+        assert (header(schema["paths"]["/0"]["put"]) or {})["name"] == "X-Key"
+        assert not is_described(schema["paths"]["/0"]["post"])
+
+
+@pytest.mark.parametrize("options", [{"IDEMPOTENCY_ENABLED": False}, {"IDEMPOTENCY_COVER": "marked"}])
+def test_what_is_switched_off_or_not_marked_is_not_described(options: dict[str, Any]) -> None:
+    """O-25, O-26: an application that is switched off, and a view without a rule where one is needed."""
+    assert not is_described(operation(Charges.as_view(), **options))
+    assert is_described(operation(StrictCharges.as_view(), IDEMPOTENCY_COVER="marked"))

@@ -47,6 +47,17 @@ def test_a_body_is_never_read_beyond_its_length(backend: MemoryBackend) -> None:
     assert serve(IdempotencyMiddleware(echo, backend), made).body == b"body"
 
 
+def test_a_length_that_is_a_number_counts_as_its_text(backend: MemoryBackend) -> None:
+    """O-30: test clients pass numbers, where servers pass text."""
+    middleware = IdempotencyMiddleware(echo, backend, fingerprint_headers=["Content-Length"])
+    sent = [serve(middleware, environ(b"body", CONTENT_LENGTH=length)) for length in (4, "4")]
+    assert [each.body for each in sent] == [b"body", b"body"]
+    assert ("idempotent-replayed", "true") in sent[1].headers
+    assert serve(
+        IdempotencyMiddleware(echo, backend, max_request_bytes=3), environ(b"body", CONTENT_LENGTH=4)
+    ).status == ("413 Request Entity Too Large")
+
+
 def test_a_chunked_body_that_the_server_ends_is_read_whole(backend: MemoryBackend) -> None:
     """O-05: it is part of the fingerprint."""
 

@@ -29,7 +29,7 @@ from open_idempotency._wsgi.environ import MARK, find_key, octets
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy, refuse_unknown
-from open_idempotency.rules import RulesByPath, rules_on
+from open_idempotency.rules import Rule, RulesByPath, rules_on
 
 Original = Callable[..., Any]
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 from flask import Flask, Request, request
 
 from open_idempotency import rules
-from open_idempotency._core.keys import key_names
 from open_idempotency._engine.engine import say_off
-from open_idempotency._wsgi.environ import MARK, environ_names
+from open_idempotency._routes.coverage import Route
+from open_idempotency._wsgi.environ import MARK
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy
 
@@ -68,7 +68,7 @@ def _refuse_unprotected(app: Flask, here: Request) -> None:
         say_off()
         return
     policy = IdempotencyPolicy(**rules.deciding(rule))
-    keyed = any(name in here.environ for name, _ in environ_names(key_names(policy)))
+    keyed = any(name in here.environ for name, _ in Route.of(policy).environ_names)
     if here.method in policy.methods and (keyed or policy.required):
         raise ConfigurationError(
             f"{here.method} {here.url_rule}: the view is marked with @idempotent, and the application has no "

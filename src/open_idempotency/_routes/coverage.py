@@ -119,7 +119,9 @@ class PathRules:
     def __init__(self, said: Mapping[str, Any], coverages: Coverages) -> None:
         self._coverages = coverages
         given = PathTable(said)
-        read, self._table = given.read, given.table
+        #: each rule as it was written, with what it says
+        self.read = read = given.read
+        self._table = given.table
         self._folded = Table((pattern.folded(), rule) for pattern, rule in read.values())
         self._may_fit = path_patterns.make_sieve(pattern for pattern, _ in read.values())
         self._check(read)

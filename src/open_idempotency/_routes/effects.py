@@ -62,15 +62,19 @@ class Effects:
                 found.append(f"{', '.join(routes)}: the rule has no effect, as no method here is covered; {cure}")
         return "; ".join(found) or None
 
+    def reaches(self, marked: Any) -> bool:
+        """Whether a route leads to a marked function or class, itself or by its rule."""
+        rule = marks(marked)
+        if {id(marked), *map(id, _layers(marked))} & self._reached:
+            return True
+        return rule is not None and not rule.exempt and id(rule) in self._reached
+
     def lost(self) -> Iterator[str]:
         """Warnings of marked functions that an endpoint calls or wraps, and that no route leads to."""
         warned: set[int] = set()
         for name, endpoint in self._endpoints.values():
             for marked in _marked_below(endpoint, {id(endpoint)}, _DEEPEST):
-                rule = marks(marked)
-                if {id(marked), *map(id, _layers(marked))} & self._reached or id(marked) in warned:
-                    continue
-                if rule is not None and not rule.exempt and id(rule) in self._reached:
+                if id(marked) in warned or self.reaches(marked):
                     continue
                 warned.add(id(marked))
                 yield (

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FunctionType
 from typing import Any, TypeVar
 
 from open_idempotency._core.requests import Response
@@ -36,8 +37,8 @@ def mark_view(view: Any, find_request: Callable[[], object] | None = None) -> An
 
     ``find_request``: returns the current request, where that is not the view's first argument, or a method's second.
     """
-    if not inspect.isfunction(view) or hasattr(view, _MARK):
-        return view
+    if not inspect.isfunction(view) or hasattr(view, _MARK) or inspect.isasyncgenfunction(view):
+        return view  # an async generator has no call that could raise
     wrapper = (_awaited if inspect.iscoroutinefunction(view) else _plain)(view, find_request)
     setattr(wrapper, _MARK, wrapper)
     return wrapper
@@ -52,25 +53,39 @@ def _stops(args: tuple[Any, ...], find_request: Callable[[], object] | None) -> 
 
 
 def _plain(view: Callable[..., T], find_request: Callable[[], object] | None) -> Callable[..., T]:
-    @functools.wraps(view)
+    stops, reached = _stops, Reached
+
     def stop_here(*args: Any, **kwargs: Any) -> T:
-        if _stops(args, find_request):
-            raise Reached
+        if stops(args, find_request):
+            raise reached
         return view(*args, **kwargs)
 
-    return stop_here
+    marked: Callable[..., T] = _like(view, stop_here)
+    return marked
 
 
 def _awaited(
     view: Callable[..., Awaitable[T]], find_request: Callable[[], object] | None
 ) -> Callable[..., Awaitable[T]]:
-    @functools.wraps(view)
+    stops, reached = _stops, Reached
+
     async def stop_here(*args: Any, **kwargs: Any) -> T:
-        if _stops(args, find_request):
-            raise Reached
+        if stops(args, find_request):
+            raise reached
         return await view(*args, **kwargs)
 
-    return stop_here
+    marked: Callable[..., Awaitable[T]] = _like(view, stop_here)
+    return marked
+
+
+def _like(view: Callable[..., Any], wrapper: Any) -> Any:
+    """The wrapper as frameworks see the view: they resolve annotations in the globals of the function they are given.
+
+    So the wrapper's own code must name no globals.
+    """
+    scope: dict[str, Any] = getattr(inspect.unwrap(view), "__globals__", wrapper.__globals__)
+    made = FunctionType(wrapper.__code__, scope, wrapper.__name__, None, wrapper.__closure__)
+    return functools.wraps(view)(made)
 
 
 def has_decorators_above(view: Any) -> bool:

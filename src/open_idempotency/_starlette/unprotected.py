@@ -11,8 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from open_idempotency._asgi.exchange import MARK, PENDING, Scope
-from open_idempotency._core.keys import key_names
-from open_idempotency._routes.coverage import Coverage
+from open_idempotency._routes.coverage import Route
 from open_idempotency._starlette.routes import FRAMEWORKS, Layers, all_rules, endpoint_rules, see_layers
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
@@ -87,12 +86,12 @@ def asks_for_protection(scope: Scope, rules: tuple[Rule, ...]) -> bool:
 
 
 @lru_cache(1024)
-def _coverage(rules: tuple[Rule, ...]) -> Coverage | None:
+def _coverage(rules: tuple[Rule, ...]) -> Route | None:
     rule = combine(rules)
     if rule is None or rule.exempt:
         return None
     policy = IdempotencyPolicy(**deciding(rule))
-    return Coverage(policy, key_names(policy))
+    return Route.of(policy)
 
 
 def _shows_all(beneath: Layers, route: Any) -> bool:

@@ -24,7 +24,8 @@ App = Callable[[Environ, StartResponse], Iterable[bytes]]
 #: in the environ of a request that an outer adapter of this library protects
 MARK = "open_idempotency.attempt"
 
-_OUTSIDE_HTTP = {"CONTENT_TYPE": b"content-type", "CONTENT_LENGTH": b"content-length"}
+_LENGTH = "CONTENT_LENGTH"
+_OUTSIDE_HTTP = {"CONTENT_TYPE": b"content-type", _LENGTH: b"content-length"}
 _TWICE = frozenset({"HTTP_CONTENT_TYPE", "HTTP_CONTENT_LENGTH"})
 
 
@@ -34,6 +35,12 @@ class BodyIncomplete(Exception):
     def __init__(self, status: int) -> None:
         super().__init__(status)
         self.status = status
+
+
+def content_length(environ: Environ) -> str | None:
+    """The declared length of the body; None without one. Test clients pass numbers, where servers pass text."""
+    value = environ.get(_LENGTH)
+    return None if value is None or value == "" else str(value)
 
 
 def octets(text: str) -> bytes:
@@ -70,7 +77,7 @@ class EnvironRequest(Request):
     def header(self, name: bytes) -> list[bytes]:
         """All values of a header, by its lower-case name: one at most, as servers join several."""
         key = _key(name)
-        value = self._environ.get(key)
+        value = content_length(self._environ) if key == _LENGTH else self._environ.get(key)
         return [] if value is None or (not value and key in _OUTSIDE_HTTP) else [octets(value)]
 
 
@@ -87,7 +94,10 @@ def _read_headers(environ: Environ) -> Headers:
         for name, value in environ.items()
         if name.startswith("HTTP_") and (header := _header_of(name)) is not None
     ]
-    headers.extend((header, octets(environ[name])) for name, header in _OUTSIDE_HTTP.items() if environ.get(name))
+    outside = (environ.get("CONTENT_TYPE"), content_length(environ))
+    headers.extend(
+        (header, octets(value)) for header, value in zip(_OUTSIDE_HTTP.values(), outside, strict=True) if value
+    )
     return headers
 
 
@@ -112,7 +122,7 @@ def read_body(environ: Environ, body: RequestBody) -> None:
 
     Raises ``BodyTooLarge``, for a declared length before anything is read, and ``BodyIncomplete``.
     """
-    declared = environ.get("CONTENT_LENGTH") or None
+    declared = content_length(environ)
     body.check_length(declared)
     if declared is not None:
         if not (declared.isascii() and declared.isdigit()):

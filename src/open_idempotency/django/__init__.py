@@ -1,8 +1,9 @@
 """Idempotency keys for Django: a sync and async middleware, and the decorators ``idempotent`` and ``exempt``.
 
-``INSTALLED_APPS`` takes ``"open_idempotency.django"`` (its system checks), ``MIDDLEWARE`` takes
-``"open_idempotency.django.IdempotencyMiddleware"``. The settings ``IDEMPOTENCY_...`` are read when the middleware is
-made, not when this package is imported.
+``MIDDLEWARE`` takes ``"open_idempotency.django.IdempotencyMiddleware"``, ``INSTALLED_APPS`` takes
+``"open_idempotency.django"`` (its tables and admin pages). Importing this package registers its system checks, so a
+project that has the decorators alone is warned that nothing is protected. The settings ``IDEMPOTENCY_...`` are read
+when the middleware is made, not when this package is imported.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from open_idempotency.exceptions import MissingExtra
 from open_idempotency.rules import exempt
 
 try:
+    from open_idempotency.django import checks
     from open_idempotency.django.atomic import idempotent
     from open_idempotency.django.middleware import IdempotencyMiddleware
 except ModuleNotFoundError as error:
@@ -19,5 +21,7 @@ except ModuleNotFoundError as error:
     raise MissingExtra(
         "open_idempotency.django needs the django package: pip install 'open-idempotency[django]'"
     ) from error
+
+checks.register_all()
 
 __all__ = ["IdempotencyMiddleware", "exempt", "idempotent"]

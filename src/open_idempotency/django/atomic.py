@@ -16,9 +16,11 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.http import HttpResponse
 
 from open_idempotency import rules
+from open_idempotency._core.requests import Response as CoreResponse
 from open_idempotency._engine.current import running
 from open_idempotency._routes.marks import mark_view
 from open_idempotency._stages.atomic import AtomicBlock
+from open_idempotency.django.messages import stored_headers
 from open_idempotency.exceptions import AlreadyCommitted, ConfigurationError, KeyReused
 from open_idempotency.idem import idem
 
@@ -88,7 +90,7 @@ def _run_in_block(view: Callable[[], Any], alias: str, args: tuple[Any, ...]) ->
             elif transaction.get_rollback(alias):
                 idem.discard()
             else:
-                block.respond(_rendered(response, args))
+                block.respond(_stored(_rendered(response, args)))
         if block.kept is False:  # a retry runs again, and would repeat the rows
             transaction.set_rollback(True, alias)
         return response
@@ -96,6 +98,14 @@ def _run_in_block(view: Callable[[], Any], alias: str, args: tuple[Any, ...]) ->
         transaction.set_rollback(True, alias)
         # Not re-raised: Django would log an error, and there is none. The middleware replaces this response.
         return HttpResponse(status=500)
+
+
+def _stored(response: Any) -> Any:
+    """The response as the ledger stores it; as it is, if it is no whole one, which ``respond`` refuses."""
+    here = running.get()
+    if here is None or not isinstance(response, HttpResponse):
+        return response
+    return CoreResponse(response.status_code, stored_headers(response, here[0].policy), response.content)
 
 
 def _rendered(response: Any, args: tuple[Any, ...]) -> Any:

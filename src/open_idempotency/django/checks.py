@@ -13,20 +13,18 @@ from asgiref.local import Local
 from django.apps import AppConfig, apps
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.core.checks import CheckMessage, Error, Warning
+from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections, router
-from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
-from open_idempotency._engine.engine import Engine
 from open_idempotency.backends.django_orm.connections import lives_in_one_connection
 from open_idempotency.django import own_backend
-from open_idempotency.django.conf import make_engine
+from open_idempotency.django.conf import configure
 from open_idempotency.django.middleware import IdempotencyMiddleware
+from open_idempotency.django.rule_checks import check_rules
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy
-from open_idempotency.rules import combine, rules_on
 
 _IN_MEMORY = "mode=memory"
 
@@ -200,34 +198,86 @@ _REFUSING = (
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
 )
-_METHODS = ("POST", "PATCH", "PUT", "DELETE")
 _COMPRESSING = ("django.middleware.gzip.GZipMiddleware",)
 
 
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E001: the settings make no engine. E003: a view's rule contradicts them. W006: a caller has no tenant."""
+    """E001: the settings make no engine. E003, E005, W007 to W009: wrong rules. W006: a caller has no tenant."""
     if not _is_listed():
         return []
     try:
-        engine = make_engine(threads=True)
+        configured = configure(threads=True)
     except ConfigurationError as error:
         return [Error(str(error), id="open_idempotency.E001")]
-    return [*_check_rules(engine), *check_tenants(engine.policy)]
+    return [*check_rules(configured), *check_tenants(configured.engine.policy)]
 
 
 def check_middleware(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E002 and W001 to W003: the middleware is listed twice, in the wrong position, or not at all."""
+    """E002, W001 to W003, W011: the middleware is listed twice, in the wrong position, or not at all."""
     listed = [(path, _load(path)) for path in settings.MIDDLEWARE]
     positions = [number for number, (_, found) in enumerate(listed) if _is_ours(found)]
     if not positions:
-        hint = f'Add "{PATH}" to MIDDLEWARE, or take the application out of INSTALLED_APPS.'
+        hint = (
+            f'Add "{PATH}" to MIDDLEWARE. Without it, no decorator of this package has an effect: take them out, and '
+            '"open_idempotency.django" out of INSTALLED_APPS.'
+        )
         return [Warning("open_idempotency.django protects nothing.", hint=hint, id="open_idempotency.W002")]
     if len(positions) > 1:
         return [Error("IdempotencyMiddleware is listed more than once in MIDDLEWARE.", id="open_idempotency.E002")]
-    return list(_check_behind(listed[positions[0] + 1 :]))
+    place = positions[0]
+    return [*_check_outside(listed[:place]), *_check_behind(listed[place + 1 :])]
 
 
-CHECKS = (check_settings, check_middleware, check_database)
+def check_enabled(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """W010, with ``--deploy``: everything is switched off, as tests may have it."""
+    try:
+        off = _is_listed() and not configure(threads=True).engine.policy.enabled
+    except ConfigurationError:
+        return []  # E001
+    if not off:
+        return []
+    hint = "Remove IDEMPOTENCY_ENABLED = False anywhere but in the settings of tests."
+    return [Warning("IDEMPOTENCY_ENABLED is False: nothing is protected.", hint=hint, id="open_idempotency.W010")]
+
+
+def register_all() -> None:
+    """Register the checks with Django; once more does no harm."""
+    for check in (check_settings, check_middleware, check_database):
+        register(check)
+    register(check_enabled, deploy=True)
+
+
+# What the first response has and no replay: code that asks for it belongs inside. Not template_name, which middleware
+# has for pages of its own. Hooks for responses that are not rendered yet run for the view's response alone, and what
+# they do is stored.
+_NOT_IN_REPLAYS = frozenset({"context_data", "resolve_context"})
+_FOR_UNRENDERED = "process_template_response"
+
+
+def _check_outside(outside: Iterable[tuple[str, Any]]) -> Iterator[CheckMessage]:
+    for path, found in outside:
+        asked = sorted(_asks_for(found))
+        if asked:
+            yield Warning(
+                f"{path} asks for {', '.join('response.' + name for name in asked)}, which a replay does not have: a "
+                "record holds status, headers and body. It is listed outside IdempotencyMiddleware, so a retry may get "
+                "another response than the first request.",
+                hint=f'In MIDDLEWARE, list "{path}" behind "{PATH}".',
+                id="open_idempotency.W011",
+            )
+
+
+def _asks_for(found: Any) -> set[str]:
+    """Which attributes of template responses the code of a middleware names, apart from Django's own middleware."""
+    if getattr(found, "__module__", "django").partition(".")[0] == "django":
+        return set()
+    held = [vars(base) for base in found.__mro__[:-1]] if isinstance(found, type) else [{"": found}]
+    values = (value for each in held for name, value in each.items() if name != _FOR_UNRENDERED)
+    return {name for value in values for code in _codes(value) for name in _named(code)} & _NOT_IN_REPLAYS
+
+
+def _named(code: CodeType) -> set[str]:
+    return {*code.co_names, *(const for const in code.co_consts if isinstance(const, str))}
 
 
 def _check_behind(behind: Iterable[tuple[str, Any]]) -> Iterator[CheckMessage]:
@@ -242,37 +292,6 @@ def _check_behind(behind: Iterable[tuple[str, Any]]) -> Iterator[CheckMessage]:
 
 def _hint(path: str) -> str:
     return f'In MIDDLEWARE, list "{path}" before "{PATH}".'
-
-
-def _check_rules(engine: Engine) -> Iterator[CheckMessage]:
-    reported: set[str] = set()
-    for view in _views(get_resolver().url_patterns) if getattr(settings, "ROOT_URLCONF", None) else ():
-        for method in _METHODS:
-            try:
-                engine.policy_for(combine(rules_on(view, method)))
-            except ConfigurationError as error:
-                message = f"@idempotent on {_name(view, method)}: {error}"
-                if message not in reported:
-                    reported.add(message)
-                    yield Error(message, obj=view, id="open_idempotency.E003")
-
-
-def _name(view: Any, method: str) -> str:
-    """The name of a view; for a class also the method, if the class has it."""
-    holder = getattr(view, "view_class", None) or getattr(view, "cls", None)
-    if holder is None:
-        return str(getattr(view, "__qualname__", repr(view)))
-    verb = method.lower()
-    action = (getattr(view, "actions", None) or {}).get(verb, verb)
-    return f"{holder.__name__}.{action}" if hasattr(holder, action) else str(holder.__name__)
-
-
-def _views(patterns: Iterable[URLPattern | URLResolver]) -> Iterator[Any]:
-    for pattern in patterns:
-        if isinstance(pattern, URLResolver):
-            yield from _views(pattern.url_patterns)
-        else:
-            yield pattern.callback
 
 
 def _is_listed() -> bool:

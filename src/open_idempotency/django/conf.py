@@ -1,4 +1,4 @@
-"""The settings: ``IDEMPOTENCY_BACKEND``, ``IDEMPOTENCY_POLICY``, and one for each field of ``IdempotencyPolicy``.
+"""The settings: ``IDEMPOTENCY_BACKEND``, ``_POLICY``, ``_RULES``, and one for each field of ``IdempotencyPolicy``.
 
 They are read by ``read_settings``, so importing this module needs no configured settings.
 """
@@ -6,37 +6,131 @@ They are read by ``read_settings``, so importing this module needs no configured
 from __future__ import annotations
 
 import difflib
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from django.conf import settings
+from django.core.signals import setting_changed
+from django.db import connections
+from django.utils.module_loading import import_string
 
 from open_idempotency._engine.engine import Engine
+from open_idempotency._routes.coverage import Coverages, PathRules
+from open_idempotency.backend import Backend
+from open_idempotency.backends.registry import open_backend
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import FIELD_NAMES
 
 PREFIX = "IDEMPOTENCY_"
-_OTHERS = frozenset({"backend", "policy"})
+_OTHERS = frozenset({"backend", "policy", "rules"})
+#: settings whose values are functions or other objects, so that text may be the dotted path of one
+_OBJECTS = frozenset(
+    {
+        "encryption",
+        "fingerprint",
+        "ledger",
+        "on_event",
+        "policy",
+        "redact",
+        "render_problem",
+        "scope",
+        "store",
+        "validate",
+    }
+)
+_DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 
 
 def read_settings() -> dict[str, Any]:
-    """The values of all ``IDEMPOTENCY_...`` settings by lower-case name; raises ``ConfigurationError``."""
+    """The values of all ``IDEMPOTENCY_...`` settings by lower-case name, with dotted paths imported.
+
+    Raises ``ConfigurationError``, which names the setting.
+    """
     found: dict[str, Any] = {}
     for setting in sorted(name for name in dir(settings) if name.startswith(PREFIX)):
         name = setting.removeprefix(PREFIX).lower()
         if name not in FIELD_NAMES and name not in _OTHERS:
             raise ConfigurationError(f"{setting}: no such setting; {_hint(name)}")
-        found[name] = getattr(settings, setting)
+        value = getattr(settings, setting)
+        found[name] = _read_rules(setting, value) if name == "rules" else _imported(setting, name, value)
     return found
 
 
-def make_engine(*, threads: bool) -> Engine:
-    """The engine that the settings describe. ``threads``: coroutines reach the backend through threads.
+def _read_rules(setting: str, value: object) -> object:
+    """The rules by path, with dotted paths imported; anything but a dictionary as it is, to be refused later."""
+    if not isinstance(value, Mapping):
+        return value
+    return {path: _read_rule(f"{setting}[{path!r}]", rule) for path, rule in value.items()}
+
+
+def _read_rule(setting: str, rule: object) -> object:
+    if isinstance(rule, Mapping):
+        return {name: _imported(f"{setting}[{name!r}]", name, value) for name, value in rule.items()}
+    return _import(setting, rule) if isinstance(rule, str) and _DOTTED.fullmatch(rule) else rule
+
+
+def _imported(setting: str, name: str, value: object) -> object:
+    """The value, or what it names, if it is a dotted path where an object is expected."""
+    if name not in _OBJECTS or not isinstance(value, str) or not _DOTTED.fullmatch(value):
+        return value
+    if name == "ledger" and value in connections:  # an alias of DATABASES may have a dot in it
+        return value
+    return _import(setting, value)
+
+
+def _import(setting: str, path: str) -> object:
+    try:
+        return import_string(path)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{setting}: {path!r} cannot be imported ({error}); give the dotted path of a function or object at the "
+            "top level of a module, or the object itself"
+        ) from error
+
+
+# Each handler makes the middleware anew, and so does each test client. Records in memory belong to the process.
+_in_memory: dict[str, Backend] = {}
+
+
+def _forget_memory(*, setting: str, **kwargs: Any) -> None:
+    """Begin with empty memory where a test sets the backend, and again behind it."""
+    if setting == f"{PREFIX}BACKEND":
+        _in_memory.clear()
+
+
+setting_changed.connect(_forget_memory, dispatch_uid="open_idempotency.memory")
+
+
+def _named_backend(named: Any) -> Any:
+    """The backend of the settings; a ``memory://`` URL is the same backend for every middleware of this process."""
+    if not isinstance(named, str) or not named.lower().startswith("memory://"):
+        return named
+    if named not in _in_memory:
+        _in_memory.setdefault(named, open_backend(named))
+    return _in_memory[named]
+
+
+class Configured(NamedTuple):
+    """What the settings describe. ``paths``: the rules by path; None without any."""
+
+    engine: Engine
+    coverages: Coverages
+    paths: PathRules | None
+
+
+def configure(*, threads: bool) -> Configured:
+    """Read the settings, and check them. ``threads``: coroutines reach the backend through threads.
 
     Raises ``ConfigurationError``, which names the setting.
     """
     fields = read_settings()
+    said = fields.pop("rules", None)
     try:
-        return Engine(fields.pop("backend", None), fields.pop("policy", None), fields, threads=threads)
+        backend = _named_backend(fields.pop("backend", None))
+        engine = Engine(backend, fields.pop("policy", None), fields, threads=threads)
+        coverages = Coverages(engine)
+        return Configured(engine, coverages, None if said is None or said == {} else PathRules(said, coverages))
     except ConfigurationError as error:
         raise type(error)(_as_setting(str(error))) from error
 
@@ -51,4 +145,6 @@ def _hint(name: str) -> str:
 def _as_setting(message: str) -> str:
     """The error message with the name of the setting instead of the policy field."""
     name, colon, rest = message.partition(":")
-    return f"{PREFIX}{name.upper()}{colon}{rest}" if name in FIELD_NAMES or name in _OTHERS else message
+    head, bracket, key = name.partition("[")
+    known = head in FIELD_NAMES or head in _OTHERS
+    return f"{PREFIX}{head.upper()}{bracket}{key}{colon}{rest}" if known else message

@@ -42,8 +42,8 @@ from open_idempotency.django.messages import (
     make_response,
     mark_unrecorded,
     read_request,
-    response_headers,
     stand_in,
+    stored_headers,
 )
 from open_idempotency.django.streaming import AsyncLiveBody, BoundAsyncIterator, Protection
 
@@ -205,7 +205,7 @@ class Exchange:
 
     def _respond(self, core: CoreResponse) -> HttpResponse:
         self._core_response = core
-        self._made = made = make_response(core)
+        self._made = made = make_response(core, self._request)
         self._made_headers = list(made.items())
         return made
 
@@ -312,7 +312,7 @@ class Exchange:
     def _start_capture(self, protection: Protection, response: Any) -> None:
         if self.raised and response.status_code >= 500:
             protection.attempt.wish(None)  # idem.keep() was about a response of the view, and this is none
-        protection.capture.start(response.status_code, response_headers(response))
+        protection.capture.start(response.status_code, stored_headers(response, protection.attempt.policy))
         if not response.streaming:
             protection.capture.add(response.content)
             response._resource_closers.append(self.end)
@@ -331,7 +331,7 @@ class Exchange:
 
     def _sent(self, verdict: Fate | CoreResponse | None, response: HttpResponseBase) -> HttpResponseBase:
         if isinstance(verdict, CoreResponse):
-            return stand_in(verdict, response, self._policy)
+            return stand_in(verdict, response, self._policy, self._request)
         if verdict is Fate.UNRECORDED:
             mark_unrecorded(response)
         return response
@@ -346,7 +346,7 @@ class Exchange:
         ):
             return response
         # A replay is what was stored, whatever other middleware adds to it on the way (R-01).
-        return stand_in(self._core_response, response, self._policy)
+        return stand_in(self._core_response, response, self._policy, self._request)
 
     def abort(self, error: BaseException) -> None:
         """The chain raised: settle the attempt, whose stages stay (L-04). The caller re-raises the error."""

@@ -18,9 +18,10 @@ from open_idempotency._core.requests import Response as CoreResponse
 from open_idempotency._core.stored_response import UNRECORDED, is_stored_header
 from open_idempotency._engine.bodies import PIECE, RequestBody
 from open_idempotency._routes.coverage import EnvironNames
-from open_idempotency._wsgi.environ import BodyIncomplete, octets
+from open_idempotency._wsgi.environ import BodyIncomplete, content_length, octets
 from open_idempotency._wsgi.environ import find_key as find_key_in_environ
 from open_idempotency._wsgi.environ import read_request as read_environ
+from open_idempotency.django import replays, rest
 from open_idempotency.exceptions import BodyTooLarge
 from open_idempotency.policy import IdempotencyPolicy
 
@@ -62,13 +63,14 @@ class Recording:
     __slots__ = ("_body", "_complete", "_offset", "_request", "_rewinds", "_source", "_too_large")
 
     def __init__(self, request: Any, policy: IdempotencyPolicy) -> None:
-        if request._read_started and not hasattr(request, "_body"):
+        if getattr(request, "_read_started", False) and not hasattr(request, "_body"):
             raise RuntimeError(
                 "the request's body was read before IdempotencyMiddleware could record it; list "
                 "IdempotencyMiddleware before the middleware that reads request.POST or the stream"
             )
         self._request = request
-        self._source = request._stream
+        # A bare HttpRequest, as tests make them, has no stream.
+        self._source = request._stream if hasattr(request, "_stream") else BytesIO()
         self._body = RequestBody(policy)
         self._too_large: BodyTooLarge | None = None
         self._complete = False
@@ -114,7 +116,7 @@ class Recording:
         the body.
         """
         request = self._request
-        declared = request.META.get("CONTENT_LENGTH") or ""
+        declared = content_length(request.META) or ""
         RequestBody(policy).check_length(declared)
         if not declared and "HTTP_TRANSFER_ENCODING" in request.META and not hasattr(request, "scope"):
             # Under WSGI Django reads as far as Content-Length says: the view would see none of a chunked body, and
@@ -179,7 +181,7 @@ class Recording:
 
     def stop(self) -> None:
         """Stop recording: the request is not protected."""
-        if self._request._stream is self:
+        if getattr(self._request, "_stream", None) is self:
             self._request._stream = self._source
         self._body.close()
 
@@ -212,12 +214,13 @@ class _Lent:
 _OF_ANOTHER_BODY = frozenset({b"content-length", b"transfer-encoding", b"trailer"})
 
 
-def make_response(core: CoreResponse) -> HttpResponse:
+def make_response(core: CoreResponse, request: HttpRequest) -> HttpResponse:
     """A Django response with the status, headers and body of a core response, and no headers of its own."""
+    note, listed = replays.split(core.headers)
     headers: dict[str, str] = {}
     spelt: dict[str, str] = {}
     cookies: list[str] = []
-    for raw_name, raw_value in core.headers:
+    for raw_name, raw_value in listed:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
         if name.lower() == "set-cookie":  # the one header that no list joins (RFC 9110, section 5.3)
             cookies.append(value)
@@ -225,7 +228,7 @@ def make_response(core: CoreResponse) -> HttpResponse:
         name = spelt.setdefault(name.lower(), name)
         # Django's responses have each name once; RFC 9110 (5.3) lets a list be joined.
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    response = HttpResponse(core.body or b"", status=core.status, headers=headers)
+    response = replays.make(core.body or b"", core.status, headers, note, request)
     if "content-type" not in spelt:
         del response.headers["Content-Type"]
     for cookie in cookies:
@@ -233,12 +236,14 @@ def make_response(core: CoreResponse) -> HttpResponse:
     return response
 
 
-def stand_in(core: CoreResponse, current: HttpResponseBase, policy: IdempotencyPolicy) -> HttpResponse:
+def stand_in(
+    core: CoreResponse, current: HttpResponseBase, policy: IdempotencyPolicy, request: HttpRequest
+) -> HttpResponse:
     """The core's response instead of the current one.
 
     Of the current response only headers that are never stored stay (R-02): its cookies, its CORS headers, its date.
     """
-    response = make_response(core)
+    response = make_response(core, request)
     for name, value in current.items():
         field = octets(name).lower()
         stored = is_stored_header(field, policy.keep_headers, policy.drop_headers)
@@ -256,9 +261,13 @@ def stand_in(core: CoreResponse, current: HttpResponseBase, policy: IdempotencyP
 def is_untouched(
     response: HttpResponseBase, made: HttpResponse, headers: list[tuple[str, str]], core: CoreResponse
 ) -> bool:
-    """Whether a response is still as ``make_response`` made it of ``core``. ``headers``: those that it had then."""
+    """Whether a response is still as ``make_response`` made it of ``core``. ``headers``: those that it had then.
+
+    False for one of REST framework's: its data may be changed, or what they consist of.
+    """
     return (
         response is made
+        and not rest.is_response(made)
         and made.status_code == core.status
         and list(made.items()) == headers
         and made.content == (core.body or b"")
@@ -269,6 +278,14 @@ def response_headers(response: HttpResponseBase) -> Headers:
     """The headers that the response will send, with its cookies that are set now."""
     headers = [(octets(name), octets(value)) for name, value in response.items()]
     return [*headers, *((b"Set-Cookie", octets(cookie.OutputString())) for cookie in response.cookies.values())]
+
+
+def stored_headers(response: HttpResponseBase, policy: IdempotencyPolicy) -> Headers:
+    """The headers of a response, and the note of what else its replays have."""
+    headers = response_headers(response)
+    if replays.NAME in response.headers:  # such as one that a view has copied from another service
+        headers = [each for each in headers if each[0].lower() != replays.NOTE]
+    return [*headers, *replays.take_note(response, redacted=policy.redact is not None)]
 
 
 def mark_unrecorded(response: HttpResponseBase) -> None:

@@ -19,12 +19,13 @@ from open_idempotency import asgi
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._engine import shutdown, thread_calls
 from open_idempotency._engine.current import Running, running
-from open_idempotency._routes.coverage import Coverages, Route
+from open_idempotency._routes.coverage import Route
 from open_idempotency._wsgi.environ import MARK
-from open_idempotency.django.conf import make_engine
+from open_idempotency.django import layers
+from open_idempotency.django.conf import configure
 from open_idempotency.django.exchange import Exchange, bind_stream
 from open_idempotency.policy import NEVER_COVERED
-from open_idempotency.rules import rules_on
+from open_idempotency.rules import Rule
 
 GetResponse = Callable[[HttpRequest], Any]
 
@@ -34,10 +35,10 @@ _ATTRIBUTE = "_open_idempotency_exchange"
 class IdempotencyMiddleware:
     """Protects the requests of a Django project that carry an ``Idempotency-Key``.
 
-    Configured by the settings ``IDEMPOTENCY_BACKEND`` (a URL or an instance), ``IDEMPOTENCY_POLICY`` and
-    ``IDEMPOTENCY_<FIELD>`` for each field of ``IdempotencyPolicy``. Raises ``ConfigurationError`` at once for what is
-    wrong in them. The caller is ``request.user``, else whom the session names (``IDEMPOTENCY_SESSION_IDENTITY``).
-    Since 0.1.
+    Configured by the settings ``IDEMPOTENCY_BACKEND`` (a URL or an instance), ``IDEMPOTENCY_POLICY``,
+    ``IDEMPOTENCY_<FIELD>`` for each field of ``IdempotencyPolicy``, and ``IDEMPOTENCY_RULES`` for paths. Raises
+    ``ConfigurationError`` at once for what is wrong in them. The caller is ``request.user``, else whom the session
+    names (``IDEMPOTENCY_SESSION_IDENTITY``). Since 0.1.
     """
 
     sync_capable = True
@@ -46,13 +47,16 @@ class IdempotencyMiddleware:
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
         self._awaits = iscoroutinefunction(get_response)
-        self.engine = make_engine(threads=not self._awaits)
+        self.engine, self._coverages, self._paths = configure(threads=not self._awaits)
         self._rules = self.engine.rules
-        self._coverages = Coverages(self.engine)
+        self._off = not self.engine.policy.enabled
+        if self._paths is not None or self._coverages.marked_only:
+            self._rules.in_use = True
         self._learned = 0
         self._found_view = False
-        # Django looks at this very attribute to see whether it has to make the hook sync or async.
-        self.process_view = self._abegin if self._awaits else self._begin
+        if not self._off:
+            # Django looks at this very attribute to see whether it has to make the hook sync or async.
+            self.process_view = self._abegin if self._awaits else self._begin
         if self._awaits:
             thread_calls.hook()
             markcoroutinefunction(cast("Callable[..., Any]", self))
@@ -61,6 +65,8 @@ class IdempotencyMiddleware:
         if request.method in NEVER_COVERED or _is_protected(request):
             response: HttpResponseBase | Awaitable[HttpResponseBase] = self.get_response(request)
             return response
+        if self._off:
+            return self._pass(request)
         # Before the first view the URLs, and the rules of their views, may not be loaded yet.
         keyed = not self._found_view or self._is_keyed(request)
         if not keyed and not self.engine.policy.required and not self._rules.in_use:
@@ -83,7 +89,7 @@ class IdempotencyMiddleware:
     def _pass(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         setattr(request, _ATTRIBUTE, None)
         policy = self.engine.policy
-        here = (Attempt(policy), self.engine) if request.method in policy.methods else running.get()
+        here = (Attempt(policy), self.engine) if self._off or request.method in policy.methods else running.get()
         return self._apass_by(request, here) if self._awaits else self._pass_by(request, here)
 
     def _pass_by(self, request: HttpRequest, here: Running | None) -> HttpResponseBase:
@@ -214,8 +220,13 @@ class IdempotencyMiddleware:
         return exchange if exchange is not None and exchange.engine is self.engine else None
 
     def _route(self, view: Callable[..., Any], request: HttpRequest) -> Route | None:
-        """How a view is covered; None for an exempt one."""
-        return self._coverages.by(rules_on(view, str(request.method)) if self._rules.in_use else ())
+        """How a view is covered, by rules for the path and then by those on the view; None for one that is not."""
+        return self._coverages.by(self._rules_for(view, request) if self._rules.in_use else ())
+
+    def _rules_for(self, view: Callable[..., Any], request: HttpRequest) -> tuple[Rule, ...]:
+        method = str(request.method)
+        by_path = () if self._paths is None else self._paths.find(method, request.path_info)
+        return by_path + layers.rules_on(view, method)
 
 
 class _Inner:

@@ -2,7 +2,8 @@
 
 A caller may have lost a permission since the first try. The view itself does not run for a retry, so only the checks in
 front of its code run: the decorators above ``@idempotent``, the checks of a REST framework view before its handler
-(authentication, permissions, throttles), and Django's own access mixins. Their refusal is sent, and is not stored.
+(authentication, permissions, throttles), those of an operation of ninja's, and Django's own access mixins. Their
+refusal is sent, and is not stored.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
 from open_idempotency._routes import marks
-from open_idempotency.django import rest
+from open_idempotency.django import layers, rest
 
 Ask = Callable[[], Any]
 
@@ -49,7 +50,10 @@ def _call(request: HttpRequest, view: Any) -> Ask | None:
 
 
 def _question(request: HttpRequest, view: Any) -> Ask | None:
-    """A call of the checks in front of a class-based view's code; None if they are unknown."""
+    """A call of the checks in front of the code of a class-based view, or of ninja's; None if they are unknown."""
+    operation = layers.find_operation(view, str(request.method))
+    if operation is not None:
+        return lambda: layers.refusal(request, operation)
     rest_view = rest.find_view(request)
     if rest_view is not None:
         return lambda: rest.refusal(request, rest_view)
@@ -61,7 +65,10 @@ def _question(request: HttpRequest, view: Any) -> Ask | None:
 
 
 def _handler(request: HttpRequest, view: Any) -> Any:
-    """The method or action of a class-based view that is going to run; None for a function."""
+    """The method or action of a class-based view that is going to run, or ninja's function; None for another one."""
+    operation = layers.find_operation(view, str(request.method))
+    if operation is not None:
+        return operation.view_func
     holder = getattr(view, "cls", None) or getattr(view, "view_class", None)
     verb = str(request.method).lower()
     return getattr(holder, (getattr(view, "actions", None) or {}).get(verb, verb), None)

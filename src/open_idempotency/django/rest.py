@@ -1,4 +1,4 @@
-"""The caller of a Django REST framework view, and whether the view lets the request through, by the view's own means.
+"""All that is known of Django REST framework: the caller of its views, their refusals, and its responses.
 
 REST framework authenticates inside the view, after the claim. So its authenticators are called before, with a copy of
 the request, and once more by the view. REST framework is never imported here: without it there are no such views.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from importlib import import_module
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
@@ -106,3 +107,46 @@ def _initialize(view: Any, request: Any) -> Any:
     instance.request, instance.args, instance.kwargs = request, match.args, match.kwargs
     instance.request = instance.initialize_request(request, *match.args, **match.kwargs)
     return instance
+
+
+# REST framework's responses (O-29)
+
+
+def response_class() -> type[Any] | None:
+    """REST framework's class of responses; None if nothing has imported it."""
+    found: type[Any] | None = getattr(sys.modules.get("rest_framework.response"), "Response", None)
+    return found
+
+
+def is_response(response: Any) -> bool:
+    """Whether a response is one of REST framework's."""
+    base = response_class()
+    return base is not None and isinstance(response, base)
+
+
+def is_read_back(response: Any) -> bool:
+    """Whether the body, read as JSON, is the response's data: it was made by REST framework's own JSON renderer."""
+    renderers = sys.modules.get("rest_framework.renderers")
+    renderer = type(getattr(response, "accepted_renderer", None))
+    return renderers is not None and getattr(renderer, "render", None) is renderers.JSONRenderer.render
+
+
+def encoder() -> Any:
+    """REST framework's JSON encoder, which knows dates, decimals and lazy text."""
+    return import_module("rest_framework.utils.encoders").JSONEncoder
+
+
+def renderer_for(request: HttpRequest, content_type: str) -> tuple[Any, str, dict[str, Any]]:
+    """The renderer of a response with this Content-Type, its media type, and what the view hands to it."""
+    wanted = content_type.partition(";")[0].strip().lower()
+    view = find_view(request)
+    if view is None:
+        json = import_module("rest_framework.renderers").JSONRenderer
+        return json(), json.media_type, {"view": None, "args": (), "kwargs": {}, "request": request}
+    instance = _initialize(view, request)
+    renderer, media_type = instance.perform_content_negotiation(instance.request, force=True)
+    if wanted and renderer.media_type != wanted:
+        fitting = (each for each in instance.get_renderers() if each.media_type == wanted)
+        renderer = next(fitting, renderer)
+        media_type = renderer.media_type
+    return renderer, media_type, instance.get_renderer_context()

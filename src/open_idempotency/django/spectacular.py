@@ -15,6 +15,7 @@ from django.conf import settings
 from django.utils.module_loading import import_string
 
 from open_idempotency._openapi import PROBLEM_SCHEMA, SCHEMA_NAME, document
+from open_idempotency._routes.coverage import PathTable
 from open_idempotency.django.conf import read_settings
 from open_idempotency.django.middleware import IdempotencyMiddleware
 from open_idempotency.exceptions import MissingExtra
@@ -51,7 +52,9 @@ class IdempotencySchema(openapi.AutoSchema):
         Raises ``ConfigurationError`` for wrong settings.
         """
         operation: dict[str, Any] | None = super().get_operation(path, path_regex, path_prefix, method, registry)
-        policy = _policy_for(self._find_rules(path_regex, method, registry)) if operation is not None else None
+        policy = None
+        if operation is not None:
+            policy = _policy_for(path, method, self._find_rules(path_regex, method, registry))
         if operation is not None and policy is not None and method.upper() in policy.methods:
             document(operation, policy, _problem(registry))
         return operation
@@ -67,14 +70,17 @@ class AutoSchema(IdempotencySchema):
     """drf-spectacular's schema class with idempotency keys described. Since 0.1."""
 
 
-def _policy_for(rules: tuple[Rule, ...]) -> IdempotencyPolicy | None:
-    """The policy of a view with these rules; None if the view is exempt, or nothing is protected."""
-    rule = combine(rules)
-    if not any(_is_ours(path) for path in settings.MIDDLEWARE) or (rule is not None and rule.exempt):
+def _policy_for(path: str, method: str, on_view: tuple[Rule, ...]) -> IdempotencyPolicy | None:
+    """The policy of a view at a path, with the rules on it; None if it is not covered, or nothing is protected."""
+    if not any(_is_ours(each) for each in settings.MIDDLEWARE):
         return None
     fields = read_settings()
     fields.pop("backend", None)
+    by_path = PathTable(fields.pop("rules", None) or {}).find(method.upper(), path)
     policy = make_policy(fields.pop("policy", None), fields)
+    rule = combine((*by_path, *on_view))
+    if not policy.enabled or (policy.cover == "marked" if rule is None else rule.exempt):
+        return None
     return policy if rule is None else policy.replace(**rule.fields)
 
 

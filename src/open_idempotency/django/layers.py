@@ -1,0 +1,76 @@
+"""Functions behind a layer above Django: django-ninja's operations, one for each method of a path.
+
+ninja is never imported here. A view of ninja's stands for a ``PathView``, which no attribute names: older releases use
+its bound method, newer ones a function in whose closure it is. Where a later release has it in yet another place, the
+rules of its functions are not found, and the check W007 names the functions. An operation authenticates in a method of
+its own that is private; a release without it authenticates in the view alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from asgiref.sync import async_to_sync, iscoroutinefunction
+
+from open_idempotency import rules
+from open_idempotency.rules import Rule
+
+
+def rules_on(view: Any, method: str) -> tuple[Rule, ...]:
+    """All rules of a view for requests of this method, also those on functions behind a layer, the nearest last."""
+    return tuple(rule for each in behind(view, method) for rule in rules.rules_on(each, method))
+
+
+def own_rules_on(view: Any, method: str) -> tuple[Rule, ...]:
+    """The rules of ``rules_on`` but for exemptions, and for those that a class has from its base."""
+    return tuple(rule for each in behind(view, method) for rule in rules.own_rules_on(each, method))
+
+
+def behind(view: Any, method: str) -> tuple[Any, ...]:
+    """A view, and the callables of ninja's that it stands for with this method, the nearest to the code last."""
+    operation = find_operation(view, method)
+    return (view,) if operation is None else (view, operation.run, operation.view_func)
+
+
+def find_operation(view: Any, method: str) -> Any:
+    """The operation of django-ninja that a view calls for this method; None for any other view."""
+    return next((each for each in operations(view) if method in each.methods), None)
+
+
+def refusal(request: Any, operation: Any) -> Any:
+    """The response by which an operation of ninja's refuses a request before its function; None if it lets it through.
+
+    Its authentication and its throttles are called, as the operation calls them.
+    """
+    ask = getattr(operation, "_run_checks", None)
+    if ask is None:
+        return None
+    return async_to_sync(ask)(request) if iscoroutinefunction(ask) else ask(request)
+
+
+def operations(view: Any) -> list[Any]:
+    """The operations of django-ninja that share the path of a view; none for any other view."""
+    ninja: Any = sys.modules.get("ninja.operation")
+    if ninja is None:
+        return []
+    for held in _held(view):
+        # Not isinstance, which would load what is lazy.
+        if issubclass(type(held), ninja.PathView):
+            return list(held.operations)
+    return []
+
+
+def _held(view: Any) -> Iterator[Any]:
+    """The object whose method a view is, and what is in its closure; then the same of the view that it wraps."""
+    seen: list[Any] = []
+    while view is not None and view not in seen:
+        seen.append(view)
+        yield getattr(view, "__self__", None)
+        for cell in getattr(view, "__closure__", None) or ():
+            try:
+                yield cell.cell_contents
+            except ValueError:  # a name that has no value yet
+                continue
+        view = getattr(view, "__wrapped__", None)

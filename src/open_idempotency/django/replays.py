@@ -1,0 +1,212 @@
+"""What a replay is for code that receives it as a Django response (O-29).
+
+A record holds a status, headers and a body. Middleware outside of ours, and test clients, see more of a first response:
+``data`` of REST framework's, ``url`` of a redirect, attributes that the view has set. So a note of these is stored
+among the headers, and no client sees it. A replay has the same attributes again. What no record can hold, such as the
+context of a template, is missing, and the first code that asks for it is named in the log.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, cast
+
+from django.http import HttpRequest, HttpResponse, HttpResponsePermanentRedirect, HttpResponseRedirect
+from django.http.response import HttpResponseBase
+
+from open_idempotency._core.requests import Headers
+from open_idempotency.django import rest
+
+#: the header of a stored response that holds the note; it is never sent
+NAME = "idempotency-django-response"
+NOTE = NAME.encode("ascii")
+#: what REST framework makes of its data, and what a replay makes again
+_RENDERED = ("data", "accepted_renderer", "accepted_media_type", "renderer_context")
+_PERMANENT = 301
+# where the data of REST framework's response are: in the body as JSON, or in no place
+_IN_BODY, _LOST = "body", "lost"
+_LARGEST_NOTE = 8 * 1024
+_LONGEST_TEXT, _MOST_NAMES = 200, 20
+
+_logger = logging.getLogger("open_idempotency")
+# pairs of a place in the code and an attribute; the code of a project has few of them
+_warned: set[tuple[str, str]] = set()
+
+
+@lru_cache(maxsize=1)
+def _plain() -> frozenset[str]:
+    """The attributes that every response has."""
+    return frozenset({*vars(HttpResponse()), "status_code", "content", "streaming"})
+
+
+def take_note(response: HttpResponseBase, *, redacted: bool) -> Headers:
+    """The note of a response, as a header to store; nothing for a plain response, or a stream.
+
+    ``redacted``: the policy redacts what is stored, so nothing is noted that may be in the body, too.
+    """
+    held = vars(response)
+    if held.keys() <= _plain() or response.streaming:
+        return ()
+    extra = {name: value for name, value in held.items() if name[:1] != "_" and name not in _plain()}
+    said: dict[str, Any] = {"type": f"{type(response).__module__}.{type(response).__qualname__}"}
+    is_rest = rest.is_response(response)
+    if is_rest:
+        data, *_ = [extra.pop(name, None) for name in _RENDERED]
+        said["data"] = _LOST if redacted else [data]
+        if rest.is_read_back(response):
+            said["data"] = _IN_BODY
+    elif not extra:
+        return ()
+    said["kept"] = {name: value for name, value in extra.items() if _is_kept(value, redacted)}
+    said["lost"] = sorted(extra.keys() - said["kept"].keys())
+    return [(NOTE, _encode(said, rest.encoder() if is_rest else None))]
+
+
+def _is_kept(value: object, redacted: bool) -> bool:
+    if value is None or type(value) is bool:
+        return True
+    if redacted:
+        return False
+    return type(value) is int or (type(value) is str and len(value) <= _LONGEST_TEXT)
+
+
+def _encode(said: dict[str, Any], encoder: Any) -> bytes:
+    """The note as JSON; without the values if they are too long, or data that JSON cannot hold."""
+    try:
+        text = json.dumps(said, cls=encoder, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError):
+        text = ""
+    if not text or len(text) > _LARGEST_NOTE:
+        data = {"data": _IN_BODY if said["data"] == _IN_BODY else _LOST} if "data" in said else {}
+        lost = sorted({*said["lost"], *said["kept"]})[:_MOST_NAMES]
+        text = json.dumps({"type": said["type"], **data, "kept": {}, "lost": lost})
+    return text.encode("ascii")
+
+
+class _Stored(HttpResponse):
+    """A response of the library's, with a length of its own: middleware outside changes the body of a first response,
+    which has none yet, and knows of no length to correct.
+
+    Of a replay, it warns where code asks for what the first response had, and a record cannot hold.
+    """
+
+    _first = "response"
+    _lost: frozenset[str] = frozenset()
+
+    @property
+    def content(self) -> bytes:
+        """The body. Where it is set, a Content-Length is counted anew."""
+        return super().content
+
+    @content.setter
+    def content(self, value: Any) -> None:
+        inherited: Any = super(_Stored, type(self))
+        inherited.content.fset(self, value)
+        if "Content-Length" in self.headers:
+            self.headers["Content-Length"] = str(len(self.content))
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for what is not there.
+        if name in self._lost:
+            _warn(name, self._first, inspect.currentframe())
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+class _Redirect(_Stored, HttpResponseRedirect):
+    """The replay of a redirect, with its ``url``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        HttpResponse.__init__(self, *args, **kwargs)
+
+
+class _PermanentRedirect(_Stored, HttpResponsePermanentRedirect):
+    """The replay of a permanent redirect, with its ``url``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        HttpResponse.__init__(self, *args, **kwargs)
+
+
+def _warn(name: str, first: str, here: Any) -> None:
+    frame = here.f_back
+    place = f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}"
+    if (place, name) in _warned:
+        return
+    _warned.add((place, name))
+    _logger.warning(
+        "%s asks for response.%s of a replay, which has none: the first response was a %s, and a record holds "
+        "status, headers and body. In MIDDLEWARE, list what asks for it behind IdempotencyMiddleware: its work is "
+        "then stored",
+        place,
+        name,
+        first,
+    )
+
+
+def split(headers: Headers) -> tuple[dict[str, Any] | None, Headers]:
+    """The note among stored headers, if there is one, and the headers to send."""
+    for name, value in headers:
+        if name == NOTE:
+            return cast("dict[str, Any]", json.loads(value)), [each for each in headers if each[0] != NOTE]
+    return None, headers
+
+
+def make(
+    body: bytes, status: int, headers: Mapping[str, str], note: dict[str, Any] | None, request: HttpRequest
+) -> HttpResponse:
+    """A Django response with this body, status and headers, and the attributes of the note."""
+    lost: frozenset[str] = frozenset() if note is None else frozenset(note["lost"])
+    if note is not None and "data" in note:
+        data = _data(note, body)
+        base: Any = rest.response_class()
+        if data is not None and base is not None:
+            made: Any = _rest_class(base)(status=status, headers=dict(headers))
+            made.content = body
+            del made.data
+            vars(made).update(note["kept"], _first=note["type"], _lost=lost, _replay=(request, data[0]))
+            return cast("HttpResponse", made)
+        lost = lost.union(_RENDERED)
+    cls: type[HttpResponse] = _Stored
+    if 300 <= status < 400 and any(name.lower() == "location" for name in headers):
+        cls = _PermanentRedirect if status == _PERMANENT else _Redirect
+    response = cls(body, status=status, headers=dict(headers))
+    if note is not None:
+        vars(response).update(note["kept"], _first=note["type"], _lost=lost)
+    return response
+
+
+def _data(note: dict[str, Any], body: bytes) -> list[Any] | None:
+    """The data of REST framework's response, in a list; None if the record does not have them."""
+    if isinstance(note["data"], list):
+        return note["data"]
+    if note["data"] != _IN_BODY:
+        return None
+    try:
+        return [json.loads(body) if body else None]
+    except ValueError:
+        return None  # redact= has changed the body
+
+
+@lru_cache(maxsize=1)
+def _rest_class(framework: Any) -> type[Any]:
+    class ReplayedResponse(_Stored, framework):  # type: ignore[misc]  # REST framework has no types
+        """A replay as REST framework's own response. Its data and its renderer are made when they are asked for."""
+
+        def __init__(self, **kwargs: Any) -> None:
+            framework.__init__(self, **kwargs)
+
+        def __getattr__(self, name: str) -> Any:
+            held = self.__dict__
+            if name in _RENDERED and "_replay" in held:
+                request, data = held.pop("_replay")
+                media_type = self.headers.get("Content-Type", "")
+                held.update(zip(_RENDERED, (data, *rest.renderer_for(request, media_type)), strict=True))
+                return held[name]
+            if name in self._lost:
+                _warn(name, self._first, inspect.currentframe())
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    return ReplayedResponse
