@@ -35,7 +35,7 @@ from open_idempotency._core.models import Busy, ClaimResult, Finished, Lease, Le
 from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, Advice, notify, warn
 from open_idempotency._core.quotas import reserve, take_back
 from open_idempotency._core.refusals import ScopeRefused
-from open_idempotency._core.rendering import render
+from open_idempotency._core.rendering import refuse
 from open_idempotency._core.requests import Body, Headers, Identity, Request, Response
 from open_idempotency._core.sealing import FAILURE, RESPONSE, unseal, unseal_stage
 from open_idempotency._core.session_identity import cookie_names, entry_names
@@ -115,15 +115,15 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
         scope = caller_scope(request, identity, key, policy)
         request.body = yield from ask(Call(intake.receive))
     except KeyRequired as error:
-        return _refuse(problems.key_missing(str(error)), request, policy)
+        return (yield from _refuse(problems.key_missing(str(error)), request, policy))
     except KeyRejected as error:
-        return _refuse(problems.key_malformed(str(error)), request, policy)
+        return (yield from _refuse(problems.key_malformed(str(error)), request, policy))
     except BodyTooLarge:
-        return refuse_body(request, policy)
+        return (yield from _refuse(problems.body_too_large(policy.max_request_bytes), request, policy))
     except ScopeRefused as refused:
         if intake.renders(refused.error):
             raise refused.error from None
-        return _refuse(refused.problem(), request, policy)
+        return (yield from _refuse(refused.problem(), request, policy))
     claim = Claim(
         record_id(scope, key, request, policy),
         (yield from fingerprint_steps(request, policy)),
@@ -162,27 +162,22 @@ def _advise(claim: Claim, scope: str, identity: Identity, intake: Intake, policy
             yield from warn(policy, events.CallerUnidentified.of(events.short(claim.record_id), cookies, entries))
 
 
-def refuse_ahead(request: Request, key_headers: Headers, policy: IdempotencyPolicy) -> Response | None:
+def refuse_ahead(request: Request, key_headers: Headers, policy: IdempotencyPolicy) -> problems.Problem | None:
     """Check what is known of a covered request before its body and caller are: the key, and the declared length.
 
-    Returns the response that refuses the request, or None. For adapters that admit a request only after the application
-    has read the body. A missing key is left to ``admit``.
+    Returns the problem to refuse the request with, or None. For adapters that admit a request only after the
+    application has read the body. A missing key is left to ``admit``.
     """
     try:
         parse_key(key_headers, policy)
     except KeyRequired:
         return None
     except KeyRejected as error:
-        return _refuse(problems.key_malformed(str(error)), request, policy)
+        return problems.key_malformed(str(error))
     for value in request.header(b"content-length") if key_headers else ():
         if value.isdigit() and (len(value) > _MOST_DIGITS or int(value) > policy.max_request_bytes):
-            return refuse_body(request, policy)
+            return problems.body_too_large(policy.max_request_bytes)
     return None
-
-
-def refuse_body(request: Request, policy: IdempotencyPolicy) -> Response:
-    """The response to a body over ``max_request_bytes`` (O-07)."""
-    return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
 
 
 def _begin_counted(claim: Claim, scope: str, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
@@ -204,7 +199,7 @@ def _begin_reserved(
     try:
         problem = yield from reserve(reservation, policy)
         if problem is not None:
-            return _refuse(problem, request, policy)
+            return (yield from _refuse(problem, request, policy, claim.record_id))
         admission = yield from _begin(claim, intake, policy)
     except (BackendUnavailable, RecordUnreadable) as error:  # of the reservation: errors of the claim became responses
         return (yield from _without_backend(error, "reserve", claim, request, policy))
@@ -246,14 +241,14 @@ def _without_backend(
     record = events.short(claim.record_id)
     yield from warn(policy, events.BackendFailed.of(record, verb, error))
     if isinstance(error, RecordUnreadable):
-        return _refuse(problems.record_unreadable(), request, policy)
+        return (yield from _refuse(problems.record_unreadable(), request, policy, claim.record_id))
     return (yield from _unprotected(claim, request, policy))
 
 
 def _unprotected(claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
     """A request that cannot be protected: 503, or an attempt without a lease if the policy fails open."""
     if not policy.fail_open:
-        return _refuse(problems.backend_unavailable(), request, policy)
+        return (yield from _refuse(problems.backend_unavailable(), request, policy, claim.record_id))
     yield from warn(policy, events.FailedOpen(events.short(claim.record_id)))
     return Attempt(policy)
 
@@ -266,7 +261,7 @@ def _act_on(
             if stages:
                 stages = yield from _readable(stages, lease, policy)
             attempt = Attempt.of(lease, stages, policy, _instance(request))
-            attempt.method, attempt.alone = request.method, request.alone
+            attempt.method, attempt.alone, attempt.request_headers = request.method, request.alone, request.headers
             attempt.confirmed(asked)
             try:
                 yield KeepAlive(attempt)
@@ -285,10 +280,12 @@ def _act_on(
             return (yield from _replay(frame, RESPONSE, claim, request, policy))
         case Busy() as busy:
             yield from notify(policy, events.Conflicted, claim.record_id, busy.remaining)
-            return _refuse(problems.in_progress(busy, unnamed=not policy.application), request, policy)
+            problem = problems.in_progress(busy, unnamed=not policy.application)
+            return (yield from _refuse(problem, request, policy, claim.record_id))
         case Mismatch():
             yield from notify(policy, events.KeyReused, claim.record_id)
-            return _refuse(problems.key_reused(unnamed=not policy.application), request, policy)
+            problem = problems.key_reused(unnamed=not policy.application)
+            return (yield from _refuse(problem, request, policy, claim.record_id))
         case Refused() as refused:
             return (yield from _no_further_attempt(refused, claim, request, policy))
 
@@ -305,13 +302,13 @@ def _no_further_attempt(refused: Refused, claim: Claim, request: Request, policy
             raise
         except Exception as error:  # of the database: whether there is a response will be known later
             yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "ledger", error))
-            return _refuse(problems.ledger_unreachable(), request, policy)
+            return (yield from _refuse(problems.ledger_unreachable(), request, policy, claim.record_id))
         if known is not None:
             return (yield from _replay(known, RESPONSE, claim, request, policy))
     if refused.response is not None and policy.on_failed == "replay":
         return (yield from _replay(refused.response, FAILURE, claim, request, policy))
     yield from notify(policy, events.Rejected, claim.record_id, refused.reason.value)
-    return _refuse(problems.outcome_unknown(refused.reason), request, policy)
+    return (yield from _refuse(problems.outcome_unknown(refused.reason), request, policy, claim.record_id))
 
 
 class _NotRenewable(Exception):
@@ -345,7 +342,7 @@ def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: I
     stored = decode_response(unseal(frame, kind, claim, policy))
     if policy.on_event is not None:
         yield from notify(policy, events.Replayed, claim.record_id, stored.status)
-    return (yield from replay(stored, claim.record_id, _instance(request), policy))
+    return (yield from replay(stored, request.headers, claim.record_id, _instance(request), policy))
 
 
 def _wait_in_slot(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimResult | None]:
@@ -435,8 +432,10 @@ def _preference_applied(admission: Attempt | Response, patience: Patience) -> At
     return replace(admission, headers=[*admission.headers, applied])
 
 
-def _refuse(problem: problems.Problem, request: Request, policy: IdempotencyPolicy) -> Response:
-    return render(problem, policy, _instance(request))
+def _refuse(
+    problem: problems.Problem, request: Request, policy: IdempotencyPolicy, record_id: bytes = b""
+) -> Steps[Response]:
+    return refuse(problem, policy, _instance(request), record_id)
 
 
 def _instance(request: Request) -> str:

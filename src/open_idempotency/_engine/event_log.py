@@ -17,6 +17,7 @@ from open_idempotency._core.commands import Emit
 logger = logging.getLogger("open_idempotency")
 
 _LEVELS: dict[type[events.Event], int] = {
+    events.ProblemSent: logging.INFO,
     events.OwnershipLost: logging.WARNING,
     events.Recreated: logging.WARNING,
     events.BackendFailed: logging.WARNING,
