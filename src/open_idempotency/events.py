@@ -102,7 +102,7 @@ class ProblemSent(Event):
 
     ``record``: empty where the request was refused before its record was known, as without a valid key. ``reference``:
     the random id that the problem has too. ``problem``: its name, such as ``in-progress``. ``attempt``: the number of
-    the request's own attempt; None if it made none.
+    the attempt that it is about, the request's own or the last one on record; None where none is known of.
     """
 
     reference: str

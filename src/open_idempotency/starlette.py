@@ -138,11 +138,12 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         return self.coverages.by((*self.rules_of_path(scope), *here))
 
     def check_start(self, scope: Scope) -> None:
-        """Warn of authentication that runs after the claim, and of dependencies that end after the response.
+        """Warn of layers inside that belong outside, and of dependencies that end after the response.
 
         Raises ``ConfigurationError`` that names the routes whose rules contradict the policy.
         """
         self._looked = True
+        super().check_start(scope)
         layers = layers_beneath(self.app, scope)
         if self.engine.policy.scope is None and self._user is None:
             name = authentication_beneath(layers)

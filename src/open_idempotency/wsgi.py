@@ -19,6 +19,7 @@ from open_idempotency._engine.client_left import ClientLeft
 from open_idempotency._engine.current import Running
 from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency._routes.coverage import Coverages, PathRules
+from open_idempotency._routes.inside import layers_inside, warn_of_layers
 from open_idempotency._wsgi.environ import (
     MARK,
     App,
@@ -73,6 +74,7 @@ class IdempotencyMiddleware:
         self._coverages = coverages
         self._route = Route(self.engine.policy, environ_names(coverages.default.names))
         self._routes: dict[tuple[Rule, ...], Route | None] = {(): self._route}
+        warn_of_layers(layers_inside(app, IdempotencyMiddleware), self.engine.policy)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         # Frameworks read it in upper case, whatever the server passes on.

@@ -16,8 +16,8 @@ import pytest
 from fastapi import Depends, FastAPI
 
 from open_idempotency import events, rules
-from open_idempotency._core import rendering
 from open_idempotency._core.requests import Response
+from open_idempotency._engine import event_log
 from open_idempotency._starlette import at_call
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backends.memory import MemoryBackend
@@ -92,7 +92,7 @@ def test_a_reference_is_made_only_for_a_problem(monkeypatch: pytest.MonkeyPatch)
     """O-32: no other request pays for the random bytes."""
     asked: list[int] = []
     monkeypatch.setattr(
-        rendering, "os", SimpleNamespace(urandom=lambda count: asked.append(count) or os.urandom(count))
+        event_log, "os", SimpleNamespace(urandom=lambda count: asked.append(count) or os.urandom(count))
     )
     app = IdempotencyMiddleware(_app, "memory://")
     asyncio.run(_post(app))

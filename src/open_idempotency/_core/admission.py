@@ -308,7 +308,8 @@ def _no_further_attempt(refused: Refused, claim: Claim, request: Request, policy
     if refused.response is not None and policy.on_failed == "replay":
         return (yield from _replay(refused.response, FAILURE, claim, request, policy))
     yield from notify(policy, events.Rejected, claim.record_id, refused.reason.value)
-    return (yield from _refuse(problems.outcome_unknown(refused.reason), request, policy, claim.record_id))
+    problem = problems.outcome_unknown(refused.reason)
+    return (yield from _refuse(problem, request, policy, claim.record_id, refused.attempt))
 
 
 class _NotRenewable(Exception):
@@ -433,9 +434,13 @@ def _preference_applied(admission: Attempt | Response, patience: Patience) -> At
 
 
 def _refuse(
-    problem: problems.Problem, request: Request, policy: IdempotencyPolicy, record_id: bytes = b""
+    problem: problems.Problem,
+    request: Request,
+    policy: IdempotencyPolicy,
+    record_id: bytes = b"",
+    attempt: int | None = None,
 ) -> Steps[Response]:
-    return refuse(problem, policy, _instance(request), record_id)
+    return refuse(problem, policy, _instance(request), record_id, attempt)
 
 
 def _instance(request: Request) -> str:

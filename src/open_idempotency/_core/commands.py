@@ -218,6 +218,11 @@ class Call(Command[R_co]):
 
 
 @dataclass(slots=True)
+class DrawReference(Command[str]):
+    """Draw a random id, by which a problem is found in the log (O-32)."""
+
+
+@dataclass(slots=True)
 class Emit(Command[None]):
     """Log an event, and call the policy's listener, if it has one."""
 

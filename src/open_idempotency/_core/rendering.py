@@ -6,12 +6,12 @@ Each problem gets a random reference, which the log has beside the record and th
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from open_idempotency import events
-from open_idempotency._core.drivers import Steps
+from open_idempotency._core.commands import DrawReference
+from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.notify import warn
 from open_idempotency._core.problems import Problem
 from open_idempotency._core.requests import Headers, Response
@@ -36,19 +36,16 @@ _STRIPE: Mapping[str, tuple[str, int, str | None]] = {
 }
 
 
-# Enough that no two problems of a service have one, and short enough to be read out on the telephone.
-_REFERENCE_BYTES = 8
-
-
 def refuse(
     problem: Problem, policy: IdempotencyPolicy, instance: str, record_id: bytes = b"", attempt: int | None = None
 ) -> Steps[Response]:
     """The problem as a response, with a reference of its own, which an event reports too.
 
     ``instance``: the path of the request. ``record_id``: of the record that the problem is about; empty where the
-    request was refused before its record was known. ``attempt``: the number of the request's own attempt, None without.
+    request was refused before its record was known. ``attempt``: the number of the attempt that it is about; None where
+    none is known of.
     """
-    problem = replace(problem, instance=instance, reference=os.urandom(_REFERENCE_BYTES).hex())
+    problem = replace(problem, instance=instance, reference=(yield from ask(DrawReference())))
     record = events.short(record_id)
     yield from warn(policy, events.ProblemSent(record, problem.reference, problem.name, problem.status, attempt))
     return render(problem, policy)

@@ -58,8 +58,9 @@ _NOT_STORED = frozenset(
         ORIGIN,
     }
 )
-_CORS = b"access-control-"
-_NOT_STORED_PREFIXES = (b"proxy-", _CORS, CORS_PREFIX)
+#: what the names of CORS headers begin with
+CORS = b"access-control-"
+_NOT_STORED_PREFIXES = (b"proxy-", CORS, CORS_PREFIX)
 # A longer Origin is no browser's. What would break the frame would cost the whole response.
 _is_origin = re.compile(rb"[ -~]{0,512}").fullmatch
 _CREDENTIALS = frozenset(name.encode("ascii") for name in CREDENTIALS_OF_RESPONSES)
@@ -144,7 +145,7 @@ def _cors(live: Headers, request_headers: Headers, policy: IdempotencyPolicy) ->
     headers = [
         (name, value)
         for name, value in lower
-        if name.startswith(_CORS)
+        if name.startswith(CORS)
         and not is_stored_header(name, policy.keep_headers, policy.drop_headers)
         and name.decode("latin-1") not in dropped
     ]

@@ -13,6 +13,7 @@ from open_idempotency._core.commands import (
     Claim,
     Command,
     Complete,
+    DrawReference,
     Emit,
     Fail,
     Forget,
@@ -32,7 +33,7 @@ from open_idempotency._core.commands import (
     Withdraw,
 )
 from open_idempotency._core.drivers import Steps, drive, drive_async
-from open_idempotency._engine.event_log import report
+from open_idempotency._engine.event_log import draw_reference, report
 from open_idempotency._runtime import loops
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import AsyncBackend, Backend, ClaimResult, Leased
@@ -131,6 +132,7 @@ class Performer:
             Call: lambda command: command.function(),
             Sleep: lambda command: time.sleep(command.seconds),
             Now: lambda _: time.monotonic(),
+            DrawReference: draw_reference,
             Emit: report,
         }
         if look is not None:
@@ -191,6 +193,7 @@ class AsyncPerformer:
             Call: lambda command: command.function(),
             Sleep: lambda command: loops.sleep(command.seconds),
             Now: _now,
+            DrawReference: _draw_reference,
             Emit: _report,
         }
         if look is not None:
@@ -216,6 +219,10 @@ class AsyncPerformer:
 
 async def _now(_: Now) -> float:
     return time.monotonic()
+
+
+async def _draw_reference(command: DrawReference) -> str:
+    return draw_reference(command)
 
 
 async def _report(command: Emit) -> None:

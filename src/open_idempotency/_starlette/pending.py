@@ -32,7 +32,7 @@ from open_idempotency._asgi.exchange import (
 from open_idempotency._asgi.exchange import request_of as read_request
 from open_idempotency._core.admission import refuse_ahead
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.commands import Emit
+from open_idempotency._core.commands import DrawReference, Emit
 from open_idempotency._core.drivers import drive
 from open_idempotency._core.keys import find_key
 from open_idempotency._core.problems import Problem, body_too_large
@@ -44,7 +44,7 @@ from open_idempotency._engine import shutdown
 from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.client_left import Grace
 from open_idempotency._engine.current import running
-from open_idempotency._engine.event_log import report, report_late_error
+from open_idempotency._engine.event_log import draw_reference, report, report_late_error
 from open_idempotency._routes.coverage import Coverages
 from open_idempotency._runtime import loops
 from open_idempotency.exceptions import BodyTooLarge
@@ -213,7 +213,7 @@ class PendingExchange(Exchange):
     def _refuse(self, problem: Problem) -> Response:
         """The response of a problem, which is reported at once."""
         instance = self._request.path.decode("latin-1")
-        return drive(refuse(problem, self._policy, instance), {Emit: report})
+        return drive(refuse(problem, self._policy, instance), {DrawReference: draw_reference, Emit: report})
 
     async def claim(self, scope: Scope, rules: Iterable[Rule], solved: Any = None) -> Response | None:
         """Make the claim. Returns the response to send instead of calling the endpoint, or None.

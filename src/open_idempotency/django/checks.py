@@ -20,6 +20,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
 from open_idempotency._engine.engine import Engine
+from open_idempotency._routes.inside import kind_of
 from open_idempotency.backends.django_orm.connections import lives_in_one_connection
 from open_idempotency.django import own_backend
 from open_idempotency.django.conf import make_engine
@@ -201,7 +202,6 @@ _REFUSING = (
     "django.middleware.csrf.CsrfViewMiddleware",
 )
 _METHODS = ("POST", "PATCH", "PUT", "DELETE")
-_COMPRESSING = ("django.middleware.gzip.GZipMiddleware",)
 
 
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
@@ -224,7 +224,8 @@ def check_middleware(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
         return [Warning("open_idempotency.django protects nothing.", hint=hint, id="open_idempotency.W002")]
     if len(positions) > 1:
         return [Error("IdempotencyMiddleware is listed more than once in MIDDLEWARE.", id="open_idempotency.E002")]
-    return list(_check_behind(listed[positions[0] + 1 :]))
+    behind = listed[positions[0] + 1 :]
+    return [*_check_behind(behind), *_check_cors(behind)]
 
 
 CHECKS = (check_settings, check_middleware, check_database)
@@ -235,9 +236,20 @@ def _check_behind(behind: Iterable[tuple[str, Any]]) -> Iterator[CheckMessage]:
         if _is_one_of(found, _REFUSING):
             message = f"{path} refuses requests after IdempotencyMiddleware has claimed them."
             yield Warning(message, hint=_hint(path), id="open_idempotency.W001")
-        if _is_one_of(found, _COMPRESSING):
+        if isinstance(found, type) and kind_of(found) == "compression":
             message = f"{path} compresses for the first client what IdempotencyMiddleware stores for all of them."
             yield Warning(message, hint=_hint(path), id="open_idempotency.W003")
+
+
+def _check_cors(behind: Iterable[tuple[str, Any]]) -> Iterator[CheckMessage]:
+    """W012: CORS headers are stored with the first response, for its origin alone."""
+    for path, found in behind:
+        if isinstance(found, type) and kind_of(found) == "cors":
+            message = (
+                f"{path} sets CORS headers on what IdempotencyMiddleware stores: they belong to the first request's "
+                "origin, and a replay repeats them, whatever the settings allow by then."
+            )
+            yield Warning(message, hint=_hint(path), id="open_idempotency.W012")
 
 
 def _hint(path: str) -> str:
