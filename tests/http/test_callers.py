@@ -45,7 +45,7 @@ def test_a_caller_and_nobody_are_two(new_case: NewCase) -> None:
 
 @on_memory_only
 def test_a_guessable_key_of_nobody_is_refused(new_case: NewCase) -> None:
-    """Anonymous keys have at least 16 characters."""
+    """H-12: anonymous keys have at least 16 characters; their quotes do not count."""
     case = new_case(charge)
     assert_problem(case.send(key="k" * 15), "key-malformed", 400, retryable=False)
     assert case.commands == []

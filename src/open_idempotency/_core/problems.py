@@ -132,7 +132,10 @@ def withdrawn() -> Problem:
 
 
 def stage_in_doubt(retryable: bool) -> Problem:
-    """S-04, S-02a: a stage of an earlier attempt has no result on record, and must not be run again."""
+    """S-04, S-02a: a stage of an earlier attempt has no result on record, and must not be run again.
+
+    ``retryable``: whether the other side may know of it later.
+    """
     detail = "An earlier attempt began a step whose result is not on record, and that step is not run again. "
     detail += "Retry later with the same key." if retryable else _FIND_OUT
     after = _DOUBT_RETRY_AFTER if retryable else None

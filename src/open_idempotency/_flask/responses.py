@@ -60,7 +60,7 @@ def stand_in(app: Flask, core: CoreResponse, current: Response, policy: Idempote
 
 
 def _set_anew(current: Response, name: str, stored: list[str]) -> list[str]:
-    """The values of a header that the current response has in place of the stored ones, or behind them."""
+    """The values of a header that the current response has instead of the stored ones, or behind them."""
     values = current.headers.getlist(name)
     added = len(values) > len(stored) and values[: len(stored)] == stored
     return values[len(stored) :] if added else values or stored
