@@ -25,6 +25,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from open_idempotency import asgi, rules, wsgi
+from open_idempotency._routes.inside import layers_inside
 from open_idempotency.fastapi import IdempotencyMiddleware as FastApiMiddleware
 from open_idempotency.flask import Idempotency
 from open_idempotency.starlette import IdempotencyMiddleware
@@ -318,3 +319,26 @@ def test_django_cors_headers_gives_each_page_its_own(order: list[str]) -> None:
             assert (again.headers["Idempotent-Replayed"], reused.status_code) == ("true", 422)
             for response in (again, reused):
                 assert response.headers["Access-Control-Allow-Origin"] == origin
+
+
+# Applications that nothing is known of
+
+
+def test_an_application_with_attributes_of_other_kinds_is_looked_at_without_harm() -> None:
+    """R-12: names that frameworks use mean something else elsewhere."""
+
+    class Odd:
+        user_middleware = routes = after_request_funcs = app = "no such thing"
+
+    assert list(layers_inside(Odd(), asgi.IdempotencyMiddleware)) == [Odd, str]
+
+
+def test_an_application_that_leads_back_to_itself_is_looked_at_once() -> None:
+    """R-12: and the look ends."""
+
+    class Loop:
+        @property
+        def app(self) -> Any:
+            return self
+
+    assert list(layers_inside(Loop(), asgi.IdempotencyMiddleware)) == [Loop]

@@ -75,17 +75,25 @@ def layers_inside(app: Any, ours: type, depth: int = _DEEPEST) -> Iterator[type]
             return
         seen.add(id(app))
         yield type(app)
-        listed = [each.cls for each in getattr(app, "user_middleware", ()) if isinstance(each.cls, type)]
+        listed = [each for each in _listed(app) if isinstance(each, type)]
         if any(issubclass(each, ours) for each in listed):
             return
         yield from listed
-        yield from map(layer_of, chain.from_iterable(getattr(app, "after_request_funcs", {}).values()))
+        functions = getattr(app, "after_request_funcs", None)
+        if isinstance(functions, dict):
+            yield from map(layer_of, chain.from_iterable(functions.values()))
         routes = getattr(app, "routes", None)
-        if routes is not None:
+        if isinstance(routes, list | tuple):
             beneath = [getattr(route, "app", None) for route in routes]
             yield from chain.from_iterable(layers_inside(each, ours, depth - 1) for each in beneath)
             return
         app = next((inner for inner in (getattr(app, name, None) for name in _WRAPPED) if inner is not None), None)
+
+
+def _listed(app: Any) -> list[Any]:
+    """The middleware that a Starlette application was given, which it may not have built yet."""
+    given = getattr(app, "user_middleware", None)
+    return [getattr(each, "cls", None) for each in given] if isinstance(given, list) else []
 
 
 class FlaskCORS:
