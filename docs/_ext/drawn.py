@@ -94,13 +94,12 @@ def problem_kinds() -> str:
             f"`{problem.name}`",
             str(problem.status),
             str(problem.retryable).lower(),
-            str(problem.reuse_key).lower(),
             "yes" if problem.retry_after is not None else "no",
             plain(maker.__doc__),
         )
         for problem, maker in made
     ]
-    head = ("Name", "Status", "`retryable`", "`reuse_key`", "`Retry-After`", "When")
+    head = ("Name", "Status", "`retryable`", "`Retry-After`", "When")
     return table(head, rows)
 
 

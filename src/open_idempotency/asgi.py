@@ -18,6 +18,7 @@ from open_idempotency._engine import shutdown
 from open_idempotency._engine.current import running
 from open_idempotency._engine.engine import Engine
 from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules, Route
+from open_idempotency._routes.inside import layers_inside, warn_of_layers
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
@@ -153,8 +154,9 @@ class IdempotencyMiddleware:
     def check_start(self, scope: Scope) -> None:
         """Check the wrapped application when a server starts it; ``ConfigurationError`` keeps the server from starting.
 
-        ``scope``: that of the lifespan.
+        Warns of CORS and compression inside (R-12). ``scope``: that of the lifespan.
         """
+        warn_of_layers(layers_inside(self.app, IdempotencyMiddleware), self.engine.policy)
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application's lifespan, unless ``check_start`` refuses it."""

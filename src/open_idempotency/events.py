@@ -31,6 +31,7 @@ __all__ = [
     "NameShared",
     "NotRenewable",
     "OwnershipLost",
+    "ProblemSent",
     "QuotaReached",
     "RaisedAfterResponse",
     "RecordedLate",
@@ -93,6 +94,21 @@ class Conflicted(Event):
 @dataclass(frozen=True, slots=True)
 class KeyReused(Event):
     """The key came with another request: 422."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemSent(Event):
+    """A request got a problem of this library. Emitted beside the event of the decision, for each problem.
+
+    ``record``: empty where the request was refused before its record was known, as without a valid key. ``reference``:
+    the random id that the problem has too. ``problem``: its name, such as ``in-progress``. ``attempt``: the number of
+    the attempt that it is about, the request's own or the last one on record; None where none is known of.
+    """
+
+    reference: str
+    problem: str
+    status: int
+    attempt: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

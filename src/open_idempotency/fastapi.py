@@ -36,7 +36,7 @@ del fastapi
 
 
 def document_idempotency(app: FastAPI, policy: IdempotencyPolicy | None = None) -> None:
-    """Let ``app.openapi()`` describe the header and the responses 400, 409 and 422 of the covered operations.
+    """Let ``app.openapi()`` describe the header of the covered operations, and the library's own responses to them.
 
     Operations are covered by the ``IdempotencyMiddleware`` of this application, or by ``policy``, if the middleware
     wraps the application from outside. Without either nothing is described. Call it once, before the description is

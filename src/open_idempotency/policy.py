@@ -30,6 +30,7 @@ Seconds = float | int | timedelta
 
 _TOKEN_CHARS = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _URL = re.compile(r"[!-;=?-~]+")
+_HEADER_VALUE = re.compile(r"[!-~](?:[ \t!-~]*[!-~])?")
 #: methods that no policy covers
 NEVER_COVERED = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "CONNECT"})
 
@@ -74,6 +75,7 @@ _NEVER_STORED = frozenset(
         "content-length",
         "date",
         "idempotency-omitted",
+        "idempotency-origin",
         "idempotency-status",
         "idempotent-replayed",
         "keep-alive",
@@ -81,6 +83,18 @@ _NEVER_STORED = frozenset(
         "trailer",
         "transfer-encoding",
         "upgrade",
+    }
+)
+#: headers that say something of one problem, which the library sets
+_OF_PROBLEMS = frozenset(
+    {
+        "cache-control",
+        "content-encoding",
+        "content-type",
+        "link",
+        "retry-after",
+        "stripe-should-retry",
+        "www-authenticate",
     }
 )
 #: headers that differ from one request of a caller to the next
@@ -151,9 +165,10 @@ class IdempotencyPolicy:
         NotStarted.
 
     Reporting
-        ``docs_url``: linked from problems. ``compat``: ``"stripe"`` writes problems as Stripe's API writes its
-        errors, with its statuses. ``render_problem``: makes the response of a problem itself, and overrides
-        ``compat``.
+        ``docs_url``: linked from problems. ``problem_headers``: headers that every problem has beside its own, as a
+        mapping such as ``{"Access-Control-Allow-Origin": "https://app.example"}``. ``compat``: ``"stripe"`` writes
+        problems as Stripe's API writes its errors, with its statuses. ``render_problem``: makes the response of a
+        problem itself, and overrides ``compat``.
         ``on_event``: called with each event.
     """
 
@@ -207,6 +222,7 @@ class IdempotencyPolicy:
     strict_stages: bool = False
 
     docs_url: str | None = None
+    problem_headers: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
     compat: Literal["stripe"] | None = None
     render_problem: Callable[[Problem], Response] | None = None
     on_event: Listener | None = None
@@ -218,7 +234,16 @@ class IdempotencyPolicy:
         for name in (*_HEADER_NAMES, "fingerprint_ignore"):
             self._normalise(name, tuple(_names(name, getattr(self, name))))
         self._normalise("session_identity", _entries("session_identity", self.session_identity))
-        for check in (_check_coverage, _check_choices, _check_durations, _check_sizes, _check_hooks, _check_headers):
+        self._normalise("problem_headers", _pairs("problem_headers", self.problem_headers))
+        for check in (
+            _check_coverage,
+            _check_choices,
+            _check_durations,
+            _check_sizes,
+            _check_hooks,
+            _check_headers,
+            _check_problem_headers,
+        ):
             check(self)
 
     def _normalise(self, name: str, value: object) -> None:
@@ -297,6 +322,26 @@ def _entries(name: str, value: object) -> tuple[str, ...]:
                 "entry that holds the caller's id"
             )
     return tuple(str(entry) for entry in entries)
+
+
+def pairs_of(headers: Mapping[str, str] | tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """The headers in a policy's field, which are kept as pairs."""
+    return headers if isinstance(headers, tuple) else tuple(headers.items())
+
+
+def _pairs(name: str, value: object) -> tuple[tuple[str, str], ...]:
+    """Headers as pairs, from a mapping or from pairs."""
+    wrong = ConfigurationError(f"{name}: expected a mapping of header names to values, both strings, got {value!r}")
+    items: object = value.items() if isinstance(value, Mapping) else value  # pyright: ignore[reportUnknownMemberType]
+    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+        raise wrong
+    pairs: list[tuple[str, str]] = []
+    for item in cast("Iterable[object]", items):
+        pair: tuple[object, ...] = tuple(cast("Sequence[object]", item)) if isinstance(item, list | tuple) else ()
+        if len(pair) != 2 or not all(isinstance(each, str) for each in pair):
+            raise wrong
+        pairs.append((str(pair[0]), str(pair[1])))
+    return tuple(pairs)
 
 
 def _check_coverage(p: IdempotencyPolicy) -> None:
@@ -405,6 +450,26 @@ def _check_headers(p: IdempotencyPolicy) -> None:
             raise ConfigurationError(
                 f"keep_headers: {name} carries credentials, which would be stored as they are; set encryption= "
                 '(and not plain_records="write"), or exempt the view'
+            )
+
+
+def _check_problem_headers(p: IdempotencyPolicy) -> None:
+    seen: set[str] = set()
+    for name, value in pairs_of(p.problem_headers):
+        if not name or not _TOKEN_CHARS.issuperset(name):
+            raise ConfigurationError(f"problem_headers: {name!r} is not a name that HTTP allows")
+        if not _HEADER_VALUE.fullmatch(value):
+            raise ConfigurationError(
+                f"problem_headers: the value of {name} is not one that HTTP allows (RFC 9110, section 5.5): visible "
+                "ASCII, with spaces only between; percent-encode anything else"
+            )
+        if name.lower() in seen:
+            raise ConfigurationError(f"problem_headers: {name} is there twice; join its values with a comma")
+        seen.add(name.lower())
+        if name.lower() in _OF_PROBLEMS or name.lower() in _NEVER_STORED or name.lower().startswith("proxy-"):
+            raise ConfigurationError(
+                f"problem_headers: {name} belongs to one problem or to one connection, and the library or the server "
+                "sets it; take it out"
             )
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -67,6 +67,7 @@ class PolicyFields(TypedDict, total=False):
     spool_bytes: int
     strict_stages: bool
     docs_url: str | None
+    problem_headers: Mapping[str, str] | Iterable[tuple[str, str]]
     compat: Literal["stripe"] | None
     render_problem: Callable[[Problem], Response] | None
     on_event: Listener | None

@@ -155,12 +155,13 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         return (*dependency_rules(scope.get("route")), *endpoint_rules(scope.get("endpoint"), scope["method"]))
 
     def check_start(self, scope: Scope) -> None:
-        """Warn of authentication that runs after the claim, of dependencies that end after the response, and of marks
-        that no route leads to.
+        """Warn of layers inside that belong outside, of dependencies that end after the response, and of marks that no
+        route leads to.
 
         Raises ``ConfigurationError`` that names the routes whose rules contradict the policy, or have no effect.
         """
         self._looked = True
+        super().check_start(scope)
         layers = layers_beneath(self.app, scope)
         if self.engine.policy.scope is None and self._user is None:
             name = authentication_beneath(layers)

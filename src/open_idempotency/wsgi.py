@@ -19,6 +19,7 @@ from open_idempotency._engine.client_left import ClientLeft
 from open_idempotency._engine.current import Running
 from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules, Route
+from open_idempotency._routes.inside import layers_inside, warn_of_layers
 from open_idempotency._wsgi.environ import (
     MARK,
     App,
@@ -75,6 +76,7 @@ class IdempotencyMiddleware:
         elif self._paths is None and coverages.marked_only:
             raise ConfigurationError(NOTHING_MARKED)
         self._coverages = coverages
+        warn_of_layers(layers_inside(app, IdempotencyMiddleware), self.engine.policy)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         # Frameworks read it in upper case, whatever the server passes on.

@@ -7,8 +7,11 @@ import re
 
 import pytest
 
-from open_idempotency import idem
+from open_idempotency import IdempotencyPolicy, idem
+from open_idempotency._core.keys import caller_scope
+from open_idempotency._core.requests import Identity, Request
 from open_idempotency.django import idempotent
+from open_idempotency.exceptions import KeyRejected
 from tests.docs.pages import ROOT
 
 PAGE = ROOT / "docs" / "reference" / "behaviour.md"
@@ -21,10 +24,10 @@ def _numbers(last: int, *between: str) -> list[str]:
 
 LINES = {
     "B": _numbers(14, "08a", "08b", "08c", "10a", "10b", "11a", "11b", "14a"),
-    "H": _numbers(11),
-    "O": _numbers(30, "18a", "18b", "18c", "19a", "19b", "20a", "21a"),
+    "H": _numbers(14),
+    "O": _numbers(32, "18a", "18b", "18c", "19a", "19b", "20a", "21a"),
     "L": _numbers(12, "05a"),
-    "R": _numbers(10, "05a"),
+    "R": _numbers(12, "05a"),
     "S": _numbers(8, "02a", "06a", "06b", "06c"),
 }
 
@@ -41,6 +44,16 @@ def test_the_reference_numbers_nothing_else() -> None:
     page = PAGE.read_text(encoding="utf-8")
     known = {f"{letter}-{n}" for letter, numbers in LINES.items() for n in numbers}
     assert set(re.findall(r"^\| ([A-Z]-\d\w*) \|", page, re.MULTILINE)) == known
+
+
+def test_the_problem_of_a_short_key_says_what_the_documents_say() -> None:
+    """H-12: README, behaviour and security use the words of the problem."""
+    with pytest.raises(KeyRejected) as refused:
+        caller_scope(Request("POST", b"/", b"", [], None), Identity(None), "k" * 15, IdempotencyPolicy())
+    said = str(refused.value).partition(";")[0]
+    assert said == "without credentials a key needs at least 16 characters"
+    for page in ("README.md", "docs/reference/behaviour.md", "docs/security.md"):
+        assert said in (ROOT / page).read_text(encoding="utf-8").replace("Without", "without"), page
 
 
 # What a user writes to get what the line describes, and the callables that have to take it.

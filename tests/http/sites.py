@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -266,7 +267,7 @@ def _poll(holds: Callable[[], bool]) -> None:
 
 
 def assert_problem(
-    response: httpx.Response, name: str, status: int, *, retryable: bool, reuse_key: bool, path: str = "/charges"
+    response: httpx.Response, name: str, status: int, *, retryable: bool, path: str = "/charges"
 ) -> dict[str, Any]:
     """That an answer is our problem document with all its members; the document."""
     assert response.status_code == status, response.text
@@ -280,5 +281,6 @@ def assert_problem(
     assert document["detail"]
     assert document["instance"] == path
     assert document["retryable"] is retryable
-    assert document["reuse_key"] is reuse_key
+    assert ("retry-after" in response.headers) is retryable
+    assert re.fullmatch("[0-9a-f]{16}", document["reference"])
     return document

@@ -42,7 +42,7 @@ def test_a_handler_does_not_begin_beside_the_attempt_that_took_over(new_case: Ne
     """L-10: whoever stood still asks whose the lease is, and its client is told to retry."""
     case = new_case(charge, "short lease")
     case.watched.after_claim.append(_is_superseded(case))
-    assert_problem(case.send(), "in-progress", 409, retryable=True, reuse_key=True)
+    assert_problem(case.send(), "in-progress", 409, retryable=True)
     assert case.runs == []
 
 

@@ -188,7 +188,6 @@ PASSING = [
     ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
     ("tracestate", "a=b"),
     ("X-Request-ID", "r-1"),
-    ("Access-Control-Allow-Origin", "https://example.org"),
     ("Proxy-Status", "cache"),
     ("Authentication-Info", "nextnonce=1"),
 ]

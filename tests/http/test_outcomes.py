@@ -54,7 +54,7 @@ def test_a_repeat_while_the_first_runs_is_a_conflict(new_case: NewCase) -> None:
     assert case.script.arrived.wait(PATIENCE)
     conflict = case.send()
     case.script.release.set()
-    assert_problem(conflict, "in-progress", 409, retryable=True, reuse_key=True)
+    assert_problem(conflict, "in-progress", 409, retryable=True)
     assert conflict.headers["retry-after"] == "1"
     assert first.result(PATIENCE).json() == {"charge": 1}
     assert len(case.runs) == 1
@@ -80,7 +80,7 @@ def test_a_duplicate_does_not_wait_for_ever(new_case: NewCase) -> None:
     assert case.script.arrived.wait(PATIENCE)
     conflict = case.send()
     case.script.release.set()
-    assert_problem(conflict, "in-progress", 409, retryable=True, reuse_key=True)
+    assert_problem(conflict, "in-progress", 409, retryable=True)
     assert case.verbs.count("Claim") > 2
     assert first.result(PATIENCE).status_code == 201
 
@@ -93,7 +93,7 @@ def test_a_client_may_ask_to_wait_within_bounds(new_case: NewCase) -> None:
     assert case.script.arrived.wait(PATIENCE)
     conflict = case.send(headers=[("prefer", "respond-async, wait=60")])
     case.script.release.set()
-    assert_problem(conflict, "in-progress", 409, retryable=True, reuse_key=True)
+    assert_problem(conflict, "in-progress", 409, retryable=True)
     assert case.verbs.count("Claim") > 2
     assert first.result(PATIENCE).status_code == 201
 
@@ -123,7 +123,7 @@ def test_a_key_cannot_be_used_for_another_request(new_case: NewCase, change: dic
     case = new_case(charge)
     case.send()
     path = str(change.get("path", "/charges")).partition("?")[0]
-    assert_problem(case.send(**change), "key-reused", 422, retryable=True, reuse_key=False, path=path)
+    assert_problem(case.send(**change), "key-reused", 422, retryable=False, path=path)
     assert len(case.runs) == 1
 
 
@@ -134,7 +134,7 @@ def test_a_key_cannot_be_used_for_another_request_meanwhile(new_case: NewCase) -
     assert case.script.arrived.wait(PATIENCE)
     reused = case.send(body=b"other")
     case.script.release.set()
-    assert_problem(reused, "key-reused", 422, retryable=True, reuse_key=False)
+    assert_problem(reused, "key-reused", 422, retryable=False)
     assert first.result(PATIENCE).status_code == 201
 
 
@@ -167,7 +167,7 @@ def test_json_is_compared_by_meaning_if_asked(new_case: NewCase) -> None:
 def test_a_missing_key_is_refused_where_one_is_required(new_case: NewCase) -> None:
     """O-06: by the policy of the whole application."""
     case = new_case(charge, "required")
-    assert_problem(case.send(key=None), "key-missing", 400, retryable=True, reuse_key=False)
+    assert_problem(case.send(key=None), "key-missing", 400, retryable=False)
     assert (case.runs, case.commands) == ([], [])
 
 
@@ -177,7 +177,7 @@ def test_a_missing_key_is_refused_on_a_route_that_requires_one(new_case: NewCase
     """O-06: by the route's own decorator."""
     case = new_case(charge)
     refused = case.send(path="/required/charges", key=None)
-    assert_problem(refused, "key-missing", 400, retryable=True, reuse_key=False, path="/required/charges")
+    assert_problem(refused, "key-missing", 400, retryable=False, path="/required/charges")
     assert case.send(path="/required/charges").status_code == 201
     assert len(case.runs) == 1
 
@@ -197,7 +197,7 @@ def test_a_malformed_key_is_explained(new_case: NewCase) -> None:
     """O-06: with a problem document that does not repeat the key."""
     case = new_case(charge)
     refused = case.send(key='secret-key-secret"key')
-    assert_problem(refused, "key-malformed", 400, retryable=True, reuse_key=False)
+    assert_problem(refused, "key-malformed", 400, retryable=False)
     assert "secret" not in refused.text
 
 
@@ -206,7 +206,7 @@ def test_a_body_over_the_limit_is_refused(new_case: NewCase) -> None:
     """O-07: by its Content-Length."""
     case = new_case(charge, "small")
     refused = case.send(body=b"x" * (LIMIT + 1))
-    assert_problem(refused, "body-too-large", 413, retryable=False, reuse_key=False)
+    assert_problem(refused, "body-too-large", 413, retryable=False)
     assert (case.runs, case.commands) == ([], [])
 
 
@@ -219,7 +219,7 @@ def test_a_chunked_body_over_the_limit_is_refused(new_case: NewCase) -> None:
         for _ in range(3):
             yield b"x" * (LIMIT // 2)
 
-    assert_problem(case.send(body=body()), "body-too-large", 413, retryable=False, reuse_key=False)
+    assert_problem(case.send(body=body()), "body-too-large", 413, retryable=False)
     assert case.runs == []
 
 
@@ -262,7 +262,7 @@ def test_a_failed_request_is_not_run_again_if_the_policy_says_so(new_case: NewCa
     """O-08: ``on_failed="reject"``."""
     case = new_case(always_raising, "rejects failed")
     assert case.send().status_code == 500
-    assert_problem(case.send(), "outcome-unknown", 409, retryable=False, reuse_key=False)
+    assert_problem(case.send(), "outcome-unknown", 409, retryable=False)
     assert len(case.runs) == 1
 
 
@@ -298,7 +298,7 @@ def test_a_request_whose_worker_died_is_a_conflict_until_then(new_case: NewCase)
     """O-09, O-03: nobody can tell a dead owner from a slow one."""
     case = new_case(charge)
     _claimed_by_a_dead_owner(case, lease=60.0)
-    assert_problem(case.send(), "in-progress", 409, retryable=True, reuse_key=True)
+    assert_problem(case.send(), "in-progress", 409, retryable=True)
     assert case.runs == []
 
 
@@ -313,7 +313,7 @@ def test_an_abandoned_request_is_not_run_again_if_the_policy_says_so(new_case: N
     """O-09: ``on_abandoned="reject"``."""
     case = new_case(charge, "rejects abandoned")
     _claimed_by_a_dead_owner(case, lease=0.0)
-    assert_problem(case.send(), "outcome-unknown", 409, retryable=False, reuse_key=False)
+    assert_problem(case.send(), "outcome-unknown", 409, retryable=False)
     assert case.runs == []
 
 
@@ -321,7 +321,7 @@ def test_no_attempt_is_made_beyond_the_last(new_case: NewCase) -> None:
     """O-10: ``max_attempts=2``."""
     case = new_case(always_raising, "two attempts")
     assert [case.send().status_code for _ in range(2)] == [500, 500]
-    assert_problem(case.send(), "outcome-unknown", 409, retryable=False, reuse_key=False)
+    assert_problem(case.send(), "outcome-unknown", 409, retryable=False)
     assert len(case.runs) == 2
 
 
@@ -334,7 +334,7 @@ def test_an_answer_that_could_not_be_kept_is_not_made_again(new_case: NewCase) -
     """O-11: the first client gets it whole, a repeat learns its status and Location."""
     case = new_case(_too_big, "small")
     assert len(case.send().content) == LIMIT + 1
-    document = assert_problem(case.send(), "not-replayable", 409, retryable=False, reuse_key=False)
+    document = assert_problem(case.send(), "not-replayable", 409, retryable=False)
     assert (document["original_status"], document["location"]) == (201, "/charges/1")
     assert len(case.runs) == 1
 
@@ -343,7 +343,7 @@ def test_nothing_runs_while_the_backend_is_down(new_case: NewCase) -> None:
     """O-12: 503 with Retry-After."""
     case = new_case(charge, "down")
     refused = case.send()
-    assert_problem(refused, "backend-unavailable", 503, retryable=True, reuse_key=True)
+    assert_problem(refused, "backend-unavailable", 503, retryable=True)
     assert int(refused.headers["retry-after"]) >= 1
     assert case.runs == []
 

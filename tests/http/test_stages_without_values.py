@@ -53,7 +53,7 @@ def test_an_effect_whose_value_cannot_be_kept_is_not_repeated(
     case = new_case(charging(Receipt, **terms), variant)
     assert case.send().status_code == 500
     for _ in range(3):
-        assert_problem(case.send(), "outcome-unknown", 409, retryable=False, reuse_key=False)
+        assert_problem(case.send(), "outcome-unknown", 409, retryable=False)
     assert case.script.notes == ["charged"]
 
 

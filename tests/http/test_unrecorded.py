@@ -39,7 +39,7 @@ def test_a_finished_response_goes_out_in_time_and_is_recorded_behind_it(new_case
         first = case.send()
         assert time.monotonic() - before < PATIENCE / 2
         assert (first.status_code, first.headers["idempotency-status"]) == (201, "unrecorded")
-        assert_problem(case.send(), "in-progress", 409, retryable=True, reuse_key=True)
+        assert_problem(case.send(), "in-progress", 409, retryable=True)
         assert events.Unrecorded in kinds(case)
     case.wait_until_told(events.RecordedLate)
     second = case.send()
@@ -92,7 +92,7 @@ def test_a_request_whose_lease_nobody_can_renew_is_refused_and_the_next_one_runs
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", _refusing(threading.Thread.start))
         for _ in range(2):
-            assert_problem(case.send(), "backend-unavailable", 503, retryable=True, reuse_key=True)
+            assert_problem(case.send(), "backend-unavailable", 503, retryable=True)
     assert case.runs == []
     refused = [event for event in case.events if isinstance(event, events.NotRenewable)]
     assert [(event.error, event.detail) for event in refused] == [("RuntimeError", "can't start new thread")] * 2

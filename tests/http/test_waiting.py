@@ -79,7 +79,7 @@ def test_the_conflict_after_waiting_says_when_to_retry(new_case: NewCase) -> Non
     case = new_case(gated, "waits briefly")
     with _running(case):
         conflict = case.send()
-    assert_problem(conflict, "in-progress", 409, retryable=True, reuse_key=True)
+    assert_problem(conflict, "in-progress", 409, retryable=True)
     assert conflict.headers["retry-after"] == "1"
     assert "preference-applied" not in conflict.headers
 

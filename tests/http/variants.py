@@ -46,6 +46,8 @@ POSTGRES_VERSIONS = ("postgres16", "postgres18")
 LIMIT = 1000
 SHORT_LEASE = 0.5
 LIVE_KEYS = 2
+#: the origin whose pages may read problems
+ORIGIN = "https://app.example"
 
 
 def _uuid(key: str) -> bool:
@@ -88,6 +90,11 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "advised of cookies": {},
     "anonymous": {"scope": "anonymous"},
     "responds soon": {"respond_within": 0.1},
+    "for pages": {
+        "problem_headers": {"Access-Control-Allow-Origin": ORIGIN},
+        "required": True,
+        "max_request_bytes": LIMIT,
+    },
     "documented": {"docs_url": "https://example.org/idempotency"},
     "short lease": {"lease": SHORT_LEASE},
     "strict stages": {"strict_stages": True},

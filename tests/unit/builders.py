@@ -64,13 +64,17 @@ def attempt_of(*stages: Stage, owned: Lease | None = None, **fields: Any) -> Att
 
 
 class Listener:
-    """Keeps the events it is told."""
+    """Keeps the events it is told: decisions in ``seen``, and the problems that come of them in ``problems``."""
 
     def __init__(self) -> None:
         self.seen: list[events.Event] = []
+        self.problems: list[events.ProblemSent] = []
 
     def __call__(self, event: events.Event) -> None:
-        self.seen.append(event)
+        if isinstance(event, events.ProblemSent):
+            self.problems.append(event)
+        else:
+            self.seen.append(event)
 
     def kinds(self) -> list[type[events.Event]]:
         """The classes of the events, in order."""
@@ -140,13 +144,17 @@ class Script:
     def _Call(self, command: Any) -> Any:  # noqa: N802 (named for the command)
         return command.function()
 
+    def _DrawReference(self, command: Any) -> str:  # noqa: N802 (named for the command)
+        return "c0ffee"
+
     def _Emit(self, command: Any) -> None:  # noqa: N802 (named for the command)
         if command.listener is not None:
             command.listener(command.event)
 
     def names(self) -> list[str]:
         """The commands that were asked, by class name, without the reporting and the clock."""
-        return [name for name in (type(c).__name__ for c in self.asked) if name not in ("Emit", "Now", "KeepAlive")]
+        apart = ("DrawReference", "Emit", "Now", "KeepAlive")
+        return [name for name in (type(c).__name__ for c in self.asked) if name not in apart]
 
     def asked_for(self, kind: type[Command[Any]]) -> list[Any]:
         """The commands of this class."""

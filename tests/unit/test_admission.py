@@ -31,14 +31,14 @@ def test_a_malformed_key_is_refused_before_any_command() -> None:
     """O-06: before any backend call; nothing is read either."""
     admission = Admission(key=(b"idempotency-key", b'"abc'))
     assert name(admission.problem()) == "key-malformed"
-    assert admission.script.asked == []
+    assert admission.script.names() == []
 
 
 def test_a_missing_key_on_a_route_that_requires_one_is_refused_before_any_command() -> None:
     """O-06."""
     admission = Admission(key=None, required=True)
     assert name(admission.problem()) == "key-missing"
-    assert admission.script.asked == []
+    assert admission.script.names() == []
 
 
 def test_a_missing_key_on_an_optional_route_is_an_attempt_without_a_lease_and_no_command() -> None:
@@ -153,8 +153,10 @@ def test_a_refused_takeover_is_an_unknown_outcome(reason: Refusal) -> None:
     """O-08 to O-10."""
     admission = Admission(Refused(reason, 2))
     problem = admission.problem()
-    assert (name(problem), problem["retryable"]) == ("outcome-unknown", False)
+    assert (name(problem), problem["retryable"]) == ("outcome-unknown", reason is Refusal.WITHDRAWN)
     assert admission.listener.kinds() == [events.Rejected]
+    (told,) = admission.listener.problems
+    assert (told.reference, told.attempt) == (problem["reference"], 2)
 
 
 def test_a_failed_answer_is_replayed_where_the_policy_says_so() -> None:

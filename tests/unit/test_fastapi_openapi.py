@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Annotated, Any
 
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Header
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.middleware import Middleware
 
-from open_idempotency import IdempotencyPolicy
+from open_idempotency import IdempotencyPolicy, _openapi
+from open_idempotency._core.keys import parse_value
 from open_idempotency._core.requests import Response
+from open_idempotency.exceptions import KeyRejected
 from open_idempotency.fastapi import (
     IdempotencyMiddleware,
     IdempotencyRule,
@@ -19,6 +24,7 @@ from open_idempotency.fastapi import (
     exempt,
     idempotent,
 )
+from tests.unit.test_problems import ALL
 
 REF = {"schema": {"$ref": "#/components/schemas/IdempotencyProblem"}}
 
@@ -50,7 +56,7 @@ def header(operation: dict[str, Any], name: str = "Idempotency-Key") -> dict[str
 def is_described(operation: dict[str, Any]) -> bool:
     """Whether the header is there, and our answers, or neither."""
     there = header(operation) is not None
-    for status in ("400", "409", "422"):
+    for status in ("400", "409", "413", "422", "503"):
         content = operation["responses"].get(status, {}).get("content", {})
         assert ("application/problem+json" in content) is there
     return there
@@ -65,7 +71,7 @@ def test_a_covered_operation_has_the_header_and_our_answers(required: bool) -> N
     found = header(operation)
     assert found is not None
     assert (found["required"], found["schema"]["type"]) == (required, "string")
-    for status in ("400", "409", "422"):
+    for status in ("400", "409", "413", "422", "503"):
         assert operation["responses"][status]["content"]["application/problem+json"] == REF
     assert ("missing" in operation["responses"]["400"]["description"]) is required
 
@@ -233,3 +239,91 @@ def test_the_schema_is_that_of_a_problem() -> None:
     described_types = {name: types[said["type"]] for name, said in schema["properties"].items()}
     assert described_types == {name: type(value) for name, value in sent.items()}
     assert schema["required"] == list(sent)
+
+
+# What is said of keys, and of headers of responses
+
+
+def described_key(**fields: Any) -> dict[str, Any]:
+    """The parameter that describes the key."""
+    operation: dict[str, Any] = {}
+    _openapi.document(operation, IdempotencyPolicy(**fields), {})
+    (parameter,) = operation["parameters"]
+    found: dict[str, Any] = parameter
+    return found
+
+
+PATTERNS = {profile: described_key(profile=profile)["schema"]["pattern"] for profile in ("lenient", "strict")}
+
+
+@pytest.mark.parametrize("profile", PATTERNS)
+@given(st.data())
+def test_a_key_that_the_description_allows_is_taken(profile: str, data: st.DataObject) -> None:
+    """H-14: a client that is made of the description is never refused for the form of its keys."""
+    written = data.draw(st.from_regex(PATTERNS[profile], fullmatch=True).filter(lambda text: "\n" not in text))
+    assert parse_value(written.encode(), profile)
+
+
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=40), st.booleans())
+def test_a_key_as_clients_send_it_is_allowed_where_it_is_taken(key: str, quoted: bool) -> None:
+    """H-14: bare, or in quotes, which have to be there in the profile ``strict``."""
+    written = f'"{key}"' if quoted else key
+    for profile, pattern in PATTERNS.items():
+        try:
+            parse_value(written.encode(), profile)
+        except KeyRejected:
+            assert not re.fullmatch(pattern, written)
+        else:
+            # Parameters are accepted, and no client sends any.
+            assert re.fullmatch(pattern, written) or ";" in written
+
+
+@pytest.mark.parametrize("profile", PATTERNS)
+def test_the_examples_of_keys_are_keys(profile: str) -> None:
+    """H-14: quoted and bare; quoted alone in the profile ``strict``."""
+    examples = {name: each["value"] for name, each in described_key(profile=profile)["examples"].items()}
+    assert set(examples) == ({"quoted", "bare"} if profile == "lenient" else {"quoted"})
+    assert len({parse_value(value.encode(), profile) for value in examples.values()}) == 1
+
+
+def test_the_key_is_described_as_what_the_other_documents_say() -> None:
+    """H-12, H-14: a key of a caller of whom nothing is known needs 16 characters."""
+    assert "Without credentials it needs at least 16 characters" in described_key()["description"]
+
+
+def test_a_replay_is_told_apart_by_a_header_that_is_described() -> None:
+    """H-14: on responses of the application, and Retry-After on the problems that may pass."""
+    app = shop(max_live_keys=5)
+    app.add_api_route("/charges", create, methods=["POST"], status_code=201)
+    responses = described(app)["responses"]
+    assert set(responses) == {"201", "400", "409", "413", "422", "429", "503"}
+    assert set(responses["201"]["headers"]) == {"Idempotent-Replayed", "Idempotency-Status"}
+    for status in ("409", "429", "503"):
+        assert responses[status]["headers"]["Retry-After"]["schema"]["type"] == "integer"
+    for status in ("400", "413", "422"):
+        assert "headers" not in responses[status]
+
+
+def test_headers_that_the_application_describes_stay() -> None:
+    """H-14."""
+    app = shop()
+    said: Any = {201: {"headers": {"idempotent-replayed": {"description": "Again"}}}}
+    app.add_api_route("/charges", create, methods=["POST"], status_code=201, responses=said)
+    headers = described(app)["responses"]["201"]["headers"]
+    assert headers["idempotent-replayed"] == {"description": "Again"}
+    assert set(headers) == {"idempotent-replayed", "Idempotency-Status"}
+
+
+def test_a_response_that_is_described_elsewhere_stays() -> None:
+    """H-14: other operations share it."""
+    operation = {"responses": {"201": {"$ref": "#/a"}, "503": {"$ref": "#/b"}}}
+    _openapi.document(operation, IdempotencyPolicy(), {})
+    assert (operation["responses"]["201"], operation["responses"]["503"]) == ({"$ref": "#/a"}, {"$ref": "#/b"})
+
+
+def test_the_description_names_every_status_of_a_problem_that_any_application_may_get() -> None:
+    """H-14: 429 comes with a quota; 401 and 403 are the application's ``scope=``, and 500 its transaction."""
+    ours = {str(status) for _, _, status in ALL} - {"401", "403", "500"}
+    operation: dict[str, Any] = {}
+    _openapi.document(operation, IdempotencyPolicy(max_live_keys=1), {})
+    assert ours <= set(operation["responses"])

@@ -155,8 +155,19 @@ def test_with_auto_json_counts_byte_for_byte() -> None:
     assert of(body=b'{"a":1}') != of(body=b'{"a": 1}')
 
 
-@pytest.mark.parametrize("content_type", [b"application/json", b"application/vnd.api+json; v=1"])
+AS_JSON = [
+    b"application/json",
+    b"application/vnd.api+json; v=1",
+    b"text/json",
+    b"text/plain;charset=UTF-8",
+    b"TEXT/PLAIN",
+    b"",
+]
+
+
+@pytest.mark.parametrize("content_type", AS_JSON)
 def test_with_json_member_order_and_space_do_not_count(content_type: bytes) -> None:
+    """H-13: also where the client gives JSON no type of JSON, or none at all."""
     kind = {"content_type": content_type}
     assert of(JSON, b'{"a":1,"b":2}', **kind) == of(JSON, b'{ "b":2, "a":1 }', **kind)
 
@@ -172,8 +183,46 @@ def test_with_json_an_ambiguous_body_counts_byte_for_byte(pair: tuple[bytes, byt
     assert of(JSON, pair[0]) == of(JSON, pair[0])
 
 
-def test_with_json_another_media_type_counts_byte_for_byte() -> None:
-    kind = {"content_type": b"text/plain"}
+def test_with_json_a_request_without_a_media_type_is_read_as_json() -> None:
+    """H-13: no header at all, which is the same as an empty one."""
+    bare = [
+        Request("POST", b"/charges", b"", [], None, body_of(body)) for body in (b'{"a":1,"b":2}', b'{"b": 2,"a": 1}')
+    ]
+    assert fingerprint(bare[0], JSON) == fingerprint(bare[1], JSON)
+
+
+@pytest.mark.parametrize("content_type", [b"text/plain", b""])
+@pytest.mark.parametrize("pair", [(b"pay 1", b"pay  1"), (b'{"a":1', b'{ "a":1'), (b"\xff", b"\xff "), (b"", b" ")])
+def test_with_json_a_text_that_is_not_json_counts_byte_for_byte(pair: tuple[bytes, bytes], content_type: bytes) -> None:
+    """H-13."""
+    one, other = (of(JSON, body, content_type=content_type) for body in pair)
+    assert one != other
+
+
+@pytest.mark.parametrize("content_type", AS_JSON)
+def test_ignored_members_do_not_count_in_any_body_that_is_read_as_json(content_type: bytes) -> None:
+    """H-13: ``fingerprint_ignore``."""
+    policy, kind = (
+        IdempotencyPolicy(fingerprint="json", fingerprint_ignore=("/sent_at",)),
+        {"content_type": content_type},
+    )
+    assert of(policy, b'{"sent_at":1,"x":1}', **kind) == of(policy, b'{"x":1,"sent_at":2}', **kind)
+    assert of(policy, b'{"sent_at":1,"x":1}', **kind) != of(policy, b'{"x":2,"sent_at":1}', **kind)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        b"application/x-www-form-urlencoded",
+        b"application/octet-stream",
+        b"text/html",
+        b"application/jsonl",
+        b"text/plainer",
+    ],
+)
+def test_with_json_another_media_type_counts_byte_for_byte(content_type: bytes) -> None:
+    """H-13: a form is no JSON, even where its text could be read as such."""
+    kind = {"content_type": content_type}
     assert of(JSON, b"[1]", **kind) != of(JSON, b"[ 1]", **kind)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from fastapi import Depends, FastAPI
 
 from open_idempotency import events, rules
 from open_idempotency._core.requests import Response
+from open_idempotency._engine import event_log
 from open_idempotency._starlette import at_call
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backends.memory import MemoryBackend
@@ -78,14 +81,28 @@ def _noting(kind: type, made: list[type]) -> Any:
 def test_an_event_is_made_only_where_somebody_listens(
     listener: Listener | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A new key, its replay and a mismatch make no event of everyday things in vain."""
+    """A new key, its replay and a mismatch make no everyday event in vain; a problem makes one for the log."""
     app = IdempotencyMiddleware(_app, "memory://", on_event=listener)
     with count_made(monkeypatch) as made:
         asyncio.run(_post(app))
         asyncio.run(_post(app))
         asyncio.run(_post(app, b"other"))
-    everyday = [events.Claimed, events.Completed, events.Replayed, events.KeyReused]
-    assert made == ([] if listener is None else everyday)
+    everyday = [events.Claimed, events.Completed, events.Replayed, events.KeyReused] if listener else []
+    assert made == [*everyday, events.ProblemSent]
+
+
+def test_a_reference_is_made_only_for_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """O-32: no other request pays for the random bytes."""
+    asked: list[int] = []
+    monkeypatch.setattr(
+        event_log, "os", SimpleNamespace(urandom=lambda count: asked.append(count) or os.urandom(count))
+    )
+    app = IdempotencyMiddleware(_app, "memory://")
+    asyncio.run(_post(app))
+    asyncio.run(_post(app))
+    assert asked == []
+    asyncio.run(_post(app, b"other"))
+    assert len(asked) == 1
 
 
 def test_a_body_in_one_message_reaches_the_application_uncopied() -> None:

@@ -130,21 +130,23 @@ def header(operation: dict[str, Any]) -> dict[str, Any] | None:
 def is_described(operation: dict[str, Any]) -> bool:
     """Whether the header is there, and our answers, or neither."""
     there = header(operation) is not None
-    for status in ("400", "409", "422"):
+    for status in ("400", "409", "413", "422", "503"):
         content = operation["responses"].get(status, {}).get("content", {})
         assert ("application/problem+json" in content) is there
     return there
 
 
 def test_a_covered_view_has_the_header_and_our_answers() -> None:
-    """O-03, O-05, O-06."""
+    """H-14, O-03, O-05, O-06."""
     with described(Charges.as_view()) as schema:
         found = schema["paths"]["/0"]["post"]
         assert header(found) == {**header(found), "name": "Idempotency-Key", "required": False}
-        for status in ("400", "409", "422"):
+        assert "Idempotent-Replayed" in found["responses"]["200"]["headers"]
+        assert "Retry-After" in found["responses"]["503"]["headers"]
+        for status in ("400", "409", "413", "422", "503"):
             said = found["responses"][status]["content"]["application/problem+json"]["schema"]
             assert said == {"$ref": "#/components/schemas/IdempotencyProblem"}
-        assert "reuse_key" in schema["components"]["schemas"]["IdempotencyProblem"]["properties"]
+        assert "reference" in schema["components"]["schemas"]["IdempotencyProblem"]["properties"]
 
 
 @pytest.mark.parametrize("method", ["get", "put"])

@@ -12,19 +12,21 @@ from werkzeug.test import Client as WsgiClient
 
 from open_idempotency import events
 from open_idempotency._core.frames import decode_response, encode_response
-from open_idempotency._core.requests import Response
-from open_idempotency._core.stored_response import omitted, storable
+from open_idempotency._core.requests import Cors, Response
+from open_idempotency._core.sealing import RESPONSE
+from open_idempotency._core.stored_response import omitted, small_form, storable, stored_form
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.flask import Idempotency, idempotent
 from open_idempotency.policy import IdempotencyPolicy
 from open_idempotency.redaction import tombstone
-from tests.unit.builders import Listener
+from tests.unit.builders import Listener, Script, lease_of
 from tests.unit.every_adapter import ADAPTERS, FIELDS, Reply
 
 KEYS = EncryptionKeys({"2026": bytes(range(32))})
 COOKIE = ("Set-Cookie", "session=secret")
 TOKEN = ("Authorization", "Bearer secret")
+ALLOW_ORIGIN = b"access-control-allow-origin"
 
 by_every_adapter = pytest.mark.parametrize("adapter", ADAPTERS)
 
@@ -220,3 +222,77 @@ def test_a_response_without_credentials_is_stored_as_ever() -> None:
     """O-21a, B-13: byte by byte."""
     plain = Response(201, [(b"x", b"1")], b"ran")
     assert encode_response(plain) == b"\x01\x00\x00\xc9\x00\x01\x00\x00\x00\x03\x00\x01\x00\x00\x00\x01x1ran"
+
+
+def test_cors_headers_are_notes_that_no_browser_reads_where_an_earlier_version_sends_them() -> None:
+    """R-11, B-13: an earlier version sends all headers of a frame, whatever the origin of the request."""
+    cors = Cors(
+        b"https://app.example", [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", b"x")]
+    )
+    frame = encode_response(Response(201, [(b"x", b"1")], b"ran", b"set-cookie", cors))
+    read_before = [
+        (b"idempotency-omitted", b"set-cookie"),
+        (b"idempotency-origin", b"https://app.example"),
+        (b"idempotency-access-control-allow-origin", b"*"),
+        (b"idempotency-access-control-expose-headers", b"x"),
+        (b"x", b"1"),
+    ]
+    assert frame == encode_response(Response(201, read_before, b"ran"))
+    read = decode_response(frame)
+    assert (read.headers, read.omitted, read.cors) == ([(b"x", b"1")], b"set-cookie", cors)
+
+
+def test_a_header_of_the_application_is_not_taken_for_a_cors_header() -> None:
+    """R-11: whatever its name begins with, and wherever it stands."""
+    own = [(b"idempotency-key", b"k"), (b"Idempotency-Access", b"1")]
+    cors = Cors(b"", [(b"access-control-allow-origin", b"*")])
+    read = decode_response(encode_response(Response(201, own, b"ran", cors=cors)))
+    assert (read.headers, read.cors) == (own, cors)
+    assert decode_response(encode_response(Response(201, own, b"ran"))).headers == own
+
+
+@pytest.mark.parametrize(
+    ("origin", "stored"),
+    [
+        ([], b""),
+        ([b"https://a.example"], b"https://a.example"),
+        ([b"null"], b"null"),
+        ([b"https://a.example", b"https://a.example"], None),
+        ([b"https://a.example\x00"], None),
+        ([b"h" * 513], None),
+    ],
+)
+def test_cors_headers_are_stored_for_an_origin_that_a_browser_sends(origin: list[bytes], stored: bytes | None) -> None:
+    """R-11: anything else costs these headers, and not the response."""
+    live = Response(201, [(b"Access-Control-Allow-Origin", b"*"), (b"x", b"1")], b"ran")
+    small = small_form(live, IdempotencyPolicy(), [(b"origin", value) for value in origin])
+    assert small.headers == [(b"x", b"1")]
+    assert small.cors == (None if stored is None else Cors(stored, [(b"access-control-allow-origin", b"*")]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "headers", "cors"),
+    [
+        (
+            {"keep_headers": ["Access-Control-Allow-Origin"]},
+            [b"access-control-allow-origin"],
+            [b"access-control-max-age"],
+        ),
+        ({"drop_headers": ["ACCESS-CONTROL-ALLOW-ORIGIN"]}, [], [b"access-control-max-age"]),
+        ({"max_response_bytes": 1}, [], None),
+    ],
+)
+def test_the_policy_says_of_cors_headers_too_who_gets_them(fields: Any, headers: Any, cors: Any) -> None:
+    """R-11, O-21: kept ones are for every origin, dropped ones for none; a tombstone has none."""
+    live = [(b"access-control-allow-origin", b"*"), (b"access-control-max-age", b"1")]
+    small = small_form(Response(201, live, b"ran"), IdempotencyPolicy(**fields), [(b"origin", b"null")])
+    assert [name for name, _ in small.headers] == headers
+    assert (small.cors and [name for name, _ in small.cors.headers]) == cors
+
+
+def test_a_hook_that_redacts_changes_nothing_of_the_cors_headers() -> None:
+    """R-11: they are not offered to it, and a response that it makes anew has them too."""
+    policy = IdempotencyPolicy(redact=lambda response: Response(response.status, [(b"x", b"2")], b"-"))
+    live = Response(201, [(b"access-control-allow-origin", b"*")], b"ran")
+    frame, _ = Script().run(stored_form(live, RESPONSE, lease_of(), policy))
+    assert decode_response(frame).cors == Cors(b"", [(b"access-control-allow-origin", b"*")])

@@ -33,7 +33,7 @@ from open_idempotency._core.keys import by_credentials, caller_scope, is_anonymo
 from open_idempotency._core.models import Busy, ClaimResult, Finished, Lease, Leased, Mismatch, Refused, Stage
 from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, Advice, notify, warn
 from open_idempotency._core.refusals import ScopeRefused
-from open_idempotency._core.rendering import render
+from open_idempotency._core.rendering import refuse
 from open_idempotency._core.requests import Body, Headers, Identity, Request, Response
 from open_idempotency._core.sealing import FAILURE, RESPONSE, unseal, unseal_stage
 from open_idempotency._core.session_identity import cookie_names, entry_names
@@ -111,7 +111,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
         scope = caller_scope(request, identity, key, policy)
         request.body = yield Call(intake.receive)
     except (KeyRejected, BodyTooLarge, ScopeRefused) as error:
-        return _refuse_error(error, intake, policy)
+        return (yield from _refuse_error(error, intake, policy))
     claim = Claim(
         record_id(scope, key, request, policy),
         (yield from fingerprint_steps(request, policy)),
@@ -146,11 +146,11 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
 
 def _refuse_error(
     error: KeyRejected | BodyTooLarge | ScopeRefused, intake: Intake, policy: IdempotencyPolicy
-) -> Response:
+) -> Steps[Response]:
     """The response to a request that is wrong in itself. Raises the error of ``scope=`` if the framework renders it."""
     request = intake.request
     if isinstance(error, BodyTooLarge):
-        return refuse_body(request, policy)
+        return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
     if isinstance(error, ScopeRefused):
         if intake.renders(error.error):
             raise error.error from None
@@ -177,27 +177,22 @@ def _advice(
     return None
 
 
-def refuse_ahead(request: Request, key_headers: Headers, policy: IdempotencyPolicy) -> Response | None:
+def refuse_ahead(request: Request, key_headers: Headers, policy: IdempotencyPolicy) -> problems.Problem | None:
     """Check what is known of a covered request before its body and caller are: the key, and the declared length.
 
-    Returns the response that refuses the request, or None. For adapters that admit a request only after the application
-    has read the body. A missing key is left to ``admit``.
+    Returns the problem to refuse the request with, or None. For adapters that admit a request only after the
+    application has read the body. A missing key is left to ``admit``.
     """
     try:
         parse_key(key_headers, policy)
     except KeyRequired:
         return None
     except KeyRejected as error:
-        return _refuse(problems.key_malformed(str(error)), request, policy)
+        return problems.key_malformed(str(error))
     for value in request.header(b"content-length") if key_headers else ():
         if value.isdigit() and (len(value) > _MOST_DIGITS or int(value) > policy.max_request_bytes):
-            return refuse_body(request, policy)
+            return problems.body_too_large(policy.max_request_bytes)
     return None
-
-
-def refuse_body(request: Request, policy: IdempotencyPolicy) -> Response:
-    """The response to a body over ``max_request_bytes`` (O-07)."""
-    return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
 
 
 def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
@@ -226,7 +221,9 @@ def _counted(
         admission = yield from quotas.within_quota(begin, claim, scope, policy)
     except (BackendUnavailable, RecordUnreadable) as error:  # of the reservation: errors of the claim became responses
         return (yield from _without_backend(error, "reserve", claim, intake.request, policy))
-    return _refuse(admission, intake.request, policy) if isinstance(admission, problems.Problem) else admission
+    if isinstance(admission, problems.Problem):
+        return (yield from _refuse(admission, intake.request, policy, claim.record_id))
+    return admission
 
 
 def _without_backend(
@@ -235,14 +232,14 @@ def _without_backend(
     record = events.short(claim.record_id)
     yield from warn(policy, events.BackendFailed.of(record, verb, error))
     if isinstance(error, RecordUnreadable):
-        return _refuse(problems.record_unreadable(), request, policy)
+        return (yield from _refuse(problems.record_unreadable(), request, policy, claim.record_id))
     return (yield from _unprotected(claim, request, policy))
 
 
 def _unprotected(claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
     """A request that cannot be protected: 503, or an attempt without a lease if the policy fails open."""
     if not policy.fail_open:
-        return _refuse(problems.backend_unavailable(), request, policy)
+        return (yield from _refuse(problems.backend_unavailable(), request, policy, claim.record_id))
     yield from warn(policy, events.FailedOpen(events.short(claim.record_id)))
     return Attempt(policy)
 
@@ -257,6 +254,7 @@ def _act_on(
             attempt = Attempt.of(
                 lease, stages, policy, _instance(request), method=request.method, alone=request.alone, asked=asked
             )
+            attempt.request_headers = request.headers
             try:
                 yield KeepAlive(attempt)
                 if policy.on_event is not None:
@@ -274,10 +272,12 @@ def _act_on(
             return (yield from _replay(frame, RESPONSE, claim, request, policy))
         case Busy() as busy:
             yield from notify(policy, events.Conflicted, claim.record_id, busy.remaining)
-            return _refuse(problems.in_progress(busy, unnamed=not policy.application), request, policy)
+            problem = problems.in_progress(busy, unnamed=not policy.application)
+            return (yield from _refuse(problem, request, policy, claim.record_id))
         case Mismatch():
             yield from notify(policy, events.KeyReused, claim.record_id)
-            return _refuse(problems.key_reused(unnamed=not policy.application), request, policy)
+            problem = problems.key_reused(unnamed=not policy.application)
+            return (yield from _refuse(problem, request, policy, claim.record_id))
         case Refused() as refused:
             return (yield from _no_further_attempt(refused, claim, request, policy))
 
@@ -294,13 +294,14 @@ def _no_further_attempt(refused: Refused, claim: Claim, request: Request, policy
             raise
         except Exception as error:  # of the database: whether there is a response will be known later
             yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "ledger", error))
-            return _refuse(problems.ledger_unreachable(), request, policy)
+            return (yield from _refuse(problems.ledger_unreachable(), request, policy, claim.record_id))
         if known is not None:
             return (yield from _replay(known, RESPONSE, claim, request, policy))
     if refused.response is not None and policy.on_failed == "replay":
         return (yield from _replay(refused.response, FAILURE, claim, request, policy))
     yield from notify(policy, events.Rejected, claim.record_id, refused.reason.value)
-    return _refuse(problems.outcome_unknown(refused.reason), request, policy)
+    problem = problems.outcome_unknown(refused.reason)
+    return (yield from _refuse(problem, request, policy, claim.record_id, refused.attempt))
 
 
 def _not_renewable(attempt: Attempt, lease: Lease, error: BackendUnavailable) -> Steps[NotRenewable]:
@@ -326,7 +327,7 @@ def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: I
     stored = decode_response(unseal(frame, kind, claim, policy))
     if policy.on_event is not None:
         yield from notify(policy, events.Replayed, claim.record_id, stored.status)
-    return (yield from replay(stored, claim.record_id, _instance(request), policy))
+    return (yield from replay(stored, request.headers, claim.record_id, _instance(request), policy))
 
 
 def _wait_in_slot(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimResult | None]:
@@ -416,8 +417,14 @@ def _preference_applied(admission: Attempt | Response, patience: Patience) -> At
     return replace(admission, headers=[*admission.headers, applied])
 
 
-def _refuse(problem: problems.Problem, request: Request, policy: IdempotencyPolicy) -> Response:
-    return render(problem, policy, _instance(request))
+def _refuse(
+    problem: problems.Problem,
+    request: Request,
+    policy: IdempotencyPolicy,
+    record_id: bytes = b"",
+    attempt: int | None = None,
+) -> Steps[Response]:
+    return refuse(problem, policy, _instance(request), record_id, attempt)
 
 
 def _instance(request: Request) -> str:

@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 from open_idempotency._core.callers import Caller
 from open_idempotency._core.ledger_state import LedgerState, StageId
 from open_idempotency._core.models import Lease, Stage
+from open_idempotency._core.requests import Headers
 from open_idempotency.exceptions import (
     AlreadyCommitted,
     AlreadyCompleted,
@@ -101,6 +102,8 @@ class Attempt:
     sure_until: float = inf
     #: its response is on record, or went out while that was not possible: retries will, or may, be sent it
     recorded: bool = False
+    #: the headers of the request, whose origin is read if a layer inside sets CORS headers
+    request_headers: Headers = ()
     #: the server works at no other request in this process meanwhile
     alone: bool = False
     #: seconds on the monotonic clock at which the server ends the request, where that is known

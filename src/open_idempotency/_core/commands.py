@@ -224,6 +224,11 @@ class Call(Command[R_co]):
 
 
 @dataclass(slots=True)
+class DrawReference(AtOnce[str]):
+    """Draw a random id, by which a problem is found in the log (O-32)."""
+
+
+@dataclass(slots=True)
 class Emit(AtOnce[None]):
     """Log an event, and call the policy's listener, if it has one."""
 

@@ -77,8 +77,13 @@ def _exact(body: Body) -> bytes:
     return b"x" + body.digest()
 
 
+# What clients name JSON that they do not name properly: fetch() sends text/plain for a string, and some name nothing.
+_READ_AS_JSON = frozenset({b"application/json", b"text/json", b"text/plain", b""})
+
+
 def _is_json(media_type: bytes) -> bool:
-    return media_type == b"application/json" or media_type.endswith(b"+json")
+    """Whether a body of this type is read as JSON, where it is JSON (H-13). Forms and other types are not."""
+    return media_type in _READ_AS_JSON or media_type.endswith(b"+json")
 
 
 def _json(body: Body, policy: IdempotencyPolicy) -> Steps[bytes]:

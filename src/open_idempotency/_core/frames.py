@@ -11,7 +11,7 @@ import struct
 from enum import IntEnum
 from functools import lru_cache
 
-from open_idempotency._core.requests import Headers, Response
+from open_idempotency._core.requests import Cors, Headers, Response
 from open_idempotency.exceptions import RecordUnreadable
 
 RESPONSE_VERSION = 1
@@ -20,6 +20,11 @@ TOMBSTONE = 0x01
 #: the first header of a frame whose response lacks credentials: their names. It is never sent. Earlier versions, which
 #: do not know it, send it, where it is true and does no harm.
 OMITTED = b"idempotency-omitted"
+#: the next header of a frame that holds CORS headers: the origin that they are for. They follow, each with a prefix:
+#: earlier versions, which would send them to any origin, send what no browser reads.
+ORIGIN = b"idempotency-origin"
+_PREFIX = b"idempotency-"
+CORS_PREFIX = _PREFIX + b"access-control-"
 
 # version, flags, status, number of headers, length of the body
 _RESPONSE = struct.Struct("!BBHHI")
@@ -34,7 +39,7 @@ def encode_response(response: Response) -> bytes:
 
     Raises ``ValueError`` for a status or a header that could not be sent again.
     """
-    headers = [(OMITTED, response.omitted), *response.headers] if response.omitted else response.headers
+    headers = _with_notes(response) if response.omitted or response.cors else response.headers
     _check(response.status, headers)
     body = response.body or b""
     flags = TOMBSTONE if response.body is None else 0
@@ -43,6 +48,15 @@ def encode_response(response: Response) -> bytes:
         pieces += (_HEADER.pack(len(name), len(value)), name, value)
     pieces.append(body)
     return b"".join(pieces)
+
+
+def _with_notes(response: Response) -> Headers:
+    """The headers, behind those that no client is sent."""
+    notes = [(OMITTED, response.omitted)] if response.omitted else []
+    if response.cors:
+        notes.append((ORIGIN, response.cors.origin))
+        notes += [(_PREFIX + name, value) for name, value in response.cors.headers]
+    return [*notes, *response.headers]
 
 
 def decode_response(frame: bytes) -> Response:
@@ -61,7 +75,17 @@ def decode_response(frame: bytes) -> Response:
     except ValueError as error:
         raise RecordUnreadable(f"response frame: {error}") from error
     omitted = headers.pop(0)[1] if headers and headers[0][0] == OMITTED else b""
-    return Response(status, headers, None if flags & TOMBSTONE else frame[start:], omitted)
+    cors = _take_cors(headers) if headers and headers[0][0] == ORIGIN else None
+    return Response(status, headers, None if flags & TOMBSTONE else frame[start:], omitted, cors)
+
+
+def _take_cors(headers: list[tuple[bytes, bytes]]) -> Cors:
+    _, origin = headers.pop(0)
+    taken: list[tuple[bytes, bytes]] = []
+    while headers and headers[0][0].startswith(CORS_PREFIX):
+        name, value = headers.pop(0)
+        taken.append((name[len(_PREFIX) :], value))
+    return Cors(origin, taken)
 
 
 def _decode_headers(frame: bytes, count: int) -> tuple[list[tuple[bytes, bytes]], int]:

@@ -1,7 +1,8 @@
 """The library's own error responses: application/problem+json (RFC 9457), never stored, never replayed.
 
-``retryable`` says whether another try makes sense, ``reuse_key`` whether with the same key. No problem carries anything
-of another caller, nor the key itself.
+Time alone mends a problem with a ``Retry-After``: the same request may be sent again then, with the same key. Every
+other one needs a person, or a program that knows more than this library, so a client stops (O-31). No problem carries
+anything of another caller, nor the key itself.
 """
 
 from __future__ import annotations
@@ -19,45 +20,50 @@ TYPE_PREFIX = "urn:problem-type:open-idempotency:"
 class Problem:
     """One problem, before it is rendered.
 
-    ``retry_after``: seconds; ``extra``: further members; ``challenge``: the value of ``WWW-Authenticate``, which a 401
-    must have (RFC 9110, section 15.5.2).
+    ``retry_after``: seconds until the same request may be sent again, with the same key; None where that mends nothing.
+    ``extra``: further members. ``challenge``: the value of ``WWW-Authenticate``, which a 401 must have (RFC 9110,
+    section 15.5.2). ``reference``: a random id that is in the log too, made when the problem is sent (O-32).
     """
 
     name: str
     status: int
     title: str
     detail: str
-    retryable: bool
-    reuse_key: bool
     instance: str = ""
     retry_after: int | None = None
     extra: Mapping[str, object] = field(default_factory=dict[str, object])
     challenge: str | None = None
+    reference: str = ""
 
     @property
     def type(self) -> str:
         """The URN that identifies the kind of problem."""
         return TYPE_PREFIX + self.name
 
+    @property
+    def retryable(self) -> bool:
+        """Whether a client may send the same request again, with the same key, after ``retry_after`` seconds."""
+        return self.retry_after is not None
+
 
 def key_missing(detail: str) -> Problem:
     """O-06: the route requires a key."""
-    return Problem("key-missing", 400, "Idempotency key missing", detail, True, False)
+    return Problem("key-missing", 400, "Idempotency key missing", detail)
 
 
 def key_malformed(detail: str) -> Problem:
     """O-06: the key cannot be used."""
-    return Problem("key-malformed", 400, "Idempotency key malformed", detail, True, False)
+    return Problem("key-malformed", 400, "Idempotency key malformed", detail)
 
 
 def not_authenticated(detail: str, challenge: str) -> Problem:
-    """O-20: `scope=` knows no caller of this request. Get new credentials, then send it again."""
-    return Problem("not-authenticated", 401, "Not authenticated", detail, True, True, challenge=challenge)
+    """O-20: `scope=` knows no caller of this request."""
+    return Problem("not-authenticated", 401, "Not authenticated", detail, challenge=challenge)
 
 
 def forbidden(detail: str) -> Problem:
     """O-20: `scope=` does not permit this request to its caller."""
-    return Problem("forbidden", 403, "Forbidden", detail, False, False)
+    return Problem("forbidden", 403, "Forbidden", detail)
 
 
 # Added if the service has no name of its own: it may be one of two that share their keys by accident.
@@ -68,15 +74,18 @@ _UNNAMED = (
 
 def key_reused(unnamed: bool = False) -> Problem:
     """O-05: the key belongs to another request. `unnamed`: the policy has no `application=` (O-22)."""
-    detail = "This key was used with another method, path, query or body. Send a new request with a new key."
+    detail = (
+        "This key was used with another method, path, query or body. Send a retry exactly as the request was first "
+        "sent, and give a new request a key of its own."
+    )
     detail += _UNNAMED if unnamed else ""
-    return Problem("key-reused", 422, "Idempotency key reused", detail, True, False)
+    return Problem("key-reused", 422, "Idempotency key reused", detail)
 
 
 def body_too_large(limit: int) -> Problem:
     """O-07: a request with a key is never run unprotected because of its size."""
     detail = f"With an idempotency key a request body may have {limit} bytes at most."
-    return Problem("body-too-large", 413, "Request body too large", detail, False, False)
+    return Problem("body-too-large", 413, "Request body too large", detail)
 
 
 def in_progress(busy: Busy, unnamed: bool = False) -> Problem:
@@ -87,8 +96,6 @@ def in_progress(busy: Busy, unnamed: bool = False) -> Problem:
         "Request in progress",
         "The first request with this key is still running. Retry later with the same key."
         + (_UNNAMED if unnamed else ""),
-        True,
-        True,
         retry_after=retry_after(busy),
     )
 
@@ -108,21 +115,31 @@ _OUTCOME_UNKNOWN = {
     Refusal.FAILED: "An earlier attempt failed, and this service does not run it again.",
     Refusal.ABANDONED: "The worker of an earlier attempt died, and it is not known how far it got.",
     Refusal.ATTEMPTS: "The request was attempted as often as this service allows.",
-    Refusal.WITHDRAWN: "The request was cancelled before it was admitted.",
 }
 
 
 def outcome_unknown(reason: Refusal) -> Problem:
     """O-09, O-10: no further attempt is admitted."""
-    return Problem("outcome-unknown", 409, "Outcome unknown", f"{_OUTCOME_UNKNOWN[reason]} {_FIND_OUT}", False, False)
+    if reason is Refusal.WITHDRAWN:
+        return withdrawn()
+    return Problem("outcome-unknown", 409, "Outcome unknown", f"{_OUTCOME_UNKNOWN[reason]} {_FIND_OUT}")
+
+
+def withdrawn() -> Problem:
+    """B-08c: this request was cancelled before it was admitted. It has not run, and the key is free."""
+    detail = "The request was cancelled before it was admitted, and has not run. Retry with the same key."
+    return Problem("outcome-unknown", 409, "Outcome unknown", detail, retry_after=1)
 
 
 def stage_in_doubt(retryable: bool) -> Problem:
-    """S-04, S-02a: a stage of an earlier attempt has no result on record, and must not be run again."""
+    """S-04, S-02a: a stage of an earlier attempt has no result on record, and must not be run again.
+
+    ``retryable``: whether the other side may know of it later.
+    """
     detail = "An earlier attempt began a step whose result is not on record, and that step is not run again. "
     detail += "Retry later with the same key." if retryable else _FIND_OUT
     after = _DOUBT_RETRY_AFTER if retryable else None
-    return Problem("outcome-unknown", 409, "Outcome unknown", detail, retryable, retryable, retry_after=after)
+    return Problem("outcome-unknown", 409, "Outcome unknown", detail, retry_after=after)
 
 
 def not_replayable(status: int, location: str | None) -> Problem:
@@ -131,7 +148,7 @@ def not_replayable(status: int, location: str | None) -> Problem:
     if location is not None:
         extra["location"] = location
     detail = "The request was completed, but its response was too large to be stored. It is not run again."
-    return Problem("not-replayable", 409, "Response not replayable", detail, False, False, extra=extra)
+    return Problem("not-replayable", 409, "Response not replayable", detail, extra=extra)
 
 
 # seconds: no client is sent away for more than a day, since keys may be released before they expire
@@ -145,8 +162,6 @@ def too_many_keys(remaining: float) -> Problem:
         429,
         "Too many idempotency keys",
         "This caller has as many live keys as this service allows. Retry later with the same key.",
-        True,
-        True,
         retry_after=max(1, math.ceil(min(remaining, _LONGEST_RETRY_AFTER))),
     )
 
@@ -158,8 +173,6 @@ def backend_unavailable(retry_after: int = 1) -> Problem:
         503,
         "Idempotency backend unavailable",
         "The request was not run, as the service cannot check whether it ran before. Retry with the same key.",
-        True,
-        True,
         retry_after=retry_after,
     )
 
@@ -171,8 +184,6 @@ def ledger_unreachable() -> Problem:
         503,
         "Idempotency backend unavailable",
         "The service cannot check now whether this request was carried out. Retry with the same key.",
-        True,
-        True,
         retry_after=1,
     )
 
@@ -184,8 +195,6 @@ def response_unreachable() -> Problem:
         503,
         "Idempotency backend unavailable",
         "Another attempt took this request over, and its response cannot be read now. Retry with the same key.",
-        True,
-        True,
         retry_after=1,
     )
 
@@ -197,8 +206,6 @@ def record_unreadable() -> Problem:
         503,
         "Idempotency record unreadable",
         "The record of this key cannot be read; the request was not run. Retry with the same key.",
-        True,
-        True,
         retry_after=10,
     )
 
@@ -210,8 +217,7 @@ def uncommitted() -> Problem:
         500,
         "Transaction not committed",
         "The service made its response before it had committed the work. Retry with the same key.",
-        True,
-        True,
+        retry_after=1,
     )
 
 
@@ -222,7 +228,5 @@ def superseded() -> Problem:
         409,
         "Request in progress",
         "Another attempt took this request over and is still running. Retry with the same key.",
-        True,
-        True,
         retry_after=1,
     )

@@ -1,4 +1,7 @@
-"""How a problem is sent: as application/problem+json (RFC 9457), as Stripe's API would, or by the policy's renderer."""
+"""How a problem is sent: as application/problem+json (RFC 9457), as Stripe's API would, or by the policy's renderer.
+
+Each problem gets a random reference, which the log has beside the record and the attempt (O-32).
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from open_idempotency import events
+from open_idempotency._core.commands import DrawReference
+from open_idempotency._core.drivers import Steps, ask
+from open_idempotency._core.notify import warn
 from open_idempotency._core.problems import Problem
 from open_idempotency._core.requests import Headers, Response
-from open_idempotency.policy import IdempotencyPolicy
+from open_idempotency.policy import IdempotencyPolicy, pairs_of
 
 # The type and status of Stripe's errors for our problems, and the code where Stripe has one for it. What Stripe does
 # not know is an error of the server (its client libraries take that type for anything unexpected).
@@ -29,15 +36,30 @@ _STRIPE: Mapping[str, tuple[str, int, str | None]] = {
 }
 
 
-def render(problem: Problem, policy: IdempotencyPolicy, instance: str) -> Response:
-    """The problem as a response, made by the policy's renderer or in one of the two built-in forms.
+def refuse(
+    problem: Problem, policy: IdempotencyPolicy, instance: str, record_id: bytes = b"", attempt: int | None = None
+) -> Steps[Response]:
+    """The problem as a response, with a reference of its own, which an event reports too.
 
-    ``instance``: the path of the request.
+    ``instance``: the path of the request. ``record_id``: of the record that the problem is about; empty where the
+    request was refused before its record was known. ``attempt``: the number of the attempt that it is about; None where
+    none is known of.
     """
-    problem = replace(problem, instance=instance)
-    if policy.render_problem is not None:
-        return policy.render_problem(problem)
-    return _FORMS[policy.compat](problem, policy)
+    problem = replace(problem, instance=instance, reference=(yield from ask(DrawReference())))
+    record = events.short(record_id)
+    yield from warn(policy, events.ProblemSent(record, problem.reference, problem.name, problem.status, attempt))
+    return render(problem, policy)
+
+
+def render(problem: Problem, policy: IdempotencyPolicy) -> Response:
+    """The response, made by the policy's renderer or in one of the two built-in forms, with ``problem_headers``."""
+    form = policy.render_problem
+    response = _FORMS[policy.compat](problem, policy) if form is None else form(problem)
+    if policy.problem_headers:
+        own = {name.lower() for name, _ in response.headers}
+        added = [(name.lower().encode(), value.encode()) for name, value in pairs_of(policy.problem_headers)]
+        response = replace(response, headers=[*response.headers, *(each for each in added if each[0] not in own)])
+    return response
 
 
 def _as_problem_document(problem: Problem, policy: IdempotencyPolicy) -> Response:
@@ -49,7 +71,7 @@ def _as_problem_document(problem: Problem, policy: IdempotencyPolicy) -> Respons
         "detail": problem.detail,
         "instance": problem.instance,
         "retryable": problem.retryable,
-        "reuse_key": problem.reuse_key,
+        "reference": problem.reference,
         **problem.extra,
     }
     return _respond(problem, policy, problem.status, b"application/problem+json", members, [])
@@ -62,13 +84,13 @@ def _as_stripe_error(problem: Problem, policy: IdempotencyPolicy) -> Response:
         "type": kind,
         "code": code or problem.name.replace("-", "_"),
         "message": problem.detail,
+        "reference": problem.reference,
         **problem.extra,
     }
     if policy.docs_url:
         error["doc_url"] = policy.docs_url
     # Stripe's client libraries try every 409 and 5xx again with the same key, unless this header says not to.
-    # They have no new credentials to send, so a 401 is not sent again.
-    again = b"true" if problem.retryable and problem.reuse_key and problem.challenge is None else b"false"
+    again = b"true" if problem.retryable else b"false"
     return _respond(problem, policy, status, b"application/json", {"error": error}, [(b"stripe-should-retry", again)])
 
 

@@ -63,14 +63,28 @@ class Identity(NamedTuple):
     session: Mapping[str, Any] | None = None
 
 
+class Cors(NamedTuple):
+    """What a layer inside has allowed the pages of one origin (R-11).
+
+    ``origin``: the ``Origin`` of the request, empty without one; ``headers``: the ``Access-Control-*`` headers, their
+    names in lower case.
+    """
+
+    origin: bytes
+    headers: Headers
+
+
 @dataclass(slots=True)
 class Response:
     """A whole response. ``body`` is None where it was too large to be kept (a tombstone).
 
     ``omitted``: of a stored one, the names of the credentials that its first client was given and that are not stored.
+    ``cors``: of a stored one, the ``Access-Control-*`` headers that its first client was given, with that client's
+    ``Origin``.
     """
 
     status: int
     headers: Headers
     body: bytes | None
     omitted: bytes = field(default=b"", compare=False)
+    cors: Cors | None = field(default=None, compare=False)

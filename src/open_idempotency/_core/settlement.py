@@ -31,10 +31,10 @@ from open_idempotency._core.models import Lease, Renewal, Status
 from open_idempotency._core.notify import cause, notify, warn
 from open_idempotency._core.quotas import unreserve
 from open_idempotency._core.recording import has_history, lost, surely
-from open_idempotency._core.rendering import render
+from open_idempotency._core.rendering import refuse
 from open_idempotency._core.requests import Response
 from open_idempotency._core.sealing import FAILURE, RESPONSE, unseal
-from open_idempotency._core.stored_response import is_stored_status, replay, sendable, storable, stored_form
+from open_idempotency._core.stored_response import is_stored_status, replay, sendable, small_form, stored_form
 from open_idempotency.exceptions import (
     AlreadyCommitted,
     BackendUnavailable,
@@ -77,7 +77,7 @@ def begin(attempt: Attempt) -> Steps[Response | None]:
         attempt.end()
         yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "renew", error))
         yield from _let_go(attempt, lease, Release(lease), None)
-        return render(problems.backend_unavailable(), attempt.policy, attempt.instance)
+        return (yield from _refuse(problems.backend_unavailable(), attempt, lease))
     if found is Renewal.LOST:
         attempt.end()
         yield from lost(attempt, lease)
@@ -160,7 +160,7 @@ def _fail(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
     policy = attempt.policy
     command = Fail(lease, final=policy.on_failed != "resume")
     if policy.on_failed == "replay":
-        command.response, _ = yield from stored_form(response, FAILURE, lease, policy)
+        command.response, _ = yield from stored_form(response, FAILURE, lease, policy, attempt.request_headers)
     return (yield from _let_go(attempt, lease, command, response.status))
 
 
@@ -168,7 +168,7 @@ def _uncommitted(attempt: Attempt, lease: Lease) -> Steps[Response]:
     """The view has not committed what its response says: neither counts, and the client learns it (S-05)."""
     yield from warn(attempt.policy, events.Uncommitted(events.short(lease.record_id)))
     yield from _let_go(attempt, lease, Fail(lease), None)
-    return render(problems.uncommitted(), attempt.policy, attempt.instance)
+    return (yield from _refuse(problems.uncommitted(), attempt, lease))
 
 
 def _stop(
@@ -182,11 +182,10 @@ def _stop(
         return (yield from _respond_again(attempt, lease, error.frame))
     if isinstance(error, KeyReused):
         yield from _forget(attempt, lease, status)
-        unnamed = not attempt.policy.application
-        return render(problems.key_reused(unnamed), attempt.policy, attempt.instance)
+        return (yield from _refuse(problems.key_reused(not attempt.policy.application), attempt, lease))
     # Never for good: a later attempt may ask again.
     yield from _let_go(attempt, lease, Fail(lease), status)
-    return render(problems.stage_in_doubt(error.retryable), attempt.policy, attempt.instance)
+    return (yield from _refuse(problems.stage_in_doubt(error.retryable), attempt, lease))
 
 
 def _respond_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Response]:
@@ -197,7 +196,7 @@ def _respond_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Respon
     except RecordUnreadable as error:
         yield from warn(policy, events.BackendFailed.of(record, "ledger", error))
         yield from _let_go(attempt, lease, Release(lease), None)
-        return render(problems.record_unreadable(), policy, attempt.instance)
+        return (yield from _refuse(problems.record_unreadable(), attempt, lease))
     try:
         yield from recording.complete(Complete(lease, frame), attempt, lease, stored.status)
     except BackendUnavailable:  # it goes on in the background, and the ledger still has it
@@ -205,7 +204,7 @@ def _respond_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Respon
     except RecordUnreadable as error:
         yield from warn(policy, events.BackendFailed.of(record, "complete", error))
     yield from notify(policy, events.Replayed, lease.record_id, stored.status)
-    return (yield from replay(stored, lease.record_id, attempt.instance, policy))
+    return (yield from replay(stored, attempt.request_headers, lease.record_id, attempt.instance, policy))
 
 
 def wants_kept(attempt: Attempt, lease: Lease, status: int) -> Steps[bool]:
@@ -228,7 +227,7 @@ def wants_kept(attempt: Attempt, lease: Lease, status: int) -> Steps[bool]:
 def _form_in_ledger(ledger: LedgerState, response: Response, policy: IdempotencyPolicy) -> tuple[bytes, bool] | None:
     """What is stored of the response, where the ledger has this very one: its bytes are used, and hooks run once."""
     stored = ledger.stored
-    return None if stored is None or storable(response, policy) != stored.response else (stored.frame, stored.whole)
+    return None if stored is None or small_form(response, policy) != stored.response else (stored.frame, stored.whole)
 
 
 def _complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
@@ -236,7 +235,8 @@ def _complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]
     attempt.record()
     form = None if attempt.ledger is None else _form_in_ledger(attempt.ledger, response, policy)
     if form is None:
-        form = yield from stored_form(response, RESPONSE, lease, policy, attempt.session_changed)
+        asked, changed = attempt.request_headers, attempt.session_changed
+        form = yield from stored_form(response, RESPONSE, lease, policy, asked, changed)
     frame, stored = form
     try:
         done = yield from recording.complete(Complete(lease, frame), attempt, lease, response.status)
@@ -331,7 +331,8 @@ def _supersede(attempt: Attempt, lease: Lease, response: Response | None) -> Ste
         if record and record.status is Status.COMPLETED and record.response is not None:
             if hmac.compare_digest(record.fingerprint, lease.fingerprint):
                 frame = unseal(record.response, RESPONSE, lease, policy)
-                return (yield from replay(decode_response(frame), lease.record_id, attempt.instance, policy))
+                stored, asked = decode_response(frame), attempt.request_headers
+                return (yield from replay(stored, asked, lease.record_id, attempt.instance, policy))
     except (BackendUnavailable, RecordUnreadable) as error:
         yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "get", error))
         problem = problems.response_unreachable()
@@ -339,8 +340,12 @@ def _supersede(attempt: Attempt, lease: Lease, response: Response | None) -> Ste
         return Fate.KEPT
     committed = yield from _committed(attempt, lease)
     if committed is not None:
-        return sendable(committed, attempt.instance, policy)
-    return render(problem, policy, attempt.instance)
+        return (yield from sendable(committed, attempt.request_headers, lease.record_id, attempt.instance, policy))
+    return (yield from _refuse(problem, attempt, lease))
+
+
+def _refuse(problem: problems.Problem, attempt: Attempt, lease: Lease) -> Steps[Response]:
+    return refuse(problem, attempt.policy, attempt.instance, lease.record_id, lease.attempt)
 
 
 def _committed(attempt: Attempt, lease: Lease, instead: Command[object] | None = None) -> Steps[Response | None]:

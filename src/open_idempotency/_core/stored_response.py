@@ -1,7 +1,8 @@
 """What is stored of a response, and how a stored response is sent again.
 
 A response is captured while it is sent, within bounds (R-04). Headers that belong to one connection, one moment or one
-session are not stored (R-02). A replay is marked, and its length is counted anew.
+session are not stored (R-02). CORS headers are stored for one origin (R-11). A replay is marked, and its length is
+counted anew.
 
 If a hook fails while a response is stored, or memory runs out, the outcome must not be lost. So something is stored in
 any case: a tombstone with the status alone, which no reader takes for a response.
@@ -9,16 +10,17 @@ any case: a tombstone with the status alone, which no reader takes for a respons
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from open_idempotency import events
 from open_idempotency._core import problems
 from open_idempotency._core.drivers import Steps
-from open_idempotency._core.frames import OMITTED, encode_response
+from open_idempotency._core.frames import CORS_PREFIX, OMITTED, ORIGIN, encode_response
 from open_idempotency._core.models import Lease
 from open_idempotency._core.notify import cause, warn
-from open_idempotency._core.rendering import render
-from open_idempotency._core.requests import Headers, Response
+from open_idempotency._core.rendering import refuse
+from open_idempotency._core.requests import Cors, Headers, Response
 from open_idempotency._core.sealing import seal
 from open_idempotency.exceptions import BackendUnavailable
 from open_idempotency.policy import CREDENTIALS_OF_RESPONSES, IdempotencyPolicy
@@ -53,9 +55,14 @@ _NOT_STORED = frozenset(
         REPLAYED[0],
         UNRECORDED[0],
         OMITTED,
+        ORIGIN,
     }
 )
-_NOT_STORED_PREFIXES = (b"proxy-", b"access-control-")
+#: what the names of CORS headers begin with
+CORS = b"access-control-"
+_NOT_STORED_PREFIXES = (b"proxy-", CORS, CORS_PREFIX)
+# A longer Origin is no browser's. What would break the frame would cost the whole response.
+_is_origin = re.compile(rb"[ -~]{0,512}").fullmatch
 _CREDENTIALS = frozenset(name.encode("ascii") for name in CREDENTIALS_OF_RESPONSES)
 _CONNECTION = len(b"connection")
 BODILESS = frozenset({204, 304})
@@ -117,13 +124,43 @@ def omitted(stored: Response, live: Headers, drop: tuple[str, ...]) -> bytes:
     return b", ".join(sorted({name.lower() for name, _ in live} & _CREDENTIALS - there - meant))
 
 
-def replayed(stored: Response) -> Response:
-    """A stored response as it is sent again: marked, with its length counted anew."""
+def replayed(stored: Response, request_headers: Headers = ()) -> Response:
+    """A stored response as it is sent again: marked, with its length counted anew, and with CORS headers for the origin
+    that they are for. ``request_headers``: of the request that gets it.
+    """
     headers = [*stored.headers, REPLAYED]
+    if stored.cors and stored.cors.origin == _origin(request_headers):
+        headers += stored.cors.headers
     if stored.status in BODILESS:
         return Response(stored.status, headers, b"")
     body = stored.body or b""
     return Response(stored.status, [*headers, (b"content-length", b"%d" % len(body))], body)
+
+
+def _cors(live: Headers, request_headers: Headers, policy: IdempotencyPolicy) -> Cors | None:
+    """The CORS headers of a live response, which its pages alone may be given again (R-11); None where it has none.
+
+    Of those that ``keep_headers`` names every origin gets a copy, and of those in ``drop_headers`` nobody does.
+    """
+    dropped = {name.lower() for name in policy.drop_headers}
+    lower = [(name.lower(), value) for name, value in live]
+    headers = [
+        (name, value)
+        for name, value in lower
+        if name.startswith(CORS)
+        and not is_stored_header(name, policy.keep_headers, policy.drop_headers)
+        and name.decode("latin-1") not in dropped
+    ]
+    origin = _origin(request_headers) if headers else None
+    return None if origin is None else Cors(origin, headers)
+
+
+def _origin(request_headers: Headers) -> bytes | None:
+    """The ``Origin`` of a request, empty without one; None where it is none that a browser sends."""
+    found = [value for name, value in request_headers if name == b"origin"]
+    if len(found) > 1 or not all(map(_is_origin, found)):
+        return None
+    return found[0] if found else b""
 
 
 def location(headers: Headers) -> bytes | None:
@@ -203,14 +240,28 @@ def _promised_bytes(status: int, headers: Headers) -> int | None:
 _SESSION_COOKIE = (b"set-cookie", b"")
 
 
+def small_form(response: Response, policy: IdempotencyPolicy, request_headers: Headers = ()) -> Response:
+    """What the policy stores of a live response to a request with these headers, before ``redact=`` is called."""
+    small = storable(response, policy)
+    if len(small.headers) != len(response.headers) and small.body is not None:
+        small.cors = _cors(response.headers, request_headers, policy)
+    return small
+
+
 def stored_form(
-    response: Response, kind: bytes, lease: Lease, policy: IdempotencyPolicy, session_changed: bool = False
+    response: Response,
+    kind: bytes,
+    lease: Lease,
+    policy: IdempotencyPolicy,
+    request_headers: Headers = (),
+    session_changed: bool = False,
 ) -> Steps[tuple[bytes, bool]]:
     """What is stored of a response, and whether its body is in it. ``kind``: ``sealing.RESPONSE`` or ``FAILURE``.
 
-    ``session_changed``: a layer around the middleware sets a cookie that is not in the response yet.
+    ``request_headers``: of its request. ``session_changed``: a layer around the middleware sets a cookie that is not in
+    the response yet.
     """
-    small = storable(response, policy)
+    small = small_form(response, policy, request_headers)
     live = [*response.headers, _SESSION_COOKIE] if session_changed else response.headers
     if policy.redact is not None:
         frame, whole = yield from _redacted(small, live, lease, policy)
@@ -242,6 +293,7 @@ def _redacted(small: Response, live: Headers, lease: Lease, policy: IdempotencyP
         # The same rules apply again: the hook may have added a header that is not stored, or made the body longer.
         again = storable(redacted, policy)
         again.omitted = omitted(again, live, policy.drop_headers)
+        again.cors = small.cors if again.body is not None else None
         return encode_response(again), again.body is not None
     except Exception as error:
         yield from _report_failed_hook(policy, lease, "redact", error)
@@ -256,18 +308,25 @@ def _report_failed_hook(policy: IdempotencyPolicy, lease: Lease, hook: str, erro
     yield from warn(policy, events.HookFailed(events.short(lease.record_id), hook, cause(error)))
 
 
-def sendable(stored: Response, instance: str, policy: IdempotencyPolicy) -> Response:
-    """A stored response as it is sent again; for one whose body was not stored, the problem that says so (O-11)."""
+def sendable(
+    stored: Response, request_headers: Headers, record_id: bytes, instance: str, policy: IdempotencyPolicy
+) -> Steps[Response]:
+    """A stored response as it is sent again; for one whose body was not stored, the problem that says so (O-11).
+
+    ``request_headers`` and ``instance``, the path: of the request that gets it.
+    """
     if stored.body is not None:
-        return replayed(stored)
+        return replayed(stored, request_headers)
     target = location(stored.headers)
     problem = problems.not_replayable(stored.status, target.decode("latin-1") if target else None)
-    return render(problem, policy, instance)
+    return (yield from refuse(problem, policy, instance, record_id))
 
 
-def replay(stored: Response, record_id: bytes, instance: str, policy: IdempotencyPolicy) -> Steps[Response]:
+def replay(
+    stored: Response, request_headers: Headers, record_id: bytes, instance: str, policy: IdempotencyPolicy
+) -> Steps[Response]:
     """``sendable``, and an event if credentials of the first response are missing in this one (O-21a)."""
     if stored.omitted:
         lacking = stored.omitted.decode("latin-1")
         yield from warn(policy, events.ReplayedWithoutCredentials(events.short(record_id), stored.status, lacking))
-    return sendable(stored, instance, policy)
+    return (yield from sendable(stored, request_headers, record_id, instance, policy))

@@ -6,17 +6,19 @@ block, and leases have to be renewed meanwhile."""
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
 
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.commands import Emit
+from open_idempotency._core.commands import DrawReference, Emit
 
 logger = logging.getLogger("open_idempotency")
 
 _LEVELS: dict[type[events.Event], int] = {
+    events.ProblemSent: logging.INFO,
     events.OwnershipLost: logging.WARNING,
     events.Recreated: logging.WARNING,
     events.BackendFailed: logging.WARNING,
@@ -89,6 +91,15 @@ _ADVICE: dict[type[events.Event], str] = {
         'scope="anonymous"'
     ),
 }
+
+
+# Enough that no two problems of a service have one, and short enough to be read out on the telephone.
+_REFERENCE_BYTES = 8
+
+
+def draw_reference(_: DrawReference) -> str:
+    """A random id for one problem and its line in the log."""
+    return os.urandom(_REFERENCE_BYTES).hex()
 
 
 def report(command: Emit) -> None:

@@ -14,6 +14,7 @@ from open_idempotency._core.commands import (
     Claim,
     Command,
     Complete,
+    DrawReference,
     Emit,
     Fail,
     Forget,
@@ -33,7 +34,7 @@ from open_idempotency._core.commands import (
     Withdraw,
 )
 from open_idempotency._core.drivers import AsyncDriver, Driver
-from open_idempotency._engine.event_log import report
+from open_idempotency._engine.event_log import draw_reference, report
 from open_idempotency._runtime import loops
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import AsyncBackend, Backend, ClaimResult, Leased
@@ -108,6 +109,7 @@ def _at_once(keeper: Keeper, slots: Slots) -> dict[type[Command[Any]], Callable[
         RecordLater: keeper.record,
         TakeSlot: slots.take,
         Now: lambda _: time.monotonic(),
+        DrawReference: draw_reference,
         Emit: report,
     }
 

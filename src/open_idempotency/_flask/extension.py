@@ -22,6 +22,7 @@ from open_idempotency._core.settlement import REPLACED
 from open_idempotency._engine.engine import Engine
 from open_idempotency._engine.event_log import report_late_error
 from open_idempotency._flask.exchange import Exchange, Plain, Setting
+from open_idempotency._flask.neighbours import after_request_functions, warn_of_compression, warn_of_views
 from open_idempotency._flask.survey import look_over
 from open_idempotency._flask.unprotected import KEY, PREFIX, current_request, method_of
 from open_idempotency._routes.coverage import Coverages, PathRules
@@ -50,6 +51,8 @@ class Hooks:
         self._paths = PathRules(paths, self._coverages) if paths else None
         self._setting = Setting(app, engine, partial(verified_user, app))
         self._looked = False
+        # a layer that compresses is there, and was reported
+        self._compresses = False
 
     def install(self) -> None:
         """Wrap the application's methods, including wrappers of other extensions.
@@ -61,10 +64,12 @@ class Hooks:
             "dispatch_request": self._dispatch,
             "process_response": self._process,
             "add_url_rule": self._add_url_rule,
+            "after_request": self._after_request,
             "wsgi_app": self._wsgi_app,
         }
         for endpoint in self._app.view_functions:
             self._check(endpoint)
+        self._compresses = warn_of_compression(after_request_functions(self._app))
         for name, wrapper in wrappers.items():
             setattr(self._app, name, partial(wrapper, method_of(self._app, name)))
         self._app.teardown_request(self._teardown)
@@ -137,7 +142,11 @@ class Hooks:
                 report_late_error(attempt, error)
             raise
 
-    # Errors in the views' rules, reported as early as they can be known
+    # What is wrong with the application, reported as early as it can be known
+
+    def _after_request(self, original: Original, function: Any) -> Any:
+        self._compresses = self._compresses or warn_of_compression([function])
+        return original(function)
 
     def _add_url_rule(self, original: Original, *args: Any, **options: Any) -> Any:
         before = set(self._app.view_functions)
@@ -154,6 +163,14 @@ class Hooks:
             except ConfigurationError as error:
                 raise ConfigurationError(f"@idempotent on the view {endpoint!r}: {error}") from None
 
+    def _policy_of(self, view: Any) -> IdempotencyPolicy | None:
+        """The policy under which a view is covered, by any method; None where it is not, or its rules are wrong."""
+        try:
+            routes = [(method, self._coverages.by(rules_on(view, method))) for method in _METHODS]
+        except ConfigurationError:
+            return None
+        return next((route.policy for method, route in routes if route and method in route.policy.methods), None)
+
     def _look_late(self) -> None:
         """Look at all views at the first request: what later decorators have made of them is known by then.
 
@@ -165,6 +182,8 @@ class Hooks:
         if complaint is not None:
             raise ConfigurationError(complaint)
         self._looked = True
+        self._compresses = self._compresses or warn_of_compression(after_request_functions(self._app))
+        warn_of_views(self._app, self._policy_of)
         for endpoint in self._app.view_functions:
             try:
                 self._check(endpoint)

@@ -9,7 +9,7 @@ from werkzeug.datastructures import Headers as FlaskHeaders
 
 from open_idempotency._core.requests import Headers
 from open_idempotency._core.requests import Response as CoreResponse
-from open_idempotency._core.stored_response import BODILESS, is_stored_header
+from open_idempotency._core.stored_response import BODILESS, CORS, is_stored_header
 from open_idempotency._engine.current import Running
 from open_idempotency._wsgi.environ import native_headers, octets
 from open_idempotency._wsgi.exchange import BoundIterable
@@ -45,15 +45,25 @@ def stand_in(app: Flask, core: CoreResponse, current: Response, policy: Idempote
     """The core's response instead of the current one.
 
     Of the current response only headers that are never stored stay (R-02): its cookies, its CORS headers, its date.
+    Functions that ran now know better than the record which origins are allowed (R-11).
     """
     response = make_response(app, core)
     own = {name.lower() for name, _ in core.headers}
+    for name in [name.decode("ascii") for name in own if name.startswith(CORS)]:
+        response.headers.setlist(name, _set_anew(current, name, response.headers.getlist(name)))
     for name, value in current.headers:
         field = octets(name).lower()
         if field not in own and not is_stored_header(field, policy.keep_headers, policy.drop_headers):
             response.headers.add(name, value)
     response.call_on_close(current.close)
     return response
+
+
+def _set_anew(current: Response, name: str, stored: list[str]) -> list[str]:
+    """The values of a header that the current response has instead of the stored ones, or behind them."""
+    values = current.headers.getlist(name)
+    added = len(values) > len(stored) and values[: len(stored)] == stored
+    return values[len(stored) :] if added else values or stored
 
 
 def bind_stream(here: Running, response: Response) -> None:

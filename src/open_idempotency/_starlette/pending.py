@@ -30,9 +30,13 @@ from open_idempotency._asgi.exchange import (
     Send,
 )
 from open_idempotency._asgi.exchange import request_of as read_request
-from open_idempotency._core.admission import refuse_ahead, refuse_body
+from open_idempotency._core.admission import refuse_ahead
 from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.commands import DrawReference, Emit
+from open_idempotency._core.drivers import Driver
 from open_idempotency._core.keys import find_key
+from open_idempotency._core.problems import Problem, body_too_large
+from open_idempotency._core.rendering import refuse
 from open_idempotency._core.requests import Identity, Response
 from open_idempotency._core.settlement import abort
 from open_idempotency._core.stored_response import Capture
@@ -40,7 +44,7 @@ from open_idempotency._engine import shutdown
 from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.client_left import Grace
 from open_idempotency._engine.current import running
-from open_idempotency._engine.event_log import report_late_error
+from open_idempotency._engine.event_log import draw_reference, report, report_late_error
 from open_idempotency._routes.coverage import Coverages
 from open_idempotency._runtime import loops
 from open_idempotency.exceptions import BodyTooLarge
@@ -72,6 +76,10 @@ class Around(Inner, Protocol):
     def report_unclaimed(self, scope: Scope, status: int) -> None:
         """Called after a success was sent for a request that has a key, or needs one, and was never claimed."""
         ...
+
+
+#: carries out what a refusal asks for
+_reporting = Driver({DrawReference: draw_reference, Emit: report})
 
 
 class PendingExchange(Exchange):
@@ -218,12 +226,17 @@ class PendingExchange(Exchange):
         if self._outer is not None:
             self._outer.withdraw()
         self._policy, self._bounded = coverage.policy, True
-        refusal = refuse_ahead(self._request, key_headers, coverage.policy)
+        problem = refuse_ahead(self._request, key_headers, coverage.policy)
         try:
             self._body.bound(coverage.policy.max_request_bytes)
         except BodyTooLarge:
-            refusal = refuse_body(self._request, coverage.policy)
-        return None if refusal is None else self._replace(refusal)
+            problem = body_too_large(coverage.policy.max_request_bytes)
+        return None if problem is None else self._replace(self._refuse(problem))
+
+    def _refuse(self, problem: Problem) -> Response:
+        """The response of a problem, which is reported at once."""
+        instance = self._request.path.decode("latin-1")
+        return _reporting.run(refuse(problem, self._policy, instance))
 
     async def claim(self, scope: Scope, rules: Iterable[Rule], solved: Any = None) -> Response | None:
         """Make the claim. Returns the response to send instead of calling the endpoint, or None.
@@ -382,7 +395,7 @@ class PendingExchange(Exchange):
             except BodyTooLarge:
                 self._keeps = False  # a claim, if there is one, is refused (O-07)
                 if self._bounded:  # nor is the rest received, as if the client had left
-                    self._refusal = refuse_body(self._request, self._policy)
+                    self._refusal = self._refuse(body_too_large(self._policy.max_request_bytes))
                     return {"type": "http.disconnect"}
             self._read = self._body.size
             self._more = self._unread

@@ -18,6 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.utils.module_loading import import_string
 
+from open_idempotency._routes.inside import kind_of
 from open_idempotency.backends.django_orm.connections import lives_in_one_connection
 from open_idempotency.django import own_backend
 from open_idempotency.django.conf import configure
@@ -198,7 +199,6 @@ _REFUSING = (
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
 )
-_COMPRESSING = ("django.middleware.gzip.GZipMiddleware",)
 
 
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
@@ -213,7 +213,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 
 
 def check_middleware(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E002, W001 to W003, W011: the middleware is listed twice, in the wrong position, or not at all."""
+    """E002, W001 to W003, W011, W013: the middleware is listed twice, in the wrong position, or not at all."""
     listed = [(path, _load(path)) for path in settings.MIDDLEWARE]
     positions = [number for number, (_, found) in enumerate(listed) if _is_ours(found)]
     if not positions:
@@ -225,7 +225,8 @@ def check_middleware(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
     if len(positions) > 1:
         return [Error("IdempotencyMiddleware is listed more than once in MIDDLEWARE.", id="open_idempotency.E002")]
     place = positions[0]
-    return [*_check_outside(listed[:place]), *_check_behind(listed[place + 1 :])]
+    behind = listed[place + 1 :]
+    return [*_check_outside(listed[:place]), *_check_behind(behind), *_check_cors(behind)]
 
 
 def check_enabled(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
@@ -285,9 +286,20 @@ def _check_behind(behind: Iterable[tuple[str, Any]]) -> Iterator[CheckMessage]:
         if _is_one_of(found, _REFUSING):
             message = f"{path} refuses requests after IdempotencyMiddleware has claimed them."
             yield Warning(message, hint=_hint(path), id="open_idempotency.W001")
-        if _is_one_of(found, _COMPRESSING):
+        if isinstance(found, type) and kind_of(found) == "compression":
             message = f"{path} compresses for the first client what IdempotencyMiddleware stores for all of them."
             yield Warning(message, hint=_hint(path), id="open_idempotency.W003")
+
+
+def _check_cors(behind: Iterable[tuple[str, Any]]) -> Iterator[CheckMessage]:
+    """W013: CORS headers are stored with the first response, for its origin alone."""
+    for path, found in behind:
+        if isinstance(found, type) and kind_of(found) == "cors":
+            message = (
+                f"{path} sets CORS headers on what IdempotencyMiddleware stores: they belong to the first request's "
+                "origin, and a replay repeats them, whatever the settings allow by then."
+            )
+            yield Warning(message, hint=_hint(path), id="open_idempotency.W013")
 
 
 def _hint(path: str) -> str:

@@ -15,7 +15,7 @@ from django.http.response import HttpResponseBase
 from open_idempotency._core import keys
 from open_idempotency._core.requests import Headers, Request
 from open_idempotency._core.requests import Response as CoreResponse
-from open_idempotency._core.stored_response import UNRECORDED, is_stored_header
+from open_idempotency._core.stored_response import CORS, UNRECORDED, is_stored_header
 from open_idempotency._engine.bodies import PIECE, RequestBody
 from open_idempotency._routes.coverage import EnvironNames
 from open_idempotency._wsgi.environ import BodyIncomplete, content_length, octets
@@ -242,12 +242,13 @@ def stand_in(
     """The core's response instead of the current one.
 
     Of the current response only headers that are never stored stay (R-02): its cookies, its CORS headers, its date.
+    Middleware that ran now knows better than the record which origins are allowed (R-11).
     """
     response = make_response(core, request)
     for name, value in current.items():
         field = octets(name).lower()
         stored = is_stored_header(field, policy.keep_headers, policy.drop_headers)
-        if name not in response.headers and field not in _OF_ANOTHER_BODY and not stored:
+        if (name not in response.headers or field.startswith(CORS)) and field not in _OF_ANOTHER_BODY and not stored:
             response.headers[name] = value
     stored_cookies, response.cookies = response.cookies, current.cookies
     response.cookies.update(stored_cookies)

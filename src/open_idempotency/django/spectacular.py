@@ -42,7 +42,7 @@ _callbacks: WeakKeyDictionary[ComponentRegistry, Callbacks] = WeakKeyDictionary(
 
 
 class IdempotencySchema(openapi.AutoSchema):
-    """Adds the header and the responses 400, 409 and 422 to covered operations; a mixin. Since 0.1."""
+    """Adds the header, and the responses of the library, to covered operations; a mixin. Since 0.1."""
 
     def get_operation(
         self, path: str, path_regex: str, path_prefix: str, method: str, registry: ComponentRegistry

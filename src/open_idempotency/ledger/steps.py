@@ -25,7 +25,7 @@ from open_idempotency._core.notify import warn
 from open_idempotency._core.requests import Response
 from open_idempotency._core.sealing import RESPONSE, seal_stage, unseal_stage
 from open_idempotency._core.settlement import wants_kept
-from open_idempotency._core.stored_response import storable, stored_form
+from open_idempotency._core.stored_response import small_form, stored_form
 from open_idempotency._runtime.loops import current_library, in_thread
 from open_idempotency.exceptions import AlreadyCommitted, ConfigurationError, KeyReused, LeaseLost, RecordUnreadable
 from open_idempotency.ledger.dialects import Dialect
@@ -177,7 +177,7 @@ def save_response(transaction: Transaction, attempt: Attempt, live: Response) ->
         return False
     # The record gets the same bytes later, unless code between view and middleware changes the response. So one can
     # replace the other, and no hook runs twice.
-    response, whole = yield from stored_form(live, RESPONSE, lease, attempt.policy)
+    response, whole = yield from stored_form(live, RESPONSE, lease, attempt.policy, attempt.request_headers)
     named = {"record_id": lease.record_id, "token": lease.token}
     values = {**named, "response": response, "kept": _retention(attempt, lease)}
     current = transaction.current()
@@ -186,7 +186,8 @@ def save_response(transaction: Transaction, attempt: Attempt, live: Response) ->
     if (current, number) != transaction.entered:
         raise ConfigurationError(_ENDED)
     watch = transaction.watch(StoredResponse(lease.record_id, lease.fingerprint, response))
-    stored = LedgerResponse(storable(live, attempt.policy), response, whole, transaction.entered, watch)
+    small = small_form(live, attempt.policy, attempt.request_headers)
+    stored = LedgerResponse(small, response, whole, transaction.entered, watch)
     attempt.in_ledger().put_response(stored)
     return True
 
