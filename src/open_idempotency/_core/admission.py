@@ -252,9 +252,15 @@ def _act_on(
             if stages:
                 stages = yield from _readable(stages, lease, policy)
             attempt = Attempt.of(
-                lease, stages, policy, _instance(request), method=request.method, alone=request.alone, asked=asked
+                lease,
+                stages,
+                policy,
+                _instance(request),
+                method=request.method,
+                alone=request.alone,
+                asked=asked,
+                request_headers=request.headers,
             )
-            attempt.request_headers = request.headers
             try:
                 yield KeepAlive(attempt)
                 if policy.on_event is not None:

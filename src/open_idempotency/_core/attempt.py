@@ -132,17 +132,19 @@ class Attempt:
         method: str = "",
         alone: bool = False,
         asked: float = inf,
+        request_headers: Headers = (),
     ) -> Attempt:
         """The attempt that a claim has led to.
 
         ``stages``: those of earlier attempts. ``asked``: when the claim was asked for, on the monotonic clock.
-        ``instance``, ``method``, ``alone``: as the attributes.
+        The others: as the attributes.
         """
         attempt = cls(policy)
         attempt.lease = lease
         attempt.stages = attempt._recorded = {(s.name, s.key): s.frame for s in stages} if stages else {}
         attempt.seed = lease.record_id + lease.fingerprint
         attempt.instance, attempt.method, attempt.alone = instance, method, alone
+        attempt.request_headers = request_headers
         attempt.sure_until = asked + lease.duration
         return attempt
 
