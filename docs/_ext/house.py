@@ -53,8 +53,8 @@ STEPS = (
         "What is asked: the digest by which another request under the same key is refused.",
     ),
     Step(
-        "_engine.performers:AsyncPerformer.run",
-        "A performer carries each command out: on the backend, on the adapter, or by itself.",
+        "_core.drivers:AsyncDriver.run",
+        "A performer, which is a driver, has each command carried out: on the backend, on the adapter, or by itself.",
     ),
     Step("_core.decisions:claim", "What a claim finds, and what it leaves behind: one table for all backends."),
     Step(
