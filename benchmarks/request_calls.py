@@ -8,6 +8,7 @@ or coroutine that is resumed counts as a call each time, since a reader follows 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -72,6 +73,7 @@ async def follow(app: Any, key: bytes | None) -> Way:
     """The way of one request."""
     way = Way()
     before = sys.getprofile()
+    gc.collect()  # else what is left of other applications might be finalized on the way
     sys.setprofile(way.watch)
     try:
         await post(app, key)

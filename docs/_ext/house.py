@@ -54,7 +54,7 @@ STEPS = (
     ),
     Step(
         "_core.drivers:AsyncDriver.run",
-        "A performer carries each command out: on the backend, on the adapter, or by itself.",
+        "A performer, which is a driver, has each command carried out: on the backend, on the adapter, or by itself.",
     ),
     Step("_core.decisions:claim", "What a claim finds, and what it leaves behind: one table for all backends."),
     Step(

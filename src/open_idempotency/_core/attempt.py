@@ -174,7 +174,7 @@ class Attempt:
         self.ends_at = seconds
 
     def run_in_threads(self, threads: Threads) -> None:
-        """Note what knows of its code that runs in threads, in place of what was noted before."""
+        """Note what knows of its code that runs in threads, instead of what was noted before."""
         self.threads = threads
 
     # What it does

@@ -64,7 +64,7 @@ def begin(attempt: Attempt, stage: StageId, on_doubt: OnDoubt, inquire: Inquiry 
     """Record the intent of an effect outside, before it; the value that it had already, if it is found to have one.
 
     None: the effect may be made now. Where an earlier use of the stage is in doubt, ``inquire`` asks the other side,
-    else ``on_doubt`` decides. Raises ``OutcomeUnknown``, and as ``settlement.save_stage`` does: then nothing may run.
+    else ``on_doubt`` decides. Raises ``OutcomeUnknown``, and as ``recording.save_stage`` does: then nothing may run.
     """
     if attempt.lease is None:
         return None

@@ -4,6 +4,7 @@ Adapters that see no routes take rules by path: ``rules={"/payments/*": {"requir
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import combinations_with_replacement
@@ -50,10 +51,11 @@ class Route(NamedTuple):
 class Coverages:
     """The routes of one engine, each made once."""
 
-    __slots__ = ("_engine", "_known", "default", "environ_keys", "largest_request", "marked_only")
+    __slots__ = ("_adding", "_engine", "_known", "default", "environ_keys", "largest_request", "marked_only")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._adding = threading.Lock()
         self._known: dict[tuple[Rule, ...], Route | None] = {}
         #: where no rule applies
         self.default = Route.of(engine.policy)
@@ -85,7 +87,8 @@ class Coverages:
         self._add(environ_names(name.lower().encode("ascii") for name in names))
 
     def _add(self, names: EnvironNames) -> None:
-        self.environ_keys |= {name for name, _ in names}
+        with self._adding:  # two threads at once would lose the names of one
+            self.environ_keys |= {name for name, _ in names}
 
 
 # Most requests that are covered go to few paths. Longer ones are not worth their memory.
