@@ -12,7 +12,7 @@ import pytest
 from tests import django_project
 from tests.ledger.databases import AWAITED, BLOCKING, Database, database_of
 from tests.postgres_server import PostgresServer
-from tests.unit.stage_client import Client
+from tests.unit.stages.stage_client import Client
 
 django_project.set_up()
 

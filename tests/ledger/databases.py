@@ -2,7 +2,7 @@
 
 ``transaction()`` commits at its end and rolls back where its block raises. The awaited kinds have the same two verbs as
 coroutines, so a test is written once for each colour. MySQL and MariaDB are there where ``OI_TEST_MYSQL_URL`` names a
-database, as for the backends (``tests/contract/sql_databases.py``).
+database, as for the backends (``tests/backends/sql_databases.py``).
 """
 
 from __future__ import annotations

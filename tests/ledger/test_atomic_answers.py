@@ -7,7 +7,7 @@ import pytest
 from open_idempotency import AlreadyCommitted, ConfigurationError, LeaseLost, idem
 from open_idempotency._core.requests import Response
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
-from tests.unit.stage_client import Client
+from tests.unit.stages.stage_client import Client
 
 RESPONSE = Response(201, [(b"content-type", b"text/plain")], b"placed")
 

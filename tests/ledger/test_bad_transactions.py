@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from open_idempotency import ConfigurationError, idem
 from tests.ledger.databases import INSERT, Database, django_alias
 from tests.postgres_server import PostgresServer
-from tests.unit.stage_client import Client
+from tests.unit.stages.stage_client import Client
 
 
 def refuses(client: Client, tx: Any, message: str) -> None:

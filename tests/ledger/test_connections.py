@@ -18,7 +18,7 @@ from open_idempotency._core.requests import Response
 from open_idempotency._stages.stages import stage_id
 from open_idempotency.ledger.dialects import POSTGRESQL, explain
 from tests.ledger.databases import BLOCKING, INSERT, Database, Open
-from tests.unit.stage_client import Client
+from tests.unit.stages.stage_client import Client
 
 SECRET = "4111 1111 1111 1111"
 

@@ -14,7 +14,7 @@ import sqlalchemy
 from open_idempotency import ConfigurationError, SyncAsyncMismatch, idem, ledger
 from open_idempotency.cli import main
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
-from tests.unit.stage_client import Client
+from tests.unit.stages.stage_client import Client
 
 TABLES = ["open_idempotency_ledger", "open_idempotency_ledger_stages"]
 

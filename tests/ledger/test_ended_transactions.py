@@ -12,7 +12,7 @@ import pytest
 from open_idempotency import ConfigurationError, idem
 from open_idempotency._core.requests import Response
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
-from tests.unit.stage_client import Client
+from tests.unit.stages.stage_client import Client
 
 #: those that let a block commit; Django and a psycopg block refuse it themselves
 COMMIT = ["sqlite3", "psycopg", "session on SQLite", "session on PostgreSQL"]

@@ -18,7 +18,7 @@ from open_idempotency import AlreadyCommitted, idem
 from open_idempotency._core.requests import Response
 from open_idempotency._core.settlement import Fate, abort, finish
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
-from tests.unit.stage_client import Client
+from tests.unit.stages.stage_client import Client
 
 FIRST, SECOND = Response(201, [], b"first"), Response(201, [], b"second")
 

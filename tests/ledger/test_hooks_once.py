@@ -16,7 +16,7 @@ from open_idempotency._core.settlement import Fate, finish
 from open_idempotency.encryption import EncryptionKeys
 from tests.ledger.applications import FRAMEWORKS, Make
 from tests.ledger.databases import BLOCKING, Database
-from tests.unit.stage_client import Client
+from tests.unit.stages.stage_client import Client
 
 RESPONSE = Response(201, [(b"content-type", b"text/plain"), (b"content-length", b"6")], b"placed")
 

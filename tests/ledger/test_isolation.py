@@ -12,7 +12,7 @@ import pytest
 
 from open_idempotency import idem
 from tests.ledger.databases import INSERT, Database
-from tests.unit.stage_client import Client
+from tests.unit.stages.stage_client import Client
 
 SOON = 20.0
 

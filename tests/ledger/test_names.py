@@ -6,7 +6,7 @@ import pytest
 
 from open_idempotency import StageValueError, idem
 from tests.ledger.databases import BLOCKING, INSERT, Database
-from tests.unit.stage_client import Client
+from tests.unit.stages.stage_client import Client
 
 #: a character of four bytes
 WIDE = "\N{TEACUP WITHOUT HANDLE}"

@@ -15,7 +15,7 @@ from sqlalchemy.sql import Delete, Update
 from open_idempotency import AlreadyCommitted, ConfigurationError, idem
 from open_idempotency._core.requests import Response
 from tests.ledger.databases import Database
-from tests.unit.stage_client import Client
+from tests.unit.stages.stage_client import Client
 
 RESPONSE = Response(201, [], b"placed")
 

@@ -19,7 +19,7 @@ from open_idempotency import idem
 from open_idempotency._core.requests import Response
 from open_idempotency._core.settlement import Fate, finish
 from tests.ledger.databases import INSERT, Database
-from tests.unit.stage_client import Client
+from tests.unit.stages.stage_client import Client
 
 PLACED = Response(201, [(b"content-type", b"text/plain")], b"placed")
 ORDER = sqlalchemy.text(INSERT)

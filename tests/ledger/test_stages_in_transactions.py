@@ -11,7 +11,7 @@ import pytest
 from open_idempotency import LeaseLost, StageValueError, SyncAsyncMismatch, idem
 from open_idempotency.exceptions import KeyReused, LedgerMissing
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
-from tests.unit.stage_client import Client
+from tests.unit.stages.stage_client import Client
 
 SOON = 20.0
 

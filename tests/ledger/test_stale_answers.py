@@ -18,7 +18,7 @@ from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import BackendUnavailable
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
 from tests.unit.builders import Clock, body_of, request_of
-from tests.unit.stage_client import KEY, Client
+from tests.unit.stages.stage_client import KEY, Client
 
 LEASE = 30.0
 PLACED = Response(201, [(b"x-order", b"1")], b"placed")

@@ -33,7 +33,7 @@ from open_idempotency.flask import Idempotency, idempotent
 from open_idempotency.starlette import IdempotencyMiddleware
 from tests.ledger.databases import INSERT, Database, django_alias
 from tests.unit.builders import Clock, Listener, body_of, request_of
-from tests.unit.stage_client import KEY, Client
+from tests.unit.stages.stage_client import KEY, Client
 
 LEASE = 30.0
 PLACED = CoreResponse(201, [(b"x-order", b"1")], b"placed")

@@ -21,7 +21,7 @@ from open_idempotency._core.settlement import Fate, finish
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.flask import Idempotency
 from tests.ledger.databases import INSERT, Database
-from tests.unit.stage_client import Client
+from tests.unit.stages.stage_client import Client
 
 KEY = "8e03978e-40d5-43e8-bc93-6894a57f9324"
 PLACED, REFUSED = Response(201, [], b"placed"), Response(400, [], b"refused")

@@ -13,7 +13,8 @@ from open_idempotency.backend import Backend
 from open_idempotency.backends.django_orm import DjangoBackend
 from open_idempotency.backends.sqlalchemy import SqlalchemyBackend
 from open_idempotency.conformance import ManualClock
-from tests.contract import on_django, sql_databases
+from tests.backends import sql_databases
+from tests.backends.django_orm import on_django
 from tests.postgres_server import PostgresServer
 from tests.property.test_backends import check
 

@@ -15,8 +15,8 @@ from open_idempotency.backends.postgres import PostgresBackend
 from open_idempotency.backends.redis import RedisBackend
 from open_idempotency.backends.sqlite import SqliteBackend
 from open_idempotency.conformance import ManualClock, check_against_model
+from tests.backends.postgres.on_postgres import BatchingPostgres, emptied
 from tests.conftest import SERVER_KINDS
-from tests.contract.on_postgres import BatchingPostgres, emptied
 from tests.effort import times
 from tests.postgres_server import PostgresServer
 

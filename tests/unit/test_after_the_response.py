@@ -20,7 +20,7 @@ from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI
 from open_idempotency import events, wsgi
 from open_idempotency.fastapi import IdempotencyMiddleware, exempt
 from open_idempotency.flask import Idempotency
-from tests.unit.test_starlette_start import post, start
+from tests.unit.starlette.test_starlette_start import post, start
 
 LATE = tuple(map(int, fastapi.__version__.split(".")[:2])) >= (0, 118)
 SCOPED = "scope" in inspect.signature(Depends).parameters

@@ -21,8 +21,8 @@ from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy
 from open_idempotency.redaction import Response, redact_json, tombstone
-from tests.unit.admissions import Admission, name
 from tests.unit.builders import RECORD, Listener, Script, attempt_of, lease_of
+from tests.unit.core.admissions import Admission, name
 
 LIVE = Response(
     201, [(b"content-type", b"application/json"), (b"set-cookie", b"a")], b'{"id":1,"card":{"number":"4111"}}'

@@ -34,7 +34,7 @@ from open_idempotency.flask import Idempotency
 from open_idempotency.starlette import IdempotencyMiddleware as StarletteMiddleware
 from tests.django_project.calls import post, project
 from tests.unit.every_adapter import ADAPTERS, Reply, post_flask
-from tests.unit.wsgi_server import hello
+from tests.unit.wsgi.wsgi_server import hello
 
 TYPE = "urn:problem-type:open-idempotency:"
 

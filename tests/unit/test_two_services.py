@@ -25,7 +25,7 @@ from open_idempotency.flask import Idempotency
 from open_idempotency.policy import IdempotencyPolicy
 from tests.docs.served import listening
 from tests.unit.builders import Listener, request_of
-from tests.unit.wsgi_server import environ, hello, serve
+from tests.unit.wsgi.wsgi_server import environ, hello, serve
 
 SECONDS = 20.0
 

@@ -1,0 +1,46 @@
+"""The shipped contract suite on PostgreSQL, the oldest and the newest that pip brings, in batches and one by one."""
+
+from __future__ import annotations
+
+import pytest
+
+from open_idempotency.backend import Backend
+from open_idempotency.backends.postgres import PostgresBackend
+from open_idempotency.conformance import ManualClock
+from tests.backends.postgres.on_postgres import BatchingPostgres, emptied
+from tests.backends.test_contract import _Coloured
+from tests.postgres_server import PostgresServer
+
+
+class TestPostgres18(_Coloured):
+    """B-12 on PostgreSQL 18."""
+
+    @pytest.fixture
+    def made(self, clock: ManualClock, postgres18: PostgresServer) -> Backend:
+        return PostgresBackend(emptied(postgres18), timeout=10, clock=clock)
+
+
+class TestPostgres16OneByOne(_Coloured):
+    """B-12 on PostgreSQL 16 without coalescing; trio does what the blocking colour does."""
+
+    @pytest.fixture(params=["sync", "asyncio"])
+    def colour(self, request: pytest.FixtureRequest) -> str:
+        colour: str = request.param
+        return colour
+
+    @pytest.fixture
+    def made(self, clock: ManualClock, postgres16: PostgresServer) -> Backend:
+        return PostgresBackend(emptied(postgres16), timeout=10, coalesce=False, clock=clock)
+
+
+class TestPostgresBatches(_Coloured):
+    """B-12 on PostgreSQL with every claim, stage and completion in a batch."""
+
+    @pytest.fixture(params=["sync"])
+    def colour(self, request: pytest.FixtureRequest) -> str:
+        colour: str = request.param
+        return colour
+
+    @pytest.fixture
+    def made(self, clock: ManualClock, postgres16: PostgresServer) -> Backend:
+        return BatchingPostgres(emptied(postgres16), timeout=10, clock=clock)

@@ -1,0 +1,124 @@
+"""PostgreSQL behind a pooler in transaction mode, with the options that a URL has by itself."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+
+from open_idempotency.backend import Backend, Complete, Finished, Lease, Leased, Wait
+from open_idempotency.backends.postgres import PostgresBackend
+from open_idempotency.backends.postgres.schema import migrate, migrations
+from open_idempotency.conformance import ManualClock
+from open_idempotency.conformance.support import claim_of
+from tests.backends.test_contract import _Coloured
+from tests.poolers import POOLERS, SIZE, PgBouncer, Pooler
+from tests.postgres_server import PostgresServer
+
+SOON = 20.0
+NEVER = 100.0
+
+
+class TestPooler(_Coloured):
+    """B-11a, B-12: the whole contract, in both colours; trio's calls are the blocking colour's."""
+
+    @pytest.fixture(params=["sync", "asyncio"])
+    def colour(self, request: pytest.FixtureRequest) -> str:
+        colour: str = request.param
+        return colour
+
+    @pytest.fixture
+    def made(self, clock: ManualClock, pooler: Pooler | PgBouncer, postgres18: PostgresServer) -> Backend:
+        with postgres18.connect() as connection:
+            connection.execute("DELETE FROM open_idempotency.records")
+            connection.execute("DELETE FROM open_idempotency.reservations")
+        return PostgresBackend(pooler.url, timeout=10, clock=clock)
+
+
+@pytest.fixture
+def backend(pooler: Pooler | PgBouncer) -> Iterator[PostgresBackend]:
+    """A backend behind the pooler."""
+    backend = PostgresBackend(pooler.url, timeout=10)
+    yield backend
+    backend.close()
+
+
+def leased(backend: PostgresBackend, record_id: bytes) -> Lease:
+    """The lease of a claim that succeeds."""
+    answer = backend.claim(claim_of(record_id))
+    assert isinstance(answer, Leased), answer
+    return answer.lease
+
+
+def test_a_pooler_of_these_tests_keeps_no_session(pooler: Pooler | PgBouncer) -> None:
+    """B-11a: what a library must not rely on does fail here; two clients share sessions, each in turn."""
+    with (
+        psycopg.connect(pooler.url, autocommit=True, prepare_threshold=None) as client,
+        psycopg.connect(pooler.url, autocommit=True, prepare_threshold=None) as other,
+    ):
+        client.execute("PREPARE mine AS SELECT 1")
+        with other.transaction():  # has the session that would come next, or that of before
+            other.execute("SELECT 1")
+            with pytest.raises(psycopg.errors.InvalidSqlStatementName):
+                _everywhere(client, "EXECUTE mine")
+        assert client.execute("SELECT pg_backend_pid()").fetchone() != (client.info.backend_pid,)
+
+
+def _everywhere(client: psycopg.Connection[tuple[object, ...]], statement: str) -> None:
+    for _ in range(SIZE):
+        client.execute(statement.encode())
+
+
+def test_more_callers_than_sessions_are_served(backend: PostgresBackend) -> None:
+    """I1: of 32 claims of one record one wins, though the pooler has a few sessions for all."""
+    record_id = secrets.token_bytes(32)
+    with ThreadPoolExecutor(16) as callers:
+        answers = list(callers.map(lambda _: type(backend.claim(claim_of(record_id))).__name__, range(32)))
+    assert sorted(answers) == ["Busy"] * 31 + ["Leased"]
+
+
+def test_who_waits_behind_a_pooler_polls_and_listens_on_no_session(
+    backend: PostgresBackend, postgres18: PostgresServer
+) -> None:
+    """O-04, B-11a: it is noticed that nothing would be heard, before a session of others is made to listen."""
+    lease = leased(backend, secrets.token_bytes(32))
+    started = time.monotonic()
+    for _ in range(5):
+        backend.wait(Wait(lease.record_id, NEVER, 0.05))
+    assert time.monotonic() - started < SOON
+    for thread in threading.enumerate():
+        if thread.name == "open-idempotency-listener":
+            thread.join(SOON)
+            assert not thread.is_alive()
+    assert not backend.listener._listening
+    with postgres18.connect() as connection:
+        last = "SELECT count(*) FROM pg_stat_activity WHERE query ILIKE 'LISTEN%' AND pid <> pg_backend_pid()"
+        assert connection.execute(last).fetchone() == (0,)
+
+
+def test_a_session_that_the_server_ended_is_replaced(
+    backend: PostgresBackend, pooler: Pooler | PgBouncer, postgres18: PostgresServer
+) -> None:
+    """B-10: by the pooler; a call that met the old one is made again."""
+    lease = leased(backend, secrets.token_bytes(32))
+    with postgres18.connect() as operator:
+        # As our pooler says, and as pgbouncer hands it on from its client.
+        ended = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = ANY (%s)"
+        assert operator.execute(ended, (["pooler", "open-idempotency"],)).fetchall()
+    backend.complete(Complete(lease, b"response"))
+    assert backend.claim(claim_of(lease.record_id)) == Finished(b"response")
+
+
+@pytest.mark.parametrize("kind", POOLERS)
+def test_migrations_may_go_through_it(kind: str, postgres18: PostgresServer) -> None:
+    """B-11a: their lock belongs to their transaction."""
+    name = f"d{secrets.token_hex(8)}"
+    postgres18.create_database(name)
+    with POOLERS[kind](postgres18.port, name) as pooler:
+        assert migrate(PostgresBackend(pooler.url).options) == list(migrations())
+        assert migrate(PostgresBackend(pooler.url).options) == []

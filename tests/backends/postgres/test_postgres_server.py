@@ -1,0 +1,422 @@
+"""What is PostgreSQL's own: what a call costs, durability, restarts, poolers, waiting, migrations."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+
+from open_idempotency import ConfigurationError, open_backend
+from open_idempotency.backend import (
+    Busy,
+    Claim,
+    Complete,
+    Fail,
+    Finished,
+    Get,
+    Lease,
+    Leased,
+    Release,
+    Renew,
+    Renewal,
+    Reserve,
+    Reserved,
+    SaveStage,
+    Stage,
+    Wait,
+)
+from open_idempotency.backends.postgres import PostgresBackend
+from open_idempotency.backends.postgres.encoding import Statement
+from open_idempotency.backends.postgres.schema import migrate, migrations
+from open_idempotency.conformance import ManualClock
+from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
+from tests.backends.impatient import answered
+from tests.backends.postgres.on_postgres import emptied
+from tests.postgres_server import PostgresServer
+
+NEVER = 100.0
+SOON = 20.0
+
+
+ENDS: dict[str, Callable[[PostgresBackend, Lease], object]] = {
+    "complete": lambda backend, lease: backend.complete(Complete(lease, b"response")),
+    "fail": lambda backend, lease: backend.fail(Fail(lease)),
+    "release": lambda backend, lease: backend.release(Release(lease)),
+    "delete": lambda backend, lease: backend.delete(lease.record_id),
+}
+
+
+def claim_of(record_id: bytes | None = None, **fields: Any) -> Claim:
+    """A claim of a record of its own."""
+    times = {"lease": 30.0, "ttl": 600.0, **fields}
+    return Claim(record_id or secrets.token_bytes(32), b"fingerprint", os.urandom(16), **times)
+
+
+def leased(backend: PostgresBackend, claim: Claim) -> Lease:
+    """The lease of a claim that succeeds."""
+    answer = backend.claim(claim)
+    assert isinstance(answer, Leased), answer
+    return answer.lease
+
+
+def asked(backend: PostgresBackend, statement: str, *values: Any) -> list[Any]:
+    """The rows of a statement on one of the backend's own connections."""
+    return backend._executor._of_process.get().connections.rows(Statement(statement), values)
+
+
+@pytest.fixture
+def backend(postgres18: PostgresServer) -> Iterator[PostgresBackend]:
+    """A backend on the shared server."""
+    backend = PostgresBackend(postgres18.url(), timeout=10)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture
+def own_server() -> Iterator[PostgresServer]:
+    """A server of this test's own, as it comes: with the disk."""
+    server = PostgresServer(18).start()
+    try:
+        migrate(PostgresBackend(server.url()).options)
+        yield server
+    finally:
+        server.stop()
+
+
+def next_transaction(server: PostgresServer) -> int:
+    """The number that the next writing transaction will get; asking takes none."""
+    with server.connect() as connection:
+        row = connection.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint").fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+def test_a_replay_and_a_409_only_read(backend: PostgresBackend, postgres18: PostgresServer) -> None:
+    """B-11b: no transaction number is taken, so nothing is written and no disk is waited for."""
+    running, done = claim_of(), claim_of()
+    leased(backend, running)
+    backend.complete(Complete(leased(backend, done), b"response"))
+    before = next_transaction(postgres18)
+    for _ in range(3):
+        assert isinstance(backend.claim(claim_of(running.record_id)), Busy)
+        assert backend.claim(claim_of(done.record_id)) == Finished(b"response")
+    assert next_transaction(postgres18) == before
+
+
+def test_nothing_of_a_session_is_held(backend: PostgresBackend) -> None:
+    """B-11a: no session lock, no setting, no LISTEN on a pooled connection. What is prepared has tests of its own."""
+    lease = leased(backend, claim_of())
+    backend.save_stage(SaveStage(lease, Stage("stage", "", b"frame")))
+    backend.wait(Wait(lease.record_id, 0.01, 0.01))
+    rows = asked(
+        backend,
+        "SELECT (SELECT count(*) FROM pg_listening_channels()),"
+        " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),"
+        " current_setting('synchronous_commit'), current_setting('lock_timeout')",
+    )
+    assert rows == [(0, 0, "on", "0")]
+
+
+def test_a_completion_and_a_renewal_write_no_index(own_server: PostgresServer) -> None:
+    """LIMITS: what an attempt changes is in no index, so all but the full page's go beside the row itself (HOT)."""
+    backend = PostgresBackend(own_server.url(), timeout=10)
+    for _ in range(5):
+        lease = leased(backend, claim_of())
+        assert backend.renew(Renew([lease])) == [Renewal.OWNED]
+        backend.complete(Complete(lease, b"response"))
+    backend.close()
+    deadline = time.monotonic() + SOON
+    with own_server.connect() as connection:
+        # There may be more than ten: a claim that took long puts its time right, which is in no index either.
+        while (counts := connection.execute(_UPDATES).fetchone()) is None or counts[0] < 10:
+            assert time.monotonic() < deadline, counts
+            time.sleep(0.01)
+    assert counts[0] == counts[1]
+
+
+_UPDATES = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'records'"
+
+
+def test_an_attempt_that_outlives_its_ttl_is_not_purged(postgres18: PostgresServer) -> None:
+    """B-05: what purging looks for is the earliest moment of expiry, and a renewed record expires later."""
+    clock = ManualClock()
+    backend = PostgresBackend(emptied(postgres18), timeout=10, clock=clock)
+    lease = leased(backend, claim_of(ttl=10.0))
+    for _ in range(10):
+        clock.advance(20)
+        assert backend.renew(Renew([lease])) == [Renewal.OWNED]
+    assert backend.purge() == 0
+    backend.complete(Complete(lease, b"response"))
+    clock.advance(9)
+    assert backend.purge() == 0
+    clock.advance(2)
+    assert backend.purge() == 1
+    backend.close()
+
+
+def test_one_of_many_claims_at_once_wins(backend: PostgresBackend) -> None:
+    """I1, O-02: 32 claims of one record on as many connections as there are."""
+    record_id = secrets.token_bytes(32)
+    start = threading.Barrier(16)
+
+    def contend() -> str:
+        start.wait(SOON)
+        return type(backend.claim(claim_of(record_id))).__name__
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = [future.result(SOON) for future in [pool.submit(contend) for _ in range(16)]]
+    assert sorted(answers) == ["Busy"] * 15 + ["Leased"]
+
+
+def test_renewals_of_the_same_leases_in_another_order_do_not_wait_for_each_other(backend: PostgresBackend) -> None:
+    """B-04: no deadlock."""
+    leases = [leased(backend, claim_of()) for _ in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        orders = [leases, leases[::-1]] * 10
+        answers = list(pool.map(lambda order: list(backend.renew(Renew(order))), orders, timeout=SOON))
+    assert all(answer == [Renewal.OWNED] * 40 for answer in answers)
+
+
+def test_an_acknowledged_write_survives_a_crash_of_the_server(own_server: PostgresServer) -> None:
+    """B-01, I2: the server is killed and recovers; the backend goes on by itself."""
+    backend = PostgresBackend(own_server.url(), timeout=5)
+    running, done = claim_of(), claim_of()
+    lease = leased(backend, running)
+    backend.save_stage(SaveStage(lease, Stage("charge", "", b"frame")))
+    backend.complete(Complete(leased(backend, done), b"response"))
+    own_server.kill()
+    with pytest.raises(BackendUnavailable):
+        backend.claim(claim_of())
+    own_server.start()
+    assert backend.claim(claim_of(done.record_id)) == Finished(b"response")
+    record = backend.get(Get(running.record_id))
+    assert record is not None
+    assert record.stages == (Stage("charge", "", b"frame"),)
+    backend.complete(Complete(lease, b"late"))
+    backend.close()
+
+
+def test_broken_connections_are_replaced_within_one_call(own_server: PostgresServer) -> None:
+    """B-10: a restart between two calls is not noticed by the second."""
+    backend = PostgresBackend(own_server.url(), timeout=5)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: backend.claim(claim_of()), range(32)))
+    own_server.kill()
+    own_server.start()
+    for _ in range(8):
+        leased(backend, claim_of())
+    backend.close()
+
+
+def test_a_server_that_does_not_answer_is_given_up(backend: PostgresBackend, postgres18: PostgresServer) -> None:
+    """B-10: a row that somebody keeps locked stands for every silence; the call ends in time."""
+    claim = claim_of(lease=0.001)
+    lease = leased(backend, claim)
+    impatient = PostgresBackend(postgres18.url(), timeout=0.5)
+    with psycopg.connect(postgres18.url()) as locker:
+        locker.execute("SELECT 1 FROM open_idempotency.records WHERE record_id = %b FOR UPDATE", (claim.record_id,))
+        started = time.monotonic()
+        with pytest.raises(BackendUnavailable, match="no response in time"):
+            impatient.complete(Complete(lease, b"response"))
+        assert time.monotonic() - started <= impatient.call_timeout + 1
+    answered(lambda: impatient.complete(Complete(lease, b"response")))
+    impatient.close()
+
+
+@pytest.mark.anyio
+async def test_a_server_that_does_not_answer_is_given_up_in_the_other_colour_too(
+    backend: PostgresBackend, postgres18: PostgresServer
+) -> None:
+    """B-10."""
+    lease = leased(backend, claim_of())
+    impatient = PostgresBackend(postgres18.url(), timeout=0.5).to_async()
+    with psycopg.connect(postgres18.url()) as locker:
+        locker.execute("SELECT 1 FROM open_idempotency.records WHERE record_id = %b FOR UPDATE", (lease.record_id,))
+        with anyio.fail_after(impatient.call_timeout + 1), pytest.raises(BackendUnavailable):
+            await impatient.complete(Complete(lease, b"response"))
+    await impatient.close()
+
+
+def test_a_database_that_was_not_prepared_says_what_to_do(postgres18: PostgresServer) -> None:
+    """Bad input: the message has the command."""
+    url = postgres18.create_database(f"d{secrets.token_hex(8)}")
+    backend = PostgresBackend(url)
+    with pytest.raises(BackendUnavailable, match="open-idempotency migrate"):
+        backend.claim(claim_of())
+    backend.close()
+
+
+def test_migrations_at_the_same_moment_are_applied_once(postgres18: PostgresServer) -> None:
+    """A deployment may start several processes."""
+    url = postgres18.create_database(f"d{secrets.token_hex(8)}")
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: migrate(PostgresBackend(url).options), range(4)))
+    assert sorted(map(len, done)) == [0, 0, 0, len(migrations())]
+
+
+def test_a_record_of_a_newer_version_is_left_alone(backend: PostgresBackend, postgres18: PostgresServer) -> None:
+    """B-08b: typed error, no run, no overwrite."""
+    lease = leased(backend, claim_of())
+    with postgres18.connect() as connection:
+        connection.execute(
+            "UPDATE open_idempotency.records SET record_version = 2 WHERE record_id = %b", (lease.record_id,)
+        )
+    for call in (
+        lambda: backend.claim(claim_of(lease.record_id)),
+        lambda: backend.complete(Complete(lease, b"response")),
+        lambda: backend.save_stage(SaveStage(lease, Stage("a", "", b"frame"))),
+        lambda: backend.fail(Fail(lease)),
+        lambda: backend.get(Get(lease.record_id)),
+    ):
+        with pytest.raises(RecordUnreadable):
+            call()
+    assert backend.renew(Renew([lease])) == [Renewal.LOST]
+
+
+def test_purges_at_the_same_moment_share_the_work(postgres18: PostgresServer) -> None:
+    """B-09: none waits for another, and nothing is counted twice."""
+    now = [1000.0]
+    backend = PostgresBackend(postgres18.create_database(f"d{secrets.token_hex(8)}"), timeout=10, clock=lambda: now[0])
+    backend.migrate()
+    for _ in range(60):
+        leased(backend, claim_of(ttl=1.0, lease=1.0))
+    now[0] += 1000
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(lambda _: backend.purge(30), range(4))) <= 60
+    backend.purge(100)
+    assert list(backend.scan()) == []
+    backend.close()
+
+
+def waiting_until_told(backend: PostgresBackend, lease: Lease) -> threading.Thread:
+    """A thread that waits for the attempt, and is known to be told."""
+    # The first to wait is not told yet, since nobody listens.
+    deadline = time.monotonic() + SOON
+    while not backend.listener._listening and time.monotonic() < deadline:
+        backend.wait(Wait(lease.record_id, 0.05, 0.05))
+    assert backend.listener._listening
+    waiter = threading.Thread(target=backend.wait, args=(Wait(lease.record_id, NEVER, NEVER),))
+    waiter.start()
+    while not awaited(backend, lease) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return waiter
+
+
+def awaited(backend: PostgresBackend, lease: Lease) -> bool:
+    """Whether somebody has asked to be told."""
+    rows = asked(backend, "SELECT awaited FROM open_idempotency.records WHERE record_id = {bytea}", lease.record_id)
+    return bool(rows and rows[0][0])
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_who_waits_is_told(backend: PostgresBackend, postgres18: PostgresServer, end: str) -> None:
+    """O-04: by a notification from another process's backend."""
+    other = PostgresBackend(postgres18.url(), timeout=10)
+    lease = leased(backend, claim_of())
+    waiter = waiting_until_told(backend, lease)
+    ENDS[end](other, lease)
+    waiter.join(SOON)
+    assert not waiter.is_alive()
+    other.close()
+
+
+def test_without_listening_it_polls(postgres18: PostgresServer) -> None:
+    """O-04, B-11a: behind a pooler no connection is kept for notifications."""
+    backend = PostgresBackend(f"{postgres18.url()}?listen=no", timeout=10)
+    lease = leased(backend, claim_of())
+    started = time.monotonic()
+    backend.wait(Wait(lease.record_id, NEVER, 0.01))
+    assert time.monotonic() - started < SOON
+    assert not awaited(backend, lease)
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql://localhost/db?timeout=0", "timeout"),
+        ("postgresql://localhost/db?max_connections=0", "max_connections"),
+        ("postgresql://localhost/db?listen=perhaps", "listen"),
+        ("postgresql://localhost/db?coalesce=perhaps", "coalesce"),
+        ("postgresql://localhost/db?nonsense=1", "nonsense"),
+        ("postgresql://localhost:port/db", "port"),
+        ("postgresql://[::1/db", "malformed"),
+    ],
+)
+def test_a_wrong_url_is_refused_at_start(url: str, message: str) -> None:
+    """Bad input: wrong configuration at start, by name."""
+    with pytest.raises(ConfigurationError, match=message):
+        open_backend(url)
+
+
+def test_without_a_host_libpq_looks_for_its_own_socket() -> None:
+    """B-10: as everywhere with libpq."""
+    found = PostgresBackend("postgresql:///shop?host=/run/postgresql&timeout=3").options.conninfo
+    assert "dbname=shop host=/run/postgresql " in found
+    assert "host" not in PostgresBackend("postgresql:///shop").options.conninfo
+
+
+def test_of_several_hosts_the_one_that_writes_is_taken(postgres18: PostgresServer) -> None:
+    """B-10: and never a replica, which may not have heard of a claim yet."""
+    backend = PostgresBackend(f"postgresql://postgres@127.0.0.1:1,127.0.0.1:{postgres18.port}/postgres")
+    leased(backend, claim_of())
+    assert asked(backend, "SELECT pg_is_in_recovery()") == [(False,)]
+    assert "target_session_attrs=read-write" in backend.options.conninfo
+    backend.close()
+
+
+def test_what_is_libpqs_is_handed_on_as_it_is(postgres18: PostgresServer) -> None:
+    """B-10: to libpq a plus in a URL is a plus, and a space is written %20."""
+    url = f"{postgres18.url()}?options=-c%20work_mem%3D5MB&timeout=9&application_name=a+b"
+    backend = PostgresBackend(url)
+    rows = asked(backend, "SELECT current_setting('work_mem'), current_setting('application_name')")
+    backend.close()
+    assert rows == [("5MB", "a+b")]
+    assert backend.options.timeout == 9
+
+
+def test_claims_that_meet_under_a_higher_default_isolation_are_answered(postgres18: PostgresServer) -> None:
+    """B-10, I1: a serialization error is tried again, and not a backend that is down."""
+    url = f"{postgres18.url()}?options=-c%20default_transaction_isolation%3Dserializable"
+    backend = PostgresBackend(url, timeout=10)
+    record_ids = [secrets.token_bytes(32) for _ in range(10)]
+
+    def claimed(record_id: bytes) -> type[object]:
+        return type(backend.claim(claim_of(record_id)))
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(claimed, [record_id for record_id in record_ids for _ in range(8)]))
+    backend.close()
+    assert (answers.count(Leased), answers.count(Busy)) == (10, 70)
+
+
+def test_what_others_make_in_the_callers_search_path_is_not_called(postgres18: PostgresServer) -> None:
+    """A function of theirs that fits better than the server's own."""
+    url = postgres18.create_database("searched")
+    migrate(PostgresBackend(url).options)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION public.hashtextextended(text, integer) RETURNS bigint LANGUAGE plpgsql"
+            " AS $$ BEGIN RAISE 'called'; END $$"
+        )
+    backend = PostgresBackend(url, timeout=10)
+    answer = backend.reserve(Reserve(secrets.token_bytes(32), secrets.token_bytes(32), 5, 30.0, 600.0))
+    backend.close()
+    assert answer == Reserved()
+
+
+def test_no_message_repeats_the_password() -> None:
+    backend = open_backend("postgresql://user:hush@127.0.0.1:1/db?timeout=0.2")
+    assert "hush" not in repr(backend)
+    with pytest.raises(BackendUnavailable) as caught:
+        backend.claim(claim_of())
+    assert "hush" not in str(caught.value)
+    backend.close()

@@ -1,0 +1,89 @@
+"""The shipped contract suite on the databases that SQLAlchemy drives, through blocking and asynchronous drivers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, event
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from open_idempotency.backend import Backend
+from open_idempotency.backends.sqlalchemy import SqlalchemyBackend
+from open_idempotency.conformance import ManualClock
+from tests.backends.sql_databases import KINDS, make_tables, url_of, without_disk
+from tests.backends.test_contract import _Coloured
+
+
+class TestSqlite(_Coloured):
+    """B-12 on SQLite through the standard library's driver, which is blocking only."""
+
+    @pytest.fixture
+    def colour(self) -> str:
+        return "sync"
+
+    @pytest.fixture
+    def made(self, clock: ManualClock, tmp_path: Path) -> Backend:
+        url = f"sqlite:///{tmp_path / 'records.db'}"
+        make_tables(url)
+        engine = create_engine(url)
+        event.listen(engine, "connect", without_disk)
+        return SqlalchemyBackend(engine, timeout=20, clock=clock)
+
+
+class TestAiosqlite(_Coloured):
+    """B-12 on SQLite through a driver that is asynchronous only, from an engine."""
+
+    @pytest.fixture
+    def colour(self) -> str:
+        return "asyncio"
+
+    @pytest.fixture
+    def made(self, clock: ManualClock, tmp_path: Path) -> Backend:
+        path = tmp_path / "records.db"
+        make_tables(f"sqlite:///{path}")
+        engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+        event.listen(engine.sync_engine, "connect", without_disk)
+        return SqlalchemyBackend(engine, timeout=20, clock=clock)
+
+
+class _OnServer(_Coloured):
+    """Drivers that are both; under trio each call is the blocking colour's, which another test shows once."""
+
+    kind: str
+
+    @pytest.fixture(params=["sync", "asyncio"])
+    def colour(self, request: pytest.FixtureRequest) -> str:
+        colour: str = request.param
+        return colour
+
+    @pytest.fixture
+    def made(self, clock: ManualClock, request: pytest.FixtureRequest) -> Backend:
+        return SqlalchemyBackend(f"sqlalchemy+{url_of(self.kind, request)}", timeout=10, clock=clock)
+
+
+class TestPostgres(_OnServer):
+    """B-12 on PostgreSQL through psycopg, which is both: blocking and asynchronous."""
+
+    kind = "postgresql"
+
+
+class TestAsyncpg(_Coloured):
+    """B-12 on PostgreSQL through a driver that is asynchronous only."""
+
+    @pytest.fixture
+    def colour(self) -> str:
+        return "asyncio"
+
+    @pytest.fixture
+    def made(self, clock: ManualClock, request: pytest.FixtureRequest) -> Backend:
+        url = url_of("postgresql", request).replace("+psycopg:", "+asyncpg:")
+        return SqlalchemyBackend(f"sqlalchemy+{url}", timeout=10, clock=clock)
+
+
+if "mysql" in KINDS:
+
+    class TestMysql(_OnServer):
+        """B-12 on MySQL or MariaDB."""
+
+        kind = "mysql"

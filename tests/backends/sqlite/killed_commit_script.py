@@ -1,0 +1,73 @@
+"""Run by the coalescing tests: ``killed_commit_script PATH OnThreads|OnALoop before|after``.
+
+Ten claims share a transaction, and the process is killed right before or right after its COMMIT.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import sys
+from typing import Any
+
+from open_idempotency.backend import Claim
+from open_idempotency.backends.sqlite import AsyncSqliteBackend, SqliteBackend, transactions
+from tests.backends.sqlite import together
+from tests.backends.sqlite.together import PATIENCE, claim_of
+
+
+class _Killing(transactions.transaction):
+    """The second transaction from now on is the last thing that this process does."""
+
+    moment = "before"
+    left = 2
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__(connection)
+        _Killing.left -= 1
+
+    def __exit__(self, *error: object) -> None:
+        if not _Killing.left and _Killing.moment == "before":
+            _kill()
+        super().__exit__(*error)
+        if not _Killing.left:
+            _kill()
+
+
+def _telling(claim: Any) -> Any:
+    def tell(self: SqliteBackend, c: Claim) -> Any:
+        answer = claim(self, c)
+        os.write(1, c.record_id + b"\n")
+        return answer
+
+    return tell
+
+
+def _atelling(claim: Any) -> Any:
+    async def tell(self: AsyncSqliteBackend, c: Claim) -> Any:
+        answer = await claim(self, c)
+        os.write(1, c.record_id + b"\n")
+        return answer
+
+    return tell
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(path: str, asking: str, moment: str) -> None:
+    """Never returns."""
+    backend = SqliteBackend(path, timeout=PATIENCE)
+    _Killing.moment = moment
+
+    transactions.transaction = _Killing
+    SqliteBackend.claim = _telling(SqliteBackend.claim)
+    AsyncSqliteBackend.claim = _atelling(AsyncSqliteBackend.claim)
+    questions = [("claim", claim_of(b"key-%d" % number)) for number in range(10)]
+    getattr(together, asking)(backend).answers(path, questions, lambda: None)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,108 @@
+"""The shipped contract suite on every backend, in both colours, on asyncio and on trio."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from open_idempotency.backend import AsyncBackend, Backend
+from open_idempotency.backends.memory import MemoryBackend
+from open_idempotency.backends.redis import RedisBackend
+from open_idempotency.backends.sqlite import SqliteBackend
+from open_idempotency.conformance import BackendContract, ManualClock
+from open_idempotency.conformance.late_claims import Held
+from tests.backends import holding
+from tests.conftest import SERVER_KINDS
+
+
+class _Coloured(BackendContract):
+    """``sync`` stands for the blocking colour, whose calls are made on an asyncio loop."""
+
+    @pytest.fixture(params=["sync", "asyncio", "trio"])
+    def colour(self, request: pytest.FixtureRequest) -> str:
+        colour: str = request.param
+        return colour
+
+    @pytest.fixture
+    def anyio_backend(self, colour: str) -> str:
+        return "asyncio" if colour == "sync" else colour
+
+    @pytest.fixture
+    def held(self, made: Backend, colour: str) -> Iterator[Held]:
+        with holding.held(made, colour) as held:
+            yield held
+
+    @pytest.fixture
+    def backend(self, made: Backend, colour: str) -> Backend | AsyncBackend:
+        return made if colour == "sync" else made.to_async()
+
+
+class TestMemory(_Coloured):
+    """B-12 on memory."""
+
+    @pytest.fixture
+    def made(self, clock: ManualClock) -> Backend:
+        return MemoryBackend(clock=clock)
+
+
+class TestSqlite(_Coloured):
+    """B-12 on SQLite."""
+
+    @pytest.fixture
+    def made(self, clock: ManualClock, tmp_path: Path) -> Backend:
+        # Durability is not what these tests are about, and the disk is slow.
+        return SqliteBackend(str(tmp_path / "records.db"), synchronous="normal", timeout=20, clock=clock)
+
+
+class TestSqliteOneByOne(TestSqlite):
+    """B-12 on SQLite without coalescing, where trio does what asyncio does."""
+
+    @pytest.fixture(params=["sync", "asyncio"])
+    def colour(self, request: pytest.FixtureRequest) -> str:
+        colour: str = request.param
+        return colour
+
+    @pytest.fixture
+    def made(self, clock: ManualClock, tmp_path: Path) -> Backend:
+        path = str(tmp_path / "records.db")
+        return SqliteBackend(path, synchronous="normal", coalesce=False, timeout=20, clock=clock)
+
+
+class _OnServer(_Coloured):
+    server_kind: str
+    coalesce = True
+
+    @pytest.fixture
+    def made(self, clock: ManualClock, request: pytest.FixtureRequest) -> Backend:
+        url: str = request.getfixturevalue(f"{self.server_kind}_url")
+        prefix = f"test*:{secrets.token_hex(8)}:"
+        return RedisBackend(url, prefix=prefix, timeout=10, coalesce=self.coalesce, clock=clock)
+
+
+class TestValkey(_OnServer):
+    """B-12 on Valkey."""
+
+    server_kind = "valkey"
+
+
+class TestValkeyOneByOne(_OnServer):
+    """B-12 on Valkey, with every call on a connection of its own; the other colours never coalesce."""
+
+    server_kind = "valkey"
+    coalesce = False
+
+    @pytest.fixture(params=["asyncio"])
+    def colour(self, request: pytest.FixtureRequest) -> str:
+        colour: str = request.param
+        return colour
+
+
+if "redis" in SERVER_KINDS:
+
+    class TestRedis(_OnServer):
+        """B-12 on the oldest Redis."""
+
+        server_kind = "redis"
