@@ -32,7 +32,6 @@ from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy, refuse_unknown
 from open_idempotency.rules import Rule, RulesByPath, rules_on
 
-
 Original = Callable[..., Any]
 
 _ATTRIBUTE = "_open_idempotency_exchange"
