@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import fastapi.routing
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from flask import Blueprint, Flask
@@ -133,10 +134,18 @@ WRONG: dict[str, tuple[Callable[[], Any], str, str]] = {
 }  # fmt: skip
 
 
+#: rules in a list of dependencies, which a router may have as well
+OF_ROUTERS = ("a dependency", "in an included router")
+
+
 @pytest.mark.parametrize("form", WRONG)
 def test_a_rule_on_a_route_that_is_not_covered_keeps_the_application_from_starting(form: str) -> None:
     """O-24."""
     app, place, cure = WRONG[form]
+    if form in OF_ROUTERS and not hasattr(fastapi.routing, "iter_route_contexts"):
+        # docs/limits.md: such a release does not show that the rule is no router's.
+        assert asyncio.run(start(app()))[0]["type"] == "lifespan.startup.complete"
+        return
     said = refused(app())
     assert said.startswith(f"{place}: " if not place.endswith("/c") else place)
     assert cure in said
