@@ -240,8 +240,9 @@ def _mark(view: V, rule: Rule) -> V:
             f"{view!r} cannot carry a rule; put the decorator on the function or class that it is made of"
         ) from None
     note_use()
-    if isinstance(view, FunctionType | type):
-        marked.add(view)
+    carrier: Any = view
+    if isinstance(carrier, FunctionType | type):
+        marked.add(carrier)
     return view
 
 
