@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -163,6 +164,20 @@ def test_only_what_the_rule_covers_is_an_error() -> None:
         send(own, headers={"X-Key": KEY["Idempotency-Key"]})
 
 
+def test_a_rule_that_the_protecting_middleware_does_not_read_is_warned_about(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O-25: the middleware for plain ASGI protects, without the rule's fields; once for each route."""
+    monkeypatch.setattr(unprotected, "_warned", set[str]())
+    for endpoint in (starlette_app(marked(ttl=60)), fastapi_app(idempotent(ttl=60)(lambda: "done"))):
+        app = asgi.IdempotencyMiddleware(endpoint, "memory://")
+        with told(caplog, logging.WARNING) as said:
+            assert [send(app, headers={"Idempotency-Key": uuid4().hex}).status_code for _ in range(2)] == [200, 200]
+        (warning,) = said
+        assert warning.startswith("POST /charges has a rule")
+        unprotected._warned.clear()
+
+
 def test_an_exempt_endpoint_needs_no_middleware() -> None:
     """O-25: nor does one without a rule."""
     for endpoint in (exempt(lambda: "done"), of_fastapi):
@@ -235,8 +250,19 @@ def flask_app(charge_view: Any, **config: Any) -> Flask:
     return app
 
 
+def marked_late() -> Any:
+    """A function that is marked where its route has it already."""
+
+    def late() -> str:
+        return "done"
+
+    flask_idempotent(late)
+    return late
+
+
 VIEWS: dict[str, Callable[[], Any]] = {
     "function": view,
+    "marked above the route": marked_late,
     "method": lambda: Posting.as_view("posting"),
     "class": lambda: MarkedView.as_view("marked"),
     "view function of a class": lambda: flask_idempotent(Posting.as_view("posting")),
@@ -256,6 +282,25 @@ def test_a_required_key_that_no_extension_asks_for_is_an_error() -> None:
     """O-25: in Flask."""
     with pytest.raises(ConfigurationError, match="the application has no extension"):
         flask_app(view(required=True)).test_client().post("/charges")
+
+
+def test_an_application_with_the_extension_does_not_pass_the_check() -> None:
+    """O-25: the wrapper of Flask's own method is only for applications without it."""
+    app = with_extension(flask_app(view()), backend="memory://")
+    called: list[str] = []
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        if event == "call":
+            called.append(frame.f_code.co_name)
+
+    client = app.test_client()
+    sys.setprofile(note)
+    try:
+        assert client.post("/charges").status_code == 200
+    finally:
+        sys.setprofile(None)
+    assert "charge_here" in called
+    assert "dispatch_or_refuse" not in called
 
 
 # enabled=False

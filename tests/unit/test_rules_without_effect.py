@@ -17,6 +17,7 @@ from starlette.endpoints import HTTPEndpoint
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
+from werkzeug.local import LocalProxy
 
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.fastapi import IdempotencyMiddleware, IdempotencyRule, exempt, idempotent
@@ -344,6 +345,23 @@ def test_a_mark_is_not_lost_where_a_route_leads_to_it(caplog: pytest.LogCaptureF
         asyncio.run(start(Starlette(routes=routes, middleware=[ours()])))
     assert said == []
     assert unmounted is not None
+
+
+def _resolve() -> Any:
+    raise AssertionError("resolved")
+
+
+proxied: Any = LocalProxy(_resolve)
+
+
+def test_what_an_endpoint_refers_to_is_not_resolved() -> None:
+    """O-24: a proxy of the user or of a session is left alone, as resolving it may call the application."""
+
+    def naming() -> str:
+        return str(proxied)
+
+    client = flask_shop(("POST", naming)).test_client()
+    assert client.get("/sound").status_code == 200
 
 
 def test_a_mark_that_no_view_of_flask_leads_to_is_warned_about_by_the_first_request(

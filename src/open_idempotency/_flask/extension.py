@@ -12,9 +12,9 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-from flask import Flask, Request, Response, request
+from flask import Flask, Request, Response
 from flask import globals as flask_globals
 
 from open_idempotency import rules
@@ -24,6 +24,7 @@ from open_idempotency._engine.engine import Engine
 from open_idempotency._engine.event_log import report_late_error
 from open_idempotency._flask.exchange import Exchange, Plain, Route, Setting
 from open_idempotency._flask.survey import look_over
+from open_idempotency._flask.unprotected import KEY, PREFIX, current_request, method_of
 from open_idempotency._routes.coverage import Coverages, PathRules
 from open_idempotency._wsgi.environ import MARK, environ_names, find_key, octets
 from open_idempotency.backend import AsyncBackend, Backend
@@ -31,14 +32,8 @@ from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy, refuse_unknown
 from open_idempotency.rules import Rule, RulesByPath, rules_on
 
-if TYPE_CHECKING:
-    from werkzeug.local import LocalProxy
-
-
 Original = Callable[..., Any]
 
-KEY = "open_idempotency"
-PREFIX = "IDEMPOTENCY_"
 _ATTRIBUTE = "_open_idempotency_exchange"
 _CONTEXT = "_open_idempotency_context"
 _METHODS = ("POST", "PATCH", "PUT", "DELETE")
@@ -73,7 +68,7 @@ class Hooks:
         for endpoint in self._app.view_functions:
             self._check(endpoint)
         for name, wrapper in wrappers.items():
-            setattr(self._app, name, partial(wrapper, getattr(self._app, name)))
+            setattr(self._app, name, partial(wrapper, method_of(self._app, name)))
         self._app.teardown_request(self._teardown)
 
     # Later versions of Flask pass their context to these methods, so arguments are passed on unchanged.
@@ -208,12 +203,6 @@ def _context() -> int:
     """Which context of the request this is. Later versions of Flask have one kind of context only."""
     names = vars(flask_globals)
     return id(names.get("request_ctx", names["app_ctx"])._get_current_object())
-
-
-def current_request() -> Request:
-    """The request object behind Flask's proxy."""
-    proxy = cast("LocalProxy[Request]", request)
-    return proxy._get_current_object()  # pyright: ignore[reportPrivateUsage]
 
 
 def verified_user(app: Flask, here: Request) -> str | None:

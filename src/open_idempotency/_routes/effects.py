@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from open_idempotency.policy import NEVER_COVERED
@@ -104,14 +104,25 @@ def _marked_below(view: Any, known: set[int], depth: int) -> Iterator[Any]:
     if not depth:
         return
     for each in _referred(view):
-        if id(each) in known or not callable(each):
+        if id(each) in known or not _may_be_marked(each, view):
             continue
         known.add(id(each))
         function = getattr(each, "__func__", each)
         if marks(function) is not None and hasattr(function, "__qualname__"):
             yield function
-        elif not isinstance(each, type) and _package(each) == _package(view):
+        elif not issubclass(type(each), type) and _package(each) == _package(view):
             yield from _marked_below(each, known, depth - 1)
+
+
+def _may_be_marked(each: Any, view: Any) -> bool:
+    """Whether something that a view refers to is a function, a class, or an object of the application that is called.
+
+    Only its type is looked at: a proxy, such as the current user, would be resolved by a look at its attributes.
+    """
+    kind = type(each)
+    if issubclass(kind, FunctionType | MethodType | functools.partial | type):
+        return True
+    return callable(each) and _package(kind) == _package(view)
 
 
 def _referred(view: Any) -> Iterator[Any]:
@@ -136,7 +147,7 @@ def _referred(view: Any) -> Iterator[Any]:
     for name in names:
         found = function.__globals__.get(name)
         yield found
-        if isinstance(found, ModuleType):
+        if issubclass(type(found), ModuleType):
             yield from (vars(found).get(other) for other in names)
 
 

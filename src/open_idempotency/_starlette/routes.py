@@ -87,7 +87,8 @@ def _has_ours(app: Any) -> bool:
 def refuses_other_methods(route: Any) -> bool:
     """Whether a route is handled by the framework's own code, which refuses methods that the route does not list."""
     kind: Any = type(getattr(route, "original_route", route))
-    return str(kind.handle.__module__).partition(".")[0] in FRAMEWORKS
+    handle = getattr(kind, "handle", None)
+    return handle is not None and handle.__module__.partition(".")[0] in FRAMEWORKS
 
 
 def expanded(routes: Iterable[Any]) -> Iterable[Any]:

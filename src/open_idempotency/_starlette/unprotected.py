@@ -25,19 +25,19 @@ _MISSING = (
     "app.add_middleware(IdempotencyMiddleware, backend=...) from open_idempotency.starlette or "
     "open_idempotency.fastapi, with enabled=False in tests that need no protection"
 )
+_IGNORED = (
+    "has a rule (@idempotent or IdempotencyRule), and the middleware that protects it reads none, as it is the one for "
+    "plain ASGI, or cannot see into what it wraps; take IdempotencyMiddleware from open_idempotency.starlette or "
+    "open_idempotency.fastapi, and put it around the application itself"
+)
 #: routes that were warned about, and how many are
 _warned: set[str] = set()
 _MOST = 100
 
 
 def is_unseen(scope: Scope) -> bool:
-    """Whether no middleware of this library has seen a request that one may cover."""
-    return (
-        PENDING not in scope
-        and MARK not in scope
-        and scope["type"] == "http"
-        and scope["method"].upper() not in NEVER_COVERED
-    )
+    """Whether no middleware of this library that reads rules has seen a request that one may cover."""
+    return PENDING not in scope and scope["type"] == "http" and scope["method"].upper() not in NEVER_COVERED
 
 
 def look_at_route(route: Any, scope: Scope) -> None:
@@ -51,19 +51,31 @@ def look_at_route(route: Any, scope: Scope) -> None:
         rules = tuple(endpoint_rules(beneath.app, method))
         if rules:
             scope[_ABOVE] = (*scope.get(_ABOVE, ()), *rules)
-    elif not beneath.inner and asks_for_protection(scope, tuple(all_rules(route, method))):
-        if _shows_all(beneath, route):
-            raise ConfigurationError(f"{method} {_path_of(route)} {_MISSING}")
-        name = f"{method} {_path_of(route)}"
-        if name not in _warned and len(_warned) < _MOST:
-            _warned.add(name)
-            _logger.warning("%s %s; a layer around it hides whether it has one of its own", name, _MISSING)
+    elif not beneath.inner:
+        _look(route, tuple(all_rules(route, method)), scope, hidden=not _shows_all(beneath, route))
 
 
 def look_at_endpoint(rules: tuple[Rule, ...], scope: Scope) -> None:
     """Refuse an unseen request if these rules of a FastAPI endpoint ask for protection: ``ConfigurationError``."""
-    if asks_for_protection(scope, rules):
-        raise ConfigurationError(f"{scope['method'].upper()} {_path_of(scope.get('route'))} {_MISSING}")
+    _look(scope.get("route"), rules, scope, hidden=False)
+
+
+def _look(route: Any, rules: tuple[Rule, ...], scope: Scope, *, hidden: bool) -> None:
+    if not asks_for_protection(scope, rules):
+        return
+    name = f"{scope['method'].upper()} {_path_of(route)}"
+    if MARK in scope:
+        _warn(name, _IGNORED)
+    elif hidden:
+        _warn(name, f"{_MISSING}; a layer around it hides whether it has one of its own")
+    else:
+        raise ConfigurationError(f"{name} {_MISSING}")
+
+
+def _warn(name: str, said: str) -> None:
+    if name not in _warned and len(_warned) < _MOST:
+        _warned.add(name)
+        _logger.warning("%s %s", name, said)
 
 
 def asks_for_protection(scope: Scope, rules: tuple[Rule, ...]) -> bool:

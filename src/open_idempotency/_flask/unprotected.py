@@ -1,0 +1,80 @@
+"""Marked views in applications without the extension: a request that a mark should protect is an error (O-25).
+
+``Flask.dispatch_request`` is wrapped once, when this package's module for Flask is loaded. In an application with the
+extension the wrapper is taken out of the way.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import MethodType
+from typing import TYPE_CHECKING, Any, cast
+
+from flask import Flask, Request, request
+
+from open_idempotency import rules
+from open_idempotency._core.keys import key_names
+from open_idempotency._engine.engine import say_off
+from open_idempotency._wsgi.environ import MARK, environ_names
+from open_idempotency.exceptions import ConfigurationError
+from open_idempotency.policy import IdempotencyPolicy
+
+if TYPE_CHECKING:
+    from werkzeug.local import LocalProxy
+
+#: the extension's entry in ``app.extensions``, and what its settings begin with
+KEY = "open_idempotency"
+PREFIX = "IDEMPOTENCY_"
+_OWN = "_open_idempotency_original"
+
+
+def hook() -> None:
+    """Wrap ``Flask.dispatch_request``, once."""
+    original = Flask.dispatch_request
+    if hasattr(original, _OWN):
+        return
+
+    @functools.wraps(original)
+    def dispatch_or_refuse(self: Flask, *args: Any) -> Any:
+        # Later versions of Flask pass their context, so arguments are passed on unchanged.
+        if rules.in_use and KEY not in self.extensions:
+            _refuse_unprotected(self, current_request())
+        return original(self, *args)
+
+    setattr(dispatch_or_refuse, _OWN, original)
+    Flask.dispatch_request = dispatch_or_refuse  # type: ignore[method-assign]
+
+
+def method_of(app: Flask, name: str) -> Any:
+    """A method of an application, as it is without the wrapper of this module."""
+    method = getattr(app, name)
+    original = getattr(method, _OWN, None)
+    return method if original is None else MethodType(original, app)
+
+
+def current_request() -> Request:
+    """The request object behind Flask's proxy."""
+    proxy = cast("LocalProxy[Request]", request)
+    return proxy._get_current_object()  # pyright: ignore[reportPrivateUsage]
+
+
+def _refuse_unprotected(app: Flask, here: Request) -> None:
+    """Raise ``ConfigurationError`` for a request that the rules of its view cover, as no extension reads them."""
+    view = None if here.url_rule is None else app.view_functions.get(here.url_rule.endpoint)
+    rule = rules.combine(rules.rules_on(view, here.method))
+    if rule is None or rule.exempt or MARK in here.environ:
+        return
+    if app.config.get(f"{PREFIX}ENABLED") is False:
+        say_off()
+        return
+    policy = IdempotencyPolicy(**rules.deciding(rule))
+    keyed = any(name in here.environ for name, _ in environ_names(key_names(policy)))
+    if here.method in policy.methods and (keyed or policy.required):
+        raise ConfigurationError(
+            f"{here.method} {here.url_rule}: the view is marked with @idempotent, and the application has no "
+            'extension that reads it, so a retry runs again; add Idempotency(app, backend="...") from '
+            "open_idempotency.flask, with enabled=False in tests that need no protection"
+        )
+
+
+hook()
