@@ -451,7 +451,7 @@ class ExemptAction(ViewSet):
 
 
 def test_a_marked_function_of_the_project_that_no_route_names_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """O-28: W012, also where no view names it in its code. A route, a subclass or a decorator leads to one."""
+    """O-28: W012, also where the code of no view names it. A route, a subclass and a decorator lead to one."""
     mine = [in_a_table, Overridden.post, Exempt, ExemptAction.free, Actions.pay, Actions.refund]
     marked = [getattr(each, "__wrapped__", each) for each in mine]
     monkeypatch.setattr(rules, "marked", [*marked, *(each for each in rules.marked if each in mine)])

@@ -33,7 +33,7 @@ _LARGEST_NOTE = 8 * 1024
 _LONGEST_TEXT, _MOST_NAMES = 200, 20
 
 _logger = logging.getLogger("open_idempotency")
-# pairs of a place in the code and an attribute; the code of a project has few of them
+# pairs of a function and an attribute that it asks for; the code of a project has few of them
 _warned: set[tuple[str, str]] = set()
 
 
@@ -88,10 +88,10 @@ def _encode(said: dict[str, Any], encoder: Any) -> bytes:
 
 
 class _Stored(HttpResponse):
-    """A response of the library's, with a length of its own: middleware outside changes the body of a first response,
-    which has none yet, and knows of no length to correct.
+    """A response that the library has made: a replay, or a problem.
 
-    Of a replay, it warns where code asks for what the first response had, and a record cannot hold.
+    It has a Content-Length from the beginning. A view's response has none yet, so middleware that changes a body
+    corrects none: here it is counted anew. A replay warns where code asks for what no record can hold.
     """
 
     _first = "response"
