@@ -36,6 +36,7 @@ __all__ = [
     "RecordedLate",
     "RecordingLost",
     "Recreated",
+    "RefusedUnclaimed",
     "Rejected",
     "Released",
     "Replayed",
@@ -100,6 +101,18 @@ class Rejected(Event):
     """No further attempt is admitted: 409 ``outcome-unknown``. ``reason``: failed, abandoned or attempts."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedUnclaimed(Event):
+    """A request was refused before it could claim a record. ``problem``: the name of its problem.
+
+    It is ``key-missing``, ``key-malformed``, ``body-too-large``, ``not-authenticated`` or ``forbidden``. ``record`` is
+    empty: the request has none.
+    """
+
+    status: int
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from open_idempotency._core.fingerprint import fingerprint_steps
 from open_idempotency._core.frames import decode_response, decode_stage
 from open_idempotency._core.keys import by_credentials, caller_scope, is_anonymous, parse_key, record_id, scope_id
 from open_idempotency._core.models import Busy, ClaimResult, Finished, Lease, Leased, Mismatch, Refused, Stage
-from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, Advice, notify, warn
+from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, Advice, EverydayLog, notify, warn
 from open_idempotency._core.quotas import reserve, take_back
 from open_idempotency._core.refusals import ScopeRefused
 from open_idempotency._core.rendering import render
@@ -115,15 +115,17 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
         scope = caller_scope(request, identity, key, policy)
         request.body = yield from ask(Call(intake.receive))
     except KeyRequired as error:
-        return _refuse(problems.key_missing(str(error)), request, policy)
+        return (yield from refuse(problems.key_missing(str(error)), request, policy))
     except KeyRejected as error:
-        return _refuse(problems.key_malformed(str(error)), request, policy)
+        return (yield from refuse(problems.key_malformed(str(error)), request, policy))
     except BodyTooLarge:
-        return refuse_body(request, policy)
+        return (yield from refuse(problems.body_too_large(policy.max_request_bytes), request, policy))
     except ScopeRefused as refused:
-        if intake.renders(refused.error):
-            raise refused.error from None
-        return _refuse(refused.problem(), request, policy)
+        problem = refused.problem()
+        if not intake.renders(refused.error):
+            return (yield from refuse(problem, request, policy))
+        yield from _note_refusal(problem, policy)
+        raise refused.error from None
     claim = Claim(
         record_id(scope, key, request, policy),
         (yield from fingerprint_steps(request, policy)),
@@ -162,10 +164,10 @@ def _advise(claim: Claim, scope: str, identity: Identity, intake: Intake, policy
             yield from warn(policy, events.CallerUnidentified.of(events.short(claim.record_id), cookies, entries))
 
 
-def refuse_ahead(request: Request, key_headers: Headers, policy: IdempotencyPolicy) -> Response | None:
+def look_ahead(request: Request, key_headers: Headers, policy: IdempotencyPolicy) -> problems.Problem | None:
     """Check what is known of a covered request before its body and caller are: the key, and the declared length.
 
-    Returns the response that refuses the request, or None. For adapters that admit a request only after the application
+    Returns the problem that refuses the request, or None. For adapters that admit a request only after the application
     has read the body. A missing key is left to ``admit``.
     """
     try:
@@ -173,16 +175,21 @@ def refuse_ahead(request: Request, key_headers: Headers, policy: IdempotencyPoli
     except KeyRequired:
         return None
     except KeyRejected as error:
-        return _refuse(problems.key_malformed(str(error)), request, policy)
+        return problems.key_malformed(str(error))
     for value in request.header(b"content-length") if key_headers else ():
         if value.isdigit() and (len(value) > _MOST_DIGITS or int(value) > policy.max_request_bytes):
-            return refuse_body(request, policy)
+            return problems.body_too_large(policy.max_request_bytes)
     return None
 
 
-def refuse_body(request: Request, policy: IdempotencyPolicy) -> Response:
-    """The response to a body over ``max_request_bytes`` (O-07)."""
-    return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
+def refuse(problem: problems.Problem, request: Request, policy: IdempotencyPolicy) -> Steps[Response]:
+    """Refuse a request for which no claim is made (O-06, O-07, O-20); the response."""
+    yield from _note_refusal(problem, policy)
+    return _refuse(problem, request, policy)
+
+
+def _note_refusal(problem: problems.Problem, policy: IdempotencyPolicy) -> Steps[None]:
+    yield from notify(policy, events.RefusedUnclaimed, b"", problem.status, problem.name)
 
 
 def _begin_counted(claim: Claim, scope: str, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
@@ -270,7 +277,7 @@ def _act_on(
             attempt.confirmed(asked)
             try:
                 yield KeepAlive(attempt)
-                if policy.on_event is not None:
+                if policy.on_event is not None or EverydayLog.on():
                     yield from notify(policy, events.Claimed, lease.record_id, lease.attempt)
             except GeneratorExit:
                 raise
@@ -343,7 +350,7 @@ def _readable(stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy
 
 def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Response]:
     stored = decode_response(unseal(frame, kind, claim, policy))
-    if policy.on_event is not None:
+    if policy.on_event is not None or EverydayLog.on():
         yield from notify(policy, events.Replayed, claim.record_id, stored.status)
     return (yield from replay(stored, claim.record_id, _instance(request), policy))
 

@@ -30,7 +30,8 @@ from open_idempotency._asgi.exchange import (
     Send,
 )
 from open_idempotency._asgi.exchange import request_of as read_request
-from open_idempotency._core.admission import refuse_ahead, refuse_body
+from open_idempotency._core import problems
+from open_idempotency._core.admission import look_ahead, refuse
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.keys import find_key
 from open_idempotency._core.requests import Identity, Response
@@ -199,12 +200,16 @@ class PendingExchange(Exchange):
             self._let_pass()
             return None
         self._policy, self._bounded = coverage.policy, True
-        refusal = refuse_ahead(self._request, key_headers, coverage.policy)
+        problem = look_ahead(self._request, key_headers, coverage.policy)
         try:
             self._body.bound(coverage.policy.max_request_bytes)
         except BodyTooLarge:
-            refusal = refuse_body(self._request, coverage.policy)
-        return None if refusal is None else self._replace(refusal)
+            problem = problems.body_too_large(coverage.policy.max_request_bytes)
+        return None if problem is None else self._replace(self._refused(problem))
+
+    def _refused(self, problem: problems.Problem) -> Response:
+        # reporting it waits for nothing, so the sync performer carries it out
+        return self._engine.sync.run(refuse(problem, self._request, self._policy))
 
     async def claim(self, scope: Scope, rules: Iterable[Rule], solved: Any = None) -> Response | None:
         """Make the claim. Returns the response to send instead of calling the endpoint, or None.
@@ -340,7 +345,7 @@ class PendingExchange(Exchange):
             except BodyTooLarge:
                 self._keeps = False  # a claim, if there is one, is refused (O-07)
                 if self._bounded:  # nor is the rest received, as if the client had left
-                    self._refusal = refuse_body(self._request, self._policy)
+                    self._refusal = self._refused(problems.body_too_large(self._policy.max_request_bytes))
                     return {"type": "http.disconnect"}
             self._read = self._body.size
             self._more = self._unread
