@@ -2,20 +2,23 @@
 
 ``preprocess_request``: reads the body, before any other function can. ``dispatch_request``: makes the claim, after all
 ``before_request`` functions, so that the caller is known. ``process_response``: settles the attempt, after all
-``after_request`` functions and the session. ``teardown_request``: aborts what ended without a response. ``wsgi_app``:
-reports errors of teardown functions, which run after the response was recorded.
+``after_request`` functions and the session. ``teardown_request``: aborts what ended without a response.
+``do_teardown_request``, ``do_teardown_appcontext``: report errors of teardown functions, which run after the response
+was recorded.
+
+Nothing here holds the application: it is freed at once when its last reference goes.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from inspect import ismethod
+from typing import Any
 
-from flask import Flask, Request, Response, request
-from flask import globals as flask_globals
+from flask import Flask, Request, Response
 
 from open_idempotency import rules
 from open_idempotency._core.attempt import Attempt
@@ -23,6 +26,7 @@ from open_idempotency._core.keys import key_names
 from open_idempotency._core.settlement import REPLACED
 from open_idempotency._engine.engine import Engine
 from open_idempotency._engine.event_log import report_late_error
+from open_idempotency._flask.contexts import app_context, current_request, request_context
 from open_idempotency._flask.exchange import Exchange, Plain, Route, Setting
 from open_idempotency._wsgi.environ import MARK, environ_names, find_key
 from open_idempotency.backend import AsyncBackend, Backend
@@ -30,13 +34,11 @@ from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy, refuse_unknown
 from open_idempotency.rules import Rule, combine, rules_on
 
-if TYPE_CHECKING:
-    from werkzeug.local import LocalProxy
-
-
+# A method of the application as a function, whose first argument is the application.
 Original = Callable[..., Any]
 
 _ATTRIBUTE = "_open_idempotency_exchange"
+_ATTEMPT = "_open_idempotency_attempt"
 _CONTEXT = "_open_idempotency_context"
 _METHODS = ("POST", "PATCH", "PUT", "DELETE")
 _logger = logging.getLogger("open_idempotency")
@@ -46,13 +48,13 @@ class Hooks:
     """The wrappers around the methods of one application."""
 
     def __init__(self, app: Flask, engine: Engine) -> None:
-        self._app = app
+        self._app = weakref.ref(app)
         self._engine = engine
-        self._setting = Setting(app, engine, partial(verified_user, app))
+        self._setting = Setting(self._app, engine)
         self._routes: dict[tuple[Rule, ...], Route | None] = {}
         self._looked = False
 
-    def install(self) -> None:
+    def install(self, app: Flask) -> None:
         """Wrap the application's methods, including wrappers of other extensions.
 
         After this a view whose rule contradicts the policy raises ``ConfigurationError`` when it is added.
@@ -62,13 +64,14 @@ class Hooks:
             "dispatch_request": self._dispatch,
             "process_response": self._process,
             "add_url_rule": self._add_url_rule,
-            "wsgi_app": self._wsgi_app,
+            "do_teardown_request": self._tear_down,
+            "do_teardown_appcontext": self._tear_down,
         }
-        for endpoint in self._app.view_functions:
-            self._check(endpoint)
+        for endpoint, view in app.view_functions.items():
+            self._check(endpoint, view)
         for name, wrapper in wrappers.items():
-            setattr(self._app, name, partial(wrapper, getattr(self._app, name)))
-        self._app.teardown_request(self._teardown)
+            setattr(app, name, partial(wrapper, _function(app, name)))
+        app.teardown_request(self._teardown)
 
     # Later versions of Flask pass their context to these methods, so arguments are passed on unchanged.
 
@@ -77,26 +80,28 @@ class Hooks:
         exchange = self._open(here)
         if exchange is not None:
             setattr(here, _ATTRIBUTE, exchange)
-            setattr(here, _CONTEXT, _context())
+            setattr(here, _CONTEXT, id(request_context()))
             exchange.receive()
-        return original(*args)
+        return original(self._app(), *args)
 
     def _dispatch(self, original: Original, *args: Any) -> Any:
         exchange = _exchange(current_request())
         if exchange is None:
-            return original(*args)
+            return original(self._app(), *args)
         instead = exchange.begin()
+        # The request is gone when the teardown functions of the application's context run.
+        setattr(app_context(), _ATTEMPT, exchange.attempt)
         if instead is not None:
             return instead
         try:
-            return original(*args)
+            return original(self._app(), *args)
         except REPLACED as error:
             return exchange.overtaken(error)
         finally:
             exchange.viewed()
 
     def _process(self, original: Original, *args: Any) -> Response:
-        response: Response = original(*args)
+        response: Response = original(self._app(), *args)
         exchange = _exchange(current_request())
         return response if exchange is None else exchange.conclude(response)
 
@@ -104,7 +109,7 @@ class Hooks:
         here = current_request()
         exchange = _exchange(here)
         # copy_current_request_context ends a copy of the context, while the request goes on.
-        if exchange is not None and getattr(here, _CONTEXT) == _context():
+        if exchange is not None and getattr(here, _CONTEXT) == id(request_context()):
             delattr(here, _ATTRIBUTE)
             exchange.end(error)
 
@@ -114,7 +119,7 @@ class Hooks:
             return None
         if not self._looked:
             self._look_late()
-        route = self._route(self._app.view_functions.get(here.url_rule.endpoint), here.method)
+        route = self._route(self._setting.app.view_functions.get(here.url_rule.endpoint), here.method)
         if route is None or here.method not in route.policy.methods:
             return None
         key_headers = find_key(here.environ, route.names)
@@ -129,11 +134,11 @@ class Hooks:
             self._routes[found] = None if policy is None else Route(policy, environ_names(key_names(policy)))
         return self._routes[found]
 
-    def _wsgi_app(self, original: Original, environ: dict[str, Any], start_response: Any) -> Any:
+    def _tear_down(self, original: Original, *args: Any) -> None:
         try:
-            return original(environ, start_response)
+            original(self._app(), *args)
         except Exception as error:
-            attempt: Attempt | None = environ.get(MARK)
+            attempt: Attempt | None = getattr(app_context(), _ATTEMPT, None)
             if attempt is not None:
                 report_late_error(attempt, error)
             raise
@@ -141,14 +146,14 @@ class Hooks:
     # Errors in the views' rules, reported as early as they can be known
 
     def _add_url_rule(self, original: Original, *args: Any, **options: Any) -> Any:
-        before = set(self._app.view_functions)
-        added = original(*args, **options)
-        for endpoint in self._app.view_functions.keys() - before:
-            self._check(endpoint)
+        views = self._setting.app.view_functions
+        before = set(views)
+        added = original(self._app(), *args, **options)
+        for endpoint in views.keys() - before:
+            self._check(endpoint, views[endpoint])
         return added
 
-    def _check(self, endpoint: str) -> None:
-        view = self._app.view_functions[endpoint]
+    def _check(self, endpoint: str, view: Any) -> None:
         for method in _METHODS:
             try:
                 self._route(view, method)
@@ -158,9 +163,9 @@ class Hooks:
     def _look_late(self) -> None:
         """Log, at the first request, what is wrong with rules that were added after their views."""
         self._looked = True
-        for endpoint in self._app.view_functions:
+        for endpoint, view in self._setting.app.view_functions.items():
             try:
-                self._check(endpoint)
+                self._check(endpoint, view)
             except ConfigurationError as error:
                 _logger.error("this view will respond with 500: %s", error)
 
@@ -170,27 +175,12 @@ def _exchange(here: Request) -> Exchange | Plain | None:
     return exchange
 
 
-def _context() -> int:
-    """Which context of the request this is. Later versions of Flask have one kind of context only."""
-    names = vars(flask_globals)
-    return id(names.get("request_ctx", names["app_ctx"])._get_current_object())
-
-
-def current_request() -> Request:
-    """The request object behind Flask's proxy."""
-    proxy = cast("LocalProxy[Request]", request)
-    return proxy._get_current_object()  # pyright: ignore[reportPrivateUsage]
-
-
-def verified_user(app: Flask, here: Request) -> str | None:
-    """Flask-Login's user if the application uses it, else the user that the server verified."""
-    if not hasattr(app, "login_manager"):
-        return here.remote_user or None
-    login: Any = sys.modules.get("flask_login")
-    if login is None or not login.current_user.is_authenticated:
-        return None
-    identity = login.current_user.get_id()
-    return None if identity is None else str(identity)
+def _function(app: Flask, name: str) -> Original:
+    """A method of the application as a function; a wrapper of another extension is called as it is."""
+    method = getattr(app, name)
+    if ismethod(method) and method.__self__ is app:
+        return method.__func__
+    return lambda _, *args, **options: method(*args, **options)
 
 
 KEY = "open_idempotency"
@@ -243,7 +233,7 @@ class Idempotency:
                 f'or set app.config["{PREFIX}BACKEND"]'
             )
         engine = Engine(backend, self._policy, {**fields, **self._fields}, threads=True)
-        Hooks(app, engine).install()
+        Hooks(app, engine).install(app)
         app.extensions[KEY] = engine
 
 
