@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import open_idempotency
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 @contextmanager
-def _opened(url: str) -> Iterator[Backend]:
+def _opened(url: str) -> Generator[Backend, None, None]:
     """The backend of a URL, until the end of the block. Raises ``ConfigurationError`` for one of another process."""
     backend = open_backend(url)
     try:

@@ -15,7 +15,7 @@ import pytest
 from fastapi import Depends, FastAPI
 
 from open_idempotency import events, rules
-from open_idempotency._core.notify import EverydayLog
+from open_idempotency._core.notify import everyday_log
 from open_idempotency._core.requests import Response
 from open_idempotency._starlette import at_call
 from open_idempotency.asgi import IdempotencyMiddleware
@@ -92,7 +92,7 @@ def test_the_log_costs_two_questions_for_a_new_key_and_one_for_a_replay(monkeypa
     asked: list[int] = []
     logger = logging.getLogger("open_idempotency")
     monkeypatch.setattr(logging.Logger, "log", _forbidden)
-    monkeypatch.setattr(EverydayLog, "on", lambda: asked.append(1) or logger.isEnabledFor(logging.DEBUG))
+    monkeypatch.setattr(everyday_log, "on", lambda: asked.append(1) or logger.isEnabledFor(logging.DEBUG))
     app = IdempotencyMiddleware(_app, "memory://")
     with count_made(monkeypatch) as made:
         asyncio.run(_post(app))

@@ -32,7 +32,7 @@ from open_idempotency._core.fingerprint import fingerprint_steps
 from open_idempotency._core.frames import decode_response, decode_stage
 from open_idempotency._core.keys import by_credentials, caller_scope, is_anonymous, parse_key, record_id, scope_id
 from open_idempotency._core.models import Busy, ClaimResult, Finished, Lease, Leased, Mismatch, Refused, Stage
-from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, Advice, EverydayLog, notify, warn
+from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, Advice, everyday_log, notify, warn
 from open_idempotency._core.quotas import reserve, take_back
 from open_idempotency._core.refusals import ScopeRefused
 from open_idempotency._core.rendering import render
@@ -277,7 +277,7 @@ def _act_on(
             attempt.confirmed(asked)
             try:
                 yield KeepAlive(attempt)
-                if policy.on_event is not None or EverydayLog.on():
+                if policy.on_event is not None or everyday_log.on():
                     yield from notify(policy, events.Claimed, lease.record_id, lease.attempt)
             except GeneratorExit:
                 raise
@@ -350,7 +350,7 @@ def _readable(stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy
 
 def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Response]:
     stored = decode_response(unseal(frame, kind, claim, policy))
-    if policy.on_event is not None or EverydayLog.on():
+    if policy.on_event is not None or everyday_log.on():
         yield from notify(policy, events.Replayed, claim.record_id, stored.status)
     return (yield from replay(stored, claim.record_id, _instance(request), policy))
 

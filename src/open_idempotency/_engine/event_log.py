@@ -14,12 +14,12 @@ from functools import partial
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Emit
-from open_idempotency._core.notify import EverydayLog
+from open_idempotency._core.notify import everyday_log
 
 logger = logging.getLogger("open_idempotency")
 
 # Everyday events are made where a logger takes them, so that level DEBUG needs no listener (O-33).
-EverydayLog.on = partial(logger.isEnabledFor, logging.DEBUG)
+everyday_log.on = partial(logger.isEnabledFor, logging.DEBUG)
 
 _LEVELS: dict[type[events.Event], int] = {
     events.OwnershipLost: logging.WARNING,

@@ -180,7 +180,11 @@ def _function(app: Flask, name: str) -> Original:
     method = getattr(app, name)
     if ismethod(method) and method.__self__ is app:
         return method.__func__
-    return lambda _, *args, **options: method(*args, **options)
+
+    def call(app: Flask, *args: Any, **options: Any) -> Any:
+        return method(*args, **options)
+
+    return call
 
 
 KEY = "open_idempotency"
