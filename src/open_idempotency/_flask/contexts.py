@@ -23,17 +23,20 @@ def current_request() -> Request:
 
 
 def request_context() -> Any:
-    """The context of the current request, or the one context that the latest versions have."""
+    """The context of the current request, or the one context that the latest versions have; None without one."""
     return _current("request_ctx", "_request_ctx_stack") or app_context()
 
 
 def app_context() -> Any:
-    """The current context of the application."""
+    """The current context of the application; None without one."""
     return _current("app_ctx", "_app_ctx_stack")
 
 
 def _current(proxy: str, stack: str) -> Any:
     # asked for by name each time: a later version warns of the names that it no longer wants
     if proxy in _NAMES:
-        return _NAMES[proxy]._get_current_object()
+        try:
+            return _NAMES[proxy]._get_current_object()
+        except RuntimeError:  # there is none
+            return None
     return _NAMES[stack].top if stack in _NAMES else None

@@ -18,7 +18,7 @@ from functools import partial
 from inspect import ismethod
 from typing import Any
 
-from flask import Flask, Request, Response
+from flask import Flask, Request, Response, has_request_context
 
 from open_idempotency import rules
 from open_idempotency._core.attempt import Attempt
@@ -138,7 +138,7 @@ class Hooks:
         try:
             original(self._app(), *args)
         except Exception as error:
-            attempt: Attempt | None = getattr(app_context(), _ATTEMPT, None)
+            attempt = _attempt()
             if attempt is not None:
                 report_late_error(attempt, error)
             raise
@@ -173,6 +173,15 @@ class Hooks:
 def _exchange(here: Request) -> Exchange | Plain | None:
     exchange: Exchange | Plain | None = getattr(here, _ATTRIBUTE, None)
     return exchange
+
+
+def _attempt() -> Attempt | None:
+    """The attempt of the request that ends, or that has ended and whose application context ends now."""
+    if has_request_context():
+        of_request: Attempt | None = current_request().environ.get(MARK)
+        return of_request
+    of_context: Attempt | None = getattr(app_context(), _ATTEMPT, None)
+    return of_context
 
 
 def _function(app: Flask, name: str) -> Original:
