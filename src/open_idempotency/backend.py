@@ -110,6 +110,8 @@ class Backend(ABC):
     call_timeout: float = 0.0
     #: whether ``reserve`` and ``unreserve`` are there; without them a policy with ``max_live_keys`` is refused at start
     quotas: bool = False
+    #: the file that the first call creates; None for a store that is no such file
+    file: str | None = None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Local failures of its verbs are ``BackendUnavailable`` from here on (B-10a)."""

@@ -37,6 +37,7 @@ __all__ = [
     "RecordedLate",
     "RecordingLost",
     "Recreated",
+    "RefusedByScope",
     "Rejected",
     "Released",
     "Replayed",
@@ -116,6 +117,16 @@ class Rejected(Event):
     """No further attempt is admitted: 409 ``outcome-unknown``. ``reason``: failed, abandoned or attempts."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedByScope(Event):
+    """``scope=`` refused a request with the framework's own exception, which the framework renders; no claim was made.
+
+    ``record`` is empty: the request has none.
+    """
+
+    status: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,8 @@ def _coverages_of(app: FastAPI) -> tuple[IdempotencyPolicy, PathTable | None] | 
     """Policy and path rules of the application's own middleware; of the innermost, where it has several."""
     for listed in reversed(app.user_middleware):
         if is_ours(listed.cls):
-            fields: dict[str, Any] = dict(listed.kwargs)
+            # before Starlette 0.35: options
+            fields: dict[str, Any] = dict(vars(listed).get("kwargs") or vars(listed).get("options", {}))
             fields.pop("backend", None)
             fields.pop("user", None)
             by_path = fields.pop("rules", None)

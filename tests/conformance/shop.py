@@ -198,3 +198,33 @@ class Shop:
         length = ("Content-Length", str(len(response.body)))
         start_response(f"{response.status} Whatever", [*response.headers, length])
         return [response.body]
+
+
+class HoldsDuplicates(Shop):
+    """Lets a duplicate wait, and then replays the 201, as `wait=` does."""
+
+    slow_for = 1.0
+
+    def busy(self, kept: Kept, request: Request) -> Response:
+        assert kept.done.wait(PATIENCE)
+        assert kept.response is not None
+        return self.replay(kept.response, kept)
+
+
+class MarksOtherwise(Shop):
+    """Marks replays with a header of another name. ``mark``: what a replay has, and what a first response has."""
+
+    mark: tuple[str, str, str | None] = ("X-Idempotency-Replayed", "true", None)
+
+    def replay(self, response: Response, kept: Kept) -> Response:
+        name, replayed, _ = self.mark
+        headers = [
+            pair for pair in super().replay(response, kept).headers if pair[0] not in (name, "Idempotent-Replayed")
+        ]
+        return Response(response.status, [*headers, (name, replayed)], response.body)
+
+    def run(self, request: Request) -> Response:
+        response, (name, _, first) = super().run(request), self.mark
+        return Response(
+            response.status, [*response.headers, *([] if first is None else [(name, first)])], response.body
+        )

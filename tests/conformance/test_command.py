@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from open_idempotency.conformance.http import CouldNotRun, Target, examine
 from open_idempotency.conformance.http.cli import main
 from open_idempotency.conformance.http.observations import LIMITS
 from open_idempotency.conformance.http.statements import STATEMENTS
@@ -98,6 +99,27 @@ def test_a_refused_connection_exits_with_2(capsys: pytest.CaptureFixture[str]) -
     assert "ConnectionRefusedError" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--slow-url", "--failing-url"])
+def test_another_address_where_nobody_listens_exits_with_2(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """O-34: it was given to decide more, and a report without it would look as if it had been tested."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with servers.wsgi(Shop()) as url:
+        assert main([f"{url}/charges", option, f"http://127.0.0.1:{port}/"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"could not run: {option} http://127.0.0.1:{port}/: no response (ConnectionRefusedError" in err
+
+
+def test_the_report_names_the_revision_of_the_draft(capsys: pytest.CaptureFixture[str]) -> None:
+    """O-35: an unknown revision is an error, so that a report never claims what was not tested."""
+    with servers.wsgi(Shop()) as url:
+        assert main([f"{url}/charges", "--draft", "07", "--required", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["draft"] == "draft-ietf-httpapi-idempotency-key-header-07"
+    with pytest.raises(CouldNotRun, match="no revision '08' here, but 07"):
+        examine(Target(url="http://127.0.0.1:1/", draft="08"))
+
+
 def test_a_silent_server_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     """After the timeout."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -126,11 +148,23 @@ def test_a_plain_request_that_is_refused_exits_with_2(capsys: pytest.CaptureFixt
         ["http://127.0.0.1/", "--header", "no colon"],
         ["http://127.0.0.1/", "--data-file", "there-is-none.json"],
         ["http://127.0.0.1/", "--skip", "nothing"],
+        ["http://127.0.0.1/", "--draft", "08"],
+        ["http://127.0.0.1/", "--draft", ""],
+        ["http://127.0.0.1/", "--method", "PO ST"],
+        ["http://127.0.0.1/", "--header-name", "no token"],
+        ["http://127.0.0.1/", "--slow-url", "nowhere"],
+        ["http://127.0.0.1/", "--failing-url", "ftp://host/"],
+        ["http://127.0.0.1/", "--other-caller", "no colon"],
+        ["http://127.0.0.1/", "--other-data", "{}"],
+        ["http://127.0.0.1/", "--data", "1", "--data-file", "2"],
+        ["http://127.0.0.1/", "--timeout", "-1"],
+        ["http://127.0.0.1/", "--timeout", "soon"],
+        ["https://127.0.0.1:1/", "--ca-file", "there-is-none.pem"],
     ],
     ids=lambda arguments: " ".join(arguments) or "none",
 )
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
-    """Whether the parser or the target notices."""
+    """O-34: whether the parser or the target notices."""
     try:
         code: object = main(arguments)
     except SystemExit as ended:

@@ -8,7 +8,7 @@ from open_idempotency.conformance.http import Level, Result
 from open_idempotency.conformance.http.statements import STATEMENTS
 from tests.conformance import wrong_keys, wrong_responses
 from tests.conformance.looking import about, examined, with_result
-from tests.conformance.shop import Request, Response, Shop
+from tests.conformance.shop import HoldsDuplicates, Kept, MarksOtherwise, Request, Response, Shop
 
 WRONG: list[type[Shop]] = [
     value
@@ -89,7 +89,7 @@ def test_where_every_run_looks_the_same_nothing_is_claimed() -> None:
 
 def test_a_first_request_that_is_too_quick_leaves_the_conflict_open() -> None:
     """Without a slow endpoint a duplicate may come too late to meet the first."""
-    findings = examined(wrong_responses.HoldsDuplicates(), slow_url=None)
+    findings = examined(HoldsDuplicates(), slow_url=None)
     finding = about(findings, "concurrent-conflict")
     assert finding.verdict.result is Result.UNKNOWN
     assert "--slow-url" in finding.verdict.seen
@@ -117,3 +117,80 @@ def test_scenes_that_were_not_asked_for_are_not_applicable() -> None:
         finding = about(findings, statement)
         assert finding.verdict.result is Result.NOT_APPLICABLE, statement
         assert option in finding.verdict.seen
+
+
+def test_a_duplicate_that_waits_and_is_replayed_passes() -> None:
+    """O-35: `wait=` is no fault. There is no 409 then to look at."""
+    findings = examined(HoldsDuplicates())
+    finding = about(findings, "concurrent-conflict")
+    assert finding.verdict.result is Result.HOLDS
+    assert "held for" in finding.verdict.seen
+    assert with_result(findings, Result.FAILS) == set()
+    no_conflict = {"conflict-explained", "conflict-retry-after", "conflict-harmless"}
+    assert with_result(findings, Result.NOT_APPLICABLE) == ELSEWHERE | no_conflict
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        ("Idempotent-Replayed", "1", None),
+        ("Idempotent-Replayed", "true", "false"),
+        ("X-Idempotency-Replayed", "true", None),
+        ("Idempotency-Key-Replay", "?1", "?0"),
+        ("X-Idempotent-Cache", "HIT", "MISS"),
+    ],
+    ids=lambda mark: "-".join(map(str, mark)),
+)
+def test_another_spelling_of_the_mark_is_no_failure(mark: tuple[str, str, str | None]) -> None:
+    """O-35: neither of the mark's own statement, nor of the headers of a retry; the report shows the spelling."""
+    shop = MarksOtherwise()
+    shop.mark = mark
+    findings = examined(shop, slow_url=None)
+    assert with_result(findings, Result.FAILS) == set()
+    finding = about(findings, "retry-marked")
+    assert finding.statement.level is Level.INFO
+    assert f"{mark[0].lower()}: {mark[1]}" in finding.verdict.seen
+    assert ("another spelling" in finding.verdict.seen) is (mark[:2] != ("Idempotent-Replayed", "true"))
+
+
+def test_a_mark_of_another_spelling_shows_what_was_replayed() -> None:
+    """O-35: as evidence, it counts as ours does: where every run looks the same, the mark tells them apart."""
+
+    class Alike(MarksOtherwise):
+        def run(self, request: Request) -> Response:
+            return Response(super().run(request).status, [], b"done")
+
+    findings = examined(Alike(), failing_url=None, slow_url=None)
+    assert {"retry-result", "case-of-name"} <= with_result(findings, Result.HOLDS)
+
+
+def test_a_second_run_is_named_only_where_it_is_one() -> None:
+    """O-35: a replay whose body was written anew is another fault than a retry that runs."""
+    again = about(examined(wrong_responses.RunsAgain(), slow_url=None), "retry-result")
+    assert again.verdict.result is Result.FAILS
+    assert "as from a second run" in again.verdict.seen
+    for shop in (wrong_responses.AnotherBody(), wrong_responses.ForgetsAfterOneReplay(), RefusesRetries()):
+        finding = about(examined(shop, slow_url=None), "retry-result")
+        assert finding.verdict.result is Result.FAILS
+        assert "second run" not in finding.verdict.seen
+
+
+class RefusesRetries(Shop):
+    """Responds 409 to a retry, with a body that differs each time."""
+
+    def replay(self, response: Response, kept: Kept) -> Response:
+        return self.problem(409, f"done already, number {next(self.numbers)}")
+
+
+def test_private_headers_of_retries_that_run_are_not_applicable() -> None:
+    """O-35: an application without replays repeats nothing, even if each of its responses has the same cookie."""
+
+    class SameCookie(wrong_responses.RunsAgain):
+        def run(self, request: Request) -> Response:
+            response = super().run(request)
+            headers = [pair for pair in response.headers if pair[0] != "Set-Cookie"]
+            return Response(response.status, [*headers, ("Set-Cookie", "theme=dark")], response.body)
+
+    finding = about(examined(SameCookie(), slow_url=None), "retry-private")
+    assert finding.verdict.result is Result.NOT_APPLICABLE
+    assert "not replayed" in finding.verdict.seen

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
 
+from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.conformance.http import Result, Target, examine
+from open_idempotency.conformance.http.checks import HELD
 from tests.conformance import protected, servers
-from tests.conformance.looking import options, with_result
+from tests.conformance.looking import about, options, with_result
 
 SERVED: dict[str, tuple[Callable[..., Any], Callable[[bool], Any]]] = {
     "asgi": (servers.asgi, protected.plain_asgi),
@@ -39,3 +43,19 @@ def test_without_the_middleware_it_fails(name: str) -> None:
     with serve(make(False)) as url:
         findings = examine(Target(**options(url, required=False, header_name="X-Not-The-Key", slow_url=None)))
     assert {"retry-result", "reuse-refused", "concurrent-once", "no-string"} <= with_result(findings, Result.FAILS)
+
+
+def test_duplicates_that_wait_pass() -> None:
+    """O-04, O-35: with ``wait=`` a duplicate is held, and gets the first response."""
+    numbers = count(1)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/slow":
+            await asyncio.sleep(HELD + 0.2)
+        await send({"type": "http.response.start", "status": 201, "headers": []})
+        await send({"type": "http.response.body", "body": str(next(numbers)).encode()})
+
+    with servers.asgi(IdempotencyMiddleware(app, "memory://", required=True, wait=10)) as url:
+        findings = examine(Target(**options(url, failing_url=None)))
+    assert findings.passed, with_result(findings, Result.FAILS)
+    assert "held for" in about(findings, "concurrent-conflict").verdict.seen

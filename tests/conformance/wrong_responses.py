@@ -155,18 +155,6 @@ class RunsTwiceAtOnce(Shop):
         return self.run(request)
 
 
-class HoldsDuplicates(Shop):
-    """Lets a duplicate wait, and then replays the 201."""
-
-    fails = frozenset({"concurrent-conflict"})
-    slow_for = 1.0
-
-    def busy(self, kept: Kept, request: Request) -> Response:
-        assert kept.done.wait(PATIENCE)
-        assert kept.response is not None
-        return self.replay(kept.response, kept)
-
-
 class BusyIs200(Shop):
     """Responds 200 to a duplicate in flight."""
 

@@ -201,11 +201,11 @@ class Case:
 
     def wait_for_a_waiter(self) -> None:
         """Wait until a duplicate that another thread has sent is waiting too."""
-        _poll(lambda: len(self.watched.waits) > self._first_wait)
+        poll(lambda: len(self.watched.waits) > self._first_wait)
 
     def wait_until_told(self, kind: type[Event]) -> None:
         """Wait for an event, which is told when its write is done, of a request whose client sees nothing of it."""
-        _poll(lambda: any(type(event) is kind for event in self.events))
+        poll(lambda: any(type(event) is kind for event in self.events))
 
     def start(self, *args: Any, **kwargs: Any) -> Future[httpx.Response]:
         """One request in another thread."""
@@ -259,7 +259,8 @@ class Case:
             yield connection
 
 
-def _poll(holds: Callable[[], bool]) -> None:
+def poll(holds: Callable[[], bool]) -> None:
+    """Wait until it holds."""
     deadline = time.monotonic() + PATIENCE
     while not holds():
         assert time.monotonic() < deadline, "it did not happen in time"

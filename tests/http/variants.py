@@ -100,6 +100,9 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "strict stages": {"strict_stages": True},
     "encrypted": {"encryption": EncryptionKeys({"2026": b"k" * 32})},
     "redacts": {"redact": redact_json("/reserved/card")},
+    "unheard": {"on_event": None},
+    "unheard, required": {"on_event": None, "required": True},
+    "unheard, small": {"on_event": None, "max_request_bytes": LIMIT},
     "down": {},
     "down, open": {"fail_open": True},
 }

@@ -161,3 +161,28 @@ def test_the_addresses_of_the_project_are_one() -> None:
         urls["Source"],
         urls["Documentation"].rstrip("/"),
     }
+
+
+def test_the_lower_bounds_of_the_extras_are_what_is_tested() -> None:
+    """Each extra allows what `tox -e lowest` has, and nothing older; the docs have the same numbers."""
+    project = _project()
+    pinned = dict(line.split("==") for line in project["dependency-groups"]["lowest"] if "==" in line)
+    extras = [line for lines in project["project"]["optional-dependencies"].values() for line in lines]
+    bounds = [line.split(">=") for line in [*project["project"]["dependencies"], *extras]]
+    assert bounds
+    for name, bound in bounds:
+        found = {number for pin, number in pinned.items() if pin.partition("[")[0] == name.partition("[")[0]}
+        assert {re.sub(r"(\.0)+$", "", number) for number in found} == {re.sub(r"(\.0)+$", "", bound)}, name
+    page = (ROOT / "docs" / "frameworks" / "index.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `(\w+)` \| \w+ ([\d.]+) \|$", page, re.MULTILINE)
+    offered = project["project"]["optional-dependencies"]
+    assert dict(shown) == {extra: lines[0].split(">=")[1] for extra, lines in offered.items()}
+
+
+def test_the_docs_name_the_older_releases_that_are_tested_beside_the_base_install() -> None:
+    """`tox -e oldest` has them."""
+    group = _project()["dependency-groups"]["oldest"]
+    page = (ROOT / "docs" / "frameworks" / "index.md").read_text(encoding="utf-8")
+    for name, package in (("Flask", "flask"), ("FastAPI", "fastapi"), ("Starlette", "starlette")):
+        (pin,) = [line.partition("==")[2] for line in group if line.startswith(f"{package}==")]
+        assert f"{name} {'.'.join(pin.split('.')[:2])}" in page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import io
+import logging
 import os
 import sys
 import threading
@@ -17,6 +18,7 @@ import pytest
 from fastapi import Depends, FastAPI
 
 from open_idempotency import events, rules
+from open_idempotency._core.notify import everyday_log
 from open_idempotency._core.requests import Response
 from open_idempotency._engine import event_log
 from open_idempotency._starlette import at_call
@@ -113,6 +115,27 @@ def test_a_reference_is_made_only_for_a_problem(monkeypatch: pytest.MonkeyPatch)
     assert asked == []
     asyncio.run(_post(app, b"other"))
     assert len(asked) == 1
+
+
+def test_the_log_costs_two_questions_for_a_new_key_and_one_for_a_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """O-33: each decision asks once whether level DEBUG is on; where it is off, nothing is made and nothing logged."""
+    asked: list[int] = []
+    logger = logging.getLogger("open_idempotency")
+    monkeypatch.setattr(logging.Logger, "log", _forbidden)
+    monkeypatch.setattr(everyday_log, "on", lambda: asked.append(1) or logger.isEnabledFor(logging.DEBUG))
+    app = IdempotencyMiddleware(_app, "memory://")
+    with count_made(monkeypatch) as made:
+        asyncio.run(_post(app))
+        assert len(asked) == 2
+        asyncio.run(_post(app))
+        assert len(asked) == 3
+        asyncio.run(_post(app, key=None))
+        assert len(asked) == 3
+    assert made == []
+
+
+def _forbidden(*_: object) -> None:
+    raise AssertionError("it logs where the level is off")
 
 
 def test_a_body_in_one_message_reaches_the_application_uncopied() -> None:

@@ -18,6 +18,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "spooling": {"max_request_bytes": 2**31, "spool_bytes": 2**20},
     # The slowest call, which is some times the timeout, has to be shorter than the lease.
     "brisk": {"lease": BRISK_LEASE, "options": "timeout=0.25"},
+    "in-memory": {"options": "max_records=1000"},
     "brief": {"stream_grace": BRIEF_GRACE},
     # To connect takes PostgreSQL a process of its own, and some messages.
     "brisk-postgres": {"lease": BRISK_LEASE, "options": "timeout=0.4"},

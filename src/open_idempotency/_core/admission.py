@@ -31,7 +31,7 @@ from open_idempotency._core.fingerprint import fingerprint_steps
 from open_idempotency._core.frames import decode_response, decode_stage
 from open_idempotency._core.keys import by_credentials, caller_scope, is_anonymous, parse_key, record_id
 from open_idempotency._core.models import Busy, ClaimResult, Finished, Lease, Leased, Mismatch, Refused, Stage
-from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, Advice, notify, warn
+from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, Advice, everyday_log, notify, warn
 from open_idempotency._core.refusals import ScopeRefused
 from open_idempotency._core.rendering import refuse
 from open_idempotency._core.requests import Body, Headers, Identity, Request, Response
@@ -147,16 +147,23 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
 def _refuse_error(
     error: KeyRejected | BodyTooLarge | ScopeRefused, intake: Intake, policy: IdempotencyPolicy
 ) -> Steps[Response]:
-    """The response to a request that is wrong in itself. Raises the error of ``scope=`` if the framework renders it."""
+    """The response to a request that is wrong in itself, or that ``scope=`` refuses."""
     request = intake.request
     if isinstance(error, BodyTooLarge):
         return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
     if isinstance(error, ScopeRefused):
-        if intake.renders(error.error):
-            raise error.error from None
-        return _refuse(error.problem(), request, policy)
+        return _refuse_scope(error, intake, policy)
     problem = problems.key_missing if isinstance(error, KeyRequired) else problems.key_malformed
     return _refuse(problem(str(error)), request, policy)
+
+
+def _refuse_scope(refused: ScopeRefused, intake: Intake, policy: IdempotencyPolicy) -> Steps[Response]:
+    """The response to a request that ``scope=`` refuses (O-20). Raises its error if the framework renders it."""
+    problem = refused.problem()
+    if intake.renders(refused.error):
+        yield from notify(policy, events.RefusedByScope, b"", problem.status)
+        raise refused.error from None
+    return (yield from _refuse(problem, intake.request, policy))
 
 
 def _advice(
@@ -263,7 +270,7 @@ def _act_on(
             )
             try:
                 yield KeepAlive(attempt)
-                if policy.on_event is not None:
+                if policy.on_event is not None or everyday_log.on():
                     yield from notify(policy, events.Claimed, lease.record_id, lease.attempt)
             except GeneratorExit:
                 raise
@@ -331,7 +338,7 @@ def _readable(stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy
 
 def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Response]:
     stored = decode_response(unseal(frame, kind, claim, policy))
-    if policy.on_event is not None:
+    if policy.on_event is not None or everyday_log.on():
         yield from notify(policy, events.Replayed, claim.record_id, stored.status)
     return (yield from replay(stored, request.headers, claim.record_id, _instance(request), policy))
 

@@ -61,11 +61,29 @@ class Advice:
         return not self.is_given(kind) and self._given.setdefault(kind, mine) is mine
 
 
+def _logs_nothing() -> bool:
+    return False
+
+
+class EverydayLog:
+    """Whether everyday events are logged. Nothing here knows of logging: the engine's log sets ``on`` when it is
+    imported."""
+
+    __slots__ = ("on",)
+
+    def __init__(self) -> None:
+        self.on: Callable[[], bool] = _logs_nothing
+
+
+#: the one log of the process
+everyday_log = EverydayLog()
+
+
 def notify(
     policy: IdempotencyPolicy, kind: Callable[..., events.Event], record_id: bytes, *members: object
 ) -> Steps[None]:
-    """Emit an everyday event. It is made only if the policy has a listener."""
-    if policy.on_event is not None:
+    """Emit an everyday event. It is made only if the policy has a listener, or the logger takes it."""
+    if policy.on_event is not None or everyday_log.on():
         yield from ask(Emit(kind(events.short(record_id), *members), policy.on_event))
 
 

@@ -28,7 +28,7 @@ from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.frames import decode_response
 from open_idempotency._core.ledger_state import LedgerState
 from open_idempotency._core.models import Lease, Renewal, Status
-from open_idempotency._core.notify import cause, notify, warn
+from open_idempotency._core.notify import cause, everyday_log, notify, warn
 from open_idempotency._core.quotas import unreserve
 from open_idempotency._core.recording import has_history, lost, surely
 from open_idempotency._core.rendering import refuse
@@ -249,7 +249,7 @@ def _complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]
         return Fate.UNRECORDED
     if done.recreated:
         yield from warn(policy, events.Recreated(events.short(lease.record_id), lease.attempt))
-    if policy.on_event is not None:
+    if policy.on_event is not None or everyday_log.on():
         yield from notify(policy, events.Completed, lease.record_id, response.status, stored)
     return Fate.KEPT
 

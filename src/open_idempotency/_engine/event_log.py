@@ -10,12 +10,17 @@ import os
 import threading
 import time
 from collections import deque
+from functools import partial
 
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import DrawReference, Emit
+from open_idempotency._core.notify import everyday_log
 
 logger = logging.getLogger("open_idempotency")
+
+# Everyday events are made where a logger takes them, so that level DEBUG needs no listener (O-33).
+everyday_log.on = partial(logger.isEnabledFor, logging.DEBUG)
 
 _LEVELS: dict[type[events.Event], int] = {
     events.ProblemSent: logging.INFO,

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, overload
 from flask import has_request_context
 
 from open_idempotency import rules
-from open_idempotency._flask.unprotected import current_request
+from open_idempotency._flask.contexts import current_request
 from open_idempotency._routes.marks import mark_view
 
 V = TypeVar("V", bound=Callable[..., Any])

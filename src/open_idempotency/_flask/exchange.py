@@ -4,7 +4,8 @@ record.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+import weakref
 from typing import Any, NamedTuple
 
 from flask import Flask, Request, Response, abort
@@ -50,6 +51,10 @@ class Plain:
         self._previous: Running | None = None
         self._bound = False
 
+    @property
+    def attempt(self) -> None:
+        """None: nothing is recorded, so no error can come after that."""
+
     def receive(self) -> None:
         """Nothing: the body is left unread."""
 
@@ -86,11 +91,17 @@ class Plain:
 
 
 class Setting(NamedTuple):
-    """What the requests of one application share. ``identify`` names a request's verified user."""
+    """What the requests of one application share."""
 
-    app: Flask
+    held: weakref.ReferenceType[Flask]
     engine: Engine
-    identify: Callable[[Request], str | None]
+
+    @property
+    def app(self) -> Flask:
+        """The application, which lives as long as a request of it."""
+        app = self.held()
+        assert app is not None, "the application is gone, and a method of it was called"
+        return app
 
 
 class Exchange:
@@ -109,7 +120,7 @@ class Exchange:
         self._body = RequestBody(policy)
         self._too_large: Exception | None = None
         self._protection: Protection | None = None
-        self._session = SessionTrace(self._identify)
+        self._session = SessionTrace()
         self._live: LiveBody | None = None
         self._core_response: CoreResponse | None = None
         # the Flask response made of it, and its headers at that time
@@ -117,6 +128,11 @@ class Exchange:
         self._made_headers: list[tuple[str, str]]
         self._previous: Running | None = None
         self._bound = False
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The attempt that this request is; None where the claim was refused, or is not made yet."""
+        return None if self._protection is None else self._protection.attempt
 
     # Before the view
 
@@ -189,7 +205,7 @@ class Exchange:
     def _identify(self) -> Identity:
         if callable(self._policy.scope):
             return Identity(None)
-        user = self._setting.identify(self._request)
+        user = verified_user(self._setting.app, self._request)
         return Identity(user, session=None if user is not None else read_session())
 
     def _renders(self, error: Exception) -> bool:
@@ -248,7 +264,7 @@ class Exchange:
         if caller is None or lease is None:
             return
         record_id = lease.record_id
-        change = read_change(lambda: session.change(caller, record_id))
+        change = read_change(lambda: session.change(caller, record_id, self._identify))
         if change is not None:
             self._setting.engine.sync.run(follow(attempt, caller, change, new_owner()))
 
@@ -316,6 +332,17 @@ class Exchange:
         if self._bound:
             self._bound = False
             running.set(self._previous)
+
+
+def verified_user(app: Flask, here: Request) -> str | None:
+    """Flask-Login's user if the application uses it, else the user that the server verified."""
+    if not hasattr(app, "login_manager"):
+        return here.remote_user or None
+    login: Any = sys.modules.get("flask_login")
+    if login is None or not login.current_user.is_authenticated:
+        return None
+    identity = login.current_user.get_id()
+    return None if identity is None else str(identity)
 
 
 def _may_refuse(view: Any, method: str) -> bool:

@@ -2,29 +2,33 @@
 
 ``preprocess_request``: reads the body, before any other function can. ``dispatch_request``: makes the claim, after all
 ``before_request`` functions, so that the caller is known. ``process_response``: settles the attempt, after all
-``after_request`` functions and the session. ``teardown_request``: aborts what ended without a response. ``wsgi_app``:
-reports errors of teardown functions, which run after the response was recorded.
+``after_request`` functions and the session. ``teardown_request``: aborts what ended without a response.
+``do_teardown_request``, ``do_teardown_appcontext``: report errors of teardown functions, which run after the response
+was recorded.
+
+Nothing here holds the application: it is freed at once when its last reference goes.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
+from inspect import ismethod
 from typing import Any
 
-from flask import Flask, Request, Response
-from flask import globals as flask_globals
+from flask import Flask, Request, Response, has_request_context
 
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.settlement import REPLACED
 from open_idempotency._engine.engine import Engine
 from open_idempotency._engine.event_log import report_late_error
+from open_idempotency._flask.contexts import app_context, current_request, request_context
 from open_idempotency._flask.exchange import Exchange, Plain, Setting
 from open_idempotency._flask.neighbours import after_request_functions, warn_of_compression, warn_of_views
 from open_idempotency._flask.survey import look_over
-from open_idempotency._flask.unprotected import KEY, PREFIX, current_request, method_of
+from open_idempotency._flask.unprotected import KEY, PREFIX, method_of
 from open_idempotency._routes.coverage import Coverages, PathRules
 from open_idempotency._wsgi.environ import MARK, find_key, octets
 from open_idempotency.backend import AsyncBackend, Backend
@@ -32,9 +36,11 @@ from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy, refuse_unknown
 from open_idempotency.rules import Rule, RulesByPath, rules_on
 
+# A method of the application as a function, whose first argument is the application.
 Original = Callable[..., Any]
 
 _ATTRIBUTE = "_open_idempotency_exchange"
+_ATTEMPT = "_open_idempotency_attempt"
 _CONTEXT = "_open_idempotency_context"
 _METHODS = ("POST", "PATCH", "PUT", "DELETE")
 _logger = logging.getLogger("open_idempotency")
@@ -44,17 +50,17 @@ class Hooks:
     """The wrappers around the methods of one application."""
 
     def __init__(self, app: Flask, engine: Engine, paths: RulesByPath | None = None) -> None:
-        self._app = app
+        self._app = weakref.ref(app)
         self._engine = engine
         self._off = not engine.policy.enabled
         self._coverages = Coverages(engine)
         self._paths = PathRules(paths, self._coverages) if paths else None
-        self._setting = Setting(app, engine, partial(verified_user, app))
+        self._setting = Setting(self._app, engine)
         self._looked = False
         # a layer that compresses is there, and was reported
         self._compresses = False
 
-    def install(self) -> None:
+    def install(self, app: Flask) -> None:
         """Wrap the application's methods, including wrappers of other extensions.
 
         After this a view whose rule contradicts the policy raises ``ConfigurationError`` when it is added.
@@ -65,14 +71,15 @@ class Hooks:
             "process_response": self._process,
             "add_url_rule": self._add_url_rule,
             "after_request": self._after_request,
-            "wsgi_app": self._wsgi_app,
+            "do_teardown_request": self._tear_down,
+            "do_teardown_appcontext": self._tear_down,
         }
-        for endpoint in self._app.view_functions:
-            self._check(endpoint)
-        self._compresses = warn_of_compression(after_request_functions(self._app))
+        for endpoint, view in app.view_functions.items():
+            self._check(endpoint, view)
+        self._compresses = warn_of_compression(after_request_functions(app))
         for name, wrapper in wrappers.items():
-            setattr(self._app, name, partial(wrapper, method_of(self._app, name)))
-        self._app.teardown_request(self._teardown)
+            setattr(app, name, partial(wrapper, _function(app, name)))
+        app.teardown_request(self._teardown)
 
     # Later versions of Flask pass their context to these methods, so arguments are passed on unchanged.
 
@@ -81,26 +88,28 @@ class Hooks:
         exchange = self._open(here)
         if exchange is not None:
             setattr(here, _ATTRIBUTE, exchange)
-            setattr(here, _CONTEXT, _context())
+            setattr(here, _CONTEXT, id(request_context()))
             exchange.receive()
-        return original(*args)
+        return original(self._app(), *args)
 
     def _dispatch(self, original: Original, *args: Any) -> Any:
         exchange = _exchange(current_request())
         if exchange is None:
-            return original(*args)
+            return original(self._app(), *args)
         instead = exchange.begin()
+        # The request is gone when the teardown functions of the application's context run.
+        setattr(app_context(), _ATTEMPT, exchange.attempt)
         if instead is not None:
             return instead
         try:
-            return original(*args)
+            return original(self._app(), *args)
         except REPLACED as error:
             return exchange.overtaken(error)
         finally:
             exchange.viewed()
 
     def _process(self, original: Original, *args: Any) -> Response:
-        response: Response = original(*args)
+        response: Response = original(self._app(), *args)
         exchange = _exchange(current_request())
         return response if exchange is None else exchange.conclude(response)
 
@@ -108,7 +117,7 @@ class Hooks:
         here = current_request()
         exchange = _exchange(here)
         # copy_current_request_context ends a copy of the context, while the request goes on.
-        if exchange is not None and getattr(here, _CONTEXT) == _context():
+        if exchange is not None and getattr(here, _CONTEXT) == id(request_context()):
             delattr(here, _ATTRIBUTE)
             exchange.end(error)
 
@@ -120,7 +129,7 @@ class Hooks:
             self._look_late()
         if self._off:
             return Plain(self._engine, here, self._engine.policy)
-        view = self._app.view_functions.get(here.url_rule.endpoint)
+        view = self._setting.app.view_functions.get(here.url_rule.endpoint)
         found = rules_on(view, here.method) if self._engine.rules.in_use else ()
         if self._paths is not None:
             path = octets(here.environ.get("PATH_INFO", "")).decode("utf-8", "replace")
@@ -133,11 +142,11 @@ class Hooks:
             return Plain(self._engine, here, route.policy)
         return Exchange(self._setting, here, route.policy, key_headers)
 
-    def _wsgi_app(self, original: Original, environ: dict[str, Any], start_response: Any) -> Any:
+    def _tear_down(self, original: Original, *args: Any) -> None:
         try:
-            return original(environ, start_response)
+            original(self._app(), *args)
         except Exception as error:
-            attempt: Attempt | None = environ.get(MARK)
+            attempt = _attempt()
             if attempt is not None:
                 report_late_error(attempt, error)
             raise
@@ -146,17 +155,17 @@ class Hooks:
 
     def _after_request(self, original: Original, function: Any) -> Any:
         self._compresses = self._compresses or warn_of_compression([function])
-        return original(function)
+        return original(self._app(), function)
 
     def _add_url_rule(self, original: Original, *args: Any, **options: Any) -> Any:
-        before = set(self._app.view_functions)
-        added = original(*args, **options)
-        for endpoint in self._app.view_functions.keys() - before:
-            self._check(endpoint)
+        views = self._setting.app.view_functions
+        before = set(views)
+        added = original(self._app(), *args, **options)
+        for endpoint in views.keys() - before:
+            self._check(endpoint, views[endpoint])
         return added
 
-    def _check(self, endpoint: str) -> None:
-        view = self._app.view_functions[endpoint]
+    def _check(self, endpoint: str, view: Any) -> None:
         for method in _METHODS:
             try:
                 self._coverages.by(rules_on(view, method))
@@ -177,16 +186,17 @@ class Hooks:
         Rules that contradict the policy are logged. Raises ``ConfigurationError``, for this and all later requests,
         for rules that have no effect.
         """
-        effects, covered = look_over(self._app, self._covers)
+        app = self._setting.app
+        effects, covered = look_over(app, self._covers)
         complaint = effects.complaint()
         if complaint is not None:
             raise ConfigurationError(complaint)
         self._looked = True
-        self._compresses = self._compresses or warn_of_compression(after_request_functions(self._app))
-        warn_of_views(self._app, self._policy_of)
-        for endpoint in self._app.view_functions:
+        self._compresses = self._compresses or warn_of_compression(after_request_functions(app))
+        warn_of_views(app, self._policy_of)
+        for endpoint, view in app.view_functions.items():
             try:
-                self._check(endpoint)
+                self._check(endpoint, view)
             except ConfigurationError as error:
                 _logger.error("this view will respond with 500: %s", error)
         if self._coverages.marked_only and not covered and not self._off:
@@ -210,21 +220,25 @@ def _exchange(here: Request) -> Exchange | Plain | None:
     return exchange
 
 
-def _context() -> int:
-    """Which context of the request this is. Later versions of Flask have one kind of context only."""
-    names = vars(flask_globals)
-    return id(names.get("request_ctx", names["app_ctx"])._get_current_object())
+def _attempt() -> Attempt | None:
+    """The attempt of the request that ends, or that has ended and whose application context ends now."""
+    if has_request_context():
+        of_request: Attempt | None = current_request().environ.get(MARK)
+        return of_request
+    of_context: Attempt | None = getattr(app_context(), _ATTEMPT, None)
+    return of_context
 
 
-def verified_user(app: Flask, here: Request) -> str | None:
-    """Flask-Login's user if the application uses it, else the user that the server verified."""
-    if not hasattr(app, "login_manager"):
-        return here.remote_user or None
-    login: Any = sys.modules.get("flask_login")
-    if login is None or not login.current_user.is_authenticated:
-        return None
-    identity = login.current_user.get_id()
-    return None if identity is None else str(identity)
+def _function(app: Flask, name: str) -> Original:
+    """A method of the application as a function; a wrapper of another extension is called as it is."""
+    method = method_of(app, name)
+    if ismethod(method) and method.__self__ is app:
+        return method.__func__
+
+    def call(app: Flask, *args: Any, **options: Any) -> Any:
+        return method(*args, **options)
+
+    return call
 
 
 class Idempotency:
@@ -279,7 +293,7 @@ class Idempotency:
                 f'or set app.config["{PREFIX}BACKEND"]'
             )
         engine = Engine(backend, self._policy, {**fields, **self._fields}, threads=True)
-        Hooks(app, engine, paths).install()
+        Hooks(app, engine, paths).install(app)
         app.extensions[KEY] = engine
 
 

@@ -25,10 +25,7 @@ _NAME = "_open_idempotency"
 class SessionTrace:
     """The session of one request. Reading it changes no response."""
 
-    __slots__ = ("_identify",)
-
-    def __init__(self, identify: Callable[[], Identity]) -> None:
-        self._identify = identify
+    __slots__ = ()
 
     def carried(self, caller: Caller) -> bytes | None:
         """The record at which this session began, if this very request began it, and for the user that it names now."""
@@ -40,11 +37,14 @@ class SessionTrace:
         """None: a session in a cookie has no end on the server."""
         return None
 
-    def change(self, caller: Caller, record_id: bytes) -> Change | None:
-        """The change that the view has made to the caller, or None. To be called before the session is saved."""
+    def change(self, caller: Caller, record_id: bytes, identify: Callable[[], Identity]) -> Change | None:
+        """The change that the view has made to the caller, or None. To be called before the session is saved.
+
+        ``identify``: who the caller is now.
+        """
         here = _session()
         try:
-            identity = self._identify()
+            identity = identify()
         except Exception:  # an error must not lose the view's outcome
             identity = Identity(None)
         # A session that is not marked as modified is not saved.

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import functools
 from types import MethodType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-from flask import Flask, Request, request
+from flask import Flask, Request
 
 from open_idempotency import rules
 from open_idempotency._engine.engine import say_off
+from open_idempotency._flask.contexts import current_request
 from open_idempotency._routes.coverage import Route
 from open_idempotency._wsgi.environ import MARK
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy
-
-if TYPE_CHECKING:
-    from werkzeug.local import LocalProxy
 
 #: the extension's entry in ``app.extensions``, and what its settings begin with
 KEY = "open_idempotency"
@@ -50,12 +48,6 @@ def method_of(app: Flask, name: str) -> Any:
     method = getattr(app, name)
     original = getattr(method, _OWN, None)
     return method if original is None else MethodType(original, app)
-
-
-def current_request() -> Request:
-    """The request object behind Flask's proxy."""
-    proxy = cast("LocalProxy[Request]", request)
-    return proxy._get_current_object()  # pyright: ignore[reportPrivateUsage]
 
 
 def _refuse_unprotected(app: Flask, here: Request) -> None:

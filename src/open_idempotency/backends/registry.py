@@ -6,6 +6,7 @@ URL scheme, its value a class with a class method ``from_url(url)``.
 
 from __future__ import annotations
 
+import os
 from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -67,6 +68,18 @@ def open_backend(backend: str | Backend | AsyncBackend, **options: Any) -> Backe
     if options:
         raise ConfigurationError(f"backend: {', '.join(options)} cannot be set on a ready backend")
     return _sync(backend)
+
+
+def refuse_new_file(file: str | None) -> None:
+    """Raise ``ConfigurationError`` if a store's file is not there, for commands that must not create it.
+
+    ``file``: as ``Backend.file``.
+    """
+    if file is not None and not os.path.exists(file):
+        raise ConfigurationError(
+            f"backend: there is no database file {file}, and this command does not create one; is the path mistyped, "
+            "or is it relative to another directory?"
+        )
 
 
 def _sync(backend: object) -> Backend:

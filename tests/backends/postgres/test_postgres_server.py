@@ -36,6 +36,7 @@ from open_idempotency.backend import (
 from open_idempotency.backends.postgres import PostgresBackend
 from open_idempotency.backends.postgres.encoding import Statement
 from open_idempotency.backends.postgres.schema import migrate, migrations
+from open_idempotency.cli import main as command
 from open_idempotency.conformance import ManualClock
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
 from tests.backends.impatient import answered
@@ -246,12 +247,13 @@ async def test_a_server_that_does_not_answer_is_given_up_in_the_other_colour_too
 
 
 def test_a_database_that_was_not_prepared_says_what_to_do(postgres18: PostgresServer) -> None:
-    """Bad input: the message has the command."""
+    """O-34: the message has the command, and `open-idempotency purge` fails."""
     url = postgres18.create_database(f"d{secrets.token_hex(8)}")
     backend = PostgresBackend(url)
     with pytest.raises(BackendUnavailable, match="open-idempotency migrate"):
         backend.claim(claim_of())
     backend.close()
+    assert command(["purge", url]) == 1
 
 
 def test_migrations_at_the_same_moment_are_applied_once(postgres18: PostgresServer) -> None:

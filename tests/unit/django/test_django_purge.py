@@ -18,6 +18,7 @@ from open_idempotency.conformance import ManualClock
 from open_idempotency.conformance.support import claim_of
 from tests.backends.django_orm import on_django
 
+from open_idempotency.django.management.commands.idempotency_purge import Command  # isort: skip
 from open_idempotency.django.models import LedgerEntry, LedgerStage  # isort: skip
 
 
@@ -70,12 +71,59 @@ def test_the_ledgers_expired_entries_are_deleted_with_their_stages(alias: str) -
 
 
 def test_a_ledger_without_tables_is_told_with_the_command(tmp_path: Path) -> None:
-    """What to do."""
+    """O-34: what to do."""
+    (tmp_path / "records.db").touch()
     with (
         on_django.aliased(on_django.sqlite(tmp_path), migrated=False) as alias,
         pytest.raises(CommandError, match=r"manage\.py migrate open_idempotency"),
     ):
         _purge("--database", alias, backend="memory://")
+
+
+def test_a_database_that_is_not_there_is_not_created(tmp_path: Path, alias: str) -> None:
+    """O-34: neither one for the records, nor the ledger's; a mistyped name is no database without records."""
+    missing = tmp_path / "typo.db"
+    with pytest.raises(CommandError, match=r"no database file .*typo\.db"):
+        _purge("--database", alias, backend=f"sqlite:///{missing}")
+    settings = on_django.sqlite(tmp_path, NAME=str(missing))
+    with on_django.aliased(settings, migrated=False) as typo:
+        with pytest.raises(CommandError, match=r"no database file .*typo\.db"):
+            _purge("--database", typo, backend="memory://")
+        with pytest.raises(CommandError, match=r"no database file .*typo\.db"):
+            _purge("--database", alias, backend=f"django://{typo}")
+    assert not missing.exists()
+
+
+def test_a_server_that_does_not_respond_is_named(alias: str) -> None:
+    """O-34: of the records, and of the ledger; both are an error of the command and no traceback."""
+    with pytest.raises(CommandError, match="Connection refused"):
+        _purge("--database", alias, backend="redis://127.0.0.1:1")
+    nowhere = {"ENGINE": "django.db.backends.postgresql", "HOST": "127.0.0.1", "PORT": "1", "NAME": "shop"}
+    with (
+        on_django.aliased(nowhere, migrated=False) as dead,
+        pytest.raises(CommandError, match=f"the ledger of {dead}: OperationalError: .*Connection refused"),
+    ):
+        _purge("--database", dead, backend="memory://")
+
+
+@pytest.mark.parametrize(
+    ("backend", "arguments", "code"),
+    [("memory://", [], 0), ("sqlite:///typo.db", [], 1), ("nosuch://", [], 1), ("memory://", ["--nonsense"], 2)],
+    ids=["done", "no database", "wrong URL", "wrong usage"],
+)
+def test_the_exit_code_says_whether_it_was_done(
+    alias: str, backend: str, arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """O-34: as manage.py runs it."""
+    monkeypatch.chdir(tmp_path)
+    command = ["manage.py", "idempotency_purge", "--skip-checks", "--database", alias, *arguments]
+    with override_settings(IDEMPOTENCY_BACKEND=backend):
+        if code == 0:
+            Command().run_from_argv(command)
+            return
+        with pytest.raises(SystemExit) as ended:
+            Command().run_from_argv(command)
+        assert ended.value.code == code
 
 
 def test_wrong_arguments_are_refused(alias: str) -> None:

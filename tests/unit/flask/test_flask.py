@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +19,7 @@ from flask import (
 )
 from flask.views import MethodView
 from flask_login import LoginManager, UserMixin, login_user
+from werkzeug.test import Client
 
 from open_idempotency import idem
 from open_idempotency._engine.current import running
@@ -245,3 +248,60 @@ def test_the_servers_user_is_the_caller_without_flask_login(app: Flask, backend:
     for user in ("ann", "bob"):
         options: dict[str, Any] = {"headers": {"Idempotency-Key": "short"}, "environ_base": {"REMOTE_USER": user}}
         assert [replayed(post(app, **options)) for _ in range(2)] == [False, True]
+
+
+@pytest.mark.parametrize("times", [0, 1, 2], ids=["unused", "after a request", "after a replay"])
+def test_an_application_is_freed_when_its_last_reference_goes(times: int) -> None:
+    """Flask promises that of itself, and the extension adds no reference cycle."""
+    gc.disable()
+    try:
+        app = Flask(__name__)
+        Idempotency(app, backend="memory://")
+        app.add_url_rule("/charges", view_func=lambda: "charged", methods=["POST"])
+        for _ in range(times):
+            response = app.test_client().post("/charges", headers={"Idempotency-Key": "8e03978e-40d5-43e8"})
+            assert response.data == b"charged"
+            del response
+        weak = weakref.ref(app)
+        del app
+        assert weak() is None
+    finally:
+        gc.enable()
+
+
+def test_the_wsgi_method_alone_keeps_its_application_alive() -> None:
+    """As in ``ProxyFix(create_app().wsgi_app)``, where nothing else refers to the application."""
+
+    def create() -> Any:
+        app = Flask(__name__)
+        Idempotency(app, backend="memory://")
+        app.add_url_rule("/charges", view_func=lambda: "charged", methods=["POST"])
+        return app.wsgi_app
+
+    client = Client(create())
+    assert client.post("/charges", headers={"Idempotency-Key": "8e03978e-40d5-43e8"}).data == b"charged"
+
+
+def test_wrappers_of_other_extensions_are_called_as_ever() -> None:
+    """One that stood there before is inside, one that came later is outside; each calls on."""
+    app = Flask(__name__)
+    called: list[str] = []
+
+    def wrap(name: str) -> None:
+        inner = app.dispatch_request
+
+        def dispatch(*args: Any) -> Any:
+            called.append(name)
+            return inner(*args)
+
+        app.dispatch_request = dispatch  # type: ignore[method-assign]
+
+    wrap("before")
+    Idempotency(app, backend="memory://")
+    wrap("after")
+    app.add_url_rule("/charges", view_func=lambda: "charged", methods=["POST"])
+    headers = {"Idempotency-Key": "8e03978e-40d5-43e8"}
+    assert app.test_client().post("/charges", headers=headers).data == b"charged"
+    assert called == ["after", "before"]
+    app.test_client().post("/charges", headers=headers)
+    assert called == ["after", "before", "after"]

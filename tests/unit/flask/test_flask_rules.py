@@ -80,8 +80,9 @@ WRONG: dict[str, Any] = {"function": hasty, "class and method": lambda: Slow.as_
 @pytest.mark.parametrize("form", WRONG)
 def test_a_view_whose_rule_contradicts_is_refused_where_it_is_added(form: str) -> None:
     """Told when the module is imported, with the view's name."""
+    app = protected()
     with pytest.raises(ConfigurationError, match=r"@idempotent on the view 'wrong': ttl: "):
-        protected().add_url_rule("/x", "wrong", WRONG[form](), methods=["POST"])
+        app.add_url_rule("/x", "wrong", WRONG[form](), methods=["POST"])
 
 
 def test_a_view_of_a_blueprint_is_refused_where_the_blueprint_is_registered() -> None:

@@ -24,7 +24,7 @@ def dialect_of(alias: str) -> Dialect:
     """The dialect of the alias's database. Raises ``ConfigurationError``; connects to nothing."""
     try:
         known = list(connections)
-    except ImproperlyConfigured as error:
+    except (ImproperlyConfigured, ImportError) as error:
         raise ConfigurationError(
             f"backend: django:// needs Django's settings; set DJANGO_SETTINGS_MODULE ({error})"
         ) from error
@@ -44,6 +44,13 @@ def _vendor(alias: str) -> str:
         return connections[alias].vendor
     except ImproperlyConfigured as error:
         raise ConfigurationError(f"backend: Django's database {alias!r}: {error}") from error
+
+
+def file_of(alias: str) -> str | None:
+    """The file of an SQLite database, which connecting to it would create; None for any other database."""
+    connection = connections[alias]
+    name = str(connection.settings_dict["NAME"])
+    return None if connection.vendor != "sqlite" or name.startswith((":memory:", "file:")) else name
 
 
 def migrate(alias: str) -> Sequence[str]:

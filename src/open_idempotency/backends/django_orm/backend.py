@@ -53,6 +53,7 @@ class DjangoBackend(SyncFront):
         super().__init__(sql_verbs.VERBS, self._carry_out)
         #: the database's name in ``DATABASES``
         self.alias = alias
+        self.file = aliases.file_of(alias)
         self._timeout = timeout
         self._connections = Connections(alias, dialect, Statements(dialect, clock), timeout, max_connections)
         # Once more than one try: a transaction that was overtaken is tried again.

@@ -26,6 +26,7 @@ from django.db.utils import load_backend
 from open_idempotency._runtime.local_failures import KINDS, is_local
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backends._shared import forks
+from open_idempotency.backends._shared.one_process import warn_of_other_workers
 from open_idempotency.backends._shared.sql_verbs import Step
 from open_idempotency.backends.django_orm import errors
 from open_idempotency.backends.django_orm.dialects import Dialect
@@ -180,6 +181,8 @@ class Connections:
                 f"Django's database {self.alias!r} is in the memory of a single connection; give it a file, or take "
                 "memory:// for the records"
             )
+        if self.dialect.one_writer and "mode=memory" in str(settings["NAME"]):
+            warn_of_other_workers(f"Django's database {self.alias!r}")
         connection: Any = load_backend(settings["ENGINE"]).DatabaseWrapper(settings, self.alias)
         # One thread at a time uses it, but not always the same one.
         connection.inc_thread_sharing()

@@ -14,6 +14,7 @@ from itertools import islice
 from open_idempotency import decisions
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import Claim, Record, Reserve, ReserveResult, Status
+from open_idempotency.backends._shared.one_process import warn_of_other_workers
 from open_idempotency.backends._shared.waiters import Waiter, Waiters
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError
 
@@ -34,6 +35,7 @@ class _Here:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.waiters = Waiters()
+        warn_of_other_workers("memory://")  # in each process that uses the table, so after a fork too
 
 
 class Table:
@@ -49,6 +51,7 @@ class Table:
         self._frames = 0
         self.now = clock
         self._here = PerProcess(_Here)
+        warn_of_other_workers("memory://")
         # Whether callers may wait, so that most verbs need not look.
         self._awaited = False
         self.records: OrderedDict[bytes, Record] = OrderedDict()

@@ -44,6 +44,7 @@ class SqlalchemyBackend(SyncFront):
         #: what the URL or the engine, and the keywords said
         self.options = options.read(source, given)
         engines.check(self.options)
+        self.file = self.options.url.database if self.options.url.get_backend_name() == "sqlite" else None
         settings = Settings(self.options.dialect, self.options.timeout, self.options.clock)
         #: the engines of event loops, for both fronts
         self.engines = LoopEngines(self.options, settings)

@@ -20,11 +20,13 @@ from typing import Any, TypeVar
 
 from open_idempotency._runtime.loops import current_library, in_thread
 from open_idempotency._runtime.processes import PerProcess
+from open_idempotency.backend import Get
 from open_idempotency.backends._shared import urls
 from open_idempotency.backends._shared.coalescing import Limits, LoopCoalescer
 from open_idempotency.backends._shared.fronts import AsyncFront, SyncFront
 from open_idempotency.backends._shared.threads import run_in_thread
 from open_idempotency.backends.sqlite.connections import Connections
+from open_idempotency.backends.sqlite.sql import SCHEMA_VERSION
 from open_idempotency.backends.sqlite.transactions import Request, Transactions
 from open_idempotency.backends.sqlite.verbs import VERBS, Verb
 from open_idempotency.exceptions import ConfigurationError
@@ -60,7 +62,7 @@ class SqliteBackend(SyncFront):
             urls.positive(timeout)
         except ValueError as error:
             raise ConfigurationError(f"timeout: {error}") from None
-        self._path = _database_path(path)
+        self.file = self._path = _database_path(path)
         self._connections = Connections(self._path, timeout, synchronous)
         durable = synchronous == "full"
         self._transactions = Transactions(self._connections, clock or time.time, timeout, coalesce, durable)
@@ -87,6 +89,12 @@ class SqliteBackend(SyncFront):
     def to_async(self) -> AsyncSqliteBackend:
         """The async front on the same file."""
         return self._async
+
+    def migrate(self) -> Sequence[str]:
+        """See ``Backend.migrate``; makes the file, as the first request would. Raises ``BackendUnavailable``."""
+        is_new = not os.path.exists(self._path)
+        self.get(Get(bytes(32)))
+        return (f"schema {SCHEMA_VERSION}",) if is_new else ()
 
     def close(self) -> None:
         """Close this process's connections; they open again if the backend is used again."""

@@ -19,6 +19,8 @@ from open_idempotency.conformance.http.observations import (
     fails,
     holds,
     holds_if,
+    is_marker,
+    mark_of,
     new_key,
     not_applicable,
     result_of,
@@ -54,6 +56,15 @@ def _same(first: Exchange, later: Exchange) -> bool:
     return first.status == later.status and result_of(first) == result_of(later)
 
 
+def _is_second_run(seen: Observations, retry: Exchange) -> bool:
+    """Whether a retry that differs from the first response can only have been carried out again.
+
+    Two runs differ, and so do the two retries, while a stored response that was changed on its way would not.
+    """
+    one, two = seen.retries
+    return retry.success and mark_of(retry) is None and seen.distinct and result_of(one) != result_of(two)
+
+
 def _plain_retry(seen: Observations) -> Exchange:
     """The response to a plain retry, to compare other responses with; not applicable if two retries differ."""
     one, two = seen.retries
@@ -66,7 +77,7 @@ def _is_replay(seen: Observations, response: Exchange) -> bool:
     """Whether a response equals that of a plain retry. Raises ``Undecided`` if a run would look the same."""
     if not _same(_plain_retry(seen), response):
         return False
-    if not seen.distinct and not response.first(MARKER):
+    if not seen.distinct and not mark_of(response):
         raise unknown(f"{response}; {_NO_DIFFERENCE}")
     return True
 
@@ -75,7 +86,7 @@ def new_keys(seen: Observations) -> Verdict:
     """Two requests with two new keys are both carried out."""
     first, second = seen.first, seen.second
     statuses = _statuses([first, second])
-    if not second.success or second.first(MARKER):
+    if not second.success or mark_of(second):
         return fails(f"{statuses}: the second of two new keys was not treated as a new one")
     if not seen.distinct:
         raise unknown(f"{statuses}; {_NO_DIFFERENCE}")
@@ -94,8 +105,9 @@ def retry_body(seen: Observations) -> Verdict:
     """Both retries get the body, ``Location`` and ``ETag`` of the first response."""
     for retry in seen.retries:
         if result_of(retry) != result_of(seen.first):
-            return fails(f"another body or Location ({_sizes(seen.first, retry)}), as from a second run")
-    if not seen.distinct and not all(retry.first(MARKER) for retry in seen.retries):
+            second = ", as from a second run" if _is_second_run(seen, retry) else ""
+            return fails(f"{retry}: another body, Location or ETag ({_sizes(seen.first, retry)}){second}")
+    if not seen.distinct and not all(mark_of(retry) for retry in seen.retries):
         raise unknown(_NO_DIFFERENCE)
     return holds(f"{len(seen.first.body)} bytes each time")
 
@@ -110,7 +122,7 @@ def retry_headers(seen: Observations) -> Verdict:
     A header that differs between two replays, such as a rate limit, is not part of the stored response.
     """
     one, two = seen.retries
-    names = {name for each in (seen.first, one) for name, _ in each.headers} - _OF_ONE_MESSAGE
+    names = {name for each in (seen.first, one) for name, _ in each.headers if not is_marker(name)} - _OF_ONE_MESSAGE
     wrong = sorted(
         name
         for name in names
@@ -126,21 +138,29 @@ def retry_private_headers(seen: Observations) -> Verdict:
     present = [name for name in _OF_ONE_CLIENT if seen.first.all(name)]
     if not present:
         raise not_applicable(f"the first response has none of {', '.join(_OF_ONE_CLIENT)}")
+    if not _same(seen.first, seen.retries[0]):
+        raise not_applicable("a retry is not replayed: it gets another response than the first one")
+    if not seen.distinct and mark_of(seen.retries[0]) is None:
+        raise unknown(_NO_DIFFERENCE)
     leaked = [name for name in present if set(seen.first.all(name)) & set(seen.retries[0].all(name))]
     return holds_if(not leaked, f"replayed: {', '.join(leaked)}" if leaked else f"left out: {', '.join(present)}")
 
 
 def retry_marked(seen: Observations) -> Verdict:
-    """A replay is marked, and a first response is not."""
-    marks = [each.first(MARKER) or "none" for each in (seen.first, *seen.retries)]
-    return holds_if(marks == ["none", "true", "true"], f"Idempotent-Replayed: {', '.join(marks)}")
+    """A replay is marked, and a first response is not. The mark may have another name than ours."""
+    marks = [mark_of(each) for each in (seen.first, *seen.retries)]
+    shown = ", ".join(mark or "none" for mark in marks)
+    if marks[0] is not None or None in marks[1:]:
+        return fails(shown)
+    ours = all(mark == f"{MARKER}: true" for mark in marks[1:])
+    return holds(shown if ours else f"{shown}; another spelling of Idempotent-Replayed: true")
 
 
 def failure_not_replayed(seen: Observations) -> Verdict:
     """A retry after a 5xx is carried out again."""
     scene = seen.failing
     statuses = _statuses([scene.first, scene.again])
-    if scene.again.first(MARKER):
+    if mark_of(scene.again):
         return fails(f"{statuses}, the second one marked as a replay")
     if not _same(scene.first, scene.again):
         return holds(f"{statuses}, with different results")
@@ -156,7 +176,7 @@ def callers_apart(seen: Observations) -> Verdict:
         raise unknown(f"the other caller gets {response}")
     if response.status in (409, 422):
         return fails(f"{response}: it reveals that another caller has used the key")
-    if response.first(MARKER) or (seen.distinct and _same(seen.first, response)):
+    if mark_of(response) or (seen.distinct and _same(seen.first, response)):
         return fails(f"{response}, with the first caller's response")
     if not seen.distinct:
         raise unknown(f"{response}; {_NO_DIFFERENCE}")
@@ -196,7 +216,7 @@ def reuse_refused(seen: Observations) -> Verdict:
     response = seen.reuse.refused
     if not response.success:
         return holds_if(_is_refusal(response), str(response))
-    replayed = response.first(MARKER) or _same(seen.first, response)
+    replayed = mark_of(response) or _same(seen.first, response)
     return fails(f"{response}: {'the first response' if replayed else 'another response, as from a run'}")
 
 
@@ -254,13 +274,13 @@ def concurrent_once(seen: Observations) -> Verdict:
         return holds(statuses)
     if not _same(*scene.winners):
         return fails(f"{statuses}, with different results: both ran")
-    if not scene.distinct and not any(each.first(MARKER) for each in scene.both):
+    if not scene.distinct and not any(mark_of(each) for each in scene.both):
         raise unknown(f"{statuses}; every run of this endpoint gives the same response")
     return holds(f"{statuses}, with one result")
 
 
 def concurrent_conflict(seen: Observations) -> Verdict:
-    """A duplicate that arrives while the first request runs gets a 409."""
+    """A duplicate that arrives while the first request runs gets a 409, or is held and gets the first response."""
     scene = seen.pair
     statuses = _statuses(scene.both)
     if not scene.winners:
@@ -271,7 +291,7 @@ def concurrent_conflict(seen: Observations) -> Verdict:
         return fails(f"{statuses}, with different results: both ran")
     quicker = min(each.seconds for each in scene.both)
     if quicker - scene.afterwards.seconds >= HELD:
-        return fails(f"{statuses}: the duplicate was held for {quicker:.1f} s and then got the first response")
+        return holds(f"{statuses}: the duplicate was held for {quicker:.1f} s and then got the first response")
     raise unknown(f"{statuses}: the first had finished after {quicker * 1000:.0f} ms; give --slow-url")
 
 
@@ -331,7 +351,7 @@ def missing_not_shared(seen: Observations) -> Verdict:
     statuses = _statuses(seen.without_key)
     if not one.success:
         raise not_applicable(f"without a key it gets {one}; give --required if that is documented")
-    if two.first(MARKER) or (seen.distinct and _same(one, two)):
+    if mark_of(two) or (seen.distinct and _same(one, two)):
         return fails(f"{statuses}, with one result: the second was taken for a retry")
     if not seen.distinct:
         raise unknown(f"{statuses}; every run of this endpoint gives the same response")

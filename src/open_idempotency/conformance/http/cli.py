@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from open_idempotency.conformance.http.observations import LIMITS, Result
-from open_idempotency.conformance.http.statements import DRAFT, Finding, Findings, examine
+from open_idempotency.conformance.http.statements import DRAFTS, Finding, Findings, examine
 from open_idempotency.conformance.http.target import CouldNotRun, Target
 
 _COUNTS = "\n".join(f"  {number:>3}  {scene}" for scene, number in LIMITS.items())
@@ -26,7 +26,7 @@ requests sent, at most:
 Every key is random and new.
 
 exit codes: 0 no MUST, SHOULD or RULE fails; 1 at least one fails; 2 it could not run (usage, no connection, the
-plain request is not accepted)
+plain request is not accepted, nobody responds at --slow-url or --failing-url)
 """
 
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m open_idempotency.conformance",
-        description=f"Test a live endpoint against the statements of {DRAFT}.\n{_WARNING}",
+        description=f"Test a live endpoint against the statements of {DRAFTS[Target.draft]}.\n{_WARNING}",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -80,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--timeout", type=float, default=10.0, metavar="SECONDS", help="for each step of a request; 10 by default")
     add("--ca-file", metavar="FILE", help="certificates to trust for https, as PEM")
+    add(
+        "--draft",
+        default=Target.draft,
+        choices=sorted(DRAFTS),
+        help=f"the revision to test against; {Target.draft} by default",
+    )
     add("--skip", action="append", default=[], metavar="ID", help="leave a statement out; repeatable")
     add("--json", action="store_true", help="print JSON instead of the table")
     return parser
@@ -101,6 +107,7 @@ def _target(options: argparse.Namespace) -> Target:
         header_name=options.header_name,
         timeout=options.timeout,
         ca_file=options.ca_file,
+        draft=options.draft,
         skip=frozenset(options.skip),
     )
 
@@ -131,7 +138,7 @@ _LEGEND = (
 def as_table(target: Target, findings: Findings) -> str:
     """The report as a table, with the totals and a legend."""
     lines = [
-        f"{target.method} {target.url} against {DRAFT}",
+        f"{target.method} {target.url} against {DRAFTS[target.draft]}",
         "",
         _row([name for name, _ in _COLUMNS], "STATEMENT, seen"),
     ]
@@ -163,7 +170,7 @@ def _rows(finding: Finding) -> list[str]:
 def as_json(target: Target, findings: Findings) -> str:
     """The report as one JSON object: the endpoint, each statement with its result, the totals and all exchanges."""
     shown = {
-        "draft": DRAFT,
+        "draft": DRAFTS[target.draft],
         "method": target.method,
         "url": target.url,
         "passed": findings.passed,

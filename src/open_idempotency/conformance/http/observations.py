@@ -7,6 +7,7 @@ the id of what it has created, in the body or in ``Location``; a replay does not
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +31,12 @@ LIMITS: dict[str, int] = {
     "--failing-url": 3,
     "--other-caller": 1,
 }
+#: what this package marks replays with, and what other servers call it
 MARKER = "idempotent-replayed"
+_MARKERS = re.compile(
+    r"idempot\w*[-_].*(replay|repeat|duplicate|cache|hit)|(^|-)replay(ed)?$|(replay|repeat|duplicate).*idempot"
+)
+_NOT_MARKED = frozenset({"", "0", "?0", "false", "no", "none", "miss", "new"})
 
 _T = TypeVar("_T")
 
@@ -119,6 +125,19 @@ def result_of(exchange: Exchange) -> tuple[bytes, list[str], list[str]]:
     return exchange.body, exchange.all("location"), exchange.all("etag")
 
 
+def is_marker(name: str) -> bool:
+    """Whether a header marks replays, by its name in lower case."""
+    return _MARKERS.search(name) is not None
+
+
+def mark_of(exchange: Exchange) -> str | None:
+    """The header that marks a response as a replay, as ``name: value``; None for a response without one."""
+    for name, value in exchange.headers:
+        if is_marker(name) and value.strip().lower() not in _NOT_MARKED:
+            return f"{name}: {value}"
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Reuse:
     """The first key with another payload, and then with its own payload again."""
@@ -204,6 +223,14 @@ class Observations:
             )
         return as_string, bare
 
+    def _expect_responses(self, exchanges: list[Exchange], url: str | None, option: str) -> None:
+        """An address that was given, and where nobody can be reached, is a mistake; another silence decides nothing."""
+        for each in sorted(exchanges, key=lambda each: each.connected):
+            if url is not None and not each.connected:
+                raise CouldNotRun(f"{option} {url}: {each}")
+            if not each.status:
+                raise unknown(str(each))
+
     @Scene
     def second(self) -> Exchange:
         """The same request with another key."""
@@ -255,9 +282,7 @@ class Observations:
         """Two equal concurrent requests with a new key, at the slow URL if there is one."""
         group, url, key = "two at one moment", self.target.slow_url, self.spelled(new_key())
         both = self._client.send_together(group, [self.target.call((key,), url=url)] * 2)
-        for each in both:
-            if not each.status:
-                raise unknown(str(each))
+        self._expect_responses(both, url, "--slow-url")
         afterwards = self._send(group, key, url=url)
         if url is None:
             return Pair(both, afterwards, self.distinct)
@@ -291,6 +316,7 @@ class Observations:
             raise not_applicable("give --failing-url, an endpoint that responds 5xx")
         keys = [self.spelled(new_key())] * 2 + [self.spelled(new_key())]
         first, again, other = [self._send("--failing-url", key, url=self.target.failing_url) for key in keys]
+        self._expect_responses([first], self.target.failing_url, "--failing-url")
         if first.status < 500 or not again.status:
             raise unknown(f"{first}, then {again}; the first response has to be 5xx")
         return Failing(first, again, other)

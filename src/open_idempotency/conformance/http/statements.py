@@ -7,7 +7,7 @@ harmed without it; its section is a line or heading of the behaviour page. INFO 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -16,7 +16,8 @@ from open_idempotency.conformance.http.observations import LIMITS, Observations,
 from open_idempotency.conformance.http.target import CouldNotRun, Target
 from open_idempotency.conformance.http.wire import Client, Exchange
 
-DRAFT = "draft-ietf-httpapi-idempotency-key-header-07"
+#: by revision, the drafts whose statements are known here
+DRAFTS: Mapping[str, str] = {"07": "draft-ietf-httpapi-idempotency-key-header-07"}
 
 
 class Level(Enum):
@@ -102,7 +103,13 @@ STATEMENTS: tuple[Statement, ...] = (
         "Set-Cookie and other headers for one client and moment are not repeated to a retry.",
         checks.retry_private_headers,
     ),
-    Statement("retry-marked", _INFO, "O-02", "A replay has Idempotent-Replayed: true.", checks.retry_marked),
+    Statement(
+        "retry-marked",
+        _INFO,
+        "O-02",
+        "A replay is marked, by Idempotent-Replayed: true or a header like it.",
+        checks.retry_marked,
+    ),
     Statement(
         "reuse-refused",
         _SHOULD,
@@ -136,7 +143,7 @@ STATEMENTS: tuple[Statement, ...] = (
         "concurrent-conflict",
         _SHOULD,
         "draft 2.6, 2.7",
-        "A retry that arrives while the first request runs gets a 409.",
+        "A retry that arrives while the first request runs gets a 409, or waits and gets the first response.",
         checks.concurrent_conflict,
     ),
     Statement(
@@ -221,9 +228,12 @@ _LEFT_OUT = Verdict(Result.NOT_APPLICABLE, "left out by request")
 def examine(target: Target) -> Findings:
     """Send the requests of all scenes to an endpoint, and test every statement.
 
-    Raises ``CouldNotRun`` if the plain request gets no response or is not accepted, or if ``target.skip`` names a
-    statement that does not exist.
+    Raises ``CouldNotRun`` if the plain request gets no response or is not accepted, if nobody can be reached at
+    ``slow_url`` or ``failing_url``, if ``target.draft`` is no known revision, or if ``target.skip`` names a statement
+    that does not exist.
     """
+    if target.draft not in DRAFTS:
+        raise CouldNotRun(f"draft: there is no revision {target.draft!r} here, but {', '.join(DRAFTS)}")
     unknown = target.skip - {statement.id for statement in STATEMENTS}
     if unknown:
         raise CouldNotRun(f"skip: there is no statement {', '.join(sorted(unknown))}")

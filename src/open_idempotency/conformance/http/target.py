@@ -32,8 +32,8 @@ class Target:
     a JSON object. ``slow_url``: an endpoint that takes a second or more. ``failing_url``: one that responds 5xx.
     ``other_caller``: headers that replace those of the same name, and identify another caller. ``required``: whether
     the endpoint is documented to require a key. ``header_name``: the header that carries the key. ``timeout``: seconds
-    for each step of a request, up to 3600. ``ca_file``: certificates to trust for https, PEM. ``skip``: ids of
-    statements to leave out.
+    for each step of a request, up to 3600. ``ca_file``: certificates to trust for https, PEM. ``draft``: the
+    revision of the draft, two digits. ``skip``: ids of statements to leave out.
 
     Raises ``CouldNotRun`` if a value cannot be sent.
     """
@@ -51,6 +51,7 @@ class Target:
     header_name: str = "Idempotency-Key"
     timeout: float = 10.0
     ca_file: str | None = None
+    draft: str = "07"
     skip: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:

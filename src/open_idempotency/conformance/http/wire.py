@@ -43,6 +43,8 @@ class Exchange:
     body: bytes
     seconds: float
     error: str = ""
+    #: whether there was a connection to send the request over
+    connected: bool = True
 
     @property
     def success(self) -> bool:
@@ -102,9 +104,10 @@ class Client:
         return exchanges
 
     def _exchange(self, group: str, call: Call, start: threading.Barrier) -> Exchange:
-        started = time.monotonic()
+        started, connected = time.monotonic(), False
         try:
             connection = self._connect(call)
+            connected = True
             try:
                 start.wait(self._timeout)
                 started = time.monotonic()
@@ -115,7 +118,8 @@ class Client:
         except (OSError, http.client.HTTPException, threading.BrokenBarrierError) as error:
             start.abort()  # the other threads would wait for this one until their timeout
             seconds = time.monotonic() - started
-            return Exchange(group, call, 0, (), b"", seconds, f"{type(error).__name__}: {error}".rstrip(": "))
+            said = f"{type(error).__name__}: {error}".rstrip(": ")
+            return Exchange(group, call, 0, (), b"", seconds, said, connected)
 
     def _connect(self, call: Call) -> http.client.HTTPConnection:
         parts = urlsplit(call.url)

@@ -6,16 +6,20 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db import DEFAULT_DB_ALIAS, Error, connections, transaction
 
 from open_idempotency import ledger
-from open_idempotency.backends.registry import open_backend
+from open_idempotency.backends.django_orm.alias import file_of
+from open_idempotency.backends.registry import open_backend, refuse_new_file
 from open_idempotency.django.conf import read_settings
-from open_idempotency.exceptions import ConfigurationError, IdempotencyError
+from open_idempotency.exceptions import ConfigurationError, IdempotencyError, first_line
 
 
 class Command(BaseCommand):
-    """Safe to run while the application runs, and several times at once. Since 0.1."""
+    """Safe to run while the application runs, and several times at once. Since 0.1.
+
+    Exit codes of ``manage.py``: 0 done; 1 not done, with the reason on standard error; 2 wrong usage.
+    """
 
     help = "Deletes expired records from the backend of IDEMPOTENCY_BACKEND, and expired entries from the ledger."
 
@@ -33,12 +37,16 @@ class Command(BaseCommand):
         unknown = [alias for alias in aliases if alias not in connections]
         if unknown:
             raise CommandError(f"DATABASES has no {', '.join(unknown)}")
+        alias = ""
         try:
             self.stdout.write(f"records: {_purge_records(batch)}")
             for alias in aliases:
+                refuse_new_file(file_of(alias))
                 self.stdout.write(f"ledger of {alias}: {_purge_ledger(alias, batch)}")
         except IdempotencyError as error:
             raise CommandError(str(error)) from error
+        except Error as error:  # of a transaction that could not begin or commit
+            raise CommandError(f"the ledger of {alias}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _count(text: str) -> int:
@@ -55,6 +63,7 @@ def _purge_records(batch: int) -> int:
     backend = open_backend(named)
     purged = 0
     try:
+        refuse_new_file(backend.file)
         while deleted := backend.purge(batch):
             purged += deleted
     finally:

@@ -1,0 +1,37 @@
+"""The warning that records are in the memory of one process, while the server has several."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from open_idempotency._runtime.neighbours import find_neighbour
+from open_idempotency._runtime.processes import PerProcess
+
+_logger = logging.getLogger("open_idempotency")
+_warned: PerProcess[list[str]] = PerProcess(list)
+
+
+def warn_of_other_workers(where: str) -> None:
+    """Log, once in this process, that another worker of the same server has records of its own (B-24).
+
+    ``where``: what holds the records, as the application names it. To be called when a store is made and when it is
+    first used in a process: a server may listen before the one or only before the other.
+    """
+    warned = _warned.get()
+    if warned:
+        return
+    neighbour = find_neighbour()
+    if neighbour is None:
+        return
+    warned.append(where)
+    other = f"the worker with pid {neighbour.pid}" if neighbour.pid else "another worker"
+    _logger.warning(
+        "%s keeps records in the memory of one process, and this worker (pid %d) and %s both serve %s: a retry that "
+        "reaches the other worker runs again; use a backend that workers share, such as sqlite:///idempotency.db, "
+        "redis:// or postgresql://, or start one worker",
+        where,
+        os.getpid(),
+        other,
+        neighbour.address,
+    )
