@@ -47,7 +47,7 @@ def test_the_log_says_that_a_request_ran_was_replayed_and_was_mistaken_for_anoth
     case.send()
     case.send()
     case.send(body=b"other")
-    log.wait_for("Claimed", "Completed", "Replayed", "KeyReused")
+    log.wait_for("Claimed", "Completed", "Replayed", "KeyReused", "ProblemSent")
 
 
 def test_the_log_says_that_an_attempt_failed_or_was_released(new_case: NewCase, log: Log) -> None:
@@ -65,7 +65,7 @@ def test_the_log_says_that_the_first_request_still_runs(new_case: NewCase, log: 
     case.send()
     case.script.release.set()
     first.result(PATIENCE)
-    log.wait_for("Claimed", "Conflicted", "Completed")
+    log.wait_for("Claimed", "Conflicted", "ProblemSent", "Completed")
 
 
 def test_the_log_says_why_a_request_was_refused_before_its_claim(

@@ -30,8 +30,8 @@ from open_idempotency.fastapi import IdempotencyMiddleware as FastApiMiddleware
 from open_idempotency.flask import Idempotency
 from open_idempotency.starlette import IdempotencyMiddleware
 from tests.django_project.calls import OURS, project
-from tests.unit.flask_shop import HEADERS, post, replayed, view
-from tests.unit.test_starlette_start import start
+from tests.unit.flask.flask_shop import HEADERS, post, replayed, view
+from tests.unit.starlette.test_starlette_start import start
 
 PAGE, OTHER = "https://app.example", "https://other.example"
 ALLOWING = {"problem_headers": {"access-control-allow-origin": PAGE}}

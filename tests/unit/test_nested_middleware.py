@@ -17,7 +17,17 @@ from open_idempotency import NotStarted, idem
 from open_idempotency import asgi as plain
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.starlette import IdempotencyMiddleware
-from tests.unit.test_starlette_rules import PLACES, Hiding, around, new_key, ours, protected, send, status, twice
+from tests.unit.starlette.test_starlette_rules import (
+    PLACES,
+    Hiding,
+    around,
+    new_key,
+    ours,
+    protected,
+    send,
+    status,
+    twice,
+)
 
 pytestmark = pytest.mark.anyio
 

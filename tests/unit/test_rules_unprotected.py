@@ -31,8 +31,8 @@ from open_idempotency.flask import Idempotency
 from open_idempotency.flask import idempotent as flask_idempotent
 from open_idempotency.hooks import Request as CoreRequest
 from open_idempotency.hooks import Response as CoreResponse
-from tests.unit.test_starlette_rules import Hiding
-from tests.unit.test_starlette_start import told
+from tests.unit.starlette.test_starlette_rules import Hiding
+from tests.unit.starlette.test_starlette_start import told
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
 

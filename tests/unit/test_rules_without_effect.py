@@ -24,7 +24,7 @@ from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.fastapi import IdempotencyMiddleware, IdempotencyRule, exempt, idempotent
 from open_idempotency.flask import Idempotency
 from open_idempotency.flask import idempotent as flask_idempotent
-from tests.unit.test_starlette_start import ours, post, refused, start, told
+from tests.unit.starlette.test_starlette_start import ours, post, refused, start, told
 
 RULE = [Depends(IdempotencyRule(required=True))]
 

@@ -24,7 +24,7 @@ from open_idempotency.fastapi import (
     exempt,
     idempotent,
 )
-from tests.unit.test_problems import ALL
+from tests.unit.core.test_problems import ALL
 
 REF = {"schema": {"$ref": "#/components/schemas/IdempotencyProblem"}}
 
