@@ -332,7 +332,7 @@ def pairs_of(headers: Mapping[str, str] | tuple[tuple[str, str], ...]) -> tuple[
 def _pairs(name: str, value: object) -> tuple[tuple[str, str], ...]:
     """Headers as pairs, from a mapping or from pairs."""
     wrong = ConfigurationError(f"{name}: expected a mapping of header names to values, both strings, got {value!r}")
-    items: object = value.items() if isinstance(value, Mapping) else value  # pyright: ignore[reportUnknownMemberType]
+    items: object = value.items() if isinstance(value, Mapping) else value  # pyright: ignore[reportUnknownMemberType]  # checked below
     if isinstance(items, str | bytes) or not isinstance(items, Iterable):
         raise wrong
     pairs: list[tuple[str, str]] = []

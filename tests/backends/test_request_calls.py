@@ -10,7 +10,7 @@ import asyncio
 from typing import Any
 
 import pytest
-import trio  # noqa: F401  (see above)
+import trio  # noqa: F401 (see above)
 
 from benchmarks import request_calls
 from benchmarks.request_calls import Way

@@ -69,7 +69,7 @@ def test_the_reference_of_a_problem_is_in_the_log(
     case = new_case(charge, "small")
     case.send()
     with caplog.at_level(logging.INFO, "open_idempotency"):
-        problems = [case.send(**others).json() for _ in range(2)]  # type: ignore[arg-type]
+        problems = [case.send(**others).json() for _ in range(2)]
     told = [event for event in case.events if isinstance(event, events.ProblemSent)]
     assert [event.reference for event in told] == [problem["reference"] for problem in problems]
     assert len({event.reference for event in told}) == 2

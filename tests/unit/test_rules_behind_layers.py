@@ -44,7 +44,7 @@ def kept_alone(function: Any) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
-    call.__wrapped__ = function  # type: ignore[attr-defined]
+    call.__wrapped__ = function
     return call
 
 
@@ -71,7 +71,7 @@ def class_based(router: APIRouter) -> Callable[[type], type]:
             first = first.replace(default=Depends(kind), kind=inspect.Parameter.KEYWORD_ONLY)
             rest = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in rest]
             declared.__signature__ = inspect.Signature([*rest, first])
-            built = APIRoute(route.path, declared, methods=["POST"])  # type: ignore[attr-defined]
+            built = APIRoute(route.path, declared, methods=["POST"])
             router.routes[router.routes.index(route)] = built
         return kind
 
@@ -116,7 +116,7 @@ def in_class(mark_method: Any, mark_class: Any) -> FastAPI:
     @mark_class
     class Charges:
         @router.post("/charges")
-        @mark_method  # type: ignore[untyped-decorator]
+        @mark_method
         def pay(self) -> int:
             return number()
 
@@ -129,7 +129,7 @@ def bound(mark_method: Any, mark_class: Any) -> FastAPI:
 
     @mark_class
     class Controller:
-        @mark_method  # type: ignore[untyped-decorator]
+        @mark_method
         def pay(self) -> int:
             return number()
 
@@ -209,7 +209,7 @@ class Resource(MethodView):
     method_decorators = (copying,)
 
     def dispatch_request(self, **values: Any) -> Any:
-        method = getattr(self, "post")  # noqa: B009  # as an extension finds it
+        method = getattr(self, "post")  # noqa: B009 (as an extension finds it)
         for decorator in self.method_decorators:
             method = decorator(method)
         return make_response(str(method(**values)))

@@ -19,7 +19,7 @@ _NAMES = vars(flask_globals)
 def current_request() -> Request:
     """The request object behind Flask's proxy."""
     proxy = cast("LocalProxy[Request]", request)
-    return proxy._get_current_object()  # pyright: ignore[reportPrivateUsage]
+    return proxy._get_current_object()  # pyright: ignore[reportPrivateUsage]  # documented by Werkzeug
 
 
 def request_context() -> Any:

@@ -40,7 +40,7 @@ def hook() -> None:
         return original(self, *args)
 
     setattr(dispatch_or_refuse, _OWN, original)
-    Flask.dispatch_request = dispatch_or_refuse  # type: ignore[method-assign]
+    Flask.dispatch_request = dispatch_or_refuse  # type: ignore[method-assign]  # wrapped on purpose
 
 
 def method_of(app: Flask, name: str) -> Any:

@@ -294,7 +294,7 @@ def test_wrappers_of_other_extensions_are_called_as_ever() -> None:
             called.append(name)
             return inner(*args)
 
-        app.dispatch_request = dispatch  # type: ignore[method-assign]
+        app.dispatch_request = dispatch
 
     wrap("before")
     Idempotency(app, backend="memory://")
