@@ -21,7 +21,7 @@ from open_idempotency._core.stored_response import UNRECORDED
 from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency._wsgi.exchange import Protection, bound
-from open_idempotency.backend import AsyncBackend, Backend
+from open_idempotency.backends.registry import Given
 from open_idempotency.policy import IdempotencyPolicy
 
 __all__ = ["Adapter", "AsyncAdapter"]
@@ -40,7 +40,7 @@ class Adapter:
 
     def __init__(
         self,
-        backend: str | Backend | AsyncBackend | None = None,
+        backend: Given | None = None,
         *,
         policy: IdempotencyPolicy | None = None,
         **fields: Any,
@@ -108,7 +108,7 @@ class AsyncAdapter:
 
     def __init__(
         self,
-        backend: str | Backend | AsyncBackend | None = None,
+        backend: Given | None = None,
         *,
         policy: IdempotencyPolicy | None = None,
         **fields: Any,

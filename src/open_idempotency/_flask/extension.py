@@ -25,7 +25,7 @@ from open_idempotency._engine.engine import Engine
 from open_idempotency._engine.event_log import report_late_error
 from open_idempotency._flask.exchange import Exchange, Plain, Route, Setting
 from open_idempotency._wsgi.environ import MARK, environ_names, find_key
-from open_idempotency.backend import AsyncBackend, Backend
+from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy, refuse_unknown
 from open_idempotency.rules import Rule, combine, rules_on
@@ -209,7 +209,7 @@ class Idempotency:
     def __init__(
         self,
         app: Flask | None = None,
-        backend: str | Backend | AsyncBackend | None = None,
+        backend: Given | None = None,
         *,
         policy: IdempotencyPolicy | None = None,
         **fields: Any,

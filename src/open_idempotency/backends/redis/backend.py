@@ -42,7 +42,7 @@ from open_idempotency.backends.redis.calls import AsyncCalls, Calls
 from open_idempotency.backends.redis.deadlines import Deadline, limited
 from open_idempotency.backends.redis.listening import Listener
 from open_idempotency.backends.redis.memory import MemoryWatch
-from open_idempotency.backends.redis.options import read_url
+from open_idempotency.backends.redis.options import Options, read_url
 from open_idempotency.backends.redis.pipelining import without_missing_parts
 from open_idempotency.backends.redis.protocol import wrapped
 from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Script
@@ -51,12 +51,21 @@ from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
 logger = logging.getLogger("open_idempotency")
 
 
+def options_of(url: str | Any, given: dict[str, Any]) -> Options:
+    """The options of a URL or of a client; ``given`` overrides them. Raises ``ConfigurationError``."""
+    if isinstance(url, str):
+        return read_url(url, given)
+    from open_idempotency.backends.redis.clients import read_client  # only for those who pass a client
+
+    return read_client(url, given)
+
+
 class AsyncRedisBackend(AsyncBackend):
     """The async backend, for asyncio and trio. It takes the arguments of ``RedisBackend``. Since 0.1."""
 
     quotas = True
 
-    def __init__(self, url: str = "", *, over: RedisBackend | None = None, **options: Any) -> None:
+    def __init__(self, url: str | Any = "", *, over: RedisBackend | None = None, **options: Any) -> None:
         if over is None:
             over = RedisBackend(url, **options)
             over._async = self  # pyright: ignore[reportPrivateUsage]  # they are one pair
@@ -248,6 +257,9 @@ class AsyncRedisBackend(AsyncBackend):
 class RedisBackend(Backend):
     """The sync backend for a ``redis://``, ``redis+sentinel://`` or ``redis+cluster://`` URL.
 
+    ``url``: the URL, or a client of the application's: ``redis.Redis``, ``redis.asyncio.Redis``, ``RedisCluster`` of
+    either, or what ``master_for`` of a Sentinel returns. Of a client its settings are used (hosts, TLS, login,
+    database, path of a socket, timeouts below 1 second), never its connections; ``close`` does not close it.
     ``prefix``: before the names of all keys (default ``oi:``). ``timeout``: seconds for each step of a call
     (default 1). ``max_connections``: for each process and event loop (default 64). ``min_replicas``: how many replicas
     must confirm a write before it counts (default 0), within ``replicas_timeout`` seconds (default half of
@@ -262,7 +274,7 @@ class RedisBackend(Backend):
 
     def __init__(
         self,
-        url: str,
+        url: str | Any,
         *,
         prefix: str | None = None,
         timeout: float | None = None,
@@ -284,7 +296,7 @@ class RedisBackend(Backend):
             "clock": clock,
         }
         #: from the URL and the keywords
-        self.options = self._options = without_missing_parts(read_url(url, given))
+        self.options = self._options = without_missing_parts(options_of(url, given))
         self._calls = Calls(self._options)
         self._watches = PerProcess(lambda: MemoryWatch(self._options))
         self._listeners = PerProcess(lambda: Listener(self._options))

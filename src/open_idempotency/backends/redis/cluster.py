@@ -110,6 +110,7 @@ class ClusterClient(_Nodes):
             retry=no_retry(),
             connection_class=blocking_kind(options),
             connection_pool_class=redis.BlockingConnectionPool,
+            address_remap=options.remap,
             **made,
         )
 
@@ -180,6 +181,7 @@ class AsyncClusterClient(_Nodes):
             retry=no_async_retry(),
             ssl=options.tls,
             max_connections=options.max_connections,
+            address_remap=options.remap,
             **made,
         )
         # redis-py refuses a call when all connections are in use. Here the call waits, within its time.

@@ -88,11 +88,11 @@ class Connection(Protocol):
     def read_response(self) -> Any: ...
 
 
-class DeadlineConnection(redis.Connection):
-    """A blocking connection that keeps the thread's deadline, and follows its ``route`` where it has one."""
+class _Deadlines(redis.connection.AbstractConnection):
+    """What a blocking connection needs to keep the thread's deadline, and to follow its ``route`` where it has one."""
 
     def __init__(self, *, route: Route | None = None, **arguments: Any) -> None:
-        super().__init__(**arguments)  # type: ignore[no-untyped-call]  # redis-py's
+        super().__init__(**arguments)
         self._connects_within: float = arguments["socket_connect_timeout"]
         self._replies_within: float = arguments["socket_timeout"]
         self._route = route
@@ -107,7 +107,8 @@ class DeadlineConnection(redis.Connection):
             self.disconnect()
         if route is not None:
             self._reached = route.find()
-            self.host, self.port = self._reached[0] or (self.host, self.port)
+            if self._reached[0] is not None:
+                self.host, self.port = self._reached[0]
         self._limit_step()
         super().connect()  # type: ignore[no-untyped-call]  # redis-py's
         self._connected = True
@@ -155,12 +156,30 @@ class DeadlineConnection(redis.Connection):
             sock.settimeout(self.socket_timeout)
 
 
-class DeadlineSSLConnection(DeadlineConnection, redis.SSLConnection):
+class _Unix(redis.UnixDomainSocketConnection):
+    """redis-py's connection to the path of a socket; earlier releases take no time limit for connecting."""
+
+    def __init__(self, *, socket_connect_timeout: float, **arguments: Any) -> None:
+        super().__init__(**arguments)  # type: ignore[no-untyped-call]  # redis-py's
+
+
+class DeadlineConnection(_Deadlines, redis.Connection):
+    """A blocking connection to a host and a port."""
+
+
+class DeadlineSSLConnection(_Deadlines, redis.SSLConnection):
     """The same with TLS."""
 
 
-class AsyncConnection(redis.asyncio.Connection):
-    """A connection on asyncio that follows its ``route``. ``reached``: what the route said when it connected."""
+class DeadlineUnixConnection(_Deadlines, _Unix):
+    """The same to a path."""
+
+
+class _Following(redis.asyncio.connection.AbstractConnection):
+    """What a connection on asyncio needs to follow its ``route``.
+
+    ``reached``: what the route said when it connected.
+    """
 
     def __init__(self, *, route: AsyncRoute, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -173,7 +192,8 @@ class AsyncConnection(redis.asyncio.Connection):
                 return
             await self.disconnect()
         self.reached = await self._route.look()
-        self.host, self.port = self.reached[0] or (self.host, self.port)
+        if self.reached[0] is not None:
+            self.host, self.port = self.reached[0]
         await super().connect()  # type: ignore[no-untyped-call]  # redis-py's
 
     async def read_response(self, *arguments: Any, **options: Any) -> Any:
@@ -187,8 +207,16 @@ class AsyncConnection(redis.asyncio.Connection):
             raise RedisConnectionError(_REPLICA) from error
 
 
-class AsyncSSLConnection(AsyncConnection, redis.asyncio.SSLConnection):
+class AsyncConnection(_Following, redis.asyncio.Connection):
+    """A connection on asyncio to a host and a port."""
+
+
+class AsyncSSLConnection(_Following, redis.asyncio.SSLConnection):
     """The same with TLS."""
+
+
+class AsyncUnixConnection(_Following, redis.asyncio.UnixDomainSocketConnection):
+    """The same to a path."""
 
 
 def no_retry() -> Retry:
@@ -234,23 +262,34 @@ def pool_arguments(options: Options) -> dict[str, Any]:
     return {**arguments(options), "max_connections": options.max_connections, "timeout": options.timeout}
 
 
+def place(options: Options, address: Address | None) -> dict[str, Any]:
+    """Arguments of connections that say where they go. ``address``: None where the server has the path of a socket."""
+    if address is None:
+        return {"path": options.path}
+    host, port = address
+    return {"host": host, "port": port}
+
+
 def blocking_kind(options: Options) -> Any:
     """The class of blocking connections."""
-    return DeadlineSSLConnection if options.tls else DeadlineConnection
+    return _kind(options, DeadlineConnection, DeadlineSSLConnection, DeadlineUnixConnection)
+
+
+def _kind(options: Options, plain: Any, tls: Any, unix: Any) -> Any:
+    return tls if options.tls else unix if options.path else plain
 
 
 class AsyncDestination:
     """Makes connections on asyncio that follow a route; ``kind`` with ``arguments``, for a pool of them as well."""
 
-    def __init__(self, options: Options, address: Address, route: AsyncRoute) -> None:
+    def __init__(self, options: Options, address: Address | None, route: AsyncRoute) -> None:
         self._route = route
-        self.kind: Any = AsyncSSLConnection if options.tls else AsyncConnection
-        host, port = address
-        self.arguments = {**arguments(options), "host": host, "port": port, "route": self._route}
+        self.kind = _kind(options, AsyncConnection, AsyncSSLConnection, AsyncUnixConnection)
+        self.arguments = {**arguments(options), **place(options, address), "route": self._route}
 
-    def connection(self) -> AsyncConnection:
+    def connection(self) -> Any:
         """A new connection, not connected yet."""
-        made: AsyncConnection = self.kind(retry=no_async_retry(), **self.arguments)
+        made: Any = self.kind(retry=no_async_retry(), **self.arguments)
         return made
 
     def is_current(self, reached: Reached) -> bool:
@@ -266,15 +305,14 @@ class AsyncDestination:
         self._route.suspect()
 
 
-def connect(options: Options, address: Address) -> Connection:
+def connect(options: Options, address: Address | None) -> Connection:
     """A new connection for channels, which have no database number. Raises one of ``ERRORS``."""
-    host, port = address
-    return open_connection(options, {**arguments(options), "db": 0, "host": host, "port": port})
+    return open_connection(options, {**arguments(options), "db": 0, **place(options, address)})
 
 
 def open_connection(options: Options, made: dict[str, Any]) -> Connection:
     """A new blocking connection, outside pools and deadlines, with the arguments ``made``. Raises one of ``ERRORS``."""
-    kind: Any = redis.SSLConnection if options.tls else redis.Connection
+    kind = _kind(options, redis.Connection, redis.SSLConnection, _Unix)
     connection: Connection = kind(retry=no_retry(), **made)
     try:
         connection.connect()

@@ -105,7 +105,7 @@ class Search:
 
 
 def _sentinel_arguments(options: Options) -> list[dict[str, Any]]:
-    common = {**timeouts(options), **options.sentinel_login}
+    common = {**timeouts(options.for_sentinels), **options.sentinel_login}
     return [{**common, "host": host, "port": port} for host, port in options.addresses]
 
 
@@ -114,7 +114,7 @@ class Sentinels:
 
     def __init__(self, options: Options, epochs: list[int]) -> None:
         pool: Any = redis.ConnectionPool
-        kind = blocking_kind(options)
+        kind = blocking_kind(options.for_sentinels)
         pools = [pool(connection_class=kind, retry=no_retry(), **made) for made in _sentinel_arguments(options)]
         self._by_index = [cast(Any, redis.Redis).from_pool(pool) for pool in pools]
         self._search = Search(options.service, self._by_index, epochs)
@@ -266,7 +266,7 @@ class SwitchListener:
 
 
 def _subscribed(options: Options, made: dict[str, Any]) -> Connection:
-    connection = open_connection(options, made)
+    connection = open_connection(options.for_sentinels, made)
     try:
         connection.send_command("SUBSCRIBE", "+switch-master")
         connection.read_response()
@@ -307,7 +307,7 @@ class AsyncSentinelRoute(AsyncRoute):
     def __init__(self, options: Options) -> None:
         super().__init__()
         pool: Any = redis.asyncio.ConnectionPool
-        kind: Any = redis.asyncio.SSLConnection if options.tls else redis.asyncio.Connection
+        kind: Any = redis.asyncio.SSLConnection if options.sentinel_tls else redis.asyncio.Connection
         pools = [pool(connection_class=kind, retry=no_async_retry(), **made) for made in _sentinel_arguments(options)]
         epochs = [0]
         clients = [cast(Any, redis.asyncio.Redis).from_pool(pool) for pool in pools]
