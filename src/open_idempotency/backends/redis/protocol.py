@@ -38,6 +38,8 @@ Command = Sequence[Any]
 
 #: what redis-py raises; that of its Cluster client is no RedisError
 ERRORS = (RedisError, RedisClusterException, OSError)
+#: what a node of a Cluster replies where it does not have all keys of a script; ``MovedError`` is an ``AskError``
+DIVIDED = (AskError, TryAgainError)
 CLOSED = "the backend was closed during the call"
 
 _RETRIED = (RedisConnectionError, ClusterDownError, TryAgainError)
