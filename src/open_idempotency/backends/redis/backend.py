@@ -37,27 +37,18 @@ from open_idempotency.backend import (
     Wait,
     Withdraw,
 )
-from open_idempotency.backends.redis import memory, scripts
+from open_idempotency.backends.redis import memory, scripts, sizes
 from open_idempotency.backends.redis.calls import AsyncCalls, Calls
 from open_idempotency.backends.redis.deadlines import Deadline, limited
 from open_idempotency.backends.redis.listening import Listener
 from open_idempotency.backends.redis.memory import MemoryWatch
-from open_idempotency.backends.redis.options import Options, read_url
+from open_idempotency.backends.redis.options import options_of
 from open_idempotency.backends.redis.pipelining import without_missing_parts
 from open_idempotency.backends.redis.protocol import wrapped
 from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Script
 from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
 
 logger = logging.getLogger("open_idempotency")
-
-
-def options_of(url: str | Any, given: dict[str, Any]) -> Options:
-    """The options of a URL or of a client; ``given`` overrides them. Raises ``ConfigurationError``."""
-    if isinstance(url, str):
-        return read_url(url, given)
-    from open_idempotency.backends.redis.clients import read_client  # only for those who pass a client
-
-    return read_client(url, given)
 
 
 class AsyncRedisBackend(AsyncBackend):
@@ -156,19 +147,47 @@ class AsyncRedisBackend(AsyncBackend):
 
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
+        arguments = scripts.save_stage_arguments(c)
+        if sizes.size_of(arguments) >= sizes.SMALLEST_LIMIT:
+            return scripts.stage_saved(await self._send_large(scripts.SAVE_STAGE, c.lease, arguments))
         key = self._options.key(c.lease.record_id)
-        reply = await self._calls.durable(scripts.SAVE_STAGE, key, scripts.save_stage_arguments(c))
-        return scripts.stage_saved(reply)
+        return scripts.stage_saved(await self._calls.durable(scripts.SAVE_STAGE, key, arguments))
 
     async def complete(self, c: Complete, /) -> Completed:
         """See ``RedisBackend.complete``."""
+        arguments = scripts.complete_arguments(c)
+        if len(c.response) >= sizes.SMALLEST_LIMIT:
+            return scripts.completed(await self._send_large(scripts.COMPLETE, c.lease, arguments))
         key = self._options.key(c.lease.record_id)
-        return scripts.completed(await self._calls.durable(scripts.COMPLETE, key, scripts.complete_arguments(c)))
+        return scripts.completed(await self._calls.durable(scripts.COMPLETE, key, arguments))
+
+    async def _send_large(self, script: Script, lease: Lease, arguments: scripts.Arguments) -> Any:
+        """See ``RedisBackend.send_large``."""
+        if on_trio():
+            return await in_thread(self._sync.send_large, script, lease, arguments)
+        key, size = self._options.key(lease.record_id), sizes.size_of(arguments)
+        actions = sizes.Actions(
+            lambda: self._calls.durable(script, key, arguments),
+            lambda: self.call(scripts.STATUS, (key,)),
+            self._limits,
+        )
+        asked = sizes.steps(self._sync.size_limit, size, actions)
+        try:
+            return await limited(self._options.budget, sizes.drive_async(asked))
+        except RedisTimeoutError as error:
+            raise wrapped(error) from error
+
+    async def _limits(self) -> list[Any]:
+        return [await self._calls.on(each, "CONFIG GET", sizes.SETTING) for each in await self._calls.servers()]
 
     async def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
+        arguments = scripts.fail_arguments(c)
+        if sizes.size_of(arguments) >= sizes.SMALLEST_LIMIT:
+            scripts.code(await self._send_large(scripts.FAIL, c.lease, arguments))
+            return
         key = self._options.key(c.lease.record_id)
-        scripts.code(await self.call(scripts.FAIL, (key,), *scripts.fail_arguments(c)))
+        scripts.code(await self.call(scripts.FAIL, (key,), *arguments))
 
     async def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
@@ -299,6 +318,7 @@ class RedisBackend(Backend):
         self.options = self._options = without_missing_parts(options_of(url, given))
         self._calls = Calls(self._options)
         self._watches = PerProcess(lambda: MemoryWatch(self._options))
+        self._size_limits = PerProcess(sizes.Limit)
         self._listeners = PerProcess(lambda: Listener(self._options))
         self.call_timeout = self._options.call_timeout
         self._async = AsyncRedisBackend(over=self)
@@ -392,18 +412,47 @@ class RedisBackend(Backend):
 
     def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
+        arguments = scripts.save_stage_arguments(c)
+        if sizes.size_of(arguments) >= sizes.SMALLEST_LIMIT:
+            return scripts.stage_saved(self.send_large(scripts.SAVE_STAGE, c.lease, arguments))
         key = self._options.key(c.lease.record_id)
-        return scripts.stage_saved(self._calls.durable(scripts.SAVE_STAGE, key, scripts.save_stage_arguments(c)))
+        return scripts.stage_saved(self._calls.durable(scripts.SAVE_STAGE, key, arguments))
 
     def complete(self, c: Complete, /) -> Completed:
         """See ``Backend.complete``. It succeeds at the server's memory limit too."""
+        arguments = scripts.complete_arguments(c)
+        if len(c.response) >= sizes.SMALLEST_LIMIT:
+            return scripts.completed(self.send_large(scripts.COMPLETE, c.lease, arguments))
         key = self._options.key(c.lease.record_id)
-        return scripts.completed(self._calls.durable(scripts.COMPLETE, key, scripts.complete_arguments(c)))
+        return scripts.completed(self._calls.durable(scripts.COMPLETE, key, arguments))
+
+    def send_large(self, script: Script, lease: Lease, arguments: scripts.Arguments) -> Any:
+        """Run a script of an owner with a value that a server may refuse for its size.
+
+        Raises ``RecordTooLarge`` where one does.
+        """
+        key, size = self._options.key(lease.record_id), sizes.size_of(arguments)
+        actions = sizes.Actions(
+            lambda: self._calls.durable(script, key, arguments),
+            lambda: self.call(scripts.STATUS, (key,)),
+            lambda: [self._calls.on(server, "CONFIG GET", sizes.SETTING) for server in self._calls.servers()],
+        )
+        with Deadline(self._options.budget):
+            return sizes.drive(sizes.steps(self.size_limit, size, actions))
+
+    @property
+    def size_limit(self) -> sizes.Limit:
+        """What this process knows about the size of values; shared with the async backend."""
+        return self._size_limits.get()
 
     def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
+        arguments = scripts.fail_arguments(c)
+        if sizes.size_of(arguments) >= sizes.SMALLEST_LIMIT:
+            scripts.code(self.send_large(scripts.FAIL, c.lease, arguments))
+            return
         key = self._options.key(c.lease.record_id)
-        scripts.code(self.call(scripts.FAIL, (key,), *scripts.fail_arguments(c)))
+        scripts.code(self.call(scripts.FAIL, (key,), *arguments))
 
     def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""

@@ -23,13 +23,15 @@ from redis.retry import Retry
 from open_idempotency.backends.redis.deadlines import LATE, current
 from open_idempotency.backends.redis.options import Address, Options
 from open_idempotency.backends.redis.pipelining import socket_of
-from open_idempotency.backends.redis.protocol import packed, says_replica
+from open_idempotency.backends.redis.protocol import packed, says_cut_off, says_replica
 
 #: an address that was found, and how many servers had been left by then
 Reached = tuple[Address | None, int]
 
 _SCRIPTS = ("EVALSHA", "EVAL")
-_REPLICA = "the server is a replica now"
+_REPLACED = "the server is not the primary any more, or may not be"
+#: seconds in which a route is suspected once at most
+_CALM = 1.0
 
 
 class Route:
@@ -39,6 +41,7 @@ class Route:
         self._address = address
         #: what connections have to have reached to be used
         self.current: Reached = (address, 0)
+        self._calm_until = 0.0
 
     def find(self) -> Reached:
         """Where a new connection goes. Raises one of ``ERRORS``."""
@@ -49,8 +52,29 @@ class Route:
         if reached == self.current:
             self.current = (self._address, reached[1] + 1)
 
-    def suspect(self) -> None:
-        """The server may have been replaced as the primary. Subclasses find out, without waiting for it."""
+    def suspect(self) -> bool:
+        """The server may have been replaced as the primary: its connections are made anew, at most once a second.
+
+        Whether they are.
+        """
+        if not self._is_first_suspicion():
+            return False
+        self.current = (self._address, self.current[1] + 1)
+        return True
+
+    def _is_first_suspicion(self) -> bool:
+        now = time.monotonic()
+        if now < self._calm_until:
+            return False
+        self._calm_until = now + _CALM
+        return True
+
+    def leave_if(self, error: ResponseError, reached: Reached) -> bool:
+        """Whether this refusal means that the connection is to be dropped, and the call sent once more elsewhere."""
+        if says_replica(error):
+            self.leave(reached)
+            return True
+        return says_cut_off(error) and self.suspect()
 
     def switch(self, address: Address) -> None:
         """The server is at ``address`` now. Connections that reached another one are made anew."""
@@ -134,12 +158,10 @@ class _Deadlines(redis.connection.AbstractConnection):
         try:
             return super().read_response(*arguments, **options)
         except ResponseError as error:
-            if not says_replica(error):
+            if self._route is None or not self._route.leave_if(error, self._reached):
                 raise
-            if self._route is not None:
-                self._route.leave(self._reached)
             self.disconnect()
-            raise RedisConnectionError(_REPLICA) from error
+            raise RedisConnectionError(f"{_REPLACED}: {error}") from error
 
     def _limit_step(self) -> None:
         deadline = current.deadline()
@@ -200,18 +222,29 @@ class _Following(redis.asyncio.connection.AbstractConnection):
         try:
             return await super().read_response(*arguments, **options)
         except ResponseError as error:
-            if not says_replica(error):
+            if not self._route.leave_if(error, self.reached):
                 raise
-            self._route.leave(self.reached)
             await self.disconnect()
-            raise RedisConnectionError(_REPLICA) from error
+            raise RedisConnectionError(f"{_REPLACED}: {error}") from error
 
 
 class AsyncConnection(_Following, redis.asyncio.Connection):
     """A connection on asyncio to a host and a port."""
 
 
-class AsyncSSLConnection(_Following, redis.asyncio.SSLConnection):
+class FreshSSLConnection(redis.asyncio.SSLConnection):
+    """redis-py's connection with TLS, which reads the files of certificates again whenever it connects.
+
+    redis-py keeps what it has read, so a certificate that was renewed would be refused until a restart.
+    """
+
+    async def connect(self) -> None:
+        if not self.is_connected:
+            self.ssl_context.context = None
+        await super().connect()  # type: ignore[no-untyped-call]  # redis-py's
+
+
+class AsyncSSLConnection(_Following, FreshSSLConnection):
     """The same with TLS."""
 
 
@@ -296,9 +329,9 @@ class AsyncDestination:
         """Whether a connection that reached this may still be used."""
         return reached == self._route.current
 
-    def leave(self, reached: Reached) -> None:
-        """See ``Route.leave``."""
-        self._route.leave(reached)
+    def leave_if(self, error: ResponseError, reached: Reached) -> bool:
+        """See ``Route.leave_if``."""
+        return self._route.leave_if(error, reached)
 
     def suspect(self) -> None:
         """See ``Route.suspect``."""

@@ -27,13 +27,13 @@ from typing import Any, NamedTuple, Protocol
 import redis
 import redis.asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import InvalidResponse, NoScriptError, RedisError
+from redis.exceptions import InvalidResponse, NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from open_idempotency.backends._shared.coalescing import Limits, LoopCoalescer
 from open_idempotency.backends.redis.deadlines import LATE, limited
 from open_idempotency.backends.redis.options import Options
-from open_idempotency.backends.redis.protocol import CLOSED, ERRORS, Replies, may_retry, packed, says_replica, wrapped
+from open_idempotency.backends.redis.protocol import CLOSED, ERRORS, Replies, may_retry, packed, wrapped
 from open_idempotency.backends.redis.scripts import Argument, Keyed, Script, Unconfirmed, confirmed, evaluation
 from open_idempotency.exceptions import BackendUnavailable
 
@@ -84,8 +84,9 @@ class Destination(Protocol):
         """Whether a connection that went there may still be used."""
         ...
 
-    def leave(self, reached: Any) -> None:
-        """The server there is a replica now."""
+    def leave_if(self, error: ResponseError, reached: Any) -> bool:
+        """Whether this refusal means that the server there is to be left."""
+        ...
 
     def suspect(self) -> None:
         """The server may have been replaced as the primary."""
@@ -209,8 +210,7 @@ class PipelinedConnection:
 
     def _ends(self, stream: _Stream, refusal: Exception) -> bool:
         """Whether a refusal means that another connection is needed."""
-        if says_replica(refusal):
-            self._destination.leave(stream.reached)
+        if isinstance(refusal, ResponseError) and self._destination.leave_if(refusal, stream.reached):
             return True
         # For example BusyLoadingError: the server is loading its data.
         return isinstance(refusal, RedisConnectionError)

@@ -24,6 +24,7 @@ from open_idempotency._runtime.loops import in_thread
 from open_idempotency.backends.redis.connections import (
     AsyncRoute,
     Connection,
+    FreshSSLConnection,
     Reached,
     Route,
     blocking_kind,
@@ -291,9 +292,10 @@ class SentinelRoute(Route):
         self._listener.begin()
         return found
 
-    def suspect(self) -> None:
-        """See ``Route.suspect``."""
+    def suspect(self) -> bool:
+        """See ``Route.suspect``. The listener asks the Sentinels whether another server is the primary now."""
         self._listener.look()
+        return self._is_first_suspicion()
 
     def close(self) -> None:
         """Close the connections to the Sentinels."""
@@ -307,7 +309,7 @@ class AsyncSentinelRoute(AsyncRoute):
     def __init__(self, options: Options) -> None:
         super().__init__()
         pool: Any = redis.asyncio.ConnectionPool
-        kind: Any = redis.asyncio.SSLConnection if options.sentinel_tls else redis.asyncio.Connection
+        kind: Any = FreshSSLConnection if options.sentinel_tls else redis.asyncio.Connection
         pools = [pool(connection_class=kind, retry=no_async_retry(), **made) for made in _sentinel_arguments(options)]
         epochs = [0]
         clients = [cast(Any, redis.asyncio.Redis).from_pool(pool) for pool in pools]
@@ -336,9 +338,10 @@ class AsyncSentinelRoute(AsyncRoute):
                 found: Address = end.value
                 return found
 
-    def suspect(self) -> None:
-        """See ``Route.suspect``."""
+    def suspect(self) -> bool:
+        """See ``Route.suspect``. The listener asks the Sentinels whether another server is the primary now."""
         self._listener.look()
+        return self._is_first_suspicion()
 
     async def close(self) -> None:
         """Close the connections to the Sentinels."""
