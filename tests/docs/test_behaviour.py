@@ -20,10 +20,10 @@ def _numbers(last: int, *between: str) -> list[str]:
 
 
 LINES = {
-    "B": _numbers(14, "08a", "08b", "08c", "10a", "10b", "11a", "11b", "14a"),
+    "B": _numbers(17, "08a", "08b", "08c", "10a", "10b", "11a", "11b", "14a"),
     "H": _numbers(11),
     "O": _numbers(23, "18a", "18b", "18c", "19a", "19b", "20a", "21a"),
-    "L": _numbers(12, "05a"),
+    "L": _numbers(13, "05a"),
     "R": _numbers(10, "05a"),
     "S": _numbers(8, "02a", "06a", "06b", "06c"),
 }

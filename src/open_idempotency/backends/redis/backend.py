@@ -104,7 +104,10 @@ class AsyncRedisBackend(AsyncBackend):
         if isinstance(result, Leased):
             leases.append(result.lease)
             key = self._options.key(c.record_id)
-            scripts.held(await self._calls.durable(scripts.RENEW, key, scripts.renew_arguments(result.lease)))
+            reply = await self._calls.durable(scripts.RENEW, key, scripts.renew_arguments(result.lease))
+            if not scripts.is_held(reply):
+                self._calls.client().suspect()  # the two calls may have gone to two servers
+                raise BackendUnavailable(scripts.GONE)
         return result
 
     async def _release(self, lease: Lease) -> None:
@@ -376,7 +379,9 @@ class RedisBackend(Backend):
     def _confirm(self, lease: Lease) -> None:
         # Replicas confirm writes of the same connection, so the claim is written again. That shows a failover as well.
         key = self._options.key(lease.record_id)
-        scripts.held(self._calls.durable(scripts.RENEW, key, scripts.renew_arguments(lease)))
+        if not scripts.is_held(self._calls.durable(scripts.RENEW, key, scripts.renew_arguments(lease))):
+            self._calls.client().suspect()  # the two calls may have gone to two servers
+            raise BackendUnavailable(scripts.GONE)
 
     def _release(self, lease: Lease) -> None:
         try:

@@ -132,6 +132,10 @@ class Calls:
         #: how often a client was closed; a call that was in flight then may get any error
         self._closings = 0
 
+    def client(self) -> Client:
+        """This process's client."""
+        return self._clients.get()
+
     def close(self) -> None:
         """Close this process's connections. The next call makes others."""
         client = self._clients.pop()
