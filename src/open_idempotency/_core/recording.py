@@ -117,7 +117,7 @@ def surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Command
 
 
 def _reduce(command: Command[object], attempt: Attempt, lease: Lease, error: RecordTooLarge) -> Steps[bool]:
-    """Put a tombstone in place of a response that the backend refuses for its size (O-11); whether it is smaller.
+    """Store a tombstone instead of a response that the backend refuses for its size (O-11); whether it is smaller.
 
     Nothing can record what is too large, so each retry would run again.
     """

@@ -258,7 +258,7 @@ def _bare_tombstone(status: int) -> bytes:
 
 
 def smaller(frame: bytes, kind: bytes, lease: Lease, policy: IdempotencyPolicy) -> bytes | None:
-    """What is stored in place of a stored form that the backend refuses for its size: a tombstone (O-11).
+    """What is stored instead of a stored form that the backend refuses for its size: a tombstone (O-11).
 
     First one with the headers, then one with the status alone. None: there is nothing smaller.
     """

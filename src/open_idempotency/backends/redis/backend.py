@@ -39,10 +39,10 @@ from open_idempotency.backend import (
 )
 from open_idempotency.backends.redis import memory, scripts, sizes
 from open_idempotency.backends.redis.calls import AsyncCalls, Calls
+from open_idempotency.backends.redis.clients import options_of
 from open_idempotency.backends.redis.deadlines import Deadline, limited
 from open_idempotency.backends.redis.listening import Listener
 from open_idempotency.backends.redis.memory import MemoryWatch
-from open_idempotency.backends.redis.options import options_of
 from open_idempotency.backends.redis.pipelining import without_missing_parts
 from open_idempotency.backends.redis.protocol import wrapped
 from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Script

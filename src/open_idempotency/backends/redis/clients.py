@@ -25,6 +25,7 @@ from open_idempotency.backends.redis.options import (
     Address,
     Options,
     check_library,
+    read_url,
     with_settings,
     written,
 )
@@ -49,6 +50,11 @@ _PLAIN_KINDS = (
     redis.sentinel.SentinelManagedConnection,
     redis.asyncio.sentinel.SentinelManagedConnection,
 )
+
+
+def options_of(url: str | Any, given: dict[str, Any]) -> Options:
+    """The options of a URL or of a client; keywords in ``given`` override them. Raises ``ConfigurationError``."""
+    return read_url(url, given) if isinstance(url, str) else read_client(url, given)
 
 
 def read_client(client: Any, given: dict[str, Any]) -> Options:

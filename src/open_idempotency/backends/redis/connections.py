@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import redis
 import redis.asyncio
+import redis.asyncio.connection
 import redis.connection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff

@@ -156,15 +156,6 @@ class Options:
         return b"" if self.clock is None else microseconds(self.clock())
 
 
-def options_of(url: str | Any, given: dict[str, Any]) -> Options:
-    """The options of a URL or of a client; ``given`` overrides them. Raises ``ConfigurationError``."""
-    if isinstance(url, str):
-        return read_url(url, given)
-    from open_idempotency.backends.redis.clients import read_client  # only for those who pass a client
-
-    return read_client(url, given)
-
-
 def read_url(url: str, given: dict[str, Any]) -> Options:
     """The options of a URL. Keywords in ``given`` that are not None override them. Raises ``ConfigurationError``."""
     parts = _split(url)

@@ -49,7 +49,7 @@ _IDLE, _ASK_AGAIN = 10.0, 1.0
 _READ_AT_ONCE = 4096
 _IN_FAILOVER = "failover_in_progress"
 _SWITCHED, _PROMOTING = "+switch-master", "+failover-state-send-slaveof-noone"
-#: seconds without calls at most, from the moment at which a replica is told to be the primary
+#: seconds without calls at most, from the moment at which a replica is promoted
 _HELD = 5.0
 #: seconds until it tries again to subscribe
 _SUBSCRIBE_AGAIN = 5.0
