@@ -14,9 +14,9 @@ import pytest
 import redis
 import redis.asyncio
 import redis.asyncio.sentinel
+import redis.cluster
 import redis.sentinel
 import trustme
-from redis.cluster import LoadBalancingStrategy
 from redis.credentials import UsernamePasswordCredentialProvider
 
 from open_idempotency import open_backend
@@ -134,7 +134,9 @@ def _server_at(url: str) -> Any:
 def test_the_nodes_of_a_cluster_are_used(colour: str, library: str, cluster: Cluster) -> None:
     """B-15: also of an async client that has not connected yet."""
     where: dict[str, Any] = {"host": "127.0.0.1", "port": cluster.nodes[1].port}
-    where["load_balancing_strategy"] = LoadBalancingStrategy.ROUND_ROBIN  # which has a function for new connections
+    where["load_balancing_strategy"] = (
+        redis.cluster.LoadBalancingStrategy.ROUND_ROBIN
+    )  # which has a function for new connections
     if library == "sync client":
         with redis.RedisCluster(**where) as client:
             run(colour, _opened(client), _life)

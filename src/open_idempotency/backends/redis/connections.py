@@ -23,7 +23,7 @@ from redis.retry import Retry
 
 from open_idempotency.backends.redis.deadlines import LATE, current
 from open_idempotency.backends.redis.options import Address, Options
-from open_idempotency.backends.redis.pipelining import socket_of
+from open_idempotency.backends.redis.pipelining import forget_certificates, socket_of
 from open_idempotency.backends.redis.protocol import packed, says_cut_off, says_replica
 
 #: an address that was found, and how many servers had been left by then
@@ -241,7 +241,7 @@ class FreshSSLConnection(redis.asyncio.SSLConnection):
 
     async def connect(self) -> None:
         if not self.is_connected:
-            self.ssl_context.context = None
+            forget_certificates(self)
         await super().connect()  # type: ignore[no-untyped-call]  # redis-py's
 
 

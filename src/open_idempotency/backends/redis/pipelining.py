@@ -20,6 +20,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -39,11 +40,19 @@ from open_idempotency.exceptions import BackendUnavailable
 
 logger = logging.getLogger("open_idempotency")
 
-_SOCKET, _STREAMS = "_sock", ("_reader", "_writer")
+_SOCKET, _STREAMS, _CERTIFICATES = "_sock", ("_reader", "_writer"), "ssl_context"
 
 
 def without_missing_parts(options: Options) -> Options:
     """The options without what the installed redis-py cannot do for us. A missing part is logged as a warning."""
+    if options.tls and not hasattr(redis.asyncio.SSLConnection(), _CERTIFICATES):
+        logger.warning(
+            "%s: redis-py %s has no %s on its connections: after a certificate was renewed this process has to be "
+            "restarted. Install a version of open-idempotency that knows this redis-py",
+            options.where,
+            redis.__version__,
+            _CERTIFICATES,
+        )
     missing = _missing_parts()
     if not missing:
         return options
@@ -72,6 +81,12 @@ def socket_of(connection: Any) -> socket.socket | None:
     except AttributeError:
         return None
     return found
+
+
+def forget_certificates(connection: Any) -> None:
+    """Let a connection on asyncio with TLS read the files of certificates again when it connects."""
+    with suppress(AttributeError):  # another redis-py: it keeps what it has read
+        connection.ssl_context.context = None
 
 
 class Destination(Protocol):
