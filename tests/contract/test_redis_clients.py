@@ -65,8 +65,8 @@ async def _life(verbs: AsyncVerbs) -> None:
     assert await verbs.claim(claim_of(name)) == Finished(b"\xff response")
 
 
-def _opened(client: Any) -> RedisBackend:
-    backend = open_backend(client)
+def _opened(client: Any, **options: Any) -> RedisBackend:
+    backend = open_backend(client, **options)
     assert isinstance(backend, RedisBackend)
     assert SECRET not in f"{backend!r} {backend.options!r} {backend.to_async()!r}"
     return backend
@@ -153,6 +153,17 @@ def test_the_primary_of_a_sentinel_is_used(colour: str, library: Any, sentinel_u
     assert backend.options.service == SERVICE
     assert backend.options.database == 2
     run(colour, backend, _life)
+
+
+def test_sentinels_and_servers_have_tls_of_their_own(colour: str, sentinel_url: str, tmp_path: Path) -> None:
+    """B-15: as here, where only the Sentinels have it; the settings of both are those of the client."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with TlsFront(_server_at(sentinel_url), context) as front:
+        settings: Any = {"ssl": True, "ssl_ca_certs": str(tmp_path / "ca.pem")}
+        sentinel: Any = redis.sentinel.Sentinel([("localhost", front.port)], sentinel_kwargs=settings)
+        run(colour, _opened(sentinel.master_for(SERVICE), timeout=5), _life)
 
 
 def test_the_client_is_neither_used_nor_closed(valkey_url: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from open_idempotency import events
+from open_idempotency import OutcomeUnknown, events, idem
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.frames import decode_response
 from open_idempotency._core.models import Completed, Leased, Refused
@@ -21,6 +21,7 @@ from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.exceptions import BackendUnavailable, RecordTooLarge
 from tests.unit.builders import PRINT, Listener, engine_of, eventually
+from tests.unit.stage_client import Client, Counted
 
 RECORD = b"r" * 32
 LARGE = Response(201, [(b"location", b"/orders/1"), (b"content-type", b"text/plain")], bytes(5000))
@@ -158,3 +159,17 @@ def test_a_backend_that_refuses_everything_is_unavailable() -> None:
     (lost,) = [event for event in desk.listener.seen if isinstance(event, events.RecordingLost)]
     assert lost.reason == "size"
     desk.engine.heartbeat.close()
+
+
+def test_a_stage_whose_size_is_refused_is_done_without_its_value() -> None:
+    """B-17, S-02a: its effect is not repeated; the first attempt has the value, and later ones say that none has."""
+    listener = Listener()
+    client = Client(backend=Narrow(), on_event=listener)
+    charge = Counted("x" * 5000)
+    with client.request():
+        assert idem.run("charge", charge) == charge.result
+    for _ in range(2):
+        with client.request(), pytest.raises(OutcomeUnknown):
+            idem.run("charge", charge)
+    assert charge.calls == 1
+    assert listener.kinds().count(events.StageValueNotKept) == 1

@@ -115,7 +115,7 @@ def _of_sentinel(pool: Any, given: dict[str, Any]) -> Options:
         service=service,
         database=database,
         sentinel_tls=sentinel_tls,
-        sentinel_ssl=_ssl(first, sentinel_tls),
+        sentinel_ssl=_ssl(first, sentinel_tls, SENTINEL),
         sentinel_login=_login(first),
     )
     return _made(options, said, given)
@@ -141,15 +141,7 @@ def _made(options: Options, said: Mapping[str, Any], given: dict[str, Any]) -> O
             "backend: the client has a redis_connect_func, which cannot be called for both sync and async connections; "
             "pass a client without it (for a login that changes: credential_provider)"
         )
-    ssl, known = _ssl(said, options.tls), _known_ssl(options.topology)
-    unknown = sorted(name for name, value in ssl.items() if value and name not in known)
-    if unknown:
-        raise ConfigurationError(
-            f"backend: redis-py {redis.__version__} does not take {', '.join(unknown)} for both sync and async "
-            "connections; pass a client without that setting"
-        )
-    ssl = {name: value for name, value in ssl.items() if name in known}
-    read = dict[str, Any](ssl=ssl, login=_login(said), timeout=_timeout(said))
+    read = dict[str, Any](ssl=_ssl(said, options.tls, options.topology), login=_login(said), timeout=_timeout(said))
     return with_settings(options, read, given)
 
 
@@ -178,10 +170,22 @@ def _login(said: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _ssl(said: Mapping[str, Any], tls: bool) -> dict[str, Any]:
+def _ssl(said: Mapping[str, Any], tls: bool, topology: str) -> dict[str, Any]:
+    """The TLS settings. Raises ``ConfigurationError`` for one that cannot be used for both sync and async connections.
+
+    One that is off is not needed.
+    """
     if not tls:
         return {}
-    return {name: value for name, value in said.items() if name.startswith("ssl_") and value not in (None, "")}
+    known = _known_ssl(topology)
+    found = {name: value for name, value in said.items() if name.startswith("ssl_") and value not in (None, "")}
+    unknown = sorted(name for name, value in found.items() if value and name not in known)
+    if unknown:
+        raise ConfigurationError(
+            f"backend: redis-py {redis.__version__} does not take {', '.join(unknown)} for both sync and async "
+            "connections; pass a client without that setting"
+        )
+    return {name: value for name, value in found.items() if name in known}
 
 
 def _known_ssl(topology: str) -> set[str]:
