@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,7 @@ class Cluster:
         self._await_members()
         ids = {number: self.ask(number, "CLUSTER MYID") for number in range(self._primaries)}
         for number in range(self._primaries, len(self.nodes)):
-            primary = ids[number % self._primaries]
-            until(lambda n=number, p=primary: self.ask(n, "CLUSTER REPLICATE", p), "a replica")
+            until(partial(self.ask, number, "CLUSTER REPLICATE", ids[number % self._primaries]), "a replica")
         until(self._complete, "the cluster is up")
         return self
 
@@ -76,7 +76,10 @@ class Cluster:
 
     def _await_members(self) -> None:
         for number in range(len(self.nodes)):
-            until(lambda n=number: self._info(n)["cluster_known_nodes"] == str(len(self.nodes)), "all nodes have met")
+            until(partial(self._knows_all, number), "all nodes have met")
+
+    def _knows_all(self, number: int) -> bool:
+        return self._info(number)["cluster_known_nodes"] == str(len(self.nodes))
 
     def _info(self, number: int) -> dict[str, str]:
         found: dict[str, str] = self.ask(number, "CLUSTER INFO")
@@ -88,7 +91,7 @@ class Cluster:
 
     def _linked(self, number: int) -> bool:
         with self.nodes[number].connect() as plain:
-            return plain.info("replication").get("master_link_status") == "up"
+            return bool(plain.info("replication").get("master_link_status") == "up")
 
     def ask(self, number: int, *words: Any) -> Any:
         """The answer of one node to one command."""
@@ -164,17 +167,20 @@ def replicated(replicas: int = 1, *options: str, kind: str = "valkey") -> Iterat
 
 def _follows(server: Server) -> bool:
     with server.connect() as plain:
-        return plain.info("replication").get("master_link_status") == "up"
+        return bool(plain.info("replication").get("master_link_status") == "up")
 
 
 class Sentinel(Server):
-    """One Sentinel, which alone decides that the primary is down, and does so only after ``hurry``."""
+    """One Sentinel, which alone decides that the primary is down, and does so only after ``hurry``.
 
-    def __init__(self, primary: int, *lines: str, kind: str = "valkey") -> None:
+    ``quorum``: how many Sentinels have to agree. ``lines``: of its settings; the last one of a kind counts.
+    """
+
+    def __init__(self, primary: int, *lines: str, kind: str = "valkey", quorum: int = 1) -> None:
         super().__init__(kind)
         self.password = next((line.split()[1] for line in lines if line.startswith("requirepass")), None)
         self._lines = (
-            f"sentinel monitor {SERVICE} 127.0.0.1 {primary} 1",
+            f"sentinel monitor {SERVICE} 127.0.0.1 {primary} {quorum}",
             f"sentinel down-after-milliseconds {SERVICE} 600000",
             f"sentinel failover-timeout {SERVICE} 2000",
             *lines,

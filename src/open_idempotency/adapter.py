@@ -22,7 +22,7 @@ from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.current import running
 from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency._wsgi.exchange import Protection, bound
-from open_idempotency.backend import AsyncBackend, Backend
+from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy
 
@@ -42,7 +42,7 @@ class Adapter:
 
     def __init__(
         self,
-        backend: str | Backend | AsyncBackend | None = None,
+        backend: Given | None = None,
         *,
         policy: IdempotencyPolicy | None = None,
         **fields: Any,
@@ -112,7 +112,7 @@ class AsyncAdapter:
 
     def __init__(
         self,
-        backend: str | Backend | AsyncBackend | None = None,
+        backend: Given | None = None,
         *,
         policy: IdempotencyPolicy | None = None,
         **fields: Any,
@@ -141,7 +141,7 @@ class AsyncAdapter:
 
 
 def _engine(
-    backend: str | Backend | AsyncBackend | None,
+    backend: Given | None,
     policy: IdempotencyPolicy | None,
     fields: Mapping[str, Any],
     *,

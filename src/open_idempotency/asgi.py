@@ -19,7 +19,7 @@ from open_idempotency._engine.current import running
 from open_idempotency._engine.engine import Engine
 from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules, Route
 from open_idempotency._routes.inside import layers_inside, warn_of_layers
-from open_idempotency.backend import AsyncBackend, Backend
+from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
 from open_idempotency.rules import IdempotencyRule, Rule, RulesByPath, exempt
@@ -47,7 +47,7 @@ class IdempotencyMiddleware:
     def __init__(
         self,
         app: App,
-        backend: str | Backend | AsyncBackend | None = None,
+        backend: Given | None = None,
         *,
         policy: IdempotencyPolicy | None = None,
         rules: RulesByPath | None = None,

@@ -6,10 +6,11 @@ shipped suite ``open_idempotency.conformance`` against it. A backend keeps ``fin
 transaction, the module ``open_idempotency.decisions`` decides and the backend only loads and saves.
 
 Every verb may raise ``BackendUnavailable`` (the driver's error is its cause) and ``RecordUnreadable``; the owner's
-verbs also ``LeaseLost``. What fails in the process itself (no thread, no file descriptor, no memory, any ``OSError``)
-becomes ``BackendUnavailable`` in each verb of a subclass; there is nothing to do for it. No verb may take longer than
-``call_timeout`` seconds, retries of the driver included. Constructing a backend opens nothing: connections open
-lazily, for each process, so that a fork is harmless.
+verbs also ``LeaseLost``, and those that store a value ``RecordTooLarge``, where its size is refused each time. What
+fails in the process itself (no thread, no file descriptor, no memory, any ``OSError``) becomes ``BackendUnavailable``
+in each verb of a subclass; there is nothing to do for it. No verb may take longer than ``call_timeout`` seconds,
+retries of the driver included. Constructing a backend opens nothing: connections open lazily, for each process, so that
+a fork is harmless.
 """
 
 from __future__ import annotations

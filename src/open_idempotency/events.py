@@ -186,8 +186,8 @@ class RecordedLate(Event):
 class RecordingLost(Event):
     """The outcome of an attempt will not be recorded, so a retry may run again, or does so already. ``reason``:
     ``superseded``, a later attempt owns the record; ``time``, ``record_within`` is over; ``room``, too much waits to
-    be recorded or no thread can be started; ``unreadable``, the record is damaged or of a newer version; ``exit``, the
-    process ended first.
+    be recorded or no thread can be started; ``unreadable``, the record is damaged or of a newer version; ``size``, the
+    backend refuses the smallest record for its size; ``exit``, the process ended first.
     """
 
     status: int | None

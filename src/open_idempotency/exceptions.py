@@ -26,6 +26,7 @@ __all__ = [
     "NotAuthenticated",
     "NotStarted",
     "OutcomeUnknown",
+    "RecordTooLarge",
     "RecordUnreadable",
     "ScopeUnknown",
     "StageConflict",
@@ -211,6 +212,16 @@ class BackendUnavailable(IdempotencyError):
 
     code = "ERR_BACKEND_UNAVAILABLE"
     status = 503
+
+
+class RecordTooLarge(IdempotencyError):
+    """The backend refuses a response or a stage for its size, and would refuse it each time.
+
+    Raised by ``complete``, ``fail`` and ``save_stage`` of a backend; no view meets it. What is recorded instead says
+    that there was one (O-11, S-02a).
+    """
+
+    code = "ERR_RECORD_TOO_LARGE"
 
 
 class RecordUnreadable(IdempotencyError):

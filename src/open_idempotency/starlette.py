@@ -19,7 +19,7 @@ from open_idempotency._core.keys import find_key
 from open_idempotency._core.requests import Identity
 from open_idempotency._routes.coverage import Route
 from open_idempotency.asgi import MARK, App, Receive, Scope, Send
-from open_idempotency.backend import AsyncBackend, Backend
+from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError, MissingExtra, ScopeUnknown
 from open_idempotency.policy import IdempotencyPolicy
 from open_idempotency.rules import IdempotencyRule, Rule, RulesByPath, exempt, exempts, idempotent
@@ -83,7 +83,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
     def __init__(
         self,
         app: App,
-        backend: str | Backend | AsyncBackend | None = None,
+        backend: Given | None = None,
         *,
         user: Callable[..., Any] | None = None,
         policy: IdempotencyPolicy | None = None,

@@ -36,7 +36,7 @@ from open_idempotency._wsgi.environ import (
     status_line,
 )
 from open_idempotency._wsgi.exchange import BoundIterable, LiveBody, Protection, bound
-from open_idempotency.backend import AsyncBackend, Backend
+from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy
 from open_idempotency.rules import IdempotencyRule, RulesByPath, exempt
@@ -59,7 +59,7 @@ class IdempotencyMiddleware:
     def __init__(
         self,
         app: App,
-        backend: str | Backend | AsyncBackend | None = None,
+        backend: Given | None = None,
         *,
         policy: IdempotencyPolicy | None = None,
         rules: RulesByPath | None = None,

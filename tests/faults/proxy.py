@@ -149,7 +149,7 @@ class FaultProxy:
         self._delay = (seconds, jitter)
 
     def _accept(self) -> None:
-        while not self._closed:
+        while True:
             try:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(("127.0.0.1", self._upstream), timeout=PATIENCE)

@@ -27,8 +27,9 @@ from open_idempotency._core.drivers import R, Steps, ask
 from open_idempotency._core.models import Completed, Lease, Renewal, Stage, StageSaved
 from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, cause, notify, warn
 from open_idempotency._core.quotas import unreserve
-from open_idempotency._core.sealing import seal_stage, unseal_stage
-from open_idempotency.exceptions import BackendUnavailable, LeaseLost, RecordUnreadable
+from open_idempotency._core.sealing import FAILURE, RESPONSE, seal_stage, unseal_stage
+from open_idempotency._core.stored_response import smaller
+from open_idempotency.exceptions import BackendUnavailable, LeaseLost, RecordTooLarge, RecordUnreadable
 from open_idempotency.policy import IdempotencyPolicy
 
 Write = Complete | Fail | Release
@@ -152,6 +153,12 @@ def surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Command
     try:
         reply: R = yield command
         return reply
+    except RecordTooLarge as error:
+        if not (yield from _reduce(command, attempt, lease, error)):
+            if isinstance(command, SaveStage):
+                raise
+            raise BackendUnavailable(str(error)) from error
+        return (yield from surely(command, attempt, lease, instead))
     except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
         raise
     except BaseException:
@@ -163,9 +170,24 @@ def surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Command
         except Exception as error:
             record = events.short(lease.record_id)
             yield from warn(attempt.policy, events.BackendFailed.of(record, "cancelled", error))
-            if isinstance(error, BackendUnavailable) and isinstance(again, Write):
+            if isinstance(error, BackendUnavailable | RecordTooLarge) and isinstance(again, Write):
                 yield from _hand_over(again, attempt, lease, None, (yield from ask(Now())))
         raise
+
+
+def _reduce(command: Command[object], attempt: Attempt, lease: Lease, error: RecordTooLarge) -> Steps[bool]:
+    """Store a tombstone instead of a response that the backend refuses for its size (O-11); whether it is smaller.
+
+    Nothing can record what is too large, so each retry would run again.
+    """
+    yield from _failed(command, attempt, lease, error)
+    if not isinstance(command, Complete | Fail) or command.response is None:
+        return False
+    kind = RESPONSE if isinstance(command, Complete) else FAILURE
+    found = smaller(command.response, kind, lease, attempt.policy)
+    if found is not None:
+        command.response = found
+    return found is not None
 
 
 def lost(attempt: Attempt, lease: Lease) -> Steps[None]:
@@ -274,6 +296,10 @@ def _go_on(write: Write, attempt: Attempt, lease: Lease, status: int | None, unt
             yield from lost(attempt, lease)
             yield from _give_up(write, attempt, lease, status, "superseded")
             return
+        except RecordTooLarge as error:
+            if not (yield from _reduce(write, attempt, lease, error)):
+                yield from _give_up(write, attempt, lease, status, "size")
+                return
         except RecordUnreadable as error:
             yield from _failed(write, attempt, lease, error)
             yield from _give_up(write, attempt, lease, status, "unreadable")

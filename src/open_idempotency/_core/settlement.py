@@ -238,8 +238,9 @@ def _complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]
         asked, changed = attempt.request_headers, attempt.session_changed
         form = yield from stored_form(response, RESPONSE, lease, policy, asked, changed)
     frame, stored = form
+    command = Complete(lease, frame)
     try:
-        done = yield from recording.complete(Complete(lease, frame), attempt, lease, response.status)
+        done = yield from recording.complete(command, attempt, lease, response.status)
     except BackendUnavailable:
         # L-08: the client gets its response, marked; the recording goes on, and until then the lease is renewed.
         return Fate.UNRECORDED
@@ -250,6 +251,7 @@ def _complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]
     if done.recreated:
         yield from warn(policy, events.Recreated(events.short(lease.record_id), lease.attempt))
     if policy.on_event is not None or everyday_log.on():
+        stored = stored and command.response is frame  # else its size was refused
         yield from notify(policy, events.Completed, lease.record_id, response.status, stored)
     return Fate.KEPT
 

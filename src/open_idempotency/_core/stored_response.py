@@ -16,13 +16,13 @@ from functools import lru_cache
 from open_idempotency import events
 from open_idempotency._core import problems
 from open_idempotency._core.drivers import Steps
-from open_idempotency._core.frames import CORS_PREFIX, OMITTED, ORIGIN, encode_response
+from open_idempotency._core.frames import CORS_PREFIX, OMITTED, ORIGIN, decode_response, encode_response
 from open_idempotency._core.models import Lease
 from open_idempotency._core.notify import cause, warn
 from open_idempotency._core.rendering import refuse
 from open_idempotency._core.requests import Cors, Headers, Response
-from open_idempotency._core.sealing import seal
-from open_idempotency.exceptions import BackendUnavailable
+from open_idempotency._core.sealing import seal, unseal
+from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
 from open_idempotency.policy import CREDENTIALS_OF_RESPONSES, IdempotencyPolicy
 
 REPLAYED = (b"idempotent-replayed", b"true")
@@ -302,6 +302,20 @@ def _redacted(small: Response, live: Headers, lease: Lease, policy: IdempotencyP
 
 def _bare_tombstone(status: int) -> bytes:
     return encode_response(Response(status if 200 <= status <= 999 else 500, (), None))
+
+
+def smaller(frame: bytes, kind: bytes, lease: Lease, policy: IdempotencyPolicy) -> bytes | None:
+    """What is stored instead of a stored form that the backend refuses for its size: a tombstone (O-11).
+
+    First one with the headers, then one with the status alone. None: there is nothing smaller.
+    """
+    try:
+        stored = decode_response(unseal(frame, kind, lease, policy))
+        headers = stored.headers if stored.body is not None else ()
+        left = seal(encode_response(Response(stored.status, headers, None)), kind, lease, policy)
+    except (BackendUnavailable, RecordUnreadable):  # encryption= fails; nothing but the status may be stored plain
+        return None
+    return left if len(left) < len(frame) else None
 
 
 def _report_failed_hook(policy: IdempotencyPolicy, lease: Lease, hook: str, error: Exception) -> Steps[None]:

@@ -15,8 +15,7 @@ from open_idempotency._core import canonical_json
 from open_idempotency._core.notify import Advice
 from open_idempotency._engine.heartbeat import Heartbeat
 from open_idempotency._engine.performers import AsyncPerformer, Performer
-from open_idempotency.backend import AsyncBackend, Backend
-from open_idempotency.backends.registry import open_backend
+from open_idempotency.backends.registry import Given, open_backend
 from open_idempotency.backends.threaded import ThreadedBackend
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.ledger.looking import alook, look
@@ -30,14 +29,14 @@ _said_off = False
 class Engine:
     """What an adapter needs to protect requests.
 
-    ``backend``: a URL, or a sync or async instance. ``threads``: the adapter is sync, so coroutines under
-    it live on short-lived event loops and reach the backend through threads. ``sessions``: the adapter reads sessions.
-    Raises ``ConfigurationError``.
+    ``backend``: a URL, a sync or async instance, or a client that a backend takes. ``threads``: the adapter is sync, so
+    coroutines under it live on short-lived event loops and reach the backend through threads. ``sessions``: the adapter
+    reads sessions. Raises ``ConfigurationError``.
     """
 
     def __init__(
         self,
-        backend: str | Backend | AsyncBackend | None,
+        backend: Given | None,
         policy: IdempotencyPolicy | None,
         fields: Mapping[str, Any],
         *,
@@ -108,7 +107,7 @@ def say_off() -> None:
         )
 
 
-def _named(backend: str | Backend | AsyncBackend | None) -> str | Backend | AsyncBackend:
+def _named(backend: Given | None) -> Given:
     if backend is None:
         raise ConfigurationError('backend: none given; pass a URL such as backend="sqlite:///idempotency.db"')
     return backend

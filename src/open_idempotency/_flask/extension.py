@@ -31,7 +31,7 @@ from open_idempotency._flask.survey import look_over
 from open_idempotency._flask.unprotected import KEY, PREFIX, method_of
 from open_idempotency._routes.coverage import Coverages, PathRules
 from open_idempotency._wsgi.environ import MARK, find_key, octets
-from open_idempotency.backend import AsyncBackend, Backend
+from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy, refuse_unknown
 from open_idempotency.rules import Rule, RulesByPath, rules_on
@@ -254,7 +254,7 @@ class Idempotency:
     def __init__(
         self,
         app: Flask | None = None,
-        backend: str | Backend | AsyncBackend | None = None,
+        backend: Given | None = None,
         *,
         policy: IdempotencyPolicy | None = None,
         rules: RulesByPath | None = None,

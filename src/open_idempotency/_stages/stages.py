@@ -26,7 +26,7 @@ from open_idempotency._core.notify import warn
 from open_idempotency._core.recording import make_sure, save_stage
 from open_idempotency._stages import values
 from open_idempotency._stages.annotations import declared_type
-from open_idempotency.exceptions import NotStarted, RecordUnreadable, StageValueError
+from open_idempotency.exceptions import NotStarted, RecordTooLarge, RecordUnreadable, StageValueError
 from open_idempotency.ledger.steps import find_stage
 from open_idempotency.ledger.steps import save_stage as save_in_transaction
 from open_idempotency.ledger.transactions import transaction_of
@@ -36,7 +36,7 @@ Reconcile = Callable[..., intents.Reconciled | Awaitable[intents.Reconciled]]
 
 MAX_NAME_CHARACTERS = 200
 _SAVE_AN_ID = "save a text, a number or an id"
-_NOT_SEALED = "see to it that encryption= can seal it, which it could not, as HookFailed says"
+_NOT_TAKEN = "see why encryption= could not seal it (HookFailed), or the backend refuses its size (BackendFailed)"
 
 
 class _Unset(Enum):
@@ -290,13 +290,13 @@ class StageUse:
         if self._frame == frame:
             return readable
         if self._has_no_value:
-            return (yield from self._live(readable, type(readable).__name__, _NOT_SEALED, raised=False))
+            return (yield from self._live(readable, type(readable).__name__, _NOT_TAKEN, raised=False))
         return read_frame(self._frame, declared, self._errors)
 
     def _save_memo(self, frame: bytes, error: Exception) -> Steps[Any]:
         yield from self._save(frame, error, raised=True)
         if self._frame != frame and self._has_no_value:
-            yield from self._live(error, type(error).__name__, _NOT_SEALED, raised=True)
+            yield from self._live(error, type(error).__name__, _NOT_TAKEN, raised=True)
 
     def _save(self, frame: bytes, value: object = None, raised: bool = False) -> Steps[None]:
         """Record it; where it cannot be sealed, that the stage is done. ``value``: what is in it."""
@@ -305,7 +305,11 @@ class StageUse:
             self._frame = frame
             return
         done = None if self._attempt.policy.encryption is None else _done_without(type(value).__name__, raised)
-        self._frame = yield from save_stage(self._attempt, Stage(*self.id, frame), done)
+        try:
+            self._frame = yield from save_stage(self._attempt, Stage(*self.id, frame), done)
+        except RecordTooLarge:  # the effect has happened, and no retry could record its value either
+            without = _done_without(type(value).__name__, raised)
+            self._frame = yield from save_stage(self._attempt, Stage(*self.id, without))
 
     def leave(self) -> None:
         """The stage was not recorded; it may be entered again within this attempt."""

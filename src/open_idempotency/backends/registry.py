@@ -53,18 +53,38 @@ _SYNONYMS = {"postgres": "postgresql", "valkey": "redis", "valkeys": "rediss", "
 _DIALECTS = ("mysql", "mariadb", "postgresql", "sqlite")
 
 
+#: by the package that a client comes from, the scheme whose backend takes it
+_CLIENTS = {"redis": "redis"}
+
+
+class Client(Protocol):
+    """A client of the application's, such as ``redis.Redis``: its backend uses its settings."""
+
+    def get_connection_kwargs(self) -> Any: ...
+
+
+#: what can be given as a backend
+Given = str | Backend | AsyncBackend | Client
+
+
 class _BackendClass(Protocol):
+    def __call__(self, client: Any, /, **options: Any) -> Backend | AsyncBackend: ...
+
     def from_url(self, url: str, **options: Any) -> Backend | AsyncBackend: ...
 
 
-def open_backend(backend: str | Backend | AsyncBackend, **options: Any) -> Backend:
+def open_backend(backend: Given, **options: Any) -> Backend:
     """The backend that a URL names, or the given one, as its sync front (``.to_async()`` returns the async one).
 
-    ``options`` are keyword arguments of the backend's ``from_url``. Nothing is connected yet. Raises
-    ``ConfigurationError`` for an unknown scheme, option or value, ``MissingExtra`` without the client library.
+    A client of redis-py's may stand for the URL: see ``RedisBackend``. ``options`` are keyword arguments of the
+    backend's ``from_url``. Nothing is connected yet. Raises ``ConfigurationError`` for an unknown scheme, option or
+    value, ``MissingExtra`` without the client library.
     """
     if isinstance(backend, str):
         return _sync(_class_for(_scheme(backend)).from_url(backend, **options))
+    scheme = _scheme_of_client(backend)
+    if scheme is not None:
+        return _sync(_class_for(scheme)(backend, **options))
     if options:
         raise ConfigurationError(f"backend: {', '.join(options)} cannot be set on a ready backend")
     return _sync(backend)
@@ -82,13 +102,23 @@ def refuse_new_file(file: str | None) -> None:
         )
 
 
+def _scheme_of_client(backend: object) -> str | None:
+    """The scheme whose backend takes this client; found by its package, so that no client library is imported."""
+    for kind in type(backend).__mro__:
+        scheme = _CLIENTS.get(kind.__module__.partition(".")[0])
+        if scheme is not None:
+            return scheme
+    return None
+
+
 def _sync(backend: object) -> Backend:
     if isinstance(backend, Backend):
         return backend
     if isinstance(backend, AsyncBackend):
         return backend.to_sync()
     raise ConfigurationError(
-        f"backend: expected a URL such as 'sqlite:///idem.db' or a backend, got {type(backend).__name__}"
+        f"backend: expected a URL such as 'sqlite:///idem.db', a backend, or a client of redis-py, "
+        f"got {type(backend).__name__}"
     )
 
 

@@ -159,6 +159,36 @@ def test_a_slot_is_followed_while_it_moves_and_afterwards(colour: str, replicas:
     run(colour, backend, steps)
 
 
+def test_leases_of_a_slot_that_has_half_moved_are_renewed(colour: str, whole: Cluster) -> None:
+    """L-13: a script for keys on two nodes is refused by both, so each lease is renewed by itself."""
+    tag = secrets.token_hex(8)
+    slot = key_slot(tag.encode())
+    backend = RedisBackend(whole.url, prefix=f"{{{tag}}}:", timeout=10)
+    owner = whole.owner_of(slot)
+    other = (owner + 1) % 3
+
+    async def steps(verbs: AsyncVerbs) -> None:
+        leases = [await lease_of(verbs, b"%d" % number) for number in range(6)]
+        expected = [Renewal.VANISHED if number == 1 else Renewal.OWNED for number in range(6)]
+        try:
+            whole.begin_to_move(slot, other)
+            moved = [backend.options.key(lease.record_id) for lease in leases[::2]]
+            for key in moved:
+                whole.ask(owner, "MIGRATE", "127.0.0.1", whole.nodes[other].port, key, 0, 5000)
+            await verbs.delete(b"1")
+            assert list(await verbs.renew(Renew(leases))) == expected
+        finally:
+            for key in (backend.options.key(lease.record_id) for lease in leases):
+                whole.ask(owner, "MIGRATE", "127.0.0.1", whole.nodes[other].port, key, 0, 5000)
+            whole.move(slot, other)
+            assert list(await verbs.renew(Renew(leases))) == expected
+            for lease in leases:
+                await verbs.delete(lease.record_id)
+            whole.move(slot, owner)
+
+    run(colour, backend, steps)
+
+
 @pytest.mark.parametrize("kind", SERVER_KINDS)
 def test_after_a_failover_the_backend_works_again_by_itself(kind: str) -> None:
     """B-10: in both colours; every call until then is refused in time, and then all nodes are found."""

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import redis
+import trustme
+
+from tests.contract.on_redis import server
+from tests.topologies import TlsFront
 
 ROOT = Path(__file__).parents[3]
 #: the private attributes of redis-py's connections that the backend uses
@@ -87,6 +92,20 @@ def test_a_missing_part_is_one_warning(missing: tuple[str, ...], tmp_path: Path,
 def test_a_redis_py_with_all_parts_is_no_warning(tmp_path: Path, valkey_url: str) -> None:
     """B-10: the same process with an unchanged copy logs nothing."""
     assert _life(_renamed(tmp_path), f"{valkey_url}?prefix={tmp_path.name}", 0) == []
+
+
+def test_without_a_way_to_forget_certificates_tls_works_and_says_so_once(tmp_path: Path, valkey_url: str) -> None:
+    """B-16: with TLS only; after a certificate was renewed such a process has to be restarted."""
+    environment = _renamed(tmp_path, "ssl_context")
+    assert _life(environment, f"{valkey_url}?prefix={tmp_path.name}", 0) == []
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with server() as plain, TlsFront(plain, context) as front:
+        url = f"rediss://localhost:{front.port}?ssl_ca_certs={tmp_path / 'ca.pem'}"
+        (message,) = _life(environment, url, 1)
+    assert message.startswith("WARNING ")
+    assert "has no ssl_context on its connections: after a certificate was renewed" in message
 
 
 def test_the_contract_holds_without_the_parts(tmp_path: Path) -> None:

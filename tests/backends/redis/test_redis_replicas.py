@@ -182,6 +182,23 @@ def test_with_replicas_the_claim_that_a_failover_would_forget_is_refused() -> No
     assert isinstance(second, Leased)
 
 
+@pytest.mark.parametrize("coalesce", [True, False])
+def test_a_connection_whose_write_was_not_confirmed_is_not_used_again(colour: str, coalesce: bool) -> None:
+    """B-16: the replicas of the old server may follow the one to which the address leads now."""
+    with server() as old, replicated(1) as (new, _), FaultProxy(old.port) as endpoint:
+        url = f"redis://127.0.0.1:{endpoint.port}"
+        backend = RedisBackend(url, min_replicas=1, timeout=5, replicas_timeout=0.1, coalesce=coalesce)
+
+        async def steps(verbs: AsyncVerbs) -> None:
+            with pytest.raises(BackendUnavailable, match="0 of 1 replicas"):
+                await verbs.claim(claim_of(RECORD))
+            endpoint.lead_to(new.port)
+            assert isinstance(await claimed_again(verbs, RECORD), Leased)
+            await verbs.complete(Complete(await lease_of(verbs, b"another"), b"response"))
+
+        run(colour, backend, steps)
+
+
 def test_a_confirmed_claim_survives_a_failover() -> None:
     """I1: with Sentinel, at once, without waiting for replication otherwise."""
     with replicated(1) as (primary, _):

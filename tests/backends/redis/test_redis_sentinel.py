@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator
 
@@ -128,6 +129,37 @@ def test_a_primary_that_was_replaced_is_left_while_it_still_serves(colour: str, 
             run(colour, backend, steps)
         finally:
             sentinel.stop()
+
+
+def test_a_planned_failover_forgets_no_response_that_was_acknowledged(
+    colour: str, watched: tuple[Server, Server, Sentinel]
+) -> None:
+    """B-14a: the old primary is left when its replica is promoted, about a second before its successor is named."""
+    primary, replica, sentinel = watched
+
+    async def steps(verbs: AsyncVerbs) -> None:
+        await lease_of(verbs, RECORD)
+        with primary.connect() as plain:
+            assert plain.wait(1, 10_000) == 1
+        with sentinel.connect() as plain:
+            until(lambda: plain.execute_command("SENTINEL", "FAILOVER", SERVICE), "the failover begins")
+        acknowledged: list[bytes] = []
+        deadline, refused = time.monotonic() + 20, 0
+        while sentinel.primary() != replica.port or len(acknowledged) < 50:
+            assert time.monotonic() < deadline
+            name = secrets.token_bytes(8)
+            try:
+                lease = await verbs.claim(claim_of(name))
+                if isinstance(lease, Leased):
+                    await verbs.complete(Complete(lease.lease, b"response"))
+                    acknowledged.append(name)
+            except BackendUnavailable:
+                refused += 1
+        assert refused
+        for name in acknowledged:
+            assert await verbs.claim(claim_of(name)) == Finished(b"response")
+
+    run(colour, RedisBackend(sentinel.sentinel_url, timeout=2), steps)
 
 
 @pytest.mark.parametrize("connected", [True, False], ids=["connected", "unconnected"])

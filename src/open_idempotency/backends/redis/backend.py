@@ -37,15 +37,15 @@ from open_idempotency.backend import (
     Wait,
     Withdraw,
 )
-from open_idempotency.backends.redis import memory, scripts
+from open_idempotency.backends.redis import memory, scripts, sizes
 from open_idempotency.backends.redis.calls import AsyncCalls, Calls
+from open_idempotency.backends.redis.clients import options_of
 from open_idempotency.backends.redis.deadlines import Deadline, limited
 from open_idempotency.backends.redis.listening import Listener
 from open_idempotency.backends.redis.memory import MemoryWatch
-from open_idempotency.backends.redis.options import read_url
 from open_idempotency.backends.redis.pipelining import without_missing_parts
 from open_idempotency.backends.redis.protocol import wrapped
-from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE
+from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Script
 from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
 
 logger = logging.getLogger("open_idempotency")
@@ -56,7 +56,7 @@ class AsyncRedisBackend(AsyncBackend):
 
     quotas = True
 
-    def __init__(self, url: str = "", *, over: RedisBackend | None = None, **options: Any) -> None:
+    def __init__(self, url: str | Any = "", *, over: RedisBackend | None = None, **options: Any) -> None:
         if over is None:
             over = RedisBackend(url, **options)
             over._async = self  # pyright: ignore[reportPrivateUsage]  # they are one pair
@@ -104,7 +104,10 @@ class AsyncRedisBackend(AsyncBackend):
         if isinstance(result, Leased):
             leases.append(result.lease)
             renewal = scripts.renew_arguments(result.lease)
-            scripts.held(await self._calls.script(scripts.RENEW, key, renewal, durably=True))
+            reply = await self._calls.script(scripts.RENEW, key, renewal, durably=True)
+            if not scripts.is_held(reply):
+                self._calls.client().suspect()  # the two calls may have gone to two servers
+                raise BackendUnavailable(scripts.GONE)
         return result
 
     async def _release(self, lease: Lease) -> None:
@@ -144,20 +147,47 @@ class AsyncRedisBackend(AsyncBackend):
 
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
+        arguments = scripts.save_stage_arguments(c)
+        if sizes.size_of(arguments) >= sizes.SMALLEST_LIMIT:
+            return scripts.stage_saved(await self._send_large(scripts.SAVE_STAGE, c.lease, arguments))
         key = self._options.key(c.lease.record_id)
-        reply = await self._calls.script(scripts.SAVE_STAGE, key, scripts.save_stage_arguments(c), durably=True)
-        return scripts.stage_saved(reply)
+        return scripts.stage_saved(await self._calls.script(scripts.SAVE_STAGE, key, arguments, durably=True))
 
     async def complete(self, c: Complete, /) -> Completed:
         """See ``RedisBackend.complete``."""
+        arguments = scripts.complete_arguments(c)
+        if len(c.response) >= sizes.SMALLEST_LIMIT:
+            return scripts.completed(await self._send_large(scripts.COMPLETE, c.lease, arguments))
         key = self._options.key(c.lease.record_id)
-        reply = await self._calls.script(scripts.COMPLETE, key, scripts.complete_arguments(c), durably=True)
-        return scripts.completed(reply)
+        return scripts.completed(await self._calls.script(scripts.COMPLETE, key, arguments, durably=True))
+
+    async def _send_large(self, script: Script, lease: Lease, arguments: scripts.Arguments) -> Any:
+        """See ``RedisBackend.send_large``."""
+        if on_trio():
+            return await in_thread(self._sync.send_large, script, lease, arguments)
+        key, size = self._options.key(lease.record_id), sizes.size_of(arguments)
+        actions = sizes.Actions(
+            lambda: self._calls.script(script, key, arguments, durably=True),
+            lambda: self._calls.script(scripts.STATUS, key),
+            self._limits,
+        )
+        asked = sizes.steps(self._sync.size_limit, size, actions)
+        try:
+            return await limited(self._options.budget, sizes.drive_async(asked))
+        except RedisTimeoutError as error:
+            raise wrapped(error) from error
+
+    async def _limits(self) -> list[Any]:
+        return [await self._calls.on(each, "CONFIG GET", sizes.SETTING) for each in await self._calls.servers()]
 
     async def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
+        arguments = scripts.fail_arguments(c)
+        if sizes.size_of(arguments) >= sizes.SMALLEST_LIMIT:
+            scripts.code(await self._send_large(scripts.FAIL, c.lease, arguments))
+            return
         key = self._options.key(c.lease.record_id)
-        scripts.code(await self._calls.script(scripts.FAIL, key, scripts.fail_arguments(c)))
+        scripts.code(await self._calls.script(scripts.FAIL, key, arguments))
 
     async def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
@@ -246,6 +276,9 @@ class AsyncRedisBackend(AsyncBackend):
 class RedisBackend(Backend):
     """The sync backend for a ``redis://``, ``redis+sentinel://`` or ``redis+cluster://`` URL.
 
+    ``url``: the URL, or a client of the application's: ``redis.Redis``, ``redis.asyncio.Redis``, ``RedisCluster`` of
+    either, or what ``master_for`` of a Sentinel returns. Of a client its settings are used (hosts, TLS, login,
+    database, path of a socket, timeouts below 1 second), never its connections; ``close`` does not close it.
     ``prefix``: before the names of all keys (default ``oi:``). ``timeout``: seconds for each step of a call
     (default 1). ``max_connections``: for each process and event loop (default 64). ``min_replicas``: how many replicas
     must confirm a write before it counts (default 0), within ``replicas_timeout`` seconds (default half of
@@ -260,7 +293,7 @@ class RedisBackend(Backend):
 
     def __init__(
         self,
-        url: str,
+        url: str | Any,
         *,
         prefix: str | None = None,
         timeout: float | None = None,
@@ -282,10 +315,11 @@ class RedisBackend(Backend):
             "clock": clock,
         }
         #: from the URL and the keywords
-        self.options = self._options = without_missing_parts(read_url(url, given))
+        self.options = self._options = without_missing_parts(options_of(url, given))
         self._calls = Calls(self._options)
         #: what each process knows about its servers' memory; shared with the async backend
         self.watches = PerProcess(lambda: MemoryWatch(self._options))
+        self._size_limits = PerProcess(sizes.Limit)
         self._listeners = PerProcess(lambda: Listener(self._options))
         self.call_timeout = self._options.call_timeout
         self._async = AsyncRedisBackend(over=self)
@@ -336,7 +370,9 @@ class RedisBackend(Backend):
     def _confirm(self, lease: Lease) -> None:
         # Replicas confirm writes of the same connection, so the claim is written again. That shows a failover as well.
         key = self._options.key(lease.record_id)
-        scripts.held(self._calls.durable(scripts.RENEW, key, scripts.renew_arguments(lease)))
+        if not scripts.is_held(self._calls.durable(scripts.RENEW, key, scripts.renew_arguments(lease))):
+            self._calls.client().suspect()  # the two calls may have gone to two servers
+            raise BackendUnavailable(scripts.GONE)
 
     def _release(self, lease: Lease) -> None:
         try:
@@ -372,18 +408,47 @@ class RedisBackend(Backend):
 
     def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
+        arguments = scripts.save_stage_arguments(c)
+        if sizes.size_of(arguments) >= sizes.SMALLEST_LIMIT:
+            return scripts.stage_saved(self.send_large(scripts.SAVE_STAGE, c.lease, arguments))
         key = self._options.key(c.lease.record_id)
-        return scripts.stage_saved(self._calls.durable(scripts.SAVE_STAGE, key, scripts.save_stage_arguments(c)))
+        return scripts.stage_saved(self._calls.durable(scripts.SAVE_STAGE, key, arguments))
 
     def complete(self, c: Complete, /) -> Completed:
         """See ``Backend.complete``. It succeeds at the server's memory limit too."""
+        arguments = scripts.complete_arguments(c)
+        if len(c.response) >= sizes.SMALLEST_LIMIT:
+            return scripts.completed(self.send_large(scripts.COMPLETE, c.lease, arguments))
         key = self._options.key(c.lease.record_id)
-        return scripts.completed(self._calls.durable(scripts.COMPLETE, key, scripts.complete_arguments(c)))
+        return scripts.completed(self._calls.durable(scripts.COMPLETE, key, arguments))
+
+    def send_large(self, script: Script, lease: Lease, arguments: scripts.Arguments) -> Any:
+        """Run a script of an owner with a value that a server may refuse for its size.
+
+        Raises ``RecordTooLarge`` where one does.
+        """
+        key, size = self._options.key(lease.record_id), sizes.size_of(arguments)
+        actions = sizes.Actions(
+            lambda: self._calls.durable(script, key, arguments),
+            lambda: self._calls.script(scripts.STATUS, key),
+            lambda: [self._calls.on(server, "CONFIG GET", sizes.SETTING) for server in self._calls.servers()],
+        )
+        with Deadline(self._options.budget):
+            return sizes.drive(sizes.steps(self.size_limit, size, actions))
+
+    @property
+    def size_limit(self) -> sizes.Limit:
+        """What this process knows about the size of values; shared with the async backend."""
+        return self._size_limits.get()
 
     def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
+        arguments = scripts.fail_arguments(c)
+        if sizes.size_of(arguments) >= sizes.SMALLEST_LIMIT:
+            scripts.code(self.send_large(scripts.FAIL, c.lease, arguments))
+            return
         key = self._options.key(c.lease.record_id)
-        scripts.code(self._calls.script(scripts.FAIL, key, scripts.fail_arguments(c)))
+        scripts.code(self._calls.script(scripts.FAIL, key, arguments))
 
     def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""

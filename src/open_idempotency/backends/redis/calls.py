@@ -21,8 +21,16 @@ from open_idempotency._runtime.loops import current_library, in_thread, on_trio
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backends.redis.deadlines import Deadline, limited
 from open_idempotency.backends.redis.options import CLUSTER, SINGLE, Options
-from open_idempotency.backends.redis.protocol import CLOSED, ERRORS, Command, may_retry, wrapped
-from open_idempotency.backends.redis.scripts import Arguments, Keyed, Script, Unconfirmed, confirmed, evaluation
+from open_idempotency.backends.redis.protocol import CLOSED, DIVIDED, ERRORS, Command, may_retry, wrapped
+from open_idempotency.backends.redis.scripts import (
+    Argument,
+    Arguments,
+    Keyed,
+    Script,
+    Unconfirmed,
+    confirmed,
+    evaluation,
+)
 from open_idempotency.backends.redis.topology import AsyncClient, Client, InBatch, NotInBatch, Server, topology_of
 
 P = ParamSpec("P")
@@ -49,19 +57,40 @@ def _grouped_steps(
     groups: Sequence[Sequence[int]],
     options: Options,
 ) -> Steps[list[Any]]:
-    """Run a script once for each group of indexes of the keys; the replies for the keys, in their order."""
+    """Run a script once for each group of indexes of the keys; the replies for the keys, in their order.
+
+    While a slot moves between two nodes of a Cluster neither has all keys of its group. Then each key is sent alone.
+    """
     now = options.now()
-    batches = [_keyed_of(group, keys, arguments) for group in groups]
+    found = yield from _evaluated(script, [_keyed_of(group, keys, arguments) for group in groups], now)
+    replies: dict[int, Any] = {}
+    apart: list[int] = []
+    for group, reply in zip(groups, found, strict=True):
+        if isinstance(reply, DIVIDED) and len(group) > 1:
+            apart += group
+        else:
+            replies.update(zip(group, _whole(reply), strict=True))
+    if apart:
+        found = yield from _evaluated(script, [_keyed_of((index,), keys, arguments) for index in apart], now)
+        replies.update((index, _whole(reply)[0]) for index, reply in zip(apart, found, strict=True))
+    return [replies[index] for index in sorted(replies)]
+
+
+def _evaluated(script: Script, batches: Sequence[Keyed], now: Argument) -> Steps[list[Any]]:
+    """Run a script on each batch of keys, in full where a server does not know it; the replies, refusals included."""
     found = yield [evaluation(script, keyed, now) for keyed in batches]
     forgotten = [index for index, reply in enumerate(found) if isinstance(reply, NoScriptError)]
     if forgotten:
         again = yield [evaluation(script, batches[index], now, source=True) for index in forgotten]
         for index, reply in zip(forgotten, again, strict=True):
             found[index] = reply
-    replies: dict[int, Any] = {}
-    for group, reply in zip(groups, _raised(found), strict=True):
-        replies.update(zip(group, reply, strict=True))
-    return [replies[index] for index in sorted(replies)]
+    return found
+
+
+def _whole(reply: Any) -> Any:
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
 
 
 def _keyed_of(group: Sequence[int], keys: Sequence[bytes], arguments: Sequence[Arguments]) -> Keyed:
@@ -69,10 +98,7 @@ def _keyed_of(group: Sequence[int], keys: Sequence[bytes], arguments: Sequence[A
 
 
 def _raised(found: list[Any]) -> list[Any]:
-    for reply in found:
-        if isinstance(reply, Exception):
-            raise reply
-    return found
+    return [_whole(reply) for reply in found]
 
 
 def _drive(steps: Steps[R], send: Callable[[Sequence[Command]], list[Any]]) -> R:
@@ -105,6 +131,10 @@ class Calls:
         self._clients: PerProcess[Client] = PerProcess(lambda: topology_of(options).client(options))
         #: how often a client was closed; a call that was in flight then may get any error
         self._closings = 0
+
+    def client(self) -> Client:
+        """This process's client."""
+        return self._clients.get()
 
     def close(self) -> None:
         """Close this process's connections. The next call makes others."""

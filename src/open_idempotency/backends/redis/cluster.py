@@ -20,7 +20,7 @@ import redis
 import redis.asyncio
 import redis.asyncio.cluster
 import redis.cluster
-from redis.exceptions import AskError, MovedError, ResponseError, TryAgainError
+from redis.exceptions import AskError, MovedError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from open_idempotency.backends.redis.connections import (
@@ -44,10 +44,8 @@ from open_idempotency.exceptions import BackendUnavailable
 
 #: how many nodes are tried for a connection for channels
 _LISTENED_AT_MOST = 3
-#: replies that redis-py's client follows; ``MovedError`` is an ``AskError``
-_REDIRECTIONS = (AskError, TryAgainError)
-#: where the first key stands in ``EVALSHA sha count key …``
-_KEY = 3
+#: where the number of keys, and where the first key stands in ``EVALSHA sha count key …``
+_COUNT, _KEY = 2, 3
 
 
 class _Nodes:
@@ -86,6 +84,14 @@ class _Nodes:
         return node, [("ASKING",), *commands]
 
 
+def _is_followed(reply: Any, command: Command) -> bool:
+    """Whether redis-py's client is to follow this redirection: that of one key, or of a slot that has moved.
+
+    It would try the keys of a slot that is still moving again and again, and neither node has all of them.
+    """
+    return isinstance(reply, MovedError) or (isinstance(reply, AskError) and command[_COUNT] == 1)
+
+
 def _unbroken(replies: list[Any]) -> list[Any]:
     """The replies, where the connection held. Refusals are replies too."""
     for reply in replies:
@@ -110,6 +116,7 @@ class ClusterClient(_Nodes):
             retry=no_retry(),
             connection_class=blocking_kind(options),
             connection_pool_class=redis.BlockingConnectionPool,
+            address_remap=options.remap,
             **made,
         )
 
@@ -139,7 +146,7 @@ class ClusterClient(_Nodes):
                 self.execute(commands[indexes[0]])  # after an error of a single call redis-py looks for the nodes again
             raise
         for index, reply in zip(indexes, found, strict=True):
-            replies[index] = self._followed(commands[index]) if isinstance(reply, _REDIRECTIONS) else reply
+            replies[index] = self._followed(commands[index]) if _is_followed(reply, commands[index]) else reply
 
     def _followed(self, command: Command) -> Any:
         try:
@@ -180,6 +187,7 @@ class AsyncClusterClient(_Nodes):
             retry=no_async_retry(),
             ssl=options.tls,
             max_connections=options.max_connections,
+            address_remap=options.remap,
             **made,
         )
         # redis-py refuses a call when all connections are in use. Here the call waits, within its time.
@@ -243,15 +251,21 @@ class AsyncClusterClient(_Nodes):
         return replies
 
     async def _fill(self, replies: list[Any], node: Any, indexes: list[int], commands: Sequence[Command]) -> None:
-        pipeline = self._pipeline(node, [commands[index] for index in indexes])
         try:
-            found = _unbroken(await pipeline.execute(raise_on_error=False))
+            found = await self._on(node, [commands[index] for index in indexes])
         except ERRORS:
             with suppress(*ERRORS):
                 await self._cluster.execute_command(*commands[indexes[0]])  # as in the blocking client
             raise
         for index, reply in zip(indexes, found, strict=True):
-            replies[index] = reply
+            again = _is_followed(reply, commands[index])
+            replies[index] = await self._followed(commands[index]) if again else reply
+
+    async def _followed(self, command: Command) -> Any:
+        try:
+            return await self._cluster.execute_command(*command)
+        except ResponseError as error:
+            return error
 
     async def together(self, commands: Sequence[Command]) -> list[Any]:
         async with self._gate:
@@ -264,15 +278,11 @@ class AsyncClusterClient(_Nodes):
                 replies = (await self._on(*self.asked(replies[0], commands)))[1:]
             return replies
 
-    def _pipeline(self, node: Any, commands: Sequence[Command]) -> Any:
+    async def _on(self, node: Any, commands: Sequence[Command]) -> list[Any]:
+        # One node and no redirections, so all of it goes over one connection.
         pipeline = self._cluster.pipeline()
         for command in commands:
             pipeline.execute_command(*command, target_nodes=node)
-        return pipeline
-
-    async def _on(self, node: Any, commands: Sequence[Command]) -> list[Any]:
-        # One node and no redirections, so all of it goes over one connection.
-        pipeline = self._pipeline(node, commands)
         return _unbroken(await pipeline.execute(raise_on_error=False, allow_redirections=False))
 
     async def servers(self) -> Sequence[_NodeServer]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import redis
 import redis.asyncio
+import redis.asyncio.connection
 import redis.connection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
@@ -22,14 +23,16 @@ from redis.retry import Retry
 
 from open_idempotency.backends.redis.deadlines import LATE, current
 from open_idempotency.backends.redis.options import Address, Options
-from open_idempotency.backends.redis.pipelining import socket_of
-from open_idempotency.backends.redis.protocol import packed, says_replica
+from open_idempotency.backends.redis.pipelining import forget_certificates, socket_of
+from open_idempotency.backends.redis.protocol import packed, says_cut_off, says_replica
 
 #: an address that was found, and how many servers had been left by then
 Reached = tuple[Address | None, int]
 
 _SCRIPTS = ("EVALSHA", "EVAL")
-_REPLICA = "the server is a replica now"
+_REPLACED = "the server is not the primary any more, or may not be"
+#: seconds in which a route is suspected once at most
+_CALM = 1.0
 
 
 class Route:
@@ -39,6 +42,7 @@ class Route:
         self._address = address
         #: what connections have to have reached to be used
         self.current: Reached = (address, 0)
+        self._calm_until = 0.0
 
     def find(self) -> Reached:
         """Where a new connection goes. Raises one of ``ERRORS``."""
@@ -49,8 +53,29 @@ class Route:
         if reached == self.current:
             self.current = (self._address, reached[1] + 1)
 
-    def suspect(self) -> None:
-        """The server may have been replaced as the primary. Subclasses find out, without waiting for it."""
+    def suspect(self) -> bool:
+        """The server may have been replaced as the primary: its connections are made anew, at most once a second.
+
+        Whether they are.
+        """
+        if not self._is_first_suspicion():
+            return False
+        self.current = (self._address, self.current[1] + 1)
+        return True
+
+    def _is_first_suspicion(self) -> bool:
+        now = time.monotonic()
+        if now < self._calm_until:
+            return False
+        self._calm_until = now + _CALM
+        return True
+
+    def leave_if(self, error: ResponseError, reached: Reached) -> bool:
+        """Whether this refusal means that the connection is to be dropped, and the call sent once more elsewhere."""
+        if says_replica(error):
+            self.leave(reached)
+            return True
+        return says_cut_off(error) and self.suspect()
 
     def switch(self, address: Address) -> None:
         """The server is at ``address`` now. Connections that reached another one are made anew."""
@@ -88,11 +113,11 @@ class Connection(Protocol):
     def read_response(self) -> Any: ...
 
 
-class DeadlineConnection(redis.Connection):
-    """A blocking connection that keeps the thread's deadline, and follows its ``route`` where it has one."""
+class _Deadlines(redis.connection.AbstractConnection):
+    """What a blocking connection needs to keep the thread's deadline, and to follow its ``route`` where it has one."""
 
     def __init__(self, *, route: Route | None = None, **arguments: Any) -> None:
-        super().__init__(**arguments)  # type: ignore[no-untyped-call]  # redis-py's
+        super().__init__(**arguments)
         self._connects_within: float = arguments["socket_connect_timeout"]
         self._replies_within: float = arguments["socket_timeout"]
         self._route = route
@@ -107,7 +132,8 @@ class DeadlineConnection(redis.Connection):
             self.disconnect()
         if route is not None:
             self._reached = route.find()
-            self.host, self.port = self._reached[0] or (self.host, self.port)
+            if self._reached[0] is not None:
+                self.host, self.port = self._reached[0]
         self._limit_step()
         super().connect()  # type: ignore[no-untyped-call]  # redis-py's
         self._connected = True
@@ -133,12 +159,10 @@ class DeadlineConnection(redis.Connection):
         try:
             return super().read_response(*arguments, **options)
         except ResponseError as error:
-            if not says_replica(error):
+            if self._route is None or not self._route.leave_if(error, self._reached):
                 raise
-            if self._route is not None:
-                self._route.leave(self._reached)
             self.disconnect()
-            raise RedisConnectionError(_REPLICA) from error
+            raise RedisConnectionError(f"{_REPLACED}: {error}") from error
 
     def _limit_step(self) -> None:
         deadline = current.deadline()
@@ -155,12 +179,30 @@ class DeadlineConnection(redis.Connection):
             sock.settimeout(self.socket_timeout)
 
 
-class DeadlineSSLConnection(DeadlineConnection, redis.SSLConnection):
+class _Unix(redis.UnixDomainSocketConnection):
+    """redis-py's connection to the path of a socket; earlier releases take no time limit for connecting."""
+
+    def __init__(self, *, socket_connect_timeout: float, **arguments: Any) -> None:
+        super().__init__(**arguments)  # type: ignore[no-untyped-call]  # redis-py's
+
+
+class DeadlineConnection(_Deadlines, redis.Connection):
+    """A blocking connection to a host and a port."""
+
+
+class DeadlineSSLConnection(_Deadlines, redis.SSLConnection):
     """The same with TLS."""
 
 
-class AsyncConnection(redis.asyncio.Connection):
-    """A connection on asyncio that follows its ``route``. ``reached``: what the route said when it connected."""
+class DeadlineUnixConnection(_Deadlines, _Unix):
+    """The same to a path."""
+
+
+class _Following(redis.asyncio.connection.AbstractConnection):
+    """What a connection on asyncio needs to follow its ``route``.
+
+    ``reached``: what the route said when it connected.
+    """
 
     def __init__(self, *, route: AsyncRoute, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -173,22 +215,42 @@ class AsyncConnection(redis.asyncio.Connection):
                 return
             await self.disconnect()
         self.reached = await self._route.look()
-        self.host, self.port = self.reached[0] or (self.host, self.port)
+        if self.reached[0] is not None:
+            self.host, self.port = self.reached[0]
         await super().connect()  # type: ignore[no-untyped-call]  # redis-py's
 
     async def read_response(self, *arguments: Any, **options: Any) -> Any:
         try:
             return await super().read_response(*arguments, **options)
         except ResponseError as error:
-            if not says_replica(error):
+            if not self._route.leave_if(error, self.reached):
                 raise
-            self._route.leave(self.reached)
             await self.disconnect()
-            raise RedisConnectionError(_REPLICA) from error
+            raise RedisConnectionError(f"{_REPLACED}: {error}") from error
 
 
-class AsyncSSLConnection(AsyncConnection, redis.asyncio.SSLConnection):
+class AsyncConnection(_Following, redis.asyncio.Connection):
+    """A connection on asyncio to a host and a port."""
+
+
+class FreshSSLConnection(redis.asyncio.SSLConnection):
+    """redis-py's connection with TLS, which reads the files of certificates again whenever it connects.
+
+    redis-py keeps what it has read, so a certificate that was renewed would be refused until a restart.
+    """
+
+    async def connect(self) -> None:
+        if not self.is_connected:
+            forget_certificates(self)
+        await super().connect()  # type: ignore[no-untyped-call]  # redis-py's
+
+
+class AsyncSSLConnection(_Following, FreshSSLConnection):
     """The same with TLS."""
+
+
+class AsyncUnixConnection(_Following, redis.asyncio.UnixDomainSocketConnection):
+    """The same to a path."""
 
 
 def no_retry() -> Retry:
@@ -234,35 +296,45 @@ def pool_arguments(options: Options) -> dict[str, Any]:
     return {**arguments(options), "max_connections": options.max_connections, "timeout": options.timeout}
 
 
+def place(options: Options, address: Address | None) -> dict[str, Any]:
+    """Arguments of connections that say where they go. ``address``: None where the server has the path of a socket."""
+    if address is None:
+        return {"path": options.path}
+    host, port = address
+    return {"host": host, "port": port}
+
+
 def blocking_kind(options: Options) -> Any:
     """The class of blocking connections."""
-    return DeadlineSSLConnection if options.tls else DeadlineConnection
+    return _kind(options, DeadlineConnection, DeadlineSSLConnection, DeadlineUnixConnection)
+
+
+def _kind(options: Options, plain: Any, tls: Any, unix: Any) -> Any:
+    return tls if options.tls else unix if options.path else plain
 
 
 class AsyncDestination:
     """Makes connections on asyncio that follow a route; ``kind`` with ``arguments``, for a pool of them as well."""
 
-    def __init__(self, options: Options, address: Address, route: AsyncRoute) -> None:
+    def __init__(self, options: Options, address: Address | None, route: AsyncRoute) -> None:
         self.route = route
-        self.kind: Any = AsyncSSLConnection if options.tls else AsyncConnection
-        host, port = address
-        self.arguments = {**arguments(options), "host": host, "port": port, "route": route}
+        self.kind = _kind(options, AsyncConnection, AsyncSSLConnection, AsyncUnixConnection)
+        self.arguments = {**arguments(options), **place(options, address), "route": route}
 
-    def connection(self) -> AsyncConnection:
+    def connection(self) -> Any:
         """A new connection, not connected yet."""
-        made: AsyncConnection = self.kind(retry=no_async_retry(), **self.arguments)
+        made: Any = self.kind(retry=no_async_retry(), **self.arguments)
         return made
 
 
-def connect(options: Options, address: Address) -> Connection:
+def connect(options: Options, address: Address | None) -> Connection:
     """A new connection for channels, which have no database number. Raises one of ``ERRORS``."""
-    host, port = address
-    return open_connection(options, {**arguments(options), "db": 0, "host": host, "port": port})
+    return open_connection(options, {**arguments(options), "db": 0, **place(options, address)})
 
 
 def open_connection(options: Options, made: dict[str, Any]) -> Connection:
     """A new blocking connection, outside pools and deadlines, with the arguments ``made``. Raises one of ``ERRORS``."""
-    kind: Any = redis.SSLConnection if options.tls else redis.Connection
+    kind = _kind(options, redis.Connection, redis.SSLConnection, _Unix)
     connection: Connection = kind(retry=no_retry(), **made)
     try:
         connection.connect()

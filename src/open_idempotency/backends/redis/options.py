@@ -77,9 +77,26 @@ class Options:
     #: the name under which Sentinel knows the primary
     service: str = ""
     database: int = 0
+    #: of the server's socket, where it has one; then there are no addresses
+    path: str = ""
+    #: from the address that a node of a Cluster has to the address by which it is reached
+    remap: Callable[[Address], Address] | None = None
     ssl: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
     login: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
     sentinel_login: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    #: the same for the Sentinels
+    sentinel_tls: bool = False
+    sentinel_ssl: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
+
+    @property
+    def address(self) -> Address | None:
+        """The first address; None where the server has the path of a socket."""
+        return self.addresses[0] if self.addresses else None
+
+    @property
+    def for_sentinels(self) -> Options:
+        """The settings of connections to the Sentinels."""
+        return replace(self, tls=self.sentinel_tls, ssl=self.sentinel_ssl, login=self.sentinel_login, database=0)
 
     @cached_property
     def budget(self) -> float:
@@ -92,7 +109,8 @@ class Options:
     @cached_property
     def connects_within(self) -> float:
         """Seconds for a new connection with its handshake, and for discovering its server."""
-        handshake = ("password" in self.login) + (self.database != 0) + self.tls
+        login = "password" in self.login or "credential_provider" in self.login
+        handshake = login + (self.database != 0) + self.tls
         return self.timeout * (1 + handshake + (self.topology != SINGLE))
 
     @cached_property
@@ -154,20 +172,31 @@ def read_url(url: str, given: dict[str, Any]) -> Options:
         raise ConfigurationError(
             "backend: redis:// takes one host; several are for redis+sentinel:// and redis+cluster://"
         )
-    _check_library(scheme.topology, parts.scheme)
+    check_library(scheme.topology, parts.scheme)
     path = _PATHS[scheme.topology](parts.scheme, parts.path)
+    ssl = _ssl({name: read.pop(name) for name in list(read) if name in _TLS_OPTIONS}, tls)
     fixed = {
         **path,
-        "ssl": _ssl({name: read.pop(name) for name in list(read) if name in _TLS_OPTIONS}, tls),
+        "ssl": ssl,
+        "sentinel_tls": tls,
+        "sentinel_ssl": ssl,
         "login": _login(who),
         "sentinel_login": {name.partition("_")[2]: read.pop(name) for name in list(read) if name in _LOGIN_OPTIONS},
     }
-    read.update((name, value) for name, value in given.items() if value is not None)
-    if isinstance(read.get("prefix"), str):
-        read["prefix"] = read["prefix"].encode("utf-8", "surrogateescape")
     written_path = "/".join(filter(None, (path.get("service"), str(path["database"]))))
-    where = f"{parts.scheme}://{_written(who.addresses)}/{written_path}"
-    return _checked(replace(Options(where, scheme.topology, tls, who.addresses), **fixed, **read))
+    where = f"{parts.scheme}://{written(who.addresses)}/{written_path}"
+    return with_settings(replace(Options(where, scheme.topology, tls, who.addresses), **fixed), read, given)
+
+
+def with_settings(options: Options, read: dict[str, Any], given: dict[str, Any]) -> Options:
+    """The options with the settings that were ``read``; keywords in ``given`` that are not None override them.
+
+    Raises ``ConfigurationError``.
+    """
+    settings = {**read, **{name: value for name, value in given.items() if value is not None}}
+    if isinstance(settings.get("prefix"), str):
+        settings["prefix"] = settings["prefix"].encode("utf-8", "surrogateescape")
+    return _checked(replace(options, **settings))
 
 
 def _ssl(read: dict[str, Any], tls: bool) -> dict[str, Any]:
@@ -193,7 +222,7 @@ def _single(scheme: str, path: str) -> dict[str, Any]:
     return {"database": _database(scheme, path.strip("/") or "0")}
 
 
-def _check_library(topology: str, scheme: str) -> None:
+def check_library(topology: str, scheme: str) -> None:
     """Sentinel and Cluster need a redis-py whose connections may be used from many threads at once."""
     found = redis.__version__
     major, minor = (int(part) for part in found.split(".")[:2])
@@ -279,6 +308,6 @@ def _is_port(text: str) -> bool:
     return text.isascii() and text.isdecimal() and int(text) < 65536
 
 
-def _written(addresses: tuple[Address, ...]) -> str:
+def written(addresses: tuple[Address, ...]) -> str:
     """The addresses as a URL has them."""
     return ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in addresses)

@@ -20,6 +20,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -27,23 +28,31 @@ from typing import Any, NamedTuple, Protocol
 import redis
 import redis.asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import InvalidResponse, NoScriptError, RedisError
+from redis.exceptions import InvalidResponse, NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from open_idempotency.backends._shared.coalescing import Limits, LoopCoalescer
 from open_idempotency.backends.redis.deadlines import LATE, limited
 from open_idempotency.backends.redis.options import Options
-from open_idempotency.backends.redis.protocol import CLOSED, ERRORS, Replies, may_retry, packed, says_replica, wrapped
+from open_idempotency.backends.redis.protocol import CLOSED, ERRORS, Replies, may_retry, packed, wrapped
 from open_idempotency.backends.redis.scripts import Argument, Keyed, Script, Unconfirmed, confirmed, evaluation
 from open_idempotency.exceptions import BackendUnavailable
 
 logger = logging.getLogger("open_idempotency")
 
-_SOCKET, _STREAMS = "_sock", ("_reader", "_writer")
+_SOCKET, _STREAMS, _CERTIFICATES = "_sock", ("_reader", "_writer"), "ssl_context"
 
 
 def without_missing_parts(options: Options) -> Options:
     """The options without what the installed redis-py cannot do for us. A missing part is logged as a warning."""
+    if options.tls and not hasattr(redis.asyncio.SSLConnection(), _CERTIFICATES):
+        logger.warning(
+            "%s: redis-py %s has no %s on its connections: after a certificate was renewed this process has to be "
+            "restarted. Install a version of open-idempotency that knows this redis-py",
+            options.where,
+            redis.__version__,
+            _CERTIFICATES,
+        )
     missing = _missing_parts()
     if not missing:
         return options
@@ -74,17 +83,25 @@ def socket_of(connection: Any) -> socket.socket | None:
     return found
 
 
+def forget_certificates(connection: Any) -> None:
+    """Let a connection on asyncio with TLS read the files of certificates again when it connects."""
+    with suppress(AttributeError):  # another redis-py: it keeps what it has read
+        connection.ssl_context.context = None
+
+
 class Route(Protocol):
     """Where the server is, and whether it is the primary."""
 
     #: compared with what a connection reached, which may be used as long as the two are equal
     current: Any
 
-    def leave(self, reached: Any) -> None:
-        """The server that a connection reached there is a replica now."""
+    def leave_if(self, error: ResponseError, reached: Any) -> bool:
+        """Whether this refusal means that the server there is to be left."""
+        ...
 
-    def suspect(self) -> None:
-        """The server may have been replaced as the primary."""
+    def suspect(self) -> bool:
+        """The server may have been replaced as the primary. Whether its connections are made anew."""
+        ...
 
 
 class Destination(Protocol):
@@ -216,8 +233,7 @@ class PipelinedConnection:
 
     def _ends(self, stream: _Stream, refusal: Exception) -> bool:
         """Whether a refusal means that another connection is needed."""
-        if says_replica(refusal):
-            self._route.leave(stream.reached)
+        if isinstance(refusal, ResponseError) and self._route.leave_if(refusal, stream.reached):
             return True
         # For example BusyLoadingError: the server is loading its data.
         return isinstance(refusal, RedisConnectionError)

@@ -38,6 +38,8 @@ Command = Sequence[Any]
 
 #: what redis-py raises; that of its Cluster client is no RedisError
 ERRORS = (RedisError, RedisClusterException, OSError)
+#: what a node of a Cluster replies where it does not have all keys of a script; ``MovedError`` is an ``AskError``
+DIVIDED = (AskError, TryAgainError)
 CLOSED = "the backend was closed during the call"
 
 _RETRIED = (RedisConnectionError, ClusterDownError, TryAgainError)
@@ -82,12 +84,32 @@ def error_of(line: str) -> Exception:
     return error
 
 
-def says_replica(error: Exception) -> bool:
-    """Whether a refusal says that the server is a replica, which takes no writes."""
+def code_of(error: Exception) -> str:
+    """The code of a refusal, such as ``BUSY``; ``ERR`` where the server gave none of its own."""
+    for code, kind in _CLASSES.items():
+        if type(error) is kind:
+            return code
     if type(error) is not ResponseError:
-        return isinstance(error, ReadOnlyError)
-    found = _CODE_IN_SCRIPT(str(error))
-    return found is not None and _CLASSES.get(found[1]) is ReadOnlyError
+        return "ERR"
+    text = str(error)
+    found = _CODE_IN_SCRIPT(text)
+    word = found[1] if found is not None else text.partition(" ")[0]
+    return word if word.isalpha() and word.isupper() and word != "ERR" else "ERR"
+
+
+def says_replica(error: Exception) -> bool:
+    """Whether a refusal says that the server is a replica: it takes no writes, or waits for its primary."""
+    return code_of(error) in ("READONLY", "MASTERDOWN")
+
+
+def says_cut_off(error: Exception) -> bool:
+    """Whether a primary refuses to write because its replicas have left it; they may follow another one."""
+    return code_of(error) == "NOREPLICAS"
+
+
+def is_without_code(error: Exception) -> bool:
+    """Whether a server refused a command with no code of its own, as what it cannot parse."""
+    return type(error) is ResponseError and code_of(error) == "ERR"
 
 
 _END = b"\r\n"

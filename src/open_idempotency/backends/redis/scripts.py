@@ -290,10 +290,12 @@ def stage_saved(reply: Reply) -> StageSaved:
     return StageSaved(stage_of(reply[1]).frame, recreated=number == 1)
 
 
-def held(reply: Reply) -> None:
-    """Raise ``BackendUnavailable`` unless the reply of ``renew.lua`` for one key says that the claim still holds."""
-    if renewed(reply) != [Renewal.OWNED]:
-        raise BackendUnavailable("Redis: the claim was gone before replicas confirmed it")
+GONE = "Redis: the claim was gone before replicas confirmed it"
+
+
+def is_held(reply: Reply) -> bool:
+    """Whether the reply of ``renew.lua`` for one key says that the claim still holds."""
+    return renewed(reply) == [Renewal.OWNED]
 
 
 class Unconfirmed(BackendUnavailable):

@@ -1,6 +1,8 @@
 """A primary that Sentinel names. Each new connection asks a Sentinel, and all connections follow the latest reply.
 
 A thread hears when the Sentinels make another server the primary, since the old one may serve for seconds after that.
+In a planned failover the old one still acknowledges writes when its successor has stopped following it, about a second
+before the Sentinels name that. The thread hears of this moment as well, and then no call is made until they do.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ import redis
 import redis.asyncio
 import redis.sentinel
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from open_idempotency._runtime.loops import in_thread
 from open_idempotency.backends.redis.connections import (
     AsyncRoute,
     Connection,
+    FreshSSLConnection,
     Reached,
     Route,
     blocking_kind,
@@ -44,6 +48,9 @@ logger = logging.getLogger("open_idempotency")
 _IDLE, _ASK_AGAIN = 10.0, 1.0
 _READ_AT_ONCE = 4096
 _IN_FAILOVER = "failover_in_progress"
+_SWITCHED, _PROMOTING = "+switch-master", "+failover-state-send-slaveof-noone"
+#: seconds without calls at most, from the moment at which a replica is promoted
+_HELD = 5.0
 #: seconds until it tries again to subscribe
 _SUBSCRIBE_AGAIN = 5.0
 # redis-py's rules for what counts as a primary. This object asks no Sentinel itself.
@@ -105,7 +112,7 @@ class Search:
 
 
 def _sentinel_arguments(options: Options) -> list[dict[str, Any]]:
-    common = {**timeouts(options), **options.sentinel_login}
+    common = {**timeouts(options.for_sentinels), **options.sentinel_login}
     return [{**common, "host": host, "port": port} for host, port in options.addresses]
 
 
@@ -114,7 +121,7 @@ class Sentinels:
 
     def __init__(self, options: Options, epochs: list[int]) -> None:
         pool: Any = redis.ConnectionPool
-        kind = blocking_kind(options)
+        kind = blocking_kind(options.for_sentinels)
         pools = [pool(connection_class=kind, retry=no_retry(), **made) for made in _sentinel_arguments(options)]
         self._by_index = [cast(Any, redis.Redis).from_pool(pool) for pool in pools]
         self._search = Search(options.service, self._by_index, epochs)
@@ -144,15 +151,45 @@ class Sentinels:
             client.close()
 
 
+class _Held(Route):
+    """A route that can be held: its server is left before it is known where the next one is."""
+
+    _held_from: Address | None = None
+    _held_until = 0.0
+
+    def hold(self, seconds: float) -> None:
+        """Make no calls until the Sentinels name another primary, for so long at most."""
+        address, left = self.current
+        if address is not None:
+            self._held_from, self._held_until = address, time.monotonic() + seconds
+            self.current = (None, left + 1)
+
+    def arrive(self, address: Address, left: int) -> Reached:
+        """See ``Route.arrive``. Raises one of ``ERRORS`` for the server that is held."""
+        if self._is_held(address):
+            raise RedisConnectionError("the Sentinels are making another server the primary")
+        return super().arrive(address, left)
+
+    def switch(self, address: Address) -> None:
+        """See ``Route.switch``. The server that is held is no news."""
+        if not self._is_held(address):
+            super().switch(address)
+
+    def _is_held(self, address: Address) -> bool:
+        return address == self._held_from and time.monotonic() < self._held_until
+
+
 class SwitchListener:
     """Listens to the Sentinels in one thread, and updates the route when another server becomes the primary.
 
-    It subscribes to ``+switch-master`` on every Sentinel. While one of them cannot be heard it asks every second. It
-    ends when it is closed, or when the route is garbage.
+    It subscribes to ``+switch-master`` on every Sentinel, and to the event by which the leading one promotes a replica,
+    where its user may. While one of them cannot be heard it asks every second. It ends when it is closed, or when the
+    route is garbage.
     """
 
-    def __init__(self, options: Options, route: Route, sentinels: Sentinels) -> None:
+    def __init__(self, options: Options, route: _Held, sentinels: Sentinels) -> None:
         self._options = options
+        self._service = options.service.encode()
         self._route = ref(route)
         self._sentinels = sentinels
         self._arguments = _sentinel_arguments(options) if options.listens else []
@@ -258,25 +295,39 @@ class SwitchListener:
         connection = self._heard[index]
         try:
             while connection.can_read(0):
-                connection.read_response()
+                self._heed(connection.read_response())
             self._sentinels.prefer(index)
         except ERRORS:
             connection.disconnect()
             del self._heard[index]
 
+    def _heed(self, message: Any) -> None:
+        """Stop all calls where a replica of this service is about to be promoted."""
+        kind, channel, text = message
+        # "slave ADDRESS IP PORT @ SERVICE IP PORT"
+        if kind != b"message" or channel != _PROMOTING.encode():
+            return
+        _, _, of = text.partition(b" @ ")
+        route = self._route()
+        if route is not None and of.split(b" ")[:1] == [self._service]:
+            route.hold(_HELD)
+
 
 def _subscribed(options: Options, made: dict[str, Any]) -> Connection:
-    connection = open_connection(options, made)
+    connection = open_connection(options.for_sentinels, made)
     try:
-        connection.send_command("SUBSCRIBE", "+switch-master")
+        connection.send_command("SUBSCRIBE", _SWITCHED)
         connection.read_response()
+        with suppress(ResponseError):  # a user may be allowed the first channel only
+            connection.send_command("SUBSCRIBE", _PROMOTING)
+            connection.read_response()
     except BaseException:
         connection.disconnect()
         raise
     return connection
 
 
-class SentinelRoute(Route):
+class SentinelRoute(_Held):
     """The way to the primary. Safe to use from many threads."""
 
     def __init__(self, options: Options) -> None:
@@ -291,9 +342,10 @@ class SentinelRoute(Route):
         self._listener.begin()
         return found
 
-    def suspect(self) -> None:
-        """See ``Route.suspect``."""
+    def suspect(self) -> bool:
+        """See ``Route.suspect``. The listener asks the Sentinels whether another server is the primary now."""
         self._listener.look()
+        return self._is_first_suspicion()
 
     def close(self) -> None:
         """Close the connections to the Sentinels."""
@@ -301,13 +353,13 @@ class SentinelRoute(Route):
         self._sentinels.close()
 
 
-class AsyncSentinelRoute(AsyncRoute):
+class AsyncSentinelRoute(_Held, AsyncRoute):
     """The same on asyncio, for one event loop."""
 
     def __init__(self, options: Options) -> None:
         super().__init__()
         pool: Any = redis.asyncio.ConnectionPool
-        kind: Any = redis.asyncio.SSLConnection if options.tls else redis.asyncio.Connection
+        kind: Any = FreshSSLConnection if options.sentinel_tls else redis.asyncio.Connection
         pools = [pool(connection_class=kind, retry=no_async_retry(), **made) for made in _sentinel_arguments(options)]
         epochs = [0]
         clients = [cast(Any, redis.asyncio.Redis).from_pool(pool) for pool in pools]
@@ -336,9 +388,10 @@ class AsyncSentinelRoute(AsyncRoute):
                 found: Address = end.value
                 return found
 
-    def suspect(self) -> None:
-        """See ``Route.suspect``."""
+    def suspect(self) -> bool:
+        """See ``Route.suspect``. The listener asks the Sentinels whether another server is the primary now."""
         self._listener.look()
+        return self._is_first_suspicion()
 
     async def close(self) -> None:
         """Close the connections to the Sentinels."""

@@ -21,6 +21,7 @@ from open_idempotency.backends.redis.connections import (
     connect,
     no_async_retry,
     no_retry,
+    place,
     pool_arguments,
 )
 from open_idempotency.backends.redis.options import SINGLE, Options
@@ -134,9 +135,8 @@ class OneServer:
 
     def __init__(self, options: Options, route: Route | None = None) -> None:
         pool: Any = redis.BlockingConnectionPool
-        host, port = options.addresses[0]
-        self._route = route or Route((host, port))
-        made = {**pool_arguments(options), "host": host, "port": port, "route": self._route}
+        self._route = route or Route(options.address)
+        made = {**pool_arguments(options), **place(options, options.address), "route": self._route}
         kind = blocking_kind(options)
         self._redis: Any = redis.Redis.from_pool(pool(connection_class=kind, retry=no_retry(), **made))
 
@@ -187,8 +187,8 @@ class AsyncOneServer:
     def __init__(self, options: Options, route: AsyncRoute | None = None) -> None:
         client: Any = redis.asyncio.Redis
         pool: Any = redis.asyncio.BlockingConnectionPool
-        self._route = route or AsyncRoute(options.addresses[0])
-        destination = AsyncDestination(options, options.addresses[0], self._route)
+        self._route = route or AsyncRoute(options.address)
+        destination = AsyncDestination(options, options.address, self._route)
         made = {**pool_arguments(options), **destination.arguments}
         self._redis = client.from_pool(pool(connection_class=destination.kind, retry=no_async_retry(), **made))
         self._batches = Batches(options, destination)
@@ -224,7 +224,7 @@ class AsyncOneServer:
 
 def listen(options: Options) -> Connection:
     """A connection for channels, to the server itself."""
-    return connect(options, options.addresses[0])
+    return connect(options, options.address)
 
 
 TOPOLOGY = Topology(OneServer, AsyncOneServer, listen)
