@@ -3,7 +3,7 @@
 Real servers, real Sentinels, real faults. Two workers claim each key, one after the other: one with the connections
 that it had before the fault, one that was just started. For each fault the table says how many keys both of them got
 (the handler ran twice), how many responses were acknowledged and are gone at the end, and for how many seconds the
-first worker's calls were refused. Nothing here is asserted; the tests of the same faults are in ``tests/contract``.
+first worker's calls were refused. Nothing here is asserted; the tests of the same faults are in ``tests/backends``.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from open_idempotency.backends.redis import RedisBackend
 from open_idempotency.conformance import AsyncVerbs
 from open_idempotency.conformance.support import claim_of, lease_of
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError
-from tests.contract.on_redis import run, server
+from tests.backends.redis.on_redis import run, server
 from tests.servers import Server
 from tests.topologies import SERVICE, Cluster, TlsFront
 

@@ -24,8 +24,8 @@ from open_idempotency.backends.redis.protocol import code_of, error_of, says_cut
 from open_idempotency.conformance import AsyncVerbs
 from open_idempotency.conformance.support import claim_of, lease_of
 from open_idempotency.exceptions import BackendUnavailable
+from tests.backends.redis.on_redis import SOON, claimed_again, run, server
 from tests.conftest import SERVER_KINDS
-from tests.contract.on_redis import SOON, claimed_again, run, server
 from tests.faults.proxy import FaultProxy
 from tests.matrix import is_full
 from tests.servers import Server, free_port

@@ -13,8 +13,8 @@ from open_idempotency.backends.redis import RedisBackend, sizes
 from open_idempotency.conformance import AsyncVerbs
 from open_idempotency.conformance.support import claim_of, lease_of
 from open_idempotency.exceptions import BackendUnavailable, RecordTooLarge
+from tests.backends.redis.on_redis import run, server
 from tests.conftest import SERVER_KINDS
-from tests.contract.on_redis import run, server
 from tests.faults.proxy import FaultProxy
 from tests.servers import Server
 

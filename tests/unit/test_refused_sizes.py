@@ -21,7 +21,7 @@ from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.exceptions import BackendUnavailable, RecordTooLarge
 from tests.unit.builders import PRINT, Listener, engine_of, eventually
-from tests.unit.stage_client import Client, Counted
+from tests.unit.stages.stage_client import Client, Counted
 
 RECORD = b"r" * 32
 LARGE = Response(201, [(b"location", b"/orders/1"), (b"content-type", b"text/plain")], bytes(5000))

@@ -14,7 +14,7 @@ import pytest
 import redis
 import trustme
 
-from tests.contract.on_redis import server
+from tests.backends.redis.on_redis import server
 from tests.topologies import TlsFront
 
 ROOT = Path(__file__).parents[3]
