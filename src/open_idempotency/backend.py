@@ -6,10 +6,11 @@ shipped suite ``open_idempotency.conformance`` against it. A backend keeps ``fin
 transaction, the module ``open_idempotency.decisions`` decides and the backend only loads and saves.
 
 Every verb may raise ``BackendUnavailable`` (the driver's error is its cause) and ``RecordUnreadable``; the owner's
-verbs also ``LeaseLost``. What fails in the process itself (no thread, no file descriptor, no memory, any ``OSError``)
-becomes ``BackendUnavailable`` in each verb of a subclass; there is nothing to do for it. No verb may take longer than
-``call_timeout`` seconds, retries of the driver included. Constructing a backend opens nothing: connections open
-lazily, for each process, so that a fork is harmless.
+verbs also ``LeaseLost``. ``complete``, ``fail`` and ``save_stage`` raise ``ValueTooLarge``, and change nothing, where
+the store refuses the value for its size, so that a retry would be refused as well. What fails in the process itself (no
+thread, no file descriptor, no memory, any ``OSError``) becomes ``BackendUnavailable`` in each verb of a subclass; there
+is nothing to do for it. No verb may take longer than ``call_timeout`` seconds, retries of the driver included.
+Constructing a backend opens nothing: connections open lazily, for each process, so that a fork is harmless.
 """
 
 from __future__ import annotations
@@ -126,15 +127,24 @@ class Backend(ABC):
 
     @abstractmethod
     def save_stage(self, c: SaveStage, /) -> StageSaved:
-        """Append the stage, or return the frame that was saved before. AlreadyCompleted after the completion."""
+        """Append the stage, or return the frame that was saved before. AlreadyCompleted after the completion.
+
+        Raises ``ValueTooLarge`` where the store refuses the frame for its size.
+        """
 
     @abstractmethod
     def complete(self, c: Complete, /) -> Completed:
-        """Make the response durable; re-creates a record that vanished; sent twice it succeeds."""
+        """Make the response durable; re-creates a record that vanished; sent twice it succeeds.
+
+        Raises ``ValueTooLarge`` where the store refuses the response for its size; the attempt still owns the record.
+        """
 
     @abstractmethod
     def fail(self, c: Fail, /) -> None:
-        """End the attempt and keep its stages; sent twice it succeeds; nothing where the record vanished."""
+        """End the attempt and keep its stages; sent twice it succeeds; nothing where the record vanished.
+
+        Raises ``ValueTooLarge`` as ``complete`` does.
+        """
 
     @abstractmethod
     def release(self, c: Release, /) -> None:

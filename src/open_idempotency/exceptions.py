@@ -31,6 +31,7 @@ __all__ = [
     "StageConflict",
     "StageValueError",
     "SyncAsyncMismatch",
+    "ValueTooLarge",
 ]
 
 #: the challenge of a 401 that names none: with a realm, as RFC 6750 (section 3) wants a parameter behind the scheme
@@ -218,3 +219,13 @@ class RecordUnreadable(IdempotencyError):
 
     code = "ERR_RECORD_UNREADABLE"
     status = 503
+
+
+class ValueTooLarge(IdempotencyError):
+    """The store refuses a response, or a stage's value, for its size, and always will; nothing has changed.
+
+    A backend raises it from ``complete``, ``fail`` and ``save_stage``, and never for a store that is merely full. The
+    engine then records the outcome without the body (O-11), or the stage without its value (S-02a).
+    """
+
+    code = "ERR_VALUE_TOO_LARGE"

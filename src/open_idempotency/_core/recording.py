@@ -27,7 +27,9 @@ from open_idempotency._core.drivers import R, Steps, ask
 from open_idempotency._core.models import Completed, Lease, Renewal, StageSaved
 from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, notify, warn
 from open_idempotency._core.quotas import unreserve
-from open_idempotency.exceptions import BackendUnavailable, LeaseLost, RecordUnreadable
+from open_idempotency._core.sealing import FAILURE, RESPONSE
+from open_idempotency._core.stored_response import without_body
+from open_idempotency.exceptions import BackendUnavailable, LeaseLost, RecordUnreadable, ValueTooLarge
 from open_idempotency.policy import IdempotencyPolicy
 
 Write = Complete | Fail | Release
@@ -40,7 +42,7 @@ def save(command: SaveStage, attempt: Attempt, lease: Lease) -> Steps[StageSaved
     """Record a stage, whose effect has happened: tried for as long as the lease may live.
 
     That is a lease from the first failure on, or from the last renewal. Raises ``BackendUnavailable`` after that, and
-    before the server ends the request, where it is known when.
+    before the server ends the request, where it is known when; ``ValueTooLarge`` at once.
     """
 
     def until(first: float) -> float:
@@ -90,8 +92,7 @@ def surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Command
     second one fails, it goes on in the background.
     """
     try:
-        reply: R = yield command
-        return reply
+        return (yield from _fitting(command, attempt, lease))
     except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
         raise
     except BaseException:
@@ -99,13 +100,33 @@ def surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Command
             raise
         again = instead or command
         try:
-            yield from ask(again)
+            yield from _fitting(again, attempt, lease)
         except Exception as error:
             record = events.short(lease.record_id)
             yield from warn(attempt.policy, events.BackendFailed.of(record, "cancelled", error))
             if isinstance(error, BackendUnavailable) and isinstance(again, Write):
                 yield from _hand_over(again, attempt, lease, None, (yield from ask(Now())))
         raise
+
+
+def _fitting(command: Command[R], attempt: Attempt, lease: Lease) -> Steps[R]:
+    """Carry out a command. A response that the store refuses for its size is recorded without its body (O-11).
+
+    ``command.response`` is then another one. No retry may run the request again: its outcome is known.
+    """
+    while True:
+        try:
+            reply: R = yield command
+            return reply
+        except ValueTooLarge as error:
+            if not isinstance(command, Complete | Fail) or command.response is None:
+                raise
+            yield from _failed(command, attempt, lease, error)
+            kind = RESPONSE if isinstance(command, Complete) else FAILURE
+            shorter = without_body(command.response, kind, lease, attempt.policy)
+            if shorter is None:
+                raise BackendUnavailable("the backend stores not even a response without headers and body") from error
+            command.response = shorter
 
 
 def lost(attempt: Attempt, lease: Lease) -> Steps[None]:
@@ -197,7 +218,7 @@ def _go_on(write: Write, attempt: Attempt, lease: Lease, status: int | None, unt
             yield from _give_up(write, attempt, lease, status, "superseded")
             return
         try:
-            reply = yield from ask(write)
+            reply = yield from _fitting(write, attempt, lease)
         except LeaseLost:
             yield from lost(attempt, lease)
             yield from _give_up(write, attempt, lease, status, "superseded")

@@ -7,6 +7,7 @@ leaves, a stale owner's response never goes out, and a cancelled attempt still f
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 from enum import Enum
 
 from open_idempotency import events
@@ -42,6 +43,7 @@ from open_idempotency.exceptions import (
     LeaseLost,
     OutcomeUnknown,
     RecordUnreadable,
+    ValueTooLarge,
 )
 
 #: errors of the view that are replaced by another response, where nothing of the view's own has left yet
@@ -60,29 +62,37 @@ class Fate(Enum):
     UNRECORDED = "unrecorded"
 
 
-def save_stage(attempt: Attempt, stage: Stage, done: bytes | None = None) -> Steps[bytes]:
+def save_stage(attempt: Attempt, stage: Stage, done: Callable[[], bytes] | None = None) -> Steps[bytes]:
     """Record a stage of a running attempt; the frame that is on record, which is the first one saved (B-06).
 
-    ``done``: what says in plain bytes that its effect has happened, for where it cannot be sealed (S-02a).
+    ``done``: makes the frame that says that its effect has happened, for a value that cannot be sealed, or that the
+    store refuses for its size (S-02a); None for a stage without an effect.
     Raises ``AlreadyCompleted``, ``LeaseLost``, and ``BackendUnavailable`` once the lease may have ended.
     """
     attempt.check_running()
     lease = attempt.lease
     if lease is None:
         return stage.frame
+    record = events.short(lease.record_id)
     try:
         try:
             sealed = seal_stage(stage, lease, attempt.policy)
         except BackendUnavailable as error:
             if done is None:
                 raise
-            yield from warn(
-                attempt.policy, events.HookFailed(events.short(lease.record_id), "encryption", cause(error))
-            )
-            sealed = stage = Stage(stage.name, stage.key, done)
-        saved = yield from recording.save(SaveStage(lease, sealed), attempt, lease)
+            yield from warn(attempt.policy, events.HookFailed(record, "encryption", cause(error)))
+            sealed = stage = Stage(stage.name, stage.key, done())
+        try:
+            saved = yield from recording.save(SaveStage(lease, sealed), attempt, lease)
+        except ValueTooLarge as error:
+            if done is None:
+                raise
+            yield from warn(attempt.policy, events.BackendFailed.of(record, "savestage", error))
+            stage = Stage(stage.name, stage.key, done())
+            sealed = seal_stage(stage, lease, attempt.policy)
+            saved = yield from recording.save(SaveStage(lease, sealed), attempt, lease)
         if saved.recreated:
-            yield from warn(attempt.policy, events.Recreated(events.short(lease.record_id), lease.attempt))
+            yield from warn(attempt.policy, events.Recreated(record, lease.attempt))
             yield from _save_again(attempt, lease)
     except LeaseLost:
         yield from lost(attempt, lease)
@@ -279,8 +289,9 @@ def _complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]
     policy = attempt.policy
     attempt.recorded = True
     frame, stored = yield from _form_of(attempt, lease, response)
+    command = Complete(lease, frame)
     try:
-        done = yield from recording.complete(Complete(lease, frame), attempt, lease, response.status)
+        done = yield from recording.complete(command, attempt, lease, response.status)
     except BackendUnavailable:
         # L-08: the client gets its response, marked; the recording goes on, and until then the lease is renewed.
         return Fate.UNRECORDED
@@ -291,7 +302,9 @@ def _complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]
     if done.recreated:
         yield from warn(policy, events.Recreated(events.short(lease.record_id), lease.attempt))
     if policy.on_event is not None:
-        yield from notify(policy, events.Completed, lease.record_id, response.status, stored)
+        yield from notify(
+            policy, events.Completed, lease.record_id, response.status, stored and command.response is frame
+        )
     return Fate.KEPT
 
 

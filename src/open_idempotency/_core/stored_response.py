@@ -14,12 +14,12 @@ from functools import lru_cache
 from open_idempotency import events
 from open_idempotency._core import problems
 from open_idempotency._core.drivers import Steps
-from open_idempotency._core.frames import OMITTED, encode_response
+from open_idempotency._core.frames import OMITTED, decode_response, encode_response
 from open_idempotency._core.models import Lease
 from open_idempotency._core.notify import cause, warn
 from open_idempotency._core.rendering import render
 from open_idempotency._core.requests import Headers, Response
-from open_idempotency._core.sealing import seal
+from open_idempotency._core.sealing import seal, unseal
 from open_idempotency.exceptions import BackendUnavailable
 from open_idempotency.policy import CREDENTIALS_OF_RESPONSES, IdempotencyPolicy
 
@@ -251,6 +251,20 @@ def _redacted(small: Response, live: Headers, lease: Lease, policy: IdempotencyP
     except Exception as error:
         yield from _report_failed_hook(policy, lease, "redact", error)
         return _bare_tombstone(small.status), False
+
+
+def without_body(stored: bytes, kind: bytes, lease: Lease, policy: IdempotencyPolicy) -> bytes | None:
+    """A shorter form of what is stored of a response, which its store refuses for its size; None for the shortest one.
+
+    First the body goes, then the headers, of which one may be what is too long. Raises ``BackendUnavailable`` where the
+    short form cannot be sealed, and ``RecordUnreadable``.
+    """
+    response = decode_response(unseal(stored, kind, lease, policy))
+    if response.body is not None:
+        return seal(encode_response(Response(response.status, response.headers, None)), kind, lease, policy)
+    if response.headers:
+        return seal(_bare_tombstone(response.status), kind, lease, policy)
+    return None
 
 
 def _bare_tombstone(status: int) -> bytes:

@@ -36,7 +36,10 @@ Reconcile = Callable[..., intents.Reconciled | Awaitable[intents.Reconciled]]
 
 MAX_NAME_CHARACTERS = 200
 _SAVE_AN_ID = "save a text, a number or an id"
-_NOT_SEALED = "see to it that encryption= can seal it, which it could not, as HookFailed says"
+_NOT_TAKEN = (
+    "see to it that encryption= can seal it, where HookFailed says that it could not, or save a shorter one, where "
+    "BackendFailed says that the store refused its size"
+)
 
 
 class _Unset(Enum):
@@ -290,21 +293,21 @@ class StageUse:
         if self._frame == frame:
             return readable
         if self._has_no_value:
-            return (yield from self._live(readable, type(readable).__name__, _NOT_SEALED, raised=False))
+            return (yield from self._live(readable, type(readable).__name__, _NOT_TAKEN, raised=False))
         return read_frame(self._frame, declared, self._errors)
 
     def _save_memo(self, frame: bytes, error: Exception) -> Steps[Any]:
         yield from self._save(frame, error, raised=True)
         if self._frame != frame and self._has_no_value:
-            yield from self._live(error, type(error).__name__, _NOT_SEALED, raised=True)
+            yield from self._live(error, type(error).__name__, _NOT_TAKEN, raised=True)
 
     def _save(self, frame: bytes, value: object = None, raised: bool = False) -> Steps[None]:
-        """Record it; where it cannot be sealed, that the stage is done. ``value``: what is in it."""
+        """Record it; where it cannot be sealed or stored, that the stage is done. ``value``: what is in it."""
         if self._transaction is not None:
             yield from save_in_transaction(self._transaction, self._attempt, self.id, frame)
             self._frame = frame
             return
-        done = None if self._attempt.policy.encryption is None else _done_without(type(value).__name__, raised)
+        done = functools.partial(_done_without, type(value).__name__, raised)
         self._frame = yield from save_stage(self._attempt, Stage(*self.id, frame), done)
 
     def leave(self) -> None:
