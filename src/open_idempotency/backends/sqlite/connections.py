@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Concatenate, ParamSpec, TypeVar
 
 from open_idempotency._runtime.processes import PerProcess
-from open_idempotency.backends._shared import forks
+from open_idempotency.backends._shared import forks, sqlite_files
 from open_idempotency.backends.sqlite import sql
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
 
@@ -51,11 +51,17 @@ class Turn:
             self._lock.release()
 
 
+class _Connection(sqlite3.Connection):
+    """A connection. ``file``: which file it has opened."""
+
+    file: sqlite_files.Identity | None = None
+
+
 class _Pool:
     """The connections of one process. ``writing``: queues its writers, which SQLite would let poll."""
 
     def __init__(self) -> None:
-        self.idle: deque[sqlite3.Connection] = deque()
+        self.idle: deque[_Connection] = deque()
         #: closes idle connections when nothing uses this pool any more, and at exit: a backend need not be closed
         self.ending = weakref.finalize(self, _close_own, self.idle, os.getpid())
         self.calls: set[object] = set()
@@ -100,7 +106,7 @@ class _Pool:
         return resume
 
 
-def _close_own(idle: deque[sqlite3.Connection], pid: int) -> None:
+def _close_own(idle: deque[_Connection], pid: int) -> None:
     # A child that ends does not close what its parent has opened.
     with suppress(IndexError):
         while os.getpid() == pid:
@@ -173,33 +179,46 @@ class Connections:
         """See ``forks.Pausable``."""
         return self._pools.get().pause(self._timeout)
 
-    def _take(self, pool: _Pool) -> sqlite3.Connection:
-        try:
-            return pool.idle.pop()
-        except IndexError:
-            return self._open() if pool.opened else self._open_first(pool)
+    def _take(self, pool: _Pool) -> _Connection:
+        if not pool.opened:
+            return self._open_first(pool)
+        file = sqlite_files.identity(self._path)
+        if file is None:
+            raise sqlite_files.gone(self._path)
+        while True:
+            try:
+                connection = pool.idle.pop()
+            except IndexError:
+                return self._open(file)
+            if connection.file == file:
+                return connection
+            connection.close()
 
-    def _open_first(self, pool: _Pool) -> sqlite3.Connection:
+    def _open_first(self, pool: _Pool) -> _Connection:
         # One thread brings the file up; the others would poll for its locks, and some in vain.
         if not pool.opening.acquire(timeout=self._timeout):
             raise BackendUnavailable(f"SQLite: the database was not opened within {self._timeout} s")
         try:
-            connection = self._open()
+            sqlite_files.make(self._path)
+            connection = self._open(sqlite_files.identity(self._path))
             pool.opened = True
             return connection
         finally:
             pool.opening.release()
 
-    def _give_back(self, pool: _Pool, connection: sqlite3.Connection) -> None:
+    def _give_back(self, pool: _Pool, connection: _Connection) -> None:
         # After close() the pool is another one, and at exit it ends; what is not kept is closed.
         if len(pool.idle) < _MAX_IDLE and pool.ending.alive and self._pools.get() is pool:
             pool.idle.append(connection)
         else:
             connection.close()
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, file: sqlite_files.Identity | None) -> _Connection:
+        """A new connection to the database, which has to be this file."""
         connection = sqlite3.connect(
-            self._path,
+            sqlite_files.uri(self._path),
+            uri=True,
+            factory=_Connection,
             timeout=self._timeout,
             isolation_level=None,
             check_same_thread=False,
@@ -207,6 +226,9 @@ class Connections:
         )
         try:
             self._prepare(connection)
+            connection.file = sqlite_files.identity(self._path)
+            if connection.file != file:
+                raise sqlite_files.replaced(self._path)
         except BaseException:
             connection.close()
             raise
