@@ -33,7 +33,7 @@ from open_idempotency._core.commands import (
 )
 from open_idempotency._core.drivers import Steps, drive, drive_async
 from open_idempotency._engine.event_log import report
-from open_idempotency._runtime import loops
+from open_idempotency._runtime import clocks, loops
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import AsyncBackend, Backend, ClaimResult, Leased
 from open_idempotency.exceptions import BackendUnavailable
@@ -130,7 +130,7 @@ class Performer:
             TakeSlot: Slots(_SLOTS_ON_THREADS).take,
             Call: lambda command: command.function(),
             Sleep: lambda command: time.sleep(command.seconds),
-            Now: lambda _: time.monotonic(),
+            Now: lambda _: clocks.elapsed(),
             Emit: report,
         }
         if look is not None:
@@ -141,7 +141,7 @@ class Performer:
         return drive(steps, self._handlers)
 
     def _claim(self, command: Claim) -> ClaimResult:
-        asked = time.monotonic()
+        asked = clocks.elapsed()
         result = self.backend.claim(command)
         if isinstance(result, Leased):
             result.asked = asked
@@ -201,7 +201,7 @@ class AsyncPerformer:
         return drive_async(steps, self._handlers, self._shield, guarded=guarded)
 
     async def _claim(self, command: Claim) -> ClaimResult:
-        asked = time.monotonic()
+        asked = clocks.elapsed()
         result = await self.backend.claim(command)
         if isinstance(result, Leased):
             result.asked = asked
@@ -215,7 +215,7 @@ class AsyncPerformer:
 
 
 async def _now(_: Now) -> float:
-    return time.monotonic()
+    return clocks.elapsed()
 
 
 async def _report(command: Emit) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -24,6 +23,7 @@ from open_idempotency._core.ledger_state import StageId
 from open_idempotency._core.models import Stage
 from open_idempotency._core.notify import warn
 from open_idempotency._core.settlement import make_sure, save_stage
+from open_idempotency._runtime import clocks
 from open_idempotency._stages import values
 from open_idempotency._stages.annotations import declared_type
 from open_idempotency.exceptions import NotStarted, RecordUnreadable, StageValueError
@@ -194,7 +194,7 @@ class StageUse:
     @property
     def _unsure(self) -> bool:
         """Whether the lease may have ended unnoticed, so that ``begin`` has to ask whose it is before the effect."""
-        return self._frame is None and time.monotonic() > self._attempt.sure_until
+        return self._frame is None and clocks.elapsed() > self._attempt.sure_until
 
     def recall(self) -> Any:
         """The recorded value; raises the recorded error."""
