@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,53 +73,65 @@ class SizeContract:
         record = await existing(verbs, lease.record_id)
         assert (record.status, record.response, record.stages) == (Status.IN_PROGRESS, None, ())
 
-    async def test_the_largest_values_are_stored(self, narrow: Narrow, record_id: bytes) -> None:
-        """B-21: the limit is that of the store, and none of the backend's own is below it."""
+    @pytest.fixture
+    async def narrow_verbs(self, narrow: Narrow) -> AsyncIterator[AsyncVerbs]:
+        """The backend of ``narrow`` with async verbs; closed after the test."""
         verbs = AsyncVerbs(narrow.backend)
-        lease = await lease_of(verbs, record_id)
+        yield verbs
+        await verbs.close()
+
+    async def test_the_largest_values_are_stored(
+        self, narrow: Narrow, narrow_verbs: AsyncVerbs, record_id: bytes
+    ) -> None:
+        """B-21: the limit is that of the store, and none of the backend's own is below it."""
+        lease = await lease_of(narrow_verbs, record_id)
         stage = stage_of("large", frame=os.urandom(narrow.takes))
-        await verbs.save_stage(SaveStage(lease, stage))
+        await narrow_verbs.save_stage(SaveStage(lease, stage))
         response = os.urandom(narrow.takes)
-        await verbs.complete(Complete(lease, response))
-        record = await existing(verbs, record_id)
+        await narrow_verbs.complete(Complete(lease, response))
+        record = await existing(narrow_verbs, record_id)
         assert (record.response, record.stages) == (response, (stage,))
 
-    async def test_a_response_that_is_too_large_is_refused(self, narrow: Narrow, record_id: bytes) -> None:
+    async def test_a_response_that_is_too_large_is_refused(
+        self, narrow: Narrow, narrow_verbs: AsyncVerbs, record_id: bytes
+    ) -> None:
         """B-21: the attempt still owns its record, and completes it with a shorter response."""
-        verbs = AsyncVerbs(narrow.backend)
-        lease = await lease_of(verbs, record_id)
+        lease = await lease_of(narrow_verbs, record_id)
         with pytest.raises(ValueTooLarge):
-            await verbs.complete(Complete(lease, bytes(narrow.refuses)))
-        await self._is_owned(verbs, lease)
-        assert await verbs.complete(Complete(lease, _SMALL)) == Completed()
-        assert (await existing(verbs, record_id)).response == _SMALL
+            await narrow_verbs.complete(Complete(lease, bytes(narrow.refuses)))
+        await self._is_owned(narrow_verbs, lease)
+        assert await narrow_verbs.complete(Complete(lease, _SMALL)) == Completed()
+        assert (await existing(narrow_verbs, record_id)).response == _SMALL
 
-    async def test_a_failure_whose_response_is_too_large_is_refused(self, narrow: Narrow, record_id: bytes) -> None:
+    async def test_a_failure_whose_response_is_too_large_is_refused(
+        self, narrow: Narrow, narrow_verbs: AsyncVerbs, record_id: bytes
+    ) -> None:
         """B-21: the attempt has not ended."""
-        verbs = AsyncVerbs(narrow.backend)
-        lease = await lease_of(verbs, record_id)
+        lease = await lease_of(narrow_verbs, record_id)
         with pytest.raises(ValueTooLarge):
-            await verbs.fail(Fail(lease, final=True, response=bytes(narrow.refuses)))
-        await self._is_owned(verbs, lease)
-        await verbs.fail(Fail(lease, final=True, response=_SMALL))
-        assert (await existing(verbs, record_id)).response == _SMALL
+            await narrow_verbs.fail(Fail(lease, final=True, response=bytes(narrow.refuses)))
+        await self._is_owned(narrow_verbs, lease)
+        await narrow_verbs.fail(Fail(lease, final=True, response=_SMALL))
+        assert (await existing(narrow_verbs, record_id)).response == _SMALL
 
-    async def test_a_stage_that_is_too_large_is_refused(self, narrow: Narrow, record_id: bytes) -> None:
+    async def test_a_stage_that_is_too_large_is_refused(
+        self, narrow: Narrow, narrow_verbs: AsyncVerbs, record_id: bytes
+    ) -> None:
         """B-21: the stage of that name and key can still be saved."""
-        verbs = AsyncVerbs(narrow.backend)
-        lease = await lease_of(verbs, record_id)
+        lease = await lease_of(narrow_verbs, record_id)
         with pytest.raises(ValueTooLarge):
-            await verbs.save_stage(SaveStage(lease, stage_of("large", frame=bytes(narrow.refuses))))
-        await self._is_owned(verbs, lease)
-        await verbs.save_stage(SaveStage(lease, stage_of("large", frame=_SMALL)))
-        assert (await existing(verbs, record_id)).stages == (stage_of("large", frame=_SMALL),)
+            await narrow_verbs.save_stage(SaveStage(lease, stage_of("large", frame=bytes(narrow.refuses))))
+        await self._is_owned(narrow_verbs, lease)
+        await narrow_verbs.save_stage(SaveStage(lease, stage_of("large", frame=_SMALL)))
+        assert (await existing(narrow_verbs, record_id)).stages == (stage_of("large", frame=_SMALL),)
 
-    async def test_a_value_that_is_too_large_stops_no_other_call(self, narrow: Narrow) -> None:
+    async def test_a_value_that_is_too_large_stops_no_other_call(
+        self, narrow: Narrow, narrow_verbs: AsyncVerbs
+    ) -> None:
         """B-21: calls that share its batch, its transaction or its connection succeed."""
-        verbs = AsyncVerbs(narrow.backend)
-        leases = [await lease_of(verbs, os.urandom(32)) for _ in range(_MANY)]
+        leases = [await lease_of(narrow_verbs, os.urandom(32)) for _ in range(_MANY)]
         commands = [Complete(lease, _SMALL) for lease in leases]
         commands[_MANY // 2].response = bytes(narrow.refuses)
-        outcomes = await _outcomes(verbs, commands)
+        outcomes = await _outcomes(narrow_verbs, commands)
         assert isinstance(outcomes.pop(_MANY // 2), ValueTooLarge)
         assert outcomes == [Completed()] * (_MANY - 1)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
+import os
 import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -26,6 +28,7 @@ from open_idempotency._core.sealing import RESPONSE, seal_stage, unseal_stage
 from open_idempotency._core.settlement import wants_kept
 from open_idempotency._core.stored_response import small_form, stored_form
 from open_idempotency._runtime.loops import current_library, in_thread
+from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.exceptions import AlreadyCommitted, ConfigurationError, KeyReused, LeaseLost, RecordUnreadable
 from open_idempotency.ledger.dialects import Dialect
 
@@ -34,6 +37,9 @@ T = TypeVar("T")
 Parameters = Mapping[str, object]
 Rows = Sequence[Sequence[Any]]
 
+# One in so many new entries deletes several times as many expired ones. Each process begins elsewhere.
+_PURGED_EVERY, _PURGED_AT_ONCE = 16, 64
+_NEW_ENTRIES = PerProcess(lambda: itertools.count(os.getpid()))
 _ENDED = "tx=: the transaction was committed or rolled back within the block; begin, commit and roll back around it"
 
 
@@ -161,6 +167,7 @@ def save_stage(transaction: Transaction, attempt: Attempt, stage: StageId, frame
     if (dialect.save_returns_row and not rows) or (current, number) != transaction.entered:
         raise ConfigurationError(_ENDED)
     attempt.in_ledger().put_stage(stage, transaction.watch(None))
+    yield from _purge_sometimes(transaction)
 
 
 def save_response(transaction: Transaction, attempt: Attempt, live: Response) -> Steps[bool]:
@@ -187,6 +194,7 @@ def save_response(transaction: Transaction, attempt: Attempt, live: Response) ->
     watch = transaction.watch(StoredResponse(lease.record_id, lease.fingerprint, response))
     stored = LedgerResponse(small_form(live, attempt.policy), response, whole, transaction.entered, watch)
     attempt.in_ledger().put_response(stored)
+    yield from _purge_sometimes(transaction)
     return True
 
 
@@ -237,6 +245,15 @@ def _superseded(attempt: Attempt, lease: Lease) -> Steps[None]:
             pass
         except Exception as error:  # its claim ends with the lease
             yield from warn(attempt.policy, events.BackendFailed.of(record, "release", error))
+
+
+def _purge_sometimes(transaction: Transaction) -> Steps[None]:
+    """Purge a few entries along with one in so many new ones: where nothing else purges, the ledger stays bounded.
+
+    In the caller's transaction, so a rollback undoes it. Rows that another transaction has locked are passed over.
+    """
+    if transaction.dialect.purges_in_passing and next(_NEW_ENTRIES.get()) % _PURGED_EVERY == 0:
+        yield from purge(transaction, _PURGED_AT_ONCE)
 
 
 def purge(transaction: Transaction, limit: int) -> Steps[int]:

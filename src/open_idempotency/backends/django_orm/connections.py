@@ -197,6 +197,10 @@ class Connections:
             with connection.cursor() as cursor:
                 for statement in self.dialect.prepare(self._timeout):
                     cursor.execute(statement)
+                connection.largest = None
+                if self.dialect.largest is not None and self.dialect.largest.ask is not None:
+                    cursor.execute(self.dialect.largest.ask)
+                    connection.largest = int(cursor.fetchone()[0])
         except Error as error:
             _shut(connection)
             raise self._wrapped(error) from error

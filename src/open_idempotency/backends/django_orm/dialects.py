@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from open_idempotency.backends._shared import sql_rows
+from open_idempotency.backends._shared import sizes, sql_rows
 
 Options = dict[str, Any]
 
@@ -28,7 +28,7 @@ class Dialect:
     the first statements of a new connection. ``options``: added to the alias's own OPTIONS, without ``drops``.
     ``slowest``: how long one try of a call may take. ``one_writer``: writers wait for each other anyway.
     ``is_mysql``: bytes are marked as such, and no number is infinite. ``sent``: how a time is sent, around ``{}``, and
-    ``seconds`` what makes seconds of that.
+    ``seconds`` what makes seconds of that. ``largest``: the most bytes of a value; None where its error is enough.
     """
 
     clock: str | None
@@ -39,6 +39,7 @@ class Dialect:
     drops: frozenset[str] = frozenset()
     prepare: Callable[[float], tuple[str, ...]] = lambda timeout: ()
     lock: str = " FOR UPDATE"
+    largest: sizes.Limit | None = None
     is_mysql: bool = False
     one_writer: bool = False
     sent: str = "{}"
@@ -89,6 +90,7 @@ POSTGRESQL = Dialect(
     drops=frozenset({"pool", "isolation_level", "prepare_threshold"}),
     sent=sql_rows.MICROSECONDS,
     seconds=sql_rows.in_seconds,
+    largest=sizes.OF_POSTGRESQL,
 )
 
 MYSQL = Dialect(
@@ -101,6 +103,7 @@ MYSQL = Dialect(
     ),
     options=_mysql_options,
     prepare=_mysql_prepare,
+    largest=sizes.OF_MYSQL,
     # Some client libraries wait for a reply three times before they give up.
     slowest=lambda timeout: timeout + 3 * (math.ceil(timeout) + 1),
     is_mysql=True,

@@ -159,10 +159,12 @@ class Transaction:
 
     def insert(self, record: Record) -> None:
         """See ``Table``."""
+        self._check(record.response)
         self._run(statements.INSERT, *_values_of(record))
 
     def update(self, record: Record) -> None:
         """See ``Table``."""
+        self._check(record.response)
         self._run(statements.UPDATE, *_values_of(record))
 
     def extend(self, record_ids: Sequence[bytes], lease_end: float) -> None:
@@ -177,6 +179,7 @@ class Transaction:
 
     def add_stage(self, record_id: bytes, stage: Stage) -> None:
         """See ``Table``."""
+        self._check(stage.frame)
         name, key = sql_rows.stage_names(stage)
         self._run(statements.ADD_STAGE, record_id, _stage_id(stage), name, key, stage.frame)
 
@@ -258,6 +261,10 @@ class Transaction:
             return row
         times = zip(sql_rows.HEADER, row, strict=False)
         return (*(seconds(value) if name in sql_rows.SECONDS else value for name, value in times), row[-1])
+
+    def _check(self, value: bytes | None) -> None:
+        if self._dialect.largest is not None:
+            self._dialect.largest.check(value, self._connection.largest)
 
     def _rows(self, statement: str, *parameters: object) -> Sequence[Sequence[Any]]:
         self._run(statement, *parameters)

@@ -25,14 +25,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from open_idempotency._runtime.local_failures import is_local
 from open_idempotency._runtime.processes import PerProcess
-from open_idempotency.backends._shared import forks, sqlite_files
+from open_idempotency.backends._shared import forks, sizes, sqlite_files
 from open_idempotency.backends._shared.sql_verbs import Step
-from open_idempotency.backends.sqlalchemy.dialects import may_succeed_again
+from open_idempotency.backends.sqlalchemy.dialects import codes, may_succeed_again
 from open_idempotency.backends.sqlalchemy.engines import levels, make_async_engine, make_engine
 from open_idempotency.backends.sqlalchemy.options import Options
 from open_idempotency.backends.sqlalchemy.tables import metadata
 from open_idempotency.backends.sqlalchemy.transactions import Settings, carry_out
-from open_idempotency.exceptions import BackendUnavailable, first_line
+from open_idempotency.exceptions import BackendUnavailable, ValueTooLarge, first_line
 
 T = TypeVar("T")
 
@@ -65,11 +65,13 @@ class Tries:
         return type(error).__module__.partition(".")[0] == self._options.driver
 
 
-def wrapped(error: Exception) -> BackendUnavailable:
-    """The error as ``BackendUnavailable``; the caller keeps it as the cause."""
+def wrapped(error: Exception) -> BackendUnavailable | ValueTooLarge:
+    """The error as one of this package; the caller keeps it as the cause."""
     # SQLAlchemy's own text repeats the statement.
     original = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     text = first_line(original)
+    if any(sizes.is_refused(code, text) for code in codes(original) or [None]):
+        return ValueTooLarge(f"SQLAlchemy: {type(original).__name__}: {text}")
     hint = "; run `open-idempotency migrate` with the URL of the backend" if _is_missing(text) else ""
     return BackendUnavailable(f"SQLAlchemy: {type(original).__name__}: {text}{hint}")
 

@@ -18,9 +18,9 @@ from contextlib import suppress
 from typing import Concatenate, ParamSpec, TypeVar
 
 from open_idempotency._runtime.processes import PerProcess
-from open_idempotency.backends._shared import forks, sqlite_files
+from open_idempotency.backends._shared import forks, sizes, sqlite_files
 from open_idempotency.backends.sqlite import sql
-from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
+from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, RecordUnreadable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -134,7 +134,7 @@ class Connections:
             connection = self._take(pool)
             try:
                 result = function(connection, *args, **kwargs)
-            except sqlite3.Error:
+            except (sqlite3.Error, OverflowError):
                 connection.close()
                 raise
             except BaseException:
@@ -147,7 +147,9 @@ class Connections:
                 raise
             self._give_back(pool, connection)
             return result
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError) as error:
+            if not is_databases(error):
+                raise
             raise wrapped(error) from error
         finally:
             pool.calls.discard(call)
@@ -300,8 +302,15 @@ def _versions(connection: sqlite3.Connection) -> list[int] | None:
     return [row[0] for row in connection.execute(sql.READ_SCHEMA)]
 
 
-def wrapped(error: sqlite3.Error) -> BackendUnavailable | RecordUnreadable:
+def is_databases(error: BaseException) -> bool:
+    """Whether an error is SQLite's, or the driver's about a value that SQLite could not take."""
+    return isinstance(error, sqlite3.Error) or (isinstance(error, OverflowError) and sizes.is_refused(None, str(error)))
+
+
+def wrapped(error: Exception) -> IdempotencyError:
     """The error of this package for a driver's error."""
+    if sizes.is_refused(None, str(error)):
+        return sizes.too_large("SQLite", error)
     # A malformed file, or one that is no database, raises this very class; all other errors are subclasses.
     if type(error) is sqlite3.DatabaseError:
         return RecordUnreadable(f"SQLite cannot read the database: {error}")

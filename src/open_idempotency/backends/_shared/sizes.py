@@ -1,0 +1,71 @@
+"""Values that a SQL database refuses for their size, before they are sent where the limit is known, and by its error.
+
+A packet over MySQL's limit ends the connection, mostly in the middle of sending: that looks like an outage, so such a
+value is not sent at all.
+"""
+
+from __future__ import annotations
+
+from open_idempotency.exceptions import ValueTooLarge
+
+#: PostgreSQL: program_limit_exceeded, and string_data_right_truncation of a column that has a length;
+#: MySQL: a packet over max_allowed_packet, data too long for the column
+_REFUSED = frozenset({"54000", "22001", 1153, 1406})
+#: what PostgreSQL says with the code of any internal error, of a value that is longer than it can allocate
+_NO_MEMORY = "invalid memory alloc request size"
+_SQLITE = ("string or blob too big", "BLOB longer than")
+#: bytes of one value that PostgreSQL can have (MaxAllocSize), and of one statement: its lengths are 32 bits wide
+POSTGRESQL = 2**30 - 1
+#: bytes of a statement beside its values
+_MARGIN = 8192
+#: the bytes that MySQL's drivers escape
+_ESCAPED = (b"\0", b"\n", b"\r", b"\x1a", b'"', b"'", b"\\")
+
+
+def is_refused(code: object, text: str) -> bool:
+    """Whether an error with this code and this text says that a value is too large, and will always be."""
+    return code in _REFUSED or _NO_MEMORY in text or text.startswith(_SQLITE)
+
+
+def too_large(where: str, error: Exception) -> ValueTooLarge:
+    """The error of this package; the caller keeps ``error`` as its cause."""
+    return ValueTooLarge(f"{where} refuses a value for its size: {error}")
+
+
+def check(size: int, most: int, limit: str) -> None:
+    """Raise ``ValueTooLarge`` for a value of ``size`` bytes whose statement is over ``most``; ``limit``: its name."""
+    if size + _MARGIN > most:
+        raise ValueTooLarge(f"{limit} is {most} bytes, and a value with its statement has {size + _MARGIN}; raise it")
+
+
+def check_escaped(value: bytes, most: int, limit: str) -> None:
+    """The same for a value of whose bytes some are sent as two."""
+    if 2 * len(value) + _MARGIN > most:
+        check(len(value) + sum(value.count(one) for one in _ESCAPED), most, limit)
+
+
+class Limit:
+    """The most bytes of a statement, for one kind of database.
+
+    ``ask``: the SQL that asks a new connection for it, where it is a setting; there values are escaped. Else ``most``.
+    """
+
+    __slots__ = ("_most", "_name", "ask")
+
+    def __init__(self, name: str, ask: str | None = None, most: int = 0) -> None:
+        self._name = name
+        self._most = most
+        self.ask = ask
+
+    def check(self, value: bytes | None, found: int | None) -> None:
+        """Raise ``ValueTooLarge`` for a value that is over it. ``found``: what the connection was told."""
+        if value is None:
+            return
+        if self.ask is None:
+            check(len(value), self._most, self._name)
+        elif found is not None:
+            check_escaped(value, found, self._name)
+
+
+OF_POSTGRESQL = Limit("the largest value of PostgreSQL", most=POSTGRESQL)
+OF_MYSQL = Limit("max_allowed_packet", ask="SELECT @@SESSION.max_allowed_packet")
