@@ -96,11 +96,11 @@ if "mysql" in KINDS:
         def colour(self) -> str:
             return "sync"
 
-    class TestAiomysql(_OnServer):
+    class TestAsyncmy(_OnServer):
         """B-12 on MySQL or MariaDB through a driver that is asynchronous only."""
 
         kind = "mysql"
-        driver = "aiomysql"
+        driver = "asyncmy"
 
         @pytest.fixture
         def colour(self) -> str:

@@ -20,7 +20,7 @@ def _numbers(last: int, *between: str) -> list[str]:
 
 
 LINES = {
-    "B": _numbers(14, "08a", "08b", "08c", "10a", "10b", "11a", "11b", "14a", "21"),
+    "B": _numbers(14, "08a", "08b", "08c", "10a", "10b", "11a", "11b", "14a", "18", "19", "20", "21", "22", "23"),
     "H": _numbers(11),
     "O": _numbers(23, "18a", "18b", "18c", "19a", "19b", "20a", "21a"),
     "L": _numbers(12, "05a"),

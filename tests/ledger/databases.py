@@ -111,7 +111,7 @@ def psycopg_block(database: Database) -> Iterator[Open]:
 _DRIVERS = {
     SQLITE: ("sqlite", "sqlite+aiosqlite"),
     POSTGRESQL: ("postgresql+psycopg", "postgresql+psycopg"),
-    MYSQL: ("mysql+pymysql", "mysql+aiomysql"),
+    MYSQL: ("mysql+pymysql", "mysql+asyncmy"),
 }
 
 
