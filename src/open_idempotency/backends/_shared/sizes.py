@@ -58,7 +58,7 @@ class Limit:
         self.ask = ask
 
     def check(self, value: bytes | None, found: int | None) -> None:
-        """Raise ``ValueTooLarge`` for a value that is over it. ``found``: what the connection was told."""
+        """Raise ``ValueTooLarge`` for a value that is over it. ``found``: what the database has said."""
         if value is None:
             return
         if self.ask is None:
