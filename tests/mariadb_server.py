@@ -109,7 +109,9 @@ class MariadbServer:
     def _launch(self) -> subprocess.Popen[bytes]:
         assert _SERVER is not None
         # Durability is not what the tests are about, and the disk is slow.
-        quick = ("--skip-log-bin", "--innodb-flush-log-at-trx-commit=0", "--innodb-doublewrite=0")
+        quick: tuple[str, ...] = ("--skip-log-bin", "--innodb-flush-log-at-trx-commit=0", "--innodb-doublewrite=0")
+        # A low limit, since the tests of large values have to be over it.
+        quick += ("--max-allowed-packet=4M",)
         small = ("--innodb-buffer-pool-size=32M", "--innodb-log-file-size=16M", "--performance-schema=OFF")
         where = (f"--port={self.port}", "--bind-address=127.0.0.1", "--skip-name-resolve", "--socket=socket")
         files = (f"--datadir={self._data}", f"--pid-file={self._folder / 'pid'}", f"--log-error={self._log}")

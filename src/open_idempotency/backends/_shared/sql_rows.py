@@ -37,11 +37,11 @@ MICROSECONDS = "CAST(LEAST({}, 9e12) * 1000000 AS bigint)"
 _NO_TIME = 9 * 10**18
 
 
-def in_seconds(microseconds: Any) -> Any:
+def in_seconds(value: Any) -> Any:
     """What ``MICROSECONDS`` made of a time, in seconds again; None and what is no number stay as they are."""
-    if not isinstance(microseconds, int):
-        return microseconds
-    return LARGEST if microseconds >= _NO_TIME else microseconds / 1_000_000
+    if not isinstance(value, int):
+        return value
+    return LARGEST if value >= _NO_TIME else value / 1_000_000
 
 
 def record_of(record_id: bytes, row: Sequence[Any]) -> Record:

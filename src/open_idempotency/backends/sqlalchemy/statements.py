@@ -46,7 +46,7 @@ class _Seconds(TypeDecorator[Any]):
     impl = NullType
     cache_ok = True
 
-    def result_processor(self, dialect: SqlalchemyDialect, coltype: Any) -> Callable[[Any], Any] | None:
+    def result_processor(self, dialect: SqlalchemyDialect, coltype: object) -> Callable[[Any], Any] | None:
         """What makes seconds of it again, if need be."""
         return sql_rows.in_seconds if dialect.name == "postgresql" else None
 
