@@ -5,7 +5,6 @@ Reads take their columns as the driver gives them: ``sql_rows`` checks their typ
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import (
@@ -46,7 +45,7 @@ class _Seconds(TypeDecorator[Any]):
     impl = NullType
     cache_ok = True
 
-    def result_processor(self, dialect: SqlalchemyDialect, coltype: object) -> Callable[[Any], Any] | None:
+    def result_processor(self, dialect: SqlalchemyDialect, coltype: object) -> Any:
         """What makes seconds of it again, if need be."""
         return sql_rows.in_seconds if dialect.name == "postgresql" else None
 
