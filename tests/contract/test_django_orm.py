@@ -66,6 +66,10 @@ class TestPostgres(_OnDjango):
 if mariadb_server.IN_USE:
 
     class TestMysql(_OnDjango):
-        """B-12 on a project's MySQL or MariaDB."""
+        """B-12 on a project's MySQL or MariaDB; the async front has threads, as on the other databases."""
 
         database = "mysql"
+
+        @pytest.fixture
+        def colour(self) -> str:
+            return "sync"
