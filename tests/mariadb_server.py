@@ -96,7 +96,8 @@ class MariadbServer:
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
-            [program, "--no-defaults", *arguments],
+            # Its temporary tables would meet those of another one that is being installed.
+            [program, "--no-defaults", f"--tmpdir={self._folder}", *arguments],
             capture_output=True,
             timeout=120,
             check=False,
@@ -114,7 +115,12 @@ class MariadbServer:
         quick += ("--max-allowed-packet=4M",)
         small = ("--innodb-buffer-pool-size=32M", "--innodb-log-file-size=16M", "--performance-schema=OFF")
         where = (f"--port={self.port}", "--bind-address=127.0.0.1", "--skip-name-resolve", "--socket=socket")
-        files = (f"--datadir={self._data}", f"--pid-file={self._folder / 'pid'}", f"--log-error={self._log}")
+        files = (
+            f"--datadir={self._data}",
+            f"--tmpdir={self._folder}",
+            f"--pid-file={self._folder / 'pid'}",
+            f"--log-error={self._log}",
+        )
         return subprocess.Popen(
             [_SERVER, "--no-defaults", *where, *files, *quick, *small, *self._options],
             stdin=subprocess.DEVNULL,
