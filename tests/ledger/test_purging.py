@@ -12,7 +12,7 @@ from sqlalchemy import make_url
 
 from open_idempotency import idem, ledger
 from open_idempotency.ledger import steps
-from open_idempotency.ledger.dialects import POSTGRESQL
+from open_idempotency.ledger.dialects import MYSQL, POSTGRESQL
 from tests.ledger.databases import AWAITED, BLOCKING, Database
 from tests.postgres_server import PostgresServer
 from tests.unit.stage_client import Client
@@ -39,7 +39,7 @@ def test_a_ledger_that_nothing_purges_stays_bounded(client: Client, kind: str, d
     database.query(EXPIRE)
     with client.request(key=_key(3)), BLOCKING[kind][1](database) as opened:
         idem.run("charge", lambda: "done", tx=opened.tx)
-    left = 1 if database.dialect.purges_in_passing else 4
+    left = 4 if database.dialect is MYSQL else 1
     assert database.query(COUNT)[0][0] == left
     assert database.query("SELECT count(*) FROM open_idempotency_ledger_stages")[0][0] == left
 
@@ -72,11 +72,26 @@ async def test_awaited_transactions_purge_in_passing(
                 await idem.arun("charge", _done, tx=opened.tx)
         if number == 0:
             awaited_database.query(EXPIRE)
-    assert awaited_database.query(COUNT)[0][0] == (1 if awaited_database.dialect.purges_in_passing else 2)
+    assert awaited_database.query(COUNT)[0][0] == (2 if awaited_database.dialect is MYSQL else 1)
 
 
 async def _done() -> str:
     return "done"
+
+
+def test_a_transaction_that_could_not_be_serialized_with_others_purges_nothing(
+    client: Client, new_database: Callable[[str], Database]
+) -> None:
+    """B-23: under REPEATABLE READ two that purge the same entries would fail, and with them what they are for."""
+    database = new_database("postgresql")
+    database.make_tables()
+    for number in range(2):
+        with client.request(key=_key(number)), psycopg.connect(database.url) as connection:
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            idem.run("charge", lambda: "done", tx=connection)
+        if number == 0:
+            database.query(EXPIRE)
+    assert database.query(COUNT)[0][0] == 2
 
 
 def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ _RETURNING_STAGE = """
 """
 _EXPIRED = """
     SELECT count(*), {latest} FROM (
-        SELECT expires_at FROM open_idempotency_ledger WHERE expires_at <= {now} ORDER BY expires_at LIMIT :limit
+        SELECT expires_at FROM open_idempotency_ledger WHERE expires_at <= {now}{where} ORDER BY expires_at LIMIT :limit
     ) expired
 """
 _FORGET_STAGES = "DELETE FROM open_idempotency_ledger_stages WHERE record_id = :record_id"
@@ -66,10 +66,9 @@ class Dialect:
     ``find_stage``, where the database needs one to lock. ``renew``: takes over an expired row. ``save_response``: adds
     the response. ``token``: reads the row's token. ``find_response``: reads a response without a lock. ``expired``:
     counts the entries to purge and returns the latest expiry among them, which ``purge`` takes as ``:until``.
-    ``purge``: run in order. ``purges_in_passing``: whether a transaction of the application may purge, since it passes
-    over rows that another one has locked. ``forget_stages``: deletes the stages of an expired row.
-    ``save_returns_row``: whether ``save_stage`` returns a row if the fence is still there, and none if not; otherwise
-    ``token`` has to be asked.
+    ``purge``: run in order. ``expired_in_passing``: the same within a transaction of the application, None where that
+    would hold up or fail others. ``forget_stages``: deletes the stages of an expired row. ``save_returns_row``: whether
+    ``save_stage`` returns a row if the fence is still there, and none if not; otherwise ``token`` has to be asked.
 
     The rows of ``row``, ``token`` and ``save_stage`` end with the number of the transaction, which is constant until
     the transaction ends. It is 0 if the database has no such number that every user may read.
@@ -87,7 +86,7 @@ class Dialect:
     expired: str
     purge: tuple[str, ...]
     save_returns_row: bool = False
-    purges_in_passing: bool = False
+    expired_in_passing: str | None = None
     forget_stages: str = _FORGET_STAGES
     placeholder: str | None = None
 
@@ -107,10 +106,12 @@ def _with_on_conflict(
     number: str = "0",
     latest: str = "max(expires_at)",
     until: str = ":until",
+    in_passing: str = "",
 ) -> Dialect:
     """A dialect with ON CONFLICT. ``lock``: the clause that locks the rows to purge, and skips rows that are locked.
 
     ``latest``, ``until``: how the latest expiry leaves the database, and what becomes of it when it is back.
+    ``in_passing``: the condition under which a transaction of the application may purge.
     """
     due = f"SELECT record_id FROM open_idempotency_ledger l WHERE expires_at <= {until}"  # noqa: S608
     bounds = f"ORDER BY expires_at LIMIT :limit {lock}"
@@ -126,8 +127,8 @@ def _with_on_conflict(
         renew=_RENEW.format(now=now),
         save_response=_SAVE_RESPONSE.format(now=now),
         # One value for the statement: the time would else be read for each row, and no index served.
-        expired=_EXPIRED.format(now=f"(SELECT {now})", latest=latest),
-        purges_in_passing=True,
+        expired=_EXPIRED.format(now=f"(SELECT {now})", latest=latest, where=""),
+        expired_in_passing=_EXPIRED.format(now=f"(SELECT {now})", latest=latest, where=in_passing),
         # Stages first: a record without a row would take any stages that are left as its own.
         purge=(
             f"DELETE FROM open_idempotency_ledger_stages WHERE record_id IN ({due} {bounds})",  # noqa: S608 (no value is part of it)
@@ -154,6 +155,8 @@ POSTGRESQL = _with_on_conflict(
     # entry that expires last, since a float may be rounded down.
     latest="CAST(ceil(LEAST(max(expires_at), 9e12) * 1000000) + 1 AS bigint)",
     until="CAST(:until AS double precision) / 1000000",
+    # In others two transactions that purge the same entries could not be serialized, and one would fail.
+    in_passing=" AND current_setting('transaction_isolation') = 'read committed'",
 )
 SQLITE = _with_on_conflict(
     name="sqlite",
@@ -187,7 +190,7 @@ MYSQL = Dialect(
     renew=_RENEW.format(now=_MYSQL_NOW),
     save_response=_SAVE_RESPONSE.format(now=_MYSQL_NOW),
     token=_HELD_BY.format(number=0) + " FOR UPDATE",
-    expired=_EXPIRED.format(now=_MYSQL_NOW, latest="max(expires_at)"),
+    expired=_EXPIRED.format(now=_MYSQL_NOW, latest="max(expires_at)", where=""),
     # Rows and stages in one statement, each read with its lock. MySQL allows no LIMIT here.
     purge=(
         """

@@ -252,17 +252,21 @@ def _purge_sometimes(transaction: Transaction) -> Steps[None]:
 
     In the caller's transaction, so a rollback undoes it. Rows that another transaction has locked are passed over.
     """
-    if transaction.dialect.purges_in_passing and next(_NEW_ENTRIES.get()) % _PURGED_EVERY == 0:
-        yield from purge(transaction, _PURGED_AT_ONCE)
+    expired = transaction.dialect.expired_in_passing
+    if expired is not None and next(_NEW_ENTRIES.get()) % _PURGED_EVERY == 0:
+        yield from _purge(transaction, expired, _PURGED_AT_ONCE)
 
 
 def purge(transaction: Transaction, limit: int) -> Steps[int]:
     """Delete about ``limit`` expired entries with their stages; returns how many there were to delete."""
-    dialect = transaction.dialect
-    ((expired, until),) = yield from _run(transaction, dialect.expired, {"limit": limit})
+    return (yield from _purge(transaction, transaction.dialect.expired, limit))
+
+
+def _purge(transaction: Transaction, counting: str, limit: int) -> Steps[int]:
+    ((expired, until),) = yield from _run(transaction, counting, {"limit": limit})
     if expired:
         values = {"limit": limit, "until": until}
-        for statement in dialect.purge:
+        for statement in transaction.dialect.purge:
             named = {name: value for name, value in values.items() if f":{name}" in statement}
             yield from _run(transaction, statement, named)
     return int(expired)
