@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from open_idempotency import open_backend
 from open_idempotency._engine import shutdown
 from open_idempotency._engine.heartbeat import _Beats
+from tests import mariadb_server
 from tests.matrix import SUITES, is_full
 from tests.poolers import POOLERS, PgBouncer, Pooler, pgbouncer_binary
 from tests.postgres_server import PostgresServer
@@ -68,6 +69,7 @@ def pytest_report_header() -> list[str]:
     notes = [
         f"servers: {', '.join(SERVER_KINDS)}",
         f"pgbouncer: {bouncer}",
+        f"MariaDB or MySQL: {'in use' if mariadb_server.IN_USE else 'not in use, see OI_TEST_MARIADB'}",
         f"matrices in full (OI_TEST_...=full): {', '.join(in_full) or 'none'}",
     ]
     return notes + [f"servers without a wheel for this Python, deselected: {', '.join(missing)}"] * bool(missing)

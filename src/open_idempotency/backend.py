@@ -129,15 +129,24 @@ class Backend(ABC):
 
     @abstractmethod
     def save_stage(self, c: SaveStage, /) -> StageSaved:
-        """Append the stage, or return the frame that was saved before. AlreadyCompleted after the completion."""
+        """Append the stage, or return the frame that was saved before. AlreadyCompleted after the completion.
+
+        Raises ``RecordTooLarge`` where the store refuses the frame for its size.
+        """
 
     @abstractmethod
     def complete(self, c: Complete, /) -> Completed:
-        """Make the response durable; re-creates a record that vanished; sent twice it succeeds."""
+        """Make the response durable; re-creates a record that vanished; sent twice it succeeds.
+
+        Raises ``RecordTooLarge`` where the store refuses the response for its size; the attempt still owns the record.
+        """
 
     @abstractmethod
     def fail(self, c: Fail, /) -> None:
-        """End the attempt and keep its stages; sent twice it succeeds; nothing where the record vanished."""
+        """End the attempt and keep its stages; sent twice it succeeds; nothing where the record vanished.
+
+        Raises ``RecordTooLarge`` as ``complete`` does.
+        """
 
     @abstractmethod
     def release(self, c: Release, /) -> None:

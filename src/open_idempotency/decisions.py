@@ -3,7 +3,8 @@
 Each function takes (record or None, command, now in seconds) and returns (result, record to keep). The kept record
 **is** the given one where nothing changes, and None where the record is to be deleted. The owner's verbs raise
 ``LeaseLost``, ``save_stage`` also ``AlreadyCompleted``; then nothing is to be changed. ``reserve`` is about
-reservations and not about records; its docstring says what it takes.
+reservations and not about records; its docstring says what it takes. ``rebased`` is for stores whose clock may be put
+back, and comes before ``claim``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from open_idempotency._core.decisions import (
     claim,
     complete,
     fail,
+    rebased,
     release,
     renew,
     save_stage,
@@ -31,6 +33,7 @@ __all__ = [
     "claim",
     "complete",
     "fail",
+    "rebased",
     "release",
     "renew",
     "reserve",

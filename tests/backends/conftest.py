@@ -29,8 +29,10 @@ BACKENDS: Mapping[str, str] = {
 }
 #: the colour of a class whose driver has one; of another class it does not matter, which is a backend of its own
 WITHOUT_A_CHOICE: Mapping[str, str] = {
+    "test_sqlalchemy.py::TestAsyncmy": "asyncio",
     "test_sqlalchemy.py::TestAiosqlite": "asyncio",
     "test_sqlalchemy.py::TestAsyncpg": "asyncio",
+    "test_sqlalchemy.py::TestMysql": "sync",
     "test_sqlalchemy.py::TestSqlite": "sync",
 }
 

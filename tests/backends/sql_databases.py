@@ -1,7 +1,6 @@
 """The databases that the tests of the SQLAlchemy backend use, by the URLs that SQLAlchemy has for them.
 
-MySQL and MariaDB are there where ``OI_TEST_MYSQL_URL`` names a database, as ``mysql://user:password@host:port/name``.
-Its user has to be allowed to make others: each test process has one of its own, called as that one and then itself.
+MySQL and MariaDB are there where ``tests.mariadb_server`` has one; each test process has a database of its own.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ import pytest
 from sqlalchemy import NullPool, create_engine, event, make_url
 
 from open_idempotency.backends.sqlalchemy import metadata
+from tests import mariadb_server
 from tests.postgres_server import PostgresServer
 
-MYSQL_URL = os.environ.get("OI_TEST_MYSQL_URL")
-KINDS = ["sqlite", "postgresql", *(["mysql"] if MYSQL_URL else [])]
+KINDS = ["sqlite", "postgresql", *["mysql"] * mariadb_server.IN_USE]
 
 
 def postgres_url(server: PostgresServer) -> str:
@@ -38,8 +37,7 @@ def url_of(kind: str, request: pytest.FixtureRequest) -> str:
 
 
 def _mysql_url() -> str:
-    assert MYSQL_URL is not None
-    given = make_url(MYSQL_URL).set(drivername="mysql+pymysql")
+    given = make_url(mariadb_server.url()).set(drivername="mysql+pymysql")
     name = f"{given.database}_sqlalchemy_{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
     engine = create_engine(given)
     with engine.connect() as connection:

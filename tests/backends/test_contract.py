@@ -14,7 +14,8 @@ from open_idempotency.backends.redis import RedisBackend
 from open_idempotency.backends.sqlite import SqliteBackend
 from open_idempotency.conformance import BackendContract, ManualClock
 from open_idempotency.conformance.late_claims import Held
-from tests.backends import holding
+from open_idempotency.conformance.sizes import Narrow
+from tests.backends import holding, narrowing
 from tests.conftest import SERVER_KINDS
 
 
@@ -34,6 +35,11 @@ class _Coloured(BackendContract):
     def held(self, made: Backend, colour: str) -> Iterator[Held]:
         with holding.held(made, colour) as held:
             yield held
+
+    @pytest.fixture
+    def narrow(self, made: Backend, colour: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Narrow]:
+        with narrowing.narrow(made, colour, monkeypatch) as narrow:
+            yield narrow
 
     @pytest.fixture
     def backend(self, made: Backend, colour: str) -> Backend | AsyncBackend:

@@ -1,6 +1,6 @@
 """Duplicates of one key from many processes on MySQL or MariaDB, under its REPEATABLE READ: exactly one run.
 
-There where ``OI_TEST_MYSQL_URL`` names a database (``sql_databases``), since neither can be had from pip.
+There where ``tests.mariadb_server`` has a server, since neither can be had from pip.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests import mariadb_server
 from tests.backends import sql_databases
 from tests.backends.django_orm import on_django
 from tests.backends.scripts.storm_script import FORMS, THREADS
@@ -68,13 +69,13 @@ def storm(form: str, url: str, keys: list[str]) -> list[dict[str, Any]]:
                 pipe.close()
 
 
-if sql_databases.MYSQL_URL:
+if mariadb_server.IN_USE:
 
     @pytest.mark.timeout(SOON)
     @pytest.mark.parametrize("form", FORMS)
     def test_of_a_storm_of_duplicates_one_runs(form: str, request: pytest.FixtureRequest) -> None:
         """B-01, S-06: each client has its answer, and a deadlock is no error that anybody sees."""
-        with on_django.aliased(on_django.mysql(str(on_django.MYSQL))) as alias, runs_table(alias) as cursor:
+        with on_django.aliased(on_django.mysql(mariadb_server.url())) as alias, runs_table(alias) as cursor:
             from django.db import connections
 
             where = connections[alias].settings_dict

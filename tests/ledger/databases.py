@@ -1,8 +1,8 @@
 """An application's database behind each kind of ``tx=``: the ledger's tables, and one table of orders.
 
 ``transaction()`` commits at its end and rolls back where its block raises. The awaited kinds have the same two verbs as
-coroutines, so a test is written once for each colour. MySQL and MariaDB are there where ``OI_TEST_MYSQL_URL`` names a
-database, as for the backends (``tests/backends/sql_databases.py``).
+coroutines, so a test is written once for each colour. MySQL and MariaDB are there where ``tests.mariadb_server`` has a
+server.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from open_idempotency.ledger.dialects import DIALECTS, MYSQL, POSTGRESQL, SQLITE, Dialect
+from tests import mariadb_server
 
-MYSQL_URL = os.environ.get("OI_TEST_MYSQL_URL")
 ORDERS = "CREATE TABLE orders (name varchar(80) NOT NULL)"
 INSERT = "INSERT INTO orders VALUES ('an order')"
 COUNT = "SELECT count(*) FROM orders"
@@ -179,6 +179,7 @@ def _django_on_postgresql(database: Database) -> dict[str, Any]:
 
 
 def _django_on_mysql(database: Database) -> dict[str, Any]:
+    mariadb_server.for_django()
     url = make_url(database.url)
     where = {"NAME": url.database, "USER": url.username, "HOST": url.host, "PORT": str(url.port or 3306)}
     return {"ENGINE": "django.db.backends.mysql", "PASSWORD": url.password or "", **where}
@@ -244,7 +245,7 @@ AWAITED: dict[str, tuple[str, Callable[[Database], contextlib.AbstractAsyncConte
     "connection on PostgreSQL": ("postgresql", async_connection),
 }
 
-if MYSQL_URL:
+if mariadb_server.IN_USE:
     BLOCKING |= {
         "session on MySQL": ("mysql", session),
         "connection on MySQL": ("mysql", connection),
@@ -263,8 +264,7 @@ def database_of(dialect: str, folder: Path, url: Callable[[], str]) -> Database:
 
 
 def _mysql_of_this_process() -> str:
-    assert MYSQL_URL is not None
-    given = make_url(MYSQL_URL)
+    given = make_url(mariadb_server.url())
     name = f"{given.database}_ledger_{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
-    Database(MYSQL_URL).query(f"CREATE DATABASE IF NOT EXISTS {name} CHARACTER SET utf8mb4")
+    Database(mariadb_server.url()).query(f"CREATE DATABASE IF NOT EXISTS {name} CHARACTER SET utf8mb4")
     return given.set(database=name).render_as_string(hide_password=False)

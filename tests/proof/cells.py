@@ -18,10 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psycopg
-
-from open_idempotency.ledger import schema
-from tests.postgres_server import PostgresServer
+from open_idempotency.ledger.dialects import MYSQL, POSTGRESQL
+from tests.ledger.databases import Database
 from tests.proof import PATIENCE
 from tests.servers import Server
 
@@ -56,25 +54,28 @@ class Served(NamedTuple):
     others: Counter[tuple[int, str]]
 
 
-class Site:
-    """Valkey for the records, a database of PostgreSQL for the rows, and the server of workers."""
+#: how many transactions wait for a lock
+_WAITING = {
+    POSTGRESQL: "SELECT count(*) FROM pg_locks WHERE NOT granted",
+    MYSQL: "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
+}
 
-    def __init__(self, records: Server, rows: PostgresServer) -> None:
+
+class Site:
+    """Valkey for the records, an empty database for the rows, and the server of workers."""
+
+    def __init__(self, records: Server, rows: Database) -> None:
         self._records = records
-        self._database = rows.create_database(f"proof_{secrets.token_hex(6)}")
-        with self.connect() as connection:
-            connection.execute((schema("postgresql") + _ORDERS).encode())
+        self._rows = rows
+        for statement in (rows.dialect.schema() + _ORDERS).split(";"):
+            rows.query(statement)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.proof.worker", f"{records.url}?timeout={TIMEOUT}", self._database],
+            [sys.executable, "-m", "tests.proof.worker", f"{records.url}?timeout={TIMEOUT}", rows.url],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=_ROOT,
             text=True,
         )
-
-    def connect(self) -> psycopg.Connection[Any]:
-        """The application's database."""
-        return psycopg.connect(self._database, autocommit=True)
 
     def close(self) -> None:
         """End the workers and their server."""
@@ -170,19 +171,17 @@ class Site:
     def wait_for_the_frozen(self) -> None:
         """Return when a retry waits for the row that a frozen worker has locked."""
         deadline = time.monotonic() + PATIENCE
-        with self.connect() as connection:
-            while time.monotonic() < deadline:
-                found = connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
-                if found is not None and found[0]:
-                    return
-                time.sleep(0.02)
+        while time.monotonic() < deadline:
+            if self._rows.query(_WAITING[self._rows.dialect])[0][0]:
+                return
+            time.sleep(0.02)
         raise AssertionError("no retry came to wait for a frozen worker")
 
     def orders(self, keys: list[str]) -> dict[str, list[str]]:
         """The numbers of the rows of each key."""
         found: dict[str, list[str]] = {key: [] for key in keys}
-        with self.connect() as connection:
-            for key, number in connection.execute("SELECT name, number FROM orders WHERE name = ANY(%s)", (keys,)):
+        for key, number in self._rows.query("SELECT name, number FROM orders"):
+            if key in found:
                 found[key].append(number)
         return found
 

@@ -37,8 +37,10 @@ class Setting(NamedTuple):
         return {"backend": self.records, "lease": LEASE, "scope": lambda request: "proof"}
 
 
-def _sqlalchemy_url(setting: Setting) -> str:
-    return setting.database.replace("postgresql:", "postgresql+psycopg:")
+def _sqlalchemy_url(setting: Setting, awaited: bool = False) -> str:
+    kind, _, where = setting.database.partition(":")
+    driver = "psycopg" if kind == "postgresql" else "asyncmy" if awaited else "pymysql"
+    return f"{kind}+{driver}:{where}"
 
 
 def _body(number: Any) -> bytes:
@@ -145,7 +147,7 @@ def _async_sessions(setting: Setting) -> Any:
     from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
     return async_sessionmaker(
-        create_async_engine(_sqlalchemy_url(setting), pool_size=24, max_overflow=0, pool_timeout=90)
+        create_async_engine(_sqlalchemy_url(setting, awaited=True), pool_size=24, max_overflow=0, pool_timeout=90)
     )
 
 
@@ -202,6 +204,8 @@ FORMS: dict[str, Callable[[Setting], Call]] = {
     "atomic, Django": atomic_in_django,
     "atomic, Django with ATOMIC_REQUESTS": partial(atomic_in_django, atomic_requests=True),
 }
+#: those of them that are on MySQL and MariaDB as well: of each adapter and each library one
+ON_MYSQL = ("stage, AsyncSession in Starlette", "atomic, Session in Flask", "atomic, Django")
 #: not proved: it has the gap
 WITH_A_GAP = "stage without tx, psycopg in WSGI"
 EVERY_FORM = {**FORMS, WITH_A_GAP: stage_beside}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import secrets
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from tests import mariadb_server
 from tests.proof.traps import AFTER_CLAIM, AFTER_COMMIT, BEFORE_COMMIT, IN_TRANSACTION, Trap
 
 if TYPE_CHECKING:
@@ -15,15 +17,17 @@ if TYPE_CHECKING:
 def _configure(setting: Setting, atomic_requests: bool) -> None:
     import django
     from django.conf import settings
-    from psycopg.conninfo import conninfo_to_dict
 
-    parts = conninfo_to_dict(setting.database)
+    where = urlsplit(setting.database)
+    if where.scheme == "mysql":
+        mariadb_server.for_django()
     database = {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": parts["dbname"],
-        "USER": parts["user"],
-        "HOST": parts["host"],
-        "PORT": parts["port"],
+        "ENGINE": f"django.db.backends.{where.scheme}",
+        "NAME": where.path[1:],
+        "USER": where.username,
+        "PASSWORD": where.password or "",
+        "HOST": where.hostname,
+        "PORT": str(where.port),
         "ATOMIC_REQUESTS": atomic_requests,
     }
     settings.configure(

@@ -7,9 +7,10 @@ from contextlib import nullcontext
 
 import pytest
 
+from tests import mariadb_server
 from tests.proof import FULL, KEYS
 from tests.proof.cells import RETRIES, Cell, Site, groups_of, keys_of, new_served, wrong
-from tests.proof.forms import FORMS, WITH_A_GAP
+from tests.proof.forms import FORMS, ON_MYSQL, WITH_A_GAP
 from tests.proof.traps import AFTER_CLAIM, AFTER_COMMIT, FREEZING_POINTS, POINTS
 
 pytestmark = pytest.mark.timeout(3600 if FULL else 300)
@@ -40,6 +41,10 @@ def test_a_killed_worker_leaves_one_row_and_one_answer(
     site: Site, form: str, points: tuple[str, ...], lost: bool
 ) -> None:
     """S-05, S-06, B-08a, O-09: killed at each point, the records flushed or not, then retried 64 times at once."""
+    _kill(site, form, points, lost)
+
+
+def _kill(site: Site, form: str, points: tuple[str, ...], lost: bool) -> None:
     for count in _batches(KEYS, _BATCH):
         groups = [group for point in points for group in groups_of(Cell(point), count)]
         keys, served = keys_of(groups), new_served()
@@ -55,6 +60,10 @@ def test_a_frozen_worker_leaves_one_row_and_one_answer(
     site: Site, form: str, points: tuple[str, ...], lost: bool
 ) -> None:
     """S-05, S-06, L-03: frozen past its lease in mid-transaction, taken over 64 times at once, and thawed."""
+    _freeze(site, form, points, lost)
+
+
+def _freeze(site: Site, form: str, points: tuple[str, ...], lost: bool) -> None:
     for count in _batches(KEYS, _FROZEN_BATCH):
         free, locked = (
             [group for point in points if (point == AFTER_CLAIM) is before for group in _frozen_groups(point, count)]
@@ -74,6 +83,21 @@ def test_a_frozen_worker_leaves_one_row_and_one_answer(
         site.served([*pids, *waiting, *storm], served)
         keys = keys_of(free + locked)
         assert wrong(site.orders(keys), served, RETRIES + 1) == {}
+
+
+if mariadb_server.IN_USE:
+
+    @pytest.mark.parametrize("points", _DEATHS, ids=names_of)
+    @pytest.mark.parametrize("form", ON_MYSQL)
+    def test_on_mysql_a_killed_worker_leaves_one_row(site_on_mysql: Site, form: str, points: tuple[str, ...]) -> None:
+        """S-05, S-06: the rows in MySQL or MariaDB under REPEATABLE READ, and every record lost."""
+        _kill(site_on_mysql, form, points, lost=True)
+
+    @pytest.mark.parametrize("points", _FREEZES, ids=names_of)
+    @pytest.mark.parametrize("form", ON_MYSQL)
+    def test_on_mysql_a_frozen_worker_leaves_one_row(site_on_mysql: Site, form: str, points: tuple[str, ...]) -> None:
+        """S-05, S-06, L-03: others wait for its lock, and it commits, or nothing of it counts."""
+        _freeze(site_on_mysql, form, points, lost=True)
 
 
 def test_without_a_transaction_the_gap_shows(site: Site) -> None:

@@ -13,6 +13,7 @@ from open_idempotency.backend import Backend
 from open_idempotency.backends.django_orm import DjangoBackend
 from open_idempotency.backends.sqlalchemy import SqlalchemyBackend
 from open_idempotency.conformance import ManualClock
+from tests import mariadb_server
 from tests.backends import sql_databases
 from tests.backends.django_orm import on_django
 from tests.postgres_server import PostgresServer
@@ -22,13 +23,13 @@ from tests.property.test_backends import check
 SHARES = {"sync": 0.25, "asyncio": 0.2}
 
 
-@pytest.fixture(params=["sqlite", "postgresql", *(["mysql"] if on_django.MYSQL else [])])
+@pytest.fixture(params=["sqlite", "postgresql", *["mysql"] * mariadb_server.IN_USE])
 def alias(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A database of Django's, with its tables."""
     if request.param == "sqlite":
         settings = on_django.sqlite(tmp_path, CONN_MAX_AGE=None)
     elif request.param == "mysql":
-        settings = on_django.mysql(str(on_django.MYSQL))
+        settings = on_django.mysql(mariadb_server.url())
     else:
         server: PostgresServer = request.getfixturevalue("postgres18")
         name = f"django_model_{secrets.token_hex(4)}"

@@ -21,7 +21,8 @@ from tests.simulation.loop import Cancelled, Future, Loop
 
 T = TypeVar("T")
 
-_TIMED = (atomic, client_left, exchange, heartbeat, performers, recordings, stages, thread_calls)
+_TIMED = (atomic, exchange, heartbeat, performers, recordings, stages)
+_TIMED_AWAKE = (client_left, thread_calls)
 
 
 class Signal:
@@ -136,7 +137,8 @@ def surroundings(
 
     implementation = VirtualLoops(loop)
     replaced: list[tuple[Any, str, Any]] = [
-        *((module, "time", SimpleNamespace(monotonic=clocks.get(module, loop.monotonic))) for module in _TIMED),
+        *((module, "clocks", SimpleNamespace(elapsed=clocks.get(module, loop.monotonic))) for module in _TIMED),
+        *((module, "time", SimpleNamespace(monotonic=clocks.get(module, loop.monotonic))) for module in _TIMED_AWAKE),
         (loops, "_implementation", lambda: implementation),
         (heartbeat, "threading", SimpleNamespace(Thread=make_thread, Lock=threading.Lock)),
         (heartbeat, "enlist", lambda _: None),

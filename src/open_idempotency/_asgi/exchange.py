@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,7 +23,7 @@ from open_idempotency._engine.client_left import ClientLeft, Grace
 from open_idempotency._engine.current import running
 from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency._engine.event_log import report_late_error
-from open_idempotency._runtime import loops
+from open_idempotency._runtime import clocks, loops
 from open_idempotency.exceptions import LeaseLost
 from open_idempotency.policy import IdempotencyPolicy
 
@@ -177,7 +176,7 @@ class Exchange:
         extensions = self._hide_extensions()
         mark = running.set((attempt, engine))
         try:
-            if time.monotonic() > attempt.sure_until and (instead := await self._late(attempt)) is not None:
+            if clocks.elapsed() > attempt.sure_until and (instead := await self._late(attempt)) is not None:
                 self._client.end()
                 await self._respond(instead)
                 return
@@ -205,7 +204,7 @@ class Exchange:
 
     async def _late(self, attempt: Attempt) -> Response | None:
         """Check a lease that may have ended (L-10). Returns the response to send instead of calling the application."""
-        while time.monotonic() > attempt.sure_until:
+        while clocks.elapsed() > attempt.sure_until:
             instead = await self._engine.aio.run(begin(attempt))
             if instead is not None:
                 self._settled = True

@@ -98,7 +98,7 @@ class Attempt:
     live: Mapping[StageId, object] = _NO_VALUES
     #: what ``store=`` said, of which status; it is asked once
     stored: tuple[int, bool | None] | None = None
-    #: seconds on the monotonic clock until which the lease is known to last
+    #: seconds on the clock of ``Now`` until which the lease is known to last
     sure_until: float = inf
     #: its response is on record, or went out while that was not possible: retries will, or may, be sent it
     recorded: bool = False

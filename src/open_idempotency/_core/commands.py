@@ -201,7 +201,10 @@ class Sleep(Command[None]):
 
 @dataclass(slots=True)
 class Now(AtOnce[float]):
-    """Seconds on a monotonic clock of this process; for deadlines of our own, never for leases."""
+    """Seconds on a clock that only grows, and goes on while the machine sleeps (``_runtime.clocks``).
+
+    For deadlines of our own, and for how long a lease surely lasts; no backend sees it.
+    """
 
 
 @dataclass(slots=True)

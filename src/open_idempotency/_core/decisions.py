@@ -93,6 +93,9 @@ TRANSITIONS: Mapping[type[Command[object]], Mapping[State, State]] = MappingProx
 #: seconds for which the claim of a withdrawn owner is refused: longer than TCP tries to deliver anything
 WITHDRAWN_FOR = 3600.0
 
+#: seconds by which two reads of one clock may be out of order; more means that it was put back
+_APART = 1.0
+
 _BY_STATUS = {Status.COMPLETED: State.COMPLETED, Status.IN_PROGRESS: State.ALIVE}
 
 
@@ -118,6 +121,19 @@ def claim(record: Record | None, c: Claim, now: float, *, withdrawn: bool = Fals
         attempt = 0 if record is None or state_of(record, now) is State.ABSENT else record.attempt
         return Refused(Refusal.WITHDRAWN, attempt), record
     return result, kept
+
+
+def rebased(record: Record, now: float) -> Record:
+    """The record as a claim at ``now`` has to see it: the same one, unless the store's clock was put back behind it.
+
+    An attempt that was claimed later than now has its lease from another time. It is given the same length again, from
+    now on, and the record is to be written. A live owner's next renewal shortens that; a dead owner blocks its key for
+    as long as its attempt had run and one lease more, and not for as long as the clock was put back. Since 0.1.
+    """
+    if record.status is not Status.IN_PROGRESS or record.claimed_at <= now + _APART:
+        return record
+    end = now + (record.lease_end - record.claimed_at)
+    return replace(record, claimed_at=now, lease_end=end, expires_at=end + record.ttl)
 
 
 def _claim(record: Record | None, c: Claim, now: float) -> tuple[ClaimResult, Record | None]:

@@ -98,7 +98,7 @@ def save(command: SaveStage, attempt: Attempt, lease: Lease) -> Steps[StageSaved
     """Record a stage, whose effect has happened: tried for as long as the lease may live.
 
     That is a lease from the first failure on, or from the last renewal. Raises ``BackendUnavailable`` after that, and
-    before the server ends the request, where it is known when.
+    before the server ends the request, where it is known when; ``RecordTooLarge`` at once.
     """
 
     def until(first: float) -> float:

@@ -8,7 +8,6 @@ for the next round, so that no number of recordings delays a renewal by more tha
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from math import inf
 
@@ -24,6 +23,7 @@ from open_idempotency._core.commands import (
 )
 from open_idempotency._core.drivers import Handlers
 from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE
+from open_idempotency._runtime import clocks
 from open_idempotency.backend import Backend
 from open_idempotency.exceptions import BackendUnavailable
 
@@ -59,7 +59,7 @@ class Recordings:
             Fail: backend.fail,
             Release: backend.release,
             Unreserve: backend.unreserve,
-            Now: lambda _: time.monotonic(),
+            Now: lambda _: clocks.elapsed(),
             Emit: report,
         }
 
@@ -93,7 +93,7 @@ class Recordings:
 
     def go_on(self, before_each: Callable[[], object]) -> None:
         """Carry out what is due, until the backend turns out to be away."""
-        now = time.monotonic()
+        now = clocks.elapsed()
         if now < self._left_alone:
             return
         due = sorted((item for item in list(self.pending.items()) if item[1].wake <= now), key=lambda i: i[1].wake)
@@ -101,7 +101,7 @@ class Recordings:
             before_each()
             if not self._advance(owner, recording):
                 # This one pauses, so in the next round the others come before it.
-                self._left_alone = time.monotonic() + self._pause
+                self._left_alone = clocks.elapsed() + self._pause
                 self._pause = min(self._pause * 2, LONGEST_PAUSE)
                 return
             self._pause = FIRST_PAUSE
@@ -122,7 +122,7 @@ class Recordings:
                     command = recording.steps.throw(BackendUnavailable(f"interrupted by {type(error).__name__}"))
                 else:
                     command = recording.steps.send(reply)
-            recording.wake = time.monotonic() + command.seconds
+            recording.wake = clocks.elapsed() + command.seconds
         except StopIteration:
             self._end(owner)
         except BaseException:

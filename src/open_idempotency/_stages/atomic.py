@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -11,6 +10,7 @@ from open_idempotency._core.drivers import Steps
 from open_idempotency._core.recording import make_sure
 from open_idempotency._core.requests import Headers, Response
 from open_idempotency._engine.current import Performers, here
+from open_idempotency._runtime import clocks
 from open_idempotency._stages.blocks import check_sync_or_async, refuse_loop
 from open_idempotency.exceptions import ConfigurationError, NotStarted
 from open_idempotency.ledger.steps import Transaction, fence, save_response
@@ -61,7 +61,7 @@ _WHAT = "idem.atomic"
 
 def _entering(transaction: Transaction, attempt: Attempt) -> Steps[None]:
     """As for a stage: where the lease may have ended unnoticed, its owner is asked for before any effect (S-07)."""
-    if time.monotonic() > attempt.sure_until:
+    if clocks.elapsed() > attempt.sure_until:
         yield from make_sure(attempt)
     yield from fence(transaction, attempt, whole=True)
 

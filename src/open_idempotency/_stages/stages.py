@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -24,6 +23,7 @@ from open_idempotency._core.ledger_state import StageId
 from open_idempotency._core.models import Stage
 from open_idempotency._core.notify import warn
 from open_idempotency._core.recording import make_sure, save_stage
+from open_idempotency._runtime import clocks
 from open_idempotency._stages import values
 from open_idempotency._stages.annotations import declared_type
 from open_idempotency.exceptions import NotStarted, RecordTooLarge, RecordUnreadable, StageValueError
@@ -36,7 +36,10 @@ Reconcile = Callable[..., intents.Reconciled | Awaitable[intents.Reconciled]]
 
 MAX_NAME_CHARACTERS = 200
 _SAVE_AN_ID = "save a text, a number or an id"
-_NOT_TAKEN = "see why encryption= could not seal it (HookFailed), or the backend refuses its size (BackendFailed)"
+_NOT_TAKEN = (
+    "see to it that encryption= can seal it, where HookFailed says that it could not, or save a shorter one, where "
+    "BackendFailed says that the store refused its size"
+)
 
 
 class _Unset(Enum):
@@ -191,7 +194,7 @@ class StageUse:
     @property
     def _unsure(self) -> bool:
         """Whether the lease may have ended unnoticed, so that ``begin`` has to ask whose it is before the effect."""
-        return self._frame is None and time.monotonic() > self._attempt.sure_until
+        return self._frame is None and clocks.elapsed() > self._attempt.sure_until
 
     def recall(self) -> Any:
         """The recorded value; raises the recorded error."""
@@ -299,7 +302,7 @@ class StageUse:
             yield from self._live(error, type(error).__name__, _NOT_TAKEN, raised=True)
 
     def _save(self, frame: bytes, value: object = None, raised: bool = False) -> Steps[None]:
-        """Record it; where it cannot be sealed, that the stage is done. ``value``: what is in it."""
+        """Record it; where it cannot be sealed or stored, that the stage is done. ``value``: what is in it."""
         if self._transaction is not None:
             yield from save_in_transaction(self._transaction, self._attempt, self.id, frame)
             self._frame = frame

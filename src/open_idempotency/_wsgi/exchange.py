@@ -6,7 +6,6 @@ is there, so the last chunk is sent when the response is durable.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -19,6 +18,7 @@ from open_idempotency._engine.client_left import ClientLeft, Grace
 from open_idempotency._engine.current import Running, running
 from open_idempotency._engine.engine import Engine
 from open_idempotency._engine.event_log import report_late_error
+from open_idempotency._runtime import clocks
 from open_idempotency.exceptions import LeaseLost
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ class Protection:
     @property
     def unsure(self) -> bool:
         """Whether the lease may have ended unnoticed: then ``begin`` renews it before the handler starts."""
-        return time.monotonic() > self.attempt.sure_until
+        return clocks.elapsed() > self.attempt.sure_until
 
     def begin(self) -> Response | None:
         """To be called directly before the handler starts. Returns the response to send instead (L-10), or None."""

@@ -35,7 +35,7 @@ _HOMES = {
 
 # pytest rewrites the asserts of a module only if it is registered before its import.
 if "pytest" in sys.modules:
-    _MODULES = "claims failures late_claims owners quotas records support"
+    _MODULES = "claims failures late_claims owners quotas records sizes support"
     for _module in _MODULES.split():
         sys.modules["pytest"].register_assert_rewrite(f"{__name__}.{_module}")
 

@@ -14,6 +14,7 @@ from open_idempotency.conformance.late_claims import Held, LateClaimContract, Wa
 from open_idempotency.conformance.owners import OwnerContract, StageContract
 from open_idempotency.conformance.quotas import QuotaContract
 from open_idempotency.conformance.records import ExpiryContract, OperatorContract
+from open_idempotency.conformance.sizes import Narrow, SizeContract
 from open_idempotency.conformance.support import AsyncVerbs, ManualClock
 
 
@@ -26,6 +27,7 @@ class BackendContract(
     FailureContract,
     OperatorContract,
     QuotaContract,
+    SizeContract,
     WaitingContract,
 ):
     """The tests that a backend has to pass. Subclass it in a test module, and override the fixture ``backend``."""
@@ -46,6 +48,11 @@ class BackendContract(
     def held(self) -> Held:
         """Override it if the store can hold claims up: a backend on the store's own clock, with ``hold``."""
         pytest.skip("override the fixture 'held' to test that a claim which waited for a lock gets the larger token")
+
+    @pytest.fixture
+    def narrow(self) -> Narrow:
+        """Override it if the store can refuse a value for its size: an empty backend, and sizes around its limit."""
+        pytest.skip("override the fixture 'narrow' to test that a value over the store's limit raises RecordTooLarge")
 
     @pytest.fixture
     async def verbs(self, backend: Backend | AsyncBackend) -> AsyncIterator[AsyncVerbs]:

@@ -166,7 +166,7 @@ class AsyncVerbs(AsyncBackend):
     async def at_once(self, verb: str, commands: Sequence[Any]) -> list[Any]:
         """Send all commands to one verb at the same time: from tasks, or from threads if the backend is sync."""
         if isinstance(self.backend, Backend):
-            return _in_threads(getattr(self.backend, verb), commands)
+            return in_threads(getattr(self.backend, verb), commands)
         outcomes: list[Any] = []
 
         async def one(command: Any) -> None:
@@ -178,7 +178,8 @@ class AsyncVerbs(AsyncBackend):
         return outcomes
 
 
-def _in_threads(verb: Callable[[Any], Any], commands: Sequence[Any]) -> list[Any]:
+def in_threads(verb: Callable[[Any], Any], commands: Sequence[Any]) -> list[Any]:
+    """What a function returns for each command, in order; all calls are made at the same time."""
     barrier = threading.Barrier(len(commands), timeout=30)
 
     def one(command: Any) -> Any:

@@ -50,8 +50,8 @@ _RETURNING_STAGE = """
     WHERE record_id = :record_id AND token = :token RETURNING {number}
 """
 _EXPIRED = """
-    SELECT count(*), max(expires_at) FROM (
-        SELECT expires_at FROM open_idempotency_ledger WHERE expires_at <= {now} ORDER BY expires_at LIMIT :limit
+    SELECT count(*), {latest} FROM (
+        SELECT expires_at FROM open_idempotency_ledger WHERE expires_at <= {now}{where} ORDER BY expires_at LIMIT :limit
     ) expired
 """
 _FORGET_STAGES = "DELETE FROM open_idempotency_ledger_stages WHERE record_id = :record_id"
@@ -66,7 +66,8 @@ class Dialect:
     ``find_stage``, where the database needs one to lock. ``renew``: takes over an expired row. ``save_response``: adds
     the response. ``token``: reads the row's token. ``find_response``: reads a response without a lock. ``expired``:
     counts the entries to purge and returns the latest expiry among them, which ``purge`` takes as ``:until``.
-    ``purge``: run in order. ``forget_stages``: deletes the stages of an expired row. ``save_returns_row``: whether
+    ``purge``: run in order. ``expired_in_passing``: the same within a transaction of the application, None where that
+    would hold up or fail others. ``forget_stages``: deletes the stages of an expired row. ``save_returns_row``: whether
     ``save_stage`` returns a row if the fence is still there, and none if not; otherwise ``token`` has to be asked.
 
     The rows of ``row``, ``token`` and ``save_stage`` end with the number of the transaction, which is constant until
@@ -85,6 +86,7 @@ class Dialect:
     expired: str
     purge: tuple[str, ...]
     save_returns_row: bool = False
+    expired_in_passing: str | None = None
     forget_stages: str = _FORGET_STAGES
     placeholder: str | None = None
 
@@ -96,10 +98,22 @@ class Dialect:
 
 
 def _with_on_conflict(
-    name: str, now: str, lock: str, save_stage: str, save_returns_row: bool, number: str = "0"
+    name: str,
+    now: str,
+    lock: str,
+    save_stage: str,
+    save_returns_row: bool,
+    number: str = "0",
+    latest: str = "max(expires_at)",
+    until: str = ":until",
+    in_passing: str = "",
 ) -> Dialect:
-    """A dialect with ON CONFLICT. ``lock``: the clause that locks the rows to purge, and skips rows that are locked."""
-    due = "SELECT record_id FROM open_idempotency_ledger l WHERE expires_at <= :until"
+    """A dialect with ON CONFLICT. ``lock``: the clause that locks the rows to purge, and skips rows that are locked.
+
+    ``latest``, ``until``: how the latest expiry leaves the database, and what becomes of it when it is back.
+    ``in_passing``: the condition under which a transaction of the application may purge.
+    """
+    due = f"SELECT record_id FROM open_idempotency_ledger l WHERE expires_at <= {until}"  # noqa: S608
     bounds = f"ORDER BY expires_at LIMIT :limit {lock}"
     return Dialect(
         name=name,
@@ -112,7 +126,9 @@ def _with_on_conflict(
         token=_HELD_BY.format(number=number),
         renew=_RENEW.format(now=now),
         save_response=_SAVE_RESPONSE.format(now=now),
-        expired=_EXPIRED.format(now=now),
+        # One value for the statement: the time would else be read for each row, and no index served.
+        expired=_EXPIRED.format(now=f"(SELECT {now})", latest=latest, where=""),
+        expired_in_passing=_EXPIRED.format(now=f"(SELECT {now})", latest=latest, where=in_passing),
         # Stages first: a record without a row would take any stages that are left as its own.
         purge=(
             f"DELETE FROM open_idempotency_ledger_stages WHERE record_id IN ({due} {bounds})",  # noqa: S608 (no value is part of it)
@@ -129,11 +145,18 @@ def _with_on_conflict(
 
 POSTGRESQL = _with_on_conflict(
     name="postgresql",
-    now="extract(epoch FROM clock_timestamp())",
+    # As a float, like the column: a comparison with another type could not use its index.
+    now="CAST(extract(epoch FROM clock_timestamp()) AS double precision)",
     lock="FOR UPDATE SKIP LOCKED",
     save_stage=_RETURNING_STAGE,
     save_returns_row=True,
     number="txid_current()",  # the same in savepoints; the fence has written, so the number is assigned already
+    # As an integer: the digits of a float depend on a setting of the session (B-20). One microsecond more than the
+    # entry that expires last, since a float may be rounded down.
+    latest="CAST(ceil(LEAST(max(expires_at), 9e12) * 1000000) + 1 AS bigint)",
+    until="CAST(:until AS double precision) / 1000000",
+    # In others two transactions that purge the same entries could not be serialized, and one would fail.
+    in_passing=" AND current_setting('transaction_isolation') = 'read committed'",
 )
 SQLITE = _with_on_conflict(
     name="sqlite",
@@ -167,7 +190,7 @@ MYSQL = Dialect(
     renew=_RENEW.format(now=_MYSQL_NOW),
     save_response=_SAVE_RESPONSE.format(now=_MYSQL_NOW),
     token=_HELD_BY.format(number=0) + " FOR UPDATE",
-    expired=_EXPIRED.format(now=_MYSQL_NOW),
+    expired=_EXPIRED.format(now=_MYSQL_NOW, latest="max(expires_at)", where=""),
     # Rows and stages in one statement, each read with its lock. MySQL allows no LIMIT here.
     purge=(
         """

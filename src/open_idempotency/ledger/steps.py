@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
+import os
 import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -27,6 +29,7 @@ from open_idempotency._core.sealing import RESPONSE, seal_stage, unseal_stage
 from open_idempotency._core.settlement import wants_kept
 from open_idempotency._core.stored_response import small_form, stored_form
 from open_idempotency._runtime.loops import current_library, in_thread
+from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.exceptions import AlreadyCommitted, ConfigurationError, KeyReused, LeaseLost, RecordUnreadable
 from open_idempotency.ledger.dialects import Dialect
 
@@ -35,6 +38,9 @@ T = TypeVar("T")
 Parameters = Mapping[str, object]
 Rows = Sequence[Sequence[Any]]
 
+# One in so many new entries deletes several times as many expired ones. Each process begins elsewhere.
+_PURGED_EVERY, _PURGED_AT_ONCE = 16, 64
+_NEW_ENTRIES = PerProcess(lambda: itertools.count(os.getpid()))
 _ENDED = "tx=: the transaction was committed or rolled back within the block; begin, commit and roll back around it"
 
 
@@ -162,6 +168,7 @@ def save_stage(transaction: Transaction, attempt: Attempt, stage: StageId, frame
     if (dialect.save_returns_row and not rows) or (current, number) != transaction.entered:
         raise ConfigurationError(_ENDED)
     attempt.in_ledger().put_stage(stage, transaction.watch(None))
+    yield from _purge_sometimes(transaction)
 
 
 def save_response(transaction: Transaction, attempt: Attempt, live: Response) -> Steps[bool]:
@@ -189,6 +196,7 @@ def save_response(transaction: Transaction, attempt: Attempt, live: Response) ->
     small = small_form(live, attempt.policy, attempt.request_headers)
     stored = LedgerResponse(small, response, whole, transaction.entered, watch)
     attempt.in_ledger().put_response(stored)
+    yield from _purge_sometimes(transaction)
     return True
 
 
@@ -241,13 +249,26 @@ def _superseded(attempt: Attempt, lease: Lease) -> Steps[None]:
             yield from warn(attempt.policy, events.BackendFailed.of(record, "release", error))
 
 
+def _purge_sometimes(transaction: Transaction) -> Steps[None]:
+    """Purge a few entries along with one in so many new ones: where nothing else purges, the ledger stays bounded.
+
+    In the caller's transaction, so a rollback undoes it. Rows that another transaction has locked are passed over.
+    """
+    expired = transaction.dialect.expired_in_passing
+    if expired is not None and next(_NEW_ENTRIES.get()) % _PURGED_EVERY == 0:
+        yield from _purge(transaction, expired, _PURGED_AT_ONCE)
+
+
 def purge(transaction: Transaction, limit: int) -> Steps[int]:
     """Delete about ``limit`` expired entries with their stages; returns how many there were to delete."""
-    dialect = transaction.dialect
-    ((expired, until),) = yield from _run(transaction, dialect.expired, {"limit": limit})
+    return (yield from _purge(transaction, transaction.dialect.expired, limit))
+
+
+def _purge(transaction: Transaction, counting: str, limit: int) -> Steps[int]:
+    ((expired, until),) = yield from _run(transaction, counting, {"limit": limit})
     if expired:
         values = {"limit": limit, "until": until}
-        for statement in dialect.purge:
+        for statement in transaction.dialect.purge:
             named = {name: value for name, value in values.items() if f":{name}" in statement}
             yield from _run(transaction, statement, named)
     return int(expired)

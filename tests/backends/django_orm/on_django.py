@@ -18,11 +18,8 @@ set_up()
 from django.core.management import call_command
 from django.db import connections
 
+from tests import mariadb_server
 from tests.postgres_server import PostgresServer
-
-#: a server of the machine's own, as mysql://user:password@host:port/database; test processes make databases beside
-#: that one, with names that begin with its own
-MYSQL = os.environ.get("OI_TEST_MYSQL_URL")
 
 
 @contextmanager
@@ -54,6 +51,7 @@ def postgresql(server: PostgresServer, database: str, **more: Any) -> dict[str, 
 
 def mysql(url: str, **more: Any) -> dict[str, Any]:
     """A database for this test process, on the server of the URL."""
+    mariadb_server.for_django()
     parts = urlsplit(url)
     where = {"HOST": parts.hostname or "127.0.0.1", "PORT": str(parts.port or 3306)}
     who = {"USER": unquote(parts.username or ""), "PASSWORD": unquote(parts.password or "")}

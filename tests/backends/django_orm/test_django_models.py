@@ -12,6 +12,7 @@ import pytest
 from django.core.management import call_command
 from django.db.models import Model, Value
 
+from tests import mariadb_server
 from tests.backends.django_orm import on_django
 from tests.postgres_server import PostgresServer
 
@@ -39,13 +40,13 @@ ROWS: list[Model] = [
 ]
 
 
-@pytest.fixture(params=["sqlite", "postgresql", *["mysql"] * bool(on_django.MYSQL)])
+@pytest.fixture(params=["sqlite", "postgresql", *["mysql"] * mariadb_server.IN_USE])
 def alias(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database of each kind."""
     if request.param == "sqlite":
         settings = on_django.sqlite(tmp_path)
     elif request.param == "mysql":
-        settings = on_django.mysql(str(on_django.MYSQL))
+        settings = on_django.mysql(mariadb_server.url())
     else:
         server: PostgresServer = request.getfixturevalue("postgres18")
         database = f"django_models_{secrets.token_hex(4)}"

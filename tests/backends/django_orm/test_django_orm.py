@@ -10,6 +10,7 @@ from django.db import connections
 from open_idempotency.backend import Backend
 from open_idempotency.backends.django_orm import DjangoBackend
 from open_idempotency.conformance import ManualClock
+from tests import mariadb_server
 from tests.backends.django_orm import on_django
 from tests.backends.test_contract import _Coloured
 from tests.postgres_server import PostgresServer
@@ -35,7 +36,7 @@ def postgres_alias(postgres18: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def mysql_alias() -> Iterator[str]:
-    with on_django.aliased(on_django.mysql(str(on_django.MYSQL))) as alias:
+    with on_django.aliased(on_django.mysql(mariadb_server.url())) as alias:
         yield alias
 
 
@@ -62,9 +63,13 @@ class TestPostgres(_OnDjango):
     database = "postgres"
 
 
-if on_django.MYSQL:
+if mariadb_server.IN_USE:
 
     class TestMysql(_OnDjango):
-        """B-12 on a project's MySQL or MariaDB."""
+        """B-12 on a project's MySQL or MariaDB; the async front has threads, as on the other databases."""
 
         database = "mysql"
+
+        @pytest.fixture
+        def colour(self) -> str:
+            return "sync"

@@ -55,7 +55,10 @@ def with_sqlalchemy(url: str) -> Any:
 def with_django(url: str) -> Any:
     """Records, rows and answers through Django, in one database."""
     import django
+    import pymysql
     from django.conf import settings
+
+    pymysql.install_as_MySQLdb()
 
     where = urlsplit(url)
     database = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ class _OnServer(_Coloured):
     """Drivers that are both; under trio each call is the blocking colour's, which another test shows once."""
 
     kind: str
+    driver = ""
 
     @pytest.fixture(params=["sync", "asyncio"])
     def colour(self, request: pytest.FixtureRequest) -> str:
@@ -59,7 +61,9 @@ class _OnServer(_Coloured):
 
     @pytest.fixture
     def made(self, clock: ManualClock, request: pytest.FixtureRequest) -> Backend:
-        return SqlalchemyBackend(f"sqlalchemy+{url_of(self.kind, request)}", timeout=10, clock=clock)
+        url = url_of(self.kind, request)
+        url = re.sub(r"\+\w+:", f"+{self.driver}:", url) if self.driver else url
+        return SqlalchemyBackend(f"sqlalchemy+{url}", timeout=10, clock=clock)
 
 
 class TestPostgres(_OnServer):
@@ -84,6 +88,20 @@ class TestAsyncpg(_Coloured):
 if "mysql" in KINDS:
 
     class TestMysql(_OnServer):
-        """B-12 on MySQL or MariaDB."""
+        """B-12 on MySQL or MariaDB through PyMySQL, which is blocking only."""
 
         kind = "mysql"
+
+        @pytest.fixture
+        def colour(self) -> str:
+            return "sync"
+
+    class TestAsyncmy(_OnServer):
+        """B-12 on MySQL or MariaDB through a driver that is asynchronous only."""
+
+        kind = "mysql"
+        driver = "asyncmy"
+
+        @pytest.fixture
+        def colour(self) -> str:
+            return "asyncio"

@@ -20,6 +20,8 @@ HEADER = (
     "record_version", "fingerprint", "status", "owner", "token", "attempt",
     "claimed_at", "lease_end", "ttl", "expires_at", "final",
 )  # fmt: skip
+#: those of them that are times and durations, in seconds
+SECONDS = frozenset({"claimed_at", "lease_end", "ttl", "expires_at"})
 _BYTES = (bytes, bytearray, memoryview)
 _SECONDS = (float, int)
 _KINDS: tuple[Any, ...] = (
@@ -28,6 +30,18 @@ _KINDS: tuple[Any, ...] = (
 _STATUSES = {int(status): status for status in Status if status is not Status.NONE}
 #: stands for infinity in databases that have none
 LARGEST = sys.float_info.max
+#: How PostgreSQL sends a time: as text its digits depend on ``extra_float_digits``, which a role, a database or a URL
+#: may set so low that a lease ends years later or sooner. What stands for infinity, or is above any time, is cut off.
+#: LEAST passes over NULL, so it is for columns that have none.
+MICROSECONDS = "CAST(LEAST({}, 9e12) * 1000000 AS bigint)"
+_NO_TIME = 9 * 10**18
+
+
+def in_seconds(value: Any) -> Any:
+    """What ``MICROSECONDS`` made of a time, in seconds again; None and what is no number stay as they are."""
+    if not isinstance(value, int):
+        return value
+    return LARGEST if value >= _NO_TIME else value / 1_000_000
 
 
 def record_of(record_id: bytes, row: Sequence[Any]) -> Record:

@@ -244,7 +244,7 @@ def _peek(table: Table, c: Claim) -> tuple[ClaimResult | None, bool]:
         return None, False
     record, now = found
     claimed, kept = decisions.claim(record, c, now)
-    return (claimed if kept is record else None), True
+    return (claimed if kept is record and decisions.rebased(record, now) is record else None), True
 
 
 def _claim_locked(table: Table, c: Claim, lock: Iterator[bool]) -> ClaimResult:
@@ -252,13 +252,15 @@ def _claim_locked(table: Table, c: Claim, lock: Iterator[bool]) -> ClaimResult:
     if record is None:
         return _insert(table, c)
     now, withdrawn = _now_and_withdrawn(table, c)
+    found = record
     if record.expires_at > now:
-        record = table.with_stages(record)
+        found = table.with_stages(record)
+        record = decisions.rebased(found, now)
     claimed, kept = decisions.claim(record, c, now, withdrawn=withdrawn)
-    if kept is not None and kept is not record:
+    if kept is not None and kept is not found:
         if not kept.stages:
             table.delete_stages(c.record_id)
-        _keep(table, record, kept)
+        _keep(table, found, kept)
     return claimed
 
 

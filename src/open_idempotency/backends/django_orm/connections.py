@@ -25,7 +25,7 @@ from django.db.utils import load_backend
 
 from open_idempotency._runtime.local_failures import KINDS, is_local
 from open_idempotency._runtime.processes import PerProcess
-from open_idempotency.backends._shared import forks
+from open_idempotency.backends._shared import forks, sqlite_files
 from open_idempotency.backends._shared.one_process import warn_of_other_workers
 from open_idempotency.backends._shared.sql_verbs import Step
 from open_idempotency.backends.django_orm import errors
@@ -67,6 +67,7 @@ class Connections:
         self._timeout = timeout
         self._most = most
         self._pools: PerProcess[_Pool] = PerProcess(lambda: _Pool(most))
+        self._file = sqlite_files.Watched()
         weakref.finalize(self, _close, self._pools).atexit = False
         forks.pause_at_forks(self)
         _all.add(self)
@@ -111,6 +112,11 @@ class Connections:
                 idle.append(connection)
 
     def _run_once(self, step: Step, deadline: float) -> Any:
+        if self.dialect.one_writer:
+            # A new pool: what is in use on the old file is closed when it is given back.
+            name = str(connections.settings[self.alias]["NAME"])
+            if not is_in_memory(name) and self._file.moved(name):
+                self.close()
         pool = self._pools.get()
         in_turn = step.mode == "write" and self.dialect.one_writer
         if in_turn:
@@ -194,6 +200,10 @@ class Connections:
             with connection.cursor() as cursor:
                 for statement in self.dialect.prepare(self._timeout):
                     cursor.execute(statement)
+                connection.largest = None
+                if self.dialect.largest is not None and self.dialect.largest.ask is not None:
+                    cursor.execute(self.dialect.largest.ask)
+                    connection.largest = int(cursor.fetchone()[0])
         except Error as error:
             _shut(connection)
             raise self._wrapped(error) from error
@@ -219,6 +229,11 @@ class Connections:
                 pool.slots.release()
 
         return resume
+
+
+def is_in_memory(name: str) -> bool:
+    """Whether the SQLite database of that name has no file of its own."""
+    return name == ":memory:" or name.startswith("file:")
 
 
 def lives_in_one_connection(name: str) -> bool:

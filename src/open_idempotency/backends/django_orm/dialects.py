@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from open_idempotency.backends._shared import sizes, sql_rows
+
 Options = dict[str, Any]
 
 #: libpq raises shorter ones to this
@@ -25,7 +27,8 @@ class Dialect:
     what begins a transaction that writes, ``begin_reading`` one whose statements all see the same state. ``prepare``:
     the first statements of a new connection. ``options``: added to the alias's own OPTIONS, without ``drops``.
     ``slowest``: how long one try of a call may take. ``one_writer``: writers wait for each other anyway.
-    ``is_mysql``: bytes are marked as such, and no number is infinite.
+    ``is_mysql``: bytes are marked as such, and no number is infinite. ``sent``: how a time is sent, around ``{}``, and
+    ``seconds`` what makes seconds of that. ``largest``: the most bytes of a value; None where its error is enough.
     """
 
     clock: str | None
@@ -36,8 +39,11 @@ class Dialect:
     drops: frozenset[str] = frozenset()
     prepare: Callable[[float], tuple[str, ...]] = lambda timeout: ()
     lock: str = " FOR UPDATE"
+    largest: sizes.Limit | None = None
     is_mysql: bool = False
     one_writer: bool = False
+    sent: str = "{}"
+    seconds: Callable[[Any], Any] | None = None
 
 
 def _postgresql_begin(mode: str) -> Callable[[float], tuple[str, ...]]:
@@ -82,6 +88,9 @@ POSTGRESQL = Dialect(
     slowest=lambda timeout: 2 * timeout + max(_SHORTEST_CONNECT, timeout),
     # Django's own pool would be emptied by requests that each hold one of its connections and ask for another.
     drops=frozenset({"pool", "isolation_level", "prepare_threshold"}),
+    sent=sql_rows.MICROSECONDS,
+    seconds=sql_rows.in_seconds,
+    largest=sizes.OF_POSTGRESQL,
 )
 
 MYSQL = Dialect(
@@ -94,6 +103,7 @@ MYSQL = Dialect(
     ),
     options=_mysql_options,
     prepare=_mysql_prepare,
+    largest=sizes.OF_MYSQL,
     # Some client libraries wait for a reply three times before they give up.
     slowest=lambda timeout: timeout + 3 * (math.ceil(timeout) + 1),
     is_mysql=True,

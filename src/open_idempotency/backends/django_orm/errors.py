@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from django.db import DatabaseError, Error, IntegrityError, connections
 
+from open_idempotency.backends._shared import sizes
 from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, RecordUnreadable, first_line
 
 #: PostgreSQL: serialization failure, deadlock; MySQL: deadlock
@@ -37,6 +38,8 @@ def wrapped(error: Error, alias: str, vendor: str) -> IdempotencyError:
     if vendor == "sqlite" and type(error) is DatabaseError:
         return RecordUnreadable(f"Django's database {alias!r} cannot be read: {error}")
     text = first_line(error)
+    if sizes.is_refused(_code(error), text):
+        return sizes.too_large(f"Django's database {alias!r}", error)
     return BackendUnavailable(f"Django's database {alias!r}: {type(error).__name__}: {text}{_hint(text, alias)}")
 
 

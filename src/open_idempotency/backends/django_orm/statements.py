@@ -1,6 +1,7 @@
 """The SQL of the Django backend, in what all its databases understand. No value ever becomes part of it.
 
-``transactions`` appends what locks rows, and what skips rows that others have locked.
+``transactions`` appends what locks rows, and what skips rows that others have locked. ``with_times`` fills in how the
+database sends a time.
 """
 
 # ruff: noqa: S608 (the names of tables and columns are constants of this module)
@@ -15,20 +16,19 @@ STAGES = "open_idempotency_django_stages"
 RESERVATIONS = "open_idempotency_django_reservations"
 SCOPES = "open_idempotency_django_scopes"
 
-_HEADER = ", ".join(sql_rows.HEADER)
 #: the columns that ``INSERT`` and ``UPDATE`` write, in the order of their parameters
 WRITTEN = (*sql_rows.HEADER, "response", "record_id")
 # A claim needs the response only to replay it, so not while it runs and not for another request.
 _RESPONSE_FOR_CLAIM = "CASE WHEN status <> 1 AND fingerprint = %s THEN response END"
 
 NOW = "SELECT {clock}"
-NOW_AND_RESERVATION = f"SELECT {{clock}}, (SELECT ends FROM {RESERVATIONS} WHERE scope_id = %s AND record_id = %s)"
-PEEK = f"SELECT {{clock}}, {_HEADER}, {_RESPONSE_FOR_CLAIM} FROM {RECORDS} WHERE record_id = %s"
-READ_FOR_CLAIM = f"SELECT {_HEADER}, {_RESPONSE_FOR_CLAIM} FROM {RECORDS} WHERE record_id = %s"
-READ_HEADER = f"SELECT {_HEADER}, NULL FROM {RECORDS} WHERE record_id = %s"
-READ_WHOLE = f"SELECT {_HEADER}, response FROM {RECORDS} WHERE record_id = %s"
+NOW_AND_RESERVATION = f"SELECT {{clock}}, (SELECT {{ends}} FROM {RESERVATIONS} WHERE scope_id = %s AND record_id = %s)"
+PEEK = f"SELECT {{clock}}, {{header}}, {_RESPONSE_FOR_CLAIM} FROM {RECORDS} WHERE record_id = %s"
+READ_FOR_CLAIM = f"SELECT {{header}}, {_RESPONSE_FOR_CLAIM} FROM {RECORDS} WHERE record_id = %s"
+READ_HEADER = f"SELECT {{header}}, NULL FROM {RECORDS} WHERE record_id = %s"
+READ_WHOLE = f"SELECT {{header}}, response FROM {RECORDS} WHERE record_id = %s"
 # In one order, so that no two calls deadlock.
-READ_MANY = f"SELECT record_id, {_HEADER}, NULL FROM {RECORDS} WHERE record_id IN ({{many}}) ORDER BY record_id"
+READ_MANY = f"SELECT record_id, {{header}}, NULL FROM {RECORDS} WHERE record_id IN ({{many}}) ORDER BY record_id"
 INSERT = f"INSERT INTO {RECORDS} ({', '.join(WRITTEN)}) VALUES ({', '.join(['%s'] * len(WRITTEN))})"
 UPDATE = f"UPDATE {RECORDS} SET {', '.join(f'{name} = %s' for name in WRITTEN[:-1])} WHERE record_id = %s"
 EXTEND = f"UPDATE {RECORDS} SET lease_end = %s, expires_at = %s + ttl WHERE record_id IN ({{many}})"
@@ -50,7 +50,7 @@ DELETE_SCOPES = f"DELETE FROM {SCOPES} WHERE scope_id IN ({{many}})"
 READ_RESERVATION = f"SELECT ends FROM {RESERVATIONS} WHERE scope_id = %s AND record_id = %s"
 # The first end, where there are more than so many. Skipping rows is the cheapest way to count.
 FIRST_OF_MORE_THAN = f"""
-    SELECT (SELECT min(ends) FROM {RESERVATIONS} WHERE scope_id = %s AND ends > %s)
+    SELECT (SELECT {{first_end}} FROM {RESERVATIONS} WHERE scope_id = %s AND ends > %s)
     FROM {RESERVATIONS} WHERE scope_id = %s AND ends > %s ORDER BY ends LIMIT 1 OFFSET %s
 """
 INSERT_RESERVATION = f"INSERT INTO {RESERVATIONS} (ends, scope_id, record_id) VALUES (%s, %s, %s)"
@@ -58,6 +58,13 @@ UPDATE_RESERVATION = f"UPDATE {RESERVATIONS} SET ends = %s WHERE scope_id = %s A
 DELETE_RESERVATION = f"DELETE FROM {RESERVATIONS} WHERE scope_id = %s AND record_id = %s"
 FIND_EXPIRED_RESERVATIONS = f"SELECT id FROM {RESERVATIONS} WHERE ends <= %s ORDER BY id LIMIT %s"
 DELETE_RESERVATIONS = f"DELETE FROM {RESERVATIONS} WHERE id IN ({{many}})"
+
+
+def with_times(statement: str, clock: str, sent: str) -> str:
+    """A statement that reads times. ``clock``: the expression for now; ``sent``: how a time is sent, around ``{}``."""
+    header = ", ".join(sent.format(name) if name in sql_rows.SECONDS else name for name in sql_rows.HEADER)
+    times = {"clock": sent.format(clock), "ends": sent.format("ends"), "first_end": sent.format("min(ends)")}
+    return statement.format(header=header, many="{many}", **times)
 
 
 @lru_cache(maxsize=512)

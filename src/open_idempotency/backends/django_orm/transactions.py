@@ -28,13 +28,19 @@ class Statements:
         #: the time where the database's is not asked
         self.clock = clock or (None if dialect.clock else time.time)
         expression = "0" if self.clock is not None or dialect.clock is None else dialect.clock
-        self.now = statements.NOW.format(clock=expression)
-        self.now_and_reservation = statements.NOW_AND_RESERVATION.format(clock=expression)
-        self.peek = statements.PEEK.format(clock=expression)
+
+        def made(statement: str) -> str:
+            return statements.with_times(statement, expression, dialect.sent)
+
+        self.now = made(statements.NOW)
+        self.now_and_reservation = made(statements.NOW_AND_RESERVATION)
+        self.first_of_more_than = made(statements.FIRST_OF_MORE_THAN)
+        self.peek = made(statements.PEEK)
+        self.read_whole = made(statements.READ_WHOLE)
         lock = dialect.lock
-        self.lock = statements.READ_HEADER + lock
-        self.lock_for_claim = statements.READ_FOR_CLAIM + lock
-        self.lock_many = statements.READ_MANY + lock
+        self.lock = made(statements.READ_HEADER) + lock
+        self.lock_for_claim = made(statements.READ_FOR_CLAIM) + lock
+        self.lock_many = made(statements.READ_MANY) + lock
         self.lock_scope = statements.READ_SCOPE + lock
 
 
@@ -99,7 +105,7 @@ class Transaction:
         """See ``Table``."""
         sql = self._sql
         if sql.clock is None:
-            return float(self._rows(sql.now)[0][0])
+            return self._time(self._rows(sql.now)[0][0])
         # Where one transaction writes at a time, all that it does happens when it began.
         return self.began if self.began and self._dialect.one_writer else sql.clock()
 
@@ -109,22 +115,22 @@ class Transaction:
         if row is None:
             return None
         clock = self._sql.clock
-        return sql_rows.record_of(record_id, row[1:]), float(row[0]) if clock is None else clock()
+        return self._record(record_id, row[1:]), self._time(row[0]) if clock is None else clock()
 
     def lock(self, record_id: bytes) -> Record | None:
         """See ``Table``."""
         row = self._row(self._sql.lock, record_id)
-        return None if row is None else sql_rows.record_of(record_id, row)
+        return None if row is None else self._record(record_id, row)
 
     def lock_for_claim(self, record_id: bytes, fingerprint: bytes) -> Record | None:
         """See ``Table``."""
         row = self._row(self._sql.lock_for_claim, fingerprint, record_id)
-        return None if row is None else sql_rows.record_of(record_id, row)
+        return None if row is None else self._record(record_id, row)
 
     def lock_many(self, record_ids: Sequence[bytes]) -> Mapping[bytes, Sequence[Any]]:
         """See ``Table``."""
         statement = statements.for_many(self._sql.lock_many, len(record_ids))
-        return {bytes(row[0]): row[1:] for row in self._rows(statement, *record_ids)}
+        return {bytes(row[0]): self._in_seconds(row[1:]) for row in self._rows(statement, *record_ids)}
 
     def with_stages(self, record: Record) -> Record:
         """See ``Table``."""
@@ -141,10 +147,10 @@ class Transaction:
 
     def get(self, record_id: bytes) -> Record | None:
         """See ``Table``."""
-        row = self._row(statements.READ_WHOLE, record_id)
+        row = self._row(self._sql.read_whole, record_id)
         if row is None:
             return None
-        record = sql_rows.record_of(record_id, row)
+        record = self._record(record_id, row)
         return None if record.expires_at <= self.now() else self.with_stages(record)
 
     def ids_after(self, record_id: bytes, most: int) -> Sequence[bytes]:
@@ -153,10 +159,12 @@ class Transaction:
 
     def insert(self, record: Record) -> None:
         """See ``Table``."""
+        self._check(record.response)
         self._run(statements.INSERT, *_values_of(record))
 
     def update(self, record: Record) -> None:
         """See ``Table``."""
+        self._check(record.response)
         self._run(statements.UPDATE, *_values_of(record))
 
     def extend(self, record_ids: Sequence[bytes], lease_end: float) -> None:
@@ -171,6 +179,7 @@ class Transaction:
 
     def add_stage(self, record_id: bytes, stage: Stage) -> None:
         """See ``Table``."""
+        self._check(stage.frame)
         name, key = sql_rows.stage_names(stage)
         self._run(statements.ADD_STAGE, record_id, _stage_id(stage), name, key, stage.frame)
 
@@ -181,7 +190,7 @@ class Transaction:
     def now_and_reservation(self, scope_id: bytes, record_id: bytes) -> tuple[float, float | None]:
         """See ``Table``."""
         ((now, end),) = self._rows(self._sql.now_and_reservation, scope_id, record_id)
-        return float(now) if self._sql.clock is None else self.now(), sql_rows.end_of(record_id, end)
+        return self._time(now) if self._sql.clock is None else self.now(), self._end(record_id, end)
 
     def lock_scope(self, scope_id: bytes) -> None:
         """See ``Table``."""
@@ -190,8 +199,8 @@ class Transaction:
 
     def first_end(self, scope_id: bytes, now: float, others: int) -> float | None:
         """See ``Table``."""
-        first = self._row(statements.FIRST_OF_MORE_THAN, scope_id, now, scope_id, now, others)
-        return None if first is None else sql_rows.end_of(scope_id, first[0])
+        first = self._row(self._sql.first_of_more_than, scope_id, now, scope_id, now, others)
+        return None if first is None else self._end(scope_id, first[0])
 
     def put_reservation(self, scope_id: bytes, record_id: bytes, end: float, is_there: bool) -> None:
         """See ``Table``."""
@@ -232,6 +241,30 @@ class Transaction:
         if lock and self._skips_locked():
             lock += " SKIP LOCKED"
         return [row[0] for row in self._rows(statement + lock, now, most)]
+
+    def _time(self, sent: Any) -> float:
+        """Seconds, as the database has sent them."""
+        seconds = self._dialect.seconds
+        return float(sent if seconds is None else seconds(sent))
+
+    def _end(self, record_id: bytes, sent: Any) -> float | None:
+        seconds = self._dialect.seconds
+        return sql_rows.end_of(record_id, sent if seconds is None else seconds(sent))
+
+    def _record(self, record_id: bytes, row: Sequence[Any]) -> Record:
+        return sql_rows.record_of(record_id, self._in_seconds(row))
+
+    def _in_seconds(self, row: Sequence[Any]) -> Sequence[Any]:
+        """A row of ``HEADER`` and the response with its times in seconds."""
+        seconds = self._dialect.seconds
+        if seconds is None:
+            return row
+        times = zip(sql_rows.HEADER, row, strict=False)
+        return (*(seconds(value) if name in sql_rows.SECONDS else value for name, value in times), row[-1])
+
+    def _check(self, value: bytes | None) -> None:
+        if self._dialect.largest is not None:
+            self._dialect.largest.check(value, self._connection.largest)
 
     def _rows(self, statement: str, *parameters: object) -> Sequence[Sequence[Any]]:
         self._run(statement, *parameters)

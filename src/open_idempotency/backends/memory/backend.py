@@ -7,11 +7,10 @@ new claim is refused, since an evicted record would let its request run twice. A
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from open_idempotency import decisions
-from open_idempotency._runtime import loops
+from open_idempotency._runtime import clocks, loops
 from open_idempotency.backend import (
     AsyncBackend,
     Backend,
@@ -57,7 +56,7 @@ class MemoryBackend(Backend):
         max_bytes: int = _MAX_BYTES,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self._table = Table(max_records, max_bytes, clock or time.time)
+        self._table = Table(max_records, max_bytes, clock or clocks.growing())
         self._async = AsyncMemoryBackend(over=self)
 
     @classmethod

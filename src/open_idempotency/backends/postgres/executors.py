@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from open_idempotency._runtime.processes import PerProcess
+from open_idempotency.backends._shared import sizes
 from open_idempotency.backends._shared.coalescing import Limits, LoopCoalescer, ThreadCoalescer
 from open_idempotency.backends.postgres.batches import APART, Request, batched
 from open_idempotency.backends.postgres.connections import Connections, LoopConnections
@@ -24,7 +25,7 @@ from open_idempotency.backends.postgres.encoding import Row
 from open_idempotency.backends.postgres.options import Options
 from open_idempotency.backends.postgres.running import was_refused
 from open_idempotency.backends.postgres.verbs import Verb
-from open_idempotency.exceptions import BackendUnavailable
+from open_idempotency.exceptions import BackendUnavailable, RecordTooLarge
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -46,7 +47,8 @@ class _OfProcess:
         self._batches: ThreadCoalescer[Request, Row] = ThreadCoalescer(self._carry_out, Limits(options.timeout))
 
     def execute(self, verb: Verb[C, R], c: C) -> Row:
-        """The row of one request."""
+        """The row of one request. Raises ``RecordTooLarge``."""
+        sizes.check(verb.size(c), sizes.POSTGRESQL, "what PostgreSQL takes")
         until = time.monotonic() + self._options.call_timeout
         if not self._options.coalesce:
             return self._send(verb, c, until)
@@ -69,7 +71,7 @@ class _OfProcess:
         statement, values, read = batched(requests, self._options.now())
         try:
             return read(self.connections.rows(statement, values))
-        except BackendUnavailable as error:
+        except (BackendUnavailable, RecordTooLarge) as error:
             if was_refused(error):
                 return [APART] * len(requests)
             raise
@@ -107,7 +109,8 @@ class _OfLoop:
         self._batches: LoopCoalescer[Request, Row] = LoopCoalescer(self._carry_out, Limits(options.timeout))
 
     async def execute(self, verb: Verb[C, R], c: C) -> Row:
-        """The row of one request."""
+        """The row of one request. Raises ``RecordTooLarge``."""
+        sizes.check(verb.size(c), sizes.POSTGRESQL, "what PostgreSQL takes")
         until = time.monotonic() + self._options.call_timeout
         if self._permits:
             self._permits -= 1
@@ -125,7 +128,7 @@ class _OfLoop:
         statement, values, read = batched(requests, self._options.now())
         try:
             return read(await self.connections.rows(statement, values))
-        except BackendUnavailable as error:
+        except (BackendUnavailable, RecordTooLarge) as error:
             if was_refused(error):
                 return [APART] * len(requests)
             raise

@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 from psycopg import pq
 
+from open_idempotency.backends._shared import sizes
 from open_idempotency.backends._shared.psycopg_waits import (
     AsyncBoundedConnection,
     BoundedConnection,
@@ -27,7 +28,7 @@ from open_idempotency.backends._shared.psycopg_waits import (
 )
 from open_idempotency.backends.postgres.encoding import Row, Statement, rows
 from open_idempotency.backends.postgres.options import Options
-from open_idempotency.exceptions import BackendUnavailable, first_line
+from open_idempotency.exceptions import BackendUnavailable, RecordTooLarge, first_line
 
 check_release()
 
@@ -161,13 +162,15 @@ class Tries:
         raise wrapped(error) from error
 
 
-def wrapped(error: Exception) -> BackendUnavailable:
-    """The library's error as ``BackendUnavailable``; the caller keeps it as the cause."""
+def wrapped(error: Exception) -> BackendUnavailable | RecordTooLarge:
+    """The library's error as one of this package; the caller keeps it as the cause."""
+    if sizes.is_refused(getattr(error, "sqlstate", None), str(error)):
+        return sizes.too_large("PostgreSQL", error)
     hint = "; run `open-idempotency migrate` with the URL of the backend" if isinstance(error, _MISSING) else ""
     return BackendUnavailable(f"PostgreSQL: {type(error).__name__}: {first_line(error)}{hint}")
 
 
-def was_refused(error: BackendUnavailable) -> bool:
+def was_refused(error: BackendUnavailable | RecordTooLarge) -> bool:
     """Whether the server itself refused the statement; another statement may succeed."""
     cause = error.__cause__
     return isinstance(cause, psycopg.Error) and cause.sqlstate is not None

@@ -10,6 +10,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Double, literal_column
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from open_idempotency.backends._shared import sizes
+
 _MARIADB_RECORD_CHANGED = 1020
 _MYSQL_DEADLOCK = 1213
 
@@ -23,7 +25,7 @@ class Dialect:
     connection, which gets the seconds to wait for a lock. ``begin``: the first statement of a write transaction, where
     the driver's own is not enough. ``limits``: settings of a write transaction, which get milliseconds.
     ``cascades``: whether stages go with their record, whoever deletes it. ``again``: the codes of errors after which
-    the same transaction may well succeed.
+    the same transaction may well succeed. ``largest``: the most bytes of a value; None where its error is enough.
     """
 
     reading: str
@@ -32,6 +34,7 @@ class Dialect:
     on_connect: Callable[[float], str] | None = None
     begin: str | None = None
     limits: tuple[str, ...] = ()
+    largest: sizes.Limit | None = None
     cascades: bool = True
     again: frozenset[Any] = frozenset()
 
@@ -42,6 +45,7 @@ _MYSQL = Dialect(
     writing="READ COMMITTED",
     clock=literal_column("TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6", Double()),
     on_connect=lambda seconds: f"SET SESSION innodb_lock_wait_timeout = {max(1, math.ceil(seconds))}",
+    largest=sizes.OF_MYSQL,
     again=frozenset({_MYSQL_DEADLOCK, _MARIADB_RECORD_CHANGED}),
 )
 
@@ -54,6 +58,7 @@ DIALECTS: Mapping[str, Dialect] = {
         clock=literal_column("CAST(extract(epoch FROM clock_timestamp()) AS double precision)", Double()),
         # Of the transaction alone: behind a pooler the session belongs to another client next.
         limits=("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"),
+        largest=sizes.OF_POSTGRESQL,
         again=frozenset({"40001", "40P01"}),
     ),
     "mysql": _MYSQL,
@@ -84,10 +89,10 @@ def may_succeed_again(error: BaseException, dialect: Dialect) -> bool:
         return False
     if isinstance(error, IntegrityError) or error.connection_invalidated:
         return True
-    return not dialect.again.isdisjoint(_codes(error.orig))
+    return not dialect.again.isdisjoint(codes(error.orig))
 
 
-def _codes(error: BaseException | None) -> set[Any]:
+def codes(error: BaseException | None) -> set[Any]:
     """The codes that drivers give to an error: PostgreSQL's five characters, MySQL's numbers."""
     found = {getattr(error, name, None) for name in ("sqlstate", "pgcode", "errno")}
     first = error.args[0] if error is not None and error.args else None

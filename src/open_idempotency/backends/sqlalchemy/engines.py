@@ -19,6 +19,9 @@ from open_idempotency.backends.sqlalchemy.options import Options
 
 Connect = Callable[..., Any]
 
+#: under which a connection's ``info`` has the most bytes of a statement
+LARGEST = "open_idempotency_largest"
+
 _PSYCOPG = ("psycopg", "psycopg_async")
 
 
@@ -151,14 +154,17 @@ def _creator(lender: Pool) -> Callable[[], Any]:
 
 
 def _prepare(engine: Engine, options: Options) -> None:
-    make = options.dialect.on_connect
+    make, largest = options.dialect.on_connect, options.dialect.largest
     if make is None:
         return
     statement = make(options.timeout)
 
-    def on_connect(connection: Any, _record: Any) -> None:
+    def on_connect(connection: Any, record: Any) -> None:
         cursor = connection.cursor()
         cursor.execute(statement)
+        if largest is not None and largest.ask is not None:
+            cursor.execute(largest.ask)
+            record.info[LARGEST] = int(cursor.fetchone()[0])
         cursor.close()
 
     event.listen(engine, "connect", on_connect)

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -25,14 +25,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from open_idempotency._runtime.local_failures import is_local
 from open_idempotency._runtime.processes import PerProcess
-from open_idempotency.backends._shared import forks
+from open_idempotency.backends._shared import forks, sizes, sqlite_files
 from open_idempotency.backends._shared.sql_verbs import Step
-from open_idempotency.backends.sqlalchemy.dialects import may_succeed_again
+from open_idempotency.backends.sqlalchemy.dialects import codes, may_succeed_again
 from open_idempotency.backends.sqlalchemy.engines import levels, make_async_engine, make_engine
 from open_idempotency.backends.sqlalchemy.options import Options
 from open_idempotency.backends.sqlalchemy.tables import metadata
 from open_idempotency.backends.sqlalchemy.transactions import Settings, carry_out
-from open_idempotency.exceptions import BackendUnavailable, first_line
+from open_idempotency.exceptions import BackendUnavailable, RecordTooLarge, first_line
 
 T = TypeVar("T")
 
@@ -65,11 +65,13 @@ class Tries:
         return type(error).__module__.partition(".")[0] == self._options.driver
 
 
-def wrapped(error: Exception) -> BackendUnavailable:
-    """The error as ``BackendUnavailable``; the caller keeps it as the cause."""
+def wrapped(error: Exception) -> BackendUnavailable | RecordTooLarge:
+    """The error as one of this package; the caller keeps it as the cause."""
     # SQLAlchemy's own text repeats the statement.
     original = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     text = first_line(original)
+    if any(sizes.is_refused(code, text) for code in codes(original) or [None]):
+        return RecordTooLarge(f"SQLAlchemy: {type(original).__name__}: {text}")
     hint = "; run `open-idempotency migrate` with the URL of the backend" if _is_missing(text) else ""
     return BackendUnavailable(f"SQLAlchemy: {type(original).__name__}: {text}{hint}")
 
@@ -78,25 +80,43 @@ def _is_missing(text: str) -> bool:
     return any(name in text for name in metadata.tables) and any(words in text for words in _MISSING)
 
 
+def is_replaced(options: Options, file: sqlite_files.Watched) -> bool:
+    """Whether SQLite's file is another one by now. One that was never there is made, for its owner alone.
+
+    Raises ``BackendUnavailable`` where it is gone.
+    """
+    path = options.url.database or ""
+    if not file.known:
+        sqlite_files.make(path)
+    return file.moved(path)
+
+
+class _OfLoop(NamedTuple):
+    """The engine of one event loop. ``file``: of SQLite, the one that its connections are on."""
+
+    engine: AsyncEngine
+    file: sqlite_files.Watched
+
+
 class LoopEngines:
     """The asyncio engines of this process, by event loop."""
 
     def __init__(self, options: Options, settings: Settings) -> None:
         self._options = options
         self._settings = settings
-        self._engines: PerProcess[dict[asyncio.AbstractEventLoop, AsyncEngine]] = PerProcess(dict)
+        self._engines: PerProcess[dict[asyncio.AbstractEventLoop, _OfLoop]] = PerProcess(dict)
 
-    def engine(self) -> AsyncEngine:
+    def of_loop(self) -> _OfLoop:
         """The engine of the running loop."""
         engines = self._engines.get()
         loop = asyncio.get_running_loop()
-        engine = engines.get(loop)
-        if engine is None:
+        mine = engines.get(loop)
+        if mine is None:
             # Not a weak dictionary: connections hold their loop, so an entry would keep itself alive.
             for other in [other for other in list(engines) if other.is_closed()]:
                 engines.pop(other, None)
-            engine = engines[loop] = make_async_engine(self._options)
-        return engine
+            mine = engines[loop] = _OfLoop(make_async_engine(self._options), sqlite_files.Watched())
+        return mine
 
     async def run(self, step: Step) -> Any:
         """Carry out one transaction of a verb. Raises ``BackendUnavailable``."""
@@ -112,15 +132,18 @@ class LoopEngines:
                 tries.check(error)
 
     async def _call(self, function: Callable[..., T], mode: str) -> T:
-        engine = self.engine().execution_options(**levels(self._options, mode))
+        mine = self.of_loop()
+        if self._options.is_file and is_replaced(self._options, mine.file):
+            await mine.engine.dispose()
+        engine = mine.engine.execution_options(**levels(self._options, mode))
         async with engine.connect() as connection:
             return await connection.run_sync(function)
 
     async def close(self) -> None:
         """Close the running loop's connections; those of other loops can only be closed there."""
-        engine = self._engines.get().pop(asyncio.get_running_loop(), None)
-        if engine is not None:
-            await engine.dispose()
+        mine = self._engines.get().pop(asyncio.get_running_loop(), None)
+        if mine is not None:
+            await mine.engine.dispose()
 
 
 class Runner(Protocol):
@@ -189,6 +212,7 @@ class OnEngine:
         self._options = options
         self._settings = settings
         self._held = PerProcess(lambda: _Held(options))
+        self._file = sqlite_files.Watched()
         if options.is_file:
             forks.pause_at_forks(self)
 
@@ -199,6 +223,8 @@ class OnEngine:
     def call(self, function: Callable[[Connection], T], mode: str) -> T:
         """See ``Runner``."""
         tries = Tries(self._options)
+        if self._options.is_file and is_replaced(self._options, self._file):
+            self.close()
         held = self._held.get()
         engine = held.engine.execution_options(**levels(self._options, mode))
         while True:

@@ -23,7 +23,10 @@ from sqlalchemy import (
     type_coerce,
     update,
 )
-from sqlalchemy.types import NullType
+from sqlalchemy.engine.interfaces import Dialect as SqlalchemyDialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import NullType, TypeDecorator
 
 from open_idempotency.backends._shared import sql_rows
 from open_idempotency.backends.sqlalchemy.dialects import Dialect
@@ -36,7 +39,36 @@ def _raw(column: ColumnElement[Any]) -> ColumnElement[Any]:
     return type_coerce(column, NullType())
 
 
-HEADER = [_raw(records.c[name]) for name in sql_rows.HEADER]
+class _Seconds(TypeDecorator[Any]):
+    """A time as ``_sent`` lets it cross over."""
+
+    impl = NullType
+    cache_ok = True
+
+    def result_processor(self, dialect: SqlalchemyDialect, coltype: object) -> Any:
+        """What makes seconds of it again, if need be."""
+        return sql_rows.in_seconds if dialect.name == "postgresql" else None
+
+
+class _sent(FunctionElement[Any]):  # noqa: N801 (reads as a function)
+    """A time that the database sends: see ``sql_rows.MICROSECONDS``. Other databases send it as it is."""
+
+    inherit_cache = True
+    type = _Seconds()
+
+
+@compiles(_sent)
+def _send_as_it_is(element: _sent, compiler: Any, **options: Any) -> str:
+    sent: str = compiler.process(element.clauses.clauses[0], **options)
+    return sent
+
+
+@compiles(_sent, "postgresql")
+def _send_as_a_number(element: _sent, compiler: Any, **options: Any) -> str:
+    return sql_rows.MICROSECONDS.format(_send_as_it_is(element, compiler, **options))
+
+
+HEADER = [_sent(records.c[name]) if name in sql_rows.SECONDS else _raw(records.c[name]) for name in sql_rows.HEADER]
 _STAGE = [_raw(stages.c.name), _raw(stages.c.stage_key), _raw(stages.c.frame)]
 # A claim needs the response only to replay it, so not while it runs and not for another request.
 _REPLAY = case(
@@ -92,7 +124,7 @@ DELETE_SCOPE = delete(scopes).where(scopes.c.scope_id == bindparam("scope"))
 _TAKEN = (reservations.c.scope_id == bindparam("scope"), reservations.c.ends > _NOW)
 # The first end, where there are more than so many. Skipping rows is the cheapest way to count them.
 FIRST_OF_MORE_THAN = (
-    select(_raw(select(func.min(reservations.c.ends)).where(*_TAKEN).scalar_subquery()))
+    select(select(_sent(func.min(reservations.c.ends))).where(*_TAKEN).scalar_subquery())
     .select_from(reservations)
     .where(*_TAKEN)
     .order_by(reservations.c.ends)
@@ -120,14 +152,14 @@ class Statements:
         database_clock = None if own_clock else dialect.clock
         self.needs_clock = database_clock is None
         time: ColumnElement[float] = _NOW if database_clock is None else database_clock
-        self.now = select(time)
+        self.now = select(_sent(time))
         #: the first one of a write transaction: the time, and settings that bound the transaction
         self.open = _open(dialect, time, timeout)
-        self.peek = select(time, *HEADER, _raw(_REPLAY)).where(_THIS)
+        self.peek = select(_sent(time), *HEADER, _raw(_REPLAY)).where(_THIS)
         first_row = or_(stages.c.position.is_(None), stages.c.position == 1)
         #: a row for each stage, the response with the first one alone: all of one moment, without a transaction
         self.get = (
-            select(time, *HEADER, _raw(case((first_row, records.c.response))), *_STAGE)
+            select(_sent(time), *HEADER, _raw(case((first_row, records.c.response))), *_STAGE)
             .select_from(records.outerjoin(stages, stages.c.record_id == records.c.record_id))
             .where(_THIS)
             .order_by(stages.c.position)
@@ -138,10 +170,10 @@ class Statements:
             .order_by(records.c.record_id)
             .limit(bindparam("limit"))
         )
-        end = select(reservations.c.ends).where(*_RESERVATION).scalar_subquery()
-        self.reservation: Executable = select(time, _raw(end))
+        end = select(_sent(reservations.c.ends)).where(*_RESERVATION).scalar_subquery()
+        self.reservation: Executable = select(_sent(time), end)
 
 
 def _open(dialect: Dialect, time: ColumnElement[float], timeout: float) -> Select[Any]:
     limit = str(max(1, round(timeout * 1000)))
-    return select(time, *(func.set_config(name, limit, True) for name in dialect.limits))
+    return select(_sent(time), *(func.set_config(name, limit, True) for name in dialect.limits))

@@ -20,6 +20,7 @@ from open_idempotency.backends._shared import sql_rows
 from open_idempotency.backends._shared.sql_verbs import Step, Table
 from open_idempotency.backends.sqlalchemy import statements
 from open_idempotency.backends.sqlalchemy.dialects import Dialect, begin
+from open_idempotency.backends.sqlalchemy.engines import LARGEST
 from open_idempotency.backends.sqlalchemy.statements import Statements
 
 
@@ -136,10 +137,12 @@ class Transaction:
         if not self._settings.dialect.cascades:
             # The stages of a record that somebody deleted by hand.
             self.delete_stages(record.record_id)
+        self._check(record.response)
         self._run(statements.INSERT, _values_of(record))
 
     def update(self, record: Record) -> None:
         """See ``Table``."""
+        self._check(record.response)
         values = _values_of(record)
         self._run(statements.UPDATE, {"id": values.pop("record_id"), **values})
 
@@ -155,6 +158,7 @@ class Transaction:
 
     def add_stage(self, record_id: bytes, stage: Stage) -> None:
         """See ``Table``."""
+        self._check(stage.frame)
         name, key = sql_rows.stage_names(stage)
         position = self._row(statements.LAST_POSITION, id=record_id)[0] + 1
         values = {"record_id": record_id, "stage_id": _stage_id(stage), "name": name, "stage_key": key}
@@ -215,6 +219,11 @@ class Transaction:
         expired = self._rows(statements.EXPIRED_SCOPES, now=now, limit=most)
         if expired:
             self._run(statements.DELETE_SCOPE, [{"scope": bytes(row[0])} for row in expired])
+
+    def _check(self, value: bytes | None) -> None:
+        largest = self._settings.dialect.largest
+        if largest is not None:
+            largest.check(value, self._connection.info.get(LARGEST))
 
     def _run(self, statement: Executable, parameters: Any) -> CursorResult[Any]:
         """Run a statement, once or for each of several sets of parameters."""

@@ -18,9 +18,9 @@ from contextlib import suppress
 from typing import Concatenate, ParamSpec, TypeVar
 
 from open_idempotency._runtime.processes import PerProcess
-from open_idempotency.backends._shared import forks
+from open_idempotency.backends._shared import forks, sizes, sqlite_files
 from open_idempotency.backends.sqlite import sql
-from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
+from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, RecordUnreadable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,11 +51,17 @@ class Turn:
             self._lock.release()
 
 
+class _Connection(sqlite3.Connection):
+    """A connection. ``file``: which file it has opened."""
+
+    file: sqlite_files.Identity | None = None
+
+
 class _Pool:
     """The connections of one process. ``writing``: queues its writers, which SQLite would let poll."""
 
     def __init__(self) -> None:
-        self.idle: deque[sqlite3.Connection] = deque()
+        self.idle: deque[_Connection] = deque()
         #: closes idle connections when nothing uses this pool any more, and at exit: a backend need not be closed
         self.ending = weakref.finalize(self, _close_own, self.idle, os.getpid())
         self.calls: set[object] = set()
@@ -100,7 +106,7 @@ class _Pool:
         return resume
 
 
-def _close_own(idle: deque[sqlite3.Connection], pid: int) -> None:
+def _close_own(idle: deque[_Connection], pid: int) -> None:
     # A child that ends does not close what its parent has opened.
     with suppress(IndexError):
         while os.getpid() == pid:
@@ -128,7 +134,7 @@ class Connections:
             connection = self._take(pool)
             try:
                 result = function(connection, *args, **kwargs)
-            except sqlite3.Error:
+            except (sqlite3.Error, OverflowError):
                 connection.close()
                 raise
             except BaseException:
@@ -141,7 +147,9 @@ class Connections:
                 raise
             self._give_back(pool, connection)
             return result
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError) as error:
+            if not is_databases(error):
+                raise
             raise wrapped(error) from error
         finally:
             pool.calls.discard(call)
@@ -173,33 +181,46 @@ class Connections:
         """See ``forks.Pausable``."""
         return self._pools.get().pause(self._timeout)
 
-    def _take(self, pool: _Pool) -> sqlite3.Connection:
-        try:
-            return pool.idle.pop()
-        except IndexError:
-            return self._open() if pool.opened else self._open_first(pool)
+    def _take(self, pool: _Pool) -> _Connection:
+        if not pool.opened:
+            return self._open_first(pool)
+        file = sqlite_files.identity(self._path)
+        if file is None:
+            raise sqlite_files.gone(self._path)
+        while True:
+            try:
+                connection = pool.idle.pop()
+            except IndexError:
+                return self._open(file)
+            if connection.file == file:
+                return connection
+            connection.close()
 
-    def _open_first(self, pool: _Pool) -> sqlite3.Connection:
+    def _open_first(self, pool: _Pool) -> _Connection:
         # One thread brings the file up; the others would poll for its locks, and some in vain.
         if not pool.opening.acquire(timeout=self._timeout):
             raise BackendUnavailable(f"SQLite: the database was not opened within {self._timeout} s")
         try:
-            connection = self._open()
+            sqlite_files.make(self._path)
+            connection = self._open(sqlite_files.identity(self._path))
             pool.opened = True
             return connection
         finally:
             pool.opening.release()
 
-    def _give_back(self, pool: _Pool, connection: sqlite3.Connection) -> None:
+    def _give_back(self, pool: _Pool, connection: _Connection) -> None:
         # After close() the pool is another one, and at exit it ends; what is not kept is closed.
         if len(pool.idle) < _MAX_IDLE and pool.ending.alive and self._pools.get() is pool:
             pool.idle.append(connection)
         else:
             connection.close()
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, file: sqlite_files.Identity | None) -> _Connection:
+        """A new connection to the database, which has to be this file."""
         connection = sqlite3.connect(
-            self._path,
+            sqlite_files.uri(self._path),
+            uri=True,
+            factory=_Connection,
             timeout=self._timeout,
             isolation_level=None,
             check_same_thread=False,
@@ -207,6 +228,9 @@ class Connections:
         )
         try:
             self._prepare(connection)
+            connection.file = sqlite_files.identity(self._path)
+            if connection.file != file:
+                raise sqlite_files.replaced(self._path)
         except BaseException:
             connection.close()
             raise
@@ -278,8 +302,15 @@ def _versions(connection: sqlite3.Connection) -> list[int] | None:
     return [row[0] for row in connection.execute(sql.READ_SCHEMA)]
 
 
-def wrapped(error: sqlite3.Error) -> BackendUnavailable | RecordUnreadable:
+def is_databases(error: BaseException) -> bool:
+    """Whether an error is SQLite's, or the driver's about a value that SQLite could not take."""
+    return isinstance(error, sqlite3.Error) or (isinstance(error, OverflowError) and sizes.is_refused(None, str(error)))
+
+
+def wrapped(error: Exception) -> IdempotencyError:
     """The error of this package for a driver's error."""
+    if sizes.is_refused(None, str(error)):
+        return sizes.too_large("SQLite", error)
     # A malformed file, or one that is no database, raises this very class; all other errors are subclasses.
     if type(error) is sqlite3.DatabaseError:
         return RecordUnreadable(f"SQLite cannot read the database: {error}")

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backends._shared.coalescing import NOT_ALONE, Limits, ThreadCoalescer
 from open_idempotency.backends.sqlite import verbs
-from open_idempotency.backends.sqlite.connections import Connections, transaction, wrapped
+from open_idempotency.backends.sqlite.connections import Connections, is_databases, transaction, wrapped
 from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
 
 C = TypeVar("C")
@@ -220,7 +220,7 @@ class Transactions:
 
 def _refused(error: Exception) -> Exception:
     """The error for the one request that SQLite or the verb did not accept."""
-    if not isinstance(error, sqlite3.Error):
+    if not is_databases(error):
         return error
     refused = wrapped(error)
     refused.__cause__ = error

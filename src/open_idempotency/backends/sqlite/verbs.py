@@ -63,8 +63,9 @@ def look_for_claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> Cl
     record = _find(connection, c)
     if record is None:
         return None
-    claimed, kept = decisions.claim(record, c, clock())
-    return claimed if kept is record else None
+    now = clock()
+    claimed, kept = decisions.claim(record, c, now)
+    return claimed if kept is record and decisions.rebased(record, now) is record else None
 
 
 def claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> ClaimResult:
@@ -85,11 +86,12 @@ def _is_withdrawn(connection: sqlite3.Connection, c: Claim, now: float) -> bool:
 
 
 def _claim_again(connection: sqlite3.Connection, c: Claim, now: float, withdrawn: bool) -> ClaimResult:
-    record = _find(connection, c)
-    if record is not None and record.expires_at > now:
-        sql.add_stages(record, connection.execute(sql.READ_STAGES, (c.record_id,)))
+    record = found = _find(connection, c)
+    if found is not None and found.expires_at > now:
+        sql.add_stages(found, connection.execute(sql.READ_STAGES, (c.record_id,)))
+        record = decisions.rebased(found, now)
     claimed, kept = decisions.claim(record, c, now, withdrawn=withdrawn)
-    if kept is not None and kept is not record:
+    if kept is not None and kept is not found:
         if not kept.stages:
             connection.execute(sql.DELETE_STAGES, (c.record_id,))
         connection.execute(sql.WRITE, sql.row_of(kept))
