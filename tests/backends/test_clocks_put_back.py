@@ -20,9 +20,10 @@ from open_idempotency.backends.sqlalchemy import SqlalchemyBackend
 from open_idempotency.backends.sqlite import SqliteBackend
 from open_idempotency.conformance import ManualClock
 from open_idempotency.conformance.support import LEASE, claim_of, stage_of
-from tests.contract import on_django, sql_databases
+from tests.backends import sql_databases
+from tests.backends.django_orm import on_django
 from tests.unit.builders import RecordingBackend
-from tests.unit.stage_client import Client, Counted
+from tests.unit.stages.stage_client import Client, Counted
 
 RECORD = bytes(range(32))
 HOUR = 3600.0

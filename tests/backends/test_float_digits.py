@@ -12,7 +12,8 @@ from open_idempotency import open_backend
 from open_idempotency.backend import Backend, Busy, Claim, Complete, Get, Leased, OverQuota, Renew, Renewal, Reserve
 from open_idempotency.backends.django_orm import DjangoBackend
 from open_idempotency.conformance.support import LEASE, TTL, claim_of
-from tests.contract import on_django, sql_databases
+from tests.backends import sql_databases
+from tests.backends.django_orm import on_django
 from tests.postgres_server import PostgresServer
 
 KINDS = ("sqlalchemy", "asyncpg", "django", "postgresql")
@@ -26,7 +27,7 @@ def databases(postgres18: PostgresServer) -> dict[str, str]:
         name = f"low_digits_{kind}"
         urls[kind] = postgres18.create_database(name)
         with postgres18.connect() as connection:
-            connection.execute(f"ALTER DATABASE {name} SET extra_float_digits = -15")  # type: ignore[call-overload]
+            connection.execute(f"ALTER DATABASE {name} SET extra_float_digits = -15")
         with postgres18.connect(name) as connection:
             row = connection.execute("SELECT 1796009593.326719::double precision::text").fetchone()
             assert row == ("2e+09",)

@@ -15,7 +15,7 @@ from open_idempotency.ledger import steps
 from open_idempotency.ledger.dialects import MYSQL, POSTGRESQL
 from tests.ledger.databases import AWAITED, BLOCKING, Database
 from tests.postgres_server import PostgresServer
-from tests.unit.stage_client import Client
+from tests.unit.stages.stage_client import Client
 
 COUNT = "SELECT count(*) FROM open_idempotency_ledger"
 EXPIRE = "UPDATE open_idempotency_ledger SET expires_at = 1"
@@ -109,7 +109,7 @@ def test_a_purge_reads_no_entry_that_lives(new_database: Callable[[str], Databas
         )
         connection.execute("ANALYZE open_idempotency_ledger")
         explained = connection.execute(
-            "EXPLAIN (ANALYZE, FORMAT JSON) " + POSTGRESQL.expired.replace(":limit", "1000")  # type: ignore[arg-type]
+            "EXPLAIN (ANALYZE, FORMAT JSON) " + POSTGRESQL.expired.replace(":limit", "1000")
         ).fetchone()
         assert explained is not None
         scans = [node for node in _nodes(explained[0][0]["Plan"]) if "Scan" in node["Node Type"]]

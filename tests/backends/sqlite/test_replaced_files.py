@@ -21,7 +21,8 @@ from open_idempotency.backends.sqlalchemy import SqlalchemyBackend
 from open_idempotency.backends.sqlite import SqliteBackend
 from open_idempotency.conformance.support import claim_of
 from open_idempotency.exceptions import BackendUnavailable
-from tests.contract import on_django, sql_databases
+from tests.backends import sql_databases
+from tests.backends.django_orm import on_django
 
 Make = Callable[[], Backend]
 

@@ -258,4 +258,4 @@ def test_what_is_no_client_is_refused_at_start() -> None:
     """B-15: by its type; nothing of it is repeated."""
     assert not inspect.iscoroutinefunction(open_backend)
     with pytest.raises(ConfigurationError, match=r"a client of redis-py, got object"):
-        open_backend(object())  # type: ignore[arg-type]
+        open_backend(object())

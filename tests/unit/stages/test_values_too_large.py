@@ -18,7 +18,7 @@ from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.exceptions import BackendUnavailable, RecordTooLarge
 from tests.unit.builders import Listener, Script, attempt_of
-from tests.unit.stage_client import Client, Counted
+from tests.unit.stages.stage_client import Client, Counted
 
 LOCATION = (b"location", b"/orders/1")
 LONG = Response(201, [LOCATION], b"made" * 100)
@@ -41,8 +41,8 @@ def test_a_response_that_is_too_large_leaves_a_tombstone(refusals: int, headers:
     listener = attempt.policy.on_event
     assert isinstance(listener, Listener)
     assert listener.kinds() == [*[events.BackendFailed] * refusals, events.Completed]
-    assert listener.seen[0].error == "RecordTooLarge"  # type: ignore[attr-defined]
-    assert listener.seen[-1].stored is False  # type: ignore[attr-defined]
+    assert listener.seen[0].error == "RecordTooLarge"
+    assert listener.seen[-1].stored is False
 
 
 def test_a_failure_that_is_too_large_leaves_a_tombstone() -> None:
@@ -72,7 +72,7 @@ def test_a_response_is_found_too_large_in_the_background() -> None:
     script.answers[Complete] = [TOO_LARGE, Completed()]
     script.run(later.steps)
     assert decode_response(script.asked_for(Complete)[-1].response).body is None
-    assert attempt.policy.on_event.kinds()[-1] is events.RecordedLate  # type: ignore[union-attr]
+    assert attempt.policy.on_event.kinds()[-1] is events.RecordedLate
 
 
 WARNED: list[type[events.Event]] = [events.BackendFailed, events.StageValueNotKept]
