@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from open_idempotency._core.commands import Claim, Command, Complete, SaveStage
-from open_idempotency._core.drivers import AsyncDriver, Driver, Steps, ask
+from open_idempotency._core.commands import AsyncDriver, Claim, Command, Complete, Driver, SaveStage, Steps, ask
 from open_idempotency._core.models import Completed, Lease, Leased, Stage, StageSaved
 from open_idempotency.exceptions import BackendUnavailable
 

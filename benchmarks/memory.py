@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 from benchmarks.interface import answer
 from benchmarks.servers import Servers
 from open_idempotency import open_backend
-from open_idempotency._core.frames import encode_response
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Response
+from open_idempotency._core.stored_response import encode_response
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backend import Backend, Claim, Complete, Leased
 

@@ -11,17 +11,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from open_idempotency._asgi.exchange import ChangingSession, Exchange, Message, Receive, Scope, Send
+from open_idempotency._asgi import ChangingSession, Exchange, Message, Receive, Scope, Send
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.keys import find_key, key_names
-from open_idempotency._core.requests import Headers, Identity, Request, Response
+from open_idempotency._core.models import Headers, Identity, Request, Response
 from open_idempotency._core.settlement import REPLACED, Fate
 from open_idempotency._core.stored_response import UNRECORDED
 from open_idempotency._engine.bodies import RequestBody
-from open_idempotency._engine.current import running
-from open_idempotency._engine.engine import Engine, new_owner
-from open_idempotency._wsgi.exchange import Protection, bound
+from open_idempotency._engine.engine import Engine, new_owner, running
+from open_idempotency._wsgi import Protection, bound
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy

@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
-from open_idempotency._asgi.exchange import MARK, PENDING, App, ChangingSession, Exchange, Message, Receive, Scope, Send
+from open_idempotency._asgi import MARK, PENDING, App, ChangingSession, Exchange, Message, Receive, Scope, Send
 from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.identity import entries_of
 from open_idempotency._core.keys import find_key
-from open_idempotency._core.requests import Identity
-from open_idempotency._core.session_identity import entries_of
+from open_idempotency._core.models import Identity
 from open_idempotency._engine import shutdown
-from open_idempotency._engine.current import running
-from open_idempotency._engine.engine import Engine
+from open_idempotency._engine.engine import Engine, running
 from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules, Route
-from open_idempotency._routes.inside import layers_inside, warn_of_layers
+from open_idempotency._routes.survey import layers_inside, warn_of_layers
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy

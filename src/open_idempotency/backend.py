@@ -53,7 +53,7 @@ from open_idempotency._core.models import (
     StageSaved,
     Status,
 )
-from open_idempotency._runtime import local_failures, loops
+from open_idempotency._runtime import loops, processes
 from open_idempotency.exceptions import ConfigurationError
 
 __all__ = [
@@ -117,7 +117,7 @@ class Backend(ABC):
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Local failures of its verbs are ``BackendUnavailable`` from here on (B-10a)."""
         super().__init_subclass__(**keywords)
-        local_failures.guard_verbs(cls, Backend)
+        processes.guard_verbs(cls, Backend)
 
     @abstractmethod
     def claim(self, c: Claim, /) -> ClaimResult:
@@ -231,7 +231,7 @@ class AsyncBackend(ABC):
     def __init_subclass__(cls, **keywords: Any) -> None:
         """See ``Backend``."""
         super().__init_subclass__(**keywords)
-        local_failures.guard_async_verbs(cls, AsyncBackend)
+        processes.guard_async_verbs(cls, AsyncBackend)
 
     @abstractmethod
     async def claim(self, c: Claim, /) -> ClaimResult:

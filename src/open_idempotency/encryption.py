@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
-from open_idempotency._core.sealer import Sealer
+from open_idempotency._core.models import Sealer
 from open_idempotency.exceptions import ConfigurationError, MissingExtra, RecordUnreadable
 
 __all__ = ["EncryptionKeys", "Sealer", "new_key"]

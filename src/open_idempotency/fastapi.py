@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
 
 from open_idempotency import _openapi
 from open_idempotency._routes.coverage import PathTable
-from open_idempotency._starlette.routes import all_rules, expanded, is_ours
+from open_idempotency._starlette.survey import all_rules, expanded, is_ours
 from open_idempotency.policy import IdempotencyPolicy, make_policy
 from open_idempotency.rules import IdempotencyRule, combine, exempt, idempotent
 from open_idempotency.starlette import IdempotencyMiddleware

@@ -10,8 +10,7 @@ from open_idempotency.exceptions import MissingExtra
 from open_idempotency.rules import exempt
 
 try:
-    from open_idempotency._flask.decorator import idempotent
-    from open_idempotency._flask.extension import Idempotency
+    from open_idempotency._flask.extension import Idempotency, idempotent
 except ModuleNotFoundError as error:
     if error.name not in ("flask", "werkzeug"):
         raise

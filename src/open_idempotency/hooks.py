@@ -6,7 +6,7 @@ takes a ``Problem`` and returns a ``Response``. A subclass of a middleware retur
 
 from __future__ import annotations
 
+from open_idempotency._core.models import Body, Headers, Identity, Request, Response
 from open_idempotency._core.problems import Problem
-from open_idempotency._core.requests import Body, Headers, Identity, Request, Response
 
 __all__ = ["Body", "Headers", "Identity", "Problem", "Request", "Response"]

@@ -15,9 +15,8 @@ from typing import Any
 from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._core.intents import OnDoubt, is_intent
 from open_idempotency._core.keys import downstream_key
-from open_idempotency._engine.current import here, running
-from open_idempotency._stages.atomic import AtomicBlock
-from open_idempotency._stages.blocks import Key, StageBlock, needs_loop
+from open_idempotency._engine.engine import here, running
+from open_idempotency._stages.blocks import AtomicBlock, Key, StageBlock, needs_loop
 from open_idempotency._stages.stages import (
     UNSET,
     Errors,

@@ -18,10 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from open_idempotency.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from open_idempotency._core.models import Ledger
+    from open_idempotency._core.models import Ledger, Request, Response, Sealer
     from open_idempotency._core.problems import Problem
-    from open_idempotency._core.requests import Request, Response
-    from open_idempotency._core.sealer import Sealer
     from open_idempotency.events import Listener
 
 __all__ = ["IdempotencyPolicy"]

@@ -10,10 +10,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 if TYPE_CHECKING:
-    from open_idempotency._core.models import Ledger
+    from open_idempotency._core.models import Ledger, Request, Response, Sealer
     from open_idempotency._core.problems import Problem
-    from open_idempotency._core.requests import Request, Response
-    from open_idempotency._core.sealer import Sealer
     from open_idempotency.events import Listener
 
 __all__ = ["PolicyFields"]

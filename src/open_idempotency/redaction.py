@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Response
 from open_idempotency.exceptions import ConfigurationError
 
 __all__ = ["Response", "redact_json", "tombstone"]

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from open_idempotency import asgi
-from open_idempotency._asgi.exchange import PENDING
+from open_idempotency._asgi import PENDING
 from open_idempotency._core.keys import find_key
-from open_idempotency._core.requests import Identity
+from open_idempotency._core.models import Identity
 from open_idempotency._routes.coverage import Route
 from open_idempotency.asgi import MARK, App, Receive, Scope, Send
 from open_idempotency.backends.registry import Given
@@ -41,10 +41,16 @@ except ModuleNotFoundError as error:
 from starlette.authentication import SimpleUser
 
 from open_idempotency._starlette import at_call
-from open_idempotency._starlette.pending import PendingExchange
-from open_idempotency._starlette.routes import Layers, dependency_rules, endpoint_rules, layers_beneath
-from open_idempotency._starlette.sessions import SessionTrace
-from open_idempotency._starlette.survey import authentication_beneath, depends_on, look_over
+from open_idempotency._starlette.pending import PendingExchange, SessionTrace
+from open_idempotency._starlette.survey import (
+    Layers,
+    authentication_beneath,
+    dependency_rules,
+    depends_on,
+    endpoint_rules,
+    layers_beneath,
+    look_over,
+)
 
 __all__ = ["IdempotencyMiddleware", "IdempotencyRule", "exempt", "idempotent"]
 

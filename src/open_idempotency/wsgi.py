@@ -11,21 +11,24 @@ from typing import Any
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.requests import Headers, Response
+from open_idempotency._core.models import Headers, Response
 from open_idempotency._core.settlement import Fate
 from open_idempotency._core.stored_response import UNRECORDED
 from open_idempotency._engine.bodies import RequestBody
-from open_idempotency._engine.client_left import ClientLeft
-from open_idempotency._engine.current import Running
-from open_idempotency._engine.engine import Engine, new_owner
+from open_idempotency._engine.engine import Engine, Running, new_owner
+from open_idempotency._engine.shutdown import ClientLeft
 from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules, Route
-from open_idempotency._routes.inside import layers_inside, warn_of_layers
-from open_idempotency._wsgi.environ import (
+from open_idempotency._routes.survey import layers_inside, warn_of_layers
+from open_idempotency._wsgi import (
     MARK,
     App,
     BodyIncomplete,
+    BoundIterable,
     Environ,
+    LiveBody,
+    Protection,
     StartResponse,
+    bound,
     find_key,
     give_body,
     hide_file_wrapper,
@@ -35,7 +38,6 @@ from open_idempotency._wsgi.environ import (
     read_request,
     status_line,
 )
-from open_idempotency._wsgi.exchange import BoundIterable, LiveBody, Protection, bound
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy

@@ -10,9 +10,8 @@ import sys
 import pytest
 
 from open_idempotency.conformance.http import CouldNotRun, Target, examine
-from open_idempotency.conformance.http.cli import main
+from open_idempotency.conformance.http.cli import STATEMENTS, main
 from open_idempotency.conformance.http.observations import LIMITS
-from open_idempotency.conformance.http.statements import STATEMENTS
 from tests.conformance import servers, wrong_responses
 from tests.conformance.shop import Shop
 

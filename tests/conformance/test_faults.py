@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from open_idempotency.conformance.http import Level, Result
-from open_idempotency.conformance.http.statements import STATEMENTS
+from open_idempotency.conformance.http.cli import STATEMENTS
 from tests.conformance import wrong_keys, wrong_responses
 from tests.conformance.looking import about, examined, with_result
 from tests.conformance.shop import HoldsDuplicates, Kept, MarksOtherwise, Request, Response, Shop

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from open_idempotency.conformance.http.cli import STATEMENTS
 from open_idempotency.conformance.http.observations import LIMITS
-from open_idempotency.conformance.http.statements import STATEMENTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
 

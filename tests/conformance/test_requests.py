@@ -12,7 +12,7 @@ import pytest
 
 from open_idempotency.conformance.http import CouldNotRun, Target, examine
 from open_idempotency.conformance.http.observations import LIMITS
-from open_idempotency.conformance.http.wire import Call, Client, Exchange
+from open_idempotency.conformance.http.target import Call, Client, Exchange
 from tests.conformance import servers, wrong_keys
 from tests.conformance.looking import examined, options
 from tests.conformance.shop import Shop

@@ -9,7 +9,7 @@ import pytest
 
 from open_idempotency import IdempotencyPolicy, idem
 from open_idempotency._core.keys import caller_scope
-from open_idempotency._core.requests import Identity, Request
+from open_idempotency._core.models import Identity, Request
 from open_idempotency.django import idempotent
 from open_idempotency.exceptions import KeyRejected
 from tests.docs.pages import ROOT

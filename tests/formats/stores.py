@@ -16,7 +16,7 @@ import psycopg
 import redis
 from psycopg import sql
 
-from open_idempotency.backends.postgres import schema
+from open_idempotency.backends.postgres import backend
 from tests.postgres_server import PostgresServer
 
 FILES = ("sqlite", "sqlalchemy", "django")
@@ -82,7 +82,7 @@ def save_postgres(url: str, target: Path) -> None:
     with psycopg.connect(url) as connection:
         rows = {table: b"".join(_copied(connection, table)).decode() for table in TABLES}
         applied = [name for (name,) in connection.execute("SELECT name FROM open_idempotency.migrations ORDER BY name")]
-    digests = {name: hashlib.sha256(schema.migrations()[name].encode()).hexdigest() for name in applied}
+    digests = {name: hashlib.sha256(backend.migrations()[name].encode()).hexdigest() for name in applied}
     target.write_text(json.dumps({"migrations": digests, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
@@ -96,7 +96,7 @@ def load_postgres(source: Path, server: PostgresServer, database: str) -> str:
     """A database as that version has left it, made by its own migrations; the URL."""
     found = json.loads(source.read_text(encoding="utf-8"))
     url = server.create_database(database)
-    scripts = schema.migrations()
+    scripts = backend.migrations()
     with psycopg.connect(url) as connection:
         for name in found["migrations"]:
             connection.execute(scripts[name].encode())
@@ -114,5 +114,5 @@ def load_postgres(source: Path, server: PostgresServer, database: str) -> str:
 def changed_migrations(source: Path) -> list[str]:
     """The migrations of that version that are no longer what they were."""
     found = json.loads(source.read_text(encoding="utf-8"))
-    now = {name: hashlib.sha256(script.encode()).hexdigest() for name, script in schema.migrations().items()}
+    now = {name: hashlib.sha256(script.encode()).hexdigest() for name, script in backend.migrations().items()}
     return [name for name, digest in found["migrations"].items() if now.get(name) != digest]

@@ -19,9 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from open_idempotency._core.commands import Claim, Complete, Fail, Get, SaveStage
-from open_idempotency._core.frames import StageKind, decode_response, decode_stage, encode_response, encode_stage
-from open_idempotency._core.models import Lease, Leased, Record, Stage
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Lease, Leased, Record, Response, Stage
+from open_idempotency._core.stored_response import (
+    StageKind,
+    decode_response,
+    decode_stage,
+    encode_response,
+    encode_stage,
+)
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backend import Backend
 from open_idempotency.backends.memory import MemoryBackend

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from open_idempotency import idem
-from open_idempotency._engine.current import here
+from open_idempotency._engine.engine import here
 from open_idempotency.asgi import IdempotencyMiddleware
 
 _LONGEST = 0.05

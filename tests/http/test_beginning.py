@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from open_idempotency._core.frames import encode_response
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Response
+from open_idempotency._core.stored_response import encode_response
 from open_idempotency.backend import Claim, Complete, Lease, Leased
 from tests.http.conftest import NewCase
 from tests.http.endpoints import charge

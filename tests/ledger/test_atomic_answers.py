@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from open_idempotency import AlreadyCommitted, ConfigurationError, LeaseLost, idem
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Response
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
 from tests.unit.stages.stage_client import Client
 

@@ -14,7 +14,7 @@ from psycopg.rows import dict_row
 from sqlalchemy.orm import Session
 
 from open_idempotency import ConfigurationError, LeaseLost, LedgerMissing, events, idem
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Response
 from open_idempotency._stages.stages import stage_id
 from open_idempotency.ledger.dialects import POSTGRESQL, explain
 from tests.ledger.databases import BLOCKING, INSERT, Database, Open

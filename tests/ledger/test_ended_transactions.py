@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from open_idempotency import ConfigurationError, idem
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Response
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
 from tests.unit.stages.stage_client import Client
 

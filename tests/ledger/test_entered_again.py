@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from open_idempotency import AlreadyCommitted, idem
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Response
 from open_idempotency._core.settlement import Fate, abort, finish
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
 from tests.unit.stages.stage_client import Client

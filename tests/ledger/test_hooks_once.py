@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from open_idempotency import idem
-from open_idempotency._core.frames import decode_response
-from open_idempotency._core.requests import Response
-from open_idempotency._core.sealing import RESPONSE as REPLACED
-from open_idempotency._core.sealing import unseal
+from open_idempotency._core.models import Response
 from open_idempotency._core.settlement import Fate, finish
+from open_idempotency._core.stored_response import RESPONSE as REPLACED
+from open_idempotency._core.stored_response import decode_response, unseal
 from open_idempotency.encryption import EncryptionKeys
 from tests.ledger.applications import FRAMEWORKS, Make
 from tests.ledger.databases import BLOCKING, Database

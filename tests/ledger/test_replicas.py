@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.sql import Delete, Update
 
 from open_idempotency import AlreadyCommitted, ConfigurationError, idem
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Response
 from tests.ledger.databases import Database
 from tests.unit.stages.stage_client import Client
 

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import Session, sessionmaker
 
 from open_idempotency import idem
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Response
 from open_idempotency._core.settlement import Fate, finish
 from tests.ledger.databases import INSERT, Database
 from tests.unit.stages.stage_client import Client

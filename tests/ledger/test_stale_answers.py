@@ -11,7 +11,7 @@ import pytest
 from open_idempotency import AlreadyCommitted, LeaseLost, idem
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Response
 from open_idempotency._core.settlement import Fate, abort, finish
 from open_idempotency._engine.engine import new_owner
 from open_idempotency.backends.memory import MemoryBackend

@@ -25,8 +25,8 @@ from starlette.routing import Route
 
 from open_idempotency import ConfigurationError, IdempotencyPolicy, idem
 from open_idempotency._core.admission import Intake, admit
-from open_idempotency._core.requests import Body
-from open_idempotency._core.requests import Response as CoreResponse
+from open_idempotency._core.models import Body
+from open_idempotency._core.models import Response as CoreResponse
 from open_idempotency._engine.engine import new_owner
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.flask import Idempotency, idempotent

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from open_idempotency import idem
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Response
 from open_idempotency._core.settlement import Fate, finish
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.flask import Idempotency

@@ -10,8 +10,7 @@ import pytest
 from open_idempotency import events, idem
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Forget, Get, Release, Renew, Unreserve
-from open_idempotency._core.models import Renewal, Stage
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Renewal, Response, Stage
 from open_idempotency._core.settlement import finish
 from open_idempotency.exceptions import BackendUnavailable, KeyReused
 from tests.django_project.calls import post, project

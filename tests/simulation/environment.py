@@ -12,9 +12,9 @@ from open_idempotency import events
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Emit, RecordLater
 from open_idempotency._core.models import Lease
+from open_idempotency._engine.engine import AsyncPerformer
 from open_idempotency._engine.heartbeat import _Beats
-from open_idempotency._engine.performers import AsyncPerformer
-from open_idempotency._engine.recordings import Recordings
+from open_idempotency._engine.shutdown import Recordings
 from tests.simulation.loop import Process
 from tests.simulation.network import RemoteBackend
 

@@ -9,7 +9,7 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from open_idempotency._asgi import exchange
+from open_idempotency import _asgi
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import RecordLater
 from open_idempotency._engine.thread_calls import ThreadCalls
@@ -256,7 +256,7 @@ class WithoutAskingBeforeTheHandler(Site):
 
     def clocks(self) -> dict[Any, Callable[[], float]]:
         """The middleware knows of no time."""
-        return {exchange: lambda: -inf}
+        return {_asgi: lambda: -inf}
 
 
 class _StartsAnyway(VirtualHeartbeat):

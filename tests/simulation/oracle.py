@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from open_idempotency._core.frames import decode_response
+from open_idempotency._core.stored_response import decode_response
 from open_idempotency.backend import (
     Busy,
     Claim,

@@ -7,8 +7,7 @@ from typing import Any
 
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Renew
-from open_idempotency._engine.current import running
-from open_idempotency._engine.performers import Performer
+from open_idempotency._engine.engine import Performer, running
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backend import Renewal
 from open_idempotency.policy import IdempotencyPolicy

@@ -12,17 +12,17 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from open_idempotency._asgi import exchange
-from open_idempotency._engine import client_left, heartbeat, performers, recordings, thread_calls
+from open_idempotency import _asgi
+from open_idempotency._engine import engine, heartbeat, shutdown, thread_calls
 from open_idempotency._runtime import loops
-from open_idempotency._stages import atomic, stages
+from open_idempotency._stages import blocks, stages
 from tests.simulation.holding import VirtualHold
 from tests.simulation.loop import Cancelled, Future, Loop
 
 T = TypeVar("T")
 
-_TIMED = (atomic, exchange, heartbeat, performers, recordings, stages)
-_TIMED_AWAKE = (client_left, thread_calls)
+_TIMED = (blocks, _asgi, heartbeat, engine, shutdown, stages)
+_TIMED_AWAKE = (shutdown, thread_calls)
 
 
 class Signal:
@@ -142,7 +142,7 @@ def surroundings(
         (loops, "_implementation", lambda: implementation),
         (heartbeat, "threading", SimpleNamespace(Thread=make_thread, Lock=threading.Lock)),
         (heartbeat, "enlist", lambda _: None),
-        (exchange, "hold_for", hold_for),
+        (_asgi, "hold_for", hold_for),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in replaced]
     logger = logging.getLogger("open_idempotency")

@@ -11,8 +11,7 @@ from typing import Any
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Command, Renew
-from open_idempotency._core.models import Lease, Renewal, Stage
-from open_idempotency._core.requests import Request
+from open_idempotency._core.models import Lease, Renewal, Request, Stage
 from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.engine import Engine
 from open_idempotency.backends.memory import MemoryBackend

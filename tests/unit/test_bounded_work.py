@@ -27,7 +27,7 @@ from open_idempotency._core.fingerprint import (
     fingerprint_steps,
 )
 from open_idempotency._core.keys import digest
-from open_idempotency._core.requests import Request
+from open_idempotency._core.models import Request
 from open_idempotency._engine import bodies
 from open_idempotency._engine.bodies import RequestBody
 from open_idempotency.asgi import IdempotencyMiddleware

@@ -18,8 +18,8 @@ import pytest
 from fastapi import Depends, FastAPI
 
 from open_idempotency import events, rules
+from open_idempotency._core.models import Response
 from open_idempotency._core.notify import everyday_log
-from open_idempotency._core.requests import Response
 from open_idempotency._engine import event_log
 from open_idempotency._starlette import at_call
 from open_idempotency.asgi import IdempotencyMiddleware

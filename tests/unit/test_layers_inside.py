@@ -25,7 +25,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from open_idempotency import asgi, rules, wsgi
-from open_idempotency._routes.inside import layers_inside
+from open_idempotency._routes.survey import layers_inside
 from open_idempotency.fastapi import IdempotencyMiddleware as FastApiMiddleware
 from open_idempotency.flask import Idempotency
 from open_idempotency.starlette import IdempotencyMiddleware

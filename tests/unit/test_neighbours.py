@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from open_idempotency._runtime import neighbours
-from open_idempotency._runtime.neighbours import Neighbour, find_neighbour
-from open_idempotency._runtime.processes import PerProcess
+from open_idempotency._runtime import processes
+from open_idempotency._runtime.processes import Neighbour, PerProcess, find_neighbour
 
 SECONDS = 60
-ASK = "from open_idempotency._runtime.neighbours import find_neighbour; print(find_neighbour())"
+ASK = "from open_idempotency._runtime.processes import find_neighbour; print(find_neighbour())"
 HOLD = f"{ASK}; import sys; sys.stdout.flush(); sys.stdin.read()"
 
 
@@ -26,7 +25,7 @@ def _own_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A folder of this test's own, also for the processes that it starts."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(neighbours, "_of_process", PerProcess(neighbours._Locks))
+    monkeypatch.setattr(processes, "_of_process", PerProcess(processes._Locks))
 
 
 @pytest.fixture

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from open_idempotency import events
 from open_idempotency._core.commands import Complete, Fail
-from open_idempotency._core.frames import decode_response
 from open_idempotency._core.models import Completed, Finished
-from open_idempotency._core.sealing import RESPONSE, unseal
 from open_idempotency._core.settlement import Fate, finish
+from open_idempotency._core.stored_response import RESPONSE, decode_response, unseal
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy

@@ -27,7 +27,7 @@ from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.test import Client as WsgiClient
 
 from open_idempotency import ConfigurationError, IdempotencyPolicy, NotAuthenticated, wsgi
-from open_idempotency._core.refusals import ScopeRefused, refused_status
+from open_idempotency._core.identity import ScopeRefused, refused_status
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import CHALLENGE, ScopeUnknown
 from open_idempotency.flask import Idempotency

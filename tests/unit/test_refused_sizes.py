@@ -10,11 +10,9 @@ import pytest
 
 from open_idempotency import OutcomeUnknown, events, idem
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.frames import decode_response
-from open_idempotency._core.models import Completed, Leased, Refused
-from open_idempotency._core.requests import Response
-from open_idempotency._core.sealing import FAILURE, RESPONSE, unseal
+from open_idempotency._core.models import Completed, Leased, Refused, Response
 from open_idempotency._core.settlement import Fate, finish
+from open_idempotency._core.stored_response import FAILURE, RESPONSE, decode_response, unseal
 from open_idempotency._engine.engine import Engine
 from open_idempotency.backend import Claim, Complete, Fail, Get, SaveStage, StageSaved
 from open_idempotency.backends.memory import MemoryBackend

@@ -14,7 +14,6 @@ from open_idempotency import events
 from open_idempotency._core import problems, quotas
 from open_idempotency._core.attempt import Attempt, NotRenewable
 from open_idempotency._core.caller_changes import Session, find_record
-from open_idempotency._core.callers import Caller
 from open_idempotency._core.commands import (
     Call,
     Claim,
@@ -22,23 +21,42 @@ from open_idempotency._core.commands import (
     Look,
     Now,
     Release,
+    Steps,
     TakeSlot,
     Wait,
     Withdraw,
+    ask,
 )
-from open_idempotency._core.drivers import Steps, ask
 from open_idempotency._core.fingerprint import fingerprint_steps
-from open_idempotency._core.frames import decode_response, decode_stage
-from open_idempotency._core.keys import by_credentials, caller_scope, is_anonymous, parse_key, record_id
-from open_idempotency._core.models import Busy, ClaimResult, Finished, Lease, Leased, Mismatch, Refused, Stage
+from open_idempotency._core.identity import ScopeRefused, cookie_names, entry_names
+from open_idempotency._core.keys import Caller, by_credentials, caller_scope, is_anonymous, parse_key, record_id
+from open_idempotency._core.models import (
+    Body,
+    Busy,
+    ClaimResult,
+    Finished,
+    Headers,
+    Identity,
+    Lease,
+    Leased,
+    Mismatch,
+    Refused,
+    Request,
+    Response,
+    Stage,
+)
 from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, Advice, everyday_log, notify, warn
-from open_idempotency._core.refusals import ScopeRefused
 from open_idempotency._core.rendering import refuse
-from open_idempotency._core.requests import Body, Headers, Identity, Request, Response
-from open_idempotency._core.sealing import FAILURE, RESPONSE, unseal, unseal_stage
-from open_idempotency._core.session_identity import cookie_names, entry_names
 from open_idempotency._core.shared_names import look_for_another_service, owner_at_host
-from open_idempotency._core.stored_response import replay
+from open_idempotency._core.stored_response import (
+    FAILURE,
+    RESPONSE,
+    decode_response,
+    decode_stage,
+    replay,
+    unseal,
+    unseal_stage,
+)
 from open_idempotency.exceptions import (
     BackendUnavailable,
     BodyTooLarge,

@@ -14,14 +14,11 @@ from typing import Protocol
 
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.callers import Caller
-from open_idempotency._core.commands import Claim, Complete, Get
-from open_idempotency._core.drivers import Steps, ask
-from open_idempotency._core.frames import decode_response, encode_response
-from open_idempotency._core.models import Leased, Status
+from open_idempotency._core.commands import Claim, Complete, Get, Steps, ask
+from open_idempotency._core.keys import Caller
+from open_idempotency._core.models import Leased, Response, Status
 from open_idempotency._core.notify import warn
-from open_idempotency._core.requests import Response
-from open_idempotency._core.sealing import seal, unseal
+from open_idempotency._core.stored_response import decode_response, encode_response, seal, unseal
 from open_idempotency.exceptions import RecordUnreadable
 
 _POINTER = b"pointer"

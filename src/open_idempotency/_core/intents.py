@@ -13,15 +13,12 @@ from enum import Enum
 from typing import Any, Generic, Literal, TypeVar
 
 from open_idempotency import events
-from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.commands import Call, SaveStage
-from open_idempotency._core.drivers import Steps, ask
-from open_idempotency._core.frames import StageKind, decode_stage, encode_stage
-from open_idempotency._core.ledger_state import StageId
+from open_idempotency._core.attempt import Attempt, StageId
+from open_idempotency._core.commands import Call, SaveStage, Steps, ask
 from open_idempotency._core.models import Stage
 from open_idempotency._core.notify import warn
 from open_idempotency._core.recording import save_stage
-from open_idempotency._core.sealing import seal_stage
+from open_idempotency._core.stored_response import StageKind, decode_stage, encode_stage, seal_stage
 from open_idempotency.exceptions import LeaseLost, OutcomeUnknown
 
 T = TypeVar("T")

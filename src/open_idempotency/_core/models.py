@@ -1,4 +1,13 @@
-"""The nouns of the protocol: status, stage, lease, record, and what a claim can result in.
+"""The nouns of the protocol: requests and responses, records and what they hold.
+
+What the core knows of HTTP: a request to be protected, and a response to be sent.
+
+Adapters translate to and from these. Headers and bodies are bytes, in order, with duplicates; request header
+names are lower-case.
+
+The type of ``encryption=``. A module of its own, since the policy names it and sealing needs the policy.
+
+The nouns of the protocol: status, stage, lease, record, and what a claim can result in.
 
 Plain slotted values. Bytes that a backend keeps (``fingerprint``, ``frame``, ``response``) are opaque to it.
 Times are seconds on the backend's clock; durations are seconds.
@@ -6,12 +15,108 @@ Times are seconds on the backend's clock; durations are seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple, Protocol
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Body(Protocol):
+    """A request body that was received whole, in memory or spooled to disk."""
+
+    def chunks(self) -> Iterable[bytes]:
+        """The bytes in order, in pieces of bounded size; may be called again."""
+        ...
+
+    def read(self) -> bytes:
+        """The bytes in one piece."""
+        ...
+
+    def digest(self) -> bytes:
+        """The SHA-256 of the bytes, which were hashed as they arrived where they are many."""
+        ...
+
+
+@dataclass(slots=True)
+class Request:
+    """A covered request, as ``scope=`` and ``fingerprint=`` callables see it.
+
+    ``path`` and ``query`` are raw (percent-encoded). ``native`` is the framework's own request: the ASGI scope, the
+    WSGI environ, Django's or Flask's request. ``body`` is None until it was received. ``alone``: the server works at no
+    other request in this process meanwhile.
+    """
+
+    method: str
+    path: bytes
+    query: bytes
+    headers: Headers
+    native: Any
+    body: Body | None = None
+    alone: bool = False
+
+    def header(self, name: bytes) -> list[bytes]:
+        """All values of a header, given its lower-case name, in order."""
+        return [value for header, value in self.headers if header == name]
+
+
+class Identity(NamedTuple):
+    """Who sent a request, as a framework knows it: the verified user, if any, and the tenant that the user belongs to.
+
+    ``tenant``: "" where the application has none. Users of two tenants can have one name. ``session``: a copy of the
+    decoded session of a request without a verified user, as that may name the caller (O-19); None without a session.
+    """
+
+    user: str | None
+    tenant: str = ""
+    session: Mapping[str, Any] | None = None
+
+
+class Cors(NamedTuple):
+    """What a layer inside has allowed the pages of one origin (R-11).
+
+    ``origin``: the ``Origin`` of the request, empty without one; ``headers``: the ``Access-Control-*`` headers, their
+    names in lower case.
+    """
+
+    origin: bytes
+    headers: Headers
+
+
+@dataclass(slots=True)
+class Response:
+    """A whole response. ``body`` is None where it was too large to be kept (a tombstone).
+
+    ``omitted``: of a stored one, the names of the credentials that its first client was given and that are not stored.
+    ``cors``: of a stored one, the ``Access-Control-*`` headers that its first client was given, with that client's
+    ``Origin``.
+    """
+
+    status: int
+    headers: Headers
+    body: bytes | None
+    omitted: bytes = field(default=b"", compare=False)
+    cors: Cors | None = field(default=None, compare=False)
+
+
+class Sealer(Protocol):
+    """The type of ``encryption=``: authenticated encryption of small byte strings, from any thread.
+
+    Both methods run on the request's thread or event loop, so they must not wait for a network: fetch data keys
+    beforehand. ``bound_to`` is a digest of the record, the attempt or the stage that the bytes belong to. Since 0.1.
+    """
+
+    def seal(self, plain: bytes, bound_to: bytes, /) -> bytes:
+        """The sealed form of ``plain``, which ``unseal`` opens with this ``bound_to`` and with no other."""
+        ...
+
+    def unseal(self, sealed: bytes, bound_to: bytes, /) -> bytes:
+        """The bytes that were sealed. Raises (anything) for bytes that were changed, moved, or sealed by other keys."""
+        ...
+
 
 #: a Django database alias, or what opens a transaction
 Ledger = str | Callable[[], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]

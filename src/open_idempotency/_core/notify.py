@@ -6,8 +6,7 @@ from collections.abc import Callable
 from math import inf
 
 from open_idempotency import events
-from open_idempotency._core.commands import Emit
-from open_idempotency._core.drivers import Steps, ask
+from open_idempotency._core.commands import Emit, Steps, ask
 from open_idempotency.policy import IdempotencyPolicy
 
 #: seconds between two tries of the same thing: they grow from the first to the longest

@@ -11,12 +11,10 @@ from __future__ import annotations
 from open_idempotency import events
 from open_idempotency._core import problems
 from open_idempotency._core.attempt import Attempt, NotRenewable
-from open_idempotency._core.commands import Claim, Get, Reserve, Unreserve
-from open_idempotency._core.drivers import Steps, ask
+from open_idempotency._core.commands import Claim, Get, Reserve, Steps, Unreserve, ask
 from open_idempotency._core.keys import scope_id
-from open_idempotency._core.models import Lease, OverQuota, Reserved, ReserveResult
+from open_idempotency._core.models import Lease, OverQuota, Reserved, ReserveResult, Response
 from open_idempotency._core.notify import notify, warn
-from open_idempotency._core.requests import Response
 from open_idempotency.policy import IdempotencyPolicy
 
 

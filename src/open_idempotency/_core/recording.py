@@ -16,19 +16,20 @@ from open_idempotency._core.commands import (
     Complete,
     Fail,
     Now,
+    R,
     RecordLater,
     Release,
     Renew,
     SaveStage,
     Sleep,
+    Steps,
     TakeSlot,
+    ask,
 )
-from open_idempotency._core.drivers import R, Steps, ask
 from open_idempotency._core.models import Completed, Lease, Renewal, Stage, StageSaved
 from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, cause, notify, warn
 from open_idempotency._core.quotas import unreserve
-from open_idempotency._core.sealing import FAILURE, RESPONSE, seal_stage, unseal_stage
-from open_idempotency._core.stored_response import smaller
+from open_idempotency._core.stored_response import FAILURE, RESPONSE, seal_stage, smaller, unseal_stage
 from open_idempotency.exceptions import BackendUnavailable, LeaseLost, RecordTooLarge, RecordUnreadable
 from open_idempotency.policy import IdempotencyPolicy
 

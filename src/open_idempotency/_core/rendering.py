@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from open_idempotency import events
-from open_idempotency._core.commands import DrawReference
-from open_idempotency._core.drivers import Steps, ask
+from open_idempotency._core.commands import DrawReference, Steps, ask
+from open_idempotency._core.models import Headers, Response
 from open_idempotency._core.notify import warn
 from open_idempotency._core.problems import Problem
-from open_idempotency._core.requests import Headers, Response
 from open_idempotency.policy import IdempotencyPolicy, pairs_of
 
 # The type and status of Stripe's errors for our problems, and the code where Stripe has one for it. What Stripe does

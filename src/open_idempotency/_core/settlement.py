@@ -11,7 +11,7 @@ from enum import Enum
 
 from open_idempotency import events
 from open_idempotency._core import problems, recording
-from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.attempt import Attempt, LedgerState
 from open_idempotency._core.commands import (
     Call,
     Command,
@@ -23,18 +23,25 @@ from open_idempotency._core.commands import (
     Release,
     Renew,
     Sleep,
+    Steps,
+    ask,
 )
-from open_idempotency._core.drivers import Steps, ask
-from open_idempotency._core.frames import decode_response
-from open_idempotency._core.ledger_state import LedgerState
-from open_idempotency._core.models import Lease, Renewal, Status
+from open_idempotency._core.models import Lease, Renewal, Response, Status
 from open_idempotency._core.notify import cause, everyday_log, notify, warn
 from open_idempotency._core.quotas import unreserve
 from open_idempotency._core.recording import has_history, lost, surely
 from open_idempotency._core.rendering import refuse
-from open_idempotency._core.requests import Response
-from open_idempotency._core.sealing import FAILURE, RESPONSE, unseal
-from open_idempotency._core.stored_response import is_stored_status, replay, sendable, small_form, stored_form
+from open_idempotency._core.stored_response import (
+    FAILURE,
+    RESPONSE,
+    decode_response,
+    is_stored_status,
+    replay,
+    sendable,
+    small_form,
+    stored_form,
+    unseal,
+)
 from open_idempotency.exceptions import (
     AlreadyCommitted,
     BackendUnavailable,

@@ -12,10 +12,9 @@ import hashlib
 from functools import lru_cache
 
 from open_idempotency import events
-from open_idempotency._core.commands import Claim, Get, Now
-from open_idempotency._core.drivers import Steps, ask
+from open_idempotency._core.commands import Claim, Get, Now, Steps, ask
+from open_idempotency._core.models import Request
 from open_idempotency._core.notify import Advice, warn
-from open_idempotency._core.requests import Request
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
 from open_idempotency.policy import IdempotencyPolicy
 

@@ -1,4 +1,17 @@
-"""What happens to running requests when their process has to end: they are settled, or given up at once (L-06).
+"""What goes on when the client has left or has its response, and what happens to it when the process has to end.
+
+A stream whose client has left: one rule for all adapters (L-05a).
+
+It may go on for ``stream_grace`` seconds. If it ends by then, its response is stored. If it does not, or if it outgrows
+what is kept, its attempt fails with its stages kept, and it is closed.
+
+What is recorded in the background, after its client has its response: bounded, and tried again (L-08).
+
+Each recording is a generator of the core, which says what to do and how long to pause. They take turns in the
+heartbeat's thread: before each one the leases that are due are renewed, and where the backend is away the others wait
+for the next round, so that no number of recordings delays a renewal by more than one call.
+
+What happens to running requests when their process has to end: they are settled, or given up at once (L-06).
 
 Everything here is of one process: the requests that are on their way through an adapter, and the heartbeats, each of
 which knows its running leases and gives them up in its own thread. So ``drain`` takes no lock that whoever calls it
@@ -8,19 +21,172 @@ could hold, and may be called from any thread, at the interpreter's exit, and in
 from __future__ import annotations
 
 import atexit
+import logging
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Protocol
 
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.commands import Emit, Fail
-from open_idempotency._runtime import loops
+from open_idempotency._core.commands import Complete, Emit, Fail, Handlers, Now, RecordLater, Release, Sleep, Unreserve
+from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE
+from open_idempotency._core.stored_response import Capture
+from open_idempotency._runtime import loops, processes
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import Backend
-from open_idempotency.exceptions import LeaseLost
+from open_idempotency.exceptions import BackendUnavailable, LeaseLost
+
+
+class ClientLeft(OSError):
+    """Raised where an application sends to a client that has left, and the grace of its stream is over.
+
+    An ``OSError``, as servers raise it themselves, so that applications and frameworks know what it means.
+    """
+
+
+@dataclass(slots=True)
+class Grace:
+    """How long the stream of one request may go on without its client: ``seconds`` from when it has left."""
+
+    seconds: float
+    capture: Capture
+    _until: float = field(default=inf, init=False)
+
+    def begin(self) -> None:
+        """The client has left. Only the first call counts."""
+        if self._until == inf:
+            self._until = time.monotonic() + self.seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds for which the stream may still go on; infinite while the client is there."""
+        if self._until == inf:
+            return inf
+        return 0.0 if self.capture.outgrown else max(0.0, self._until - time.monotonic())
+
+    @property
+    def over(self) -> bool:
+        """Whether the stream has to be closed: before its next part, never in the middle of one."""
+        return self.left <= 0.0
+
+    def error(self) -> GeneratorExit:
+        """What its attempt fails with."""
+        if self.capture.outgrown:
+            return GeneratorExit("the client left, and the stream is longer than what is kept (max_response_bytes)")
+        return GeneratorExit(f"the client left, and the stream did not end within {self.seconds:g} s (stream_grace)")
+
+
+#: bounds of what one process keeps for one backend
+MOST = 1_000
+MOST_BYTES = 64 * 1024 * 1024
+
+_logger = logging.getLogger("open_idempotency")
+
+
+class _Recording:
+    __slots__ = ("command", "steps", "wake")
+
+    def __init__(self, command: RecordLater) -> None:
+        self.command = command
+        self.steps = command.steps
+        #: seconds on the monotonic clock at which it goes on
+        self.wake = 0.0
+
+
+class Recordings:
+    """Those of one process on one backend, by the lease's owner. Added from any thread, carried out by one."""
+
+    def __init__(self, backend: Backend, report: Callable[[Emit], None], ended: Callable[[bytes], None]) -> None:
+        #: by the lease's owner; changed here only
+        self.pending: dict[bytes, _Recording] = {}
+        # While the backend is away, how long it is left alone, and until when on the monotonic clock.
+        self._pause = FIRST_PAUSE
+        self._left_alone = 0.0
+        self._ended = ended
+        self._handlers: Handlers = {
+            Complete: backend.complete,
+            Fail: backend.fail,
+            Release: backend.release,
+            Unreserve: backend.unreserve,
+            Now: lambda _: processes.elapsed(),
+            Emit: report,
+        }
+
+    def __len__(self) -> int:
+        return len(self.pending)
+
+    def fits(self, command: RecordLater) -> bool:
+        """Whether there is room for it."""
+        taken = list(self.pending.values())
+        return len(taken) < MOST and sum(each.command.size for each in taken) + command.size <= MOST_BYTES
+
+    def add(self, owner: bytes, command: RecordLater) -> None:
+        """Take it on; it begins when it is looked at next."""
+        self.pending[owner] = _Recording(command)
+
+    def lost(self) -> list[Emit]:
+        """What to report of those that the end of the process cuts off."""
+        commands = [each.command for each in list(self.pending.values())]
+        return [Emit(each.lost, each.attempt.policy.on_event) for each in commands if each.lost is not None]
+
+    def wake_all(self) -> None:
+        """Let none of them pause any longer: the process is about to end."""
+        self._left_alone = 0.0
+        for recording in list(self.pending.values()):
+            recording.wake = 0.0
+
+    @property
+    def wake(self) -> float:
+        """When the next one goes on, on the monotonic clock; infinite where there is none."""
+        return max(self._left_alone, min((each.wake for each in list(self.pending.values())), default=inf))
+
+    def go_on(self, before_each: Callable[[], object]) -> None:
+        """Carry out what is due, until the backend turns out to be away."""
+        now = processes.elapsed()
+        if now < self._left_alone:
+            return
+        due = sorted((item for item in list(self.pending.items()) if item[1].wake <= now), key=lambda i: i[1].wake)
+        for owner, recording in due:
+            before_each()
+            if not self._advance(owner, recording):
+                # This one pauses, so in the next round the others come before it.
+                self._left_alone = processes.elapsed() + self._pause
+                self._pause = min(self._pause * 2, LONGEST_PAUSE)
+                return
+            self._pause = FIRST_PAUSE
+
+    def _advance(self, owner: bytes, recording: _Recording) -> bool:
+        """Let one go on up to its next pause, or its end; false where the backend was away."""
+        away = False
+        try:
+            command = next(recording.steps)
+            while not isinstance(command, Sleep):
+                try:
+                    reply = self._handlers[type(command)](command)
+                except Exception as error:
+                    away = away or isinstance(error, BackendUnavailable)
+                    command = recording.steps.throw(error)
+                except BaseException as error:  # whoever wants to end the thread does not end the recording
+                    away = True
+                    command = recording.steps.throw(BackendUnavailable(f"interrupted by {type(error).__name__}"))
+                else:
+                    command = recording.steps.send(reply)
+            recording.wake = processes.elapsed() + command.seconds
+        except StopIteration:
+            self._end(owner)
+        except BaseException:
+            _logger.exception("recording in the background ended with an error of this package")
+            self._end(owner)
+        return not away
+
+    def _end(self, owner: bytes) -> None:
+        self.pending.pop(owner, None)
+        self._ended(owner)
+
 
 #: seconds that a pass over all running leases may take
 PATIENCE = 5.0

@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from open_idempotency._core.attempt import Attempt, Phase, Threads
-from open_idempotency._engine.current import running
+from open_idempotency._engine.engine import running
 
 _PUBLIC, _INNER, _VERB = "run_sync", "get_async_backend", "run_sync_in_worker_thread"
 _DJANGOS, _RESPONDER, _IN_THREAD = "SyncToAsync", "WSGIResponder", "wsgi"

@@ -1,4 +1,13 @@
-"""A covered request of a Flask application: ``Exchange`` for one with a key, ``Plain`` for one that runs without a
+"""A covered request of a Flask application.
+
+The core's responses as Flask responses, and the headers of a Flask response as the core's bytes.
+
+Flask's session: whom it names (O-19), and whether the view has changed the caller (O-14).
+
+The session is in a cookie, so a client that has lost the response goes on with the session that it sent. The session
+that the view has changed carries the id of the record.
+
+A covered request of a Flask application: ``Exchange`` for one with a key, ``Plain`` for one that runs without a
 record.
 """
 
@@ -6,36 +15,164 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from flask import Flask, Request, Response, abort
+from flask import Flask, Request, Response, abort, session
+from flask import globals as flask_globals
+from flask.sessions import NullSession
+from werkzeug.datastructures import Headers as FlaskHeaders
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.caller_changes import follow, read_change
-from open_idempotency._core.requests import Headers, Identity
-from open_idempotency._core.requests import Response as CoreResponse
+from open_idempotency._core.caller_changes import Change, follow, read_change
+from open_idempotency._core.identity import entries_of
+from open_idempotency._core.keys import Caller
+from open_idempotency._core.models import Headers, Identity
+from open_idempotency._core.models import Response as CoreResponse
 from open_idempotency._core.settlement import Fate
-from open_idempotency._core.stored_response import BODILESS, REPLAYED, UNRECORDED
+from open_idempotency._core.stored_response import BODILESS, CORS, REPLAYED, UNRECORDED, is_stored_header
 from open_idempotency._engine.bodies import RequestBody
-from open_idempotency._engine.current import Running, running
-from open_idempotency._engine.engine import Engine, new_owner
-from open_idempotency._flask import responses
-from open_idempotency._flask.responses import bind_stream
-from open_idempotency._flask.sessions import SessionTrace, read_session
-from open_idempotency._routes.marks import call_to_mark, has_decorators_above, is_marked, reveals_a_record
-from open_idempotency._wsgi.environ import (
+from open_idempotency._engine.engine import Engine, Running, new_owner, running
+from open_idempotency._routes.coverage import call_to_mark, has_decorators_above, is_marked, reveals_a_record
+from open_idempotency._wsgi import (
     MARK,
     BodyIncomplete,
+    BoundIterable,
+    LiveBody,
+    Protection,
     give_body,
     hide_file_wrapper,
+    native_headers,
+    octets,
     read_body,
     read_request,
 )
-from open_idempotency._wsgi.exchange import BoundIterable, LiveBody, Protection
 from open_idempotency.exceptions import BodyTooLarge, IdempotencyError
 from open_idempotency.policy import IdempotencyPolicy
+
+# Flask changes headers when it sends them: it makes URLs absolute, and omits some from 204 and 304.
+_PLAIN = Response.get_wsgi_headers
+_MADE_ANEW = frozenset({b"location", b"content-location"})
+
+
+def make_response(app: Flask, core: CoreResponse) -> Response:
+    """A Flask response with the status, headers and body of a core response, and no headers of its own."""
+    headers = FlaskHeaders(native_headers(core))
+    typed = "content-type" in headers
+    # A list, as of bytes Flask would make a Content-Length of its own.
+    response: Response = app.response_class([core.body or b""], core.status, headers)
+    if not typed:
+        del response.headers["Content-Type"]
+    return response
+
+
+def is_untouched(response: Response, made: Response, headers: list[tuple[str, str]], core: CoreResponse) -> bool:
+    """Whether a response is still as ``make_response`` made it of ``core``. ``headers``: those that it had then."""
+    return (
+        response is made
+        and made.status_code == core.status
+        and list(made.headers) == headers
+        and made.get_data() == (core.body or b"")
+    )
+
+
+def stand_in(app: Flask, core: CoreResponse, current: Response, policy: IdempotencyPolicy) -> Response:
+    """The core's response instead of the current one.
+
+    Of the current response only headers that are never stored stay (R-02): its cookies, its CORS headers, its date.
+    Functions that ran now know better than the record which origins are allowed (R-11).
+    """
+    response = make_response(app, core)
+    own = {name.lower() for name, _ in core.headers}
+    for name in [name.decode("ascii") for name in own if name.startswith(CORS)]:
+        response.headers.setlist(name, _set_anew(current, name, response.headers.getlist(name)))
+    for name, value in current.headers:
+        field = octets(name).lower()
+        if field not in own and not is_stored_header(field, policy.keep_headers, policy.drop_headers):
+            response.headers.add(name, value)
+    response.call_on_close(current.close)
+    return response
+
+
+def _set_anew(current: Response, name: str, stored: list[str]) -> list[str]:
+    """The values of a header that the current response has instead of the stored ones, or behind them."""
+    values = current.headers.getlist(name)
+    added = len(values) > len(stored) and values[: len(stored)] == stored
+    return values[len(stored) :] if added else values or stored
+
+
+def bind_stream(here: Running, response: Response) -> None:
+    """Let the iterator of a response run under its own request, wherever the server iterates over it."""
+    if not response.is_sequence and not response.direct_passthrough:
+        close = getattr(response.response, "close", None)
+        response.response = BoundIterable(here, response.iter_encoded(), close)
+
+
+def response_headers(response: Response, environ: dict[str, Any]) -> Headers:
+    """The headers that the response will send, without a Content-Length, which is never stored."""
+    headers = [(octets(name), octets(value)) for name, value in response.headers]
+    if type(response).get_wsgi_headers is _PLAIN and response.status_code not in BODILESS:
+        if not any(name.lower() in _MADE_ANEW for name, _ in headers):
+            return headers
+    return [(octets(name), octets(value)) for name, value in response.get_wsgi_headers(environ)]
+
+
+_NAME = "_open_idempotency"
+# Cookies are small: only the last record is carried.
+
+
+class SessionTrace:
+    """The session of one request. Reading it changes no response."""
+
+    __slots__ = ()
+
+    def carried(self, caller: Caller) -> bytes | None:
+        """The record at which this session began, if this very request began it, and for the user that it names now."""
+        began = read_session().get(_NAME) if caller.named else None
+        found = began.get(caller.own.hex()) if isinstance(began, dict) else None
+        return bytes.fromhex(found) if isinstance(found, str) else None
+
+    def lost(self) -> str | None:
+        """None: a session in a cookie has no end on the server."""
+        return None
+
+    def change(self, caller: Caller, record_id: bytes, identify: Callable[[], Identity]) -> Change | None:
+        """The change that the view has made to the caller, or None. To be called before the session is saved.
+
+        ``identify``: who the caller is now.
+        """
+        here = _session()
+        try:
+            identity = identify()
+        except Exception:  # an error must not lose the view's outcome
+            identity = Identity(None)
+        # A session that is not marked as modified is not saved.
+        if not getattr(here, "modified", True) and (callable(caller.policy.scope) or identity == caller.identity):
+            return None
+        now = caller.record(identity)
+        if now == caller.own:
+            return None
+        if now is None or not caller.names(identity) or isinstance(here, NullSession):
+            return Change(carried=False)
+        session[_NAME] = {now.hex(): record_id.hex()}
+        return Change(carried=True)
+
+
+def read_session() -> dict[str, Any]:
+    """A copy of the entries of the session. Reading them changes no response."""
+    return entries_of(_session())
+
+
+def _session() -> Any:
+    """The session itself. Since Flask 3.1.3 its proxy marks it as accessed, so it is read from the context."""
+    context: Any = vars(flask_globals).get("request_ctx")
+    held = {} if context is None else vars(context._get_current_object())
+    for name in ("_session", "session"):
+        if held.get(name) is not None:
+            return held[name]
+    return session._get_current_object()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # a LocalProxy, typed as what it stands for
 
 
 class Plain:
@@ -226,7 +363,7 @@ class Exchange:
 
     def _respond(self, core: CoreResponse) -> Response:
         self._core_response = core
-        self._made = made = responses.make_response(self._setting.app, core)
+        self._made = made = make_response(self._setting.app, core)
         self._made_headers = list(made.headers)
         return made
 
@@ -282,13 +419,13 @@ class Exchange:
 
     def _restored(self, core: CoreResponse, response: Response) -> Response:
         """A replay is the stored response, whatever the application's ``after_request`` functions add to it (R-01)."""
-        if REPLAYED not in core.headers or responses.is_untouched(response, self._made, self._made_headers, core):
+        if REPLAYED not in core.headers or is_untouched(response, self._made, self._made_headers, core):
             return response
-        return responses.stand_in(self._setting.app, core, response, self._policy)
+        return stand_in(self._setting.app, core, response, self._policy)
 
     def _capture(self, protection: Protection, response: Response) -> Response:
         capture = protection.capture
-        capture.start(response.status_code, responses.response_headers(response, self._request.environ))
+        capture.start(response.status_code, response_headers(response, self._request.environ))
         if response.status_code not in BODILESS:
             if not response.is_sequence:
                 return self._stream(protection, response)
@@ -310,7 +447,7 @@ class Exchange:
 
     def _sent(self, verdict: Fate | CoreResponse | None, response: Response) -> Response:
         if isinstance(verdict, CoreResponse):
-            return responses.stand_in(self._setting.app, verdict, response, self._policy)
+            return stand_in(self._setting.app, verdict, response, self._policy)
         if verdict is Fate.UNRECORDED:
             response.headers.add(*(part.decode("ascii") for part in UNRECORDED))
         return response

@@ -1,4 +1,6 @@
-"""The Flask extension: it wraps some methods of an application, and runs at the end of each request.
+"""The Flask extension, and the decorator of views.
+
+The Flask extension: it wraps some methods of an application, and runs at the end of each request.
 
 ``preprocess_request``: reads the body, before any other function can. ``dispatch_request``: makes the claim, after all
 ``before_request`` functions, so that the caller is known. ``process_response``: settles the attempt, after all
@@ -7,6 +9,8 @@
 was recorded.
 
 Nothing here holds the application: it is freed at once when its last reference goes.
+
+``@idempotent`` for Flask's views: it sets the view's rule, and marks the view for decorators above it.
 """
 
 from __future__ import annotations
@@ -16,21 +20,20 @@ import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import ismethod
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from flask import Flask, Request, Response, has_request_context
 
+from open_idempotency import rules
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.settlement import REPLACED
 from open_idempotency._engine.engine import Engine
 from open_idempotency._engine.event_log import report_late_error
-from open_idempotency._flask.contexts import app_context, current_request, request_context
 from open_idempotency._flask.exchange import Exchange, Plain, Setting
-from open_idempotency._flask.neighbours import after_request_functions, warn_of_compression, warn_of_views
-from open_idempotency._flask.survey import look_over
-from open_idempotency._flask.unprotected import KEY, PREFIX, method_of
-from open_idempotency._routes.coverage import Coverages, PathRules
-from open_idempotency._wsgi.environ import MARK, find_key, octets
+from open_idempotency._flask.survey import after_request_functions, look_over, warn_of_compression, warn_of_views
+from open_idempotency._flask.unprotected import KEY, PREFIX, app_context, current_request, method_of, request_context
+from open_idempotency._routes.coverage import Coverages, PathRules, mark_view
+from open_idempotency._wsgi import MARK, find_key, octets
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy, refuse_unknown
@@ -313,3 +316,38 @@ def read_config(config: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
             raise ConfigurationError(f"{key}: {error}") from None
         fields[name] = value
     return backend, paths, fields
+
+
+V = TypeVar("V", bound=Callable[..., Any])
+
+
+@overload
+def idempotent(view: V, /) -> V: ...
+
+
+@overload
+def idempotent(**fields: Any) -> Callable[[V], V]: ...
+
+
+def idempotent(view: Any = None, /, **fields: Any) -> Any:
+    """Give a view its own policy fields, such as ``@idempotent(required=True, ttl=3600)``.
+
+    Put it below the decorators that refuse callers (``login_required``, ``roles_required``). Decorators above it run
+    for every try, also before a stored response is sent, and their refusal is sent instead. The fields of a class apply
+    to all its methods; nothing counts as above the mark of a class. ``fields``: see
+    ``open_idempotency.rules.idempotent``.
+
+    Returns the view; a function is returned as a function that calls it. Raises ``ConfigurationError``. So does a
+    request with a key, or that needs one, in an application without ``Idempotency``.
+    """
+    mark = rules.idempotent(**fields)
+
+    def decorate(marked: Any) -> Any:
+        return mark_view(mark(marked), _find_request)
+
+    return decorate if view is None else decorate(view)
+
+
+def _find_request() -> object:
+    """The request of this context, which a decorator may have copied into a thread; None where there is none."""
+    return current_request() if has_request_context() else None

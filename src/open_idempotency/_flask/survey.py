@@ -1,12 +1,25 @@
-"""What the views of a Flask application show of their rules, before the first of them is called."""
+"""What can be known of a Flask application at its first request: its rules, and layers inside.
+
+What the views of a Flask application show of their rules, before the first of them is called.
+
+Extensions of a Flask application that change the responses which this one stores (R-12).
+
+Functions of ``after_request`` run on every response, also on problems and replays, so CORS for the whole application is
+right in every order. CORS for one view runs with the view alone. Compression by ``after_request`` runs before the
+response is stored.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any
 
 from flask import Flask
 
-from open_idempotency._routes.effects import Effects
+from open_idempotency._routes.survey import COMPRESSION_INSIDE, Effects, FlaskCORS, allows_pages, kind_of, layer_of
+from open_idempotency.policy import IdempotencyPolicy
 from open_idempotency.rules import Rule, own_rules_on, rules_on
 
 #: Flask responds to them itself, whatever the view is
@@ -28,3 +41,55 @@ def look_over(app: Flask, covers: Callable[[str, str, tuple[Rule, ...]], bool]) 
             any_covered = any_covered or covered
             effects.note(method, rule.rule, view, found, own_rules_on(view, method), covered)
     return effects, any_covered
+
+
+_logger = logging.getLogger("open_idempotency")
+_CROSS_ORIGIN = "flask_cors.decorator"
+#: how many views a warning names
+_NAMED = 5
+
+
+def warn_of_compression(functions: Iterable[Any]) -> bool:
+    """Log a warning if one of these ``after_request`` functions compresses; whether there was one."""
+    for layer in map(layer_of, functions):
+        if kind_of(layer) == "compression":
+            _logger.warning(COMPRESSION_INSIDE, layer.__name__)
+            return True
+    return False
+
+
+def warn_of_views(app: Flask, policy_of: Callable[[Any], IdempotencyPolicy | None]) -> None:
+    """Log a warning that names the covered views whose CORS headers problems do not get.
+
+    ``policy_of``: the policy of a view; None where it is not covered.
+    """
+    if FlaskCORS in map(layer_of, app.after_request_funcs.get(None, ())):
+        return
+    alone: list[str] = []
+    for endpoint, view in app.view_functions.items():
+        policy = policy_of(view) if _is_cross_origin(view) else None
+        if policy is not None and not allows_pages(policy):
+            alone.append(endpoint)
+    if alone:
+        further = f" and {len(alone) - _NAMED} more" if len(alone) > _NAMED else ""
+        _logger.warning(
+            "@cross_origin on %s%s: problems (400, 409, 422 and others) are sent without calling the view, so they "
+            "have no CORS headers, and no page of another origin can read them. Name the headers by problem_headers=, "
+            "or use CORS(app, resources=...)",
+            ", ".join(alone[:_NAMED]),
+            further,
+        )
+
+
+def after_request_functions(app: Flask) -> Iterator[Any]:
+    """The functions of the application and of its blueprints."""
+    return chain.from_iterable(app.after_request_funcs.values())
+
+
+def _is_cross_origin(view: Any) -> bool:
+    """Whether Flask-CORS's decorator is around a view, which gives the view's own name and module to its wrapper."""
+    while view is not None:
+        if getattr(view, "__globals__", {}).get("__name__") == _CROSS_ORIGIN:
+            return True
+        view = getattr(view, "__wrapped__", None)
+    return False

@@ -1,14 +1,70 @@
-"""Values that belong to one process, and what is known of the server that the process belongs to.
+"""One process: its values, its clock, its failures, and the workers beside it.
+
+A clock that only grows, and goes on while the machine sleeps: what a lease is measured with.
+
+The wall clock can be put back. The monotonic clock stands still while a Linux or macOS machine sleeps, and then shows a
+lease as valid that ended long ago; a stage would begin beside the attempt that has taken it over.
+
+Values that belong to one process, and what is known of the server that the process belongs to.
 
 Connections, locks and threads must not survive a fork. There is no lock here, since a lock can be inherited while it is
-held. What an ancestor made is never used and never closed in a child, only kept, so that its finaliser does not run."""
+held. What an ancestor made is never used and never closed in a child, only kept, so that its finaliser does not run.
+
+The failures of this process, its machine or its network that count as those of a backend: named here, once.
+
+A call that met one may succeed when it is made again: no thread could be started, no file descriptor or memory was
+left. ``Backend`` and ``AsyncBackend`` turn them into ``BackendUnavailable`` at the edge of each verb, so that a
+completion is tried again and never lost to them. Any other error is a bug, and stays what it is.
+
+Which other process accepts connections on the same address: another worker of the same server.
+
+No server says in a worker how many workers it has, and not every server is known here. So each process that asks locks
+one byte of a file of its user, chosen by the address, for each address on which it listens; a byte that is locked
+already belongs to another worker. Such locks end with their process, and a fork does not inherit them.
+"""
 
 from __future__ import annotations
 
+import _socket
+import errno
 import os
-from collections.abc import Callable
+import stat
+import struct
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial, wraps
+from hashlib import sha256
 from math import inf
-from typing import Generic, TypeVar
+from types import FunctionType
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from open_idempotency.exceptions import BackendUnavailable, first_line
+
+
+def _counting() -> Callable[[], float]:
+    # Linux counts sleep here; of macOS's clocks CLOCK_MONOTONIC does, unlike time.monotonic(); Windows's does anyway.
+    for name in ("CLOCK_BOOTTIME", "CLOCK_MONOTONIC"):
+        number = getattr(time, name, None)
+        if number is not None:
+            try:
+                time.clock_gettime(number)
+            except OSError:  # an old kernel, or a sandbox
+                continue
+            return partial(time.clock_gettime, number)
+    return time.monotonic
+
+
+#: seconds since an arbitrary moment, the same one for all threads of a process
+elapsed: Callable[[], float] = _counting()
+
+
+def growing() -> Callable[[], float]:
+    """A clock that shows the time now, in seconds since 1970, and goes on without the jumps of the wall clock."""
+    began = time.time() - elapsed()
+    return lambda: began + elapsed()
+
 
 T = TypeVar("T")
 
@@ -46,3 +102,298 @@ def limit_requests(seconds: float) -> None:
     """The server ends this process when a request takes longer than that."""
     global limit
     limit = seconds - min(_MARGIN, seconds / 4)
+
+
+#: what to catch, and then to ask ``is_local`` about
+KINDS = (OSError, MemoryError, RuntimeError)
+
+#: how the standard library says that no thread can be had; these errors have no class of their own
+_NO_THREAD = (
+    "can't start new thread",
+    "can't create new thread",
+    "can't register atexit after shutdown",
+    "cannot schedule new futures",
+    "Executor shutdown has been called",
+)
+_NO_FILES = (errno.EMFILE, errno.ENFILE)
+
+
+def is_local(error: BaseException) -> bool:
+    """Whether it is one of these failures."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith(_NO_THREAD)
+    return isinstance(error, (OSError, MemoryError))
+
+
+def translated(error: Exception) -> Exception:
+    """The error to raise: ``BackendUnavailable`` with this one as its cause; this one where it is no local failure."""
+    if not is_local(error):
+        return error
+    said = f"{type(error).__name__}: {first_line(error)}".removesuffix(": ")
+    unavailable = BackendUnavailable(f"the call of the backend failed in this process: {said}{_hint(error)}")
+    unavailable.__cause__ = error
+    return unavailable
+
+
+def _hint(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "; raise the memory limit of the process"
+    if isinstance(error, RuntimeError):
+        return "; raise the limit of threads (ulimit -u, pids.max), unless the process is ending"
+    if isinstance(error, OSError) and error.errno in _NO_FILES:
+        return "; raise the limit of open files (ulimit -n)"
+    return ""
+
+
+def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """A sync verb whose local failures are ``BackendUnavailable``."""
+
+    @wraps(verb)
+    def guard(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            return verb(*arguments, **keywords)
+        except KINDS as error:
+            raise translated(error)  # noqa: B904 (it has its cause)
+
+    return guard
+
+
+def guarded_async(verb: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """The same for one that is awaited."""
+
+    @wraps(verb)
+    async def guard(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            return await verb(*arguments, **keywords)
+        except KINDS as error:
+            raise translated(error)  # noqa: B904 (it has its cause)
+
+    return guard
+
+
+def guarded_scan(scan: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+    """The same for one that is iterated over."""
+
+    @wraps(scan)
+    def guard(backend: Any) -> Iterator[Any]:
+        try:
+            yield from scan(backend)
+        except KINDS as error:
+            raise translated(error)  # noqa: B904 (it has its cause)
+
+    return guard
+
+
+def guarded_async_scan(scan: Callable[[Any], AsyncIterator[Any]]) -> Callable[[Any], AsyncIterator[Any]]:
+    """The same for one that is iterated over asynchronously."""
+
+    @wraps(scan)
+    async def guard(backend: Any) -> AsyncIterator[Any]:
+        found = scan(backend)
+        try:
+            async for each in found:
+                yield each
+        except KINDS as error:
+            raise translated(error)  # noqa: B904 (it has its cause)
+        finally:
+            close = getattr(found, "aclose", None)
+            if close is not None:
+                await close()
+
+    return guard
+
+
+def guarded_wait(wait: Callable[..., None], otherwise: Callable[..., None]) -> Callable[..., None]:
+    """A ``wait`` that does not raise local failures, but goes on as ``otherwise``."""
+
+    @wraps(wait)
+    def guard(*arguments: Any) -> None:
+        try:
+            wait(*arguments)
+        except KINDS as error:
+            if not is_local(error):
+                raise
+            otherwise(*arguments)
+
+    return guard
+
+
+def guarded_async_wait(
+    wait: Callable[..., Awaitable[None]], otherwise: Callable[..., Awaitable[None]]
+) -> Callable[..., Awaitable[None]]:
+    """The same for one that is awaited."""
+
+    @wraps(wait)
+    async def guard(*arguments: Any) -> None:
+        try:
+            await wait(*arguments)
+        except KINDS as error:
+            if not is_local(error):
+                raise
+            await otherwise(*arguments)
+
+    return guard
+
+
+#: the verbs that return or await one result
+_VERBS = (
+    "claim",
+    "complete",
+    "delete",
+    "fail",
+    "get",
+    "health",
+    "migrate",
+    "purge",
+    "release",
+    "renew",
+    "reserve",
+    "save_stage",
+    "unreserve",
+    "withdraw",
+)
+
+
+def guard_verbs(cls: type, base: Any) -> None:
+    """Guard those verbs that a class of sync backends defines itself. ``base``: whose ``wait`` needs nothing."""
+    _replace(cls, dict.fromkeys(_VERBS, guarded))
+    _replace(cls, {"scan": guarded_scan, "wait": lambda wait: guarded_wait(wait, base.wait)})
+
+
+def guard_async_verbs(cls: type, base: Any) -> None:
+    """The same for a class of asynchronous backends."""
+    _replace(cls, dict.fromkeys(_VERBS, guarded_async))
+    _replace(cls, {"scan": guarded_async_scan, "wait": lambda wait: guarded_async_wait(wait, base.wait)})
+
+
+def _replace(cls: type, guards: dict[str, Callable[[Any], Any]]) -> None:
+    for name, guard in guards.items():
+        verb = vars(cls).get(name)
+        if isinstance(verb, FunctionType):
+            setattr(cls, name, guard(verb))
+
+
+if sys.platform != "win32":
+    import fcntl
+
+_TAKEN = (errno.EACCES, errno.EAGAIN)
+
+
+class Neighbour(NamedTuple):
+    """Another process that listens on ``address``. ``pid`` is 0 where the system does not say which."""
+
+    pid: int
+    address: str
+
+
+def find_neighbour() -> Neighbour | None:
+    """Another process that has asked this before, lives, and listens where this one does; None where there is none.
+
+    None also where that cannot be known: on Windows, or without a folder for temporary files.
+    """
+    if sys.platform == "win32":
+        return None
+    try:
+        return _of_process.get().look()
+    except OSError:
+        return None
+
+
+class _Locks:
+    """The bytes that one process has locked. Closing the file would unlock them all."""
+
+    def __init__(self) -> None:
+        # A thread of this process must not see what another one does as a neighbour's work.
+        self._mutex = threading.Lock()
+        self._mine: set[int] = set()
+        self._file: int | None = None
+
+    def look(self) -> Neighbour | None:
+        with self._mutex:
+            found: Neighbour | None = None
+            for address in _addresses():
+                byte = _byte_of(address)
+                if byte not in self._mine and not self._lock(byte):
+                    found = found or Neighbour(self._owner(byte), address)
+            return found
+
+    def _lock(self, byte: int) -> bool:
+        if self._file is None:
+            self._file = _open()
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+            return False
+        self._mine.add(byte)
+        return True
+
+    def _owner(self, byte: int) -> int:
+        """The process that holds the byte's lock. The structure is that of 64-bit systems."""
+        assert self._file is not None
+        asked = (fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+        if sys.platform == "linux" and struct.calcsize("P") == 8:
+            return int(
+                struct.unpack("hhqqi4x", fcntl.fcntl(self._file, fcntl.F_GETLK, struct.pack("hhqqi4x", *asked)))[4]
+            )
+        return 0
+
+
+_of_process = PerProcess(_Locks)
+
+
+def _open() -> int:
+    import tempfile  # most processes need neither it nor what it imports
+
+    path = os.path.join(tempfile.gettempdir(), f"open-idempotency-{os.getuid()}.lock")
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _byte_of(address: str) -> int:
+    # Containers may share the folder, and have the same address each.
+    with_namespace = f"{_network()} {address}"
+    return int.from_bytes(sha256(with_namespace.encode()).digest()[:7], "big")
+
+
+def _network() -> int:
+    try:
+        return os.stat("/proc/self/ns/net").st_ino
+    except OSError:
+        return 0
+
+
+def _addresses() -> Iterator[str]:
+    """Where this process accepts connections, or is about to, whoever has opened the sockets."""
+    for name in os.listdir("/dev/fd"):
+        try:
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                address = _address_of(int(name))
+                if address is not None:
+                    yield address
+        except OSError:  # closed meanwhile, or of a kind that has no such option
+            continue
+
+
+def _address_of(number: int) -> str | None:
+    # Not a socket of the module socket: gevent puts its own class there. Where the application has set a default
+    # timeout, making an object changes the mode of the server's socket, so that is put back.
+    blocks = os.get_blocking(number)
+    name: Any = None
+    borrowed = _socket.socket(fileno=number)
+    try:
+        if borrowed.type != _socket.SOCK_STREAM:
+            return None
+        name = borrowed.getsockname()
+        if not name or (isinstance(name, tuple) and not name[1]):
+            return None
+        borrowed.getpeername()
+        return None
+    except OSError as error:  # no peer: it listens, or will
+        if error.errno != errno.ENOTCONN or name is None:
+            raise
+        return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else os.fsdecode(name)
+    finally:
+        borrowed.detach()
+        if os.get_blocking(number) != blocks:
+            os.set_blocking(number, blocks)

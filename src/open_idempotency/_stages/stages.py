@@ -16,14 +16,13 @@ from typing import Any
 
 from open_idempotency import events
 from open_idempotency._core import intents
-from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.drivers import Steps
-from open_idempotency._core.frames import StageKind, decode_stage, encode_stage
-from open_idempotency._core.ledger_state import StageId
+from open_idempotency._core.attempt import Attempt, StageId
+from open_idempotency._core.commands import Steps
 from open_idempotency._core.models import Stage
 from open_idempotency._core.notify import warn
 from open_idempotency._core.recording import make_sure, save_stage
-from open_idempotency._runtime import clocks
+from open_idempotency._core.stored_response import StageKind, decode_stage, encode_stage
+from open_idempotency._runtime import processes
 from open_idempotency._stages import values
 from open_idempotency._stages.annotations import declared_type
 from open_idempotency.exceptions import NotStarted, RecordTooLarge, RecordUnreadable, StageValueError
@@ -194,7 +193,7 @@ class StageUse:
     @property
     def _unsure(self) -> bool:
         """Whether the lease may have ended unnoticed, so that ``begin`` has to ask whose it is before the effect."""
-        return self._frame is None and clocks.elapsed() > self._attempt.sure_until
+        return self._frame is None and processes.elapsed() > self._attempt.sure_until
 
     def recall(self) -> Any:
         """The recorded value; raises the recorded error."""

@@ -17,10 +17,13 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from open_idempotency._core.frames import StageKind
+from open_idempotency._core.stored_response import StageKind
 from open_idempotency._stages.annotations import (
     CONTAINERS,
+    Scalar,
+    build_float,
     hints_of,
+    is_float_text,
     is_model,
     is_named_tuple,
     is_plain,
@@ -32,9 +35,10 @@ from open_idempotency._stages.annotations import (
     meaning,
     members,
     origin_of,
+    plain_float,
+    scalar_of,
     unkeepable,
 )
-from open_idempotency._stages.scalars import Scalar, build_float, is_float_text, plain_float, scalar_of
 from open_idempotency.exceptions import StageValueError
 
 _SCALARS = (str, int, float, bool, type(None))

@@ -34,10 +34,10 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from open_idempotency import rules as route_rules
-from open_idempotency._asgi.exchange import PENDING, Receive, Scope, Send
-from open_idempotency._core.requests import Response as CoreResponse
+from open_idempotency._asgi import PENDING, Receive, Scope, Send
+from open_idempotency._core.models import Response as CoreResponse
 from open_idempotency._starlette.pending import STAND_IN, PendingExchange
-from open_idempotency._starlette.routes import FRAMEWORKS, all_rules, dependant_rules, endpoint_rules, see_layers
+from open_idempotency._starlette.survey import FRAMEWORKS, all_rules, dependant_rules, endpoint_rules, see_layers
 from open_idempotency._starlette.unprotected import is_unseen, look_at_endpoint, look_at_route
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED

@@ -10,9 +10,9 @@ import logging
 from functools import lru_cache
 from typing import Any
 
-from open_idempotency._asgi.exchange import MARK, PENDING, Scope
+from open_idempotency._asgi import MARK, PENDING, Scope
 from open_idempotency._routes.coverage import Route
-from open_idempotency._starlette.routes import FRAMEWORKS, Layers, all_rules, endpoint_rules, see_layers
+from open_idempotency._starlette.survey import FRAMEWORKS, Layers, all_rules, endpoint_rules, see_layers
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
 from open_idempotency.rules import Rule, combine, deciding

@@ -13,8 +13,8 @@ from open_idempotency.rules import exempt
 
 try:
     from open_idempotency.django import checks
-    from open_idempotency.django.atomic import idempotent
     from open_idempotency.django.middleware import IdempotencyMiddleware
+    from open_idempotency.django.views import idempotent
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] not in ("django", "asgiref"):
         raise

@@ -29,9 +29,9 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from open_idempotency.backend import Status
-from open_idempotency.backends._shared.sql_rows import RECORD_VERSION
+from open_idempotency.backends._shared.sql_verbs import RECORD_VERSION
 from open_idempotency.decisions import State
-from open_idempotency.django import own_backend
+from open_idempotency.django import conf
 from open_idempotency.django.models import LedgerStage, Record, Stage
 from open_idempotency.exceptions import IdempotencyError
 
@@ -92,7 +92,7 @@ class _Database(NamedTuple):
 def _database(request: HttpRequest) -> _Database | None:
     """The database of the records, read once for each request; None if another backend holds the records."""
     if not hasattr(request, "_open_idempotency_database"):
-        with own_backend.opened() as backend:
+        with conf.opened() as backend:
             found = None if backend is None else _Database(backend.alias, backend.now())
         setattr(request, "_open_idempotency_database", found)  # noqa: B010 (not an attribute that types know)
     database: _Database | None = getattr(request, "_open_idempotency_database")  # noqa: B009 (as it was set)
@@ -298,7 +298,7 @@ class RecordAdmin(_RecordAdmin):
         return TemplateResponse(request, "admin/open_idempotency/forget_confirmation.html", context)
 
     def _forget(self, request: HttpRequest, records: list[Any]) -> None:
-        with own_backend.opened() as backend:
+        with conf.opened() as backend:
             forgotten: list[Any] = []
             try:
                 for record in records if backend is not None else ():

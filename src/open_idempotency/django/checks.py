@@ -18,9 +18,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.utils.module_loading import import_string
 
-from open_idempotency._routes.inside import kind_of
+from open_idempotency._routes.survey import kind_of
 from open_idempotency.backends.django_orm.connections import lives_in_one_connection
-from open_idempotency.django import own_backend
+from open_idempotency.django import conf
 from open_idempotency.django.conf import configure
 from open_idempotency.django.middleware import IdempotencyMiddleware
 from open_idempotency.django.rule_checks import check_rules
@@ -33,7 +33,7 @@ _IN_MEMORY = "mode=memory"
 def check_database(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """E004: no migration reaches the database. W004, W005: SQLite in memory, or SQLite with ATOMIC_REQUESTS."""
     try:
-        with own_backend.opened() as backend:
+        with conf.opened() as backend:
             alias = None if backend is None else backend.alias
     except ConfigurationError:
         return []  # E001

@@ -1,13 +1,18 @@
-"""The settings: ``IDEMPOTENCY_BACKEND``, ``_POLICY``, ``_RULES``, and one for each field of ``IdempotencyPolicy``.
+"""The settings, and the ``django://`` backend that they name.
+
+The settings: ``IDEMPOTENCY_BACKEND``, ``_POLICY``, ``_RULES``, and one for each field of ``IdempotencyPolicy``.
 
 They are read by ``read_settings``, so importing this module needs no configured settings.
+
+The ``django://`` backend of the settings, for code that manages its records: admin, checks, commands.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from django.conf import settings
@@ -18,6 +23,7 @@ from django.utils.module_loading import import_string
 from open_idempotency._engine.engine import Engine
 from open_idempotency._routes.coverage import Coverages, PathRules
 from open_idempotency.backend import Backend
+from open_idempotency.backends.django_orm import AsyncDjangoBackend, DjangoBackend
 from open_idempotency.backends.registry import open_backend
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import FIELD_NAMES
@@ -148,3 +154,27 @@ def _as_setting(message: str) -> str:
     head, bracket, key = name.partition("[")
     known = head in FIELD_NAMES or head in _OTHERS
     return f"{PREFIX}{head.upper()}{bracket}{key}{colon}{rest}" if known else message
+
+
+SCHEME = "django://"
+
+
+@contextmanager
+def opened() -> Generator[DjangoBackend | None, None, None]:
+    """Open the backend, and close it afterwards unless it is the project's own object; None for another kind of
+    backend.
+
+    Raises ``ConfigurationError``.
+    """
+    named: Any = getattr(settings, "IDEMPOTENCY_BACKEND", None)
+    if isinstance(named, DjangoBackend | AsyncDjangoBackend):
+        found = open_backend(named)
+        yield found if isinstance(found, DjangoBackend) else None
+    elif isinstance(named, str) and named.lower().startswith(SCHEME):
+        backend = DjangoBackend.from_url(named)
+        try:
+            yield backend
+        finally:
+            backend.close()
+    else:
+        yield None

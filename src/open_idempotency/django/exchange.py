@@ -20,20 +20,17 @@ from django.http.response import HttpResponse, HttpResponseBase
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.caller_changes import Change, follow, read_change
-from open_idempotency._core.drivers import Steps
-from open_idempotency._core.requests import Identity
-from open_idempotency._core.requests import Response as CoreResponse
+from open_idempotency._core.commands import Steps
+from open_idempotency._core.models import Identity
+from open_idempotency._core.models import Response as CoreResponse
 from open_idempotency._core.settlement import Fate
 from open_idempotency._core.stored_response import REPLAYED
 from open_idempotency._engine.bodies import RequestBody
-from open_idempotency._engine.current import running
-from open_idempotency._engine.engine import Engine, new_owner
+from open_idempotency._engine.engine import Engine, new_owner, running
 from open_idempotency._engine.thread_calls import GRACE, InView, Patience
-from open_idempotency._routes.coverage import Route
-from open_idempotency._routes.marks import reveals_a_record
-from open_idempotency._wsgi.environ import BodyIncomplete
-from open_idempotency._wsgi.exchange import BoundIterable, LiveBody
-from open_idempotency.django import identity, permissions
+from open_idempotency._routes.coverage import Route, reveals_a_record
+from open_idempotency._wsgi import BodyIncomplete, BoundIterable, LiveBody
+from open_idempotency.django import identity, views
 from open_idempotency.django.identity import SessionTrace
 from open_idempotency.django.messages import (
     Recording,
@@ -102,7 +99,7 @@ class Exchange:
         core = admission if isinstance(admission, CoreResponse) else self._started(self._protect(admission).begin())
         if core is None:
             return None
-        refusal = permissions.refusal(self._request, view) if reveals_a_record(core) else None
+        refusal = views.refusal(self._request, view) if reveals_a_record(core) else None
         return self._respond(core) if refusal is None else self._refused(refusal)
 
     async def abegin(self, route: Route | None, view: Callable[..., Any]) -> HttpResponseBase | None:
@@ -124,7 +121,7 @@ class Exchange:
             core = self._started(await self._protect(admission).abegin())
         if core is None:
             return None
-        refusal = await permissions.arefusal(self._request, view) if reveals_a_record(core) else None
+        refusal = await views.arefusal(self._request, view) if reveals_a_record(core) else None
         return self._respond(core) if refusal is None else self._refused(refusal)
 
     def _open(self, route: Route | None, identify: Callable[[], Any], receive: Callable[[], Any]) -> Intake | None:

@@ -22,9 +22,9 @@ from django.http.response import HttpResponseBase
 from django.utils.functional import LazyObject, empty
 
 from open_idempotency._core.caller_changes import Change
-from open_idempotency._core.callers import Caller
-from open_idempotency._core.requests import Identity
-from open_idempotency._core.session_identity import entries_of
+from open_idempotency._core.identity import entries_of
+from open_idempotency._core.keys import Caller
+from open_idempotency._core.models import Identity
 from open_idempotency.django import identity, rest
 from open_idempotency.exceptions import ScopeUnknown
 

@@ -13,14 +13,14 @@ from django.http.request import UnreadablePostError
 from django.http.response import HttpResponseBase
 
 from open_idempotency._core import keys
-from open_idempotency._core.requests import Headers, Request
-from open_idempotency._core.requests import Response as CoreResponse
+from open_idempotency._core.models import Headers, Request
+from open_idempotency._core.models import Response as CoreResponse
 from open_idempotency._core.stored_response import CORS, UNRECORDED, is_stored_header
 from open_idempotency._engine.bodies import PIECE, RequestBody
 from open_idempotency._routes.coverage import EnvironNames
-from open_idempotency._wsgi.environ import BodyIncomplete, content_length, octets
-from open_idempotency._wsgi.environ import find_key as find_key_in_environ
-from open_idempotency._wsgi.environ import read_request as read_environ
+from open_idempotency._wsgi import BodyIncomplete, content_length, octets
+from open_idempotency._wsgi import find_key as find_key_in_environ
+from open_idempotency._wsgi import read_request as read_environ
 from open_idempotency.django import replays, rest
 from open_idempotency.exceptions import BodyTooLarge
 from open_idempotency.policy import IdempotencyPolicy

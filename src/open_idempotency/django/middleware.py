@@ -18,9 +18,9 @@ from django.http.response import HttpResponseBase
 from open_idempotency import asgi
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._engine import shutdown, thread_calls
-from open_idempotency._engine.current import Running, running
+from open_idempotency._engine.engine import Running, running
 from open_idempotency._routes.coverage import Route
-from open_idempotency._wsgi.environ import MARK
+from open_idempotency._wsgi import MARK
 from open_idempotency.django import layers
 from open_idempotency.django.conf import configure
 from open_idempotency.django.exchange import Exchange, bind_stream

@@ -18,7 +18,7 @@ from typing import Any, cast
 from django.http import HttpRequest, HttpResponse, HttpResponsePermanentRedirect, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 
-from open_idempotency._core.requests import Headers
+from open_idempotency._core.models import Headers
 from open_idempotency.django import rest
 
 #: the header of a stored response that holds the note; it is never sent

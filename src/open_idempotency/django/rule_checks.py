@@ -14,8 +14,8 @@ from django.urls.resolvers import RoutePattern
 
 from open_idempotency import rules
 from open_idempotency._routes.coverage import PathRules
-from open_idempotency._routes.effects import Effects
 from open_idempotency._routes.path_patterns import Pattern, meet
+from open_idempotency._routes.survey import Effects
 from open_idempotency.django import layers
 from open_idempotency.django.conf import Configured
 from open_idempotency.exceptions import ConfigurationError

@@ -10,18 +10,18 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-from open_idempotency._core.drivers import Steps
-from open_idempotency._core.requests import Response
+from open_idempotency import _wsgi
+from open_idempotency._core.commands import Steps
+from open_idempotency._core.models import Response
 from open_idempotency._core.settlement import REPLACED, Fate, abort, begin, finish
 from open_idempotency._engine import shutdown
-from open_idempotency._engine.current import Running, running
+from open_idempotency._engine.engine import Running, running
 from open_idempotency._engine.event_log import report_late_error
-from open_idempotency._wsgi import exchange
-from open_idempotency._wsgi.exchange import Close
+from open_idempotency._wsgi import Close
 from open_idempotency.exceptions import LeaseLost
 
 
-class Protection(exchange.Protection):
+class Protection(_wsgi.Protection):
     """The protection of the sync adapters, with awaited methods added."""
 
     __slots__ = ()

@@ -11,7 +11,7 @@ from asgiref.sync import sync_to_async
 from django.db import DatabaseError, connections, transaction
 from django.utils.connection import ConnectionDoesNotExist
 
-from open_idempotency._core.ledger_state import End, Watch
+from open_idempotency._core.attempt import End, Watch
 from open_idempotency._runtime.loops import current_library
 from open_idempotency.exceptions import ConfigurationError, SyncAsyncMismatch
 from open_idempotency.ledger.dialects import dialect_named, explain, no_transaction

@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
-from open_idempotency._core.ledger_state import End, Watch
+from open_idempotency._core.attempt import End, Watch
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.ledger.dialects import POSTGRESQL, Dialect, explain, no_transaction
 from open_idempotency.ledger.steps import Parameters, Rows, StoredResponse, in_thread_on_a_loop, is_visible

@@ -37,7 +37,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.schema import BLANK_SCHEMA
 from sqlalchemy.types import TypeEngine
 
-from open_idempotency._core.ledger_state import End, Watch
+from open_idempotency._core.attempt import End, Watch
 from open_idempotency._runtime.loops import current_library
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.ledger.dialects import Dialect, dialect_named, explain, no_transaction

@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from urllib.parse import quote
 
-from open_idempotency._core.ledger_state import End, Watch
+from open_idempotency._core.attempt import End, Watch
 from open_idempotency.ledger.dialects import SQLITE, Dialect, explain, no_transaction
 from open_idempotency.ledger.steps import Parameters, Rows, StoredResponse
 

@@ -18,16 +18,12 @@ from operator import methodcaller
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from open_idempotency import events
-from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.commands import Call, Release
-from open_idempotency._core.drivers import AsyncDriver, Driver, Handlers, Steps, ask
-from open_idempotency._core.ledger_state import End, LedgerResponse, StageId, Watch
-from open_idempotency._core.models import Lease, Stage
+from open_idempotency._core.attempt import Attempt, End, LedgerResponse, StageId, Watch
+from open_idempotency._core.commands import AsyncDriver, Call, Driver, Handlers, Release, Steps, ask
+from open_idempotency._core.models import Lease, Response, Stage
 from open_idempotency._core.notify import warn
-from open_idempotency._core.requests import Response
-from open_idempotency._core.sealing import RESPONSE, seal_stage, unseal_stage
 from open_idempotency._core.settlement import wants_kept
-from open_idempotency._core.stored_response import small_form, stored_form
+from open_idempotency._core.stored_response import RESPONSE, seal_stage, small_form, stored_form, unseal_stage
 from open_idempotency._runtime.loops import current_library, in_thread
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.exceptions import AlreadyCommitted, ConfigurationError, KeyReused, LeaseLost, RecordUnreadable

@@ -9,7 +9,7 @@ from typing import Any
 
 from open_idempotency.backend import Claim, Lease, Leased, Release
 from open_idempotency.backends.postgres import AsyncPostgresBackend, PostgresBackend, executors
-from open_idempotency.backends.postgres.batches import APART
+from open_idempotency.backends.postgres.executors import APART
 from open_idempotency.backends.postgres.verbs import RELEASE, Verb
 from tests.postgres_server import PostgresServer
 

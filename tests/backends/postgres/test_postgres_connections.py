@@ -13,7 +13,7 @@ from open_idempotency.backend import (
     Get,
 )
 from open_idempotency.backends.postgres import PostgresBackend
-from open_idempotency.backends.postgres.running import Tries
+from open_idempotency.backends.postgres.connections import Tries
 from open_idempotency.exceptions import BackendUnavailable
 from tests.backends.impatient import answered
 from tests.backends.postgres.test_postgres_server import SOON, claim_of, leased

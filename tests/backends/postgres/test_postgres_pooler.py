@@ -13,7 +13,7 @@ import pytest
 
 from open_idempotency.backend import Backend, Complete, Finished, Lease, Leased, Wait
 from open_idempotency.backends.postgres import PostgresBackend
-from open_idempotency.backends.postgres.schema import migrate, migrations
+from open_idempotency.backends.postgres.backend import migrate, migrations
 from open_idempotency.conformance import ManualClock
 from open_idempotency.conformance.support import claim_of
 from tests.backends.test_contract import _Coloured

@@ -10,9 +10,8 @@ import pytest
 
 from open_idempotency.backend import Lease, Leased, SaveStage, Stage
 from open_idempotency.backends.postgres import PostgresBackend
-from open_idempotency.backends.postgres.encoding import Statement
-from open_idempotency.backends.postgres.running import OFTEN
-from open_idempotency.backends.postgres.verbs import SAVE_STAGE
+from open_idempotency.backends.postgres.connections import OFTEN
+from open_idempotency.backends.postgres.verbs import SAVE_STAGE, Statement
 from open_idempotency.conformance.support import claim_of
 from tests.postgres_server import PostgresServer
 

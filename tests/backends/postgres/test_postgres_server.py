@@ -34,8 +34,8 @@ from open_idempotency.backend import (
     Wait,
 )
 from open_idempotency.backends.postgres import PostgresBackend
-from open_idempotency.backends.postgres.encoding import Statement
-from open_idempotency.backends.postgres.schema import migrate, migrations
+from open_idempotency.backends.postgres.backend import migrate, migrations
+from open_idempotency.backends.postgres.verbs import Statement
 from open_idempotency.cli import main as command
 from open_idempotency.conformance import ManualClock
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable

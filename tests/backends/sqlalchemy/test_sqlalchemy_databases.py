@@ -33,7 +33,7 @@ from open_idempotency.backend import (
     Stage,
 )
 from open_idempotency.backends.sqlalchemy import SqlalchemyBackend, metadata
-from open_idempotency.backends.sqlalchemy.tables import records, stages
+from open_idempotency.backends.sqlalchemy.statements import records, stages
 from open_idempotency.conformance import ManualClock
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
 from tests.backends.sql_databases import KINDS, make_tables, postgres_url, url_of

@@ -12,15 +12,8 @@ from typing import Any
 
 import pytest
 
-from open_idempotency.backends._shared.coalescing import (
-    NOT_ALONE,
-    Limits,
-    LoopCoalescer,
-    ThreadCoalescer,
-    loops,
-    queue,
-    threads,
-)
+from open_idempotency.backends._shared import coalescing
+from open_idempotency.backends._shared.coalescing import NOT_ALONE, Limits, LoopCoalescer, ThreadCoalescer
 from open_idempotency.exceptions import BackendUnavailable
 from tests.effort import times
 from tests.unit.backends.interleaved import Alarm, World, may_raise_at
@@ -108,10 +101,10 @@ class _Asker:
 
 
 def _search(seed: int, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
-    world = World(seed, threads, queue, **more)
+    world = World(seed, coalescing, coalescing, **more)
     with monkeypatch.context() as patched:
-        patched.setattr(threads, "threading", world.threading)
-        patched.setattr(threads, "time", world.time)
+        patched.setattr(coalescing, "threading", world.threading)
+        patched.setattr(coalescing, "time", world.time)
         store = _Store(world)
         coalescer: ThreadCoalescer[int, int] = ThreadCoalescer(store.carry_out, Limits(_SECONDS, most=3))
         askers = [_Asker(world, store, coalescer, 1000 * (1 + thread)) for thread in range(4)]
@@ -153,7 +146,7 @@ class _Alarms:
 
     def __init__(self, line: int) -> None:
         self._left = line
-        self._files = {loops.__file__, queue.__file__}
+        self._files = {coalescing.__file__, coalescing.__file__}
 
     @property
     def came(self) -> bool:

@@ -7,7 +7,7 @@ import socket
 import threading
 
 from open_idempotency.backends.redis.connections import DeadlineConnection
-from open_idempotency.backends.redis.deadlines import Deadline, seconds_left
+from open_idempotency.backends.redis.options import Deadline, seconds_left
 
 
 def test_the_nearer_of_two_deadlines_counts() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.commands import Claim, Release, Withdraw
-from open_idempotency._core.frames import encode_response
-from open_idempotency._core.requests import Identity, Response
+from open_idempotency._core.models import Identity, Response
+from open_idempotency._core.stored_response import encode_response
 from open_idempotency.policy import IdempotencyPolicy
 from tests.unit.builders import OWNER, Listener, Script, body_of, request_of
 

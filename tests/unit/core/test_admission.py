@@ -11,9 +11,8 @@ from open_idempotency import events
 from open_idempotency._core.admission import admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Claim, Withdraw
-from open_idempotency._core.frames import StageKind, encode_response, encode_stage
-from open_idempotency._core.models import Busy, Finished, Leased, Mismatch, Refusal, Refused, Stage
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Busy, Finished, Leased, Mismatch, Refusal, Refused, Response, Stage
+from open_idempotency._core.stored_response import StageKind, encode_response, encode_stage
 from open_idempotency._engine.bodies import RequestBody
 from open_idempotency.exceptions import BackendUnavailable, BodyTooLarge, RecordUnreadable, ScopeUnknown
 from tests.unit.builders import OWNER, lease_of

@@ -8,13 +8,11 @@ from open_idempotency import events
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.caller_changes import Change, follow
-from open_idempotency._core.callers import Caller
-from open_idempotency._core.commands import Claim, Command, Complete, Emit, Get
-from open_idempotency._core.drivers import R, Steps, ask
-from open_idempotency._core.frames import encode_response
-from open_idempotency._core.models import Leased
-from open_idempotency._core.requests import Identity, Response
+from open_idempotency._core.commands import Claim, Command, Complete, Emit, Get, R, Steps, ask
+from open_idempotency._core.keys import Caller
+from open_idempotency._core.models import Identity, Leased, Response
 from open_idempotency._core.settlement import finish
+from open_idempotency._core.stored_response import encode_response
 from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.exceptions import BackendUnavailable

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from open_idempotency._core.canonical_json import (
+from open_idempotency._core.fingerprint import (
     MAX_DEPTH,
     NotCanonical,
     by_orjson,
@@ -312,7 +312,7 @@ def test_without_orjson_the_standard_library_does_it_all() -> None:
     """It is not a requirement; a fresh interpreter that cannot import it gives the same form."""
     code = (
         "import sys; sys.modules['orjson'] = None\n"
-        "from open_idempotency._core.canonical_json import by_orjson, canonical_json\n"
+        "from open_idempotency._core.fingerprint import by_orjson, canonical_json\n"
         "print(by_orjson(b'[1]'), canonical_json(b'{\"b\":1,\"a\":2}'))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

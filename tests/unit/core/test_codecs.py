@@ -8,8 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from open_idempotency._core.frames import StageKind, decode_response, decode_stage, encode_response, encode_stage
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Response
+from open_idempotency._core.stored_response import (
+    StageKind,
+    decode_response,
+    decode_stage,
+    encode_response,
+    encode_stage,
+)
 from open_idempotency.exceptions import RecordUnreadable
 
 names = st.from_regex(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,12}", fullmatch=True)

@@ -12,14 +12,36 @@ import pytest
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.commands import Call, Claim, Complete, Fail, Get, Now, Release, Renew, SaveStage, Withdraw
-from open_idempotency._core.drivers import AsyncDriver, Driver, Steps, ask
-from open_idempotency._core.models import Busy, ClaimResult, Completed, Leased, Record, Stage, StageSaved, Status
+from open_idempotency._core.commands import (
+    AsyncDriver,
+    Call,
+    Claim,
+    Complete,
+    Driver,
+    Fail,
+    Get,
+    Now,
+    Release,
+    Renew,
+    SaveStage,
+    Steps,
+    Withdraw,
+    ask,
+)
+from open_idempotency._core.models import (
+    Busy,
+    ClaimResult,
+    Completed,
+    Leased,
+    Record,
+    Response,
+    Stage,
+    StageSaved,
+    Status,
+)
 from open_idempotency._core.recording import save_stage
-from open_idempotency._core.requests import Response
 from open_idempotency._core.settlement import Fate, abort, finish
-from open_idempotency._engine.engine import new_owner
-from open_idempotency._engine.performers import AsyncPerformer, Performer
+from open_idempotency._engine.engine import AsyncPerformer, Performer, new_owner
 from open_idempotency.backend import AsyncBackend
 from open_idempotency.backends.memory import AsyncMemoryBackend, MemoryBackend
 from open_idempotency.exceptions import BackendUnavailable

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Claim, Complete, Fail, Get, SaveStage
-from open_idempotency._core.frames import StageKind, decode_response, encode_response, encode_stage
 from open_idempotency._core.models import (
     Completed,
     Finished,
@@ -22,14 +21,26 @@ from open_idempotency._core.models import (
     Record,
     Refusal,
     Refused,
+    Response,
     Stage,
     StageSaved,
     Status,
 )
 from open_idempotency._core.recording import save_stage
-from open_idempotency._core.requests import Response
-from open_idempotency._core.sealing import FAILURE, RESPONSE, SEALED, seal, seal_stage, unseal, unseal_stage
 from open_idempotency._core.settlement import Fate, finish
+from open_idempotency._core.stored_response import (
+    FAILURE,
+    RESPONSE,
+    SEALED,
+    StageKind,
+    decode_response,
+    encode_response,
+    encode_stage,
+    seal,
+    seal_stage,
+    unseal,
+    unseal_stage,
+)
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.exceptions import BackendUnavailable, LeaseLost, RecordUnreadable
 from open_idempotency.policy import IdempotencyPolicy

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from open_idempotency._core.fingerprint import VERSION, fingerprint
-from open_idempotency._core.requests import Request
+from open_idempotency._core.models import Request
 from open_idempotency.policy import IdempotencyPolicy
 from tests.unit.builders import body_of, request_of
 

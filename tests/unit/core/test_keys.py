@@ -21,7 +21,7 @@ from open_idempotency._core.keys import (
     parse_value,
     record_id,
 )
-from open_idempotency._core.requests import Identity, Request
+from open_idempotency._core.models import Identity, Request
 from open_idempotency.exceptions import KeyRejected, KeyRequired, ScopeUnknown
 from open_idempotency.policy import IdempotencyPolicy
 from tests.unit.builders import request_of

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from open_idempotency._core import problems
-from open_idempotency._core.models import Busy, Refusal
+from open_idempotency._core.models import Busy, Refusal, Response
 from open_idempotency._core.problems import Problem, retry_after
 from open_idempotency._core.rendering import render
-from open_idempotency._core.requests import Response
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy
 

@@ -13,9 +13,18 @@ from open_idempotency._core import problems
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Fail, Get, Release, Reserve, SaveStage, Unreserve
 from open_idempotency._core.keys import scope_id
-from open_idempotency._core.models import Finished, Leased, OverQuota, Record, Reserved, Stage, StageSaved, Status
+from open_idempotency._core.models import (
+    Finished,
+    Leased,
+    OverQuota,
+    Record,
+    Reserved,
+    Response,
+    Stage,
+    StageSaved,
+    Status,
+)
 from open_idempotency._core.recording import save_stage
-from open_idempotency._core.requests import Response
 from open_idempotency._core.settlement import abort, finish
 from open_idempotency._openapi import document
 from open_idempotency.backend import AsyncBackend, Backend

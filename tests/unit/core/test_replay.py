@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Response
 from open_idempotency._core.stored_response import (
     Capture,
     is_stored_header,

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from open_idempotency._core.keys import by_credentials, caller_scope, is_anonymous
-from open_idempotency._core.requests import Identity
+from open_idempotency._core.models import Identity
 from open_idempotency.exceptions import ConfigurationError, KeyRejected, ScopeUnknown
 from open_idempotency.policy import SESSION_IDENTITY, IdempotencyPolicy
 from open_idempotency.wsgi import IdempotencyMiddleware

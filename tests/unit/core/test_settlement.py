@@ -12,10 +12,9 @@ import pytest
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._core.commands import Complete, Fail, Get, RecordLater, Release, Sleep, Unreserve
-from open_idempotency._core.frames import decode_response, encode_response
-from open_idempotency._core.models import Completed, Record, Status
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Completed, Record, Response, Status
 from open_idempotency._core.settlement import Fate, abort, finish
+from open_idempotency._core.stored_response import decode_response, encode_response
 from open_idempotency.exceptions import AlreadyCompleted, BackendUnavailable, LeaseLost, RecordUnreadable
 from open_idempotency.policy import IdempotencyPolicy
 from tests.unit.builders import PRINT, RECORD, Listener, Script, attempt_of

@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 
 from open_idempotency import events
-from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.attempt import Attempt, End, LedgerResponse, Watch
 from open_idempotency._core.commands import Call, Complete, Fail, Get, Release
-from open_idempotency._core.frames import decode_response, encode_response
-from open_idempotency._core.ledger_state import End, LedgerResponse, Watch
-from open_idempotency._core.models import Completed
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Completed, Response
 from open_idempotency._core.settlement import Fate, abort, finish
+from open_idempotency._core.stored_response import decode_response, encode_response
 from open_idempotency.exceptions import AlreadyCommitted
 from tests.unit.builders import Listener, Script, attempt_of
 

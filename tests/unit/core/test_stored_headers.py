@@ -11,10 +11,16 @@ import pytest
 from werkzeug.test import Client as WsgiClient
 
 from open_idempotency import events
-from open_idempotency._core.frames import decode_response, encode_response
-from open_idempotency._core.requests import Cors, Response
-from open_idempotency._core.sealing import RESPONSE
-from open_idempotency._core.stored_response import omitted, small_form, storable, stored_form
+from open_idempotency._core.models import Cors, Response
+from open_idempotency._core.stored_response import (
+    RESPONSE,
+    decode_response,
+    encode_response,
+    omitted,
+    small_form,
+    storable,
+    stored_form,
+)
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.flask import Idempotency, idempotent

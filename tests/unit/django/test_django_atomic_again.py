@@ -15,7 +15,7 @@ from django.test import AsyncClient, Client, TestCase
 
 from open_idempotency import idem
 from open_idempotency._core.commands import Complete
-from open_idempotency._engine.current import here
+from open_idempotency._engine.engine import here
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.django import idempotent
 from open_idempotency.exceptions import BackendUnavailable

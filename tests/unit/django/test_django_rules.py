@@ -17,7 +17,7 @@ from django.utils.decorators import method_decorator
 from django.views import View
 
 from open_idempotency import ConfigurationError, idem, rules
-from open_idempotency._engine.current import running
+from open_idempotency._engine.engine import running
 from open_idempotency.django import exempt, idempotent
 from tests.django_project.calls import KEY, OURS, REPLAYED, post, project
 

@@ -16,8 +16,7 @@ import pytest
 from open_idempotency import BackendUnavailable, LeaseLost, drain, events, idem, open_backend
 from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._core.commands import Claim, Fail
-from open_idempotency._core.models import Busy, Leased
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Busy, Leased, Response
 from open_idempotency._core.settlement import finish
 from open_idempotency._engine.engine import Engine
 from open_idempotency.backend import Backend, Get, Refused, SaveStage, Stage, Status

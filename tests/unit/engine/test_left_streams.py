@@ -19,7 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from open_idempotency import IdempotencyPolicy, idem
-from open_idempotency._engine import client_left
+from open_idempotency._engine import shutdown
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backend import Status
 from open_idempotency.backends.memory import MemoryBackend
@@ -314,7 +314,7 @@ def test_a_wsgi_stream_without_an_end_is_closed_after_its_grace(backend: MemoryB
 def test_a_wsgi_stream_that_ends_late_is_stored(backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """L-05a: it was in the middle of a part when its grace was over, and then it was whole."""
     clock = Clock()
-    monkeypatch.setattr(client_left, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(shutdown, "time", SimpleNamespace(monotonic=clock))
 
     def body() -> Iterator[bytes]:
         yield b"a"

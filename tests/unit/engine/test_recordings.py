@@ -15,13 +15,11 @@ import pytest
 from open_idempotency import drain, events
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import RecordLater
-from open_idempotency._core.models import Busy, Completed, Finished, Leased, Renewal
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Busy, Completed, Finished, Leased, Renewal, Response
 from open_idempotency._core.settlement import Fate, abort, finish
-from open_idempotency._engine import recordings
-from open_idempotency._engine.engine import Engine
-from open_idempotency._engine.performers import Performer
-from open_idempotency._runtime import clocks, processes
+from open_idempotency._engine import shutdown
+from open_idempotency._engine.engine import Engine, Performer
+from open_idempotency._runtime import processes
 from open_idempotency.backend import Claim, Complete, Fail, Get, Renew, Status
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import BackendUnavailable
@@ -230,7 +228,7 @@ def test_a_hundred_recordings_ask_a_store_that_is_away_once_a_round(desk: Desk) 
     """L-01, L-08: each call may take its timeout, and renewals must not wait for a hundred of them."""
     beats = desk.engine.heartbeat._beats.get()
     desk.store.away.set()
-    pending = recordings.Recordings(desk.store, beats._courier.report, lambda _: None)
+    pending = shutdown.Recordings(desk.store, beats._courier.report, lambda _: None)
     for number in range(100):
         attempt = desk.admit(b"%d" % number)
         pending.add(b"%d" % number, later_of(desk, attempt))
@@ -252,7 +250,7 @@ def test_a_hundred_recordings_ask_a_store_that_is_away_once_a_round(desk: Desk) 
 
 def test_a_recording_that_fails_lets_the_others_go_first(desk: Desk) -> None:
     """L-08: of several servers, one may be away for long."""
-    pending = recordings.Recordings(desk.store, lambda _: None, lambda _: None)
+    pending = shutdown.Recordings(desk.store, lambda _: None, lambda _: None)
     for name in (b"1", b"2"):
         attempt = desk.admit(name)
         pending.add(name, later_of(desk, attempt))
@@ -262,7 +260,7 @@ def test_a_recording_that_fails_lets_the_others_go_first(desk: Desk) -> None:
     desk.store.away.set()
     pending.go_on(lambda: None)
     assert pending.pending[b"2"].wake < pending.pending[b"1"].wake
-    assert pending.wake > clocks.elapsed() - 1.0
+    assert pending.wake > processes.elapsed() - 1.0
     desk.store.away.clear()
     desk.store.verbs.clear()
     pending._left_alone = 0.0
@@ -272,7 +270,7 @@ def test_a_recording_that_fails_lets_the_others_go_first(desk: Desk) -> None:
 
 def test_a_store_that_is_away_is_asked_once_a_second_however_much_waits(desk: Desk) -> None:
     """L-08: neither it nor the log is flooded."""
-    pending = recordings.Recordings(desk.store, lambda _: None, lambda _: None)
+    pending = shutdown.Recordings(desk.store, lambda _: None, lambda _: None)
     for number in range(20):
         attempt = desk.admit(b"%d" % number)
         pending.add(b"%d" % number, later_of(desk, attempt))
@@ -319,7 +317,7 @@ def test_what_waits_to_be_recorded_is_bounded_and_what_is_lost_is_reported(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, bound: str, size: int
 ) -> None:
     """L-08: in number and in bytes."""
-    monkeypatch.setattr(recordings, bound, size)
+    monkeypatch.setattr(shutdown, bound, size)
     desk.store.away.set()
     body = Response(201, [], b"x" * 60)
     first, second = desk.admit(b"1"), desk.admit(b"2")
@@ -383,8 +381,8 @@ def test_the_end_of_a_request_is_known_where_the_server_says_it(desk: Desk, monk
     monkeypatch.setattr(processes, "limit", inf)
     assert desk.admit(b"1").ends_at == inf
     processes.limit_requests(30.0)
-    before = clocks.elapsed()
-    assert before + 28.0 <= desk.admit(b"2").ends_at <= clocks.elapsed() + 28.0
+    before = processes.elapsed()
+    assert before + 28.0 <= desk.admit(b"2").ends_at <= processes.elapsed() + 28.0
 
 
 def test_an_attempt_that_outlived_max_run_is_renewed_again_while_it_is_recorded() -> None:

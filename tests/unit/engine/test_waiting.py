@@ -13,10 +13,9 @@ import pytest
 
 from open_idempotency._core.admission import admit
 from open_idempotency._core.commands import Claim, Command, TakeSlot, Wait
-from open_idempotency._core.models import Busy, Finished
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Busy, Finished, Response
 from open_idempotency._engine.bodies import RequestBody
-from open_idempotency._engine.performers import AsyncPerformer, Performer, Slots
+from open_idempotency._engine.engine import AsyncPerformer, Performer, Slots
 from open_idempotency._runtime import loops
 from open_idempotency.backend import AsyncBackend, Backend, ClaimResult, Complete
 from open_idempotency.backends.memory import AsyncMemoryBackend, MemoryBackend

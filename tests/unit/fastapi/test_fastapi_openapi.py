@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 
 from open_idempotency import IdempotencyPolicy, _openapi
 from open_idempotency._core.keys import parse_value
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Response
 from open_idempotency.exceptions import KeyRejected
 from open_idempotency.fastapi import (
     IdempotencyMiddleware,

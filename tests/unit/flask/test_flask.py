@@ -22,8 +22,7 @@ from flask_login import LoginManager, UserMixin, login_user
 from werkzeug.test import Client
 
 from open_idempotency import idem
-from open_idempotency._engine.current import running
-from open_idempotency._engine.engine import Engine
+from open_idempotency._engine.engine import Engine, running
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.flask import Idempotency, exempt, idempotent

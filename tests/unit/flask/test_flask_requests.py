@@ -14,7 +14,7 @@ from flask import (
 )
 
 from open_idempotency import idem
-from open_idempotency._engine.current import running
+from open_idempotency._engine.engine import running
 from open_idempotency.backend import Status
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.flask import Idempotency

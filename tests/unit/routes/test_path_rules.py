@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import pytest
 
 from open_idempotency import IdempotencyPolicy
-from open_idempotency._engine.current import running
+from open_idempotency._engine.engine import running
 from open_idempotency._routes.coverage import Coverages, PathRules
 from open_idempotency.asgi import IdempotencyMiddleware as AsgiMiddleware
 from open_idempotency.asgi import IdempotencyRule, exempt

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from open_idempotency._runtime.local_failures import is_local
+from open_idempotency._runtime.processes import is_local
 from open_idempotency.backend import Complete, Get, Wait, Withdraw
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.conformance.support import ManualClock, claim_of

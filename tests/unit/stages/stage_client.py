@@ -8,10 +8,9 @@ from typing import Any
 
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt, Phase
-from open_idempotency._core.requests import Response
+from open_idempotency._core.models import Response
 from open_idempotency._core.settlement import abort
-from open_idempotency._engine.current import running
-from open_idempotency._engine.engine import Engine, new_owner
+from open_idempotency._engine.engine import Engine, new_owner, running
 from tests.unit.builders import body_of, engine_of, request_of
 
 KEY = b"0123456789abcdef"

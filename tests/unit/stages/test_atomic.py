@@ -19,9 +19,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from open_idempotency import LeaseLost, NotStarted, SyncAsyncMismatch, idem, ledger
-from open_idempotency._core.requests import Response as CoreResponse
-from open_idempotency._engine.current import here
-from open_idempotency._stages.atomic import response_of
+from open_idempotency._core.models import Response as CoreResponse
+from open_idempotency._engine.engine import here
+from open_idempotency._stages.blocks import response_of
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.encryption import EncryptionKeys

@@ -11,9 +11,9 @@ import pytest
 
 from open_idempotency import NOT_DONE, UNKNOWN, Found, OutcomeUnknown, SyncAsyncMismatch, events, idem
 from open_idempotency._core.commands import SaveStage
-from open_idempotency._core.frames import StageKind, encode_stage
 from open_idempotency._core.intents import begin
 from open_idempotency._core.models import Stage, StageSaved
+from open_idempotency._core.stored_response import StageKind, encode_stage
 from open_idempotency.exceptions import BackendUnavailable
 from tests.unit.builders import Listener, Script, attempt_of
 from tests.unit.stages.stage_client import Client, Counted

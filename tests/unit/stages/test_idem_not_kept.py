@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from open_idempotency import NOT_DONE, UNKNOWN, Found, OutcomeUnknown, StageConflict, StageValueError, events, idem
-from open_idempotency._core.frames import StageKind, decode_stage, encode_stage
 from open_idempotency._core.models import Stage
-from open_idempotency._engine.current import running
+from open_idempotency._core.stored_response import StageKind, decode_stage, encode_stage
+from open_idempotency._engine.engine import running
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
 from tests.unit.builders import Listener, attempt_of, engine_of

@@ -7,9 +7,9 @@ import functools
 import pytest
 
 from open_idempotency import idem
-from open_idempotency._core.frames import StageKind, encode_stage
 from open_idempotency._core.models import Stage
-from open_idempotency._engine.current import running
+from open_idempotency._core.stored_response import StageKind, encode_stage
+from open_idempotency._engine.engine import running
 from open_idempotency.exceptions import OutcomeUnknown, RecordUnreadable, StageValueError
 from tests.unit.builders import attempt_of, engine_of
 from tests.unit.stages.postponed import ORDER, Line, Order, make_line

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from open_idempotency._core.frames import StageKind
+from open_idempotency._core.stored_response import StageKind
 from open_idempotency._stages.annotations import declared_type
 from open_idempotency._stages.values import decode, encode
 from open_idempotency.exceptions import StageValueError

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typing_extensions import NotRequired, TypeAliasType, TypedDict
 
-from open_idempotency._core.frames import StageKind
+from open_idempotency._core.stored_response import StageKind
 from open_idempotency._stages.annotations import declared_type
 from open_idempotency._stages.values import check, decode, encode
 from open_idempotency.exceptions import StageValueError

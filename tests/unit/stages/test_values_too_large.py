@@ -8,11 +8,9 @@ import pytest
 
 from open_idempotency import events, idem
 from open_idempotency._core.commands import Complete, Fail, RecordLater
-from open_idempotency._core.frames import StageKind, decode_response, decode_stage
-from open_idempotency._core.models import Completed
-from open_idempotency._core.requests import Response
-from open_idempotency._core.sealing import FAILURE, RESPONSE, unseal
+from open_idempotency._core.models import Completed, Response
 from open_idempotency._core.settlement import Fate, finish
+from open_idempotency._core.stored_response import FAILURE, RESPONSE, StageKind, decode_response, decode_stage, unseal
 from open_idempotency.backend import SaveStage, StageSaved
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.encryption import EncryptionKeys

@@ -22,7 +22,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Host, Mount, Route, Router
 
 from open_idempotency._core.keys import record_id
-from open_idempotency._core.requests import Request as CoreRequest
+from open_idempotency._core.models import Request as CoreRequest
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.fastapi import IdempotencyRule

@@ -14,7 +14,7 @@ import greenlet
 import pytest
 
 from open_idempotency import idem
-from open_idempotency._engine.current import running
+from open_idempotency._engine.engine import running
 from open_idempotency.backend import Status
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import AlreadyCompleted

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from open_idempotency._wsgi.environ import read_request
+from open_idempotency._wsgi import read_request
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.wsgi import IdempotencyMiddleware
 from tests.unit.wsgi.wsgi_server import (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from open_idempotency import idem
-from open_idempotency._engine.current import running
+from open_idempotency._engine.engine import running
 from open_idempotency.backend import Complete, Completed, Status
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import BackendUnavailable, LeaseLost

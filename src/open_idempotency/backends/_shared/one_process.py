@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from open_idempotency._runtime.neighbours import find_neighbour
-from open_idempotency._runtime.processes import PerProcess
+from open_idempotency._runtime.processes import PerProcess, find_neighbour
 
 _logger = logging.getLogger("open_idempotency")
 _warned: PerProcess[list[str]] = PerProcess(list)

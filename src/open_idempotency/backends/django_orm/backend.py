@@ -1,5 +1,7 @@
 """The Django backend: records in a database of the project itself, through connections that Django makes.
 
+An alias of DATABASES: which database it names, checked when a backend is made, and the migrations of its tables.
+
 ``open_idempotency.decisions`` decides inside a transaction that has locked the record's row; ``_shared.sql_verbs``
 says what is read and written.
 """
@@ -11,15 +13,78 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+import django
+from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
+from django.db import Error, connections
+from django.db.migrations.recorder import MigrationRecorder
+
 from open_idempotency.backends._shared import sql_verbs, urls
 from open_idempotency.backends._shared.fronts import SyncFront
 from open_idempotency.backends._shared.sql_verbs import Step, Verb
-from open_idempotency.backends.django_orm import alias as aliases
+from open_idempotency.backends.django_orm import dialects
 from open_idempotency.backends.django_orm.connections import Connections
-from open_idempotency.backends.django_orm.errors import Overtaken
+from open_idempotency.backends.django_orm.dialects import DIALECTS, Dialect, Overtaken, how_to_migrate
 from open_idempotency.backends.django_orm.transactions import Statements, Transaction
 from open_idempotency.backends.threaded import ThreadedBackend
 from open_idempotency.exceptions import ConfigurationError
+
+APP = "open_idempotency.django"
+LABEL = "open_idempotency"
+
+
+def dialect_of(alias: str) -> Dialect:
+    """The dialect of the alias's database. Raises ``ConfigurationError``; connects to nothing."""
+    try:
+        known = list(connections)
+    except (ImproperlyConfigured, ImportError) as error:
+        raise ConfigurationError(
+            f"backend: django:// needs Django's settings; set DJANGO_SETTINGS_MODULE ({error})"
+        ) from error
+    if alias not in known:
+        raise ConfigurationError(f"backend: DATABASES has no {alias!r}; it has {', '.join(sorted(known))}")
+    # A program that has not set Django up, such as the command line, has no applications.
+    if apps.ready and not apps.is_installed(APP):
+        raise ConfigurationError(f'backend: django:// needs "{APP}" in INSTALLED_APPS; then {how_to_migrate(alias)}')
+    vendor = _vendor(alias)
+    if vendor not in DIALECTS:
+        raise ConfigurationError(f"backend: django:// knows {', '.join(sorted(DIALECTS))}; {alias!r} is {vendor}")
+    return DIALECTS[vendor]
+
+
+def _vendor(alias: str) -> str:
+    try:
+        return connections[alias].vendor
+    except ImproperlyConfigured as error:
+        raise ConfigurationError(f"backend: Django's database {alias!r}: {error}") from error
+
+
+def file_of(alias: str) -> str | None:
+    """The file of an SQLite database, which connecting to it would create; None for any other database."""
+    connection = connections[alias]
+    name = str(connection.settings_dict["NAME"])
+    return None if connection.vendor != "sqlite" or name.startswith((":memory:", "file:")) else name
+
+
+def migrate(alias: str) -> Sequence[str]:
+    """Apply the migrations that the database lacks, as ``open-idempotency migrate`` does without ``manage.py``; their
+    names. Raises ``BackendUnavailable``.
+    """
+    if not apps.ready:
+        django.setup()
+    try:
+        before = _applied(alias)
+        call_command("migrate", LABEL, database=alias, interactive=False, verbosity=0)
+        return sorted(_applied(alias) - before)
+    except Error as error:
+        raise dialects.wrapped(error, alias, connections[alias].vendor) from error
+
+
+def _applied(alias: str) -> set[str]:
+    applied = MigrationRecorder(connections[alias]).applied_migrations()
+    return {name for label, name in applied if label == LABEL}
+
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -49,11 +114,11 @@ class DjangoBackend(SyncFront):
             raise ConfigurationError(f"timeout: {error}") from None
         if max_connections < 1:
             raise ConfigurationError(f"max_connections: must be at least 1, got {max_connections}")
-        dialect = aliases.dialect_of(alias)
+        dialect = dialect_of(alias)
         super().__init__(sql_verbs.VERBS, self._carry_out)
         #: the database's name in ``DATABASES``
         self.alias = alias
-        self.file = aliases.file_of(alias)
+        self.file = file_of(alias)
         self._timeout = timeout
         self._connections = Connections(alias, dialect, Statements(dialect, clock), timeout, max_connections)
         # Once more than one try: a transaction that was overtaken is tried again.
@@ -82,7 +147,7 @@ class DjangoBackend(SyncFront):
 
     def migrate(self) -> Sequence[str]:
         """Apply the migrations of ``open_idempotency.django`` that the database lacks; their names."""
-        return aliases.migrate(self.alias)
+        return migrate(self.alias)
 
     def close(self) -> None:
         """Close this process's connections; they open again if the backend is used again."""

@@ -23,12 +23,11 @@ from django.core.signals import request_finished, request_started
 from django.db import Error, InterfaceError, OperationalError, connections
 from django.db.utils import load_backend
 
-from open_idempotency._runtime.local_failures import KINDS, is_local
-from open_idempotency._runtime.processes import PerProcess
-from open_idempotency.backends._shared import forks, sqlite_files
+from open_idempotency._runtime.processes import KINDS, PerProcess, is_local
+from open_idempotency.backends._shared import sqlite_files, waiters
 from open_idempotency.backends._shared.one_process import warn_of_other_workers
 from open_idempotency.backends._shared.sql_verbs import Step
-from open_idempotency.backends.django_orm import errors
+from open_idempotency.backends.django_orm import dialects
 from open_idempotency.backends.django_orm.dialects import Dialect
 from open_idempotency.backends.django_orm.transactions import Statements, Transaction
 from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
@@ -69,7 +68,7 @@ class Connections:
         self._pools: PerProcess[_Pool] = PerProcess(lambda: _Pool(most))
         self._file = sqlite_files.Watched()
         weakref.finalize(self, _close, self._pools).atexit = False
-        forks.pause_at_forks(self)
+        waiters.pause_at_forks(self)
         _all.add(self)
         # Not at import: a project whose records are elsewhere has no connections here, and many requests.
         for signal in (request_started, request_finished):
@@ -143,7 +142,7 @@ class Connections:
             self._give_back(pool, connection, transaction.sound)  # a response such as LeaseLost
             raise
         except Error as error:
-            sound = transaction.sound and errors.is_overtaken(error)
+            sound = transaction.sound and dialects.is_overtaken(error)
             stale = kept and not transaction.late and isinstance(error, _BROKEN) and not _is_usable(connection)
             self._give_back(pool, connection, sound)
             if stale:
@@ -213,7 +212,7 @@ class Connections:
         return connection
 
     def _wrapped(self, error: Error) -> IdempotencyError:
-        return errors.wrapped(error, self.alias, connections[self.alias].vendor)
+        return dialects.wrapped(error, self.alias, connections[self.alias].vendor)
 
     def pause(self) -> Callable[[], None]:
         """See ``forks.Pausable``."""

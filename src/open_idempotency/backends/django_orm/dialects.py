@@ -1,17 +1,83 @@
-"""What differs between the databases: their clocks, how a transaction begins, and how each wait is bounded.
+"""What differs between the databases, and the SQL that all of them understand.
+
+What a database's errors mean for a call, and what they say to an operator. Each error is wrapped once.
+
+Django raises the errors of every driver as its own classes, with the driver's error as the cause.
+
+What differs between the databases: their clocks, how a transaction begins, and how each wait is bounded.
 
 Nothing here depends on a session: PostgreSQL's settings last for one transaction, so a pooler may stand in between.
 MySQL has no such settings; there they are made once, on a connection of the backend's own.
+
+The SQL of the Django backend, in what all its databases understand. No value ever becomes part of it.
+
+``transactions`` appends what locks rows, and what skips rows that others have locked. ``with_times`` fills in how the
+database sends a time.
 """
 
+# ruff: noqa: S608 (the names of tables and columns are constants of this module)
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from open_idempotency.backends._shared import sizes, sql_rows
+from django.db import DatabaseError, Error, IntegrityError, connections
+
+from open_idempotency.backends._shared import sizes, sql_verbs
+from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, RecordUnreadable, first_line
+
+#: PostgreSQL: serialization failure, deadlock; MySQL: deadlock
+_OVERTAKEN = frozenset({"40001", "40P01", 1213})
+_MISSING = ("does not exist", "doesn't exist", "no such table", "no such column", "unknown column")
+
+
+class Overtaken(BackendUnavailable):
+    """Another call was first, and nothing has changed: the transaction may be tried again."""
+
+
+def is_overtaken(error: Error) -> bool:
+    """Whether another transaction was in the way, and this one was undone for it."""
+    return isinstance(error, IntegrityError) or _code(error) in _OVERTAKEN
+
+
+def _code(error: Error) -> object:
+    cause = error.__cause__
+    code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    return code or (error.args[0] if error.args else None)
+
+
+def wrapped(error: Error, alias: str, vendor: str) -> IdempotencyError:
+    """The error as ours; the caller keeps the driver's as the cause."""
+    if is_overtaken(error):
+        return Overtaken(f"Django's database {alias!r}: another call was in the way")
+    # A malformed file, or one that is no database, raises this very class; all other errors are subclasses.
+    if vendor == "sqlite" and type(error) is DatabaseError:
+        return RecordUnreadable(f"Django's database {alias!r} cannot be read: {error}")
+    text = first_line(error)
+    if sizes.is_refused(_code(error), text):
+        return sizes.too_large(f"Django's database {alias!r}", error)
+    return BackendUnavailable(f"Django's database {alias!r}: {type(error).__name__}: {text}{_hint(text, alias)}")
+
+
+def _hint(text: str, alias: str) -> str:
+    lowered = text.lower()
+    if "open_idempotency" in lowered and any(words in lowered for words in _MISSING):
+        return f"; {how_to_migrate(alias)}"
+    if "locked" in lowered and connections[alias].in_atomic_block:
+        return (
+            f"; SQLite has one writer, and this thread's own transaction on {alias!r} may be the one that writes: "
+            "that of a TestCase (take a TransactionTestCase, or memory://) or of ATOMIC_REQUESTS"
+        )
+    return ""
+
+
+def how_to_migrate(alias: str) -> str:
+    """The command that makes the tables."""
+    return "run `manage.py migrate open_idempotency" + ("`" if alias == "default" else f" --database {alias}`")
+
 
 Options = dict[str, Any]
 
@@ -88,8 +154,8 @@ POSTGRESQL = Dialect(
     slowest=lambda timeout: 2 * timeout + max(_SHORTEST_CONNECT, timeout),
     # Django's own pool would be emptied by requests that each hold one of its connections and ask for another.
     drops=frozenset({"pool", "isolation_level", "prepare_threshold"}),
-    sent=sql_rows.MICROSECONDS,
-    seconds=sql_rows.in_seconds,
+    sent=sql_verbs.MICROSECONDS,
+    seconds=sql_verbs.in_seconds,
     largest=sizes.OF_POSTGRESQL,
 )
 
@@ -122,3 +188,73 @@ SQLITE = Dialect(
 
 #: by the name that Django has for them
 DIALECTS: Mapping[str, Dialect] = {"postgresql": POSTGRESQL, "mysql": MYSQL, "sqlite": SQLITE}
+
+
+RECORDS = "open_idempotency_django_records"
+STAGES = "open_idempotency_django_stages"
+RESERVATIONS = "open_idempotency_django_reservations"
+SCOPES = "open_idempotency_django_scopes"
+
+#: the columns that ``INSERT`` and ``UPDATE`` write, in the order of their parameters
+WRITTEN = (*sql_verbs.HEADER, "response", "record_id")
+# A claim needs the response only to replay it, so not while it runs and not for another request.
+_RESPONSE_FOR_CLAIM = "CASE WHEN status <> 1 AND fingerprint = %s THEN response END"
+
+NOW = "SELECT {clock}"
+NOW_AND_RESERVATION = f"SELECT {{clock}}, (SELECT {{ends}} FROM {RESERVATIONS} WHERE scope_id = %s AND record_id = %s)"
+PEEK = f"SELECT {{clock}}, {{header}}, {_RESPONSE_FOR_CLAIM} FROM {RECORDS} WHERE record_id = %s"
+READ_FOR_CLAIM = f"SELECT {{header}}, {_RESPONSE_FOR_CLAIM} FROM {RECORDS} WHERE record_id = %s"
+READ_HEADER = f"SELECT {{header}}, NULL FROM {RECORDS} WHERE record_id = %s"
+READ_WHOLE = f"SELECT {{header}}, response FROM {RECORDS} WHERE record_id = %s"
+# In one order, so that no two calls deadlock.
+READ_MANY = f"SELECT record_id, {{header}}, NULL FROM {RECORDS} WHERE record_id IN ({{many}}) ORDER BY record_id"
+INSERT = f"INSERT INTO {RECORDS} ({', '.join(WRITTEN)}) VALUES ({', '.join(['%s'] * len(WRITTEN))})"
+UPDATE = f"UPDATE {RECORDS} SET {', '.join(f'{name} = %s' for name in WRITTEN[:-1])} WHERE record_id = %s"
+EXTEND = f"UPDATE {RECORDS} SET lease_end = %s, expires_at = %s + ttl WHERE record_id IN ({{many}})"
+DELETE = f"DELETE FROM {RECORDS} WHERE record_id IN ({{many}})"
+SCAN = f"SELECT record_id FROM {RECORDS} WHERE record_id > %s AND expires_at > %s ORDER BY record_id LIMIT %s"
+FIND_EXPIRED = f"SELECT record_id FROM {RECORDS} WHERE expires_at <= %s ORDER BY expires_at LIMIT %s"
+
+READ_STAGES = f"SELECT name, stage_key, frame FROM {STAGES} WHERE record_id = %s ORDER BY id"
+READ_STAGE = f"SELECT name, stage_key, frame FROM {STAGES} WHERE record_id = %s AND stage_id = %s"
+READ_FIRST_STAGE = READ_STAGES + " LIMIT 1"
+ADD_STAGE = f"INSERT INTO {STAGES} (record_id, stage_id, name, stage_key, frame) VALUES (%s, %s, %s, %s, %s)"
+DELETE_STAGES = f"DELETE FROM {STAGES} WHERE record_id IN ({{many}})"
+
+READ_SCOPE = f"SELECT ends FROM {SCOPES} WHERE scope_id = %s"
+INSERT_SCOPE = f"INSERT INTO {SCOPES} (scope_id, ends) VALUES (%s, %s)"
+EXTEND_SCOPE = f"UPDATE {SCOPES} SET ends = %s WHERE scope_id = %s AND ends < %s"
+FIND_EXPIRED_SCOPES = f"SELECT scope_id FROM {SCOPES} WHERE ends <= %s ORDER BY scope_id LIMIT %s"
+DELETE_SCOPES = f"DELETE FROM {SCOPES} WHERE scope_id IN ({{many}})"
+READ_RESERVATION = f"SELECT ends FROM {RESERVATIONS} WHERE scope_id = %s AND record_id = %s"
+# The first end, where there are more than so many. Skipping rows is the cheapest way to count.
+FIRST_OF_MORE_THAN = f"""
+    SELECT (SELECT {{first_end}} FROM {RESERVATIONS} WHERE scope_id = %s AND ends > %s)
+    FROM {RESERVATIONS} WHERE scope_id = %s AND ends > %s ORDER BY ends LIMIT 1 OFFSET %s
+"""
+INSERT_RESERVATION = f"INSERT INTO {RESERVATIONS} (ends, scope_id, record_id) VALUES (%s, %s, %s)"
+UPDATE_RESERVATION = f"UPDATE {RESERVATIONS} SET ends = %s WHERE scope_id = %s AND record_id = %s"
+DELETE_RESERVATION = f"DELETE FROM {RESERVATIONS} WHERE scope_id = %s AND record_id = %s"
+FIND_EXPIRED_RESERVATIONS = f"SELECT id FROM {RESERVATIONS} WHERE ends <= %s ORDER BY id LIMIT %s"
+DELETE_RESERVATIONS = f"DELETE FROM {RESERVATIONS} WHERE id IN ({{many}})"
+
+
+def with_times(statement: str, clock: str, sent: str) -> str:
+    """A statement that reads times. ``clock``: the expression for now; ``sent``: how a time is sent, around ``{}``."""
+    header = ", ".join(sent.format(name) if name in sql_verbs.SECONDS else name for name in sql_verbs.HEADER)
+    times = {"clock": sent.format(clock), "ends": sent.format("ends"), "first_end": sent.format("min(ends)")}
+    return statement.format(header=header, many="{many}", **times)
+
+
+@lru_cache(maxsize=512)
+def for_many(statement: str, count: int) -> str:
+    """A statement about so many rows."""
+    return statement.format(many=", ".join(["%s"] * count))
+
+
+@lru_cache(maxsize=512)
+def with_marked_bytes(statement: str, are_bytes: tuple[bool, ...]) -> str:
+    """The statement with its bytes marked as such, for MySQL, which takes them for text otherwise."""
+    first, *others = statement.split("%s")
+    marks = ("_binary %s" if marked else "%s" for marked in are_bytes)
+    return first + "".join(mark + other for mark, other in zip(marks, others, strict=True))

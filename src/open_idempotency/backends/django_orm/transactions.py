@@ -15,9 +15,9 @@ from typing import Any
 from django.db import Error, OperationalError
 
 from open_idempotency.backend import Record, Stage
-from open_idempotency.backends._shared import sql_rows
+from open_idempotency.backends._shared import sql_verbs
 from open_idempotency.backends._shared.sql_verbs import Step, Table
-from open_idempotency.backends.django_orm import statements
+from open_idempotency.backends.django_orm import dialects
 from open_idempotency.backends.django_orm.dialects import Dialect
 
 
@@ -30,18 +30,18 @@ class Statements:
         expression = "0" if self.clock is not None or dialect.clock is None else dialect.clock
 
         def made(statement: str) -> str:
-            return statements.with_times(statement, expression, dialect.sent)
+            return dialects.with_times(statement, expression, dialect.sent)
 
-        self.now = made(statements.NOW)
-        self.now_and_reservation = made(statements.NOW_AND_RESERVATION)
-        self.first_of_more_than = made(statements.FIRST_OF_MORE_THAN)
-        self.peek = made(statements.PEEK)
-        self.read_whole = made(statements.READ_WHOLE)
+        self.now = made(dialects.NOW)
+        self.now_and_reservation = made(dialects.NOW_AND_RESERVATION)
+        self.first_of_more_than = made(dialects.FIRST_OF_MORE_THAN)
+        self.peek = made(dialects.PEEK)
+        self.read_whole = made(dialects.READ_WHOLE)
         lock = dialect.lock
-        self.lock = made(statements.READ_HEADER) + lock
-        self.lock_for_claim = made(statements.READ_FOR_CLAIM) + lock
-        self.lock_many = made(statements.READ_MANY) + lock
-        self.lock_scope = statements.READ_SCOPE + lock
+        self.lock = made(dialects.READ_HEADER) + lock
+        self.lock_for_claim = made(dialects.READ_FOR_CLAIM) + lock
+        self.lock_many = made(dialects.READ_MANY) + lock
+        self.lock_scope = dialects.READ_SCOPE + lock
 
 
 class Transaction:
@@ -129,21 +129,21 @@ class Transaction:
 
     def lock_many(self, record_ids: Sequence[bytes]) -> Mapping[bytes, Sequence[Any]]:
         """See ``Table``."""
-        statement = statements.for_many(self._sql.lock_many, len(record_ids))
+        statement = dialects.for_many(self._sql.lock_many, len(record_ids))
         return {bytes(row[0]): self._in_seconds(row[1:]) for row in self._rows(statement, *record_ids)}
 
     def with_stages(self, record: Record) -> Record:
         """See ``Table``."""
-        return sql_rows.with_stages(record, self._rows(statements.READ_STAGES, record.record_id))
+        return sql_verbs.with_stages(record, self._rows(dialects.READ_STAGES, record.record_id))
 
     def with_stage(self, record: Record, stage: Stage) -> Record:
         """See ``Table``."""
-        found = self._rows(statements.READ_STAGE, record.record_id, _stage_id(stage))
-        return sql_rows.with_stages(record, found)
+        found = self._rows(dialects.READ_STAGE, record.record_id, _stage_id(stage))
+        return sql_verbs.with_stages(record, found)
 
     def with_first_stage(self, record: Record) -> Record:
         """See ``Table``."""
-        return sql_rows.with_stages(record, self._rows(statements.READ_FIRST_STAGE, record.record_id))
+        return sql_verbs.with_stages(record, self._rows(dialects.READ_FIRST_STAGE, record.record_id))
 
     def get(self, record_id: bytes) -> Record | None:
         """See ``Table``."""
@@ -155,37 +155,37 @@ class Transaction:
 
     def ids_after(self, record_id: bytes, most: int) -> Sequence[bytes]:
         """See ``Table``."""
-        return [bytes(row[0]) for row in self._rows(statements.SCAN, record_id, self.now(), most)]
+        return [bytes(row[0]) for row in self._rows(dialects.SCAN, record_id, self.now(), most)]
 
     def insert(self, record: Record) -> None:
         """See ``Table``."""
         self._check(record.response)
-        self._run(statements.INSERT, *_values_of(record))
+        self._run(dialects.INSERT, *_values_of(record))
 
     def update(self, record: Record) -> None:
         """See ``Table``."""
         self._check(record.response)
-        self._run(statements.UPDATE, *_values_of(record))
+        self._run(dialects.UPDATE, *_values_of(record))
 
     def extend(self, record_ids: Sequence[bytes], lease_end: float) -> None:
         """See ``Table``."""
-        statement = statements.for_many(statements.EXTEND, len(record_ids))
+        statement = dialects.for_many(dialects.EXTEND, len(record_ids))
         self._run(statement, lease_end, lease_end, *record_ids)
 
     def delete(self, record_ids: Sequence[bytes]) -> None:
         """See ``Table``."""
-        self._run(statements.for_many(statements.DELETE, len(record_ids)), *record_ids)
-        self._run(statements.for_many(statements.DELETE_STAGES, len(record_ids)), *record_ids)
+        self._run(dialects.for_many(dialects.DELETE, len(record_ids)), *record_ids)
+        self._run(dialects.for_many(dialects.DELETE_STAGES, len(record_ids)), *record_ids)
 
     def add_stage(self, record_id: bytes, stage: Stage) -> None:
         """See ``Table``."""
         self._check(stage.frame)
-        name, key = sql_rows.stage_names(stage)
-        self._run(statements.ADD_STAGE, record_id, _stage_id(stage), name, key, stage.frame)
+        name, key = sql_verbs.stage_names(stage)
+        self._run(dialects.ADD_STAGE, record_id, _stage_id(stage), name, key, stage.frame)
 
     def delete_stages(self, record_id: bytes) -> None:
         """See ``Table``."""
-        self._run(statements.for_many(statements.DELETE_STAGES, 1), record_id)
+        self._run(dialects.for_many(dialects.DELETE_STAGES, 1), record_id)
 
     def now_and_reservation(self, scope_id: bytes, record_id: bytes) -> tuple[float, float | None]:
         """See ``Table``."""
@@ -195,7 +195,7 @@ class Transaction:
     def lock_scope(self, scope_id: bytes) -> None:
         """See ``Table``."""
         if self._row(self._sql.lock_scope, scope_id) is None:
-            self._run(statements.INSERT_SCOPE, scope_id, 0.0)
+            self._run(dialects.INSERT_SCOPE, scope_id, 0.0)
 
     def first_end(self, scope_id: bytes, now: float, others: int) -> float | None:
         """See ``Table``."""
@@ -204,36 +204,36 @@ class Transaction:
 
     def put_reservation(self, scope_id: bytes, record_id: bytes, end: float, is_there: bool) -> None:
         """See ``Table``."""
-        statement = statements.UPDATE_RESERVATION if is_there else statements.INSERT_RESERVATION
+        statement = dialects.UPDATE_RESERVATION if is_there else dialects.INSERT_RESERVATION
         self._run(statement, end, scope_id, record_id)
 
     def extend_scope(self, scope_id: bytes, end: float) -> None:
         """See ``Table``."""
-        self._run(statements.EXTEND_SCOPE, end, scope_id, end)
+        self._run(dialects.EXTEND_SCOPE, end, scope_id, end)
 
     def delete_reservation(self, scope_id: bytes, record_id: bytes) -> None:
         """See ``Table``."""
-        self._run(statements.DELETE_RESERVATION, scope_id, record_id)
+        self._run(dialects.DELETE_RESERVATION, scope_id, record_id)
 
     def purge_records(self, now: float, most: int) -> int:
         """See ``Table``."""
-        expired = [bytes(record_id) for record_id in self._expired(statements.FIND_EXPIRED, now, most)]
+        expired = [bytes(record_id) for record_id in self._expired(dialects.FIND_EXPIRED, now, most)]
         if expired:
             self.delete(expired)
         return len(expired)
 
     def purge_reservations(self, now: float, most: int) -> int:
         """See ``Table``."""
-        expired = self._expired(statements.FIND_EXPIRED_RESERVATIONS, now, most)
+        expired = self._expired(dialects.FIND_EXPIRED_RESERVATIONS, now, most)
         if expired:
-            self._run(statements.for_many(statements.DELETE_RESERVATIONS, len(expired)), *expired)
+            self._run(dialects.for_many(dialects.DELETE_RESERVATIONS, len(expired)), *expired)
         return len(expired)
 
     def purge_scopes(self, now: float, most: int) -> None:
         """See ``Table``."""
-        expired = [bytes(scope_id) for scope_id in self._expired(statements.FIND_EXPIRED_SCOPES, now, most)]
+        expired = [bytes(scope_id) for scope_id in self._expired(dialects.FIND_EXPIRED_SCOPES, now, most)]
         if expired:
-            self._run(statements.for_many(statements.DELETE_SCOPES, len(expired)), *expired)
+            self._run(dialects.for_many(dialects.DELETE_SCOPES, len(expired)), *expired)
 
     def _expired(self, statement: str, now: float, most: int) -> list[Any]:
         """The ids in expired rows, which are locked; those that another transaction has locked may be left out."""
@@ -249,18 +249,18 @@ class Transaction:
 
     def _end(self, record_id: bytes, sent: Any) -> float | None:
         seconds = self._dialect.seconds
-        return sql_rows.end_of(record_id, sent if seconds is None else seconds(sent))
+        return sql_verbs.end_of(record_id, sent if seconds is None else seconds(sent))
 
     def _record(self, record_id: bytes, row: Sequence[Any]) -> Record:
-        return sql_rows.record_of(record_id, self._in_seconds(row))
+        return sql_verbs.record_of(record_id, self._in_seconds(row))
 
     def _in_seconds(self, row: Sequence[Any]) -> Sequence[Any]:
         """A row of ``HEADER`` and the response with its times in seconds."""
         seconds = self._dialect.seconds
         if seconds is None:
             return row
-        times = zip(sql_rows.HEADER, row, strict=False)
-        return (*(seconds(value) if name in sql_rows.SECONDS else value for name, value in times), row[-1])
+        times = zip(sql_verbs.HEADER, row, strict=False)
+        return (*(seconds(value) if name in sql_verbs.SECONDS else value for name, value in times), row[-1])
 
     def _check(self, value: bytes | None) -> None:
         if self._dialect.largest is not None:
@@ -282,8 +282,8 @@ class Transaction:
         if time.monotonic() >= self._deadline:
             raise OperationalError("the call has had its time")
         if parameters and self._dialect.is_mysql:
-            statement = statements.with_marked_bytes(statement, tuple(isinstance(value, bytes) for value in parameters))
-            parameters = [sql_rows.LARGEST if value == math.inf else value for value in parameters]
+            statement = dialects.with_marked_bytes(statement, tuple(isinstance(value, bytes) for value in parameters))
+            parameters = [sql_verbs.LARGEST if value == math.inf else value for value in parameters]
         self._cursor.execute(statement, parameters or None)
 
     def _roll_back(self) -> None:
@@ -295,11 +295,11 @@ class Transaction:
 
 def _values_of(record: Record) -> Sequence[Any]:
     """The parameters that write a record, in the order of ``INSERT`` and ``UPDATE``."""
-    values = sql_rows.values_of(record)
-    return [values[name] for name in statements.WRITTEN]
+    values = sql_verbs.values_of(record)
+    return [values[name] for name in dialects.WRITTEN]
 
 
 def _stage_id(stage: Stage) -> bytes:
     """The digest that identifies a stage of a record; name and key may be too long for an index."""
-    name, key = sql_rows.stage_names(stage)
+    name, key = sql_verbs.stage_names(stage)
     return hashlib.sha256(struct.pack("!I", len(name)) + name + key).digest()

@@ -1,5 +1,9 @@
 """The PostgreSQL backend: each verb is one function on the server, one statement, one round trip.
 
+The numbered migrations: which exist, which a database has, and how the others are applied.
+
+The backend never applies them by itself: the application's own user need not be allowed to create anything.
+
 The functions decide on the server's clock, and say in SQL what ``open_idempotency.decisions`` says. They are made by
 ``open-idempotency migrate``. Nothing of a session is used, so a pooler in transaction mode may stand in between.
 """
@@ -9,18 +13,54 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from importlib.resources import files
 from typing import Any, TypeVar
+
+import psycopg
 
 from open_idempotency._runtime.loops import current_library, in_thread, signal, sleep
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import Wait
 from open_idempotency.backends._shared.fronts import AsyncFront, SyncFront
-from open_idempotency.backends.postgres import schema
 from open_idempotency.backends.postgres.executors import AsyncExecutor, Executor
 from open_idempotency.backends.postgres.listening import Listener
-from open_idempotency.backends.postgres.options import read_url
+from open_idempotency.backends.postgres.options import Options, read_url
 from open_idempotency.backends.postgres.verbs import AWAIT, VERBS, Verb
 from open_idempotency.exceptions import BackendUnavailable
+
+# One migration runs at a time; the number is arbitrary.
+_LOCK = "SELECT pg_advisory_xact_lock(7031975330129)"
+_HAS_ANY = "SELECT to_regclass('open_idempotency.migrations') IS NOT NULL"
+_APPLIED = "SELECT name FROM open_idempotency.migrations"
+_RECORD = "INSERT INTO open_idempotency.migrations (name) VALUES (%s)"
+
+
+def migrations() -> dict[str, str]:
+    """The script of each migration by name, in order; a name begins with its number."""
+    folder = files("open_idempotency.backends.postgres") / "sql"
+    names = sorted(file.name for file in folder.iterdir() if file.name.endswith(".sql"))
+    return {name.removesuffix(".sql"): (folder / name).read_text(encoding="utf-8") for name in names}
+
+
+def migrate(options: Options) -> list[str]:
+    """Apply, in one transaction, the migrations that the database lacks; their names. Raises ``BackendUnavailable``."""
+    try:
+        with psycopg.connect(options.conninfo, prepare_threshold=None) as connection:
+            connection.execute(_LOCK)
+            return _apply(connection)
+    except psycopg.Error as error:
+        raise BackendUnavailable(f"PostgreSQL: {type(error).__name__}: {str(error).strip()}") from error
+
+
+def _apply(connection: psycopg.Connection[Any]) -> list[str]:
+    (has_any,) = connection.execute(_HAS_ANY).fetchone() or (False,)
+    applied = {name for (name,) in connection.execute(_APPLIED)} if has_any else set[str]()
+    missing = {name: script for name, script in migrations().items() if name not in applied}
+    for name, script in missing.items():
+        connection.execute(script.encode())
+        connection.execute(_RECORD, (name,))
+    return list(missing)
+
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -97,7 +137,7 @@ class PostgresBackend(SyncFront):
 
     def migrate(self) -> Sequence[str]:
         """See ``Backend.migrate``; makes the schema ``open_idempotency``. Raises ``BackendUnavailable``."""
-        return schema.migrate(self.options)
+        return migrate(self.options)
 
     def close(self) -> None:
         """Close this process's connections; they open again if the backend is used again."""

@@ -37,15 +37,15 @@ from open_idempotency.backend import (
     Wait,
     Withdraw,
 )
-from open_idempotency.backends.redis import memory, scripts, sizes
+from open_idempotency.backends.redis import scripts, sizes, topology
 from open_idempotency.backends.redis.calls import AsyncCalls, Calls
 from open_idempotency.backends.redis.clients import options_of
-from open_idempotency.backends.redis.deadlines import Deadline, limited
 from open_idempotency.backends.redis.listening import Listener
-from open_idempotency.backends.redis.memory import MemoryWatch
+from open_idempotency.backends.redis.options import Deadline, limited
 from open_idempotency.backends.redis.pipelining import without_missing_parts
 from open_idempotency.backends.redis.protocol import wrapped
 from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Script
+from open_idempotency.backends.redis.topology import MemoryWatch
 from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
 
 logger = logging.getLogger("open_idempotency")
@@ -133,7 +133,7 @@ class AsyncRedisBackend(AsyncBackend):
         """See ``RedisBackend.health``."""
         infos = await self._infos()
         self._watches.get().heed(infos)
-        return Health(tuple(memory.dangers_of(infos, self._options)))
+        return Health(tuple(topology.dangers_of(infos, self._options)))
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``RedisBackend.renew``."""
@@ -394,7 +394,7 @@ class RedisBackend(Backend):
         """See ``Backend.health``. ``INFO`` of each primary: eviction, memory, persistence and replicas."""
         infos = [self._calls.on(server, "INFO") for server in self._calls.servers()]
         self.watches.get().heed(infos)
-        return Health(tuple(memory.dangers_of(infos, self._options)))
+        return Health(tuple(topology.dangers_of(infos, self._options)))
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``Backend.renew``. A record that cannot be read is LOST. More than 500 leases take several calls."""

@@ -16,11 +16,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
-from open_idempotency._runtime.local_failures import is_local, translated
 from open_idempotency._runtime.loops import current_library, in_thread, on_trio
-from open_idempotency._runtime.processes import PerProcess
-from open_idempotency.backends.redis.deadlines import Deadline, limited
-from open_idempotency.backends.redis.options import CLUSTER, SINGLE, Options
+from open_idempotency._runtime.processes import PerProcess, is_local, translated
+from open_idempotency.backends.redis.options import CLUSTER, SINGLE, Deadline, Options, limited
 from open_idempotency.backends.redis.protocol import CLOSED, DIVIDED, ERRORS, Command, may_retry, wrapped
 from open_idempotency.backends.redis.scripts import (
     Argument,

@@ -34,8 +34,7 @@ from open_idempotency.backends.redis.connections import (
     no_retry,
     pool_arguments,
 )
-from open_idempotency.backends.redis.deadlines import Deadline, limited, seconds_left
-from open_idempotency.backends.redis.options import Options
+from open_idempotency.backends.redis.options import Deadline, Options, limited, seconds_left
 from open_idempotency.backends.redis.pipelining import Batches
 from open_idempotency.backends.redis.protocol import ERRORS, Command
 from open_idempotency.backends.redis.scripts import Keyed, Script

@@ -21,8 +21,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from open_idempotency.backends.redis.deadlines import LATE, current
-from open_idempotency.backends.redis.options import Address, Options
+from open_idempotency.backends.redis.options import LATE, Address, Options, current
 from open_idempotency.backends.redis.pipelining import forget_certificates, socket_of
 from open_idempotency.backends.redis.protocol import packed, says_cut_off, says_replica
 

@@ -32,8 +32,7 @@ from redis.exceptions import InvalidResponse, NoScriptError, RedisError, Respons
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from open_idempotency.backends._shared.coalescing import Limits, LoopCoalescer
-from open_idempotency.backends.redis.deadlines import LATE, limited
-from open_idempotency.backends.redis.options import Options
+from open_idempotency.backends.redis.options import LATE, Options, limited
 from open_idempotency.backends.redis.protocol import CLOSED, ERRORS, Replies, may_retry, packed, wrapped
 from open_idempotency.backends.redis.scripts import Argument, Keyed, Script, Unconfirmed, confirmed, evaluation
 from open_idempotency.exceptions import BackendUnavailable

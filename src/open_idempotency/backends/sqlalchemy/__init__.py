@@ -4,6 +4,6 @@
 """
 
 from open_idempotency.backends.sqlalchemy.backend import AsyncSqlalchemyBackend, SqlalchemyBackend
-from open_idempotency.backends.sqlalchemy.tables import metadata
+from open_idempotency.backends.sqlalchemy.statements import metadata
 
 __all__ = ["AsyncSqlalchemyBackend", "SqlalchemyBackend", "metadata"]

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from open_idempotency._runtime.loops import current_library, in_thread
 from open_idempotency.backends._shared.fronts import AsyncFront, SyncFront
 from open_idempotency.backends._shared.sql_verbs import VERBS, Step, carry_out, carry_out_async
-from open_idempotency.backends.sqlalchemy import engines, options, tables
+from open_idempotency.backends.sqlalchemy import engines, statements
 from open_idempotency.backends.sqlalchemy.runners import LoopEngines, OnEngine, OnLoop, Runner
 from open_idempotency.backends.sqlalchemy.transactions import Settings
 
@@ -42,7 +42,7 @@ class SqlalchemyBackend(SyncFront):
     ) -> None:
         given = {"timeout": timeout, "max_connections": max_connections, "clock": clock}
         #: what the URL or the engine, and the keywords said
-        self.options = options.read(source, given)
+        self.options = engines.read(source, given)
         engines.check(self.options)
         self.file = self.options.url.database if self.options.url.get_backend_name() == "sqlite" else None
         settings = Settings(self.options.dialect, self.options.timeout, self.options.clock)
@@ -72,7 +72,7 @@ class SqlalchemyBackend(SyncFront):
 
     def migrate(self) -> Sequence[str]:
         """See ``Backend.migrate``; makes the tables of ``metadata`` that are missing. Raises ``BackendUnavailable``."""
-        return self._runner.call(tables.migrate, "write")
+        return self._runner.call(statements.migrate, "write")
 
     def close(self) -> None:
         """Close this process's connections; they open again if the backend is used again."""

@@ -1,4 +1,8 @@
-"""Engines of the backend's own, one for each process or event loop, and what bounds the waits of each driver.
+"""Engines of the backend's own, and the options that they are made with.
+
+The options of a URL or an engine: this backend's own, those for SQLAlchemy, and those that cannot work.
+
+Engines of the backend's own, one for each process or event loop, and what bounds the waits of each driver.
 
 An application's engine is never used itself: handlers that hold all of its connections must not keep their own records
 from being written. The backend's engine connects as that one does, with its arguments and its pool's listeners.
@@ -8,14 +12,167 @@ which the URL may set.
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
-from sqlalchemy import AsyncAdaptedQueuePool, Engine, Pool, QueuePool, create_engine, event
+from sqlalchemy import URL, AsyncAdaptedQueuePool, Engine, Pool, QueuePool, create_engine, event, make_url
+from sqlalchemy.engine.interfaces import Dialect as SqlalchemyDialect
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from open_idempotency.backends.sqlalchemy.options import Options
+from open_idempotency.backends._shared import urls
+from open_idempotency.backends.sqlalchemy.statements import DIALECTS, Dialect
+from open_idempotency.exceptions import ConfigurationError, MissingExtra
+
+SCHEME = "sqlalchemy+"
+_OPTIONS: dict[str, urls.Parser] = {"timeout": urls.seconds, "max_connections": urls.count}
+
+
+@dataclass(frozen=True)
+class Options:
+    """``blocking``, ``awaitable``: how the driver can be used, sync or async, at least one of the two.
+
+    ``lender``: the pool of an engine that was given; the backend's connections are made as that pool makes its own.
+    """
+
+    url: URL = field(repr=False)
+    dialect: Dialect
+    blocking: bool
+    awaitable: bool
+    lender: Pool | None = None
+    timeout: float = 2.0
+    max_connections: int = 10
+    clock: Callable[[], float] | None = None
+
+    @property
+    def where(self) -> str:
+        """The database, without names and passwords."""
+        url = self.url
+        address = f"{url.host or ''}:{url.port}" if url.port else url.host or ""
+        return f"{SCHEME}{url.drivername}://{address}/{url.database or ''}"
+
+    @property
+    def driver(self) -> str:
+        """SQLAlchemy's name for the client library, mostly the module's."""
+        return self.url.get_dialect().driver
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is SQLite, whose locks a fork breaks."""
+        return self.url.get_backend_name() == "sqlite"
+
+    @property
+    def connect_seconds(self) -> int:
+        """The drivers' limit for connecting, in whole seconds; libpq's smallest is 2."""
+        return max(2, math.ceil(self.timeout))
+
+    @property
+    def try_timeout(self) -> float:
+        """Seconds: for a connection of the pool and its opening; for statements, the last one, and the commit."""
+        return 2 * self.timeout + 3 * self.connect_seconds
+
+    @property
+    def call_timeout(self) -> float:
+        """Seconds; nothing is tried again after ``timeout``."""
+        return self.timeout + self.try_timeout
+
+
+def read(source: str | Engine | AsyncEngine, given: dict[str, Any]) -> Options:
+    """The options of a URL or an engine, overruled by keywords that are not None. Raises ``ConfigurationError``."""
+    found = _of_url(source) if isinstance(source, str) else _of_engine(source)
+    found.update((name, value) for name, value in given.items() if value is not None)
+    url: URL = found["url"]
+    try:
+        dialect = DIALECTS[url.get_backend_name()]
+    except KeyError:
+        raise ConfigurationError(f"backend: {url.get_backend_name()} is none of {', '.join(DIALECTS)}") from None
+    if url.get_backend_name() == "sqlite":
+        found["url"] = _with_file(url)
+    return _checked(Options(dialect=dialect, **found))
+
+
+def _of_url(text: str) -> dict[str, Any]:
+    scheme, separator, rest = text.partition("://")
+    if not separator or not scheme.lower().startswith(SCHEME):
+        raise ConfigurationError("backend: expected sqlalchemy+ before a URL of SQLAlchemy's")
+    try:
+        url = make_url(f"{scheme[len(SCHEME) :]}://{rest}")
+        kind = url.get_dialect()
+        other = kind.get_async_dialect_cls(url)
+    except NoSuchModuleError:
+        raise ConfigurationError(f"backend: SQLAlchemy knows no {scheme[len(SCHEME) :]}://") from None
+    except (ArgumentError, ValueError):  # the message may repeat the URL, and a password in it
+        raise ConfigurationError("backend: the URL is malformed") from None
+    _check_driver(kind, url)
+    if kind.is_async and not _has_greenlet():
+        raise MissingExtra("backend: asynchronous drivers need greenlet: pip install 'sqlalchemy[asyncio]'")
+    read: dict[str, Any] = {}
+    for name in set(url.query) & set(_OPTIONS):
+        value = url.query[name]
+        if not isinstance(value, str):
+            raise ConfigurationError(f"backend: option {name} is given twice")
+        try:
+            read[name] = _OPTIONS[name](value)
+        except ValueError as error:
+            raise ConfigurationError(f"backend: option {name}: {error}") from None
+    # Without greenlet a driver that is both is awaited in threads.
+    uses = {"blocking": not kind.is_async, "awaitable": other.is_async and _has_greenlet()}
+    return {"url": url.difference_update_query(read), **uses, **read}
+
+
+#: distributions of drivers that have another name than their module
+_DISTRIBUTIONS = {"MySQLdb": "mysqlclient", "mysql": "mysql-connector-python"}
+
+
+def _has_greenlet() -> bool:
+    return find_spec("greenlet") is not None
+
+
+def _check_driver(kind: type[SqlalchemyDialect], url: URL) -> None:
+    try:
+        kind.import_dbapi()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        raise MissingExtra(
+            f"backend: {SCHEME}{url.drivername}:// needs a driver: pip install {_DISTRIBUTIONS.get(package, package)}"
+        ) from error
+
+
+def _of_engine(engine: Engine | AsyncEngine) -> dict[str, Any]:
+    awaited = isinstance(engine, AsyncEngine)
+    blocking = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    if not isinstance(blocking, Engine):
+        raise ConfigurationError(f"backend: expected a URL or an engine of SQLAlchemy's, got {type(engine).__name__}")
+    return {"url": blocking.url, "blocking": not awaited, "awaitable": awaited, "lender": blocking.pool}
+
+
+def _with_file(url: URL) -> URL:
+    path = url.database or ""
+    if path in ("", ":memory:") or path.startswith("file:") or url.query.get("mode") == "memory":
+        raise ConfigurationError(
+            "backend: SQLite needs a file such as sqlalchemy+sqlite:///idem.db; for records in memory use memory://"
+        )
+    # So that a later change of directory does not matter.
+    absolute = os.path.abspath(path)
+    if not os.path.isdir(os.path.dirname(absolute)):
+        raise ConfigurationError(f"backend: the directory {os.path.dirname(absolute)} does not exist; create it first")
+    return url.set(database=absolute)
+
+
+def _checked(options: Options) -> Options:
+    try:
+        urls.positive(options.timeout)
+    except ValueError as error:
+        raise ConfigurationError(f"timeout: {error}") from None
+    if options.max_connections < 1:
+        raise ConfigurationError(f"max_connections: must be at least 1, got {options.max_connections}")
+    return options
+
 
 Connect = Callable[..., Any]
 

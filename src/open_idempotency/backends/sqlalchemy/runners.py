@@ -23,14 +23,11 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from open_idempotency._runtime.local_failures import is_local
-from open_idempotency._runtime.processes import PerProcess
-from open_idempotency.backends._shared import forks, sizes, sqlite_files
+from open_idempotency._runtime.processes import PerProcess, is_local
+from open_idempotency.backends._shared import sizes, sqlite_files, waiters
 from open_idempotency.backends._shared.sql_verbs import Step
-from open_idempotency.backends.sqlalchemy.dialects import codes, may_succeed_again
-from open_idempotency.backends.sqlalchemy.engines import levels, make_async_engine, make_engine
-from open_idempotency.backends.sqlalchemy.options import Options
-from open_idempotency.backends.sqlalchemy.tables import metadata
+from open_idempotency.backends.sqlalchemy.engines import Options, levels, make_async_engine, make_engine
+from open_idempotency.backends.sqlalchemy.statements import codes, may_succeed_again, metadata
 from open_idempotency.backends.sqlalchemy.transactions import Settings, carry_out
 from open_idempotency.exceptions import BackendUnavailable, RecordTooLarge, first_line
 
@@ -214,7 +211,7 @@ class OnEngine:
         self._held = PerProcess(lambda: _Held(options))
         self._file = sqlite_files.Watched()
         if options.is_file:
-            forks.pause_at_forks(self)
+            waiters.pause_at_forks(self)
 
     def run(self, step: Step) -> Any:
         """See ``Runner``."""

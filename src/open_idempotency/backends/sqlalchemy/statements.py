@@ -1,36 +1,264 @@
-"""The statements, built once for each backend. No value ever becomes part of a statement.
+"""The tables, the statements, and what differs between databases.
+
+The tables, in plain types of SQLAlchemy's so that Alembic can describe them, and their creation without Alembic.
+
+Everything but numbers is bytes: no value of a client becomes text in a character set, and comparisons are exact. Times
+are seconds since 1970 on the database's clock. A backend never makes tables by itself: the application's own user need
+not be allowed to.
+
+The differences between databases: their clock, how a write transaction begins, and what their errors mean.
+
+The statements, built once for each backend. No value ever becomes part of a statement.
 
 Reads take their columns as the driver gives them: ``sql_rows`` checks their types, which a conversion would hide.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
+    Column,
     ColumnElement,
+    Connection,
     Double,
     Executable,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
     Select,
+    Table,
     bindparam,
     case,
     delete,
     func,
     insert,
+    inspect,
+    literal_column,
     null,
     or_,
     select,
     type_coerce,
     update,
 )
+from sqlalchemy.dialects import mysql
 from sqlalchemy.engine.interfaces import Dialect as SqlalchemyDialect
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import NullType, TypeDecorator
+from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
-from open_idempotency.backends._shared import sql_rows
-from open_idempotency.backends.sqlalchemy.dialects import Dialect
-from open_idempotency.backends.sqlalchemy.tables import records, reservations, scopes, stages
+from open_idempotency.backends._shared import sizes, sql_verbs
+
+#: all tables of this backend and no others; their names begin with ``open_idempotency_sqlalchemy_``
+metadata = MetaData()
+
+_PREFIX = "open_idempotency_sqlalchemy_"
+# MySQL rolls back with InnoDB only, whatever the server's default is.
+_ENGINE = "InnoDB"
+
+
+def _id() -> TypeEngine[bytes]:
+    """A digest; MySQL needs a length to index it."""
+    return LargeBinary().with_variant(mysql.VARBINARY(512), "mysql", "mariadb")
+
+
+def _bytes() -> TypeEngine[bytes]:
+    return LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
+
+
+records = Table(
+    f"{_PREFIX}records",
+    metadata,
+    Column("record_id", _id(), primary_key=True),
+    Column("record_version", Integer, nullable=False),
+    Column("fingerprint", _bytes(), nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("owner", _bytes(), nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("claimed_at", Double, nullable=False),
+    Column("lease_end", Double, nullable=False),
+    Column("ttl", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("final", Integer, nullable=False),
+    Column("response", _bytes()),
+    Index(f"{_PREFIX}records_by_expiry", "expires_at"),
+    mysql_engine=_ENGINE,
+    mariadb_engine=_ENGINE,
+)
+
+# Names and keys may be too long for an index of MySQL's, so a digest of both identifies a stage.
+stages = Table(
+    f"{_PREFIX}stages",
+    metadata,
+    Column("record_id", _id(), ForeignKey(records.c.record_id, ondelete="CASCADE"), primary_key=True),
+    Column("stage_id", _id(), primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("name", _bytes(), nullable=False),
+    Column("stage_key", _bytes(), nullable=False),
+    Column("frame", _bytes(), nullable=False),
+    mysql_engine=_ENGINE,
+    mariadb_engine=_ENGINE,
+)
+
+reservations = Table(
+    f"{_PREFIX}reservations",
+    metadata,
+    Column("scope_id", _id(), primary_key=True),
+    Column("record_id", _id(), primary_key=True),
+    Column("ends", Double, nullable=False),
+    Index(f"{_PREFIX}reservations_by_end", "ends"),
+    mysql_engine=_ENGINE,
+    mariadb_engine=_ENGINE,
+)
+
+# A row to lock while the reservations of a caller are counted; it may be purged and made again at any time.
+scopes = Table(
+    f"{_PREFIX}scopes",
+    metadata,
+    Column("scope_id", _id(), primary_key=True),
+    Column("ends", Double, nullable=False),
+    Index(f"{_PREFIX}scopes_by_end", "ends"),
+    mysql_engine=_ENGINE,
+    mariadb_engine=_ENGINE,
+)
+
+
+def migrate(connection: Connection) -> list[str]:
+    """Make missing tables and indexes, and return the names of those tables. Another process may do so meanwhile."""
+    made: list[str] = []
+    for table in metadata.sorted_tables:
+        if _create(connection, table.name):
+            made.append(table.name)
+    return made
+
+
+def _create(connection: Connection, name: str) -> bool:
+    made = False
+    if not inspect(connection).has_table(name):
+        try:
+            # Indexes come later: where each statement is committed, another process may be making them already.
+            connection.execute(CreateTable(metadata.tables[name]))
+            connection.commit()
+            made = True
+        except DBAPIError:
+            connection.rollback()
+            # Of two processes that create it at the same moment one fails, in a way that differs with each database.
+            if not inspect(connection).has_table(name):
+                raise
+    _create_indexes(connection, name)
+    return made
+
+
+def _create_indexes(connection: Connection, name: str) -> None:
+    """Make missing indexes, as after a table was made on a database that commits each statement by itself."""
+    for index in metadata.tables[name].indexes:
+        found = {each["name"] for each in inspect(connection).get_indexes(name)}
+        if index.name in found:
+            continue
+        try:
+            index.create(connection)
+            connection.commit()
+        except DBAPIError:
+            connection.rollback()
+            if index.name not in {each["name"] for each in inspect(connection).get_indexes(name)}:
+                raise
+
+
+_MARIADB_RECORD_CHANGED = 1020
+_MYSQL_DEADLOCK = 1213
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One kind of database.
+
+    ``reading``, ``writing``: isolation levels; a connection has the first one until a transaction asks for the other.
+    ``clock``: its time in seconds, None where the machine's own is as good. ``on_connect``: a statement for each new
+    connection, which gets the seconds to wait for a lock. ``begin``: the first statement of a write transaction, where
+    the driver's own is not enough. ``limits``: settings of a write transaction, which get milliseconds.
+    ``cascades``: whether stages go with their record, whoever deletes it. ``again``: the codes of errors after which
+    the same transaction may well succeed. ``largest``: the most bytes of a value; None where its error is enough.
+    """
+
+    reading: str
+    writing: str
+    clock: ColumnElement[float] | None = None
+    on_connect: Callable[[float], str] | None = None
+    begin: str | None = None
+    limits: tuple[str, ...] = ()
+    largest: sizes.Limit | None = None
+    cascades: bool = True
+    again: frozenset[Any] = frozenset()
+
+
+# Not the functions that go by the session's time zone: they repeat an hour when summer time ends.
+_MYSQL = Dialect(
+    reading="READ COMMITTED",
+    writing="READ COMMITTED",
+    clock=literal_column("TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6", Double()),
+    on_connect=lambda seconds: f"SET SESSION innodb_lock_wait_timeout = {max(1, math.ceil(seconds))}",
+    largest=sizes.OF_MYSQL,
+    again=frozenset({_MYSQL_DEADLOCK, _MARIADB_RECORD_CHANGED}),
+)
+
+#: by SQLAlchemy's name of the database
+DIALECTS: Mapping[str, Dialect] = {
+    "postgresql": Dialect(
+        # Without BEGIN and COMMIT a single SELECT is one round trip.
+        reading="AUTOCOMMIT",
+        writing="READ COMMITTED",
+        clock=literal_column("CAST(extract(epoch FROM clock_timestamp()) AS double precision)", Double()),
+        # Of the transaction alone: behind a pooler the session belongs to another client next.
+        limits=("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"),
+        largest=sizes.OF_POSTGRESQL,
+        again=frozenset({"40001", "40P01"}),
+    ),
+    "mysql": _MYSQL,
+    "mariadb": _MYSQL,
+    "sqlite": Dialect(
+        reading="AUTOCOMMIT",
+        writing="AUTOCOMMIT",
+        on_connect=lambda seconds: f"PRAGMA busy_timeout = {math.ceil(seconds * 1000)}",
+        # A transaction that has read could not become a writer without failing at once.
+        begin="BEGIN IMMEDIATE",
+        cascades=False,
+    ),
+}
+
+
+def begin(connection: Connection, dialect: Dialect) -> None:
+    """Make the transaction that SQLAlchemy has begun a write transaction."""
+    if dialect.begin is not None:
+        connection.exec_driver_sql(dialect.begin)
+
+
+def may_succeed_again(error: BaseException, dialect: Dialect) -> bool:
+    """Whether the transaction lost a race, or its connection was broken before, as after a restart.
+
+    Each verb may be sent twice (B-08).
+    """
+    if not isinstance(error, DBAPIError):
+        return False
+    if isinstance(error, IntegrityError) or error.connection_invalidated:
+        return True
+    return not dialect.again.isdisjoint(codes(error.orig))
+
+
+def codes(error: BaseException | None) -> set[Any]:
+    """The codes that drivers give to an error: PostgreSQL's five characters, MySQL's numbers."""
+    found = {getattr(error, name, None) for name in ("sqlstate", "pgcode", "errno")}
+    first = error.args[0] if error is not None and error.args else None
+    return {code for code in (*found, first) if isinstance(code, int | str)}
+
 
 _IN_PROGRESS = 1
 
@@ -47,7 +275,7 @@ class _Seconds(TypeDecorator[Any]):
 
     def result_processor(self, dialect: SqlalchemyDialect, coltype: object) -> Any:
         """What makes seconds of it again, if need be."""
-        return sql_rows.in_seconds if dialect.name == "postgresql" else None
+        return sql_verbs.in_seconds if dialect.name == "postgresql" else None
 
 
 class _sent(FunctionElement[Any]):  # noqa: N801 (reads as a function)
@@ -65,10 +293,10 @@ def _send_as_it_is(element: _sent, compiler: Any, **options: Any) -> str:
 
 @compiles(_sent, "postgresql")
 def _send_as_a_number(element: _sent, compiler: Any, **options: Any) -> str:
-    return sql_rows.MICROSECONDS.format(_send_as_it_is(element, compiler, **options))
+    return sql_verbs.MICROSECONDS.format(_send_as_it_is(element, compiler, **options))
 
 
-HEADER = [_sent(records.c[name]) if name in sql_rows.SECONDS else _raw(records.c[name]) for name in sql_rows.HEADER]
+HEADER = [_sent(records.c[name]) if name in sql_verbs.SECONDS else _raw(records.c[name]) for name in sql_verbs.HEADER]
 _STAGE = [_raw(stages.c.name), _raw(stages.c.stage_key), _raw(stages.c.frame)]
 # A claim needs the response only to replay it, so not while it runs and not for another request.
 _REPLAY = case(

@@ -16,12 +16,11 @@ from sqlalchemy import Connection, CursorResult, Executable
 from sqlalchemy.exc import OperationalError
 
 from open_idempotency.backend import Record, Stage
-from open_idempotency.backends._shared import sql_rows
+from open_idempotency.backends._shared import sql_verbs
 from open_idempotency.backends._shared.sql_verbs import Step, Table
 from open_idempotency.backends.sqlalchemy import statements
-from open_idempotency.backends.sqlalchemy.dialects import Dialect, begin
 from open_idempotency.backends.sqlalchemy.engines import LARGEST
-from open_idempotency.backends.sqlalchemy.statements import Statements
+from open_idempotency.backends.sqlalchemy.statements import Dialect, Statements, begin
 
 
 @dataclass
@@ -88,17 +87,17 @@ class Transaction:
         if not found:
             return None
         now, *row = found[0]
-        return sql_rows.record_of(record_id, row), float(now)
+        return sql_verbs.record_of(record_id, row), float(now)
 
     def lock(self, record_id: bytes) -> Record | None:
         """See ``Table``."""
         row = self._row(statements.LOCK, id=record_id)
-        return None if row is None else sql_rows.record_of(record_id, row)
+        return None if row is None else sql_verbs.record_of(record_id, row)
 
     def lock_for_claim(self, record_id: bytes, fingerprint: bytes) -> Record | None:
         """See ``Table``."""
         row = self._row(statements.LOCK_FOR_CLAIM, id=record_id, fingerprint=fingerprint)
-        return None if row is None else sql_rows.record_of(record_id, row)
+        return None if row is None else sql_verbs.record_of(record_id, row)
 
     def lock_many(self, record_ids: Sequence[bytes]) -> Mapping[bytes, Sequence[Any]]:
         """See ``Table``."""
@@ -106,16 +105,16 @@ class Transaction:
 
     def with_stages(self, record: Record) -> Record:
         """See ``Table``."""
-        return sql_rows.with_stages(record, self._rows(statements.STAGES, id=record.record_id))
+        return sql_verbs.with_stages(record, self._rows(statements.STAGES, id=record.record_id))
 
     def with_stage(self, record: Record, stage: Stage) -> Record:
         """See ``Table``."""
         found = self._rows(statements.STAGE, id=record.record_id, stage=_stage_id(stage))
-        return sql_rows.with_stages(record, found)
+        return sql_verbs.with_stages(record, found)
 
     def with_first_stage(self, record: Record) -> Record:
         """See ``Table``."""
-        return sql_rows.with_stages(record, self._rows(statements.FIRST_STAGE, id=record.record_id))
+        return sql_verbs.with_stages(record, self._rows(statements.FIRST_STAGE, id=record.record_id))
 
     def get(self, record_id: bytes) -> Record | None:
         """See ``Table``."""
@@ -123,10 +122,10 @@ class Transaction:
         if not found:
             return None
         now, *row = found[0][:-3]
-        record = sql_rows.record_of(record_id, row)
+        record = sql_verbs.record_of(record_id, row)
         if record.expires_at <= float(now):
             return None
-        return sql_rows.with_stages(record, [each[-3:] for each in found if each[-3] is not None])
+        return sql_verbs.with_stages(record, [each[-3:] for each in found if each[-3] is not None])
 
     def ids_after(self, record_id: bytes, most: int) -> Sequence[bytes]:
         """See ``Table``."""
@@ -159,7 +158,7 @@ class Transaction:
     def add_stage(self, record_id: bytes, stage: Stage) -> None:
         """See ``Table``."""
         self._check(stage.frame)
-        name, key = sql_rows.stage_names(stage)
+        name, key = sql_verbs.stage_names(stage)
         position = self._row(statements.LAST_POSITION, id=record_id)[0] + 1
         values = {"record_id": record_id, "stage_id": _stage_id(stage), "name": name, "stage_key": key}
         self._run(statements.ADD_STAGE, {**values, "position": position, "frame": stage.frame})
@@ -171,7 +170,7 @@ class Transaction:
     def now_and_reservation(self, scope_id: bytes, record_id: bytes) -> tuple[float, float | None]:
         """See ``Table``."""
         ((now, end),) = self._timed(self._statements.reservation, scope=scope_id, id=record_id)
-        return float(now), sql_rows.end_of(record_id, end)
+        return float(now), sql_verbs.end_of(record_id, end)
 
     def lock_scope(self, scope_id: bytes) -> None:
         """See ``Table``."""
@@ -181,7 +180,7 @@ class Transaction:
     def first_end(self, scope_id: bytes, now: float, others: int) -> float | None:
         """See ``Table``."""
         first = self._row(statements.FIRST_OF_MORE_THAN, scope=scope_id, now=now, others=others)
-        return None if first is None else sql_rows.end_of(scope_id, first[0])
+        return None if first is None else sql_verbs.end_of(scope_id, first[0])
 
     def put_reservation(self, scope_id: bytes, record_id: bytes, end: float, is_there: bool) -> None:
         """See ``Table``."""
@@ -249,7 +248,7 @@ class Transaction:
 
 
 def _values_of(record: Record) -> dict[str, Any]:
-    values = sql_rows.values_of(record)
+    values = sql_verbs.values_of(record)
     for name in ("lease_end", "ttl", "expires_at"):
         values[name] = _finite(values[name])
     values["final"] = int(record.final)
@@ -258,10 +257,10 @@ def _values_of(record: Record) -> dict[str, Any]:
 
 def _finite(seconds: float) -> float:
     """A time or duration as it is stored: some databases have no infinity."""
-    return min(float(seconds), sql_rows.LARGEST)
+    return min(float(seconds), sql_verbs.LARGEST)
 
 
 def _stage_id(stage: Stage) -> bytes:
     """The digest that identifies a stage of a record; name and key may be too long for an index."""
-    name, key = sql_rows.stage_names(stage)
+    name, key = sql_verbs.stage_names(stage)
     return hashlib.sha256(len(name).to_bytes(8, "big") + name + key).digest()

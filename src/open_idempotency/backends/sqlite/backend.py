@@ -26,9 +26,8 @@ from open_idempotency.backends._shared.coalescing import Limits, LoopCoalescer
 from open_idempotency.backends._shared.fronts import AsyncFront, SyncFront
 from open_idempotency.backends._shared.threads import run_in_thread
 from open_idempotency.backends.sqlite.connections import Connections
-from open_idempotency.backends.sqlite.sql import SCHEMA_VERSION
 from open_idempotency.backends.sqlite.transactions import Request, Transactions
-from open_idempotency.backends.sqlite.verbs import VERBS, Verb
+from open_idempotency.backends.sqlite.verbs import SCHEMA_VERSION, VERBS, Verb
 from open_idempotency.exceptions import ConfigurationError
 
 C = TypeVar("C")

@@ -18,8 +18,8 @@ from contextlib import suppress
 from typing import Concatenate, ParamSpec, TypeVar
 
 from open_idempotency._runtime.processes import PerProcess
-from open_idempotency.backends._shared import forks, sizes, sqlite_files
-from open_idempotency.backends.sqlite import sql
+from open_idempotency.backends._shared import sizes, sqlite_files, waiters
+from open_idempotency.backends.sqlite import verbs
 from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, RecordUnreadable
 
 P = ParamSpec("P")
@@ -124,7 +124,7 @@ class Connections:
         self._timeout = timeout
         self._synchronous = synchronous
         self._pools = PerProcess(_Pool)
-        forks.pause_at_forks(self)
+        waiters.pause_at_forks(self)
 
     def read(self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call with a connection for single reads; waits for no writer. Raises ``BackendUnavailable``."""
@@ -243,9 +243,9 @@ class Connections:
         if versions in _OLDER:
             self._bring_up(connection)
             versions = _versions(connection)
-        if versions != [sql.SCHEMA_VERSION]:
+        if versions != [verbs.SCHEMA_VERSION]:
             raise RecordUnreadable(
-                f"the database has schema version {versions!r:.40}; this release reads {sql.SCHEMA_VERSION}"
+                f"the database has schema version {versions!r:.40}; this release reads {verbs.SCHEMA_VERSION}"
             )
 
     def _use_write_ahead_log(self, connection: sqlite3.Connection) -> None:
@@ -266,7 +266,7 @@ class Connections:
             # Another process may have been first.
             versions = _versions(connection)
             if versions in _OLDER:
-                for script in sql.SCHEMAS[_OLDER.index(versions) :]:
+                for script in verbs.SCHEMAS[_OLDER.index(versions) :]:
                     for statement in script.split(";"):
                         connection.execute(statement)
 
@@ -280,26 +280,26 @@ class transaction:  # noqa: N801 (reads as a verb)
         self._connection = connection
 
     def __enter__(self) -> None:
-        self._connection.execute(sql.BEGIN)
+        self._connection.execute(verbs.BEGIN)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
-                self._connection.execute(sql.COMMIT)
+                self._connection.execute(verbs.COMMIT)
         finally:
             # After an error SQLite may have rolled back by itself, as when the disk is full.
             if self._connection.in_transaction:
-                self._connection.execute(sql.ROLLBACK)
+                self._connection.execute(verbs.ROLLBACK)
 
 
 # The versions that a database may have had before, in order; at first it has none.
-_OLDER: list[list[int] | None] = [None, *([version] for version in range(1, sql.SCHEMA_VERSION))]
+_OLDER: list[list[int] | None] = [None, *([version] for version in range(1, verbs.SCHEMA_VERSION))]
 
 
 def _versions(connection: sqlite3.Connection) -> list[int] | None:
-    if connection.execute(sql.HAS_SCHEMA).fetchone() is None:
+    if connection.execute(verbs.HAS_SCHEMA).fetchone() is None:
         return None
-    return [row[0] for row in connection.execute(sql.READ_SCHEMA)]
+    return [row[0] for row in connection.execute(verbs.READ_SCHEMA)]
 
 
 def is_databases(error: BaseException) -> bool:

@@ -1,5 +1,10 @@
 """What each verb reads and writes on a connection, inside a transaction that its caller begins and commits.
 
+The rows of the SQLite backend: the SQL that reads and writes them, and the records that they hold.
+
+No value ever becomes part of a statement. Parameters are ``?``, or names where a statement uses one twice, since Python
+3.12 and later refuse ``?1`` with a sequence. A row that is corrupt, foreign or newer is refused.
+
 A verb asks ``clock`` once it holds the lock. It raises before it writes, so that a refused command leaves nothing
 behind in a transaction that it shares with others. ``look_for_…`` only reads, without a lock, and returns a response,
 or None where the verb has to write.
@@ -9,9 +14,10 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from importlib.resources import files
+from typing import Any, TypeVar
 
 from open_idempotency import decisions
 from open_idempotency.backend import (
@@ -29,13 +35,169 @@ from open_idempotency.backend import (
     Reserve,
     ReserveResult,
     SaveStage,
+    Stage,
     StageSaved,
+    Status,
     Unreserve,
     Withdraw,
 )
 from open_idempotency.backends._shared import fronts
-from open_idempotency.backends.sqlite import sql
 from open_idempotency.exceptions import RecordUnreadable
+
+RECORD_VERSION = 1
+# The schema of a version is made by its script and those before it, so that an older database is brought up.
+SCHEMAS = [
+    (files("open_idempotency.backends.sqlite") / name).read_text(encoding="utf-8")
+    for name in ("schema.sql", "reservations.sql")
+]
+SCHEMA_VERSION = len(SCHEMAS)
+
+HAS_SCHEMA = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'open_idempotency_schema'"
+READ_SCHEMA = "SELECT version FROM open_idempotency_schema"
+
+BEGIN = "BEGIN IMMEDIATE"
+COMMIT = "COMMIT"
+ROLLBACK = "ROLLBACK"
+
+_HEADER = "record_version, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final"
+_FROM = "FROM open_idempotency_records WHERE record_id = ?"
+
+READ_HEADER = f"SELECT {_HEADER}, NULL {_FROM}"
+READ_WHOLE = f"SELECT {_HEADER}, response {_FROM}"
+# A claim needs the response only to replay it, so not while it runs and not for another request. The fingerprint is
+# the first parameter.
+READ_FOR_CLAIM = f"SELECT {_HEADER}, CASE WHEN status <> 1 AND fingerprint = ? THEN response END {_FROM}"
+# Which of some records exist: by their number, rounded up, so that few statements are prepared.
+_FIND = "SELECT record_id FROM open_idempotency_records WHERE record_id IN "
+FIND = {count: _FIND + f"(?{', ?' * (count - 1)})" for count in (4, 16, 64, 256)}
+_INSERT = """
+    INSERT INTO open_idempotency_records (
+        record_id, record_version, fingerprint, status, owner, token, attempt,
+        claimed_at, lease_end, ttl, expires_at, final, response
+    )
+"""
+# Inserts nothing where the record exists, or where stages are left of one that was deleted by hand. The row's
+# parameters are followed by the record's id.
+_NO_STAGES = "NOT EXISTS (SELECT 1 FROM open_idempotency_stages WHERE record_id = ?)"
+_IF_NEW = f"SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE {_NO_STAGES} ON CONFLICT (record_id) DO NOTHING"
+ADD = f"{_INSERT} {_IF_NEW}"
+WRITE = f"""{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (record_id) DO UPDATE SET
+        record_version = excluded.record_version, fingerprint = excluded.fingerprint,
+        status = excluded.status, owner = excluded.owner, token = excluded.token,
+        attempt = excluded.attempt, claimed_at = excluded.claimed_at, lease_end = excluded.lease_end,
+        ttl = excluded.ttl, expires_at = excluded.expires_at, final = excluded.final,
+        response = excluded.response
+"""
+# What decisions.complete does with a sound record that still runs, in one statement.
+COMPLETE = """
+    UPDATE open_idempotency_records SET status = 2, lease_end = :now, expires_at = :now + ttl, response = :response
+    WHERE record_id = :record_id AND token = :token AND owner = :owner AND status = 1 AND expires_at > :now
+        AND record_version = 1 AND final IN (0, 1) AND typeof(fingerprint) = 'blob' AND typeof(owner) = 'blob'
+        AND typeof(record_version) = 'integer' AND typeof(status) = 'integer' AND typeof(token) = 'integer'
+        AND typeof(attempt) = 'integer' AND typeof(final) = 'integer' AND typeof(claimed_at) = 'real'
+        AND typeof(lease_end) = 'real' AND typeof(ttl) = 'real' AND typeof(expires_at) = 'real'
+"""
+EXTEND = "UPDATE open_idempotency_records SET lease_end = ?, expires_at = ? WHERE record_id = ?"
+DELETE = "DELETE FROM open_idempotency_records WHERE record_id = ?"
+
+READ_STAGES = "SELECT name, key, frame FROM open_idempotency_stages WHERE record_id = ? ORDER BY position"
+READ_STAGE = "SELECT name, key, frame FROM open_idempotency_stages WHERE record_id = ? AND name = ? AND key = ?"
+HAS_STAGES = READ_STAGES + " LIMIT 1"
+ADD_STAGE = "INSERT INTO open_idempotency_stages (record_id, name, key, frame) VALUES (?, ?, ?, ?)"
+DELETE_STAGES = "DELETE FROM open_idempotency_stages WHERE record_id = ?"
+
+READ_RESERVATION = "SELECT ends FROM open_idempotency_reservations WHERE scope_id = ? AND record_id = ?"
+# The first end, where there are more than so many. Skipping rows is the cheapest way to count.
+FIRST_OF_MORE_THAN = """
+    SELECT (SELECT min(ends) FROM open_idempotency_reservations WHERE scope_id = :scope_id AND ends > :now)
+    FROM open_idempotency_reservations WHERE scope_id = :scope_id AND ends > :now ORDER BY ends LIMIT 1 OFFSET :others
+"""
+WRITE_RESERVATION = """
+    INSERT INTO open_idempotency_reservations (scope_id, record_id, ends) VALUES (?, ?, ?)
+    ON CONFLICT (scope_id, record_id) DO UPDATE SET ends = excluded.ends
+"""
+DELETE_RESERVATION = "DELETE FROM open_idempotency_reservations WHERE scope_id = ? AND record_id = ?"
+PURGE_RESERVATIONS = """
+    DELETE FROM open_idempotency_reservations WHERE rowid IN (
+        SELECT rowid FROM open_idempotency_reservations WHERE ends <= ? LIMIT ?
+    )
+"""
+
+FIND_EXPIRED = """
+    SELECT record_id FROM open_idempotency_records WHERE claimed_at + ttl <= :now AND expires_at <= :now LIMIT :limit
+"""
+SCAN = """
+    SELECT record_id FROM open_idempotency_records
+    WHERE record_id > ? AND expires_at > ? ORDER BY record_id LIMIT ?
+"""
+
+# record_version, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final
+_TYPES = (int, bytes, int, bytes, int, int, float, float, float, float, int)
+_SOUND = {(*_TYPES, bytes), (*_TYPES, type(None))}
+_STATUSES = {int(status): status for status in Status if status is not Status.NONE}
+
+
+def record_of(record_id: bytes, row: Sequence[Any]) -> Record:
+    """The record in a row, without its stages. Raises ``RecordUnreadable``."""
+    if row[0] != RECORD_VERSION:
+        raise RecordUnreadable(f"record {record_id[:6].hex()} has the unknown version {row[0]!r:.20}")
+    if tuple(map(type, row)) not in _SOUND or row[2] not in _STATUSES or row[10] not in (0, 1):
+        raise RecordUnreadable(f"record {record_id[:6].hex()} is corrupt")
+    _, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final, response = row
+    return Record(
+        record_id,
+        fingerprint,
+        _STATUSES[status],
+        owner,
+        token,
+        attempt,
+        claimed_at,
+        lease_end,
+        ttl,
+        expires_at,
+        bool(final),
+        response,
+    )
+
+
+def row_of(record: Record) -> tuple[Any, ...]:
+    """The parameters that write a record."""
+    return (
+        record.record_id,
+        RECORD_VERSION,
+        record.fingerprint,
+        int(record.status),
+        record.owner,
+        record.token,
+        record.attempt,
+        record.claimed_at,
+        record.lease_end,
+        record.ttl,
+        record.expires_at,
+        int(record.final),
+        record.response,
+    )
+
+
+def add_stages(record: Record, rows: Iterable[Sequence[Any]]) -> None:
+    """Give the record its stages. Raises ``RecordUnreadable``."""
+    record.stages = tuple(_stage_of(record.record_id, row) for row in rows)
+
+
+def _stage_of(record_id: bytes, row: Sequence[Any]) -> Stage:
+    if not all(isinstance(value, bytes) for value in row):
+        raise RecordUnreadable(f"a stage of record {record_id[:6].hex()} is corrupt")
+    try:
+        return Stage(row[0].decode("utf-8", "surrogatepass"), row[1].decode("utf-8", "surrogatepass"), row[2])
+    except UnicodeDecodeError as error:
+        raise RecordUnreadable(f"a stage of record {record_id[:6].hex()} is corrupt") from error
+
+
+def stage_key(record_id: bytes, stage: Stage) -> tuple[bytes, bytes, bytes]:
+    """The parameters that find a stage; names may hold any character, lone surrogates and NUL included."""
+    return record_id, stage.name.encode("utf-8", "surrogatepass"), stage.key.encode("utf-8", "surrogatepass")
+
 
 Clock = Callable[[], float]
 C = TypeVar("C")
@@ -49,12 +211,12 @@ _LARGEST = 2**63 - 1
 def find(connection: sqlite3.Connection, record_ids: Sequence[bytes]) -> set[bytes]:
     """Which of these records exist, readable or not; few statements for many."""
     found: set[bytes] = set()
-    most = max(sql.FIND)
+    most = max(FIND)
     for start in range(0, len(record_ids), most):
         some = record_ids[start : start + most]
-        count = next(count for count in sql.FIND if count >= len(some))
+        count = next(count for count in FIND if count >= len(some))
         padded = [*some, *[some[0]] * (count - len(some))]
-        found.update(record_id for (record_id,) in connection.execute(sql.FIND[count], padded))
+        found.update(record_id for (record_id,) in connection.execute(FIND[count], padded))
     return found
 
 
@@ -74,32 +236,32 @@ def claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> ClaimResult
     withdrawn = _is_withdrawn(connection, c, now)
     # Mostly the record does not exist, and then it need not be read.
     claimed, kept = decisions.claim(None, c, now, withdrawn=withdrawn)
-    if kept is None or not connection.execute(sql.ADD, (*sql.row_of(kept), c.record_id)).rowcount:
+    if kept is None or not connection.execute(ADD, (*row_of(kept), c.record_id)).rowcount:
         return _claim_again(connection, c, now, withdrawn)
     return claimed
 
 
 def _is_withdrawn(connection: sqlite3.Connection, c: Claim, now: float) -> bool:
     values = (decisions.withdrawn_id(c.owner), c.record_id)
-    found = connection.execute(sql.READ_RESERVATION, values).fetchone()
+    found = connection.execute(READ_RESERVATION, values).fetchone()
     return found is not None and found[0] > now
 
 
 def _claim_again(connection: sqlite3.Connection, c: Claim, now: float, withdrawn: bool) -> ClaimResult:
     record = found = _find(connection, c)
     if found is not None and found.expires_at > now:
-        sql.add_stages(found, connection.execute(sql.READ_STAGES, (c.record_id,)))
+        add_stages(found, connection.execute(READ_STAGES, (c.record_id,)))
         record = decisions.rebased(found, now)
     claimed, kept = decisions.claim(record, c, now, withdrawn=withdrawn)
     if kept is not None and kept is not found:
         if not kept.stages:
-            connection.execute(sql.DELETE_STAGES, (c.record_id,))
-        connection.execute(sql.WRITE, sql.row_of(kept))
+            connection.execute(DELETE_STAGES, (c.record_id,))
+        connection.execute(WRITE, row_of(kept))
     return claimed
 
 
 def _find(connection: sqlite3.Connection, c: Claim) -> Record | None:
-    return read(connection, c.record_id, sql.READ_FOR_CLAIM, c.fingerprint)
+    return read(connection, c.record_id, READ_FOR_CLAIM, c.fingerprint)
 
 
 def renew(connection: sqlite3.Connection, c: Renew, clock: Clock) -> Sequence[Renewal]:
@@ -115,23 +277,23 @@ def _renew(connection: sqlite3.Connection, lease: Lease, now: float) -> Renewal:
         return Renewal.LOST
     renewal, kept = decisions.renew(record, lease, now)
     if kept is not None and kept is not record:
-        connection.execute(sql.EXTEND, (kept.lease_end, kept.expires_at, lease.record_id))
+        connection.execute(EXTEND, (kept.lease_end, kept.expires_at, lease.record_id))
     return renewal
 
 
 def save_stage(connection: sqlite3.Connection, c: SaveStage, clock: Clock) -> StageSaved:
     """See ``Backend.save_stage``."""
     record_id = c.lease.record_id
-    key = sql.stage_key(record_id, c.stage)
+    key = stage_key(record_id, c.stage)
     record, now = read(connection, record_id), clock()
     if record is not None and record.expires_at > now:
-        sql.add_stages(record, connection.execute(sql.READ_STAGE, key))
+        add_stages(record, connection.execute(READ_STAGE, key))
     saved, kept = decisions.save_stage(record, c, now)
     if kept is not record:
         if saved.recreated:
-            connection.execute(sql.DELETE_STAGES, (record_id,))
-        connection.execute(sql.WRITE, sql.row_of(kept))
-        connection.execute(sql.ADD_STAGE, (*key, c.stage.frame))
+            connection.execute(DELETE_STAGES, (record_id,))
+        connection.execute(WRITE, row_of(kept))
+        connection.execute(ADD_STAGE, (*key, c.stage.frame))
     return saved
 
 
@@ -148,7 +310,7 @@ def complete_running(connection: sqlite3.Connection, c: Complete, clock: Clock) 
         "now": clock(),
         "response": c.response,
     }
-    return Completed() if connection.execute(sql.COMPLETE, values).rowcount else None
+    return Completed() if connection.execute(COMPLETE, values).rowcount else None
 
 
 def complete(connection: sqlite3.Connection, c: Complete, clock: Clock) -> Completed:
@@ -160,7 +322,7 @@ def complete(connection: sqlite3.Connection, c: Complete, clock: Clock) -> Compl
     record = read(connection, record_id)
     completed, kept = decisions.complete(record, c, clock())
     if completed.recreated and record is not None:
-        connection.execute(sql.DELETE_STAGES, (record_id,))
+        connection.execute(DELETE_STAGES, (record_id,))
     _keep(connection, record, kept)
     return completed
 
@@ -177,7 +339,7 @@ def release(connection: sqlite3.Connection, c: Release, clock: Clock) -> None:
     record_id = c.lease.record_id
     record = read(connection, record_id)
     if record is not None:
-        sql.add_stages(record, connection.execute(sql.HAS_STAGES, (record_id,)))
+        add_stages(record, connection.execute(HAS_STAGES, (record_id,)))
     _, kept = decisions.release(record, c, clock())
     _keep(connection, record, kept)
 
@@ -187,11 +349,11 @@ def withdraw(connection: sqlite3.Connection, c: Withdraw, clock: Clock) -> None:
     record_id, now = c.claim.record_id, clock()
     record = read(connection, record_id)
     if record is not None:
-        sql.add_stages(record, connection.execute(sql.HAS_STAGES, (record_id,)))
+        add_stages(record, connection.execute(HAS_STAGES, (record_id,)))
     _, kept = decisions.withdraw(record, c, now)
     _keep(connection, record, kept)
     values = (decisions.withdrawn_id(c.claim.owner), record_id, now + decisions.WITHDRAWN_FOR)
-    connection.execute(sql.WRITE_RESERVATION, values)
+    connection.execute(WRITE_RESERVATION, values)
 
 
 def _keep(connection: sqlite3.Connection, before: Record | None, after: Record | None) -> None:
@@ -201,44 +363,44 @@ def _keep(connection: sqlite3.Connection, before: Record | None, after: Record |
         assert before is not None
         _delete(connection, before.record_id)
     else:
-        connection.execute(sql.WRITE, sql.row_of(after))
+        connection.execute(WRITE, row_of(after))
 
 
 def delete(connection: sqlite3.Connection, record_id: bytes, clock: Clock) -> bool:
     """See ``Backend.delete``; deletes a record that cannot be read as well."""
-    row = connection.execute(sql.READ_HEADER, (record_id,)).fetchone()
+    row = connection.execute(READ_HEADER, (record_id,)).fetchone()
     _delete(connection, record_id)
     return row is not None and _is_live(record_id, row, clock())
 
 
 def _is_live(record_id: bytes, row: Sequence[object], now: float) -> bool:
     try:
-        return sql.record_of(record_id, row).expires_at > now
+        return record_of(record_id, row).expires_at > now
     except RecordUnreadable:
         return True
 
 
 def _delete(connection: sqlite3.Connection, record_id: bytes) -> None:
-    connection.execute(sql.DELETE, (record_id,))
-    connection.execute(sql.DELETE_STAGES, (record_id,))
+    connection.execute(DELETE, (record_id,))
+    connection.execute(DELETE_STAGES, (record_id,))
 
 
 def get(connection: sqlite3.Connection, c: Get, clock: Clock) -> Record | None:
     """See ``Backend.get``; begins and ends its transaction, so that both reads see one state of the database."""
     connection.execute("BEGIN")
     try:
-        record = read(connection, c.record_id, sql.READ_WHOLE)
+        record = read(connection, c.record_id, READ_WHOLE)
         if record is None or record.expires_at <= clock():
             return None
-        sql.add_stages(record, connection.execute(sql.READ_STAGES, (c.record_id,)))
+        add_stages(record, connection.execute(READ_STAGES, (c.record_id,)))
         return record
     finally:
-        connection.execute(sql.COMMIT)
+        connection.execute(COMMIT)
 
 
 def scan(connection: sqlite3.Connection, after: bytes, clock: Clock) -> list[bytes]:
     """The ids of live records that come after this one."""
-    return [record_id for (record_id,) in connection.execute(sql.SCAN, (after, clock(), _SCANNED_AT_ONCE))]
+    return [record_id for (record_id,) in connection.execute(SCAN, (after, clock(), _SCANNED_AT_ONCE))]
 
 
 def look_for_reservation(connection: sqlite3.Connection, c: Reserve, clock: Clock) -> ReserveResult | None:
@@ -252,20 +414,20 @@ def reserve(connection: sqlite3.Connection, c: Reserve, clock: Clock) -> Reserve
     now = clock()
     reserved, end = _reservation(connection, c, now)
     if end is not None:
-        connection.execute(sql.WRITE_RESERVATION, (c.scope_id, c.record_id, end))
-        connection.execute(sql.PURGE_RESERVATIONS, (now, _RESERVATIONS_PURGED))
+        connection.execute(WRITE_RESERVATION, (c.scope_id, c.record_id, end))
+        connection.execute(PURGE_RESERVATIONS, (now, _RESERVATIONS_PURGED))
     return reserved
 
 
 def _reservation(connection: sqlite3.Connection, c: Reserve, now: float) -> tuple[ReserveResult, float | None]:
-    found = connection.execute(sql.READ_RESERVATION, (c.scope_id, c.record_id)).fetchone()
+    found = connection.execute(READ_RESERVATION, (c.scope_id, c.record_id)).fetchone()
     end = None if found is None else found[0]
     if not isinstance(end, float | None):
         raise RecordUnreadable(f"the reservation of record {c.record_id[:6].hex()} is corrupt")
     first = None
     if end is None or end <= now:
         values = {"scope_id": c.scope_id, "now": now, "others": min(c.limit - 1, _LARGEST)}
-        first = connection.execute(sql.FIRST_OF_MORE_THAN, values).fetchone()
+        first = connection.execute(FIRST_OF_MORE_THAN, values).fetchone()
     # How many reservations there are does not matter, only whether they are as many as the limit.
     taken, earliest = (0, now) if first is None else (c.limit, first[0])
     return decisions.reserve(end, taken, earliest, c, now)
@@ -273,12 +435,12 @@ def _reservation(connection: sqlite3.Connection, c: Reserve, now: float) -> tupl
 
 def unreserve(connection: sqlite3.Connection, c: Unreserve, clock: Clock) -> None:
     """See ``Backend.unreserve``."""
-    connection.execute(sql.DELETE_RESERVATION, (c.scope_id, c.record_id))
+    connection.execute(DELETE_RESERVATION, (c.scope_id, c.record_id))
 
 
 def purge_some(connection: sqlite3.Connection, now: float, limit: int) -> int:
     """Delete at most ``limit`` expired records, and return how many."""
-    expired = connection.execute(sql.FIND_EXPIRED, {"now": now, "limit": limit}).fetchall()
+    expired = connection.execute(FIND_EXPIRED, {"now": now, "limit": limit}).fetchall()
     for (record_id,) in expired:
         _delete(connection, record_id)
     return len(expired)
@@ -288,18 +450,18 @@ def purge(connection: sqlite3.Connection, limit: int, clock: Clock) -> int:
     """Delete at most ``limit`` expired records and reservations, and return how many."""
     now = clock()
     purged = purge_some(connection, now, limit)
-    return purged + connection.execute(sql.PURGE_RESERVATIONS, (now, limit - purged)).rowcount
+    return purged + connection.execute(PURGE_RESERVATIONS, (now, limit - purged)).rowcount
 
 
 def read(
-    connection: sqlite3.Connection, record_id: bytes, statement: str = sql.READ_HEADER, *before: bytes
+    connection: sqlite3.Connection, record_id: bytes, statement: str = READ_HEADER, *before: bytes
 ) -> Record | None:
     """A record without its stages, by a statement that selects the columns of ``sql.record_of``.
 
     ``before``: the statement's parameters before the record's id.
     """
     row = connection.execute(statement, (*before, record_id)).fetchone()
-    return None if row is None else sql.record_of(record_id, row)
+    return None if row is None else record_of(record_id, row)
 
 
 @dataclass(frozen=True, slots=True)

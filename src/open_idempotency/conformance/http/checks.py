@@ -26,7 +26,7 @@ from open_idempotency.conformance.http.observations import (
     result_of,
     unknown,
 )
-from open_idempotency.conformance.http.wire import Exchange
+from open_idempotency.conformance.http.target import Exchange
 
 # Retries
 

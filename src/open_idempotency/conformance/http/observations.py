@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
-from open_idempotency.conformance.http.target import CouldNotRun, Headers, Target
-from open_idempotency.conformance.http.wire import Client, Exchange
+from open_idempotency.conformance.http.target import Client, CouldNotRun, Exchange, Headers, Target
 
 #: the scenes, each with the maximum number of requests that it sends
 LIMITS: dict[str, int] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.db import migrations, models
 
-from open_idempotency.django.fields import DigestField
+from open_idempotency.django.models import DigestField
 
 
 class Migration(migrations.Migration):

@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, Error, connections, transaction
 
 from open_idempotency import ledger
-from open_idempotency.backends.django_orm.alias import file_of
+from open_idempotency.backends.django_orm.backend import file_of
 from open_idempotency.backends.registry import open_backend, refuse_new_file
 from open_idempotency.django.conf import read_settings
 from open_idempotency.exceptions import ConfigurationError, IdempotencyError, first_line

@@ -1,0 +1,514 @@
+"""Coalescing: requests that arrive while the last batch is on its way go out together as the next batch.
+
+The requests that wait for the next batch: first come, first served, bounded in number, in bytes and in time.
+
+Coalescing for the tasks of one asyncio loop.
+
+The lead is one object. Its owner is a call that found nothing on its way, or the one task that carries out batches. The
+lead knows whether its owner still exists. So a lead that was lost, as by a signal's handler that raised or for want of
+memory, is free for the next call that looks; and while requests wait, a timer looks every so often.
+
+Coalescing for the threads of one process: each batch is carried out by one of the threads that wait for it.
+
+The lead is one lock object. Its owner holds that lock from before it gets the lead until it leaves, normally or by an
+exception. ``ThreadCoalescer._lead`` names the lock of the one call that leads. Only its owner passes the lead on, and
+only before it leaves. A lock that nobody holds shows that its owner left without passing it on, as where a signal's
+handler raised twice; then the next call that looks takes the lead. So no clock and no guess decides who leads.
+
+Coalescing: requests that arrive while the last batch is on its way to the store go out together as the next batch.
+
+No request waits for a timer, and none needs a thread of its own: a caller that finds nothing on its way sends its own
+request at once. The store says how a batch is carried out. What waits, in which order and for how long is decided here.
+The caller that carries out a batch has the lead, which is one object with one owner at each moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, first_line
+
+__all__ = ["NOT_ALONE", "Limits", "LoopCoalescer", "ThreadCoalescer"]
+
+#: the in-flight timeout of a request is this many times its queue timeout
+PATIENCE = 3
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds of a coalescer. ``seconds``: how long a request may wait before it is sent. ``most`` requests and
+    ``size`` bytes go into a batch of more than one. ``waiting``: how many requests may wait.
+    """
+
+    seconds: float
+    most: int = 256
+    size: int = 1 << 20
+    waiting: int = 10_000
+
+
+class Waiting(Protocol):
+    """One or more requests that stay together. ``until``: on the monotonic clock."""
+
+    count: int
+    size: int
+    until: float
+
+
+A = TypeVar("A", bound=Waiting)
+
+
+class Queue(Generic[A]):
+    """The requests that wait. It has no lock: use it on one loop, or under a lock of the caller's."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        #: first come, first served; changed here only
+        self.waiting: deque[A] = deque()
+        self._count = 0
+
+    def add(self, waiting: A) -> None:
+        """Wait for a batch. Raises ``BackendUnavailable`` where too many requests wait."""
+        if self._count + waiting.count > self._limits.waiting:
+            raise BackendUnavailable(f"{self._count} calls wait for the backend already")
+        self.waiting.append(waiting)
+        self._count += waiting.count
+
+    def remove(self, waiting: A) -> bool:
+        """Wait no longer; False where the request does not wait, as while it is on its way."""
+        try:
+            self.waiting.remove(waiting)
+        except ValueError:
+            return False
+        self._count -= waiting.count
+        return True
+
+    def first(self) -> A | None:
+        """The next one, or None."""
+        return self.waiting[0] if self.waiting else None
+
+    def overdue(self, now: float) -> list[A]:
+        """Those that wait although their time is over; these came first."""
+        return list(takewhile(lambda waiting: waiting.until < now, self.waiting))
+
+    def take(self, batch: list[A], overdue: list[A], now: float, after: A | None = None) -> None:
+        """Move the next batch to ``batch``. Move those whose time is over, and which must not be sent any more, to
+        ``overdue``. ``now``: on the monotonic clock; ``after``: what is in the batch already.
+
+        A signal's handler may raise in the middle. Each request is in a list before it leaves the queue, so none is
+        lost.
+        """
+        count, size = (0, 0) if after is None else (after.count, after.size)
+        while self.waiting:
+            waiting = self.waiting[0]
+            if waiting.until < now:
+                overdue.append(waiting)
+            elif count and (count + waiting.count > self._limits.most or size + waiting.size > self._limits.size):
+                break
+            else:
+                batch.append(waiting)
+                count += waiting.count
+                size += waiting.size
+            self.waiting.popleft()
+            self._count -= waiting.count
+
+
+def too_late(limits: Limits) -> BackendUnavailable:
+    """The error for a request that was not sent in time."""
+    return BackendUnavailable(f"the backend took no further calls for {limits.seconds} s")
+
+
+def interrupted() -> BackendUnavailable:
+    """The error for a request whose batch is no longer carried out; it may have had its effect."""
+    return BackendUnavailable("the thread or task that had sent this call was interrupted; its outcome is not known")
+
+
+def shared(error: BaseException) -> Exception:
+    """A copy of a batch's error for one of its requests: one object that is raised for several requests would mix
+    their tracebacks.
+
+    An error that no backend raises, such as the time limit of the thread that carried out the batch, is a missing
+    response to the other requests, which may be tried again.
+    """
+    if isinstance(error, IdempotencyError):
+        if type(error).__init__ is not IdempotencyError.__init__:
+            return error
+        copy = type(error)(*error.args)
+        copy.__cause__ = error.__cause__ or error
+        return copy
+    unavailable = BackendUnavailable(f"the batch of this call failed: {type(error).__name__}: {first_line(error)}")
+    unavailable.__cause__ = error
+    return unavailable
+
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+class _Waiting(Generic[Q, R]):
+    """A request that waits, and the future of its response. ``looks``: how often it was found on its way."""
+
+    __slots__ = ("looks", "request", "response", "size", "until")
+    count = 1
+
+    def __init__(self, request: Q, size: int, until: float, response: asyncio.Future[R]) -> None:
+        self.request = request
+        self.size = size
+        self.until = until
+        self.response = response
+        self.looks = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Lead:
+    """Has one owner: the call that holds ``held``, which it does as long as it has the lead, or ``task``."""
+
+    held: threading.Lock = field(default_factory=threading.Lock)
+    task: asyncio.Task[Any] | None = None
+
+
+class LoopCoalescer(Generic[Q, R]):
+    """``carry_out`` gets the requests of a batch and returns their responses in the same order. An exception instead
+    of a response is raised to that caller alone; one that ``carry_out`` raises, to every caller of the batch. It must
+    be bounded in time.
+
+    The request of a cancelled caller is not sent; if it is on its way, its response is dropped. Use one coalescer for
+    each loop.
+    """
+
+    def __init__(self, carry_out: Callable[[Sequence[Q]], Awaitable[Sequence[R | Exception]]], limits: Limits) -> None:
+        self._carry_out = carry_out
+        self._limits = limits
+        self._queue: Queue[_Waiting[Q, R]] = Queue(limits)
+        #: the batch on its way; the one request that found nothing on its way is not in it
+        self._batch: list[_Waiting[Q, R]] = []
+        #: replaced by its owner, or by any call where it has none
+        self._lead = _Lead()
+        self._on_its_way = False
+        self._next_look: asyncio.TimerHandle | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request would have to wait: the owner of the lead still exists."""
+        lead = self._lead
+        return lead.held.locked() or (lead.task is not None and not lead.task.done())
+
+    @property
+    def on_its_way(self) -> bool:
+        """Whether a batch is on its way. Between two batches a request goes with the second, without waiting."""
+        return self._on_its_way and self.busy
+
+    def report(self, responses: Sequence[R | Exception | None]) -> None:
+        """Give early responses to requests of the batch that is on its way; None for those that have to wait."""
+        for waiting, response in zip(self._batch, responses, strict=True):
+            if response is not None:
+                _settle(waiting, response)
+
+    async def ask(self, request: Q, size: int = 0) -> R:
+        """The response to ``request``, which has ``size`` bytes. Raises ``BackendUnavailable`` where it waited too
+        long or too many requests wait; else returns or raises what ``carry_out`` does.
+        """
+        if self.busy:
+            return await self._with_others(request, size)
+        lead = _Lead()  # a new one, so that a lock which was left held belongs to nobody
+        with lead.held:
+            try:
+                self._lead = lead
+                self._on_its_way = True
+                (response,) = await self._carry_out((request,))
+            finally:
+                self._on_its_way = False
+                if self._queue.waiting:
+                    self._hand_over()
+        if isinstance(response, Exception):
+            raise response
+        return response
+
+    async def _with_others(self, request: Q, size: int) -> R:
+        loop = asyncio.get_running_loop()
+        waiting: _Waiting[Q, R] = _Waiting(request, size, time.monotonic() + self._limits.seconds, loop.create_future())
+        if self._next_look is None:
+            self._look_later(loop)
+        self._queue.add(waiting)
+        try:
+            return await waiting.response
+        except BaseException:
+            if waiting.response.cancelled() or not waiting.response.done():  # else it has left the queue
+                self._queue.remove(waiting)
+            raise
+
+    def _hand_over(self) -> None:
+        lead = _Lead()
+        with lead.held:
+            self._lead = lead
+            # A context of its own: the batches do not belong to the HTTP request that happened to come before them.
+            create_task = asyncio.get_running_loop().create_task
+            lead.task = contextvars.Context().run(create_task, self._work(lead))
+            lead.task.add_done_callback(self._ended)
+
+    def _ended(self, worker: asyncio.Task[None]) -> None:
+        # A task that is cancelled before its first step has done nothing, and no other would replace it.
+        if self._lead.task is worker and (self._queue.waiting or self._batch):
+            self._refuse()
+
+    def _refuse_overdue(self, now: float) -> None:
+        # They stay in the queue until the next batch is taken from it.
+        for waiting in self._queue.overdue(now):
+            _settle(waiting, too_late(self._limits))
+
+    def _refuse(self) -> None:
+        """The loop is ending and cancels every task. Tasks that clean up meanwhile may make new requests."""
+        refused = self._batch
+        while self._queue.waiting:
+            self._queue.take(refused, refused, math.inf)
+        for waiting in refused:
+            _settle(waiting, BackendUnavailable("the batch was cancelled"))
+        self._batch = []
+
+    async def _work(self, lead: _Lead) -> None:
+        if self._lead is not lead:  # it was lost right before, and has another owner
+            return
+        lead.task = asyncio.current_task()
+        try:
+            while self._queue.waiting:
+                now = time.monotonic()
+                self._refuse_overdue(now)
+                batch = self._batch = []
+                self._queue.take(batch, [], now)
+                if batch:
+                    await self._respond(batch)
+                # Callers that got a response may make their next requests, which then share one batch too.
+                await asyncio.sleep(0)
+        except BaseException:
+            self._refuse()
+            raise
+
+    async def _respond(self, batch: list[_Waiting[Q, R]]) -> None:
+        responses: Sequence[R | Exception]
+        self._on_its_way = True
+        try:
+            responses = await self._carry_out([waiting.request for waiting in batch])
+        except Exception as error:
+            # An error that no backend raises goes unchanged to the caller of a single request.
+            responses = [error] if len(batch) == 1 else [shared(error) for _ in batch]
+        finally:
+            self._on_its_way = False
+        for waiting, response in zip(batch, responses, strict=True):
+            _settle(waiting, response)
+        self._batch = []
+
+    def _look_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._next_look = loop.call_later(self._limits.seconds, self._look)
+
+    def _look(self) -> None:
+        """While requests wait: none does for ever, whatever became of the task that carries them out."""
+        self._next_look = None
+        try:
+            for waiting in self._batch:
+                waiting.looks += 1
+                # A number, not a time, since a pause of the whole process makes one look useless.
+                if waiting.looks > 1 + PATIENCE:
+                    _settle(waiting, BackendUnavailable("no response in time"))
+            self._refuse_overdue(time.monotonic())
+            if not self.busy:
+                for waiting in self._batch:
+                    _settle(waiting, interrupted())
+                self._batch = []
+                if self._queue.waiting:
+                    self._hand_over()
+        finally:
+            if self._queue.waiting or self._batch:
+                self._look_later(asyncio.get_running_loop())
+
+
+def _settle(waiting: _Waiting[Any, Any], response: Any) -> None:
+    if waiting.response.done():
+        return
+    if isinstance(response, Exception):
+        waiting.response.set_exception(response)
+    else:
+        waiting.response.set_result(response)
+
+
+#: nothing was called, since a batch is on its way
+NOT_ALONE: Final = object()
+
+
+class _Group(Generic[Q, R]):
+    """The requests of one call, and their responses.
+
+    ``lead``: the lock that the call holds as long as it lasts. ``followers``: the calls whose requests share the batch
+    that this call carries out. ``carrier``: the lock of the call that carries out the batch of this one.
+    """
+
+    __slots__ = ("carrier", "count", "followers", "lead", "requests", "responses", "size", "until", "woken")
+
+    def __init__(self, requests: Sequence[tuple[Q, int]], until: float) -> None:
+        self.requests = [request for request, _ in requests]
+        self.count = len(requests)
+        self.size = sum(size for _, size in requests)
+        self.until = until
+        self.responses: Sequence[R | Exception] | None = None
+        self.followers: list[_Group[Q, R]] = []
+        self.lead = threading.Lock()
+        self.carrier: threading.Lock | None = None
+        self.woken = threading.Lock()
+        self.woken.acquire()
+
+    def wake(self) -> None:
+        """Let the thread of this call look again; once is as good as twice."""
+        with suppress(RuntimeError):  # it was woken before, and has not looked yet
+            self.woken.release()
+
+    def report(self, responses: Sequence[R | Exception]) -> None:
+        """Give the call its responses. The first ones count."""
+        if self.responses is None:
+            self.responses = responses
+        self.wake()
+
+
+class ThreadCoalescer(Generic[Q, R]):
+    """See ``LoopCoalescer``; ``carry_out`` blocks. A thread carries out one batch, with its own request in it, and then
+    passes the lead on, so that no thread works for the others for long. Use one coalescer for each process.
+    """
+
+    def __init__(self, carry_out: Callable[[Sequence[Q]], Sequence[R | Exception]], limits: Limits) -> None:
+        self._carry_out = carry_out
+        self._limits = limits
+        #: held for each change of what follows
+        self._lock = threading.Lock()
+        self._queue: Queue[_Group[Q, R]] = Queue(limits)
+        self._lead: threading.Lock | None = None
+
+    def ask(self, request: Q, size: int = 0) -> R:
+        """See ``LoopCoalescer.ask``."""
+        responses = self.alone(self._carry_out, (request,))
+        if responses is NOT_ALONE:
+            responses = self.ask_all(((request, size),))
+        response: R | Exception = responses[0]
+        if isinstance(response, Exception):
+            raise response
+        return response
+
+    def alone(self, call: Callable[..., Any], *args: Any) -> Any:
+        """``call(*args)`` instead of a batch of one, where it is cheaper; ``NOT_ALONE`` while a batch is on its way."""
+        lead = threading.Lock()
+        with lead:
+            # All of it is in the try: a signal's handler may raise anywhere, and the owner of the lead must pass it on.
+            try:
+                with self._lock:
+                    if self.busy:
+                        return NOT_ALONE
+                    self._lead = lead
+                return call(*args)
+            finally:
+                self._pass_on(lead)
+
+    def ask_all(self, requests: Sequence[tuple[Q, int]]) -> Sequence[R | Exception]:
+        """The responses to several requests, each with its size in bytes; they go into one batch.
+
+        Raises ``BackendUnavailable`` where they waited too long or too many requests wait, and what ends this thread.
+        """
+        group: _Group[Q, R] = _Group(requests, time.monotonic() + self._limits.seconds)
+        with group.lead:
+            try:
+                with self._lock:
+                    if self.busy:
+                        self._queue.add(group)
+                    else:
+                        self._lead = group.lead
+                if self._lead is group.lead or self._wait(group):
+                    self._respond(group)
+            finally:
+                self._leave(group)
+        if group.responses is None:
+            raise BackendUnavailable("no response in time")
+        return group.responses
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request would have to wait: a call has the lead, and has not left."""
+        lead = self._lead
+        return lead is not None and lead.locked()
+
+    def _wait(self, group: _Group[Q, R]) -> bool:
+        """Wait until there are responses (false), or this call has to lead (true).
+
+        Raises ``BackendUnavailable`` where the call was not sent in time. A call that was sent may have had its effect,
+        so its response is awaited for longer; in several steps, since a pause of the whole process may use one up.
+        """
+        for _ in range(1 + PATIENCE):
+            group.woken.acquire(timeout=self._limits.seconds)
+            if group.responses is not None:
+                return False
+            with self._lock:
+                if self._lead is group.lead:
+                    return True
+                if self._queue.remove(group):
+                    if self.busy:
+                        raise too_late(self._limits)
+                    self._lead = group.lead
+                    return True
+            if group.carrier is not None and not group.carrier.locked() and group.responses is None:
+                raise interrupted()
+        return False
+
+    def _respond(self, group: _Group[Q, R]) -> None:
+        """Carry out a batch: the call's own requests, and those that have waited."""
+        overdue: list[_Group[Q, R]] = []
+        with self._lock:
+            self._queue.remove(group)
+            self._queue.take(group.followers, overdue, time.monotonic(), after=group)
+        for each in overdue:
+            each.report([too_late(self._limits)] * each.count)
+        requests = [*group.requests]
+        for each in group.followers:
+            each.carrier = group.lead
+            requests += each.requests
+        try:
+            responses = self._carry_out(requests)
+        except IdempotencyError as error:
+            responses = [shared(error) for _ in requests]
+        except BaseException as error:
+            # It may concern this thread alone, such as its own time limit, so it is raised here only.
+            for each in group.followers:
+                each.report([shared(error) for _ in each.requests])
+            raise
+        group.responses = responses[: group.count]
+        start = group.count
+        for each in group.followers:
+            each.report(responses[start : start + each.count])
+            start += each.count
+
+    def _leave(self, group: _Group[Q, R]) -> None:
+        # Calls that a signal's handler left behind: their batch was not reported, or not taken as a whole.
+        lost = [each for each in group.followers if each.responses is None]
+        if lost or group.responses is None:
+            with self._lock:
+                for each in (*lost, group):
+                    self._queue.remove(each)
+        for each in lost:
+            each.report([interrupted() for _ in each.requests])
+        self._pass_on(group.lead)
+
+    def _pass_on(self, lead: threading.Lock) -> None:
+        """Give the lead to the next call that waits, if this call has it."""
+        if self._lead is not lead:  # while the lead is held, only its owner changes it
+            return
+        with self._lock:
+            group = self._queue.first()
+            while group is not None and (group.responses is not None or not group.lead.locked()):  # its thread has left
+                self._queue.remove(group)
+                group = self._queue.first()
+            self._lead = None if group is None else group.lead
+            if group is not None:
+                group.wake()
