@@ -152,7 +152,8 @@ class IdempotencyPolicy:
         Django view sets it. ``fail_open``: run unprotected while the backend is down.
 
     What is stored
-        ``store``: called with the status, returns true or false to overrule, None for the default.
+        ``store``: called with the whole response, a copy with its status, headers and body (None where that is too
+        long to be stored); returns True or False to overrule, None for the rule of the status.
         ``drop_headers``: names of further response headers that are not stored, and so not replayed; named here,
         ``Set-Cookie`` and ``Authorization`` are left out without a warning. ``keep_headers``: names of headers that
         are stored although they are not by default; ``Set-Cookie`` and ``Authorization`` only if ``encryption`` is set.
@@ -211,7 +212,7 @@ class IdempotencyPolicy:
     ledger: Ledger | None = None
     fail_open: bool = False
 
-    store: Callable[[int], bool | None] | None = None
+    store: Callable[[Response], bool | None] | None = None
     drop_headers: tuple[str, ...] = ()
     keep_headers: tuple[str, ...] = ()
     redact: Callable[[Response], Response] | None = None

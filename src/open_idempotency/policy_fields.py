@@ -54,7 +54,7 @@ class PolicyFields(TypedDict, total=False):
     max_attempts: int | None
     ledger: Ledger | None
     fail_open: bool
-    store: Callable[[int], bool | None] | None
+    store: Callable[[Response], bool | None] | None
     drop_headers: Iterable[str]
     keep_headers: Iterable[str]
     redact: Callable[[Response], Response] | None

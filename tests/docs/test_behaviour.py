@@ -27,7 +27,7 @@ LINES = {
     "H": _numbers(14),
     "O": _numbers(35, "18a", "18b", "18c", "19a", "19b", "20a", "21a"),
     "L": _numbers(14, "05a"),
-    "R": _numbers(12, "05a"),
+    "R": _numbers(14, "05a"),
     "S": _numbers(8, "02a", "06a", "06b", "06c"),
 }
 

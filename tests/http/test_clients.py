@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -43,6 +44,15 @@ def test_a_client_whose_retry_differs_stops_and_pays_once(new_case: NewCase) -> 
 
 
 @on_memory_only
+@on_memory_only
+def test_another_key_is_another_request(new_case: NewCase) -> None:
+    """O-01: a client that makes a new key for each try pays for each. Nobody else can know that it is one order."""
+    case = new_case(charge)
+    responses = [case.send(key=str(uuid4())) for _ in range(2)]
+    assert [response.status_code for response in responses] == [201, 201]
+    assert len(case.runs) == 2
+
+
 def test_a_client_that_waits_as_it_is_told_gets_the_first_response(new_case: NewCase) -> None:
     """O-31: the same request, with the same key."""
     case = new_case(gated)

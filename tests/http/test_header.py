@@ -6,10 +6,13 @@ a 400 of its own; then nothing ran either, which is what these tests ask for.
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 import pytest
 
 from tests.http.conftest import NewCase
 from tests.http.endpoints import charge
+from tests.http.sites import assert_problem
 from tests.http.variants import on_memory_only
 
 pytestmark = on_memory_only
@@ -141,6 +144,17 @@ def test_the_field_name_is_configurable(new_case: NewCase) -> None:
     assert case.commands == []
     case.raw((b"X-Request-Key", case.key.encode()))
     assert case.verbs == ["Claim", "Complete"]
+
+
+def test_a_key_in_another_header_is_no_key(new_case: NewCase) -> None:
+    """O-06: a client that spells the name otherwise is not protected; where a key is required, it learns the name."""
+    case = new_case(charge)
+    key = [("X-Idempotency-Key", str(uuid4()))]
+    assert [case.send(key=None, headers=key).status_code for _ in range(2)] == [201, 201]
+    assert len(case.runs) == 2
+    refused = new_case(charge, "required").send(key=None, headers=key)
+    assert_problem(refused, "key-missing", 400, retryable=False)
+    assert "Idempotency-Key header" in refused.json()["detail"]
 
 
 def test_a_key_of_the_wrong_form_is_refused_by_the_hook(new_case: NewCase) -> None:

@@ -95,6 +95,30 @@ def test_the_policy_overrules_what_is_kept(new_case: NewCase) -> None:
     assert "idempotent-replayed" not in other.send().headers
 
 
+@on_memory_only
+def test_the_policy_sees_the_body(new_case: NewCase) -> None:
+    """R-13: a 401 that is a step of a login is stored, with the effect behind it; a 401 that is a refusal is not."""
+    step = new_case(answering(401, b"next: prove your address"), "own rule")
+    assert [step.send().headers.get("idempotent-replayed") for _ in range(2)] == [None, "true"]
+    assert len(step.runs) == 1
+    refusal = new_case(answering(401, b"log in first"), "own rule")
+    assert [refusal.send().headers.get("idempotent-replayed") for _ in range(2)] == [None, None]
+    assert len(refusal.runs) == 2
+
+
+@on_memory_only
+def test_the_policy_sees_the_body_of_a_stream(new_case: NewCase) -> None:
+    """R-13: it was collected on its way to the first client."""
+
+    def endpoint(call: Call) -> Steps:
+        yield from ()
+        return Reply(401, [("Content-Type", "text/plain")], iter([b"ne", b"xt"]))
+
+    case = new_case(endpoint, "own rule")
+    assert [case.send().content for _ in range(2)] == [b"next", b"next"]
+    assert len(case.runs) == 1
+
+
 def _wishing(wish: Callable[[], None], status: int) -> Behaviour:
     def endpoint(call: Call) -> Steps:
         wish()

@@ -12,6 +12,7 @@ from uuid import UUID
 import django
 import pytest
 
+from open_idempotency._core.models import Response
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.redaction import redact_json
 
@@ -54,8 +55,11 @@ def _uuid(key: str) -> bool:
     return bool(UUID(key))
 
 
-def _store_all_but_201(status: int) -> bool | None:
-    return {201: False, 429: True}.get(status)
+def _own_rule(response: Response) -> bool | None:
+    """A 401 that says what comes next is stored, a 429 too, and a 201 is not."""
+    if response.status == 401 and b"next" in (response.body or b""):
+        return True
+    return {201: False, 429: True}.get(response.status)
 
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -76,7 +80,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "replays failed": {"on_failed": "replay"},
     "rejects abandoned": {"on_abandoned": "reject"},
     "small": {"max_request_bytes": LIMIT, "max_response_bytes": LIMIT, "spool_bytes": LIMIT // 10},
-    "own rule": {"store": _store_all_but_201},
+    "own rule": {"store": _own_rule},
     "json": {"fingerprint": "json"},
     "by route": {"scope_by_route": True},
     "limited": {"max_live_keys": LIVE_KEYS},

@@ -32,7 +32,7 @@ class Hooks:
         """Of a policy."""
         return {"store": self.store, "redact": self.redact, "encryption": self}
 
-    def store(self, status: int) -> bool | None:
+    def store(self, response: Response) -> bool | None:
         """As the policy would."""
         self.asked.append("store")
         return None
@@ -83,7 +83,7 @@ def kept(database: Database, hooks: Hooks, sent: Response) -> Response:
 
 @pytest.mark.parametrize("kind", ["sqlite3"])
 def test_what_does_not_belong_to_an_answer_does_not_make_another_of_it(database: Database) -> None:
-    """R-02: such as a length, or the date that a server adds."""
+    """R-02, R-13: such as a length, or the date that a server adds."""
     hooks = Hooks()
     dated = Response(201, [*RESPONSE.headers[:1], (b"date", b"now")], RESPONSE.body)
     assert kept(database, hooks, dated).body == b"placed"
@@ -97,12 +97,12 @@ def test_what_is_between_view_and_middleware_is_in_the_record(database: Database
     changed = Response(201, [*RESPONSE.headers, (b"x-between", b"here")], b"PLACED")
     stored = kept(database, hooks, changed)
     assert (stored.body, stored.headers[-1]) == (b"PLACED", (b"x-between", b"here"))
-    assert hooks.asked == ["store", "redact", "seal", "redact", "seal"]
+    assert hooks.asked == ["store", "redact", "seal", "store", "redact", "seal"]
 
 
 @pytest.mark.parametrize("kind", ["sqlite3"])
 def test_another_status_is_another_decision(database: Database) -> None:
-    """``store=`` says it of a status."""
+    """R-13: ``store=`` says it of a response, whose status is a part of it."""
     hooks = Hooks()
     assert kept(database, hooks, Response(202, RESPONSE.headers, RESPONSE.body)).status == 202
     assert hooks.asked == ["store", "redact", "seal", "store", "redact", "seal"]

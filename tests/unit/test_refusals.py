@@ -207,9 +207,35 @@ class Upstream(Exception):
     status = 401
 
 
+class UpstreamOfAnotherKind(Exception):
+    """The same, as the clients of many services carry it."""
+
+    status_code = 401
+
+
+class UpstreamWithResponse(Exception):
+    """The same, as httpx and requests carry it."""
+
+    def __init__(self) -> None:
+        self.response = PlainTextResponse("who are you", status_code=403)
+
+    def get_response(self) -> object:
+        """What werkzeug's exceptions have too."""
+        return self.response
+
+
 @pytest.mark.parametrize(
     "error",
-    [KeyError("x"), IndexError(), Upstream(), HTTPException(400), HTTPException(500), werkzeug.exceptions.NotFound()],
+    [
+        KeyError("x"),
+        IndexError(),
+        Upstream(),
+        UpstreamOfAnotherKind(),
+        UpstreamWithResponse(),
+        HTTPException(400),
+        HTTPException(500),
+        werkzeug.exceptions.NotFound(),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_any_other_exception_is_a_mistake(error: Exception) -> None:
@@ -219,6 +245,15 @@ def test_any_other_exception_is_a_mistake(error: Exception) -> None:
         send_by("wsgi", MemoryBackend(), scope=raising(error))
     assert caught.value.__cause__ is error
     assert type(error).__name__ in str(caught.value)
+
+
+@pytest.mark.parametrize(("status", "found"), [(401, 401), (403, 403), (404, None)])
+def test_what_django_ninja_raises_is_a_refusal(status: int, found: int | None) -> None:
+    """O-20: its ``HttpError``, which has a status of its own kind."""
+    with project():
+        from ninja.errors import HttpError  # it reads Django's settings when it is imported
+
+        assert refused_status(HttpError(status, "who are you")) == found
 
 
 @pytest.mark.parametrize(("value", "said"), [("", "an empty string"), (None, "NoneType"), (b"ann", "bytes")])

@@ -212,8 +212,8 @@ class Attempt:
     ledger: LedgerState | None = None
     #: the values of this attempt's own stages that could not be kept
     live: Mapping[StageId, object] = _NO_VALUES
-    #: what ``store=`` said, of which status; it is asked once
-    stored: tuple[int, bool | None] | None = None
+    #: what ``store=`` said, of which response; it is asked once
+    stored: tuple[Response, bool | None] | None = None
     #: seconds on the clock of ``Now`` until which the lease is known to last
     sure_until: float = inf
     #: its response is on record, or went out while that was not possible: retries will, or may, be sent it
@@ -339,9 +339,9 @@ class Attempt:
         """Note the view's wish for its response: True to store it, False to discard it, None for the policy's rule."""
         self.keep = keep
 
-    def hear_store(self, status: int, wish: bool | None) -> None:
-        """Note what ``store=`` said of a response with this status, so that it is asked once."""
-        self.stored = status, wish
+    def hear_store(self, response: Response, wish: bool | None) -> None:
+        """Note what ``store=`` said of a response, so that it is asked once."""
+        self.stored = response, wish
 
     def record(self, recorded: bool = True) -> None:
         """Note that its response is on record or goes out unrecorded; or that neither is so after all."""

@@ -2,8 +2,10 @@
 
 Exceptions of a ``scope=`` callable that say that a request is not authenticated, or not permitted (O-20).
 
-These are ``NotAuthenticated`` and whatever the frameworks raise for a 401 or a 403. They are recognised by their
-attributes, so no framework is imported here. Every other exception of the callable is a mistake in it.
+These are ``NotAuthenticated`` and whatever the frameworks raise for a 401 or a 403. They are recognised by the names of
+their classes, so no framework is imported here. Every other exception of the callable is a mistake in it, also one that
+has a status: the clients of other services raise exceptions with the status that those services responded with, and a
+401 to this server is none to its own client.
 
 The caller whom a decoded session names (O-19), and cookies by which a caller might be known (O-19a).
 
@@ -24,8 +26,15 @@ from open_idempotency._core import problems
 from open_idempotency.exceptions import CHALLENGE, NotAuthenticated, ScopeUnknown, is_challenge
 from open_idempotency.policy import NO_IDENTITY
 
-# Django's exception has no status; its handler makes a 403 of it. Compared by name: the class may not be loaded.
-_FORBIDDEN = ("django.core.exceptions", "PermissionDenied")
+#: exceptions by which a handler ends a request, and the attribute that has the status; FastAPI's are Starlette's
+_STATUS_OF = {
+    ("starlette.exceptions", "HTTPException"): "status_code",
+    ("rest_framework.exceptions", "APIException"): "status_code",
+    ("ninja.errors", "HttpError"): "status_code",
+    ("werkzeug.exceptions", "HTTPException"): "code",
+}
+# Django's exception has no status; its handler makes a 403 of it.
+_FIXED = {("django.core.exceptions", "PermissionDenied"): 403}
 _CHALLENGE_HEADER = "www-authenticate"
 
 
@@ -50,14 +59,16 @@ def refused_status(error: Exception) -> int | None:
     """401 or 403 if an exception stands for such a response; None for every other exception."""
     if isinstance(error, NotAuthenticated):
         return error.status
-    status = getattr(error, "status_code", None)
-    if status is None and callable(
-        getattr(error, "get_response", None)
-    ):  # werkzeug's; other exceptions have a code too
-        status = getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)
-    if status is None and any((kind.__module__, kind.__qualname__) == _FORBIDDEN for kind in type(error).__mro__):
-        status = 403
-    return status if isinstance(status, int) and status in (401, 403) else None
+    for kind in type(error).__mro__:
+        name = kind.__module__, kind.__qualname__
+        if name in _FIXED:
+            return _FIXED[name]
+        if name in _STATUS_OF:
+            status = getattr(error, _STATUS_OF[name], None)
+            if status is None:  # werkzeug's may carry a whole response instead
+                status = getattr(getattr(error, "response", None), "status_code", None)
+            return status if status in (401, 403) else None
+    return None
 
 
 def _detail(error: Exception) -> str:
@@ -159,7 +170,7 @@ def _text(entry: str, value: object) -> str | None:
     if value is None or isinstance(value, bool):
         return None
     if isinstance(value, int):
-        return str(int(value))
+        return _digits(entry, int(value))
     if isinstance(value, UUID):
         return str(value)
     if not value:
@@ -168,6 +179,16 @@ def _text(entry: str, value: object) -> str | None:
         f"the session's entry {entry!r} is a {type(value).__name__}, and an id is a string, an integer or a UUID; name "
         "the entry that holds the caller's id by session_identity=, or pass scope="
     )
+
+
+def _digits(entry: str, number: int) -> str:
+    try:
+        return str(number)
+    except ValueError:  # sys.set_int_max_str_digits: Python writes no number of more digits
+        raise ScopeUnknown(
+            f"the session's entry {entry!r} is a number of more digits than Python writes, so it does not name the "
+            "caller; name the entry that holds the caller's id by session_identity=, or pass scope="
+        ) from None
 
 
 def cookie_names(headers: Iterable[bytes]) -> tuple[str, ...]:

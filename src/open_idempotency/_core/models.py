@@ -102,6 +102,20 @@ class Response:
     cors: Cors | None = field(default=None, compare=False)
     note: bytes = field(default=b"", compare=False)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether status, headers and body are equal. Raises ``TypeError`` for a number.
+
+        ``store=`` is given a response. A hook that takes it for a status would find each one different from 200, and
+        so have every outcome forgotten.
+        """
+        if isinstance(other, int):
+            raise TypeError(f"a response was compared with the number {other}; compare response.status")
+        if not isinstance(other, Response):
+            return NotImplemented
+        return (self.status, self.headers, self.body) == (other.status, other.headers, other.body)
+
+    __hash__ = None  # type: ignore[assignment]  # its attributes change
+
 
 class Sealer(Protocol):
     """The type of ``encryption=``: authenticated encryption of small byte strings, from any thread.

@@ -152,7 +152,7 @@ def _settle(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate | 
 
 
 def _end_as_wished(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
-    wanted = yield from wants_kept(attempt, lease, response.status)
+    wanted = yield from wants_kept(attempt, lease, response)
     return (yield from _end(attempt, lease, response, wanted))
 
 
@@ -215,21 +215,32 @@ def _respond_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Respon
     return (yield from replay(stored, attempt.request_headers, lease.record_id, attempt.instance, policy))
 
 
-def wants_kept(attempt: Attempt, lease: Lease, status: int) -> Steps[bool]:
+def wants_kept(attempt: Attempt, lease: Lease, response: Response) -> Steps[bool]:
     """The view's wish, then the policy's ``store=``, then the status."""
+    policy = attempt.policy
     if attempt.keep is not None:
         return attempt.keep
     wish = None
-    if attempt.stored is not None and attempt.stored[0] == status:  # for a response that went into the ledger
+    if attempt.stored is not None and _is_same(attempt.stored[0], response, policy):  # offered to the ledger before
         wish = attempt.stored[1]
-    elif attempt.policy.store is not None:
+    elif policy.store is not None:
+        # A copy: what the hook does to it changes neither the response that leaves nor the one that is stored.
+        asked = Response(response.status, list(response.headers), response.body)
         try:
-            wish = attempt.policy.store(status)
+            wish = policy.store(asked)
+            if wish is not None and not isinstance(wish, bool):
+                raise TypeError(f"store= returned {type(wish).__name__}, not True, False or None")
         except Exception as error:
             # The handler has run: its outcome must not be lost to a faulty hook.
-            yield from warn(attempt.policy, events.HookFailed(events.short(lease.record_id), "store", cause(error)))
-        attempt.hear_store(status, wish)
-    return is_stored_status(status) if wish is None else wish
+            wish = None
+            yield from warn(policy, events.HookFailed(events.short(lease.record_id), "store", cause(error)))
+        attempt.hear_store(response, wish)
+    return is_stored_status(response.status) if wish is None else wish
+
+
+def _is_same(one: Response, other: Response, policy: IdempotencyPolicy) -> bool:
+    """Whether two live responses differ in nothing that is stored, such as a date that a server adds."""
+    return one is other or small_form(one, policy) == small_form(other, policy)
 
 
 def _form_in_ledger(ledger: LedgerState, response: Response, policy: IdempotencyPolicy) -> tuple[bytes, bool] | None:
@@ -250,7 +261,8 @@ def _complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]
         asked, changed = attempt.request_headers, attempt.session_changed
         form = yield from stored_form(response, RESPONSE, lease, policy, asked, changed)
     frame, stored = form
-    command = Complete(_kept_for(attempt, lease, response.status), frame)
+    kept = lease if response.status < 400 else _of_error(attempt, lease, response.status)
+    command = Complete(kept, frame)
     try:
         done = yield from recording.complete(command, attempt, lease, response.status)
     except BackendUnavailable:
@@ -268,13 +280,14 @@ def _complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]
     return Fate.KEPT
 
 
-def _kept_for(attempt: Attempt, lease: Lease, status: int) -> Lease:
-    """The lease with the time for which a response of this status is stored.
+def _of_error(attempt: Attempt, lease: Lease, status: int) -> Lease:
+    """The lease with the time for which a response from 400 on is stored.
 
     An error that left something behind is kept as long as a success: stages, or what a transaction has committed, would
-    be repeated by a request that runs again (B-26).
+    be repeated by a request that runs again (B-26). So would the effect behind a status that is stored only because the
+    view or ``store=`` says so.
     """
-    if status < 400 or has_history(attempt, lease) or attempt.ledger is not None:
+    if not is_stored_status(status) or has_history(attempt, lease) or attempt.ledger is not None:
         return lease
     return replace(lease, ttl=min(lease.ttl, attempt.policy.ttl_of_errors))
 

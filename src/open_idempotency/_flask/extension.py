@@ -61,6 +61,7 @@ class Hooks:
         self._paths = PathRules(paths, self._coverages) if paths else None
         self._setting = Setting(self._app, engine)
         self._looked = False
+        self._config = _settings(app.config)
         # a layer that compresses is there, and was reported
         self._compresses = False
 
@@ -194,9 +195,16 @@ class Hooks:
         """Look at all views at the first request: what later decorators have made of them is known by then.
 
         Rules that contradict the policy are logged. Raises ``ConfigurationError``, for this and all later requests,
-        for rules that have no effect.
+        for rules that have no effect, and for settings that were changed after they were read.
         """
         app = self._setting.app
+        now = _settings(app.config)
+        late = sorted(key for key in now.keys() | self._config.keys() if now.get(key) is not self._config.get(key))
+        if late:
+            raise ConfigurationError(
+                f"app.config: {', '.join(late)} changed after Idempotency(app) had read the settings, so the "
+                "change has no effect; set it before, or call init_app(app) when the configuration is complete"
+            )
         effects, covered = look_over(app, self._covers)
         complaint = effects.complaint()
         if complaint is not None:
@@ -307,12 +315,16 @@ class Idempotency:
         app.extensions[KEY] = engine
 
 
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key.startswith(PREFIX)}
+
+
 def read_config(config: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
     """The backend, the rules by path and the policy fields in an application's configuration.
 
     Raises ``ConfigurationError``.
     """
-    found = {key: value for key, value in config.items() if key.startswith(PREFIX)}
+    found = _settings(config)
     backend, paths = found.pop(f"{PREFIX}BACKEND", None), found.pop(f"{PREFIX}RULES", None)
     fields: dict[str, Any] = {}
     for key, value in found.items():

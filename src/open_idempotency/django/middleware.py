@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.apps import apps
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
@@ -29,6 +31,7 @@ from open_idempotency.rules import Rule
 
 GetResponse = Callable[[HttpRequest], Any]
 
+_logger = logging.getLogger("open_idempotency")
 _ATTRIBUTE = "_open_idempotency_exchange"
 
 
@@ -49,6 +52,11 @@ class IdempotencyMiddleware:
         self.get_response = get_response
         self._awaits = iscoroutinefunction(get_response)
         self.engine, self._coverages, self._paths = configure(threads=not self._awaits)
+        if not apps.is_installed("open_idempotency.django"):
+            _logger.warning(
+                'INSTALLED_APPS: "open_idempotency.django" is missing, so `manage.py check` does not see what is wrong '
+                "with the middleware's position and rules; add it"
+            )
         self._rules = self.engine.rules
         self._off = not self.engine.policy.enabled
         if self._paths is not None or self._coverages.marked_only:

@@ -176,7 +176,7 @@ def save_response(transaction: Transaction, attempt: Attempt, live: Response) ->
     attempt.check_running()
     lease = attempt.lease
     assert lease is not None
-    if not (yield from wants_kept(attempt, lease, live.status)):
+    if not (yield from wants_kept(attempt, lease, live)):
         return False
     # The record gets the same bytes later, unless code between view and middleware changes the response. So one can
     # replace the other, and no hook runs twice.

@@ -176,3 +176,9 @@ def test_random_keys_that_are_refused_fill_it_for_an_hour_at_most() -> None:
     assert [post() for _ in range(4)] == [404, 404, 404, 503]
     clock.advance(3_600)
     assert post() == 404
+
+
+def test_each_has_records_of_its_own() -> None:
+    """As a process has that was started again, or reloaded: both let the request run."""
+    for _ in range(2):
+        assert isinstance(MemoryBackend().claim(claim_of(b"r" * 32)), Leased)

@@ -281,6 +281,14 @@ def test_records_in_memory_are_another_backends(wrong: str) -> None:
         SqliteBackend(wrong)
 
 
+def test_another_file_is_another_backend(tmp_path: Path) -> None:
+    """As a relative path is from another directory, or a path on another machine: both let the request run."""
+    for name in ("one", "other"):
+        backend = SqliteBackend(str(tmp_path / f"{name}.db"))
+        assert isinstance(backend.claim(claim_of(b"r" * 32)), Leased)
+        backend.close()
+
+
 def test_a_missing_directory_is_found_at_start(tmp_path: Path) -> None:
     """An error at start names the directory."""
     with pytest.raises(ConfigurationError, match="does not exist"):

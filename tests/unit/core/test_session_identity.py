@@ -128,6 +128,8 @@ def test_a_subject_is_one_of_its_issuer(inside: bool) -> None:
         {"user": 7.5},
         {"user_id": b"7"},
         {"user": object()},
+        {"user_id": 10**5000},
+        {"user": {"id": -(10**5000)}},
     ],
 )
 def test_an_entry_that_is_no_id_is_never_a_shared_scope(session: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -62,6 +62,17 @@ def test_a_stored_error_has_a_time_to_live_of_its_own(status: int, kept: float) 
     script.run(finish(attempt, Response(status, [], b"")))
     (command,) = script.asked_for(Complete)
     assert command.lease.ttl == kept
+
+
+@pytest.mark.parametrize("fields", [{"store": lambda response: True}, {}])
+@pytest.mark.parametrize("status", [401, 403, 409, 429, 503])
+def test_a_status_that_is_stored_on_demand_is_kept_as_long_as_a_success(status: int, fields: dict[str, Any]) -> None:
+    """B-26, R-13: there is an effect behind it, which a request that runs again would repeat."""
+    attempt, script = attempt_of(error_ttl=7, **fields), Script({Complete: [Completed()]})
+    attempt.keep = None if fields else True
+    script.run(finish(attempt, Response(status, [], b"")))
+    (command,) = [each for each in script.asked if isinstance(each, Complete)]
+    assert command.lease.ttl == attempt.lease.ttl > 7
 
 
 @pytest.mark.parametrize("history", ["stage", "earlier attempt"])
@@ -125,20 +136,65 @@ def test_the_views_wish_overrules_the_policy_and_it_the_status(
     assert script.names() == [verb.__name__]
 
 
-def faulty(status: int) -> bool:
+def faulty(response: Response) -> bool:
     """A hook with a bug."""
     raise LookupError("hunter2")
 
 
+def counted(response: Response) -> bool:
+    """A hook whose author takes the response for its status. Not equal, it would discard every response."""
+    return response == 200
+
+
+def among(response: Response) -> bool:
+    """The same mistake with several statuses."""
+    return response in (200, 201)
+
+
+def vague(response: Response) -> object:
+    """A hook that returns what it has found, and b"" for a response without a body."""
+    return response.body
+
+
 @pytest.mark.parametrize(("status", "verb"), [(200, "Complete"), (403, "Release"), (500, "Fail")])
-def test_a_store_hook_that_raises_leaves_the_rule_of_the_status(status: int, verb: str) -> None:
-    """I2: the handler has run, so its outcome must not be lost; the event names the error and not its words."""
-    attempt, script = attempt_of(store=faulty), Script({Complete: [Completed()], Release: [None], Fail: [None]})
+@pytest.mark.parametrize(
+    ("hook", "error"),
+    [(faulty, "LookupError"), (counted, "TypeError"), (among, "TypeError"), (vague, "TypeError")],
+)
+def test_a_faulty_store_hook_leaves_the_rule_of_the_status(hook: Any, error: str, status: int, verb: str) -> None:
+    """R-14: the handler has run, so its outcome must not be lost; the event names the error and not its words."""
+    attempt, script = attempt_of(store=hook), Script({Complete: [Completed()], Release: [None], Fail: [None]})
     script.run(finish(attempt, Response(status, [], b"")))
     assert script.names() == [verb]
     assert told(attempt)[0] is events.HookFailed
-    assert "LookupError" in repr(attempt.policy.on_event.seen)
+    assert error in repr(attempt.policy.on_event.seen)
     assert "hunter2" not in repr(attempt.policy.on_event.seen)
+
+
+def test_a_store_hook_is_given_the_whole_response_as_a_copy() -> None:
+    """R-13: a hook that changes it changes neither the response that leaves nor the stored one."""
+    seen: list[Response] = []
+
+    def curious(response: Response) -> None:
+        seen.append(Response(response.status, tuple(response.headers), response.body))
+        response.status, response.body = 500, None
+        cast("list[Any]", response.headers).clear()
+
+    attempt, script = attempt_of(store=curious), Script({Complete: [Completed()]})
+    live = Response(201, [(b"x-ledger", b"main")], b"placed")
+    assert script.run(finish(attempt, live)) is Fate.KEPT
+    assert seen == [Response(201, ((b"x-ledger", b"main"),), b"placed")]
+    assert live == Response(201, [(b"x-ledger", b"main")], b"placed")
+    (stored,) = [command for command in script.asked if isinstance(command, Complete)]
+    assert decode_response(stored.response) == live
+
+
+def test_a_store_hook_sees_no_body_that_was_not_collected() -> None:
+    """R-13: None stands for a body over ``max_response_bytes``."""
+    seen: list[bytes | None] = []
+    attempt = attempt_of(store=lambda response: seen.append(response.body))
+    Script({Complete: [Completed()]}).run(finish(attempt, Response(200, [], None)))
+    assert seen == [None]
 
 
 def test_an_attempt_without_a_lease_settles_nothing() -> None:

@@ -53,6 +53,20 @@ def test_without_the_application_no_middleware_is_made() -> None:
         IdempotencyMiddleware(_view)
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_middleware_whose_application_is_not_installed_says_so(
+    listed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """O-28: without the application `manage.py check` looks at nothing, and would find nothing wrong."""
+    from open_idempotency.django import IdempotencyMiddleware
+
+    apps = ["django.contrib.auth", "django.contrib.contenttypes", *(["open_idempotency.django"] if listed else [])]
+    with project(_view), override_settings(INSTALLED_APPS=apps), caplog.at_level("WARNING", "open_idempotency"):
+        IdempotencyMiddleware(_view)
+    said = [each.getMessage() for each in caplog.records if "INSTALLED_APPS" in each.getMessage()]
+    assert len(said) == (0 if listed else 1)
+
+
 class Elsewhere:
     """A router that migrates nothing of ours anywhere."""
 

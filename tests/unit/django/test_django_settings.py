@@ -65,7 +65,7 @@ HOOKS = {
     "scope": f"{__name__}.by_user",
     "fingerprint": f"{__name__}.by_user",
     "ledger": f"{__name__}.by_user",
-    "store": "builtins.bool",
+    "store": f"{__name__}.by_user",
     "redact": f"{__name__}.by_user",
     "render_problem": f"{__name__}.by_user",
     "on_event": f"{__name__}.note_event",

@@ -41,6 +41,20 @@ def test_the_backend_and_the_fields_come_from_the_configuration(app: Flask) -> N
     assert (engine.policy.lease, engine.policy.methods) == (45.0, frozenset({"PUT"}))
 
 
+@pytest.mark.parametrize("late", [{"IDEMPOTENCY_REQUIRED": True}, {"IDEMPOTENCY_TTL": 90}])
+def test_a_setting_that_changes_after_it_was_read_is_an_error(late: dict[str, Any]) -> None:
+    """O-24: it would do nothing, and look as if it did. The first request names it, and each later one."""
+    app = Flask("shop")
+    app.config["IDEMPOTENCY_TTL"] = 3600
+    app.testing = True
+    app.post("/charges")(view)
+    Idempotency(app, "memory://")
+    app.config.update(late)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=rf"{next(iter(late))} changed after Idempotency\(app\) had read"):
+            app.test_client().post("/charges", headers=HEADERS)
+
+
 def test_arguments_take_the_place_of_the_configuration(app: Flask, backend: MemoryBackend) -> None:
     """Explicit arguments override."""
     app.config.update(IDEMPOTENCY_BACKEND="unknown://", IDEMPOTENCY_LEASE=45, IDEMPOTENCY_TTL=90)

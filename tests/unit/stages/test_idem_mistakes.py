@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -117,3 +118,17 @@ def test_a_backend_in_the_place_of_the_application_is_told() -> None:
     wrong: Any = "sqlite:///idem.db"
     with pytest.raises(ConfigurationError, match=r"first argument is the Flask application.*backend="):
         Idempotency(wrong)
+
+
+@pytest.mark.anyio
+async def test_a_stage_that_is_not_awaited_does_not_run_and_python_warns(client: Client) -> None:
+    """S-08: the effect does not happen, and the warning names the line."""
+    effect = Counted()
+
+    def endpoint() -> None:
+        idem.arun("charge", effect.awaited)
+        gc.collect()
+
+    with client.request(), pytest.warns(RuntimeWarning, match="never awaited"):
+        endpoint()
+    assert effect.calls == 0

@@ -153,7 +153,7 @@ async def test_what_store_says_of_other_answers_counts_there_too() -> None:
     runs = Runs()
     app = Starlette(routes=[runs.route])
     app.add_middleware(Strip)
-    app.add_middleware(IdempotencyMiddleware, backend="memory://", store=lambda status: False)
+    app.add_middleware(IdempotencyMiddleware, backend="memory://", store=lambda response: False)
     async with _client(app) as client:
         texts = [(await client.post("/v2/pay", headers={"Idempotency-Key": KEY})).text for _ in range(2)]
     assert texts == ["run 1", "run 2"]

@@ -228,7 +228,7 @@ async def test_a_route_has_its_own_limit_of_answers() -> None:
 
 async def test_a_route_has_its_own_rule_of_what_is_stored() -> None:
     """``store=``."""
-    app = protected(post("/charges", own(store=lambda status: False)), post("/other", charge))
+    app = protected(post("/charges", own(store=lambda response: False)), post("/other", charge))
     assert not await twice(app)
     assert await twice(app, "/other")
 
