@@ -1,10 +1,8 @@
-"""One stage, or the whole response, as a block.
+"""Blocks around the code of a view: one stage, or the whole response. Each is sync and async.
 
-One stage as a block, as a call or as a decorator, sync and async: what ``Idem.stage`` and ``Idem.run`` make.
-
-What is recorded, and when, is in ``stages`` and the core; here it is carried out around the code of a view.
-
-The whole response in the application's own transaction (S-06): what ``Idem.atomic`` makes, sync and async.
+``StageBlock`` is what ``Idem.stage`` and ``Idem.run`` make: a block, a call or a decorator. ``AtomicBlock`` is what
+``Idem.atomic`` makes: the whole response in the application's own transaction (S-06). What is recorded, and when, is
+decided in ``stages`` and in the core.
 """
 
 from __future__ import annotations
@@ -314,6 +312,8 @@ def _of_django(response: Any) -> Response | None:
 def _pairs(items: Any) -> Headers:
     return [(name.encode("latin-1"), str(value).encode("latin-1")) for name, value in items]
 
+
+# The whole response as a block (S-06)
 
 R = TypeVar("R")
 _WHAT = "idem.atomic"

@@ -1,8 +1,7 @@
-"""``BackendContract``: every contract of this package in one class.
+"""``BackendContract``: every contract of this package in one class, with the fixtures that the tests use.
 
-The contract of local failures: without threads, file descriptors or memory a backend counts as unavailable.
-
-``BackendContract``: every contract of this package in one class, with the fixtures that the tests use.
+``FailureContract`` is the part for local failures: without threads, file descriptors or memory a backend counts as
+unavailable.
 """
 
 from __future__ import annotations

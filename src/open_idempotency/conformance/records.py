@@ -1,10 +1,7 @@
-"""The contract of records and quotas.
+"""The contract of records: their time to live, what operators do with them, and quotas.
 
-The contract of records: how long they are kept, and what operators do with them (get, delete, scan and purge).
-
-The contract of ``reserve`` and ``unreserve``: how many keys of one scope may be live at the same time.
-
-A backend without ``quotas`` has to refuse both verbs. The other tests are skipped for it, with that reason.
+``QuotaContract`` tests ``reserve`` and ``unreserve``: how many keys of one scope may be live at the same time. A
+backend without ``quotas`` has to refuse both verbs. The other tests are skipped for it, with that reason.
 """
 
 from __future__ import annotations
@@ -230,6 +227,8 @@ class OperatorContract:
         await verbs.close()
         assert not isinstance(await verbs.get(Get(record_id)), type(None))
 
+
+# Quotas
 
 LIMIT = 5
 _MANY = 32

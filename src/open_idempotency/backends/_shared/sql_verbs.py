@@ -1,9 +1,5 @@
 """The verbs of backends whose records are rows that a transaction can lock: SQLAlchemy's and Django's.
 
-Between rows and records, for the databases of applications: a row that is corrupt, foreign or newer is refused.
-
-SQLite keeps whatever type it is given, so types are checked. Drivers differ in how they return bytes and booleans.
-
 A verb is a generator of transactions. Its executor, sync or async, runs each and sends back what it returned. What only
 reads (a replay, a 409, a 422) locks nothing (B-11b). What writes reads again under the lock of the record's row, where
 ``open_idempotency.decisions`` decides. Of two transactions that insert the same row the second one fails; its executor
@@ -12,6 +8,9 @@ then runs it again.
 A claim reads the clock, and whether its owner was withdrawn, only once it holds the row: an earlier time could be older
 than that of a claim which was made and given back in the meantime (B-02). A row that does not exist cannot be locked,
 so it is inserted first.
+
+Between rows and records, a row that is corrupt, foreign or newer is refused. Types are checked, since SQLite takes
+values of any type, and drivers differ in how they return bytes and booleans.
 """
 
 from __future__ import annotations
@@ -49,6 +48,8 @@ from open_idempotency.backend import (
 )
 from open_idempotency.backends._shared import fronts
 from open_idempotency.exceptions import RecordUnreadable
+
+# Between rows and records
 
 RECORD_VERSION = 1
 #: the columns of a row, in this order, followed by the response
@@ -143,6 +144,8 @@ def end_of(record_id: bytes, value: object) -> float | None:
         raise RecordUnreadable(f"the reservation of record {record_id[:6].hex()} is corrupt")
     return math.inf if value >= LARGEST else value
 
+
+# The verbs
 
 C = TypeVar("C")
 R = TypeVar("R")

@@ -1,11 +1,8 @@
 """The memory backend: the verbs on a table in this process's memory.
 
-The table of the memory backend: its records, their bounds, the callers that wait for them, and reservations.
-
-It knows no verbs: the backend decides, under this table's lock.
-
-One table serves the sync and the async front. It is bounded, in records and in bytes: when it is full of live records a
-new claim is refused, since an evicted record would let its request run twice. A forked child continues with a copy.
+One table serves the sync and the async front. It has the records, the callers that wait for them, and the reservations;
+the fronts decide under its lock. It is bounded, in records and in bytes. When it is full of live records a new claim is
+refused, since an evicted record would let its request run twice. A forked child continues with a copy.
 """
 
 from __future__ import annotations
@@ -45,6 +42,8 @@ from open_idempotency.backends._shared import urls
 from open_idempotency.backends._shared.one_process import warn_of_other_workers
 from open_idempotency.backends._shared.waiters import Waiter, Waiters
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError
+
+# The table
 
 # About what a record takes beside its response and its stages: the object, its ids, and its entry in the table.
 _BYTES_A_RECORD = 600
@@ -290,6 +289,8 @@ class Reservations:
         if self._count >= self._most:
             raise BackendUnavailable(f"memory backend is full: {self._most} reservations")
 
+
+# The verbs
 
 _MAX_RECORDS, _MAX_BYTES = 100_000, 256 * 1024 * 1024
 _SCAN_BATCH = 100

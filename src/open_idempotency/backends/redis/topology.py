@@ -1,13 +1,10 @@
-"""One server and its clients, and what its ``INFO`` says about the safety of records.
+"""The clients of redis-py that reach one server, and what its ``INFO`` says about the safety of records.
 
-What a server's ``INFO`` says about the safety of records: whether it may evict them, and what else endangers them.
+Clients look alike however the servers are arranged. Here the address of the one server is known; ``sentinel`` and
+``cluster`` have the other arrangements. Replicas are never read.
 
-Only a server with a memory limit evicts, so every policy is safe without ``maxmemory``. The limit may be set later, so
-``INFO`` is read again from time to time. The callers read it; nothing here waits or has a thread.
-
-Clients of redis-py's that look alike, however the servers are arranged; here for one server, whose address is known.
-
-``sentinel`` and ``cluster`` have the other arrangements. Replicas are never read.
+Only a server with a memory limit evicts records, so every policy is safe without ``maxmemory``. The limit may be set
+later, so ``INFO`` is read again from time to time, by the callers: ``MemoryWatch`` neither waits nor has a thread.
 """
 
 from __future__ import annotations
@@ -38,6 +35,8 @@ from open_idempotency.backends.redis.pipelining import Batches
 from open_idempotency.backends.redis.protocol import Command
 from open_idempotency.backends.redis.scripts import Keyed, Script
 from open_idempotency.exceptions import BackendUnavailable
+
+# The safety of records
 
 logger = logging.getLogger("open_idempotency")
 
@@ -121,6 +120,9 @@ def _dangers(info: Mapping[str, Any], options: Options) -> list[str]:
     if not int(info.get("aof_enabled", 1)):
         found.append("appendonly is off, so a crash of the server loses what was written since its last snapshot")
     return found
+
+
+# Clients
 
 
 class NotInBatch(Exception):

@@ -1,13 +1,11 @@
-"""Engines of the backend's own, and the options that they are made with.
+"""The engines of the SQLAlchemy backend's own, and the options that they are made with.
 
-The options of a URL or an engine: this backend's own, those for SQLAlchemy, and those that cannot work.
-
-Engines of the backend's own, one for each process or event loop, and what bounds the waits of each driver.
+Options are those of the backend, those for SQLAlchemy, and those that cannot work, which are refused.
 
 An application's engine is never used itself: handlers that hold all of its connections must not keep their own records
-from being written. The backend's engine connects as that one does, with its arguments and its pool's listeners.
-SQLAlchemy bounds no wait but that for a connection of the pool. A driver that is not named here has limits of its own,
-which the URL may set.
+from being written. The backend's engine connects as that one does, with its arguments and its pool's listeners. There
+is one for each process or event loop. SQLAlchemy bounds no wait but that for a connection of the pool, so the waits of
+each driver are bounded here. A driver that is not named has limits of its own, which the URL may set.
 """
 
 from __future__ import annotations
@@ -28,6 +26,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from open_idempotency.backends._shared import urls
 from open_idempotency.backends.sqlalchemy.statements import DIALECTS, Dialect
 from open_idempotency.exceptions import ConfigurationError, MissingExtra
+
+# Options of a URL or an engine
 
 SCHEME = "sqlalchemy+"
 _OPTIONS: dict[str, urls.Parser] = {"timeout": urls.seconds, "max_connections": urls.count}
@@ -173,6 +173,8 @@ def _checked(options: Options) -> Options:
         raise ConfigurationError(f"max_connections: must be at least 1, got {options.max_connections}")
     return options
 
+
+# Engines
 
 Connect = Callable[..., Any]
 

@@ -1,13 +1,11 @@
-"""What each verb reads and writes on a connection, inside a transaction that its caller begins and commits.
-
-The rows of the SQLite backend: the SQL that reads and writes them, and the records that they hold.
-
-No value ever becomes part of a statement. Parameters are ``?``, or names where a statement uses one twice, since Python
-3.12 and later refuse ``?1`` with a sequence. A row that is corrupt, foreign or newer is refused.
+"""What each verb reads and writes on an SQLite connection, in a transaction that its caller begins and commits.
 
 A verb asks ``clock`` once it holds the lock. It raises before it writes, so that a refused command leaves nothing
 behind in a transaction that it shares with others. ``look_for_…`` only reads, without a lock, and returns a response,
 or None where the verb has to write.
+
+No value ever becomes part of a statement. Parameters are ``?``, or names where a statement uses one twice, since Python
+3.12 and later refuse ``?1`` with a sequence. A row that is corrupt, foreign or newer is refused.
 """
 
 from __future__ import annotations
@@ -43,6 +41,8 @@ from open_idempotency.backend import (
 )
 from open_idempotency.backends._shared import fronts
 from open_idempotency.exceptions import RecordUnreadable
+
+# Statements, and rows
 
 RECORD_VERSION = 1
 # The schema of a version is made by its script and those before it, so that an older database is brought up.
@@ -198,6 +198,8 @@ def stage_key(record_id: bytes, stage: Stage) -> tuple[bytes, bytes, bytes]:
     """The parameters that find a stage; names may hold any character, lone surrogates and NUL included."""
     return record_id, stage.name.encode("utf-8", "surrogatepass"), stage.key.encode("utf-8", "surrogatepass")
 
+
+# The verbs
 
 Clock = Callable[[], float]
 C = TypeVar("C")
