@@ -64,7 +64,7 @@ class Watch(NamedTuple):
 class LedgerResponse(NamedTuple):
     """A response in the ledger."""
 
-    #: as it is kept, without the headers that belong to one connection or one moment
+    #: as it is stored, without the headers that belong to one connection or one moment
     response: Response
     #: the bytes that are stored of it
     frame: bytes
@@ -210,7 +210,7 @@ class Attempt:
     interrupted: OutcomeUnknown | KeyReused | AlreadyCommitted | None = None
     #: what it has put into a ledger; None as long as there is nothing
     ledger: LedgerState | None = None
-    #: the values of this attempt's own stages that could not be kept
+    #: the values of this attempt's own stages that could not be stored
     live: Mapping[StageId, object] = _NO_VALUES
     #: what ``store=`` said, of which status; it is asked once
     stored: tuple[int, bool | None] | None = None
@@ -300,7 +300,7 @@ class Attempt:
         self._recorded[stage.name, stage.key] = stage.frame
 
     def kept_live(self, stage: StageId, value: object) -> None:
-        """Remember a value that cannot be kept, for as long as this attempt runs. Threads may be here at once."""
+        """Remember a value that cannot be stored, for as long as this attempt runs. Threads may be here at once."""
         vars(self).setdefault("live", {})[stage] = value
 
     def seeded(self, make: Callable[[], bytes]) -> bytes:

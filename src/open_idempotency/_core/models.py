@@ -82,7 +82,7 @@ class Cors(NamedTuple):
 
 @dataclass(slots=True)
 class Response:
-    """A whole response. ``body`` is None where it was too large to be kept (a tombstone).
+    """A whole response. ``body`` is None where it was too large to be stored (a tombstone).
 
     ``omitted``: of a stored one, the names of the credentials that its first client was given and that are not stored.
     ``cors``: of a stored one, the ``Access-Control-*`` headers that its first client was given, with that client's

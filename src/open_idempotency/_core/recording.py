@@ -136,7 +136,7 @@ def complete(write: Complete, attempt: Attempt, lease: Lease, status: int) -> St
 
 
 def let_go(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
-    """End an attempt whose response is not kept, in one try. Raises ``BackendUnavailable``; then it goes on later."""
+    """End an attempt whose response is not stored, in one try. Raises ``BackendUnavailable``; then it goes on later."""
     try:
         yield from surely(write, attempt, lease)
     except BackendUnavailable as error:
@@ -329,7 +329,7 @@ def _recorded_late(write: Write, attempt: Attempt, lease: Lease, status: int | N
 
 
 def ended(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
-    """What follows when the end of an attempt without a kept response is on record."""
+    """What follows when the end of an attempt without a stored response is on record."""
     if attempt.scope_id is not None and isinstance(write, Release) and not has_history(attempt, lease):
         yield from unreserve(attempt, lease, attempt.scope_id)
     event = events.Failed if isinstance(write, Fail) else events.Released

@@ -142,7 +142,7 @@ class StageKind(IntEnum):
 
     ``VALUE`` is plain JSON, ``TYPED`` is JSON that needs the declared type to be read. Of an intent (``BEGUN``,
     ``WITHDRAWN``) the payload is the number of the attempt. ``NOT_KEPT`` stands for a value or an error that could not
-    be kept, of a stage that is done.
+    be stored, of a stage that is done.
     """
 
     VALUE = 0
@@ -186,7 +186,7 @@ def seal(frame: bytes, kind: bytes, of: Claim | Lease, policy: IdempotencyPolicy
     if sealer is None or policy.plain_records == "write":
         return frame
     try:
-        return SEALED + sealer.seal(frame, _place(kind, of, names))
+        return SEALED + sealer.seal(frame, _position(kind, of, names))
     except Exception as error:
         raise BackendUnavailable("encryption= could not seal what is to be stored") from error
 
@@ -201,7 +201,7 @@ def unseal(stored: bytes, kind: bytes, of: Claim | Lease, policy: IdempotencyPol
     if sealer is None:
         raise RecordUnreadable("a stored frame is encrypted, and this policy has no encryption=")
     try:
-        frame = sealer.unseal(stored[len(SEALED) :], _place(kind, of, names))
+        frame = sealer.unseal(stored[len(SEALED) :], _position(kind, of, names))
     except RecordUnreadable:
         raise
     except Exception as error:
@@ -223,7 +223,7 @@ def unseal_stage(stage: Stage, of: Lease, policy: IdempotencyPolicy) -> Stage:
     return Stage(stage.name, stage.key, unseal(stage.frame, _STAGE, of, policy, stage.name, stage.key))
 
 
-def _place(kind: bytes, of: Claim | Lease, names: Sequence[str]) -> bytes:
+def _position(kind: bytes, of: Claim | Lease, names: Sequence[str]) -> bytes:
     return digest(None, b"oi-sealed-1", kind, of.record_id, of.fingerprint, *(name.encode() for name in names))
 
 

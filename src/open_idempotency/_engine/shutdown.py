@@ -75,13 +75,13 @@ class Grace:
     def error(self) -> GeneratorExit:
         """What its attempt fails with."""
         if self.capture.outgrown:
-            return GeneratorExit("the client left, and the stream is longer than what is kept (max_response_bytes)")
+            return GeneratorExit("the client left, and the stream is longer than what is stored (max_response_bytes)")
         return GeneratorExit(f"the client left, and the stream did not end within {self.seconds:g} s (stream_grace)")
 
 
 # Recordings in the background (L-08)
 
-#: bounds of what one process keeps for one backend
+#: bounds of the responses that wait in one process for one backend
 MOST = 1_000
 MOST_BYTES = 64 * 1024 * 1024
 

@@ -319,7 +319,7 @@ def _unawaited(returns: object) -> object:
 
 
 def unkeepable(declared: object, deep: bool = True) -> object:
-    """The type in a declaration of which no value can be kept; None where there may well be one that can.
+    """The type in a declaration of which no value can be stored; None where there may well be one that can.
 
     Reported before an effect, so it is only what is certain: an item of a container, but no attribute of a class, which
     may be missing.

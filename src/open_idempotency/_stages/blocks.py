@@ -58,7 +58,7 @@ class StageBlock:
     def done(self) -> bool:
         """Whether the stage is on record: an earlier attempt recorded it, or ``reconcile`` found its value.
 
-        Then it must not run again, whether its value was kept or not.
+        Then it must not run again, whether its value was stored or not.
         """
         return self._entered().done
 
@@ -342,7 +342,7 @@ class AtomicBlock:
         #: at the block's end: whether the response is in the transaction; None without a key or a response. If it is
         #: false, such as for a 503, a retry runs again, so the caller's rows are better rolled back
         self.kept: bool | None = None
-        #: None without a key, where nothing is kept
+        #: None without a key, where nothing is stored
         self._entered: tuple[Transaction, Attempt, Performers] | None = None
 
     def respond(self, response: R) -> R:

@@ -60,7 +60,7 @@ class ExpiryContract:
     async def test_an_abandoned_record_outlives_its_lease_by_the_ttl(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
     ) -> None:
-        """B-05: its stages are kept for the attempt that resumes."""
+        """B-05: its stages stay for the attempt that resumes."""
         lease = await lease_of(verbs, record_id)
         await verbs.save_stage(SaveStage(lease, stage_of("reserve")))
         clock.advance(LEASE + TTL - 0.5)
@@ -73,7 +73,7 @@ class ExpiryContract:
     async def test_a_failed_record_is_kept_from_its_last_activity(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes, ending: str
     ) -> None:
-        """B-05: record and stages are kept for the TTL after the failure or release."""
+        """B-05: record and stages stay for the TTL after the failure or release."""
         lease = await lease_of(verbs, record_id)
         await verbs.save_stage(SaveStage(lease, stage_of("reserve")))
         clock.advance(10)
@@ -134,7 +134,7 @@ class ExpiryContract:
     async def test_a_very_long_or_infinite_ttl_is_accepted(
         self, verbs: AsyncVerbs, record_id: bytes, ttl: float
     ) -> None:
-        """B-05: a TTL may be longer than the store's own limit, or infinite."""
+        """B-05: a TTL may be longer than the backend's own limit, or infinite."""
         await verbs.complete(Complete(await lease_of(verbs, record_id, ttl=ttl), b"response"))
         assert await verbs.claim(claim_of(record_id)) == Finished(b"response")
 

@@ -346,8 +346,8 @@ def _peek(table: Table, c: Claim) -> tuple[ClaimResult | None, bool]:
     if found is None:
         return None, False
     record, now = found
-    claimed, kept = decisions.claim(record, c, now)
-    return (claimed if kept is record and decisions.rebased(record, now) is record else None), True
+    claimed, after = decisions.claim(record, c, now)
+    return (claimed if after is record and decisions.rebased(record, now) is record else None), True
 
 
 def _claim_locked(table: Table, c: Claim, lock: Iterator[bool]) -> ClaimResult:
@@ -359,11 +359,11 @@ def _claim_locked(table: Table, c: Claim, lock: Iterator[bool]) -> ClaimResult:
     if record.expires_at > now:
         found = table.with_stages(record)
         record = decisions.rebased(found, now)
-    claimed, kept = decisions.claim(record, c, now, withdrawn=withdrawn)
-    if kept is not None and kept is not found:
-        if not kept.stages:
+    claimed, after = decisions.claim(record, c, now, withdrawn=withdrawn)
+    if after is not None and after is not found:
+        if not after.stages:
             table.delete_stages(c.record_id)
-        _keep(table, found, kept)
+        _keep(table, found, after)
     return claimed
 
 
@@ -373,10 +373,10 @@ def _insert(table: Table, c: Claim) -> ClaimResult:
     assert draft is not None
     table.insert(draft)
     now, withdrawn = _now_and_withdrawn(table, c)
-    claimed, kept = decisions.claim(None, c, now, withdrawn=withdrawn)
-    if kept != draft:
-        _keep(table, draft, kept)
-    if kept is not None:
+    claimed, after = decisions.claim(None, c, now, withdrawn=withdrawn)
+    if after != draft:
+        _keep(table, draft, after)
+    if after is not None:
         _purge_sometimes(table, now)
     return claimed
 
@@ -393,10 +393,10 @@ def _renew(table: Table, c: Renew) -> list[Renewal]:
     extended: dict[float, list[bytes]] = {}
     renewals: list[Renewal] = []
     for lease in c.leases:
-        renewal, kept = _renewed(lease, rows.get(lease.record_id), now)
+        renewal, after = _renewed(lease, rows.get(lease.record_id), now)
         renewals.append(renewal)
-        if kept is not None:
-            extended.setdefault(kept.lease_end, []).append(lease.record_id)
+        if after is not None:
+            extended.setdefault(after.lease_end, []).append(lease.record_id)
     for lease_end, record_ids in extended.items():
         table.extend(record_ids, lease_end)
     return renewals
@@ -408,8 +408,8 @@ def _renewed(lease: Lease, row: Sequence[Any] | None, now: float) -> tuple[Renew
         record = None if row is None else record_of(lease.record_id, row)
     except RecordUnreadable:
         return Renewal.LOST, None
-    renewal, kept = decisions.renew(record, lease, now)
-    return renewal, None if kept is record else kept
+    renewal, after = decisions.renew(record, lease, now)
+    return renewal, None if after is record else after
 
 
 def _save_stage(table: Table, c: SaveStage) -> StageSaved:
@@ -419,28 +419,28 @@ def _save_stage(table: Table, c: SaveStage) -> StageSaved:
     record = found
     if record is not None and record.expires_at > now:
         record = table.with_stage(record, c.stage)
-    saved, kept = decisions.save_stage(record, c, now)
-    if kept is not record:
+    saved, after = decisions.save_stage(record, c, now)
+    if after is not record:
         if saved.recreated:
             table.delete_stages(record_id)
-        _keep(table, found, kept)
+        _keep(table, found, after)
         table.add_stage(record_id, c.stage)
     return saved
 
 
 def _complete(table: Table, c: Complete) -> Completed:
     record = table.lock(c.lease.record_id)
-    completed, kept = decisions.complete(record, c, table.now())
+    completed, after = decisions.complete(record, c, table.now())
     if completed.recreated and record is not None:
         table.delete_stages(c.lease.record_id)
-    _keep(table, record, kept)
+    _keep(table, record, after)
     return completed
 
 
 def _fail(table: Table, c: Fail) -> None:
     record = table.lock(c.lease.record_id)
-    _, kept = decisions.fail(record, c, table.now())
-    _keep(table, record, kept)
+    _, after = decisions.fail(record, c, table.now())
+    _keep(table, record, after)
 
 
 def _release(table: Table, c: Release) -> None:
@@ -448,8 +448,8 @@ def _release(table: Table, c: Release) -> None:
     now = table.now()
     if record is not None:
         record = table.with_first_stage(record)
-    _, kept = decisions.release(record, c, now)
-    _keep(table, record, kept)
+    _, after = decisions.release(record, c, now)
+    _keep(table, record, after)
 
 
 def _withdraw(table: Table, c: Withdraw) -> None:
@@ -464,8 +464,8 @@ def _withdraw(table: Table, c: Withdraw) -> None:
     else:
         record = table.with_first_stage(record)
     now, end = table.now_and_reservation(scope_id, record_id)
-    _, kept = decisions.withdraw(record, c, now)
-    _keep(table, record, kept)
+    _, after = decisions.withdraw(record, c, now)
+    _keep(table, record, after)
     table.put_reservation(scope_id, record_id, now + decisions.WITHDRAWN_FOR, end is not None)
 
 

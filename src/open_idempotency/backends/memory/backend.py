@@ -333,8 +333,8 @@ class MemoryBackend(Backend):
             now = table.now()
             table.make_room(c.record_id, now)
             record = table.records.get(c.record_id)
-            claimed, kept = decisions.claim(record, c, now, withdrawn=table.is_withdrawn(c, now))
-            table.keep(c.record_id, record, kept)
+            claimed, after = decisions.claim(record, c, now, withdrawn=table.is_withdrawn(c, now))
+            table.keep(c.record_id, record, after)
         return claimed
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
@@ -345,8 +345,8 @@ class MemoryBackend(Backend):
             now = table.now()
             for lease in c.leases:
                 record = table.records.get(lease.record_id)
-                renewal, kept = decisions.renew(record, lease, now)
-                table.keep(lease.record_id, record, kept)
+                renewal, after = decisions.renew(record, lease, now)
+                table.keep(lease.record_id, record, after)
                 renewals.append(renewal)
         return renewals
 
@@ -355,8 +355,8 @@ class MemoryBackend(Backend):
         table = self._table
         with table.lock:
             record = table.records.get(c.lease.record_id)
-            saved, kept = decisions.save_stage(record, c, table.now())
-            table.keep(c.lease.record_id, record, kept)
+            saved, after = decisions.save_stage(record, c, table.now())
+            table.keep(c.lease.record_id, record, after)
         return saved
 
     def complete(self, c: Complete, /) -> Completed:
@@ -364,8 +364,8 @@ class MemoryBackend(Backend):
         table = self._table
         with table.lock:
             record = table.records.get(c.lease.record_id)
-            completed, kept = decisions.complete(record, c, table.now())
-            table.keep(c.lease.record_id, record, kept)
+            completed, after = decisions.complete(record, c, table.now())
+            table.keep(c.lease.record_id, record, after)
         return completed
 
     def fail(self, c: Fail, /) -> None:
@@ -373,16 +373,16 @@ class MemoryBackend(Backend):
         table = self._table
         with table.lock:
             record = table.records.get(c.lease.record_id)
-            _, kept = decisions.fail(record, c, table.now())
-            table.keep(c.lease.record_id, record, kept)
+            _, after = decisions.fail(record, c, table.now())
+            table.keep(c.lease.record_id, record, after)
 
     def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
         table = self._table
         with table.lock:
             record = table.records.get(c.lease.record_id)
-            _, kept = decisions.release(record, c, table.now())
-            table.keep(c.lease.record_id, record, kept)
+            _, after = decisions.release(record, c, table.now())
+            table.keep(c.lease.record_id, record, after)
 
     def withdraw(self, c: Withdraw, /) -> None:
         """See ``Backend.withdraw``."""
@@ -390,8 +390,8 @@ class MemoryBackend(Backend):
         with table.lock:
             now = table.now()
             record = table.records.get(c.claim.record_id)
-            _, kept = decisions.withdraw(record, c, now)
-            table.keep(c.claim.record_id, record, kept)
+            _, after = decisions.withdraw(record, c, now)
+            table.keep(c.claim.record_id, record, after)
             table.withdraw(c.claim, now)
 
     def get(self, c: Get, /) -> Record | None:

@@ -105,7 +105,7 @@ class _Kept:
 
 
 class KeptConnection(_Kept, BoundedConnection):
-    """A blocking connection."""
+    """A sync connection."""
 
 
 class AsyncKeptConnection(_Kept, AsyncBoundedConnection):
@@ -233,7 +233,7 @@ class _Idle(Generic[K]):
 
 
 class Connections:
-    """The blocking connections of one process."""
+    """The sync connections of one process."""
 
     def __init__(self, options: Options) -> None:
         self._options = options

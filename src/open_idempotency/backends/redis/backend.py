@@ -334,7 +334,7 @@ class RedisBackend(Backend):
 
     @property
     def calls(self) -> Calls:
-        """The blocking calls, for the async backend."""
+        """The sync calls, for the async backend."""
         return self._calls
 
     def claim(self, c: Claim, /) -> ClaimResult:

@@ -1,9 +1,9 @@
 """Carrying out scripts: in bounded time, retried once where that may help, confirmed by replicas where asked for.
 
-``Calls`` blocks. ``AsyncCalls`` is for asyncio. redis-py does not know trio, so under trio it makes the blocking calls
+``Calls`` blocks. ``AsyncCalls`` is for asyncio. redis-py does not know trio, so under trio it makes the sync calls
 in a thread. Whatever redis-py raises leaves here as ``BackendUnavailable``.
 
-Each process has one blocking client, and one asyncio client for each event loop. They are made on first use.
+Each process has one sync client, and one asyncio client for each event loop. They are made on first use.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ async def _drive_async(steps: Steps[R], send: Callable[[Sequence[Command]], Awai
 
 
 class Calls:
-    """What the blocking backend asks of its servers. Safe to use from many threads."""
+    """What the sync backend asks of its servers. Safe to use from many threads."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -203,15 +203,15 @@ class Calls:
 
 
 class AsyncCalls:
-    """What the async backend asks of its servers. ``blocking``: makes the calls under trio.
+    """What the async backend asks of its servers. ``sync``: makes the calls under trio.
 
     A call that is several steps for redis-py is cancelled when its time is over. With one server the timeouts of the
     steps add up to less than that.
     """
 
-    def __init__(self, options: Options, blocking: Calls) -> None:
+    def __init__(self, options: Options, sync: Calls) -> None:
         self._options = options
-        self._blocking = blocking
+        self._sync = sync
         self._clients: PerProcess[dict[asyncio.AbstractEventLoop, AsyncClient]] = PerProcess(dict)
         self._closings = 0
         self._limited = options.topology != SINGLE or options.min_replicas > 0
@@ -244,7 +244,7 @@ class AsyncCalls:
         # Not ``async def``: saves one coroutine frame for each call in flight.
         durably = durably and self._options.min_replicas > 0
         if on_trio():
-            return in_thread(self._blocking.durable if durably else self._blocking.script, script, key, arguments)
+            return in_thread(self._sync.durable if durably else self._sync.script, script, key, arguments)
         keyed = ((key,), arguments)
         last = arguments[-1] if arguments else b""
         # A large argument would delay everything behind it on the one connection of the batches.
@@ -286,7 +286,7 @@ class AsyncCalls:
     async def by_server(self, script: Script, keys: Sequence[bytes], arguments: Sequence[Arguments]) -> list[Any]:
         """See ``Calls.by_server``."""
         if on_trio():
-            return await in_thread(self._blocking.by_server, script, keys, arguments)
+            return await in_thread(self._sync.by_server, script, keys, arguments)
         return await self._run(
             lambda client: _drive_async(
                 _grouped_steps(script, keys, arguments, client.groups(keys), self._options), client.each
@@ -296,13 +296,13 @@ class AsyncCalls:
     async def servers(self) -> Sequence[Any]:
         """See ``Calls.servers``; for ``on`` under the same async library."""
         if on_trio():
-            return await in_thread(self._blocking.servers)
+            return await in_thread(self._sync.servers)
         return await self._run(lambda client: client.servers())
 
     async def on(self, server: Any, *words: Any) -> Any:
         """See ``Calls.on``."""
         if on_trio():
-            return await in_thread(self._blocking.on, server, *words)
+            return await in_thread(self._sync.on, server, *words)
         return await self._run(lambda _: server.execute(*words))
 
     async def _run(self, function: Callable[[AsyncClient], Awaitable[R]], seconds: float | None = None) -> R:

@@ -117,7 +117,7 @@ def _sentinel_arguments(options: Options) -> list[dict[str, Any]]:
 
 
 class Sentinels:
-    """Blocking clients of the Sentinels. Safe to use from many threads."""
+    """Sync clients of the Sentinels. Safe to use from many threads."""
 
     def __init__(self, options: Options, epochs: list[int]) -> None:
         pool: Any = redis.ConnectionPool
@@ -402,7 +402,7 @@ class AsyncSentinelRoute(_Held, AsyncRoute):
 
 
 class SentinelClient(OneServer):
-    """A blocking client of the primary."""
+    """A sync client of the primary."""
 
     def __init__(self, options: Options) -> None:
         self._way = SentinelRoute(options)

@@ -25,9 +25,9 @@ from open_idempotency.backends.redis.connections import (
     Route,
     blocking_kind,
     connect,
+    destination,
     no_async_retry,
     no_retry,
-    place,
     pool_arguments,
 )
 from open_idempotency.backends.redis.options import SINGLE, Options
@@ -137,7 +137,7 @@ class Server(Protocol):
 
 
 class Client(Protocol):
-    """Blocking. Raises one of ``ERRORS`` where a server does not reply."""
+    """Sync. Raises one of ``ERRORS`` where a server does not reply."""
 
     def execute(self, command: Command) -> Any:
         """Run a script on the server of its first key. A refusal is raised."""
@@ -226,12 +226,12 @@ def topology_of(options: Options) -> Topology:
 
 
 class OneServer:
-    """A blocking client with a bounded pool, for the server that ``route`` leads to."""
+    """A sync client with a bounded pool, for the server that ``route`` leads to."""
 
     def __init__(self, options: Options, route: Route | None = None) -> None:
         pool: Any = redis.BlockingConnectionPool
         self._route = route or Route(options.address)
-        made = {**pool_arguments(options), **place(options, options.address), "route": self._route}
+        made = {**pool_arguments(options), **destination(options, options.address), "route": self._route}
         kind = blocking_kind(options)
         self._redis: Any = redis.Redis.from_pool(pool(connection_class=kind, retry=no_retry(), **made))
 
@@ -259,7 +259,7 @@ class OneServer:
 
 
 class PlainServer:
-    """One server, through redis-py's client for it, blocking or on asyncio."""
+    """One server, through redis-py's client for it, sync or on asyncio."""
 
     def __init__(self, client: Any) -> None:
         self.execute = client.execute_command

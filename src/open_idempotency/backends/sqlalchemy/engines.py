@@ -35,14 +35,14 @@ _OPTIONS: dict[str, urls.Parser] = {"timeout": urls.seconds, "max_connections": 
 
 @dataclass(frozen=True)
 class Options:
-    """``blocking``, ``awaitable``: how the driver can be used, sync or async, at least one of the two.
+    """``sync``, ``awaitable``: how the driver can be used, sync or async, at least one of the two.
 
     ``lender``: the pool of an engine that was given; the backend's connections are made as that pool makes its own.
     """
 
     url: URL = field(repr=False)
     dialect: Dialect
-    blocking: bool
+    sync: bool
     awaitable: bool
     lender: Pool | None = None
     timeout: float = 2.0
@@ -121,7 +121,7 @@ def _of_url(text: str) -> dict[str, Any]:
         except ValueError as error:
             raise ConfigurationError(f"backend: option {name}: {error}") from None
     # Without greenlet a driver that is both is awaited in threads.
-    uses = {"blocking": not kind.is_async, "awaitable": other.is_async and _has_greenlet()}
+    uses = {"sync": not kind.is_async, "awaitable": other.is_async and _has_greenlet()}
     return {"url": url.difference_update_query(read), **uses, **read}
 
 
@@ -145,10 +145,10 @@ def _check_driver(kind: type[SqlalchemyDialect], url: URL) -> None:
 
 def _of_engine(engine: Engine | AsyncEngine) -> dict[str, Any]:
     awaited = isinstance(engine, AsyncEngine)
-    blocking = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
-    if not isinstance(blocking, Engine):
+    sync = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    if not isinstance(sync, Engine):
         raise ConfigurationError(f"backend: expected a URL or an engine of SQLAlchemy's, got {type(engine).__name__}")
-    return {"url": blocking.url, "blocking": not awaited, "awaitable": awaited, "lender": blocking.pool}
+    return {"url": sync.url, "sync": not awaited, "awaitable": awaited, "lender": sync.pool}
 
 
 def _with_file(url: URL) -> URL:
@@ -265,7 +265,7 @@ def levels(options: Options, mode: str) -> dict[str, Any]:
 
 
 def make_engine(options: Options) -> Engine:
-    """A blocking engine; nothing is connected yet."""
+    """A sync engine; nothing is connected yet."""
     connect_args = connect_arguments(options)
     engine = create_engine(options.url, poolclass=QueuePool, **_arguments(options, connect_args))
     connect = None if options.lender is not None else bounded_connect(options)

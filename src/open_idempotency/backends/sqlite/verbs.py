@@ -228,8 +228,8 @@ def look_for_claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> Cl
     if record is None:
         return None
     now = clock()
-    claimed, kept = decisions.claim(record, c, now)
-    return claimed if kept is record and decisions.rebased(record, now) is record else None
+    claimed, after = decisions.claim(record, c, now)
+    return claimed if after is record and decisions.rebased(record, now) is record else None
 
 
 def claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> ClaimResult:
@@ -237,8 +237,8 @@ def claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> ClaimResult
     now = clock()
     withdrawn = _is_withdrawn(connection, c, now)
     # Mostly the record does not exist, and then it need not be read.
-    claimed, kept = decisions.claim(None, c, now, withdrawn=withdrawn)
-    if kept is None or not connection.execute(ADD, (*row_of(kept), c.record_id)).rowcount:
+    claimed, after = decisions.claim(None, c, now, withdrawn=withdrawn)
+    if after is None or not connection.execute(ADD, (*row_of(after), c.record_id)).rowcount:
         return _claim_again(connection, c, now, withdrawn)
     return claimed
 
@@ -254,11 +254,11 @@ def _claim_again(connection: sqlite3.Connection, c: Claim, now: float, withdrawn
     if found is not None and found.expires_at > now:
         add_stages(found, connection.execute(READ_STAGES, (c.record_id,)))
         record = decisions.rebased(found, now)
-    claimed, kept = decisions.claim(record, c, now, withdrawn=withdrawn)
-    if kept is not None and kept is not found:
-        if not kept.stages:
+    claimed, after = decisions.claim(record, c, now, withdrawn=withdrawn)
+    if after is not None and after is not found:
+        if not after.stages:
             connection.execute(DELETE_STAGES, (c.record_id,))
-        connection.execute(WRITE, row_of(kept))
+        connection.execute(WRITE, row_of(after))
     return claimed
 
 
@@ -277,9 +277,9 @@ def _renew(connection: sqlite3.Connection, lease: Lease, now: float) -> Renewal:
         record = read(connection, lease.record_id)
     except RecordUnreadable:
         return Renewal.LOST
-    renewal, kept = decisions.renew(record, lease, now)
-    if kept is not None and kept is not record:
-        connection.execute(EXTEND, (kept.lease_end, kept.expires_at, lease.record_id))
+    renewal, after = decisions.renew(record, lease, now)
+    if after is not None and after is not record:
+        connection.execute(EXTEND, (after.lease_end, after.expires_at, lease.record_id))
     return renewal
 
 
@@ -290,11 +290,11 @@ def save_stage(connection: sqlite3.Connection, c: SaveStage, clock: Clock) -> St
     record, now = read(connection, record_id), clock()
     if record is not None and record.expires_at > now:
         add_stages(record, connection.execute(READ_STAGE, key))
-    saved, kept = decisions.save_stage(record, c, now)
-    if kept is not record:
+    saved, after = decisions.save_stage(record, c, now)
+    if after is not record:
         if saved.recreated:
             connection.execute(DELETE_STAGES, (record_id,))
-        connection.execute(WRITE, row_of(kept))
+        connection.execute(WRITE, row_of(after))
         connection.execute(ADD_STAGE, (*key, c.stage.frame))
     return saved
 
@@ -322,18 +322,18 @@ def complete(connection: sqlite3.Connection, c: Complete, clock: Clock) -> Compl
         return completed
     record_id = c.lease.record_id
     record = read(connection, record_id)
-    completed, kept = decisions.complete(record, c, clock())
+    completed, after = decisions.complete(record, c, clock())
     if completed.recreated and record is not None:
         connection.execute(DELETE_STAGES, (record_id,))
-    _keep(connection, record, kept)
+    _keep(connection, record, after)
     return completed
 
 
 def fail(connection: sqlite3.Connection, c: Fail, clock: Clock) -> None:
     """See ``Backend.fail``."""
     record = read(connection, c.lease.record_id)
-    _, kept = decisions.fail(record, c, clock())
-    _keep(connection, record, kept)
+    _, after = decisions.fail(record, c, clock())
+    _keep(connection, record, after)
 
 
 def release(connection: sqlite3.Connection, c: Release, clock: Clock) -> None:
@@ -342,8 +342,8 @@ def release(connection: sqlite3.Connection, c: Release, clock: Clock) -> None:
     record = read(connection, record_id)
     if record is not None:
         add_stages(record, connection.execute(HAS_STAGES, (record_id,)))
-    _, kept = decisions.release(record, c, clock())
-    _keep(connection, record, kept)
+    _, after = decisions.release(record, c, clock())
+    _keep(connection, record, after)
 
 
 def withdraw(connection: sqlite3.Connection, c: Withdraw, clock: Clock) -> None:
@@ -352,8 +352,8 @@ def withdraw(connection: sqlite3.Connection, c: Withdraw, clock: Clock) -> None:
     record = read(connection, record_id)
     if record is not None:
         add_stages(record, connection.execute(HAS_STAGES, (record_id,)))
-    _, kept = decisions.withdraw(record, c, now)
-    _keep(connection, record, kept)
+    _, after = decisions.withdraw(record, c, now)
+    _keep(connection, record, after)
     values = (decisions.withdrawn_id(c.claim.owner), record_id, now + decisions.WITHDRAWN_FOR)
     connection.execute(WRITE_RESERVATION, values)
 
