@@ -37,7 +37,7 @@ STEPS = (
     ),
     Step("_routes.coverage:Coverages.by", "The rules of the route and of the path make one policy for the request."),
     Step(
-        "_asgi.exchange:Exchange.run",
+        "_asgi:Exchange.run",
         "One object stands for the request. It reads the body, calls the application and sends the response.",
     ),
     Step(
@@ -53,7 +53,7 @@ STEPS = (
         "What is asked: the digest by which another request under the same key is refused.",
     ),
     Step(
-        "_core.drivers:AsyncDriver.run",
+        "_core.commands:AsyncDriver.run",
         "A performer, which is a driver, has each command carried out: on the backend, on the adapter, or by itself.",
     ),
     Step("_core.decisions:claim", "What a claim finds, and what it leaves behind: one table for all backends."),

@@ -28,7 +28,7 @@ from open_idempotency._engine.cancellation import hold_for
 from open_idempotency._engine.engine import Engine, new_owner, running
 from open_idempotency._engine.event_log import report_late_error
 from open_idempotency._engine.shutdown import ClientLeft, Grace
-from open_idempotency._runtime import loops, processes
+from open_idempotency._runtime import clocks, loops
 from open_idempotency.exceptions import LeaseLost
 from open_idempotency.policy import IdempotencyPolicy
 
@@ -340,7 +340,7 @@ class Exchange:
         extensions = self._hide_extensions()
         mark = running.set((attempt, engine))
         try:
-            if processes.elapsed() > attempt.sure_until and (instead := await self._late(attempt)) is not None:
+            if clocks.elapsed() > attempt.sure_until and (instead := await self._late(attempt)) is not None:
                 self._client.end()
                 await self._respond(instead)
                 return
@@ -368,7 +368,7 @@ class Exchange:
 
     async def _late(self, attempt: Attempt) -> Response | None:
         """Check a lease that may have ended (L-10). Returns the response to send instead of calling the application."""
-        while processes.elapsed() > attempt.sure_until:
+        while clocks.elapsed() > attempt.sure_until:
             instead = await self._engine.aio.run(begin(attempt))
             if instead is not None:
                 self._settled = True

@@ -27,7 +27,7 @@ from open_idempotency._engine.engine import Engine, Running, running
 from open_idempotency._engine.event_log import report_late_error
 from open_idempotency._engine.shutdown import ClientLeft, Grace
 from open_idempotency._routes.coverage import EnvironNames
-from open_idempotency._runtime import processes
+from open_idempotency._runtime import clocks
 from open_idempotency.exceptions import LeaseLost
 
 # The environ
@@ -260,7 +260,7 @@ class Protection:
     @property
     def unsure(self) -> bool:
         """Whether the lease may have ended unnoticed: then ``begin`` renews it before the handler starts."""
-        return processes.elapsed() > self.attempt.sure_until
+        return clocks.elapsed() > self.attempt.sure_until
 
     def begin(self) -> Response | None:
         """To be called directly before the handler starts. Returns the response to send instead (L-10), or None."""

@@ -11,7 +11,7 @@ import pytest
 
 from open_idempotency import decisions, idem
 from open_idempotency._engine import engine
-from open_idempotency._runtime import processes
+from open_idempotency._runtime import clocks
 from open_idempotency._stages import stages
 from open_idempotency.backend import Backend, Busy, Complete, Completed, Lease, Leased, Renew, Renewal, SaveStage
 from open_idempotency.backends.django_orm import DjangoBackend
@@ -152,15 +152,15 @@ def test_the_growing_clock_counts_what_the_machine_slept() -> None:
     """B-19: of Linux and macOS the monotonic clock of Python does not."""
     number: Any = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
     before = time.clock_gettime(number)
-    assert before <= processes.elapsed() <= time.clock_gettime(number)
-    shows = processes.growing()
+    assert before <= clocks.elapsed() <= time.clock_gettime(number)
+    shows = clocks.growing()
     assert abs(shows() - time.time()) < 5.0
 
 
 def test_a_machine_that_slept_asks_whose_the_lease_is_before_an_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     """S-07, B-19: the lease has ended while it slept, so another worker may have begun."""
     asleep = 0.0
-    awake = processes.elapsed
+    awake = clocks.elapsed
 
     class Machine:
         """A clock that goes on in sleep; Python's monotonic one, which the rest uses, has stood still."""

@@ -48,7 +48,7 @@ from open_idempotency._core.commands import (
 from open_idempotency._core.notify import Advice
 from open_idempotency._engine.event_log import draw_reference, report
 from open_idempotency._engine.heartbeat import Heartbeat
-from open_idempotency._runtime import loops, processes
+from open_idempotency._runtime import clocks, loops
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import AsyncBackend, Backend, ClaimResult, Leased
 from open_idempotency.backends.registry import Given, open_backend
@@ -126,7 +126,7 @@ def _at_once(keeper: Keeper, slots: Slots) -> dict[type[Command[Any]], Callable[
         KeepAlive: lambda command: keeper.watch(command.attempt),
         RecordLater: keeper.record,
         TakeSlot: slots.take,
-        Now: lambda _: processes.elapsed(),
+        Now: lambda _: clocks.elapsed(),
         DrawReference: draw_reference,
         Emit: report,
     }
@@ -168,7 +168,7 @@ class Performer(Driver):
         super().__init__(handlers)
 
     def _claim(self, command: Claim) -> ClaimResult:
-        asked = processes.elapsed()
+        asked = clocks.elapsed()
         result = self.backend.claim(command)
         if isinstance(result, Leased):
             result.asked = asked
@@ -210,7 +210,7 @@ class AsyncPerformer(AsyncDriver):
         super().__init__(handlers)
 
     async def _claim(self, command: Claim) -> ClaimResult:
-        asked = processes.elapsed()
+        asked = clocks.elapsed()
         result = await self.backend.claim(command)
         if isinstance(result, Leased):
             result.asked = asked

@@ -27,7 +27,7 @@ from open_idempotency._core.commands import Emit, RecordLater, Renew
 from open_idempotency._core.models import Lease, Renewal
 from open_idempotency._engine.event_log import Courier, report
 from open_idempotency._engine.shutdown import Pass, Recordings, dismiss, enlist, give_up
-from open_idempotency._runtime import processes
+from open_idempotency._runtime import clocks, processes
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import Backend
 from open_idempotency.exceptions import BackendUnavailable
@@ -115,7 +115,7 @@ class _Beats:
     def watch(self, attempt: Attempt, lease: Lease) -> None:
         if self._thread is None or not self._thread.is_alive():
             self._ensure_thread()
-        now = processes.elapsed()
+        now = clocks.elapsed()
         self._watched[lease.owner] = entry = _Watched(attempt, lease, now)
         if lease.duration / LOOKS_A_LEASE < self._look or entry.due <= now:
             self._orders.put(None)
@@ -131,7 +131,7 @@ class _Beats:
             self._ensure_thread()
         except BackendUnavailable:
             return False
-        entry = self._watched.get(lease.owner) or _Watched(command.attempt, lease, processes.elapsed())
+        entry = self._watched.get(lease.owner) or _Watched(command.attempt, lease, clocks.elapsed())
         entry.until = command.until
         self._watched[lease.owner] = entry
         self._recordings.add(lease.owner, command)
@@ -209,7 +209,7 @@ class _Beats:
             self._end_passes()
 
     def _renew_now(self) -> None:
-        now = processes.elapsed()
+        now = clocks.elapsed()
         for entry in list(self._watched.values()):
             if entry.mark <= now:
                 entry.remind(now, self._courier.report)
@@ -235,7 +235,7 @@ class _Beats:
         look = self._next_look()
         if self._passes:
             look = min(look, _SETTLING_LOOK)
-        look = min(look, max(0.0, self._recordings.wake - processes.elapsed()))
+        look = min(look, max(0.0, self._recordings.wake - clocks.elapsed()))
         try:
             return self._orders.get(timeout=None if look == _UNTIL_WOKEN else look)
         except queue.Empty:
@@ -328,7 +328,7 @@ class Heartbeat:
         """
         if attempt.lease is not None:
             if processes.limit != inf:
-                attempt.end_by(processes.elapsed() + processes.limit)
+                attempt.end_by(clocks.elapsed() + processes.limit)
             self._beats.get().watch(attempt, attempt.lease)
 
     def record(self, command: RecordLater) -> bool:

@@ -32,7 +32,7 @@ from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Complete, Emit, Fail, Handlers, Now, RecordLater, Release, Sleep, Unreserve
 from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE
 from open_idempotency._core.stored_response import Capture
-from open_idempotency._runtime import loops, processes
+from open_idempotency._runtime import clocks, loops
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import Backend
 from open_idempotency.exceptions import BackendUnavailable, LeaseLost
@@ -113,7 +113,7 @@ class Recordings:
             Fail: backend.fail,
             Release: backend.release,
             Unreserve: backend.unreserve,
-            Now: lambda _: processes.elapsed(),
+            Now: lambda _: clocks.elapsed(),
             Emit: report,
         }
 
@@ -147,7 +147,7 @@ class Recordings:
 
     def go_on(self, before_each: Callable[[], object]) -> None:
         """Carry out what is due, until the backend turns out to be away."""
-        now = processes.elapsed()
+        now = clocks.elapsed()
         if now < self._left_alone:
             return
         due = sorted((item for item in list(self.pending.items()) if item[1].wake <= now), key=lambda i: i[1].wake)
@@ -155,7 +155,7 @@ class Recordings:
             before_each()
             if not self._advance(owner, recording):
                 # This one pauses, so in the next round the others come before it.
-                self._left_alone = processes.elapsed() + self._pause
+                self._left_alone = clocks.elapsed() + self._pause
                 self._pause = min(self._pause * 2, LONGEST_PAUSE)
                 return
             self._pause = FIRST_PAUSE
@@ -176,7 +176,7 @@ class Recordings:
                     command = recording.steps.throw(BackendUnavailable(f"interrupted by {type(error).__name__}"))
                 else:
                     command = recording.steps.send(reply)
-            recording.wake = processes.elapsed() + command.seconds
+            recording.wake = clocks.elapsed() + command.seconds
         except StopIteration:
             self._end(owner)
         except BaseException:

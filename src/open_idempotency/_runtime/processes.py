@@ -1,8 +1,4 @@
-"""One process: its clock, its values, its failures, and the workers beside it.
-
-The clock only grows, and goes on while the machine sleeps; leases are measured with it. The wall clock can be put back.
-The monotonic clock stands still while a Linux or macOS machine sleeps, and then shows a lease as valid that ended long
-ago; a stage would begin beside the attempt that has taken it over.
+"""One process: its values, its failures, and the workers beside it.
 
 Connections, locks and threads must not survive a fork, so they are values of one process. There is no lock here, since
 a lock can be inherited while it is held. What an ancestor made is never used and never closed in a child. It is only
@@ -27,41 +23,14 @@ import stat
 import struct
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from functools import partial, wraps
+from functools import wraps
 from hashlib import sha256
 from math import inf
 from types import FunctionType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from open_idempotency.exceptions import BackendUnavailable, first_line
-
-# The clock of leases
-
-
-def _counting() -> Callable[[], float]:
-    # Linux counts sleep here; of macOS's clocks CLOCK_MONOTONIC does, unlike time.monotonic(); Windows's does anyway.
-    for name in ("CLOCK_BOOTTIME", "CLOCK_MONOTONIC"):
-        number = getattr(time, name, None)
-        if number is not None:
-            try:
-                time.clock_gettime(number)
-            except OSError:  # an old kernel, or a sandbox
-                continue
-            return partial(time.clock_gettime, number)
-    return time.monotonic
-
-
-#: seconds since an arbitrary moment, the same one for all threads of a process
-elapsed: Callable[[], float] = _counting()
-
-
-def growing() -> Callable[[], float]:
-    """A clock that shows the time now, in seconds since 1970, and goes on without the jumps of the wall clock."""
-    began = time.time() - elapsed()
-    return lambda: began + elapsed()
-
 
 # Values of one process, and the limit of its server
 

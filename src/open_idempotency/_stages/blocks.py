@@ -20,7 +20,7 @@ from open_idempotency._core.intents import Inquiry, Reconciled
 from open_idempotency._core.models import Headers, Response
 from open_idempotency._core.recording import make_sure
 from open_idempotency._engine.engine import Performers, here
-from open_idempotency._runtime import loops, processes
+from open_idempotency._runtime import clocks, loops
 from open_idempotency._stages.stages import PLAIN, StageUse, Terms, is_coroutine_function, stage_id
 from open_idempotency.exceptions import ConfigurationError, NotStarted, SyncAsyncMismatch
 from open_idempotency.ledger.steps import Transaction, fence, save_response
@@ -321,7 +321,7 @@ _WHAT = "idem.atomic"
 
 def _entering(transaction: Transaction, attempt: Attempt) -> Steps[None]:
     """As for a stage: where the lease may have ended unnoticed, its owner is asked for before any effect (S-07)."""
-    if processes.elapsed() > attempt.sure_until:
+    if clocks.elapsed() > attempt.sure_until:
         yield from make_sure(attempt)
     yield from fence(transaction, attempt, whole=True)
 

@@ -22,7 +22,7 @@ from open_idempotency._core.models import Stage
 from open_idempotency._core.notify import warn
 from open_idempotency._core.recording import make_sure, save_stage
 from open_idempotency._core.stored_response import StageKind, decode_stage, encode_stage
-from open_idempotency._runtime import processes
+from open_idempotency._runtime import clocks
 from open_idempotency._stages import values
 from open_idempotency._stages.annotations import declared_type
 from open_idempotency.exceptions import NotStarted, RecordTooLarge, RecordUnreadable, StageValueError
@@ -193,7 +193,7 @@ class StageUse:
     @property
     def _unsure(self) -> bool:
         """Whether the lease may have ended unnoticed, so that ``begin`` has to ask whose it is before the effect."""
-        return self._frame is None and processes.elapsed() > self._attempt.sure_until
+        return self._frame is None and clocks.elapsed() > self._attempt.sure_until
 
     def recall(self) -> Any:
         """The recorded value; raises the recorded error."""

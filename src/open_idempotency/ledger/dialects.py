@@ -113,7 +113,7 @@ def _with_on_conflict(
     ``latest``, ``until``: how the latest expiry leaves the database, and what becomes of it when it is back.
     ``in_passing``: the condition under which a transaction of the application may purge.
     """
-    due = f"SELECT record_id FROM open_idempotency_ledger l WHERE expires_at <= {until}"  # noqa: S608
+    due = f"SELECT record_id FROM open_idempotency_ledger l WHERE expires_at <= {until}"  # noqa: S608 (of constants)
     bounds = f"ORDER BY expires_at LIMIT :limit {lock}"
     return Dialect(
         name=name,

@@ -18,7 +18,7 @@ from open_idempotency._engine import event_log, heartbeat
 from open_idempotency._engine.event_log import Courier
 from open_idempotency._engine.heartbeat import _Beats
 from open_idempotency._engine.shutdown import Pass, _leases
-from open_idempotency._runtime import processes
+from open_idempotency._runtime import clocks
 from open_idempotency.exceptions import BackendUnavailable
 from tests.unit.builders import Clock, Listener, RecordingBackend, eventually
 from tests.unit.engine.test_heartbeat import Desk, beating_threads, desk
@@ -235,7 +235,7 @@ def reports(desk: Desk) -> list[events.StillRunning]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The heartbeats' own clock: a mark that a busy machine lets pass together with the next is reported once."""
-    clock = Clock(processes.elapsed())
+    clock = Clock(clocks.elapsed())
     monkeypatch.setattr(heartbeat, "clocks", SimpleNamespace(elapsed=clock))
     return clock
 

@@ -17,7 +17,7 @@ from open_idempotency._core.commands import Release, Renew
 from open_idempotency._core.models import Body, Renewal
 from open_idempotency._core.settlement import begin
 from open_idempotency._engine.engine import new_owner
-from open_idempotency._runtime import processes
+from open_idempotency._runtime import clocks
 from open_idempotency.exceptions import BackendUnavailable, LeaseLost
 from tests.unit.builders import Clock, RecordingBackend, Script, attempt_of, body_of, request_of
 from tests.unit.stages.stage_client import Client, Counted
@@ -47,9 +47,9 @@ def site() -> Site:
 
 def test_a_claim_is_good_for_one_lease_from_when_it_was_asked_for(site: Site) -> None:
     """L-03: what the answer took on its way does not count."""
-    before = processes.elapsed()
+    before = clocks.elapsed()
     with site.client.request() as attempt:
-        assert before + LEASE <= attempt.sure_until <= processes.elapsed() + LEASE
+        assert before + LEASE <= attempt.sure_until <= clocks.elapsed() + LEASE
 
 
 @pytest.mark.anyio
@@ -64,10 +64,10 @@ async def test_the_same_where_the_claim_is_awaited(site: Site) -> None:
         return body_of(b"{}")
 
     intake = Intake(request_of(), fields, new_owner(), identify, receive)
-    before = processes.elapsed()
+    before = clocks.elapsed()
     attempt = await site.client.engine.aio.run(admit(intake, site.client.engine.policy))
     assert isinstance(attempt, Attempt)
-    assert before + LEASE <= attempt.sure_until <= processes.elapsed() + LEASE
+    assert before + LEASE <= attempt.sure_until <= clocks.elapsed() + LEASE
 
 
 def test_while_the_lease_is_known_to_last_a_stage_asks_nothing(site: Site) -> None:
@@ -112,7 +112,7 @@ def test_a_worker_whom_nobody_superseded_goes_on_and_is_sure_again(site: Site) -
         site.freeze(attempt)
         idem.run("charge", charge)
         idem.run("receipt", receipt)
-        assert attempt.sure_until > processes.elapsed()
+        assert attempt.sure_until > clocks.elapsed()
     assert (charge.calls, receipt.calls, len(site.backend.renewals)) == (1, 1, 1)
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import islice
 
 from open_idempotency import decisions
-from open_idempotency._runtime import loops, processes
+from open_idempotency._runtime import clocks, loops
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import (
     AsyncBackend,
@@ -312,7 +312,7 @@ class MemoryBackend(Backend):
         max_bytes: int = _MAX_BYTES,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self._table = Table(max_records, max_bytes, clock or processes.growing())
+        self._table = Table(max_records, max_bytes, clock or clocks.growing())
         self._async = AsyncMemoryBackend(over=self)
 
     @classmethod
