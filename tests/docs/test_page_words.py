@@ -14,7 +14,7 @@ _WORDS = {
     r"\bSPEC\b": "the number of the line in docs/reference/behaviour.md",
     r"\bheader fields?\b": "header",
     r"\b(an|stored|atomic|whole|view's|owner's|whose) answers?\b": "response",
-    r"(?<!\bin)\splaces?\b|\bin place of\b": "slot, position, point; instead of",
+    r"\bplaces\b|\bin place of\b": "slots, positions, points; instead of",
     r"\b(an?|the|each|this|another|every|no|several|one|unavailable) stores?\b": "backend, server",
     r"\b(cannot|could not|can) be kept\b|\bvalue not kept\b": "stored",
     r"\bawaited (ones?|verbs?|connections?|sessions?|transactions?)\b": "async",

@@ -168,6 +168,7 @@ class Performer(Driver):
         super().__init__(handlers)
 
     def _claim(self, command: Claim) -> ClaimResult:
+        # From before the call: the backend counts from a later moment, so no lease ends sooner than expected here.
         asked = clocks.elapsed()
         result = self.backend.claim(command)
         if isinstance(result, Leased):

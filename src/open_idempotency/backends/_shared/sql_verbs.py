@@ -296,15 +296,15 @@ class Verb(fronts.Verb[C, R]):
 
 
 def carry_out(run: Callable[[Step], Any], verb: Verb[C, R], command: C) -> R:
-    """The response to a command, each of whose transactions ``run`` carries out."""
+    """The result of a command, each of whose transactions ``run`` carries out."""
     steps = verb.steps(command)
     try:
         step = next(steps)
         while True:
             step = steps.send(run(step))
     except StopIteration as stop:
-        response: R = stop.value
-        return response
+        result: R = stop.value
+        return result
 
 
 async def carry_out_async(run: Callable[[Step], Awaitable[Any]], verb: Verb[C, R], command: C) -> R:
@@ -315,8 +315,8 @@ async def carry_out_async(run: Callable[[Step], Awaitable[Any]], verb: Verb[C, R
         while True:
             step = steps.send(await run(step))
     except StopIteration as stop:
-        response: R = stop.value
-        return response
+        result: R = stop.value
+        return result
 
 
 def _in_one(mode: Literal["snapshot", "write"], work: Callable[[Table, C], R]) -> Verb[C, R]:
@@ -341,7 +341,7 @@ def _claim(c: Claim) -> Steps[ClaimResult]:
 
 
 def _peek(table: Table, c: Claim) -> tuple[ClaimResult | None, bool]:
-    """The response, None where the claim has to write; and whether the record has a row."""
+    """The result, None where the claim has to write; and whether the record has a row."""
     found = table.peek(c.record_id, c.fingerprint)
     if found is None:
         return None, False
@@ -356,6 +356,7 @@ def _claim_locked(table: Table, c: Claim, lock: Iterator[bool]) -> ClaimResult:
         return _insert(table, c)
     now, withdrawn = _now_and_withdrawn(table, c)
     found = record
+    # What has expired is claimed as new, so its stages are not read.
     if record.expires_at > now:
         found = table.with_stages(record)
         record = decisions.rebased(found, now)
@@ -397,13 +398,14 @@ def _renew(table: Table, c: Renew) -> list[Renewal]:
         renewals.append(renewal)
         if after is not None:
             extended.setdefault(after.lease_end, []).append(lease.record_id)
+    # One statement for all leases that end at the same time, not one for each.
     for lease_end, record_ids in extended.items():
         table.extend(record_ids, lease_end)
     return renewals
 
 
 def _renewed(lease: Lease, row: Sequence[Any] | None, now: float) -> tuple[Renewal, Record | None]:
-    """The response, and the record if it is to be written. One that is unreadable does not stop the others."""
+    """The result, and the record if it is to be written. One that is unreadable does not stop the others."""
     try:
         record = None if row is None else record_of(lease.record_id, row)
     except RecordUnreadable:
@@ -421,6 +423,7 @@ def _save_stage(table: Table, c: SaveStage) -> StageSaved:
         record = table.with_stage(record, c.stage)
     saved, after = decisions.save_stage(record, c, now)
     if after is not record:
+        # Stages of an expired record must not pass for those of the new one.
         if saved.recreated:
             table.delete_stages(record_id)
         _keep(table, found, after)
@@ -447,6 +450,7 @@ def _release(table: Table, c: Release) -> None:
     record = table.lock(c.lease.record_id)
     now = table.now()
     if record is not None:
+        # Whether there is any stage decides if the record stays, so one is enough.
         record = table.with_first_stage(record)
     _, after = decisions.release(record, c, now)
     _keep(table, record, after)
@@ -478,6 +482,7 @@ def _delete(table: Table, record_id: bytes) -> bool:
         record = table.lock(record_id)
         is_live = record is not None and record.expires_at > table.now()
     except RecordUnreadable:
+        # What cannot be read counts as live: something was deleted.
         is_live = True
     table.delete([record_id])
     return is_live
@@ -522,7 +527,7 @@ def _reserve(c: Reserve) -> Steps[ReserveResult]:
 
 
 def _peek_reservation(table: Table, c: Reserve) -> ReserveResult | None:
-    """The response, None where a reservation has to be written."""
+    """The result, None where a reservation has to be written."""
     reserved, _, _, end = _decide(table, c)
     return reserved if end is None else None
 
@@ -539,7 +544,7 @@ def _reserve_locked(table: Table, c: Reserve) -> ReserveResult:
 
 
 def _decide(table: Table, c: Reserve) -> tuple[ReserveResult, float, float | None, float | None]:
-    """The response, the time, the end that the reservation has, and the end to write, None where it stays."""
+    """The result, the time, the end that the reservation has, and the end to write, None where it stays."""
     now, before = table.now_and_reservation(c.scope_id, c.record_id)
     first = None
     if before is None or before <= now:

@@ -43,6 +43,7 @@ def _durable_steps(script: Script, keyed: Keyed, options: Options) -> Steps[Any]
     """Run a script; its reply, once ``min_replicas`` replicas have what it wrote."""
     now, wait = options.now(), options.wait_command
     found = yield [evaluation(script, keyed, now), wait]
+    # A server that was restarted, or a new primary, has forgotten the scripts.
     if isinstance(found[0], NoScriptError):
         found = yield [evaluation(script, keyed, now, source=True), wait]
     return confirmed(_raised(found), options.min_replicas)
@@ -189,6 +190,7 @@ class Calls:
                 try:
                     return function(self._clients.get(), *args, **kwargs)
                 except ERRORS as error:
+                    # An owner may send a script twice (B-08). A client that was closed meanwhile stays closed.
                     if self._closings != closings or not may_retry(error, started, self._options.timeout):
                         raise
                     return function(self._clients.get(), *args, **kwargs)

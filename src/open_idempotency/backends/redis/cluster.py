@@ -28,11 +28,11 @@ from open_idempotency.backends.redis.connections import (
     AsyncRoute,
     Connection,
     arguments,
-    blocking_kind,
     connect,
     no_async_retry,
     no_retry,
     pool_arguments,
+    sync_kind,
 )
 from open_idempotency.backends.redis.options import Deadline, Options, limited, seconds_left
 from open_idempotency.backends.redis.pipelining import Batches
@@ -113,7 +113,7 @@ class ClusterClient(_Nodes):
             url=f"redis://{'[' + host + ']' if ':' in host else host}:{port}",
             startup_nodes=[node(*address) for address in others],
             retry=no_retry(),
-            connection_class=blocking_kind(options),
+            connection_class=sync_kind(options),
             connection_pool_class=redis.BlockingConnectionPool,
             address_remap=options.remap,
             **made,

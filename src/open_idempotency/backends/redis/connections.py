@@ -295,7 +295,7 @@ def pool_arguments(options: Options) -> dict[str, Any]:
     return {**arguments(options), "max_connections": options.max_connections, "timeout": options.timeout}
 
 
-def destination(options: Options, address: Address | None) -> dict[str, Any]:
+def address_arguments(options: Options, address: Address | None) -> dict[str, Any]:
     """Arguments of connections that say where they go. ``address``: None where the server has the path of a socket."""
     if address is None:
         return {"path": options.path}
@@ -303,7 +303,7 @@ def destination(options: Options, address: Address | None) -> dict[str, Any]:
     return {"host": host, "port": port}
 
 
-def blocking_kind(options: Options) -> Any:
+def sync_kind(options: Options) -> Any:
     """The class of sync connections."""
     return _kind(options, DeadlineConnection, DeadlineSSLConnection, DeadlineUnixConnection)
 
@@ -318,7 +318,7 @@ class AsyncDestination:
     def __init__(self, options: Options, address: Address | None, route: AsyncRoute) -> None:
         self.route = route
         self.kind = _kind(options, AsyncConnection, AsyncSSLConnection, AsyncUnixConnection)
-        self.arguments = {**arguments(options), **destination(options, address), "route": route}
+        self.arguments = {**arguments(options), **address_arguments(options, address), "route": route}
 
     def connection(self) -> Any:
         """A new connection, not connected yet."""
@@ -328,7 +328,7 @@ class AsyncDestination:
 
 def connect(options: Options, address: Address | None) -> Connection:
     """A new connection for channels, which have no database number. Raises one of ``ERRORS``."""
-    return open_connection(options, {**arguments(options), "db": 0, **destination(options, address)})
+    return open_connection(options, {**arguments(options), "db": 0, **address_arguments(options, address)})
 
 
 def open_connection(options: Options, made: dict[str, Any]) -> Connection:

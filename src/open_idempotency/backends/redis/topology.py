@@ -23,12 +23,12 @@ from open_idempotency.backends.redis.connections import (
     AsyncRoute,
     Connection,
     Route,
-    blocking_kind,
+    address_arguments,
     connect,
-    destination,
     no_async_retry,
     no_retry,
     pool_arguments,
+    sync_kind,
 )
 from open_idempotency.backends.redis.options import SINGLE, Options
 from open_idempotency.backends.redis.pipelining import Batches
@@ -220,6 +220,7 @@ def topology_of(options: Options) -> Topology:
     """The arrangement that the URL names. Its module is imported when it is used."""
     if options.topology == SINGLE:
         return TOPOLOGY
+    # Most applications use one server, and need not load what the others take.
     module = import_module(f"open_idempotency.backends.redis.{options.topology}")
     made: Topology = module.TOPOLOGY
     return made
@@ -229,10 +230,11 @@ class OneServer:
     """A sync client with a bounded pool, for the server that ``route`` leads to."""
 
     def __init__(self, options: Options, route: Route | None = None) -> None:
+        # It waits for a free connection, within limits, where redis-py's default pool raises at once.
         pool: Any = redis.BlockingConnectionPool
         self._route = route or Route(options.address)
-        made = {**pool_arguments(options), **destination(options, options.address), "route": self._route}
-        kind = blocking_kind(options)
+        made = {**pool_arguments(options), **address_arguments(options, options.address), "route": self._route}
+        kind = sync_kind(options)
         self._redis: Any = redis.Redis.from_pool(pool(connection_class=kind, retry=no_retry(), **made))
 
     def execute(self, command: Command) -> Any:
@@ -270,6 +272,7 @@ def pipelined(client: Any, commands: Sequence[Command]) -> Any:
 
     Refusals are returned at their positions.
     """
+    # No MULTI: a script is atomic by itself, and WAIT does not wait inside of a transaction.
     pipeline = client.pipeline(transaction=False)
     for command in commands:
         pipeline.execute_command(*command)
