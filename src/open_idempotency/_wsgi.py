@@ -39,6 +39,8 @@ App = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 #: in the environ of a request that an outer adapter of this library protects
 MARK = "open_idempotency.attempt"
+#: in the environ of a request that has passed one with ``enabled=False``: a mark that nothing reads is no error
+OFF = "open_idempotency.off"
 
 _LENGTH = "CONTENT_LENGTH"
 _OUTSIDE_HTTP = {"CONTENT_TYPE": b"content-type", _LENGTH: b"content-length"}

@@ -79,6 +79,14 @@ class Adapter:
         finally:
             received.close()
 
+    def close(self) -> None:
+        """Wait for what is being recorded, five seconds at most, then close a backend that was named by a URL.
+
+        For a framework that reports its shutdown. Without this it is closed with the process, or when the adapter is
+        garbage. It may be used again afterwards.
+        """
+        self._engine.opened.close()
+
     def _run(self, attempt: Attempt, handler: Handler) -> Response:
         protection = Protection(self._engine, attempt)
         try:
@@ -137,6 +145,10 @@ class AsyncAdapter:
             return await handler()
         call = _Call(self._engine, request, body, handler, user)
         return await call.run(find_key(request.headers, self._names))
+
+    async def aclose(self) -> None:
+        """See ``Adapter.close``; closes the connections of the running event loop as well."""
+        await self._engine.opened.aclose()
 
 
 def _engine(

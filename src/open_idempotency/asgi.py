@@ -61,7 +61,8 @@ class IdempotencyMiddleware:
         self._methods = self._find_methods()
         self._names = self.coverages.default.names
         self._required = self.engine.policy.required
-        self._off = not self.engine.policy.enabled
+        #: nothing is protected here
+        self.off = not self.engine.policy.enabled
 
     def _find_methods(self) -> frozenset[str]:
         """The methods that are covered on some path. Raises ``ConfigurationError`` where nothing ever is."""
@@ -87,7 +88,8 @@ class IdempotencyMiddleware:
         if scope["type"] != "http" or (method := scope["method"].upper()) not in self._methods or MARK in scope:
             if scope["type"] == "lifespan":
                 await self._live(scope, receive, send)
-            elif self._off and scope["type"] == "http":
+            elif self.off and scope["type"] == "http" and MARK not in scope and scope.get(PENDING) is None:
+                # A request that a middleware around this one protects, or may protect, stays that one's.
                 scope[PENDING] = None  # for routes with rules: it is known that they are not protected
                 await self._run_plainly(self.engine.policy, scope, receive, send)
             else:
@@ -168,11 +170,15 @@ class IdempotencyMiddleware:
         await self.app(scope, receive, self._after_drain(send))
 
     def _after_drain(self, send: Send) -> Send:
-        """Delay the end of the shutdown until everything is recorded: the server ends its process after it (L-06)."""
+        """Delay the end of the shutdown until everything is recorded: the server ends its process after it (L-06).
+
+        Then what the middleware has opened is closed (B-25).
+        """
 
         async def send_after_drain(message: Message) -> None:
             if message["type"].startswith("lifespan.shutdown"):
                 await shutdown.settle()
+                await self.engine.opened.aclose()
             await send(message)
 
         return send_after_drain

@@ -19,7 +19,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from open_idempotency._core.commands import (
     Claim,
@@ -55,6 +55,9 @@ from open_idempotency._core.models import (
 )
 from open_idempotency._runtime import loops, processes
 from open_idempotency.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "AsyncBackend",
@@ -136,7 +139,8 @@ class Backend(ABC):
 
     @abstractmethod
     def complete(self, c: Complete, /) -> Completed:
-        """Make the response durable; re-creates a record that vanished; sent twice it succeeds.
+        """Make the response durable, for ``c.lease.ttl`` seconds; re-creates a record that vanished; sent twice it
+        succeeds.
 
         Raises ``RecordTooLarge`` where the backend refuses the response for its size; the attempt still owns the
         record.
@@ -222,6 +226,13 @@ class Backend(ABC):
     def close(self) -> None:  # noqa: B027 (a backend may have nothing to close)
         """Close what this process opened; the backend opens it again if it is used again."""
 
+    def __enter__(self) -> Self:
+        """``with open_backend(url) as backend``: it is closed at the end of the block."""
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
 
 class AsyncBackend(ABC):
     """The async verbs, with the same promises. Safe on several event loops."""
@@ -303,3 +314,14 @@ class AsyncBackend(ABC):
 
     async def close(self) -> None:  # noqa: B027 (a backend may have nothing to close)
         """See ``Backend.close``."""
+
+    async def aclose(self) -> None:
+        """``close`` by the name that ``contextlib.aclosing`` calls."""
+        await self.close()
+
+    async def __aenter__(self) -> Self:
+        """``async with open_backend(url).to_async() as backend``: it is closed at the end of the block."""
+        return self
+
+    async def __aexit__(self, *unused: object) -> None:
+        await self.close()

@@ -63,15 +63,12 @@ def _parser() -> argparse.ArgumentParser:
 @contextmanager
 def _opened(url: str) -> Generator[Backend, None, None]:
     """The backend of a URL, until the end of the block. Raises ``ConfigurationError`` for one of another process."""
-    backend = open_backend(url)
-    try:
+    with open_backend(url) as backend:
         if isinstance(backend, MemoryBackend):
             raise ConfigurationError(
                 "backend: the records of memory:// are in the process of the application, where no command reaches them"
             )
         yield backend
-    finally:
-        backend.close()
 
 
 def migrate(url: str) -> str:

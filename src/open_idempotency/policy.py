@@ -72,6 +72,7 @@ _NEVER_STORED = frozenset(
         "connection",
         "content-length",
         "date",
+        "idempotency-django-response",
         "idempotency-omitted",
         "idempotency-origin",
         "idempotency-status",
@@ -131,15 +132,17 @@ class IdempotencyPolicy:
         beyond them gets 429.
 
     Liveness
-        ``lease``: seconds a claim lasts unless it is renewed. ``ttl``: seconds a record is stored after completion
-        or last activity. ``max_run``: seconds for which a lease is renewed at most. ``wait``: seconds a
-        duplicate waits for the first request before its 409; ``max_wait``: the same for ``Prefer: wait=N``, which
-        is ignored at 0. ``max_waiting``: how many duplicates of one process may wait at the same moment, further ones
-        get their 409 at once (None: 2 where waiting holds a thread, else no limit). ``respond_within``: seconds
-        that a client waits at most for its finished response while the backend fails; then it gets it, marked as
-        unrecorded. ``record_within``: seconds for which recording it is tried in all, also in the background after that
-        (None: as long as max_run, or ttl if that is shorter). ``stream_grace``: seconds for which a stream may go on
-        after its client has left; one that does not end by then is closed, and its attempt has failed.
+        ``lease``: seconds a claim lasts unless it is renewed. ``ttl``: seconds a record is stored after completion or
+        last activity. ``error_ttl``: the same for a stored response from 400 on, unless its attempt has recorded a
+        stage or committed in a transaction (None: one hour, or ttl if that is shorter). ``max_run``: seconds for
+        which a lease is renewed at most. ``wait``: seconds a duplicate waits for the first request before its 409;
+        ``max_wait``: the same for ``Prefer: wait=N``, which is ignored at 0. ``max_waiting``: how many duplicates of
+        one process may wait at the same moment, further ones get their 409 at once (None: 2 where waiting holds a
+        thread, else no limit). ``respond_within``: seconds that a client waits at most for its finished response
+        while the backend fails; then it gets it, marked as unrecorded. ``record_within``: seconds for which recording
+        it is tried in all, also in the background after that (None: as long as max_run, or ttl if that is shorter).
+        ``stream_grace``: seconds for which a stream may go on after its client has left; one that does not end by
+        then is closed, and its attempt has failed.
 
     After a failure
         ``on_failed``: ``"resume"`` runs again, ``"replay"`` repeats the failed response, ``"reject"`` gives 409.
@@ -193,6 +196,7 @@ class IdempotencyPolicy:
 
     lease: float = 30.0
     ttl: float = 86_400.0
+    error_ttl: float | None = None
     max_run: float = 3_600.0
     wait: float = 0.0
     max_wait: float = 0.0
@@ -226,7 +230,7 @@ class IdempotencyPolicy:
     on_event: Listener | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lease", "ttl", "max_run", "wait", "max_wait", "respond_within", "record_within", "stream_grace"):
+        for name in _DURATIONS:
             self._normalise(name, _seconds(name, getattr(self, name)))
         self._normalise("methods", frozenset(m.upper() for m in _names("methods", self.methods)))
         for name in (*_HEADER_NAMES, "fingerprint_ignore"):
@@ -252,10 +256,22 @@ class IdempotencyPolicy:
         """Whether a retry may be refused although no attempt has completed the request."""
         return self.on_failed != "resume" or self.on_abandoned != "resume" or self.max_attempts is not None
 
+    @property
+    def ttl_of_errors(self) -> float:
+        """Seconds for which a response from 400 on is stored, if nothing but the response is on record."""
+        return min(_ERROR_TTL, self.ttl) if self.error_ttl is None else self.error_ttl
+
     def replace(self, **fields: Any) -> IdempotencyPolicy:
         """This policy with some fields changed; the result is validated like a new one."""
         refuse_unknown(fields)
         return dataclasses.replace(self, **fields)
+
+
+_DURATIONS = (
+    "lease", "ttl", "error_ttl", "max_run", "wait", "max_wait", "respond_within", "record_within", "stream_grace",
+)  # fmt: skip
+#: seconds for which a stored error is kept at most, where ``error_ttl`` says nothing
+_ERROR_TTL = 3_600.0
 
 
 def make_policy(policy: IdempotencyPolicy | None, fields: Mapping[str, Any]) -> IdempotencyPolicy:
@@ -284,7 +300,7 @@ def refuse_unknown(fields: Iterable[str]) -> None:
 def _seconds(name: str, value: object) -> float | None:
     if isinstance(value, timedelta):
         return value.total_seconds()
-    if value is None and name == "record_within":
+    if value is None and name in ("record_within", "error_ttl"):
         return None
     try:
         seconds = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
@@ -412,6 +428,10 @@ def _check_durations(p: IdempotencyPolicy) -> None:
             raise ConfigurationError(
                 f"{name}: {getattr(p, name)} s is shorter than lease ({p.lease} s); raise {name} or shorten the lease"
             )
+    if p.error_ttl is not None and not 0 < p.error_ttl <= p.ttl:
+        raise ConfigurationError(
+            f"error_ttl: must be more than 0 and at most ttl ({p.ttl} s), got {p.error_ttl}; leave it out for an hour"
+        )
     if p.record_within is not None and p.record_within > p.ttl:
         raise ConfigurationError(
             f"record_within: {p.record_within} s is longer than ttl ({p.ttl} s), after which the key may be used anew; "
@@ -439,7 +459,7 @@ def _check_headers(p: IdempotencyPolicy) -> None:
     if both:
         raise ConfigurationError(f"keep_headers: {', '.join(sorted(both))} is in drop_headers too; take it out of one")
     for name in sorted(kept):
-        if name in _NEVER_STORED or name.startswith("proxy-"):
+        if name in _NEVER_STORED or name.startswith(("proxy-", "idempotency-access-control-")):
             raise ConfigurationError(
                 f"keep_headers: {name} belongs to one connection or one message (RFC 9110, section 7.6.1), so a stored "
                 "one would be wrong in a replay; take it out"

@@ -41,6 +41,7 @@ class PolicyFields(TypedDict, total=False):
     max_live_keys: int | None
     lease: float | timedelta
     ttl: float | timedelta
+    error_ttl: float | timedelta | None
     max_run: float | timedelta
     wait: float | timedelta
     max_wait: float | timedelta

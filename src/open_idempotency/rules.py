@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from weakref import WeakSet
@@ -26,6 +27,9 @@ V = TypeVar("V", bound=Callable[..., Any])
 
 _MARK = "_open_idempotency_rule"
 _CALL = "__call__"
+#: whose applications refuse requests to marked views that nothing protects, once the module of this library is loaded
+_FRAMEWORKS = ("flask", "starlette")
+_ADAPTERS = tuple(f"open_idempotency.{name}" for name in ("asgi", "django", "flask", "wsgi"))
 _STANDS_FOR = ("func", "cls", "view_class")
 _BEHIND_API_VIEW = ("rest_framework.decorators", "api_view.<locals>.decorator.<locals>.handler")
 
@@ -249,7 +253,22 @@ def _new_rule(fields: Mapping[str, Any]) -> Rule:
     return Rule(fields)
 
 
+def _have_it_checked() -> None:
+    """Load the adapter of a loaded framework if there is none yet: without it nothing would notice its absence (O-25).
+
+    Where a decorator comes from this module, the application may never load one.
+    """
+    if sys.modules.keys().isdisjoint(_ADAPTERS):
+        for name in _FRAMEWORKS:
+            if name in sys.modules:
+                import_module(f"open_idempotency.{name}")
+
+
 def _mark(view: V, rule: Rule) -> V:
+    carrier: Any = view
+    if isinstance(carrier, staticmethod | classmethod):  # who reads the attribute of the class never gets this object
+        _mark(carrier.__func__, rule)
+        return view
     # An earlier mark is the rule of a base class, or of a decorator below: this rule adds to it.
     earlier = _own_rule(view)
     try:
@@ -259,7 +278,7 @@ def _mark(view: V, rule: Rule) -> V:
             f"{view!r} cannot carry a rule; put the decorator on the function or class that it is made of"
         ) from None
     registry.in_use = True
-    carrier: Any = view
+    _have_it_checked()
     if isinstance(carrier, FunctionType | type):
         marked.add(carrier)
     return view

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from types import FrameType
 from typing import Any
 
+from open_idempotency._engine.closing import aclose_all
 from open_idempotency._engine.shutdown import drain, settle
 
 __all__ = ["DrainAtShutdown", "drain", "drain_after_sigterm"]
@@ -27,7 +28,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class DrainAtShutdown:
-    """An ASGI application that holds its server's shutdown back until all requests are settled or given up.
+    """An ASGI application that holds its server's shutdown back until all requests are settled or given up, and the
+    connections of backends that were named by URL are closed.
 
     For an application that has no lifespan, such as Django's, which gets one here; one that it has is kept:
     ``application = DrainAtShutdown(get_asgi_application())``. Not needed around ``IdempotencyMiddleware`` of
@@ -74,6 +76,7 @@ class _Lifespan:
     async def _send(self, message: Message) -> None:
         if message["type"].startswith("lifespan.shutdown"):
             await settle()
+            await aclose_all()
         await self._outlet(message)
 
 

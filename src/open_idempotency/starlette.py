@@ -177,7 +177,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         if self._user is not None:
             self._check_user(self._user, [depends_on(route, self._user) for route in found.covered], layers)
         self._wrong = found.effects.complaint()
-        if self._marked_only and layers.routes is not None and not found.covered and not self._off:
+        if self._marked_only and layers.routes is not None and not found.covered and not self.off:
             _logger.warning('cover="marked" covers nothing: no route is marked, and no rule by path fits one')
         for said in (*found.late(), *found.effects.lost()):
             _logger.warning("%s", said)

@@ -21,6 +21,7 @@ from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRul
 from open_idempotency._routes.survey import layers_inside, warn_of_layers
 from open_idempotency._wsgi import (
     MARK,
+    OFF,
     App,
     BodyIncomplete,
     BoundIterable,
@@ -83,10 +84,10 @@ class IdempotencyMiddleware:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         # Frameworks read it in upper case, whatever the server passes on.
         if environ["REQUEST_METHOD"].upper() not in self._methods:
-            if not self._off:
+            if not self._off or MARK in environ:  # whoever protects the request already goes on to
                 return self.app(environ, start_response)
-            environ[MARK] = attempt = Attempt(self.engine.policy)  # nor is it protected by an extension inside
-            return self._run_plainly(attempt, environ, start_response)
+            environ[OFF] = True
+            return self._run_plainly(Attempt(self.engine.policy), environ, start_response)
         route = self._coverages.default if self._paths is None else self._find_route(self._paths, environ)
         if route is None or MARK in environ:
             return self.app(environ, start_response)

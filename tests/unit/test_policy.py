@@ -34,6 +34,7 @@ BAD: list[tuple[str, Any]] = [
     *[("secret", bad) for bad in ("text" * 8, b"", b"short")],
     *[("lease", bad) for bad in (0, -1, 10**400, math.nan, math.inf, "30", None, True, timedelta(0))],
     *[("ttl", bad) for bad in (0, -1, math.nan, math.inf, "1d", None, False, timedelta(seconds=-1))],
+    *[("error_ttl", bad) for bad in (0, -1, 86_401, math.nan, math.inf, "1h", True, timedelta(days=2))],
     *[("max_run", bad) for bad in (0, -1, math.nan, math.inf, None)],
     *[("wait", bad) for bad in (-1, math.nan, math.inf, None, "5")],
     *[("max_wait", bad) for bad in (-0.1, math.nan, math.inf, None)],
@@ -54,6 +55,7 @@ BAD: list[tuple[str, Any]] = [
         for bad in ("Age", ["a b"], [b"Age"], ["Connection"], ["Date"], ["TE"], ["Proxy-Status"], ["Content-Length"])
     ],
     *[("keep_headers", bad) for bad in (["Idempotent-Replayed"], ["idempotency-omitted"], ["set-cookie"])],
+    ("keep_headers", ["Idempotency-Access-Control-Allow-Origin"]),
     *[("redact", bad) for bad in ("/card", True)],
     *[("encryption", bad) for bad in (b"k" * 32, {"a": b"k" * 32}, True)],
     *[("plain_records", bad) for bad in (None, True, "refused")],
@@ -95,6 +97,7 @@ def test_every_field_is_checked() -> None:
     ("fields", "named"),
     [
         ({"ttl": 10.0}, "ttl"),
+        ({"ttl": 60.0, "error_ttl": 61.0}, "error_ttl"),
         ({"lease": 60.0, "ttl": 59.0}, "ttl"),
         ({"max_run": 29.0}, "max_run"),
         ({"record_within": 86_401.0}, "record_within"),
@@ -121,7 +124,8 @@ def test_the_defaults_are_those_of_the_specification() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["lease", "ttl", "max_run", "wait", "max_wait", "respond_within", "record_within", "stream_grace"]
+    "name",
+    ["lease", "ttl", "error_ttl", "max_run", "wait", "max_wait", "respond_within", "record_within", "stream_grace"],
 )
 def test_a_timedelta_becomes_float_seconds(name: str) -> None:
     """Timedelta or seconds at the edge, float seconds inside."""
@@ -129,6 +133,20 @@ def test_a_timedelta_becomes_float_seconds(name: str) -> None:
     fields.setdefault("ttl", 600)
     value = getattr(IdempotencyPolicy(**fields), name)
     assert (value, type(value)) == (120.0, float)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({}, 3_600.0),
+        ({"ttl": 60}, 60.0),
+        ({"error_ttl": timedelta(minutes=5)}, 300.0),
+        ({"ttl": 7_200, "error_ttl": 7_200}, 7_200.0),
+    ],
+)
+def test_errors_are_stored_for_an_hour_or_for_error_ttl(fields: dict[str, Any], kept: float) -> None:
+    """B-26: and never for longer than a success."""
+    assert IdempotencyPolicy(**fields).ttl_of_errors == kept
 
 
 def test_methods_are_upper_case_inside() -> None:

@@ -80,7 +80,10 @@ class SaveStage(Command[StageSaved]):
 
 @dataclass(slots=True)
 class Complete(Command[Completed]):
-    """Make the response durable; the record is final until its TTL, which starts now, ends."""
+    """Make the response durable; the record is final until its TTL, which starts now, ends.
+
+    The command's lease says how long: it may be less than what the claim has said, and is the record's from now on.
+    """
 
     lease: Lease
     response: bytes

@@ -198,8 +198,10 @@ def _in_progress(lease: Lease, now: float, stages: tuple[Stage, ...] = ()) -> Re
     )
 
 
-def _ended(record: Record, status: Status, response: bytes | None, now: float, *, final: bool = False) -> Record:
-    """The record as it is stored after the attempt: for its TTL from now."""
+def _ended(
+    record: Record, status: Status, response: bytes | None, now: float, ttl: float, *, final: bool = False
+) -> Record:
+    """The record as it is stored after the attempt: for ``ttl`` seconds from now."""
     return Record(
         record.record_id,
         record.fingerprint,
@@ -209,8 +211,8 @@ def _ended(record: Record, status: Status, response: bytes | None, now: float, *
         record.attempt,
         record.claimed_at,
         now,
-        record.ttl,
-        now + record.ttl,
+        ttl,
+        now + ttl,
         final,
         response,
         record.stages,
@@ -266,12 +268,12 @@ def save_stage(record: Record | None, c: SaveStage, now: float) -> tuple[StageSa
 
 
 def complete(record: Record | None, c: Complete, now: float) -> tuple[Completed, Record]:
-    """Keep the response for ``ttl`` seconds from now; a completion sent twice keeps the first (B-08)."""
+    """Keep the response for the lease's ``ttl`` seconds from now; a completion sent twice keeps the first (B-08)."""
     found, _ = _owned(record, c.lease, Complete, now)
     if found is State.COMPLETED and record is not None:
         return Completed(), record
     after = record if record and found is not State.ABSENT else _in_progress(c.lease, now)
-    return Completed(found is State.ABSENT), _ended(after, Status.COMPLETED, c.response, now)
+    return Completed(found is State.ABSENT), _ended(after, Status.COMPLETED, c.response, now, c.lease.ttl)
 
 
 def fail(record: Record | None, c: Fail, now: float) -> tuple[None, Record | None]:
@@ -279,7 +281,7 @@ def fail(record: Record | None, c: Fail, now: float) -> tuple[None, Record | Non
     found, after = _owned(record, c.lease, Fail, now)
     if record is None or found is after:
         return None, record
-    return None, _ended(record, Status.FAILED, c.response, now, final=c.final)
+    return None, _ended(record, Status.FAILED, c.response, now, record.ttl, final=c.final)
 
 
 def release(record: Record | None, c: Release, now: float) -> tuple[None, Record | None]:

@@ -86,7 +86,7 @@ class Response:
 
     ``omitted``: of a stored one, the names of the credentials that its first client was given and that are not stored.
     ``cors``: of a stored one, the ``Access-Control-*`` headers that its first client was given, with that client's
-    ``Origin``.
+    ``Origin``. ``note``: what an adapter needs to make its framework's response of a replay. No client is sent these.
     """
 
     status: int
@@ -94,6 +94,7 @@ class Response:
     body: bytes | None
     omitted: bytes = field(default=b"", compare=False)
     cors: Cors | None = field(default=None, compare=False)
+    note: bytes = field(default=b"", compare=False)
 
 
 class Sealer(Protocol):

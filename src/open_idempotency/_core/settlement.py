@@ -7,6 +7,7 @@ leaves, a stale owner's response never goes out, and a cancelled attempt still f
 from __future__ import annotations
 
 import hmac
+from dataclasses import replace
 from enum import Enum
 
 from open_idempotency import events
@@ -234,7 +235,11 @@ def wants_kept(attempt: Attempt, lease: Lease, status: int) -> Steps[bool]:
 def _form_in_ledger(ledger: LedgerState, response: Response, policy: IdempotencyPolicy) -> tuple[bytes, bool] | None:
     """What is stored of the response, where the ledger has this very one: its bytes are used, and hooks run once."""
     stored = ledger.stored
-    return None if stored is None or small_form(response, policy) != stored.response else (stored.frame, stored.whole)
+    if stored is None:
+        return None
+    small = small_form(response, policy)
+    same = small == stored.response and small.note == stored.response.note
+    return (stored.frame, stored.whole) if same else None
 
 
 def _complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
@@ -245,7 +250,7 @@ def _complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]
         asked, changed = attempt.request_headers, attempt.session_changed
         form = yield from stored_form(response, RESPONSE, lease, policy, asked, changed)
     frame, stored = form
-    command = Complete(lease, frame)
+    command = Complete(_kept_for(attempt, lease, response.status), frame)
     try:
         done = yield from recording.complete(command, attempt, lease, response.status)
     except BackendUnavailable:
@@ -261,6 +266,17 @@ def _complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]
         stored = stored and command.response is frame  # else its size was refused
         yield from notify(policy, events.Completed, lease.record_id, response.status, stored)
     return Fate.KEPT
+
+
+def _kept_for(attempt: Attempt, lease: Lease, status: int) -> Lease:
+    """The lease with the time for which a response of this status is stored.
+
+    An error that left something behind is kept as long as a success: stages, or what a transaction has committed, would
+    be repeated by a request that runs again (B-26).
+    """
+    if status < 400 or has_history(attempt, lease) or attempt.ledger is not None:
+        return lease
+    return replace(lease, ttl=min(lease.ttl, attempt.policy.ttl_of_errors))
 
 
 def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:

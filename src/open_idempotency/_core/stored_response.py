@@ -44,6 +44,9 @@ ORIGIN = b"idempotency-origin"
 _PREFIX = b"idempotency-"
 CORS_PREFIX = _PREFIX + b"access-control-"
 
+#: the next header of a frame whose response Django has made: what else a replay has there (O-29)
+NOTE = b"idempotency-django-response"
+
 # version, flags, status, number of headers, length of the body
 _RESPONSE = struct.Struct("!BBHHI")
 _HEADER = struct.Struct("!HI")
@@ -57,7 +60,8 @@ def encode_response(response: Response) -> bytes:
 
     Raises ``ValueError`` for a status or a header that could not be sent again.
     """
-    headers = _with_notes(response) if response.omitted or response.cors else response.headers
+    noted = response.omitted or response.cors or response.note
+    headers = _with_notes(response) if noted else response.headers
     _check(response.status, headers)
     body = response.body or b""
     flags = TOMBSTONE if response.body is None else 0
@@ -74,6 +78,8 @@ def _with_notes(response: Response) -> Headers:
     if response.cors:
         notes.append((ORIGIN, response.cors.origin))
         notes += [(_PREFIX + name, value) for name, value in response.cors.headers]
+    if response.note:
+        notes.append((NOTE, response.note))
     return [*notes, *response.headers]
 
 
@@ -94,7 +100,8 @@ def decode_response(frame: bytes) -> Response:
         raise RecordUnreadable(f"response frame: {error}") from error
     omitted = headers.pop(0)[1] if headers and headers[0][0] == OMITTED else b""
     cors = _take_cors(headers) if headers and headers[0][0] == ORIGIN else None
-    return Response(status, headers, None if flags & TOMBSTONE else frame[start:], omitted, cors)
+    note = headers.pop(0)[1] if headers and headers[0][0] == NOTE else b""
+    return Response(status, headers, None if flags & TOMBSTONE else frame[start:], omitted, cors, note)
 
 
 def _take_cors(headers: list[tuple[bytes, bytes]]) -> Cors:
@@ -260,6 +267,7 @@ _NOT_STORED = frozenset(
         UNRECORDED[0],
         OMITTED,
         ORIGIN,
+        NOTE,
     }
 )
 #: what the names of CORS headers begin with
@@ -336,9 +344,9 @@ def replayed(stored: Response, request_headers: Headers = ()) -> Response:
     if stored.cors and stored.cors.origin == _origin(request_headers):
         headers += stored.cors.headers
     if stored.status in BODILESS:
-        return Response(stored.status, headers, b"")
+        return Response(stored.status, headers, b"", note=stored.note)
     body = stored.body or b""
-    return Response(stored.status, [*headers, (b"content-length", b"%d" % len(body))], body)
+    return Response(stored.status, [*headers, (b"content-length", b"%d" % len(body))], body, note=stored.note)
 
 
 def _cors(live: Headers, request_headers: Headers, policy: IdempotencyPolicy) -> Cors | None:
@@ -378,7 +386,7 @@ _LENGTH = len(b"content-length")
 class Capture:
     """Collects one response. A body over ``max_bytes`` is dropped, which makes it a tombstone (R-04, O-11)."""
 
-    __slots__ = ("_chunks", "_max", "_promised", "_size", "headers", "status")
+    __slots__ = ("_chunks", "_max", "_promised", "_size", "headers", "note", "status")
 
     def __init__(self, max_bytes: int) -> None:
         self._max = max_bytes
@@ -387,11 +395,13 @@ class Capture:
         self._chunks: list[bytes] | None = []
         self.status = 0
         self.headers: Headers = ()
+        self.note = b""
 
-    def start(self, status: int, headers: Headers) -> None:
-        """Take the status and the headers."""
+    def start(self, status: int, headers: Headers, note: bytes = b"") -> None:
+        """Take the status and the headers. ``note``: see ``Response``."""
         self.status = status
         self.headers = headers
+        self.note = note
         self._promised = _promised_bytes(status, headers)
 
     def add(self, chunk: bytes) -> None:
@@ -428,7 +438,7 @@ class Capture:
             body = None if self._chunks is None else b"".join(self._chunks)
         except MemoryError:
             body = self._chunks = None
-        return Response(self.status, self.headers, body)
+        return Response(self.status, self.headers, body, note=self.note)
 
 
 def _promised_bytes(status: int, headers: Headers) -> int | None:
@@ -449,6 +459,8 @@ def small_form(response: Response, policy: IdempotencyPolicy, request_headers: H
     small = storable(response, policy)
     if len(small.headers) != len(response.headers) and small.body is not None:
         small.cors = _cors(response.headers, request_headers, policy)
+    if response.note and small.body is not None:
+        small.note = response.note
     return small
 
 
@@ -497,7 +509,8 @@ def _redacted(small: Response, live: Headers, lease: Lease, policy: IdempotencyP
         # The same rules apply again: the hook may have added a header that is not stored, or made the body longer.
         again = storable(redacted, policy)
         again.omitted = omitted(again, live, policy.drop_headers)
-        again.cors = small.cors if again.body is not None else None
+        if again.body is not None:
+            again.cors, again.note = small.cors, small.note
         return encode_response(again), again.body is not None
     except Exception as error:
         yield from _report_failed_hook(policy, lease, "redact", error)

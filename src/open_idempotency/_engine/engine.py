@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from operator import methodcaller
@@ -46,6 +47,7 @@ from open_idempotency._core.commands import (
     Withdraw,
 )
 from open_idempotency._core.notify import Advice
+from open_idempotency._engine.closing import Opened
 from open_idempotency._engine.event_log import draw_reference, report
 from open_idempotency._engine.heartbeat import Heartbeat
 from open_idempotency._runtime import clocks, loops
@@ -257,6 +259,9 @@ class Engine:
         self.backend = open_backend(_named(backend))
         self._check(self.policy)
         self.heartbeat = Heartbeat(self.backend)
+        #: what is closed with the server, with this engine and with the process; a backend only if it was made here
+        self.opened = Opened(self.heartbeat, None if isinstance(backend, Backend | AsyncBackend) else self.backend)
+        weakref.finalize(self, self.opened.close_beside).atexit = False
         self.sync = Performer(self.backend, self.heartbeat, look)
         asynchronous = ThreadedBackend(self.backend) if threads else self.backend.to_async()
         self.aio = AsyncPerformer(asynchronous, self.heartbeat, alook)

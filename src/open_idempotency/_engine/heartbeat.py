@@ -148,9 +148,16 @@ class _Beats:
         for lost in self._recordings.lost():
             report(lost)
 
-    def close(self) -> None:
+    @property
+    def has_running(self) -> bool:
+        """Whether it renews a lease for anything but a recording."""
+        return any(owner not in self._recordings.pending for owner in list(self._watched))
+
+    def close(self, patience: float = 0.0) -> None:
         self._closed = True
         self._orders.put(None)
+        if patience and self._thread is not None:
+            self._thread.join(patience)
 
     def _drop(self, owner: bytes) -> None:
         self._watched.pop(owner, None)
@@ -349,8 +356,16 @@ class Heartbeat:
         """
         _close(self._beats)
 
+    def close_unless_running(self, patience: float) -> None:
+        """End this process's thread, unless a handler still runs: that one's lease has to be renewed.
 
-def _close(beats: PerProcess[_Beats]) -> None:
+        What is being recorded is waited for, for ``patience`` seconds at most.
+        """
+        if not self._beats.get().has_running:
+            _close(self._beats, patience)
+
+
+def _close(beats: PerProcess[_Beats], patience: float = 0.0) -> None:
     mine = beats.pop()
     if mine is not None:
-        mine.close()
+        mine.close(patience)

@@ -3,9 +3,10 @@
 - ``preprocess_request``: reads the body, before any other function can.
 - ``dispatch_request``: makes the claim, after all ``before_request`` functions, so that the caller is known.
 - ``process_response``: settles the attempt, after all ``after_request`` functions and the session.
-- ``teardown_request``: aborts an attempt that ended without a response.
-- ``do_teardown_request``, ``do_teardown_appcontext``: report errors of teardown functions, which run after the response
-  was recorded.
+- ``do_teardown_request``: aborts an attempt that ended without a response, whatever the teardown functions raise.
+
+``do_teardown_request`` and ``do_teardown_appcontext`` report errors of teardown functions, which run after the response
+was recorded.
 
 Nothing here holds the application: it is freed at once when its last reference goes. The decorator sets a view's rule,
 and marks the view for decorators above it.
@@ -28,6 +29,7 @@ from open_idempotency._core.settlement import REPLACED
 from open_idempotency._engine.engine import Engine
 from open_idempotency._engine.event_log import report_late_error
 from open_idempotency._flask.exchange import Exchange, Plain, Setting
+from open_idempotency._flask.releases import warn_of_release
 from open_idempotency._flask.survey import after_request_functions, look_over, warn_of_compression, warn_of_views
 from open_idempotency._flask.unprotected import KEY, PREFIX, app_context, current_request, method_of, request_context
 from open_idempotency._routes.coverage import Coverages, PathRules, mark_view
@@ -72,15 +74,15 @@ class Hooks:
             "process_response": self._process,
             "add_url_rule": self._add_url_rule,
             "after_request": self._after_request,
-            "do_teardown_request": self._tear_down,
+            "do_teardown_request": self._tear_down_request,
             "do_teardown_appcontext": self._tear_down,
         }
+        warn_of_release()
         for endpoint, view in app.view_functions.items():
             self._check(endpoint, view)
         self._compresses = warn_of_compression(after_request_functions(app))
         for name, wrapper in wrappers.items():
             setattr(app, name, partial(wrapper, _function(app, name)))
-        app.teardown_request(self._teardown)
 
     # Later versions of Flask pass their context to these methods, so arguments are passed on unchanged.
 
@@ -114,7 +116,13 @@ class Hooks:
         exchange = _exchange(current_request())
         return response if exchange is None else exchange.conclude(response)
 
-    def _teardown(self, error: BaseException | None) -> None:
+    def _tear_down_request(self, original: Original, *args: Any) -> None:
+        try:
+            self._tear_down(original, *args)
+        finally:  # no function of teardown_request: one that raises ends those behind it
+            self._end(next((each for each in args if isinstance(each, BaseException)), None))
+
+    def _end(self, error: BaseException | None) -> None:
         here = current_request()
         exchange = _exchange(here)
         # copy_current_request_context ends a copy of the context, while the request goes on.

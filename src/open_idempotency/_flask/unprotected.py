@@ -20,7 +20,7 @@ from flask import globals as flask_globals
 from open_idempotency import rules
 from open_idempotency._engine.engine import say_off
 from open_idempotency._routes.coverage import Route
-from open_idempotency._wsgi import MARK
+from open_idempotency._wsgi import MARK, OFF
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy
 
@@ -94,7 +94,7 @@ def _refuse_unprotected(app: Flask, here: Request) -> None:
     """Raise ``ConfigurationError`` for a request that the rules of its view cover, as no extension reads them."""
     view = None if here.url_rule is None else app.view_functions.get(here.url_rule.endpoint)
     rule = rules.combine(rules.rules_on(view, here.method))
-    if rule is None or rule.exempt or MARK in here.environ:
+    if rule is None or rule.exempt or MARK in here.environ or OFF in here.environ:
         return
     if app.config.get(f"{PREFIX}ENABLED") is False:
         say_off()

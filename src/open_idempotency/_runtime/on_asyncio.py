@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 _THREADS = min(32, (os.cpu_count() or 1) + 4)
 _executors = PerProcess(lambda: ThreadPoolExecutor(_THREADS, thread_name_prefix="open-idempotency"))
+#: how often ``within`` looks
+_LOOKS = 8
 # Tasks, held here as loops hold them weakly.
 _held: set[asyncio.Future[Any]] = set()
 
@@ -107,6 +109,28 @@ async def shielded(make_awaitable: Callable[[], Awaitable[T]], seconds: float) -
     task.add_done_callback(_retrieve)
     task.cancel()
     raise TimeoutError(f"the cleanup did not end within {seconds} s")
+
+
+async def within(awaitable: Awaitable[T], seconds: float) -> T:
+    """What an awaitable returns or raises; it is cancelled after ``seconds``, which is a ``TimeoutError``.
+
+    Only time in which the loop runs counts: a pause between two looks counts as one of them. After a pause what has
+    arrived meanwhile is not read yet, so a clock would end a wait that is over.
+    """
+    task = asyncio.ensure_future(awaitable)
+    try:
+        for _ in range(_LOOKS):
+            done, _ = await asyncio.wait((task,), timeout=seconds / _LOOKS)
+            if done:
+                return task.result()
+    except BaseException:
+        task.cancel()
+        raise
+    task.cancel()
+    await asyncio.wait((task,))
+    if task.cancelled():
+        raise TimeoutError(f"not within {seconds} s")
+    return task.result()
 
 
 def spawn(make_awaitable: Callable[[], Awaitable[None]]) -> Callable[[], object]:

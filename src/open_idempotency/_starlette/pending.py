@@ -313,11 +313,18 @@ class PendingExchange(Exchange):
         """
         if self._bounded or not self._keeps or MARK in scope:
             return None
-        coverage = self._around.coverages.by((*self._by_path, *rules))
+        of_route = tuple(rules)
+        applying = (*self._by_path, *of_route)
+        coverage = self._around.coverages.by(applying)
         key_headers = () if coverage is None else find_key(self._request.headers, coverage.names)
         if coverage is None or not key_headers or self._request.method not in coverage.policy.methods:
             self._let_pass()
-            return None if self._outer is None else self._outer.look_ahead(scope, rules)
+            if self._outer is None:
+                return None
+            if exempts(applying):  # it holds for all of them, as at the claim
+                self._outer.withdraw()
+                return None
+            return self._outer.look_ahead(scope, of_route)
         if self._outer is not None:
             self._outer.withdraw()
         self._policy, self._bounded = coverage.policy, True

@@ -36,13 +36,15 @@ _SINGLE = (Route, WebSocketRoute, Mount, Host)
 class Layers(NamedTuple):
     """The layers of middleware around an application. ``app``: the innermost, with its ``routes``.
 
-    ``inner``: whether one of the layers is a middleware of this library. ``outside``: the outermost layer.
+    ``inner``: whether one of the layers is a middleware of this library that protects something. ``outside``: the
+    outermost layer. ``off``: whether there is one with ``enabled=False``, which counts as any other layer.
     """
 
     app: Any
     routes: Iterable[Any] | None
     inner: bool
     outside: Any = None
+    off: bool = False
 
 
 def all_rules(route: Any, method: str) -> Iterator[Rule]:
@@ -57,19 +59,21 @@ def is_ours(kind: Any) -> bool:
 
 def see_layers(app: Any) -> Layers:
     """Look through layers of middleware, as far as they show what they wrap."""
-    outside = app
+    outside, off = app, False
     for _ in range(DEEPEST):
         if isinstance(app, asgi.IdempotencyMiddleware):
-            return Layers(app, None, True, outside)
-        if hasattr(app, "routes"):
-            return Layers(app, app.routes, _has_ours(app), outside)
+            if not app.off:
+                return Layers(app, None, True, outside)
+            off = True
+        elif hasattr(app, "routes"):
+            return Layers(app, app.routes, _has_ours(app), outside, off)
         wrapped = getattr(app, "app", None)
         if wrapped is None:
             # What a router's own middleware wraps is the router's method.
             owner = getattr(app, "__self__", app)
-            return Layers(owner, getattr(owner, "routes", None), False, outside)
+            return Layers(owner, getattr(owner, "routes", None), False, outside, off)
         app = wrapped
-    return Layers(app, None, False, outside)
+    return Layers(app, None, False, outside, off)
 
 
 def layers_beneath(app: Any, scope: Scope) -> Layers:

@@ -50,7 +50,7 @@ def look_at_route(route: Any, scope: Scope) -> None:
         rules = tuple(endpoint_rules(beneath.app, method))
         if rules:
             scope[_ABOVE] = (*scope.get(_ABOVE, ()), *rules)
-    elif not beneath.inner:
+    elif not (beneath.inner or beneath.off):
         _look(route, tuple(all_rules(route, method)), scope, hidden=not _shows_all(beneath, route))
 
 

@@ -32,6 +32,7 @@ class Row(NamedTuple):
 #: by scheme; one that ends in + stands for all that begin with it
 BACKENDS = {
     "django": Row("open_idempotency.backends.django_orm", "DjangoBackend", "django", "django"),
+    "django-cache": Row("open_idempotency.backends.redis.caches", "DjangoCacheBackend", "redis", "redis"),
     "memory": Row("open_idempotency.backends.memory", "MemoryBackend"),
     "sqlite": Row("open_idempotency.backends.sqlite", "SqliteBackend"),
     **{
@@ -53,8 +54,15 @@ _SYNONYMS = {"postgres": "postgresql", "valkey": "redis", "valkeys": "rediss", "
 _DIALECTS = ("mysql", "mariadb", "postgresql", "sqlite")
 
 
-#: by the package that a client comes from, the scheme whose backend takes it
-_CLIENTS = {"redis": "redis"}
+#: by the package that a client comes from, the module that takes it, and the name of what makes a backend of it
+_CLIENTS = {
+    "redis": Row("open_idempotency.backends.redis", "RedisBackend", "redis", "redis"),
+    "psycopg_pool": Row("open_idempotency.backends.postgres", "PostgresBackend", "postgres", "psycopg"),
+    "sqlalchemy": Row("open_idempotency.backends.sqlalchemy", "SqlalchemyBackend", "sqlalchemy", "sqlalchemy"),
+    "django": Row("open_idempotency.backends.redis.caches", "of_django_cache", "redis", "redis"),
+    "django_redis": Row("open_idempotency.backends.redis.caches", "of_django_cache", "redis", "redis"),
+    "flask_caching": Row("open_idempotency.backends.redis.caches", "of_flask_caching", "redis", "redis"),
+}
 
 
 class Client(Protocol):
@@ -63,8 +71,28 @@ class Client(Protocol):
     def get_connection_kwargs(self) -> Any: ...
 
 
+class Pool(Protocol):
+    """A pool of the application's, such as ``psycopg_pool.ConnectionPool``."""
+
+    @property
+    def conninfo(self) -> Any: ...
+
+
+class Engine(Protocol):
+    """An engine of the application's: SQLAlchemy's ``Engine`` or ``AsyncEngine``."""
+
+    @property
+    def dialect(self) -> Any: ...
+
+
+class Cache(Protocol):
+    """A cache of the application's that is on Redis: Django's, django-redis's or Flask-Caching's."""
+
+    def get(self, key: Any, /) -> Any: ...
+
+
 #: what can be given as a backend
-Given = str | Backend | AsyncBackend | Client
+Given = str | Backend | AsyncBackend | Client | Pool | Engine | Cache
 
 
 class _BackendClass(Protocol):
@@ -76,15 +104,16 @@ class _BackendClass(Protocol):
 def open_backend(backend: Given, **options: Any) -> Backend:
     """The backend that a URL names, or the given one, as its sync front (``.to_async()`` returns the async one).
 
-    A client of redis-py's may stand for the URL: see ``RedisBackend``. ``options`` are keyword arguments of the
-    backend's ``from_url``. Nothing is connected yet. Raises ``ConfigurationError`` for an unknown scheme, option or
-    value, ``MissingExtra`` without the client library.
+    A client of the application's may stand for the URL: redis-py's, a pool of ``psycopg_pool``, an engine of
+    SQLAlchemy's, or a cache on Redis. ``options`` are keyword arguments of the backend's ``from_url``. Nothing is
+    connected yet. Raises ``ConfigurationError`` for an unknown scheme, option or value, ``MissingExtra`` without the
+    client library.
     """
     if isinstance(backend, str):
         return _sync(_class_for(_scheme(backend)).from_url(backend, **options))
-    scheme = _scheme_of_client(backend)
-    if scheme is not None:
-        return _sync(_class_for(scheme)(backend, **options))
+    row = None if isinstance(backend, Backend | AsyncBackend) else _row_of_client(backend)
+    if row is not None:
+        return _sync(_import(row)(backend, **options))
     if options:
         raise ConfigurationError(f"backend: {', '.join(options)} cannot be set on a ready backend")
     return _sync(backend)
@@ -102,12 +131,12 @@ def refuse_new_file(file: str | None) -> None:
         )
 
 
-def _scheme_of_client(backend: object) -> str | None:
-    """The scheme whose backend takes this client; found by its package, so that no client library is imported."""
+def _row_of_client(backend: object) -> Row | None:
+    """Who makes a backend of this client; found by its package, so that no client library is imported."""
     for kind in type(backend).__mro__:
-        scheme = _CLIENTS.get(kind.__module__.partition(".")[0])
-        if scheme is not None:
-            return scheme
+        row = _CLIENTS.get(kind.__module__.partition(".")[0])
+        if row is not None:
+            return row
     return None
 
 
@@ -117,7 +146,8 @@ def _sync(backend: object) -> Backend:
     if isinstance(backend, AsyncBackend):
         return backend.to_sync()
     raise ConfigurationError(
-        f"backend: expected a URL such as 'sqlite:///idem.db', a backend, or a client of redis-py, "
+        "backend: expected a URL such as 'sqlite:///idem.db', a backend, a client of redis-py, a pool of psycopg_pool, "
+        f"an engine of SQLAlchemy, or a cache on Redis; "
         f"got {type(backend).__name__}"
     )
 

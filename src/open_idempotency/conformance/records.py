@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,22 @@ class ExpiryContract:
         clock.advance(TTL - 0.5)
         assert await verbs.claim(claim_of(record_id)) == Finished(b"response")
         clock.advance(0.5)
+        assert (await lease_of(verbs, record_id)).attempt == 1
+
+    async def test_a_completion_may_shorten_the_time_to_live(
+        self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
+    ) -> None:
+        """B-26: the lease of the completion says for how long; a purge frees the record then."""
+        lease = await lease_of(verbs, record_id)
+        await verbs.complete(Complete(replace(lease, ttl=TTL / 4), b"response"))
+        assert (await existing(verbs, record_id)).ttl == TTL / 4
+        await verbs.complete(Complete(replace(lease, ttl=TTL / 4), b"response"))
+        clock.advance(TTL / 4 - 0.5)
+        assert await verbs.claim(claim_of(record_id)) == Finished(b"response")
+        assert await verbs.purge() == 0
+        clock.advance(0.5)
+        assert await verbs.get(Get(record_id)) is None
+        assert await verbs.purge() == 1
         assert (await lease_of(verbs, record_id)).attempt == 1
 
     async def test_an_abandoned_record_outlives_its_lease_by_the_ttl(

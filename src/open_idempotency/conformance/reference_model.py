@@ -223,6 +223,7 @@ class RecordModel:
             _expect_error("complete", outcome, LeaseLost)
             return
         if row.status is RUNNING:
+            row.ttl = c.lease.ttl
             self._end(row, COMPLETED, c.response)
         _expect("complete", outcome, Completed(recreated=recreated))
 

@@ -30,7 +30,7 @@ from open_idempotency._engine.engine import Engine, new_owner, running
 from open_idempotency._engine.thread_calls import GRACE, InView, Patience
 from open_idempotency._routes.coverage import Route, reveals_a_record
 from open_idempotency._wsgi import BodyIncomplete, BoundIterable, LiveBody
-from open_idempotency.django import identity, views
+from open_idempotency.django import identity, private, views
 from open_idempotency.django.identity import SessionTrace
 from open_idempotency.django.messages import (
     Recording,
@@ -38,9 +38,10 @@ from open_idempotency.django.messages import (
     is_untouched,
     make_response,
     mark_unrecorded,
+    note_of,
     read_request,
+    response_headers,
     stand_in,
-    stored_headers,
 )
 from open_idempotency.django.streaming import AsyncLiveBody, BoundAsyncIterator, Protection
 
@@ -220,8 +221,7 @@ class Exchange:
 
     def _refused(self, response: HttpResponseBase) -> HttpResponseBase:
         """Send the view's own refusal instead of the stored response."""
-        closers: Any = response
-        closers._resource_closers.append(self.end)
+        private.on_close(response, self.end)
         return response
 
     # After the view
@@ -309,10 +309,11 @@ class Exchange:
     def _start_capture(self, protection: Protection, response: Any) -> None:
         if self.raised and response.status_code >= 500:
             protection.attempt.wish(None)  # idem.keep() was about a response of the view, and this is none
-        protection.capture.start(response.status_code, stored_headers(response, protection.attempt.policy))
+        note = note_of(response, protection.attempt.policy)
+        protection.capture.start(response.status_code, response_headers(response), note)
         if not response.streaming:
             protection.capture.add(response.content)
-            response._resource_closers.append(self.end)
+            private.on_close(response, self.end)
 
     def _attach(self, protection: Protection, response: Any) -> LiveBody | AsyncLiveBody:
         """Put the capture between the response and its iterator. It is closed before the iterator, to drain it."""
@@ -323,7 +324,7 @@ class Exchange:
             live = LiveBody(protection, self.end)
             live.attach(BoundIterable(protection.here, response.streaming_content))
         response.streaming_content = live  # a FileResponse now knows of no file that the server could send by itself
-        response._resource_closers.insert(0, live.close)
+        private.on_close(response, live.close, first=True)
         return live
 
     def _sent(self, verdict: Fate | CoreResponse | None, response: HttpResponseBase) -> HttpResponseBase:

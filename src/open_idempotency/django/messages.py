@@ -21,7 +21,7 @@ from open_idempotency._routes.coverage import EnvironNames
 from open_idempotency._wsgi import BodyIncomplete, content_length, octets
 from open_idempotency._wsgi import find_key as find_key_in_environ
 from open_idempotency._wsgi import read_request as read_environ
-from open_idempotency.django import replays, rest
+from open_idempotency.django import private, replays, rest
 from open_idempotency.exceptions import BodyTooLarge
 from open_idempotency.policy import IdempotencyPolicy
 
@@ -63,14 +63,13 @@ class Recording:
     __slots__ = ("_body", "_complete", "_offset", "_request", "_rewinds", "_source", "_too_large")
 
     def __init__(self, request: Any, policy: IdempotencyPolicy) -> None:
-        if getattr(request, "_read_started", False) and not hasattr(request, "_body"):
+        if private.is_partly_read(request):
             raise RuntimeError(
                 "the request's body was read before IdempotencyMiddleware could record it; list "
                 "IdempotencyMiddleware before the middleware that reads request.POST or the stream"
             )
         self._request = request
-        # A bare HttpRequest, as tests make them, has no stream.
-        self._source = request._stream if hasattr(request, "_stream") else BytesIO()
+        self._source = private.stream_of(request)
         self._body = RequestBody(policy)
         self._too_large: BodyTooLarge | None = None
         self._complete = False
@@ -78,7 +77,7 @@ class Recording:
         # how many bytes other code has read
         self._offset = 0
         if not self._rewinds:
-            request._stream = self
+            private.replace_stream(request, self)
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read from the stream."""
@@ -122,9 +121,10 @@ class Recording:
             # Under WSGI Django reads as far as Content-Length says: the view would see none of a chunked body, and
             # two different ones would be the same request.
             raise BodyIncomplete(411)
-        if hasattr(request, "_body"):
+        read = private.read_body(request)
+        if read is not None:
             # request.body was read already, before or through this; it has all there is.
-            yield from self._start_again([request._body], policy)
+            yield from self._start_again([read], policy)
         else:
             yield from self._start_again(self._body.chunks(), policy)
             yield from self._drain()
@@ -137,7 +137,7 @@ class Recording:
 
     def _start_again(self, chunks: Iterable[bytes], policy: IdempotencyPolicy) -> Iterator[None]:
         """Record these bytes within the limit of the view's own policy: the view was not known before."""
-        if self._too_large is not None and not hasattr(self._request, "_body"):
+        if self._too_large is not None and private.read_body(self._request) is None:
             return  # what was read is lost
         earlier, self._body = self._body, RequestBody(policy)
         self._too_large = None
@@ -158,7 +158,7 @@ class Recording:
     @contextmanager
     def lend(self) -> Generator[Any, None, None]:
         """A stream for code that reads the body before the view; what it reads counts as unread."""
-        body: bytes | None = getattr(self._request, "_body", None)
+        body = private.read_body(self._request)
         if body is not None:
             yield BytesIO(body)
             return
@@ -173,16 +173,16 @@ class Recording:
 
     def give_back(self) -> None:
         """Put a fresh stream into the request, at the offset up to which other code had read it."""
-        if self._complete and not hasattr(self._request, "_body"):
+        if self._complete and private.read_body(self._request) is None:
             file = self._body.file()
             file.seek(self._offset)
-            self._request._stream = file
+            private.replace_stream(self._request, file)
             self.close()  # ASGIHandler's copy of the body, which it leaves open when a stream breaks off
 
     def stop(self) -> None:
         """Stop recording: the request is not protected."""
-        if getattr(self._request, "_stream", None) is self:
-            self._request._stream = self._source
+        if private.stream_of(self._request) is self:
+            private.replace_stream(self._request, self._source)
         self._body.close()
 
     def close(self) -> None:
@@ -216,11 +216,10 @@ _OF_ANOTHER_BODY = frozenset({b"content-length", b"transfer-encoding", b"trailer
 
 def make_response(core: CoreResponse, request: HttpRequest) -> HttpResponse:
     """A Django response with the status, headers and body of a core response, and no headers of its own."""
-    note, listed = replays.split(core.headers)
     headers: dict[str, str] = {}
     spelt: dict[str, str] = {}
     cookies: list[str] = []
-    for raw_name, raw_value in listed:
+    for raw_name, raw_value in core.headers:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
         if name.lower() == "set-cookie":  # the one header that no list joins (RFC 9110, section 5.3)
             cookies.append(value)
@@ -228,7 +227,7 @@ def make_response(core: CoreResponse, request: HttpRequest) -> HttpResponse:
         name = spelt.setdefault(name.lower(), name)
         # Django's responses have each name once; RFC 9110 (5.3) lets a list be joined.
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    response = replays.make(core.body or b"", core.status, headers, note, request)
+    response = replays.make(core.body or b"", core.status, headers, replays.read_note(core.note), request)
     if "content-type" not in spelt:
         del response.headers["Content-Type"]
     for cookie in cookies:
@@ -252,10 +251,7 @@ def stand_in(
             response.headers[name] = value
     stored_cookies, response.cookies = response.cookies, current.cookies
     response.cookies.update(stored_cookies)
-    # Not current.close(), which would also signal to Django that the request has ended.
-    old: Any = current
-    new: Any = response
-    new._resource_closers.extend(old._resource_closers)
+    private.close_along(response, current)
     return response
 
 
@@ -281,12 +277,9 @@ def response_headers(response: HttpResponseBase) -> Headers:
     return [*headers, *((b"Set-Cookie", octets(cookie.OutputString())) for cookie in response.cookies.values())]
 
 
-def stored_headers(response: HttpResponseBase, policy: IdempotencyPolicy) -> Headers:
-    """The headers of a response, and the note of what else its replays have."""
-    headers = response_headers(response)
-    if replays.NAME in response.headers:  # such as one that a view has copied from another service
-        headers = [each for each in headers if each[0].lower() != replays.NOTE]
-    return [*headers, *replays.take_note(response, redacted=policy.redact is not None)]
+def note_of(response: HttpResponseBase, policy: IdempotencyPolicy) -> bytes:
+    """The note of what else replays of a response have in Django, to be stored with it."""
+    return replays.take_note(response, redacted=policy.redact is not None)
 
 
 def mark_unrecorded(response: HttpResponseBase) -> None:

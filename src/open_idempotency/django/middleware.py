@@ -21,7 +21,7 @@ from open_idempotency._engine import shutdown, thread_calls
 from open_idempotency._engine.engine import Running, running
 from open_idempotency._routes.coverage import Route
 from open_idempotency._wsgi import MARK
-from open_idempotency.django import layers
+from open_idempotency.django import layers, private
 from open_idempotency.django.conf import configure
 from open_idempotency.django.exchange import Exchange, bind_stream
 from open_idempotency.policy import NEVER_COVERED
@@ -45,6 +45,7 @@ class IdempotencyMiddleware:
     async_capable = True
 
     def __init__(self, get_response: GetResponse) -> None:
+        private.look()
         self.get_response = get_response
         self._awaits = iscoroutinefunction(get_response)
         self.engine, self._coverages, self._paths = configure(threads=not self._awaits)

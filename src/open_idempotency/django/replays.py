@@ -2,7 +2,7 @@
 
 A record holds a status, headers and a body. Middleware outside of ours, and test clients, see more of a first response:
 ``data`` of REST framework's, ``url`` of a redirect, attributes that the view has set. So a note of these is stored
-among the headers, and no client sees it. A replay has the same attributes again. What no record can hold, such as the
+with the response, and no client sees it. A replay has the same attributes again. What no record can hold, such as the
 context of a template, is missing, and the first code that asks for it is named in the log.
 """
 
@@ -18,12 +18,8 @@ from typing import Any, cast
 from django.http import HttpRequest, HttpResponse, HttpResponsePermanentRedirect, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 
-from open_idempotency._core.models import Headers
 from open_idempotency.django import rest
 
-#: the header of a stored response that holds the note; it is never sent
-NAME = "idempotency-django-response"
-NOTE = NAME.encode("ascii")
 #: what REST framework makes of its data, and what a replay makes again
 _RENDERED = ("data", "accepted_renderer", "accepted_media_type", "renderer_context")
 _PERMANENT = 301
@@ -43,14 +39,14 @@ def _plain() -> frozenset[str]:
     return frozenset({*vars(HttpResponse()), "status_code", "content", "streaming"})
 
 
-def take_note(response: HttpResponseBase, *, redacted: bool) -> Headers:
-    """The note of a response, as a header to store; nothing for a plain response, or a stream.
+def take_note(response: HttpResponseBase, *, redacted: bool) -> bytes:
+    """The note of a response; empty for a plain response, or a stream.
 
     ``redacted``: the policy redacts what is stored, so nothing is noted that may be in the body, too.
     """
     held = vars(response)
     if held.keys() <= _plain() or response.streaming:
-        return ()
+        return b""
     extra = {name: value for name, value in held.items() if name[:1] != "_" and name not in _plain()}
     said: dict[str, Any] = {"type": f"{type(response).__module__}.{type(response).__qualname__}"}
     is_rest = rest.is_response(response)
@@ -60,10 +56,10 @@ def take_note(response: HttpResponseBase, *, redacted: bool) -> Headers:
         if rest.is_read_back(response):
             said["data"] = _IN_BODY
     elif not extra:
-        return ()
+        return b""
     said["kept"] = {name: value for name, value in extra.items() if _is_kept(value, redacted)}
     said["lost"] = sorted(extra.keys() - said["kept"].keys())
-    return [(NOTE, _encode(said, rest.encoder() if is_rest else None))]
+    return _encode(said, rest.encoder() if is_rest else None)
 
 
 def _is_kept(value: object, redacted: bool) -> bool:
@@ -146,12 +142,9 @@ def _warn(name: str, first: str, here: Any) -> None:
     )
 
 
-def split(headers: Headers) -> tuple[dict[str, Any] | None, Headers]:
-    """The note among stored headers, if there is one, and the headers to send."""
-    for name, value in headers:
-        if name == NOTE:
-            return cast("dict[str, Any]", json.loads(value)), [each for each in headers if each[0] != NOTE]
-    return None, headers
+def read_note(note: bytes) -> dict[str, Any] | None:
+    """A note as it was taken; None for an empty one."""
+    return cast("dict[str, Any]", json.loads(note)) if note else None
 
 
 def make(

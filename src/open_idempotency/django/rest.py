@@ -17,6 +17,8 @@ from django.core.exceptions import PermissionDenied
 from django.db import connections, transaction
 from django.http import Http404, HttpRequest
 
+from open_idempotency.django import private
+
 #: Lends the request's body: whatever is read from it, the view finds the body unread.
 Lend = Callable[[], AbstractContextManager[Any]]
 
@@ -89,7 +91,7 @@ def find_user(request: HttpRequest, view: Any, outer_user: Any, lend: Lend) -> A
 def _copy(request: HttpRequest, user: Any, stream: Any) -> Any:
     """A copy of a request that takes all that authentication sets: the user, notes of CSRF protection, parsed data."""
     twin: Any = object.__new__(type(request))
-    vars(twin).update(vars(request), META=request.META.copy(), _stream=stream)
+    vars(twin).update(vars(request), META=request.META.copy(), **{private.STREAM: stream})
     if user is not None:
         twin.user = user
     return twin

@@ -30,7 +30,7 @@ from open_idempotency._routes import coverage
 from open_idempotency._routes.coverage import mark_view
 from open_idempotency._stages.blocks import AtomicBlock
 from open_idempotency.django import layers, rest
-from open_idempotency.django.messages import stored_headers
+from open_idempotency.django.messages import note_of, response_headers
 from open_idempotency.exceptions import AlreadyCommitted, ConfigurationError, KeyReused
 from open_idempotency.idem import idem
 
@@ -189,7 +189,8 @@ def _stored(response: Any) -> Any:
     here = running.get()
     if here is None or not isinstance(response, HttpResponse):
         return response
-    return CoreResponse(response.status_code, stored_headers(response, here[0].policy), response.content)
+    note = note_of(response, here[0].policy)
+    return CoreResponse(response.status_code, response_headers(response), response.content, note=note)
 
 
 def _rendered(response: Any, args: tuple[Any, ...]) -> Any:

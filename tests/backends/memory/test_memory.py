@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
 
 import pytest
 
+from open_idempotency._core.models import Request, Response
+from open_idempotency.adapter import Adapter
 from open_idempotency.backend import Claim, Complete, Finished, Get, Leased, Mismatch, Release, SaveStage, Stage
 from open_idempotency.backends.memory import AsyncMemoryBackend, MemoryBackend
 from open_idempotency.conformance import ManualClock
@@ -158,3 +161,18 @@ def test_a_dropped_backend_is_collected() -> None:
     del backend
     gc.collect()
     assert gone() is None
+
+
+def test_random_keys_that_are_refused_fill_it_for_an_hour_at_most() -> None:
+    """B-26: a client that makes up keys gets 404 for each; none of them counts for longer than ``error_ttl``."""
+    clock = ManualClock(100.0)
+    adapter = Adapter(backend=MemoryBackend(max_records=3, clock=clock))
+
+    def post() -> int:
+        key = secrets.token_hex(16).encode()
+        request = Request("POST", b"/", b"", [(b"idempotency-key", key)], None)
+        return adapter.handle(request, b"", lambda: Response(404, [], b"")).status
+
+    assert [post() for _ in range(4)] == [404, 404, 404, 503]
+    clock.advance(3_600)
+    assert post() == 404

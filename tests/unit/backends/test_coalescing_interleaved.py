@@ -223,8 +223,8 @@ def test_no_task_is_stranded_wherever_a_handler_raises() -> None:
         line += 1
 
 
-def test_a_loop_that_stands_still_sends_nothing_that_was_refused() -> None:
-    """B-10b: after a pause longer than all waits, what waited is refused or answered, and nothing is sent late."""
+def test_time_in_which_the_loop_stands_still_is_not_the_stores() -> None:
+    """B-27: a view blocks the loop for longer than any request may wait; those that wait are sent after it."""
     sent: list[int] = []
 
     async def test() -> None:
@@ -236,13 +236,37 @@ def test_a_loop_that_stands_still_sends_nothing_that_was_refused() -> None:
             return [2 * number for number in numbers]
 
         coalescer: LoopCoalescer[int, int] = LoopCoalescer(carry_out, Limits(0.05))
-        first, second = (asyncio.ensure_future(coalescer.ask(number)) for number in (1, 2))
+        tasks = [asyncio.ensure_future(coalescer.ask(number)) for number in (1, 2, 3)]
         await asyncio.sleep(0)
-        time.sleep(0.2)  # the whole process stands still
+        for _ in range(2):
+            time.sleep(0.1)
+            await asyncio.sleep(0)
         may_end.set()
-        assert await first == 2
+        assert await asyncio.gather(*tasks) == [2, 4, 6]
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+    assert sent == [1, 2, 3]
+
+
+def test_a_request_that_was_refused_is_never_sent() -> None:
+    """B-10b: the store took nothing while the loop ran, then the loop stood still, then the store was there again."""
+    sent: list[int] = []
+
+    async def test() -> None:
+        may_end = asyncio.Event()
+
+        async def carry_out(numbers: Sequence[int]) -> list[int | Exception]:
+            sent.extend(numbers)
+            await may_end.wait()
+            return [2 * number for number in numbers]
+
+        coalescer: LoopCoalescer[int, int] = LoopCoalescer(carry_out, Limits(0.02))
+        first, second = (asyncio.ensure_future(coalescer.ask(number)) for number in (1, 2))
         with pytest.raises(BackendUnavailable, match="no further calls"):
             await second
+        time.sleep(0.05)
+        may_end.set()
+        assert await first == 2
         assert await coalescer.ask(3) == 6
 
     asyncio.run(asyncio.wait_for(test(), 20))

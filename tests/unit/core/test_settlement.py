@@ -12,7 +12,7 @@ import pytest
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._core.commands import Complete, Fail, Get, RecordLater, Release, Sleep, Unreserve
-from open_idempotency._core.models import Completed, Record, Response, Status
+from open_idempotency._core.models import Completed, Record, Response, Stage, Status
 from open_idempotency._core.settlement import Fate, abort, finish
 from open_idempotency._core.stored_response import decode_response, encode_response
 from open_idempotency.exceptions import AlreadyCompleted, BackendUnavailable, LeaseLost, RecordUnreadable
@@ -53,6 +53,29 @@ def test_what_is_stored_is_the_answer_without_the_fields_of_the_moment() -> None
     script.run(finish(attempt_of(), DONE))
     (command,) = script.asked_for(Complete)
     assert decode_response(command.response) == Response(201, [(b"x", b"1")], b"made")
+
+
+@pytest.mark.parametrize(("status", "kept"), [(201, 86_400.0), (303, 86_400.0), (404, 7.0), (422, 7.0)])
+def test_a_stored_error_has_a_time_to_live_of_its_own(status: int, kept: float) -> None:
+    """B-26."""
+    attempt, script = attempt_of(error_ttl=7), Script({Complete: [Completed()]})
+    script.run(finish(attempt, Response(status, [], b"")))
+    (command,) = script.asked_for(Complete)
+    assert command.lease.ttl == kept
+
+
+@pytest.mark.parametrize("history", ["stage", "earlier attempt"])
+def test_an_error_after_an_effect_is_stored_as_long_as_a_success(history: str) -> None:
+    """B-26: a request that runs again would repeat what its stages have done."""
+    attempt, script = attempt_of(error_ttl=7), Script({Complete: [Completed()]})
+    assert attempt.lease is not None
+    if history == "stage":
+        attempt.saved(Stage("charge", "", b"{}"))
+    else:
+        attempt.lease.attempt = 2
+    script.run(finish(attempt, Response(402, [], b"")))
+    (command,) = script.asked_for(Complete)
+    assert command.lease == attempt.lease
 
 
 @pytest.mark.parametrize("status", [401, 403, 409, 429, 199])

@@ -72,7 +72,7 @@ def test_authentication_behind_it_is_not_reported() -> None:
         (
             "IDEMPOTENCY_BACKEND",
             "oracle://db",
-            "IDEMPOTENCY_BACKEND: unknown scheme 'oracle'; known: django://, memory://",
+            "IDEMPOTENCY_BACKEND: unknown scheme 'oracle'; known: django://, django-cache://, memory://",
         ),
         ("IDEMPOTENCY_BACKEND", None, "IDEMPOTENCY_BACKEND: none given"),
         ("IDEMPOTENCY_POLICY", {}, "IDEMPOTENCY_POLICY: expected an IdempotencyPolicy"),

@@ -18,6 +18,8 @@ from django.template.response import TemplateResponse
 from django.test import AsyncClient, Client, override_settings
 from django.utils.decorators import sync_and_async_middleware
 
+from open_idempotency._core.models import Response as CoreResponse
+from open_idempotency._core.stored_response import NOTE, decode_response, encode_response, replayed
 from open_idempotency.django import replays
 from tests.django_project.calls import KEY, OURS, REPLAYED, post, project
 
@@ -26,6 +28,8 @@ with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None, "DEFAULT_AU
     from rest_framework.renderers import JSONRenderer
     from rest_framework.response import Response
 
+#: what the note is called where it is stored
+NAME = NOTE.decode("ascii")
 Seen = list[Any]
 _seen: Seen = []
 _look: Callable[[Any], Any]
@@ -62,7 +66,7 @@ def _twice(view: Any, look: Callable[[Any], Any], client: Callable[[], Any] = Cl
             sent = post(client(raise_request_exception=True))
             responses.append(asyncio.run(sent) if client is AsyncClient else sent)
     assert [each.headers.get(REPLAYED) for each in responses] == [None, "true"]
-    assert not any(replays.NAME in each.headers for each in responses)
+    assert not any(NAME in each.headers for each in responses)
     return _seen[0], _seen[1], responses
 
 
@@ -254,17 +258,24 @@ def test_a_view_cannot_forge_a_note() -> None:
     """Bad input: a response that a view has copied from another service."""
 
     def view(request: HttpRequest) -> HttpResponse:
-        return HttpResponse("copied", headers={replays.NAME: '{"kept": {"status_code": 500}}'})
+        return HttpResponse("copied", headers={NAME: '{"kept": {"status_code": 500}}'})
 
     with project(view):
         _, again = post(Client()), post(Client())
-    assert (again.status_code, again.content, replays.NAME in again.headers) == (200, b"copied", False)
+    assert (again.status_code, again.content, NAME in again.headers) == (200, b"copied", False)
+
+
+def test_no_adapter_sends_a_note() -> None:
+    """O-29: not among the headers of a replay, also where one of another framework reads the record."""
+    frame = encode_response(CoreResponse(200, [(b"x-own", b"1")], b"body", note=b"{}"))
+    again = replayed(decode_response(frame))
+    assert (again.note, dict(again.headers).keys()) == (b"{}", {b"x-own", b"idempotent-replayed", b"content-length"})
 
 
 def test_a_plain_response_is_stored_without_a_note() -> None:
     """Size: nothing is added for those who do not need it."""
-    assert replays.take_note(JsonResponse({}), redacted=False) == ()
-    assert replays.take_note(HttpResponseRedirect("/0"), redacted=False) == ()
+    assert replays.take_note(JsonResponse({}), redacted=False) == b""
+    assert replays.take_note(HttpResponseRedirect("/0"), redacted=False) == b""
 
 
 def test_the_length_of_a_replay_whose_body_middleware_changes_is_counted_anew() -> None:

@@ -6,6 +6,7 @@ import io
 import threading
 from typing import Any
 
+import pytest
 from flask import (
     Flask,
     abort,
@@ -218,3 +219,26 @@ def test_a_length_that_is_a_number_is_no_error_of_ours(app: Flask, backend: Memo
     Idempotency(app, backend)
     assert post(app, data=b"ab", environ_overrides={"CONTENT_LENGTH": 2}).text == "done"
     assert replayed(post(app, data=b"ab", environ_overrides={"CONTENT_LENGTH": "2"}))
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_teardown_function_that_raises_keeps_no_attempt_running(
+    app: Flask, backend: MemoryBackend, early: bool
+) -> None:
+    """L-04: an attempt without a response ends, whichever function raises before or after the extension's own part."""
+
+    def teardown(error: BaseException | None) -> None:
+        raise LookupError
+
+    def stop() -> str:
+        raise SystemExit
+
+    view(app, stop)
+    if early:
+        app.teardown_request(teardown)
+    Idempotency(app, backend)
+    if not early:
+        app.teardown_request(teardown)
+    with pytest.raises(LookupError):
+        post(app)
+    assert only_record(backend).status is Status.FAILED

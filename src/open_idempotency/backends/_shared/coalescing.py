@@ -9,6 +9,9 @@ In an asyncio loop the owner is a call that found nothing on its way, or the one
 knows whether its owner still exists. So a lead that was lost, as by a signal's handler that raised or for want of
 memory, is free for the next call that looks; and while requests wait, a timer looks every so often.
 
+A request waits for the backend, so its time is counted in looks. A loop that stands still, as in a view that blocks it,
+makes none: the reply may be there, and nobody has read it.
+
 Among threads the lead is one lock object. Its owner holds that lock from before it gets the lead until it leaves,
 normally or by an exception. ``ThreadCoalescer._lead`` names the lock of the one call that leads. Only its owner passes
 the lead on, and only before it leaves. A lock that nobody holds shows that its owner left without passing it on, as
@@ -53,7 +56,7 @@ class Limits:
 
 
 class Waiting(Protocol):
-    """One or more requests that stay together. ``until``: on the monotonic clock."""
+    """One or more requests that stay together. ``until``: on the caller's clock, which only grows."""
 
     count: int
     size: int
@@ -98,7 +101,7 @@ class Queue(Generic[A]):
 
     def take(self, batch: list[A], overdue: list[A], now: float, after: A | None = None) -> None:
         """Move the next batch to ``batch``. Move those whose time is over, and which must not be sent any more, to
-        ``overdue``. ``now``: on the monotonic clock; ``after``: what is in the batch already.
+        ``overdue``. ``now``: on the caller's clock; ``after``: what is in the batch already.
 
         A signal's handler may raise in the middle. Each request is in a list before it leaves the queue, so none is
         lost.
@@ -152,6 +155,31 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 
 
+#: how often the timer looks within ``Limits.seconds``
+LOOKS = 8
+
+
+class _LoopTime:
+    """Seconds that a loop has run. A pause of any length between two looks counts as one step."""
+
+    __slots__ = ("_counted", "_since", "step")
+
+    def __init__(self, step: float) -> None:
+        self.step = step
+        self._counted = 0.0
+        self._since = time.monotonic()
+
+    def now(self) -> float:
+        """Seconds; never goes back."""
+        return self._counted + min(time.monotonic() - self._since, self.step)
+
+    def look(self) -> float:
+        """``now``, which begins a new step."""
+        self._counted = self.now()
+        self._since = time.monotonic()
+        return self._counted
+
+
 class _Waiting(Generic[Q, R]):
     """A request that waits, and the future of its response. ``looks``: how often it was found on its way."""
 
@@ -193,12 +221,17 @@ class LoopCoalescer(Generic[Q, R]):
         self._lead = _Lead()
         self._on_its_way = False
         self._next_look: asyncio.TimerHandle | None = None
+        self._time = _LoopTime(max(0.0, limits.seconds) / LOOKS)
 
     @property
     def busy(self) -> bool:
         """Whether a request would have to wait: the owner of the lead still exists."""
         lead = self._lead
         return lead.held.locked() or (lead.task is not None and not lead.task.done())
+
+    def now(self) -> float:
+        """Seconds on the clock on which requests wait; from any thread."""
+        return self._time.now()
 
     @property
     def on_its_way(self) -> bool:
@@ -233,9 +266,11 @@ class LoopCoalescer(Generic[Q, R]):
 
     async def _with_others(self, request: Q, size: int) -> R:
         loop = asyncio.get_running_loop()
-        waiting: _Waiting[Q, R] = _Waiting(request, size, time.monotonic() + self._limits.seconds, loop.create_future())
         if self._next_look is None:
+            self._time.look()
             self._look_later(loop)
+        until = self._time.now() + self._limits.seconds
+        waiting: _Waiting[Q, R] = _Waiting(request, size, until, loop.create_future())
         self._queue.add(waiting)
         try:
             return await waiting.response
@@ -278,7 +313,7 @@ class LoopCoalescer(Generic[Q, R]):
         lead.task = asyncio.current_task()
         try:
             while self._queue.waiting:
-                now = time.monotonic()
+                now = self._time.now()
                 self._refuse_overdue(now)
                 batch = self._batch = []
                 self._queue.take(batch, [], now)
@@ -305,18 +340,18 @@ class LoopCoalescer(Generic[Q, R]):
         self._batch = []
 
     def _look_later(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._next_look = loop.call_later(self._limits.seconds, self._look)
+        self._next_look = loop.call_later(self._time.step, self._look)
 
     def _look(self) -> None:
         """While requests wait: none does for ever, whatever became of the task that carries them out."""
         self._next_look = None
+        now = self._time.look()
         try:
             for waiting in self._batch:
                 waiting.looks += 1
-                # A number, not a time, since a pause of the whole process makes one look useless.
-                if waiting.looks > 1 + PATIENCE:
+                if waiting.looks > (1 + PATIENCE) * LOOKS:
                     _settle(waiting, BackendUnavailable("no response in time"))
-            self._refuse_overdue(time.monotonic())
+            self._refuse_overdue(now)
             if not self.busy:
                 for waiting in self._batch:
                     _settle(waiting, interrupted())

@@ -1,17 +1,23 @@
 """All that uses private parts of psycopg: waits that end in time, and single statements sent without its adaptation.
 
 psycopg itself waits for ever for a server that is silent. Imported only where psycopg 3 is the driver.
+
+Private are ``generators.execute``, which is compiled, and ``errors.error_from_result``. ``look`` looks for them when
+the first backend is made. Where one is missing results are read by ``psycopg.pq``, which is public, and one warning
+says so.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Generator
+from importlib import import_module
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import generators, pq
-from psycopg.errors import error_from_result
+from psycopg import errors, pq
+from psycopg.waiting import Ready, Wait
 
 from open_idempotency.exceptions import MissingExtra
 
@@ -20,15 +26,17 @@ T = TypeVar("T")
 #: seconds between two looks whether a silent server's time is over
 _LOOK = 0.1
 _TUPLES, _COMMAND = pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK
+_logger = logging.getLogger("open_idempotency")
 
 
 def check_release() -> None:
-    """Raise ``MissingExtra`` for a release of psycopg whose waits cannot be bounded."""
+    """Raise ``MissingExtra`` for a release of psycopg whose waits cannot be bounded. Looks for its private parts."""
     if tuple(int(part) for part in psycopg.__version__.split(".")[:2]) < (3, 3):
         raise MissingExtra(
             f"psycopg {psycopg.__version__} cannot give up a silent server; install 3.3 or a later one: "
             "pip install --upgrade 'open-idempotency[postgres]'"
         )
+    look()
 
 
 class ServerSilent(psycopg.OperationalError):
@@ -70,12 +78,19 @@ def bound_waits(connection: Any, timeout: float) -> None:
 
 
 def _bounded(waiting: Generator[Any, Any, T], pgconn: pq.abc.PGconn, deadline: float) -> Generator[Any, Any, T]:
-    """The driver's generator, which hears every so often that nothing has come; ended when its time is over."""
+    """The driver's generator, which hears every so often that nothing has come; ended when its time is over.
+
+    A wait counts for two looks at most: if it took longer, this process or its event loop stood still, and what the
+    server has sent meanwhile is not read yet.
+    """
+    left = deadline - time.monotonic()
     try:
         state = next(waiting)
         while True:
+            since = time.monotonic()
             ready = yield state
-            if not ready and time.monotonic() > deadline:
+            left -= min(time.monotonic() - since, 2 * _LOOK)
+            if not ready and left < 0:
                 pgconn.finish()
                 raise ServerSilent("no response in time")
             state = waiting.send(ready)
@@ -86,7 +101,67 @@ def _bounded(waiting: Generator[Any, Any, T], pgconn: pq.abc.PGconn, deadline: f
 
 def result_of(pgconn: pq.abc.PGconn) -> Generator[Any, Any, pq.abc.PGresult]:
     """The result of the one statement that was sent; for a connection's ``wait``. Raises ``psycopg.Error``."""
-    result: pq.abc.PGresult = (yield from generators.execute(pgconn))[-1]
+    result: pq.abc.PGresult = (yield from _parts.execute(pgconn))[-1]
     if result.status not in (_TUPLES, _COMMAND):
-        raise error_from_result(result)
+        raise _parts.error(result)
     return result
+
+
+def execute_by_pq(pgconn: pq.abc.PGconn) -> Generator[Any, Any, list[pq.abc.PGresult]]:
+    """Send what is left to send, and read all results. What ``generators.execute`` does, by public names alone."""
+    while pgconn.flush():
+        if (yield Wait.RW) & Ready.R:
+            pgconn.consume_input()
+    results: list[pq.abc.PGresult] = []
+    while True:
+        while pgconn.is_busy():
+            if (yield Wait.R):
+                pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is None:
+            return results
+        results.append(result)
+
+
+def error_by_lookup(result: pq.abc.PGresult) -> psycopg.Error:
+    """The error of a result. What ``errors.error_from_result`` makes, by public names alone."""
+    state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode("ascii")
+    try:
+        kind = errors.lookup(state)
+    except KeyError:
+        kind = psycopg.DatabaseError
+    return kind(result.error_message.decode("utf-8", "replace").strip())
+
+
+class _Parts:
+    """How results are read, and what becomes of an error; the public way until ``look`` has looked."""
+
+    __slots__ = ("error", "execute", "looked")
+
+    def __init__(self) -> None:
+        self.execute: Callable[[pq.abc.PGconn], Generator[Any, Any, Any]] = execute_by_pq
+        self.error: Callable[[pq.abc.PGresult], psycopg.Error] = error_by_lookup
+        self.looked = False
+
+
+_parts = _Parts()
+
+
+def look(*, again: bool = False) -> None:
+    """Use the private parts of psycopg if they are there; otherwise warn, once. ``again``: for tests."""
+    if _parts.looked and not again:
+        return
+    _parts.looked = True
+    try:
+        execute = import_module("psycopg.generators").execute
+        error = import_module("psycopg.errors").error_from_result
+    except (ImportError, AttributeError) as missing:
+        _parts.execute, _parts.error = execute_by_pq, error_by_lookup
+        _logger.warning(
+            "psycopg %s is not known (%s): results are read by psycopg.pq, which is slower; a later release of "
+            "open-idempotency may know it",
+            psycopg.__version__,
+            missing,
+        )
+    else:
+        _parts.execute, _parts.error = execute, error

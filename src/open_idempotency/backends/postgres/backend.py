@@ -23,7 +23,7 @@ from open_idempotency.backend import Wait
 from open_idempotency.backends._shared.fronts import AsyncFront, SyncFront
 from open_idempotency.backends.postgres.executors import AsyncExecutor, Executor
 from open_idempotency.backends.postgres.listening import Listener
-from open_idempotency.backends.postgres.options import Options, read_url
+from open_idempotency.backends.postgres.options import Options, options_of
 from open_idempotency.backends.postgres.verbs import AWAIT, VERBS, Verb
 from open_idempotency.exceptions import BackendUnavailable
 
@@ -72,6 +72,8 @@ R = TypeVar("R")
 class PostgresBackend(SyncFront):
     """The sync front, on the database at a ``postgresql://`` URL.
 
+    ``url``: the URL, or a ``ConnectionPool`` or ``AsyncConnectionPool`` of ``psycopg_pool``. Of a pool the settings of
+    its connections are used, never the connections; ``close`` does not close it.
     ``timeout``: seconds to wait for a connection, and then for a reply (default 2). ``max_connections``: for each
     process and event loop (default 10). ``listen``: ``"no"`` where no connection may be kept for notifications, as
     behind a pooler in transaction mode; waiting duplicates then poll. ``coalesce``: whether requests that arrive while
@@ -82,7 +84,7 @@ class PostgresBackend(SyncFront):
 
     def __init__(
         self,
-        url: str,
+        url: str | Any,
         *,
         timeout: float | None = None,
         max_connections: int | None = None,
@@ -100,7 +102,7 @@ class PostgresBackend(SyncFront):
             "clock": clock,
         }
         #: what the URL and the keywords said
-        self.options = read_url(url, given)
+        self.options = options_of(url, given)
         self._executor = Executor(self.options)
         super().__init__(VERBS, self._executor.execute)
         self._listeners = PerProcess(lambda: Listener(self.options))
@@ -148,6 +150,7 @@ class PostgresBackend(SyncFront):
         if listener is not None:
             listener.close()
         self._executor.close()
+        self._async.close_ended()
 
 
 class AsyncPostgresBackend(AsyncFront):
@@ -156,7 +159,7 @@ class AsyncPostgresBackend(AsyncFront):
     The client library knows asyncio alone, so under trio each call is the sync front's, made in a thread.
     """
 
-    def __init__(self, url: str = "", *, over: PostgresBackend | None = None, **options: Any) -> None:
+    def __init__(self, url: str | Any = "", *, over: PostgresBackend | None = None, **options: Any) -> None:
         if over is None:
             over = PostgresBackend(url, **options)
             over._async = self  # pyright: ignore[reportPrivateUsage]  # its other front
@@ -192,6 +195,10 @@ class AsyncPostgresBackend(AsyncFront):
     def to_sync(self) -> PostgresBackend:
         """The sync front over the same records."""
         return self._sync
+
+    def close_ended(self) -> None:
+        """Close the connections of event loops that have ended."""
+        self._executor.close_ended()
 
     async def close(self) -> None:
         """Close the running loop's connections, and those of the sync front."""

@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 import psycopg
 from psycopg import pq
 
+from open_idempotency._runtime.on_asyncio import within
 from open_idempotency.backends._shared import sizes
 from open_idempotency.backends._shared.psycopg_waits import (
     AsyncBoundedConnection,
@@ -342,9 +343,14 @@ class LoopConnections:
 
     async def _take(self, tries: Tries) -> AsyncKeptConnection:
         if self._slots.locked():
+            acquiring = asyncio.ensure_future(self._slots.acquire())
             try:
-                await asyncio.wait_for(self._slots.acquire(), tries.left())
-            except asyncio.TimeoutError:
+                await within(acquiring, tries.left())
+            except asyncio.CancelledError:
+                if acquiring.done() and not acquiring.cancelled():
+                    self._slots.release()
+                raise
+            except TimeoutError:
                 raise Busy(f"no connection was free; there are {self._options.max_connections}") from None
         else:
             await self._slots.acquire()
@@ -369,8 +375,8 @@ class LoopConnections:
             try:
                 left = max(0.0, until - time.monotonic())
                 connecting = AsyncKeptConnection.connect(self._options.conninfo, **ARGUMENTS)
-                connection = await asyncio.wait_for(connecting, left)
-            except asyncio.TimeoutError:
+                connection = await within(connecting, left)
+            except TimeoutError:
                 raise ServerSilent("no connection in time") from None
             except psycopg.OperationalError:
                 if time.monotonic() + _PAUSE > until:

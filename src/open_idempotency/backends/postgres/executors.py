@@ -57,7 +57,7 @@ _GROUPS: dict[Verb[Any, Any], int] = {
 # Claims come first: see the functions.
 _CALLS = (
     "claims({now}, {bytea[]}, {bytea[]}, {bytea[]}, {double precision[]}, {double precision[]})",
-    "ends({now}, {bytea[]}, {bytea[]}, {bigint[]}, {integer[]}, {boolean[]}, {bytea[]})",
+    "ends({now}, {bytea[]}, {bytea[]}, {bigint[]}, {integer[]}, {boolean[]}, {bytea[]}, {double precision[]})",
     "save_stages({now}, {bytea[]}, {bytea[]}, {bigint[]}, {double precision[]}, {bytea[]}, {bytea[]}, {bytea[]})",
     "releases({now}, {bytea[]}, {bytea[]}, {bigint[]})",
 )
@@ -93,6 +93,7 @@ def _ends(commands: Sequence[Complete | Fail]) -> list[list[Any]]:
         [3 if isinstance(c, Fail) else 2 for c in commands],
         [isinstance(c, Fail) and c.final for c in commands],
         [c.response for c in commands],
+        [c.lease.ttl for c in commands],
     ]
 
 
@@ -292,10 +293,7 @@ class AsyncExecutor:
         mine = loops.get(loop)
         if mine is None:
             # Not a weak dictionary: what waits on a loop holds it, so an entry would keep itself alive.
-            for other in [other for other in list(loops) if other.is_closed()]:
-                ended = loops.pop(other, None)
-                if ended is not None:
-                    ended.connections.close()
+            self.close_ended()
             mine = loops[loop] = _OfLoop(self._options)
         return mine
 
@@ -306,6 +304,14 @@ class AsyncExecutor:
             values = (self._options.now(), *verb.parameters(c))
             return verb.response(c, await mine.connections.rows(verb.statement, values))
         return verb.response(c, (await mine.execute(verb, c),))
+
+    def close_ended(self) -> None:
+        """Close the connections of event loops that have ended; from any thread."""
+        loops = self._of_loops.get()
+        for other in [other for other in list(loops) if other.is_closed()]:
+            ended = loops.pop(other, None)
+            if ended is not None:
+                ended.connections.close()
 
     def close(self) -> None:
         """Close the running loop's connections; those of other loops are closed once these have ended."""

@@ -11,6 +11,7 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from open_idempotency.backends._shared import urls
+from open_idempotency.backends.postgres.pools import conninfo_of
 from open_idempotency.exceptions import ConfigurationError
 
 _OPTIONS: dict[str, urls.Parser] = {
@@ -52,8 +53,19 @@ class Options:
         return None if self.clock is None else self.clock()
 
 
+def options_of(url: str | Any, given: dict[str, Any]) -> Options:
+    """The options of a URL or a pool, overruled by those given as keywords that are not None.
+
+    Raises ``ConfigurationError``.
+    """
+    if isinstance(url, str):
+        return read_url(url, given)
+    read = {name: value for name, value in given.items() if value is not None}
+    return _made(conninfo_to_dict(conninfo_of(url)), read)
+
+
 def read_url(url: str, given: dict[str, Any]) -> Options:
-    """The options of a URL, overruled by those given as keywords that are not None. Raises ``ConfigurationError``."""
+    """See ``options_of``."""
     parts = _split(url)
     if parts.scheme not in ("postgresql", "postgres"):
         raise ConfigurationError(f"backend: expected postgresql://, got {parts.scheme!r}")
@@ -67,6 +79,10 @@ def read_url(url: str, given: dict[str, Any]) -> Options:
     except ProgrammingError as error:
         # libpq's message names the option that it does not know, and repeats nothing else.
         raise ConfigurationError(f"backend: {str(error).strip()}; ours are {', '.join(sorted(_OPTIONS))}") from None
+    return _made(known, read)
+
+
+def _made(known: dict[str, Any], read: dict[str, Any]) -> Options:
     where = "postgresql://{}:{}/{}".format(*(known.get(name) or "" for name in ("host", "port", "dbname")))
     return _checked(replace(Options(where, ""), **read), known)
 

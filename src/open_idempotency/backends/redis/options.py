@@ -48,7 +48,8 @@ _SCHEMES = {
     "redis+sentinel": _Scheme(SENTINEL, 26379, ("sentinel_username", "sentinel_password")),
     "redis+cluster": _Scheme(CLUSTER, 6379),
 }
-_OPTIONS: dict[str, urls.Parser] = {
+#: the options after the ``?`` of each URL
+OPTIONS: dict[str, urls.Parser] = {
     "coalesce": urls.yes_or_no,
     "eviction": urls.choice("warn", "refuse", "ignore"),
     "max_connections": urls.count,
@@ -182,7 +183,7 @@ def read_url(url: str, given: dict[str, Any]) -> Options:
     if scheme is None:
         raise ConfigurationError(f"backend: expected one of {', '.join(_SCHEMES)}, got {parts.scheme!r}")
     login = {name: _LOGIN_OPTIONS[name] for name in scheme.options}
-    read = urls.options(parts, {**_OPTIONS, **login, **(_TLS_OPTIONS if tls else {})})
+    read = urls.options(parts, {**OPTIONS, **login, **(_TLS_OPTIONS if tls else {})})
     who = _authority(parts.netloc, scheme.port)
     if scheme.topology == SINGLE and len(who.addresses) > 1:
         raise ConfigurationError(

@@ -154,6 +154,10 @@ class _Lanes:
         written: R = await self._writing.ask(request, request.size)
         return written
 
+    def now(self) -> float:
+        """The clock on which a request waits."""
+        return self._writing.now()
+
 
 class AsyncSqliteBackend(AsyncFront):
     """The async front; takes the same arguments as ``SqliteBackend``. Since 0.1."""
@@ -185,7 +189,7 @@ class AsyncSqliteBackend(AsyncFront):
         if verb.reads or not transactions.coalesce or current_library() != "asyncio":
             return in_thread(transactions.execute, verb, command)
         lanes = self._lanes_of(asyncio.get_running_loop())
-        return lanes.execute(Request(verb, command, transactions.timeout))
+        return lanes.execute(Request(verb, command, transactions.timeout, lanes.now))
 
     def _lanes_of(self, loop: asyncio.AbstractEventLoop) -> _Lanes:
         all_lanes = self._lanes.get()

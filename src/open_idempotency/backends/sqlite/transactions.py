@@ -34,16 +34,27 @@ Report = Callable[[Sequence[Any]], object]
 
 
 class Request(Generic[C, R]):
-    """A verb with its command. ``size``: about how many bytes it writes. It must begin within ``seconds``."""
+    """A verb with its command. ``size``: about how many bytes it writes. It must begin within ``seconds`` of ``now``.
 
-    __slots__ = ("command", "looked", "size", "until", "verb")
+    ``now``: the clock on which it waits; that of a task does not count time in which its loop stood still.
+    """
 
-    def __init__(self, verb: verbs.Verb[C, R], command: C, seconds: float) -> None:
+    __slots__ = ("command", "looked", "now", "size", "until", "verb")
+
+    def __init__(
+        self, verb: verbs.Verb[C, R], command: C, seconds: float, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self.verb = verb
         self.command = command
         self.size = 0 if verb.size is None else verb.size(command)
-        self.until = time.monotonic() + seconds
+        self.now = now
+        self.until = now() + seconds
         self.looked = verb.look is None
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether it must not be written any more."""
+        return self.until < self.now()
 
 
 class Transactions:
@@ -148,13 +159,13 @@ class Transactions:
     def _carry_out(self, requests: Sequence[Request[Any, Any]]) -> Sequence[Any]:
         if len(requests) == 1:
             return (self._carry_out_alone(*requests),)
-        now = time.monotonic()
-        in_time = [request for request in requests if request.until >= now]
+        overdue = [request.is_overdue for request in requests]
+        in_time = [request for request, late in zip(requests, overdue, strict=True) if not late]
         written = iter(self._connections.take_turn(self._write, in_time) if in_time else ())
-        return [next(written) if request.until >= now else self._too_late() for request in requests]
+        return [self._too_late() if late else next(written) for late in overdue]
 
     def _carry_out_alone(self, request: Request[Any, Any]) -> Any:
-        if request.until < time.monotonic():
+        if request.is_overdue:
             return self._too_late()
         try:
             return self._connections.take_turn(self._write_alone, request.verb, request.command)

@@ -89,11 +89,13 @@ WRITE = f"""{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         ttl = excluded.ttl, expires_at = excluded.expires_at, final = excluded.final,
         response = excluded.response
 """
-# What decisions.complete does with a sound record that still runs, in one statement.
+# What decisions.complete does with a sound record that still runs, in one statement. One that gets another time to live
+# is left to that function: to set ``ttl`` here would write its index anew each time.
 COMPLETE = """
     UPDATE open_idempotency_records SET status = 2, lease_end = :now, expires_at = :now + ttl, response = :response
     WHERE record_id = :record_id AND token = :token AND owner = :owner AND status = 1 AND expires_at > :now
-        AND record_version = 1 AND final IN (0, 1) AND typeof(fingerprint) = 'blob' AND typeof(owner) = 'blob'
+        AND ttl = :ttl AND record_version = 1 AND final IN (0, 1)
+        AND typeof(fingerprint) = 'blob' AND typeof(owner) = 'blob'
         AND typeof(record_version) = 'integer' AND typeof(status) = 'integer' AND typeof(token) = 'integer'
         AND typeof(attempt) = 'integer' AND typeof(final) = 'integer' AND typeof(claimed_at) = 'real'
         AND typeof(lease_end) = 'real' AND typeof(ttl) = 'real' AND typeof(expires_at) = 'real'
@@ -311,6 +313,7 @@ def complete_running(connection: sqlite3.Connection, c: Complete, clock: Clock) 
         "owner": lease.owner,
         "now": clock(),
         "response": c.response,
+        "ttl": lease.ttl,
     }
     return Completed() if connection.execute(COMPLETE, values).rowcount else None
 

@@ -15,7 +15,9 @@ else
         return {0}
     end
 end
-record.s, record.l, record.e = COMPLETED, now, now + record.T
+-- The completion says for how long; a stored error may be kept for less than the claim has said.
+record.s, record.l, record.T = COMPLETED, now, tonumber(ARGV[7])
+record.e = now + record.T
 -- At the memory limit a script may write if a write that needs no memory came first, and finished work must be kept.
 set_expiry(key, record, now)
 if recreated then
