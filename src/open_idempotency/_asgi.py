@@ -1,14 +1,9 @@
 """One protected ASGI request: its client, its body on the way in, its response on the way out.
 
-Parts of the ASGI adapter.
-
-The client of a running ASGI request: whether it has left, and when the application learns that (R-06, L-05a).
-
-Frameworks cancel a stream as soon as ``receive()`` returns the disconnect, or stop it when ``send()`` raises. So during
-a stream both calls wait until the grace is over, or until the stream has ended. At any other time the application
-learns of the disconnect at once.
-
-One protected ASGI request: its body on the way in, its response on the way out.
+``Client`` knows whether the client has left, and when the application learns that (R-06, L-05a). Frameworks cancel a
+stream as soon as ``receive()`` returns the disconnect, or stop it when ``send()`` raises. So during a stream both calls
+wait until the grace is over, or until the stream has ended. At any other time the application learns of the disconnect
+at once.
 """
 
 from __future__ import annotations
@@ -41,6 +36,8 @@ if TYPE_CHECKING:
     from open_idempotency._engine.cancellation import Hold
     from open_idempotency._engine.cancellation_on_trio import TrioHold
 
+
+# The client
 
 _DISCONNECT = "http.disconnect"
 _LONG = 3600.0
@@ -195,6 +192,8 @@ class Client:
         for signal in self._waiting:
             signal.set()
 
+
+# The request
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -1,13 +1,11 @@
 """What the sync adapters share: a WSGI environ read as a request, and one protected run of a handler.
 
-A WSGI environ (PEP 3333) as the core's request, and the core's response as a WSGI status and header list.
+Text in WSGI (PEP 3333) is bytes decoded as latin-1. A request is read from the environ, and a response becomes a status
+and a header list.
 
-Text in WSGI is bytes decoded as latin-1. Nothing here decides anything about idempotency.
-
-One protected request of a sync adapter: its attempt, its settlement, and its response body (R-03, R-04).
-
-WSGI does not say which chunk is the last. A Content-Length says it. Without one each chunk is held until the next one
-is there, so the last chunk is sent when the response is durable.
+``Protection`` is one protected request: its attempt, its settlement and its response body (R-03, R-04). WSGI does not
+say which chunk is the last. A Content-Length says it. Without one each chunk is held until the next one is there, so
+the last chunk is sent when the response is durable.
 """
 
 from __future__ import annotations
@@ -31,6 +29,8 @@ from open_idempotency._engine.shutdown import ClientLeft, Grace
 from open_idempotency._routes.coverage import EnvironNames
 from open_idempotency._runtime import clocks
 from open_idempotency.exceptions import LeaseLost
+
+# The environ
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -200,6 +200,8 @@ def native_headers(response: Response) -> list[tuple[str, str]]:
     """A response's headers in WSGI's form, in order, with duplicates."""
     return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers]
 
+
+# One protected request
 
 T = TypeVar("T")
 Close = Callable[[], object]

@@ -1,8 +1,8 @@
 """What a backend is: the same verbs, sync and async, each one atomic call on the backend's own clock.
 
 To write one: subclass ``Backend`` or ``AsyncBackend``, carry out each command as its docstring says, and run the
-shipped suite ``open_idempotency.conformance`` against it. A backend keeps ``fingerprint``, ``frame`` and
-``response`` as opaque bytes; it never parses, unpickles or logs them. Where the store allows a lock or a
+shipped suite ``open_idempotency.conformance`` against it. A backend stores ``fingerprint``, ``frame`` and
+``response`` as opaque bytes; it never parses, unpickles or logs them. Where there is a lock or a
 transaction, the module ``open_idempotency.decisions`` decides and the backend only loads and saves.
 
 Every verb may raise ``BackendUnavailable`` (the driver's error is its cause) and ``RecordUnreadable``; the owner's
@@ -114,7 +114,7 @@ class Backend(ABC):
     call_timeout: float = 0.0
     #: whether ``reserve`` and ``unreserve`` are there; without them a policy with ``max_live_keys`` is refused at start
     quotas: bool = False
-    #: the file that the first call creates; None for a store that is no such file
+    #: the file that the first call creates; None for a backend that is no such file
     file: str | None = None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -134,7 +134,7 @@ class Backend(ABC):
     def save_stage(self, c: SaveStage, /) -> StageSaved:
         """Append the stage, or return the frame that was saved before. AlreadyCompleted after the completion.
 
-        Raises ``RecordTooLarge`` where the store refuses the frame for its size.
+        Raises ``RecordTooLarge`` where the backend refuses the frame for its size.
         """
 
     @abstractmethod
@@ -142,7 +142,8 @@ class Backend(ABC):
         """Make the response durable, for ``c.lease.ttl`` seconds; re-creates a record that vanished; sent twice it
         succeeds.
 
-        Raises ``RecordTooLarge`` where the store refuses the response for its size; the attempt still owns the record.
+        Raises ``RecordTooLarge`` where the backend refuses the response for its size; the attempt still owns the
+        record.
         """
 
     @abstractmethod
@@ -195,7 +196,7 @@ class Backend(ABC):
         raise ConfigurationError(_NO_QUOTAS)
 
     def health(self) -> Health:
-        """Ask the store whether it replies, and what endangers the records in it. For operators, not for each request.
+        """Ask the server whether it replies, and what endangers its records. For operators, not for each request.
 
         Raises ``BackendUnavailable`` where it does not reply.
         """
@@ -216,9 +217,9 @@ class Backend(ABC):
         time.sleep(min(c.seconds, c.pause))
 
     def migrate(self) -> Sequence[str]:
-        """Make or bring up to date what the store needs before its first use; what was done, for an operator to read.
+        """Make or bring up to date what the backend needs before its first use; what was done, for an operator to read.
 
-        For deployments: no request does it. A store that needs nothing has nothing done.
+        For deployments: no request does it. For a backend that needs nothing, nothing is done.
         """
         return ()
 

@@ -72,10 +72,10 @@ def _opened(url: str) -> Generator[Backend, None, None]:
 
 
 def migrate(url: str) -> str:
-    """Apply the migrations that the backend's store does not have yet, and read from it as a request would."""
+    """Apply the migrations that the backend does not have yet, and read from it as a request would."""
     with _opened(url) as backend:
         applied = backend.migrate()
-        backend.get(Get(bytes(32)))  # a store that needs no migration was not asked for anything so far
+        backend.get(Get(bytes(32)))  # a backend that needs no migration was not called so far
     return f"applied {', '.join(applied)}" if applied else "nothing to apply"
 
 

@@ -143,7 +143,7 @@ class LeaseLost(IdempotencyError):
 
 class OutcomeUnknown(IdempotencyError):
     """A stage cannot go on from its record: it was begun and its end is not on record, and nobody knows whether
-    its effect happened (S-04), or it was done and its value could not be kept (S-02a).
+    its effect happened (S-04), or it was done and its value could not be stored (S-02a).
 
     The response is 409 ``outcome-unknown`` unless the view catches it. ``retryable``: a later retry may find out.
     """
@@ -187,7 +187,7 @@ class StageConflict(IdempotencyError):
 
 
 class StageValueError(IdempotencyError, ValueError):
-    """A stage value cannot be kept or read back: not JSON, too large, or its type is not declared.
+    """A stage value cannot be stored or read back: not JSON, too large, or its type is not declared.
 
     Raised before the effect where the declared type says so, and of a stage with ``tx=``, whose transaction it rolls
     back; else such a stage is done without its value (S-02a). ``kind``: the name of the type. ``cure``: what to do.

@@ -37,7 +37,7 @@ class RecordedStage:
     """A stage on record: its name, its key (None without one) and its plain JSON value.
 
     Of a memoised error the value is its class name and arguments: ``{"error": ..., "arguments": [...]}``. Of a stage
-    whose value could not be kept it is the name of the type: ``{"not_kept": ...}``.
+    whose value could not be stored it is the name of the type: ``{"not_kept": ...}``.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Idem:
     def load(self, name: str, *, key: Key = None, default: Any = None, returns: object = None) -> Any:
         """The value of a stage, or ``default`` where the stage is not on record. ``returns``: the type to build it as.
 
-        Raises ``NotStarted``, and ``OutcomeUnknown`` for a stage of an earlier attempt whose value was not kept.
+        Raises ``NotStarted``, and ``OutcomeUnknown`` for a stage of an earlier attempt whose value was not stored.
         """
         return loaded(here()[0], stage_id(name, key), default, returns)
 
@@ -150,8 +150,8 @@ class Idem:
 
         The value is JSON, or of a type that the function's return annotation or ``returns=`` declares: a dataclass, a
         pydantic model, dates, decimals and the like; it passes through JSON on the first attempt too. What cannot be
-        kept is given to this attempt alone, and the stage is done all the same: later attempts get ``default``, or what
-        ``reconcile`` finds, else ``OutcomeUnknown`` (S-02a). An exception is not recorded, unless its class is in
+        stored is given to this attempt alone, and the stage is done all the same: later attempts get ``default``, or
+        what ``reconcile`` finds, else ``OutcomeUnknown`` (S-02a). An exception is not recorded, unless its class is in
         ``memo_errors``. A ``key`` distinguishes several uses of one name. Where one of the stage's arguments is given
         (``key``, ``tx`` ...) and the function has one of that name too, a ``TypeError`` asks which is meant:
         ``functools.partial`` gives the function its own.
@@ -169,8 +169,8 @@ class Idem:
         later attempts where they enter it, but not to ``stages`` and ``load``.
 
         Raises as ``save_stage`` does, and ``StageValueError`` before the call where no value of the declared type can
-        be kept. For ``OutcomeUnknown`` the client gets 409 ``outcome-unknown``. With ``tx`` a value that cannot be kept
-        raises ``StageValueError`` as well, so that the transaction rolls back; what is no transaction raises
+        be stored. For ``OutcomeUnknown`` the client gets 409 ``outcome-unknown``. With ``tx`` a value that cannot be
+        stored raises ``StageValueError`` as well, so that the transaction rolls back; what is no transaction raises
         ``ConfigurationError``, and another request's entry in the ledger ``KeyReused``.
         """
         terms = Terms(returns, memo_errors, external, on_doubt, reconcile, not_done, tx, default)

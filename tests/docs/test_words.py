@@ -18,7 +18,11 @@ _WORDS = {
     r"(?i)(?<!b\")answer": "response; reply of a server; result of a call",
     r"\bheader fields?\b|\bfield lines?\b": "header",
     r"\btold\b|\btells\b": "report, log, raise, say",
-    r"\bplaces\b|\bin place of\b": "slot, position, path; instead of",
+    r"(?<!in )\bplaces?\b|\bin place of\b": "slot, position, path; instead of",
+    # to wait "without blocking" is what a call does, not what it is
+    r"(?<!without )\b[Bb]locking\b": "sync",
+    r"(?i)\b(an?|the|each|this|another|every|no|any|several|for|since|of) stores?\b|\bstore's\b": "backend, server",
+    r"\b(can|cannot|could not|may) be kept\b(?! for)|\b(is|was) not kept\b(?! alive)": "stored",
 }
 
 

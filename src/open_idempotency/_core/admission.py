@@ -127,6 +127,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
         found: Identified = yield Call(intake.identify)
         identity = found if isinstance(found, Identity) else Identity(found)
         scope = caller_scope(request, identity, key, policy)
+        # Last of these: a request that is refused for its key or its caller has its body unread.
         request.body = yield Call(intake.receive)
     except (KeyRejected, BodyTooLarge, ScopeRefused) as error:
         return (yield from _refuse_error(error, intake, policy))
@@ -140,6 +141,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
         policy.on_abandoned == "resume",
         policy.max_attempts,
     )
+    # The retry of a login or logout comes from another caller, and so with another record id (O-14).
     caller = None
     if intake.session is not None and policy.scope != ANONYMOUS:
         caller = Caller(request, key, policy, identity, claim.record_id)
@@ -150,6 +152,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
     advice = _advice(claim, scope, identity, intake, policy)
     if advice is not None:
         yield from warn(policy, advice)
+    # Not begun yet: a reservation, where there is one, comes before the claim.
     steps = _begin(claim, intake, policy)
     if policy.max_live_keys is not None:
         steps = _counted(steps, claim, scope, intake, policy)
@@ -230,6 +233,7 @@ def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Att
             awaited = yield from _wait_in_slot(claim, result, wanted.seconds, policy)
             if awaited is not None:
                 result, patience = awaited, wanted
+        # Only a refused request pays for this look: its key may have been passed on by another service (O-22).
         if isinstance(result, Busy | Mismatch):
             yield from look_for_another_service(claim, request, intake.advice, policy)
         admission = yield from _act_on(result, claim, request, policy)

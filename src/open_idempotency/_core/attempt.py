@@ -1,15 +1,11 @@
-"""One attempt at one request.
+"""One attempt at one request: its lease, the stages known so far, its ledger, and what became of it.
 
-What one attempt has put into a ledger, and whether the application has committed it (S-05 to S-06c).
+The adapter that runs the request, the helper ``idem`` and the heartbeat share an ``Attempt``. It performs nothing. Its
+attributes are read everywhere and changed by its methods alone.
 
-A ledger is a table in the application's own database. Stages and the response are written in the application's own
-transactions, so whether they count is known when those have ended. The client library is asked first. Where it does not
-know, ``proof`` asks the database, which is for ``settlement`` to do.
-
-One attempt at one request: its lease, the stages known so far, and what became of it.
-
-Shared by the adapter that runs the request, the helper ``idem`` and the heartbeat. It performs nothing. Its attributes
-are read everywhere and changed by its methods alone.
+A ledger is a table in the application's own database (S-05 to S-06c). Stages and the response are written in the
+application's own transactions, so whether they count is known only when those have ended. The client library is asked
+first. If it does not know, ``settlement`` asks the database through ``proof``.
 """
 
 from __future__ import annotations
@@ -31,6 +27,8 @@ from open_idempotency.exceptions import (
     StageConflict,
 )
 from open_idempotency.policy import IdempotencyPolicy
+
+# What an attempt has written into a ledger (S-05 to S-06c)
 
 StageId = tuple[str, str]
 
@@ -66,7 +64,7 @@ class Watch(NamedTuple):
 class LedgerResponse(NamedTuple):
     """A response in the ledger."""
 
-    #: as it is kept, without the headers that belong to one connection or one moment
+    #: as it is stored, without the headers that belong to one connection or one moment
     response: Response
     #: the bytes that are stored of it
     frame: bytes
@@ -142,6 +140,8 @@ def _is_encoded(response: Response) -> bool:
     return any(name.lower() == b"content-encoding" for name, _ in response.headers)
 
 
+# The attempt
+
 Interruption = TypeVar("Interruption", bound=OutcomeUnknown | KeyReused | AlreadyCommitted)
 
 _NO_VALUES: Mapping[StageId, object] = MappingProxyType({})
@@ -210,7 +210,7 @@ class Attempt:
     interrupted: OutcomeUnknown | KeyReused | AlreadyCommitted | None = None
     #: what it has put into a ledger; None as long as there is nothing
     ledger: LedgerState | None = None
-    #: the values of this attempt's own stages that could not be kept
+    #: the values of this attempt's own stages that could not be stored
     live: Mapping[StageId, object] = _NO_VALUES
     #: what ``store=`` said, of which response; it is asked once
     stored: tuple[Response, bool | None] | None = None
@@ -300,7 +300,7 @@ class Attempt:
         self._recorded[stage.name, stage.key] = stage.frame
 
     def kept_live(self, stage: StageId, value: object) -> None:
-        """Remember a value that cannot be kept, for as long as this attempt runs. Threads may be here at once."""
+        """Remember a value that cannot be stored, for as long as this attempt runs. Threads may be here at once."""
         vars(self).setdefault("live", {})[stage] = value
 
     def seeded(self, make: Callable[[], bytes]) -> bytes:

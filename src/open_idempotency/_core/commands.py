@@ -1,15 +1,12 @@
-"""What the engine asks for, and the loops that carry it out.
+"""What the core asks for, and the two drivers that have it carried out, sync and async.
 
-What the engine asks for: each command is carried out by a backend verb or by the performer.
+The order of operations is written once, as generators. A generator yields a command and is resumed with its result; an
+error of the command is thrown into it where it was yielded. So one function shows both the order and what happens on a
+failure. Never ``close()`` a suspended generator: throw into it, so that its cleanup commands run.
 
-A command is also the argument of the backend's verb of the same name, so a backend, a wrapper and a test all see
-the same value. ``Command[R]`` carries the type of its result.
-
-Carrying out a generator engine: the same steps, sync or async.
-
-An engine yields commands and is resumed with their results; an error of a command is thrown into it where
-it was yielded, so the order of operations and what happens on a failure are read in one function. Never ``close()``
-a suspended engine: throw into it, so that its cleanup commands run.
+A command is carried out by a verb of the backend, by the adapter or by the performer. It is also the argument of the
+backend's verb of the same name, so a backend, a wrapper and a test all see the same value. ``Command[R]`` carries the
+type of its result.
 """
 
 from __future__ import annotations
@@ -250,6 +247,8 @@ class Emit(AtOnce[None]):
     event: Event
     listener: Listener | None
 
+
+# The drivers
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -1,7 +1,7 @@
 """The decision table: what each verb finds, returns and leaves behind, for one record at one moment.
 
-Pure functions from (record or None, command, now) to (result, record to keep). A backend that can hold a lock or
-a transaction runs these; the Redis scripts say the same in Lua, and the contract suite holds both to it. The kept
+Pure functions from (record or None, command, now) to (result, record to store). A backend that can hold a lock or
+a transaction runs these; the Redis scripts say the same in Lua, and the contract suite holds both to it. The stored
 record **is** the given one where nothing changes, and None where the record is to be deleted.
 
 Rules above the table: an expired record is absent. A fingerprint that differs gives ``Mismatch`` in every
@@ -116,15 +116,15 @@ def claim(record: Record | None, c: Claim, now: float, *, withdrawn: bool = Fals
     ``withdrawn``: the owner's claim was withdrawn less than ``WITHDRAWN_FOR`` seconds ago, so this one is late and gets
     no lease (B-08c).
     """
-    result, kept = _claim(record, c, now)
+    result, after = _claim(record, c, now)
     if withdrawn and isinstance(result, Leased):
         attempt = 0 if record is None or state_of(record, now) is State.ABSENT else record.attempt
         return Refused(Refusal.WITHDRAWN, attempt), record
-    return result, kept
+    return result, after
 
 
 def rebased(record: Record, now: float) -> Record:
-    """The record as a claim at ``now`` has to see it: the same one, unless the store's clock was put back behind it.
+    """The record as a claim at ``now`` has to see it: the same one, unless the backend's clock was put back behind it.
 
     An attempt that was claimed later than now has its lease from another time. It is given the same length again, from
     now on, and the record is to be written. A live owner's next renewal shortens that; a dead owner blocks its key for
@@ -176,9 +176,9 @@ def _take(c: Claim, now: float, attempt: int, last_token: int, stages: tuple[Sta
 def _take_again(record: Record, c: Claim, now: float) -> tuple[Leased, Record]:
     """The claim of this very owner was sent again after a lost reply: it owns the record (B-08)."""
     lease = Lease(c.record_id, c.owner, record.token, record.attempt, c.fingerprint, c.lease, c.ttl)
-    kept = _in_progress(lease, now, record.stages)
-    kept.claimed_at = record.claimed_at
-    return Leased(lease, record.stages), kept
+    after = _in_progress(lease, now, record.stages)
+    after.claimed_at = record.claimed_at
+    return Leased(lease, record.stages), after
 
 
 def _in_progress(lease: Lease, now: float, stages: tuple[Stage, ...] = ()) -> Record:
@@ -201,7 +201,7 @@ def _in_progress(lease: Lease, now: float, stages: tuple[Stage, ...] = ()) -> Re
 def _ended(
     record: Record, status: Status, response: bytes | None, now: float, ttl: float, *, final: bool = False
 ) -> Record:
-    """The record as it is kept after the attempt: for ``ttl`` seconds from now."""
+    """The record as it is stored after the attempt: for ``ttl`` seconds from now."""
     return Record(
         record.record_id,
         record.fingerprint,
@@ -263,8 +263,8 @@ def save_stage(record: Record | None, c: SaveStage, now: float) -> tuple[StageSa
     for stage in record.stages:
         if (stage.name, stage.key) == (c.stage.name, c.stage.key):
             return StageSaved(stage.frame), record
-    kept = replace(_extended(record, c.lease, now), stages=(*record.stages, c.stage))
-    return StageSaved(c.stage.frame), kept
+    after = replace(_extended(record, c.lease, now), stages=(*record.stages, c.stage))
+    return StageSaved(c.stage.frame), after
 
 
 def complete(record: Record | None, c: Complete, now: float) -> tuple[Completed, Record]:
@@ -272,8 +272,8 @@ def complete(record: Record | None, c: Complete, now: float) -> tuple[Completed,
     found, _ = _owned(record, c.lease, Complete, now)
     if found is State.COMPLETED and record is not None:
         return Completed(), record
-    kept = record if record and found is not State.ABSENT else _in_progress(c.lease, now)
-    return Completed(found is State.ABSENT), _ended(kept, Status.COMPLETED, c.response, now, c.lease.ttl)
+    after = record if record and found is not State.ABSENT else _in_progress(c.lease, now)
+    return Completed(found is State.ABSENT), _ended(after, Status.COMPLETED, c.response, now, c.lease.ttl)
 
 
 def fail(record: Record | None, c: Fail, now: float) -> tuple[None, Record | None]:
@@ -291,9 +291,9 @@ def release(record: Record | None, c: Release, now: float) -> tuple[None, Record
         return None, record
     if record.attempt == 1 and not record.stages:
         return None, None
-    failed, kept = fail(record, Fail(c.lease), now)
-    assert kept is not None
-    return failed, replace(kept, attempt=record.attempt - 1)
+    failed, resumable = fail(record, Fail(c.lease), now)
+    assert resumable is not None
+    return failed, replace(resumable, attempt=record.attempt - 1)
 
 
 def withdraw(record: Record | None, c: Withdraw, now: float) -> tuple[None, Record | None]:

@@ -1,17 +1,14 @@
-"""What makes two requests the same request.
-
-JSON with the freedom of writing taken out: member order and white space do not count, everything else does.
-
-Numbers keep the lexeme they were written with (``1`` is not ``1.0``), arrays their order. A text that is invalid or
-repeats a member name has no canonical form, since readers disagree about what it means.
-
-What makes two requests the same request: a versioned digest of method, path, query, media type and body.
+"""What makes two requests the same: a versioned digest of method, path, query, media type and body.
 
 The first byte is the version of these rules; a stored fingerprint of another version never matches. Parts are
 length-prefixed, so that no component can run into the next (O-05).
 
-Whoever sends a request chooses this work, and an event loop does it. So it is bounded in bytes and in steps, and beyond
-the bounds the exact bytes count. What is within them counts as it always did: a stored fingerprint is compared with it.
+JSON is compared in a canonical form. Member order and white space do not count. Numbers keep the lexeme they were
+written with (``1`` is not ``1.0``), and arrays keep their order. A text that is invalid or repeats a member name has no
+canonical form, since parsers disagree about what it means; its exact bytes count.
+
+The client chooses how much work this is, and an event loop does it. So it is bounded in bytes and in steps, and beyond
+the bounds the exact bytes count. Below the bounds the form must never change: stored fingerprints are compared with it.
 """
 
 from __future__ import annotations
@@ -28,6 +25,8 @@ from open_idempotency._core.commands import Driver, Sleep, Steps
 from open_idempotency._core.keys import digest
 from open_idempotency._core.models import Body, Request
 from open_idempotency.policy import IdempotencyPolicy
+
+# Canonical JSON
 
 #: deeper texts have no canonical form: the interpreter's own limit depends on who calls
 MAX_DEPTH = 100
@@ -182,6 +181,8 @@ _WRITERS: Mapping[type, Callable[[Any, int], str]] = {
     type(None): lambda value, _: _CONSTANTS[value],
 }
 
+
+# The digest of a request (O-05)
 
 VERSION = b"\x01"
 #: a longer JSON body, or one with more punctuation, counts by its exact bytes

@@ -1,17 +1,14 @@
-"""Who the caller is not, and who it might be: refusals of ``scope=``, sessions and cookies.
+"""What may name the caller of a request: a ``scope=`` callable, a decoded session, a cookie.
 
-Exceptions of a ``scope=`` callable that say that a request is not authenticated, or not permitted (O-20).
+A ``scope=`` callable may refuse a request as not authenticated or not permitted (O-20): by ``NotAuthenticated``, or by
+what its framework raises for a 401 or a 403. Such exceptions are recognised by the names of their classes, so no
+framework is imported here. Every other exception of the callable is a mistake in it, also one that has a status: the
+clients of other services raise exceptions with the status that those services responded with, and a 401 to this server
+is none to its own client.
 
-These are ``NotAuthenticated`` and whatever the frameworks raise for a 401 or a 403. They are recognised by the names of
-their classes, so no framework is imported here. Every other exception of the callable is a mistake in it, also one that
-has a status: the clients of other services raise exceptions with the status that those services responded with, and a
-401 to this server is none to its own client.
-
-The caller whom a decoded session names (O-19), and cookies by which a caller might be known (O-19a).
-
-An outer layer has verified the session: its signature, or its record on the server. So its entries are as trustworthy
-as a user that a framework passes on. The text of a cookie is not: sessions are signed anew, and load balancers set
-cookies of their own.
+A decoded session names a caller (O-19) as reliably as a user that a framework passes on: an outer layer has verified
+its signature, or found its record on the server. The text of a cookie proves nothing, since sessions are signed anew
+and load balancers set cookies of their own. It only shows that the caller might be known (O-19a).
 """
 
 from __future__ import annotations
@@ -96,6 +93,8 @@ def _joined(headers: Any) -> str:
     pairs: Iterable[Any] = headers.items() if isinstance(headers, Mapping) else headers or ()
     return ", ".join(str(value) for name, value in pairs if str(name).lower() == _CHALLENGE_HEADER)
 
+
+# Sessions and cookies: whom they name (O-19, O-19a)
 
 # Members of an entry that is an account, such as the claims of an OpenID provider. Never a name or an address: two
 # people may have one name, and an address changes hands.

@@ -1,9 +1,8 @@
-"""Reads the ``Idempotency-Key`` header, and turns (application, caller, key) into a record id.
+"""From the ``Idempotency-Key`` header and the caller to the id of the record (O-14).
 
 The header is an RFC 9651 Item of type String (draft-ietf-httpapi-idempotency-key-header-07, section 2.1); http-sf
-parses RFC 9651. Nothing here touches a backend: a malformed key is refused before any call.
-
-Who sent a request with a key, and which records other callers would have for the same request (O-14).
+parses RFC 9651. Nothing here touches a backend: a malformed key is refused before any call. A record id is a digest of
+the application, the caller and the key. ``Caller`` has the record ids that a request would have with other callers.
 """
 
 from __future__ import annotations
@@ -147,6 +146,9 @@ def _validate(key: str, validate: Callable[[str], object]) -> None:
         raise KeyRejected(str(error) or "the key does not have the form that this service requires") from error
     if not verdict:
         raise KeyRejected("the key does not have the form that this service requires")
+
+
+# Who sent the key, and the record ids that follow from it (O-14)
 
 
 def caller_scope(request: Request, caller: Identity, key: str, policy: IdempotencyPolicy) -> str:

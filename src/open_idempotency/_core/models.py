@@ -1,16 +1,10 @@
-"""The nouns of the protocol: requests and responses, records and what they hold.
+"""The nouns of the protocol: requests, responses, records, and what a claim can result in.
 
-What the core knows of HTTP: a request to be protected, and a response to be sent.
+Adapters translate requests and responses from and to these values. Headers and bodies are bytes, in order, with
+duplicates; names of request headers are lower-case.
 
-Adapters translate to and from these. Headers and bodies are bytes, in order, with duplicates; request header
-names are lower-case.
-
-The type of ``encryption=``. A module of its own, since the policy names it and sealing needs the policy.
-
-The nouns of the protocol: status, stage, lease, record, and what a claim can result in.
-
-Plain slotted values. Bytes that a backend keeps (``fingerprint``, ``frame``, ``response``) are opaque to it.
-Times are seconds on the backend's clock; durations are seconds.
+Records, leases and stages are what a backend stores. Their bytes (``fingerprint``, ``frame``, ``response``) are opaque
+to it. Times are seconds on the backend's clock; durations are seconds.
 """
 
 from __future__ import annotations
@@ -88,7 +82,7 @@ class Cors(NamedTuple):
 
 @dataclass(slots=True)
 class Response:
-    """A whole response. ``body`` is None where it was too large to be kept (a tombstone).
+    """A whole response. ``body`` is None where it was too large to be stored (a tombstone).
 
     ``omitted``: of a stored one, the names of the credentials that its first client was given and that are not stored.
     ``cors``: of a stored one, the ``Access-Control-*`` headers that its first client was given, with that client's
@@ -132,6 +126,8 @@ class Sealer(Protocol):
         """The bytes that were sealed. Raises (anything) for bytes that were changed, moved, or sealed by other keys."""
         ...
 
+
+# Records, and what backends return
 
 #: a Django database alias, or what opens a transaction
 Ledger = str | Callable[[], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]

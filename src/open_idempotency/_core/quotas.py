@@ -3,7 +3,7 @@
 The decision of ``reserve`` is a pure function, which backends with a lock or a transaction run; the engine's steps
 around it are here too. A policy without ``max_live_keys`` calls nothing of this module. A reservation stands for one
 key of one caller. It is made before the claim, so that a caller over its quota makes no record. It says how much is
-kept, never whether a request may run again: that is the record's.
+stored, never whether a request may run again: that is the record's.
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ def save_stage(attempt: Attempt, stage: Stage, done: bytes | None = None) -> Ste
             yield from warn(
                 attempt.policy, events.HookFailed(events.short(lease.record_id), "encryption", cause(error))
             )
+            # The effect has happened, and a retry must know that: the stage is stored without its value.
             sealed = stage = Stage(stage.name, stage.key, done)
         saved = yield from save(SaveStage(lease, sealed), attempt, lease)
         if saved.recreated:
@@ -136,7 +137,7 @@ def complete(write: Complete, attempt: Attempt, lease: Lease, status: int) -> St
 
 
 def let_go(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
-    """End an attempt whose response is not kept, in one try. Raises ``BackendUnavailable``; then it goes on later."""
+    """End an attempt whose response is not stored, in one try. Raises ``BackendUnavailable``; then it goes on later."""
     try:
         yield from surely(write, attempt, lease)
     except BackendUnavailable as error:
@@ -165,6 +166,7 @@ def surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Command
     except BaseException:
         if attempt.lost:  # a record that is there by now, or is gone, is not this attempt's to write or to make anew
             raise
+        # The cancelled call may have arrived or not. To send it again is safe, and then the outcome is known.
         again = instead or command
         try:
             yield from ask(again)
@@ -274,7 +276,9 @@ def _hand_over(write: Write, attempt: Attempt, lease: Lease, status: int | None,
     if now >= until:
         yield from _give_up(write, attempt, lease, status, "time")
         return
+    # The background outlives the request, and so the transactions of its ledger.
     attempt.leave_ledger()
+    # What waits takes memory, so it counts towards a limit of the process.
     size = len(write.response or b"") if isinstance(write, Complete | Fail) else 0
     size += sum(map(len, attempt.stages.values()))
     steps = _go_on(write, attempt, lease, status, until)
@@ -329,7 +333,7 @@ def _recorded_late(write: Write, attempt: Attempt, lease: Lease, status: int | N
 
 
 def ended(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
-    """What follows when the end of an attempt without a kept response is on record."""
+    """What follows when the end of an attempt without a stored response is on record."""
     if attempt.scope_id is not None and isinstance(write, Release) and not has_history(attempt, lease):
         yield from unreserve(attempt, lease, attempt.scope_id)
     event = events.Failed if isinstance(write, Fail) else events.Released

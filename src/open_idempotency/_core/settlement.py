@@ -99,8 +99,8 @@ def begin(attempt: Attempt) -> Steps[Response | None]:
 def finish(attempt: Attempt, response: Response) -> Steps[Fate | Response]:
     """Settle the record of an attempt whose handler has responded. To be called before the last byte leaves.
 
-    ``response.body`` is None where it outgrew what is kept. The result is the fate of that response, which then goes
-    out, or another response to send instead of it, because a later attempt owns the record by now (L-03).
+    ``response.body`` is None where it was too large to be stored. The result is the fate of that response, which
+    then goes out, or another response to send instead of it, because a later attempt owns the record by now (L-03).
     """
     attempt.end()
     lease = attempt.lease
@@ -293,7 +293,7 @@ def _of_error(attempt: Attempt, lease: Lease, status: int) -> Lease:
 
 
 def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
-    """End an attempt whose response is not kept. If the backend is down that goes on later, and nobody waits for it."""
+    """End an attempt whose response is not stored. While the backend is down nobody waits for it."""
     cancelled = yield from _threads_end(attempt)
     fate = yield from _record_end(attempt, lease, command, status)
     if cancelled is not None:

@@ -1,24 +1,17 @@
 """What is stored of a response, in which bytes, and how a stored response is sent again.
 
-Binary frames for what a backend keeps: a version byte, lengths that must add up, and strict reading.
-
-Nothing is ever unpickled. A frame that cannot be read raises ``RecordUnreadable``, whatever its bytes are; reading
-allocates no more than the frame's own size. Header names and values are checked when written and when read.
-
-Sealing: what goes to a backend encrypted, and how it comes back. The one function for each direction.
-
-Frames are plain everywhere inside; they are sealed right before they are handed to a backend and unsealed as soon as
-they are read. A sealed frame is bound to its position: the record, the request's fingerprint, and its kind (the
-response, the response of a failure, the stage of this name and key). The cipher is the sealer's; there is none here.
-
-What is stored of a response, and how a stored response is sent again.
-
 A response is captured while it is sent, within bounds (R-04). Headers that belong to one connection, one moment or one
 session are not stored (R-02). CORS headers are stored for one origin (R-11). A replay is marked, and its length is
-counted anew.
+counted anew. If a hook fails while a response is stored, or memory runs out, a tombstone is stored: the status alone,
+which no reader takes for a response. So the outcome is never lost.
 
-If a hook fails while a response is stored, or memory runs out, the outcome must not be lost. So something is stored in
-any case: a tombstone with the status alone, which no reader takes for a response.
+Responses and stages become binary frames: a version byte, lengths that must add up, and strict reading. Nothing is ever
+unpickled. A frame that cannot be read raises ``RecordUnreadable``, whatever its bytes are, and reading allocates no
+more than the frame's own size. Header names and values are checked when written and when read.
+
+Inside the package frames are plain. With ``encryption=`` they are sealed right before a backend gets them, and unsealed
+as soon as they are read. A sealed frame is bound to its position: the record, the request's fingerprint, and its kind
+(the response, the response of a failure, the stage of this name and key).
 """
 
 from __future__ import annotations
@@ -156,7 +149,7 @@ class StageKind(IntEnum):
 
     ``VALUE`` is plain JSON, ``TYPED`` is JSON that needs the declared type to be read. Of an intent (``BEGUN``,
     ``WITHDRAWN``) the payload is the number of the attempt. ``NOT_KEPT`` stands for a value or an error that could not
-    be kept, of a stage that is done.
+    be stored, of a stage that is done.
     """
 
     VALUE = 0
@@ -183,6 +176,8 @@ def decode_stage(frame: bytes) -> tuple[StageKind, bytes]:
         raise RecordUnreadable("stage frame cannot be read") from error
 
 
+# Sealed frames
+
 #: the first byte of a sealed frame; a plain one begins with its version, which is below
 SEALED = b"\x80"
 
@@ -198,7 +193,7 @@ def seal(frame: bytes, kind: bytes, of: Claim | Lease, policy: IdempotencyPolicy
     if sealer is None or policy.plain_records == "write":
         return frame
     try:
-        return SEALED + sealer.seal(frame, _place(kind, of, names))
+        return SEALED + sealer.seal(frame, _position(kind, of, names))
     except Exception as error:
         raise BackendUnavailable("encryption= could not seal what is to be stored") from error
 
@@ -213,7 +208,7 @@ def unseal(stored: bytes, kind: bytes, of: Claim | Lease, policy: IdempotencyPol
     if sealer is None:
         raise RecordUnreadable("a stored frame is encrypted, and this policy has no encryption=")
     try:
-        frame = sealer.unseal(stored[len(SEALED) :], _place(kind, of, names))
+        frame = sealer.unseal(stored[len(SEALED) :], _position(kind, of, names))
     except RecordUnreadable:
         raise
     except Exception as error:
@@ -235,9 +230,11 @@ def unseal_stage(stage: Stage, of: Lease, policy: IdempotencyPolicy) -> Stage:
     return Stage(stage.name, stage.key, unseal(stage.frame, _STAGE, of, policy, stage.name, stage.key))
 
 
-def _place(kind: bytes, of: Claim | Lease, names: Sequence[str]) -> bytes:
+def _position(kind: bytes, of: Claim | Lease, names: Sequence[str]) -> bytes:
     return digest(None, b"oi-sealed-1", kind, of.record_id, of.fingerprint, *(name.encode() for name in names))
 
+
+# What is stored, and what is sent again
 
 REPLAYED = (b"idempotent-replayed", b"true")
 UNRECORDED = (b"idempotency-status", b"unrecorded")

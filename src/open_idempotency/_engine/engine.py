@@ -1,12 +1,8 @@
-"""The engine that every adapter holds, and the request that runs in this context.
+"""The engine that every adapter holds: policy, sync and async backend, performers and heartbeat.
 
-The two performers: which callable carries out which command, sync and async.
-
-The engine that every adapter holds: policy, sync and async backend, performers and heartbeat.
-
-Built once, at start, where wrong configuration is refused; opens nothing until the first request.
-
-Which request is running here: one context variable, set by adapters, read by ``idem``.
+An engine is built once, at start, where wrong configuration is refused. It opens nothing until the first request. Its
+two performers, sync and async, know which callable carries out which command. ``running`` is the one context variable
+that says which request runs here: adapters set it, and ``idem`` reads it.
 """
 
 from __future__ import annotations
@@ -174,6 +170,7 @@ class Performer(Driver):
         super().__init__(handlers)
 
     def _claim(self, command: Claim) -> ClaimResult:
+        # From before the call: the backend counts from a later moment, so no lease ends sooner than expected here.
         asked = clocks.elapsed()
         result = self.backend.claim(command)
         if isinstance(result, Leased):
@@ -228,6 +225,8 @@ class AsyncPerformer(AsyncDriver):
         except TimeoutError as error:
             raise BackendUnavailable("a backend call during cleanup did not end in time") from error
 
+
+# The engine
 
 _logger = logging.getLogger("open_idempotency")
 _said_off = False
@@ -341,6 +340,8 @@ class Performers(Protocol):
         """For coroutines."""
         ...
 
+
+# The request that runs in this context
 
 # A plain tuple: one is made for each covered request, also for those without a key.
 Running = tuple[Attempt, Performers]

@@ -68,7 +68,7 @@ _ADVICE: dict[type[events.Event], str] = {
         'the response: with FastAPI by Depends(..., scope="function"), elsewhere in the view'
     ),
     events.StageValueNotKept: (
-        "the stage is done, and its value cannot be kept: a retry of this request does not run the stage again, and "
+        "the stage is done, and its value cannot be stored: a retry of this request does not run the stage again, and "
         "gets 409 outcome-unknown instead; change the stage as cure= says"
     ),
     events.CallerChanged: (

@@ -1,21 +1,18 @@
-"""What goes on when the client has left or has its response, and what happens to it when the process has to end.
+"""What outlives a response or its client, and what becomes of it when the process has to end.
 
-A stream whose client has left: one rule for all adapters (L-05a).
+A stream whose client has left may go on for ``stream_grace`` seconds; the rule is the same for all adapters (L-05a). If
+it ends by then, its response is stored. If it does not, or if it outgrows ``max_response_bytes``, it is closed and its
+attempt fails, with its stages still stored.
 
-It may go on for ``stream_grace`` seconds. If it ends by then, its response is stored. If it does not, or if it outgrows
-what is kept, its attempt fails with its stages kept, and it is closed.
+A recording that fails is tried again in the background, after the client has its response (L-08). Each recording is a
+generator of the core, which says what to do and how long to pause. Recordings take turns in the heartbeat's thread.
+Before each one the due leases are renewed, and while the backend is away the others wait for the next round. So no
+number of recordings delays a renewal by more than one call.
 
-What is recorded in the background, after its client has its response: bounded, and tried again (L-08).
-
-Each recording is a generator of the core, which says what to do and how long to pause. They take turns in the
-heartbeat's thread: before each one the leases that are due are renewed, and where the backend is away the others wait
-for the next round, so that no number of recordings delays a renewal by more than one call.
-
-What happens to running requests when their process has to end: they are settled, or given up at once (L-06).
-
-Everything here is of one process: the requests that are on their way through an adapter, and the heartbeats, each of
-which knows its running leases and gives them up in its own thread. So ``drain`` takes no lock that whoever calls it
-could hold, and may be called from any thread, at the interpreter's exit, and in a signal handler.
+When the process has to end, requests that are still running are settled, or given up at once (L-06). Everything here is
+of one process: the requests on their way through an adapter, and the heartbeats, each of which knows its running leases
+and gives them up in its own thread. So ``drain`` takes no lock that its caller could hold, and may be called from any
+thread, at the interpreter's exit, and in a signal handler.
 """
 
 from __future__ import annotations
@@ -39,6 +36,8 @@ from open_idempotency._runtime import clocks, loops
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import Backend
 from open_idempotency.exceptions import BackendUnavailable, LeaseLost
+
+# Streams whose client has left (L-05a)
 
 
 class ClientLeft(OSError):
@@ -76,11 +75,13 @@ class Grace:
     def error(self) -> GeneratorExit:
         """What its attempt fails with."""
         if self.capture.outgrown:
-            return GeneratorExit("the client left, and the stream is longer than what is kept (max_response_bytes)")
+            return GeneratorExit("the client left, and the stream is longer than what is stored (max_response_bytes)")
         return GeneratorExit(f"the client left, and the stream did not end within {self.seconds:g} s (stream_grace)")
 
 
-#: bounds of what one process keeps for one backend
+# Recordings in the background (L-08)
+
+#: bounds of the responses that wait in one process for one backend
 MOST = 1_000
 MOST_BYTES = 64 * 1024 * 1024
 
@@ -187,6 +188,8 @@ class Recordings:
         self.pending.pop(owner, None)
         self._ended(owner)
 
+
+# The end of the process (L-06)
 
 #: seconds that a pass over all running leases may take
 PATIENCE = 5.0

@@ -1,14 +1,8 @@
-"""A covered request of a Flask application.
+"""A covered request of a Flask application: ``Exchange`` with a key, ``Plain`` without a record.
 
-The core's responses as Flask responses, and the headers of a Flask response as the core's bytes.
-
-Flask's session: whom it names (O-19), and whether the view has changed the caller (O-14).
-
-The session is in a cookie, so a client that has lost the response goes on with the session that it sent. The session
-that the view has changed carries the id of the record.
-
-A covered request of a Flask application: ``Exchange`` for one with a key, ``Plain`` for one that runs without a
-record.
+Flask's session is in a cookie, so a client that has lost the response goes on with the session that it sent. A session
+names the caller (O-19). If the view changes the caller, the changed session carries the id of the record, so that a
+retry is led to it (O-14).
 """
 
 from __future__ import annotations
@@ -51,6 +45,8 @@ from open_idempotency._wsgi import (
 )
 from open_idempotency.exceptions import BodyTooLarge, IdempotencyError
 from open_idempotency.policy import IdempotencyPolicy
+
+# Responses, from and to the core
 
 # Flask changes headers when it sends them: it makes URLs absolute, and omits some from 204 and 304.
 _PLAIN = Response.get_wsgi_headers
@@ -119,6 +115,8 @@ def response_headers(response: Response, environ: dict[str, Any]) -> Headers:
     return [(octets(name), octets(value)) for name, value in response.get_wsgi_headers(environ)]
 
 
+# Sessions: whom they name (O-19), and a changed caller (O-14)
+
 _NAME = "_open_idempotency"
 # Cookies are small: only the last record is carried.
 
@@ -173,6 +171,9 @@ def _session() -> Any:
         if held.get(name) is not None:
             return held[name]
     return session._get_current_object()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # a LocalProxy, typed as what it stands for
+
+
+# The request
 
 
 class Plain:

@@ -1,16 +1,15 @@
-"""The Flask extension, and the decorator of views.
+"""The Flask extension, which wraps some methods of an application, and its decorator ``@idempotent``.
 
-The Flask extension: it wraps some methods of an application, and runs at the end of each request.
+- ``preprocess_request``: reads the body, before any other function can.
+- ``dispatch_request``: makes the claim, after all ``before_request`` functions, so that the caller is known.
+- ``process_response``: settles the attempt, after all ``after_request`` functions and the session.
+- ``do_teardown_request``: aborts an attempt that ended without a response, whatever the teardown functions raise.
 
-``preprocess_request``: reads the body, before any other function can. ``dispatch_request``: makes the claim, after all
-``before_request`` functions, so that the caller is known. ``process_response``: settles the attempt, after all
-``after_request`` functions and the session. ``do_teardown_request``: aborts what ended without a response, whatever
-the teardown functions raise. It and ``do_teardown_appcontext`` report errors of teardown functions, which run after
-the response was recorded.
+``do_teardown_request`` and ``do_teardown_appcontext`` report errors of teardown functions, which run after the response
+was recorded.
 
-Nothing here holds the application: it is freed at once when its last reference goes.
-
-``@idempotent`` for Flask's views: it sets the view's rule, and marks the view for decorators above it.
+Nothing here holds the application: it is freed at once when its last reference goes. The decorator sets a view's rule,
+and marks the view for decorators above it.
 """
 
 from __future__ import annotations
@@ -336,6 +335,8 @@ def read_config(config: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
         fields[name] = value
     return backend, paths, fields
 
+
+# The decorator of views
 
 V = TypeVar("V", bound=Callable[..., Any])
 

@@ -1,12 +1,8 @@
-"""What can be known of a Flask application at its first request: its rules, and layers inside.
+"""What a Flask application shows before its first view runs: its rules, and what changes its responses.
 
-What the views of a Flask application show of their rules, before the first of them is called.
-
-Extensions of a Flask application that change the responses which this one stores (R-12).
-
-Functions of ``after_request`` run on every response, also on problems and replays, so CORS for the whole application is
-right in every order. CORS for one view runs with the view alone. Compression by ``after_request`` runs before the
-response is stored.
+Extensions that change the responses which this one stores are warned of (R-12). Functions of ``after_request`` run on
+every response, also on problems and replays, so CORS for the whole application is right in every order. CORS for one
+view runs with the view alone. Compression by ``after_request`` runs before the response is stored.
 """
 
 from __future__ import annotations
@@ -42,6 +38,8 @@ def look_over(app: Flask, covers: Callable[[str, str, tuple[Rule, ...]], bool]) 
             effects.note(method, rule.rule, view, found, own_rules_on(view, method), covered)
     return effects, any_covered
 
+
+# Extensions that change stored responses (R-12)
 
 _logger = logging.getLogger("open_idempotency")
 _CROSS_ORIGIN = "flask_cors.decorator"

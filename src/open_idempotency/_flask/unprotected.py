@@ -1,13 +1,11 @@
-"""Flask's contexts, and marked views in applications without the extension.
+"""Marked views in applications without the extension, and Flask's contexts, which show them.
 
-Flask's contexts by the names that they have in each of its versions. These names are not documented.
+A request that a mark should protect is an error in an application without the extension (O-25). For this
+``Flask.dispatch_request`` is wrapped once, when the Flask adapter is loaded. In an application with the extension the
+wrapper is taken out of the way.
 
-Flask 2.1 keeps stacks of contexts; later versions have proxies, and the latest have one kind of context only.
-
-Marked views in applications without the extension: a request that a mark should protect is an error (O-25).
-
-``Flask.dispatch_request`` is wrapped once, when this package's module for Flask is loaded. In an application with the
-extension the wrapper is taken out of the way.
+The names of Flask's contexts are not documented. Flask 2.1 keeps stacks of contexts; later versions have proxies, and
+the latest have one kind of context only.
 """
 
 from __future__ import annotations
@@ -28,6 +26,8 @@ from open_idempotency.policy import IdempotencyPolicy
 
 if TYPE_CHECKING:
     from werkzeug.local import LocalProxy
+
+# Flask's contexts, in each of its versions
 
 _NAMES = vars(flask_globals)
 
@@ -57,6 +57,8 @@ def _current(proxy: str, stack: str) -> Any:
             return None
     return _NAMES[stack].top if stack in _NAMES else None
 
+
+# Marked views without the extension (O-25)
 
 #: the extension's entry in ``app.extensions``, and what its settings begin with
 KEY = "open_idempotency"

@@ -1,13 +1,11 @@
 """Which policy applies to a request, and which views are marked.
 
-The mark that ``@idempotent`` leaves in a view: decorators above it are asked again before a replay.
+The rules of its route apply, and rules for its path. Adapters that see no routes take rules by path:
+``rules={"/payments/*": {"required": True}}``.
 
-A decorator above the mark (``permission_required``, ``roles_required``) refuses callers that have lost a permission. So
-before a stored response is sent again, the view is called as far as the mark. The code below the mark does not run.
-
-Which policy applies to a request: by the rules of its route, and by rules for its path.
-
-Adapters that see no routes take rules by path: ``rules={"/payments/*": {"required": True}}``.
+``@idempotent`` leaves a mark in a view. A decorator above the mark (``permission_required``, ``roles_required``)
+refuses callers that have lost a permission. So before a stored response is sent again, the view is called as far as the
+mark. The code below the mark does not run.
 """
 
 from __future__ import annotations
@@ -32,6 +30,8 @@ from open_idempotency._routes.path_patterns import Pattern, Table
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
 from open_idempotency.rules import EXEMPT, Rule, combine, read_rule
+
+# Marks of views
 
 T = TypeVar("T")
 
@@ -148,6 +148,8 @@ async def acall_to_mark(request: object, view: Callable[[], Awaitable[T]]) -> T 
         except Reached:
             return None
 
+
+# Coverage, and rules by path
 
 #: each header's name in a WSGI environ, beside its lower-case name
 EnvironNames = tuple[tuple[str, bytes], ...]

@@ -1,14 +1,11 @@
-"""What is looked at when an application starts: rules without an effect, and layers that belong outside.
-
-What rules have an effect: found once, when an application starts, from its routes.
+"""What is checked when an application starts: rules without an effect, and layers that belong outside.
 
 A rule on a route none of whose methods is covered does nothing. Nor does the mark of a function that no route leads to.
 
-CORS and compression that stand inside the middleware, as far as the start of an application shows them (R-12).
-
-The first client's response passes through such a layer before it is stored. The responses that the library sends in
-place of the endpoint's do not: a problem has no CORS headers, so no script of another origin may read it, and what was
-compressed for the first client is sent to those who cannot read it.
+CORS and compression belong outside the middleware (R-12). The first client's response passes through a layer inside
+before it is stored; the responses that the library itself sends do not. So a problem would have no CORS headers, and no
+script of another origin could read it. What was compressed for the first client would be sent to clients that cannot
+read it.
 """
 
 from __future__ import annotations
@@ -23,6 +20,8 @@ from typing import Any
 
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy, pairs_of
 from open_idempotency.rules import Rule, marks
+
+# Rules without an effect
 
 #: how many layers of functions are inspected for marks
 _DEEPEST = 5
@@ -174,6 +173,8 @@ def _package(holder: Any) -> str:
         holder = holder.func
     return str(getattr(holder, "__module__", "")).partition(".")[0]
 
+
+# Layers inside that belong outside (R-12)
 
 _logger = logging.getLogger("open_idempotency")
 

@@ -1,21 +1,17 @@
 """One process: its values, its failures, and the workers beside it.
 
-Values that belong to one process, and what is known of the server that the process belongs to.
+Connections, locks and threads must not survive a fork, so they are values of one process. There is no lock here, since
+a lock can be inherited while it is held. What an ancestor made is never used and never closed in a child. It is only
+referenced, so that its finaliser does not run.
 
-Connections, locks and threads must not survive a fork. There is no lock here, since a lock can be inherited while it is
-held. What an ancestor made is never used and never closed in a child, only kept, so that its finaliser does not run.
+Some failures of the process, its machine or its network count as failures of a backend: no thread could be started, no
+file descriptor or memory was left. The same call may succeed later. ``Backend`` and ``AsyncBackend`` turn such failures
+into ``BackendUnavailable`` at the edge of each verb, so that a completion is tried again and never lost to them. Any
+other error is a bug, and stays what it is.
 
-The failures of this process, its machine or its network that count as those of a backend: named here, once.
-
-A call that met one may succeed when it is made again: no thread could be started, no file descriptor or memory was
-left. ``Backend`` and ``AsyncBackend`` turn them into ``BackendUnavailable`` at the edge of each verb, so that a
-completion is tried again and never lost to them. Any other error is a bug, and stays what it is.
-
-Which other process accepts connections on the same address: another worker of the same server.
-
-No server says in a worker how many workers it has, and not every server is known here. So each process that asks locks
-one byte of a file of its user, chosen by the address, for each address on which it listens; a byte that is locked
-already belongs to another worker. Such locks end with their process, and a fork does not inherit them.
+No server says in a worker how many workers it has, and not every server is known here. So each process that looks for
+neighbours locks one byte of a file of its user, chosen by the address, for each address on which it listens. A byte
+that is locked already belongs to another worker. Such locks end with their process, and a fork does not inherit them.
 """
 
 from __future__ import annotations
@@ -35,6 +31,8 @@ from types import FunctionType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from open_idempotency.exceptions import BackendUnavailable, first_line
+
+# Values of one process, and the limit of its server
 
 T = TypeVar("T")
 
@@ -73,6 +71,8 @@ def limit_requests(seconds: float) -> None:
     global limit
     limit = seconds - min(_MARGIN, seconds / 4)
 
+
+# Failures of this process that count as those of a backend
 
 #: what to catch, and then to ask ``is_local`` about
 KINDS = (OSError, MemoryError, RuntimeError)
@@ -242,6 +242,8 @@ def _replace(cls: type, guards: dict[str, Callable[[Any], Any]]) -> None:
         if isinstance(verb, FunctionType):
             setattr(cls, name, guard(verb))
 
+
+# Workers beside this one
 
 if sys.platform != "win32":
     import fcntl

@@ -1,10 +1,8 @@
-"""What a declaration says of a value, and the values that JSON does not have.
+"""What a declaration says of a value that a stage returns, and how values that JSON lacks are written.
 
-Values that JSON does not have, as JSON: dates and times, decimals, UUIDs, bytes, enums. Read by declared type.
-
-What comes back equals what was there, with its digits, its microseconds, its zone and its fold.
-
-What a declaration says of a value: an annotation without its wrappings, its items, and what can never be kept.
+Dates and times, decimals, UUIDs, bytes and enums are written as JSON and read by their declared type. What comes back
+equals what was there, with its digits, its microseconds, its zone and its fold. The rest reads annotations: what is
+inside their wrappings, which items they have, and which of them can never be stored.
 """
 
 from __future__ import annotations
@@ -25,6 +23,8 @@ from functools import lru_cache, partial
 from typing import Annotated, Any, NamedTuple, TypeGuard, Union
 from uuid import UUID
 from zoneinfo import ZoneInfo
+
+# Values that JSON does not have
 
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -137,6 +137,8 @@ def is_float_text(value: object) -> bool:
     """Whether a text would be taken for one of the floats that are written as text."""
     return isinstance(value, str) and value in _NOT_FINITE
 
+
+# Annotations
 
 _UNIONS = (Union, types.UnionType)
 _SAYS_NOTHING = (None, type(None), Any, object)
@@ -317,7 +319,7 @@ def _unawaited(returns: object) -> object:
 
 
 def unkeepable(declared: object, deep: bool = True) -> object:
-    """The type in a declaration of which no value can be kept; None where there may well be one that can.
+    """The type in a declaration of which no value can be stored; None where there may well be one that can.
 
     Reported before an effect, so it is only what is certain: an item of a container, but no attribute of a class, which
     may be missing.

@@ -1,10 +1,8 @@
-"""One stage, or the whole response, as a block.
+"""Blocks around the code of a view: one stage, or the whole response. Each is sync and async.
 
-One stage as a block, as a call or as a decorator, sync and async: what ``Idem.stage`` and ``Idem.run`` make.
-
-What is recorded, and when, is in ``stages`` and the core; here it is carried out around the code of a view.
-
-The whole response in the application's own transaction (S-06): what ``Idem.atomic`` makes, sync and async.
+``StageBlock`` is what ``Idem.stage`` and ``Idem.run`` make: a block, a call or a decorator. ``AtomicBlock`` is what
+``Idem.atomic`` makes: the whole response in the application's own transaction (S-06). What is recorded, and when, is
+decided in ``stages`` and in the core.
 """
 
 from __future__ import annotations
@@ -60,7 +58,7 @@ class StageBlock:
     def done(self) -> bool:
         """Whether the stage is on record: an earlier attempt recorded it, or ``reconcile`` found its value.
 
-        Then it must not run again, whether its value was kept or not.
+        Then it must not run again, whether its value was stored or not.
         """
         return self._entered().done
 
@@ -315,6 +313,8 @@ def _pairs(items: Any) -> Headers:
     return [(name.encode("latin-1"), str(value).encode("latin-1")) for name, value in items]
 
 
+# The whole response as a block (S-06)
+
 R = TypeVar("R")
 _WHAT = "idem.atomic"
 
@@ -342,7 +342,7 @@ class AtomicBlock:
         #: at the block's end: whether the response is in the transaction; None without a key or a response. If it is
         #: false, such as for a 503, a retry runs again, so the caller's rows are better rolled back
         self.kept: bool | None = None
-        #: None without a key, where nothing is kept
+        #: None without a key, where nothing is stored
         self._entered: tuple[Transaction, Attempt, Performers] | None = None
 
     def respond(self, response: R) -> R:

@@ -37,7 +37,7 @@ MAX_NAME_CHARACTERS = 200
 _SAVE_AN_ID = "save a text, a number or an id"
 _NOT_TAKEN = (
     "see to it that encryption= can seal it, where HookFailed says that it could not, or save a shorter one, where "
-    "BackendFailed says that the store refused its size"
+    "BackendFailed says that the backend refused its size"
 )
 
 
@@ -110,7 +110,7 @@ class Terms:
 
     @property
     def foresees(self) -> bool:
-        """Whether they say what later attempts get where the value cannot be kept."""
+        """Whether they say what later attempts get where the value cannot be stored."""
         return self.default is not UNSET or self.reconcile is not None
 
     @property
@@ -166,7 +166,7 @@ class StageUse:
         #: None also without a lease, where a stage runs plainly
         self._transaction = None if attempt.lease is None else transaction
         self._frame = attempt.stages.get(stage)
-        #: what stands for a value that was not kept
+        #: what stands for a value that was not stored
         self._found: intents.Found[Any] | None = None
         self.id = stage
         if self._frame is None and not terms.foresees:
@@ -231,7 +231,7 @@ class StageUse:
     def save(self, value: object) -> Steps[Any]:
         """Steps that record a value; their result is the value on record, as a later attempt will see it.
 
-        What cannot be kept is not known to later attempts, and the stage is done all the same, since its effect has
+        What cannot be stored is not known to later attempts, and the stage is done all the same, since its effect has
         happened; then the result is the value itself. In a transaction it raises ``StageValueError`` instead, so that
         the effect is rolled back.
         """
@@ -249,7 +249,7 @@ class StageUse:
     def save_error(self, error: Exception) -> Steps[Any]:
         """Steps that record an error, so that later attempts raise it again (``memo_errors``).
 
-        One of a subclass comes back as the class that the caller named. One that could not be made again is not kept.
+        One of a subclass comes back as the class that the caller named. One that could not be made again is not stored.
         """
         named = next(kind for kind in type(error).__mro__ if kind in self._errors)
         try:
@@ -332,7 +332,7 @@ class StageUse:
         return StageValueError(f"stage {self.id[0]!r}: {error}", error.kind, error.cure)
 
     def _stand_in(self, payload: bytes, inquire: intents.Inquiry | None) -> Steps[intents.Found[Any]]:
-        """What stands for a value that was not kept. An error has no default: it was no success."""
+        """What stands for a value that was not stored. An error has no default: it was no success."""
         kind, raised = _not_kept(payload)
         default = self._terms.default
         given = None if raised or default is UNSET else intents.Found(default)
@@ -352,7 +352,7 @@ def read_frame(frame: bytes, declared: object, errors: Errors = ()) -> Any:
 
 
 def loaded(attempt: Attempt, stage: StageId, default: Any, returns: object) -> Any:
-    """The value of a stage on record, or ``default``. Raises ``OutcomeUnknown`` for one whose value was not kept."""
+    """The value of a stage on record, or ``default``. Raises ``OutcomeUnknown`` for one whose value was not stored."""
     frame = attempt.stages.get(stage)
     if frame is None:
         return default
@@ -376,12 +376,12 @@ def plain_value(frame: bytes) -> Any:
 
 
 def _done_without(name: str, raised: bool) -> bytes:
-    """What stands for a value of this type, or an error, that could not be kept."""
+    """What stands for a value of this type, or an error, that could not be stored."""
     return encode_stage(StageKind.NOT_KEPT, json.dumps({"type": name, "raised": raised}).encode())
 
 
 def _not_kept(payload: bytes) -> tuple[str, bool]:
-    """The name of the type that could not be kept, and whether it was raised."""
+    """The name of the type that could not be stored, and whether it was raised."""
     try:
         memo = json.loads(payload)
         return str(memo["type"]), bool(memo["raised"])

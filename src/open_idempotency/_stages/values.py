@@ -52,7 +52,7 @@ _DEFAULT = "give default= or reconcile=, which say what later attempts get"
 
 
 class _Refused(TypeError):
-    """Why a value cannot be kept: the name of a type and a cure, neither of which has anything of the value."""
+    """Why a value cannot be stored: the name of a type and a cure, neither of which has anything of the value."""
 
     def __init__(self, message: str, kind: str, cure: str) -> None:
         super().__init__(message)
@@ -61,13 +61,13 @@ class _Refused(TypeError):
 
 
 def check(declared: object) -> None:
-    """Raise ``StageValueError`` for a declaration of which no value can be kept. To be asked before an effect."""
+    """Raise ``StageValueError`` for a declaration of which no value can be stored. To be asked before an effect."""
     kind = unkeepable(declared)
     if kind is None:
         return
     name = _name(kind)
     cure = f"return a text, a number or an id of it, pass returns= if it returns something else, or {_DEFAULT}"
-    raise StageValueError(f"no value of the declared type {name} can be kept; {cure}", name, cure)
+    raise StageValueError(f"no value of the declared type {name} can be stored; {cure}", name, cure)
 
 
 def encode(value: object, declared: object, max_bytes: int) -> tuple[StageKind, bytes]:

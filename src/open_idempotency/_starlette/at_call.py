@@ -246,6 +246,7 @@ def _hook_fastapi(module: ModuleType) -> bool:
     names = set(_names_in(handler))
     if not {_SOLVE, _RUN} <= names or not {"request", "dependant"} <= set(inspect.signature(solve).parameters):
         return False
+    # Results of another form could not be read. Then nothing is wrapped, and ``hook`` warns.
     if not _returns_what_is_known():
         return False
     setattr(module, _SOLVE, _solving(solve))
@@ -311,6 +312,7 @@ async def _claim_behind(solving: Awaitable[Any], pending: PendingExchange, reque
     if instead is None:
         return solved
     pending.stand_in = _response_of(instead)
+    # FastAPI calls the endpoint in this very context, and passes no argument of ours on.
     _refused.set(pending)
     # FastAPI makes the response of a generator, with these headers. The response of a function is the stand-in.
     response.headers.raw.append(STAND_IN)

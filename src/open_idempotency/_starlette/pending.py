@@ -1,17 +1,16 @@
 """One request under Starlette or FastAPI whose claim is made when its endpoint is called (O-18).
 
-Starlette's session follows a request whose view changes the caller (O-14).
-
-The session is in a cookie, so a client that has lost the response goes on with the session that it sent. The
-application's own authentication decides, at the next request, whom a changed session names. So the session carries the
-id of the record, and a digest of its content after the view. A retry is led to the record if the content is still the
-same, and names the user who was verified. If the session itself names the caller (O-19), or ``scope=`` does, the new
-caller is known at once, and the session carries the id of the record for that caller.
-
 The middleware calls the application at once. What the application reads of the body is buffered for the fingerprint.
 ``at_call`` then makes the claim, on the event loop, after routing, authentication and dependencies. If the endpoint is
-not to run, a stand-in response takes the position of its response, so that every layer around it ends as usual. The
-stand-in carries a mark. On its way out the middleware replaces it by the stored response.
+not to run, a stand-in response is sent through the layers instead, so that each of them ends as usual. The stand-in
+carries a mark. On its way out the middleware replaces it by the stored response.
+
+Starlette's session follows a request whose view changes the caller (O-14). It is in a cookie, so a client that has lost
+the response goes on with the session that it sent, and the application's own authentication decides at the next request
+whom a changed session names. So the session carries the id of the record, and a digest of its content after the view. A
+retry is led to the record if the content is still the same and names the user who was verified. If the session itself
+names the caller (O-19), or ``scope=`` does, the new caller is known at once, and the session carries the id of the
+record for that caller.
 """
 
 from __future__ import annotations
@@ -61,6 +60,8 @@ from open_idempotency._runtime import loops
 from open_idempotency.exceptions import BodyTooLarge
 from open_idempotency.policy import IdempotencyPolicy
 from open_idempotency.rules import Rule, exempts
+
+# The session of a changed caller (O-14)
 
 _NAME = "_open_idempotency"
 
@@ -142,6 +143,8 @@ def _names(content: dict[str, Any], user: str | None) -> bool:
     """Whether a session contains the user, so that it is the session by which the user is known."""
     return user is not None and any(type(value) in (str, int) and str(value) == user for value in content.values())
 
+
+# The request
 
 #: the header of a stand-in, which never leaves this process
 STAND_IN = (b"open-idempotency-stand-in", secrets.token_hex(16).encode("ascii"))

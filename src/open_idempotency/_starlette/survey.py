@@ -1,12 +1,7 @@
-"""What can be known of a Starlette or FastAPI application from its layers, routes and rules.
+"""What a Starlette or FastAPI application shows before its first request: layers, routes, rules.
 
-Layers of middleware, routes and rules of Starlette and FastAPI applications, as far as they can be inspected.
-
-An application of another framework, and a middleware that hides what it wraps, have no routes.
-
-What can be known of an application before its first request: the rules of its routes, which of their dependencies
-end after the response, and where authentication runs.
-
+From these the adapter learns which rules have an effect, which dependencies end after the response, and where
+authentication runs. An application of another framework, and a middleware that hides what it wraps, have no routes.
 Applications that cannot be inspected are left out; their errors are reported when a request arrives.
 """
 
@@ -28,6 +23,8 @@ from open_idempotency.asgi import Scope
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED
 from open_idempotency.rules import IdempotencyRule, Rule, own_rules_on, rules_on
+
+# Layers, and the rules of routes and dependencies
 
 #: how many nested layers are inspected
 DEEPEST = 100
@@ -147,6 +144,8 @@ def signature_rules(dependant: Any) -> Iterator[Rule]:
     own = (dependant.call.rule,) if isinstance(dependant.call, IdempotencyRule) else ()
     return chain(own, *map(signature_rules, dependant.dependencies))
 
+
+# The survey of endpoints
 
 #: methods that a policy may cover, and that routes have
 _METHODS = ("POST", "PATCH", "PUT", "DELETE")

@@ -120,7 +120,7 @@ def open_backend(backend: Given, **options: Any) -> Backend:
 
 
 def refuse_new_file(file: str | None) -> None:
-    """Raise ``ConfigurationError`` if a store's file is not there, for commands that must not create it.
+    """Raise ``ConfigurationError`` if a backend's file is not there, for commands that must not create it.
 
     ``file``: as ``Backend.file``.
     """

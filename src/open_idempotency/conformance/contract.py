@@ -1,8 +1,7 @@
-"""``BackendContract``: every contract of this package in one class.
+"""``BackendContract``: every contract of this package in one class, with the fixtures that the tests use.
 
-The contract of local failures: without threads, file descriptors or memory a backend counts as unavailable.
-
-``BackendContract``: every contract of this package in one class, with the fixtures that the tests use.
+``FailureContract`` is the part for local failures: without threads, file descriptors or memory a backend counts as
+unavailable.
 """
 
 from __future__ import annotations
@@ -134,13 +133,13 @@ class BackendContract(
 
     @pytest.fixture
     def held(self) -> Held:
-        """Override it if the store can hold claims up: a backend on the store's own clock, with ``hold``."""
+        """Override it if the backend can hold claims up: one on the server's own clock, with ``hold``."""
         pytest.skip("override the fixture 'held' to test that a claim which waited for a lock gets the larger token")
 
     @pytest.fixture
     def narrow(self) -> Narrow:
-        """Override it if the store can refuse a value for its size: an empty backend, and sizes around its limit."""
-        pytest.skip("override the fixture 'narrow' to test that a value over the store's limit raises RecordTooLarge")
+        """Override it if the backend can refuse a value for its size: an empty one, and sizes around its limit."""
+        pytest.skip("override the fixture 'narrow' to test that a value over the backend's limit raises RecordTooLarge")
 
     @pytest.fixture
     async def verbs(self, backend: Backend | AsyncBackend) -> AsyncIterator[AsyncVerbs]:

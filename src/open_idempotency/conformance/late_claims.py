@@ -51,21 +51,21 @@ _MANY = 8
 
 
 class Holding:
-    """Holds up every claim of a record in the store; the ``with`` block of ``Held.hold`` yields it."""
+    """Holds up every claim of a record in the server; the ``with`` block of ``Held.hold`` yields it."""
 
     def now(self) -> float:
-        """The time in seconds on the store's clock."""
+        """The time in seconds on the backend's clock."""
         raise NotImplementedError
 
     def wait_for_a_claim(self) -> None:
-        """Return once a claim is held up, or at once if the store does not show that."""
+        """Return once a claim is held up, or at once if the backend does not show that."""
 
 
 @dataclass
 class Held:
-    """A backend on its store's own clock, whose claims can be held up.
+    """A backend on its server's own clock, whose claims can be held up.
 
-    ``hold(record_id)``: a context manager. Every claim of the record waits in the store until its block is left.
+    ``hold(record_id)``: a context manager. Every claim of the record waits in the server until its block is left.
     """
 
     backend: Backend | AsyncBackend
@@ -108,7 +108,7 @@ OTHER_ATTEMPTS: dict[str, Ends] = {
 
 
 class LateClaimContract:
-    """B-08c: withdrawals; and B-02: the token of a claim that the store held up."""
+    """B-08c: withdrawals; and B-02: the token of a claim that was held up."""
 
     async def test_a_withdrawn_claim_is_released(self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes) -> None:
         """B-08c: the record is gone; the next claim is attempt 1 with a larger token."""
@@ -264,7 +264,7 @@ async def _claim_when_free(verbs: AsyncVerbs, record_id: bytes) -> ClaimResult:
 
 
 class WaitingContract:
-    """O-04: ``wait`` ends soon after the attempt does, whether or not the store can notify."""
+    """O-04: ``wait`` ends soon after the attempt does, whether or not the backend can notify."""
 
     @pytest.mark.parametrize("verb", ["complete", "fail", "release"])
     async def test_waiting_ends_soon_after_the_attempt_does(

@@ -1,10 +1,7 @@
-"""The contract of records and quotas.
+"""The contract of records: their time to live, what operators do with them, and quotas.
 
-The contract of records: how long they are kept, and what operators do with them (get, delete, scan and purge).
-
-The contract of ``reserve`` and ``unreserve``: how many keys of one scope may be live at the same time.
-
-A backend without ``quotas`` has to refuse both verbs. The other tests are skipped for it, with that reason.
+``QuotaContract`` tests ``reserve`` and ``unreserve``: how many keys of one scope may be live at the same time. A
+backend without ``quotas`` has to refuse both verbs. The other tests are skipped for it, with that reason.
 """
 
 from __future__ import annotations
@@ -80,7 +77,7 @@ class ExpiryContract:
     async def test_an_abandoned_record_outlives_its_lease_by_the_ttl(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
     ) -> None:
-        """B-05: its stages are kept for the attempt that resumes."""
+        """B-05: its stages stay for the attempt that resumes."""
         lease = await lease_of(verbs, record_id)
         await verbs.save_stage(SaveStage(lease, stage_of("reserve")))
         clock.advance(LEASE + TTL - 0.5)
@@ -93,7 +90,7 @@ class ExpiryContract:
     async def test_a_failed_record_is_kept_from_its_last_activity(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes, ending: str
     ) -> None:
-        """B-05: record and stages are kept for the TTL after the failure or release."""
+        """B-05: record and stages stay for the TTL after the failure or release."""
         lease = await lease_of(verbs, record_id)
         await verbs.save_stage(SaveStage(lease, stage_of("reserve")))
         clock.advance(10)
@@ -154,7 +151,7 @@ class ExpiryContract:
     async def test_a_very_long_or_infinite_ttl_is_accepted(
         self, verbs: AsyncVerbs, record_id: bytes, ttl: float
     ) -> None:
-        """B-05: a TTL may be longer than the store's own limit, or infinite."""
+        """B-05: a TTL may be longer than the backend's own limit, or infinite."""
         await verbs.complete(Complete(await lease_of(verbs, record_id, ttl=ttl), b"response"))
         assert await verbs.claim(claim_of(record_id)) == Finished(b"response")
 
@@ -247,6 +244,8 @@ class OperatorContract:
         await verbs.close()
         assert not isinstance(await verbs.get(Get(record_id)), type(None))
 
+
+# Quotas
 
 LIMIT = 5
 _MANY = 32

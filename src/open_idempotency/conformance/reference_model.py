@@ -39,7 +39,7 @@ from open_idempotency.backend import (
 )
 from open_idempotency.exceptions import AlreadyCompleted, LeaseLost
 
-#: seconds by which a time of the backend may differ, since stores round differently
+#: seconds by which a time of the backend may differ, since backends round differently
 TOLERANCE = 0.001
 
 #: seconds for which a withdrawn owner gets no lease (B-08c)
@@ -105,7 +105,7 @@ class RecordModel:
     def purged(self, limit: int, outcome: object) -> None:
         """B-09: a purge deletes at most ``limit`` records, all of them expired.
 
-        A store may have dropped some before. Withdrawn owners whose hour has passed may count as well.
+        A backend may have dropped some before. Withdrawn owners whose hour has passed may count as well.
         """
         expired = [record_id for record_id in self._rows if self.live(record_id) is None]
         most = min(limit, len(expired) + sum(end <= self._clock() for end in self._withdrawn.values()))
@@ -355,7 +355,7 @@ class QuotaModel:
         return min((one.earliest for one in self._reservations.values() if one.earliest > self._clock()), default=None)
 
     def purged(self, limit: int, outcome: object) -> None:
-        """A purge deletes at most ``limit`` reservations, all of them expired. A store may have dropped some before."""
+        """A purge deletes at most ``limit`` reservations, all of them expired. Some may have been dropped before."""
         now = self._clock()
         most = min(limit, sum(one.earliest <= now for one in self._reservations.values()))
         if not isinstance(outcome, int) or not 0 <= outcome <= most:

@@ -1,4 +1,4 @@
-"""The contract of values that the store refuses for their size: an error of its own, and nothing has changed."""
+"""The contract of values that the backend refuses for their size: an error of its own, and nothing has changed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MANY = 8
 
 @dataclass
 class Narrow:
-    """A backend whose store takes values of ``takes`` bytes, and none of ``refuses`` bytes."""
+    """A backend that takes values of ``takes`` bytes, and none of ``refuses`` bytes."""
 
     backend: Backend | AsyncBackend
     takes: int
@@ -66,7 +66,7 @@ async def _outcomes(verbs: AsyncVerbs, commands: Sequence[Complete]) -> list[Any
 
 
 class SizeContract:
-    """B-21: values over the limit of the store."""
+    """B-21: values over the server's limit."""
 
     async def _is_owned(self, verbs: AsyncVerbs, lease: Lease) -> None:
         assert await verbs.renew(Renew([lease])) == [Renewal.OWNED]
@@ -83,7 +83,7 @@ class SizeContract:
     async def test_the_largest_values_are_stored(
         self, narrow: Narrow, narrow_verbs: AsyncVerbs, record_id: bytes
     ) -> None:
-        """B-21: the limit is that of the store, and none of the backend's own is below it."""
+        """B-21: the limit is the server's, and none of the backend's own is below it."""
         lease = await lease_of(narrow_verbs, record_id)
         stage = stage_of("large", frame=os.urandom(narrow.takes))
         await narrow_verbs.save_stage(SaveStage(lease, stage))

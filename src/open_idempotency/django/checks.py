@@ -224,9 +224,9 @@ def check_middleware(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
         return [Warning("open_idempotency.django protects nothing.", hint=hint, id="open_idempotency.W002")]
     if len(positions) > 1:
         return [Error("IdempotencyMiddleware is listed more than once in MIDDLEWARE.", id="open_idempotency.E002")]
-    place = positions[0]
-    behind = listed[place + 1 :]
-    return [*_check_outside(listed[:place]), *_check_behind(behind), *_check_cors(behind)]
+    position = positions[0]
+    behind = listed[position + 1 :]
+    return [*_check_outside(listed[:position]), *_check_behind(behind), *_check_cors(behind)]
 
 
 def check_enabled(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:

@@ -1,10 +1,8 @@
-"""The settings, and the ``django://`` backend that they name.
+"""The settings ``IDEMPOTENCY_*``, and the ``django://`` backend that they name.
 
-The settings: ``IDEMPOTENCY_BACKEND``, ``_POLICY``, ``_RULES``, and one for each field of ``IdempotencyPolicy``.
-
-They are read by ``read_settings``, so importing this module needs no configured settings.
-
-The ``django://`` backend of the settings, for code that manages its records: admin, checks, commands.
+There are ``IDEMPOTENCY_BACKEND``, ``_POLICY``, ``_RULES``, and one for each field of ``IdempotencyPolicy``. They are
+read by ``read_settings``, so importing this module needs no configured settings. ``opened`` is for code that manages
+records: admin pages, checks, commands.
 """
 
 from __future__ import annotations
@@ -155,6 +153,8 @@ def _as_setting(message: str) -> str:
     known = head in FIELD_NAMES or head in _OTHERS
     return f"{PREFIX}{head.upper()}{bracket}{key}{colon}{rest}" if known else message
 
+
+# The backend of the settings
 
 SCHEME = "django://"
 

@@ -1,7 +1,7 @@
 """Functions behind a layer above Django: django-ninja's operations, one for each method of a path.
 
 ninja is never imported here. A view of ninja's stands for a ``PathView``, which no attribute names: older releases use
-its bound method, newer ones a function in whose closure it is. Where a later release has it in yet another place, the
+its bound method, newer ones a function in whose closure it is. Where a later release has it somewhere else, the
 rules of its functions are not found, and the check W007 names the functions. An operation authenticates in a method of
 its own that is private; a release without it authenticates in the view alone.
 """

@@ -1,11 +1,7 @@
-"""The tables of the ``django://`` backend, and those of the ledger.
+"""The tables of the ``django://`` backend and of the ledger, as models for migrations and the admin pages.
 
-Short bytes as a column that may be a key, which Django's ``BinaryField`` may not be (MySQL indexes no long blob).
-
-In Python the value is hexadecimal text, so that it can be part of a URL of the admin pages, and be read aloud.
-
-Migrations and the admin pages need them as models. The backend and the ledger run statements of their own, on
-connections of their own, so no object is to be saved through these models.
+The backend and the ledger run statements of their own, on connections of their own, so no object is to be saved through
+these models.
 """
 
 # What the fields hold, only a plugin of mypy knows.

@@ -23,7 +23,7 @@ from open_idempotency.django import rest
 #: what REST framework makes of its data, and what a replay makes again
 _RENDERED = ("data", "accepted_renderer", "accepted_media_type", "renderer_context")
 _PERMANENT = 301
-# where the data of REST framework's response are: in the body as JSON, or in no place
+# where the data of REST framework's response are: in the body as JSON, or nowhere
 _IN_BODY, _LOST = "body", "lost"
 _LARGEST_NOTE = 8 * 1024
 _LONGEST_TEXT, _MOST_NAMES = 200, 20
@@ -128,15 +128,15 @@ class _PermanentRedirect(_Stored, HttpResponsePermanentRedirect):
 
 def _warn(name: str, first: str, here: Any) -> None:
     frame = here.f_back
-    place = f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}"
-    if (place, name) in _warned:
+    caller = f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}"
+    if (caller, name) in _warned:
         return
-    _warned.add((place, name))
+    _warned.add((caller, name))
     _logger.warning(
         "%s asks for response.%s of a replay, which has none: the first response was a %s, and a record holds "
         "status, headers and body. In MIDDLEWARE, list what asks for it behind IdempotencyMiddleware: its work is "
         "then stored",
-        place,
+        caller,
         name,
         first,
     )

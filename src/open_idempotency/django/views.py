@@ -1,17 +1,14 @@
 """What is done around a view: its permissions before a replay, and a response that commits with its rows.
 
-Whether a view still lets a request through, checked before a stored response is sent again (O-23).
+Before a stored response is sent again, the view's permissions are checked, since a caller may have lost one since the
+first try (O-23). The view itself does not run for a retry, so only the checks in front of its code run: the decorators
+above ``@idempotent``, the checks of a REST framework view before its handler (authentication, permissions, throttles),
+those of an operation of ninja's, and Django's own access mixins. Their refusal is sent, and is not stored.
 
-A caller may have lost a permission since the first try. The view itself does not run for a retry, so only the checks in
-front of its code run: the decorators above ``@idempotent``, the checks of a REST framework view before its handler
-(authentication, permissions, throttles), those of an operation of ninja's, and Django's own access mixins. Their
-refusal is sent, and is not stored.
-
-A view whose response commits together with its own rows (S-06): ``@idempotent(atomic=True)``.
-
-The view runs in ``transaction.atomic``, and its response goes into the ledger before that commits. Either both are
-stored or neither. If the view marks its transaction for rollback, the response is not stored. If the response is a 503
-or another one that is never stored, the rows are rolled back. Then a retry runs the view again.
+With ``@idempotent(atomic=True)`` the response commits together with the view's own rows (S-06). The view runs in
+``transaction.atomic``, and its response goes into the ledger before that commits. Either both are stored or neither. If
+the view marks its transaction for rollback, the response is not stored. If the response is a 503 or another one that is
+never stored, the rows are rolled back. Then a retry runs the view again.
 """
 
 from __future__ import annotations
@@ -36,6 +33,8 @@ from open_idempotency.django import layers, rest
 from open_idempotency.django.messages import note_of, response_headers
 from open_idempotency.exceptions import AlreadyCommitted, ConfigurationError, KeyReused
 from open_idempotency.idem import idem
+
+# Permissions before a replay (O-23)
 
 Ask = Callable[[], Any]
 
@@ -106,6 +105,8 @@ def _refusal_by_mixins(request: HttpRequest, view: Any, mixins: Any) -> HttpResp
     refused: HttpResponseBase | None = None if passes else instance.handle_no_permission()
     return refused
 
+
+# Responses that commit with the rows of the view (S-06)
 
 V = TypeVar("V", bound=Callable[..., Any])
 

@@ -23,7 +23,7 @@ _FIND_RESPONSE = """
 _FIND_STAGE = "SELECT frame FROM open_idempotency_ledger_stages WHERE record_id = :record_id AND stage_id = :stage_id"
 _FENCE = """
     INSERT INTO open_idempotency_ledger (record_id, token, fingerprint, expires_at)
-    VALUES (:record_id, :token, :fingerprint, {now} + :kept)
+    VALUES (:record_id, :token, :fingerprint, {now} + :retention)
     ON CONFLICT (record_id) DO UPDATE SET
         token = CASE WHEN excluded.token > open_idempotency_ledger.token
             THEN excluded.token ELSE open_idempotency_ledger.token END,
@@ -31,11 +31,11 @@ _FENCE = """
             THEN excluded.expires_at ELSE open_idempotency_ledger.expires_at END
 """
 _RENEW = """
-    UPDATE open_idempotency_ledger SET fingerprint = :fingerprint, response = NULL, expires_at = {now} + :kept
+    UPDATE open_idempotency_ledger SET fingerprint = :fingerprint, response = NULL, expires_at = {now} + :retention
     WHERE record_id = :record_id
 """
 _SAVE_RESPONSE = """
-    UPDATE open_idempotency_ledger SET response = :response, expires_at = {now} + :kept
+    UPDATE open_idempotency_ledger SET response = :response, expires_at = {now} + :retention
     WHERE record_id = :record_id AND token = :token
 """
 _HELD_BY = "SELECT token, {number} FROM open_idempotency_ledger WHERE record_id = :record_id"
@@ -174,7 +174,7 @@ MYSQL = Dialect(
     name="mysql",
     fence=f"""
         INSERT INTO open_idempotency_ledger (record_id, token, fingerprint, expires_at)
-        VALUES (:record_id, :token, :fingerprint, {_MYSQL_NOW} + :kept)
+        VALUES (:record_id, :token, :fingerprint, {_MYSQL_NOW} + :retention)
         ON DUPLICATE KEY UPDATE
             token = GREATEST(token, VALUES(token)),
             expires_at = IF(expires_at > {_MYSQL_NOW}, VALUES(expires_at), expires_at)

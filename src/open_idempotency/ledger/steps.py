@@ -94,7 +94,7 @@ def fence(transaction: Transaction, attempt: Attempt, *, whole: bool) -> Steps[N
     lease = attempt.lease
     assert lease is not None
     dialect = transaction.dialect
-    named = {"record_id": lease.record_id, "fingerprint": lease.fingerprint, "kept": _retention(attempt, lease)}
+    named = {"record_id": lease.record_id, "fingerprint": lease.fingerprint, "retention": _retention(attempt, lease)}
     yield from _run(transaction, dialect.fence, {**named, "token": lease.token})
     rows = yield from _run(transaction, dialect.row, {"record_id": lease.record_id})
     if not rows:
@@ -182,7 +182,7 @@ def save_response(transaction: Transaction, attempt: Attempt, live: Response) ->
     # replace the other, and no hook runs twice.
     response, whole = yield from stored_form(live, RESPONSE, lease, attempt.policy, attempt.request_headers)
     named = {"record_id": lease.record_id, "token": lease.token}
-    values = {**named, "response": response, "kept": _retention(attempt, lease)}
+    values = {**named, "response": response, "retention": _retention(attempt, lease)}
     current = transaction.current()
     yield from _run(transaction, transaction.dialect.save_response, values)
     number = yield from _check_held(transaction, attempt, lease)
@@ -208,7 +208,7 @@ def find_response(transaction: Transaction, record_id: bytes, fingerprint: bytes
 
 
 def _retention(attempt: Attempt, lease: Lease) -> float:
-    """Seconds for which a ledger entry is kept: at least as long as the record.
+    """Seconds for which a ledger entry is stored: at least as long as the record.
 
     The record's TTL begins when the attempt ends, and the attempt may run until its lease is no longer renewed.
     """

@@ -1,10 +1,7 @@
 """The application's own transaction: what ``tx=`` accepts, and the search for a committed response.
 
-What ``tx=`` accepts: the application's own transaction, recognised by its type without importing any library.
-
-Looks for a committed response in the ledger that ``ledger=`` of a policy names, outside of any attempt.
-
-Nothing is locked, and nothing changes.
+``tx=`` is recognised by its type, without importing any library. ``look`` and ``alook`` search the ledger that
+``ledger=`` of a policy names, outside of any attempt. They lock nothing and change nothing.
 """
 
 from __future__ import annotations
@@ -86,6 +83,9 @@ def _module_for(tx: object) -> str | None:
         if isinstance(known, type) and isinstance(tx, known):
             return kind.module
     return None
+
+
+# The search for a committed response
 
 
 def look(command: Look) -> bytes | None:

@@ -1,1 +1,1 @@
-"""What several stores share: fronts, SQL verbs, batches of calls, URLs. Nothing here imports a store."""
+"""What several backends share: fronts, SQL verbs, batches of calls, URLs. Nothing here imports a backend."""

@@ -1,28 +1,22 @@
 """Coalescing: requests that arrive while the last batch is on its way go out together as the next batch.
 
-The requests that wait for the next batch: first come, first served, bounded in number, in bytes and in time.
+No request waits for a timer, and none needs a thread of its own: a caller that finds nothing on its way sends its own
+request at once. The backend says how a batch is carried out. What waits, in which order and for how long is decided
+here: first come, first served, bounded in number, in bytes and in time. The caller that carries out a batch has the
+lead, which is one object with one owner at each moment.
 
-Coalescing for the tasks of one asyncio loop.
-
-The lead is one object. Its owner is a call that found nothing on its way, or the one task that carries out batches. The
-lead knows whether its owner still exists. So a lead that was lost, as by a signal's handler that raised or for want of
+In an asyncio loop the owner is a call that found nothing on its way, or the one task that carries out batches. The lead
+knows whether its owner still exists. So a lead that was lost, as by a signal's handler that raised or for want of
 memory, is free for the next call that looks; and while requests wait, a timer looks every so often.
 
-A request waits for the store, so its time is counted in looks. A loop that stands still, as in a view that blocks it,
-makes none: the store's reply may be there, and nobody has read it.
+A request waits for the backend, so its time is counted in looks. A loop that stands still, as in a view that blocks it,
+makes none: the reply may be there, and nobody has read it.
 
-Coalescing for the threads of one process: each batch is carried out by one of the threads that wait for it.
-
-The lead is one lock object. Its owner holds that lock from before it gets the lead until it leaves, normally or by an
-exception. ``ThreadCoalescer._lead`` names the lock of the one call that leads. Only its owner passes the lead on, and
-only before it leaves. A lock that nobody holds shows that its owner left without passing it on, as where a signal's
-handler raised twice; then the next call that looks takes the lead. So no clock and no guess decides who leads.
-
-Coalescing: requests that arrive while the last batch is on its way to the store go out together as the next batch.
-
-No request waits for a timer, and none needs a thread of its own: a caller that finds nothing on its way sends its own
-request at once. The store says how a batch is carried out. What waits, in which order and for how long is decided here.
-The caller that carries out a batch has the lead, which is one object with one owner at each moment.
+Among threads the lead is one lock object. Its owner holds that lock from before it gets the lead until it leaves,
+normally or by an exception. ``ThreadCoalescer._lead`` names the lock of the one call that leads. Only its owner passes
+the lead on, and only before it leaves. A lock that nobody holds shows that its owner left without passing it on, as
+where a signal's handler raised twice; then the next call that looks takes the lead. So no clock and no guess decides
+who leads.
 """
 
 from __future__ import annotations
@@ -42,6 +36,8 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, first_line
 
 __all__ = ["NOT_ALONE", "Limits", "LoopCoalescer", "ThreadCoalescer"]
+
+# The requests that wait
 
 #: the in-flight timeout of a request is this many times its queue timeout
 PATIENCE = 3
@@ -152,6 +148,8 @@ def shared(error: BaseException) -> Exception:
     unavailable.__cause__ = error
     return unavailable
 
+
+# For the tasks of one asyncio loop
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -373,6 +371,8 @@ def _settle(waiting: _Waiting[Any, Any], response: Any) -> None:
     else:
         waiting.response.set_result(response)
 
+
+# For the threads of one process
 
 #: nothing was called, since a batch is on its way
 NOT_ALONE: Final = object()

@@ -1,7 +1,7 @@
-"""The verbs of ``Backend`` and ``AsyncBackend`` for stores whose sync and async fronts differ in waiting alone.
+"""The verbs of ``Backend`` and ``AsyncBackend`` for backends whose sync and async fronts differ in waiting alone.
 
-A store describes each verb by an object of its own class, which holds statements, a generator of transactions, or
-functions. The front hands that object and the command to the store's executor and returns the response. What is done
+A backend describes each verb by an object of its own class, which holds statements, a generator of transactions, or
+functions. The front hands that object and the command to the backend's executor and returns the response. What is done
 in bounded parts (renewing, scanning, purging) is divided here.
 """
 
@@ -37,14 +37,14 @@ R = TypeVar("R")
 
 
 class Verb(Generic[C, R]):
-    """How a store carries out one kind of command ``C``, with responses of type ``R``. Each store has a subclass."""
+    """How a backend carries out one kind of command ``C``, with results of type ``R``. Each backend has a subclass."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Verbs:
-    """All verbs of a store.
+    """All verbs of a backend.
 
     ``scan``: the ids of live records that come after the given one, in order, at most ``scanned_at_once``. ``purge``:
     deletes at most so many records and reservations, and says how many; asked for ``purged_at_once`` at most.
@@ -91,7 +91,7 @@ class AsyncExecutor(Protocol):
 
 
 class SyncFront(Backend):
-    """The sync front of a store. ``execute`` is an ``Executor`` that takes this store's class of verbs."""
+    """The sync front of a backend. ``execute`` is an ``Executor`` that takes this backend's class of verbs."""
 
     quotas = True
 
@@ -176,7 +176,7 @@ class SyncFront(Backend):
 
 
 class AsyncFront(AsyncBackend):
-    """The async front of a store. ``execute`` is an ``AsyncExecutor`` that takes this store's class of verbs."""
+    """The async front of a backend. ``execute`` is an ``AsyncExecutor`` that takes this backend's class of verbs."""
 
     quotas = True
 

@@ -14,7 +14,7 @@ _warned: PerProcess[list[str]] = PerProcess(list)
 def warn_of_other_workers(where: str) -> None:
     """Log, once in this process, that another worker of the same server has records of its own (B-24).
 
-    ``where``: what holds the records, as the application names it. To be called when a store is made and when it is
+    ``where``: what holds the records, as the application names it. To be called when a backend is made and when it is
     first used in a process: a server may listen before the one or only before the other.
     """
     warned = _warned.get()

@@ -1,9 +1,5 @@
 """The verbs of backends whose records are rows that a transaction can lock: SQLAlchemy's and Django's.
 
-Between rows and records, for the databases of applications: a row that is corrupt, foreign or newer is refused.
-
-SQLite keeps whatever type it is given, so types are checked. Drivers differ in how they return bytes and booleans.
-
 A verb is a generator of transactions. Its executor, sync or async, runs each and sends back what it returned. What only
 reads (a replay, a 409, a 422) locks nothing (B-11b). What writes reads again under the lock of the record's row, where
 ``open_idempotency.decisions`` decides. Of two transactions that insert the same row the second one fails; its executor
@@ -12,6 +8,9 @@ then runs it again.
 A claim reads the clock, and whether its owner was withdrawn, only once it holds the row: an earlier time could be older
 than that of a claim which was made and given back in the meantime (B-02). A row that does not exist cannot be locked,
 so it is inserted first.
+
+Between rows and records, a row that is corrupt, foreign or newer is refused. Types are checked, since SQLite takes
+values of any type, and drivers differ in how they return bytes and booleans.
 """
 
 from __future__ import annotations
@@ -49,6 +48,8 @@ from open_idempotency.backend import (
 )
 from open_idempotency.backends._shared import fronts
 from open_idempotency.exceptions import RecordUnreadable
+
+# Between rows and records
 
 RECORD_VERSION = 1
 #: the columns of a row, in this order, followed by the response
@@ -143,6 +144,8 @@ def end_of(record_id: bytes, value: object) -> float | None:
         raise RecordUnreadable(f"the reservation of record {record_id[:6].hex()} is corrupt")
     return math.inf if value >= LARGEST else value
 
+
+# The verbs
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -293,15 +296,15 @@ class Verb(fronts.Verb[C, R]):
 
 
 def carry_out(run: Callable[[Step], Any], verb: Verb[C, R], command: C) -> R:
-    """The response to a command, each of whose transactions ``run`` carries out."""
+    """The result of a command, each of whose transactions ``run`` carries out."""
     steps = verb.steps(command)
     try:
         step = next(steps)
         while True:
             step = steps.send(run(step))
     except StopIteration as stop:
-        response: R = stop.value
-        return response
+        result: R = stop.value
+        return result
 
 
 async def carry_out_async(run: Callable[[Step], Awaitable[Any]], verb: Verb[C, R], command: C) -> R:
@@ -312,8 +315,8 @@ async def carry_out_async(run: Callable[[Step], Awaitable[Any]], verb: Verb[C, R
         while True:
             step = steps.send(await run(step))
     except StopIteration as stop:
-        response: R = stop.value
-        return response
+        result: R = stop.value
+        return result
 
 
 def _in_one(mode: Literal["snapshot", "write"], work: Callable[[Table, C], R]) -> Verb[C, R]:
@@ -338,13 +341,13 @@ def _claim(c: Claim) -> Steps[ClaimResult]:
 
 
 def _peek(table: Table, c: Claim) -> tuple[ClaimResult | None, bool]:
-    """The response, None where the claim has to write; and whether the record has a row."""
+    """The result, None where the claim has to write; and whether the record has a row."""
     found = table.peek(c.record_id, c.fingerprint)
     if found is None:
         return None, False
     record, now = found
-    claimed, kept = decisions.claim(record, c, now)
-    return (claimed if kept is record and decisions.rebased(record, now) is record else None), True
+    claimed, after = decisions.claim(record, c, now)
+    return (claimed if after is record and decisions.rebased(record, now) is record else None), True
 
 
 def _claim_locked(table: Table, c: Claim, lock: Iterator[bool]) -> ClaimResult:
@@ -353,14 +356,15 @@ def _claim_locked(table: Table, c: Claim, lock: Iterator[bool]) -> ClaimResult:
         return _insert(table, c)
     now, withdrawn = _now_and_withdrawn(table, c)
     found = record
+    # What has expired is claimed as new, so its stages are not read.
     if record.expires_at > now:
         found = table.with_stages(record)
         record = decisions.rebased(found, now)
-    claimed, kept = decisions.claim(record, c, now, withdrawn=withdrawn)
-    if kept is not None and kept is not found:
-        if not kept.stages:
+    claimed, after = decisions.claim(record, c, now, withdrawn=withdrawn)
+    if after is not None and after is not found:
+        if not after.stages:
             table.delete_stages(c.record_id)
-        _keep(table, found, kept)
+        _keep(table, found, after)
     return claimed
 
 
@@ -370,10 +374,10 @@ def _insert(table: Table, c: Claim) -> ClaimResult:
     assert draft is not None
     table.insert(draft)
     now, withdrawn = _now_and_withdrawn(table, c)
-    claimed, kept = decisions.claim(None, c, now, withdrawn=withdrawn)
-    if kept != draft:
-        _keep(table, draft, kept)
-    if kept is not None:
+    claimed, after = decisions.claim(None, c, now, withdrawn=withdrawn)
+    if after != draft:
+        _keep(table, draft, after)
+    if after is not None:
         _purge_sometimes(table, now)
     return claimed
 
@@ -390,23 +394,24 @@ def _renew(table: Table, c: Renew) -> list[Renewal]:
     extended: dict[float, list[bytes]] = {}
     renewals: list[Renewal] = []
     for lease in c.leases:
-        renewal, kept = _renewed(lease, rows.get(lease.record_id), now)
+        renewal, after = _renewed(lease, rows.get(lease.record_id), now)
         renewals.append(renewal)
-        if kept is not None:
-            extended.setdefault(kept.lease_end, []).append(lease.record_id)
+        if after is not None:
+            extended.setdefault(after.lease_end, []).append(lease.record_id)
+    # One statement for all leases that end at the same time, not one for each.
     for lease_end, record_ids in extended.items():
         table.extend(record_ids, lease_end)
     return renewals
 
 
 def _renewed(lease: Lease, row: Sequence[Any] | None, now: float) -> tuple[Renewal, Record | None]:
-    """The response, and the record if it is to be written. One that is unreadable does not stop the others."""
+    """The result, and the record if it is to be written. One that is unreadable does not stop the others."""
     try:
         record = None if row is None else record_of(lease.record_id, row)
     except RecordUnreadable:
         return Renewal.LOST, None
-    renewal, kept = decisions.renew(record, lease, now)
-    return renewal, None if kept is record else kept
+    renewal, after = decisions.renew(record, lease, now)
+    return renewal, None if after is record else after
 
 
 def _save_stage(table: Table, c: SaveStage) -> StageSaved:
@@ -416,37 +421,39 @@ def _save_stage(table: Table, c: SaveStage) -> StageSaved:
     record = found
     if record is not None and record.expires_at > now:
         record = table.with_stage(record, c.stage)
-    saved, kept = decisions.save_stage(record, c, now)
-    if kept is not record:
+    saved, after = decisions.save_stage(record, c, now)
+    if after is not record:
+        # Stages of an expired record must not pass for those of the new one.
         if saved.recreated:
             table.delete_stages(record_id)
-        _keep(table, found, kept)
+        _keep(table, found, after)
         table.add_stage(record_id, c.stage)
     return saved
 
 
 def _complete(table: Table, c: Complete) -> Completed:
     record = table.lock(c.lease.record_id)
-    completed, kept = decisions.complete(record, c, table.now())
+    completed, after = decisions.complete(record, c, table.now())
     if completed.recreated and record is not None:
         table.delete_stages(c.lease.record_id)
-    _keep(table, record, kept)
+    _keep(table, record, after)
     return completed
 
 
 def _fail(table: Table, c: Fail) -> None:
     record = table.lock(c.lease.record_id)
-    _, kept = decisions.fail(record, c, table.now())
-    _keep(table, record, kept)
+    _, after = decisions.fail(record, c, table.now())
+    _keep(table, record, after)
 
 
 def _release(table: Table, c: Release) -> None:
     record = table.lock(c.lease.record_id)
     now = table.now()
     if record is not None:
+        # Whether there is any stage decides if the record stays, so one is enough.
         record = table.with_first_stage(record)
-    _, kept = decisions.release(record, c, now)
-    _keep(table, record, kept)
+    _, after = decisions.release(record, c, now)
+    _keep(table, record, after)
 
 
 def _withdraw(table: Table, c: Withdraw) -> None:
@@ -461,8 +468,8 @@ def _withdraw(table: Table, c: Withdraw) -> None:
     else:
         record = table.with_first_stage(record)
     now, end = table.now_and_reservation(scope_id, record_id)
-    _, kept = decisions.withdraw(record, c, now)
-    _keep(table, record, kept)
+    _, after = decisions.withdraw(record, c, now)
+    _keep(table, record, after)
     table.put_reservation(scope_id, record_id, now + decisions.WITHDRAWN_FOR, end is not None)
 
 
@@ -475,6 +482,7 @@ def _delete(table: Table, record_id: bytes) -> bool:
         record = table.lock(record_id)
         is_live = record is not None and record.expires_at > table.now()
     except RecordUnreadable:
+        # What cannot be read counts as live: something was deleted.
         is_live = True
     table.delete([record_id])
     return is_live
@@ -519,7 +527,7 @@ def _reserve(c: Reserve) -> Steps[ReserveResult]:
 
 
 def _peek_reservation(table: Table, c: Reserve) -> ReserveResult | None:
-    """The response, None where a reservation has to be written."""
+    """The result, None where a reservation has to be written."""
     reserved, _, _, end = _decide(table, c)
     return reserved if end is None else None
 
@@ -536,7 +544,7 @@ def _reserve_locked(table: Table, c: Reserve) -> ReserveResult:
 
 
 def _decide(table: Table, c: Reserve) -> tuple[ReserveResult, float, float | None, float | None]:
-    """The response, the time, the end that the reservation has, and the end to write, None where it stays."""
+    """The result, the time, the end that the reservation has, and the end to write, None where it stays."""
     now, before = table.now_and_reservation(c.scope_id, c.record_id)
     first = None
     if before is None or before <= now:

@@ -1,4 +1,4 @@
-"""The file of a SQLite database: made for its owner alone, and noticed when another one takes its place.
+"""The file of a SQLite database: made for its owner alone, and noticed when another file replaces it.
 
 A connection stays on the file that it has opened, also where that one was removed or replaced: by a cleaner of /tmp, a
 deployment, a restored backup. Workers on different files would each run every key. So the file at the path is compared
@@ -59,7 +59,7 @@ def gone(path: str, then: str = "which make a new one") -> BackendUnavailable:
 
 
 def replaced(path: str) -> BackendUnavailable:
-    """The error for a file whose place another one took while it was being opened."""
+    """The error for a file that another one replaced while it was being opened."""
     return BackendUnavailable(f"SQLite: the database {path} was replaced while it was being opened")
 
 

@@ -1,4 +1,4 @@
-"""Blocking calls of an asyncio loop in threads, at half the cost of an executor, for backends that make many.
+"""Sync calls of an asyncio loop in threads, at half the cost of an executor, for backends that make many.
 
 There is one pool of threads for each process. A thread that is idle for a while ends. One that blocks delays no other
 call, since there are as many threads as there are calls at the same moment. The callers bound that number.

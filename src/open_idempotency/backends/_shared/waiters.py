@@ -1,10 +1,9 @@
-"""Callers of this process that wait: for the end of another attempt, and for calls that end before a fork.
+"""Callers of this process that wait: for the end of another attempt, or for calls that end before a fork.
 
-The callers in this process that wait for a record, for backends that report the end of an attempt.
+``Waiters`` is for backends that report the end of an attempt. A thread waits with a ``threading.Event``, a task with
+``loops.signal()``. Nothing here locks; the caller does.
 
-A thread waits with a ``threading.Event``, a task with ``loops.signal()``. Nothing here locks; the caller does.
-
-Letting calls end before this process forks, for stores whose connections must not be carried across a fork.
+``pause_at_forks`` is for backends whose connections must not be carried across a fork: their calls end first.
 """
 
 from __future__ import annotations
@@ -56,6 +55,9 @@ class Waiters:
         """Wake all waiters."""
         for name in self._waiting:
             self.wake(name)
+
+
+# Calls that end before a fork
 
 
 class Pausable(Protocol):

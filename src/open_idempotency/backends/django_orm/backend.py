@@ -1,9 +1,7 @@
 """The Django backend: records in a database of the project itself, through connections that Django makes.
 
-An alias of DATABASES: which database it names, checked when a backend is made, and the migrations of its tables.
-
-``open_idempotency.decisions`` decides inside a transaction that has locked the record's row; ``_shared.sql_verbs``
-says what is read and written.
+An alias of ``DATABASES`` says which database. It is checked when a backend is made. ``open_idempotency.decisions``
+decides inside a transaction that has locked the record's row; ``_shared.sql_verbs`` says what is read and written.
 """
 
 from __future__ import annotations
@@ -29,6 +27,8 @@ from open_idempotency.backends.django_orm.dialects import DIALECTS, Dialect, Ove
 from open_idempotency.backends.django_orm.transactions import Statements, Transaction
 from open_idempotency.backends.threaded import ThreadedBackend
 from open_idempotency.exceptions import ConfigurationError
+
+# The database of an alias, and its migrations
 
 APP = "open_idempotency.django"
 LABEL = "open_idempotency"
@@ -85,6 +85,8 @@ def _applied(alias: str) -> set[str]:
     applied = MigrationRecorder(connections[alias]).applied_migrations()
     return {name for label, name in applied if label == LABEL}
 
+
+# The backend
 
 C = TypeVar("C")
 R = TypeVar("R")

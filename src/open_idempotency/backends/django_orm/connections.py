@@ -166,7 +166,7 @@ class Connections:
         return self._open(), False
 
     def _give_back(self, pool: _Pool, connection: Any, sound: bool) -> None:
-        # After close() the pool is another one, and what is not kept is closed.
+        # After close() the pool is another one, and what is not reused is closed.
         if sound and self._pools.get() is pool:
             pool.idle.append(connection)
         else:

@@ -1,18 +1,13 @@
-"""What differs between the databases, and the SQL that all of them understand.
+"""The databases under Django: what their errors mean, what differs between them, and the SQL of them all.
 
-What a database's errors mean for a call, and what they say to an operator. Each error is wrapped once.
+Django raises the errors of every driver as its own classes, with the driver's error as the cause. Each is wrapped once.
 
-Django raises the errors of every driver as its own classes, with the driver's error as the cause.
+Databases differ in their clocks, in how a transaction begins, and in how each wait is bounded. Nothing depends on a
+session: PostgreSQL's settings last for one transaction, so a pooler may stand in between. MySQL has no such settings;
+there they are made once, on a connection of the backend's own.
 
-What differs between the databases: their clocks, how a transaction begins, and how each wait is bounded.
-
-Nothing here depends on a session: PostgreSQL's settings last for one transaction, so a pooler may stand in between.
-MySQL has no such settings; there they are made once, on a connection of the backend's own.
-
-The SQL of the Django backend, in what all its databases understand. No value ever becomes part of it.
-
-``transactions`` appends what locks rows, and what skips rows that others have locked. ``with_times`` fills in how the
-database sends a time.
+No value ever becomes part of a statement. ``transactions`` appends what locks rows, and what skips rows that others
+have locked. ``with_times`` fills in how the database sends a time.
 """
 
 # ruff: noqa: S608 (the names of tables and columns are constants of this module)
@@ -28,6 +23,8 @@ from django.db import DatabaseError, Error, IntegrityError, connections
 
 from open_idempotency.backends._shared import sizes, sql_verbs
 from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, RecordUnreadable, first_line
+
+# Errors
 
 #: PostgreSQL: serialization failure, deadlock; MySQL: deadlock
 _OVERTAKEN = frozenset({"40001", "40P01", 1213})
@@ -78,6 +75,8 @@ def how_to_migrate(alias: str) -> str:
     """The command that makes the tables."""
     return "run `manage.py migrate open_idempotency" + ("`" if alias == "default" else f" --database {alias}`")
 
+
+# Differences between databases
 
 Options = dict[str, Any]
 
@@ -189,6 +188,8 @@ SQLITE = Dialect(
 #: by the name that Django has for them
 DIALECTS: Mapping[str, Dialect] = {"postgresql": POSTGRESQL, "mysql": MYSQL, "sqlite": SQLITE}
 
+
+# SQL that all of them understand
 
 RECORDS = "open_idempotency_django_records"
 STAGES = "open_idempotency_django_stages"

@@ -1,11 +1,8 @@
 """The memory backend: the verbs on a table in this process's memory.
 
-The table of the memory backend: its records, their bounds, the callers that wait for them, and reservations.
-
-It knows no verbs: the backend decides, under this table's lock.
-
-One table serves the sync and the async front. It is bounded, in records and in bytes: when it is full of live records a
-new claim is refused, since an evicted record would let its request run twice. A forked child continues with a copy.
+One table serves the sync and the async front. It has the records, the callers that wait for them, and the reservations;
+the fronts decide under its lock. It is bounded, in records and in bytes. When it is full of live records a new claim is
+refused, since an evicted record would let its request run twice. A forked child continues with a copy.
 """
 
 from __future__ import annotations
@@ -45,6 +42,8 @@ from open_idempotency.backends._shared import urls
 from open_idempotency.backends._shared.one_process import warn_of_other_workers
 from open_idempotency.backends._shared.waiters import Waiter, Waiters
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError
+
+# The table
 
 # About what a record takes beside its response and its stages: the object, its ids, and its entry in the table.
 _BYTES_A_RECORD = 600
@@ -291,6 +290,8 @@ class Reservations:
             raise BackendUnavailable(f"memory backend is full: {self._most} reservations")
 
 
+# The verbs
+
 _MAX_RECORDS, _MAX_BYTES = 100_000, 256 * 1024 * 1024
 _SCAN_BATCH = 100
 
@@ -332,8 +333,8 @@ class MemoryBackend(Backend):
             now = table.now()
             table.make_room(c.record_id, now)
             record = table.records.get(c.record_id)
-            claimed, kept = decisions.claim(record, c, now, withdrawn=table.is_withdrawn(c, now))
-            table.keep(c.record_id, record, kept)
+            claimed, after = decisions.claim(record, c, now, withdrawn=table.is_withdrawn(c, now))
+            table.keep(c.record_id, record, after)
         return claimed
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
@@ -344,8 +345,8 @@ class MemoryBackend(Backend):
             now = table.now()
             for lease in c.leases:
                 record = table.records.get(lease.record_id)
-                renewal, kept = decisions.renew(record, lease, now)
-                table.keep(lease.record_id, record, kept)
+                renewal, after = decisions.renew(record, lease, now)
+                table.keep(lease.record_id, record, after)
                 renewals.append(renewal)
         return renewals
 
@@ -354,8 +355,8 @@ class MemoryBackend(Backend):
         table = self._table
         with table.lock:
             record = table.records.get(c.lease.record_id)
-            saved, kept = decisions.save_stage(record, c, table.now())
-            table.keep(c.lease.record_id, record, kept)
+            saved, after = decisions.save_stage(record, c, table.now())
+            table.keep(c.lease.record_id, record, after)
         return saved
 
     def complete(self, c: Complete, /) -> Completed:
@@ -363,8 +364,8 @@ class MemoryBackend(Backend):
         table = self._table
         with table.lock:
             record = table.records.get(c.lease.record_id)
-            completed, kept = decisions.complete(record, c, table.now())
-            table.keep(c.lease.record_id, record, kept)
+            completed, after = decisions.complete(record, c, table.now())
+            table.keep(c.lease.record_id, record, after)
         return completed
 
     def fail(self, c: Fail, /) -> None:
@@ -372,16 +373,16 @@ class MemoryBackend(Backend):
         table = self._table
         with table.lock:
             record = table.records.get(c.lease.record_id)
-            _, kept = decisions.fail(record, c, table.now())
-            table.keep(c.lease.record_id, record, kept)
+            _, after = decisions.fail(record, c, table.now())
+            table.keep(c.lease.record_id, record, after)
 
     def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
         table = self._table
         with table.lock:
             record = table.records.get(c.lease.record_id)
-            _, kept = decisions.release(record, c, table.now())
-            table.keep(c.lease.record_id, record, kept)
+            _, after = decisions.release(record, c, table.now())
+            table.keep(c.lease.record_id, record, after)
 
     def withdraw(self, c: Withdraw, /) -> None:
         """See ``Backend.withdraw``."""
@@ -389,8 +390,8 @@ class MemoryBackend(Backend):
         with table.lock:
             now = table.now()
             record = table.records.get(c.claim.record_id)
-            _, kept = decisions.withdraw(record, c, now)
-            table.keep(c.claim.record_id, record, kept)
+            _, after = decisions.withdraw(record, c, now)
+            table.keep(c.claim.record_id, record, after)
             table.withdraw(c.claim, now)
 
     def get(self, c: Get, /) -> Record | None:

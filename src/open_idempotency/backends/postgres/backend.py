@@ -1,11 +1,10 @@
 """The PostgreSQL backend: each verb is one function on the server, one statement, one round trip.
 
-The numbered migrations: which exist, which a database has, and how the others are applied.
+The functions decide on the server's clock, and say in SQL what ``open_idempotency.decisions`` says. Nothing of a
+session is used, so a pooler in transaction mode may stand in between.
 
-The backend never applies them by itself: the application's own user need not be allowed to create anything.
-
-The functions decide on the server's clock, and say in SQL what ``open_idempotency.decisions`` says. They are made by
-``open-idempotency migrate``. Nothing of a session is used, so a pooler in transaction mode may stand in between.
+Tables and functions are made by numbered migrations. ``open-idempotency migrate`` applies them; the backend never does
+so by itself, since the application's own user need not be allowed to create anything.
 """
 
 from __future__ import annotations
@@ -27,6 +26,8 @@ from open_idempotency.backends.postgres.listening import Listener
 from open_idempotency.backends.postgres.options import Options, options_of
 from open_idempotency.backends.postgres.verbs import AWAIT, VERBS, Verb
 from open_idempotency.exceptions import BackendUnavailable
+
+# Migrations
 
 # One migration runs at a time; the number is arbitrary.
 _LOCK = "SELECT pg_advisory_xact_lock(7031975330129)"
@@ -61,6 +62,8 @@ def _apply(connection: psycopg.Connection[Any]) -> list[str]:
         connection.execute(_RECORD, (name,))
     return list(missing)
 
+
+# The backend
 
 C = TypeVar("C")
 R = TypeVar("R")

@@ -1,6 +1,6 @@
 """The connections to one PostgreSQL database, and how they run one statement.
 
-How sync and async connections run one statement, what an error means, and when another try makes sense.
+Connections are opened when they are needed: a few for each process, and a few for each event loop of each process.
 
 Nothing of a session is needed, since a pooler in transaction mode may stand in between. A statement that a connection
 sends often is prepared there, which saves the server half of its work for a small call. A pooler may run the next
@@ -9,9 +9,6 @@ at once, and from then on nothing is prepared any more. Such an error comes befo
 
 Every wait is bounded here: the server's own limits need settings that such a pooler may not pass on, and a server that
 has vanished sets none.
-
-The connections to one PostgreSQL database, opened when they are needed: a few for each process, and a few for each
-event loop of each process.
 """
 
 from __future__ import annotations
@@ -40,6 +37,8 @@ from open_idempotency.backends.postgres.verbs import Row, Statement, rows
 from open_idempotency.exceptions import BackendUnavailable, RecordTooLarge, first_line
 
 check_release()
+
+# One statement on one connection
 
 #: seconds after which an idle connection is closed, and after which any is
 IDLE, AGE = 600.0, 3600.0
@@ -107,7 +106,7 @@ class _Kept:
 
 
 class KeptConnection(_Kept, BoundedConnection):
-    """A blocking connection."""
+    """A sync connection."""
 
 
 class AsyncKeptConnection(_Kept, AsyncBoundedConnection):
@@ -185,6 +184,8 @@ def was_refused(error: BackendUnavailable | RecordTooLarge) -> bool:
     return isinstance(cause, psycopg.Error) and cause.sqlstate is not None
 
 
+# Connections, of a process and of an event loop
+
 #: seconds between two tries to connect
 _PAUSE = 0.05
 K = TypeVar("K", KeptConnection, AsyncKeptConnection)
@@ -233,7 +234,7 @@ class _Idle(Generic[K]):
 
 
 class Connections:
-    """The blocking connections of one process."""
+    """The sync connections of one process."""
 
     def __init__(self, options: Options) -> None:
         self._options = options

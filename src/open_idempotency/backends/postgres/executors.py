@@ -1,12 +1,12 @@
 """How requests reach the server: each in a statement of its own or, while others are on their way, in one batch.
 
-Many requests in one statement: which of them go together, their parameters, and whose row each reply is. Pure.
-
-A request that the batch leaves out has the row ``APART``: its caller sends it alone, after the batch.
-
 The first few requests go alone, each on a connection of its own, as the server commits them together anyway; those
 beyond go as batches, one at a time. Measured: batches alone would halve what 8 threads do, and without any, 64 threads
 do two thirds of what they can (``benchmarks/tried/postgres_threads.py``).
+
+A batch is many requests in one statement. ``Batch`` knows which of them go together, their parameters, and whose row
+each reply is. A request that the statement leaves out has the row ``APART``: its caller sends it alone, after the
+batch.
 
 A replay that shares a batch with writes waits for their commit, as it would wait for the last batch anyway; to send
 reads apart would take a second round trip for every claim that turns out to be new. A batch of replays, 409 and 422
@@ -38,6 +38,8 @@ from open_idempotency.backends.postgres.verbs import (
     stage_key,
 )
 from open_idempotency.exceptions import BackendUnavailable, RecordTooLarge
+
+# Batches
 
 #: a verb and its command
 Request = tuple[Verb[Any, Any], Any]
@@ -167,6 +169,8 @@ def batched(requests: Sequence[Request], now: float | None) -> Sent:
     batch = Batch(requests)
     return batch.statement, batch.parameters(now), batch.rows
 
+
+# Executors
 
 C = TypeVar("C")
 R = TypeVar("R")

@@ -1,13 +1,8 @@
-"""The verbs of the PostgreSQL backend, and its binary formats.
-
-PostgreSQL's binary formats: parameters as the server takes them, and rows as it sends them. Pure.
+"""The verbs of the PostgreSQL backend, each one function on the server, and their binary formats.
 
 The client library's own adaptation inspects each value of each call, which costs more than the call of a small
-function. Here a statement names the type of each parameter once.
-
-The verbs of the PostgreSQL backend: each is one function on the server, with its parameters and what its rows mean.
-
-No value ever becomes part of a statement.
+function. Here a statement names the type of each parameter once, parameters are written as the server takes them, and
+rows are read as it sends them. No value ever becomes part of a statement.
 """
 
 from __future__ import annotations
@@ -51,6 +46,8 @@ from open_idempotency.backend import (
 )
 from open_idempotency.backends._shared import fronts
 from open_idempotency.exceptions import AlreadyCompleted, LeaseLost, RecordUnreadable
+
+# Binary formats
 
 Encoder = Callable[[Any], bytes]
 Row = tuple[Any, ...]
@@ -185,6 +182,8 @@ def rows(result: Result) -> list[Row]:
         for row in range(result.ntuples)
     ]
 
+
+# The verbs: parameters, and what their rows mean
 
 C = TypeVar("C")
 R = TypeVar("R")

@@ -75,6 +75,7 @@ class AsyncRedisBackend(AsyncBackend):
             return await in_thread(self._sync.claim, c)
         watch = self._watches.get()
         if self._options.eviction == "refuse":
+            # ``refuse`` promises that no record is made where it may vanish; before the first look that is unknown.
             if not watch.looked and watch.due():
                 await self._look()
             watch.admit()
@@ -92,6 +93,7 @@ class AsyncRedisBackend(AsyncBackend):
         try:
             return await limited(self._options.budget, self._claim_and_confirm(c, leases))
         except (BackendUnavailable, RedisTimeoutError) as error:
+            # The primary may have the claim, although too few replicas do. It would block its key for a whole lease.
             for lease in leases:
                 await self._release(lease)
             if isinstance(error, BackendUnavailable):
@@ -103,6 +105,7 @@ class AsyncRedisBackend(AsyncBackend):
         result = scripts.claimed(c, await self._calls.script(scripts.CLAIM, key, scripts.claim_arguments(c)))
         if isinstance(result, Leased):
             leases.append(result.lease)
+            # A write of its own after the claim: what confirms it also shows that the claim is still there.
             renewal = scripts.renew_arguments(result.lease)
             reply = await self._calls.script(scripts.RENEW, key, renewal, durably=True)
             if not scripts.is_held(reply):
@@ -138,6 +141,7 @@ class AsyncRedisBackend(AsyncBackend):
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``RedisBackend.renew``."""
         renewals: list[Renewal] = []
+        # Redis runs nothing else during a script, so a long one would delay every client.
         for start in range(0, len(c.leases), RENEWED_AT_ONCE):
             batch = c.leases[start : start + RENEWED_AT_ONCE]
             keys = [self._options.key(lease.record_id) for lease in batch]
@@ -253,6 +257,7 @@ class AsyncRedisBackend(AsyncBackend):
         subscription = self._sync.listener.enter(key, settled, ended)
         try:
             if subscription is not None and await settled.wait(c.seconds) and subscription.confirmed:
+                # The attempt may have ended before the subscription: only a look after it can rely on the notification.
                 if scripts.is_running(await self._calls.script(scripts.STATUS, key)):
                     await ended.wait(max(0.0, until - time.monotonic()))
                 return
@@ -334,7 +339,7 @@ class RedisBackend(Backend):
 
     @property
     def calls(self) -> Calls:
-        """The blocking calls, for the async backend."""
+        """The sync calls, for the async backend."""
         return self._calls
 
     def claim(self, c: Claim, /) -> ClaimResult:

@@ -1,9 +1,9 @@
 """Carrying out scripts: in bounded time, retried once where that may help, confirmed by replicas where asked for.
 
-``Calls`` blocks. ``AsyncCalls`` is for asyncio. redis-py does not know trio, so under trio it makes the blocking calls
+``Calls`` blocks. ``AsyncCalls`` is for asyncio. redis-py does not know trio, so under trio it makes the sync calls
 in a thread. Whatever redis-py raises leaves here as ``BackendUnavailable``.
 
-Each process has one blocking client, and one asyncio client for each event loop. They are made on first use.
+Each process has one sync client, and one asyncio client for each event loop. They are made on first use.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def _durable_steps(script: Script, keyed: Keyed, options: Options) -> Steps[Any]
     """Run a script; its reply, once ``min_replicas`` replicas have what it wrote."""
     now, wait = options.now(), options.wait_command
     found = yield [evaluation(script, keyed, now), wait]
+    # A server that was restarted, or a new primary, has forgotten the scripts.
     if isinstance(found[0], NoScriptError):
         found = yield [evaluation(script, keyed, now, source=True), wait]
     return confirmed(_raised(found), options.min_replicas)
@@ -122,7 +123,7 @@ async def _drive_async(steps: Steps[R], send: Callable[[Sequence[Command]], Awai
 
 
 class Calls:
-    """What the blocking backend asks of its servers. Safe to use from many threads."""
+    """What the sync backend asks of its servers. Safe to use from many threads."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -189,6 +190,7 @@ class Calls:
                 try:
                     return function(self._clients.get(), *args, **kwargs)
                 except ERRORS as error:
+                    # An owner may send a script twice (B-08). A client that was closed meanwhile stays closed.
                     if self._closings != closings or not may_retry(error, started, self._options.timeout):
                         raise
                     return function(self._clients.get(), *args, **kwargs)
@@ -203,15 +205,15 @@ class Calls:
 
 
 class AsyncCalls:
-    """What the async backend asks of its servers. ``blocking``: makes the calls under trio.
+    """What the async backend asks of its servers. ``sync``: makes the calls under trio.
 
     A call that is several steps for redis-py is cancelled when its time is over. With one server the timeouts of the
     steps add up to less than that.
     """
 
-    def __init__(self, options: Options, blocking: Calls) -> None:
+    def __init__(self, options: Options, sync: Calls) -> None:
         self._options = options
-        self._blocking = blocking
+        self._sync = sync
         self._clients: PerProcess[dict[asyncio.AbstractEventLoop, AsyncClient]] = PerProcess(dict)
         self._closings = 0
         self._limited = options.topology != SINGLE or options.min_replicas > 0
@@ -244,7 +246,7 @@ class AsyncCalls:
         # Not ``async def``: saves one coroutine frame for each call in flight.
         durably = durably and self._options.min_replicas > 0
         if on_trio():
-            return in_thread(self._blocking.durable if durably else self._blocking.script, script, key, arguments)
+            return in_thread(self._sync.durable if durably else self._sync.script, script, key, arguments)
         keyed = ((key,), arguments)
         last = arguments[-1] if arguments else b""
         # A large argument would delay everything behind it on the one connection of the batches.
@@ -286,7 +288,7 @@ class AsyncCalls:
     async def by_server(self, script: Script, keys: Sequence[bytes], arguments: Sequence[Arguments]) -> list[Any]:
         """See ``Calls.by_server``."""
         if on_trio():
-            return await in_thread(self._blocking.by_server, script, keys, arguments)
+            return await in_thread(self._sync.by_server, script, keys, arguments)
         return await self._run(
             lambda client: _drive_async(
                 _grouped_steps(script, keys, arguments, client.groups(keys), self._options), client.each
@@ -296,13 +298,13 @@ class AsyncCalls:
     async def servers(self) -> Sequence[Any]:
         """See ``Calls.servers``; for ``on`` under the same async library."""
         if on_trio():
-            return await in_thread(self._blocking.servers)
+            return await in_thread(self._sync.servers)
         return await self._run(lambda client: client.servers())
 
     async def on(self, server: Any, *words: Any) -> Any:
         """See ``Calls.on``."""
         if on_trio():
-            return await in_thread(self._blocking.on, server, *words)
+            return await in_thread(self._sync.on, server, *words)
         return await self._run(lambda _: server.execute(*words))
 
     async def _run(self, function: Callable[[AsyncClient], Awaitable[R]], seconds: float | None = None) -> R:

@@ -86,6 +86,7 @@ def _name(client: object) -> str:
 
 
 def _of_server(client: Any, given: dict[str, Any]) -> Options:
+    # Only the settings are read: connections of the application's have other timeouts, and retries of their own.
     said: Mapping[str, Any] = client.get_connection_kwargs()
     tls = _tls(client.connection_pool.connection_class)
     database = int(said.get("db") or 0)

@@ -28,11 +28,11 @@ from open_idempotency.backends.redis.connections import (
     AsyncRoute,
     Connection,
     arguments,
-    blocking_kind,
     connect,
     no_async_retry,
     no_retry,
     pool_arguments,
+    sync_kind,
 )
 from open_idempotency.backends.redis.options import Deadline, Options, limited, seconds_left
 from open_idempotency.backends.redis.pipelining import Batches
@@ -48,7 +48,7 @@ _COUNT, _KEY = 2, 3
 
 
 class _Nodes:
-    """What the blocking and the asyncio client have in common. ``_cluster``: redis-py's client."""
+    """What the sync and the asyncio client have in common. ``_cluster``: redis-py's client."""
 
     _cluster: Any
 
@@ -100,7 +100,7 @@ def _unbroken(replies: list[Any]) -> list[Any]:
 
 
 class ClusterClient(_Nodes):
-    """A blocking client of all nodes."""
+    """A sync client of all nodes."""
 
     def __init__(self, options: Options) -> None:
         (host, port), *others = options.addresses
@@ -113,7 +113,7 @@ class ClusterClient(_Nodes):
             url=f"redis://{'[' + host + ']' if ':' in host else host}:{port}",
             startup_nodes=[node(*address) for address in others],
             retry=no_retry(),
-            connection_class=blocking_kind(options),
+            connection_class=sync_kind(options),
             connection_pool_class=redis.BlockingConnectionPool,
             address_remap=options.remap,
             **made,
@@ -254,7 +254,7 @@ class AsyncClusterClient(_Nodes):
             found = await self._on(node, [commands[index] for index in indexes])
         except ERRORS:
             with suppress(*ERRORS):
-                await self._cluster.execute_command(*commands[indexes[0]])  # as in the blocking client
+                await self._cluster.execute_command(*commands[indexes[0]])  # as in the sync client
             raise
         for index, reply in zip(indexes, found, strict=True):
             again = _is_followed(reply, commands[index])
@@ -271,7 +271,7 @@ class AsyncClusterClient(_Nodes):
             await self._cluster.initialize()
             replies = await self._on(self.node_of(commands[0]), commands)
             if isinstance(replies[0], MovedError):
-                await self._cluster.execute_command(*commands[0])  # as in the blocking client
+                await self._cluster.execute_command(*commands[0])  # as in the sync client
                 replies = await self._on(self.node_of(commands[0]), commands)
             if isinstance(replies[0], AskError):
                 replies = (await self._on(*self.asked(replies[0], commands)))[1:]

@@ -1,4 +1,4 @@
-"""The connections to servers, blocking and on asyncio: our timeouts, our deadlines, and no retries but our own.
+"""The connections to servers, sync and on asyncio: our timeouts, our deadlines, and no retries but our own.
 
 A connection may have a ``Route``, which says where the primary is. It leaves a server that says it is a replica, and it
 reconnects where the route has changed since it was made.
@@ -99,7 +99,7 @@ class AsyncRoute(Route):
 
 
 class Connection(Protocol):
-    """What we use of a blocking connection of redis-py's."""
+    """What we use of a sync connection of redis-py's."""
 
     def connect(self) -> None: ...
 
@@ -113,7 +113,7 @@ class Connection(Protocol):
 
 
 class _Deadlines(redis.connection.AbstractConnection):
-    """What a blocking connection needs to keep the thread's deadline, and to follow its ``route`` where it has one."""
+    """What a sync connection needs to keep the thread's deadline, and to follow its ``route`` where it has one."""
 
     def __init__(self, *, route: Route | None = None, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -186,7 +186,7 @@ class _Unix(redis.UnixDomainSocketConnection):
 
 
 class DeadlineConnection(_Deadlines, redis.Connection):
-    """A blocking connection to a host and a port."""
+    """A sync connection to a host and a port."""
 
 
 class DeadlineSSLConnection(_Deadlines, redis.SSLConnection):
@@ -295,7 +295,7 @@ def pool_arguments(options: Options) -> dict[str, Any]:
     return {**arguments(options), "max_connections": options.max_connections, "timeout": options.timeout}
 
 
-def place(options: Options, address: Address | None) -> dict[str, Any]:
+def address_arguments(options: Options, address: Address | None) -> dict[str, Any]:
     """Arguments of connections that say where they go. ``address``: None where the server has the path of a socket."""
     if address is None:
         return {"path": options.path}
@@ -303,8 +303,8 @@ def place(options: Options, address: Address | None) -> dict[str, Any]:
     return {"host": host, "port": port}
 
 
-def blocking_kind(options: Options) -> Any:
-    """The class of blocking connections."""
+def sync_kind(options: Options) -> Any:
+    """The class of sync connections."""
     return _kind(options, DeadlineConnection, DeadlineSSLConnection, DeadlineUnixConnection)
 
 
@@ -318,7 +318,7 @@ class AsyncDestination:
     def __init__(self, options: Options, address: Address | None, route: AsyncRoute) -> None:
         self.route = route
         self.kind = _kind(options, AsyncConnection, AsyncSSLConnection, AsyncUnixConnection)
-        self.arguments = {**arguments(options), **place(options, address), "route": route}
+        self.arguments = {**arguments(options), **address_arguments(options, address), "route": route}
 
     def connection(self) -> Any:
         """A new connection, not connected yet."""
@@ -328,11 +328,11 @@ class AsyncDestination:
 
 def connect(options: Options, address: Address | None) -> Connection:
     """A new connection for channels, which have no database number. Raises one of ``ERRORS``."""
-    return open_connection(options, {**arguments(options), "db": 0, **place(options, address)})
+    return open_connection(options, {**arguments(options), "db": 0, **address_arguments(options, address)})
 
 
 def open_connection(options: Options, made: dict[str, Any]) -> Connection:
-    """A new blocking connection, outside pools and deadlines, with the arguments ``made``. Raises one of ``ERRORS``."""
+    """A new sync connection, outside pools and deadlines, with the arguments ``made``. Raises one of ``ERRORS``."""
     kind = _kind(options, redis.Connection, redis.SSLConnection, _Unix)
     connection: Connection = kind(retry=no_retry(), **made)
     try:

@@ -1,9 +1,10 @@
-"""What a Redis URL says: where the servers are, how long a call may take, and under which prefix records live.
+"""What a Redis URL says, and the deadlines of the calls that its servers get.
 
-Deadlines of calls, whatever redis-py does within a call: retries, redirections, discovery.
+A URL says where the servers are, how long a call may take, and under which prefix records live.
 
-A thread has at most one deadline, which ``Deadline`` sets and ``DeadlineConnection`` keeps: it gives no step more time
-than is left until the deadline, and none after it. On asyncio the whole call is cancelled instead: see ``limited``.
+A deadline holds whatever redis-py does within a call: retries, redirections, discovery. A thread has at most one, which
+``Deadline`` sets and ``DeadlineConnection`` obeys: no step gets more time than is left until the deadline, and none
+begins after it. On asyncio the whole call is cancelled instead, by ``limited``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from open_idempotency.backends._shared import urls
 from open_idempotency.backends.redis.scripts import microseconds
 from open_idempotency.exceptions import ConfigurationError
+
+# The URL
 
 Address = tuple[str, int]
 
@@ -326,6 +329,8 @@ def written(addresses: tuple[Address, ...]) -> str:
     """The addresses as a URL has them."""
     return ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in addresses)
 
+
+# Deadlines of calls
 
 T = TypeVar("T")
 LATE = "no reply in time"

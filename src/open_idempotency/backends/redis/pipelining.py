@@ -68,13 +68,13 @@ def without_missing_parts(options: Options) -> Options:
 @lru_cache(1)
 def _missing_parts() -> tuple[str, ...]:
     """The names of the attributes that redis-py's connections should have, and have not."""
-    blocking: Any = redis.Connection
-    expected = ((blocking(), (_SOCKET,)), (redis.asyncio.Connection(), _STREAMS))
+    sync: Any = redis.Connection
+    expected = ((sync(), (_SOCKET,)), (redis.asyncio.Connection(), _STREAMS))
     return tuple(name for connection, names in expected for name in names if not hasattr(connection, name))
 
 
 def socket_of(connection: Any) -> socket.socket | None:
-    """The socket of a blocking connection. None where it is not connected, or where redis-py does not show it."""
+    """The socket of a sync connection. None where it is not connected, or where redis-py does not show it."""
     try:
         found: socket.socket | None = connection._sock
     except AttributeError:

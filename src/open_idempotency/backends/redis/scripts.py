@@ -82,6 +82,7 @@ def _read(name: str) -> bytes:
     return (files("open_idempotency.backends.redis") / "lua" / f"{name}.lua").read_bytes()
 
 
+# Scripts cannot call each other, so each has these functions in front of it.
 _PRELUDE = _read("prelude")
 
 CLAIM = Script("claim")

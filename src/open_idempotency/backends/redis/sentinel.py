@@ -30,11 +30,11 @@ from open_idempotency.backends.redis.connections import (
     FreshSSLConnection,
     Reached,
     Route,
-    blocking_kind,
     connect,
     no_async_retry,
     no_retry,
     open_connection,
+    sync_kind,
     timeouts,
 )
 from open_idempotency.backends.redis.options import Address, Options
@@ -117,11 +117,11 @@ def _sentinel_arguments(options: Options) -> list[dict[str, Any]]:
 
 
 class Sentinels:
-    """Blocking clients of the Sentinels. Safe to use from many threads."""
+    """Sync clients of the Sentinels. Safe to use from many threads."""
 
     def __init__(self, options: Options, epochs: list[int]) -> None:
         pool: Any = redis.ConnectionPool
-        kind = blocking_kind(options.for_sentinels)
+        kind = sync_kind(options.for_sentinels)
         pools = [pool(connection_class=kind, retry=no_retry(), **made) for made in _sentinel_arguments(options)]
         self._by_index = [cast(Any, redis.Redis).from_pool(pool) for pool in pools]
         self._search = Search(options.service, self._by_index, epochs)
@@ -402,7 +402,7 @@ class AsyncSentinelRoute(_Held, AsyncRoute):
 
 
 class SentinelClient(OneServer):
-    """A blocking client of the primary."""
+    """A sync client of the primary."""
 
     def __init__(self, options: Options) -> None:
         self._way = SentinelRoute(options)

@@ -1,13 +1,10 @@
-"""One server and its clients, and what its ``INFO`` says about the safety of records.
+"""The clients of redis-py that reach one server, and what its ``INFO`` says about the safety of records.
 
-What a server's ``INFO`` says about the safety of records: whether it may evict them, and what else endangers them.
+Clients look alike however the servers are arranged. Here the address of the one server is known; ``sentinel`` and
+``cluster`` have the other arrangements. Replicas are never read.
 
-Only a server with a memory limit evicts, so every policy is safe without ``maxmemory``. The limit may be set later, so
-``INFO`` is read again from time to time. The callers read it; nothing here waits or has a thread.
-
-Clients of redis-py's that look alike, however the servers are arranged; here for one server, whose address is known.
-
-``sentinel`` and ``cluster`` have the other arrangements. Replicas are never read.
+Only a server with a memory limit evicts records, so every policy is safe without ``maxmemory``. The limit may be set
+later, so ``INFO`` is read again from time to time, by the callers: ``MemoryWatch`` neither waits nor has a thread.
 """
 
 from __future__ import annotations
@@ -26,18 +23,20 @@ from open_idempotency.backends.redis.connections import (
     AsyncRoute,
     Connection,
     Route,
-    blocking_kind,
+    address_arguments,
     connect,
     no_async_retry,
     no_retry,
-    place,
     pool_arguments,
+    sync_kind,
 )
 from open_idempotency.backends.redis.options import SINGLE, Options
 from open_idempotency.backends.redis.pipelining import Batches
 from open_idempotency.backends.redis.protocol import Command
 from open_idempotency.backends.redis.scripts import Keyed, Script
 from open_idempotency.exceptions import BackendUnavailable
+
+# The safety of records
 
 logger = logging.getLogger("open_idempotency")
 
@@ -123,6 +122,9 @@ def _dangers(info: Mapping[str, Any], options: Options) -> list[str]:
     return found
 
 
+# Clients
+
+
 class NotInBatch(Exception):
     """A script cannot run in a batch now; the caller runs it by itself, also where the batch may have run it."""
 
@@ -135,7 +137,7 @@ class Server(Protocol):
 
 
 class Client(Protocol):
-    """Blocking. Raises one of ``ERRORS`` where a server does not reply."""
+    """Sync. Raises one of ``ERRORS`` where a server does not reply."""
 
     def execute(self, command: Command) -> Any:
         """Run a script on the server of its first key. A refusal is raised."""
@@ -218,19 +220,21 @@ def topology_of(options: Options) -> Topology:
     """The arrangement that the URL names. Its module is imported when it is used."""
     if options.topology == SINGLE:
         return TOPOLOGY
+    # Most applications use one server, and need not load what the others take.
     module = import_module(f"open_idempotency.backends.redis.{options.topology}")
     made: Topology = module.TOPOLOGY
     return made
 
 
 class OneServer:
-    """A blocking client with a bounded pool, for the server that ``route`` leads to."""
+    """A sync client with a bounded pool, for the server that ``route`` leads to."""
 
     def __init__(self, options: Options, route: Route | None = None) -> None:
+        # It waits for a free connection, within limits, where redis-py's default pool raises at once.
         pool: Any = redis.BlockingConnectionPool
         self._route = route or Route(options.address)
-        made = {**pool_arguments(options), **place(options, options.address), "route": self._route}
-        kind = blocking_kind(options)
+        made = {**pool_arguments(options), **address_arguments(options, options.address), "route": self._route}
+        kind = sync_kind(options)
         self._redis: Any = redis.Redis.from_pool(pool(connection_class=kind, retry=no_retry(), **made))
 
     def execute(self, command: Command) -> Any:
@@ -257,7 +261,7 @@ class OneServer:
 
 
 class PlainServer:
-    """One server, through redis-py's client for it, blocking or on asyncio."""
+    """One server, through redis-py's client for it, sync or on asyncio."""
 
     def __init__(self, client: Any) -> None:
         self.execute = client.execute_command
@@ -268,6 +272,7 @@ def pipelined(client: Any, commands: Sequence[Command]) -> Any:
 
     Refusals are returned at their positions.
     """
+    # No MULTI: a script is atomic by itself, and WAIT does not wait inside of a transaction.
     pipeline = client.pipeline(transaction=False)
     for command in commands:
         pipeline.execute_command(*command)

@@ -48,8 +48,8 @@ class SqlalchemyBackend(SyncFront):
         settings = Settings(self.options.dialect, self.options.timeout, self.options.clock)
         #: the engines of event loops, for both fronts
         self.engines = LoopEngines(self.options, settings)
-        blocking = self.options.blocking
-        self._runner: Runner = OnEngine(self.options, settings) if blocking else OnLoop(self.options, self.engines)
+        sync = self.options.sync
+        self._runner: Runner = OnEngine(self.options, settings) if sync else OnLoop(self.options, self.engines)
         super().__init__(VERBS, partial(carry_out, self._runner.run))
         self.call_timeout = self.options.call_timeout
         self._async = AsyncSqlalchemyBackend(over=self)

@@ -1,13 +1,11 @@
-"""Engines of the backend's own, and the options that they are made with.
+"""The engines of the SQLAlchemy backend's own, and the options that they are made with.
 
-The options of a URL or an engine: this backend's own, those for SQLAlchemy, and those that cannot work.
-
-Engines of the backend's own, one for each process or event loop, and what bounds the waits of each driver.
+Options are those of the backend, those for SQLAlchemy, and those that cannot work, which are refused.
 
 An application's engine is never used itself: handlers that hold all of its connections must not keep their own records
-from being written. The backend's engine connects as that one does, with its arguments and its pool's listeners.
-SQLAlchemy bounds no wait but that for a connection of the pool. A driver that is not named here has limits of its own,
-which the URL may set.
+from being written. The backend's engine connects as that one does, with its arguments and its pool's listeners. There
+is one for each process or event loop. SQLAlchemy bounds no wait but that for a connection of the pool, so the waits of
+each driver are bounded here. A driver that is not named has limits of its own, which the URL may set.
 """
 
 from __future__ import annotations
@@ -29,20 +27,22 @@ from open_idempotency.backends._shared import urls
 from open_idempotency.backends.sqlalchemy.statements import DIALECTS, Dialect
 from open_idempotency.exceptions import ConfigurationError, MissingExtra
 
+# Options of a URL or an engine
+
 SCHEME = "sqlalchemy+"
 _OPTIONS: dict[str, urls.Parser] = {"timeout": urls.seconds, "max_connections": urls.count}
 
 
 @dataclass(frozen=True)
 class Options:
-    """``blocking``, ``awaitable``: how the driver can be used, sync or async, at least one of the two.
+    """``sync``, ``awaitable``: how the driver can be used, sync or async, at least one of the two.
 
     ``lender``: the pool of an engine that was given; the backend's connections are made as that pool makes its own.
     """
 
     url: URL = field(repr=False)
     dialect: Dialect
-    blocking: bool
+    sync: bool
     awaitable: bool
     lender: Pool | None = None
     timeout: float = 2.0
@@ -121,7 +121,7 @@ def _of_url(text: str) -> dict[str, Any]:
         except ValueError as error:
             raise ConfigurationError(f"backend: option {name}: {error}") from None
     # Without greenlet a driver that is both is awaited in threads.
-    uses = {"blocking": not kind.is_async, "awaitable": other.is_async and _has_greenlet()}
+    uses = {"sync": not kind.is_async, "awaitable": other.is_async and _has_greenlet()}
     return {"url": url.difference_update_query(read), **uses, **read}
 
 
@@ -145,10 +145,10 @@ def _check_driver(kind: type[SqlalchemyDialect], url: URL) -> None:
 
 def _of_engine(engine: Engine | AsyncEngine) -> dict[str, Any]:
     awaited = isinstance(engine, AsyncEngine)
-    blocking = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
-    if not isinstance(blocking, Engine):
+    sync = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    if not isinstance(sync, Engine):
         raise ConfigurationError(f"backend: expected a URL or an engine of SQLAlchemy's, got {type(engine).__name__}")
-    return {"url": blocking.url, "blocking": not awaited, "awaitable": awaited, "lender": blocking.pool}
+    return {"url": sync.url, "sync": not awaited, "awaitable": awaited, "lender": sync.pool}
 
 
 def _with_file(url: URL) -> URL:
@@ -173,6 +173,8 @@ def _checked(options: Options) -> Options:
         raise ConfigurationError(f"max_connections: must be at least 1, got {options.max_connections}")
     return options
 
+
+# Engines
 
 Connect = Callable[..., Any]
 
@@ -263,7 +265,7 @@ def levels(options: Options, mode: str) -> dict[str, Any]:
 
 
 def make_engine(options: Options) -> Engine:
-    """A blocking engine; nothing is connected yet."""
+    """A sync engine; nothing is connected yet."""
     connect_args = connect_arguments(options)
     engine = create_engine(options.url, poolclass=QueuePool, **_arguments(options, connect_args))
     connect = None if options.lender is not None else bounded_connect(options)

@@ -1,4 +1,4 @@
-"""Carrying out transactions: on a blocking engine, on async engines, or on an async engine in a thread of its own.
+"""Carrying out transactions: on a sync engine, on async engines, or on an async engine in a thread of its own.
 
 A transaction that lost a race, or whose connection was broken before, is tried again while there is time. What else
 the database raises becomes one error of this package, with the driver's error as its cause. SQLite's locks do not
@@ -120,7 +120,7 @@ class LoopEngines:
         return await self.call(partial(carry_out, settings=self._settings, step=step), step.mode)
 
     async def call(self, function: Callable[..., T], mode: str) -> T:
-        """Call a function with a blocking connection, which waits for the loop."""
+        """Call a function with a sync connection, which waits for the loop."""
         tries = Tries(self._options)
         while True:
             try:
@@ -203,7 +203,7 @@ def _dispose_own(engine: Engine, pid: int) -> None:
 
 
 class OnEngine:
-    """On a blocking engine of each process."""
+    """On a sync engine of each process."""
 
     def __init__(self, options: Options, settings: Settings) -> None:
         self._options = options

@@ -1,16 +1,13 @@
-"""The tables, the statements, and what differs between databases.
+"""The tables of the SQLAlchemy backend, what differs between databases, and the statements.
 
-The tables, in plain types of SQLAlchemy's so that Alembic can describe them, and their creation without Alembic.
-
+The tables have plain types of SQLAlchemy's, so that Alembic can describe them; ``migrate`` makes them without Alembic.
 Everything but numbers is bytes: no value of a client becomes text in a character set, and comparisons are exact. Times
 are seconds since 1970 on the database's clock. A backend never makes tables by itself: the application's own user need
 not be allowed to.
 
-The differences between databases: their clock, how a write transaction begins, and what their errors mean.
-
-The statements, built once for each backend. No value ever becomes part of a statement.
-
-Reads take their columns as the driver gives them: ``sql_rows`` checks their types, which a conversion would hide.
+Databases differ in their clock, in how a write transaction begins, and in what their errors mean. Statements are built
+once for each backend. No value ever becomes part of one. Reads take columns as the driver gives them, since a
+conversion would hide wrong types; ``sql_verbs`` checks them.
 """
 
 from __future__ import annotations
@@ -56,6 +53,8 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
 from open_idempotency.backends._shared import sizes, sql_verbs
+
+# Tables
 
 #: all tables of this backend and no others; their names begin with ``open_idempotency_sqlalchemy_``
 metadata = MetaData()
@@ -172,6 +171,8 @@ def _create_indexes(connection: Connection, name: str) -> None:
             if index.name not in {each["name"] for each in inspect(connection).get_indexes(name)}:
                 raise
 
+
+# Differences between databases
 
 _MARIADB_RECORD_CHANGED = 1020
 _MYSQL_DEADLOCK = 1213
@@ -295,6 +296,8 @@ def _send_as_it_is(element: _sent, compiler: Any, **options: Any) -> str:
 def _send_as_a_number(element: _sent, compiler: Any, **options: Any) -> str:
     return sql_verbs.MICROSECONDS.format(_send_as_it_is(element, compiler, **options))
 
+
+# Statements
 
 HEADER = [_sent(records.c[name]) if name in sql_verbs.SECONDS else _raw(records.c[name]) for name in sql_verbs.HEADER]
 _STAGE = [_raw(stages.c.name), _raw(stages.c.stage_key), _raw(stages.c.frame)]

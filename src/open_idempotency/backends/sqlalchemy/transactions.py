@@ -1,6 +1,6 @@
 """One transaction on a connection of SQLAlchemy's: the ``Table`` that the shared verbs read and write.
 
-It is written against the blocking connection, which an async connection lends to a function as well. So sync and async
+It is written against the sync connection, which an async connection lends to a function as well. So sync and async
 engines run the same code.
 """
 

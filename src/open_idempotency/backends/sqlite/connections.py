@@ -209,7 +209,7 @@ class Connections:
             pool.opening.release()
 
     def _give_back(self, pool: _Pool, connection: _Connection) -> None:
-        # After close() the pool is another one, and at exit it ends; what is not kept is closed.
+        # After close() the pool is another one, and at exit it ends; what is not reused is closed.
         if len(pool.idle) < _MAX_IDLE and pool.ending.alive and self._pools.get() is pool:
             pool.idle.append(connection)
         else:

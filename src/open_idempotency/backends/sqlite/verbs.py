@@ -1,13 +1,11 @@
-"""What each verb reads and writes on a connection, inside a transaction that its caller begins and commits.
-
-The rows of the SQLite backend: the SQL that reads and writes them, and the records that they hold.
-
-No value ever becomes part of a statement. Parameters are ``?``, or names where a statement uses one twice, since Python
-3.12 and later refuse ``?1`` with a sequence. A row that is corrupt, foreign or newer is refused.
+"""What each verb reads and writes on an SQLite connection, in a transaction that its caller begins and commits.
 
 A verb asks ``clock`` once it holds the lock. It raises before it writes, so that a refused command leaves nothing
 behind in a transaction that it shares with others. ``look_for_…`` only reads, without a lock, and returns a response,
 or None where the verb has to write.
+
+No value ever becomes part of a statement. Parameters are ``?``, or names where a statement uses one twice, since Python
+3.12 and later refuse ``?1`` with a sequence. A row that is corrupt, foreign or newer is refused.
 """
 
 from __future__ import annotations
@@ -43,6 +41,8 @@ from open_idempotency.backend import (
 )
 from open_idempotency.backends._shared import fronts
 from open_idempotency.exceptions import RecordUnreadable
+
+# Statements, and rows
 
 RECORD_VERSION = 1
 # The schema of a version is made by its script and those before it, so that an older database is brought up.
@@ -201,6 +201,8 @@ def stage_key(record_id: bytes, stage: Stage) -> tuple[bytes, bytes, bytes]:
     return record_id, stage.name.encode("utf-8", "surrogatepass"), stage.key.encode("utf-8", "surrogatepass")
 
 
+# The verbs
+
 Clock = Callable[[], float]
 C = TypeVar("C")
 R = TypeVar("R")
@@ -228,8 +230,8 @@ def look_for_claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> Cl
     if record is None:
         return None
     now = clock()
-    claimed, kept = decisions.claim(record, c, now)
-    return claimed if kept is record and decisions.rebased(record, now) is record else None
+    claimed, after = decisions.claim(record, c, now)
+    return claimed if after is record and decisions.rebased(record, now) is record else None
 
 
 def claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> ClaimResult:
@@ -237,8 +239,8 @@ def claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> ClaimResult
     now = clock()
     withdrawn = _is_withdrawn(connection, c, now)
     # Mostly the record does not exist, and then it need not be read.
-    claimed, kept = decisions.claim(None, c, now, withdrawn=withdrawn)
-    if kept is None or not connection.execute(ADD, (*row_of(kept), c.record_id)).rowcount:
+    claimed, after = decisions.claim(None, c, now, withdrawn=withdrawn)
+    if after is None or not connection.execute(ADD, (*row_of(after), c.record_id)).rowcount:
         return _claim_again(connection, c, now, withdrawn)
     return claimed
 
@@ -254,11 +256,11 @@ def _claim_again(connection: sqlite3.Connection, c: Claim, now: float, withdrawn
     if found is not None and found.expires_at > now:
         add_stages(found, connection.execute(READ_STAGES, (c.record_id,)))
         record = decisions.rebased(found, now)
-    claimed, kept = decisions.claim(record, c, now, withdrawn=withdrawn)
-    if kept is not None and kept is not found:
-        if not kept.stages:
+    claimed, after = decisions.claim(record, c, now, withdrawn=withdrawn)
+    if after is not None and after is not found:
+        if not after.stages:
             connection.execute(DELETE_STAGES, (c.record_id,))
-        connection.execute(WRITE, row_of(kept))
+        connection.execute(WRITE, row_of(after))
     return claimed
 
 
@@ -277,9 +279,9 @@ def _renew(connection: sqlite3.Connection, lease: Lease, now: float) -> Renewal:
         record = read(connection, lease.record_id)
     except RecordUnreadable:
         return Renewal.LOST
-    renewal, kept = decisions.renew(record, lease, now)
-    if kept is not None and kept is not record:
-        connection.execute(EXTEND, (kept.lease_end, kept.expires_at, lease.record_id))
+    renewal, after = decisions.renew(record, lease, now)
+    if after is not None and after is not record:
+        connection.execute(EXTEND, (after.lease_end, after.expires_at, lease.record_id))
     return renewal
 
 
@@ -290,11 +292,11 @@ def save_stage(connection: sqlite3.Connection, c: SaveStage, clock: Clock) -> St
     record, now = read(connection, record_id), clock()
     if record is not None and record.expires_at > now:
         add_stages(record, connection.execute(READ_STAGE, key))
-    saved, kept = decisions.save_stage(record, c, now)
-    if kept is not record:
+    saved, after = decisions.save_stage(record, c, now)
+    if after is not record:
         if saved.recreated:
             connection.execute(DELETE_STAGES, (record_id,))
-        connection.execute(WRITE, row_of(kept))
+        connection.execute(WRITE, row_of(after))
         connection.execute(ADD_STAGE, (*key, c.stage.frame))
     return saved
 
@@ -323,18 +325,18 @@ def complete(connection: sqlite3.Connection, c: Complete, clock: Clock) -> Compl
         return completed
     record_id = c.lease.record_id
     record = read(connection, record_id)
-    completed, kept = decisions.complete(record, c, clock())
+    completed, after = decisions.complete(record, c, clock())
     if completed.recreated and record is not None:
         connection.execute(DELETE_STAGES, (record_id,))
-    _keep(connection, record, kept)
+    _keep(connection, record, after)
     return completed
 
 
 def fail(connection: sqlite3.Connection, c: Fail, clock: Clock) -> None:
     """See ``Backend.fail``."""
     record = read(connection, c.lease.record_id)
-    _, kept = decisions.fail(record, c, clock())
-    _keep(connection, record, kept)
+    _, after = decisions.fail(record, c, clock())
+    _keep(connection, record, after)
 
 
 def release(connection: sqlite3.Connection, c: Release, clock: Clock) -> None:
@@ -343,8 +345,8 @@ def release(connection: sqlite3.Connection, c: Release, clock: Clock) -> None:
     record = read(connection, record_id)
     if record is not None:
         add_stages(record, connection.execute(HAS_STAGES, (record_id,)))
-    _, kept = decisions.release(record, c, clock())
-    _keep(connection, record, kept)
+    _, after = decisions.release(record, c, clock())
+    _keep(connection, record, after)
 
 
 def withdraw(connection: sqlite3.Connection, c: Withdraw, clock: Clock) -> None:
@@ -353,8 +355,8 @@ def withdraw(connection: sqlite3.Connection, c: Withdraw, clock: Clock) -> None:
     record = read(connection, record_id)
     if record is not None:
         add_stages(record, connection.execute(HAS_STAGES, (record_id,)))
-    _, kept = decisions.withdraw(record, c, now)
-    _keep(connection, record, kept)
+    _, after = decisions.withdraw(record, c, now)
+    _keep(connection, record, after)
     values = (decisions.withdrawn_id(c.claim.owner), record_id, now + decisions.WITHDRAWN_FOR)
     connection.execute(WRITE_RESERVATION, values)
 

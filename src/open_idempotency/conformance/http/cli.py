@@ -1,13 +1,11 @@
-"""The command ``python -m open_idempotency.conformance URL``.
+"""The command ``python -m open_idempotency.conformance URL``: its statements, its options and its report.
 
-The table of statements that an endpoint is tested against, in the order of the report, and the run that tests them.
+``STATEMENTS`` is the table that an endpoint is tested against, in the order of the report. MUST and SHOULD are those of
+the draft. A RULE is one of this package where the draft is silent, because clients are harmed without it; its section
+is a line or heading of the behaviour page. INFO is reported and never counted.
 
-MUST and SHOULD are those of the draft. A RULE is one of this package where the draft is silent, because clients are
-harmed without it; its section is a line or heading of the behaviour page. INFO is reported and never counted.
-
-The command ``python -m open_idempotency.conformance URL``: its options, and its report as a table or as JSON.
-
-Exit codes: 0 passed, 1 failed, 2 could not run. The report has no credentials: of a request it shows method and URL.
+The report is a table or JSON. It has no credentials: of a request it shows method and URL. Exit codes: 0 passed, 1
+failed, 2 could not run.
 """
 
 from __future__ import annotations
@@ -25,6 +23,8 @@ from pathlib import Path
 from open_idempotency.conformance.http import checks
 from open_idempotency.conformance.http.observations import LIMITS, Observations, Result, Undecided, Verdict
 from open_idempotency.conformance.http.target import Client, CouldNotRun, Exchange, Target
+
+# Statements, and the run that tests them
 
 #: by revision, the drafts whose statements are known here
 DRAFTS: Mapping[str, str] = {"07": "draft-ietf-httpapi-idempotency-key-header-07"}
@@ -261,6 +261,8 @@ def _verdict(statement: Statement, seen: Observations, target: Target) -> Verdic
     except Undecided as undecided:
         return undecided.verdict
 
+
+# The command
 
 _COUNTS = "\n".join(f"  {number:>3}  {scene}" for scene, number in LIMITS.items())
 _WARNING = "It really calls the endpoint, many times: every request that is accepted takes effect. Use a test system."

@@ -1,11 +1,8 @@
 """The endpoint to examine, and an HTTP client that sends bytes exactly as given.
 
-An HTTP client that sends requests exactly as given, and records each exchange.
-
-Each request has its own connection, since a server may close the connection after a malformed header. Redirects are
-not followed, and no cookie is stored.
-
-The endpoint to examine, a request that it accepts, and what its documentation promises.
+A ``Target`` has a request that the endpoint accepts, and what its documentation promises. The ``Client`` records each
+exchange. Each request has its own connection, since a server may close the connection after a malformed header.
+Redirects are not followed, and no cookie is stored.
 """
 
 from __future__ import annotations
@@ -23,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
+
+# The HTTP client
 
 MAX_BODY = 4 * 1024 * 1024
 _AGENT = (b"User-Agent", b"open-idempotency-conformance")
@@ -173,6 +172,8 @@ def _write(connection: http.client.HTTPConnection, call: Call) -> None:
     connection.putheader(b"Connection", b"close")
     connection.endheaders(call.body)
 
+
+# The endpoint
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 #: headers that the HTTP client of the runner sets itself
