@@ -55,7 +55,7 @@ def test_a_length_that_is_a_number_counts_as_its_text(backend: MemoryBackend) ->
     assert ("idempotent-replayed", "true") in sent[1].headers
     assert serve(
         IdempotencyMiddleware(echo, backend, max_request_bytes=3), environ(b"body", CONTENT_LENGTH=4)
-    ).status == ("413 Request Entity Too Large")
+    ).status.startswith("413 ")
 
 
 def test_a_chunked_body_that_the_server_ends_is_read_whole(backend: MemoryBackend) -> None:
