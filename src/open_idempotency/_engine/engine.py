@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
+from math import isinf
 from operator import methodcaller
 from typing import Any, Protocol
 
@@ -52,7 +53,7 @@ from open_idempotency._engine.event_log import draw_reference, report
 from open_idempotency._engine.heartbeat import Heartbeat
 from open_idempotency._runtime import clocks, loops
 from open_idempotency._runtime.processes import PerProcess
-from open_idempotency.backend import AsyncBackend, Backend, ClaimResult, Leased
+from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.backends.registry import Given, open_backend
 from open_idempotency.backends.threaded import ThreadedBackend
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError, NotStarted
@@ -134,6 +135,20 @@ def _at_once(keeper: Keeper, slots: Slots) -> dict[type[Command[Any]], Callable[
     }
 
 
+def _timed(verb: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A verb, sync or async, whose command notes when it was asked for.
+
+    That is before the call: the backend counts from a later moment, so no lease ends sooner than expected here.
+    """
+
+    def call(command: Claim | Complete) -> Any:
+        if isinf(command.asked):
+            command.asked = clocks.elapsed()
+        return verb(command)
+
+    return call
+
+
 #: calls the adapter's function of a ``Call``
 _call = methodcaller("function")
 
@@ -152,10 +167,10 @@ class Performer(Driver):
             **_at_once(keeper, Slots(_SLOTS_ON_THREADS)),
             Reserve: backend.reserve,
             Unreserve: backend.unreserve,
-            Claim: self._claim,
+            Claim: _timed(backend.claim),
             Renew: backend.renew,
             SaveStage: backend.save_stage,
-            Complete: backend.complete,
+            Complete: _timed(backend.complete),
             Fail: backend.fail,
             Release: backend.release,
             Withdraw: backend.withdraw,
@@ -168,14 +183,6 @@ class Performer(Driver):
         if look is not None:
             handlers[Look] = look
         super().__init__(handlers)
-
-    def _claim(self, command: Claim) -> ClaimResult:
-        # From before the call: the backend counts from a later moment, so no lease ends sooner than expected here.
-        asked = clocks.elapsed()
-        result = self.backend.claim(command)
-        if isinstance(result, Leased):
-            result.asked = asked
-        return result
 
 
 class AsyncPerformer(AsyncDriver):
@@ -195,10 +202,10 @@ class AsyncPerformer(AsyncDriver):
             **_at_once(keeper, Slots(None)),
             Reserve: backend.reserve,
             Unreserve: backend.unreserve,
-            Claim: self._claim,
+            Claim: _timed(backend.claim),
             Renew: backend.renew,
             SaveStage: backend.save_stage,
-            Complete: backend.complete,
+            Complete: _timed(backend.complete),
             Fail: backend.fail,
             Release: backend.release,
             Withdraw: backend.withdraw,
@@ -211,13 +218,6 @@ class AsyncPerformer(AsyncDriver):
         if look is not None:
             handlers[Look] = look
         super().__init__(handlers)
-
-    async def _claim(self, command: Claim) -> ClaimResult:
-        asked = clocks.elapsed()
-        result = await self.backend.claim(command)
-        if isinstance(result, Leased):
-            result.asked = asked
-        return result
 
     async def _shield(self, call: Callable[[], Awaitable[Any]]) -> Any:
         try:
