@@ -284,12 +284,16 @@ class Driver:
                 try:
                     reply = handlers[type(command)](command)
                 except BaseException as error:
-                    command = steps.throw(error)
+                    command = steps.throw(self._meant(command, error))
                 else:
                     command = steps.send(reply)
         except StopIteration as stop:
             result: T = stop.value
             return result
+
+    def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
+        """What an error of a command means to the engine. Here itself: a subclass knows more."""
+        return error
 
 
 class AsyncDriver:
@@ -317,12 +321,16 @@ class AsyncDriver:
                         reply = await handler(command)
                 except BaseException as error:
                     guarded = guarded or not isinstance(error, Exception)
-                    command = steps.throw(error)
+                    command = steps.throw(self._meant(command, error))
                 else:
                     command = steps.send(reply)
         except StopIteration as stop:
             result: T = stop.value
             return result
+
+    def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
+        """See ``Driver``."""
+        return error
 
     async def _shield(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Carry a call out although this task is being cancelled. Here without any protection: a subclass has it."""

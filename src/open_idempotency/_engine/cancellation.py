@@ -272,12 +272,14 @@ def _is_in_scope(task: asyncio.Task[Any]) -> bool:
 
 def hold_for(attempt: Attempt) -> Hold | TrioHold | None:
     """What holds the cancellations of the task back that calls; None outside of both event loops."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop of asyncio's runs
+        task = None
+    if task is not None:
+        return Hold(attempt, task)
     if on_trio():
         from open_idempotency._engine import cancellation_on_trio
 
         return cancellation_on_trio.TrioHold(attempt)
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # no loop of asyncio's runs
-        return None
-    return None if task is None else Hold(attempt, task)
+    return None

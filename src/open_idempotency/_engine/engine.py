@@ -52,7 +52,7 @@ from open_idempotency._engine.closing import Opened
 from open_idempotency._engine.event_log import draw_reference, report
 from open_idempotency._engine.heartbeat import Heartbeat
 from open_idempotency._runtime import clocks, loops
-from open_idempotency._runtime.processes import PerProcess
+from open_idempotency._runtime.processes import KINDS, PerProcess, translated, unguarded
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.backends.registry import Given, open_backend
 from open_idempotency.backends.threaded import ThreadedBackend
@@ -136,10 +136,11 @@ def _at_once(keeper: Keeper, slots: Slots) -> dict[type[Command[Any]], Callable[
 
 
 def _timed(verb: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A verb, sync or async, whose command notes when it was asked for.
+    """A verb, sync or async, whose command notes when it was asked for; the performer stands for the verb's guard.
 
     That is before the call: the backend counts from a later moment, so no lease ends sooner than expected here.
     """
+    verb = unguarded(verb)
 
     def call(command: Claim | Complete) -> Any:
         if isinf(command.asked):
@@ -147,6 +148,13 @@ def _timed(verb: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return verb(command)
 
     return call
+
+
+def _meant(command: Command[Any], error: BaseException) -> BaseException:
+    """What an error of a timed verb means: a local failure is ``BackendUnavailable`` (B-10a)."""
+    if isinstance(command, Claim | Complete) and isinstance(error, KINDS):
+        return translated(error)
+    return error
 
 
 #: calls the adapter's function of a ``Call``
@@ -184,6 +192,9 @@ class Performer(Driver):
             handlers[Look] = look
         super().__init__(handlers)
 
+    def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
+        return _meant(command, error)
+
 
 class AsyncPerformer(AsyncDriver):
     """Carries out commands on an ``AsyncBackend``."""
@@ -218,6 +229,9 @@ class AsyncPerformer(AsyncDriver):
         if look is not None:
             handlers[Look] = look
         super().__init__(handlers)
+
+    def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
+        return _meant(command, error)
 
     async def _shield(self, call: Callable[[], Awaitable[Any]]) -> Any:
         try:

@@ -27,7 +27,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import wraps
 from hashlib import sha256
 from math import inf
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from open_idempotency.exceptions import BackendUnavailable, first_line
@@ -139,6 +139,23 @@ def guarded_async(verb: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitabl
             raise translated(error)  # noqa: B904 (it has its cause)
 
     return guard
+
+
+_any: Any = print
+#: the code that all guards of one kind share
+_GUARDS = (guarded(_any).__code__, guarded_async(_any).__code__)
+
+
+def unguarded(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """A backend's verb without its guard, for a caller that passes its errors to ``translated`` itself.
+
+    Whatever else is put around a verb stays.
+    """
+    method: Any = verb
+    guard: Any = getattr(method, "__func__", None)
+    if getattr(guard, "__code__", None) not in _GUARDS:
+        return verb
+    return MethodType(guard.__wrapped__, method.__self__)
 
 
 def guarded_scan(scan: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
