@@ -38,25 +38,33 @@ T = TypeVar("T")
 
 
 class PerProcess(Generic[T]):
-    """A value made on first use in each process by ``make``, which may run more than once in a race."""
+    """A value made on first use in each process by ``make``, which may run more than once in a race.
 
-    __slots__ = ("_make", "_values")
+    ``by_pid[os.getpid()]`` is what ``get`` returns, for where every request passes. The process is asked for each time,
+    since some servers fork without the hooks of ``os.register_at_fork``.
+    """
+
+    __slots__ = ("by_pid",)
 
     def __init__(self, make: Callable[[], T]) -> None:
-        self._make = make
-        self._values: dict[int, T] = {}
+        self.by_pid: dict[int, T] = _Made(make)
 
     def get(self) -> T:
         """This process's value; of two made at the same moment both callers get the first."""
-        pid = os.getpid()
-        value = self._values.get(pid)
-        if value is None:
-            value = self._values.setdefault(pid, self._make())
-        return value
+        return self.by_pid[os.getpid()]
 
     def pop(self) -> T | None:
         """Take this process's value away, for closing it; None where there is none."""
-        return self._values.pop(os.getpid(), None)
+        return self.by_pid.pop(os.getpid(), None)
+
+
+class _Made(dict[int, T]):
+    def __init__(self, make: Callable[[], T]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, pid: int) -> T:
+        return self.setdefault(pid, self._make())
 
 
 # Seconds that pass between the server's own start of a request and ours, and that it takes to end a request early.
