@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
+from functools import partial
 from math import isinf
 from operator import methodcaller
 from typing import Any, Protocol
@@ -336,9 +337,8 @@ def _named(backend: Given | None) -> Given:
     return backend
 
 
-def new_owner() -> bytes:
-    """A random id for one request's claim; a claim resent with it is recognised as the same one."""
-    return os.urandom(16)
+#: makes a random id for one request's claim; a claim resent with it is recognised as the same one
+new_owner: Callable[[], bytes] = partial(os.urandom, 16)
 
 
 class Performers(Protocol):
