@@ -47,7 +47,7 @@ class PerProcess(Generic[T]):
     __slots__ = ("by_pid",)
 
     def __init__(self, make: Callable[[], T]) -> None:
-        self.by_pid: dict[int, T] = _Made(make)
+        self.by_pid = _Made(make)
 
     def get(self) -> T:
         """This process's value; of two made at the same moment both callers get the first."""
