@@ -137,7 +137,7 @@ KINDS = [name for name in vars(Made) if not name.startswith("_")]
 def no_thread_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     idle: PerProcess[list[Any]] = PerProcess(list)
     monkeypatch.setattr(loop_threads, "_idle", idle)
-    monkeypatch.setattr(on_asyncio, "_executors", PerProcess(on_asyncio._executors._make))
+    monkeypatch.setattr(on_asyncio, "_executors", PerProcess(on_asyncio._executors.by_pid._make))
 
 
 async def _in_time(verbs: AsyncVerbs, verb: str, command: Any) -> Any:

@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import isinf
 from typing import Any
 
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.commands import Command, Renew
+from open_idempotency._core.commands import Command, Complete, Renew
 from open_idempotency._core.models import Lease, Renewal, Request, Stage
 from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.engine import Engine
@@ -99,6 +100,8 @@ class Script:
         try:
             command = next(steps)
             while True:
+                if isinstance(command, Complete) and isinf(command.asked):  # as the performer does
+                    command.asked = self.clock
                 try:
                     answer = self._answer(command)
                 except BaseException as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from open_idempotency import events
 from open_idempotency._core import problems, quotas
@@ -277,7 +278,7 @@ def _act_on(
     result: ClaimResult, claim: Claim, request: Request, policy: IdempotencyPolicy
 ) -> Steps[Attempt | Response]:
     match result:
-        case Leased(lease, stages, asked):
+        case Leased(lease, stages):
             if stages:
                 stages = yield from _readable(stages, lease, policy)
             attempt = Attempt.of(
@@ -287,7 +288,7 @@ def _act_on(
                 _instance(request),
                 method=request.method,
                 alone=request.alone,
-                asked=asked,
+                asked=claim.asked,
                 request_headers=request.headers,
             )
             try:
@@ -395,6 +396,7 @@ def _claim_patiently(claim: Claim, busy: Busy, patience: float, policy: Idempote
 
 
 def _claim(claim: Claim, policy: IdempotencyPolicy) -> Steps[ClaimResult]:
+    claim.asked = inf  # a lease counts from the claim that has led to it
     try:
         result: ClaimResult = yield claim
         return result

@@ -12,8 +12,9 @@ type of its result.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import Any, Generic, TypeVar
 
 from open_idempotency._core.attempt import Attempt
@@ -50,7 +51,7 @@ class Claim(Command[ClaimResult]):
     """Take the record if it is free, else report what it is.
 
     ``owner``: 16 random bytes, made once for each request. ``lease``, ``ttl``: seconds. The last three say which
-    takeovers the caller wants; the result is ``Refused`` for one that it does not want.
+    takeovers the caller wants; the result is ``Refused`` for one that it does not want. ``asked``: not for backends.
     """
 
     record_id: bytes
@@ -61,6 +62,8 @@ class Claim(Command[ClaimResult]):
     resume_failed: bool = True
     resume_abandoned: bool = True
     max_attempts: int | None = None
+    #: on the clock of ``Now``; set by the performer where it is not set
+    asked: float = field(default=inf, compare=False)
 
 
 @dataclass(slots=True)
@@ -83,10 +86,13 @@ class Complete(Command[Completed]):
     """Make the response durable; the record is final until its TTL, which starts now, ends.
 
     The command's lease says how long: it may be less than what the claim has said, and is the record's from now on.
+    ``asked``: not for backends.
     """
 
     lease: Lease
     response: bytes
+    #: when it was first asked for, on the clock of ``Now``; set by the performer where it is not set, and else long ago
+    asked: float = field(default=-inf, compare=False)
 
 
 @dataclass(slots=True)
@@ -278,12 +284,16 @@ class Driver:
                 try:
                     reply = handlers[type(command)](command)
                 except BaseException as error:
-                    command = steps.throw(error)
+                    command = steps.throw(self._meant(command, error))
                 else:
                     command = steps.send(reply)
         except StopIteration as stop:
             result: T = stop.value
             return result
+
+    def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
+        """What an error of a command means to the engine. Here itself: a subclass knows more."""
+        return error
 
 
 class AsyncDriver:
@@ -311,12 +321,16 @@ class AsyncDriver:
                         reply = await handler(command)
                 except BaseException as error:
                     guarded = guarded or not isinstance(error, Exception)
-                    command = steps.throw(error)
+                    command = steps.throw(self._meant(command, error))
                 else:
                     command = steps.send(reply)
         except StopIteration as stop:
             result: T = stop.value
             return result
+
+    def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
+        """See ``Driver``."""
+        return error
 
     async def _shield(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Carry a call out although this task is being cancelled. Here without any protection: a subclass has it."""

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from math import inf
 from typing import Any, NamedTuple, Protocol
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -194,8 +193,6 @@ class Leased:
 
     lease: Lease
     stages: tuple[Stage, ...] = ()
-    #: when the claim was asked for, in seconds on the monotonic clock of its process; set by the performer
-    asked: float = field(default=inf, compare=False)
 
 
 @dataclass(slots=True)

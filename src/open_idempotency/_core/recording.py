@@ -122,11 +122,11 @@ def complete(write: Complete, attempt: Attempt, lease: Lease, status: int) -> St
 
     Raises ``BackendUnavailable`` after that; then the response goes out, and the recording has been handed over.
     """
-    # From before the first try on: it may take as long as the slowest call.
-    began: float = yield Now()
     try:
         return (yield from surely(write, attempt, lease))
     except BackendUnavailable as error:
+        # From before the first try on: it may take as long as the slowest call.
+        began = write.asked
         until = min(began + _client_waits(attempt.policy), attempt.ends_at)
         try:
             return (yield from _again(error, write, attempt, lease, lambda _: until, began))

@@ -99,9 +99,11 @@ class Hold:
                 error, future = None, None
                 if getattr(yielded, "_asyncio_future_blocking", False):
                     yielded._asyncio_future_blocking = False  # as a task does when it takes a future over
-                    future, yielded = yielded, waiter or _Waiter(self, loop=yielded.get_loop())
-                    waiter = self._waiter = yielded
-                    waiter.future = future
+                    future = yielded
+                    if waiter is None:
+                        waiter = self._waiter = _Waiter(loop=future.get_loop())
+                        waiter.hold = self
+                    yielded, waiter.future = waiter, future
                     waiter._asyncio_future_blocking = True
                     if self._armed:
                         self._deliver()
@@ -232,19 +234,16 @@ class Hold:
 class _Waiter(asyncio.Future[Any]):
     """The object that the task waits for instead of its futures. Subclasses differ in how they are cancelled."""
 
+    hold: Hold
     #: None where the task does not wait for one
     future: asyncio.Future[Any] | None = None
-
-    def __init__(self, hold: Hold, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop=loop)
-        self._hold = hold
 
     def add_done_callback(self, callback: Callable[..., object], *, context: Any = None) -> None:
         assert self.future is not None
         self.future.add_done_callback(callback, context=context)
 
     def cancel(self, msg: Any = None) -> bool:
-        return self._hold.keeps_back(msg) or (self.future is not None and _cancel(self.future, msg))
+        return self.hold.keeps_back(msg) or (self.future is not None and _cancel(self.future, msg))
 
     def done(self) -> bool:
         return self.future is not None and self.future.done()
@@ -272,12 +271,14 @@ def _is_in_scope(task: asyncio.Task[Any]) -> bool:
 
 def hold_for(attempt: Attempt) -> Hold | TrioHold | None:
     """What holds the cancellations of the task back that calls; None outside of both event loops."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop of asyncio's runs
+        task = None
+    if task is not None:
+        return Hold(attempt, task)
     if on_trio():
         from open_idempotency._engine import cancellation_on_trio
 
         return cancellation_on_trio.TrioHold(attempt)
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # no loop of asyncio's runs
-        return None
-    return None if task is None else Hold(attempt, task)
+    return None

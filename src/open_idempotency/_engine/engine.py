@@ -14,6 +14,8 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
+from functools import partial
+from math import isinf
 from operator import methodcaller
 from typing import Any, Protocol
 
@@ -51,8 +53,8 @@ from open_idempotency._engine.closing import Opened
 from open_idempotency._engine.event_log import draw_reference, report
 from open_idempotency._engine.heartbeat import Heartbeat
 from open_idempotency._runtime import clocks, loops
-from open_idempotency._runtime.processes import PerProcess
-from open_idempotency.backend import AsyncBackend, Backend, ClaimResult, Leased
+from open_idempotency._runtime.processes import KINDS, PerProcess, translated, unguarded
+from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.backends.registry import Given, open_backend
 from open_idempotency.backends.threaded import ThreadedBackend
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError, NotStarted
@@ -134,6 +136,28 @@ def _at_once(keeper: Keeper, slots: Slots) -> dict[type[Command[Any]], Callable[
     }
 
 
+def _timed(verb: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A verb, sync or async, whose command notes when it was asked for; the performer stands for the verb's guard.
+
+    That is before the call: the backend counts from a later moment, so no lease ends sooner than expected here.
+    """
+    verb = unguarded(verb)
+
+    def call(command: Claim | Complete) -> Any:
+        if isinf(command.asked):
+            command.asked = clocks.elapsed()
+        return verb(command)
+
+    return call
+
+
+def _meant(command: Command[Any], error: BaseException) -> BaseException:
+    """What an error of a timed verb means: a local failure is ``BackendUnavailable`` (B-10a)."""
+    if isinstance(command, Claim | Complete) and isinstance(error, KINDS):
+        return translated(error)
+    return error
+
+
 #: calls the adapter's function of a ``Call``
 _call = methodcaller("function")
 
@@ -152,10 +176,10 @@ class Performer(Driver):
             **_at_once(keeper, Slots(_SLOTS_ON_THREADS)),
             Reserve: backend.reserve,
             Unreserve: backend.unreserve,
-            Claim: self._claim,
+            Claim: _timed(backend.claim),
             Renew: backend.renew,
             SaveStage: backend.save_stage,
-            Complete: backend.complete,
+            Complete: _timed(backend.complete),
             Fail: backend.fail,
             Release: backend.release,
             Withdraw: backend.withdraw,
@@ -169,13 +193,8 @@ class Performer(Driver):
             handlers[Look] = look
         super().__init__(handlers)
 
-    def _claim(self, command: Claim) -> ClaimResult:
-        # From before the call: the backend counts from a later moment, so no lease ends sooner than expected here.
-        asked = clocks.elapsed()
-        result = self.backend.claim(command)
-        if isinstance(result, Leased):
-            result.asked = asked
-        return result
+    def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
+        return _meant(command, error)
 
 
 class AsyncPerformer(AsyncDriver):
@@ -195,10 +214,10 @@ class AsyncPerformer(AsyncDriver):
             **_at_once(keeper, Slots(None)),
             Reserve: backend.reserve,
             Unreserve: backend.unreserve,
-            Claim: self._claim,
+            Claim: _timed(backend.claim),
             Renew: backend.renew,
             SaveStage: backend.save_stage,
-            Complete: backend.complete,
+            Complete: _timed(backend.complete),
             Fail: backend.fail,
             Release: backend.release,
             Withdraw: backend.withdraw,
@@ -212,12 +231,8 @@ class AsyncPerformer(AsyncDriver):
             handlers[Look] = look
         super().__init__(handlers)
 
-    async def _claim(self, command: Claim) -> ClaimResult:
-        asked = clocks.elapsed()
-        result = await self.backend.claim(command)
-        if isinstance(result, Leased):
-            result.asked = asked
-        return result
+    def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
+        return _meant(command, error)
 
     async def _shield(self, call: Callable[[], Awaitable[Any]]) -> Any:
         try:
@@ -322,9 +337,8 @@ def _named(backend: Given | None) -> Given:
     return backend
 
 
-def new_owner() -> bytes:
-    """A random id for one request's claim; a claim resent with it is recognised as the same one."""
-    return os.urandom(16)
+#: makes a random id for one request's claim; a claim resent with it is recognised as the same one
+new_owner: Callable[[], bytes] = partial(os.urandom, 16)
 
 
 class Performers(Protocol):

@@ -13,6 +13,7 @@ it, and one that has died all the same is started again by the next claim.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -336,7 +337,7 @@ class Heartbeat:
         if attempt.lease is not None:
             if processes.limit != inf:
                 attempt.end_by(clocks.elapsed() + processes.limit)
-            self._beats.get().watch(attempt, attempt.lease)
+            self._beats.by_pid[os.getpid()].watch(attempt, attempt.lease)
 
     def record(self, command: RecordLater) -> bool:
         """Carry out the steps in the background, and renew the lease until they have ended (L-08)."""
@@ -347,7 +348,7 @@ class Heartbeat:
     def forget(self, attempt: Attempt) -> None:
         """Stop renewing; the attempt has ended. Where it is still being recorded that ends it, later."""
         if attempt.lease is not None:
-            self._beats.get().forget(attempt.lease)
+            self._beats.by_pid[os.getpid()].forget(attempt.lease)
 
     def close(self) -> None:
         """End this process's thread; what still runs is renewed no more, and what waits to be recorded is recorded.

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import sys
 import threading
 import time
@@ -351,7 +352,7 @@ def enter(request: Protected) -> set[Protected]:
 
     Sets are changed atomically, so any thread may.
     """
-    requests = _requests.get()
+    requests = _requests.by_pid[os.getpid()]
     requests.add(request)
     return requests
 

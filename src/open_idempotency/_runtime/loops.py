@@ -42,9 +42,8 @@ class Implementation(Protocol):
 
 def current_library() -> Library | None:
     """The event loop library whose task calls; None outside of any."""
-    trio = sys.modules.get("trio")
     # Asked first: in trio's guest mode an asyncio loop runs as well.
-    if trio is not None and hasattr(trio, "lowlevel") and trio.lowlevel.in_trio_task():
+    if on_trio():
         return "trio"
     # A loop runs only where asyncio was imported. The private name is the documented-fast one: get_running_loop
     # without the exception outside of a loop.
@@ -55,7 +54,7 @@ def current_library() -> Library | None:
 def on_trio() -> bool:
     """Whether a task of trio's calls; the cheaper question for what awaits asyncio as a matter of course."""
     trio = sys.modules.get("trio")
-    return trio is not None and current_library() == "trio"
+    return trio is not None and hasattr(trio, "lowlevel") and bool(trio.lowlevel.in_trio_task())
 
 
 async def sleep(seconds: float) -> None:

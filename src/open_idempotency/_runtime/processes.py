@@ -27,7 +27,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import wraps
 from hashlib import sha256
 from math import inf
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from open_idempotency.exceptions import BackendUnavailable, first_line
@@ -38,25 +38,33 @@ T = TypeVar("T")
 
 
 class PerProcess(Generic[T]):
-    """A value made on first use in each process by ``make``, which may run more than once in a race."""
+    """A value made on first use in each process by ``make``, which may run more than once in a race.
 
-    __slots__ = ("_make", "_values")
+    ``by_pid[os.getpid()]`` is what ``get`` returns, for where every request passes. The process is asked for each time,
+    since some servers fork without the hooks of ``os.register_at_fork``.
+    """
+
+    __slots__ = ("by_pid",)
 
     def __init__(self, make: Callable[[], T]) -> None:
-        self._make = make
-        self._values: dict[int, T] = {}
+        self.by_pid = _Made(make)
 
     def get(self) -> T:
         """This process's value; of two made at the same moment both callers get the first."""
-        pid = os.getpid()
-        value = self._values.get(pid)
-        if value is None:
-            value = self._values.setdefault(pid, self._make())
-        return value
+        return self.by_pid[os.getpid()]
 
     def pop(self) -> T | None:
         """Take this process's value away, for closing it; None where there is none."""
-        return self._values.pop(os.getpid(), None)
+        return self.by_pid.pop(os.getpid(), None)
+
+
+class _Made(dict[int, T]):
+    def __init__(self, make: Callable[[], T]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, pid: int) -> T:
+        return self.setdefault(pid, self._make())
 
 
 # Seconds that pass between the server's own start of a request and ours, and that it takes to end a request early.
@@ -139,6 +147,23 @@ def guarded_async(verb: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitabl
             raise translated(error)  # noqa: B904 (it has its cause)
 
     return guard
+
+
+_any: Any = print
+#: the code that all guards of one kind share
+_GUARDS = (guarded(_any).__code__, guarded_async(_any).__code__)
+
+
+def unguarded(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """A backend's verb without its guard, for a caller that passes its errors to ``translated`` itself.
+
+    Whatever else is put around a verb stays.
+    """
+    method: Any = verb
+    guard: Any = getattr(method, "__func__", None)
+    if getattr(guard, "__code__", None) not in _GUARDS:
+        return verb
+    return MethodType(guard.__wrapped__, method.__self__)
 
 
 def guarded_scan(scan: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import secrets
 import socket
 import threading
@@ -471,10 +472,30 @@ def test_clients_of_closed_loops_are_forgotten(backend: RedisBackend) -> None:
 
     for _ in range(5):
         asyncio.run(use())
-    assert len(both._calls._clients.get()) == 1
+    assert len(both._calls._clients) == 1
     asyncio.run(both.close())
-    both._calls._clients.get().clear()
+    both._calls._clients.clear()
     gc.collect()
+
+
+def test_a_loop_that_was_made_before_a_fork_has_a_client_in_each_process(
+    backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B-11: the parent's client is neither used by the child nor dropped."""
+    calls, parent = backend.to_async()._calls, os.getpid()
+
+    async def use() -> None:
+        parents = calls.client()
+        monkeypatch.setattr(os, "getpid", lambda: parent + 1)
+        childs = calls.client()
+        assert childs is not parents
+        assert calls.client() is childs
+        await calls.close()
+        monkeypatch.setattr(os, "getpid", lambda: parent)
+        assert calls.client() is parents
+        await calls.close()
+
+    asyncio.run(use())
 
 
 @pytest.mark.parametrize("wrong", [{"timeout": 0.0}, {"timeout": float("nan")}, {"max_connections": 0}])

@@ -6,13 +6,17 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import pytest
 
-from open_idempotency._runtime.processes import is_local
-from open_idempotency.backend import Complete, Get, Wait, Withdraw
+from open_idempotency._core.commands import Steps, ask
+from open_idempotency._engine.engine import AsyncPerformer, Performer
+from open_idempotency._runtime.processes import is_local, unguarded
+from open_idempotency.backend import Complete, Completed, Get, Wait, Withdraw
 from open_idempotency.backends.memory import MemoryBackend
+from open_idempotency.backends.threaded import ThreadedBackend
 from open_idempotency.conformance.support import ManualClock, claim_of
 from open_idempotency.exceptions import BackendUnavailable, SyncAsyncMismatch
 
@@ -91,3 +95,56 @@ class _Unable(MemoryBackend):
 def test_a_wait_that_fails_is_a_pause() -> None:
     """B-10a, O-04: waiting never raises; the next claim says more."""
     _Unable().wait(Wait(b"1" * 32, 0.01, 0.01))
+
+
+class _Failing(MemoryBackend):
+    """Has no memory for a completion."""
+
+    def complete(self, c: Complete, /) -> Completed:
+        raise MemoryError
+
+
+class _AsyncFailing(ThreadedBackend):
+    """The same, async."""
+
+    async def complete(self, c: Complete, /) -> Completed:
+        raise MemoryError
+
+
+class _Described(_Failing):
+    """Something of the application's stands around the verb."""
+
+    @wraps(_Failing.complete)
+    def complete(self, c: Complete, /) -> Completed:
+        raise KeyError("described")
+
+
+def test_what_is_put_around_a_verb_stays_without_its_guard() -> None:
+    """B-10a: only the guard itself is left out, by who stands for it."""
+    failing, described = _Failing(), _Described()
+    lease = failing.claim(claim_of(b"1" * 32)).lease
+    with pytest.raises(BackendUnavailable):
+        failing.complete(Complete(lease, b"response"))
+    with pytest.raises(MemoryError):
+        unguarded(failing.complete)(Complete(lease, b"response"))
+    with pytest.raises(KeyError):
+        unguarded(described.complete)(Complete(lease, b"response"))
+    assert unguarded(print) is print
+
+
+@pytest.mark.parametrize("library", ["sync", "asyncio"])
+def test_a_request_meets_no_local_failure(library: str) -> None:
+    """B-10a: a performer carries the timed verbs out without their guards, and stands for them."""
+    failing = _Failing()
+    lease = failing.claim(claim_of(b"1" * 32)).lease
+
+    def steps() -> Steps[None]:
+        yield from ask(Complete(lease, b"response"))
+
+    run = {
+        "sync": lambda: Performer(failing).run(steps()),
+        "asyncio": lambda: asyncio.run(AsyncPerformer(_AsyncFailing(failing)).run(steps())),
+    }[library]
+    with pytest.raises(BackendUnavailable, match="raise the memory limit") as raised:
+        run()
+    assert isinstance(raised.value.__cause__, MemoryError)

@@ -63,7 +63,7 @@ class AsyncRedisBackend(AsyncBackend):
         self._sync = over
         self._options = over.options
         self._calls = AsyncCalls(self._options, over.calls)
-        self._watches = over.watches
+        self._watch = over.watch
         self.call_timeout = over.call_timeout
 
     def __repr__(self) -> str:
@@ -71,9 +71,7 @@ class AsyncRedisBackend(AsyncBackend):
 
     async def claim(self, c: Claim, /) -> ClaimResult:
         """See ``RedisBackend.claim``."""
-        if on_trio():
-            return await in_thread(self._sync.claim, c)
-        watch = self._watches.get()
+        watch = self._watch
         if self._options.eviction == "refuse":
             # ``refuse`` promises that no record is made where it may vanish; before the first look that is unknown.
             if not watch.looked and watch.due():
@@ -89,6 +87,8 @@ class AsyncRedisBackend(AsyncBackend):
         return result
 
     async def _confirmed(self, c: Claim) -> ClaimResult:
+        if on_trio():
+            return await in_thread(self._sync.claim, c)
         leases: list[Lease] = []
         try:
             return await limited(self._options.budget, self._claim_and_confirm(c, leases))
@@ -122,12 +122,15 @@ class AsyncRedisBackend(AsyncBackend):
             )
 
     async def _look(self) -> None:
+        if on_trio():
+            await in_thread(self._sync.look)
+            return
         try:
-            self._watches.get().heed(await limited(self._options.timeout, self._infos("memory")))
+            self._watch.heed(await limited(self._options.timeout, self._infos("memory")))
         except BackendUnavailable as error:
-            self._watches.get().missed(error)
+            self._watch.missed(error)
         except RedisTimeoutError as error:
-            self._watches.get().missed(wrapped(error))
+            self._watch.missed(wrapped(error))
 
     async def _infos(self, *sections: str) -> list[Any]:
         return [await self._calls.on(server, "INFO", *sections) for server in await self._calls.servers()]
@@ -135,7 +138,7 @@ class AsyncRedisBackend(AsyncBackend):
     async def health(self) -> Health:
         """See ``RedisBackend.health``."""
         infos = await self._infos()
-        self._watches.get().heed(infos)
+        self._watch.heed(infos)
         return Health(tuple(topology.dangers_of(infos, self._options)))
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
@@ -322,8 +325,8 @@ class RedisBackend(Backend):
         #: from the URL and the keywords
         self.options = self._options = without_missing_parts(options_of(url, given))
         self._calls = Calls(self._options)
-        #: what each process knows about its servers' memory; shared with the async backend
-        self.watches = PerProcess(lambda: MemoryWatch(self._options))
+        #: what is known about the servers' memory; shared with the async backend, and passed on in a fork
+        self.watch = MemoryWatch(self._options)
         self._size_limits = PerProcess(sizes.Limit)
         self._listeners = PerProcess(lambda: Listener(self._options))
         self.call_timeout = self._options.call_timeout
@@ -344,14 +347,14 @@ class RedisBackend(Backend):
 
     def claim(self, c: Claim, /) -> ClaimResult:
         """See ``Backend.claim``. A claim that ``min_replicas`` replicas do not confirm is released and refused."""
-        watch = self.watches.get()
+        watch = self.watch
         if self._options.eviction == "refuse":
             if not watch.looked and watch.due():
-                self._look()
+                self.look()
             watch.admit()
         result = self._confirmed(c) if self._options.min_replicas else self._claim(c)
         if watch.due():
-            self._look()
+            self.look()
         return result
 
     def _claim(self, c: Claim) -> ClaimResult:
@@ -388,17 +391,18 @@ class RedisBackend(Backend):
                 "%s: an unconfirmed claim could not be released and holds its key until its lease ends: %s", self, error
             )
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Read the servers' memory settings for ``watch``, in ``timeout`` seconds. Raises nothing of theirs."""
         try:
             with Deadline(self._options.timeout):
-                self.watches.get().heed([self._calls.on(server, "INFO", "memory") for server in self._calls.servers()])
+                self.watch.heed([self._calls.on(server, "INFO", "memory") for server in self._calls.servers()])
         except BackendUnavailable as error:
-            self.watches.get().missed(error)
+            self.watch.missed(error)
 
     def health(self) -> Health:
         """See ``Backend.health``. ``INFO`` of each primary: eviction, memory, persistence and replicas."""
         infos = [self._calls.on(server, "INFO") for server in self._calls.servers()]
-        self.watches.get().heed(infos)
+        self.watch.heed(infos)
         return Health(tuple(topology.dangers_of(infos, self._options)))
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:

@@ -9,6 +9,7 @@ Each process has one sync client, and one asyncio client for each event loop. Th
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -214,26 +215,28 @@ class AsyncCalls:
     def __init__(self, options: Options, sync: Calls) -> None:
         self._options = options
         self._sync = sync
-        self._clients: PerProcess[dict[asyncio.AbstractEventLoop, AsyncClient]] = PerProcess(dict)
+        #: by process and loop: a loop that was made before the process forked is found in both
+        self._clients: dict[tuple[int, asyncio.AbstractEventLoop], AsyncClient] = {}
         self._closings = 0
         self._limited = options.topology != SINGLE or options.min_replicas > 0
 
     def client(self) -> AsyncClient:
         """The running loop's client. The first call of a new loop forgets the clients of closed loops."""
-        clients = self._clients.get()
-        loop = asyncio.get_running_loop()
-        client = clients.get(loop)
+        here = os.getpid(), asyncio.get_running_loop()
+        client = self._clients.get(here)
         if client is None:
-            # Not a weak dictionary: connections hold their loop, so an entry would keep itself alive.
-            for other in [other for other in list(clients) if other.is_closed()]:
-                clients.pop(other, None)
-            client = clients[loop] = topology_of(self._options).async_client(self._options)
+            # Not a weak dictionary: connections hold their loop, so an entry would keep itself alive. What another
+            # process has made before it forked stays: its connections must not be closed here.
+            for process, loop in list(self._clients):
+                if process == here[0] and loop.is_closed():
+                    self._clients.pop((process, loop), None)
+            client = self._clients[here] = topology_of(self._options).async_client(self._options)
         return client
 
     async def close(self) -> None:
         """Close the running loop's client. The clients of other loops can only be closed there."""
         if current_library() == "asyncio":
-            client = self._clients.get().pop(asyncio.get_running_loop(), None)
+            client = self._clients.pop((os.getpid(), asyncio.get_running_loop()), None)
             if client is not None:
                 self._closings += 1
                 await client.close()

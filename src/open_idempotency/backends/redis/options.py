@@ -169,9 +169,11 @@ class Options:
         escaped = b"".join(b"\\%c" % byte if byte in _GLOB_CHARACTERS else b"%c" % byte for byte in self.prefix)
         return escaped + b"*"
 
-    def now(self) -> bytes | int:
-        """The time for the scripts; empty for the server's clock."""
-        return b"" if self.clock is None else microseconds(self.clock())
+    @cached_property
+    def now(self) -> Callable[[], bytes | int]:
+        """Returns the time for the scripts; empty for the server's clock."""
+        clock = self.clock
+        return bytes if clock is None else lambda: microseconds(clock())
 
 
 def read_url(url: str, given: dict[str, Any]) -> Options:

@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 import redis
@@ -283,6 +284,9 @@ class _Request(NamedTuple):
     command: bytes
 
 
+_command_of = attrgetter("command")
+
+
 class Batches:
     """The batches of one event loop for one server.
 
@@ -322,7 +326,7 @@ class Batches:
         retried = False
         while True:
             try:
-                replies = await self._send([request.command for request in batch], until)
+                replies = await self._send([*map(_command_of, batch)], until)
                 for reply in replies:
                     if isinstance(reply, Exception):
                         return await self._without_errors(batch, replies, until)

@@ -48,7 +48,10 @@ _FULL = 0.9
 
 
 class MemoryWatch:
-    """What one process knows about its servers' eviction policy. A race between threads costs one more ``INFO``."""
+    """What is known about the servers' eviction policy; a forked process goes on with what its parent knew.
+
+    A race between threads costs one more ``INFO``.
+    """
 
     def __init__(self, options: Options) -> None:
         self._options = options
