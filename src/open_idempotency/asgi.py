@@ -16,8 +16,8 @@ from open_idempotency._core.keys import find_key
 from open_idempotency._core.models import Identity
 from open_idempotency._engine import shutdown
 from open_idempotency._engine.engine import Engine, running
-from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules, Route
-from open_idempotency._routes.survey import layers_inside, warn_of_layers
+from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules, Route, spelling
+from open_idempotency._routes.survey import layers_inside, refuse_wsgi, warn_of_layers
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
@@ -52,6 +52,7 @@ class IdempotencyMiddleware:
         rules: RulesByPath | None = None,
         **fields: Unpack[PolicyFields],
     ) -> None:
+        refuse_wsgi(app)
         self.app = app
         self.engine = Engine(backend, policy, fields, threads=False)
         self.coverages = Coverages(self.engine)
@@ -60,6 +61,8 @@ class IdempotencyMiddleware:
         self._marked_only = self.coverages.marked_only
         self._methods = self._find_methods()
         self._names = self.coverages.default.names
+        #: what ends the search for a key: one of these headers, or one that is likely to be meant as one (O-36)
+        self._seen = self._names | self.coverages.default.spellings
         self._required = self.engine.policy.required
         #: nothing is protected here
         self.off = not self.engine.policy.enabled
@@ -99,7 +102,7 @@ class IdempotencyMiddleware:
         if self._paths is None or not (
             self._marked_only or self.rules_of_path(scope) or method not in self.engine.policy.methods
         ):
-            names = self._names
+            names = self._seen
             for field in scope["headers"]:
                 if field[0] in names:
                     break
@@ -128,7 +131,15 @@ class IdempotencyMiddleware:
         key_headers = find_key(scope["headers"], coverage.names)
         if key_headers or coverage.policy.required:
             return Exchange(self, coverage.policy, scope, receive, send).run(key_headers)
+        self.look_for_spelling(scope, coverage)
         return self._run_plainly(coverage.policy, scope, receive, send)
+
+    def look_for_spelling(self, scope: Scope, coverage: Route) -> None:
+        """Warn, once in a process, of a request without a key whose header looks like one."""
+        if not spelling.reported:
+            for name, _ in scope["headers"]:
+                if name in coverage.spellings:
+                    spelling.warn(name.decode("ascii"), coverage.policy)
 
     def coverage_of(self, scope: Scope) -> Route | None:
         """How an HTTP request that is not protected yet is covered; None if it passes through.
