@@ -20,7 +20,7 @@ from open_idempotency._core.settlement import REPLACED, Fate
 from open_idempotency._core.stored_response import UNRECORDED
 from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.engine import Engine, new_owner, running
-from open_idempotency._routes.coverage import Route, spelling
+from open_idempotency._routes.coverage import Route, key_among
 from open_idempotency._wsgi import Protection, bound
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
@@ -72,7 +72,7 @@ class Adapter:
             received.add(body)
             return received
 
-        key = _find_key(request, self._route)
+        key = key_among(find_key(request.headers, self._route.likely), self._route)
         intake = Intake(request, key, new_owner(), lambda: user, receive, self._engine.advice)
         try:
             admission = self._engine.sync.run(admit(intake, policy))
@@ -145,7 +145,7 @@ class AsyncAdapter:
         if request.method not in policy.methods:
             return await handler()
         call = _Call(self._engine, request, body, handler, user)
-        return await call.run(_find_key(request, self._route))
+        return await call.run(key_among(find_key(request.headers, self._route.likely), self._route))
 
     async def aclose(self) -> None:
         """See ``Adapter.close``; closes the connections of the running event loop as well."""
@@ -223,16 +223,6 @@ class _Exchange(Exchange):
     async def _admit(self, request: Request, key_headers: Headers) -> Attempt | Response:
         assert isinstance(self._inner, _Call)
         return await super()._admit(self._inner.request, key_headers)
-
-
-def _find_key(request: Request, route: Route) -> Headers:
-    """The headers that carry a key. Without one, a header that is likely to be meant as one is warned about."""
-    found = find_key(request.headers, route.names)
-    if not (found or route.policy.required or spelling.reported):
-        for name, _ in request.headers:
-            if name in route.spellings:
-                spelling.warn(name.decode("ascii"), route.policy)
-    return found
 
 
 def _checked(response: object) -> Response:

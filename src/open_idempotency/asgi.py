@@ -16,7 +16,7 @@ from open_idempotency._core.keys import find_key
 from open_idempotency._core.models import Identity
 from open_idempotency._engine import shutdown
 from open_idempotency._engine.engine import Engine, running
-from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules, Route, spelling
+from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules, Route, key_among
 from open_idempotency._routes.survey import layers_inside, refuse_wsgi, warn_of_layers
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
@@ -62,7 +62,7 @@ class IdempotencyMiddleware:
         self._methods = self._find_methods()
         self._names = self.coverages.default.names
         #: what ends the search for a key: one of these headers, or one that is likely to be meant as one (O-36)
-        self._seen = self._names | self.coverages.default.spellings
+        self._likely = self.coverages.default.likely
         self._required = self.engine.policy.required
         #: nothing is protected here
         self.off = not self.engine.policy.enabled
@@ -102,7 +102,7 @@ class IdempotencyMiddleware:
         if self._paths is None or not (
             self._marked_only or self.rules_of_path(scope) or method not in self.engine.policy.methods
         ):
-            names = self._seen
+            names = self._likely
             for field in scope["headers"]:
                 if field[0] in names:
                     break
@@ -128,18 +128,14 @@ class IdempotencyMiddleware:
         """Handle an HTTP request that is not protected yet, by this coverage."""
         if coverage is None or scope["method"].upper() not in coverage.policy.methods:
             return self.app(scope, receive, send)
-        key_headers = find_key(scope["headers"], coverage.names)
+        key_headers = find_key(scope["headers"], coverage.likely)
+        for name, _ in key_headers:
+            if name in coverage.spellings:
+                key_headers = key_among(key_headers, coverage)
+                break
         if key_headers or coverage.policy.required:
             return Exchange(self, coverage.policy, scope, receive, send).run(key_headers)
-        self.look_for_spelling(scope, coverage)
         return self._run_plainly(coverage.policy, scope, receive, send)
-
-    def look_for_spelling(self, scope: Scope, coverage: Route) -> None:
-        """Warn, once in a process, of a request without a key whose header looks like one."""
-        if not spelling.reported:
-            for name, _ in scope["headers"]:
-                if name in coverage.spellings:
-                    spelling.warn(name.decode("ascii"), coverage.policy)
 
     def coverage_of(self, scope: Scope) -> Route | None:
         """How an HTTP request that is not protected yet is covered; None if it passes through.

@@ -17,7 +17,7 @@ from open_idempotency import asgi
 from open_idempotency._asgi import PENDING
 from open_idempotency._core.keys import find_key
 from open_idempotency._core.models import Identity
-from open_idempotency._routes.coverage import Route, spelling
+from open_idempotency._routes.coverage import Route, key_among
 from open_idempotency.asgi import MARK, App, Receive, Scope, Send
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError, MissingExtra, ScopeUnknown
@@ -127,16 +127,11 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
             return self._treat_within(outer, scope, receive, send)
         at_call.look_at(layers.app)
         names = self._candidates()
-        keyed = any(name in names for name, _ in scope["headers"])
-        if not (keyed or spelling.reported or self._marked_only):
-            self._look_at_spelling(scope)
+        found = find_key(scope["headers"], names | self._likely)
+        keyed = bool(found) and any(name in names for name, _ in found)
+        if found and not keyed and not self._marked_only and scope["method"].upper() in self.engine.policy.methods:
+            key_among(found, self.coverages.default)  # before its route is known, it counts as covered
         return PendingExchange(self, self.rules_of_path(scope), keyed, scope, receive, send, outer).run()
-
-    def _look_at_spelling(self, scope: Scope) -> None:
-        """Before its route is known, a request counts as covered by the application's policy."""
-        policy = self.engine.policy
-        if not policy.required and scope["method"].upper() in policy.methods:
-            self.look_for_spelling(scope, self.coverages.default)
 
     async def _treat_within(self, outer: PendingExchange, scope: Scope, receive: Receive, send: Send) -> None:
         """Make the claim here; or let the outer middleware make it, if this one does not cover the request."""

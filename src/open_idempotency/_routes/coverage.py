@@ -22,8 +22,8 @@ from itertools import combinations_with_replacement
 from types import FunctionType
 from typing import Any, NamedTuple, TypeVar
 
-from open_idempotency._core.keys import key_names
-from open_idempotency._core.models import Response
+from open_idempotency._core.keys import find_key, key_names
+from open_idempotency._core.models import Headers, Response
 from open_idempotency._core.stored_response import REPLAYED
 from open_idempotency._engine.engine import Engine
 from open_idempotency._routes import path_patterns
@@ -202,7 +202,7 @@ class Route(NamedTuple):
     """How requests are covered: the policy, and the lower-case names of the headers that carry keys under it.
 
     ``environ_names``: the same headers, as WSGI and Django name them. ``spellings``, ``environ_spellings``: headers
-    that are likely to carry a key, and are not read.
+    that are likely to carry a key, and are not read. ``likely``: ``names`` and ``spellings``, to look for both at once.
     """
 
     policy: IdempotencyPolicy
@@ -210,6 +210,7 @@ class Route(NamedTuple):
     environ_names: EnvironNames
     spellings: frozenset[bytes]
     environ_spellings: tuple[str, ...]
+    likely: frozenset[bytes]
 
     @classmethod
     def of(cls, policy: IdempotencyPolicy) -> Route:
@@ -218,7 +219,18 @@ class Route(NamedTuple):
         read = environ_names(names)
         known = {name for name, _ in read}
         unread = dict.fromkeys(name for name, _ in environ_names(_SPELLINGS) if name not in known)
-        return cls(policy, names, read, _SPELLINGS - names, tuple(unread))
+        return cls(policy, names, read, _SPELLINGS - names, tuple(unread), _SPELLINGS | names)
+
+
+def key_among(likely: Headers, route: Route) -> list[tuple[bytes, bytes]]:
+    """The headers that carry a key, of those that are likely to. Warns if there are only others, and none is required.
+
+    Whoever sends no key where one is required is refused, and learns the name then.
+    """
+    found = find_key(likely, route.names)
+    if likely and not found and not route.policy.required:
+        spelling.warn(likely[0][0].decode("ascii"), route.policy)
+    return found
 
 
 class Coverages:
