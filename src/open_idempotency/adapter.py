@@ -14,12 +14,13 @@ from typing import Any
 from open_idempotency._asgi import ChangingSession, Exchange, Message, Receive, Scope, Send
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.keys import find_key, key_names
+from open_idempotency._core.keys import find_key
 from open_idempotency._core.models import Headers, Identity, Request, Response
 from open_idempotency._core.settlement import REPLACED, Fate
 from open_idempotency._core.stored_response import UNRECORDED
 from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.engine import Engine, new_owner, running
+from open_idempotency._routes.coverage import Route, key_among
 from open_idempotency._wsgi import Protection, bound
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
@@ -47,7 +48,7 @@ class Adapter:
         **fields: Any,
     ) -> None:
         self._engine = _engine(backend, policy, fields, threads=True)
-        self._names = key_names(self._engine.policy)
+        self._route = Route.of(self._engine.policy)
 
     def handle(
         self, request: Request, body: bytes, handler: Handler, *, user: Identity | str | None = None
@@ -71,7 +72,7 @@ class Adapter:
             received.add(body)
             return received
 
-        key = find_key(request.headers, self._names)
+        key = key_among(find_key(request.headers, self._route.likely), self._route)
         intake = Intake(request, key, new_owner(), lambda: user, receive, self._engine.advice)
         try:
             admission = self._engine.sync.run(admit(intake, policy))
@@ -125,7 +126,7 @@ class AsyncAdapter:
         **fields: Any,
     ) -> None:
         self._engine = _engine(backend, policy, fields, threads=False)
-        self._names = key_names(self._engine.policy)
+        self._route = Route.of(self._engine.policy)
 
     async def handle(
         self, request: Request, body: bytes, handler: AsyncHandler, *, user: Identity | str | None = None
@@ -144,7 +145,7 @@ class AsyncAdapter:
         if request.method not in policy.methods:
             return await handler()
         call = _Call(self._engine, request, body, handler, user)
-        return await call.run(find_key(request.headers, self._names))
+        return await call.run(key_among(find_key(request.headers, self._route.likely), self._route))
 
     async def aclose(self) -> None:
         """See ``Adapter.close``; closes the connections of the running event loop as well."""

@@ -16,8 +16,8 @@ from open_idempotency._core.keys import find_key
 from open_idempotency._core.models import Identity
 from open_idempotency._engine import shutdown
 from open_idempotency._engine.engine import Engine, running
-from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules, Route
-from open_idempotency._routes.survey import layers_inside, warn_of_layers
+from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules, Route, key_among
+from open_idempotency._routes.survey import layers_inside, refuse_wsgi, warn_of_layers
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
@@ -52,6 +52,7 @@ class IdempotencyMiddleware:
         rules: RulesByPath | None = None,
         **fields: Unpack[PolicyFields],
     ) -> None:
+        refuse_wsgi(app)
         self.app = app
         self.engine = Engine(backend, policy, fields, threads=False)
         self.coverages = Coverages(self.engine)
@@ -60,6 +61,8 @@ class IdempotencyMiddleware:
         self._marked_only = self.coverages.marked_only
         self._methods = self._find_methods()
         self._names = self.coverages.default.names
+        #: what ends the search for a key: one of these headers, or one that is likely to be meant as one (O-36)
+        self._likely = self.coverages.default.likely
         self._required = self.engine.policy.required
         #: nothing is protected here
         self.off = not self.engine.policy.enabled
@@ -99,7 +102,7 @@ class IdempotencyMiddleware:
         if self._paths is None or not (
             self._marked_only or self.rules_of_path(scope) or method not in self.engine.policy.methods
         ):
-            names = self._names
+            names = self._likely
             for field in scope["headers"]:
                 if field[0] in names:
                     break
@@ -125,7 +128,11 @@ class IdempotencyMiddleware:
         """Handle an HTTP request that is not protected yet, by this coverage."""
         if coverage is None or scope["method"].upper() not in coverage.policy.methods:
             return self.app(scope, receive, send)
-        key_headers = find_key(scope["headers"], coverage.names)
+        key_headers = find_key(scope["headers"], coverage.likely)
+        for name, _ in key_headers:
+            if name in coverage.spellings:
+                key_headers = key_among(key_headers, coverage)
+                break
         if key_headers or coverage.policy.required:
             return Exchange(self, coverage.policy, scope, receive, send).run(key_headers)
         return self._run_plainly(coverage.policy, scope, receive, send)

@@ -29,6 +29,7 @@ __all__ = [
     "KeyReused",
     "Listener",
     "NameShared",
+    "NotAwaited",
     "NotRenewable",
     "OwnershipLost",
     "ProblemSent",
@@ -274,6 +275,16 @@ class HookFailed(Event):
 @dataclass(frozen=True, slots=True)
 class Uncommitted(Event):
     """A view returned a response and left the transaction of ``tx=`` or ``idem.atomic`` open, or rolled it back."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotAwaited(Event):
+    """A view returned a success, and a stage that it had called was never awaited, so the stage has not run.
+
+    The client got a 500, and nothing is stored. ``stage``: the name of the first such stage.
+    """
+
+    stage: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,12 +122,8 @@ class Idem:
     def asave_stage(self, name: str, value: Any = None, *, key: Key = None) -> Awaitable[Any]:
         """``save_stage``, async."""
         needs_loop("asave_stage")
-        return self._asave_stage(name, value, key)
-
-    async def _asave_stage(self, name: str, value: Any, key: Key) -> Any:
-        async with StageBlock(name, key) as stage:
-            stage.save(value)
-        return stage.value
+        stage = StageBlock(name, key)
+        return stage.expected(stage.asave(value))
 
     def run(
         self,
@@ -198,7 +194,8 @@ class Idem:
         needs_loop("arun")
         terms = Terms(returns, memo_errors, external, on_doubt, reconcile, not_done, tx, default)
         refuse_shared_names(name, function, key, terms)
-        return StageBlock(name, key, terms, function).arun(function, args, kwargs)
+        stage = StageBlock(name, key, terms, function)
+        return stage.expected(stage.arun(function, args, kwargs))
 
     def stage(
         self,

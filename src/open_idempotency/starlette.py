@@ -17,7 +17,7 @@ from open_idempotency import asgi
 from open_idempotency._asgi import PENDING
 from open_idempotency._core.keys import find_key
 from open_idempotency._core.models import Identity
-from open_idempotency._routes.coverage import Route
+from open_idempotency._routes.coverage import Route, key_among
 from open_idempotency.asgi import MARK, App, Receive, Scope, Send
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError, MissingExtra, ScopeUnknown
@@ -127,7 +127,10 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
             return self._treat_within(outer, scope, receive, send)
         at_call.look_at(layers.app)
         names = self._candidates()
-        keyed = any(name in names for name, _ in scope["headers"])
+        found = find_key(scope["headers"], names | self._likely)
+        keyed = bool(found) and any(name in names for name, _ in found)
+        if found and not keyed and not self._marked_only and scope["method"].upper() in self.engine.policy.methods:
+            key_among(found, self.coverages.default)  # before its route is known, it counts as covered
         return PendingExchange(self, self.rules_of_path(scope), keyed, scope, receive, send, outer).run()
 
     async def _treat_within(self, outer: PendingExchange, scope: Scope, receive: Receive, send: Send) -> None:

@@ -17,8 +17,8 @@ from open_idempotency._core.stored_response import UNRECORDED
 from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.engine import Engine, Running, new_owner
 from open_idempotency._engine.shutdown import ClientLeft
-from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules, Route
-from open_idempotency._routes.survey import layers_inside, warn_of_layers
+from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules, Route, spelling
+from open_idempotency._routes.survey import layers_inside, refuse_asgi, warn_of_layers
 from open_idempotency._wsgi import (
     MARK,
     OFF,
@@ -68,6 +68,7 @@ class IdempotencyMiddleware:
         rules: RulesByPath | None = None,
         **fields: Any,
     ) -> None:
+        refuse_asgi(app)
         self.app = app
         self.engine = Engine(backend, policy, fields, threads=True, sessions=False)
         coverages = Coverages(self.engine)
@@ -92,6 +93,9 @@ class IdempotencyMiddleware:
         if route is None or MARK in environ:
             return self.app(environ, start_response)
         if not route.policy.required and not any(name in environ for name, _ in route.environ_names):
+            for name in route.environ_spellings:
+                if name in environ:
+                    spelling.warn(name, route.policy)
             return self._run_plainly(Attempt(route.policy), environ, start_response)
         return _Exchange(self, route.policy, environ, start_response).run(find_key(environ, route.environ_names))
 

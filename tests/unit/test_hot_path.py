@@ -253,6 +253,13 @@ def test_without_a_key_only_the_places_of_a_claim_are_passed_under_fastapi(monke
     assert len(called) <= 8
 
 
+def test_a_look_at_other_spellings_of_the_header_costs_no_call() -> None:
+    """O-36: a request without a key pays nothing for it, under plain ASGI the least."""
+    assert asyncio.run(_warm_and_count(IdempotencyMiddleware(_app, "memory://"))) == ["__call__", "__init__"]
+    ruled = IdempotencyMiddleware(_app, "memory://", rules={"/charges": {"ttl": 60}})
+    assert not {"key_among", "warn"}.intersection(asyncio.run(_warm_and_count(ruled)))
+
+
 def test_where_rules_are_used_a_get_calls_nothing_more_under_fastapi() -> None:
     """O-25: only for requests that no middleware has seen it is asked whether somebody reads their rules."""
     app = FastAPI()

@@ -173,6 +173,14 @@ class Threads(Protocol):
         ...
 
 
+class Calls(Protocol):
+    """Coroutines of stages, of which each has to begin before the attempt ends (O-36)."""
+
+    def end(self) -> tuple[str, ...]:
+        """The names of stages whose coroutines have not begun, and that nobody can await any more."""
+        ...
+
+
 class NotRenewable(Exception):
     """No thread can be started that renews the lease of an attempt, so its claim was released.
 
@@ -233,6 +241,10 @@ class Attempt:
     #: the view's wish: True to store the response, False to discard it, None for the policy's rule
     keep: bool | None = None
     _used: set[StageId] | None = None
+    #: the coroutines of its stages; None where it has none
+    calls: Calls | None = None
+    #: at its end, the names of stages that were called and that nobody can await any more
+    unawaited: tuple[str, ...] = ()
 
     def __init__(self, policy: IdempotencyPolicy) -> None:
         self.policy = policy
@@ -319,6 +331,10 @@ class Attempt:
         """Forget what it has put into a ledger: the transactions belong to the request, which is over."""
         self.ledger = None
 
+    def expect(self, calls: Calls) -> None:
+        """Note what knows of the coroutines of its stages."""
+        self.calls = calls
+
     # What became of it
 
     def lose(self) -> bool:
@@ -334,6 +350,8 @@ class Attempt:
     def end(self) -> None:
         """Note that the handler has returned or raised: no stage belongs to this attempt any more."""
         self.phase = Phase.ENDED
+        if self.calls is not None:
+            self.unawaited = self.calls.end()
 
     def wish(self, keep: bool | None) -> None:
         """Note the view's wish for its response: True to store it, False to discard it, None for the policy's rule."""

@@ -221,6 +221,17 @@ def uncommitted() -> Problem:
     )
 
 
+def not_awaited() -> Problem:
+    """O-36: an `await` is missing before a stage, which has not run."""
+    return Problem(
+        "not-committed",
+        500,
+        "Work not done",
+        "The service made its response before it had done the work. Retry with the same key.",
+        retry_after=1,
+    )
+
+
 def superseded() -> Problem:
     """L-03: this attempt outlived its lease, and the attempt that took over has no response yet."""
     return Problem(

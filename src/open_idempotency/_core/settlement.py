@@ -146,6 +146,8 @@ def _settle(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate | 
     # A refusal may well leave its rows behind.
     if attempt.ledger is not None and status < 400 and attempt.ledger.lacks_commit(response):
         return _uncommitted(attempt, lease)
+    if attempt.unawaited and status < 400:
+        return _unawaited(attempt, lease)
     if attempt.keep is None and attempt.policy.store is None:
         return _end(attempt, lease, response, is_stored_status(status))
     return _end_as_wished(attempt, lease, response)
@@ -177,6 +179,13 @@ def _uncommitted(attempt: Attempt, lease: Lease) -> Steps[Response]:
     yield from warn(attempt.policy, events.Uncommitted(events.short(lease.record_id)))
     yield from _let_go(attempt, lease, Fail(lease), None)
     return (yield from _refuse(problems.uncommitted(), attempt, lease))
+
+
+def _unawaited(attempt: Attempt, lease: Lease) -> Steps[Response]:
+    """The view says that stages are done which have not begun: nothing is stored, and the client learns it (O-36)."""
+    yield from warn(attempt.policy, events.NotAwaited(events.short(lease.record_id), attempt.unawaited[0]))
+    yield from _let_go(attempt, lease, Fail(lease), None)
+    return (yield from _refuse(problems.not_awaited(), attempt, lease))
 
 
 def _stop(

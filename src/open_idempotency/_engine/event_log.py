@@ -35,6 +35,7 @@ _LEVELS: dict[type[events.Event], int] = {
     events.StillRunning: logging.WARNING,
     events.FailedOpen: logging.ERROR,
     events.Uncommitted: logging.ERROR,
+    events.NotAwaited: logging.ERROR,
     events.RaisedAfterResponse: logging.ERROR,
     events.StageValueNotKept: logging.ERROR,
     events.CallerChanged: logging.WARNING,
@@ -61,6 +62,10 @@ _ADVICE: dict[type[events.Event], str] = {
         "the view returned a response, and the transaction of its tx= or idem.atomic was left open or rolled back, so "
         "the response does not count and the client got a 500; commit before the view returns, as "
         "`with session.begin():` around it does, and after a rollback return another response"
+    ),
+    events.NotAwaited: (
+        "the view returned a success and never awaited this stage, which has not run, so the response does not count "
+        "and the client got a 500; write `await` before idem.arun(...) or idem.asave_stage(...)"
     ),
     events.RaisedAfterResponse: (
         "the application raised after its response was recorded, and a retry replays that response; if the error "

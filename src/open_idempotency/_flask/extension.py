@@ -31,8 +31,16 @@ from open_idempotency._engine.event_log import report_late_error
 from open_idempotency._flask.exchange import Exchange, Plain, Setting
 from open_idempotency._flask.releases import warn_of_release
 from open_idempotency._flask.survey import after_request_functions, look_over, warn_of_compression, warn_of_views
-from open_idempotency._flask.unprotected import KEY, PREFIX, app_context, current_request, method_of, request_context
-from open_idempotency._routes.coverage import Coverages, PathRules, mark_view
+from open_idempotency._flask.unprotected import (
+    KEY,
+    PREFIX,
+    app_context,
+    current_request,
+    method_of,
+    request_context,
+    uninitialised,
+)
+from open_idempotency._routes.coverage import Coverages, PathRules, mark_view, spelling
 from open_idempotency._wsgi import MARK, find_key, octets
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
@@ -149,6 +157,9 @@ class Hooks:
             return None
         key_headers = find_key(here.environ, route.environ_names)
         if not key_headers and not route.policy.required:
+            for name in route.environ_spellings:
+                if name in here.environ:
+                    spelling.warn(name, route.policy)
             return Plain(self._engine, here, route.policy)
         return Exchange(self._setting, here, route.policy, key_headers)
 
@@ -288,12 +299,15 @@ class Idempotency:
         self._fields = fields
         if app is not None:
             self.init_app(app)
+        elif fields.get("enabled") is not False:
+            uninitialised.add(self)
 
     def init_app(self, app: Flask) -> None:
         """Protect one more application. Its engine is then ``app.extensions["open_idempotency"]``.
 
         Raises ``ConfigurationError`` for wrong options, and for an application that is protected already.
         """
+        uninitialised.discard(self)
         if KEY in app.extensions:
             raise ConfigurationError("open_idempotency: this application is initialised already")
         backend, paths, fields = read_config(app.config)

@@ -11,6 +11,7 @@ the latest have one kind of context only.
 from __future__ import annotations
 
 import functools
+import logging
 from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -64,6 +65,10 @@ def _current(proxy: str, stack: str) -> Any:
 KEY = "open_idempotency"
 PREFIX = "IDEMPOTENCY_"
 _OWN = "_open_idempotency_original"
+_logger = logging.getLogger("open_idempotency")
+#: extensions that were made without an application, and whose ``init_app`` was not called yet; the first request of an
+#: application without an extension empties it
+uninitialised: set[object] = set()
 
 
 def hook() -> None:
@@ -77,6 +82,14 @@ def hook() -> None:
         # Later versions of Flask pass their context, so arguments are passed on unchanged.
         if rules.registry.in_use and KEY not in self.extensions:
             _refuse_unprotected(self, current_request())
+        if uninitialised and KEY not in self.extensions:
+            uninitialised.clear()
+            _logger.warning(
+                "%r has no idempotency extension, and an Idempotency(...) without an application was made whose "
+                "init_app(app) was never called, so it protects nothing and retries run again; call init_app(app) "
+                "where the application is made",
+                self,
+            )
         return original(self, *args)
 
     setattr(dispatch_or_refuse, _OWN, original)

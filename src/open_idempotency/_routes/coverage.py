@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,8 +22,8 @@ from itertools import combinations_with_replacement
 from types import FunctionType
 from typing import Any, NamedTuple, TypeVar
 
-from open_idempotency._core.keys import key_names
-from open_idempotency._core.models import Response
+from open_idempotency._core.keys import find_key, key_names
+from open_idempotency._core.models import Headers, Response
 from open_idempotency._core.stored_response import REPLAYED
 from open_idempotency._engine.engine import Engine
 from open_idempotency._routes import path_patterns
@@ -38,6 +39,7 @@ T = TypeVar("T")
 _MARK = "_open_idempotency_mark"
 _STOPS = "_open_idempotency_stops"
 _REVEALING = (409, 422)
+_logger = logging.getLogger("open_idempotency")
 _stopping: ContextVar[bool] = ContextVar("open_idempotency_stopping", default=False)
 
 
@@ -164,21 +166,71 @@ def environ_names(names: Iterable[bytes]) -> EnvironNames:
     return tuple(("HTTP_" + name.decode("ascii").upper().replace("-", "_"), name) for name in sorted(names))
 
 
+# In lower case: what clients write that mean Idempotency-Key.
+_SPELLINGS = frozenset(
+    {b"idempotency-key", b"x-idempotency-key", b"idempotency_key", b"x_idempotency_key", b"idempotencykey"}
+)
+
+
+class Spelling:
+    """The warning of a key in a header of another name, once in each process (O-36)."""
+
+    __slots__ = ("reported",)
+
+    def __init__(self) -> None:
+        self.reported = False
+
+    def warn(self, name: str, policy: IdempotencyPolicy) -> None:
+        """Log that a header looks like a key and is not read. ``name``: the header, as it was sent or in an environ."""
+        if self.reported:
+            return
+        self.reported = True
+        _logger.warning(
+            "a request without %s has the header %s, which is not read, so a retry runs again: let the client send "
+            "%s, or name the header by aliases= or header=. This is logged once in each process",
+            policy.header,
+            name.removeprefix("HTTP_").replace("_", "-").title() if name.isupper() else name,
+            policy.header,
+        )
+
+
+#: what this process has reported
+spelling = Spelling()
+
+
 class Route(NamedTuple):
     """How requests are covered: the policy, and the lower-case names of the headers that carry keys under it.
 
-    ``environ_names``: the same headers, as WSGI and Django name them.
+    ``environ_names``: the same headers, as WSGI and Django name them. ``spellings``, ``environ_spellings``: headers
+    that are likely to carry a key, and are not read. ``likely``: ``names`` and ``spellings``, to look for both at once.
     """
 
     policy: IdempotencyPolicy
     names: frozenset[bytes]
     environ_names: EnvironNames
+    spellings: frozenset[bytes]
+    environ_spellings: tuple[str, ...]
+    likely: frozenset[bytes]
 
     @classmethod
     def of(cls, policy: IdempotencyPolicy) -> Route:
         """The route with this policy."""
         names = key_names(policy)
-        return cls(policy, names, environ_names(names))
+        read = environ_names(names)
+        known = {name for name, _ in read}
+        unread = dict.fromkeys(name for name, _ in environ_names(_SPELLINGS) if name not in known)
+        return cls(policy, names, read, _SPELLINGS - names, tuple(unread), _SPELLINGS | names)
+
+
+def key_among(likely: Headers, route: Route) -> list[tuple[bytes, bytes]]:
+    """The headers that carry a key, of those that are likely to. Warns if there are only others, and none is required.
+
+    Whoever sends no key where one is required is refused, and learns the name then.
+    """
+    found = find_key(likely, route.names)
+    if likely and not found and not route.policy.required:
+        spelling.warn(likely[0][0].decode("ascii"), route.policy)
+    return found
 
 
 class Coverages:

@@ -11,6 +11,7 @@ read it.
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -18,8 +19,63 @@ from itertools import chain
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy, pairs_of
 from open_idempotency.rules import Rule, marks
+
+# What a middleware stands around
+
+_CALL = "__call__"
+
+
+def refuse_wsgi(app: Any) -> None:
+    """Raise ``ConfigurationError`` for what cannot be called as an ASGI application, such as a WSGI application."""
+    if _takes(app, 3):
+        return
+    if _takes(app, 2):
+        raise ConfigurationError(
+            f"app: {_kind(app)} is called with (environ, start_response), as WSGI applications are, and this "
+            "IdempotencyMiddleware is for ASGI; use open_idempotency.wsgi around it, or in Flask Idempotency(app) from "
+            "open_idempotency.flask"
+        )
+    raise ConfigurationError(
+        f"app: {_kind(app)} cannot be called with (scope, receive, send), as ASGI applications are"
+    )
+
+
+def refuse_asgi(app: Any) -> None:
+    """Raise ``ConfigurationError`` for what cannot be called as a WSGI application, such as an ASGI application."""
+    awaited = inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(getattr(type(app), _CALL, None))
+    if not awaited and _takes(app, 2):
+        return
+    if awaited or _takes(app, 3):
+        raise ConfigurationError(
+            f"app: {_kind(app)} is called with (scope, receive, send), as ASGI applications are, and this "
+            "IdempotencyMiddleware is for WSGI; use the one of open_idempotency.fastapi, .starlette or .asgi"
+        )
+    raise ConfigurationError(f"app: {_kind(app)} cannot be called with (environ, start_response), as WSGI asks for")
+
+
+def _takes(app: Any, count: int) -> bool:
+    """Whether a callable takes so many arguments by position; true where Python does not know."""
+    if not callable(app):
+        return False
+    try:
+        # What a decorator has wrapped may take others than the decorated function does.
+        signature = inspect.signature(app, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def _kind(app: Any) -> str:
+    """A function by its name, anything else by its class."""
+    return str(getattr(app, "__qualname__", None) or type(app).__qualname__)
+
 
 # Rules without an effect
 

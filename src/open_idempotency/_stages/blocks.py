@@ -10,16 +10,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar, cast
+from weakref import ref
 
-from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.attempt import Attempt, Phase
 from open_idempotency._core.commands import Steps
 from open_idempotency._core.intents import Inquiry, Reconciled
 from open_idempotency._core.models import Headers, Response
 from open_idempotency._core.recording import make_sure
-from open_idempotency._engine.engine import Performers, here
+from open_idempotency._engine.engine import Performers, here, running
 from open_idempotency._runtime import clocks, loops
 from open_idempotency._stages.stages import PLAIN, StageUse, Terms, is_coroutine_function, stage_id
 from open_idempotency.exceptions import ConfigurationError, NotStarted, SyncAsyncMismatch
@@ -31,10 +32,45 @@ Key = str | int | None
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+class StageCalls:
+    """The coroutines of one attempt's stages that were made and have not begun, each with the name of its stage.
+
+    They are held, so that their state can be read at the attempt's end (O-36).
+    """
+
+    __slots__ = ("waiting",)
+
+    def __init__(self) -> None:
+        self.waiting: dict[StageBlock, tuple[str, Coroutine[Any, Any, Any]]] = {}
+
+    def end(self) -> tuple[str, ...]:
+        """Let go of the coroutines. The names of the stages whose coroutines nobody can await any more.
+
+        A coroutine that was closed, or cancelled before it began, is none of them. Nor is one that somebody holds: it
+        may be a task that outlives the view.
+        """
+        waiting = list(self.waiting.values())
+        made = [(name, ref(each)) for name, each in waiting if inspect.getcoroutinestate(each) == inspect.CORO_CREATED]
+        waiting.clear()
+        self.waiting.clear()  # Python warns of those that nobody holds, as of any such coroutine
+        return tuple(name for name, held in made if held() is None)
+
+
 class StageBlock:
     """One stage to be entered; see ``Idem.stage``."""
 
-    __slots__ = ("_arguments", "_function", "_key", "_name", "_performers", "_result", "_saved", "_terms", "_use")
+    __slots__ = (
+        "_arguments",
+        "_calls",
+        "_function",
+        "_key",
+        "_name",
+        "_performers",
+        "_result",
+        "_saved",
+        "_terms",
+        "_use",
+    )
 
     def __init__(
         self,
@@ -49,6 +85,8 @@ class StageBlock:
         self._function = function
         #: what the stage was called with; ``reconcile`` is asked with the same
         self._arguments: Arguments = ((), {})
+        #: where this stage's coroutine is known until it begins
+        self._calls: StageCalls | None = None
         self._performers: Performers | None = None
         self._use: StageUse | None = None
         self._saved: Any = None
@@ -130,6 +168,13 @@ class StageBlock:
         if self._terms.tx is not None:
             self._entered().leave()  # the transaction may be rolled back, and the stage tried again in another
 
+    async def asave(self, value: Any) -> Any:
+        """Enter the block, save the value, and leave it again; the value on record."""
+        self._begun()
+        async with self:
+            self.save(value)
+        return self.value
+
     async def __aenter__(self) -> StageBlock:
         use = self._enter()
         if use.begins and self._performers is not None:
@@ -192,8 +237,26 @@ class StageBlock:
                 stage.save(self._called(function, args, kwargs))
         return stage.value
 
+    def expected(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+        """The coroutine of this stage, of which the attempt knows from now on, so that a missing await is noticed."""
+        found = running.get()
+        if found is not None and found[0].lease is not None and found[0].phase is Phase.RUNNING:
+            calls = found[0].calls
+            if not isinstance(calls, StageCalls):
+                calls = StageCalls()
+                found[0].expect(calls)
+            self._calls = calls
+            calls.waiting[self] = self._name, coroutine
+        return coroutine
+
+    def _begun(self) -> None:
+        calls, self._calls = self._calls, None
+        if calls is not None:
+            calls.waiting.pop(self, None)
+
     async def arun(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``run``, awaited."""
+        self._begun()
         self._check(function)
         self._arguments = args, kwargs
         async with self as stage:

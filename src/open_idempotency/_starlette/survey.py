@@ -135,8 +135,17 @@ def dependant_rules(dependant: Any) -> Iterator[Rule]:
     if isinstance(call, IdempotencyRule):
         own = (call.rule,)
     elif isinstance(call, type):
+        _refuse_class(call)
         own = rules_on(call, "")
     return chain(own, *map(dependant_rules, dependant.dependencies))
+
+
+def _refuse_class(call: type) -> None:
+    if issubclass(call, IdempotencyRule):
+        raise ConfigurationError(
+            f"Depends({call.__name__}): the class itself is no rule, and FastAPI takes its arguments from the request; "
+            f"call it: Depends({call.__name__}()), or with policy fields such as {call.__name__}(required=True)"
+        )
 
 
 def signature_rules(dependant: Any) -> Iterator[Rule]:

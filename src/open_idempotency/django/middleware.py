@@ -21,7 +21,7 @@ from open_idempotency import asgi
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._engine import shutdown, thread_calls
 from open_idempotency._engine.engine import Running, running
-from open_idempotency._routes.coverage import Route
+from open_idempotency._routes.coverage import Route, spelling
 from open_idempotency._wsgi import MARK
 from open_idempotency.django import layers, private
 from open_idempotency.django.conf import configure
@@ -78,6 +78,10 @@ class IdempotencyMiddleware:
             return self._pass(request)
         # Before the first view the URLs, and the rules of their views, may not be loaded yet.
         keyed = not self._found_view or self._is_keyed(request)
+        if not keyed and not self._coverages.marked_only and request.method in self.engine.policy.methods:
+            for name in self._coverages.default.environ_spellings:
+                if name in request.META:
+                    spelling.warn(name, self.engine.policy)
         if not keyed and not self.engine.policy.required and not self._rules.in_use:
             return self._pass(request)
         exchange = Exchange(self.engine, request)

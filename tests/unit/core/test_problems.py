@@ -41,6 +41,7 @@ ALL: list[tuple[Problem, str, int]] = [
     (problems.stage_in_doubt(True), "outcome-unknown", 409),
     (problems.record_unreadable(), "record-unreadable", 503),
     (problems.uncommitted(), "not-committed", 500),
+    (problems.not_awaited(), "not-committed", 500),
 ]
 
 STOP, AGAIN = False, True
@@ -63,6 +64,7 @@ CLIENT: dict[Any, tuple[bool, str]] = {
     problems.ledger_unreachable: (AGAIN, "the ledger works again, and says what has run"),
     problems.response_unreachable: (AGAIN, "the backend works again, and has the response"),
     problems.record_unreadable: (AGAIN, "a worker of the newer version, or with the right key, reads the record"),
+    problems.not_awaited: (AGAIN, "nothing is stored, so the next attempt does the work, once the code awaits it"),
     problems.uncommitted: (AGAIN, "the work was not committed, so the next attempt does it"),
 }
 

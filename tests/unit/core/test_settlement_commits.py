@@ -60,6 +60,26 @@ def test_a_committed_response_is_recorded_whatever_came_behind_it(how: Callable[
     assert decode_response(command.response) == PLACED
 
 
+class Forgotten:
+    """What an attempt knows of a stage that was never awaited."""
+
+    def end(self) -> tuple[str, ...]:
+        """Its name."""
+        return ("charge",)
+
+
+def test_a_committed_response_is_recorded_although_a_stage_was_not_awaited() -> None:
+    """O-36, S-06b: its rows cannot be taken back, so the client of this attempt alone gets the 500."""
+    attempt, script = answered(End.COMMITTED, on_event=Listener()), Script({Complete: [Completed()]})
+    attempt.expect(Forgotten())
+    response = script.run(finish(attempt, PLACED))
+    assert isinstance(response, Response)
+    assert response.status == 500
+    assert seen(attempt)[0] is events.NotAwaited
+    (command,) = script.asked_for(Complete)
+    assert decode_response(command.response) == PLACED
+
+
 @pytest.mark.parametrize("end", [End.UNREPORTED, End.DOUBTFUL])
 @pytest.mark.parametrize("policy", [{"on_failed": "reject"}, {"on_abandoned": "reject"}, {"max_attempts": 3}])
 def test_a_strict_policy_asks_the_database_where_the_library_does_not_know(end: End, policy: Any) -> None:

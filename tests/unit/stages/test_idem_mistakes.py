@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import gc
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI
 
-from open_idempotency import idem
-from open_idempotency.exceptions import ConfigurationError, StageValueError
+from open_idempotency import events, idem
+from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.models import Response
+from open_idempotency._core.settlement import Fate, abort, finish
+from open_idempotency.exceptions import AlreadyCompleted, ConfigurationError, StageValueError
+from open_idempotency.fastapi import IdempotencyMiddleware
 from open_idempotency.flask import Idempotency
-from tests.unit.stages.stage_client import Client, Counted
+from tests.unit.builders import Listener
+from tests.unit.stages.stage_client import KEY, Client, Counted
 
 
 @pytest.fixture
@@ -120,15 +128,102 @@ def test_a_backend_in_the_place_of_the_application_is_told() -> None:
         Idempotency(wrong)
 
 
-@pytest.mark.anyio
-async def test_a_stage_that_is_not_awaited_does_not_run_and_python_warns(client: Client) -> None:
-    """S-08: the effect does not happen, and the warning names the line."""
-    effect = Counted()
+SUCCESS, REFUSAL = Response(201, [], b"paid"), Response(402, [], b"declined")
 
-    def endpoint() -> None:
-        idem.arun("charge", effect.awaited)
+
+def finished(client: Client, attempt: Attempt, response: Response = SUCCESS) -> Any:
+    """What becomes of the response of an attempt whose view has ended."""
+    return client.engine.sync.run(finish(attempt, response))
+
+
+def never_awaited() -> Any:
+    """Python's own warning of a coroutine that nobody awaits, which comes at the end of the attempt."""
+    return pytest.warns(RuntimeWarning, match="never awaited")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("verb", ["arun", "asave_stage"])
+async def test_a_success_whose_stage_was_not_awaited_is_not_stored(verb: str) -> None:
+    """O-36, S-08: the effect has not happened, so the client gets a 500, and the next attempt may do it."""
+    listener = Listener()
+    client, effect = Client(on_event=listener), Counted()
+    with client.request() as attempt:
+        getattr(idem, verb)("charge", effect.awaited)
+        with never_awaited():
+            response = finished(client, attempt)
+    assert (response.status, b"not-committed" in response.body, effect.calls) == (500, True, 0)
+    assert [each.stage for each in listener.seen if isinstance(each, events.NotAwaited)] == ["charge"]
+    with client.request() as again:
+        assert again.lease is not None
+        assert again.lease.attempt == 2
+
+
+@pytest.mark.anyio
+async def test_a_refusal_may_leave_a_stage_unawaited(client: Client) -> None:
+    """O-36: it does not say that the effect has happened; Python warns."""
+    with client.request() as attempt:
+        idem.arun("charge", Counted().awaited)
+        with never_awaited():
+            assert finished(client, attempt, REFUSAL) is Fate.KEPT
+
+
+@pytest.mark.anyio
+async def test_a_view_that_raises_leaves_no_stage_behind(client: Client) -> None:
+    """O-36: the coroutine is let go where the attempt fails."""
+    with client.request() as attempt:
+        idem.arun("charge", Counted().awaited)
+        with never_awaited():
+            client.engine.sync.run(abort(attempt, RuntimeError()))
+        assert attempt.unawaited == ("charge",)
+
+
+@pytest.mark.anyio
+async def test_without_a_key_python_warns_at_once(client: Client) -> None:
+    """O-36: nothing would be stored, so nothing is noted."""
+    with client.request(key=b""), never_awaited():
+        idem.arun("charge", Counted().awaited)
         gc.collect()
 
-    with client.request(), pytest.warns(RuntimeWarning, match="never awaited"):
-        endpoint()
+
+async def _in_tasks(client: Client) -> None:
+    with client.request() as attempt:
+        await asyncio.gather(idem.arun("one", Counted().awaited), idem.arun("two", Counted().awaited))
+        await asyncio.create_task(idem.arun("three", Counted().awaited))  # type: ignore[arg-type]  # it is a coroutine
+        cancelled = asyncio.ensure_future(idem.arun("four", Counted().awaited))
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        del cancelled
+        closed: Any = idem.arun("five", Counted().awaited)
+        closed.close()
+        del closed
+        late = asyncio.ensure_future(idem.arun("six", Counted().awaited))
+        assert finished(client, attempt) is Fate.KEPT
+        with pytest.raises(AlreadyCompleted):
+            await late
+    assert attempt.unawaited == ()
+
+
+def test_stages_of_tasks_are_awaited(client: Client) -> None:
+    """O-36: gathered, in a task, in a task that has not begun, cancelled before it began, and closed unawaited."""
+    asyncio.run(_in_tasks(client))
+
+
+@pytest.mark.anyio
+async def test_an_endpoint_that_forgets_await_is_a_500_twice() -> None:
+    """O-36: under a framework, whose endpoint has returned by then."""
+    app, effect = FastAPI(), Counted()
+    app.add_middleware(IdempotencyMiddleware, backend="memory://")
+
+    @app.post("/charges")
+    async def charge_here() -> str:
+        idem.arun("charge", effect.awaited)
+        return "paid"
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as sender:
+        for _ in range(2):
+            with never_awaited():
+                response = await sender.post("/charges", headers={"Idempotency-Key": KEY.decode()})
+            assert response.status_code == 500
+            assert "before it had done the work" in response.json()["detail"]
     assert effect.calls == 0

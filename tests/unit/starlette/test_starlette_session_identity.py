@@ -211,7 +211,7 @@ def test_callers_who_are_meant_to_be_one_are_not_warned_about() -> None:
 def test_what_is_no_session_names_nobody(session: object) -> None:
     """O-19: whatever another framework puts there."""
     scope = {"type": "http", "session": session}
-    identity = PlainMiddleware(log_in, "memory://").identify(scope)
+    identity = PlainMiddleware(Starlette(), "memory://").identify(scope)
     assert identity is None or (not isinstance(identity, str) and not identity.session)
 
 
