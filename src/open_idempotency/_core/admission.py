@@ -150,8 +150,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
             claim.record_id = (yield from find_record(caller, intake.session)) or claim.record_id
         except (BackendUnavailable, RecordUnreadable) as error:
             return (yield from _without_backend(error, "get", claim, request, policy))
-    advice = _advice(claim, scope, identity, intake, policy)
-    if advice is not None:
+    if (advice := _advice(claim, scope, identity, intake, policy)) is not None:
         yield from warn(policy, advice)
     # Not begun yet: a reservation, where there is one, comes before the claim.
     steps = _begin(claim, intake, policy)

@@ -6,6 +6,7 @@ Hypothesis is imported when the check runs, so that this module can be imported 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -51,33 +52,44 @@ def check_against_model(
         if error.name != "hypothesis":
             raise
         raise MissingExtra("check_against_model needs Hypothesis: pip install hypothesis") from error
-    for_records = settings or hypothesis.settings(
+    for_records = settings or _settings(examples, steps)
+    for_quotas = hypothesis.settings(for_records, max_examples=max(5, round(for_records.max_examples * _QUOTAS)))
+    with start_blocking_portal(library) as portal:
+        begun = partial(_begin, make_backend, portal)
+
+        # Hypothesis makes the machines itself, without arguments.
+        class Records(RecordMachine):
+            def __init__(self) -> None:
+                super().__init__(*begun())
+
+        class Quotas(QuotaMachine):
+            def __init__(self) -> None:
+                super().__init__(*begun())
+
+        first, _, close = begun()
+        close()
+        if first.quotas:
+            run_state_machine_as_test(Quotas, settings=for_quotas)
+        run_state_machine_as_test(Records, settings=for_records)
+
+
+def _begin(make_backend: MakeBackend, portal: BlockingPortal) -> tuple[Any, ManualClock, Callable[[], None]]:
+    """What a machine is made of: a new backend, its clock, and what closes it."""
+    clock = ManualClock()
+    by_verb = _BackendByVerb(make_backend(clock), portal)
+    return by_verb, clock, by_verb.close
+
+
+def _settings(examples: int, steps: int) -> Any:
+    import hypothesis
+
+    return hypothesis.settings(
         max_examples=examples,
         stateful_step_count=steps,
         deadline=None,
         # Servers are slow compared with what Hypothesis expects of an example, and histories are long.
         suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
     )
-    for_quotas = hypothesis.settings(for_records, max_examples=max(5, round(for_records.max_examples * _QUOTAS)))
-    with start_blocking_portal(library) as portal:
-        first = _BackendByVerb(make_backend(ManualClock()), portal)
-        first.close()
-
-        class Records(RecordMachine):
-            def __init__(self) -> None:
-                clock = ManualClock()
-                by_verb = _BackendByVerb(make_backend(clock), portal)
-                super().__init__(by_verb, clock, by_verb.close)
-
-        class Quotas(QuotaMachine):
-            def __init__(self) -> None:
-                clock = ManualClock()
-                by_verb = _BackendByVerb(make_backend(clock), portal)
-                super().__init__(by_verb, clock, by_verb.close)
-
-        if first.quotas:
-            run_state_machine_as_test(Quotas, settings=for_quotas)
-        run_state_machine_as_test(Records, settings=for_records)
 
 
 class _BackendByVerb:
