@@ -34,6 +34,7 @@ from open_idempotency._core.commands import (
     Fail,
     Forget,
     Get,
+    Handlers,
     KeepAlive,
     Look,
     Now,
@@ -162,6 +163,29 @@ def _meant(command: Command[Any], error: BaseException) -> BaseException:
 _call = methodcaller("function")
 
 
+def _handlers(
+    backend: Backend | AsyncBackend, at_once: Handlers, look: Callable[[Look], Any] | None
+) -> dict[type[Command[Any]], Callable[[Any], Any]]:
+    """What carries the commands out, but for ``Sleep``: the same verbs for both performers, which wait in their way."""
+    handlers: dict[type[Command[Any]], Callable[[Any], Any]] = {
+        **at_once,
+        Reserve: backend.reserve,
+        Unreserve: backend.unreserve,
+        Claim: _timed(backend.claim),
+        Renew: backend.renew,
+        SaveStage: backend.save_stage,
+        Complete: _timed(backend.complete),
+        Fail: backend.fail,
+        Release: backend.release,
+        Withdraw: backend.withdraw,
+        Get: backend.get,
+        Forget: lambda command: backend.delete(command.record_id),
+        Wait: backend.wait,
+        Call: _call,
+    }
+    return handlers if look is None else {**handlers, Look: look}
+
+
 class Performer(Driver):
     """Carries out commands on a sync ``Backend``. ``keeper``: the heartbeat on the same backend.
 
@@ -172,26 +196,8 @@ class Performer(Driver):
         self, backend: Backend, keeper: Keeper = _NOBODY, look: Callable[[Look], bytes | None] | None = None
     ) -> None:
         self.backend = backend
-        handlers: dict[type[Command[Any]], Callable[[Any], Any]] = {
-            **_at_once(keeper, Slots(_SLOTS_ON_THREADS)),
-            Reserve: backend.reserve,
-            Unreserve: backend.unreserve,
-            Claim: _timed(backend.claim),
-            Renew: backend.renew,
-            SaveStage: backend.save_stage,
-            Complete: _timed(backend.complete),
-            Fail: backend.fail,
-            Release: backend.release,
-            Withdraw: backend.withdraw,
-            Get: backend.get,
-            Forget: lambda command: backend.delete(command.record_id),
-            Wait: backend.wait,
-            Call: _call,
-            Sleep: lambda command: time.sleep(command.seconds),
-        }
-        if look is not None:
-            handlers[Look] = look
-        super().__init__(handlers)
+        handlers = _handlers(backend, _at_once(keeper, Slots(_SLOTS_ON_THREADS)), look)
+        super().__init__({**handlers, Sleep: lambda command: time.sleep(command.seconds)})
 
     def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
         return _meant(command, error)
@@ -210,26 +216,8 @@ class AsyncPerformer(AsyncDriver):
         # Cleanup after a cancellation may cost two calls; it is bounded, since shutdown waits for it.
         #: seconds that a cleanup may take
         self.patience = 2 * backend.call_timeout + 1.0
-        handlers: dict[type[Command[Any]], Callable[[Any], Any]] = {
-            **_at_once(keeper, Slots(None)),
-            Reserve: backend.reserve,
-            Unreserve: backend.unreserve,
-            Claim: _timed(backend.claim),
-            Renew: backend.renew,
-            SaveStage: backend.save_stage,
-            Complete: _timed(backend.complete),
-            Fail: backend.fail,
-            Release: backend.release,
-            Withdraw: backend.withdraw,
-            Get: backend.get,
-            Forget: lambda command: backend.delete(command.record_id),
-            Wait: backend.wait,
-            Call: _call,
-            Sleep: lambda command: loops.sleep(command.seconds),
-        }
-        if look is not None:
-            handlers[Look] = look
-        super().__init__(handlers)
+        handlers = _handlers(backend, _at_once(keeper, Slots(None)), look)
+        super().__init__({**handlers, Sleep: lambda command: loops.sleep(command.seconds)})
 
     def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
         return _meant(command, error)
