@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import house
+import how_tos
 import lines
 import states
 
@@ -139,6 +140,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "states": states.as_table,
     "lines": lines.as_tables,
     "house": house.figures,
+    "how-tos": how_tos.grouped,
     "walk": house.walk,
 }
 
