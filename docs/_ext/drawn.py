@@ -17,6 +17,7 @@ from typing import Any
 import house
 import how_tos
 import lines
+import policy_examples
 import states
 
 from open_idempotency import events, exceptions
@@ -56,20 +57,29 @@ def plain(docstring: str | None) -> str:
 
 
 def policy_fields() -> str:
-    """Every policy field with its default and what the policy's docstring says of it."""
-    texts = _field_texts()
-    rows: list[tuple[str, ...]] = []
-    for field in dataclasses.fields(IdempotencyPolicy):
-        rows.append((f"`{field.name}`", f"`{_default(field)}`", texts[field.name]))
-    return table(("Field", "Default", "Meaning"), rows)
+    """A heading for every policy field, with its default, what the policy's docstring says of it, and an example."""
+    fields = {field.name: field for field in dataclasses.fields(IdempotencyPolicy)}
+    parts: list[str] = []
+    for group, texts in _field_texts().items():
+        parts.append(f"## {group}\n")
+        parts += [_field(fields[name], text) for name, text in texts.items()]
+    return "\n".join(parts)
 
 
-def _field_texts() -> dict[str, str]:
+def _field(field: dataclasses.Field[Any], text: str) -> str:
+    example = policy_examples.EXAMPLES.get(field.name)
+    shown = f"\n```python\n{example}\n```\n" if example else ""
+    return f"### `{field.name}`\n\nDefault: {_default(field)}\n\n{text[:1].upper()}{text[1:]}.\n{shown}"
+
+
+def _field_texts() -> dict[str, dict[str, str]]:
+    """What the policy's docstring says of each field, by its groups."""
     docstring = inspect.cleandoc(IdempotencyPolicy.__doc__ or "")
-    texts: dict[str, str] = {}
+    groups: dict[str, dict[str, str]] = {}
     for group in docstring.split("\n\n")[1:]:
         heading, _, body = group.partition("\n")
         pieces = re.split(r"``(\w+)``(?=[:,])", " ".join(body.split()))
+        texts = groups.setdefault(heading, {})
         waiting: list[str] = []
         for name, text in zip(pieces[1::2], pieces[2::2], strict=True):
             if name not in FIELD_NAMES:
@@ -79,12 +89,14 @@ def _field_texts() -> dict[str, str]:
                 said = text[1:].strip().rstrip(";.").replace("``", "`")
                 texts.update((one, said) for one in waiting)
                 waiting.clear()
-    return texts
+    return groups
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
     default = field.default
-    return ", ".join(sorted(default)) if isinstance(default, frozenset) else repr(default)
+    if isinstance(default, frozenset | tuple) and default:
+        return ", ".join(f"`{each}`" for each in (sorted(default) if isinstance(default, frozenset) else default))
+    return f"`{default!r}`"
 
 
 def problem_kinds() -> str:
