@@ -113,7 +113,8 @@ class IdempotencyPolicy:
         ``methods``: HTTP methods that are covered (never GET, HEAD, OPTIONS, TRACE, CONNECT).
         ``required``: a covered request without a key gets 400. ``header``: the name of the key's header;
         ``aliases``: further names of the key's header.
-        ``profile``: ``"strict"`` takes an RFC 9651 String alone, ``"lenient"`` a bare key as well. ``validate``: called with the key, returns something true to accept it (``uuid.UUID`` and
+        ``profile``: ``"strict"`` takes an RFC 9651 String alone, ``"lenient"`` a bare key as well. ``validate``:
+        called with the key, returns something true to accept it (``uuid.UUID`` and
         ``re.compile(...).fullmatch`` do); false, None and ``ValueError`` refuse it.
 
     Who and what
@@ -129,27 +130,32 @@ class IdempotencyPolicy:
         itself, instead of 422. ``application``: separates applications that share a backend.
         ``fingerprint``: ``"auto"``, ``"json"``, ``"none"`` (the body is not compared) or a callable that returns
         the bytes to compare. ``fingerprint_headers``: names of request headers that are compared as well.
-        ``fingerprint_ignore``: JSON pointers to what is not compared (needs ``"json"``). ``secret``: HMAC key of the digests.
+        ``fingerprint_ignore``: JSON pointers to what is not compared (needs ``"json"``). ``secret``: HMAC key of the
+        digests.
         ``max_live_keys``: how many live keys one caller may have at the same moment, None for no limit; a new one
         beyond them gets 429.
 
     Liveness
         ``lease``: seconds a claim lasts unless it is renewed. ``ttl``: seconds a record is stored after completion or
         last activity. ``error_ttl``: seconds a record is stored whose response is from 400 on, unless its attempt
-        has recorded a stage or committed in a transaction (None: one hour, or ttl if that is shorter). ``max_run``: seconds for
+        has recorded a stage or committed in a transaction (None: one hour, or ttl if that is shorter). ``max_run``:
+        seconds for
         which a lease is renewed at most. ``wait``: seconds a duplicate waits for the first request before its 409;
         ``max_wait``: seconds a duplicate waits at most that sends ``Prefer: wait=N``, which is ignored at 0.
-        ``max_waiting``: how many duplicates of one process may wait at the same moment, further ones get their 409 at once (None: 2 where waiting holds a
+        ``max_waiting``: how many duplicates of one process may wait at the same moment, further ones get their 409 at
+        once (None: 2 where waiting holds a
         thread, else no limit). ``respond_within``: seconds that a client waits at most for its finished response
         while the backend fails; then it gets it, marked as unrecorded. ``record_within``: seconds for which recording
-        a response is tried in all, also in the background after that (None: as long as max_run, or ttl if that is shorter).
+        a response is tried in all, also in the background after that (None: as long as max_run, or ttl if that is
+        shorter).
         ``stream_grace``: seconds for which a stream may go on after its client has left; one that does not end by
         then is closed, and its attempt has failed.
 
     After a failure
         ``on_failed``: ``"resume"`` runs again, ``"replay"`` repeats the failed response, ``"reject"`` gives 409.
         ``on_abandoned``: after the worker died, ``"resume"`` or ``"reject"``. ``max_attempts``: how often a request
-        may run at most, None for no limit. ``ledger``: where to look for a committed response before a retry is refused:
+        may run at most, None for no limit. ``ledger``: where to look for a committed response before a retry is
+        refused:
         a callable that opens a transaction, such as ``engine.begin``, or a Django database alias; ``atomic=True`` of a
         Django view sets it. ``fail_open``: run unprotected while the backend is down.
 
