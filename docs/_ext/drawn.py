@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import accident
 import house
 import how_tos
 import lines
@@ -21,7 +24,7 @@ import policy_examples
 import states
 
 from open_idempotency import events, exceptions
-from open_idempotency._core import problems
+from open_idempotency._core import problems, rendering
 from open_idempotency._core.models import Busy, Refusal
 from open_idempotency.policy import FIELD_NAMES, IdempotencyPolicy
 
@@ -116,6 +119,34 @@ def problem_kinds() -> str:
     return table(head, rows)
 
 
+def _problem_page(name: str) -> Callable[[], str]:
+    """What the page of one problem shows of it: status and members, and a whole response."""
+    return lambda: _facts([problem for problem in map(_made, _problem_makers()) if problem.name == name])
+
+
+def _facts(kinds: list[problems.Problem]) -> str:
+    rows = [(str(p.status), str(p.retryable).lower(), "yes" if p.retry_after is not None else "no") for p in kinds]
+    shown = replace(kinds[0], instance="/charges", reference="3f9c1b7a5d2e8046", detail=kinds[0].detail or "…")
+    sample = json.loads(rendering.render(shown, IdempotencyPolicy()).body or b"")
+    facts = table(("Status", "`retryable`", "`Retry-After`"), list(dict.fromkeys(rows)))
+    return f"{facts}\n```json\n{json.dumps(sample, indent=2, ensure_ascii=False)}\n```\n"
+
+
+def problem_index() -> str:
+    """The pages of all problems, by status."""
+    titles = {page.stem: how_tos.title_of(page) for page in sorted((DOCS / "problems").glob("*.md"))}
+    return "".join(
+        f"- [{title}]({name}.md)\n"
+        for name, title in sorted(titles.items(), key=lambda each: each[1])
+        if name != "index"
+    )
+
+
+def problem_names() -> list[str]:
+    """Each name of a problem once, as the code has them."""
+    return list(dict.fromkeys(_made(maker).name for maker in _problem_makers()))
+
+
 def _problem_makers() -> list[Callable[..., problems.Problem]]:
     functions = [value for value in vars(problems).values() if inspect.isfunction(value)]
     return [f for f in functions if f.__module__ == problems.__name__ and f.__annotations__.get("return") == "Problem"]
@@ -153,7 +184,16 @@ PARTS: dict[str, Callable[[], str]] = {
     "lines": lines.as_tables,
     "house": house.figures,
     "how-tos": how_tos.grouped,
+    "problem-index": problem_index,
+    **{f"problem-{name}": _problem_page(name) for name in problem_names()},
     "walk": house.walk,
+}
+
+
+PICTURES: dict[str, Callable[[], str]] = {
+    "pictures/accident.svg": lambda: accident.as_svg(with_key=False),
+    "pictures/cure.svg": lambda: accident.as_svg(with_key=True),
+    "reference/states.svg": states.as_svg,
 }
 
 
@@ -165,7 +205,7 @@ def redrawn(text: str) -> str:
 def outdated() -> dict[Path, str]:
     """The files that are behind the code, with the text that they should have."""
     wanted = {page: redrawn(page.read_text(encoding="utf-8")) for page in sorted(DOCS.rglob("*.md"))}
-    wanted[DOCS / "reference" / "states.svg"] = states.as_svg()
+    wanted |= {DOCS / name: draw() for name, draw in PICTURES.items()}
     return {path: text for path, text in wanted.items() if not path.exists() or path.read_text("utf-8") != text}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-_DRAWN = 'class="drawing"'
+_DRAWN = '<svg xmlns="http://www.w3.org/2000/svg" class="drawing'
 
 
 class InlineDrawings(SphinxPostTransform):
