@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import accident
 import house
+import how_tos
 import lines
+import policy_examples
 import states
 
 from open_idempotency import events, exceptions
-from open_idempotency._core import problems
+from open_idempotency._core import problems, rendering
 from open_idempotency._core.models import Busy, Refusal
 from open_idempotency.policy import FIELD_NAMES, IdempotencyPolicy
 
@@ -55,20 +60,29 @@ def plain(docstring: str | None) -> str:
 
 
 def policy_fields() -> str:
-    """Every policy field with its default and what the policy's docstring says of it."""
-    texts = _field_texts()
-    rows: list[tuple[str, ...]] = []
-    for field in dataclasses.fields(IdempotencyPolicy):
-        rows.append((f"`{field.name}`", f"`{_default(field)}`", texts[field.name]))
-    return table(("Field", "Default", "Meaning"), rows)
+    """A heading for every policy field, with its default, what the policy's docstring says of it, and an example."""
+    fields = {field.name: field for field in dataclasses.fields(IdempotencyPolicy)}
+    parts: list[str] = []
+    for group, texts in _field_texts().items():
+        parts.append(f"## {group}\n")
+        parts += [_field(fields[name], text) for name, text in texts.items()]
+    return "\n".join(parts)
 
 
-def _field_texts() -> dict[str, str]:
+def _field(field: dataclasses.Field[Any], text: str) -> str:
+    example = policy_examples.EXAMPLES.get(field.name)
+    shown = f"\n```python\n{example}\n```\n" if example else ""
+    return f"### `{field.name}`\n\nDefault: {_default(field)}\n\n{text[:1].upper()}{text[1:]}.\n{shown}"
+
+
+def _field_texts() -> dict[str, dict[str, str]]:
+    """What the policy's docstring says of each field, by its groups."""
     docstring = inspect.cleandoc(IdempotencyPolicy.__doc__ or "")
-    texts: dict[str, str] = {}
+    groups: dict[str, dict[str, str]] = {}
     for group in docstring.split("\n\n")[1:]:
         heading, _, body = group.partition("\n")
         pieces = re.split(r"``(\w+)``(?=[:,])", " ".join(body.split()))
+        texts = groups.setdefault(heading, {})
         waiting: list[str] = []
         for name, text in zip(pieces[1::2], pieces[2::2], strict=True):
             if name not in FIELD_NAMES:
@@ -78,12 +92,14 @@ def _field_texts() -> dict[str, str]:
                 said = text[1:].strip().rstrip(";.").replace("``", "`")
                 texts.update((one, said) for one in waiting)
                 waiting.clear()
-    return texts
+    return groups
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
     default = field.default
-    return ", ".join(sorted(default)) if isinstance(default, frozenset) else repr(default)
+    if isinstance(default, frozenset | tuple) and default:
+        return ", ".join(f"`{each}`" for each in (sorted(default) if isinstance(default, frozenset) else default))
+    return f"`{default!r}`"
 
 
 def problem_kinds() -> str:
@@ -101,6 +117,34 @@ def problem_kinds() -> str:
     ]
     head = ("Name", "Status", "`retryable`", "`Retry-After`", "When")
     return table(head, rows)
+
+
+def _problem_page(name: str) -> Callable[[], str]:
+    """What the page of one problem shows of it: status and members, and a whole response."""
+    return lambda: _facts([problem for problem in map(_made, _problem_makers()) if problem.name == name])
+
+
+def _facts(kinds: list[problems.Problem]) -> str:
+    rows = [(str(p.status), str(p.retryable).lower(), "yes" if p.retry_after is not None else "no") for p in kinds]
+    shown = replace(kinds[0], instance="/charges", reference="3f9c1b7a5d2e8046", detail=kinds[0].detail or "…")
+    sample = json.loads(rendering.render(shown, IdempotencyPolicy()).body or b"")
+    facts = table(("Status", "`retryable`", "`Retry-After`"), list(dict.fromkeys(rows)))
+    return f"{facts}\n```json\n{json.dumps(sample, indent=2, ensure_ascii=False)}\n```\n"
+
+
+def problem_index() -> str:
+    """The pages of all problems, by status."""
+    titles = {page.stem: how_tos.title_of(page) for page in sorted((DOCS / "problems").glob("*.md"))}
+    return "".join(
+        f"- [{title}]({name}.md)\n"
+        for name, title in sorted(titles.items(), key=lambda each: each[1])
+        if name != "index"
+    )
+
+
+def problem_names() -> list[str]:
+    """Each name of a problem once, as the code has them."""
+    return list(dict.fromkeys(_made(maker).name for maker in _problem_makers()))
 
 
 def _problem_makers() -> list[Callable[..., problems.Problem]]:
@@ -139,7 +183,17 @@ PARTS: dict[str, Callable[[], str]] = {
     "states": states.as_table,
     "lines": lines.as_tables,
     "house": house.figures,
+    "how-tos": how_tos.grouped,
+    "problem-index": problem_index,
+    **{f"problem-{name}": _problem_page(name) for name in problem_names()},
     "walk": house.walk,
+}
+
+
+PICTURES: dict[str, Callable[[], str]] = {
+    "pictures/accident.svg": lambda: accident.as_svg(with_key=False),
+    "pictures/cure.svg": lambda: accident.as_svg(with_key=True),
+    "reference/states.svg": states.as_svg,
 }
 
 
@@ -151,7 +205,7 @@ def redrawn(text: str) -> str:
 def outdated() -> dict[Path, str]:
     """The files that are behind the code, with the text that they should have."""
     wanted = {page: redrawn(page.read_text(encoding="utf-8")) for page in sorted(DOCS.rglob("*.md"))}
-    wanted[DOCS / "reference" / "states.svg"] = states.as_svg()
+    wanted |= {DOCS / name: draw() for name, draw in PICTURES.items()}
     return {path: text for path, text in wanted.items() if not path.exists() or path.read_text("utf-8") != text}
 
 

@@ -1,13 +1,17 @@
 """The state table and the state diagram, both drawn from the decision table that the backends run.
 
-The places on the drawing are chosen here; which arrows there are, and what is written on them, comes from
-``TRANSITIONS``. The arrows that time or a flag draws are the few in ``BESIDE_THE_TABLE``.
+Where the boxes of the drawing stand is chosen here; which arrows there are, and what is written on them, comes from
+``TRANSITIONS``. The arrows that time or a flag draws are the few in ``BESIDE_THE_TABLE``. A label stands on its arrow
+at the point where it covers nothing else.
 """
 
 from __future__ import annotations
 
-import html
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import svg
 
 from open_idempotency.decisions import TRANSITIONS, State
 
@@ -20,16 +24,15 @@ BESIDE_THE_TABLE = {
 _VERBS = {"Claim": "claim", "Renew": "renew", "SaveStage": "save_stage", "Complete": "complete"}
 _CENTRES = {
     State.ABSENT: (110, 60),
-    State.COMPLETED: (750, 60),
-    State.ALIVE: (430, 190),
-    State.FAILED: (110, 320),
-    State.ABANDONED: (750, 320),
-    State.FINAL: (430, 440),
+    State.COMPLETED: (790, 60),
+    State.ALIVE: (450, 230),
+    State.FAILED: (110, 400),
+    State.ABANDONED: (790, 400),
+    State.FINAL: (450, 560),
 }
-# How far along its arrow a label stands, where the middle is taken by another.
-_ALONG = {(State.ABANDONED, State.FAILED): 0.25}
 _WIDTH, _HEIGHT = 150, 44
-_APART = 9  # half the distance between an arrow and the one that goes the other way
+_APART = 10  # half the distance between an arrow and the one that goes the other way
+_LINE = 17  # pixels from one line of a label to the next
 
 Edge = tuple[State, State]
 
@@ -66,64 +69,140 @@ def edges() -> dict[Edge, list[str]]:
     return found
 
 
+class Rectangle(NamedTuple):
+    """A part of the drawing that text or a box takes."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def overlaps(self, other: Rectangle) -> bool:
+        """Whether both have a point in common."""
+        across = self.left < other.right and other.left < self.right
+        return across and self.top < other.bottom and other.top < self.bottom
+
+
+class Arrow(NamedTuple):
+    """An arrow between the borders of two boxes."""
+
+    edge: Edge
+    start: tuple[float, float]
+    end: tuple[float, float]
+
+    def at(self, part: float) -> tuple[float, float]:
+        """The point at a part of its way."""
+        return tuple(a + (b - a) * part for a, b in zip(self.start, self.end, strict=True))  # type: ignore[return-value]
+
+    def crosses(self, area: Rectangle) -> bool:
+        """Whether it passes through an area."""
+        points = (self.at(step / 60) for step in range(61))
+        return any(area.left < x < area.right and area.top < y < area.bottom for x, y in points)
+
+
+class Label(NamedTuple):
+    """What is written on an arrow, in lines, with the area that it takes."""
+
+    edge: Edge
+    lines: list[str]
+    area: Rectangle
+
+
 def as_svg() -> str:
     """The diagram, as a picture that needs neither script nor network."""
-    arrows = edges()
-    lines = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 860 490" font-family="sans-serif" font-size="13">',
-        "<title>States of a record, and the verbs that change them</title>",
-        '<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="8" markerHeight="8" orient="auto">'
-        '<path d="M0 0 10 5 0 10z" fill="#555"/></marker></defs>',
-        '<rect width="860" height="490" fill="#fff"/>',
-    ]
-    lines += [_line(edge, (edge[1], edge[0]) in arrows) for edge in arrows]
-    lines += [_label(edge, labels, (edge[1], edge[0]) in arrows) for edge, labels in arrows.items()]
-    lines += [_box(state) for state in State]
-    return "\n".join([*lines, "</svg>", ""])
+    arrows = [arrow(edge) for edge in edges()]
+    labels = place_labels(arrows)
+    body = [*map(_draw_arrow, arrows), *map(_draw_label, labels), *map(_draw_box, State)]
+    return svg.document(900, 600, "States of a record, and the verbs that change them", body)
 
 
-def _box(state: State) -> str:
+def box_of(state: State) -> Rectangle:
+    """The area of a state's box."""
     x, y = _CENTRES[state]
-    return (
-        f'<rect x="{x - _WIDTH / 2:g}" y="{y - _HEIGHT / 2:g}" width="{_WIDTH}" height="{_HEIGHT}" rx="8" '
-        f'fill="#eef3fb" stroke="#335"/><text x="{x}" y="{y + 5}" text-anchor="middle" fill="#113">{state.value}</text>'
-    )
+    return Rectangle(x - _WIDTH / 2, y - _HEIGHT / 2, x + _WIDTH / 2, y + _HEIGHT / 2)
 
 
-def _ends(edge: Edge, paired: bool) -> tuple[float, float, float, float]:
-    """Where an arrow begins and ends: on the boxes' borders, beside the arrow that goes the other way."""
+def arrow(edge: Edge) -> Arrow:
+    """From border to border, beside the arrow that goes the other way."""
     (x1, y1), (x2, y2) = _CENTRES[edge[0]], _CENTRES[edge[1]]
     length = math.hypot(x2 - x1, y2 - y1)
-    aside = _APART if paired else 0
-    dx, dy = -(y2 - y1) / length * aside, (x2 - x1) / length * aside
-    part = _to_border(x2 - x1, y2 - y1)
-    gone, left = (x2 - x1) * part, (y2 - y1) * part
-    return x1 + gone + dx, y1 + left + dy, x2 - gone + dx, y2 - left + dy
-
-
-def _to_border(dx: float, dy: float) -> float:
-    """The part of the way from centre to centre that lies inside a box."""
-    across = _WIDTH / 2 / abs(dx) if dx else math.inf
-    down = _HEIGHT / 2 / abs(dy) if dy else math.inf
-    return min(across, down)
-
-
-def _line(edge: Edge, paired: bool) -> str:
-    x1, y1, x2, y2 = _ends(edge, paired)
-    dashed = ' stroke-dasharray="5 4"' if edge in BESIDE_THE_TABLE else ""
-    return (
-        f'<line x1="{x1:.0f}" y1="{y1:.0f}" x2="{x2:.0f}" y2="{y2:.0f}" stroke="#555"{dashed} marker-end="url(#tip)"/>'
+    along = (x2 - x1) / length, (y2 - y1) / length
+    aside = _APART if (edge[1], edge[0]) in edges() else 0
+    shift = -along[1] * aside, along[0] * aside
+    gone, left = _to_border(shift, along), _to_border(shift, (-along[0], -along[1]))
+    return Arrow(
+        edge,
+        (x1 + shift[0] + along[0] * gone, y1 + shift[1] + along[1] * gone),
+        (x2 + shift[0] - along[0] * left, y2 + shift[1] - along[1] * left),
     )
 
 
-def _label(edge: Edge, labels: list[str], paired: bool) -> str:
-    x1, y1, x2, y2 = _ends(edge, paired)
-    # Labels of a pair keep to their own ends, or one would cover the other.
-    along = 0.36 if paired else _ALONG.get(edge, 0.5)
-    x, y = x1 + (x2 - x1) * along, y1 + (y2 - y1) * along
-    text = html.escape(", ".join(labels))
-    width = 7 * len(text) + 8
-    return (
-        f'<rect x="{x - width / 2:.0f}" y="{y - 10:.0f}" width="{width}" height="19" fill="#fff" opacity="0.9"/>'
-        f'<text x="{x:.0f}" y="{y + 4:.0f}" text-anchor="middle" fill="#333">{text}</text>'
+def _to_border(start: tuple[float, float], along: tuple[float, float]) -> float:
+    """How far it is from a point near a box's centre, in a direction, to the box's border."""
+    halves = (_WIDTH / 2, _HEIGHT / 2)
+    ways = [
+        (half - at * (1 if by > 0 else -1)) / abs(by) for at, by, half in zip(start, along, halves, strict=True) if by
+    ]
+    return min(ways)
+
+
+def place_labels(arrows: list[Arrow]) -> list[Label]:
+    """A place for each label; raises ``ValueError`` where one would cover a box, an arrow or another label."""
+    placed: list[Label] = []
+    for one in sorted(arrows, key=lambda each: -len(edges()[each.edge])):
+        lines = edges()[one.edge]
+        taken = [*map(box_of, State), *(label.area for label in placed)]
+        others = [other for other in arrows if other is not one]
+        for area in _areas(one, lines):
+            if not any(area.overlaps(each) for each in taken) and not any(other.crosses(area) for other in others):
+                placed.append(Label(one.edge, lines, area))
+                break
+        else:
+            raise ValueError(
+                f"no free place for {', '.join(lines)} at the arrow from {one.edge[0].value} to {one.edge[1].value}"
+            )
+    return placed
+
+
+def _areas(one: Arrow, lines: list[str]) -> Iterator[Rectangle]:
+    """Where a label may stand: on the middle of its arrow if possible, else beside it or further along."""
+    width, height = max(map(svg.width_of, lines)), len(lines) * _LINE
+    (x1, y1), (x2, y2) = one.start, one.end
+    length = math.hypot(x2 - x1, y2 - y1)
+    across, down = -(y2 - y1) / length, (x2 - x1) / length
+    beside = (width * abs(across) + height * abs(down)) / 2 + 2
+    for aside in (0, -beside, beside):
+        for step in (0, *(way * n for n in range(1, 13) for way in (1, -1))):
+            x, y = one.at(0.5 + step * 0.025)
+            left, top = x + across * aside - width / 2, y + down * aside - height / 2
+            yield Rectangle(left, top, left + width, top + height)
+
+
+def _draw_box(state: State) -> str:
+    area = box_of(state)
+    frame = (
+        f'<rect x="{area.left:g}" y="{area.top:g}" width="{_WIDTH}" height="{_HEIGHT}" rx="8" class="box"/>'
+        f'<rect x="{area.left:g}" y="{area.top:g}" width="{_WIDTH}" height="{_HEIGHT}" rx="8" class="faint-line"/>'
+    )
+    x, y = _CENTRES[state]
+    return frame + svg.text(x, y + 5, state.value)
+
+
+def _draw_arrow(one: Arrow) -> str:
+    (x1, y1), (x2, y2) = one.start, one.end
+    dashed = ' stroke-dasharray="5 4"' if one.edge in BESIDE_THE_TABLE else ""
+    length = math.hypot(x2 - x1, y2 - y1)
+    line = f'<line x1="{x1:.0f}" y1="{y1:.0f}" x2="{x2:.0f}" y2="{y2:.0f}" class="faint-line"{dashed}/>'
+    return line + svg.tip(x2, y2, (x2 - x1) / length, (y2 - y1) / length, "faint")
+
+
+def _draw_label(label: Label) -> str:
+    area = label.area
+    middle = (area.left + area.right) / 2
+    ground = (
+        f'<rect x="{area.left:.0f}" y="{area.top:.0f}" width="{area.right - area.left:.0f}" '
+        f'height="{area.bottom - area.top:.0f}" class="ground"/>'
+    )
+    return ground + "".join(
+        svg.text(middle, area.top + 13 + number * _LINE, line) for number, line in enumerate(label.lines)
     )

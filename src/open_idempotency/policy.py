@@ -27,6 +27,8 @@ __all__ = ["IdempotencyPolicy"]
 Seconds = float | int | timedelta
 
 _TOKEN_CHARS = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+#: in ``docs_url``: stands for the name of the problem
+DOCS_URL_TYPE = "{type}"
 _URL = re.compile(r"[!-;=?-~]+")
 _HEADER_VALUE = re.compile(r"[!-~](?:[ \t!-~]*[!-~])?")
 #: methods that no policy covers
@@ -110,8 +112,9 @@ class IdempotencyPolicy:
         routes that a decorator, a dependency or a rule by path names.
         ``methods``: HTTP methods that are covered (never GET, HEAD, OPTIONS, TRACE, CONNECT).
         ``required``: a covered request without a key gets 400. ``header``: the name of the key's header;
-        ``aliases``: further names for it. ``profile``: ``"strict"`` takes an RFC 9651 String alone, ``"lenient"``
-        a bare key as well. ``validate``: called with the key, returns something true to accept it (``uuid.UUID`` and
+        ``aliases``: further names of the key's header.
+        ``profile``: ``"strict"`` takes an RFC 9651 String alone, ``"lenient"`` a bare key as well. ``validate``:
+        called with the key, returns something true to accept it (``uuid.UUID`` and
         ``re.compile(...).fullmatch`` do); false, None and ``ValueError`` refuse it.
 
     Who and what
@@ -126,29 +129,34 @@ class IdempotencyPolicy:
         ``scope_by_route``: method and path belong to the key, so one key may be used on several endpoints, each for
         itself, instead of 422. ``application``: separates applications that share a backend.
         ``fingerprint``: ``"auto"``, ``"json"``, ``"none"`` (the body is not compared) or a callable that returns
-        the bytes to compare. ``fingerprint_headers``: headers that belong to it. ``fingerprint_ignore``: JSON
-        pointers left out of it (needs ``"json"``). ``secret``: HMAC key of the digests.
+        the bytes to compare. ``fingerprint_headers``: names of request headers that are compared as well.
+        ``fingerprint_ignore``: JSON pointers to what is not compared (needs ``"json"``). ``secret``: HMAC key of the
+        digests.
         ``max_live_keys``: how many live keys one caller may have at the same moment, None for no limit; a new one
         beyond them gets 429.
 
     Liveness
         ``lease``: seconds a claim lasts unless it is renewed. ``ttl``: seconds a record is stored after completion or
-        last activity. ``error_ttl``: the same for a stored response from 400 on, unless its attempt has recorded a
-        stage or committed in a transaction (None: one hour, or ttl if that is shorter). ``max_run``: seconds for
+        last activity. ``error_ttl``: seconds a record is stored whose response is from 400 on, unless its attempt
+        has recorded a stage or committed in a transaction (None: one hour, or ttl if that is shorter). ``max_run``:
+        seconds for
         which a lease is renewed at most. ``wait``: seconds a duplicate waits for the first request before its 409;
-        ``max_wait``: the same for ``Prefer: wait=N``, which is ignored at 0. ``max_waiting``: how many duplicates of
-        one process may wait at the same moment, further ones get their 409 at once (None: 2 where waiting holds a
+        ``max_wait``: seconds a duplicate waits at most that sends ``Prefer: wait=N``, which is ignored at 0.
+        ``max_waiting``: how many duplicates of one process may wait at the same moment, further ones get their 409 at
+        once (None: 2 where waiting holds a
         thread, else no limit). ``respond_within``: seconds that a client waits at most for its finished response
         while the backend fails; then it gets it, marked as unrecorded. ``record_within``: seconds for which recording
-        it is tried in all, also in the background after that (None: as long as max_run, or ttl if that is shorter).
+        a response is tried in all, also in the background after that (None: as long as max_run, or ttl if that is
+        shorter).
         ``stream_grace``: seconds for which a stream may go on after its client has left; one that does not end by
         then is closed, and its attempt has failed.
 
     After a failure
         ``on_failed``: ``"resume"`` runs again, ``"replay"`` repeats the failed response, ``"reject"`` gives 409.
         ``on_abandoned``: after the worker died, ``"resume"`` or ``"reject"``. ``max_attempts``: how often a request
-        may run at most, None for no limit. ``ledger``: where to look for a committed response before such a refusal: a
-        callable that opens a transaction, such as ``engine.begin``, or a Django database alias; ``atomic=True`` of a
+        may run at most, None for no limit. ``ledger``: where to look for a committed response before a retry is
+        refused:
+        a callable that opens a transaction, such as ``engine.begin``, or a Django database alias; ``atomic=True`` of a
         Django view sets it. ``fail_open``: run unprotected while the backend is down.
 
     What is stored
@@ -167,7 +175,8 @@ class IdempotencyPolicy:
         NotStarted.
 
     Reporting
-        ``docs_url``: linked from problems. ``problem_headers``: headers that every problem has beside its own, as a
+        ``docs_url``: linked from problems; ``{type}`` in it stands for the problem's name, such as ``in-progress``.
+        ``problem_headers``: headers that every problem has beside its own, as a
         mapping such as ``{"Access-Control-Allow-Origin": "https://app.example"}``. ``compat``: ``"stripe"`` writes
         problems as Stripe's API writes its errors, with its statuses. ``render_problem``: makes the response of a
         problem itself, and overrides ``compat``.
@@ -507,6 +516,8 @@ def _check_hooks(p: IdempotencyPolicy) -> None:
             raise ConfigurationError(f"{name}: expected a callable or None, got {hook!r}")
     if p.docs_url is not None and not (isinstance(p.docs_url, str) and _URL.fullmatch(p.docs_url)):
         raise ConfigurationError(f"docs_url: expected a URL, percent-encoded where it is not ASCII, got {p.docs_url!r}")
+    if p.docs_url is not None and re.search("[{}]", p.docs_url.replace(DOCS_URL_TYPE, "")):
+        raise ConfigurationError(f"docs_url: the one placeholder is {DOCS_URL_TYPE}, got {p.docs_url!r}")
     if not isinstance(p.application, str):
         raise ConfigurationError(f"application: expected a string, got {p.application!r}")
     if p.ledger is not None and not isinstance(p.ledger, str) and not callable(p.ledger):

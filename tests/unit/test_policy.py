@@ -66,7 +66,10 @@ BAD: list[tuple[str, Any]] = [
     *[("strict_stages", bad) for bad in (None, "x")],
     *[("enabled", bad) for bad in (None, "x")],
     *[("cover", bad) for bad in (None, "all", True)],
-    *[("docs_url", bad) for bad in (1, "", "http://x\r\nset-cookie: a", "http://ü", "a b", "<x>")],
+    *[
+        ("docs_url", bad)
+        for bad in (1, "", "http://x\r\nset-cookie: a", "http://ü", "a b", "<x>", "http://x/{name}", "http://x/{type")
+    ],
     *[("problem_headers", bad) for bad in ("Vary: Origin", {"a b": "c"}, {"a": "b\r\nc: d"}, {"Date": "now"}, None)],
     *[("render_problem", bad) for bad in ("html", 1)],
     *[("compat", bad) for bad in ("Stripe", "adyen", False, True, "")],

@@ -14,7 +14,7 @@ from open_idempotency._core.commands import DrawReference, Steps, ask
 from open_idempotency._core.models import Headers, Response
 from open_idempotency._core.notify import warn
 from open_idempotency._core.problems import Problem
-from open_idempotency.policy import IdempotencyPolicy, pairs_of
+from open_idempotency.policy import DOCS_URL_TYPE, IdempotencyPolicy, pairs_of
 
 # The type and status of Stripe's errors for our problems, and the code where Stripe has one for it. What Stripe does
 # not know is an error of the server (its client libraries take that type for anything unexpected).
@@ -87,7 +87,7 @@ def _as_stripe_error(problem: Problem, policy: IdempotencyPolicy) -> Response:
         **problem.extra,
     }
     if policy.docs_url:
-        error["doc_url"] = policy.docs_url
+        error["doc_url"] = _documented_at(problem, policy.docs_url)
     # Stripe's client libraries try every 409 and 5xx again with the same key, unless this header says not to.
     again = b"true" if problem.retryable else b"false"
     return _respond(problem, policy, status, b"application/json", {"error": error}, [(b"stripe-should-retry", again)])
@@ -113,8 +113,14 @@ def _respond(
     if problem.challenge is not None:
         headers.append((b"www-authenticate", problem.challenge.encode("ascii")))
     if policy.docs_url:
-        headers.append((b"link", f'<{policy.docs_url}>; rel="describedby"'.encode("latin-1")))
+        url = _documented_at(problem, policy.docs_url)
+        headers.append((b"link", f'<{url}>; rel="describedby"'.encode("latin-1")))
     return Response(status, headers, body)
+
+
+def _documented_at(problem: Problem, docs_url: str) -> str:
+    """The page of this kind of problem."""
+    return docs_url.replace(DOCS_URL_TYPE, problem.name)
 
 
 _FORMS: Mapping[str | None, Callable[[Problem, IdempotencyPolicy], Response]] = {

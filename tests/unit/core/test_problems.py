@@ -159,6 +159,16 @@ def test_a_docs_url_is_linked_from_every_problem() -> None:
     assert (b"link", b'<https://example.com/idempotency>; rel="describedby"') in answer.headers
 
 
+@pytest.mark.parametrize("compat", [None, "stripe"])
+def test_a_docs_url_may_have_a_page_for_each_problem(compat: str | None) -> None:
+    """``{type}`` is the problem's name, in the header and in Stripe's error."""
+    policy = IdempotencyPolicy(docs_url="https://example.com/{type}.html", compat=compat)  # type: ignore[arg-type]  # one of two
+    response = render(problems.key_reused(), policy)
+    assert (b"link", b'<https://example.com/key-reused.html>; rel="describedby"') in response.headers
+    error = json.loads(response.body or b"").get("error", {})
+    assert error.get("doc_url") == (compat and "https://example.com/key-reused.html")
+
+
 def test_a_hook_renders_problems_otherwise() -> None:
     """It is given the whole problem."""
     policy = IdempotencyPolicy(render_problem=lambda problem: Response(problem.status, [], problem.instance.encode()))
