@@ -15,6 +15,7 @@ import anyio.to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from open_idempotency import Once, OnceStatus, idem
+from open_idempotency.backend import Backend
 
 COLOURS = ("sync", "asyncio", "trio")
 Function = Callable[..., Any]
@@ -62,6 +63,10 @@ class Sync:
 
     def close(self, once: Once) -> None:
         once.close()
+
+    def close_backend(self, backend: Backend) -> None:
+        """Close what this colour has opened of a backend that no ``Once`` owns."""
+        backend.close()
 
 
 class Looped(Sync):
@@ -121,6 +126,10 @@ class Looped(Sync):
 
     def close(self, once: Once) -> None:
         self._run(once.aclose)
+
+    def close_backend(self, backend: Backend) -> None:
+        self._run(backend.to_async().close)
+        backend.close()
 
 
 Colour = Sync | Looped

@@ -55,11 +55,11 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def records(address: str) -> Iterator[Backend]:
+def records(address: str, how: Colour) -> Iterator[Backend]:
     """The records of this test's calls."""
     backend = open_backend(address)
     yield backend
-    backend.close()
+    how.close_backend(backend)
 
 
 @pytest.fixture
