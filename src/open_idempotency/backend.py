@@ -116,6 +116,8 @@ class Backend(ABC):
     quotas: bool = False
     #: the file that the first call creates; None for a backend that is no such file
     file: str | None = None
+    #: whether its records are in the memory of one process, so that no other process sees them
+    in_memory: bool = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Local failures of its verbs are ``BackendUnavailable`` from here on (B-10a)."""

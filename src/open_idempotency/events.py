@@ -43,6 +43,7 @@ __all__ = [
     "Released",
     "Replayed",
     "ReplayedWithoutCredentials",
+    "ResultNotKept",
     "StageValueNotKept",
     "StillRunning",
     "Uncommitted",
@@ -319,6 +320,19 @@ class StageValueNotKept(Event):
     """
 
     stage: str
+    kind: str
+    cure: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResultNotKept(Event):
+    """A call of ``Once`` is recorded as done without its result, which cannot be stored. Later calls do not run it.
+
+    Later calls get ``OutcomeUnknown``. ``name``: the scope of the ``Once``. ``kind``: the type of the result, or of the
+    error of ``memo_errors=``. ``cure``: what to change.
+    """
+
+    name: str
     kind: str
     cure: str
 

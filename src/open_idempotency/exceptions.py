@@ -17,6 +17,8 @@ __all__ = [
     "BodyTooLarge",
     "ConfigurationError",
     "IdempotencyError",
+    "InProgress",
+    "KeyNested",
     "KeyRejected",
     "KeyRequired",
     "KeyReused",
@@ -24,14 +26,17 @@ __all__ = [
     "LedgerMissing",
     "MissingExtra",
     "NotAuthenticated",
+    "NotCommitted",
     "NotStarted",
     "OutcomeUnknown",
+    "PayloadRejected",
     "RecordTooLarge",
     "RecordUnreadable",
     "ScopeUnknown",
     "StageConflict",
     "StageValueError",
     "SyncAsyncMismatch",
+    "TooManyKeys",
 ]
 
 #: the challenge of a 401 that names none: with a realm, as RFC 6750 (section 3) wants a parameter behind the scheme
@@ -178,6 +183,68 @@ class AlreadyCommitted(IdempotencyError):
     def __init__(self, frame: bytes) -> None:
         super().__init__("this request's response was committed before; it is sent again")
         self.frame = frame
+
+
+class InProgress(IdempotencyError):
+    """Another attempt with the key of this ``Once`` call is running. Raised before anything ran here.
+
+    ``retry_after``: seconds after which it is worth trying again with the same key. ``wait=`` waits instead. Since 0.1.
+    """
+
+    code = "ERR_IN_PROGRESS"
+    status = 409
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[type[InProgress], tuple[str, float]]:
+        """Task queues pickle what a task raises."""
+        return type(self), (str(self), self.retry_after)
+
+
+class TooManyKeys(IdempotencyError):
+    """The scope of this ``Once`` has ``max_live_keys`` live keys already. Raised before anything ran.
+
+    ``retry_after``: seconds after which one of them may have expired. Since 0.1.
+    """
+
+    code = "ERR_TOO_MANY_KEYS"
+    status = 429
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[type[TooManyKeys], tuple[str, float]]:
+        """See ``InProgress``."""
+        return type(self), (str(self), self.retry_after)
+
+
+class KeyNested(IdempotencyError, RuntimeError):
+    """A ``Once`` key was used inside its own call, which would wait for itself. Since 0.1."""
+
+    code = "ERR_KEY_NESTED"
+
+
+class PayloadRejected(IdempotencyError, ValueError):
+    """The payload of a ``Once`` call is no JSON, so it cannot be compared with that of a later call.
+
+    Raised before anything ran; ``payload=`` names what is compared instead. Since 0.1.
+    """
+
+    code = "ERR_PAYLOAD"
+    status = 400
+
+
+class NotCommitted(IdempotencyError):
+    """The function of a ``Once`` call returned before its work was done, so its result is not kept.
+
+    Its transaction (``tx=``, ``idem.atomic``) was left open or rolled back, or a stage was never awaited. The next call
+    resumes. Since 0.1.
+    """
+
+    code = "ERR_NOT_COMMITTED"
 
 
 class StageConflict(IdempotencyError):

@@ -227,10 +227,10 @@ def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Att
     request = intake.request
     patience: Patience | None = None
     try:
-        result = yield from _claim(claim, policy)
+        result = yield from make_claim(claim, policy)
         if isinstance(result, Busy):
             wanted = _patience(request, policy)
-            awaited = yield from _wait_in_slot(claim, result, wanted.seconds, policy)
+            awaited = yield from wait_in_slot(claim, result, wanted.seconds, policy)
             if awaited is not None:
                 result, patience = awaited, wanted
         # Only a refused request pays for this look: its key may have been passed on by another service (O-22).
@@ -279,7 +279,7 @@ def _act_on(
     match result:
         case Leased(lease, stages):
             if stages:
-                stages = yield from _readable(stages, lease, policy)
+                stages = yield from readable_stages(stages, lease, policy)
             attempt = Attempt.of(
                 lease,
                 stages,
@@ -290,18 +290,7 @@ def _act_on(
                 asked=claim.asked,
                 request_headers=request.headers,
             )
-            try:
-                yield KeepAlive(attempt)
-                if policy.on_event is not None or everyday_log.on():
-                    yield from notify(policy, events.Claimed, lease.record_id, lease.attempt)
-            except GeneratorExit:
-                raise
-            except BackendUnavailable as error:
-                raise (yield from _not_renewable(attempt, lease, error)) from error
-            except BaseException:  # such as a time limit of gevent's, or a listener that ends the process
-                attempt.lose()  # no handler will run, so the lease is not renewed
-                yield from _give_back(lease, policy)
-                raise
+            yield from keep_alive(attempt, lease)
             return attempt
         case Finished(frame):
             return (yield from _replay(frame, RESPONSE, claim, request, policy))
@@ -315,6 +304,23 @@ def _act_on(
             return (yield from _refuse(problem, request, policy, claim.record_id))
         case Refused() as refused:
             return (yield from _no_further_attempt(refused, claim, request, policy))
+
+
+def keep_alive(attempt: Attempt, lease: Lease) -> Steps[None]:
+    """Have the lease of a claimed attempt renewed from now on. Raises ``NotRenewable`` where nobody can."""
+    policy = attempt.policy
+    try:
+        yield KeepAlive(attempt)
+        if policy.on_event is not None or everyday_log.on():
+            yield from notify(policy, events.Claimed, lease.record_id, lease.attempt)
+    except GeneratorExit:
+        raise
+    except BackendUnavailable as error:
+        raise (yield from _not_renewable(attempt, lease, error)) from error
+    except BaseException:  # such as a time limit of gevent's, or a listener that ends the process
+        attempt.lose()  # no handler will run, so the lease is not renewed
+        yield from _give_back(lease, policy)
+        raise
 
 
 def _no_further_attempt(refused: Refused, claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Response]:
@@ -346,7 +352,7 @@ def _not_renewable(attempt: Attempt, lease: Lease, error: BackendUnavailable) ->
     return NotRenewable(lease.attempt == 1 and not attempt.stages)
 
 
-def _readable(stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy) -> Steps[tuple[Stage, ...]]:
+def readable_stages(stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy) -> Steps[tuple[Stage, ...]]:
     """The stages, decrypted. An unreadable stage raises here, since the view would find it halfway through (B-08b)."""
     try:
         plain = tuple([unseal_stage(stage, lease, policy) for stage in stages])
@@ -365,7 +371,7 @@ def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: I
     return (yield from replay(stored, request.headers, claim.record_id, _instance(request), policy))
 
 
-def _wait_in_slot(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimResult | None]:
+def wait_in_slot(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimResult | None]:
     """Repeat a refused claim for ``patience`` seconds (O-04); the last result, or None if no duplicate may wait now."""
     if patience <= 0:
         return None
@@ -390,11 +396,12 @@ def _claim_patiently(claim: Claim, busy: Busy, patience: float, policy: Idempote
         seconds = min(left, look, max(result.remaining, FIRST_PAUSE))
         yield from ask(Wait(claim.record_id, seconds, min(pause, seconds)))
         look, pause = min(look * 1.5, LONGEST_LOOK), min(pause * 1.5, LONGEST_PAUSE)
-        result = yield from _claim(claim, policy)
+        result = yield from make_claim(claim, policy)
     return result
 
 
-def _claim(claim: Claim, policy: IdempotencyPolicy) -> Steps[ClaimResult]:
+def make_claim(claim: Claim, policy: IdempotencyPolicy) -> Steps[ClaimResult]:
+    """Send a claim, and withdraw it if the caller is cancelled before the reply is there (B-08c)."""
     claim.asked = inf  # a lease counts from the claim that has led to it
     try:
         result: ClaimResult = yield claim

@@ -240,6 +240,10 @@ class Attempt:
     session_changed: bool = False
     #: the view's wish: True to store the response, False to discard it, None for the policy's rule
     keep: bool | None = None
+    #: the attempt in whose code this one was begun, where it is a call of ``Once``
+    outer: Attempt | None = None
+    #: what makes a response of the result that is handed to ``idem.atomic``; None where that is a response itself
+    as_response: Callable[[object], Response] | None = None
     _used: set[StageId] | None = None
     #: the coroutines of its stages; None where it has none
     calls: Calls | None = None
@@ -304,6 +308,23 @@ class Attempt:
     def run_in_threads(self, threads: Threads) -> None:
         """Note what knows of its code that runs in threads, instead of what was noted before."""
         self.threads = threads
+
+    # A call of ``Once``
+
+    def begin_call(self, outer: Attempt | None, as_response: Callable[[object], Response]) -> None:
+        """Note that this is a call of ``Once``: where it was begun, and how a result of it becomes a response."""
+        self.outer, self.as_response = outer, as_response
+
+    def runs(self, record_id: bytes) -> bool:
+        """Whether this attempt, or one in whose code it was begun, runs for that record."""
+        attempt: Attempt | None = self
+        while attempt is not None:
+            lease = attempt.lease
+            if lease is not None and lease.record_id == record_id and attempt.phase is Phase.RUNNING:
+                if not attempt.lost:
+                    return True
+            attempt = attempt.outer
+        return False
 
     # What it does
 

@@ -84,7 +84,7 @@ def begin(attempt: Attempt) -> Steps[Response | None]:
     except (BackendUnavailable, RecordUnreadable) as error:
         attempt.end()
         yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "renew", error))
-        yield from _let_go(attempt, lease, Release(lease), None)
+        yield from let_go(attempt, lease, Release(lease), None)
         return (yield from _refuse(problems.backend_unavailable(), attempt, lease))
     if found is Renewal.LOST:
         attempt.end()
@@ -129,7 +129,7 @@ def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Response]:
         if not attempt.lost and not isinstance(error, LeaseLost):
             if attempt.interrupted is not None:  # whatever the view, or a task group, made of that error
                 return (yield from _stop(attempt, lease, attempt.interrupted, None))
-            return (yield from _let_go(attempt, lease, Fail(lease, final=again != "resume"), None))
+            return (yield from let_go(attempt, lease, Fail(lease, final=again != "resume"), None))
     except LeaseLost:
         pass
     yield from lost(attempt, lease)
@@ -160,9 +160,9 @@ def _end_as_wished(attempt: Attempt, lease: Lease, response: Response) -> Steps[
 
 def _end(attempt: Attempt, lease: Lease, response: Response, wanted: bool) -> Steps[Fate]:
     if wanted:
-        return _complete(attempt, lease, response)
+        return complete(attempt, lease, response)
     if response.status < 500:
-        return _let_go(attempt, lease, Release(lease), response.status)
+        return let_go(attempt, lease, Release(lease), response.status)
     return _fail(attempt, lease, response)
 
 
@@ -171,20 +171,20 @@ def _fail(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
     command = Fail(lease, final=policy.on_failed != "resume")
     if policy.on_failed == "replay":
         command.response, _ = yield from stored_form(response, FAILURE, lease, policy, attempt.request_headers)
-    return (yield from _let_go(attempt, lease, command, response.status))
+    return (yield from let_go(attempt, lease, command, response.status))
 
 
 def _uncommitted(attempt: Attempt, lease: Lease) -> Steps[Response]:
     """The view has not committed what its response says: neither counts, and the client learns it (S-05)."""
     yield from warn(attempt.policy, events.Uncommitted(events.short(lease.record_id)))
-    yield from _let_go(attempt, lease, Fail(lease), None)
+    yield from let_go(attempt, lease, Fail(lease), None)
     return (yield from _refuse(problems.uncommitted(), attempt, lease))
 
 
 def _unawaited(attempt: Attempt, lease: Lease) -> Steps[Response]:
     """The view says that stages are done which have not begun: nothing is stored, and the client learns it (O-36)."""
     yield from warn(attempt.policy, events.NotAwaited(events.short(lease.record_id), attempt.unawaited[0]))
-    yield from _let_go(attempt, lease, Fail(lease), None)
+    yield from let_go(attempt, lease, Fail(lease), None)
     return (yield from _refuse(problems.not_awaited(), attempt, lease))
 
 
@@ -194,14 +194,14 @@ def _stop(
     """End an attempt that went no further; the response says why (S-04, S-06)."""
     if isinstance(error, AlreadyCommitted):
         # Of its own response, which it met again in the transaction that it was written in (S-06a).
-        if _is_in_ledger(attempt) and (yield from _committed(attempt, lease)) is None:
+        if is_in_ledger(attempt) and (yield from find_committed(attempt, lease)) is None:
             return (yield from _uncommitted(attempt, lease))
         return (yield from _respond_again(attempt, lease, error.frame))
     if isinstance(error, KeyReused):
-        yield from _forget(attempt, lease, status)
+        yield from forget(attempt, lease, status)
         return (yield from _refuse(problems.key_reused(not attempt.policy.application), attempt, lease))
     # Never for good: a later attempt may ask again.
-    yield from _let_go(attempt, lease, Fail(lease), status)
+    yield from let_go(attempt, lease, Fail(lease), status)
     return (yield from _refuse(problems.stage_in_doubt(error.retryable), attempt, lease))
 
 
@@ -212,7 +212,7 @@ def _respond_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Respon
         stored = decode_response(unseal(frame, RESPONSE, lease, policy))
     except RecordUnreadable as error:
         yield from warn(policy, events.BackendFailed.of(record, "ledger", error))
-        yield from _let_go(attempt, lease, Release(lease), None)
+        yield from let_go(attempt, lease, Release(lease), None)
         return (yield from _refuse(problems.record_unreadable(), attempt, lease))
     try:
         yield from recording.complete(Complete(lease, frame), attempt, lease, stored.status)
@@ -262,7 +262,8 @@ def _form_in_ledger(ledger: LedgerState, response: Response, policy: Idempotency
     return (stored.frame, stored.whole) if same else None
 
 
-def _complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
+def complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
+    """Record the response. Raises ``LeaseLost``; while the backend is away the recording goes on behind the client."""
     policy = attempt.policy
     attempt.record()
     form = None if attempt.ledger is None else _form_in_ledger(attempt.ledger, response, policy)
@@ -301,7 +302,7 @@ def _of_error(attempt: Attempt, lease: Lease, status: int) -> Lease:
     return replace(lease, ttl=min(lease.ttl, attempt.policy.ttl_of_errors))
 
 
-def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
+def let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
     """End an attempt whose response is not stored. While the backend is down nobody waits for it."""
     cancelled = yield from _threads_end(attempt)
     fate = yield from _record_end(attempt, lease, command, status)
@@ -312,10 +313,12 @@ def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int
 
 def _record_end(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
     if attempt.ledger is not None:
-        asks = attempt.policy.refuses_retries
-        committed = (yield from _committed(attempt, lease, command)) if asks else attempt.ledger.committed_response()
+        if attempt.policy.refuses_retries:
+            committed = yield from find_committed(attempt, lease, command)
+        else:
+            committed = attempt.ledger.committed_response()
         if committed is not None:  # what went wrong did so after the COMMIT: a retry gets that response (S-06b)
-            yield from _complete(attempt, lease, committed)
+            yield from complete(attempt, lease, committed)
             return Fate.NOT_KEPT
     try:
         yield from recording.let_go(command, attempt, lease, status)
@@ -346,10 +349,10 @@ def _threads_end(attempt: Attempt) -> Steps[BaseException | None]:
     return cancelled
 
 
-def _forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
+def forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
     """Leave nothing of a request that took another's key: a record with its fingerprint would refuse the right one."""
     if not has_history(attempt, lease):
-        yield from _let_go(attempt, lease, Release(lease), status)
+        yield from let_go(attempt, lease, Release(lease), status)
         return
     record = events.short(lease.record_id)
     try:
@@ -385,7 +388,7 @@ def _supersede(attempt: Attempt, lease: Lease, response: Response | None) -> Ste
         problem = problems.response_unreachable()
     if response is not None and attempt.ledger is not None and attempt.ledger.counts(response):
         return Fate.KEPT
-    committed = yield from _committed(attempt, lease)
+    committed = yield from find_committed(attempt, lease)
     if committed is not None:
         return (yield from sendable(committed, attempt.request_headers, lease.record_id, attempt.instance, policy))
     return (yield from _refuse(problem, attempt, lease))
@@ -395,7 +398,7 @@ def _refuse(problem: problems.Problem, attempt: Attempt, lease: Lease) -> Steps[
     return refuse(problem, attempt.policy, attempt.instance, lease.record_id, lease.attempt)
 
 
-def _committed(attempt: Attempt, lease: Lease, instead: Command[object] | None = None) -> Steps[Response | None]:
+def find_committed(attempt: Attempt, lease: Lease, instead: Command[object] | None = None) -> Steps[Response | None]:
     """The response of this attempt that was committed; the database is asked where the client library does not know.
 
     ``instead``: what to send where this is cancelled.
@@ -416,5 +419,6 @@ def _committed(attempt: Attempt, lease: Lease, instead: Command[object] | None =
     return ledger.committed_response()
 
 
-def _is_in_ledger(attempt: Attempt) -> bool:
+def is_in_ledger(attempt: Attempt) -> bool:
+    """Whether the attempt has put its response into a ledger, committed or not."""
     return attempt.ledger is not None and attempt.ledger.stored is not None

@@ -38,6 +38,7 @@ _LEVELS: dict[type[events.Event], int] = {
     events.NotAwaited: logging.ERROR,
     events.RaisedAfterResponse: logging.ERROR,
     events.StageValueNotKept: logging.ERROR,
+    events.ResultNotKept: logging.ERROR,
     events.CallerChanged: logging.WARNING,
     events.CredentialScoped: logging.WARNING,
     events.CallerUnidentified: logging.WARNING,
@@ -75,6 +76,10 @@ _ADVICE: dict[type[events.Event], str] = {
     events.StageValueNotKept: (
         "the stage is done, and its value cannot be stored: a retry of this request does not run the stage again, and "
         "gets 409 outcome-unknown instead; change the stage as cure= says"
+    ),
+    events.ResultNotKept: (
+        "the function has run, and its result cannot be stored: a later call with this key does not run it again, and "
+        "gets OutcomeUnknown instead; change what it returns as cure= says"
     ),
     events.CallerChanged: (
         "the view has changed who its caller is, and no session leads back to it, so a retry of this request is "

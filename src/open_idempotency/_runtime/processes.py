@@ -23,7 +23,7 @@ import stat
 import struct
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from functools import wraps
 from hashlib import sha256
 from math import inf
@@ -283,15 +283,16 @@ class Neighbour(NamedTuple):
     address: str
 
 
-def find_neighbour() -> Neighbour | None:
+def find_neighbour(name: str | None = None) -> Neighbour | None:
     """Another process that has asked this before, lives, and listens where this one does; None where there is none.
 
-    None also where that cannot be known: on Windows, or without a folder for temporary files.
+    ``name``: instead of an address, what a process that does not listen has in common with its neighbours. None also
+    where that cannot be known: on Windows, or without a folder for temporary files.
     """
     if sys.platform == "win32":
         return None
     try:
-        return _of_process.get().look()
+        return _of_process.get().look(None if name is None else [name])
     except OSError:
         return None
 
@@ -305,10 +306,10 @@ class _Locks:
         self._mine: set[int] = set()
         self._file: int | None = None
 
-    def look(self) -> Neighbour | None:
+    def look(self, names: Iterable[str] | None) -> Neighbour | None:
         with self._mutex:
             found: Neighbour | None = None
-            for address in _addresses():
+            for address in _addresses() if names is None else names:
                 byte = _byte_of(address)
                 if byte not in self._mine and not self._lock(byte):
                     found = found or Neighbour(self._owner(byte), address)

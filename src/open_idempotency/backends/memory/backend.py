@@ -304,6 +304,7 @@ class MemoryBackend(Backend):
     """
 
     quotas = True
+    in_memory = True
 
     def __init__(
         self,
