@@ -6,6 +6,7 @@ one loads no framework, client library or event loop.
 """
 
 from open_idempotency._core.intents import NOT_DONE, UNKNOWN, Finding, Found
+from open_idempotency._core.key_sources import key_from
 from open_idempotency._core.models import Status
 from open_idempotency._engine.shutdown import drain
 from open_idempotency.backends.registry import open_backend
@@ -15,6 +16,7 @@ from open_idempotency.exceptions import (
     BackendUnavailable,
     ConfigurationError,
     IdempotencyError,
+    KeyRejected,
     KeyReused,
     LeaseLost,
     LedgerMissing,
@@ -40,6 +42,7 @@ __all__ = [
     "Found",
     "IdempotencyError",
     "IdempotencyPolicy",
+    "KeyRejected",
     "KeyReused",
     "LeaseLost",
     "LedgerMissing",
@@ -53,6 +56,7 @@ __all__ = [
     "SyncAsyncMismatch",
     "drain",
     "idem",
+    "key_from",
     "open_backend",
 ]
 
