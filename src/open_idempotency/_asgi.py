@@ -347,7 +347,7 @@ class Exchange:
             running.reset(mark)
 
     def _pass(self, read: int) -> None:
-        """Give the application what was received of the body, then the rest. ``read``: the bytes that it has already."""
+        """Give the application what was received of the body, then the rest. ``read``: the bytes that it has by now."""
         self._passes = True
         self._pieces = self._body.pieces(read)
         self._more = self._more and (self._body.size > read or self._whole)

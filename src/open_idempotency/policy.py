@@ -165,7 +165,8 @@ class IdempotencyPolicy:
         are stored although they are not by default; ``Set-Cookie`` and ``Authorization`` only if ``encryption`` is set.
         ``redact``: called with the response that is about to be stored, returns the one to store; the live response
         stays as it is. ``on_replay``: called with a copy of the stored response that is about to be sent again and with
-        the request that gets it, returns the response to send; what is stored stays as it is. ``encryption``: seals stored responses and stage values, such as ``EncryptionKeys``.
+        the request that gets it, returns the response to send; what is stored stays as it is. ``encryption``: seals
+        stored responses and stage values, such as ``EncryptionKeys``.
         ``plain_records``: while encryption is being switched on, ``"accept"`` reads records that are not encrypted, and
         ``"write"`` still makes them; ``"refuse"`` gives 503.
         ``max_request_bytes``: a longer body with a key gets 413. ``max_response_bytes``: of a longer body only
@@ -424,8 +425,8 @@ def _check_parts(p: IdempotencyPolicy) -> None:
     lacking = [part for part in ("method", "path") if part not in p.fingerprint_parts]
     if lacking and not p.scope_by_route:
         raise ConfigurationError(
-            f"fingerprint_parts: without {' and '.join(lacking)} a key that comes to another endpoint would be sent this "
-            "one's response; add it, or set scope_by_route=True, with which each endpoint has its own keys"
+            f"fingerprint_parts: without {' and '.join(lacking)} a key that comes to another endpoint would be sent "
+            "this one's response; add it, or set scope_by_route=True, with which each endpoint has its own keys"
         )
     if "body" not in p.fingerprint_parts and p.fingerprint not in ("auto", "none"):
         raise ConfigurationError(

@@ -10,7 +10,6 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import TypeVar
 
 from open_idempotency import events
 from open_idempotency._core import key_sources, problems, quotas
@@ -145,7 +144,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
         identity = found if isinstance(found, Identity) else Identity(found)
         scope = caller_scope(request, identity, key, policy)
         # Last of these: a request that is refused for its key or its caller has its body unread.
-        if request.body is None:
+        if policy.key is None or request.body is None:
             request.body = yield Call(intake.receive)
     except (KeyRejected, BodyTooLarge, ScopeRefused) as error:
         refused = yield from _refuse_error(error, intake, policy)
@@ -185,10 +184,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
     return _echoing(admission, key, intake, policy) if policy.echo_key else admission
 
 
-Admission = TypeVar("Admission", bound=Attempt | Response)
-
-
-def _echoing(admission: Admission, key: str, intake: Intake, policy: IdempotencyPolicy) -> Admission:
+def _echoing(admission: Attempt | Response, key: str, intake: Intake, policy: IdempotencyPolicy) -> Attempt | Response:
     """The response with the client's key, or the attempt that will send it back, if the policy says so (O-40)."""
     if not policy.echo_key:
         return admission

@@ -27,9 +27,9 @@ def may_pass(policy: IdempotencyPolicy) -> bool:
 class RequestBody:
     """Takes chunks until it is whole, then gives them back as often as asked.
 
-    Holds at most ``spool_bytes`` in memory; ``add`` raises ``BodyTooLarge`` over ``max_request_bytes``. What has come by
-    then is kept if the request may pass without protection. A long body is hashed while it arrives, so that nobody has
-    to wait for all of it at once.
+    Holds at most ``spool_bytes`` in memory; ``add`` raises ``BodyTooLarge`` over ``max_request_bytes``. What has come
+    by then is kept if the request may pass without protection. A long body is hashed while it arrives, so that nobody
+    has to wait for all of it at once.
     """
 
     __slots__ = (

@@ -203,8 +203,8 @@ class Route(NamedTuple):
 
     ``environ_names``: the same headers, as WSGI and Django name them. ``spellings``, ``environ_spellings``: headers
     that are likely to carry a key, and are not read. ``likely``: ``names`` and ``spellings``, to look for both at once;
-    none with ``key=``, which finds the key elsewhere. ``always``: requests without such a header are admitted too, since
-    a key is required or ``key=`` may find one.
+    none with ``key=``, which finds the key elsewhere. ``always``: requests without such a header are admitted too,
+    since a key is required or ``key=`` may find one.
     """
 
     policy: IdempotencyPolicy

@@ -99,7 +99,8 @@ class Exchange:
         finally:
             self._give_back()
         if isinstance(admission, Attempt) and admission.passes:
-            return self._let_through(admission)
+            self._let_through(admission)
+            return None
         core = admission if isinstance(admission, CoreResponse) else self._started(self._protect(admission).begin())
         if core is None:
             return None
@@ -118,7 +119,8 @@ class Exchange:
         finally:
             self._give_back()
         if isinstance(admission, Attempt) and admission.passes:
-            return self._let_through(admission)
+            self._let_through(admission)
+            return None
         if isinstance(admission, CoreResponse):
             core: CoreResponse | None = admission
         else:
@@ -351,7 +353,8 @@ class Exchange:
     def _unprotected(self, response: HttpResponseBase) -> HttpResponseBase:
         """Return one of the library's responses, or the response to a request without a key."""
         if self._core_response is None:
-            private.on_close(response, self.end)
+            if self._recording is not None:
+                private.on_close(response, self.end)
             return bind_stream(response)
         self.end()
         if REPLAYED not in self._core_response.headers or is_untouched(
