@@ -6,6 +6,7 @@ one loads no framework, client library or event loop.
 """
 
 from open_idempotency._core.intents import NOT_DONE, UNKNOWN, Finding, Found
+from open_idempotency._core.key_sources import key_from
 from open_idempotency._core.models import Status
 from open_idempotency._engine.shutdown import drain
 from open_idempotency.backends.registry import open_backend
@@ -68,6 +69,7 @@ __all__ = [
     "TooManyKeys",
     "drain",
     "idem",
+    "key_from",
     "open_backend",
 ]
 

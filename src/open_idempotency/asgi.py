@@ -63,7 +63,7 @@ class IdempotencyMiddleware:
         self._names = self.coverages.default.names
         #: what ends the search for a key: one of these headers, or one that is likely to be meant as one (O-36)
         self._likely = self.coverages.default.likely
-        self._required = self.engine.policy.required
+        self._always = self.coverages.default.always
         #: nothing is protected here
         self.off = not self.engine.policy.enabled
 
@@ -107,7 +107,7 @@ class IdempotencyMiddleware:
                 if field[0] in names:
                     break
             else:
-                if not self._required:
+                if not self._always:
                     # Written out here: a call would be a third of what a request without a key costs.
                     mark = running.set((Attempt(self.engine.policy), self.engine))
                     try:
@@ -133,7 +133,7 @@ class IdempotencyMiddleware:
             if name in coverage.spellings:
                 key_headers = key_among(key_headers, coverage)
                 break
-        if key_headers or coverage.policy.required:
+        if key_headers or coverage.always:
             return Exchange(self, coverage.policy, scope, receive, send).run(key_headers)
         return self._run_plainly(coverage.policy, scope, receive, send)
 

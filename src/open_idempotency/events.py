@@ -27,6 +27,7 @@ __all__ = [
     "HookFailed",
     "InDoubt",
     "KeyReused",
+    "KeyUnreadable",
     "Listener",
     "NameShared",
     "NotAwaited",
@@ -97,6 +98,17 @@ class Conflicted(Event):
 @dataclass(frozen=True, slots=True)
 class KeyReused(Event):
     """The key came with another request: 422."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUnreadable(Event):
+    """A request ran without protection, since no key was found where ``key=`` reads it. ``reason``: why, in words.
+
+    The body was not what it has to be, or the key was in the header, which such a route does not read. ``record`` is
+    empty: the request has none.
+    """
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

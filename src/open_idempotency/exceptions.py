@@ -15,6 +15,7 @@ __all__ = [
     "AlreadyCompleted",
     "BackendUnavailable",
     "BodyTooLarge",
+    "BodyUnreadable",
     "ConfigurationError",
     "IdempotencyError",
     "InProgress",
@@ -22,6 +23,7 @@ __all__ = [
     "KeyRejected",
     "KeyRequired",
     "KeyReused",
+    "KeyUnknown",
     "LeaseLost",
     "LedgerMissing",
     "MissingExtra",
@@ -90,6 +92,21 @@ class KeyRequired(KeyRejected):
     """The route requires an idempotency key and the request has none."""
 
     code = "ERR_KEY_MISSING"
+
+
+class BodyUnreadable(KeyRejected):
+    """The key is read from the body or the query, which cannot be read: another type, no JSON, a name that is repeated.
+
+    Where a key is required the request gets 400 ``key-missing``; elsewhere it runs as a request without a key.
+    """
+
+    code = "ERR_BODY_UNREADABLE"
+
+
+class KeyUnknown(IdempotencyError):
+    """The ``key=`` callable failed, or returned neither a string nor None; the request does not run unprotected."""
+
+    code = "ERR_KEY_UNKNOWN"
 
 
 class BodyTooLarge(IdempotencyError):

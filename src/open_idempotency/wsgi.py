@@ -7,6 +7,7 @@ through the core's order of operations, between the server's ``wsgi.input`` and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from open_idempotency._core.admission import Intake, admit
@@ -32,12 +33,14 @@ from open_idempotency._wsgi import (
     bound,
     find_key,
     give_body,
+    give_rest,
     hide_file_wrapper,
     native_headers,
     octets,
     read_body,
     read_request,
     status_line,
+    with_echo_header,
 )
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
@@ -92,7 +95,7 @@ class IdempotencyMiddleware:
         route = self._coverages.default if self._paths is None else self._find_route(self._paths, environ)
         if route is None or MARK in environ:
             return self.app(environ, start_response)
-        if not route.policy.required and not any(name in environ for name, _ in route.environ_names):
+        if not route.always and not any(name in environ for name, _ in route.environ_names):
             for name in route.environ_spellings:
                 if name in environ:
                     spelling.warn(name, route.policy)
@@ -127,6 +130,15 @@ def _is_file(result: Iterable[bytes], environ: Environ) -> bool:
     """Whether the server will know the result as a file, and send it in its own way."""
     wrapper = environ.get("wsgi.file_wrapper")
     return isinstance(wrapper, type) and isinstance(result, wrapper)
+
+
+def _close_both(result: Iterable[bytes], body: RequestBody) -> None:
+    try:
+        close = getattr(result, "close", None)
+        if close is not None:
+            close()
+    finally:
+        body.close()
 
 
 class _Exchange:
@@ -168,6 +180,8 @@ class _Exchange:
         if isinstance(admission, Response):
             self._body.close()
             return self._send(admission)
+        if admission.passes:
+            return self._let_through(admission)
         self._live = LiveBody(Protection(engine, admission), self._body.close)
         return self._protect(admission)
 
@@ -177,6 +191,20 @@ class _Exchange:
     def _receive_body(self) -> RequestBody:
         read_body(self._environ, self._body)
         return self._body
+
+    def _let_through(self, attempt: Attempt) -> Iterable[bytes]:
+        """Run a request in which ``key=`` has found no key, as one without: the application reads the body again."""
+        give_rest(self._environ, self._body)
+        here: Running = (attempt, self._inner.engine)
+        try:
+            result = bound(here, self._inner.app, self._environ, self._outlet)
+        except BaseException:
+            self._body.close()
+            raise
+        if _is_complete(result):
+            self._body.close()
+            return result
+        return BoundIterable(here, result, partial(_close_both, result, self._body))
 
     def _protect(self, attempt: Attempt) -> Iterable[bytes]:
         environ, live = self._environ, self._live
@@ -278,6 +306,7 @@ class _Exchange:
         assert self._held is not None
         self._started = True
         status, headers = self._held
+        headers = with_echo_header(headers, self._live.protection.attempt)
         if self._live.verdict is Fate.UNRECORDED:
             headers.append(_UNRECORDED)
         self._outlet_write = self._outlet(status, headers)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 
 from open_idempotency import events
-from open_idempotency._core import problems, quotas
+from open_idempotency._core import key_sources, problems, quotas
 from open_idempotency._core.attempt import Attempt, NotRenewable
 from open_idempotency._core.caller_changes import Session, find_record
 from open_idempotency._core.commands import (
@@ -30,7 +30,16 @@ from open_idempotency._core.commands import (
 )
 from open_idempotency._core.fingerprint import fingerprint_steps
 from open_idempotency._core.identity import ScopeRefused, cookie_names, entry_names
-from open_idempotency._core.keys import Caller, by_credentials, caller_scope, is_anonymous, parse_key, record_id
+from open_idempotency._core.keys import (
+    Caller,
+    by_credentials,
+    caller_scope,
+    echo_of,
+    is_anonymous,
+    parse_key,
+    record_id,
+    with_echo,
+)
 from open_idempotency._core.models import (
     Body,
     Busy,
@@ -61,6 +70,7 @@ from open_idempotency._core.stored_response import (
 from open_idempotency.exceptions import (
     BackendUnavailable,
     BodyTooLarge,
+    BodyUnreadable,
     ConfigurationError,
     KeyRejected,
     KeyRequired,
@@ -120,18 +130,25 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
     ``ScopeUnknown``, whatever the adapter's callables raise, and the exception with which ``scope=`` refuses a request,
     if the framework renders it.
     """
-    request = intake.request
+    request, key = intake.request, None
     try:
-        key = parse_key(intake.key_headers, policy)
-        if key is None:
-            return Attempt(policy)
+        if policy.key is None:
+            key = parse_key(intake.key_headers, policy)
+            if key is None:
+                return Attempt(policy)
+        else:
+            key = yield from key_sources.find_key(request, intake.receive, policy)
+            if key is None:
+                return Attempt.without_key(policy)
         found: Identified = yield Call(intake.identify)
         identity = found if isinstance(found, Identity) else Identity(found)
         scope = caller_scope(request, identity, key, policy)
         # Last of these: a request that is refused for its key or its caller has its body unread.
-        request.body = yield Call(intake.receive)
+        if policy.key is None or request.body is None:
+            request.body = yield Call(intake.receive)
     except (KeyRejected, BodyTooLarge, ScopeRefused) as error:
-        return (yield from _refuse_error(error, intake, policy))
+        refused = yield from _refuse_error(error, intake, policy)
+        return refused if key is None else _echoing(refused, key, intake, policy)
     claim = Claim(
         record_id(scope, key, request, policy),
         (yield from fingerprint_steps(request, policy)),
@@ -149,7 +166,8 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
         try:
             claim.record_id = (yield from find_record(caller, intake.session)) or claim.record_id
         except (BackendUnavailable, RecordUnreadable) as error:
-            return (yield from _without_backend(error, "get", claim, request, policy))
+            admission = yield from _without_backend(error, "get", claim, request, policy)
+            return _echoing(admission, key, intake, policy)
     if (advice := _advice(claim, scope, identity, intake, policy)) is not None:
         yield from warn(policy, advice)
     # Not begun yet: a reservation, where there is one, comes before the claim.
@@ -159,9 +177,21 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
     try:
         admission = yield from steps
     except NotRenewable:
-        return (yield from _unprotected(claim, request, policy))
-    if caller is not None and isinstance(admission, Attempt):
-        admission.sent_by(caller)
+        admission = yield from _unprotected(claim, request, policy)
+    else:
+        if caller is not None and isinstance(admission, Attempt):
+            admission.sent_by(caller)
+    return _echoing(admission, key, intake, policy) if policy.echo_key else admission
+
+
+def _echoing(admission: Attempt | Response, key: str, intake: Intake, policy: IdempotencyPolicy) -> Attempt | Response:
+    """The response with the client's key, or the attempt that will send it back, if the policy says so (O-40)."""
+    if not policy.echo_key:
+        return admission
+    echo = echo_of(key, intake.key_headers, policy)
+    if isinstance(admission, Response):
+        return with_echo(admission, echo)
+    admission.send_back(echo)
     return admission
 
 
@@ -174,7 +204,8 @@ def _refuse_error(
         return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
     if isinstance(error, ScopeRefused):
         return _refuse_scope(error, intake, policy)
-    problem = problems.key_missing if isinstance(error, KeyRequired) else problems.key_malformed
+    missing = isinstance(error, KeyRequired | BodyUnreadable)
+    problem = problems.key_missing if missing else problems.key_malformed
     return _refuse(problem(str(error)), request, policy)
 
 
@@ -212,12 +243,13 @@ def refuse_ahead(request: Request, key_headers: Headers, policy: IdempotencyPoli
     application has read the body. A missing key is left to ``admit``.
     """
     try:
-        parse_key(key_headers, policy)
+        if policy.key is None:
+            parse_key(key_headers, policy)
     except KeyRequired:
         return None
     except KeyRejected as error:
         return problems.key_malformed(str(error))
-    for value in request.header(b"content-length") if key_headers else ():
+    for value in request.header(b"content-length") if key_headers or (policy.key and policy.required) else ():
         if value.isdigit() and (len(value) > _MOST_DIGITS or int(value) > policy.max_request_bytes):
             return problems.body_too_large(policy.max_request_bytes)
     return None
@@ -290,6 +322,8 @@ def _act_on(
                 asked=claim.asked,
                 request_headers=request.headers,
             )
+            if policy.on_replay is not None:
+                attempt.know_request(request)
             yield from keep_alive(attempt, lease)
             return attempt
         case Finished(frame):
@@ -368,7 +402,7 @@ def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: I
     stored = decode_response(unseal(frame, kind, claim, policy))
     if policy.on_event is not None or everyday_log.on():
         yield from notify(policy, events.Replayed, claim.record_id, stored.status)
-    return (yield from replay(stored, request.headers, claim.record_id, _instance(request), policy))
+    return (yield from replay(stored, request.headers, claim.record_id, _instance(request), policy, request))
 
 
 def wait_in_slot(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimResult | None]:

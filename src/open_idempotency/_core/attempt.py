@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar
 
 from open_idempotency._core.keys import Caller
-from open_idempotency._core.models import Headers, Lease, Response, Stage
+from open_idempotency._core.models import Headers, Lease, Request, Response, Stage
 from open_idempotency.exceptions import (
     AlreadyCommitted,
     AlreadyCompleted,
@@ -249,9 +249,22 @@ class Attempt:
     calls: Calls | None = None
     #: at its end, the names of stages that were called and that nobody can await any more
     unawaited: tuple[str, ...] = ()
+    #: ``key=`` has found no key, so the request runs as one without protection
+    passes: bool = False
+    #: the header that sends the key back with each response; None without ``echo_key``
+    echo: tuple[bytes, bytes] | None = None
+    #: the request, for ``on_replay=``; None without that hook, and from the end of the attempt on
+    request: Request | None = None
 
     def __init__(self, policy: IdempotencyPolicy) -> None:
         self.policy = policy
+
+    @classmethod
+    def without_key(cls, policy: IdempotencyPolicy) -> Attempt:
+        """The attempt of a request in which ``key=`` has found no key."""
+        attempt = cls(policy)
+        attempt.passes = True
+        return attempt
 
     @classmethod
     def of(
@@ -281,6 +294,18 @@ class Attempt:
         return attempt
 
     # Who sent the request, and what its server says of it
+
+    def send_back(self, echo: tuple[bytes, bytes]) -> None:
+        """Note the header that sends the key back with each response."""
+        self.echo = echo
+
+    def know_request(self, request: Request) -> None:
+        """Note the request for ``on_replay=``. It is forgotten at the end, as it may have the attempt."""
+        self.request = request
+
+    def forget_request(self) -> None:
+        """Break the cycle that ``know_request`` may have made."""
+        self.request = None
 
     def sent_by(self, caller: Caller) -> None:
         """Note who sent the request, for an adapter that knows sessions which may lead to another caller (O-14)."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple, Protocol
 
+from open_idempotency._core.reading import read_form, read_json
+
 Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -36,7 +38,7 @@ class Body(Protocol):
 
 @dataclass(slots=True)
 class Request:
-    """A covered request, as ``scope=`` and ``fingerprint=`` callables see it.
+    """A covered request, as the callables of a policy see it: ``key=``, ``scope=``, ``fingerprint=``, ``on_replay=``.
 
     ``path`` and ``query`` are raw (percent-encoded). ``native`` is the framework's own request: the ASGI scope, the
     WSGI environ, Django's or Flask's request. ``body`` is None until it was received. ``alone``: the server works at no
@@ -54,6 +56,22 @@ class Request:
     def header(self, name: bytes) -> list[bytes]:
         """All values of a header, given its lower-case name, in order."""
         return [value for header, value in self.headers if header == name]
+
+    def json(self) -> Any:
+        """The JSON in the body, read anew with each call. Raises ``BodyUnreadable``: another type, or no JSON.
+
+        For ``key=``, ``fingerprint=`` and ``on_replay=``: when ``scope=`` is called, the body may not be there yet.
+        """
+        return read_json(self._raw_body(), self.header(b"content-type"))
+
+    def form(self) -> dict[str, list[str]]:
+        """The fields of the form in the body, URL-encoded or multipart, each with all its values. See ``json``."""
+        return read_form(self._raw_body(), self.header(b"content-type"))
+
+    def _raw_body(self) -> bytes:
+        if self.body is None:
+            raise RuntimeError("the body was not received yet; key=, fingerprint= and on_replay= can read it")
+        return self.body.read()
 
 
 class Identity(NamedTuple):

@@ -85,11 +85,13 @@ def begin(attempt: Attempt) -> Steps[Response | None]:
         attempt.end()
         yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "renew", error))
         yield from let_go(attempt, lease, Release(lease), None)
+        attempt.forget_request()
         return (yield from _refuse(problems.backend_unavailable(), attempt, lease))
     if found is Renewal.LOST:
         attempt.end()
         yield from lost(attempt, lease)
         instead = yield from _supersede(attempt, lease, None)
+        attempt.forget_request()
         assert isinstance(instead, Response)  # no response of its own could have been committed
         return instead
     attempt.confirmed(asked)
@@ -107,12 +109,16 @@ def finish(attempt: Attempt, response: Response) -> Steps[Fate | Response]:
     if lease is None:
         return Fate.NOT_KEPT
     try:
-        if not attempt.lost:
-            return (yield from _settle(attempt, lease, response))
-    except LeaseLost:
-        attempt.record(False)
-        yield from lost(attempt, lease)
-    return (yield from _supersede(attempt, lease, response))
+        try:
+            if not attempt.lost:
+                return (yield from _settle(attempt, lease, response))
+        except LeaseLost:
+            attempt.record(False)
+            yield from lost(attempt, lease)
+        return (yield from _supersede(attempt, lease, response))
+    finally:
+        if attempt.request is not None:
+            attempt.forget_request()
 
 
 def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Response]:
@@ -126,14 +132,18 @@ def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Response]:
         return Fate.NOT_KEPT
     again = attempt.policy.on_failed if isinstance(error, Exception) else attempt.policy.on_abandoned
     try:
-        if not attempt.lost and not isinstance(error, LeaseLost):
-            if attempt.interrupted is not None:  # whatever the view, or a task group, made of that error
-                return (yield from _stop(attempt, lease, attempt.interrupted, None))
-            return (yield from let_go(attempt, lease, Fail(lease, final=again != "resume"), None))
-    except LeaseLost:
-        pass
-    yield from lost(attempt, lease)
-    return (yield from _supersede(attempt, lease, None))
+        try:
+            if not attempt.lost and not isinstance(error, LeaseLost):
+                if attempt.interrupted is not None:  # whatever the view, or a task group, made of that error
+                    return (yield from _stop(attempt, lease, attempt.interrupted, None))
+                return (yield from let_go(attempt, lease, Fail(lease, final=again != "resume"), None))
+        except LeaseLost:
+            pass
+        yield from lost(attempt, lease)
+        return (yield from _supersede(attempt, lease, None))
+    finally:
+        if attempt.request is not None:
+            attempt.forget_request()
 
 
 def _settle(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate | Response]:
@@ -221,7 +231,8 @@ def _respond_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Respon
     except RecordUnreadable as error:
         yield from warn(policy, events.BackendFailed.of(record, "complete", error))
     yield from notify(policy, events.Replayed, lease.record_id, stored.status)
-    return (yield from replay(stored, attempt.request_headers, lease.record_id, attempt.instance, policy))
+    asked, request = attempt.request_headers, attempt.request
+    return (yield from replay(stored, asked, lease.record_id, attempt.instance, policy, request))
 
 
 def wants_kept(attempt: Attempt, lease: Lease, response: Response) -> Steps[bool]:
@@ -374,15 +385,15 @@ def _supersede(attempt: Attempt, lease: Lease, response: Response | None) -> Ste
 
     A response of its own that was committed is the one that the new owner will find in the ledger, and replay (S-06c).
     """
-    policy = attempt.policy
+    policy, asked, request = attempt.policy, attempt.request_headers, attempt.request
     problem = problems.superseded()
     try:
         record = yield from ask(Get(lease.record_id))
         if record and record.status is Status.COMPLETED and record.response is not None:
             if hmac.compare_digest(record.fingerprint, lease.fingerprint):
                 frame = unseal(record.response, RESPONSE, lease, policy)
-                stored, asked = decode_response(frame), attempt.request_headers
-                return (yield from replay(stored, asked, lease.record_id, attempt.instance, policy))
+                stored = decode_response(frame)
+                return (yield from replay(stored, asked, lease.record_id, attempt.instance, policy, request))
     except (BackendUnavailable, RecordUnreadable) as error:
         yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "get", error))
         problem = problems.response_unreachable()
@@ -390,7 +401,7 @@ def _supersede(attempt: Attempt, lease: Lease, response: Response | None) -> Ste
         return Fate.KEPT
     committed = yield from find_committed(attempt, lease)
     if committed is not None:
-        return (yield from sendable(committed, attempt.request_headers, lease.record_id, attempt.instance, policy))
+        return (yield from sendable(committed, asked, lease.record_id, attempt.instance, policy, request))
     return (yield from _refuse(problem, attempt, lease))
 
 

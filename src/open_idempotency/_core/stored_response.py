@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import IntEnum
 from functools import lru_cache
 
@@ -26,7 +27,7 @@ from open_idempotency import events
 from open_idempotency._core import problems
 from open_idempotency._core.commands import Claim, Steps
 from open_idempotency._core.keys import digest
-from open_idempotency._core.models import Cors, Headers, Lease, Response, Stage
+from open_idempotency._core.models import Cors, Headers, Lease, Request, Response, Stage
 from open_idempotency._core.notify import cause, warn
 from open_idempotency._core.rendering import refuse
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
@@ -238,6 +239,8 @@ def _position(kind: bytes, of: Claim | Lease, names: Sequence[str]) -> bytes:
 
 REPLAYED = (b"idempotent-replayed", b"true")
 UNRECORDED = (b"idempotency-status", b"unrecorded")
+# What a replay gets here, or its server writes; on_replay= can set none of them.
+_OF_REPLAYS = frozenset({REPLAYED[0], b"connection", b"content-length", b"date", b"transfer-encoding"})
 
 # "Not now", and for 307 and 308 "not here": the client sends this very request again, with the same key.
 _GIVEN_BACK = frozenset({307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429})
@@ -540,24 +543,56 @@ def _report_failed_hook(policy: IdempotencyPolicy, lease: Lease, hook: str, erro
 
 
 def sendable(
-    stored: Response, request_headers: Headers, record_id: bytes, instance: str, policy: IdempotencyPolicy
+    stored: Response,
+    request_headers: Headers,
+    record_id: bytes,
+    instance: str,
+    policy: IdempotencyPolicy,
+    request: Request | None = None,
 ) -> Steps[Response]:
     """A stored response as it is sent again; for one whose body was not stored, the problem that says so (O-11).
 
-    ``request_headers`` and ``instance``, the path: of the request that gets it.
+    ``request_headers`` and ``instance``, the path: of the request that gets it. ``request``: that request, for
+    ``on_replay=``.
     """
     if stored.body is not None:
+        if policy.on_replay is not None and request is not None:
+            stored = yield from _changed(stored, request, record_id, policy)
         return replayed(stored, request_headers)
     target = location(stored.headers)
     problem = problems.not_replayable(stored.status, target.decode("latin-1") if target else None)
     return (yield from refuse(problem, policy, instance, record_id))
 
 
+def _changed(stored: Response, request: Request, record_id: bytes, policy: IdempotencyPolicy) -> Steps[Response]:
+    """The stored response as ``on_replay=`` returns it; as it is where the hook fails, since nothing may run again."""
+    assert policy.on_replay is not None
+    try:
+        # A copy: an error halfway leaves what is stored whole.
+        changed = policy.on_replay(Response(stored.status, list(stored.headers), stored.body), request)
+        if not isinstance(changed, Response):
+            raise TypeError(f"on_replay= returned {type(changed).__name__}, not a Response")
+        if not isinstance(changed.body, bytes):
+            raise TypeError(f"the body of what on_replay= returned is {type(changed.body).__name__}, not bytes")
+        # As for a response that is stored: no framing, and no header that belongs to one connection.
+        headers = [(name, value) for name, value in changed.headers if name.lower() not in _OF_REPLAYS]
+        _check(changed.status, headers)
+    except Exception as error:
+        yield from warn(policy, events.HookFailed(events.short(record_id), "on_replay", cause(error)))
+        return stored
+    return replace(stored, status=changed.status, headers=headers, body=changed.body)
+
+
 def replay(
-    stored: Response, request_headers: Headers, record_id: bytes, instance: str, policy: IdempotencyPolicy
+    stored: Response,
+    request_headers: Headers,
+    record_id: bytes,
+    instance: str,
+    policy: IdempotencyPolicy,
+    request: Request | None = None,
 ) -> Steps[Response]:
     """``sendable``, and an event if credentials of the first response are missing in this one (O-21a)."""
     if stored.omitted:
         lacking = stored.omitted.decode("latin-1")
         yield from warn(policy, events.ReplayedWithoutCredentials(events.short(record_id), stored.status, lacking))
-    return (yield from sendable(stored, request_headers, record_id, instance, policy))
+    return (yield from sendable(stored, request_headers, record_id, instance, policy, request))

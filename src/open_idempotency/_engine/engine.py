@@ -290,8 +290,7 @@ class Engine:
         return policy
 
     def _check(self, policy: IdempotencyPolicy) -> None:
-        if policy.fingerprint == "json":
-            fingerprint.prepare()
+        fingerprint.prepare(policy.fingerprint)
         if policy.max_live_keys is not None and not self.backend.quotas:
             raise ConfigurationError(
                 f"max_live_keys: {type(self.backend).__name__} has no quotas; leave it out, or take another backend"

@@ -44,6 +44,7 @@ _LEVELS: dict[type[events.Event], int] = {
     events.CallerUnidentified: logging.WARNING,
     events.ReplayedWithoutCredentials: logging.WARNING,
     events.NameShared: logging.WARNING,
+    events.KeyUnreadable: logging.WARNING,
 }
 _ADVICE: dict[type[events.Event], str] = {
     events.Unrecorded: (
@@ -84,6 +85,10 @@ _ADVICE: dict[type[events.Event], str] = {
     events.CallerChanged: (
         "the view has changed who its caller is, and no session leads back to it, so a retry of this request is "
         "another caller's and runs again; exempt such a view, let it change the caller last, or set scope="
+    ),
+    events.KeyUnreadable: (
+        "key= found no key in this request, which ran without protection, so a retry runs again; correct the client, "
+        "or set required=True, which refuses such a request with 400"
     ),
     events.NameShared: (
         "the key of this request is held by one that came to another host, as where two services keep their keys under "

@@ -156,7 +156,7 @@ class Hooks:
         if route is None or here.method not in route.policy.methods:
             return None
         key_headers = find_key(here.environ, route.environ_names)
-        if not key_headers and not route.policy.required:
+        if not key_headers and not route.always:
             for name in route.environ_spellings:
                 if name in here.environ:
                     spelling.warn(name, route.policy)

@@ -202,7 +202,9 @@ class Route(NamedTuple):
     """How requests are covered: the policy, and the lower-case names of the headers that carry keys under it.
 
     ``environ_names``: the same headers, as WSGI and Django name them. ``spellings``, ``environ_spellings``: headers
-    that are likely to carry a key, and are not read. ``likely``: ``names`` and ``spellings``, to look for both at once.
+    that are likely to carry a key, and are not read. ``likely``: ``names`` and ``spellings``, to look for both at once;
+    none with ``key=``, which finds the key elsewhere. ``always``: requests without such a header are admitted too,
+    since a key is required or ``key=`` may find one.
     """
 
     policy: IdempotencyPolicy
@@ -211,15 +213,18 @@ class Route(NamedTuple):
     spellings: frozenset[bytes]
     environ_spellings: tuple[str, ...]
     likely: frozenset[bytes]
+    always: bool
 
     @classmethod
     def of(cls, policy: IdempotencyPolicy) -> Route:
         """The route with this policy."""
         names = key_names(policy)
+        if policy.key is not None:
+            return cls(policy, names, (), frozenset(), (), frozenset(), True)
         read = environ_names(names)
         known = {name for name, _ in read}
         unread = dict.fromkeys(name for name, _ in environ_names(_SPELLINGS) if name not in known)
-        return cls(policy, names, read, _SPELLINGS - names, tuple(unread), _SPELLINGS | names)
+        return cls(policy, names, read, _SPELLINGS - names, tuple(unread), _SPELLINGS | names, policy.required)
 
 
 def key_among(likely: Headers, route: Route) -> list[tuple[bytes, bytes]]:

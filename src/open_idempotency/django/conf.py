@@ -33,8 +33,10 @@ _OBJECTS = frozenset(
     {
         "encryption",
         "fingerprint",
+        "key",
         "ledger",
         "on_event",
+        "on_replay",
         "policy",
         "redact",
         "render_problem",

@@ -95,6 +95,8 @@ class IdempotencyMiddleware:
             named = list(self._rules.headers)
             self._coverages.add_headers(named)
             self._learned = len(named)
+        if self._rules.makes_keys or self.engine.policy.key is not None:
+            return True  # as far as is known before its view is
         return any(name in request.META for name in self._coverages.environ_keys)
 
     # The chain of a request that has no key and, as far as is known, needs none: stages run plainly
