@@ -24,6 +24,8 @@ from open_idempotency.backend import (
     Complete,
     Completed,
     Fail,
+    Free,
+    Freed,
     Get,
     Record,
     Release,
@@ -304,6 +306,7 @@ class MemoryBackend(Backend):
     """
 
     quotas = True
+    frees = True
 
     def __init__(
         self,
@@ -403,6 +406,25 @@ class MemoryBackend(Backend):
         """See ``Backend.delete``."""
         with self._table.lock:
             return self._table.forget(record_id)
+
+    def free(self, c: Free, /) -> Freed:
+        """See ``Backend.free``."""
+        table = self._table
+        with table.lock:
+            record = table.records.get(c.record_id)
+            freed, after = decisions.free(record, c, table.now())
+            table.keep(c.record_id, record, after)
+        return freed
+
+    def now(self) -> float:
+        """See ``Backend.now``."""
+        return self._table.now()
+
+    def find(self, prefix: bytes, limit: int = 20) -> Sequence[bytes]:
+        """See ``Backend.find``."""
+        with self._table.lock:
+            found = (key for key in list(self._table.records) if key.startswith(prefix))
+            return list(islice((key for key in found if self._table.live(key) is not None), limit))
 
     def scan(self) -> Iterator[Record]:
         """See ``Backend.scan``."""
