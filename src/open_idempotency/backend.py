@@ -252,18 +252,15 @@ class Backend(ABC):
         """
         return time.time()
 
-    def find(self, prefix: bytes, limit: int = 20) -> Sequence[bytes]:
-        """The ids of live records that begin with ``prefix``, at most ``limit``, in no order. For operators.
+    def ids(self, prefix: bytes = b"") -> Iterator[bytes]:
+        """The ids of live records that begin with ``prefix``, in no order, read in bounded batches. For operators.
 
-        By default every record is read; a backend with an index does better.
+        Records that cannot be read are among them, and an id may come that has just expired. By default every record
+        is read; a backend with an index does better.
         """
-        found: list[bytes] = []
         for record in self.scan():
             if record.record_id.startswith(prefix):
-                found.append(record.record_id)
-                if len(found) >= limit:
-                    break
-        return found
+                yield record.record_id
 
     def examine(self) -> Sequence[Finding]:
         """Look closely at the server and at what it holds, for an operator's ``doctor``; it may take several calls.

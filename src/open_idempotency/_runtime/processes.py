@@ -237,7 +237,6 @@ _VERBS = (
     "delete",
     "examine",
     "fail",
-    "find",
     "free",
     "get",
     "health",
@@ -256,7 +255,7 @@ _VERBS = (
 def guard_verbs(cls: type, base: Any) -> None:
     """Guard those verbs that a class of sync backends defines itself. ``base``: whose ``wait`` needs nothing."""
     _replace(cls, dict.fromkeys(_VERBS, guarded))
-    _replace(cls, {"scan": guarded_scan, "wait": lambda wait: guarded_wait(wait, base.wait)})
+    _replace(cls, {"scan": guarded_scan, "ids": guarded_scan, "wait": lambda wait: guarded_wait(wait, base.wait)})
 
 
 def guard_async_verbs(cls: type, base: Any) -> None:

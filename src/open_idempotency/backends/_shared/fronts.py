@@ -165,16 +165,16 @@ class SyncFront(Backend):
         """See ``Backend.now``."""
         return self._execute(self._verbs.now, None)
 
-    def find(self, prefix: bytes, limit: int = 20) -> Sequence[bytes]:
-        """See ``Backend.find``; by the index of the ids."""
-        after, found = _before(prefix), list[bytes]()
+    def ids(self, prefix: bytes = b"") -> Iterator[bytes]:
+        """See ``Backend.ids``; by the index of the ids."""
+        after = _before(prefix)
         while True:
-            batch = self._execute(self._verbs.scan, after)
-            matching = [record_id for record_id in batch if record_id.startswith(prefix)]
-            found += matching
-            if len(matching) < self._verbs.scanned_at_once or len(found) >= limit:
-                return found[:limit]
-            after = batch[-1]
+            found = self._execute(self._verbs.scan, after)
+            matching = [record_id for record_id in found if record_id.startswith(prefix)]
+            yield from matching
+            if len(matching) < self._verbs.scanned_at_once:
+                return
+            after = found[-1]
 
     def scan(self) -> Iterator[Record]:
         """See ``Backend.scan``."""

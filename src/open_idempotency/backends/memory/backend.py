@@ -420,11 +420,14 @@ class MemoryBackend(Backend):
         """See ``Backend.now``."""
         return self._table.now()
 
-    def find(self, prefix: bytes, limit: int = 20) -> Sequence[bytes]:
-        """See ``Backend.find``."""
+    def ids(self, prefix: bytes = b"") -> Iterator[bytes]:
+        """See ``Backend.ids``."""
         with self._table.lock:
-            found = (key for key in list(self._table.records) if key.startswith(prefix))
-            return list(islice((key for key in found if self._table.live(key) is not None), limit))
+            found = [key for key in self._table.records if key.startswith(prefix)]
+        for start in range(0, len(found), _SCAN_BATCH):
+            with self._table.lock:
+                batch = [key for key in found[start : start + _SCAN_BATCH] if self._table.live(key) is not None]
+            yield from batch
 
     def scan(self) -> Iterator[Record]:
         """See ``Backend.scan``."""

@@ -492,16 +492,12 @@ class RedisBackend(Backend):
         seconds, microseconds = self._calls.on(self._calls.servers()[0], "TIME")
         return float(seconds) + float(microseconds) / 1_000_000
 
-    def find(self, prefix: bytes, limit: int = 20) -> Sequence[bytes]:
-        """See ``Backend.find``. The servers compare the names of all keys, and reply with those that match."""
-        found: set[bytes] = set()
+    def ids(self, prefix: bytes = b"") -> Iterator[bytes]:
+        """See ``Backend.ids``. The servers compare the names of all keys. An id may come twice, as in ``scan``."""
         for key in self._keys(prefix.hex().encode()):
             record_id = self._options.record_id(key)
-            if record_id is not None and self.get(Get(record_id)) is not None:
-                found.add(record_id)
-                if len(found) >= limit:
-                    break
-        return list(found)
+            if record_id is not None:
+                yield record_id
 
     def scan(self) -> Iterator[Record]:
         """See ``Backend.scan``. A record may come twice while the server rehashes its table."""
