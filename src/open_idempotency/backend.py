@@ -1,8 +1,8 @@
 """What a backend is: the same verbs, sync and async, each one atomic call on the backend's own clock.
 
 To write one: subclass ``Backend`` or ``AsyncBackend``, carry out each command as its docstring says, and run the
-shipped suite ``open_idempotency.conformance`` against it. A backend stores ``fingerprint``, ``frame`` and
-``response`` as opaque bytes; it never parses, unpickles or logs them. Where there is a lock or a
+shipped suite ``open_idempotency.conformance`` against it. A backend stores ``fingerprint``, ``frame``,
+``response`` and ``about`` as opaque bytes; it never parses, unpickles or logs them. Where there is a lock or a
 transaction, the module ``open_idempotency.decisions`` decides and the backend only loads and saves.
 
 Every verb may raise ``BackendUnavailable`` (the driver's error is its cause) and ``RecordUnreadable``; the owner's
@@ -23,6 +23,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from open_idempotency._core.commands import (
+    MOST_ABOUT,
     Claim,
     Complete,
     Fail,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "MOST_ABOUT",
     "AsyncBackend",
     "Backend",
     "Busy",
@@ -159,7 +161,10 @@ class Backend(ABC):
 
     @abstractmethod
     def claim(self, c: Claim, /) -> ClaimResult:
-        """Insert or take over the record, or report what it is; a claim resent by its owner is leased again."""
+        """Insert or take over the record, or report what it is; a claim resent by its owner is leased again.
+
+        The record keeps the ``about`` of the claim that was leased last.
+        """
 
     @abstractmethod
     def renew(self, c: Renew, /) -> Sequence[Renewal]:

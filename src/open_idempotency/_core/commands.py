@@ -48,12 +48,17 @@ class AtOnce(Command[R_co]):
     __slots__ = ()
 
 
+#: the most bytes of ``Claim.about``
+MOST_ABOUT = 255
+
+
 @dataclass(slots=True)
 class Claim(Command[ClaimResult]):
     """Take the record if it is free, else report what it is.
 
-    ``owner``: 16 random bytes, made once for each request. ``lease``, ``ttl``: seconds. The last three say which
-    takeovers the caller wants; the result is ``Refused`` for one that it does not want. ``asked``: not for backends.
+    ``owner``: 16 random bytes, made once for each request. ``lease``, ``ttl``: seconds. The next three say which
+    takeovers the caller wants; the result is ``Refused`` for one that it does not want. ``about``: at most
+    ``MOST_ABOUT`` bytes for operators, stored with the record by a claim that is leased. ``asked``: not for backends.
     """
 
     record_id: bytes
@@ -64,6 +69,7 @@ class Claim(Command[ClaimResult]):
     resume_failed: bool = True
     resume_abandoned: bool = True
     max_attempts: int | None = None
+    about: bytes = b""
     #: on the clock of ``Now``; set by the performer where it is not set
     asked: float = field(default=inf, compare=False)
 

@@ -172,18 +172,18 @@ def _take(c: Claim, now: float, attempt: int, last_token: int, stages: tuple[Sta
     """A new token: above the last one, and above any that a deleted record may have had (B-02)."""
     token = max(int(now * 1_000_000), last_token + 1)
     lease = Lease(c.record_id, c.owner, token, attempt, c.fingerprint, c.lease, c.ttl)
-    return Leased(lease, stages), _in_progress(lease, now, stages)
+    return Leased(lease, stages), _in_progress(lease, now, stages, c.about)
 
 
 def _take_again(record: Record, c: Claim, now: float) -> tuple[Leased, Record]:
     """The claim of this very owner was sent again after a lost reply: it owns the record (B-08)."""
     lease = Lease(c.record_id, c.owner, record.token, record.attempt, c.fingerprint, c.lease, c.ttl)
-    after = _in_progress(lease, now, record.stages)
+    after = _in_progress(lease, now, record.stages, c.about)
     after.claimed_at = record.claimed_at
     return Leased(lease, record.stages), after
 
 
-def _in_progress(lease: Lease, now: float, stages: tuple[Stage, ...] = ()) -> Record:
+def _in_progress(lease: Lease, now: float, stages: tuple[Stage, ...] = (), about: bytes = b"") -> Record:
     end = now + lease.duration
     return Record(
         lease.record_id,
@@ -197,6 +197,7 @@ def _in_progress(lease: Lease, now: float, stages: tuple[Stage, ...] = ()) -> Re
         lease.ttl,
         end + lease.ttl,
         stages=stages,
+        about=about,
     )
 
 
@@ -218,6 +219,7 @@ def _ended(
         final,
         response,
         record.stages,
+        record.about,
     )
 
 

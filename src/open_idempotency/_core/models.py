@@ -3,8 +3,8 @@
 Adapters translate requests and responses from and to these values. Headers and bodies are bytes, in order, with
 duplicates; names of request headers are lower-case.
 
-Records, leases and stages are what a backend stores. Their bytes (``fingerprint``, ``frame``, ``response``) are opaque
-to it. Times are seconds on the backend's clock; durations are seconds.
+Records, leases and stages are what a backend stores. Their bytes (``fingerprint``, ``frame``, ``response``,
+``about``) are opaque to it. Times are seconds on the backend's clock; durations are seconds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Request:
 
     ``path`` and ``query`` are raw (percent-encoded). ``native`` is the framework's own request: the ASGI scope, the
     WSGI environ, Django's or Flask's request. ``body`` is None until it was received. ``alone``: the server works at no
-    other request in this process meanwhile.
+    other request in this process meanwhile. ``route``: the template of the route as the framework writes it
+    (``/orders/{id}``); None where it is not known before the claim.
     """
 
     method: str
@@ -50,6 +51,7 @@ class Request:
     native: Any
     body: Body | None = None
     alone: bool = False
+    route: str | None = None
 
     def header(self, name: bytes) -> list[bytes]:
         """All values of a header, given its lower-case name, in order."""
@@ -170,7 +172,11 @@ class Lease:
 
 @dataclass(slots=True)
 class Record:
-    """A stored record as operators and the decision table see it. ``response`` and stages are frames."""
+    """A stored record as operators and the decision table see it. ``response`` and stages are frames.
+
+    ``about``: what the claim that leased it last said about itself, for operators; empty in records of earlier versions
+    and where a vanished record was made anew.
+    """
 
     record_id: bytes
     fingerprint: bytes
@@ -185,6 +191,7 @@ class Record:
     final: bool = False
     response: bytes | None = None
     stages: tuple[Stage, ...] = ()
+    about: bytes = b""
 
 
 @dataclass(slots=True)

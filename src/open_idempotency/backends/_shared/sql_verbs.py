@@ -57,7 +57,7 @@ RECORD_VERSION = 1
 #: the columns of a row, in this order, followed by the response
 HEADER = (
     "record_version", "fingerprint", "status", "owner", "token", "attempt",
-    "claimed_at", "lease_end", "ttl", "expires_at", "final",
+    "claimed_at", "lease_end", "ttl", "expires_at", "final", "about",
 )  # fmt: skip
 #: those of them that are times and durations, in seconds
 SECONDS = frozenset({"claimed_at", "lease_end", "ttl", "expires_at"})
@@ -65,6 +65,7 @@ _BYTES = (bytes, bytearray, memoryview)
 _SECONDS = (float, int)
 _KINDS: tuple[Any, ...] = (
     int, _BYTES, int, _BYTES, int, int, _SECONDS, _SECONDS, _SECONDS, _SECONDS, int, (*_BYTES, type(None)),
+    (*_BYTES, type(None)),
 )  # fmt: skip
 _STATUSES = {int(status): status for status in Status if status is not Status.NONE}
 #: stands for infinity in databases that have none
@@ -87,7 +88,7 @@ def record_of(record_id: bytes, row: Sequence[Any]) -> Record:
     """The record in a row of ``HEADER`` and the response, without its stages. Raises ``RecordUnreadable``."""
     if row[0] != RECORD_VERSION:
         raise RecordUnreadable(f"record {record_id[:6].hex()} has the unknown version {row[0]!r:.20}")
-    _, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final, response = row
+    _, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final, about, response = row
     if not all(map(isinstance, row, _KINDS)) or status not in _STATUSES or final not in (0, 1):
         raise RecordUnreadable(f"record {record_id[:6].hex()} is corrupt")
     return Record(
@@ -95,6 +96,8 @@ def record_of(record_id: bytes, row: Sequence[Any]) -> Record:
         float(claimed_at), float(lease_end), math.inf if ttl >= LARGEST else float(ttl),
         math.inf if expires_at >= LARGEST else float(expires_at), bool(final),
         None if response is None else bytes(response),
+        # Rows of workers that do not know the column have NULL there.
+        about=b"" if about is None else bytes(about),
     )  # fmt: skip
 
 
@@ -113,6 +116,7 @@ def values_of(record: Record) -> dict[str, Any]:
         "ttl": record.ttl,
         "expires_at": record.expires_at,
         "final": record.final,
+        "about": record.about,
         "response": record.response,
     }
 

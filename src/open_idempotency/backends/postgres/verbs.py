@@ -103,11 +103,14 @@ _ENCODERS: dict[str, Encoder] = {
 
 
 class Statement:
-    """A statement whose parameters are written as ``{type}``; no value ever becomes part of it."""
+    """A statement whose parameters are written as ``{type}``; no value ever becomes part of it.
 
-    __slots__ = ("_encoders", "formats", "name", "text")
+    ``older``: its form for a database that lacks the latest migrations, which takes the first of its parameters.
+    """
 
-    def __init__(self, text: str) -> None:
+    __slots__ = ("_encoders", "formats", "name", "older", "text")
+
+    def __init__(self, text: str, older: Statement | None = None) -> None:
         types: list[str] = []
 
         def numbered(found: re.Match[str]) -> str:
@@ -121,6 +124,7 @@ class Statement:
         self._encoders = [_ENCODERS[kind] for kind in types]
         #: every parameter is binary
         self.formats = [1] * len(types)
+        self.older = older
 
     def encoded(self, values: Sequence[Any]) -> list[bytes | None]:
         """The values of the parameters as the server takes them; None is NULL."""
@@ -223,8 +227,8 @@ class Verb(fronts.Verb[C, R]):
     size: Callable[[C], int] = lambda c: 0
 
 
-def _statement(text: str) -> Statement:
-    return Statement(text.replace(":now", _NOW))
+def _statement(text: str, older: str | None = None) -> Statement:
+    return Statement(text.replace(":now", _NOW), None if older is None else _statement(older))
 
 
 def _batched(
@@ -233,16 +237,24 @@ def _batched(
     parameters: Callable[[C], Parameters],
     response: Callable[[C, Rows], R],
     size: Callable[[C], int] = lambda c: 0,
+    older: str | None = None,
 ) -> Verb[C, R]:
-    """A verb that may go into a batch. ``call``: of its function; ``:now`` is the time and ``:lease`` the lease."""
-    call = "open_idempotency." + call.replace(":lease", _LEASE)
-    return Verb(
-        Statement(" ".join(("SELECT", columns, "FROM", call.replace(":now", _NOW)))),
-        parameters,
-        response,
-        Statement(" ".join(("SELECT", columns, "FROM", _HURRY, call.replace(":now", _HURRIED_NOW)))),
-        size,
+    """A verb that may go into a batch. ``call``: of its function; ``:now`` is the time and ``:lease`` the lease.
+
+    ``older``: the call for a database that lacks the latest migrations.
+    """
+
+    def statement(call: str, hurried: bool) -> str:
+        call = "open_idempotency." + call.replace(":lease", _LEASE)
+        if hurried:
+            return " ".join(("SELECT", columns, "FROM", _HURRY, call.replace(":now", _HURRIED_NOW)))
+        return " ".join(("SELECT", columns, "FROM", call.replace(":now", _NOW)))
+
+    plain, hurried = (
+        Statement(statement(call, hurried), None if older is None else Statement(statement(older, hurried)))
+        for hurried in (False, True)
     )
+    return Verb(plain, parameters, response, hurried, size)
 
 
 # Parameters, after the time
@@ -256,7 +268,7 @@ def _lease(lease: Lease) -> Parameters:
 
 def _claim(c: Claim) -> Parameters:
     lease = (c.record_id, c.owner, 0, 0, c.fingerprint, c.lease, c.ttl)
-    return (*lease, c.resume_failed, c.resume_abandoned, c.max_attempts)
+    return (*lease, c.resume_failed, c.resume_abandoned, c.max_attempts, c.about)
 
 
 def _save_stage(c: SaveStage) -> Parameters:
@@ -368,15 +380,20 @@ def _nothing(c: Withdraw | Unreserve, rows: Rows) -> None:
     """The function returns nothing, or raises."""
 
 
+#: the columns of a record that were there from the beginning
+_READ = 15
+
+
 def _record(c: Get, rows: Rows) -> Record | None:
     if not rows:
         return None
-    sound, fingerprint, status, *fields, response, names, keys, frames = rows[0]
+    sound, fingerprint, status, *fields, response, names, keys, frames = rows[0][:_READ]
+    about: tuple[bytes, ...] = rows[0][_READ:]
     _code(0 if sound else _UNREADABLE)
     owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final = fields
     return Record(
         c.record_id, fingerprint, Status(status), owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final,
-        response, _stages(names, keys, frames),
+        response, _stages(names, keys, frames), *about,
     )  # fmt: skip
 
 
@@ -409,9 +426,10 @@ def _text(name: bytes) -> str:
 
 CLAIM = _batched(
     "code, reason, token, attempt, elapsed, remaining, response, names, keys, frames",
-    "claim(:now, :lease, {boolean}, {boolean}, {integer})",
+    "claim(:now, :lease, {boolean}, {boolean}, {integer}, {bytea})",
     _claim,
     _claimed,
+    older="claim(:now, :lease, {boolean}, {boolean}, {integer})",
 )
 SAVE_STAGE = _batched(
     "code, frame",
@@ -442,7 +460,14 @@ VERBS = fronts.Verbs(
         _withdraw,
         _nothing,
     ),
-    get=Verb(_statement("SELECT * FROM open_idempotency.get(:now, {bytea})"), _get, _record),
+    get=Verb(
+        _statement(
+            "SELECT * FROM open_idempotency.read(:now, {bytea})",
+            older="SELECT * FROM open_idempotency.get(:now, {bytea})",
+        ),
+        _get,
+        _record,
+    ),
     delete=Verb(_statement("SELECT open_idempotency.forget(:now, {bytea})"), _alone, _is_true),
     free=Verb(
         _statement("SELECT open_idempotency.free(:now, {bytea}, {bigint}, {integer}, {boolean}, {boolean})"),

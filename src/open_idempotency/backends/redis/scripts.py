@@ -132,6 +132,7 @@ def claim_arguments(c: Claim) -> Arguments:
         _FLAGS[c.resume_failed],
         _FLAGS[c.resume_abandoned],
         b"" if c.max_attempts is None else c.max_attempts,
+        c.about,
     )
 
 
@@ -349,7 +350,8 @@ def record(record_id: bytes, reply: Reply) -> Record | None:
     """The record that ``get.lua`` found; None where there is none."""
     if code(reply) == 1:
         return None
-    _, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final, response = reply[:12]
+    _, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final, *rest = reply[:13]
+    response, about = rest
     return Record(
         record_id,
         fingerprint,
@@ -363,5 +365,6 @@ def record(record_id: bytes, reply: Reply) -> Record | None:
         expires_at / _MICRO,
         bool(final),
         response,
-        tuple(map(stage_of, reply[12:])),
+        tuple(map(stage_of, reply[13:])),
+        about or b"",
     )

@@ -56,6 +56,9 @@ SCHEMA_VERSION = len(SCHEMAS)
 
 HAS_SCHEMA = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'open_idempotency_schema'"
 READ_SCHEMA = "SELECT version FROM open_idempotency_schema"
+# A column that came later. It has no version of its own: workers that do not know it go on working on the file.
+HAS_ABOUT = "SELECT 1 FROM pragma_table_info('open_idempotency_records') WHERE name = 'about'"
+ADD_ABOUT = "ALTER TABLE open_idempotency_records ADD COLUMN about BLOB NOT NULL DEFAULT x''"
 
 BEGIN = "BEGIN IMMEDIATE"
 COMMIT = "COMMIT"
@@ -65,7 +68,7 @@ _HEADER = "record_version, fingerprint, status, owner, token, attempt, claimed_a
 _FROM = "FROM open_idempotency_records WHERE record_id = ?"
 
 READ_HEADER = f"SELECT {_HEADER}, NULL {_FROM}"
-READ_WHOLE = f"SELECT {_HEADER}, response {_FROM}"
+READ_WHOLE = f"SELECT {_HEADER}, response, about {_FROM}"
 # A claim needs the response only to replay it, so not while it runs and not for another request. The fingerprint is
 # the first parameter.
 READ_FOR_CLAIM = f"SELECT {_HEADER}, CASE WHEN status <> 1 AND fingerprint = ? THEN response END {_FROM}"
@@ -75,15 +78,15 @@ FIND = {count: _FIND + f"(?{', ?' * (count - 1)})" for count in (4, 16, 64, 256)
 _INSERT = """
     INSERT INTO open_idempotency_records (
         record_id, record_version, fingerprint, status, owner, token, attempt,
-        claimed_at, lease_end, ttl, expires_at, final, response
+        claimed_at, lease_end, ttl, expires_at, final, response, about
     )
 """
 # Inserts nothing where the record exists, or where stages are left of one that was deleted by hand. The row's
 # parameters are followed by the record's id.
 _NO_STAGES = "NOT EXISTS (SELECT 1 FROM open_idempotency_stages WHERE record_id = ?)"
-_IF_NEW = f"SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE {_NO_STAGES} ON CONFLICT (record_id) DO NOTHING"
+_IF_NEW = f"SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE {_NO_STAGES} ON CONFLICT (record_id) DO NOTHING"
 ADD = f"{_INSERT} {_IF_NEW}"
-WRITE = f"""{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+WRITE = f"""{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (record_id) DO UPDATE SET
         record_version = excluded.record_version, fingerprint = excluded.fingerprint,
         status = excluded.status, owner = excluded.owner, token = excluded.token,
@@ -91,6 +94,8 @@ WRITE = f"""{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         ttl = excluded.ttl, expires_at = excluded.expires_at, final = excluded.final,
         response = excluded.response
 """
+# The owner's verbs leave ``about`` as it is, and do not read it; what claims a record or makes it anew writes it.
+WRITE_ALL = f"{WRITE}, about = excluded.about"
 # What decisions.complete does with a sound record that still runs, in one statement. One that gets another time to live
 # is left to that function: to set ``ttl`` here would write its index anew each time.
 COMPLETE = """
@@ -139,16 +144,23 @@ SCAN = """
 # record_version, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final
 _TYPES = (int, bytes, int, bytes, int, int, float, float, float, float, int)
 _SOUND = {(*_TYPES, bytes), (*_TYPES, type(None))}
+#: those, and the response; ``about`` may follow
+_COLUMNS = len(_TYPES) + 1
 _STATUSES = {int(status): status for status in Status if status is not Status.NONE}
 
 
 def record_of(record_id: bytes, row: Sequence[Any]) -> Record:
-    """The record in a row, without its stages. Raises ``RecordUnreadable``."""
+    """The record in a row of the header, the response, and maybe ``about``, without its stages.
+
+    Raises ``RecordUnreadable``.
+    """
     if row[0] != RECORD_VERSION:
         raise RecordUnreadable(f"record {record_id[:6].hex()} has the unknown version {row[0]!r:.20}")
-    if tuple(map(type, row)) not in _SOUND or row[2] not in _STATUSES or row[10] not in (0, 1):
+    header, about = row[:_COLUMNS], row[_COLUMNS] if len(row) > _COLUMNS else b""
+    sound = tuple(map(type, header)) in _SOUND and row[2] in _STATUSES and row[10] in (0, 1)
+    if not sound or type(about) is not bytes:
         raise RecordUnreadable(f"record {record_id[:6].hex()} is corrupt")
-    _, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final, response = row
+    _, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final, response = header
     return Record(
         record_id,
         fingerprint,
@@ -162,6 +174,7 @@ def record_of(record_id: bytes, row: Sequence[Any]) -> Record:
         expires_at,
         bool(final),
         response,
+        about=about,
     )
 
 
@@ -181,6 +194,7 @@ def row_of(record: Record) -> tuple[Any, ...]:
         record.expires_at,
         int(record.final),
         record.response,
+        record.about,
     )
 
 
@@ -262,7 +276,7 @@ def _claim_again(connection: sqlite3.Connection, c: Claim, now: float, withdrawn
     if after is not None and after is not found:
         if not after.stages:
             connection.execute(DELETE_STAGES, (c.record_id,))
-        connection.execute(WRITE, row_of(after))
+        connection.execute(WRITE_ALL, row_of(after))
     return claimed
 
 
@@ -298,7 +312,7 @@ def save_stage(connection: sqlite3.Connection, c: SaveStage, clock: Clock) -> St
     if after is not record:
         if saved.recreated:
             connection.execute(DELETE_STAGES, (record_id,))
-        connection.execute(WRITE, row_of(after))
+        connection.execute(WRITE_ALL if saved.recreated else WRITE, row_of(after))
         connection.execute(ADD_STAGE, (*key, c.stage.frame))
     return saved
 
@@ -330,7 +344,7 @@ def complete(connection: sqlite3.Connection, c: Complete, clock: Clock) -> Compl
     completed, after = decisions.complete(record, c, clock())
     if completed.recreated and record is not None:
         connection.execute(DELETE_STAGES, (record_id,))
-    _keep(connection, record, after)
+    _keep(connection, record, after, WRITE_ALL if completed.recreated else WRITE)
     return completed
 
 
@@ -363,14 +377,14 @@ def withdraw(connection: sqlite3.Connection, c: Withdraw, clock: Clock) -> None:
     connection.execute(WRITE_RESERVATION, values)
 
 
-def _keep(connection: sqlite3.Connection, before: Record | None, after: Record | None) -> None:
+def _keep(connection: sqlite3.Connection, before: Record | None, after: Record | None, statement: str = WRITE) -> None:
     if after is before:
         return
     if after is None:
         assert before is not None
         _delete(connection, before.record_id)
     else:
-        connection.execute(WRITE, row_of(after))
+        connection.execute(statement, row_of(after))
 
 
 def delete(connection: sqlite3.Connection, record_id: bytes, clock: Clock) -> bool:
