@@ -19,6 +19,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from open_idempotency._core.commands import (
@@ -26,6 +27,7 @@ from open_idempotency._core.commands import (
     Claim,
     Complete,
     Fail,
+    Free,
     Get,
     Release,
     Renew,
@@ -40,6 +42,7 @@ from open_idempotency._core.models import (
     ClaimResult,
     Completed,
     Finished,
+    Freed,
     Lease,
     Leased,
     Mismatch,
@@ -70,11 +73,15 @@ __all__ = [
     "Complete",
     "Completed",
     "Fail",
+    "Finding",
     "Finished",
+    "Free",
+    "Freed",
     "Get",
     "Health",
     "Lease",
     "Leased",
+    "Level",
     "Mismatch",
     "OverQuota",
     "Record",
@@ -106,7 +113,33 @@ class Health:
     warnings: tuple[str, ...] = ()
 
 
+class Level(Enum):
+    """How serious a finding is."""
+
+    OK = "ok"
+    #: nobody can know it here, for want of permission
+    UNKNOWN = "unknown"
+    WARNING = "warning"
+    #: records are in danger, or requests fail
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that ``examine`` has looked at.
+
+    ``check``: what was looked at, in one or two words. ``found``: a sentence without a full stop. ``cure``: what to do,
+    empty where nothing is to be done. Since 0.2.
+    """
+
+    check: str
+    level: Level
+    found: str
+    cure: str = ""
+
+
 _NO_QUOTAS = "backend: it has no quotas (Backend.quotas), so max_live_keys cannot be set"
+_NO_FREEING = "backend: it cannot free a key for an operator (Backend.frees); delete() forgets the record"
 
 
 class Backend(ABC):
@@ -116,6 +149,8 @@ class Backend(ABC):
     call_timeout: float = 0.0
     #: whether ``reserve`` and ``unreserve`` are there; without them a policy with ``max_live_keys`` is refused at start
     quotas: bool = False
+    #: whether ``free`` is there; without it operators can only ``delete``
+    frees: bool = False
     #: the file that the first call creates; None for a backend that is no such file
     file: str | None = None
 
@@ -215,6 +250,38 @@ class Backend(ABC):
         """
         self.get(Get(bytes(32)))
         return Health()
+
+    def free(self, c: Free, /) -> Freed:
+        """Free a key for an operator, in one atomic call, if its record is still the one that was seen (P-20).
+
+        ``decisions.free`` says what it does. Waiting duplicates are woken. Only for backends with ``frees``.
+        """
+        raise ConfigurationError(_NO_FREEING)
+
+    def now(self) -> float:
+        """Seconds since 1970 on the clock that decides about leases. For operators.
+
+        By default this machine's clock, which is right for a backend that uses it.
+        """
+        return time.time()
+
+    def ids(self, prefix: bytes = b"") -> Iterator[bytes]:
+        """The ids of live records that begin with ``prefix``, in no order, read in bounded batches. For operators.
+
+        Records that cannot be read are among them, and an id may come that has just expired. By default every record
+        is read; a backend with an index does better.
+        """
+        for record in self.scan():
+            if record.record_id.startswith(prefix):
+                yield record.record_id
+
+    def examine(self) -> Sequence[Finding]:
+        """Look closely at the server and at what it holds, for an operator's ``doctor``; it may take several calls.
+
+        By default the warnings of ``health``. Raises ``BackendUnavailable`` where the server does not reply.
+        """
+        warnings = self.health().warnings
+        return [Finding("health", Level.WARNING, warning) for warning in warnings]
 
     @abstractmethod
     def to_async(self) -> AsyncBackend:

@@ -21,6 +21,7 @@ from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.models import (
     ClaimResult,
     Completed,
+    Freed,
     Lease,
     Ledger,
     Record,
@@ -28,6 +29,7 @@ from open_idempotency._core.models import (
     ReserveResult,
     Stage,
     StageSaved,
+    Status,
 )
 from open_idempotency.events import Event, Listener
 
@@ -140,6 +142,22 @@ class Forget(Command[bool]):
     """Delete a record whatever its state; whether there was one. Compares no token: the engine makes sure before."""
 
     record_id: bytes
+
+
+@dataclass(slots=True)
+class Free(Command[Freed]):
+    """An operator frees a key, if its record is still the one that was seen.
+
+    ``token``, ``status``: of the record that was seen. ``keep_stages``: the attempt ends, its owner is fenced off, the
+    stages stay, and the next claim is admitted whatever its policy says of failed or abandoned attempts; a completed
+    record is ``CHANGED``. Otherwise the record is deleted. ``alive``: also while its lease lasts.
+    """
+
+    record_id: bytes
+    token: int
+    status: Status
+    keep_stages: bool = False
+    alive: bool = False
 
 
 @dataclass(slots=True)

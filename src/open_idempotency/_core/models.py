@@ -277,6 +277,17 @@ class OverQuota:
 ReserveResult = Reserved | OverQuota
 
 
+class Freed(Enum):
+    """What became of an operator's wish to free a key. Only ``DONE`` has changed the record."""
+
+    DONE = "done"
+    ABSENT = "absent"
+    #: the record is at another token or in another status than the one that the operator has seen
+    CHANGED = "changed"
+    #: its lease has not ended, and the command spares such attempts
+    ALIVE = "alive"
+
+
 @dataclass(slots=True)
 class Completed:
     """The response is durable. ``recreated``: the record had vanished while its owner ran."""

@@ -19,6 +19,8 @@ from open_idempotency.backend import (
     Complete,
     Completed,
     Fail,
+    Free,
+    Freed,
     Get,
     Record,
     Release,
@@ -61,6 +63,8 @@ class Verbs:
     withdraw: Verb[Withdraw, None]
     get: Verb[Get, Record | None]
     delete: Verb[bytes, bool]
+    free: Verb[Free, Freed]
+    now: Verb[None, float]
     scan: Verb[bytes, Sequence[bytes]]
     headers: Verb[bytes, Sequence[Record]]
     purge: Verb[int, int]
@@ -93,10 +97,20 @@ class AsyncExecutor(Protocol):
         ...
 
 
+_ID_BYTES = 32
+
+
+def _before(prefix: bytes) -> bytes:
+    """The last id of a record that comes before all ids with this beginning; empty where there is none."""
+    first = int.from_bytes(prefix.ljust(_ID_BYTES, b"\0"), "big")
+    return (first - 1).to_bytes(max(len(prefix), _ID_BYTES), "big") if first else b""
+
+
 class SyncFront(Backend):
     """The sync front of a backend. ``execute`` is an ``Executor`` that takes this backend's class of verbs."""
 
     quotas = True
+    frees = True
 
     def __init__(self, verbs: Verbs, execute: Callable[..., Any]) -> None:
         self._verbs = verbs
@@ -145,6 +159,25 @@ class SyncFront(Backend):
     def delete(self, record_id: bytes, /) -> bool:
         """See ``Backend.delete``; deletes an unreadable record as well."""
         return self._execute(self._verbs.delete, record_id)
+
+    def free(self, c: Free, /) -> Freed:
+        """See ``Backend.free``."""
+        return self._execute(self._verbs.free, c)
+
+    def now(self) -> float:
+        """See ``Backend.now``."""
+        return self._execute(self._verbs.now, None)
+
+    def ids(self, prefix: bytes = b"") -> Iterator[bytes]:
+        """See ``Backend.ids``; by the index of the ids."""
+        after = _before(prefix)
+        while True:
+            found = self._execute(self._verbs.scan, after)
+            matching = [record_id for record_id in found if record_id.startswith(prefix)]
+            yield from matching
+            if len(matching) < self._verbs.scanned_at_once:
+                return
+            after = found[-1]
 
     def scan(self) -> Iterator[Record]:
         """See ``Backend.scan``."""

@@ -31,6 +31,8 @@ from open_idempotency.backend import (
     Complete,
     Completed,
     Fail,
+    Free,
+    Freed,
     Get,
     Lease,
     Record,
@@ -496,6 +498,17 @@ def _delete(table: Table, record_id: bytes) -> bool:
     return is_live
 
 
+def _free(table: Table, c: Free) -> Freed:
+    record = table.lock(c.record_id)
+    freed, after = decisions.free(record, c, table.now())
+    _keep(table, record, after)
+    return freed
+
+
+def _now(table: Table, c: None) -> float:
+    return table.now()
+
+
 def _scan(table: Table, after: bytes) -> Sequence[bytes]:
     return table.ids_after(after, _SCANNED_AT_ONCE)
 
@@ -582,6 +595,8 @@ VERBS = fronts.Verbs(
     withdraw=_in_one("write", _withdraw),
     get=_in_one("snapshot", _get),
     delete=_in_one("write", _delete),
+    free=_in_one("write", _free),
+    now=_in_one("snapshot", _now),
     scan=_in_one("snapshot", _scan),
     headers=_in_one("snapshot", _headers),
     purge=_in_one("write", _purge),

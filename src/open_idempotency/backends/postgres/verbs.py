@@ -23,6 +23,8 @@ from open_idempotency.backend import (
     Completed,
     Fail,
     Finished,
+    Free,
+    Freed,
     Get,
     Lease,
     Leased,
@@ -205,6 +207,7 @@ _HURRY = "set_config('lock_timeout', '100ms', true) AS hurry (made), LATERAL"
 
 
 _UNREADABLE, _LOST = -1, -2
+_FREED = tuple(Freed)
 #: how many leases, and ids of records, go into one call
 _AT_ONCE = 500
 
@@ -317,6 +320,10 @@ def _withdraw(c: Withdraw) -> Parameters:
     return c.claim.record_id, c.claim.owner, decisions.WITHDRAWN_FOR
 
 
+def _free(c: Free) -> Parameters:
+    return c.record_id, c.token, int(c.status), c.keep_stages, c.alive
+
+
 def stage_key(stage: Stage) -> tuple[bytes, bytes]:
     """Name and key as bytes; they may hold any character, lone surrogates and NUL included."""
     return stage.name.encode("utf-8", "surrogatepass"), stage.key.encode("utf-8", "surrogatepass")
@@ -409,6 +416,10 @@ def _header(row: Row) -> Record:
     )  # fmt: skip
 
 
+def _freed(c: Free, rows: Rows) -> Freed:
+    return _FREED[_code(rows[0][0])]
+
+
 def _is_true(c: bytes, rows: Rows) -> bool:
     return bool(rows[0][0])
 
@@ -472,6 +483,12 @@ VERBS = fronts.Verbs(
         _record,
     ),
     delete=Verb(_statement("SELECT open_idempotency.forget(:now, {bytea})"), _alone, _is_true),
+    free=Verb(
+        _statement("SELECT open_idempotency.free(:now, {bytea}, {bigint}, {integer}, {boolean}, {boolean})"),
+        _free,
+        _freed,
+    ),
+    now=Verb(_statement("SELECT open_idempotency.seconds(:now)"), lambda c: (), lambda c, rows: float(rows[0][0])),
     scan=Verb(
         _statement("SELECT open_idempotency.scan(:now, {bytea}, {integer})"),
         _scan,

@@ -23,6 +23,8 @@ from open_idempotency.backend import (
     Completed,
     Fail,
     Finished,
+    Free,
+    Freed,
     Lease,
     Leased,
     Mismatch,
@@ -96,6 +98,7 @@ WITHDRAW = Script("withdraw")
 GET = Script("get")
 HEADERS = Script("headers")
 DELETE = Script("delete")
+FREE = Script("free")
 PURGE = Script("purge")
 PURGE_RESERVATIONS = Script("purge_reservations")
 RESERVE = Script("reserve")
@@ -176,6 +179,11 @@ def release_arguments(c: Release) -> Arguments:
 def withdraw_arguments(c: Withdraw) -> Arguments:
     """For ``withdraw.lua``, after the time."""
     return (c.claim.owner, _duration(decisions.WITHDRAWN_FOR))
+
+
+def free_arguments(c: Free) -> Arguments:
+    """For ``free.lua``, after the time."""
+    return (c.token, int(c.status), _FLAGS[c.keep_stages], _FLAGS[c.alive])
 
 
 def reserve_arguments(c: Reserve) -> Arguments:
@@ -322,6 +330,15 @@ def confirmed(found: Sequence[Any], replicas: int) -> Any:
 def completed(reply: Reply) -> Completed:
     """What ``complete.lua`` replied."""
     return Completed(recreated=code(reply) == 1)
+
+
+_FREED = tuple(Freed)
+
+
+@_strictly
+def freed(reply: Reply) -> Freed:
+    """What ``free.lua`` replied."""
+    return _FREED[code(reply)]
 
 
 @_strictly

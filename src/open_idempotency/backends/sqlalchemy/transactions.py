@@ -77,7 +77,7 @@ class Transaction:
         Where one transaction writes at a time, nothing was waited for since.
         """
         dialect = self._settings.dialect
-        if dialect.limits or dialect.begin is not None:
+        if self.began and (dialect.limits or dialect.begin is not None):
             return self.began
         return float(self._timed(self._statements.now)[0][0])
 

@@ -24,6 +24,8 @@ from open_idempotency.backend import (
     Complete,
     Completed,
     Fail,
+    Free,
+    Freed,
     Get,
     Lease,
     Record,
@@ -395,6 +397,19 @@ def delete(connection: sqlite3.Connection, record_id: bytes, clock: Clock) -> bo
     return row is not None and _is_live(record_id, row, clock())
 
 
+def free(connection: sqlite3.Connection, c: Free, clock: Clock) -> Freed:
+    """See ``Backend.free``."""
+    record = read(connection, c.record_id)
+    freed, after = decisions.free(record, c, clock())
+    _keep(connection, record, after)
+    return freed
+
+
+def now(connection: sqlite3.Connection, c: None, clock: Clock) -> float:
+    """The time that decides."""
+    return clock()
+
+
 def _is_live(record_id: bytes, row: Sequence[object], now: float) -> bool:
     try:
         return record_of(record_id, row).expires_at > now
@@ -520,6 +535,8 @@ VERBS = fronts.Verbs(
     withdraw=Verb(withdraw),
     get=Verb(get, reads=True),
     delete=Verb(delete),
+    free=Verb(free),
+    now=Verb(now, reads=True),
     scan=Verb(scan, reads=True),
     headers=Verb(headers, reads=True),
     purge=Verb(purge),
