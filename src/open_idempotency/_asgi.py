@@ -28,7 +28,7 @@ from open_idempotency._engine.cancellation import hold_for
 from open_idempotency._engine.engine import Engine, new_owner, running
 from open_idempotency._engine.event_log import report_late_error
 from open_idempotency._engine.shutdown import ClientLeft, Grace
-from open_idempotency._runtime import clocks, loops
+from open_idempotency._runtime import clocks, loops, processes
 from open_idempotency.exceptions import LeaseLost
 from open_idempotency.policy import IdempotencyPolicy
 
@@ -309,6 +309,7 @@ class Exchange:
             advice,
             self._session,
             renders=self._renders,
+            holder=processes.name(),
         )
         admission = await self._engine.aio.run(admit(intake, self._policy))
         if self._session is not None and isinstance(admission, Attempt):

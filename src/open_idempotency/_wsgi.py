@@ -85,6 +85,7 @@ class EnvironRequest(Request):
         self.native = native
         self.body = None
         self.alone = environ.get("wsgi.multithread") is False
+        self.route = None
         self._environ = environ
 
     def __getattr__(self, name: str) -> Headers:

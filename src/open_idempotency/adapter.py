@@ -21,6 +21,7 @@ from open_idempotency._core.stored_response import UNRECORDED
 from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.engine import Engine, new_owner, running
 from open_idempotency._routes.coverage import Route, key_among
+from open_idempotency._runtime import processes
 from open_idempotency._wsgi import Protection, bound
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
@@ -73,7 +74,7 @@ class Adapter:
             return received
 
         key = key_among(find_key(request.headers, self._route.likely), self._route)
-        intake = Intake(request, key, new_owner(), lambda: user, receive, self._engine.advice)
+        intake = Intake(request, key, new_owner(), lambda: user, receive, self._engine.advice, holder=processes.name())
         try:
             admission = self._engine.sync.run(admit(intake, policy))
             if isinstance(admission, Response):

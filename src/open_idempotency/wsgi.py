@@ -20,6 +20,7 @@ from open_idempotency._engine.engine import Engine, Running, new_owner
 from open_idempotency._engine.shutdown import ClientLeft
 from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules, Route, spelling
 from open_idempotency._routes.survey import layers_inside, refuse_asgi, warn_of_layers
+from open_idempotency._runtime import processes
 from open_idempotency._wsgi import (
     MARK,
     OFF,
@@ -168,7 +169,15 @@ class _Exchange:
         """Admit the request; then run the application, or send the response that replaces it."""
         engine = self._inner.engine
         request = read_request(self._environ, self._environ)
-        intake = Intake(request, key_headers, new_owner(), self._identify, self._receive_body, engine.advice)
+        intake = Intake(
+            request,
+            key_headers,
+            new_owner(),
+            self._identify,
+            self._receive_body,
+            engine.advice,
+            holder=processes.name(),
+        )
         try:
             admission = engine.sync.run(admit(intake, self._policy))
         except BodyIncomplete as error:

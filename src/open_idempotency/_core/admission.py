@@ -13,6 +13,7 @@ from math import inf
 
 from open_idempotency import events
 from open_idempotency._core import key_sources, problems, quotas
+from open_idempotency._core.about import about_request
 from open_idempotency._core.attempt import Attempt, NotRenewable
 from open_idempotency._core.caller_changes import Session, find_record
 from open_idempotency._core.commands import (
@@ -110,7 +111,7 @@ class Intake:
     random bytes. ``advice``: the engine's, shared by all its requests. ``session``: finds the record of a request that
     began under another caller (O-14), for adapters that know sessions. ``renders``: whether the framework makes a
     response of an exception with which ``scope=`` refuses the request; then the exception is raised into the framework
-    (O-20).
+    (O-20). ``holder``: this worker, as ``processes.name`` has it.
     """
 
     request: Request
@@ -121,6 +122,7 @@ class Intake:
     advice: Advice = field(default_factory=Advice)
     session: Session | None = None
     renders: Callable[[Exception], bool] = _renders_none
+    holder: str = ""
 
 
 def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
@@ -149,15 +151,17 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
     except (KeyRejected, BodyTooLarge, ScopeRefused) as error:
         refused = yield from _refuse_error(error, intake, policy)
         return refused if key is None else _echoing(refused, key, intake, policy)
+    owner = owner_at_host(intake.owner, request, policy)
     claim = Claim(
         record_id(scope, key, request, policy),
         (yield from fingerprint_steps(request, policy)),
-        owner_at_host(intake.owner, request, policy),
+        owner,
         policy.lease,
         policy.ttl,
         policy.on_failed == "resume",
         policy.on_abandoned == "resume",
         policy.max_attempts,
+        about_request(request, scope, key, owner, intake.holder, policy),
     )
     # The retry of a login or logout comes from another caller, and so with another record id (O-14).
     caller = None

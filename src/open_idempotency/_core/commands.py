@@ -21,6 +21,7 @@ from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.models import (
     ClaimResult,
     Completed,
+    Freed,
     Lease,
     Ledger,
     Record,
@@ -28,6 +29,7 @@ from open_idempotency._core.models import (
     ReserveResult,
     Stage,
     StageSaved,
+    Status,
 )
 from open_idempotency.events import Event, Listener
 
@@ -46,12 +48,17 @@ class AtOnce(Command[R_co]):
     __slots__ = ()
 
 
+#: the most bytes of ``Claim.about``
+MOST_ABOUT = 255
+
+
 @dataclass(slots=True)
 class Claim(Command[ClaimResult]):
     """Take the record if it is free, else report what it is.
 
-    ``owner``: 16 random bytes, made once for each request. ``lease``, ``ttl``: seconds. The last three say which
-    takeovers the caller wants; the result is ``Refused`` for one that it does not want. ``asked``: not for backends.
+    ``owner``: 16 random bytes, made once for each request. ``lease``, ``ttl``: seconds. The next three say which
+    takeovers the caller wants; the result is ``Refused`` for one that it does not want. ``about``: at most
+    ``MOST_ABOUT`` bytes for operators, stored with the record by a claim that is leased. ``asked``: not for backends.
     """
 
     record_id: bytes
@@ -62,6 +69,7 @@ class Claim(Command[ClaimResult]):
     resume_failed: bool = True
     resume_abandoned: bool = True
     max_attempts: int | None = None
+    about: bytes = b""
     #: on the clock of ``Now``; set by the performer where it is not set
     asked: float = field(default=inf, compare=False)
 
@@ -134,6 +142,22 @@ class Forget(Command[bool]):
     """Delete a record whatever its state; whether there was one. Compares no token: the engine makes sure before."""
 
     record_id: bytes
+
+
+@dataclass(slots=True)
+class Free(Command[Freed]):
+    """An operator frees a key, if its record is still the one that was seen.
+
+    ``token``, ``status``: of the record that was seen. ``keep_stages``: the attempt ends, its owner is fenced off, the
+    stages stay, and the next claim is admitted whatever its policy says of failed or abandoned attempts; a completed
+    record is ``CHANGED``. Otherwise the record is deleted. ``alive``: also while its lease lasts.
+    """
+
+    record_id: bytes
+    token: int
+    status: Status
+    keep_stages: bool = False
+    alive: bool = False
 
 
 @dataclass(slots=True)

@@ -41,7 +41,7 @@ _is_visible = re.compile(rb"[!-~]+").fullmatch
 _is_printable = re.compile(rb"[ -~]+").fullmatch
 _EXAMPLE = '"8e03978e-40d5-43e8-bc93-6894a57f9324"'
 _DIGEST_PARAMETER = b"oi-record-1"
-_SCOPE_PARAMETER = b"oi-scope-1"
+SCOPE_PARAMETER = b"oi-scope-1"
 _BY_CREDENTIALS = "authorization:"
 _ANONYMOUS = "anonymous:"
 # A tenant or a host, as a digest in hexadecimal digits, and then the caller's own scope.
@@ -271,7 +271,7 @@ def record_id(scope: str, key: str, request: Request, policy: IdempotencyPolicy)
 
 def scope_id(scope: str, policy: IdempotencyPolicy) -> bytes:
     """The 32-byte digest of (application, scope), for the quota; an HMAC when a secret is set."""
-    return digest(policy.secret, _SCOPE_PARAMETER, policy.application.encode(), scope.encode())
+    return digest(policy.secret, SCOPE_PARAMETER, policy.application.encode(), scope.encode())
 
 
 def downstream_key(seed: bytes, name: str, secret: bytes | None) -> str:

@@ -3,8 +3,8 @@
 Adapters translate requests and responses from and to these values. Headers and bodies are bytes, in order, with
 duplicates; names of request headers are lower-case.
 
-Records, leases and stages are what a backend stores. Their bytes (``fingerprint``, ``frame``, ``response``) are opaque
-to it. Times are seconds on the backend's clock; durations are seconds.
+Records, leases and stages are what a backend stores. Their bytes (``fingerprint``, ``frame``, ``response``,
+``about``) are opaque to it. Times are seconds on the backend's clock; durations are seconds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Request:
 
     ``path`` and ``query`` are raw (percent-encoded). ``native`` is the framework's own request: the ASGI scope, the
     WSGI environ, Django's or Flask's request. ``body`` is None until it was received. ``alone``: the server works at no
-    other request in this process meanwhile.
+    other request in this process meanwhile. ``route``: the template of the route as the framework writes it
+    (``/orders/{id}``); None where it is not known before the claim.
     """
 
     method: str
@@ -52,6 +53,7 @@ class Request:
     native: Any
     body: Body | None = None
     alone: bool = False
+    route: str | None = None
 
     def header(self, name: bytes) -> list[bytes]:
         """All values of a header, given its lower-case name, in order."""
@@ -188,7 +190,11 @@ class Lease:
 
 @dataclass(slots=True)
 class Record:
-    """A stored record as operators and the decision table see it. ``response`` and stages are frames."""
+    """A stored record as operators and the decision table see it. ``response`` and stages are frames.
+
+    ``about``: what the claim that leased it last said about itself, for operators; empty in records of earlier versions
+    and where a vanished record was made anew.
+    """
 
     record_id: bytes
     fingerprint: bytes
@@ -203,6 +209,7 @@ class Record:
     final: bool = False
     response: bytes | None = None
     stages: tuple[Stage, ...] = ()
+    about: bytes = b""
 
 
 @dataclass(slots=True)
@@ -286,6 +293,17 @@ class OverQuota:
 
 
 ReserveResult = Reserved | OverQuota
+
+
+class Freed(Enum):
+    """What became of an operator's wish to free a key. Only ``DONE`` has changed the record."""
+
+    DONE = "done"
+    ABSENT = "absent"
+    #: the record is at another token or in another status than the one that the operator has seen
+    CHANGED = "changed"
+    #: its lease has not ended, and the command spares such attempts
+    ALIVE = "alive"
 
 
 @dataclass(slots=True)

@@ -30,6 +30,7 @@ from open_idempotency._core.stored_response import BODILESS, CORS, REPLAYED, UNR
 from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.engine import Engine, Running, new_owner, running
 from open_idempotency._routes.coverage import call_to_mark, has_decorators_above, is_marked, reveals_a_record
+from open_idempotency._runtime import processes
 from open_idempotency._wsgi import (
     MARK,
     BodyIncomplete,
@@ -345,7 +346,10 @@ class Exchange:
             self._setting.engine.advice,
             self._session,
             renders=self._renders,
+            holder=processes.name(),
         )
+        rule = request.url_rule
+        intake.request.route = None if rule is None else rule.rule
         # The fingerprint reads the same file as the view, and other code may have begun to read it.
         offset = source.tell() if self._body.spooled else None
         try:

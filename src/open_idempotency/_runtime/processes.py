@@ -67,6 +67,15 @@ class _Made(dict[int, T]):
         return self.setdefault(pid, self._make())
 
 
+# Made once for each process: a fork has another id.
+_NAME = PerProcess(lambda: f"{_socket.gethostname()}:{os.getpid()}")
+
+
+def name() -> str:
+    """This process for people, ``host:pid``: the worker that operators look for."""
+    return _NAME.by_pid[os.getpid()]
+
+
 # Seconds that pass between the server's own start of a request and ours, and that it takes to end a request early.
 _MARGIN = 2.0
 
@@ -235,10 +244,13 @@ _VERBS = (
     "claim",
     "complete",
     "delete",
+    "examine",
     "fail",
+    "free",
     "get",
     "health",
     "migrate",
+    "now",
     "purge",
     "release",
     "renew",
@@ -252,7 +264,8 @@ _VERBS = (
 def guard_verbs(cls: type, base: Any) -> None:
     """Guard those verbs that a class of sync backends defines itself. ``base``: whose ``wait`` needs nothing."""
     _replace(cls, dict.fromkeys(_VERBS, guarded))
-    _replace(cls, {"scan": guarded_scan, "wait": lambda wait: guarded_wait(wait, base.wait)})
+    _replace(cls, dict.fromkeys(("scan", "scan_headers", "ids"), guarded_scan))
+    _replace(cls, {"wait": lambda wait: guarded_wait(wait, base.wait)})
 
 
 def guard_async_verbs(cls: type, base: Any) -> None:

@@ -187,8 +187,8 @@ class PendingExchange(Exchange):
 
     __slots__ = (
         "_around", "_bounded", "_by_path", "_claimed_in", "_decided", "_entered", "_instead", "_keeps", "_keyed",
-        "_known", "_outer", "_over", "_reached", "_read", "_refusal", "_request", "_seen", "_solved", "_status",
-        "_unread", "stand_in",
+        "_known", "_outer", "_over", "_passed", "_reached", "_read", "_refusal", "_request", "_seen", "_solved",
+        "_status", "_unread", "stand_in",
     )  # fmt: skip
 
     def __init__(
@@ -208,6 +208,8 @@ class PendingExchange(Exchange):
         self._outer = outer
         # Read here, since mounts and inner middleware may write another path into the scope.
         self._request = read_request(scope)
+        # mounts and the route on the way to the endpoint, each with its template
+        self._passed: list[tuple[Any, str]] = []
         self._body.bound(around.coverages.largest_request)
         # an endpoint, or another middleware of this library, has taken the request
         self._reached = False
@@ -344,6 +346,16 @@ class PendingExchange(Exchange):
         """The response of a problem, which is reported at once."""
         instance = self._request.path.decode("latin-1")
         return _reporting.run(refuse(problem, self._policy, instance))
+
+    def pass_route(self, route: Any, template: str) -> None:
+        """The request has come to a mount or a route. Its template is that of all of them, one after the other."""
+        passed = self._passed
+        for index, (known, _) in enumerate(passed):
+            if known is route:  # called once more
+                del passed[index:]
+                break
+        passed.append((route, template))
+        self._request.route = "".join([part for _, part in passed])
 
     async def claim(self, scope: Scope, rules: Iterable[Rule], solved: Any = None) -> Response | None:
         """Make the claim. Returns the response to send instead of calling the endpoint, or None.

@@ -29,6 +29,7 @@ from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.engine import Engine, new_owner, running
 from open_idempotency._engine.thread_calls import GRACE, InView, Patience
 from open_idempotency._routes.coverage import Route, reveals_a_record
+from open_idempotency._runtime import processes
 from open_idempotency._wsgi import BodyIncomplete, BoundIterable, LiveBody
 from open_idempotency.django import identity, private, views
 from open_idempotency.django.identity import SessionTrace
@@ -153,6 +154,7 @@ class Exchange:
             self.engine.advice,
             self._session,
             renders=_renders,
+            holder=processes.name(),
         )
 
     def _stop_recording(self) -> None:

@@ -43,10 +43,14 @@ def read_request(request: HttpRequest) -> Request:
     scope: Any = getattr(request, "scope", None)
     path = quote(request.path).encode("ascii")
     if scope is None:
-        return read_environ(request.META, request, path)
-    # Django's test client has text in the scope here, where servers have bytes; META has text from both.
-    query = request.META["QUERY_STRING"].encode()
-    return Request(str(request.method), path, query, _scope_headers(scope), request)
+        read = read_environ(request.META, request, path)
+    else:
+        # Django's test client has text in the scope here, where servers have bytes; META has text from both.
+        query = request.META["QUERY_STRING"].encode()
+        read = Request(str(request.method), path, query, _scope_headers(scope), request)
+    match = getattr(request, "resolver_match", None)
+    read.route = None if match is None else match.route
+    return read
 
 
 def _scope_headers(scope: Any) -> Headers:

@@ -24,7 +24,7 @@ from open_idempotency.backends._shared.sql_verbs import Step, Verb
 from open_idempotency.backends.django_orm import dialects
 from open_idempotency.backends.django_orm.connections import Connections
 from open_idempotency.backends.django_orm.dialects import DIALECTS, Dialect, Overtaken, how_to_migrate
-from open_idempotency.backends.django_orm.transactions import Statements, Transaction
+from open_idempotency.backends.django_orm.transactions import Statements
 from open_idempotency.backends.threaded import ThreadedBackend
 from open_idempotency.exceptions import ConfigurationError
 
@@ -137,11 +137,6 @@ class DjangoBackend(SyncFront):
 
     def __repr__(self) -> str:
         return f"DjangoBackend({self.alias!r})"
-
-    def now(self) -> float:
-        """Seconds since 1970 on the clock that decides; for operators."""
-        now: float = self._connections.run(Step("read", Transaction.now, ()))
-        return now
 
     def to_async(self) -> AsyncDjangoBackend:
         """The async front on the same database."""

@@ -23,6 +23,8 @@ from open_idempotency.backend import (
     Completed,
     Fail,
     Finished,
+    Free,
+    Freed,
     Lease,
     Leased,
     Mismatch,
@@ -54,6 +56,7 @@ Reply = Sequence[Any]
 # What one script may do without delaying the server's other clients.
 RENEWED_AT_ONCE = 500
 SCANNED_AT_ONCE = 100
+HEADERS_AT_ONCE = 500
 RESERVATIONS_PURGED_AT_ONCE = 1000
 
 # Lua's numbers are exact up to 2**53; a lease and a ttl of 95 years each, from now, stay below it.
@@ -93,7 +96,9 @@ FAIL = Script("fail")
 RELEASE = Script("release")
 WITHDRAW = Script("withdraw")
 GET = Script("get")
+HEADERS = Script("headers")
 DELETE = Script("delete")
+FREE = Script("free")
 PURGE = Script("purge")
 PURGE_RESERVATIONS = Script("purge_reservations")
 RESERVE = Script("reserve")
@@ -129,6 +134,7 @@ def claim_arguments(c: Claim) -> Arguments:
         _FLAGS[c.resume_failed],
         _FLAGS[c.resume_abandoned],
         b"" if c.max_attempts is None else c.max_attempts,
+        c.about,
     )
 
 
@@ -173,6 +179,11 @@ def release_arguments(c: Release) -> Arguments:
 def withdraw_arguments(c: Withdraw) -> Arguments:
     """For ``withdraw.lua``, after the time."""
     return (c.claim.owner, _duration(decisions.WITHDRAWN_FOR))
+
+
+def free_arguments(c: Free) -> Arguments:
+    """For ``free.lua``, after the time."""
+    return (c.token, int(c.status), _FLAGS[c.keep_stages], _FLAGS[c.alive])
 
 
 def reserve_arguments(c: Reserve) -> Arguments:
@@ -321,6 +332,15 @@ def completed(reply: Reply) -> Completed:
     return Completed(recreated=code(reply) == 1)
 
 
+_FREED = tuple(Freed)
+
+
+@_strictly
+def freed(reply: Reply) -> Freed:
+    """What ``free.lua`` replied."""
+    return _FREED[code(reply)]
+
+
 @_strictly
 def reserved(reply: Reply) -> ReserveResult:
     """What ``reserve.lua`` replied."""
@@ -332,7 +352,8 @@ def record(record_id: bytes, reply: Reply) -> Record | None:
     """The record that ``get.lua`` found; None where there is none."""
     if code(reply) == 1:
         return None
-    _, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final, response = reply[:12]
+    _, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final, *rest = reply[:13]
+    response, about = rest
     return Record(
         record_id,
         fingerprint,
@@ -346,5 +367,6 @@ def record(record_id: bytes, reply: Reply) -> Record | None:
         expires_at / _MICRO,
         bool(final),
         response,
-        tuple(map(stage_of, reply[12:])),
+        tuple(map(stage_of, reply[13:])),
+        about or b"",
     )
