@@ -14,8 +14,8 @@ NO_EFFECT = (
 )
 NO_MEASURE = (
     "{what}: this endpoint has no stages, so a retry after a crash runs all of it again, and only effects= shows "
-    "whether that repeats something. Pass effects= (a function that counts, or a list that the application appends to), "
-    "or crashes=False to try no crashes"
+    "whether that repeats something. Pass effects= (a function that counts, or a list that the application appends "
+    "to), or crashes=False to try no crashes"
 )
 NEVER_CAME = (
     "{what}: in the scenario {scenario!r} the request never came to stage {name!r}, to which the first one came. "
@@ -143,9 +143,9 @@ def killed(crash: Crash, stages: Sequence[StageUsed]) -> str:
     if crash.when == "unrecorded":
         return (
             f"stage {name} ran again, since nobody knew that its effect had happened. Give the other side a key by "
-            f"which it recognises the second call (idem.key_for({name})), and let the fake of the test recognise it too; "
-            "or put the stage into the transaction of its rows (tx=); or ask the other side (reconcile=). If that window "
-            "is acceptable here, pass in_doubt=False"
+            f"which it recognises the second call (idem.key_for({name})), and let the fake of the test recognise it "
+            "too; or put the stage into the transaction of its rows (tx=); or ask the other side (reconcile=). If that "
+            "window is acceptable here, pass in_doubt=False"
         )
     return (
         f"stage {name} was on record, and an effect happened again. Code before it is in no stage; or the stage has a "

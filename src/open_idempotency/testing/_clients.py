@@ -151,7 +151,8 @@ def _by_django(client: Any, method: str, url: str, given: dict[str, Any]) -> Any
     if "json" in given:
         if "data" in given:
             raise KitError("json= and data=: leave one of them out")
-        given = {**given, "data": json.dumps(given.pop("json")), "content_type": "application/json"}
+        body = json.dumps(given.pop("json"))
+        given = {**given, "data": body, "content_type": "application/json"}
     call = getattr(client, method.lower(), None)
     return client.generic(method, url, **given) if call is None else call(url, **given)
 

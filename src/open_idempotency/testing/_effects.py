@@ -101,7 +101,7 @@ def is_nothing(changed: Any) -> bool:
 def is_within(changed: Any, whole: Any) -> bool:
     """Whether no more has changed than by one whole request."""
     if isinstance(changed, Rows):
-        return changed[0] <= whole[0] and changed[1] <= whole[1]
+        return bool(changed[0] <= whole[0] and changed[1] <= whole[1])
     if isinstance(changed, Mapping):
         return all(name in whole and is_within(each, whole[name]) for name, each in changed.items())
     return bool(abs(changed) <= abs(whole))

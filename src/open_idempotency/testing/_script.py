@@ -132,6 +132,8 @@ class Script:
         self._dead: list[Attempt] = []
         self._leases: dict[bytes, Lease] = {}
         self._attempts: dict[bytes, Attempt] = {}
+        #: the leases of killed attempts, and those of them that have not been ended yet
+        self._all_lost: list[Lease] = []
         self._lost: list[Lease] = []
         self._lock = threading.RLock()
 
@@ -167,15 +169,22 @@ class Script:
         self.forget(lease.owner)
         self._dead.append(attempt)
         self._lost.append(lease)
+        self._all_lost.append(lease)
         self.killed = True
         # No attempt of a living worker ever loses its lease like this, so Attempt has no method for it.
         vars(attempt)["lease"] = None
         self.say(f"attempt {lease.attempt}: killed {where}")
         return Killed(f"the worker was killed {where}")
 
+    def check_alive(self, attempt: Attempt, responded: bool) -> None:
+        """Raise ``NoResponse`` if it has died. ``responded``: its view has returned a response all the same."""
+        if self.is_dead(attempt):
+            self.seen.swallowed = self.seen.swallowed or responded
+            raise NoResponse("the worker of this attempt was killed before it could respond")
+
     @property
     def lost(self) -> list[Lease]:
-        """The leases of killed attempts."""
+        """The leases of killed attempts that nothing has ended yet."""
         return self._lost
 
     def living(self) -> Iterator[tuple[Lease, Attempt | None]]:
@@ -216,8 +225,13 @@ class Script:
 
     # Verbs
 
-    def ask(self, verb: str) -> None:
-        """A verb is called. Raises ``BackendUnavailable`` where it is out of order."""
+    def ask(self, verb: str, owner: bytes | None = None) -> None:
+        """A verb is called. Raises ``BackendUnavailable`` where it is out of order.
+
+        Raises ``Killed`` for an owner that has died: a write that is interrupted is sent once more, in vain here.
+        """
+        if owner is not None and any(lease.owner == owner for lease in self._all_lost):
+            raise Killed("the worker of this attempt was killed before")
         if verb in self.down:
             raise BackendUnavailable(f"the test has taken the backend down ({verb})")
 

@@ -71,12 +71,12 @@ class KitBackend(MemoryBackend):
 
     def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
-        self.script.ask("save_stage")
+        self.script.ask("save_stage", c.lease.owner)
         return super().save_stage(c)
 
     def complete(self, c: Complete, /) -> Completed:
         """See ``Backend.complete``."""
-        self.script.ask("complete")
+        self.script.ask("complete", c.lease.owner)
         self.script.ending("complete", c.lease, c.response)
         done = super().complete(c)
         self.script.ended("complete", c.lease)
@@ -84,14 +84,14 @@ class KitBackend(MemoryBackend):
 
     def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
-        self.script.ask("fail")
+        self.script.ask("fail", c.lease.owner)
         self.script.ending("fail", c.lease, c.response)
         super().fail(c)
         self.script.ended("fail", c.lease)
 
     def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
-        self.script.ask("release")
+        self.script.ask("release", c.lease.owner)
         self.script.ending("release", c.lease, None)
         super().release(c)
         self.script.ended("release", c.lease)
@@ -236,12 +236,16 @@ class KitPerformer(Performer):
         self._handlers = {**self._handlers, Sleep: self._sleep}
 
     def run(self, steps: Steps[T]) -> T:
-        """See ``Driver.run``. Raises ``Killed`` instead of a response of an attempt that has died."""
+        """See ``Driver.run``. An attempt that has died leaves as ``NoResponse``, which servers survive."""
         attempt, responded = _settled(steps)
-        result = super().run(steps)
-        if attempt is not None and responded and self._script.is_dead(attempt):
-            self._script.seen.swallowed = True
-            raise Killed("the worker of this attempt was killed before")
+        try:
+            result = super().run(steps)
+        except Killed as error:
+            if attempt is None:
+                raise
+            raise NoResponse(str(error)) from None
+        if attempt is not None:
+            self._script.check_alive(attempt, responded)
         return result
 
     def _sleep(self, command: Sleep) -> None:
@@ -252,10 +256,7 @@ class KitPerformer(Performer):
 
 
 class AsyncKitPerformer(AsyncPerformer):
-    """See ``KitPerformer``. The end of a killed attempt leaves it as ``NoResponse``.
-
-    Event loops of test clients end at a ``BaseException``.
-    """
+    """``KitPerformer``, async."""
 
     def __init__(self, backend: KitBackend, heartbeat: Heartbeat) -> None:
         super().__init__(backend.to_async(), heartbeat, alook)
@@ -273,9 +274,8 @@ class AsyncKitPerformer(AsyncPerformer):
             if attempt is None:
                 raise
             raise NoResponse(str(error)) from None
-        if attempt is not None and self._script.is_dead(attempt):
-            self._script.seen.swallowed = self._script.seen.swallowed or responded
-            raise NoResponse("the worker of this attempt was killed before it could respond")
+        if attempt is not None:
+            self._script.check_alive(attempt, responded)
         return result
 
     async def _sleep(self, command: Sleep) -> None:
