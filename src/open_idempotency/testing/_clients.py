@@ -99,7 +99,7 @@ def _parts(request: Any, options: Mapping[str, Any]) -> tuple[str, str, dict[str
         method = given.pop("method", "POST")
         url = given.pop("url", None) or given.pop("path", None)
     elif isinstance(request, str):
-        method, space, url = request.strip().partition(" ")
+        method, space, url = request.partition(" ")
         if not space:
             method, url = "POST", method
         url = url.strip()

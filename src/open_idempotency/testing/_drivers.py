@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from open_idempotency.testing import _effects
-from open_idempotency.testing._clients import Reply, Sender, aread, read
+from open_idempotency.testing._clients import Reply, aread, read
 from open_idempotency.testing._scenarios import Ask, Look, NotIdempotent, Plan, Reset, Send, Steps
 from open_idempotency.testing._script import KitError, Nested, Script, is_ours
 
@@ -78,23 +78,33 @@ class SyncDriver(_Driver):
         if isinstance(asked, Reset):
             return plan.reset() if plan.reset is not None else None
         assert isinstance(asked, Send)
-        return self.send_both(asked.key, plan.send) if asked.beside else [self._send(asked.key)]
+        return self.send_both(asked.key) if asked.beside else [self._send(asked.key)]
 
     def _send(self, key: str) -> Reply:
         self._script.killed = False
         try:
-            reply = read(self._plan.send(self._headers(key)))
+            reply = read(self._sent(key))
         except BaseException as error:
             return self._failed(error)
         return Reply(None, raw=reply.raw) if self._script.killed else reply
 
-    def send_both(self, key: str, sends: Sender) -> list[Reply]:
+    def _sent(self, key: str) -> Any:
+        response = self._plan.send(self._headers(key))
+        if inspect.isawaitable(response):
+            if inspect.iscoroutine(response):
+                response.close()
+            raise KitError(
+                f"{self._plan.send.what}: the client is async; write await idempotency.aassert_idempotent(...)"
+            )
+        return response
+
+    def send_both(self, key: str) -> list[Reply]:
         """Send it, and once more while it is in flight."""
         found: list[Any] = []
 
         def send() -> None:
             try:
-                found.append(read(sends(self._headers(key))))
+                found.append(read(self._sent(key)))
             except BaseException as error:
                 found.append(error)
 
@@ -135,7 +145,7 @@ class AsyncDriver(_Driver):
             done = plan.reset() if plan.reset is not None else None
             return await done if inspect.isawaitable(done) else done
         assert isinstance(asked, Send)
-        return await self.send_both(asked.key, plan.send) if asked.beside else [await self._send(asked.key)]
+        return await self.send_both(asked.key) if asked.beside else [await self._send(asked.key)]
 
     async def _send(self, key: str) -> Reply:
         self._script.killed = False
@@ -147,9 +157,11 @@ class AsyncDriver(_Driver):
 
     async def _sent(self, key: str) -> Reply:
         response = self._plan.send(self._headers(key))
-        return await aread(await response if inspect.isawaitable(response) else response)
+        if not inspect.isawaitable(response):
+            raise KitError(f"{self._plan.send.what}: the client is sync; write idempotency.assert_idempotent(...)")
+        return await aread(await response)
 
-    async def send_both(self, key: str, sends: Sender) -> list[Reply]:
+    async def send_both(self, key: str) -> list[Reply]:
         """Send it, and once more while it is in flight."""
         found: list[Any] = []
 

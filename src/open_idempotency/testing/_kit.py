@@ -15,7 +15,7 @@ from open_idempotency._stages import blocks
 from open_idempotency.backend import Record
 from open_idempotency.testing import _effects
 from open_idempotency.testing._advice import SWALLOWED, UNPROTECTED
-from open_idempotency.testing._clients import Reply, Sender, sender
+from open_idempotency.testing._clients import Reply, sender
 from open_idempotency.testing._drivers import AsyncDriver, SyncDriver
 from open_idempotency.testing._responses import shown
 from open_idempotency.testing._scenarios import Plan, Scenarios
@@ -176,7 +176,7 @@ class Kit:
         try:
             yield
         except BaseException as error:
-            if not is_ours(error):
+            if not (crash.fired and is_ours(error)):
                 raise
         finally:
             script.crash = None
@@ -211,16 +211,16 @@ class Kit:
         Returns both responses. A duplicate that waits (``wait=``) waits on the test's clock, until its time is up. The
         arguments are those of ``assert_idempotent``. Raises ``KitError`` where the first request makes no claim.
         """
-        plan, sends = self._prepare(client, request, options, awaits=False, key=None if key is None else lambda: key)
-        first, duplicate = self._driver(SyncDriver, plan).send_both(plan.key(), sends)
+        plan = self._prepare(client, request, options, awaits=False, key=None if key is None else lambda: key)
+        first, duplicate = self._driver(SyncDriver, plan).send_both(plan.key())
         return InFlight(first.raw, duplicate.raw)
 
     async def aduplicate_in_flight(
         self, client: Any, request: Any, *, key: str | None = None, **options: Any
     ) -> InFlight:
         """``duplicate_in_flight``, for async clients."""
-        plan, sends = self._prepare(client, request, options, awaits=True, key=None if key is None else lambda: key)
-        first, duplicate = await self._driver(AsyncDriver, plan).send_both(plan.key(), sends)
+        plan = self._prepare(client, request, options, awaits=True, key=None if key is None else lambda: key)
+        first, duplicate = await self._driver(AsyncDriver, plan).send_both(plan.key())
         return InFlight(first.raw, duplicate.raw)
 
     # The whole test
@@ -262,9 +262,9 @@ class Kit:
         a test that cannot work.
         """
         __tracebackhide__ = True
-        plan, _ = self._prepare(
+        plan = self._prepare(
             client, request, options, awaits=False, effects=effects, key=key, header=header, status=status,
-            ignore=ignore, headers=compare_headers, crashes=crashes, in_doubt=in_doubt, reset=reset,
+            ignore=ignore, compare_headers=compare_headers, crashes=crashes, in_doubt=in_doubt, reset=reset,
         )  # fmt: skip
         self._driver(SyncDriver, plan).run(self._scenarios(plan).steps())
 
@@ -286,21 +286,24 @@ class Kit:
     ) -> None:
         """``assert_idempotent``, for async clients; ``effects`` and ``reset`` may be async as well."""
         __tracebackhide__ = True
-        plan, _ = self._prepare(
+        plan = self._prepare(
             client, request, options, awaits=True, effects=effects, key=key, header=header, status=status,
-            ignore=ignore, headers=compare_headers, crashes=crashes, in_doubt=in_doubt, reset=reset,
+            ignore=ignore, compare_headers=compare_headers, crashes=crashes, in_doubt=in_doubt, reset=reset,
         )  # fmt: skip
         await self._driver(AsyncDriver, plan).run(self._scenarios(plan).steps())
 
     def _prepare(
         self, client: Any, request: Any, options: dict[str, Any], *, awaits: bool, key: Any = None, **asked: Any
-    ) -> tuple[Plan, Sender]:
+    ) -> Plan:
         """What is to be tried, checked before anything is sent."""
         self._check_use()
         sends = sender(client, request, options)
+        name = "duplicate_in_flight" if not asked else "assert_idempotent"
         if sends.awaits and not awaits:
-            raise KitError(f"{sends.what}: the client is async; write await idempotency.aassert_idempotent(...)")
-        for name in ("ignore", "headers"):
+            raise KitError(f"{sends.what}: the client is async; write await idempotency.a{name}(...)")
+        if awaits and not sends.awaits and not callable(request):
+            raise KitError(f"{sends.what}: the client is sync; write idempotency.{name}(...), without await")
+        for name in ("ignore", "compare_headers"):
             if isinstance(asked.get(name, ()), str):
                 raise KitError(f"{name}: a tuple of names is expected, as in ({asked[name]!r},)")
         for name, value in (("key", key), ("reset", asked.get("reset"))):
@@ -311,7 +314,7 @@ class Kit:
         plan = Plan(send=sends, **asked)
         if key is not None:
             plan.key = key
-        return plan, sends
+        return plan
 
     def _scenarios(self, plan: Plan) -> Scenarios:
         return Scenarios(plan, self._script, self.end_leases, self._why_unprotected)

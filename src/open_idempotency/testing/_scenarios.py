@@ -36,7 +36,7 @@ class Plan:
     header: str | None = None
     status: int | None = None
     ignore: Sequence[str] = ()
-    headers: Sequence[str] = ()
+    compare_headers: Sequence[str] = ()
     crashes: bool = True
     in_doubt: bool = True
     reset: Any = None
@@ -144,7 +144,7 @@ class Scenarios:
     def _compare(
         self, scenario: Scenario, first: Reply, second: Reply, claims: list[tuple[bytes, Any]], again: Seen
     ) -> None:
-        found = differences(first, second, self._plan.headers, self._plan.ignore)
+        found = differences(first, second, self._plan.compare_headers, self._plan.ignore)
         if found:
             self._fail(scenario, ["two responses for one key differ:", *found], advice.other_response(claims, again))
 

@@ -130,7 +130,8 @@ class Script:
         #: whether an attempt has died since ``start``
         self.killed = False
         self._dead: list[Attempt] = []
-        self._leases: dict[bytes, Lease] = {}
+        #: with the time of each claim
+        self._leases: dict[bytes, tuple[Lease, float]] = {}
         self._attempts: dict[bytes, Attempt] = {}
         #: the leases of killed attempts, and those of them that have not been ended yet
         self._all_lost: list[Lease] = []
@@ -188,9 +189,12 @@ class Script:
         return self._lost
 
     def living(self) -> Iterator[tuple[Lease, Attempt | None]]:
-        """The leases of attempts that run; without their attempts where these have not begun yet."""
-        for owner, lease in list(self._leases.items()):
-            yield lease, self._attempts.get(owner)
+        """The leases that workers renew; without their attempts where these have not begun yet."""
+        now = self.clock()
+        for owner, (lease, began) in list(self._leases.items()):
+            attempt = self._attempts.get(owner)
+            if attempt is None or now - began <= attempt.policy.max_run:
+                yield lease, attempt
 
     # Stages
 
@@ -241,7 +245,7 @@ class Script:
         self.say(_of_claim(result))
         if not isinstance(result, Leased):
             return None
-        self._leases[result.lease.owner] = result.lease
+        self._leases[result.lease.owner] = result.lease, self.clock()
         nested = self.nested
         if nested is None or nested.fired:
             return None

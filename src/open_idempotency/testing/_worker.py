@@ -153,8 +153,6 @@ def pass_time(backend: KitBackend, seconds: float, *, frozen: bool = False) -> N
     if frozen or "renew" in script.down:
         return
     for lease, attempt in script.living():
-        if attempt is not None and seconds > attempt.policy.max_run:
-            continue
         (found,) = MemoryBackend.renew(backend, Renew([lease]))
         if found is Renewal.OWNED and attempt is not None and attempt.lease is not None:
             attempt.confirmed(clocks.elapsed())
