@@ -272,6 +272,9 @@ class Engine:
         #: which rules views have
         self.rules = rules.registry
         self._policies: dict[Rule, IdempotencyPolicy] = {}
+        engines.add(self)
+        for each in made:
+            each(self)
 
     def policy_for(self, rule: Rule | None) -> IdempotencyPolicy | None:
         """The policy of a route with this rule; made and checked once for each rule.
@@ -305,6 +308,11 @@ class Engine:
                 f"lease: {policy.lease} s is not longer than the slowest backend call ({slowest} s); raise lease, "
                 "or lower the backend's timeout (?timeout= in its URL)"
             )
+
+
+#: the engines of this process, and what is to be done with each new one: for tests that give applications a backend
+engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+made: list[Callable[[Engine], None]] = []
 
 
 def say_off() -> None:
