@@ -25,7 +25,7 @@ _is_id = re.compile(rf"[0-9a-f]{{{_LEAST},{_ID_CHARACTERS}}}").fullmatch
 FILTERS: dict[str, Callable[[RecordView, float], bool]] = {
     "stuck": lambda view, after: view.is_stuck(after),
     "abandoned": lambda view, after: view.state is State.ABANDONED,
-    "failed": lambda view, after: view.state in (State.FAILED, State.FINAL),
+    "failed": lambda view, after: view.state is State.FINAL or (view.state is State.FAILED and view.attempt > 0),
     "in-progress": lambda view, after: view.state is State.ALIVE,
     "completed": lambda view, after: view.state is State.COMPLETED,
     "in-doubt": lambda view, after: bool(view.in_doubt),
