@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -218,6 +218,14 @@ class Backend(ABC):
     @abstractmethod
     def scan(self) -> Iterator[Record]:
         """All live records, in no order, read in bounded batches. For operators."""
+
+    def scan_headers(self) -> Iterator[Record]:
+        """As ``scan``, without responses and stages: for those who look for few records among many.
+
+        A backend that can read a row without its large values does better than this. Since 0.1.
+        """
+        for record in self.scan():
+            yield replace(record, response=None, stages=())
 
     @abstractmethod
     def purge(self, limit: int = 1000) -> int:

@@ -1,11 +1,11 @@
-"""What a record says about its request, for operators: method, route, caller and the worker that runs it (P-02).
+"""What a record says about its request, for operators: method, route, caller, key and the worker that runs it (P-02).
 
 A claim carries it as ``about``: at most ``MOST_ABOUT`` opaque bytes to a backend, not encrypted and never part of a
 decision. What belongs to the route and the worker is encoded once, and what belongs to the request is added. Whatever
 cannot be read, such as a form of a later version, is unknown and never an error: no request depends on it.
 
-The caller is a digest of the scope, so that all records of a caller are found without the caller being stored. With
-``secret=`` it is an HMAC; without it, somebody who reads the store can try out names of callers.
+Caller and key are digests, so that all records of a caller, and all callers of a key, are found although neither is
+stored. With ``secret=`` they are HMACs; without it, somebody who reads the store can try out names of callers.
 
 The route is the framework's template where the adapter knows it before the claim (``/orders/{id}``). Otherwise it is
 the path without its query. A path may hold personal data, so with ``encryption=`` none is stored: a template may be,
@@ -26,14 +26,17 @@ from open_idempotency.policy import IdempotencyPolicy
 VERSION = 1
 #: bytes of the digest that stands for a caller
 CALLER_OCTETS = 16
+#: bytes of the digest that stands for a key
+KEY_OCTETS = 8
+_KEY_PARAMETER = b"oi-key-1"
 # A worker that does not know ``about`` leaves it as it is when it takes a record over. So the holder counts only beside
 # the owner that it was written with.
 _OWNER_OCTETS = 4
-# version, the first bytes of the owner, caller, lengths of method and holder; then method, holder and route
-_HEAD = struct.Struct(f"!B{_OWNER_OCTETS}s{CALLER_OCTETS}s")
+# version, the first bytes of the owner, caller, key, lengths of method and holder; then method, holder and route
+_HEAD = struct.Struct(f"!B{_OWNER_OCTETS}s{CALLER_OCTETS}s{KEY_OCTETS}s")
 _LENGTHS = struct.Struct("!BB")
 _pack_head = _HEAD.pack
-_NO_CALLER = bytes(CALLER_OCTETS)
+_NO_CALLER, _NO_KEY = bytes(CALLER_OCTETS), bytes(KEY_OCTETS)
 _MOST_METHOD, _MOST_HOLDER = 20, 80
 _CUT = "…"
 
@@ -44,24 +47,26 @@ class About:
 
     ``method``: in upper case; empty for what is no request. ``route``: the route's template or the path, or the scope
     of what is no request; cut to fit, with ``…`` at its end. ``caller``: 16 bytes that all records of one caller in one
-    application have in common. ``holder``: ``host:pid`` of the worker that claimed the record last.
+    application have in common; ``key``: 8 bytes that all records of one key have in common. ``holder``: ``host:pid`` of
+    the worker that claimed the record last.
     """
 
     method: str = ""
     route: str = ""
     caller: bytes = b""
     holder: str = ""
+    key: bytes = b""
 
     def encode(self, owner: bytes) -> bytes:
         """The bytes for the claim of this owner."""
         constant = _constant(self.method, self.route, self.holder)
-        return _pack_head(VERSION, owner[:_OWNER_OCTETS], self.caller) + constant
+        return _pack_head(VERSION, owner[:_OWNER_OCTETS], self.caller, self.key) + constant
 
     @classmethod
     def decode(cls, about: bytes, owner: bytes) -> About:
         """What the bytes of a record with this owner say. Raises nothing: what cannot be read is unknown."""
         try:
-            version, begin, caller = _HEAD.unpack_from(about)
+            version, begin, caller, key = _HEAD.unpack_from(about)
             method_length, holder_length = _LENGTHS.unpack_from(about, _HEAD.size)
             if version != VERSION:
                 return cls()
@@ -75,7 +80,8 @@ class About:
         except (struct.error, UnicodeDecodeError):
             return cls()
         known = begin == owner[:_OWNER_OCTETS].ljust(_OWNER_OCTETS, b"\x00")
-        return cls(method, route, b"" if caller == _NO_CALLER else caller, holder if known else "")
+        caller, key = b"" if caller == _NO_CALLER else caller, b"" if key == _NO_KEY else key
+        return cls(method, route, caller, holder if known else "", key)
 
     @classmethod
     def of(cls, record: Record) -> About:
@@ -88,14 +94,23 @@ def caller_of(scope: str, policy: IdempotencyPolicy) -> bytes:
     return scope_id(scope, policy)[:CALLER_OCTETS]
 
 
-def about_request(request: Request, scope: str, owner: bytes, holder: str, policy: IdempotencyPolicy) -> bytes:
+def key_of(key: str, policy: IdempotencyPolicy) -> bytes:
+    """The digest that stands for a key of this application, whoever sent it."""
+    return digest(policy.secret, _KEY_PARAMETER, policy.application.encode(), key.encode())[:KEY_OCTETS]
+
+
+def about_request(
+    request: Request, scope: str, key: str, owner: bytes, holder: str, policy: IdempotencyPolicy
+) -> bytes:
     """What a claim says about its request. ``owner``: the claim's own; ``holder``: see ``About``."""
     route = request.route
     if route is None:
         route = "" if policy.encryption is not None else request.path.decode("latin-1")
-    # As in caller_of; written out here, since each request passes.
-    caller = digest(policy.secret, SCOPE_PARAMETER, policy.application.encode(), scope.encode())
-    return _pack_head(VERSION, owner[:_OWNER_OCTETS], caller[:CALLER_OCTETS]) + _constant(request.method, route, holder)
+    # As in caller_of and key_of; written out here, since each request passes.
+    application = policy.application.encode()
+    caller = digest(policy.secret, SCOPE_PARAMETER, application, scope.encode())[:CALLER_OCTETS]
+    of_key = digest(policy.secret, _KEY_PARAMETER, application, key.encode())[:KEY_OCTETS]
+    return _pack_head(VERSION, owner[:_OWNER_OCTETS], caller, of_key) + _constant(request.method, route, holder)
 
 
 # An application has few routes. The bound is for paths that stand for themselves.

@@ -144,7 +144,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
         policy.on_failed == "resume",
         policy.on_abandoned == "resume",
         policy.max_attempts,
-        about_request(request, scope, owner, intake.holder, policy),
+        about_request(request, scope, key, owner, intake.holder, policy),
     )
     # The retry of a login or logout comes from another caller, and so with another record id (O-14).
     caller = None

@@ -264,7 +264,8 @@ _VERBS = (
 def guard_verbs(cls: type, base: Any) -> None:
     """Guard those verbs that a class of sync backends defines itself. ``base``: whose ``wait`` needs nothing."""
     _replace(cls, dict.fromkeys(_VERBS, guarded))
-    _replace(cls, {"scan": guarded_scan, "ids": guarded_scan, "wait": lambda wait: guarded_wait(wait, base.wait)})
+    _replace(cls, dict.fromkeys(("ids", "scan", "scan_headers"), guarded_scan))
+    _replace(cls, {"wait": lambda wait: guarded_wait(wait, base.wait)})
 
 
 def guard_async_verbs(cls: type, base: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from open_idempotency._core.about import CALLER_OCTETS, About, about_request, caller_of
+from open_idempotency._core.about import CALLER_OCTETS, KEY_OCTETS, About, about_request, caller_of, key_of
 from open_idempotency._core.keys import scope_id
 from open_idempotency._core.models import Request
 from open_idempotency.backend import MOST_ABOUT
@@ -16,7 +16,7 @@ from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.policy import IdempotencyPolicy
 
 OWNER = bytes(range(16))
-ABOUT = About("POST", "/orders/{id}", b"c" * CALLER_OCTETS, "web-1:4711")
+ABOUT = About("POST", "/orders/{id}", b"c" * CALLER_OCTETS, "web-1:4711", b"k" * KEY_OCTETS)
 
 
 def _request(path: bytes = b"/orders/7", route: str | None = None) -> Request:
@@ -72,18 +72,18 @@ def test_any_bytes_are_read_without_an_error(about: bytes) -> None:
 def test_a_request_is_known_by_its_template_or_by_its_path_without_the_query() -> None:
     """P-02: the query, which may hold a token, is never stored."""
     policy = IdempotencyPolicy()
-    known = About.decode(about_request(_request(route="/orders/{id}"), "user:1", OWNER, "h:1", policy), OWNER)
+    known = About.decode(about_request(_request(route="/orders/{id}"), "user:1", "key", OWNER, "h:1", policy), OWNER)
     assert (known.method, known.route, known.holder) == ("POST", "/orders/{id}", "h:1")
-    assert About.decode(about_request(_request(), "user:1", OWNER, "h:1", policy), OWNER).route == "/orders/7"
+    assert About.decode(about_request(_request(), "user:1", "key", OWNER, "h:1", policy), OWNER).route == "/orders/7"
 
 
 def test_with_encryption_no_path_is_stored() -> None:
     """P-02: a path may hold personal data, a template does not."""
     policy = IdempotencyPolicy(encryption=EncryptionKeys({"2026": os.urandom(32)}))
-    about = about_request(_request(b"/people/anna@example.org"), "user:1", OWNER, "h:1", policy)
+    about = about_request(_request(b"/people/anna@example.org"), "user:1", "key", OWNER, "h:1", policy)
     assert b"anna" not in about
     assert About.decode(about, OWNER).route == ""
-    about = about_request(_request(route="/people/{email}"), "user:1", OWNER, "h:1", policy)
+    about = about_request(_request(route="/people/{email}"), "user:1", "key", OWNER, "h:1", policy)
     assert About.decode(about, OWNER).route == "/people/{email}"
 
 
@@ -95,6 +95,17 @@ def test_a_caller_is_stood_for_by_a_digest_that_the_secret_keys() -> None:
     assert len(set(digests)) == 3
     assert [len(digest) for digest in digests] == [CALLER_OCTETS] * 3
     assert digests[0] == scope_id("user:anna", plain)[:CALLER_OCTETS]
-    about = about_request(_request(), "user:anna", OWNER, "h:1", plain)
+    about = about_request(_request(), "user:anna", "key", OWNER, "h:1", plain)
     assert b"anna" not in about
     assert About.decode(about, OWNER).caller == digests[0]
+
+
+def test_a_key_is_stood_for_by_a_digest_whoever_sent_it() -> None:
+    """P-02: so the callers of one key are found by the key alone."""
+    policy = IdempotencyPolicy()
+    read = [
+        About.decode(about_request(_request(), scope, "key", OWNER, "h:1", policy), OWNER).key
+        for scope in ("user:anna", "user:bert")
+    ]
+    assert read == [key_of("key", policy)] * 2
+    assert key_of("another", policy) != read[0] != key_of("key", IdempotencyPolicy(application="shop"))

@@ -48,7 +48,8 @@ class Verb(Generic[C, R]):
 class Verbs:
     """All verbs of a backend.
 
-    ``scan``: the ids of live records that come after the given one, in order, at most ``scanned_at_once``. ``purge``:
+    ``scan``: the ids of live records that come after the given one, in order, at most ``scanned_at_once``.
+    ``headers``: those records without responses and stages, at most ``headers_at_once``. ``purge``:
     deletes at most so many records and reservations, and says how many; asked for ``purged_at_once`` at most.
     ``renewed_at_once``: how many leases go into one call.
     """
@@ -65,11 +66,13 @@ class Verbs:
     free: Verb[Free, Freed]
     now: Verb[None, float]
     scan: Verb[bytes, Sequence[bytes]]
+    headers: Verb[bytes, Sequence[Record]]
     purge: Verb[int, int]
     reserve: Verb[Reserve, ReserveResult]
     unreserve: Verb[Unreserve, None]
     renewed_at_once: int = 100
     scanned_at_once: int = 100
+    headers_at_once: int = 500
     purged_at_once: int = 100
 
     def parts(self, c: Renew) -> list[Renew]:
@@ -188,6 +191,16 @@ class SyncFront(Backend):
             if len(found) < verbs.scanned_at_once:
                 return
             after = found[-1]
+
+    def scan_headers(self) -> Iterator[Record]:
+        """See ``Backend.scan_headers``."""
+        after, verbs = b"", self._verbs
+        while True:
+            found = self._execute(verbs.headers, after)
+            yield from found
+            if len(found) < verbs.headers_at_once:
+                return
+            after = found[-1].record_id
 
     def purge(self, limit: int = 1000) -> int:
         """See ``Backend.purge``."""

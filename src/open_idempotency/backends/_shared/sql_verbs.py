@@ -162,7 +162,7 @@ _PURGED_EVERY, _PURGED_AT_ONCE = 16, 64
 # Each process begins elsewhere, so that those which end after a few records purge as well.
 _NEW_RECORDS = PerProcess(lambda: itertools.count(os.getpid()))
 _LARGEST_OFFSET = 2**31 - 1
-_SCANNED_AT_ONCE = 100
+_SCANNED_AT_ONCE, _HEADERS_AT_ONCE = 100, 500
 
 
 class Table(Protocol):
@@ -218,6 +218,10 @@ class Table(Protocol):
 
     def ids_after(self, record_id: bytes, most: int) -> Sequence[bytes]:
         """The ids of live records that come after this one, in order."""
+        ...
+
+    def headers_after(self, record_id: bytes, most: int) -> Sequence[Record]:
+        """The live records that come after this one, in order, without responses and stages."""
         ...
 
     def insert(self, record: Record) -> None:
@@ -509,6 +513,10 @@ def _scan(table: Table, after: bytes) -> Sequence[bytes]:
     return table.ids_after(after, _SCANNED_AT_ONCE)
 
 
+def _headers(table: Table, after: bytes) -> Sequence[Record]:
+    return table.headers_after(after, _HEADERS_AT_ONCE)
+
+
 def _keep(table: Table, before: Record | None, after: Record | None) -> None:
     """Write what a decision made of a locked record."""
     if after is before:
@@ -590,8 +598,10 @@ VERBS = fronts.Verbs(
     free=_in_one("write", _free),
     now=_in_one("snapshot", _now),
     scan=_in_one("snapshot", _scan),
+    headers=_in_one("snapshot", _headers),
     purge=_in_one("write", _purge),
     reserve=Verb(_reserve),
     unreserve=_in_one("write", _unreserve),
     scanned_at_once=_SCANNED_AT_ONCE,
+    headers_at_once=_HEADERS_AT_ONCE,
 )

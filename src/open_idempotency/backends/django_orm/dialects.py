@@ -215,6 +215,10 @@ UPDATE = f"UPDATE {RECORDS} SET {', '.join(f'{name} = %s' for name in WRITTEN[:-
 EXTEND = f"UPDATE {RECORDS} SET lease_end = %s, expires_at = %s + ttl WHERE record_id IN ({{many}})"
 DELETE = f"DELETE FROM {RECORDS} WHERE record_id IN ({{many}})"
 SCAN = f"SELECT record_id FROM {RECORDS} WHERE record_id > %s AND expires_at > %s ORDER BY record_id LIMIT %s"
+SCAN_HEADERS = (
+    f"SELECT record_id, {{header}}, NULL FROM {RECORDS} "
+    "WHERE record_id > %s AND expires_at > %s ORDER BY record_id LIMIT %s"
+)
 FIND_EXPIRED = f"SELECT record_id FROM {RECORDS} WHERE expires_at <= %s ORDER BY expires_at LIMIT %s"
 
 READ_STAGES = f"SELECT name, stage_key, frame FROM {STAGES} WHERE record_id = %s ORDER BY id"

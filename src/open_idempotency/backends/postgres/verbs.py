@@ -406,6 +406,20 @@ def _freed(c: Free, rows: Rows) -> Freed:
     return _FREED[_code(rows[0][0])]
 
 
+def _headers(after: bytes, rows: Rows) -> Sequence[Record]:
+    return [_header(row) for row in rows]
+
+
+def _header(row: Row) -> Record:
+    record_id, sound, fingerprint, status, *fields, about = row
+    _code(0 if sound else _UNREADABLE)
+    owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final = fields
+    return Record(
+        record_id, fingerprint, Status(status), owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final,
+        about=about,
+    )  # fmt: skip
+
+
 def _is_true(c: bytes, rows: Rows) -> bool:
     return bool(rows[0][0])
 
@@ -480,6 +494,7 @@ VERBS = fronts.Verbs(
         _scan,
         lambda c, rows: [record_id for (record_id,) in rows],
     ),
+    headers=Verb(_statement("SELECT * FROM open_idempotency.headers(:now, {bytea}, {integer})"), _scan, _headers),
     purge=Verb(_statement("SELECT open_idempotency.purge(:now, {integer})"), _alone, lambda c, rows: int(rows[0][0])),
     reserve=Verb(
         _statement(
@@ -492,6 +507,7 @@ VERBS = fronts.Verbs(
     unreserve=Verb(_statement("SELECT open_idempotency.unreserve(:now, {bytea}, {bytea})"), _unreserve, _nothing),
     renewed_at_once=_AT_ONCE,
     scanned_at_once=_AT_ONCE,
+    headers_at_once=_AT_ONCE,
     # The function bounds itself.
     purged_at_once=2**31 - 1,
 )

@@ -514,6 +514,19 @@ class RedisBackend(Backend):
             if record is not None:
                 yield record
 
+    def scan_headers(self) -> Iterator[Record]:
+        """See ``Backend.scan_headers``; as with ``scan``, a record may come twice."""
+        for keys in self._batches(scripts.HEADERS_AT_ONCE):
+            known = [(key, record_id) for key in keys if (record_id := self._options.record_id(key)) is not None]
+            if not known:
+                continue
+            named = [key for key, _ in known]
+            replies = self._calls.by_server(scripts.HEADERS, named, [()] * len(named))
+            for (_, record_id), reply in zip(known, replies, strict=True):
+                record = scripts.record(record_id, reply)
+                if record is not None:
+                    yield record
+
     def purge(self, limit: int = 1000) -> int:
         """See ``Backend.purge``. The server removes expired records by itself, so little is left to do."""
         purged = 0
@@ -536,13 +549,17 @@ class RedisBackend(Backend):
 
     def _keys(self, beginning: bytes = b"") -> Iterator[bytes]:
         """The keys of records and reservations whose names go on like this behind the prefix."""
+        for keys in self._batches(SCANNED_AT_ONCE, beginning):
+            yield from keys
+
+    def _batches(self, count: int, beginning: bytes = b"") -> Iterator[Sequence[bytes]]:
         pattern = self._options.pattern(beginning)
         for server in self._calls.servers():
             cursor: Any = None
             while cursor is None or int(cursor):
-                words = ("SCAN", cursor or 0, "MATCH", pattern, "COUNT", SCANNED_AT_ONCE)
+                words = ("SCAN", cursor or 0, "MATCH", pattern, "COUNT", count)
                 cursor, keys = self._calls.on(server, *words)
-                yield from keys
+                yield keys
 
     @property
     def listener(self) -> Listener:

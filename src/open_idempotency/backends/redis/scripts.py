@@ -56,6 +56,7 @@ Reply = Sequence[Any]
 # What one script may do without delaying the server's other clients.
 RENEWED_AT_ONCE = 500
 SCANNED_AT_ONCE = 100
+HEADERS_AT_ONCE = 500
 RESERVATIONS_PURGED_AT_ONCE = 1000
 
 # Lua's numbers are exact up to 2**53; a lease and a ttl of 95 years each, from now, stay below it.
@@ -95,6 +96,7 @@ FAIL = Script("fail")
 RELEASE = Script("release")
 WITHDRAW = Script("withdraw")
 GET = Script("get")
+HEADERS = Script("headers")
 DELETE = Script("delete")
 FREE = Script("free")
 PURGE = Script("purge")

@@ -429,6 +429,12 @@ class Statements:
             .order_by(records.c.record_id)
             .limit(bindparam("limit"))
         )
+        self.scan_headers = (
+            select(_raw(records.c.record_id), *HEADER, null())
+            .where(records.c.record_id > bindparam("after"), records.c.expires_at > time)
+            .order_by(records.c.record_id)
+            .limit(bindparam("limit"))
+        )
         end = select(_sent(reservations.c.ends)).where(*_RESERVATION).scalar_subquery()
         self.reservation: Executable = select(_sent(time), end)
 

@@ -131,6 +131,11 @@ class Transaction:
         """See ``Table``."""
         return [bytes(found[0]) for found in self._timed(self._statements.scan, after=record_id, limit=most)]
 
+    def headers_after(self, record_id: bytes, most: int) -> Sequence[Record]:
+        """See ``Table``."""
+        rows = self._timed(self._statements.scan_headers, after=record_id, limit=most)
+        return [sql_verbs.record_of(bytes(row[0]), row[1:]) for row in rows]
+
     def insert(self, record: Record) -> None:
         """See ``Table``."""
         if not self._settings.dialect.cascades:

@@ -141,6 +141,9 @@ SCAN = """
     WHERE record_id > ? AND expires_at > ? ORDER BY record_id LIMIT ?
 """
 
+_AFTER = "FROM open_idempotency_records WHERE record_id > ? AND expires_at > ? ORDER BY record_id LIMIT ?"
+SCAN_HEADERS = f"SELECT record_id, {_HEADER}, NULL, about {_AFTER}"
+
 # record_version, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final
 _TYPES = (int, bytes, int, bytes, int, int, float, float, float, float, int)
 _SOUND = {(*_TYPES, bytes), (*_TYPES, type(None))}
@@ -223,7 +226,7 @@ Clock = Callable[[], float]
 C = TypeVar("C")
 R = TypeVar("R")
 
-_SCANNED_AT_ONCE = 100
+_SCANNED_AT_ONCE, _HEADERS_AT_ONCE = 100, 500
 _RESERVATIONS_PURGED = 4
 _LARGEST = 2**63 - 1
 
@@ -437,6 +440,12 @@ def scan(connection: sqlite3.Connection, after: bytes, clock: Clock) -> list[byt
     return [record_id for (record_id,) in connection.execute(SCAN, (after, clock(), _SCANNED_AT_ONCE))]
 
 
+def headers(connection: sqlite3.Connection, after: bytes, clock: Clock) -> list[Record]:
+    """The live records that come after this one, without responses and stages."""
+    rows = connection.execute(SCAN_HEADERS, (after, clock(), _HEADERS_AT_ONCE))
+    return [record_of(record_id, row) for record_id, *row in rows]
+
+
 def look_for_reservation(connection: sqlite3.Connection, c: Reserve, clock: Clock) -> ReserveResult | None:
     """The response for a key that counts already, and mostly for a caller over its quota."""
     reserved, end = _reservation(connection, c, clock())
@@ -529,10 +538,12 @@ VERBS = fronts.Verbs(
     free=Verb(free),
     now=Verb(now, reads=True),
     scan=Verb(scan, reads=True),
+    headers=Verb(headers, reads=True),
     purge=Verb(purge),
     reserve=Verb(reserve, look_for_reservation),
     unreserve=Verb(unreserve),
     # One transaction renews all of them.
     renewed_at_once=sys.maxsize,
     scanned_at_once=_SCANNED_AT_ONCE,
+    headers_at_once=_HEADERS_AT_ONCE,
 )

@@ -229,3 +229,17 @@ CREATE FUNCTION open_idempotency.read(
     ) s
     WHERE r.record_id = p_record AND r.expires_at > open_idempotency.seconds(p_now)
 $$;
+
+-- The live records after one of them, in order, without their large values.
+CREATE FUNCTION open_idempotency.headers(
+    p_now double precision, p_after bytea, p_limit integer
+) RETURNS TABLE (
+    record_id bytea, sound boolean, fingerprint bytea, status integer, owner bytea, token bigint, attempt integer,
+    claimed_at double precision, lease_end double precision, ttl double precision, expires_at double precision,
+    final boolean, about bytea
+) LANGUAGE sql VOLATILE AS $$
+    SELECT r.record_id, open_idempotency.is_sound(r), r.fingerprint, r.status, r.owner, r.token, r.attempt,
+        r.claimed_at, r.lease_end, r.ttl, r.expires_at, r.final, r.about
+    FROM open_idempotency.records r
+    WHERE r.record_id > p_after AND r.expires_at > open_idempotency.seconds(p_now) ORDER BY r.record_id LIMIT p_limit
+$$;
