@@ -19,6 +19,8 @@ from open_idempotency.operations.changing import held
 
 _HEAD = ("RECORD", "STATE", "AGE", "ATTEMPT", "STAGES", "LEASE", "ROUTE", "HOLDER")
 _SHORT = 12
+#: how many of the busiest routes are shown; --json has all
+_ROUTES = 20
 
 
 @contextmanager
@@ -216,14 +218,11 @@ def stats(context: Context) -> int:
         ("records", str(counted.total)),
         ("stuck", str(counted.stuck)),
         ("in doubt", str(counted.in_doubt)),
-        ("encrypted", str(counted.encrypted)),
         ("unreadable", str(counted.unreadable)),
-        ("stages", str(counted.stages)),
-        ("responses", f"{counted.bytes} bytes"),
     ]
     lines = [page.facts(facts), "", page.table(("STATE", "RECORDS", "OLDEST"), rows)]
     if counted.routes:
-        routes = sorted(counted.routes.items(), key=lambda item: (-item[1], item[0]))
+        routes = sorted(counted.routes.items(), key=lambda item: (-item[1], item[0]))[:_ROUTES]
         lines += ["", page.table(("ROUTE", "RECORDS"), [(route, str(number)) for route, number in routes])]
     context.write("\n".join(lines))
     return ExitCode.DONE
