@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +15,12 @@ from open_idempotency.cli.output import Page, as_text, lease_text, stage_line, s
 from open_idempotency.decisions import State
 from open_idempotency.ledger import schema
 from open_idempotency.operations import ExitCode, RecordView, duration
+from open_idempotency.operations.changing import held
 
 _HEAD = ("RECORD", "STATE", "AGE", "ATTEMPT", "STAGES", "LEASE", "ROUTE", "HOLDER")
 _SHORT = 12
+#: how many of the busiest routes are shown; --json has all
+_ROUTES = 20
 
 
 @contextmanager
@@ -112,8 +116,9 @@ def _what_to_do(context: Context, view: RecordView) -> list[str]:
     call = f"{context.prog} {{}} {record}{{}}"
     lines: list[str] = []
     for stage in view.in_doubt:
-        key = f" --stage-key {stage.key}" if stage.key else ""
-        lines.append(call.format("resolve", f" --stage {stage.name}{key} --found JSON") + "  (or --not-done)")
+        key = f" --stage-key {shlex.quote(stage.key)}" if stage.key else ""
+        named = f" --stage {shlex.quote(stage.name)}{key} --found JSON"
+        lines.append(call.format("resolve", named) + "  (or --not-done)")
     if view.state not in (State.COMPLETED, State.ABSENT) and not (view.state is State.FAILED and not view.attempt):
         dead = "if its worker is dead: " if view.state is State.ALIVE else ""
         lines.append(call.format("release", "") + f"  ({dead}the key is free at once, stages stay)")
@@ -155,8 +160,7 @@ def forget(context: Context) -> int:
     """``forget``."""
     with _found(context) as (backend, view):
         if view.state is State.ALIVE and not context.options.force:
-            operations.forget(backend, view.seen)  # raises, unless the attempt has just ended
-            return _report(context, view, "forgotten", f"forgotten {view.record[:_SHORT]}")
+            raise held(view.seen)
         running = "Its attempt may still run, and is not stopped. " if view.state is State.ALIVE else ""
         context.confirm(
             f"Forget record {view.record[:_SHORT]} ({state_text(view)}, {len(view.stages)} stages)? {running}"
@@ -214,14 +218,11 @@ def stats(context: Context) -> int:
         ("records", str(counted.total)),
         ("stuck", str(counted.stuck)),
         ("in doubt", str(counted.in_doubt)),
-        ("encrypted", str(counted.encrypted)),
         ("unreadable", str(counted.unreadable)),
-        ("stages", str(counted.stages)),
-        ("responses", f"{counted.bytes} bytes"),
     ]
     lines = [page.facts(facts), "", page.table(("STATE", "RECORDS", "OLDEST"), rows)]
     if counted.routes:
-        routes = sorted(counted.routes.items(), key=lambda item: (-item[1], item[0]))
+        routes = sorted(counted.routes.items(), key=lambda item: (-item[1], item[0]))[:_ROUTES]
         lines += ["", page.table(("ROUTE", "RECORDS"), [(route, str(number)) for route, number in routes])]
     context.write("\n".join(lines))
     return ExitCode.DONE

@@ -85,8 +85,9 @@ def printable(text: str, encoding: str) -> str:
 
 
 def state_text(view: RecordView) -> str:
-    """The state in words."""
-    return view.state.value + (", in doubt" if view.in_doubt else "")
+    """The state in words; ``free`` for a failed record of which no attempt counts."""
+    free = view.state is State.FAILED and not view.attempt
+    return ("free" if free else view.state.value) + (", in doubt" if view.in_doubt else "")
 
 
 def lease_text(view: RecordView) -> str:

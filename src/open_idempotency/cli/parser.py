@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import open_idempotency
 from open_idempotency.cli import commands
@@ -80,7 +79,7 @@ def _list(parser: argparse.ArgumentParser) -> None:
         type=seconds,
         default=0.0,
         metavar="AGE",
-        help="only those whose attempt began so long ago: 90, 5m, 2h, 1d",
+        help="whose attempt began so long ago: 90, 5m, 2h, 1d",
     )
     parser.add_argument("--limit", type=count, default=100, metavar="N", help="the oldest N (100)")
 
@@ -112,9 +111,7 @@ def _resolve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage-key", metavar="KEY", help="the key= of the stage, if it has one")
     outcome = parser.add_mutually_exclusive_group(required=True)
     outcome.add_argument("--found", type=json_value, metavar="JSON", help="it has happened, with this value")
-    outcome.add_argument(
-        "--not-done", action="store_true", help="it has not happened, and will not: the stage runs again"
-    )
+    outcome.add_argument("--not-done", action="store_true", help="it has not happened: the stage runs again")
 
 
 def _purge(parser: argparse.ArgumentParser) -> None:
@@ -186,11 +183,10 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 def _leave_pipe(context: Context) -> None:
     """Let the interpreter, which flushes standard output when it ends, write nowhere instead of raising once more."""
-    if context.out is sys.stdout:
-        try:
-            number: Any = sys.stdout.fileno()
-        except (AttributeError, OSError, ValueError):
-            return  # no file stands behind it
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, number)
-        os.close(nowhere)
+    try:
+        number = context.out.fileno()
+    except (AttributeError, OSError, ValueError):
+        return  # no file stands behind it
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)

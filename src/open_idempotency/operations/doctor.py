@@ -23,9 +23,11 @@ def examine(backend: Backend, *, policy: IdempotencyPolicy | None = None) -> tup
     nothing. Raises ``BackendUnavailable`` where the store does not reply. Since 0.2.
     """
     versions = f"open-idempotency {open_idempotency.__version__}, Python {platform.python_version()}"
-    first = [Finding("package", Level.OK, versions), *_clock(backend)]
+    first = Finding("package", Level.OK, versions)
     found: Sequence[Finding] = backend.examine()
-    return (*first, *found, *_policy(backend, policy))
+    # Without its tables a backend has no clock.
+    works = not any(each.check == "migrations" and each.level is Level.PROBLEM for each in found)
+    return (first, *found, *(_clock(backend) if works else ()), *_policy(backend, policy))
 
 
 def _clock(backend: Backend) -> list[Finding]:

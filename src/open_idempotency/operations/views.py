@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from open_idempotency._core import intents
+from open_idempotency._core.about import About
 from open_idempotency._core.attempt import StageId
 from open_idempotency._core.models import Lease, Response
 from open_idempotency._core.stored_response import (
@@ -77,8 +78,9 @@ class RecordView:
 
     ``record``: its id in hexadecimal digits. ``age``: since the latest attempt began. ``lease_left``: below 0 where the
     lease has ended. ``expires_in``: until the key is forgotten. ``attempt``: its number; 0 where no attempt counts.
-    ``route``, ``method``, ``caller`` and ``holder`` are empty where they are not known. ``seen``: the record itself,
-    which ``release`` and ``forget`` compare with the one on record.
+    ``caller``: a digest that all records of a caller have in common. ``holder``: the worker, as ``host:pid``. What is
+    not known of the request is empty. ``seen``: the record itself, which ``release`` and ``forget`` compare with the
+    one on record.
     """
 
     record: str
@@ -130,6 +132,7 @@ def view_of(record: Record, now: float, *, policy: IdempotencyPolicy | None = No
             f"record {record.record_id.hex()[:12]} is encrypted, and nothing of it can be shown without the keys; "
             "give the application's policy (--app module:attribute)"
         )
+    about = About.of(record)
     stages = _stages(record, lease, policy if opens else None, bodies)
     return RecordView(
         record=record.record_id.hex(),
@@ -142,6 +145,10 @@ def view_of(record: Record, now: float, *, policy: IdempotencyPolicy | None = No
         response=_response(record, lease, policy if opens else None, bodies),
         encrypted=sealed,
         seen=record,
+        method=about.method,
+        route=about.route,
+        caller=about.caller.hex(),
+        holder=about.holder,
     )
 
 

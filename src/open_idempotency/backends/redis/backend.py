@@ -21,6 +21,7 @@ from open_idempotency.backend import (
     Complete,
     Completed,
     Fail,
+    Finding,
     Free,
     Freed,
     Get,
@@ -408,6 +409,12 @@ class RedisBackend(Backend):
         self.watch.heed(infos)
         return Health(tuple(topology.dangers_of(infos, self._options)))
 
+    def examine(self) -> Sequence[Finding]:
+        """See ``Backend.examine``. Each primary is looked at."""
+        from open_idempotency.backends.redis.examination import examine
+
+        return examine(self._options, self._calls.servers(), self._calls.on)
+
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``Backend.renew``. A record that cannot be read is LOST. More than 500 leases take several calls."""
         renewals: list[Renewal] = []
@@ -541,6 +548,7 @@ class RedisBackend(Backend):
         scripts.code(self._calls.script(scripts.UNRESERVE, key, (c.record_id,)))
 
     def _keys(self, beginning: bytes = b"") -> Iterator[bytes]:
+        """The keys of records and reservations whose names go on like this behind the prefix."""
         for keys in self._batches(SCANNED_AT_ONCE, beginning):
             yield from keys
 
