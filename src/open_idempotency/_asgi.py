@@ -531,4 +531,6 @@ def request_of(scope: Scope) -> Request:
         query=scope.get("query_string", b""),
         headers=scope["headers"],
         native=scope,
+        # of a router around the middleware; Litestar has the template itself
+        route=scope.get("route") or scope.get("path_template"),
     )

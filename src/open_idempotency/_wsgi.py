@@ -82,6 +82,7 @@ class EnvironRequest(Request):
         self.query = octets(environ.get("QUERY_STRING", ""))
         self.native = native
         self.body = None
+        self.route = None
         self.alone = environ.get("wsgi.multithread") is False
         self._environ = environ
 

@@ -40,7 +40,8 @@ class Request:
 
     ``path`` and ``query`` are raw (percent-encoded). ``native`` is the framework's own request: the ASGI scope, the
     WSGI environ, Django's or Flask's request. ``body`` is None until it was received. ``alone``: the server works at no
-    other request in this process meanwhile.
+    other request in this process meanwhile. ``route``: what the framework has routed the request to, or the template
+    of its path as text; None where that is unknown. ``route_template`` reads it.
     """
 
     method: str
@@ -50,10 +51,24 @@ class Request:
     native: Any
     body: Body | None = None
     alone: bool = False
+    route: object = None
 
     def header(self, name: bytes) -> list[bytes]:
         """All values of a header, given its lower-case name, in order."""
         return [value for header, value in self.headers if header == name]
+
+
+# Where frameworks have the template of a route: FastAPI, werkzeug, Django's ResolverMatch, Starlette.
+_TEMPLATES = ("path_format", "rule", "route", "path")
+_LONGEST_TEMPLATE = 200
+
+
+def route_template(route: object) -> str:
+    """The template of a route, such as ``/orders/{id}``, as its framework writes it; empty where that is unknown."""
+    found: object = route
+    if not isinstance(route, str):
+        found = next((text for name in _TEMPLATES if isinstance(text := getattr(route, name, None), str)), "")
+    return str(found)[:_LONGEST_TEMPLATE]
 
 
 class Identity(NamedTuple):
@@ -85,7 +100,8 @@ class Response:
 
     ``omitted``: of a stored one, the names of the credentials that its first client was given and that are not stored.
     ``cors``: of a stored one, the ``Access-Control-*`` headers that its first client was given, with that client's
-    ``Origin``. ``note``: what an adapter needs to make its framework's response of a replay. No client is sent these.
+    ``Origin``. ``note``: what an adapter needs to make its framework's response of a replay. ``first_trace``: the trace
+    of the request that made it, where it was stored with telemetry on. No client is sent these.
     """
 
     status: int
@@ -94,6 +110,7 @@ class Response:
     omitted: bytes = field(default=b"", compare=False)
     cors: Cors | None = field(default=None, compare=False)
     note: bytes = field(default=b"", compare=False)
+    first_trace: str = field(default="", compare=False)
 
     def __eq__(self, other: object) -> bool:
         """Whether status, headers and body are equal. Raises ``TypeError`` for a number.

@@ -322,8 +322,10 @@ class Exchange:
 
     def _admit(self) -> Attempt | CoreResponse:
         request, source = self._request, self._request.environ["wsgi.input"]
+        asked = read_request(request.environ, request)
+        asked.route = request.url_rule
         intake = Intake(
-            read_request(request.environ, request),
+            asked,
             self._key_headers,
             new_owner(),
             self._identify,

@@ -152,14 +152,17 @@ async def _handle(
         rules = tuple(endpoint_rules(beneath.app, method))
         if beneath.routes is not None:
             pending.add_rules(rules)
+            pending.prefix += str(getattr(route, "path", ""))
             look_at(beneath.app)
             await call(scope, receive, send)
             return
     else:
         rules = tuple(all_rules(route, method))
+        pending.route = route
     if _is_left_to_fastapi(route):
         refusal = None
         if scope["method"] in route.methods and (declared := _declared(route, scope)) is not None:
+            pending.route = declared
             refusal = pending.look_ahead(scope, all_rules(declared, method))
         await (call if refusal is None else _response_of(refusal))(scope, receive, send)
     elif beneath.inner or _refuses(route, handle, endpoint, scope):

@@ -45,7 +45,7 @@ from open_idempotency._core.caller_changes import Change
 from open_idempotency._core.commands import DrawReference, Driver, Emit
 from open_idempotency._core.identity import entries_of
 from open_idempotency._core.keys import Caller, find_key
-from open_idempotency._core.models import Identity, Response
+from open_idempotency._core.models import Identity, Response, route_template
 from open_idempotency._core.problems import Problem, body_too_large
 from open_idempotency._core.rendering import refuse
 from open_idempotency._core.settlement import abort
@@ -188,7 +188,7 @@ class PendingExchange(Exchange):
     __slots__ = (
         "_around", "_bounded", "_by_path", "_claimed_in", "_decided", "_entered", "_instead", "_keeps", "_keyed",
         "_known", "_outer", "_over", "_reached", "_read", "_refusal", "_request", "_seen", "_solved", "_status",
-        "_unread", "stand_in",
+        "_unread", "prefix", "route", "stand_in",
     )  # fmt: skip
 
     def __init__(
@@ -232,6 +232,9 @@ class PendingExchange(Exchange):
         self._entered: set[Any] = set()
         #: what FastAPI gets instead of the endpoint's result, until it has got it
         self.stand_in: Any = None
+        #: the route that was found, and the templates of the mounts on the way to it
+        self.route: Any = None
+        self.prefix = ""
 
     @property
     def keyed(self) -> bool:
@@ -338,7 +341,12 @@ class PendingExchange(Exchange):
     def _refuse(self, problem: Problem) -> Response:
         """The response of a problem, which is reported at once."""
         instance = self._request.path.decode("latin-1")
-        return _reporting.run(refuse(problem, self._policy, instance))
+        self._note_route()
+        return _reporting.run(refuse(problem, self._policy, instance, of=self._request))
+
+    def _note_route(self) -> None:
+        """Let events name the route, behind the mounts that lead to it."""
+        self._request.route = self.prefix + route_template(self.route) if self.prefix else self.route
 
     async def claim(self, scope: Scope, rules: Iterable[Rule], solved: Any = None) -> Response | None:
         """Make the claim. Returns the response to send instead of calling the endpoint, or None.
@@ -404,6 +412,7 @@ class PendingExchange(Exchange):
 
     async def _claim(self, scope: Scope, key_headers: list[tuple[bytes, bytes]], solved: Any) -> Response | None:
         self._request.native, self._solved = scope, solved
+        self._note_route()
         if self._session is None:
             self._session = self._around.session_within(scope)
         self._entered = shutdown.enter(self)

@@ -43,10 +43,12 @@ def read_request(request: HttpRequest) -> Request:
     scope: Any = getattr(request, "scope", None)
     path = quote(request.path).encode("ascii")
     if scope is None:
-        return read_environ(request.META, request, path)
+        made = read_environ(request.META, request, path)
+        made.route = request.resolver_match
+        return made
     # Django's test client has text in the scope here, where servers have bytes; META has text from both.
     query = request.META["QUERY_STRING"].encode()
-    return Request(str(request.method), path, query, _scope_headers(scope), request)
+    return Request(str(request.method), path, query, _scope_headers(scope), request, route=request.resolver_match)
 
 
 def _scope_headers(scope: Any) -> Headers:
