@@ -190,6 +190,8 @@ class _Beats:
         finally:
             self._gone = True
             dismiss(self)
+            if self._closed:  # what still runs is forgotten by the heartbeat that comes next
+                self._watched.clear()
             while not self._orders.empty():
                 order = self._orders.get()
                 if order is not None:
