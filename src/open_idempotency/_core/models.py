@@ -58,8 +58,8 @@ class Request:
         return [value for header, value in self.headers if header == name]
 
 
-# Where frameworks have the template of a route: FastAPI, werkzeug, Django's ResolverMatch, Starlette.
-_TEMPLATES = ("path_format", "rule", "route", "path")
+# Where frameworks have the template of a route: Starlette and FastAPI, werkzeug, the ResolverMatch of Django.
+_TEMPLATES = ("path", "rule", "route")
 _LONGEST_TEMPLATE = 200
 
 
