@@ -449,7 +449,8 @@ class Telemetry:
 
 def printable(text: str, longest: int) -> str:
     """A text that fits into a line of a log."""
-    return "".join(char if char.isprintable() else "?" for char in text[:longest])
+    text = text[:longest]
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _names(names: Iterable[str]) -> tuple[str, ...]:

@@ -121,11 +121,10 @@ def context_of(of: Request | Attempt | None) -> events.RequestContext:
     """
     if of is None:
         return events.NO_REQUEST
-    headers = of.headers if isinstance(of, Request) else of.request_headers
-    sent = [value.decode("latin-1") for name, value in headers if name == b"traceparent"]
-    trace = "" if isinstance(of, Request) else of.trace
-    if not trace and len(sent) == 1 and is_traceparent(sent[0]):
-        trace = sent[0]
+    headers, trace = (of.headers, "") if isinstance(of, Request) else (of.request_headers, of.trace)
+    if not trace:
+        sent = [value.decode("latin-1") for name, value in headers if name == b"traceparent"]
+        trace = sent[0] if len(sent) == 1 and is_traceparent(sent[0]) else ""
     route = route_template(of.route)
     return events.RequestContext(
         events.printable(of.method, _LONGEST_METHOD), events.printable(route, len(route)), trace

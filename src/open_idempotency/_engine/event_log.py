@@ -148,7 +148,8 @@ def log(command: Emit) -> None:
     advice, level = _ADVICE.get(kind), _LEVELS.get(kind, logging.DEBUG)
     if isinstance(event, events.CallerChanged) and event.followed:
         advice, level = None, logging.DEBUG
-    logger.log(level, "%s%s" if advice is None else f"%s%s: {advice}", event, _where(event.request))
+    if logger.isEnabledFor(level):
+        logger.log(level, "%s%s" if advice is None else f"%s%s: {advice}", event, _where(event.request))
 
 
 def _where(request: events.RequestContext) -> str:

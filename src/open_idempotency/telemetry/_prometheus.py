@@ -75,6 +75,9 @@ class PrometheusTelemetry(Telemetry):
     def __init__(self, registry: CollectorRegistry, multiprocess: bool) -> None:
         self._multiprocess = multiprocess
         self._routes = Routes()
+        # The series that there are: to look one up here is a third of asking the library for it.
+        self._series: dict[tuple[str, str, int | None], Counter] = {}
+        self._by_verb: dict[str, Histogram] = {}
         self._live = Live()
         try:
             self._outcomes = Counter(_name(COUNTER), COUNTER_HELP, ("outcome", "route", "status"), registry=registry)
@@ -93,13 +96,21 @@ class PrometheusTelemetry(Telemetry):
         if outcome is None:
             return
         status = status_of(event)
+        key = (outcome, self._routes.label(event), status)
         with guard:
-            self._outcomes.labels(outcome, self._routes.label(event), "" if status is None else str(status)).inc()
+            series = self._series.get(key)
+            if series is None:
+                label = "" if status is None else str(status)
+                series = self._series[key] = self._outcomes.labels(outcome, key[1], label)
+            series.inc()
 
     def backend_called(self, verb: str, seconds: float) -> None:
         """Observe the call."""
         with guard:
-            self._calls.labels(verb).observe(seconds)
+            series = self._by_verb.get(verb)
+            if series is None:
+                series = self._by_verb[verb] = self._calls.labels(verb)
+            series.observe(seconds)
 
     def attempts_changed(self, by: int) -> None:
         """Set the gauge. Outside of the multiprocess mode it is read when somebody looks."""
