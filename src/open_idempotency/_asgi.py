@@ -558,4 +558,11 @@ def request_of(scope: Scope) -> Request:
         query=scope.get("query_string", b""),
         headers=scope["headers"],
         native=scope,
+        route=_template_of(scope),
     )
+
+
+def _template_of(scope: Scope) -> str | None:
+    """The template of the route that a router around the middleware has found; Litestar has it as text."""
+    template = getattr(scope.get("route"), "path", None) or scope.get("path_template")
+    return template if isinstance(template, str) else None

@@ -84,6 +84,7 @@ class EnvironRequest(Request):
         self.query = octets(environ.get("QUERY_STRING", ""))
         self.native = native
         self.body = None
+        self.route = None
         self.alone = environ.get("wsgi.multithread") is False
         self.route = None
         self._environ = environ

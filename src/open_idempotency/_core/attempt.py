@@ -208,8 +208,12 @@ class Attempt:
     scope_id: bytes | None = None
     #: the request's path, for problems and the log
     instance: str = ""
-    #: the request's method, for the log
+    #: the request's method, for events and the log
     method: str = ""
+    #: the template of the request's route, as ``Request.route``
+    route: str | None = None
+    #: the trace that its response is stored with, as ``traceparent``; empty without telemetry
+    trace: str = ""
     phase: Phase = Phase.RUNNING
     #: another attempt owns the record, as the heartbeat or a refused verb has found
     lost: bool = False
@@ -275,6 +279,7 @@ class Attempt:
         instance: str,
         *,
         method: str = "",
+        route: str | None = None,
         alone: bool = False,
         asked: float = inf,
         request_headers: Headers = (),
@@ -288,7 +293,7 @@ class Attempt:
         attempt.lease = lease
         attempt.stages = attempt._recorded = {(s.name, s.key): s.frame for s in stages} if stages else {}
         attempt.seed = lease.record_id + lease.fingerprint
-        attempt.instance, attempt.method, attempt.alone = instance, method, alone
+        attempt.instance, attempt.method, attempt.route, attempt.alone = instance, method, route, alone
         attempt.request_headers = request_headers
         attempt.sure_until = asked + lease.duration
         return attempt
@@ -317,6 +322,10 @@ class Attempt:
         """
         caller, self.caller = self.caller, None
         return caller
+
+    def trace_by(self, trace: str) -> None:
+        """Note the trace that it was claimed in, as ``traceparent``; its response is stored with it (P-31)."""
+        self.trace = trace
 
     def count_towards(self, scope_id: bytes) -> None:
         """Note the caller whose quota the key counts towards."""

@@ -26,6 +26,7 @@ from open_idempotency._core.models import (
     Ledger,
     Record,
     Renewal,
+    Request,
     ReserveResult,
     Stage,
     StageSaved,
@@ -272,10 +273,11 @@ class DrawReference(AtOnce[str]):
 
 @dataclass(slots=True)
 class Emit(AtOnce[None]):
-    """Log an event, and call the policy's listener, if it has one."""
+    """Log an event, and call the policy's listener, if it has one. ``of``: the request that the event is about."""
 
     event: Event
     listener: Listener | None
+    of: Request | Attempt | None = field(default=None, compare=False)
 
 
 # The drivers

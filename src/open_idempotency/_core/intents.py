@@ -149,7 +149,7 @@ def _unknown(attempt: Attempt, error: OutcomeUnknown) -> OutcomeUnknown:
 
 def _report(attempt: Attempt, stage: StageId, finding: str) -> Steps[None]:
     assert attempt.lease is not None
-    yield from warn(attempt.policy, events.InDoubt(events.short(attempt.lease.record_id), stage[0], finding))
+    yield from warn(attempt.policy, events.InDoubt(events.short(attempt.lease.record_id), stage[0], finding), attempt)
 
 
 def last_intent(stages: Mapping[StageId, bytes], stage: StageId) -> tuple[int, StageKind | None]:
@@ -187,7 +187,9 @@ def _announce(attempt: Attempt, stage: StageId, number: int) -> Steps[None]:
         try:
             yield from ask(SaveStage(lease, seal_stage(withdrawn, lease, attempt.policy)))
         except Exception as error:
-            yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "withdraw", error))
+            yield from warn(
+                attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "withdraw", error), attempt
+            )
         raise
 
 

@@ -105,7 +105,8 @@ class Response:
 
     ``omitted``: of a stored one, the names of the credentials that its first client was given and that are not stored.
     ``cors``: of a stored one, the ``Access-Control-*`` headers that its first client was given, with that client's
-    ``Origin``. ``note``: what an adapter needs to make its framework's response of a replay. No client is sent these.
+    ``Origin``. ``note``: what an adapter needs to make its framework's response of a replay. ``first_trace``: the trace
+    of the request that made it, where it was stored with telemetry on. No client is sent these.
     """
 
     status: int
@@ -114,6 +115,7 @@ class Response:
     omitted: bytes = field(default=b"", compare=False)
     cors: Cors | None = field(default=None, compare=False)
     note: bytes = field(default=b"", compare=False)
+    first_trace: str = field(default="", compare=False)
 
     def __eq__(self, other: object) -> bool:
         """Whether status, headers and body are equal. Raises ``TypeError`` for a number.

@@ -56,13 +56,13 @@ def save_stage(attempt: Attempt, stage: Stage, done: bytes | None = None) -> Ste
             if done is None:
                 raise
             yield from warn(
-                attempt.policy, events.HookFailed(events.short(lease.record_id), "encryption", cause(error))
+                attempt.policy, events.HookFailed(events.short(lease.record_id), "encryption", cause(error)), attempt
             )
             # The effect has happened, and a retry must know that: the stage is stored without its value.
             sealed = stage = Stage(stage.name, stage.key, done)
         saved = yield from save(SaveStage(lease, sealed), attempt, lease)
         if saved.recreated:
-            yield from warn(attempt.policy, events.Recreated(events.short(lease.record_id), lease.attempt))
+            yield from warn(attempt.policy, events.Recreated(events.short(lease.record_id), lease.attempt), attempt)
             yield from _save_again(attempt, lease)
     except LeaseLost:
         yield from lost(attempt, lease)
@@ -131,7 +131,7 @@ def complete(write: Complete, attempt: Attempt, lease: Lease, status: int) -> St
         try:
             return (yield from _again(error, write, attempt, lease, lambda _: until, began))
         except BackendUnavailable:
-            yield from warn(attempt.policy, events.Unrecorded(events.short(lease.record_id), status))
+            yield from warn(attempt.policy, events.Unrecorded(events.short(lease.record_id), status), attempt)
             yield from _hand_over(write, attempt, lease, status, began)
             raise
 
@@ -172,7 +172,7 @@ def surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Command
             yield from ask(again)
         except Exception as error:
             record = events.short(lease.record_id)
-            yield from warn(attempt.policy, events.BackendFailed.of(record, "cancelled", error))
+            yield from warn(attempt.policy, events.BackendFailed.of(record, "cancelled", error), attempt)
             if isinstance(error, BackendUnavailable | RecordTooLarge) and isinstance(again, Write):
                 yield from _hand_over(again, attempt, lease, None, (yield from ask(Now())))
         raise
@@ -196,7 +196,7 @@ def _reduce(command: Command[object], attempt: Attempt, lease: Lease, error: Rec
 def lost(attempt: Attempt, lease: Lease) -> Steps[None]:
     """Note that a later attempt owns the record, and report it once."""
     if attempt.lose():  # else the heartbeat or an earlier verb has reported it
-        yield from warn(attempt.policy, events.OwnershipLost(events.short(lease.record_id), lease.attempt))
+        yield from warn(attempt.policy, events.OwnershipLost(events.short(lease.record_id), lease.attempt), attempt)
 
 
 def has_history(attempt: Attempt, lease: Lease) -> bool:
@@ -263,7 +263,7 @@ def _again(
 
 def _failed(command: Command[object], attempt: Attempt, lease: Lease, error: Exception) -> Steps[None]:
     verb = type(command).__name__.lower()
-    yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), verb, error))
+    yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), verb, error), attempt)
 
 
 # What goes on in the background
@@ -326,8 +326,8 @@ def _recorded_late(write: Write, attempt: Attempt, lease: Lease, status: int | N
     policy = attempt.policy
     if isinstance(write, Complete):
         if isinstance(reply, Completed) and reply.recreated:
-            yield from warn(policy, events.Recreated(events.short(lease.record_id), lease.attempt))
-        yield from warn(policy, events.RecordedLate(events.short(lease.record_id), status))
+            yield from warn(policy, events.Recreated(events.short(lease.record_id), lease.attempt), attempt)
+        yield from warn(policy, events.RecordedLate(events.short(lease.record_id), status), attempt)
         return
     yield from ended(write, attempt, lease, status)
 
@@ -337,7 +337,7 @@ def ended(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | N
     if attempt.scope_id is not None and isinstance(write, Release) and not has_history(attempt, lease):
         yield from unreserve(attempt, lease, attempt.scope_id)
     event = events.Failed if isinstance(write, Fail) else events.Released
-    yield from notify(attempt.policy, event, lease.record_id, status)
+    yield from notify(attempt.policy, event, lease.record_id, status, of=attempt)
 
 
 def _matters(write: Write) -> bool:
@@ -348,4 +348,4 @@ def _matters(write: Write) -> bool:
 def _give_up(write: Write, attempt: Attempt, lease: Lease, status: int | None, reason: str) -> Steps[None]:
     if _matters(write):
         record = events.short(lease.record_id)
-        yield from warn(attempt.policy, events.RecordingLost(record, status, reason))
+        yield from warn(attempt.policy, events.RecordingLost(record, status, reason), attempt)

@@ -83,7 +83,7 @@ def begin(attempt: Attempt) -> Steps[Response | None]:
         (found,) = yield from surely(Renew([lease]), attempt, lease, instead=Release(lease))
     except (BackendUnavailable, RecordUnreadable) as error:
         attempt.end()
-        yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "renew", error))
+        yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "renew", error), attempt)
         yield from let_go(attempt, lease, Release(lease), None)
         attempt.forget_request()
         return (yield from _refuse(problems.backend_unavailable(), attempt, lease))
@@ -180,20 +180,20 @@ def _fail(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
     policy = attempt.policy
     command = Fail(lease, final=policy.on_failed != "resume")
     if policy.on_failed == "replay":
-        command.response, _ = yield from stored_form(response, FAILURE, lease, policy, attempt.request_headers)
+        command.response, _ = yield from stored_form(response, FAILURE, lease, policy, attempt)
     return (yield from let_go(attempt, lease, command, response.status))
 
 
 def _uncommitted(attempt: Attempt, lease: Lease) -> Steps[Response]:
     """The view has not committed what its response says: neither counts, and the client learns it (S-05)."""
-    yield from warn(attempt.policy, events.Uncommitted(events.short(lease.record_id)))
+    yield from warn(attempt.policy, events.Uncommitted(events.short(lease.record_id)), attempt)
     yield from let_go(attempt, lease, Fail(lease), None)
     return (yield from _refuse(problems.uncommitted(), attempt, lease))
 
 
 def _unawaited(attempt: Attempt, lease: Lease) -> Steps[Response]:
     """The view says that stages are done which have not begun: nothing is stored, and the client learns it (O-36)."""
-    yield from warn(attempt.policy, events.NotAwaited(events.short(lease.record_id), attempt.unawaited[0]))
+    yield from warn(attempt.policy, events.NotAwaited(events.short(lease.record_id), attempt.unawaited[0]), attempt)
     yield from let_go(attempt, lease, Fail(lease), None)
     return (yield from _refuse(problems.not_awaited(), attempt, lease))
 
@@ -221,7 +221,7 @@ def _respond_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Respon
     try:
         stored = decode_response(unseal(frame, RESPONSE, lease, policy))
     except RecordUnreadable as error:
-        yield from warn(policy, events.BackendFailed.of(record, "ledger", error))
+        yield from warn(policy, events.BackendFailed.of(record, "ledger", error), attempt)
         yield from let_go(attempt, lease, Release(lease), None)
         return (yield from _refuse(problems.record_unreadable(), attempt, lease))
     try:
@@ -229,10 +229,9 @@ def _respond_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Respon
     except BackendUnavailable:  # it goes on in the background, and the ledger still has it
         pass
     except RecordUnreadable as error:
-        yield from warn(policy, events.BackendFailed.of(record, "complete", error))
-    yield from notify(policy, events.Replayed, lease.record_id, stored.status)
-    asked, request = attempt.request_headers, attempt.request
-    return (yield from replay(stored, asked, lease.record_id, attempt.instance, policy, request))
+        yield from warn(policy, events.BackendFailed.of(record, "complete", error), attempt)
+    yield from notify(policy, events.Replayed, lease.record_id, stored.status, stored.first_trace, of=attempt)
+    return (yield from replay(stored, attempt.request_headers, lease.record_id, attempt.instance, policy, attempt))
 
 
 def wants_kept(attempt: Attempt, lease: Lease, response: Response) -> Steps[bool]:
@@ -253,7 +252,7 @@ def wants_kept(attempt: Attempt, lease: Lease, response: Response) -> Steps[bool
         except Exception as error:
             # The handler has run: its outcome must not be lost to a faulty hook.
             wish = None
-            yield from warn(policy, events.HookFailed(events.short(lease.record_id), "store", cause(error)))
+            yield from warn(policy, events.HookFailed(events.short(lease.record_id), "store", cause(error)), attempt)
         attempt.hear_store(response, wish)
     return is_stored_status(response.status) if wish is None else wish
 
@@ -279,8 +278,7 @@ def complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
     attempt.record()
     form = None if attempt.ledger is None else _form_in_ledger(attempt.ledger, response, policy)
     if form is None:
-        asked, changed = attempt.request_headers, attempt.session_changed
-        form = yield from stored_form(response, RESPONSE, lease, policy, asked, changed)
+        form = yield from stored_form(response, RESPONSE, lease, policy, attempt)
     frame, stored = form
     kept = lease if response.status < 400 else _of_error(attempt, lease, response.status)
     command = Complete(kept, frame)
@@ -290,14 +288,16 @@ def complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
         # L-08: the client gets its response, marked; the recording goes on, and until then the lease is renewed.
         return Fate.UNRECORDED
     except RecordUnreadable:
-        yield from warn(policy, events.Unrecorded(events.short(lease.record_id), response.status))
-        yield from warn(policy, events.RecordingLost(events.short(lease.record_id), response.status, "unreadable"))
+        yield from warn(policy, events.Unrecorded(events.short(lease.record_id), response.status), attempt)
+        yield from warn(
+            policy, events.RecordingLost(events.short(lease.record_id), response.status, "unreadable"), attempt
+        )
         return Fate.UNRECORDED
     if done.recreated:
-        yield from warn(policy, events.Recreated(events.short(lease.record_id), lease.attempt))
+        yield from warn(policy, events.Recreated(events.short(lease.record_id), lease.attempt), attempt)
     if policy.on_event is not None or everyday_log.on():
         stored = stored and command.response is frame  # else its size was refused
-        yield from notify(policy, events.Completed, lease.record_id, response.status, stored)
+        yield from notify(policy, events.Completed, lease.record_id, response.status, stored, of=attempt)
     return Fate.KEPT
 
 
@@ -337,7 +337,7 @@ def _record_end(attempt: Attempt, lease: Lease, command: Fail | Release, status:
         return Fate.NOT_KEPT
     except RecordUnreadable as error:
         record = events.short(lease.record_id)
-        yield from warn(attempt.policy, events.BackendFailed.of(record, type(command).__name__.lower(), error))
+        yield from warn(attempt.policy, events.BackendFailed.of(record, type(command).__name__.lower(), error), attempt)
         return Fate.NOT_KEPT
     yield from recording.ended(command, attempt, lease, status)
     return Fate.NOT_KEPT
@@ -373,11 +373,11 @@ def forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
             raise LeaseLost("another attempt has taken this request over")
         yield from surely(Forget(lease.record_id), attempt, lease)
     except (BackendUnavailable, RecordUnreadable) as error:
-        yield from warn(attempt.policy, events.BackendFailed.of(record, "delete", error))
+        yield from warn(attempt.policy, events.BackendFailed.of(record, "delete", error), attempt)
         return
     if attempt.scope_id is not None:
         yield from unreserve(attempt, lease, attempt.scope_id)
-    yield from notify(attempt.policy, events.Released, lease.record_id, status)
+    yield from notify(attempt.policy, events.Released, lease.record_id, status, of=attempt)
 
 
 def _supersede(attempt: Attempt, lease: Lease, response: Response | None) -> Steps[Fate | Response]:
@@ -392,21 +392,22 @@ def _supersede(attempt: Attempt, lease: Lease, response: Response | None) -> Ste
         if record and record.status is Status.COMPLETED and record.response is not None:
             if hmac.compare_digest(record.fingerprint, lease.fingerprint):
                 frame = unseal(record.response, RESPONSE, lease, policy)
-                stored = decode_response(frame)
-                return (yield from replay(stored, asked, lease.record_id, attempt.instance, policy, request))
+                stored, asked = decode_response(frame), attempt.request_headers
+                return (yield from replay(stored, asked, lease.record_id, attempt.instance, policy, attempt))
     except (BackendUnavailable, RecordUnreadable) as error:
-        yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "get", error))
+        yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "get", error), attempt)
         problem = problems.response_unreachable()
     if response is not None and attempt.ledger is not None and attempt.ledger.counts(response):
         return Fate.KEPT
     committed = yield from find_committed(attempt, lease)
     if committed is not None:
-        return (yield from sendable(committed, asked, lease.record_id, attempt.instance, policy, request))
+        asked = attempt.request_headers
+        return (yield from sendable(committed, asked, lease.record_id, attempt.instance, policy, attempt))
     return (yield from _refuse(problem, attempt, lease))
 
 
 def _refuse(problem: problems.Problem, attempt: Attempt, lease: Lease) -> Steps[Response]:
-    return refuse(problem, attempt.policy, attempt.instance, lease.record_id, lease.attempt)
+    return refuse(problem, attempt.policy, attempt.instance, lease.record_id, lease.attempt, attempt)
 
 
 def find_committed(attempt: Attempt, lease: Lease, instead: Command[object] | None = None) -> Steps[Response | None]:
@@ -423,7 +424,9 @@ def find_committed(attempt: Attempt, lease: Lease, instead: Command[object] | No
     try:
         found = yield from surely(Call(proof), attempt, lease, instead=instead)
     except Exception as error:  # the database's: then nobody knows
-        yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "ledger", error))
+        yield from warn(
+            attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "ledger", error), attempt
+        )
         return None
     if found:  # it is asked once
         ledger.prove_commit()

@@ -25,6 +25,7 @@ from functools import lru_cache
 
 from open_idempotency import events
 from open_idempotency._core import problems
+from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Claim, Steps
 from open_idempotency._core.keys import digest
 from open_idempotency._core.models import Cors, Headers, Lease, Request, Response, Stage
@@ -47,6 +48,9 @@ CORS_PREFIX = _PREFIX + b"access-control-"
 
 #: the next header of a frame whose response Django has made: what else a replay has there (O-29)
 NOTE = b"idempotency-django-response"
+#: the next header of a frame that was stored with telemetry on: the trace of its request (P-31), as ``traceparent``.
+#: Earlier versions send it, to the same caller.
+TRACE = b"idempotency-traceparent"
 
 # version, flags, status, number of headers, length of the body
 _RESPONSE = struct.Struct("!BBHHI")
@@ -61,7 +65,7 @@ def encode_response(response: Response) -> bytes:
 
     Raises ``ValueError`` for a status or a header that could not be sent again.
     """
-    noted = response.omitted or response.cors or response.note
+    noted = response.omitted or response.cors or response.note or response.first_trace
     headers = _with_notes(response) if noted else response.headers
     _check(response.status, headers)
     body = response.body or b""
@@ -81,6 +85,8 @@ def _with_notes(response: Response) -> Headers:
         notes += [(_PREFIX + name, value) for name, value in response.cors.headers]
     if response.note:
         notes.append((NOTE, response.note))
+    if response.first_trace:
+        notes.append((TRACE, response.first_trace.encode("ascii")))
     return [*notes, *response.headers]
 
 
@@ -102,7 +108,8 @@ def decode_response(frame: bytes) -> Response:
     omitted = headers.pop(0)[1] if headers and headers[0][0] == OMITTED else b""
     cors = _take_cors(headers) if headers and headers[0][0] == ORIGIN else None
     note = headers.pop(0)[1] if headers and headers[0][0] == NOTE else b""
-    return Response(status, headers, None if flags & TOMBSTONE else frame[start:], omitted, cors, note)
+    trace = headers.pop(0)[1].decode("latin-1") if headers and headers[0][0] == TRACE else ""
+    return Response(status, headers, None if flags & TOMBSTONE else frame[start:], omitted, cors, note, trace)
 
 
 def _take_cors(headers: list[tuple[bytes, bytes]]) -> Cors:
@@ -271,6 +278,7 @@ _NOT_STORED = frozenset(
         OMITTED,
         ORIGIN,
         NOTE,
+        TRACE,
     }
 )
 #: what the names of CORS headers begin with
@@ -472,18 +480,20 @@ def stored_form(
     kind: bytes,
     lease: Lease,
     policy: IdempotencyPolicy,
-    request_headers: Headers = (),
-    session_changed: bool = False,
+    attempt: Attempt | None = None,
 ) -> Steps[tuple[bytes, bool]]:
     """What is stored of a response, and whether its body is in it. ``kind``: ``sealing.RESPONSE`` or ``FAILURE``.
 
-    ``request_headers``: of its request. ``session_changed``: a layer around the middleware sets a cookie that is not in
-    the response yet.
+    ``attempt``: whose response it is; None where nothing of it is known but the response.
     """
-    small = small_form(response, policy, request_headers)
-    live = [*response.headers, _SESSION_COOKIE] if session_changed else response.headers
+    small, live = small_form(response, policy, () if attempt is None else attempt.request_headers), response.headers
+    if attempt is not None:
+        if attempt.session_changed:  # a layer around the middleware sets a cookie that is not in the response yet
+            live = [*live, _SESSION_COOKIE]
+        if attempt.trace and small.body is not None:
+            small.first_trace = attempt.trace
     if policy.redact is not None:
-        frame, whole = yield from _redacted(small, live, lease, policy)
+        frame, whole = yield from _redacted(small, live, lease, policy, attempt)
     else:
         if len(small.headers) != len(live):
             small.omitted = omitted(small, live, policy.drop_headers)
@@ -499,11 +509,13 @@ def stored_form(
         return seal(frame, kind, lease, policy), whole
     except BackendUnavailable as error:
         # Nothing but the status may be stored in plain form. Its reader refuses it (503), and nothing runs.
-        yield from _report_failed_hook(policy, lease, "encryption", error)
+        yield from _report_failed_hook(policy, lease, "encryption", error, attempt)
         return _bare_tombstone(response.status), False
 
 
-def _redacted(small: Response, live: Headers, lease: Lease, policy: IdempotencyPolicy) -> Steps[tuple[bytes, bool]]:
+def _redacted(
+    small: Response, live: Headers, lease: Lease, policy: IdempotencyPolicy, attempt: Attempt | None
+) -> Steps[tuple[bytes, bool]]:
     assert policy.redact is not None
     try:
         redacted = policy.redact(small)
@@ -513,10 +525,10 @@ def _redacted(small: Response, live: Headers, lease: Lease, policy: IdempotencyP
         again = storable(redacted, policy)
         again.omitted = omitted(again, live, policy.drop_headers)
         if again.body is not None:
-            again.cors, again.note = small.cors, small.note
+            again.cors, again.note, again.first_trace = small.cors, small.note, small.first_trace
         return encode_response(again), again.body is not None
     except Exception as error:
-        yield from _report_failed_hook(policy, lease, "redact", error)
+        yield from _report_failed_hook(policy, lease, "redact", error, attempt)
         return _bare_tombstone(small.status), False
 
 
@@ -538,8 +550,10 @@ def smaller(frame: bytes, kind: bytes, lease: Lease, policy: IdempotencyPolicy) 
     return left if len(left) < len(frame) else None
 
 
-def _report_failed_hook(policy: IdempotencyPolicy, lease: Lease, hook: str, error: Exception) -> Steps[None]:
-    yield from warn(policy, events.HookFailed(events.short(lease.record_id), hook, cause(error)))
+def _report_failed_hook(
+    policy: IdempotencyPolicy, lease: Lease, hook: str, error: Exception, attempt: Attempt | None
+) -> Steps[None]:
+    yield from warn(policy, events.HookFailed(events.short(lease.record_id), hook, cause(error)), attempt)
 
 
 def sendable(
@@ -548,25 +562,26 @@ def sendable(
     record_id: bytes,
     instance: str,
     policy: IdempotencyPolicy,
-    request: Request | None = None,
+    of: Request | Attempt,
 ) -> Steps[Response]:
     """A stored response as it is sent again; for one whose body was not stored, the problem that says so (O-11).
 
-    ``request_headers`` and ``instance``, the path: of the request that gets it. ``request``: that request, for
-    ``on_replay=``.
+    ``request_headers`` and ``instance``, the path: of the request that gets it, which is ``of``.
     """
     if stored.body is not None:
-        if policy.on_replay is not None and request is not None:
-            stored = yield from _changed(stored, request, record_id, policy)
+        if policy.on_replay is not None:
+            stored = yield from _changed(stored, of, record_id, policy)
         return replayed(stored, request_headers)
     target = location(stored.headers)
     problem = problems.not_replayable(stored.status, target.decode("latin-1") if target else None)
-    return (yield from refuse(problem, policy, instance, record_id))
+    return (yield from refuse(problem, policy, instance, record_id, None, of))
 
 
-def _changed(stored: Response, request: Request, record_id: bytes, policy: IdempotencyPolicy) -> Steps[Response]:
+def _changed(stored: Response, of: Request | Attempt, record_id: bytes, policy: IdempotencyPolicy) -> Steps[Response]:
     """The stored response as ``on_replay=`` returns it; as it is where the hook fails, since nothing may run again."""
-    assert policy.on_replay is not None
+    request = of if isinstance(of, Request) else of.request
+    if policy.on_replay is None or request is None:
+        return stored
     try:
         # A copy: an error halfway leaves what is stored whole.
         changed = policy.on_replay(Response(stored.status, list(stored.headers), stored.body), request)
@@ -578,7 +593,7 @@ def _changed(stored: Response, request: Request, record_id: bytes, policy: Idemp
         headers = [(name, value) for name, value in changed.headers if name.lower() not in _OF_REPLAYS]
         _check(changed.status, headers)
     except Exception as error:
-        yield from warn(policy, events.HookFailed(events.short(record_id), "on_replay", cause(error)))
+        yield from warn(policy, events.HookFailed(events.short(record_id), "on_replay", cause(error)), of)
         return stored
     return replace(stored, status=changed.status, headers=headers, body=changed.body)
 
@@ -589,10 +604,11 @@ def replay(
     record_id: bytes,
     instance: str,
     policy: IdempotencyPolicy,
-    request: Request | None = None,
+    of: Request | Attempt,
 ) -> Steps[Response]:
     """``sendable``, and an event if credentials of the first response are missing in this one (O-21a)."""
     if stored.omitted:
         lacking = stored.omitted.decode("latin-1")
-        yield from warn(policy, events.ReplayedWithoutCredentials(events.short(record_id), stored.status, lacking))
-    return (yield from sendable(stored, request_headers, record_id, instance, policy, request))
+        event = events.ReplayedWithoutCredentials(events.short(record_id), stored.status, lacking)
+        yield from warn(policy, event, of)
+    return (yield from sendable(stored, request_headers, record_id, instance, policy, of))

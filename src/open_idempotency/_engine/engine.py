@@ -58,6 +58,7 @@ from open_idempotency._runtime.processes import KINDS, PerProcess, translated, u
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.backends.registry import Given, open_backend
 from open_idempotency.backends.threaded import ThreadedBackend
+from open_idempotency.events import Telemetry
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError, NotStarted
 from open_idempotency.ledger.transactions import alook, look
 from open_idempotency.policy import SESSION_IDENTITY, IdempotencyPolicy, make_policy
@@ -261,13 +262,18 @@ class Engine:
             backend = "memory://" if backend is None else backend
         self.backend = open_backend(_named(backend))
         self._check(self.policy)
-        self.heartbeat = Heartbeat(self.backend)
+        sync, aio = self.backend, ThreadedBackend(self.backend) if threads else self.backend.to_async()
+        make_watched: Callable[[], dict[bytes, Any]] = dict
+        if isinstance(self.policy.on_event, Telemetry):
+            from open_idempotency._engine.measuring import measure  # nobody else needs it
+
+            sync, aio, make_watched = measure(sync, aio, self.policy.on_event)
+        self.heartbeat = Heartbeat(sync, make_watched)
         #: what is closed with the server, with this engine and with the process; a backend only if it was made here
         self.opened = Opened(self.heartbeat, None if isinstance(backend, Backend | AsyncBackend) else self.backend)
         weakref.finalize(self, self.opened.close_beside).atexit = False
-        self.sync = Performer(self.backend, self.heartbeat, look)
-        asynchronous = ThreadedBackend(self.backend) if threads else self.backend.to_async()
-        self.aio = AsyncPerformer(asynchronous, self.heartbeat, alook)
+        self.sync = Performer(sync, self.heartbeat, look)
+        self.aio = AsyncPerformer(aio, self.heartbeat, alook)
         self.advice = Advice()
         #: which rules views have
         self.rules = rules.registry
@@ -294,6 +300,11 @@ class Engine:
 
     def _check(self, policy: IdempotencyPolicy) -> None:
         fingerprint.prepare(policy.fingerprint)
+        if isinstance(policy.on_event, Telemetry) and policy.on_event is not self.policy.on_event:
+            raise ConfigurationError(
+                "on_event: telemetry measures a whole application, so a route has none of its own; pass it to the "
+                "middleware, the extension or IDEMPOTENCY_ON_EVENT"
+            )
         if policy.max_live_keys is not None and not self.backend.quotas:
             raise ConfigurationError(
                 f"max_live_keys: {type(self.backend).__name__} has no quotas; leave it out, or take another backend"

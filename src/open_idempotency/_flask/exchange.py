@@ -337,8 +337,10 @@ class Exchange:
 
     def _admit(self) -> Attempt | CoreResponse:
         request, source = self._request, self._request.environ["wsgi.input"]
+        asked = read_request(request.environ, request)
+        asked.route = None if request.url_rule is None else request.url_rule.rule
         intake = Intake(
-            read_request(request.environ, request),
+            asked,
             self._key_headers,
             new_owner(),
             self._identify,
@@ -348,8 +350,6 @@ class Exchange:
             renders=self._renders,
             holder=processes.name(),
         )
-        rule = request.url_rule
-        intake.request.route = None if rule is None else rule.rule
         # The fingerprint reads the same file as the view, and other code may have begun to read it.
         offset = source.tell() if self._body.spooled else None
         try:

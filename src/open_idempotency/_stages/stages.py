@@ -283,7 +283,7 @@ class StageUse:
         attempt.kept_live(self.id, value)
         if self._terms.reconcile is None and (raised or self._terms.default is UNSET):
             record = "" if attempt.lease is None else events.short(attempt.lease.record_id)
-            yield from warn(attempt.policy, events.StageValueNotKept(record, self.id[0], name, cure))
+            yield from warn(attempt.policy, events.StageValueNotKept(record, self.id[0], name, cure), attempt)
         return value
 
     def _save_value(self, frame: bytes, readable: object, declared: object) -> Steps[Any]:

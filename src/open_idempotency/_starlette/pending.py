@@ -345,7 +345,7 @@ class PendingExchange(Exchange):
     def _refuse(self, problem: Problem) -> Response:
         """The response of a problem, which is reported at once."""
         instance = self._request.path.decode("latin-1")
-        return _reporting.run(refuse(problem, self._policy, instance))
+        return _reporting.run(refuse(problem, self._policy, instance, of=self._request))
 
     def pass_route(self, route: Any, template: str) -> None:
         """The request has come to a mount or a route. Its template is that of all of them, one after the other."""

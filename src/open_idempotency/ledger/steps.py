@@ -180,7 +180,7 @@ def save_response(transaction: Transaction, attempt: Attempt, live: Response) ->
         return False
     # The record gets the same bytes later, unless code between view and middleware changes the response. So one can
     # replace the other, and no hook runs twice.
-    response, whole = yield from stored_form(live, RESPONSE, lease, attempt.policy, attempt.request_headers)
+    response, whole = yield from stored_form(live, RESPONSE, lease, attempt.policy, attempt)
     named = {"record_id": lease.record_id, "token": lease.token}
     values = {**named, "response": response, "retention": _retention(attempt, lease)}
     current = transaction.current()
@@ -235,14 +235,14 @@ def _superseded(attempt: Attempt, lease: Lease) -> Steps[None]:
     """Note that another attempt owns the request now, and report that once."""
     if attempt.lose():
         record = events.short(lease.record_id)
-        yield from warn(attempt.policy, events.OwnershipLost(record, lease.attempt))
+        yield from warn(attempt.policy, events.OwnershipLost(record, lease.attempt), attempt)
         # A backend whose clock is behind may still have this attempt as the owner, and would refuse every other one.
         try:
             yield from ask(Release(lease))
         except LeaseLost:
             pass
         except Exception as error:  # its claim ends with the lease
-            yield from warn(attempt.policy, events.BackendFailed.of(record, "release", error))
+            yield from warn(attempt.policy, events.BackendFailed.of(record, "release", error), attempt)
 
 
 def _purge_sometimes(transaction: Transaction) -> Steps[None]:
