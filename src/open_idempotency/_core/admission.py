@@ -351,7 +351,7 @@ def keep_alive(attempt: Attempt, lease: Lease) -> Steps[None]:
     try:
         yield KeepAlive(attempt)
         if policy.on_event is not None or everyday_log.on():
-            yield from notify(policy, events.Claimed, lease.record_id, lease.attempt)
+            yield from notify(policy, events.Claimed, lease.record_id, lease.attempt, of=attempt)
     except GeneratorExit:
         raise
     except BackendUnavailable as error:

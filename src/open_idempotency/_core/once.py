@@ -149,7 +149,7 @@ def _begin(entry: Entry, policy: IdempotencyPolicy) -> Steps[Attempt | Response]
 
 def _stored(frame: bytes, of: Claim | Lease, policy: IdempotencyPolicy) -> Steps[Response]:
     stored = decode_response(unseal(frame, RESPONSE, of, policy))
-    yield from notify(policy, events.Replayed, of.record_id, stored.status)
+    yield from notify(policy, events.Replayed, of.record_id, stored.status, stored.first_trace)
     return stored
 
 
@@ -298,7 +298,7 @@ def _committed_before(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Res
         pass
     except RecordUnreadable as error:
         yield from warn(policy, events.BackendFailed.of(record, "complete", error))
-    yield from notify(policy, events.Replayed, lease.record_id, stored.status)
+    yield from notify(policy, events.Replayed, lease.record_id, stored.status, stored.first_trace, of=attempt)
     return stored
 
 

@@ -385,7 +385,7 @@ def _supersede(attempt: Attempt, lease: Lease, response: Response | None) -> Ste
 
     A response of its own that was committed is the one that the new owner will find in the ledger, and replay (S-06c).
     """
-    policy, asked, request = attempt.policy, attempt.request_headers, attempt.request
+    policy, asked = attempt.policy, attempt.request_headers
     problem = problems.superseded()
     try:
         record = yield from ask(Get(lease.record_id))
