@@ -21,7 +21,7 @@ SECONDS = 20.0
 KEY = "8e03978e-40d5-43e8-bc93-6894a57f9324"
 PHONE, SERVER, CARD = ACTORS = ("Phone", "Server", "Card")
 _X = {PHONE: 50, SERVER: 250, CARD: 390}
-_WIDTH, _STEP, _TOP = 440, 46, 74
+_WIDTH, _STEP, _TOP = 440, 34, 62
 
 
 class Message(NamedTuple):
