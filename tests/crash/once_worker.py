@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 from pathlib import Path
@@ -140,7 +141,7 @@ async def consume() -> None:
         try:
             await once.arun(order, acarry_out, order)
         except Exception as error:
-            print(f"{order}: {type(error).__name__}: {error}", flush=True)
+            logging.warning("%s: %s: %s", order, type(error).__name__, error)
         die_once(order, "completed")
         await client.lrem(TAKEN, 1, message)
 

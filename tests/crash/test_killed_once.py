@@ -1,11 +1,12 @@
 """SIGKILL at each point of a ``Once`` call in the workers of a queue, and redelivery: exactly what is promised.
 
-Real workers and a real broker: Celery with ``acks_late`` in both pools, and one event loop. A plain stage that is killed
-between its effect and its record runs again; everything else happens once (S-02, S-04).
+Real workers and a real broker: Celery with ``acks_late`` in both pools, and one event loop. A plain stage that is
+killed between its effect and its record runs again; everything else happens once (S-02, S-04).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -85,10 +86,8 @@ class Workers:
     def stop(self) -> None:
         """End the worker with the processes that it has started."""
         if self._process is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             self._process.wait(10)
 
     @property
