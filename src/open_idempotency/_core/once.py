@@ -105,7 +105,7 @@ def _or_unprotected(steps: Steps[T], claim: Claim, policy: IdempotencyPolicy, ve
 
 
 class _NeverOpen(BackendUnavailable):
-    """An attempt is known of, and the backend or the ledger is away: the call does not run, whatever the policy says."""
+    """An attempt is known of, and the backend or the ledger is away: the call does not run, not even by fail_open."""
 
 
 def _away(error: BackendUnavailable | NotRenewable) -> BackendUnavailable:
