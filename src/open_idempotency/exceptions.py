@@ -82,7 +82,7 @@ class LedgerMissing(ConfigurationError):
 
 
 class KeyRejected(IdempotencyError):
-    """The request's idempotency key cannot be used. Raised before any backend call."""
+    """The idempotency key of a request, or of a ``Once`` call, cannot be used. Raised before any backend call."""
 
     code = "ERR_KEY_MALFORMED"
     status = 400
@@ -165,9 +165,11 @@ class LeaseLost(IdempotencyError):
 
 class OutcomeUnknown(IdempotencyError):
     """A stage cannot go on from its record: it was begun and its end is not on record, and nobody knows whether
-    its effect happened (S-04), or it was done and its value could not be stored (S-02a).
+    its effect happened (S-04), or it was done and its value could not be stored (S-02a). So it is for a ``Once`` call
+    whose result could not be kept, or that is not attempted again.
 
-    The response is 409 ``outcome-unknown`` unless the view catches it. ``retryable``: a later retry may find out.
+    In a request the response is 409 ``outcome-unknown`` unless the view catches it. ``retryable``: a later retry may
+    find out.
     """
 
     code = "ERR_OUTCOME_UNKNOWN"
@@ -179,9 +181,10 @@ class OutcomeUnknown(IdempotencyError):
 
 
 class KeyReused(IdempotencyError):
-    """The ledger in the application's database knows the key from another request, whose record was lost (S-06).
+    """The ledger in the application's database knows the key from another request, whose record was lost (S-06); or a
+    ``Once`` call has another payload than the one that its key was used with.
 
-    The response is 422 ``key-reused`` unless the view catches it.
+    In a request the response is 422 ``key-reused`` unless the view catches it.
     """
 
     code = "ERR_KEY_REUSED"

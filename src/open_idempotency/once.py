@@ -186,6 +186,9 @@ class Once:
         _seconds(wait, self._name)
 
         def decorate(decorated: F) -> F:
+            if not callable(decorated):
+                raise TypeError(f"{self._name}: decorates a function, not a {type(decorated).__name__}")
+            _refuse_generators(decorated, self._name)
             return self._decorated(decorated, key, payload, Converter.of(decorated, returns, memo_errors), wait)
 
         return decorate
@@ -285,9 +288,7 @@ class Once:
         converter: Converter,
         wait: Seconds | None,
     ) -> F:
-        if not callable(function):
-            raise TypeError(f"{self._name}: decorates a function, not a {type(function).__name__}")
-        _refuse_generators(function, self._name)
+        called_by = f"{self._name}: {getattr(function, '__name__', type(function).__name__)}"
 
         def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> OnceAttempt:
             arguments = arguments_of(
@@ -302,7 +303,7 @@ class Once:
 
         @functools.wraps(function)
         def called(*args: Any, **kwargs: Any) -> Any:
-            refuse_loop(f"{self._name}: {function.__name__}", "an `async def`, or call it in a thread")
+            refuse_loop(called_by, "an `async def`, or call it in a thread")
             return call(args, kwargs).run(function, args, kwargs)
 
         once: Any = awaited if is_coroutine_function(function) else called

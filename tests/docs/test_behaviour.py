@@ -28,6 +28,7 @@ LINES = {
     "O": _numbers(36, "18a", "18b", "18c", "19a", "19b", "20a", "21a"),
     "L": _numbers(14, "05a"),
     "R": _numbers(14, "05a"),
+    "N": _numbers(30),
     "S": _numbers(8, "02a", "06a", "06b", "06c"),
     "P": [*_numbers(2), *(f"{n:02}" for n in range(25, 38))],
 }

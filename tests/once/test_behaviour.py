@@ -181,7 +181,9 @@ def test_the_first_call_gets_the_result_as_later_ones_do(how: Colour, once: Once
     assert results == [[1, [2]]] * 2
 
 
-@pytest.mark.parametrize("result", [object(), "x" * 2_000, float("nan"), {1: "a"}], ids=["object", "long", "nan", "keys"])
+@pytest.mark.parametrize(
+    "result", [object(), "x" * 2_000, float("nan"), {1: "a"}], ids=["object", "long", "nan", "keys"]
+)
 def test_a_result_that_cannot_be_kept_is_never_made_again(how: Colour, make: MakeOnce, result: object) -> None:
     """N-07: the call that made it gets it, and the log and the listener say what to do."""
     seen: list[Any] = []

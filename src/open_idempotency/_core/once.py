@@ -105,7 +105,7 @@ def _or_unprotected(steps: Steps[T], claim: Claim, policy: IdempotencyPolicy, ve
 
 
 class _NeverOpen(BackendUnavailable):
-    """The backend or the ledger is away, and an attempt is known of: the call does not run, not even by ``fail_open``."""
+    """An attempt is known of, and the backend or the ledger is away: the call does not run, not even by fail_open."""
 
 
 def _away(error: BackendUnavailable | NotRenewable) -> BackendUnavailable:

@@ -40,6 +40,8 @@ OUTCOMES: Mapping[type[Event], str | None] = {
     events.RaisedAfterResponse: "raised_after_response",
     events.InDoubt: "stage_in_doubt",
     events.StageValueNotKept: "stage_value_not_kept",
+    events.ResultNotKept: "result_not_kept",
+    events.KeyUnreadable: "key_unreadable",
     events.FailedOpen: "failed_open",
     events.RefusedByScope: "refused_by_scope",
     events.ProblemSent: "",  # the name of the problem
