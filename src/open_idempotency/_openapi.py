@@ -98,8 +98,8 @@ def document(operation: dict[str, Any], policy: IdempotencyPolicy, problem: Mapp
 
 
 def _responses(policy: IdempotencyPolicy) -> Mapping[str, list[str]]:
-    place = f", in {policy.key}," if isinstance(policy.key, KeySource) else ""
-    malformed = f"The idempotency key{place} is " + ("missing or malformed" if policy.required else "malformed")
+    source = f", in {policy.key}," if isinstance(policy.key, KeySource) else ""
+    malformed = f"The idempotency key{source} is " + ("missing or malformed" if policy.required else "malformed")
     of_key = {"400": [malformed, _REUSED]} if policy.compat == "stripe" else {"400": [malformed], "422": [_REUSED]}
     quota = {} if policy.max_live_keys is None else {"429": [_TOO_MANY]}
     too_large = _TOO_LARGE.format(policy.max_request_bytes)

@@ -235,7 +235,7 @@ def status_line(status: int) -> str:
 
 
 def with_echo_header(headers: list[tuple[str, str]], attempt: Attempt) -> list[tuple[str, str]]:
-    """The headers of a response with the client's key, if it is sent back and they have no such header (O-40)."""
+    """The headers of a response with the client's key, if it is sent back and they have no such header (H-21)."""
     if attempt.echo is None:
         return headers
     name, value = (part.decode("latin-1") for part in attempt.echo)

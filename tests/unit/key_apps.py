@@ -79,7 +79,11 @@ def _by_werkzeug(app: Any) -> Post:
     ) -> Reply:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         environ = EnvironBuilder(
-            "/hook", method="POST", query_string=query, headers=_headers(content_type, named), input_stream=BytesIO(body)
+            "/hook",
+            method="POST",
+            query_string=query,
+            headers=_headers(content_type, named),
+            input_stream=BytesIO(body),
         ).get_environ()
         if declared:
             environ["CONTENT_LENGTH"] = str(len(body))
@@ -235,5 +239,3 @@ APPS: dict[str, Callable[..., Post]] = {
     "adapter": _adapter,
     "async adapter": _async_adapter,
 }
-
-

@@ -19,8 +19,8 @@ MULTIPART = (
     b'--line\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nname\r\n'
     b'--line\r\nContent-Disposition: form-data; name="name"\r\n\r\n' + KEY.encode() + b"\r\n--line--\r\n"
 )
-#: each place of a key: key=, and a request that has it there
-PLACES: dict[str, tuple[Any, dict[str, Any]]] = {
+#: each source of a key: key=, and a request that has it there
+SOURCES: dict[str, tuple[Any, dict[str, Any]]] = {
     "json": (key_from("json:/data/0/id"), {"body": json.dumps({"data": [{"id": KEY}]}).encode()}),
     "header": (key_from("header:X-GitHub-Delivery"), {"body": b"{}", "X_GitHub_Delivery": KEY}),
     "query": (key_from("query:event"), {"body": b"{}", "query": f"a=1&event={KEY}"}),
@@ -61,15 +61,15 @@ def adapter(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("place", PLACES)
-def test_a_retry_with_the_key_in_its_place_is_a_replay(adapter: str, place: str, level: str) -> None:
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_retry_with_the_key_from_its_source_is_a_replay(adapter: str, source: str, level: str) -> None:
     """H-15: in the JSON, a header, the query, a form; the view reads the whole body and runs once."""
-    key, request = PLACES[place]
+    key, request = SOURCES[source]
     world = World(adapter, level, key=key)
     first, again = world.post(**request), world.post(**request)
 
     assert (first.status, again.status, again.body) == (201, 201, first.body)
-    assert "idempotent-replayed" not in first.headers and again.headers["idempotent-replayed"] == "true"
+    assert (first.headers.get("idempotent-replayed"), again.headers["idempotent-replayed"]) == (None, "true")
     assert world.count.bodies == [request["body"]]
 
 
@@ -178,7 +178,7 @@ def test_what_cannot_be_read_passes_with_its_whole_body_where_no_key_is_required
 
 @pytest.mark.parametrize("body", [b"{}", b'{"id": null}', b"[]", b'{"data": {"id": "x"}}'])
 def test_no_key_is_no_key_and_the_request_runs_as_without(adapter: str, body: bytes) -> None:
-    """H-19: nothing is claimed and nothing is warned of; where it is required 400 ``key-missing`` names the place."""
+    """H-19: nothing is claimed and nothing is warned of; where it is required 400 ``key-missing`` names the source."""
     world = World(adapter, key=key_from("json:/id"))
     assert [world.post(body).status, world.post(body).status, world.runs] == [201, 201, 2]
     assert (world.unreadable(), world.backend.verbs) == ([], [])
@@ -225,12 +225,11 @@ def _failing(request: Request) -> str:
 def test_a_callable_that_fails_never_lets_a_request_run(adapter: str, key: Any) -> None:
     """H-17: ``KeyUnknown``, which is a 500 in frameworks that make one of an exception."""
     world = World(adapter, key=key)
-    try:
-        reply = world.post(b"{}")
-    except KeyUnknown as error:
-        assert "key= callable" in str(error)
+    if adapter == "flask":
+        assert world.post(b"{}").status == 500
     else:
-        assert reply.status == 500
+        with pytest.raises(KeyUnknown, match="key= callable"):
+            world.post(b"{}")
     assert (world.runs, world.backend.verbs) == (0, [])
 
 

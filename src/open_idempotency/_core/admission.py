@@ -189,7 +189,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
 
 
 def _echoing(admission: Attempt | Response, key: str, intake: Intake, policy: IdempotencyPolicy) -> Attempt | Response:
-    """The response with the client's key, or the attempt that will send it back, if the policy says so (O-40)."""
+    """The response with the client's key, or the attempt that will send it back, if the policy says so (H-21)."""
     if not policy.echo_key:
         return admission
     echo = echo_of(key, intake.key_headers, policy)

@@ -71,7 +71,7 @@ class KeySource:
 
 
 def key_from(source: str, *others: str) -> KeySource:
-    """A ``key=`` that takes the key from one place of the request; of several the first that has one counts.
+    """A ``key=`` that takes the key from one part of the request; of several the first that has one counts.
 
     ``source``: ``"header:X-GitHub-Delivery"`` (the rules of the key's own header hold: one line, bare or a String of
     RFC 9651), ``"query:event"``, ``"json:/data/id"`` (a pointer of RFC 6901 to a string or an integer) or

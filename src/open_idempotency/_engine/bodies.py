@@ -39,7 +39,7 @@ class RequestBody:
     def __init__(self, policy: IdempotencyPolicy) -> None:
         self._limit = policy.max_request_bytes
         self._spool = policy.spool_bytes
-        self._keeps_all = may_pass(policy)
+        self._keeps_all = policy.key is not None and not policy.required  # as may_pass says, without a call
         self._chunks: list[bytes] = []
         self._file: IO[bytes] | None = None
         self._on_disk = False
@@ -72,15 +72,10 @@ class RequestBody:
     def add(self, chunk: bytes) -> None:
         """Take the next bytes."""
         self.size += len(chunk)
-        if self.size > self._limit:
-            if self._keeps_all:
-                self._put(chunk)
-            else:
-                self.close()
+        too_large = self.size > self._limit
+        if too_large and not self._keeps_all:
+            self.close()
             raise BodyTooLarge(f"over {self._limit} bytes")
-        self._put(chunk)
-
-    def _put(self, chunk: bytes) -> None:
         if self._sha is not None:
             self._sha.update(chunk)
         if self._file is not None:
@@ -95,6 +90,8 @@ class RequestBody:
                 self._on_disk = True
         elif len(self._chunks) > _CHUNKS:
             self._move(io.BytesIO())
+        if too_large:
+            raise BodyTooLarge(f"over {self._limit} bytes")
 
     def _move(self, file: IO[bytes]) -> None:
         file.writelines(self.chunks())
@@ -120,9 +117,8 @@ class RequestBody:
             try:
                 self.add(chunk[start : start + TURN])
             except BodyTooLarge:
-                if self._keeps_all:
-                    self.size += len(rest := chunk[start + TURN :])
-                    self._put(rest)
+                if self._keeps_all and start + TURN < len(chunk):
+                    self.add(chunk[start + TURN :])  # which raises too
                 raise
             if self.size // TURN > before // TURN:
                 yield

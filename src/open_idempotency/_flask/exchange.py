@@ -351,7 +351,7 @@ class Exchange:
             holder=processes.name(),
         )
         # The fingerprint reads the same file as the view, and other code may have begun to read it.
-        offset = source.tell() if self._body.spooled else None
+        offset = source.tell() if self._body.spooled and self._too_large is None else None
         try:
             return self._setting.engine.sync.run(admit(intake, self._policy))
         finally:

@@ -397,7 +397,7 @@ class PendingExchange(Exchange):
                 return None
             return await self._leave_to_outer(scope, rules, solved)
         if (key_headers or policy.key is not None) and not self._keyed:
-            raise RuntimeError("a rule that names the place of this key was made while the request was on its way")
+            raise RuntimeError("a rule that says where this key is was made while the request was on its way")
         if self._outer is not None:
             self._outer.withdraw()
         return await self._claim(scope, key_headers, solved)

@@ -294,7 +294,7 @@ def note_of(response: HttpResponseBase, policy: IdempotencyPolicy) -> bytes:
 
 
 def send_back(response: HttpResponseBase, echo: tuple[bytes, bytes]) -> None:
-    """Add the client's key to a response that has no such header (O-40)."""
+    """Add the client's key to a response that has no such header (H-21)."""
     name, value = echo
     response.headers.setdefault(name.decode("ascii"), value.decode("latin-1"))
 
