@@ -408,7 +408,8 @@ def _headers(after: bytes, rows: Rows) -> Sequence[Record]:
 
 def _header(row: Row) -> Record:
     record_id, sound, fingerprint, status, *fields, about = row
-    _code(0 if sound else _UNREADABLE)
+    if not sound:
+        raise RecordUnreadable(f"record {record_id[:6].hex()} has an unknown version or status")
     owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final = fields
     return Record(
         record_id, fingerprint, Status(status), owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final,

@@ -49,7 +49,7 @@ from open_idempotency.backends.redis.pipelining import without_missing_parts
 from open_idempotency.backends.redis.protocol import wrapped
 from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Script
 from open_idempotency.backends.redis.topology import MemoryWatch
-from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
+from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, RecordUnreadable
 
 logger = logging.getLogger("open_idempotency")
 
@@ -523,7 +523,10 @@ class RedisBackend(Backend):
             named = [key for key, _ in known]
             replies = self._calls.by_server(scripts.HEADERS, named, [()] * len(named))
             for (_, record_id), reply in zip(known, replies, strict=True):
-                record = scripts.record(record_id, reply)
+                try:
+                    record = scripts.record(record_id, reply)
+                except RecordUnreadable as error:
+                    raise RecordUnreadable(f"record {record_id[:6].hex()}: {error}") from error
                 if record is not None:
                     yield record
 
