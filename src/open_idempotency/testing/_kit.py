@@ -320,18 +320,20 @@ class Kit:
         return Scenarios(plan, self._script, self.end_leases, self._why_unprotected)
 
     def _driver(self, kind: type[D], plan: Plan) -> D:
-        return kind(self._script, plan, self._key_header(plan), self._why_unprotected)
+        return kind(self._script, plan, self._key_headers(plan), self._why_unprotected)
 
     def _check_use(self) -> None:
         if not self._active:
             raise KitError("the kit is not in use: write with Kit() as idempotency, or take the fixture idempotency")
 
-    def _key_header(self, plan: Plan) -> str:
-        """The header that carries the key: as the test says, else as the applications' policies agree."""
+    def _key_headers(self, plan: Plan) -> set[str]:
+        """The headers that may carry the key: the one that the test names, else those of all policies.
+
+        Many applications make their middleware at their first request, so which one is called is not known before it.
+        """
         if plan.header is not None:
-            return plan.header
-        named = {engine.policy.header for engine in self._engines() if engine.policy.enabled}
-        return named.pop() if len(named) == 1 else _DEFAULT_HEADER
+            return {plan.header}
+        return {_DEFAULT_HEADER, *(engine.policy.header for engine in self._engines() if engine.policy.enabled)}
 
     def _engines(self) -> list[Engine]:
         return [engine for engine in (each.engine() for each in self._taken) if engine is not None]

@@ -129,6 +129,8 @@ class Script:
         self.nesting = 0
         #: whether an attempt has died since ``start``
         self.killed = False
+        #: the header that the policy of the latest attempt reads the key from
+        self.header: str | None = None
         self._dead: list[Attempt] = []
         #: with the time of each claim
         self._leases: dict[bytes, tuple[Lease, float]] = {}
@@ -153,6 +155,7 @@ class Script:
         """An attempt begins, and its worker lives."""
         assert attempt.lease is not None
         self._attempts[attempt.lease.owner] = attempt
+        self.header = attempt.policy.header
 
     def forget(self, owner: bytes) -> None:
         """An attempt has ended."""

@@ -205,7 +205,7 @@ def test_a_caller_who_is_another_one_each_time_is_found(idempotency: Kit, calls:
     said = _said(idempotency, client, effects=calls)
     assert "the two requests were taken for different callers" in said
     client = _client(pay, scope=lambda request: f"caller-{next(numbers)}")
-    with pytest.raises(NotIdempotent, match="at once|one after the other"):
+    with pytest.raises(NotIdempotent, match=r"at once|one after the other"):
         idempotency.assert_idempotent(client, "POST /pay", crashes=False)
 
 
