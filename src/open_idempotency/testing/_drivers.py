@@ -13,7 +13,10 @@ from open_idempotency.testing._script import KitError, Nested, Script, is_ours
 
 
 class _Driver:
-    """``headers``: those that may carry the key, until a claim shows which one does. ``why_unprotected``: says why a request with this reply made no claim."""
+    """``headers``: those that may carry the key, until a claim shows which one does.
+
+    ``why_unprotected``: says why a request with this reply made no claim.
+    """
 
     def __init__(
         self, script: Script, plan: Plan, headers: set[str], why_unprotected: Callable[[Reply, str], str]

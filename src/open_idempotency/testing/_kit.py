@@ -18,7 +18,7 @@ from open_idempotency.testing._advice import SWALLOWED, UNPROTECTED
 from open_idempotency.testing._clients import Reply, sender
 from open_idempotency.testing._drivers import AsyncDriver, SyncDriver
 from open_idempotency.testing._responses import shown
-from open_idempotency.testing._scenarios import Plan, Scenarios
+from open_idempotency.testing._scenarios import NotIdempotent, Plan, Scenarios
 from open_idempotency.testing._script import VERBS, WHEN, Clock, Crash, KitError, Script, When, is_ours
 from open_idempotency.testing._worker import (
     AsyncKitPerformer,
@@ -266,7 +266,10 @@ class Kit:
             client, request, options, awaits=False, effects=effects, key=key, header=header, status=status,
             ignore=ignore, compare_headers=compare_headers, crashes=crashes, in_doubt=in_doubt, reset=reset,
         )  # fmt: skip
-        self._driver(SyncDriver, plan).run(self._scenarios(plan).steps())
+        try:
+            self._driver(SyncDriver, plan).run(self._scenarios(plan).steps())
+        except (NotIdempotent, KitError) as error:  # the report of a test shows the line that has asked
+            raise error.with_traceback(None) from error.__cause__
 
     async def aassert_idempotent(
         self,
@@ -290,7 +293,10 @@ class Kit:
             client, request, options, awaits=True, effects=effects, key=key, header=header, status=status,
             ignore=ignore, compare_headers=compare_headers, crashes=crashes, in_doubt=in_doubt, reset=reset,
         )  # fmt: skip
-        await self._driver(AsyncDriver, plan).run(self._scenarios(plan).steps())
+        try:
+            await self._driver(AsyncDriver, plan).run(self._scenarios(plan).steps())
+        except (NotIdempotent, KitError) as error:
+            raise error.with_traceback(None) from error.__cause__
 
     def _prepare(
         self, client: Any, request: Any, options: dict[str, Any], *, awaits: bool, key: Any = None, **asked: Any
