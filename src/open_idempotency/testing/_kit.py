@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from open_idempotency._engine.engine import Engine, engines, made
 from open_idempotency._runtime import clocks
 from open_idempotency._stages import blocks
+from open_idempotency._stages.stages import StageUse
 from open_idempotency.backend import Record
 from open_idempotency.testing import _effects
 from open_idempotency.testing._advice import SWALLOWED, UNPROTECTED
@@ -88,7 +89,7 @@ class Kit:
         _current = None
         self._active = False
         clocks.elapsed = self._script.clock.real
-        blocks.__dict__["StageUse"], WatchedStage.script = WatchedStage.__base__, None
+        blocks.__dict__["StageUse"], WatchedStage.script = StageUse, None
         made.remove(self._take)
         for engine_ref, parts in self._taken:
             engine = engine_ref()

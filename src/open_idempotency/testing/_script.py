@@ -7,7 +7,6 @@ record of a killed worker does.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -138,7 +137,6 @@ class Script:
         #: the leases of killed attempts, and those of them that have not been ended yet
         self._all_lost: list[Lease] = []
         self._lost: list[Lease] = []
-        self._lock = threading.RLock()
 
     def start(self) -> Seen:
         """Begin a new account of what happens; the account."""
