@@ -56,8 +56,8 @@ class _Before(NamedTuple):
 class Kit:
     """Every application of this process has a fresh backend in memory while the kit is in use.
 
-    ``with Kit() as idempotency:``; the pytest fixture ``idempotency`` is one. It takes the place of the backend in
-    every application, made before or meanwhile, by whichever framework, and moves nothing else of its configuration.
+    ``with Kit() as idempotency:``; the pytest fixture ``idempotency`` is one. It replaces the backend of every
+    application, made before or meanwhile, for whichever framework, and leaves the rest of their configuration alone.
     One kit is in use at a time. Since 0.1.
     """
 
@@ -69,10 +69,14 @@ class Kit:
         self._sync = KitPerformer(self.backend, self._heartbeat)
         self._aio = AsyncKitPerformer(self.backend, self._heartbeat)
         self._taken: list[_Before] = []
-        self._active = False
+        self._active = self._ended = False
 
     def __enter__(self) -> Kit:
         global _current
+        if self._ended:
+            raise KitError(
+                "this kit was used before, and has records of that block; make another one: with Kit() as ..."
+            )
         if _current is not None:
             raise KitError("another kit is in use; take that one: the fixture idempotency, or the outer with block")
         _current = self
@@ -87,7 +91,7 @@ class Kit:
     def __exit__(self, *unused: object) -> None:
         global _current
         _current = None
-        self._active = False
+        self._active, self._ended = False, True
         clocks.elapsed = self._script.clock.real
         blocks.__dict__["StageUse"], WatchedStage.script = StageUse, None
         made.remove(self._take)
@@ -204,7 +208,8 @@ class Kit:
             yield
         finally:
             script.down = before
-            self._heartbeat.catch_up(self._sync)
+            if not before:
+                self._heartbeat.catch_up(self._sync)
 
     def duplicate_in_flight(self, client: Any, request: Any, *, key: str | None = None, **options: Any) -> InFlight:
         """Send a request, and once more while the first one is in flight: after its claim, before its handler.
@@ -304,6 +309,8 @@ class Kit:
     ) -> Plan:
         """What is to be tried, checked before anything is sent."""
         self._check_use()
+        if self._script.crash is not None or self._script.down:
+            raise KitError("a crash is planned, or the backend is down, in this block; end it before this call")
         sends = sender(client, request, options)
         name = "duplicate_in_flight" if not asked else "assert_idempotent"
         if sends.awaits and not awaits:

@@ -218,7 +218,7 @@ class Scenarios:
 
     @staticmethod
     def _is_unknown(result: Any, retry: Reply, seen: Seen) -> bool:
-        """Whether the library refused the retry because nobody knows the outcome: safe, though not answered."""
+        """Whether the library refused the retry because nobody knows the outcome, which is safe."""
         return retry.status == 409 and (isinstance(result, Refused) or seen.in_doubt)
 
     def _check_remade(self, scenario: Scenario, crash: Crash, seen: Seen) -> None:

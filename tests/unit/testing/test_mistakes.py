@@ -258,6 +258,14 @@ def test_a_kit_is_used_in_its_block_alone(client: TestClient) -> None:
         pytest.fail("two kits are in use")
     with pytest.raises(KitError, match="the kit is not in use"), kit.crash_at("charge"):
         pytest.fail("begun")
+    with pytest.raises(KitError, match="this kit was used before"), kit:
+        pytest.fail("its records are those of another test")
+
+
+def test_a_whole_test_within_an_accident_is_reported(idempotency: Kit, client: TestClient) -> None:
+    """T-11: it plans its own accidents."""
+    with pytest.raises(KitError, match="end it before this call"), idempotency.backend_down():
+        idempotency.assert_idempotent(client, "POST /pay")
 
 
 def test_an_application_has_its_own_backend_again_behind_the_block(client: TestClient, bank: Bank) -> None:

@@ -204,13 +204,18 @@ def test_many_uses_of_one_stage_are_tried_at_the_first_and_the_last(idempotency:
 # Effects
 
 
-@pytest.fixture(params=["list", "deque", "dict", "number", "decimal", "mock", "balances", "rows"])
+@pytest.fixture(params=["list", "deque", "dict", "number", "decimal", "mock", "balances", "rows", "objects"])
 def counted(request: pytest.FixtureRequest) -> tuple[Any, Any, Any]:
     """What an effect does, what shows the effects, and how two of them are described."""
     made: list[int] = []
     many: deque[int] = deque()
     keyed: dict[int, int] = {}
     mock = Mock(return_value=None)
+
+    class Row:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
     ways = {
         "list": (lambda: made.append(1), made, "2 rows added, where one request has 1 row added"),
         "deque": (lambda: many.append(1), many, "2 rows added"),
@@ -224,6 +229,7 @@ def counted(request: pytest.FixtureRequest) -> tuple[Any, Any, Any]:
         "mock": (mock, mock, r"\+2, where one request has \+1"),
         "balances": (lambda: made.append(1), lambda: {"mails": 0, "sent": len(made)}, r"sent: \+2"),
         "rows": (lambda: made.append(1), lambda: ((i, {"id": i}) for i in range(len(made))), "2 rows added"),
+        "objects": (lambda: made.append(1), lambda: [Row(i) for i in range(len(made))], "effects: 2 rows added, where"),
     }
     return ways[request.param]
 
