@@ -13,18 +13,25 @@ from open_idempotency.testing._script import KitError, Nested, Script, is_ours
 
 
 class _Driver:
-    """``header``: of the key. ``why_unprotected``: says why a request with this reply made no claim."""
+    """``headers``: those that may carry the key, until a claim shows which one does.
 
-    def __init__(self, script: Script, plan: Plan, header: str, why_unprotected: Callable[[Reply, str], str]) -> None:
+    ``why_unprotected``: says why a request with this reply made no claim.
+    """
+
+    def __init__(
+        self, script: Script, plan: Plan, headers: set[str], why_unprotected: Callable[[Reply, str], str]
+    ) -> None:
         self._script = script
         self._plan = plan
-        self._header = header
+        self._header_names = headers
+        script.header = None
         self._why_unprotected = why_unprotected
 
     def _headers(self, key: str) -> dict[str, str]:
         if not isinstance(key, str) or not key:
             raise KitError(f"key: the function returned {key!r}; return a new text for each call, such as a UUID")
-        return {self._header: key}
+        names = self._header_names if self._script.header is None else {self._script.header}
+        return dict.fromkeys(sorted(names), key)
 
     def _failed(self, error: BaseException) -> Reply:
         """What a client got whose call raised; raises the error, unless a killed worker is the reason."""

@@ -39,7 +39,16 @@ def snapshot(value: Any) -> Any:
         return {key: snapshot(each) if _counts(each) else repr(each) for key, each in value.items()}
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise KitError(f"effects=: {type(value).__name__} cannot be compared; return {_KINDS}")
-    return Counter(repr(each) for each in value)
+    return Counter(_row(each) for each in value)
+
+
+def _row(value: Any) -> str:
+    """A row as text that is equal for equal rows: the plain text of an object has its address."""
+    kind: Any = type(value)
+    if kind.__repr__ is not object.__repr__ or not hasattr(value, "__dict__"):
+        return repr(value)
+    shown = {name: each for name, each in sorted(vars(value).items()) if not name.startswith("_")}
+    return f"{kind.__name__} {shown!r}"
 
 
 def _counts(value: Any) -> bool:

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple, TypeVar
 from open_idempotency._engine.engine import Engine, engines, made
 from open_idempotency._runtime import clocks
 from open_idempotency._stages import blocks
+from open_idempotency._stages.stages import StageUse
 from open_idempotency.backend import Record
 from open_idempotency.testing import _effects
 from open_idempotency.testing._advice import SWALLOWED, UNPROTECTED
 from open_idempotency.testing._clients import Reply, sender
 from open_idempotency.testing._drivers import AsyncDriver, SyncDriver
 from open_idempotency.testing._responses import shown
-from open_idempotency.testing._scenarios import Plan, Scenarios
+from open_idempotency.testing._scenarios import NotIdempotent, Plan, Scenarios
 from open_idempotency.testing._script import VERBS, WHEN, Clock, Crash, KitError, Script, When, is_ours
 from open_idempotency.testing._worker import (
     AsyncKitPerformer,
@@ -55,8 +56,8 @@ class _Before(NamedTuple):
 class Kit:
     """Every application of this process has a fresh backend in memory while the kit is in use.
 
-    ``with Kit() as idempotency:``; the pytest fixture ``idempotency`` is one. It takes the place of the backend in
-    every application, made before or meanwhile, by whichever framework, and moves nothing else of its configuration.
+    ``with Kit() as idempotency:``; the pytest fixture ``idempotency`` is one. It replaces the backend of every
+    application, made before or meanwhile, for whichever framework, and leaves the rest of their configuration alone.
     One kit is in use at a time. Since 0.1.
     """
 
@@ -68,10 +69,14 @@ class Kit:
         self._sync = KitPerformer(self.backend, self._heartbeat)
         self._aio = AsyncKitPerformer(self.backend, self._heartbeat)
         self._taken: list[_Before] = []
-        self._active = False
+        self._active = self._ended = False
 
     def __enter__(self) -> Kit:
         global _current
+        if self._ended:
+            raise KitError(
+                "this kit was used before, and has records of that block; make another one: with Kit() as ..."
+            )
         if _current is not None:
             raise KitError("another kit is in use; take that one: the fixture idempotency, or the outer with block")
         _current = self
@@ -86,9 +91,9 @@ class Kit:
     def __exit__(self, *unused: object) -> None:
         global _current
         _current = None
-        self._active = False
+        self._active, self._ended = False, True
         clocks.elapsed = self._script.clock.real
-        blocks.__dict__["StageUse"], WatchedStage.script = WatchedStage.__base__, None
+        blocks.__dict__["StageUse"], WatchedStage.script = StageUse, None
         made.remove(self._take)
         for engine_ref, parts in self._taken:
             engine = engine_ref()
@@ -203,7 +208,8 @@ class Kit:
             yield
         finally:
             script.down = before
-            self._heartbeat.catch_up(self._sync)
+            if not before:
+                self._heartbeat.catch_up(self._sync)
 
     def duplicate_in_flight(self, client: Any, request: Any, *, key: str | None = None, **options: Any) -> InFlight:
         """Send a request, and once more while the first one is in flight: after its claim, before its handler.
@@ -266,7 +272,10 @@ class Kit:
             client, request, options, awaits=False, effects=effects, key=key, header=header, status=status,
             ignore=ignore, compare_headers=compare_headers, crashes=crashes, in_doubt=in_doubt, reset=reset,
         )  # fmt: skip
-        self._driver(SyncDriver, plan).run(self._scenarios(plan).steps())
+        try:
+            self._driver(SyncDriver, plan).run(self._scenarios(plan).steps())
+        except (NotIdempotent, KitError) as error:  # the report of a test shows the line that has asked
+            raise error.with_traceback(None) from error.__cause__
 
     async def aassert_idempotent(
         self,
@@ -290,13 +299,18 @@ class Kit:
             client, request, options, awaits=True, effects=effects, key=key, header=header, status=status,
             ignore=ignore, compare_headers=compare_headers, crashes=crashes, in_doubt=in_doubt, reset=reset,
         )  # fmt: skip
-        await self._driver(AsyncDriver, plan).run(self._scenarios(plan).steps())
+        try:
+            await self._driver(AsyncDriver, plan).run(self._scenarios(plan).steps())
+        except (NotIdempotent, KitError) as error:
+            raise error.with_traceback(None) from error.__cause__
 
     def _prepare(
         self, client: Any, request: Any, options: dict[str, Any], *, awaits: bool, key: Any = None, **asked: Any
     ) -> Plan:
         """What is to be tried, checked before anything is sent."""
         self._check_use()
+        if self._script.crash is not None or self._script.down:
+            raise KitError("a crash is planned, or the backend is down, in this block; end it before this call")
         sends = sender(client, request, options)
         name = "duplicate_in_flight" if not asked else "assert_idempotent"
         if sends.awaits and not awaits:
@@ -320,18 +334,20 @@ class Kit:
         return Scenarios(plan, self._script, self.end_leases, self._why_unprotected)
 
     def _driver(self, kind: type[D], plan: Plan) -> D:
-        return kind(self._script, plan, self._key_header(plan), self._why_unprotected)
+        return kind(self._script, plan, self._key_headers(plan), self._why_unprotected)
 
     def _check_use(self) -> None:
         if not self._active:
             raise KitError("the kit is not in use: write with Kit() as idempotency, or take the fixture idempotency")
 
-    def _key_header(self, plan: Plan) -> str:
-        """The header that carries the key: as the test says, else as the applications' policies agree."""
+    def _key_headers(self, plan: Plan) -> set[str]:
+        """The headers that may carry the key: the one that the test names, else those of all policies.
+
+        Many applications make their middleware at their first request, so which one is called is not known before it.
+        """
         if plan.header is not None:
-            return plan.header
-        named = {engine.policy.header for engine in self._engines() if engine.policy.enabled}
-        return named.pop() if len(named) == 1 else _DEFAULT_HEADER
+            return {plan.header}
+        return {_DEFAULT_HEADER, *(engine.policy.header for engine in self._engines() if engine.policy.enabled)}
 
     def _engines(self) -> list[Engine]:
         return [engine for engine in (each.engine() for each in self._taken) if engine is not None]

@@ -119,7 +119,8 @@ class Scenarios:
         if base.change is not None and is_nothing(base.change):
             raise KitError(advice.NO_EFFECT.format(what=self._plan.send.what, status=reply.status))
         again = self._script.start()
-        (second,) = yield Send(key)
+        scenario.lines = seen.lines
+        (second,) = yield from self._send_again(scenario, key)
         after = yield Look()
         scenario.lines = [*seen.lines, *again.lines]
         claims = [*seen.claims, *again.claims]
@@ -165,9 +166,9 @@ class Scenarios:
         before = yield Look()
         seen = self._script.start()
         first, duplicate = yield Send(key, beside=True)
-        (after,) = yield Send(key)
-        effects = yield Look()
         scenario.lines = seen.lines
+        (after,) = yield from self._send_again(scenario, key)
+        effects = yield Look()
         self._check_total(scenario, base, before, effects, advice.at_once(seen))
         self._check_status(scenario, base, first)
         result = seen.claims[1][1] if len(seen.claims) > 1 else None
@@ -202,8 +203,8 @@ class Scenarios:
             raise KitError(advice.SWALLOWED.format(what=what, scenario=scenario.name))
         self._end_leases()
         began = len(seen.claims)
-        (retry,) = yield Send(key)
-        (again,) = yield Send(key)
+        (retry,) = yield from self._send_again(scenario, key)
+        (again,) = yield from self._send_again(scenario, key)
         after = yield Look()
         cure = advice.killed(crash, base.seen.stages)
         result = seen.claims[began][1] if len(seen.claims) > began else None
@@ -217,7 +218,7 @@ class Scenarios:
 
     @staticmethod
     def _is_unknown(result: Any, retry: Reply, seen: Seen) -> bool:
-        """Whether the library refused the retry because nobody knows the outcome: safe, though not answered."""
+        """Whether the library refused the retry because nobody knows the outcome, which is safe."""
         return retry.status == 409 and (isinstance(result, Refused) or seen.in_doubt)
 
     def _check_remade(self, scenario: Scenario, crash: Crash, seen: Seen) -> None:
@@ -229,6 +230,17 @@ class Scenarios:
         found += body_differences(body, new_body, self._plan.ignore)
         if found:
             self._fail(scenario, ["the next attempt made another response:", *found], advice.NOT_DETERMINED)
+
+    def _send_again(self, scenario: Scenario, key: str) -> Generator[Ask, Any, list[Reply]]:
+        """Send a request that has been sent before; an exception of the application's is a failure of the scenario."""
+        try:
+            replies: list[Reply] = yield Send(key)
+            return replies
+        except (KitError, NotIdempotent):
+            raise
+        except Exception as error:
+            text = f"the request that was sent again raised {type(error).__name__}: {error}"
+            raise self._failure(scenario, [text], advice.OTHER_STATUS) from error
 
     # Checks
 
@@ -254,6 +266,9 @@ class Scenarios:
             self._fail(scenario, [seen + shown(reply.body)], advice.OTHER_STATUS)
 
     def _fail(self, scenario: Scenario, seen: Sequence[str], cure: str) -> None:
+        raise self._failure(scenario, seen, cure)
+
+    def _failure(self, scenario: Scenario, seen: Sequence[str], cure: str) -> NotIdempotent:
         lines = [
             f"{self._plan.send.what} is not idempotent: {scenario.name}",
             f"  Done: {scenario.did}.",
@@ -263,7 +278,7 @@ class Scenarios:
             "  What happened:",
             *(f"        {line}" for line in scenario.lines),
         ]
-        raise NotIdempotent("\n".join(lines))
+        return NotIdempotent("\n".join(lines))
 
 
 def _tried(stages: list[StageUsed]) -> Iterator[StageUsed]:

@@ -7,7 +7,6 @@ record of a killed worker does.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -129,6 +128,8 @@ class Script:
         self.nesting = 0
         #: whether an attempt has died since ``start``
         self.killed = False
+        #: the header that the policy of the latest attempt reads the key from
+        self.header: str | None = None
         self._dead: list[Attempt] = []
         #: with the time of each claim
         self._leases: dict[bytes, tuple[Lease, float]] = {}
@@ -136,7 +137,6 @@ class Script:
         #: the leases of killed attempts, and those of them that have not been ended yet
         self._all_lost: list[Lease] = []
         self._lost: list[Lease] = []
-        self._lock = threading.RLock()
 
     def start(self) -> Seen:
         """Begin a new account of what happens; the account."""
@@ -153,6 +153,7 @@ class Script:
         """An attempt begins, and its worker lives."""
         assert attempt.lease is not None
         self._attempts[attempt.lease.owner] = attempt
+        self.header = attempt.policy.header
 
     def forget(self, owner: bytes) -> None:
         """An attempt has ended."""

@@ -1,4 +1,4 @@
-"""What a kit puts in the place of an engine's parts: backend, performers, heartbeat; and of stages."""
+"""What replaces an engine's parts while a kit is in use: backend, performers, heartbeat; and its stages."""
 
 from __future__ import annotations
 
@@ -317,7 +317,7 @@ class KitHeartbeat(Heartbeat):
 
 
 class WatchedStage(StageUse):
-    """A stage that tells a script of the points that it comes to, while a kit is in use."""
+    """A stage that reports each point that it comes to, while a kit is in use."""
 
     __slots__ = ()
     script: Script | None = None

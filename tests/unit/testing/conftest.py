@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from open_idempotency.testing.plugin import idempotency
+from open_idempotency.pytest_plugin import idempotency
 
 __all__ = ["idempotency"]

@@ -1,4 +1,4 @@
-"""One accident at a time: a worker that is killed, a reply that is lost, a backend that is down, a duplicate in flight."""
+"""One accident at a time: a killed worker, a lost reply, a backend that is down, a duplicate in flight."""
 
 from __future__ import annotations
 
@@ -192,9 +192,11 @@ def test_wrong_arguments_of_accidents_are_reported(idempotency: Kit) -> None:
     """T-11: with those that are known."""
     with pytest.raises(KitError, match="'before', 'unrecorded', 'after'"), idempotency.crash_at("a", when="later"):  # type: ignore[arg-type]  # the mistake
         pytest.fail("begun")
-    with pytest.raises(KitError, match="clam is no verb of a backend; known: claim, "):
-        with idempotency.backend_down("clam"):
-            pytest.fail("begun")
+    with (
+        pytest.raises(KitError, match="clam is no verb of a backend; known: claim, "),
+        idempotency.backend_down("clam"),
+    ):
+        pytest.fail("begun")
     with pytest.raises(KitError, match="moves forward only"):
         idempotency.advance(-1)
 

@@ -6,7 +6,9 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from socketserver import ThreadingMixIn
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import httpx
 import pytest
@@ -16,7 +18,6 @@ from django.core.management import call_command
 from django.test import AsyncClient, Client, override_settings
 from fastapi.testclient import TestClient as FastClient
 from starlette.testclient import TestClient
-from waitress import create_server
 from werkzeug.test import Client as WerkzeugClient
 
 from open_idempotency.testing import Kit, NotIdempotent
@@ -150,13 +151,23 @@ def test_a_view_of_django_that_repeats_its_effects_is_found(idempotency: Kit) ->
 
 def test_a_session_of_requests_is_a_client(idempotency: Kit) -> None:
     """T-01: the server runs in threads of the test's process."""
-    server = create_server(shops.plain_wsgi, host="127.0.0.1", port=0, threads=4)
-    thread = threading.Thread(target=server.run)
+    server = make_server("127.0.0.1", 0, shops.plain_wsgi, _Threaded, _Quiet)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        url = f"http://127.0.0.1:{server.effective_port}/pay"
+        url = f"http://127.0.0.1:{server.server_port}/pay"
         with requests.Session() as session:
-            idempotency.assert_idempotent(session, f"POST {url}", json=PAYMENT, effects=bank.count)
+            idempotency.assert_idempotent(session, f"POST {url}", json=PAYMENT, effects=bank.count, timeout=20)
     finally:
-        server.close()
-        thread.join(10)
+        server.shutdown()
+        thread.join(20)
+        server.server_close()
+
+
+class _Threaded(ThreadingMixIn, WSGIServer):
+    """A duplicate in flight needs a second thread."""
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """What it responds is seen by the client."""

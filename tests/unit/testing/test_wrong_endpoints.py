@@ -205,7 +205,7 @@ def test_a_caller_who_is_another_one_each_time_is_found(idempotency: Kit, calls:
     said = _said(idempotency, client, effects=calls)
     assert "the two requests were taken for different callers" in said
     client = _client(pay, scope=lambda request: f"caller-{next(numbers)}")
-    with pytest.raises(NotIdempotent, match="at once|one after the other"):
+    with pytest.raises(NotIdempotent, match=r"at once|one after the other"):
         idempotency.assert_idempotent(client, "POST /pay", crashes=False)
 
 
@@ -318,6 +318,24 @@ def test_a_retry_that_is_refused_as_a_conflict_is_found(idempotency: Kit) -> Non
 
     said = _said(idempotency, _client(pay), effects=rows)
     assert "the response has status 422, a plain request got 201" in said
+
+
+def test_a_retry_that_raises_is_found(idempotency: Kit) -> None:
+    """T-05: with the exception, which a test client raises, as the cause."""
+    rows: set[str] = set()
+
+    async def pay(request: Request) -> Any:
+        name = request.headers["idempotency-key"]
+        if name in rows:
+            raise LookupError("exists")
+        rows.add(name)
+        await idem.asave_stage("row", name)
+        return {"name": name}
+
+    with pytest.raises(NotIdempotent) as caught:
+        idempotency.assert_idempotent(_client(pay), "POST /pay", effects=rows)
+    assert "the request that was sent again raised LookupError: exists" in str(caught.value)
+    assert isinstance(caught.value.__cause__, LookupError)
 
 
 def test_a_policy_that_admits_no_further_attempt_is_safe(idempotency: Kit, calls: list[str]) -> None:

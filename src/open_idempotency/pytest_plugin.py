@@ -10,8 +10,6 @@ import pytest
 if TYPE_CHECKING:
     from open_idempotency.testing import Kit
 
-__all__ = ["idempotency"]
-
 
 @pytest.fixture
 def idempotency() -> Iterator[Kit]:
