@@ -16,7 +16,7 @@ from open_idempotency._core.keys import find_key
 from open_idempotency._core.models import Identity
 from open_idempotency._engine import shutdown
 from open_idempotency._engine.engine import Engine, running
-from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules, Route, key_among
+from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, CoveredPaths, PathRules, Route, key_among
 from open_idempotency._routes.survey import layers_inside, refuse_wsgi, warn_of_layers
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
@@ -64,6 +64,8 @@ class IdempotencyMiddleware:
         #: what ends the search for a key: one of these headers, or one that is likely to be meant as one (O-36)
         self._likely = self.coverages.default.likely
         self._required = self.engine.policy.required
+        #: the routes that are covered, for operators
+        self.covering: CoveredPaths = CoveredPaths(self.coverages, self._paths)
         #: nothing is protected here
         self.off = not self.engine.policy.enabled
 

@@ -43,6 +43,7 @@ from starlette.authentication import SimpleUser
 from open_idempotency._starlette import at_call
 from open_idempotency._starlette.pending import PendingExchange, SessionTrace
 from open_idempotency._starlette.survey import (
+    CoveredEndpoints,
     Layers,
     authentication_beneath,
     dependency_rules,
@@ -97,6 +98,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         **fields: Unpack[PolicyFields],
     ) -> None:
         super().__init__(app, backend, policy=policy, rules=rules, **fields)
+        self.covering = CoveredEndpoints(self.coverages, self._paths, self.app)
         self._user = user
         self._unclaimed: set[str] = set()
         # what is wrong with user=, or with rules that have no effect, if the start shows it

@@ -17,7 +17,7 @@ from open_idempotency._core.stored_response import UNRECORDED
 from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.engine import Engine, Running, new_owner
 from open_idempotency._engine.shutdown import ClientLeft
-from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules, Route, spelling
+from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, CoveredPaths, PathRules, Route, spelling
 from open_idempotency._routes.survey import layers_inside, refuse_asgi, warn_of_layers
 from open_idempotency._runtime import processes
 from open_idempotency._wsgi import (
@@ -81,6 +81,8 @@ class IdempotencyMiddleware:
         elif self._paths is None and coverages.marked_only:
             raise ConfigurationError(NOTHING_MARKED)
         self._coverages = coverages
+        #: the routes that are covered, for operators
+        self.covering: CoveredPaths = CoveredPaths(coverages, self._paths)
         warn_of_layers(layers_inside(app, IdempotencyMiddleware), self.engine.policy)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

@@ -264,7 +264,7 @@ _VERBS = (
 def guard_verbs(cls: type, base: Any) -> None:
     """Guard those verbs that a class of sync backends defines itself. ``base``: whose ``wait`` needs nothing."""
     _replace(cls, dict.fromkeys(_VERBS, guarded))
-    _replace(cls, dict.fromkeys(("ids", "scan", "scan_headers"), guarded_scan))
+    _replace(cls, dict.fromkeys(("scan", "scan_headers", "ids"), guarded_scan))
     _replace(cls, {"wait": lambda wait: guarded_wait(wait, base.wait)})
 
 

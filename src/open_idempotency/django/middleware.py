@@ -20,11 +20,13 @@ from django.http.response import HttpResponseBase
 from open_idempotency import asgi
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._engine import shutdown, thread_calls
+from open_idempotency._engine.covering import finders
 from open_idempotency._engine.engine import Running, running
 from open_idempotency._routes.coverage import Route, spelling
 from open_idempotency._wsgi import MARK
 from open_idempotency.django import layers, private
 from open_idempotency.django.conf import configure
+from open_idempotency.django.covering import protected_by
 from open_idempotency.django.exchange import Exchange, bind_stream
 from open_idempotency.policy import NEVER_COVERED
 from open_idempotency.rules import Rule
@@ -267,3 +269,6 @@ def _is_protected(request: HttpRequest) -> bool:
     scope: Any = getattr(request, "scope", None)
     outside = MARK in request.META if scope is None else asgi.MARK in scope
     return outside or hasattr(request, _ATTRIBUTE)
+
+
+finders.append(protected_by)

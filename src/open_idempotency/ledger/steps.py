@@ -27,7 +27,7 @@ from open_idempotency._core.stored_response import RESPONSE, seal_stage, small_f
 from open_idempotency._runtime.loops import current_library, in_thread
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.exceptions import AlreadyCommitted, ConfigurationError, KeyReused, LeaseLost, RecordUnreadable
-from open_idempotency.ledger.dialects import Dialect
+from open_idempotency.ledger.dialects import COUNT_ENTRIES, FORGET_ENTRY, Dialect
 
 T = TypeVar("T")
 
@@ -268,6 +268,18 @@ def _purge(transaction: Transaction, counting: str, limit: int) -> Steps[int]:
             named = {name: value for name, value in values.items() if f":{name}" in statement}
             yield from _run(transaction, statement, named)
     return int(expired)
+
+
+def forget(transaction: Transaction, record_ids: Sequence[bytes]) -> Steps[int]:
+    """Delete the entries of these records with their stages; returns how many there were."""
+    forgotten = 0
+    for record_id in record_ids:
+        named = {"record_id": record_id}
+        ((entries,),) = yield from _run(transaction, COUNT_ENTRIES, named)
+        forgotten += int(entries)
+        yield from _run(transaction, transaction.dialect.forget_stages, named)
+        yield from _run(transaction, FORGET_ENTRY, named)
+    return forgotten
 
 
 def _run(transaction: Transaction, statement: str, parameters: Parameters) -> Steps[Rows]:

@@ -19,7 +19,9 @@ Since 0.2.
 from open_idempotency.operations.advice import duration, explain
 from open_idempotency.operations.changing import NOT_DONE, forget, release, resolve
 from open_idempotency.operations.doctor import examine
+from open_idempotency.operations.erasing import Erasure, erase
 from open_idempotency.operations.errors import (
+    CallerNeeded,
     ExitCode,
     NotInDoubt,
     OperationRefused,
@@ -32,13 +34,26 @@ from open_idempotency.operations.errors import (
     is_denial,
 )
 from open_idempotency.operations.finding import FILTERS, Listing, Stats, find_record, is_record_id, list_records, stats
+from open_idempotency.operations.locating import (
+    Located,
+    Who,
+    callers,
+    engine_of,
+    find_key,
+    locate,
+    policy_of,
+    records_of,
+)
 from open_idempotency.operations.views import RecordView, ResponseView, StageView, as_json, view_of
 
 __all__ = [
     "FILTERS",
     "NOT_DONE",
+    "CallerNeeded",
+    "Erasure",
     "ExitCode",
     "Listing",
+    "Located",
     "NotInDoubt",
     "OperationRefused",
     "RecordAlive",
@@ -50,16 +65,24 @@ __all__ = [
     "SeveralRecords",
     "StageView",
     "Stats",
+    "Who",
     "as_json",
+    "callers",
     "duration",
+    "engine_of",
+    "erase",
     "examine",
     "exit_code_of",
     "explain",
+    "find_key",
     "find_record",
     "forget",
     "is_denial",
     "is_record_id",
     "list_records",
+    "locate",
+    "policy_of",
+    "records_of",
     "release",
     "resolve",
     "stats",

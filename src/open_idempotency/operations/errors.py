@@ -66,6 +66,13 @@ class SeveralRecords(OperationRefused):
         self.record_ids = tuple(record_ids)
 
 
+class CallerNeeded(OperationRefused):
+    """The key alone does not lead to a record: something about the caller or the request must be said as well."""
+
+    code = "ERR_CALLER_NEEDED"
+    exit_code = ExitCode.USAGE
+
+
 class RecordAlive(OperationRefused):
     """An attempt holds the record: its lease has not ended."""
 

@@ -402,22 +402,23 @@ def _reserved(c: Reserve, rows: Rows) -> ReserveResult:
     return Reserved() if number == 0 else OverQuota(remaining)
 
 
-def _freed(c: Free, rows: Rows) -> Freed:
-    return _FREED[_code(rows[0][0])]
-
-
 def _headers(after: bytes, rows: Rows) -> Sequence[Record]:
     return [_header(row) for row in rows]
 
 
 def _header(row: Row) -> Record:
     record_id, sound, fingerprint, status, *fields, about = row
-    _code(0 if sound else _UNREADABLE)
+    if not sound:
+        raise RecordUnreadable(f"record {record_id[:6].hex()} has an unknown version or status")
     owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final = fields
     return Record(
         record_id, fingerprint, Status(status), owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final,
         about=about,
     )  # fmt: skip
+
+
+def _freed(c: Free, rows: Rows) -> Freed:
+    return _FREED[_code(rows[0][0])]
 
 
 def _is_true(c: bytes, rows: Rows) -> bool:

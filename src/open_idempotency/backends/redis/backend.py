@@ -49,7 +49,7 @@ from open_idempotency.backends.redis.pipelining import without_missing_parts
 from open_idempotency.backends.redis.protocol import wrapped
 from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Script
 from open_idempotency.backends.redis.topology import MemoryWatch
-from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
+from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, RecordUnreadable
 
 logger = logging.getLogger("open_idempotency")
 
@@ -523,7 +523,10 @@ class RedisBackend(Backend):
             named = [key for key, _ in known]
             replies = self._calls.by_server(scripts.HEADERS, named, [()] * len(named))
             for (_, record_id), reply in zip(known, replies, strict=True):
-                record = scripts.record(record_id, reply)
+                try:
+                    record = scripts.record(record_id, reply)
+                except RecordUnreadable as error:
+                    raise RecordUnreadable(f"record {record_id[:6].hex()}: {error}") from error
                 if record is not None:
                     yield record
 
@@ -548,11 +551,11 @@ class RedisBackend(Backend):
         scripts.code(self._calls.script(scripts.UNRESERVE, key, (c.record_id,)))
 
     def _keys(self, beginning: bytes = b"") -> Iterator[bytes]:
-        """The keys of records and reservations whose names go on like this behind the prefix."""
         for keys in self._batches(SCANNED_AT_ONCE, beginning):
             yield from keys
 
     def _batches(self, count: int, beginning: bytes = b"") -> Iterator[Sequence[bytes]]:
+        """The keys of records and reservations whose names go on like this behind the prefix, about so many at once."""
         pattern = self._options.pattern(beginning)
         for server in self._calls.servers():
             cursor: Any = None
