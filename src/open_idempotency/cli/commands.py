@@ -11,6 +11,7 @@ from typing import Any
 from open_idempotency import operations
 from open_idempotency.backend import Backend, Get, Level
 from open_idempotency.cli.context import Context
+from open_idempotency.cli.finding import application_of, caller_of, find
 from open_idempotency.cli.output import Page, as_text, lease_text, stage_line, state_text
 from open_idempotency.decisions import State
 from open_idempotency.ledger import schema
@@ -27,7 +28,7 @@ _ROUTES = 20
 def _found(context: Context, *, bodies: bool = False) -> Generator[tuple[Backend, RecordView], None, None]:
     """The backend, and the record that the command names."""
     with context.opened() as backend:
-        record = operations.find_record(backend, context.options.record)
+        record = find(context, backend)
         yield backend, operations.view_of(record, backend.now(), policy=context.policy, bodies=bodies)
 
 
@@ -243,6 +244,34 @@ def doctor(context: Context) -> int:
             if each.cure:
                 context.write(f"         -> {each.cure}")
     return ExitCode.PROBLEMS if any(each.level in bad for each in findings) else ExitCode.DONE
+
+
+def erase(context: Context) -> int:
+    """``erase``: count the records of a caller first, ask, and delete them."""
+    options = context.options
+    who = caller_of(context)
+    of = application_of(context, who)
+    with context.opened() as backend:
+        erasure = operations.erase(backend, of, force=options.force, dry_run=True, **who)
+        if not options.dry_run and erasure.found:
+            context.confirm(f"Erase {len(erasure.found)} records of this caller? A retry of one of them runs again.")
+            erasure = operations.erase(backend, of, force=options.force, **who)
+    if options.json:
+        context.write(as_text(dataclasses.asdict(erasure)))
+    else:
+        done = f"found {len(erasure.found)}" if options.dry_run else f"erased {len(erasure.erased)}"
+        context.write(f"{done} of {erasure.scanned} records")
+    if erasure.live:
+        context.note(f"{len(erasure.live)} are held by attempts and were left: {', '.join(_ids(erasure.live))}")
+    if erasure.unknown:
+        context.note(f"{erasure.unknown} records of earlier versions do not say whose they are")
+    for named, number in erasure.elsewhere.items():
+        context.note(f"{number} records may be of the same person, by {named}; name it to erase them")
+    return ExitCode.LIVE if erasure.live else ExitCode.DONE
+
+
+def _ids(records: tuple[str, ...]) -> list[str]:
+    return [record[:_SHORT] for record in records]
 
 
 def purge(context: Context) -> int:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import open_idempotency
 from open_idempotency.cli import commands
 from open_idempotency.cli.context import VARIABLE, Context, WrongUsage
+from open_idempotency.cli.finding import add_caller
 from open_idempotency.cli.values import count, json_value, seconds
 from open_idempotency.exceptions import IdempotencyError
 from open_idempotency.ledger.dialects import DIALECTS
@@ -88,6 +89,7 @@ def _record(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "record", metavar="KEY|RECORD", help="a record id or its beginning, or a client's key with --app or a caller"
     )
+    add_caller(parser)
 
 
 def _asked(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +116,13 @@ def _resolve(parser: argparse.ArgumentParser) -> None:
     outcome.add_argument("--not-done", action="store_true", help="it has not happened: the stage runs again")
 
 
+def _erase(parser: argparse.ArgumentParser) -> None:
+    add_caller(parser)
+    parser.add_argument("--dry-run", action="store_true", help="count the records, and delete none")
+    parser.add_argument("--force", action="store_true", help="also those that an attempt holds")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
 def _purge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=count, default=1000, metavar="N", help="records in one call (1000)")
 
@@ -130,10 +139,12 @@ def _ledger(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dialect", choices=sorted(DIALECTS), help="of the application's database")
 
 
-_WITHOUT_RECORD = (_list, _purge, _doctor, _nothing)
+_WITHOUT_RECORD = (_list, _erase, _purge, _doctor, _nothing)
 _COMMANDS = {
     "list": _Command(commands.list_, "list records, the oldest first", "--state stuck --older 5m", _list),
-    "show": _Command(commands.show, "show a record, and what a retry gets", "3f9a6c01b2d4", _show),
+    "show": _Command(
+        commands.show, "show a record, and what a retry gets", "order-42 --app shop.main:app --user 7", _show
+    ),
     "release": _Command(
         commands.release, "free the key of an attempt whose worker is dead; its stages stay", "3f9a6c01b2d4", _asked
     ),
@@ -148,6 +159,9 @@ _COMMANDS = {
     ),
     "stats": _Command(commands.stats, "count records by state", "--json", _nothing),
     "doctor": _Command(commands.doctor, "examine the store and what it holds", "--strict", _doctor),
+    "erase": _Command(
+        commands.erase, "delete all records of one caller", "--app shop.main:app --user 7 --dry-run", _erase
+    ),
     "purge": _Command(
         commands.purge, "delete all expired records; may run while the application does", "--batch 500", _purge
     ),

@@ -142,8 +142,8 @@ def list_records(
         if len(oldest) > limit:
             heapq.heappop(oldest)
     ids = [bytes.fromhex(record_id) for _, record_id in sorted(oldest, reverse=True)]
-    found = [view for each in ids if (view := _view(backend, each, now, policy, counts)) is not None]
-    return Listing(tuple(found), matched, counts.unreadable)
+    whole = [_view(backend, record_id, now, policy, counts) for record_id in ids]
+    return Listing(tuple(each for each in whole if each is not None), matched, counts.unreadable)
 
 
 def _matches(

@@ -551,7 +551,6 @@ class RedisBackend(Backend):
         scripts.code(self._calls.script(scripts.UNRESERVE, key, (c.record_id,)))
 
     def _keys(self, beginning: bytes = b"") -> Iterator[bytes]:
-        """The keys of records and reservations whose names go on like this behind the prefix."""
         for keys in self._batches(SCANNED_AT_ONCE, beginning):
             yield from keys
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.core.wsgi import get_wsgi_application
 
 from open_idempotency.backends.registry import Given
 from open_idempotency.cli.context import Application, Context
@@ -54,10 +56,10 @@ class _DjangoContext(Context):
         """Report a line."""
         self._report(text)
 
-    @property
-    def application(self) -> Application | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The backend and the policy of the settings. Raises ``ConfigurationError``."""
+    @cached_property
+    def application(self) -> Application | None:
+        """The application of the settings, with its policy and its backend. Raises ``ConfigurationError``."""
         named: Given | None = read_settings().get("backend")
         if named is None:
             raise ConfigurationError("IDEMPOTENCY_BACKEND: none given")
-        return Application(configured_policy(), named)
+        return Application(get_wsgi_application(), configured_policy(), named)
