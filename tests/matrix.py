@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from zlib import crc32
 
 import pytest
@@ -24,22 +24,29 @@ Pair = tuple[str, str]
 Cell = Callable[[pytest.Item], tuple[str, str, str] | None]
 
 
+def below(folder: str, items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """The tests of a folder in ``tests``, by their names: to compare their paths would take ten times as long."""
+    start = f"tests/{folder}/"
+    return [item for item in items if item.nodeid.startswith(start)]
+
+
 def is_full(suite: str) -> bool:
     """Whether every cell of this suite was asked for."""
     return os.environ.get(f"OI_TEST_{suite}") == "full"
 
 
 def thin_out(
-    config: pytest.Config, items: list[pytest.Item], suite: str, cell: Cell, *, every_column: bool = True
+    config: pytest.Config, items: list[pytest.Item], folder: str, suite: str, cell: Cell, *, every_column: bool = True
 ) -> None:
     """Take out what the short form leaves to the full one; pytest reports how many that are.
 
-    ``every_column``: whether a test meets each column, and not each row alone.
+    ``folder``: of the tests that have a cell. ``every_column``: whether a test meets each column, and not each row
+    alone.
     """
     if is_full(suite):
         return
     matrices: dict[str, dict[Pair, pytest.Item]] = defaultdict(dict)
-    for item in items:
+    for item in below(folder, items):
         if found := cell(item):
             row, column, test = found
             matrices[test][row, column] = item
