@@ -59,6 +59,34 @@ def thin_out(
         config.hook.pytest_deselected(items=sorted(out, key=lambda item: item.nodeid))
 
 
+def share_out(config: pytest.Config, items: list[pytest.Item], folder: str, suite: str, *names: str) -> None:
+    """Of a test that has values beside its cells, run each value in some cells, and some values in each cell.
+
+    ``names``: of the parameters that make the cell. ``OI_TEST_...=full`` runs each value in each cell.
+    """
+    if is_full(suite):
+        return
+    tests: dict[str, dict[Pair, pytest.Item]] = defaultdict(dict)
+    for item in below(folder, items):
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and set(names) < set(item.callspec.params):
+            cell = " ".join(str(item.callspec.params[name]) for name in names)
+            tests[item.nodeid.partition("[")[0]][apart_from(item, *names), cell] = item
+    out = set()
+    for found in tests.values():
+        kept = diagonals(list(found))
+        out |= {item for pair, item in found.items() if pair not in kept}
+    if out:
+        items[:] = [item for item in items if item not in out]
+        config.hook.pytest_deselected(items=sorted(out, key=lambda item: item.nodeid))
+
+
+def diagonals(cells: Sequence[Pair]) -> set[Pair]:
+    """Of the pairs of values and cells every fourth: each value is there, and each cell, and not each with each."""
+    places = [sorted({cell[place] for cell in cells}) for place in (0, 1)]
+    step = min(4, *map(len, places))
+    return {(one, two) for one, two in cells if (places[0].index(one) + places[1].index(two)) % step == 0}
+
+
 def short_form(test: str, cells: Sequence[Pair], *, every_column: bool = True) -> set[Pair]:
     """Of the cells that a test has those that the short form runs: one in each row, and in each column if so asked."""
     kept: set[Pair] = set()

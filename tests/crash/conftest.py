@@ -1,7 +1,7 @@
 """Fixtures of the crash tests: a shop of its own for each test, on each backend that processes can share.
 
-A test runs on every example, and on every backend and at every moment; ``OI_TEST_CRASH=full`` runs it in every
-combination of them (``tests.matrix``).
+A test runs on every backend and at every moment, each time on another example; ``OI_TEST_CRASH=full`` runs it on
+every example (``tests.matrix``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.matrix import thin_out
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Take out what the full form alone runs."""
-    thin_out(config, items, "crash", "CRASH", _cell)
+    thin_out(config, items, "crash", "CRASH", _cell, every_column=False)
 
 
 def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
@@ -24,7 +24,7 @@ def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
         return None
     params = dict(item.callspec.params)
     application = params.pop("application", None)
-    return None if application is None else (application, str(sorted(params.items())), item.originalname)
+    return None if application is None else (str(sorted(params.items())), application, item.originalname)
 
 
 @pytest.fixture(params=APPLICATIONS)
