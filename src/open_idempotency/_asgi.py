@@ -8,6 +8,7 @@ at once.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import suppress
 from traceback import clear_frames
@@ -359,7 +360,7 @@ class Exchange:
         self._client = Client(self._source, Grace(self._policy.stream_grace, self._capture))
         self._scope[MARK] = attempt
         self._pieces = self._body.pieces()
-        extensions = self._hide_extensions()
+        extensions = self._hide_extensions() if "extensions" in self._scope else None
         mark = running.set((attempt, engine))
         try:
             if clocks.elapsed() > attempt.sure_until and (instead := await self._late(attempt)) is not None:
@@ -382,7 +383,7 @@ class Exchange:
 
     def _run_app(self, attempt: Attempt, app: App) -> Awaitable[None]:
         """Call the application. Its cancellation waits for the functions that it runs in threads (L-09)."""
-        if thread_calls.pending:
+        if thread_calls.pending.keys() & sys.modules.keys():
             thread_calls.hook()
         hold = self._hold = hold_for(attempt)
         call = app(self._scope, self._receive, self._send)

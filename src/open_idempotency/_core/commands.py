@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import inf
+from math import inf, isinf
 from typing import Any, Generic, TypeVar
 
 from open_idempotency._core.attempt import Attempt
@@ -71,7 +71,7 @@ class Claim(Command[ClaimResult]):
     resume_abandoned: bool = True
     max_attempts: int | None = None
     about: bytes = b""
-    #: on the clock of ``Now``; set by the performer where it is not set
+    #: on the clock of ``Now``; set by the driver where it is not set
     asked: float = field(default=inf, compare=False)
 
 
@@ -100,7 +100,7 @@ class Complete(Command[Completed]):
 
     lease: Lease
     response: bytes
-    #: when it was first asked for, on the clock of ``Now``; set by the performer where it is not set, and else long ago
+    #: when it was first asked for, on the clock of ``Now``; set by the driver where it is not set, and else long ago
     asked: float = field(default=-inf, compare=False)
 
 
@@ -296,10 +296,15 @@ def ask(command: Command[R]) -> Generator[Command[Any], Any, R]:
 
 
 class Driver:
-    """Runs engines sync. ``handlers``: what carries each kind of command out."""
+    """Runs engines sync. ``handlers``: what carries each kind of command out.
 
-    def __init__(self, handlers: Handlers) -> None:
+    ``clock``: that of ``Now``. A claim or completion notes when it was asked for, right before the call. The backend
+    counts from a later moment, so no lease ends sooner than expected here.
+    """
+
+    def __init__(self, handlers: Handlers, clock: Callable[[], float] | None = None) -> None:
         self._handlers = handlers
+        self._clock = clock
 
     def run(self, steps: Steps[T]) -> T:
         """Run an engine to its end; returns or raises what it does."""
@@ -308,6 +313,8 @@ class Driver:
             command = next(steps)
             while True:
                 try:
+                    if isinstance(command, Claim | Complete) and isinf(command.asked) and self._clock is not None:
+                        command.asked = self._clock()
                     reply = handlers[type(command)](command)
                 except BaseException as error:
                     command = steps.throw(self._meant(command, error))
@@ -325,8 +332,9 @@ class Driver:
 class AsyncDriver:
     """The same, async. What the handlers return is awaited, except for commands that are ``AtOnce``."""
 
-    def __init__(self, handlers: Handlers) -> None:
+    def __init__(self, handlers: Handlers, clock: Callable[[], float] | None = None) -> None:
         self._handlers = handlers
+        self._clock = clock
 
     async def run(self, steps: Steps[T], *, guarded: bool = False) -> T:
         """Run an engine to its end. Once it was cancelled, the rest (its cleanup) is carried out under ``_shield``.
@@ -339,6 +347,8 @@ class AsyncDriver:
             while True:
                 try:
                     handler = handlers[type(command)]
+                    if isinstance(command, Claim | Complete) and isinf(command.asked) and self._clock is not None:
+                        command.asked = self._clock()
                     if isinstance(command, AtOnce):
                         reply = handler(command)
                     elif guarded:

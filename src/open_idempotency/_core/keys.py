@@ -282,7 +282,9 @@ def downstream_key(seed: bytes, name: str, secret: bytes | None) -> str:
 
 def digest(secret: bytes | None, *parts: bytes) -> bytes:
     """SHA-256 (HMAC with a secret) of the parts, each after its length, so that no part runs into the next."""
-    framed = b"".join([b"%d:%b" % (len(part), part) for part in parts])
+    framed = b""
+    for part in parts:
+        framed += b"%d:%b" % (len(part), part)
     if secret is None:
         return hashlib.sha256(framed).digest()
     return hmac.digest(secret, framed, "sha256")

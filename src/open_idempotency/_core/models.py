@@ -57,7 +57,11 @@ class Request:
 
     def header(self, name: bytes) -> list[bytes]:
         """All values of a header, given its lower-case name, in order."""
-        return [value for header, value in self.headers if header == name]
+        values = []
+        for header, value in self.headers:
+            if header == name:
+                values.append(value)
+        return values
 
     def json(self) -> Any:
         """The JSON in the body, read anew with each call. Raises ``BodyUnreadable``: another type, or no JSON.

@@ -125,15 +125,22 @@ def complete(write: Complete, attempt: Attempt, lease: Lease, status: int) -> St
     try:
         return (yield from surely(write, attempt, lease))
     except BackendUnavailable as error:
-        # From before the first try on: it may take as long as the slowest call.
-        began = write.asked
-        until = min(began + _client_waits(attempt.policy), attempt.ends_at)
-        try:
-            return (yield from _again(error, write, attempt, lease, lambda _: until, began))
-        except BackendUnavailable:
-            yield from warn(attempt.policy, events.Unrecorded(events.short(lease.record_id), status), attempt)
-            yield from _hand_over(write, attempt, lease, status, began)
-            raise
+        return (yield from complete_after(error, write, attempt, lease, status))
+
+
+def complete_after(
+    error: BackendUnavailable, write: Complete, attempt: Attempt, lease: Lease, status: int
+) -> Steps[Completed]:
+    """The tries after the first one, which has failed with ``error``. Raises as ``complete`` does."""
+    # From before the first try on: it may take as long as the slowest call.
+    began = write.asked
+    until = min(began + _client_waits(attempt.policy), attempt.ends_at)
+    try:
+        return (yield from _again(error, write, attempt, lease, lambda _: until, began))
+    except BackendUnavailable:
+        yield from warn(attempt.policy, events.Unrecorded(events.short(lease.record_id), status), attempt)
+        yield from _hand_over(write, attempt, lease, status, began)
+        raise
 
 
 def let_go(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:

@@ -283,7 +283,10 @@ def complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
     kept = lease if response.status < 400 else _of_error(attempt, lease, response.status)
     command = Complete(kept, frame)
     try:
-        done = yield from recording.complete(command, attempt, lease, response.status)
+        try:
+            done = yield from surely(command, attempt, lease)
+        except BackendUnavailable as error:
+            done = yield from recording.complete_after(error, command, attempt, lease, response.status)
     except BackendUnavailable:
         # L-08: the client gets its response, marked; the recording goes on, and until then the lease is renewed.
         return Fate.UNRECORDED

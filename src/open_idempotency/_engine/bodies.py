@@ -101,7 +101,7 @@ class RequestBody:
 
     def _hashed(self) -> Any:
         sha = hashlib.sha256()
-        for chunk in self.chunks():
+        for chunk in self._chunks if self._file is None else self.chunks():
             sha.update(chunk)
         return sha
 
@@ -129,13 +129,15 @@ class RequestBody:
         ``begin``: how many bytes to leave out, as somebody has them already.
         """
         if self._file is None:
-            yield b"".join(self._chunks)[begin:], False
-            return
+            return iter(((b"".join(self._chunks)[begin:], False),))
+        return self._pieces_on_file(self._file, begin)
+
+    def _pieces_on_file(self, file: IO[bytes], begin: int) -> Iterator[tuple[bytes, bool]]:
         if begin == self.size:
             yield b"", False
         for start in range(begin, self.size, PIECE):
-            self._file.seek(start)
-            piece = self._file.read(PIECE)
+            file.seek(start)
+            piece = file.read(PIECE)
             yield piece, start + len(piece) < self.size
 
     def chunks(self) -> Iterator[bytes]:

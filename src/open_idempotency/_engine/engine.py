@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from functools import partial
-from math import isinf
 from operator import methodcaller
 from typing import Any, Protocol
 
@@ -105,7 +104,7 @@ _SLOTS_ON_THREADS = 2
 class Keeper(Protocol):
     """Keeps the leases of running attempts: the heartbeat."""
 
-    def watch(self, attempt: Attempt) -> None:
+    def keep(self, command: KeepAlive) -> None:
         """Renew the attempt's lease from now on; ``BackendUnavailable`` where nobody can."""
 
     def record(self, command: RecordLater) -> bool:
@@ -116,7 +115,7 @@ class Keeper(Protocol):
 class _Nobody:
     """Keeps no lease: for steps that are carried out without an engine, and run no handler."""
 
-    def watch(self, attempt: Attempt) -> None:
+    def keep(self, command: KeepAlive) -> None:
         """The lease ends by itself."""
 
     def record(self, command: RecordLater) -> bool:
@@ -129,7 +128,7 @@ _NOBODY = _Nobody()
 def _at_once(keeper: Keeper, slots: Slots) -> dict[type[Command[Any]], Callable[[Any], Any]]:
     """What carries the commands out that need no waiting, the same for both performers."""
     return {
-        KeepAlive: lambda command: keeper.watch(command.attempt),
+        KeepAlive: keeper.keep,
         RecordLater: keeper.record,
         TakeSlot: slots.take,
         Now: lambda _: clocks.elapsed(),
@@ -138,23 +137,8 @@ def _at_once(keeper: Keeper, slots: Slots) -> dict[type[Command[Any]], Callable[
     }
 
 
-def _timed(verb: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A verb, sync or async, whose command notes when it was asked for; the performer stands for the verb's guard.
-
-    That is before the call: the backend counts from a later moment, so no lease ends sooner than expected here.
-    """
-    verb = unguarded(verb)
-
-    def call(command: Claim | Complete) -> Any:
-        if isinf(command.asked):
-            command.asked = clocks.elapsed()
-        return verb(command)
-
-    return call
-
-
 def _meant(command: Command[Any], error: BaseException) -> BaseException:
-    """What an error of a timed verb means: a local failure is ``BackendUnavailable`` (B-10a)."""
+    """What an error of an unguarded verb means: a local failure is ``BackendUnavailable`` (B-10a)."""
     if isinstance(command, Claim | Complete) and isinstance(error, KINDS):
         return translated(error)
     return error
@@ -172,10 +156,11 @@ def _handlers(
         **at_once,
         Reserve: backend.reserve,
         Unreserve: backend.unreserve,
-        Claim: _timed(backend.claim),
+        # The performer stands for the guards of these two.
+        Claim: unguarded(backend.claim),
         Renew: backend.renew,
         SaveStage: backend.save_stage,
-        Complete: _timed(backend.complete),
+        Complete: unguarded(backend.complete),
         Fail: backend.fail,
         Release: backend.release,
         Withdraw: backend.withdraw,
@@ -198,7 +183,7 @@ class Performer(Driver):
     ) -> None:
         self.backend = backend
         handlers = _handlers(backend, _at_once(keeper, Slots(_SLOTS_ON_THREADS)), look)
-        super().__init__({**handlers, Sleep: lambda command: time.sleep(command.seconds)})
+        super().__init__({**handlers, Sleep: lambda command: time.sleep(command.seconds)}, clocks.elapsed)
 
     def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
         return _meant(command, error)
@@ -218,7 +203,7 @@ class AsyncPerformer(AsyncDriver):
         #: seconds that a cleanup may take
         self.patience = 2 * backend.call_timeout + 1.0
         handlers = _handlers(backend, _at_once(keeper, Slots(None)), look)
-        super().__init__({**handlers, Sleep: lambda command: loops.sleep(command.seconds)})
+        super().__init__({**handlers, Sleep: lambda command: loops.sleep(command.seconds)}, clocks.elapsed)
 
     def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
         return _meant(command, error)

@@ -25,7 +25,7 @@ from typing import Any
 
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, Phase
-from open_idempotency._core.commands import Emit, RecordLater, Renew
+from open_idempotency._core.commands import Emit, KeepAlive, RecordLater, Renew
 from open_idempotency._core.models import Lease, Renewal
 from open_idempotency._engine.event_log import Courier, report
 from open_idempotency._engine.shutdown import Pass, Recordings, dismiss, enlist, give_up
@@ -333,11 +333,12 @@ class Heartbeat:
         self._beats: PerProcess[_Beats] = PerProcess(lambda: _Beats(backend, make_watched()))
         weakref.finalize(self, _close, self._beats).atexit = False
 
-    def watch(self, attempt: Attempt) -> None:
+    def keep(self, command: KeepAlive) -> None:
         """Renew the attempt's lease until it is forgotten, lost, or older than ``max_run``.
 
         Raises ``BackendUnavailable`` where that cannot be guaranteed, since no thread can be started.
         """
+        attempt = command.attempt
         if attempt.lease is not None:
             if processes.limit != inf:
                 attempt.end_by(clocks.elapsed() + processes.limit)

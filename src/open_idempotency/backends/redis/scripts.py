@@ -216,13 +216,21 @@ def stage_of(frame: bytes) -> Stage:
     return Stage(name.decode("utf-8", "surrogatepass"), key.decode("utf-8", "surrogatepass"), frame[identity_end:])
 
 
+#: what parsing raises where a reply does not have its form
+_MALFORMED = (IndexError, KeyError, TypeError, ValueError, struct.error)
+
+
+def _malformed(error: Exception) -> RecordUnreadable:
+    return RecordUnreadable(f"malformed record: {error}")
+
+
 def _strictly(parse: Callable[..., R]) -> Callable[..., R]:
     @wraps(parse)
     def parsed(*arguments: Any) -> R:
         try:
             return parse(*arguments)
-        except (IndexError, KeyError, TypeError, ValueError, struct.error) as error:
-            raise RecordUnreadable(f"malformed record: {error}") from error
+        except _MALFORMED as error:
+            raise _malformed(error) from error
 
     return parsed
 
@@ -278,10 +286,12 @@ def _mismatch(_c: Claim, _reply: Reply) -> Mismatch:
 _CLAIMED: tuple[Callable[[Claim, Reply], ClaimResult], ...] = (_leased, _busy, _finished, _refused, _mismatch)
 
 
-@_strictly
 def claimed(c: Claim, reply: Reply) -> ClaimResult:
     """What ``claim.lua`` replied."""
-    return _CLAIMED[code(reply)](c, reply)
+    try:
+        return _CLAIMED[code(reply)](c, reply)
+    except _MALFORMED as error:
+        raise _malformed(error) from error
 
 
 def is_running(status: Any) -> bool:
@@ -326,10 +336,12 @@ def confirmed(found: Sequence[Any], replicas: int) -> Any:
     return reply
 
 
-@_strictly
 def completed(reply: Reply) -> Completed:
     """What ``complete.lua`` replied."""
-    return Completed(recreated=code(reply) == 1)
+    try:
+        return Completed(recreated=code(reply) == 1)
+    except _MALFORMED as error:
+        raise _malformed(error) from error
 
 
 _FREED = tuple(Freed)
