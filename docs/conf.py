@@ -44,6 +44,7 @@ html_theme = "furo"
 html_title = f"open-idempotency {release}"
 # the host of the docs sets it to the version that it builds
 html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", f"{_SITE}latest/")
+html_favicon = "_static/favicon.svg"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_js_files = ["tables.js"]

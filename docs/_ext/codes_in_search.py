@@ -15,7 +15,7 @@ _CODE = re.compile(r"\b[A-Z]-\d\d\w*")
 
 # Search._parseQuery is private to Sphinx. Where it is gone, queries work as Sphinx makes them: without numbers.
 _SPLITTER = r"""
-const splitQuery = (query) =>
+var splitQuery = (query) =>
   query
     .split(/(?<![\p{L}\p{N}_])([a-z]-\d\d\w*)(?![\p{L}\p{N}_])|[^\p{L}\p{N}_]+/giu)
     .filter((term) => term);

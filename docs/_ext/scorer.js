@@ -1,10 +1,14 @@
-/* How Sphinx's search weighs what it finds: guides and problems first, the reasons behind the code last. */
+/* How Sphinx's search weighs what it finds: tasks and problems first, the reasons behind the code last. */
+const weightsOfPages = [
+  [/^how-to\/(?!index)/, 4],
+  [/^reference\/policy$/, 3],
+  [/^problems\//, 2],
+  [/^(stages|transactions|deploying|conformance|writing-.*|tutorial)$/, 2],
+  [/^(design\/|changelog)/, -4],
+];
+
 var Scorer = {
-  score: ([docname, , , , score]) => {
-    if (docname.startsWith("how-to/") || docname.startsWith("problems/")) return score + 4;
-    if (docname.startsWith("design/") || docname === "changelog") return score - 4;
-    return score;
-  },
+  score: ([docname, , , , score]) => score + (weightsOfPages.find(([pages]) => pages.test(docname))?.[1] ?? 0),
   objNameMatch: 11,
   objPartialMatch: 6,
   objPrio: { 0: 15, 1: 5, 2: -5 },

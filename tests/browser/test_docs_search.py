@@ -12,14 +12,15 @@ from tests.support.browser import Browser
 # The heading says so when the last result is there.
 _FOUND = """
 if (document.querySelector("#search-results h2")?.innerText !== "Search Results") return null;
-return [...document.querySelectorAll("#search-results ul.search li a")].map(link => link.getAttribute("href"));
+const links = [...document.querySelectorAll("#search-results ul.search li a")];
+return {hrefs: links.map(link => link.getAttribute("href"))};
 """
 
 
 def found(browser: Browser, site: str, query: str) -> list[str]:
     """The pages that a query finds, each once, the best first."""
     browser.show(f"{site}search.html?q={quote(query)}")
-    links: list[str] = browser.wait_for(_FOUND)
+    links: list[str] = browser.wait_for(_FOUND)["hrefs"]
     return list(dict.fromkeys(link.partition("#")[0].removesuffix(".html") for link in links))
 
 
