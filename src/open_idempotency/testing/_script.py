@@ -206,9 +206,10 @@ class Script:
         if attempt.lease is None:
             return
         name, key = stage
+        uses = self._uses_of(attempt)
         if when == "before":
-            nth = sum(used.name == name for used in self._uses_of(attempt))
-            self._uses_of(attempt).append(StageUsed(name, key, nth))
+            nth = uses[stage] = uses.get(name, 0)
+            uses[name] = nth + 1
             self.seen.stages.append(StageUsed(name, key, nth))
         elif when == "after":
             self.say(f"attempt {attempt.lease.attempt}: stage {_named(name, key)} is on record")
@@ -217,15 +218,15 @@ class Script:
             return
         if crash.key is not None and crash.key != key:
             return
-        if crash.nth is not None and not any(
-            (used.name, used.key, used.nth) == (name, key, crash.nth) for used in self._uses_of(attempt)
-        ):
+        if crash.nth is not None and crash.nth != uses.get(stage):
             return
         crash.fired = True
         raise self.kill(attempt, _where(name, key, when))
 
-    def _uses_of(self, attempt: Attempt) -> list[StageUsed]:
-        uses: list[StageUsed] = vars(attempt).setdefault("_uses_seen_by_kit", [])
+    @staticmethod
+    def _uses_of(attempt: Attempt) -> dict[StageId | str, int]:
+        """For each stage of the attempt its number among the uses of its name; for each name how many there are."""
+        uses: dict[StageId | str, int] = vars(attempt).setdefault("_uses_seen_by_kit", {})
         return uses
 
     # Verbs

@@ -188,13 +188,13 @@ def test_an_endpoint_that_is_idempotent_by_itself_needs_no_stage(idempotency: Ki
 
 
 def test_many_uses_of_one_stage_are_tried_at_the_first_and_the_last(idempotency: Kit, app: FastAPI) -> None:
-    """T-06: a loop over thousands of items takes no hours."""
+    """T-06: a loop over many items takes no hours."""
     items: set[str] = set()
 
     @app.post("/pay")
     async def pay(request: Request) -> Any:
         name = request.headers["idempotency-key"]
-        for number in range(200):
+        for number in range(60):
             await idem.arun("item", items.add, f"{name}-{number}", key=number)
         return {}
 
