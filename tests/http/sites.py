@@ -63,9 +63,10 @@ class Site:
     def __init__(self, adapter: str, folder: Path) -> None:
         self.adapter = adapter
         self.port = 0
-        # A server may close a connection after an error; no request of ours must race with that.
-        limits = httpx.Limits(max_keepalive_connections=0)
-        self.client = httpx.Client(timeout=15, trust_env=False, limits=limits)
+        # A server may close a connection after an error; no request of ours must race with that. So each request asks
+        # for the end of its connection. A pool that keeps none is no way to say so: it takes a connection for idle
+        # while it ends a response, though another thread may have been given it by then, and closes it under that one.
+        self.client = httpx.Client(timeout=15, trust_env=False, headers={"Connection": "close"})
         self._folder = folder
         self._built: dict[str, Built] = {}
         self.pool = ThreadPoolExecutor(8, thread_name_prefix="client")
