@@ -166,7 +166,7 @@ class LeaseLost(IdempotencyError):
 class OutcomeUnknown(IdempotencyError):
     """A stage cannot go on from its record: it was begun and its end is not on record, and nobody knows whether
     its effect happened (S-04), or it was done and its value could not be stored (S-02a). So it is for a ``Once`` call
-    whose result could not be kept, or that is not attempted again.
+    whose result could not be stored, or that is not attempted again.
 
     In a request the response is 409 ``outcome-unknown`` unless the view catches it. ``retryable``: a later retry may
     find out.
@@ -258,7 +258,7 @@ class PayloadRejected(IdempotencyError, ValueError):
 
 
 class NotCommitted(IdempotencyError):
-    """The function of a ``Once`` call returned before its work was done, so its result is not kept.
+    """The function of a ``Once`` call returned before its work was done, so its result is not stored.
 
     Its transaction (``tx=``, ``idem.atomic``) was left open or rolled back, or a stage was never awaited. The next call
     resumes. Since 0.1.

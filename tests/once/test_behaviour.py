@@ -191,7 +191,7 @@ def test_a_result_that_cannot_be_kept_is_never_made_again(how: Colour, make: Mak
     create = Count(result)
 
     assert how.run(once, "k", how.function(create), payload=1) is result
-    with pytest.raises(OutcomeUnknown, match=r"could not be kept.*not run again") as unknown:
+    with pytest.raises(OutcomeUnknown, match=r"could not be stored.*not run again") as unknown:
         how.run(once, "k", how.function(create), payload=1)
 
     assert create.calls == 1
@@ -471,7 +471,7 @@ def test_calls_of_other_keys_nest(how: Colour, once: Once) -> None:
             return [once.run("inner", inner, payload=1), [stage.name for stage in idem.stages]]
     else:
 
-        async def outer() -> Any:  # type: ignore[misc]
+        async def outer() -> Any:  # type: ignore[misc]  # the other colour
             with pytest.raises(ZeroDivisionError):
                 await once.arun("failing", Count(ZeroDivisionError()), payload=1)
             await idem.asave_stage("mine", 1)
@@ -491,7 +491,7 @@ def test_a_key_inside_its_own_call_raises_at_once(how: Colour, make: MakeOnce) -
             return one.run("between", lambda: other.run("k", Count(), payload=1), payload=1)
     else:
 
-        async def outer() -> Any:  # type: ignore[misc]
+        async def outer() -> Any:  # type: ignore[misc]  # the other colour
             async def between() -> Any:
                 return await other.arun("k", Count(), payload=1)
 

@@ -178,11 +178,11 @@ def test_generator_functions_are_refused(once: Once, backend: WatchedBackend, fu
 def test_what_is_no_function_is_refused(once: Once) -> None:
     """N-19: such as the result of one, or a coroutine."""
     with pytest.raises(TypeError, match="pass the function and its arguments apart"):
-        once.run("k", 7)  # type: ignore[arg-type]
+        once.run("k", 7)  # type: ignore[arg-type]  # it is wrong on purpose
     with pytest.raises(TypeError, match="pass the function and its arguments apart"):
-        once.run("k", _coroutine())  # type: ignore[arg-type]
+        once.run("k", _coroutine())  # type: ignore[arg-type]  # it is wrong on purpose
     with pytest.raises(TypeError, match="decorates a function"):
-        once(key=lambda: "k")(7)  # type: ignore[type-var]
+        once(key=lambda: "k")(7)  # type: ignore[type-var]  # it is wrong on purpose
 
 
 def test_arguments_that_do_not_fit_are_refused(once: Once, backend: WatchedBackend) -> None:
@@ -209,7 +209,7 @@ def test_an_argument_that_may_be_meant_for_the_function_is_refused(once: Once) -
 
 def test_a_decorator_without_a_key_is_refused(once: Once) -> None:
     """N-19."""
-    for wrong in (lambda: once(Count()), lambda: once(), lambda: once(key=_coroutine), lambda: once(key="k")):  # type: ignore[arg-type]
+    for wrong in (lambda: once(Count()), lambda: once(), lambda: once(key=_coroutine), lambda: once(key="k")):  # type: ignore[arg-type]  # it is wrong on purpose
         with pytest.raises(TypeError, match="key="):
             wrong()
 

@@ -261,7 +261,7 @@ def _settle(attempt: Attempt, lease: Lease, response: Response) -> Steps[Respons
         yield from let_go(attempt, lease, Fail(lease), None)
         raise NotCommitted(
             "the function returned before the transaction of its tx= or idem.atomic was committed, or after it was "
-            "rolled back, so the result is not kept; commit before it returns, as `with session.begin():` does"
+            "rolled back, so the result is not stored; commit before it returns, as `with session.begin():` does"
         )
     if attempt.keep is False:  # idem.discard(): the next call runs again
         yield from let_go(attempt, lease, Release(lease), response.status)
@@ -271,7 +271,7 @@ def _settle(attempt: Attempt, lease: Lease, response: Response) -> Steps[Respons
         yield from let_go(attempt, lease, Fail(lease), None)
         raise NotCommitted(
             f"the function returned and never awaited its stage {attempt.unawaited[0]!r}, which has not run, so the "
-            "result is not kept; write `await` before idem.arun(...) or idem.asave_stage(...)"
+            "result is not stored; write `await` before idem.arun(...) or idem.asave_stage(...)"
         )
     yield from complete(attempt, lease, response)
     return response

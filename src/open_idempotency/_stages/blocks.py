@@ -412,7 +412,7 @@ class AtomicBlock:
         """Hand over the response to keep, and return it. A response of Starlette's, Flask's or Django's, with its body.
 
         In a call of ``Once`` it is the result, which the function then returns. Raises ``TypeError`` for another
-        response, and for a stream; ``StageValueError`` for a result that cannot be kept.
+        response, and for a stream; ``StageValueError`` for a result that cannot be stored.
         """
         make = None if self._attempt is None else self._attempt.as_response
         self._response = response_of(response) if make is None else make(response)

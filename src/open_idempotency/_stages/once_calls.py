@@ -78,7 +78,7 @@ class OnceAttempt:
         """The result on record, or the one that was handed to ``complete``, as a later call will get it.
 
         Raises the error that is the result (``memo_errors``), ``OutcomeUnknown`` where the work was done and its result
-        could not be kept, and ``RuntimeError`` where there is no result yet.
+        could not be stored, and ``RuntimeError`` where there is no result yet.
         """
         self._check_entered()
         if self._stored is not None:
@@ -110,13 +110,14 @@ class OnceAttempt:
     def _keep(self, result: Any) -> Kept:
         assert self._attempt is not None
         most = self._attempt.policy.max_response_bytes
-        committed = None if self._attempt.ledger is None else self._attempt.ledger.stored
-        if committed is None:
+        ledger = self._attempt.ledger
+        committed = None if ledger is None else ledger.stored
+        if ledger is None or committed is None:
             return self._converter.keep(result, most)
         if result is None:
             return Kept(committed.response, self._converter.read(committed.response))
         kept = self._converter.keep(result, most)
-        if kept.response != committed.response and self._attempt.ledger.end() is not End.ROLLED_BACK:  # type: ignore[union-attr]
+        if kept.response != committed.response and ledger.end() is not End.ROLLED_BACK:
             raise ConfigurationError(
                 f"{self._where}: another result was handed to respond() of idem.atomic, and is committed; return that "
                 "one, or nothing"
@@ -189,7 +190,7 @@ class OnceAttempt:
             cure = ERROR_CURE if isinstance(kept.value, Exception) else CURE
             yield from warn(attempt.policy, events.ResultNotKept(record, self._entry.name, kept.missing, cure))
         counts = yield from finish_call(attempt, kept.response)
-        if counts is not kept.response:
+        if counts != kept.response:
             self._stored = counts
 
     # Entering and leaving, sync

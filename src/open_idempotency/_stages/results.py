@@ -17,13 +17,13 @@ from open_idempotency._stages.annotations import declared_type
 from open_idempotency._stages.stages import Errors, read_memo, rebuilt
 from open_idempotency.exceptions import OutcomeUnknown, RecordUnreadable, StageValueError
 
-#: the headers of a stored result: what its body is, and of which type a result is that was not kept
+#: the headers of a stored result: what its body is, and of which type a result is that is missing
 KIND, TYPE = b"idempotency-once", b"idempotency-once-type"
 _KINDS = {StageKind.VALUE: b"value", StageKind.TYPED: b"typed", StageKind.ERROR: b"error"}
 _BY_NAME = {name: kind for kind, name in _KINDS.items()}
 _NOT_KEPT = b"not-kept"
 
-#: what to do where a result cannot be kept
+#: what to do where a result cannot be stored
 CURE = (
     "return JSON, or a value of the type that the function's return annotation or returns= declares, of at most "
     "max_response_bytes"
@@ -33,9 +33,10 @@ ERROR_CURE = "let the error's args be JSON, and pass all of them to Exception.__
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A result on its way to its record. ``value``: as a later call will get it; the value itself if it is not kept.
+    """A result on its way to its record.
 
-    ``missing``: the name of its type where it cannot be kept.
+    ``value``: as a later call will get it; the value itself if it cannot be stored.
+    ``missing``: the name of its type where it cannot be stored.
     """
 
     response: Response
@@ -63,8 +64,8 @@ class Converter:
             values.check(declared)
         except StageValueError as error:
             raise StageValueError(
-                f"no result of the declared type {error.kind} can be kept; return a text, a number or an id of it, or "
-                "pass returns= if the function returns something else",
+                f"no result of the declared type {error.kind} can be stored; return a text, a number or an id of it, "
+                "or pass returns= if the function returns something else",
                 error.kind,
                 CURE,
             ) from None
@@ -96,14 +97,14 @@ class Converter:
     def read(self, stored: Response) -> Any:
         """The result in a stored response; raises the error that is the result.
 
-        Raises ``OutcomeUnknown`` where it was not kept, and ``StageValueError`` where it does not fit its declared
-        type any more.
+        Raises ``OutcomeUnknown`` where it could not be stored, and ``StageValueError`` where it does not fit its
+        declared type any more.
         """
         if stored.body is None:
             kind = _header(stored, TYPE).decode("ascii", "replace")
             raise OutcomeUnknown(
-                f"this was carried out, and its result{f' ({kind})' if kind else ''} could not be kept; it is not run "
-                f"again. For the next ones {CURE}"
+                f"this was carried out, and its result{f' ({kind})' if kind else ''} could not be stored; it is not "
+                f"run again. For the next ones {CURE}"
             )
         found = _BY_NAME.get(_header(stored, KIND))
         if found is None:
