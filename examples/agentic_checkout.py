@@ -73,7 +73,7 @@ ACP = IdempotencyPolicy(
 )
 #: a key where the client sends one; bodies compared by their bytes; kept for the two days that UCP recommends
 UCP = IdempotencyPolicy(
-    methods=["POST", "PUT"],
+    methods=frozenset({"POST", "PUT"}),
     scope_by_route=True,
     fingerprint="auto",
     fingerprint_parts=("body",),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from open_idempotency import ConfigurationError, KeyRejected, events, key_from
+from open_idempotency import ConfigurationError, KeyRejected, events, key_from, rules
 from open_idempotency.exceptions import KeyUnknown
 from open_idempotency.hooks import Request
 from tests.django_project.calls import WatchedBackend
@@ -52,6 +52,12 @@ class World:
 
     def unreadable(self) -> list[str]:
         return [event.reason for event in self.events if isinstance(event, events.KeyUnreadable)]
+
+
+@pytest.fixture(autouse=True)
+def own_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rules are known to a process; those of these tests say that a key may be anywhere."""
+    monkeypatch.setattr(rules, "registry", rules.RuleRegistry())
 
 
 @pytest.fixture(params=APPS)

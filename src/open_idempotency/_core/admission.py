@@ -129,19 +129,13 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
     """Decide what happens to a covered request: return an attempt to run, or the response to send instead.
 
     The attempt has no lease if the request has no key, or if the backend is down and the policy fails open. Raises
-    ``ScopeUnknown``, whatever the adapter's callables raise, and the exception with which ``scope=`` refuses a request,
-    if the framework renders it.
+    ``ScopeUnknown``, ``KeyUnknown``, what the adapter's callables raise, and a refusal of ``scope=`` that is rendered.
     """
     request, key = intake.request, None
     try:
-        if policy.key is None:
-            key = parse_key(intake.key_headers, policy)
-            if key is None:
-                return Attempt(policy)
-        else:
-            key = yield from key_sources.find_key(request, intake.receive, policy)
-            if key is None:
-                return Attempt.without_key(policy)
+        key = parse_key(intake.key_headers, policy) if policy.key is None else (yield from _made_key(intake, policy))
+        if key is None:
+            return Attempt(policy) if policy.key is None else Attempt.without_key(policy)
         found: Identified = yield Call(intake.identify)
         identity = found if isinstance(found, Identity) else Identity(found)
         scope = caller_scope(request, identity, key, policy)
@@ -149,8 +143,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
         if policy.key is None or request.body is None:
             request.body = yield Call(intake.receive)
     except (KeyRejected, BodyTooLarge, ScopeRefused) as error:
-        refused = yield from _refuse_error(error, intake, policy)
-        return refused if key is None else _echoing(refused, key, intake, policy)
+        return (yield from _refuse_error(error, key, intake, policy))
     owner = owner_at_host(intake.owner, request, policy)
     claim = Claim(
         record_id(scope, key, request, policy),
@@ -170,8 +163,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
         try:
             claim.record_id = (yield from find_record(caller, intake.session)) or claim.record_id
         except (BackendUnavailable, RecordUnreadable) as error:
-            admission = yield from _without_backend(error, "get", claim, request, policy)
-            return _echoing(admission, key, intake, policy)
+            return _echoing((yield from _without_backend(error, "get", claim, request, policy)), key, intake, policy)
     if (advice := _advice(claim, scope, identity, intake, policy)) is not None:
         yield from warn(policy, advice, request)
     # Not begun yet: a reservation, where there is one, comes before the claim.
@@ -182,15 +174,21 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
         admission = yield from steps
     except NotRenewable:
         admission = yield from _unprotected(claim, request, policy)
-    else:
-        if caller is not None and isinstance(admission, Attempt):
-            admission.sent_by(caller)
+    if caller is not None and isinstance(admission, Attempt):
+        admission.sent_by(caller)
     return _echoing(admission, key, intake, policy) if policy.echo_key else admission
 
 
-def _echoing(admission: Attempt | Response, key: str, intake: Intake, policy: IdempotencyPolicy) -> Attempt | Response:
+def _made_key(intake: Intake, policy: IdempotencyPolicy) -> Steps[str | None]:
+    """The steps that find the key by ``key=``."""
+    return key_sources.find_key(intake.request, intake.receive, policy)
+
+
+def _echoing(
+    admission: Attempt | Response, key: str | None, intake: Intake, policy: IdempotencyPolicy
+) -> Attempt | Response:
     """The response with the client's key, or the attempt that will send it back, if the policy says so (H-21)."""
-    if not policy.echo_key:
+    if key is None or not policy.echo_key:
         return admission
     echo = echo_of(key, intake.key_headers, policy)
     if isinstance(admission, Response):
@@ -200,17 +198,19 @@ def _echoing(admission: Attempt | Response, key: str, intake: Intake, policy: Id
 
 
 def _refuse_error(
-    error: KeyRejected | BodyTooLarge | ScopeRefused, intake: Intake, policy: IdempotencyPolicy
-) -> Steps[Response]:
-    """The response to a request that is wrong in itself, or that ``scope=`` refuses."""
+    error: KeyRejected | BodyTooLarge | ScopeRefused, key: str | None, intake: Intake, policy: IdempotencyPolicy
+) -> Steps[Attempt | Response]:
+    """The response to a request that is wrong in itself, or that ``scope=`` refuses. A refused key is not sent back."""
     request = intake.request
     if isinstance(error, BodyTooLarge):
-        return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
-    if isinstance(error, ScopeRefused):
-        return _refuse_scope(error, intake, policy)
-    missing = isinstance(error, KeyRequired | BodyUnreadable)
-    problem = problems.key_missing if missing else problems.key_malformed
-    return _refuse(problem(str(error)), request, policy)
+        refused = yield from _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
+    elif isinstance(error, ScopeRefused):
+        refused = yield from _refuse_scope(error, intake, policy)
+    else:
+        missing = isinstance(error, KeyRequired | BodyUnreadable)
+        problem = problems.key_missing if missing else problems.key_malformed
+        return (yield from _refuse(problem(str(error)), request, policy))
+    return _echoing(refused, key, intake, policy)
 
 
 def _refuse_scope(refused: ScopeRefused, intake: Intake, policy: IdempotencyPolicy) -> Steps[Response]:

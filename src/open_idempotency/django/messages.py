@@ -64,7 +64,7 @@ class Recording:
     file is not replaced, as it can be rewound.
     """
 
-    __slots__ = ("_body", "_complete", "_offset", "_request", "_rewinds", "_source", "_too_large")
+    __slots__ = ("_body", "_complete", "_drained", "_offset", "_request", "_rewinds", "_source", "_too_large")
 
     def __init__(self, request: Any, policy: IdempotencyPolicy) -> None:
         if private.is_partly_read(request):
@@ -78,8 +78,9 @@ class Recording:
         self._too_large: BodyTooLarge | None = None
         self._complete = False
         self._rewinds = hasattr(self._source, "seekable") and self._source.seekable()
-        # how many bytes other code has read
+        # how many bytes other code has read; whether a stream that can be rewound was read here beyond them
         self._offset = 0
+        self._drained = False
         if not self._rewinds:
             private.replace_stream(request, self)
 
@@ -152,6 +153,7 @@ class Recording:
     def _drain(self) -> Iterator[None]:
         if self._rewinds:
             self._offset = self._source.tell()
+            self._drained = True
             self._source.seek(0)
         try:
             while self._too_large is None and (chunk := self._source.read(PIECE)):
@@ -190,7 +192,7 @@ class Recording:
 
     def stop(self) -> None:
         """Stop recording: the request is not protected."""
-        if self._rewinds and private.read_body(self._request) is None:
+        if self._drained and private.read_body(self._request) is None:
             self._source.seek(self._offset)
         if private.stream_of(self._request) is self:
             private.replace_stream(self._request, self._source)

@@ -84,12 +84,16 @@ class IdempotencyMiddleware:
             for name in self._coverages.default.environ_spellings:
                 if name in request.META:
                     spelling.warn(name, self.engine.policy)
-        if not keyed and not self.engine.policy.required and not self._rules.in_use:
+        # Where key= reads is known when the view is, so until then any request may have a key.
+        makes_keys = self._rules.makes_keys or self.engine.policy.key is not None
+        if not keyed and not makes_keys and not self.engine.policy.required and not self._rules.in_use:
             return self._pass(request)
         exchange = Exchange(self.engine, request)
         setattr(request, _ATTRIBUTE, exchange)
-        if keyed:
+        # A body that was read before is an error for a request that has a key; another one may well pass.
+        if keyed or (makes_keys and not private.is_partly_read(request)):
             exchange.record()
+        keyed = keyed or makes_keys
         return self._arun(request, exchange, keyed) if self._awaits else self._run(request, exchange)
 
     def _is_keyed(self, request: HttpRequest) -> bool:
@@ -97,8 +101,6 @@ class IdempotencyMiddleware:
             named = list(self._rules.headers)
             self._coverages.add_headers(named)
             self._learned = len(named)
-        if self._rules.makes_keys or self.engine.policy.key is not None:
-            return True  # as far as is known before its view is
         return any(name in request.META for name in self._coverages.environ_keys)
 
     # The chain of a request that has no key and, as far as is known, needs none: stages run plainly

@@ -7,16 +7,23 @@ import json
 from typing import Any
 
 import httpx
+import pytest
 from fastapi import Depends, FastAPI
 from pydantic import BaseModel
 from starlette.middleware.base import BaseHTTPMiddleware
 
-from open_idempotency import idem, key_from
+from open_idempotency import idem, key_from, rules
 from open_idempotency.asgi import IdempotencyMiddleware as PlainMiddleware
 from open_idempotency.fastapi import IdempotencyMiddleware, IdempotencyRule, document_idempotency, exempt
 from tests.django_project.calls import WatchedBackend
 
 KEY = "evt_1PxQ4f2eZvKYlo2C0123"
+
+
+@pytest.fixture(autouse=True)
+def own_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rules are known to a process; those of these tests say that a key may be anywhere."""
+    monkeypatch.setattr(rules, "registry", rules.RuleRegistry())
 
 
 class Event(BaseModel):
