@@ -175,13 +175,13 @@ def unguarded(verb: Callable[..., Any]) -> Callable[..., Any]:
     return MethodType(guard.__wrapped__, method.__self__)
 
 
-def guarded_scan(scan: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+def guarded_scan(scan: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     """The same for one that is iterated over."""
 
     @wraps(scan)
-    def guard(backend: Any) -> Iterator[Any]:
+    def guard(*arguments: Any, **keywords: Any) -> Iterator[Any]:
         try:
-            yield from scan(backend)
+            yield from scan(*arguments, **keywords)
         except KINDS as error:
             raise translated(error)  # noqa: B904 (it has its cause)
 

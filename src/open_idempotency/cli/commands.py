@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -10,20 +11,24 @@ from typing import Any
 from open_idempotency import operations
 from open_idempotency.backend import Backend, Get, Level
 from open_idempotency.cli.context import Context
+from open_idempotency.cli.finding import application_of, caller_of, find
 from open_idempotency.cli.output import Page, as_text, lease_text, stage_line, state_text
 from open_idempotency.decisions import State
 from open_idempotency.ledger import schema
 from open_idempotency.operations import ExitCode, RecordView, duration
+from open_idempotency.operations.changing import held
 
 _HEAD = ("RECORD", "STATE", "AGE", "ATTEMPT", "STAGES", "LEASE", "ROUTE", "HOLDER")
 _SHORT = 12
+#: how many of the busiest routes are shown; --json has all
+_ROUTES = 20
 
 
 @contextmanager
 def _found(context: Context, *, bodies: bool = False) -> Generator[tuple[Backend, RecordView], None, None]:
     """The backend, and the record that the command names."""
     with context.opened() as backend:
-        record = operations.find_record(backend, context.options.record)
+        record = find(context, backend)
         yield backend, operations.view_of(record, backend.now(), policy=context.policy, bodies=bodies)
 
 
@@ -112,8 +117,9 @@ def _what_to_do(context: Context, view: RecordView) -> list[str]:
     call = f"{context.prog} {{}} {record}{{}}"
     lines: list[str] = []
     for stage in view.in_doubt:
-        key = f" --stage-key {stage.key}" if stage.key else ""
-        lines.append(call.format("resolve", f" --stage {stage.name}{key} --found JSON") + "  (or --not-done)")
+        key = f" --stage-key {shlex.quote(stage.key)}" if stage.key else ""
+        named = f" --stage {shlex.quote(stage.name)}{key} --found JSON"
+        lines.append(call.format("resolve", named) + "  (or --not-done)")
     if view.state not in (State.COMPLETED, State.ABSENT) and not (view.state is State.FAILED and not view.attempt):
         dead = "if its worker is dead: " if view.state is State.ALIVE else ""
         lines.append(call.format("release", "") + f"  ({dead}the key is free at once, stages stay)")
@@ -155,8 +161,7 @@ def forget(context: Context) -> int:
     """``forget``."""
     with _found(context) as (backend, view):
         if view.state is State.ALIVE and not context.options.force:
-            operations.forget(backend, view.seen)  # raises, unless the attempt has just ended
-            return _report(context, view, "forgotten", f"forgotten {view.record[:_SHORT]}")
+            raise held(view.seen)
         running = "Its attempt may still run, and is not stopped. " if view.state is State.ALIVE else ""
         context.confirm(
             f"Forget record {view.record[:_SHORT]} ({state_text(view)}, {len(view.stages)} stages)? {running}"
@@ -214,14 +219,11 @@ def stats(context: Context) -> int:
         ("records", str(counted.total)),
         ("stuck", str(counted.stuck)),
         ("in doubt", str(counted.in_doubt)),
-        ("encrypted", str(counted.encrypted)),
         ("unreadable", str(counted.unreadable)),
-        ("stages", str(counted.stages)),
-        ("responses", f"{counted.bytes} bytes"),
     ]
     lines = [page.facts(facts), "", page.table(("STATE", "RECORDS", "OLDEST"), rows)]
     if counted.routes:
-        routes = sorted(counted.routes.items(), key=lambda item: (-item[1], item[0]))
+        routes = sorted(counted.routes.items(), key=lambda item: (-item[1], item[0]))[:_ROUTES]
         lines += ["", page.table(("ROUTE", "RECORDS"), [(route, str(number)) for route, number in routes])]
     context.write("\n".join(lines))
     return ExitCode.DONE
@@ -242,6 +244,34 @@ def doctor(context: Context) -> int:
             if each.cure:
                 context.write(f"         -> {each.cure}")
     return ExitCode.PROBLEMS if any(each.level in bad for each in findings) else ExitCode.DONE
+
+
+def erase(context: Context) -> int:
+    """``erase``: count the records of a caller first, ask, and delete them."""
+    options = context.options
+    who = caller_of(context)
+    of = application_of(context, who)
+    with context.opened() as backend:
+        erasure = operations.erase(backend, of, force=options.force, dry_run=True, **who)
+        if not options.dry_run and erasure.found:
+            context.confirm(f"Erase {len(erasure.found)} records of this caller? A retry of one of them runs again.")
+            erasure = operations.erase(backend, of, force=options.force, **who)
+    if options.json:
+        context.write(as_text(dataclasses.asdict(erasure)))
+    else:
+        done = f"found {len(erasure.found)}" if options.dry_run else f"erased {len(erasure.erased)}"
+        context.write(f"{done} of {erasure.scanned} records")
+    if erasure.live:
+        context.note(f"{len(erasure.live)} are held by attempts and were left: {', '.join(_ids(erasure.live))}")
+    if erasure.unknown:
+        context.note(f"{erasure.unknown} records of earlier versions do not say whose they are")
+    for named, number in erasure.elsewhere.items():
+        context.note(f"{number} records may be of the same person, by {named}; name it to erase them")
+    return ExitCode.LIVE if erasure.live else ExitCode.DONE
+
+
+def _ids(records: tuple[str, ...]) -> list[str]:
+    return [record[:_SHORT] for record in records]
 
 
 def purge(context: Context) -> int:

@@ -7,10 +7,12 @@ import sys
 from argparse import Namespace
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from typing import TextIO
 
+from open_idempotency import operations
 from open_idempotency.backend import Backend
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.backends.registry import Given, open_backend, refuse_new_file
@@ -35,12 +37,13 @@ class Unconfirmed(OperationRefused):
     exit_code = ExitCode.UNCONFIRMED
 
 
+@dataclass(frozen=True, slots=True)
 class Application:
-    """What ``--app`` names: the policy of an application, and its backend where it has one."""
+    """What ``--app`` names. ``of``: the application, or its policy. ``backend``: of its records, if it says so."""
 
-    def __init__(self, policy: IdempotencyPolicy, backend: Given | None) -> None:
-        self.policy = policy
-        self.backend = backend
+    of: object
+    policy: IdempotencyPolicy
+    backend: Given | None
 
 
 class Context:
@@ -65,7 +68,12 @@ class Context:
     def application(self) -> Application | None:
         """The application that ``--app`` names. Raises ``ConfigurationError`` where it cannot be imported."""
         path: str | None = getattr(self.options, "app", None)
-        return None if path is None else application_of(_imported(path), path)
+        if path is None:
+            return None
+        try:
+            return application_of(_imported(path))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"--app: {path}: {error}") from error
 
     @property
     def policy(self) -> IdempotencyPolicy | None:
@@ -97,7 +105,8 @@ class Context:
             refuse_new_file(backend.file)
 
     def _named(self) -> Given:
-        given = [url for url in (getattr(self.options, "url", None), self.options.backend) if url is not None]
+        named = (getattr(self.options, "url", None), getattr(self.options, "backend", None))
+        given = [url for url in named if url is not None]
         if len(given) > 1:
             raise WrongUsage("the backend is named twice: give its URL once")
         if given:
@@ -138,12 +147,13 @@ def _imported(path: str) -> object:
         for name in attribute.split("."):
             found = getattr(found, name)
     except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"--app: {path} cannot be imported: {error}") from error
+        raise ConfigurationError(f"it cannot be imported: {error}") from error
     return found
 
 
-def application_of(found: object, path: str) -> Application:
-    """What an object of an application says: a policy, or an application with one."""
+def application_of(found: object) -> Application:
+    """An application, or a policy alone. Raises ``ConfigurationError`` for what is neither."""
     if isinstance(found, IdempotencyPolicy):
-        return Application(found, None)
-    raise ConfigurationError(f"--app: {path} is {type(found).__name__}, and not an IdempotencyPolicy")
+        return Application(found, found, None)
+    engine = operations.engine_of(found)
+    return Application(found, engine.policy, engine.backend)

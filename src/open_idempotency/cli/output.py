@@ -49,7 +49,9 @@ class Page:
         cells = [head, *([printable(cell, self._encoding) for cell in row] for row in rows)]
         widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
         widths = fitted(widths, self.width)
-        lines = [_GAP.join(cut(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+        lines = [
+            _GAP.join(cut(cell, width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in cells
+        ]
         return "\n".join([lines[0], *map(self.coloured, lines[1:], colours or [_PLAIN] * len(rows))])
 
     def facts(self, facts: Sequence[tuple[str, str]]) -> str:
@@ -59,15 +61,18 @@ class Page:
 
 
 def fitted(widths: Sequence[int], width: int | None) -> list[int]:
-    """The widths of columns, made smaller from the last one on until they fit."""
+    """The widths of the columns that fit. The first one is never cut.
+
+    The others are made smaller from the last one on, and left out from the last one on where that is not enough.
+    """
     left = list(widths)
     if width is None:
         return left
+    while len(left) > 1 and left[0] + sum(min(each, _NARROWEST) + len(_GAP) for each in left[1:]) > width:
+        left.pop()
     over = sum(left) + len(_GAP) * (len(left) - 1) - width
-    for column in range(len(left) - 1, -1, -1):
-        if over <= 0:
-            break
-        less = min(over, max(0, left[column] - _NARROWEST))
+    for column in range(len(left) - 1, 0, -1):
+        less = max(0, min(over, left[column] - _NARROWEST))
         left[column] -= less
         over -= less
     return left
@@ -85,8 +90,9 @@ def printable(text: str, encoding: str) -> str:
 
 
 def state_text(view: RecordView) -> str:
-    """The state in words."""
-    return view.state.value + (", in doubt" if view.in_doubt else "")
+    """The state in words; ``free`` for a failed record of which no attempt counts."""
+    free = view.state is State.FAILED and not view.attempt
+    return ("free" if free else view.state.value) + (", in doubt" if view.in_doubt else "")
 
 
 def lease_text(view: RecordView) -> str:

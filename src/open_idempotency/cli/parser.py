@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import open_idempotency
 from open_idempotency.cli import commands
 from open_idempotency.cli.context import VARIABLE, Context, WrongUsage
+from open_idempotency.cli.finding import add_caller
 from open_idempotency.cli.values import count, json_value, seconds
 from open_idempotency.exceptions import IdempotencyError
 from open_idempotency.ledger.dialects import DIALECTS
@@ -24,8 +24,8 @@ _CODES = {
     ExitCode.SEVERAL: "several records match",
     ExitCode.LIVE: "refused: an attempt holds the record",
     ExitCode.STATE: "refused: the record's state does not allow it",
-    ExitCode.DOWN: "the store does not reply",
-    ExitCode.DENIED: "the store refuses this user",
+    ExitCode.DOWN: "the backend does not reply",
+    ExitCode.DENIED: "the backend refuses this user",
     ExitCode.UNREADABLE: "the record cannot be read: newer, corrupt, or encrypted",
     ExitCode.UNCONFIRMED: "not confirmed",
     ExitCode.PROBLEMS: "the doctor found problems",
@@ -80,7 +80,7 @@ def _list(parser: argparse.ArgumentParser) -> None:
         type=seconds,
         default=0.0,
         metavar="AGE",
-        help="only those whose attempt began so long ago: 90, 5m, 2h, 1d",
+        help="whose attempt began so long ago: 90, 5m, 2h, 1d",
     )
     parser.add_argument("--limit", type=count, default=100, metavar="N", help="the oldest N (100)")
 
@@ -89,6 +89,7 @@ def _record(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "record", metavar="KEY|RECORD", help="a record id or its beginning, or a client's key with --app or a caller"
     )
+    add_caller(parser)
 
 
 def _asked(parser: argparse.ArgumentParser) -> None:
@@ -112,9 +113,14 @@ def _resolve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage-key", metavar="KEY", help="the key= of the stage, if it has one")
     outcome = parser.add_mutually_exclusive_group(required=True)
     outcome.add_argument("--found", type=json_value, metavar="JSON", help="it has happened, with this value")
-    outcome.add_argument(
-        "--not-done", action="store_true", help="it has not happened, and will not: the stage runs again"
-    )
+    outcome.add_argument("--not-done", action="store_true", help="it has not happened: the stage runs again")
+
+
+def _erase(parser: argparse.ArgumentParser) -> None:
+    add_caller(parser)
+    parser.add_argument("--dry-run", action="store_true", help="count the records, and delete none")
+    parser.add_argument("--force", action="store_true", help="also those that an attempt holds")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
 def _purge(parser: argparse.ArgumentParser) -> None:
@@ -133,10 +139,12 @@ def _ledger(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dialect", choices=sorted(DIALECTS), help="of the application's database")
 
 
-_WITHOUT_RECORD = (_list, _purge, _doctor, _nothing)
+_WITHOUT_RECORD = (_list, _erase, _purge, _doctor, _nothing)
 _COMMANDS = {
     "list": _Command(commands.list_, "list records, the oldest first", "--state stuck --older 5m", _list),
-    "show": _Command(commands.show, "show a record, and what a retry gets", "3f9a6c01b2d4", _show),
+    "show": _Command(
+        commands.show, "show a record, and what a retry gets", "order-42 --app shop.main:app --user 7", _show
+    ),
     "release": _Command(
         commands.release, "free the key of an attempt whose worker is dead; its stages stay", "3f9a6c01b2d4", _asked
     ),
@@ -150,7 +158,10 @@ _COMMANDS = {
         commands.forget, "delete a record: the next request with its key runs anew", "3f9a6c01b2d4 --yes", _forget
     ),
     "stats": _Command(commands.stats, "count records by state", "--json", _nothing),
-    "doctor": _Command(commands.doctor, "examine the store and what it holds", "--strict", _doctor),
+    "doctor": _Command(commands.doctor, "examine the backend and what it holds", "--strict", _doctor),
+    "erase": _Command(
+        commands.erase, "delete all records of one caller", "--app shop.main:app --user 7 --dry-run", _erase
+    ),
     "purge": _Command(
         commands.purge, "delete all expired records; may run while the application does", "--batch 500", _purge
     ),
@@ -186,11 +197,10 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 def _leave_pipe(context: Context) -> None:
     """Let the interpreter, which flushes standard output when it ends, write nowhere instead of raising once more."""
-    if context.out is sys.stdout:
-        try:
-            number: Any = sys.stdout.fileno()
-        except (AttributeError, OSError, ValueError):
-            return  # no file stands behind it
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, number)
-        os.close(nowhere)
+    try:
+        number = context.out.fileno()
+    except (AttributeError, OSError, ValueError):
+        return  # no file stands behind it
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
 from open_idempotency._core import intents
+from open_idempotency._core.about import About
 from open_idempotency._core.attempt import StageId
 from open_idempotency._core.models import Lease
 from open_idempotency._core.stored_response import StageKind, encode_stage, seal_stage, unseal_stage
@@ -68,12 +71,17 @@ def forget(backend: Backend, seen: Record, *, force: bool = False) -> None:
     """
     freed = backend.free(Free(seen.record_id, seen.token, seen.status, False, force))
     if freed is Freed.ALIVE:
-        raise RecordAlive(
-            f"record {_short(seen)} is held by an attempt; wait for its lease to end, release it if its worker "
-            "is known to be dead, or use force (--force)"
-        )
+        raise held(seen)
     if freed is Freed.CHANGED:
         raise _changed(seen)
+
+
+def held(seen: Record) -> RecordAlive:
+    """The refusal to forget a record that an attempt holds."""
+    return RecordAlive(
+        f"record {_short(seen)} is held by an attempt; wait for its lease to end, release it if its worker "
+        "is known to be dead, or use force (--force)"
+    )
 
 
 def release(backend: Backend, seen: Record) -> None:
@@ -216,8 +224,9 @@ def _in_doubt(opened: dict[StageId, bytes], stage: StageId, seen: Record) -> int
 
 
 def _claimed(backend: Backend, seen: Record) -> Leased:
-    claim = Claim(seen.record_id, seen.fingerprint, os.urandom(16), _LEASE, seen.ttl)
-    result = backend.claim(claim)
+    owner = os.urandom(16)
+    about = replace(About.of(seen), holder=f"{socket.gethostname()}:{os.getpid()} (resolve)").encode(owner)
+    result = backend.claim(Claim(seen.record_id, seen.fingerprint, owner, _LEASE, seen.ttl, about=about))
     if isinstance(result, Leased):
         if not result.stages:  # it was forgotten since, or has expired, and this claim has made it anew
             backend.release(Release(result.lease))

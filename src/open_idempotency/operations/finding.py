@@ -25,13 +25,15 @@ _is_id = re.compile(rf"[0-9a-f]{{{_LEAST},{_ID_CHARACTERS}}}").fullmatch
 FILTERS: dict[str, Callable[[RecordView, float], bool]] = {
     "stuck": lambda view, after: view.is_stuck(after),
     "abandoned": lambda view, after: view.state is State.ABANDONED,
-    "failed": lambda view, after: view.state in (State.FAILED, State.FINAL),
+    "failed": lambda view, after: view.state is State.FINAL or (view.state is State.FAILED and view.attempt > 0),
     "in-progress": lambda view, after: view.state is State.ALIVE,
     "completed": lambda view, after: view.state is State.COMPLETED,
     "in-doubt": lambda view, after: bool(view.in_doubt),
 }
 
 
+#: those of them that depend on a record's stages
+_BY_STAGES = frozenset({"stuck", "in-doubt"})
 _STATES = [state.value for state in State if state is not State.ABSENT]
 
 
@@ -48,8 +50,8 @@ class Listing:
 class Stats:
     """All live records, counted. ``oldest``: the greatest age in each state, in seconds. Since 0.2.
 
-    ``in_doubt``: records with a stage in doubt. ``stages`` and ``bytes``: of all records, the bytes those of stored
-    responses. ``routes``: records by route, where routes are known.
+    ``in_doubt``: records with a stage in doubt. ``unreadable``: of a newer version, or corrupt. ``routes``: records by
+    route, where routes are known; a busy application without templates of routes has many.
     """
 
     total: int = 0
@@ -59,10 +61,7 @@ class Stats:
     oldest: dict[str, float] = field(default_factory=dict)
     stuck: int = 0
     in_doubt: int = 0
-    encrypted: int = 0
     unreadable: int = 0
-    stages: int = 0
-    bytes: int = 0
     routes: dict[str, int] = field(default_factory=dict)
 
 
@@ -128,40 +127,64 @@ def list_records(
     ``state``: a name in ``FILTERS``; None for all. ``older``: seconds since the latest attempt began, at least; with
     ``"stuck"``, for how long an attempt in progress may run (five minutes by default) and not the least age.
     ``policy``: opens what is encrypted, so that stages in doubt are known there. Every live record is read, in bounded
-    batches: a million take minutes. What cannot be read is counted. Raises ``BackendUnavailable``. Since 0.2.
+    batches, without its response. What cannot be read is counted. Raises ``BackendUnavailable``. Since 0.2.
     """
-    chosen = FILTERS[state] if state is not None else lambda view, after: True
-    after = older if state == "stuck" and older else STUCK_AFTER
+    now, after = backend.now(), older if state == "stuck" and older else STUCK_AFTER
     least = 0.0 if state == "stuck" else older
-    counts = _Counts()
-    matched: set[str] = set()
-    oldest: list[tuple[float, str, RecordView]] = []
-    for view in _views(backend, policy, counts):
-        if view.age < least or view.record in matched or not chosen(view, after):
+    matched, counts = 0, _Counts()
+    oldest: list[tuple[float, str]] = []
+    for record in _headers(backend, counts):
+        view = view_of(record, now)
+        if view.age < least or (state is not None and not _matches(backend, view, state, after, policy, counts)):
             continue
-        matched.add(view.record)
-        heapq.heappush(oldest, (view.age, view.record, view))
+        matched += 1
+        heapq.heappush(oldest, (view.age, view.record))
         if len(oldest) > limit:
             heapq.heappop(oldest)
-    return Listing(tuple(view for *_, view in sorted(oldest, reverse=True)), len(matched), counts.unreadable)
+    ids = [bytes.fromhex(record_id) for _, record_id in sorted(oldest, reverse=True)]
+    whole = [_view(backend, record_id, now, policy, counts) for record_id in ids]
+    return Listing(tuple(each for each in whole if each is not None), matched, counts.unreadable)
+
+
+def _matches(
+    backend: Backend, view: RecordView, state: str, after: float, policy: IdempotencyPolicy | None, counts: _Counts
+) -> bool:
+    """Whether a filter lets a record through. ``view``: of the record without its stages, which are read if need be."""
+    if FILTERS[state](view, after):
+        return True
+    if state not in _BY_STAGES or view.state in (State.ALIVE, State.COMPLETED):
+        return False
+    whole = _view(backend, view.seen.record_id, view.seen.claimed_at + view.age, policy, counts)
+    return whole is not None and FILTERS[state](whole, after)
+
+
+def _view(
+    backend: Backend, record_id: bytes, now: float, policy: IdempotencyPolicy | None, counts: _Counts
+) -> RecordView | None:
+    """The view of a record; None where it is gone, or cannot be read, which is counted."""
+    try:
+        record = backend.get(Get(record_id))
+        return None if record is None else view_of(record, now, policy=policy)
+    except RecordUnreadable:
+        counts.unreadable += 1
+        return None
 
 
 def stats(backend: Backend, *, policy: IdempotencyPolicy | None = None) -> Stats:
-    """Count all live records (P-16), each of which is read, in bounded batches.
+    """Count all live records (P-16), each of which is read, in bounded batches, without its response.
 
-    Raises ``BackendUnavailable``. Since 0.2.
+    ``policy``: opens what is encrypted, so that stages in doubt are known there. Raises ``BackendUnavailable``.
+    Since 0.2.
     """
-    found, counts = Stats(), _Counts()
-    for view in _views(backend, policy, counts):
+    now, found, counts = backend.now(), Stats(), _Counts()
+    for record in _headers(backend, counts):
+        view = view_of(record, now)
         name = view.state.value
         found.total += 1
         found.states[name] = found.states.get(name, 0) + 1
         found.oldest[name] = max(found.oldest.get(name, 0.0), view.age)
-        found.stuck += view.is_stuck()
-        found.in_doubt += bool(view.in_doubt)
-        found.encrypted += view.encrypted
-        found.stages += len(view.stages)
-        found.bytes += 0 if view.response is None else view.response.size
+        found.stuck += _matches(backend, view, "stuck", STUCK_AFTER, policy, counts)
+        found.in_doubt += _matches(backend, view, "in-doubt", STUCK_AFTER, policy, counts)
         if view.route:
             route = f"{view.method} {view.route}".strip()
             found.routes[route] = found.routes.get(route, 0) + 1
@@ -174,13 +197,24 @@ class _Counts:
     unreadable: int = 0
 
 
-def _views(backend: Backend, policy: IdempotencyPolicy | None, counts: _Counts) -> Iterator[RecordView]:
-    """The views of all live records. Those that cannot be read are counted."""
-    now = backend.now()
-    for record_id in backend.ids():
-        try:
-            record = backend.get(Get(record_id))
-            if record is not None:
-                yield view_of(record, now, policy=policy)
-        except RecordUnreadable:
-            counts.unreadable += 1
+def _headers(backend: Backend, counts: _Counts) -> Iterator[Record]:
+    """All live records, each once, mostly without responses and stages. Those that cannot be read are counted."""
+    seen: set[bytes] = set()
+    try:
+        for record in backend.scan_headers():
+            if record.record_id not in seen:
+                seen.add(record.record_id)
+                yield record
+    except RecordUnreadable:
+        # It was read together with others, so each of the rest is read by itself.
+        for record_id in backend.ids():
+            if record_id in seen:
+                continue
+            seen.add(record_id)
+            try:
+                single = backend.get(Get(record_id))
+            except RecordUnreadable:
+                counts.unreadable += 1
+                continue
+            if single is not None:
+                yield single

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from open_idempotency._core import intents
+from open_idempotency._core.about import About
 from open_idempotency._core.attempt import StageId
 from open_idempotency._core.models import Lease, Response
 from open_idempotency._core.stored_response import (
@@ -38,7 +39,7 @@ _KINDS = {
     StageKind.VALUE: "done",
     StageKind.TYPED: "done",
     StageKind.ERROR: "error",
-    StageKind.NOT_KEPT: "done, value not kept",
+    StageKind.NOT_KEPT: "done, value not stored",
     StageKind.BEGUN: "begun",
     StageKind.WITHDRAWN: "not done",
 }
@@ -46,8 +47,10 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class StageView:
-    """One stage. ``found``: done, error, "done, value not kept", begun (in doubt unless its attempt runs), not done (it
-    was withdrawn), or encrypted. ``size``: bytes of its value. ``value``: plain JSON, only where bodies were asked for.
+    """One stage. ``found``: done, error, "done, value not stored", begun, not done (it was withdrawn), or encrypted.
+
+    One that was begun is in doubt unless its attempt runs. ``size``: bytes of its value. ``value``: plain JSON, only
+    where bodies were asked for.
     """
 
     name: str
@@ -77,8 +80,9 @@ class RecordView:
 
     ``record``: its id in hexadecimal digits. ``age``: since the latest attempt began. ``lease_left``: below 0 where the
     lease has ended. ``expires_in``: until the key is forgotten. ``attempt``: its number; 0 where no attempt counts.
-    ``route``, ``method``, ``caller`` and ``holder`` are empty where they are not known. ``seen``: the record itself,
-    which ``release`` and ``forget`` compare with the one on record.
+    ``caller``: a digest that all records of a caller have in common. ``holder``: the worker, as ``host:pid``. What is
+    not known of the request is empty. ``seen``: the record itself, which ``release`` and ``forget`` compare with the
+    one on record.
     """
 
     record: str
@@ -130,6 +134,7 @@ def view_of(record: Record, now: float, *, policy: IdempotencyPolicy | None = No
             f"record {record.record_id.hex()[:12]} is encrypted, and nothing of it can be shown without the keys; "
             "give the application's policy (--app module:attribute)"
         )
+    about = About.of(record)
     stages = _stages(record, lease, policy if opens else None, bodies)
     return RecordView(
         record=record.record_id.hex(),
@@ -142,6 +147,10 @@ def view_of(record: Record, now: float, *, policy: IdempotencyPolicy | None = No
         response=_response(record, lease, policy if opens else None, bodies),
         encrypted=sealed,
         seen=record,
+        method=about.method,
+        route=about.route,
+        caller=about.caller.hex(),
+        holder=about.holder,
     )
 
 

@@ -18,6 +18,7 @@ from django.core.management import call_command
 from django.db import Error, connections
 from django.db.migrations.recorder import MigrationRecorder
 
+from open_idempotency.backend import Finding
 from open_idempotency.backends._shared import sql_verbs, urls
 from open_idempotency.backends._shared.fronts import SyncFront
 from open_idempotency.backends._shared.sql_verbs import Step, Verb
@@ -145,6 +146,15 @@ class DjangoBackend(SyncFront):
     def migrate(self) -> Sequence[str]:
         """Apply the migrations of ``open_idempotency.django`` that the database lacks; their names."""
         return migrate(self.alias)
+
+    def examine(self) -> Sequence[Finding]:
+        """See ``Backend.examine``; on this thread's own connection of Django's. Raises ``BackendUnavailable``."""
+        from open_idempotency.backends.django_orm.examination import examine
+
+        try:
+            return examine(self.alias, LABEL, self.now)
+        except Error as error:
+            raise dialects.wrapped(error, self.alias, connections[self.alias].vendor) from error
 
     def close(self) -> None:
         """Close this process's connections; they open again if the backend is used again."""

@@ -21,6 +21,7 @@ from open_idempotency.backend import (
     Complete,
     Completed,
     Fail,
+    Finding,
     Free,
     Freed,
     Get,
@@ -407,6 +408,12 @@ class RedisBackend(Backend):
         infos = [self._calls.on(server, "INFO") for server in self._calls.servers()]
         self.watch.heed(infos)
         return Health(tuple(topology.dangers_of(infos, self._options)))
+
+    def examine(self) -> Sequence[Finding]:
+        """See ``Backend.examine``. Each primary is looked at."""
+        from open_idempotency.backends.redis.examination import examine
+
+        return examine(self._options, self._calls.servers(), self._calls.on)
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``Backend.renew``. A record that cannot be read is LOST. More than 500 leases take several calls."""
