@@ -1,4 +1,4 @@
-"""A shell on a new SQLite file, and on every store in turn."""
+"""A shell on a new SQLite file, and on every backend in turn."""
 
 from __future__ import annotations
 

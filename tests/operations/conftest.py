@@ -1,4 +1,4 @@
-"""Fixtures for the tests of operators: every store in turn, and one in memory for what depends on none."""
+"""Fixtures for the tests of operators: every backend in turn, and one in memory for what depends on none."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.operations.stores import STORES, Maker, opened
 
 @pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of each store in turn."""
+    """The URL of each backend in turn."""
     with opened(request.param, request) as url:
         yield url
 
 
 @pytest.fixture
 def stored(store: str) -> Iterator[Backend]:
-    """The backend of each store in turn."""
+    """The backend of each backend in turn."""
     with open_backend(store) as backend:
         yield backend
 

@@ -40,7 +40,7 @@ LONG = 600.0
 
 @contextmanager
 def opened(name: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of an empty store, with its tables made."""
+    """The URL of an empty backend, with its tables made."""
     folder: Path = request.getfixturevalue("tmp_path")
     fresh = f"{name.replace('-', '_')}_{secrets.token_hex(4)}"
     if name.startswith("django"):

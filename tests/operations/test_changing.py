@@ -44,7 +44,7 @@ def next_claim(backend: Backend, record_id: bytes, **fields: Any) -> ClaimResult
 
 
 def test_a_released_record_is_free_at_once_and_its_worker_is_fenced(stored: Backend) -> None:
-    """P-14: on each store; the stages stay, and a worker that lives after all changes nothing."""
+    """P-14: on each backend; the stages stay, and a worker that lives after all changes nothing."""
     maker = Maker(stored)
     lease = maker.alive()
     operations.release(stored, read(stored, lease.record_id))
@@ -95,7 +95,7 @@ def test_a_live_record_is_forgotten_with_force_alone(backend: Backend, maker: Ma
 
 
 def test_a_forgotten_record_runs_anew(stored: Backend) -> None:
-    """P-13: on each store; a second forgetting of the same record is no error."""
+    """P-13: on each backend; a second forgetting of the same record is no error."""
     lease = Maker(stored).completed()
     seen = read(stored, lease.record_id)
     for _ in range(2):
@@ -118,7 +118,7 @@ def test_a_forget_spares_a_response_that_came_after(backend: Backend, maker: Mak
 
 @pytest.mark.parametrize("found", [{"id": "ch_1"}, "ch_1", None, 0])
 def test_a_stage_that_has_happened_gets_its_value(stored: Backend, found: Any) -> None:
-    """P-15: on each store; the next request, whatever its policy, has the value and does not run the stage."""
+    """P-15: on each backend; the next request, whatever its policy, has the value and does not run the stage."""
     lease = Maker(stored).in_doubt()
     operations.resolve(stored, read(stored, lease.record_id), "charge", found=found)
     claimed = next_claim(stored, lease.record_id)

@@ -1,4 +1,4 @@
-"""The doctor says what is right with each store, and what endangers its records."""
+"""The doctor says what is right with each backend, and what endangers its records."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ LOOKED_AT = {
 
 
 @pytest.mark.parametrize("name", LOOKED_AT)
-def test_each_store_is_looked_at(name: str, request: pytest.FixtureRequest) -> None:
+def test_each_backend_is_looked_at(name: str, request: pytest.FixtureRequest) -> None:
     """P-17: with the versions of both sides, and the difference of the clocks."""
     with opened(name, request) as url, open_backend(url) as backend:
         Maker(backend).completed()
@@ -218,7 +218,7 @@ def test_a_damaged_file_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_a_clock_that_differs_is_reported() -> None:
-    """P-17: leases go by the store's, so it is a warning."""
+    """P-17: leases go by the backend's, so it is a warning."""
     backend = MemoryBackend(clock=ManualClock())
     finding = _one(operations.examine(backend), "clock")
     assert finding.level is Level.WARNING

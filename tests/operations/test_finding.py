@@ -60,8 +60,8 @@ def test_a_limit_keeps_the_oldest_and_counts_all(backend: Backend, maker: Maker,
     assert listing.matched == len(made)
 
 
-def test_each_store_lists_and_counts(stored: Backend) -> None:
-    """P-10, P-16: on each store, with the route and the worker that holds a record."""
+def test_each_backend_lists_and_counts(stored: Backend) -> None:
+    """P-10, P-16: on each backend, with the route and the worker that holds a record."""
     maker = Maker(stored)
     doubtful, alive = maker.in_doubt(), maker.alive()
     maker.completed()
@@ -80,7 +80,7 @@ def test_each_store_lists_and_counts(stored: Backend) -> None:
     assert counted.routes == {"POST /orders/{id}": 3}
 
 
-def test_each_store_finds_a_record_by_its_beginning(stored: Backend) -> None:
+def test_each_backend_finds_a_record_by_its_beginning(stored: Backend) -> None:
     """P-11: in upper case too, with an odd number of digits, and whole."""
     record_id = Maker(stored).alive().record_id
     for text in (record_id.hex(), record_id.hex()[:12], record_id.hex()[:13], f" {record_id.hex()[:12].upper()} "):

@@ -1,4 +1,4 @@
-"""The command ``open-idempotency`` for operators: find a key, see what is stuck, free it, examine the store.
+"""The command ``open-idempotency`` for operators: find a key, see what is stuck, free it.
 
 Exit codes are those of ``operations.ExitCode``: 0 done, 2 wrong usage, and one for each kind of refusal, with the
 reason on standard error. Standard output has what was asked for and nothing else.

@@ -78,7 +78,16 @@ def find(context: Context, backend: Backend) -> Record:
     if by_id and (not who or len(text.strip()) == _WHOLE):
         try:
             return operations.find_record(backend, text)
-        except RecordUnknown:
+        except RecordUnknown as error:
             if len(text.strip()) == _WHOLE:
                 raise
-    return operations.find_key(backend, application_of(context, who), text, **who)
+            return _by_key(context, backend, text, who, f"{error}; and as a client's key: ")
+    return _by_key(context, backend, text, who)
+
+
+def _by_key(context: Context, backend: Backend, text: str, who: dict[str, Any], before: str = "") -> Record:
+    """The record of a client's key. ``before``: what was found out already, for the error."""
+    try:
+        return operations.find_key(backend, application_of(context, who), text, **who)
+    except RecordUnknown as error:
+        raise RecordUnknown(f"{before}{error}") from error

@@ -24,8 +24,8 @@ _CODES = {
     ExitCode.SEVERAL: "several records match",
     ExitCode.LIVE: "refused: an attempt holds the record",
     ExitCode.STATE: "refused: the record's state does not allow it",
-    ExitCode.DOWN: "the store does not reply",
-    ExitCode.DENIED: "the store refuses this user",
+    ExitCode.DOWN: "the backend does not reply",
+    ExitCode.DENIED: "the backend refuses this user",
     ExitCode.UNREADABLE: "the record cannot be read: newer, corrupt, or encrypted",
     ExitCode.UNCONFIRMED: "not confirmed",
     ExitCode.PROBLEMS: "the doctor found problems",
@@ -158,7 +158,7 @@ _COMMANDS = {
         commands.forget, "delete a record: the next request with its key runs anew", "3f9a6c01b2d4 --yes", _forget
     ),
     "stats": _Command(commands.stats, "count records by state", "--json", _nothing),
-    "doctor": _Command(commands.doctor, "examine the store and what it holds", "--strict", _doctor),
+    "doctor": _Command(commands.doctor, "examine the backend and what it holds", "--strict", _doctor),
     "erase": _Command(
         commands.erase, "delete all records of one caller", "--app shop.main:app --user 7 --dry-run", _erase
     ),

@@ -1,4 +1,4 @@
-"""The doctor: whether the store can be reached, and what endangers records or delays requests (P-17)."""
+"""The doctor: whether the backend can be reached, and what endangers records or delays requests (P-17)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from open_idempotency.backend import Backend, Finding, Level
 from open_idempotency.operations.advice import duration
 from open_idempotency.policy import IdempotencyPolicy
 
-#: seconds by which this machine's clock may differ from the store's
+#: seconds by which this machine's clock may differ from the backend's
 _APART = 2.0
 _SLOW = 0.25
 
@@ -19,8 +19,8 @@ _SLOW = 0.25
 def examine(backend: Backend, *, policy: IdempotencyPolicy | None = None) -> tuple[Finding, ...]:
     """Look closely at a backend (P-17). Findings of the level ``PROBLEM`` need somebody now.
 
-    ``policy``: the application's, of which leases and retention are compared with the store. It reads, and writes
-    nothing. Raises ``BackendUnavailable`` where the store does not reply. Since 0.2.
+    ``policy``: the application's, of which leases and retention are compared with the backend. It reads, and writes
+    nothing. Raises ``BackendUnavailable`` where the backend does not reply. Since 0.2.
     """
     versions = f"open-idempotency {open_idempotency.__version__}, Python {platform.python_version()}"
     first = Finding("package", Level.OK, versions)
@@ -39,13 +39,13 @@ def _clock(backend: Backend) -> list[Finding]:
         "reachable",
         Level.OK if after - before < _SLOW else Level.WARNING,
         f"a call takes {(after - before) * 1000:.1f} ms from here",
-        "" if after - before < _SLOW else "each new key takes two such calls; bring the store nearer",
+        "" if after - before < _SLOW else "each new key takes two such calls; bring the backend nearer",
     )
     apart = theirs - (before + after) / 2
-    said = f"the store's clock is {duration(apart)} {'ahead of' if apart > 0 else 'behind'} this machine's"
+    said = f"the backend's clock is {duration(apart)} {'ahead of' if apart > 0 else 'behind'} this machine's"
     if abs(apart) <= max(_APART, after - before):
         return [reply, Finding("clock", Level.OK, said)]
-    cure = "leases go by the store's clock, so nothing is lost; compare times in logs with care, and check NTP on both"
+    cure = "leases go by the backend's clock, so nothing is lost; check NTP on both, and compare logs with care"
     return [reply, Finding("clock", Level.WARNING, said, cure)]
 
 

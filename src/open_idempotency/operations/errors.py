@@ -25,9 +25,9 @@ class ExitCode(IntEnum):
     LIVE = 5
     #: refused, since the state of the record, or of the stage, does not allow it
     STATE = 6
-    #: the store did not reply
+    #: the backend did not reply
     DOWN = 7
-    #: the store refuses this user, or the file this process
+    #: the backend refuses this user, or the file this process
     DENIED = 8
     #: a record that cannot be read: of a newer version, corrupt, or encrypted with keys that were not given
     UNREADABLE = 9
@@ -99,7 +99,7 @@ class RecordSealed(OperationRefused):
     exit_code = ExitCode.UNREADABLE
 
 
-#: what clients of stores raise if the store refuses the user: the names of their classes
+#: what client libraries raise if the backend refuses the user: the names of their classes
 _DENIALS = frozenset(
     {
         "AuthenticationError",
@@ -139,7 +139,7 @@ def exit_code_of(error: BaseException) -> ExitCode:
 
 
 def is_denial(error: BaseException) -> bool:
-    """Whether the store refused this user: a wrong password, or a right that is missing. Looks at the causes too."""
+    """Whether the backend refused this user: a wrong password, or a right that is missing. Looks at the causes too."""
     looked_at: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in looked_at:

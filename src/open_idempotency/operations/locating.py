@@ -1,7 +1,7 @@
 """From a key and what is known of its caller to the record, by the policy of the application (P-03 to P-06).
 
 A record id is a digest of the application's name, the scope of the caller and the key, by the policy of the route.
-``locate`` computes it as a request would, and asks no store. ``find_key`` looks the record up; with the key alone it
+``locate`` computes it as a request would, and asks no backend. ``find_key`` looks the record up; with the key alone it
 reads all records, since each says, as a digest, which key it stands for.
 
 ``of`` is the application that the server runs (Starlette, FastAPI, Flask, Django's ``application``, a middleware, an
@@ -104,7 +104,7 @@ def policy_of(of: object) -> IdempotencyPolicy:
 
 
 def locate(of: object, key: str, **who: Any) -> tuple[Located, ...]:
-    """The records that a key may have, the likeliest first; asks no store (P-03).
+    """The records that a key may have, the likeliest first; asks no backend (P-03).
 
     ``who``: the fields of ``Who``. Several are possible where routes have rules of their own and ``path`` is not given,
     and of a ``user`` whom some requests know as the framework's user and others by their session. Without a caller it

@@ -39,7 +39,7 @@ _KINDS = {
     StageKind.VALUE: "done",
     StageKind.TYPED: "done",
     StageKind.ERROR: "error",
-    StageKind.NOT_KEPT: "done, value not kept",
+    StageKind.NOT_KEPT: "done, value not stored",
     StageKind.BEGUN: "begun",
     StageKind.WITHDRAWN: "not done",
 }
@@ -47,8 +47,10 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class StageView:
-    """One stage. ``found``: done, error, "done, value not kept", begun (in doubt unless its attempt runs), not done (it
-    was withdrawn), or encrypted. ``size``: bytes of its value. ``value``: plain JSON, only where bodies were asked for.
+    """One stage. ``found``: done, error, "done, value not stored", begun, not done (it was withdrawn), or encrypted.
+
+    One that was begun is in doubt unless its attempt runs. ``size``: bytes of its value. ``value``: plain JSON, only
+    where bodies were asked for.
     """
 
     name: str
