@@ -25,7 +25,7 @@ import fcntl
 import pty
 import termios
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
 _ASKED = b"[y/N] "
 
 
@@ -90,7 +90,7 @@ def test_a_table_fits_the_terminal(file_url: str, maker: Maker, columns: int) ->
     """P-21: the record is never cut; without a terminal nothing is, however narrow COLUMNS says that one is."""
     lease = maker.in_doubt()
     done = _on_terminal(["list", "--backend", file_url], columns=columns)
-    lines = _COLOUR.sub("", done.out).splitlines()
+    lines = _STYLE.sub("", done.out).splitlines()
     assert max(map(len, lines)) <= columns
     assert lines[1].startswith(lease.record_id.hex()[:12])
     assert "web-3:812" in run(["list", "--backend", file_url], env=environment(COLUMNS="20")).out
@@ -104,16 +104,16 @@ def test_a_terminal_of_ten_columns_keeps_what_it_can() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)], ids=["", "1", "empty"]
+    ("more", "styled"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True)], ids=["", "1", "empty"]
 )
-def test_colours_are_for_terminals_that_want_them(
-    file_url: str, maker: Maker, more: dict[str, str], coloured: bool
+def test_styles_are_for_terminals_that_want_them(
+    file_url: str, maker: Maker, more: dict[str, str], styled: bool
 ) -> None:
     """P-21: as no-color.org has it; never in a pipe."""
     maker.in_doubt()
     arguments = ["list", "--backend", file_url]
-    assert bool(_COLOUR.search(_on_terminal(arguments, **more).out)) is coloured
-    assert not _COLOUR.search(run(arguments).out)
+    assert bool(_STYLE.search(_on_terminal(arguments, **more).out)) is styled
+    assert not _STYLE.search(run(arguments).out)
 
 
 def test_a_reader_that_leaves_is_no_error_of_ours(file_url: str, maker: Maker) -> None:

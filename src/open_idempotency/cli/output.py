@@ -1,4 +1,4 @@
-"""How commands print: tables that fit the terminal, colours where they are wanted, and JSON."""
+"""How commands print: tables that fit the terminal, styles where they are wanted, and JSON."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ _GAP = "  "
 _NARROWEST = 6
 _RED, _YELLOW, _GREEN, _DIM, _PLAIN = "31", "33", "32", "2", ""
 _LEVELS = {Level.OK: _GREEN, Level.UNKNOWN: _DIM, Level.WARNING: _YELLOW, Level.PROBLEM: _RED}
-_STATES = {State.ABANDONED: _RED, State.FINAL: _RED, State.FAILED: _YELLOW, State.COMPLETED: _GREEN}
 
 
 class Page:
-    """What is known of standard output: whether it is a terminal, how wide, and whether colours are wanted."""
+    """What is known of standard output: whether it is a terminal, how wide, and whether styles are wanted."""
 
     def __init__(self, out: TextIO) -> None:
         self._terminal = out.isatty()
-        self._colours = self._terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._styles = self._terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._encoding = out.encoding or "ascii"
 
     @property
@@ -32,27 +31,23 @@ class Page:
         """Columns of the terminal; None where nothing is to be cut, as in a pipe."""
         return shutil.get_terminal_size().columns if self._terminal else None
 
-    def coloured(self, text: str, colour: str) -> str:
-        """The text in a colour, as an ANSI number, where colours are wanted."""
-        return f"\x1b[{colour}m{text}\x1b[0m" if colour and self._colours else text
+    def styled(self, text: str, style: str) -> str:
+        """The text in a style, as an ANSI number, where styles are wanted."""
+        return f"\x1b[{style}m{text}\x1b[0m" if style and self._styles else text
 
     def level(self, level: Level) -> str:
-        """A level of a finding, in its colour."""
-        return self.coloured(level.value, _LEVELS[level])
+        """A level of a finding, styled."""
+        return self.styled(level.value, _LEVELS[level])
 
-    def state(self, view: RecordView) -> str:
-        """The state of a record, in its colour, with ``!`` where it is stuck."""
-        return self.coloured(state_text(view), _STATES.get(view.state, _RED if view.is_stuck() else _PLAIN))
-
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], colours: Sequence[str] = ()) -> str:
-        """A table with a head. The last columns are cut where the terminal is narrow. ``colours``: of the rows."""
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> str:
+        """A table with a head. The last columns are cut where the terminal is narrow. ``styles``: of the rows."""
         cells = [head, *([printable(cell, self._encoding) for cell in row] for row in rows)]
         widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
         widths = fitted(widths, self.width)
         lines = [
             _GAP.join(cut(cell, width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in cells
         ]
-        return "\n".join([lines[0], *map(self.coloured, lines[1:], colours or [_PLAIN] * len(rows))])
+        return "\n".join([lines[0], *map(self.styled, lines[1:], styles or [_PLAIN] * len(rows))])
 
     def facts(self, facts: Sequence[tuple[str, str]]) -> str:
         """Names and values, one line each."""
