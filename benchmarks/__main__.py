@@ -25,6 +25,7 @@ PARTS: Mapping[str, Callable[[Run], Results]] = {
     "memory": program("memory"),
     "expensive-bodies": program("expensive_bodies"),
     "request-calls": program("request_calls"),
+    "telemetry": program("telemetry"),
 }
 
 

@@ -135,6 +135,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "memory": _program,
     "expensive-bodies": _program,
     "request-calls": _program,
+    "telemetry": _program,
 }
 
 

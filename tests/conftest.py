@@ -16,6 +16,7 @@ from open_idempotency import open_backend
 from open_idempotency._engine import shutdown
 from open_idempotency._engine.heartbeat import _Beats
 from tests import mariadb_server
+from tests.effort import times
 from tests.matrix import SUITES, is_full
 from tests.poolers import POOLERS, PgBouncer, Pooler, pgbouncer_binary
 from tests.postgres_server import PostgresServer
@@ -23,7 +24,9 @@ from tests.servers import CAN_EXIST, Server
 from tests.topologies import Cluster, Sentinel, replicated
 
 # How long it takes to make and to try a value depends on the machine's load, and is no property of the code.
-settings.register_profile("patient", settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]))
+settings.register_profile(
+    "patient", settings(max_examples=times(25), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+)
 settings.load_profile("patient")
 
 #: on a machine that brings its own server; it is used in place of the Valkey one, and never flushed

@@ -1,4 +1,7 @@
-"""How hard the searching tests look: a second or two by default, as long as one likes for a proof."""
+"""How hard the searching tests look: a second or so by default, as long as one likes for a proof.
+
+Hypothesis counts as one of them: ``conftest.py`` gives it its number of examples.
+"""
 
 from __future__ import annotations
 

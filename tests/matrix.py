@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from zlib import crc32
 
 import pytest
@@ -24,22 +24,29 @@ Pair = tuple[str, str]
 Cell = Callable[[pytest.Item], tuple[str, str, str] | None]
 
 
+def below(folder: str, items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """The tests of a folder in ``tests``, by their names: to compare their paths would take ten times as long."""
+    start = f"tests/{folder}/"
+    return [item for item in items if item.nodeid.startswith(start)]
+
+
 def is_full(suite: str) -> bool:
     """Whether every cell of this suite was asked for."""
     return os.environ.get(f"OI_TEST_{suite}") == "full"
 
 
 def thin_out(
-    config: pytest.Config, items: list[pytest.Item], suite: str, cell: Cell, *, every_column: bool = True
+    config: pytest.Config, items: list[pytest.Item], folder: str, suite: str, cell: Cell, *, every_column: bool = True
 ) -> None:
     """Take out what the short form leaves to the full one; pytest reports how many that are.
 
-    ``every_column``: whether a test meets each column, and not each row alone.
+    ``folder``: of the tests that have a cell. ``every_column``: whether a test meets each column, and not each row
+    alone.
     """
     if is_full(suite):
         return
     matrices: dict[str, dict[Pair, pytest.Item]] = defaultdict(dict)
-    for item in items:
+    for item in below(folder, items):
         if found := cell(item):
             row, column, test = found
             matrices[test][row, column] = item
@@ -50,6 +57,34 @@ def thin_out(
     if out:
         items[:] = [item for item in items if item not in out]
         config.hook.pytest_deselected(items=sorted(out, key=lambda item: item.nodeid))
+
+
+def share_out(config: pytest.Config, items: list[pytest.Item], folder: str, suite: str, *names: str) -> None:
+    """Of a test that has values beside its cells, run each value in some cells, and some values in each cell.
+
+    ``names``: of the parameters that make the cell. ``OI_TEST_...=full`` runs each value in each cell.
+    """
+    if is_full(suite):
+        return
+    tests: dict[str, dict[Pair, pytest.Item]] = defaultdict(dict)
+    for item in below(folder, items):
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and set(names) < set(item.callspec.params):
+            cell = " ".join(str(item.callspec.params[name]) for name in names)
+            tests[item.nodeid.partition("[")[0]][apart_from(item, *names), cell] = item
+    out = set()
+    for found in tests.values():
+        kept = diagonals(list(found))
+        out |= {item for pair, item in found.items() if pair not in kept}
+    if out:
+        items[:] = [item for item in items if item not in out]
+        config.hook.pytest_deselected(items=sorted(out, key=lambda item: item.nodeid))
+
+
+def diagonals(cells: Sequence[Pair]) -> set[Pair]:
+    """Of the pairs of values and cells every fourth: each value is there, and each cell, and not each with each."""
+    places = [sorted({cell[place] for cell in cells}) for place in (0, 1)]
+    step = min(4, *map(len, places))
+    return {(one, two) for one, two in cells if (places[0].index(one) + places[1].index(two)) % step == 0}
 
 
 def short_form(test: str, cells: Sequence[Pair], *, every_column: bool = True) -> set[Pair]:

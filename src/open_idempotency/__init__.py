@@ -6,6 +6,7 @@ one loads no framework, client library or event loop.
 """
 
 from open_idempotency._core.intents import NOT_DONE, UNKNOWN, Finding, Found
+from open_idempotency._core.key_sources import key_from
 from open_idempotency._core.models import Status
 from open_idempotency._engine.shutdown import drain
 from open_idempotency.backends.registry import open_backend
@@ -15,18 +16,25 @@ from open_idempotency.exceptions import (
     BackendUnavailable,
     ConfigurationError,
     IdempotencyError,
+    InProgress,
+    KeyNested,
+    KeyRejected,
     KeyReused,
     LeaseLost,
     LedgerMissing,
     NotAuthenticated,
+    NotCommitted,
     NotStarted,
     OutcomeUnknown,
+    PayloadRejected,
     RecordUnreadable,
     StageConflict,
     StageValueError,
     SyncAsyncMismatch,
+    TooManyKeys,
 )
 from open_idempotency.idem import idem
+from open_idempotency.once import Once, OnceStatus
 from open_idempotency.policy import IdempotencyPolicy
 
 __all__ = [
@@ -40,19 +48,28 @@ __all__ = [
     "Found",
     "IdempotencyError",
     "IdempotencyPolicy",
+    "InProgress",
+    "KeyNested",
+    "KeyRejected",
     "KeyReused",
     "LeaseLost",
     "LedgerMissing",
     "NotAuthenticated",
+    "NotCommitted",
     "NotStarted",
+    "Once",
+    "OnceStatus",
     "OutcomeUnknown",
+    "PayloadRejected",
     "RecordUnreadable",
     "StageConflict",
     "StageValueError",
     "Status",
     "SyncAsyncMismatch",
+    "TooManyKeys",
     "drain",
     "idem",
+    "key_from",
     "open_backend",
 ]
 

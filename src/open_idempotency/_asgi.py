@@ -8,6 +8,7 @@ at once.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import suppress
 from traceback import clear_frames
@@ -18,7 +19,7 @@ from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.caller_changes import Change, Session, follow, read_change
 from open_idempotency._core.commands import Steps
-from open_idempotency._core.keys import Caller
+from open_idempotency._core.keys import Caller, with_echo
 from open_idempotency._core.models import Headers, Identity, Request, Response
 from open_idempotency._core.settlement import REPLACED, Fate, abort, begin, finish
 from open_idempotency._core.stored_response import UNRECORDED, Capture
@@ -28,7 +29,7 @@ from open_idempotency._engine.cancellation import hold_for
 from open_idempotency._engine.engine import Engine, new_owner, running
 from open_idempotency._engine.event_log import report_late_error
 from open_idempotency._engine.shutdown import ClientLeft, Grace
-from open_idempotency._runtime import clocks, loops
+from open_idempotency._runtime import clocks, loops, processes
 from open_idempotency.exceptions import LeaseLost
 from open_idempotency.policy import IdempotencyPolicy
 
@@ -245,7 +246,8 @@ class Exchange:
 
     __slots__ = (
         "_attempt", "_body", "_caller", "_capture", "_client", "_engine", "_gone", "_held", "_hold", "_inner", "_more",
-        "_outlet", "_pieces", "_policy", "_scope", "_session", "_settled", "_source", "_started", "_withheld",
+        "_outlet", "_passes", "_pieces", "_policy", "_scope", "_session", "_settled", "_source", "_started", "_whole",
+        "_withheld",
     )  # fmt: skip
 
     def __init__(self, inner: Inner, policy: IdempotencyPolicy, scope: Scope, receive: Receive, send: Send) -> None:
@@ -270,6 +272,8 @@ class Exchange:
         self._gone = False
         # whether the application has still to receive some of the body
         self._more = True
+        # whether the whole body was received; and whether the request goes on as one without a key
+        self._whole = self._passes = False
         self._client: Client
 
     @property
@@ -285,6 +289,8 @@ class Exchange:
             admission = await self._admit(request_of(self._scope), key_headers)
             if isinstance(admission, Response):
                 await self._respond(admission)
+            elif admission.passes:
+                await self._let_through(admission)
             else:
                 await self._protect(admission)
         except ClientGone:
@@ -304,6 +310,7 @@ class Exchange:
             advice,
             self._session,
             renders=self._renders,
+            holder=processes.name(),
         )
         admission = await self._engine.aio.run(admit(intake, self._policy))
         if self._session is not None and isinstance(admission, Attempt):
@@ -326,10 +333,26 @@ class Exchange:
             message = await self._source()
             if message["type"] == "http.disconnect":
                 raise ClientGone
+            self._whole = not message.get("more_body", False)
             for _ in body.add_in_turns(message.get("body", b"")):
                 await loops.sleep(0)
-            if not message.get("more_body", False):
+            if self._whole:
                 return body
+
+    async def _let_through(self, attempt: Attempt) -> None:
+        """Run a request in which ``key=`` has found no key, as one without: no response of it is captured."""
+        self._pass(0)
+        mark = running.set((attempt, self._engine))
+        try:
+            await self._inner.call_app(self._scope, self._receive, self._outlet)
+        finally:
+            running.reset(mark)
+
+    def _pass(self, read: int) -> None:
+        """Give the application what was received of the body, then the rest. ``read``: the bytes that it has by now."""
+        self._passes = True
+        self._pieces = self._body.pieces(read)
+        self._more = self._more and (self._body.size > read or self._whole)
 
     async def _protect(self, attempt: Attempt) -> None:
         engine = self._engine
@@ -337,7 +360,7 @@ class Exchange:
         self._client = Client(self._source, Grace(self._policy.stream_grace, self._capture))
         self._scope[MARK] = attempt
         self._pieces = self._body.pieces()
-        extensions = self._hide_extensions()
+        extensions = self._hide_extensions() if "extensions" in self._scope else None
         mark = running.set((attempt, engine))
         try:
             if clocks.elapsed() > attempt.sure_until and (instead := await self._late(attempt)) is not None:
@@ -360,7 +383,7 @@ class Exchange:
 
     def _run_app(self, attempt: Attempt, app: App) -> Awaitable[None]:
         """Call the application. Its cancellation waits for the functions that it runs in threads (L-09)."""
-        if thread_calls.pending:
+        if thread_calls.pending.keys() & sys.modules.keys():
             thread_calls.hook()
         hold = self._hold = hold_for(attempt)
         call = app(self._scope, self._receive, self._send)
@@ -421,11 +444,11 @@ class Exchange:
     async def _receive(self) -> Message:
         """The body that was received already, then the server's messages: in the end, the disconnect (R-06)."""
         if not self._more:
-            return await self._client.receive()
+            return await (self._source() if self._passes else self._client.receive())
         if self._body.spooled:
             await loops.sleep(0)  # these pieces come without waiting, so let other tasks run
         piece, self._more = next(self._pieces)
-        return {"type": "http.request", "body": piece, "more_body": self._more}
+        return {"type": "http.request", "body": piece, "more_body": self._more or (self._passes and not self._whole)}
 
     async def _send(self, message: Message) -> None:
         """Hold the start back until it is known what may be sent; copy the body (R-03)."""
@@ -488,12 +511,17 @@ class Exchange:
         held, self._held = self._held, None
         if held is None:
             return self._forward(message)
+        echo = None if self._attempt is None else self._attempt.echo
+        if echo is not None and not any(name.lower() == echo[0] for name, _ in held["headers"]):
+            held = {**held, "headers": [*held["headers"], echo]}
         self._started = True
         if self._hold is not None:
             self._withheld = self._hold.begun()
         return self._forward(held, message)
 
     async def _respond(self, response: Response) -> None:
+        if self._attempt is not None and self._attempt.echo is not None:
+            response = with_echo(response, self._attempt.echo)
         headers = [(name.lower(), value) for name, value in response.headers]
         await self._forward(
             {"type": "http.response.start", "status": response.status, "headers": headers},
@@ -531,4 +559,11 @@ def request_of(scope: Scope) -> Request:
         query=scope.get("query_string", b""),
         headers=scope["headers"],
         native=scope,
+        route=_template_of(scope),
     )
+
+
+def _template_of(scope: Scope) -> str | None:
+    """The template of the route that a router around the middleware has found; Litestar has it as text."""
+    template = getattr(scope.get("route"), "path", None) or scope.get("path_template")
+    return template if isinstance(template, str) else None

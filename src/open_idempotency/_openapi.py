@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from open_idempotency._core.key_sources import KeySource
 from open_idempotency.policy import IdempotencyPolicy
 
 #: the name of the problem's schema among the components
@@ -62,6 +63,11 @@ _OF_OUTCOMES: Mapping[str, Any] = {
     },
 }
 
+_ECHO: Mapping[str, Any] = {
+    "description": "The idempotency key of the request; problems about a valid key have it too",
+    "schema": {"type": "string"},
+}
+
 # What `_core.keys` reads, apart from parameters of the header and space around it, which clients do not send.
 _BARE_KEY = r"[!#-+\--:<-\[\]-~]{1,255}"
 _STRING = r'"(?:[ !#-\[\]-~]|\\["\\]){1,255}"'
@@ -74,11 +80,14 @@ def document(operation: dict[str, Any], policy: IdempotencyPolicy, problem: Mapp
     The responses are 400, 409, 413, 422 and 503, and 429 with a quota. ``problem``: the schema of the problem, such as
     a ``$ref`` to it.
     """
-    _add_header(operation.setdefault("parameters", []), policy)
+    if policy.key is None:
+        _add_header(operation.setdefault("parameters", []), policy)
     responses: dict[str, Any] = operation.setdefault("responses", {})
     for status, response in responses.items():
         if str(status)[0] in "23" or status == "default":
             _add_headers(response, _OF_OUTCOMES)
+            if policy.echo_key:
+                _add_headers(response, {policy.header: _ECHO})
     # Other forms are not described: a renderer's is unknown, and Stripe documents its own.
     ours = None if policy.render_problem or policy.compat else problem
     for status, descriptions in _responses(policy).items():
@@ -89,7 +98,8 @@ def document(operation: dict[str, Any], policy: IdempotencyPolicy, problem: Mapp
 
 
 def _responses(policy: IdempotencyPolicy) -> Mapping[str, list[str]]:
-    malformed = "The idempotency key is " + ("missing or malformed" if policy.required else "malformed")
+    source = f", in {policy.key}," if isinstance(policy.key, KeySource) else ""
+    malformed = f"The idempotency key{source} is " + ("missing or malformed" if policy.required else "malformed")
     of_key = {"400": [malformed, _REUSED]} if policy.compat == "stripe" else {"400": [malformed], "422": [_REUSED]}
     quota = {} if policy.max_live_keys is None else {"429": [_TOO_MANY]}
     too_large = _TOO_LARGE.format(policy.max_request_bytes)

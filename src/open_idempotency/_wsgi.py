@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from http import HTTPStatus
+from io import BufferedReader, RawIOBase
 from typing import Any, TypeVar
 from urllib.parse import quote
 from wsgiref.util import FileWrapper
 
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Steps
+from open_idempotency._core.keys import with_echo
 from open_idempotency._core.models import Headers, Request, Response
 from open_idempotency._core.settlement import REPLACED, Fate, abort, begin, finish
 from open_idempotency._core.stored_response import Capture
@@ -82,7 +84,9 @@ class EnvironRequest(Request):
         self.query = octets(environ.get("QUERY_STRING", ""))
         self.native = native
         self.body = None
+        self.route = None
         self.alone = environ.get("wsgi.multithread") is False
+        self.route = None
         self._environ = environ
 
     def __getattr__(self, name: str) -> Headers:
@@ -146,9 +150,11 @@ def read_body(environ: Environ, body: RequestBody) -> None:
         if not (declared.isascii() and declared.isdigit()):
             raise BodyIncomplete(400)
         _read_bytes(environ["wsgi.input"], int(declared), body)
+        body.whole = True
     elif environ.get("wsgi.input_terminated"):
         while chunk := _read(environ["wsgi.input"], PIECE):
             body.add(chunk)
+        body.whole = True
     elif "HTTP_TRANSFER_ENCODING" in environ:
         # There is a body, and the server does not say where it ends.
         raise BodyIncomplete(411)
@@ -179,6 +185,38 @@ def give_body(environ: Environ, body: RequestBody) -> Any:
     return file
 
 
+def give_rest(environ: Environ, body: RequestBody) -> None:
+    """Put what was read of a body back into the environ, in front of what the server still has of it."""
+    declared = content_length(environ)
+    if not body.size:
+        return  # nothing was read
+    if declared is not None or body.whole:
+        give_body(environ, body)
+    else:
+        environ["wsgi.input"] = BufferedReader(_Joined(body.file(), environ["wsgi.input"]))
+
+
+class _Joined(RawIOBase):
+    """One file behind another, read once."""
+
+    def __init__(self, *files: Any) -> None:
+        self._files = list(files)
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read from the first file that is not at its end."""
+        while self._files:
+            chunk: bytes = self._files[0].read(len(buffer))
+            if chunk:
+                buffer[: len(chunk)] = chunk
+                return len(chunk)
+            del self._files[0]
+        return 0
+
+
 def hide_file_wrapper(environ: Environ) -> None:
     """Replace the server's file wrapper by one that iterates, since a file that the server sends is not captured.
 
@@ -196,6 +234,14 @@ def status_line(status: int) -> str:
         return f"{status} Unknown"
 
 
+def with_echo_header(headers: list[tuple[str, str]], attempt: Attempt) -> list[tuple[str, str]]:
+    """The headers of a response with the client's key, if it is sent back and they have no such header (H-21)."""
+    if attempt.echo is None:
+        return headers
+    name, value = (part.decode("latin-1") for part in attempt.echo)
+    return headers if any(each.lower() == name for each, _ in headers) else [*headers, (name, value)]
+
+
 def native_headers(response: Response) -> list[tuple[str, str]]:
     """A response's headers in WSGI's form, in order, with duplicates."""
     return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers]
@@ -204,6 +250,7 @@ def native_headers(response: Response) -> list[tuple[str, str]]:
 # One protected request
 
 T = TypeVar("T")
+Verdict = TypeVar("Verdict", Response, Fate | Response)
 Close = Callable[[], object]
 
 
@@ -270,7 +317,7 @@ class Protection:
             instead = self._engine.sync.run(begin(self.attempt))
             if instead is not None:
                 self._end()
-                return instead
+                return self._echoing(instead)
         return None
 
     def _end(self) -> None:
@@ -288,9 +335,15 @@ class Protection:
     def _settle(self, steps: Steps[Fate | Response]) -> Fate | Response:
         self.settled = True
         try:
-            return self._engine.sync.run(steps)
+            verdict = self._engine.sync.run(steps)
         finally:
             self._engine.heartbeat.forget(self.attempt)
+        return verdict if self.attempt.echo is None else self._echoing(verdict)
+
+    def _echoing(self, verdict: Verdict) -> Verdict:
+        """A response that is sent instead has the client's key too."""
+        echo = self.attempt.echo
+        return verdict if echo is None or not isinstance(verdict, Response) else with_echo(verdict, echo)
 
 
 class LiveBody:

@@ -14,13 +14,14 @@ from typing import Any
 from open_idempotency._asgi import ChangingSession, Exchange, Message, Receive, Scope, Send
 from open_idempotency._core.admission import Intake, admit
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.keys import find_key
+from open_idempotency._core.keys import find_key, with_echo
 from open_idempotency._core.models import Headers, Identity, Request, Response
 from open_idempotency._core.settlement import REPLACED, Fate
 from open_idempotency._core.stored_response import UNRECORDED
 from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.engine import Engine, new_owner, running
 from open_idempotency._routes.coverage import Route, key_among
+from open_idempotency._runtime import processes
 from open_idempotency._wsgi import Protection, bound
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
@@ -73,10 +74,12 @@ class Adapter:
             return received
 
         key = key_among(find_key(request.headers, self._route.likely), self._route)
-        intake = Intake(request, key, new_owner(), lambda: user, receive, self._engine.advice)
+        intake = Intake(request, key, new_owner(), lambda: user, receive, self._engine.advice, holder=processes.name())
         try:
             admission = self._engine.sync.run(admit(intake, policy))
-            return admission if isinstance(admission, Response) else self._run(admission, handler)
+            if isinstance(admission, Response):
+                return admission
+            return bound((admission, self._engine), handler) if admission.passes else self._run(admission, handler)
         finally:
             received.close()
 
@@ -108,8 +111,8 @@ class Adapter:
         if isinstance(verdict, Response):
             return verdict
         if verdict is Fate.UNRECORDED:
-            return Response(response.status, [*response.headers, UNRECORDED], response.body)
-        return response
+            response = Response(response.status, [*response.headers, UNRECORDED], response.body)
+        return response if attempt.echo is None else with_echo(response, attempt.echo)
 
 
 class AsyncAdapter:

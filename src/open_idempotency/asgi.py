@@ -16,7 +16,7 @@ from open_idempotency._core.keys import find_key
 from open_idempotency._core.models import Identity
 from open_idempotency._engine import shutdown
 from open_idempotency._engine.engine import Engine, running
-from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules, Route, key_among
+from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, CoveredPaths, PathRules, Route, key_among
 from open_idempotency._routes.survey import layers_inside, refuse_wsgi, warn_of_layers
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
@@ -63,7 +63,9 @@ class IdempotencyMiddleware:
         self._names = self.coverages.default.names
         #: what ends the search for a key: one of these headers, or one that is likely to be meant as one (O-36)
         self._likely = self.coverages.default.likely
-        self._required = self.engine.policy.required
+        self._always = self.coverages.default.always
+        #: the routes that are covered, for operators
+        self.covering: CoveredPaths = CoveredPaths(self.coverages, self._paths)
         #: nothing is protected here
         self.off = not self.engine.policy.enabled
 
@@ -107,7 +109,7 @@ class IdempotencyMiddleware:
                 if field[0] in names:
                     break
             else:
-                if not self._required:
+                if not self._always:
                     # Written out here: a call would be a third of what a request without a key costs.
                     mark = running.set((Attempt(self.engine.policy), self.engine))
                     try:
@@ -133,7 +135,7 @@ class IdempotencyMiddleware:
             if name in coverage.spellings:
                 key_headers = key_among(key_headers, coverage)
                 break
-        if key_headers or coverage.policy.required:
+        if key_headers or coverage.always:
             return Exchange(self, coverage.policy, scope, receive, send).run(key_headers)
         return self._run_plainly(coverage.policy, scope, receive, send)
 

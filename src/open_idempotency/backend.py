@@ -1,8 +1,8 @@
 """What a backend is: the same verbs, sync and async, each one atomic call on the backend's own clock.
 
 To write one: subclass ``Backend`` or ``AsyncBackend``, carry out each command as its docstring says, and run the
-shipped suite ``open_idempotency.conformance`` against it. A backend stores ``fingerprint``, ``frame`` and
-``response`` as opaque bytes; it never parses, unpickles or logs them. Where there is a lock or a
+shipped suite ``open_idempotency.conformance`` against it. A backend stores ``fingerprint``, ``frame``,
+``response`` and ``about`` as opaque bytes; it never parses, unpickles or logs them. Where there is a lock or a
 transaction, the module ``open_idempotency.decisions`` decides and the backend only loads and saves.
 
 Every verb may raise ``BackendUnavailable`` (the driver's error is its cause) and ``RecordUnreadable``; the owner's
@@ -18,13 +18,16 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from open_idempotency._core.commands import (
+    MOST_ABOUT,
     Claim,
     Complete,
     Fail,
+    Free,
     Get,
     Release,
     Renew,
@@ -39,6 +42,7 @@ from open_idempotency._core.models import (
     ClaimResult,
     Completed,
     Finished,
+    Freed,
     Lease,
     Leased,
     Mismatch,
@@ -60,6 +64,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "MOST_ABOUT",
     "AsyncBackend",
     "Backend",
     "Busy",
@@ -68,11 +73,15 @@ __all__ = [
     "Complete",
     "Completed",
     "Fail",
+    "Finding",
     "Finished",
+    "Free",
+    "Freed",
     "Get",
     "Health",
     "Lease",
     "Leased",
+    "Level",
     "Mismatch",
     "OverQuota",
     "Record",
@@ -104,7 +113,33 @@ class Health:
     warnings: tuple[str, ...] = ()
 
 
+class Level(Enum):
+    """How serious a finding is."""
+
+    OK = "ok"
+    #: nobody can know it here, for want of permission
+    UNKNOWN = "unknown"
+    WARNING = "warning"
+    #: records are in danger, or requests fail
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that ``examine`` has looked at.
+
+    ``check``: what was looked at, in one or two words. ``found``: a sentence without a full stop. ``cure``: what to do,
+    empty where nothing is to be done. Since 0.2.
+    """
+
+    check: str
+    level: Level
+    found: str
+    cure: str = ""
+
+
 _NO_QUOTAS = "backend: it has no quotas (Backend.quotas), so max_live_keys cannot be set"
+_NO_FREEING = "backend: it cannot free a key for an operator (Backend.frees); delete() forgets the record"
 
 
 class Backend(ABC):
@@ -114,8 +149,12 @@ class Backend(ABC):
     call_timeout: float = 0.0
     #: whether ``reserve`` and ``unreserve`` are there; without them a policy with ``max_live_keys`` is refused at start
     quotas: bool = False
+    #: whether ``free`` is there; without it operators can only ``delete``
+    frees: bool = False
     #: the file that the first call creates; None for a backend that is no such file
     file: str | None = None
+    #: whether its records are in the memory of one process, so that no other process sees them
+    in_memory: bool = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Local failures of its verbs are ``BackendUnavailable`` from here on (B-10a)."""
@@ -124,7 +163,10 @@ class Backend(ABC):
 
     @abstractmethod
     def claim(self, c: Claim, /) -> ClaimResult:
-        """Insert or take over the record, or report what it is; a claim resent by its owner is leased again."""
+        """Insert or take over the record, or report what it is; a claim resent by its owner is leased again.
+
+        The record keeps the ``about`` of the claim that was leased last.
+        """
 
     @abstractmethod
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
@@ -179,6 +221,14 @@ class Backend(ABC):
     def scan(self) -> Iterator[Record]:
         """All live records, in no order, read in bounded batches. For operators."""
 
+    def scan_headers(self) -> Iterator[Record]:
+        """As ``scan``, without responses and stages: for those who look for few records among many.
+
+        A backend that can read a row without its large values does better than this. Since 0.1.
+        """
+        for record in self.scan():
+            yield replace(record, response=None, stages=())
+
     @abstractmethod
     def purge(self, limit: int = 1000) -> int:
         """Delete at most ``limit`` expired records and reservations; how many were. Safe to run in parallel."""
@@ -202,6 +252,38 @@ class Backend(ABC):
         """
         self.get(Get(bytes(32)))
         return Health()
+
+    def free(self, c: Free, /) -> Freed:
+        """Free a key for an operator, in one atomic call, if its record is still the one that was seen (P-20).
+
+        ``decisions.free`` says what it does. Waiting duplicates are woken. Only for backends with ``frees``.
+        """
+        raise ConfigurationError(_NO_FREEING)
+
+    def now(self) -> float:
+        """Seconds since 1970 on the clock that decides about leases. For operators.
+
+        By default this machine's clock, which is right for a backend that uses it.
+        """
+        return time.time()
+
+    def ids(self, prefix: bytes = b"") -> Iterator[bytes]:
+        """The ids of live records that begin with ``prefix``, in no order, read in bounded batches. For operators.
+
+        Records that cannot be read are among them, and an id may come that has just expired. By default every record
+        is read; a backend with an index does better.
+        """
+        for record in self.scan():
+            if record.record_id.startswith(prefix):
+                yield record.record_id
+
+    def examine(self) -> Sequence[Finding]:
+        """Look closely at the server and at what it holds, for an operator's ``doctor``; it may take several calls.
+
+        By default the warnings of ``health``. Raises ``BackendUnavailable`` where the server does not reply.
+        """
+        warnings = self.health().warnings
+        return [Finding("health", Level.WARNING, warning) for warning in warnings]
 
     @abstractmethod
     def to_async(self) -> AsyncBackend:

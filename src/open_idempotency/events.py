@@ -9,7 +9,8 @@ bodies.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from open_idempotency.exceptions import first_line
 
@@ -27,6 +28,7 @@ __all__ = [
     "HookFailed",
     "InDoubt",
     "KeyReused",
+    "KeyUnreadable",
     "Listener",
     "NameShared",
     "NotAwaited",
@@ -43,8 +45,11 @@ __all__ = [
     "Released",
     "Replayed",
     "ReplayedWithoutCredentials",
+    "RequestContext",
+    "ResultNotKept",
     "StageValueNotKept",
     "StillRunning",
+    "Telemetry",
     "Uncommitted",
     "Unrecorded",
 ]
@@ -53,11 +58,29 @@ _LONGEST_DETAIL = 300
 _LONGEST_NAME = 40
 
 
+class RequestContext(NamedTuple):
+    """The request that an event is about. Each member is empty where it is unknown.
+
+    ``method``: its HTTP method. ``route``: the template of its path, such as ``/orders/{id}``, as the framework writes
+    it; never the path itself. ``traceparent``: its trace, in the form of W3C Trace Context: that of the server's span
+    with telemetry on, else that of the header ``traceparent`` that it came with.
+    """
+
+    method: str = ""
+    route: str = ""
+    traceparent: str = ""
+
+
+#: the context of an event that is about no request, or about one of which nothing is known
+NO_REQUEST = RequestContext()
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
-    """``record``: the first 12 hex digits of the record id."""
+    """``record``: the first 12 hex digits of the record id. ``request``: the request that the event is about."""
 
     record: str
+    request: RequestContext = field(default=NO_REQUEST, kw_only=True, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +92,14 @@ class Claimed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Replayed(Event):
-    """A stored response was sent again; the handler did not run."""
+    """A stored response was sent again; the handler did not run.
+
+    ``first``: the trace of the request that the response was made for, as ``traceparent``; empty where it was stored
+    without telemetry.
+    """
 
     status: int
+    first: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +119,25 @@ class Conflicted(Event):
     """A duplicate came while the first request was running: 409."""
 
     remaining: float
+    status: int = 409
 
 
 @dataclass(frozen=True, slots=True)
 class KeyReused(Event):
     """The key came with another request: 422."""
+
+    status: int = 422
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUnreadable(Event):
+    """A request ran without protection, since no key was found where ``key=`` reads it. ``reason``: why, in words.
+
+    The body was not what it has to be, or the key was in the header, which such a route does not read. ``record`` is
+    empty: the request has none.
+    """
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +160,7 @@ class Rejected(Event):
     """No further attempt is admitted: 409 ``outcome-unknown``. ``reason``: failed, abandoned or attempts."""
 
     reason: str
+    status: int = 409
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +252,7 @@ class NotRenewable(Event):
     def of(cls, record: str, error: BaseException) -> NotRenewable:
         """The event of an error; ``record`` as ``short`` makes it."""
         why = error.__cause__ or error
-        return cls(record, type(why).__name__, _printable(first_line(why), _LONGEST_DETAIL))
+        return cls(record, type(why).__name__, printable(first_line(why), _LONGEST_DETAIL))
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,9 +272,7 @@ class StillRunning(Event):
     @classmethod
     def of(cls, record: str, attempt: int, method: str, path: str, seconds: float, renewed: bool) -> StillRunning:
         """The event; ``record`` as ``short`` makes it."""
-        return cls(
-            record, attempt, _printable(method, 20), _printable(path, _LONGEST_DETAIL), round(seconds, 1), renewed
-        )
+        return cls(record, attempt, printable(method, 20), printable(path, _LONGEST_DETAIL), round(seconds, 1), renewed)
 
     def __str__(self) -> str:
         return (
@@ -260,8 +301,8 @@ class BackendFailed(Event):
     @classmethod
     def of(cls, record: str, verb: str, error: BaseException) -> BackendFailed:
         """The event of an error; ``record`` as ``short`` makes it."""
-        printable = _printable(first_line(error), _LONGEST_DETAIL)
-        return cls(record, verb, type(error.__cause__ or error).__name__, printable)
+        detail = printable(first_line(error), _LONGEST_DETAIL)
+        return cls(record, verb, type(error.__cause__ or error).__name__, detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +317,8 @@ class HookFailed(Event):
 class Uncommitted(Event):
     """A view returned a response and left the transaction of ``tx=`` or ``idem.atomic`` open, or rolled it back."""
 
+    status: int = 500
+
 
 @dataclass(frozen=True, slots=True)
 class NotAwaited(Event):
@@ -285,6 +328,7 @@ class NotAwaited(Event):
     """
 
     stage: str
+    status: int = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,10 +368,24 @@ class StageValueNotKept(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ResultNotKept(Event):
+    """A call of ``Once`` is recorded as done without its result, which cannot be stored. Later calls do not run it.
+
+    Later calls get ``OutcomeUnknown``. ``name``: the scope of the ``Once``. ``kind``: the type of the result, or of the
+    error of ``memo_errors=``. ``cure``: what to change.
+    """
+
+    name: str
+    kind: str
+    cure: str
+
+
+@dataclass(frozen=True, slots=True)
 class QuotaReached(Event):
     """A new key was refused, since its caller has ``limit`` live ones: 429 ``too-many-keys``."""
 
     limit: int
+    status: int = 429
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,19 +441,46 @@ class NameShared(Event):
     @classmethod
     def of(cls, record: str, method: str, path: str) -> NameShared:
         """The event; ``record`` as ``short`` makes it."""
-        return cls(record, _printable(method, 20), _printable(path, _LONGEST_DETAIL))
+        return cls(record, printable(method, 20), printable(path, _LONGEST_DETAIL))
 
 
 #: what ``on_event=`` takes
 Listener = Callable[[Event], None]
 
 
-def _printable(text: str, longest: int) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text[:longest])
+class Telemetry:
+    """A listener that also measures: ``open_idempotency.telemetry`` makes them, and a subclass can feed another system.
+
+    Pass it to the middleware as ``on_event=``; a route cannot have one for itself. An error of any method is logged and
+    harms no request. The methods are called from many threads, and must be quick. Since 0.2.
+    """
+
+    def __call__(self, event: Event) -> None:
+        """Take an event, as any listener does."""
+        raise NotImplementedError
+
+    def backend_called(self, verb: str, seconds: float) -> None:
+        """A call of the backend has ended, or failed. ``verb``: its name, such as ``claim``; ``seconds``: it took."""
+
+    def attempts_changed(self, by: int) -> None:
+        """An attempt has begun in this process (1), or ended (-1)."""
+
+    def traceparent(self) -> str:
+        """The trace that the caller is in, in the form of W3C Trace Context; empty outside of one.
+
+        A response is stored with the trace of its request, and ``Replayed.first`` is that trace.
+        """
+        return ""
+
+
+def printable(text: str, longest: int) -> str:
+    """A text that fits into a line of a log."""
+    text = text[:longest]
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _names(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(_printable(name, _LONGEST_NAME) for name in names)
+    return tuple(printable(name, _LONGEST_NAME) for name in names)
 
 
 def short(record_id: bytes) -> str:

@@ -15,23 +15,30 @@ __all__ = [
     "AlreadyCompleted",
     "BackendUnavailable",
     "BodyTooLarge",
+    "BodyUnreadable",
     "ConfigurationError",
     "IdempotencyError",
+    "InProgress",
+    "KeyNested",
     "KeyRejected",
     "KeyRequired",
     "KeyReused",
+    "KeyUnknown",
     "LeaseLost",
     "LedgerMissing",
     "MissingExtra",
     "NotAuthenticated",
+    "NotCommitted",
     "NotStarted",
     "OutcomeUnknown",
+    "PayloadRejected",
     "RecordTooLarge",
     "RecordUnreadable",
     "ScopeUnknown",
     "StageConflict",
     "StageValueError",
     "SyncAsyncMismatch",
+    "TooManyKeys",
 ]
 
 #: the challenge of a 401 that names none: with a realm, as RFC 6750 (section 3) wants a parameter behind the scheme
@@ -75,7 +82,7 @@ class LedgerMissing(ConfigurationError):
 
 
 class KeyRejected(IdempotencyError):
-    """The request's idempotency key cannot be used. Raised before any backend call."""
+    """The idempotency key of a request, or of a ``Once`` call, cannot be used. Raised before any backend call."""
 
     code = "ERR_KEY_MALFORMED"
     status = 400
@@ -85,6 +92,21 @@ class KeyRequired(KeyRejected):
     """The route requires an idempotency key and the request has none."""
 
     code = "ERR_KEY_MISSING"
+
+
+class BodyUnreadable(KeyRejected):
+    """The key is read from the body or the query, which cannot be read: another type, no JSON, a name that is repeated.
+
+    Where a key is required the request gets 400 ``key-missing``; elsewhere it runs as a request without a key.
+    """
+
+    code = "ERR_BODY_UNREADABLE"
+
+
+class KeyUnknown(IdempotencyError):
+    """The ``key=`` callable failed, or returned neither a string nor None; the request does not run unprotected."""
+
+    code = "ERR_KEY_UNKNOWN"
 
 
 class BodyTooLarge(IdempotencyError):
@@ -143,9 +165,11 @@ class LeaseLost(IdempotencyError):
 
 class OutcomeUnknown(IdempotencyError):
     """A stage cannot go on from its record: it was begun and its end is not on record, and nobody knows whether
-    its effect happened (S-04), or it was done and its value could not be stored (S-02a).
+    its effect happened (S-04), or it was done and its value could not be stored (S-02a). So it is for a ``Once`` call
+    whose result could not be kept, or that is not attempted again.
 
-    The response is 409 ``outcome-unknown`` unless the view catches it. ``retryable``: a later retry may find out.
+    In a request the response is 409 ``outcome-unknown`` unless the view catches it. ``retryable``: a later retry may
+    find out.
     """
 
     code = "ERR_OUTCOME_UNKNOWN"
@@ -157,9 +181,10 @@ class OutcomeUnknown(IdempotencyError):
 
 
 class KeyReused(IdempotencyError):
-    """The ledger in the application's database knows the key from another request, whose record was lost (S-06).
+    """The ledger in the application's database knows the key from another request, whose record was lost (S-06); or a
+    ``Once`` call has another payload than the one that its key was used with.
 
-    The response is 422 ``key-reused`` unless the view catches it.
+    In a request the response is 422 ``key-reused`` unless the view catches it.
     """
 
     code = "ERR_KEY_REUSED"
@@ -178,6 +203,68 @@ class AlreadyCommitted(IdempotencyError):
     def __init__(self, frame: bytes) -> None:
         super().__init__("this request's response was committed before; it is sent again")
         self.frame = frame
+
+
+class InProgress(IdempotencyError):
+    """Another attempt with the key of this ``Once`` call is running. Raised before anything ran here.
+
+    ``retry_after``: seconds after which it is worth trying again with the same key. ``wait=`` waits instead. Since 0.1.
+    """
+
+    code = "ERR_IN_PROGRESS"
+    status = 409
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[type[InProgress], tuple[str, float]]:
+        """Task queues pickle what a task raises."""
+        return type(self), (str(self), self.retry_after)
+
+
+class TooManyKeys(IdempotencyError):
+    """The scope of this ``Once`` has ``max_live_keys`` live keys already. Raised before anything ran.
+
+    ``retry_after``: seconds after which one of them may have expired. Since 0.1.
+    """
+
+    code = "ERR_TOO_MANY_KEYS"
+    status = 429
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[type[TooManyKeys], tuple[str, float]]:
+        """See ``InProgress``."""
+        return type(self), (str(self), self.retry_after)
+
+
+class KeyNested(IdempotencyError, RuntimeError):
+    """A ``Once`` key was used inside its own call, which would wait for itself. Since 0.1."""
+
+    code = "ERR_KEY_NESTED"
+
+
+class PayloadRejected(IdempotencyError, ValueError):
+    """The payload of a ``Once`` call is no JSON, so it cannot be compared with that of a later call.
+
+    Raised before anything ran; ``payload=`` names what is compared instead. Since 0.1.
+    """
+
+    code = "ERR_PAYLOAD"
+    status = 400
+
+
+class NotCommitted(IdempotencyError):
+    """The function of a ``Once`` call returned before its work was done, so its result is not kept.
+
+    Its transaction (``tx=``, ``idem.atomic``) was left open or rolled back, or a stage was never awaited. The next call
+    resumes. Since 0.1.
+    """
+
+    code = "ERR_NOT_COMMITTED"
 
 
 class StageConflict(IdempotencyError):

@@ -1,7 +1,8 @@
 """What a policy's callables take and return: the request, the response, and the problem that is to be rendered.
 
-``scope=`` and ``fingerprint=`` take a ``Request``, ``redact=`` takes and returns a ``Response``, ``render_problem=``
-takes a ``Problem`` and returns a ``Response``. A subclass of a middleware returns an ``Identity`` from ``identify``.
+``key=``, ``scope=`` and ``fingerprint=`` take a ``Request``, ``redact=`` takes and returns a ``Response``,
+``on_replay=`` takes a ``Response`` and a ``Request`` and returns a ``Response``, ``render_problem=`` takes a
+``Problem`` and returns a ``Response``. A subclass of a middleware returns an ``Identity`` from ``identify``.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from open_idempotency._stages.stages import (
     refuse_shared_names,
     stage_id,
 )
+from open_idempotency.events import short
 from open_idempotency.exceptions import AlreadyCompleted
 
 __all__ = ["AtomicBlock", "Idem", "RecordedStage", "StageBlock", "idem"]
@@ -78,6 +79,16 @@ class Idem:
         """What is on record, earlier attempts' stages first. Raises ``NotStarted``."""
         recorded = [(stage, frame) for stage, frame in here()[0].stages.items() if not is_intent(stage)]
         return tuple(RecordedStage(name, key or None, plain_value(frame)) for (name, key), frame in recorded)
+
+    @property
+    def record(self) -> str:
+        """The id of the request's record as events, logs and problems show it: 12 hexadecimal digits.
+
+        ``open-idempotency show`` and ``operations.find_record`` take it. Empty on a route without a key, where nothing
+        is stored. Raises ``NotStarted``.
+        """
+        lease = here()[0].lease
+        return "" if lease is None else short(lease.record_id)
 
     def load(self, name: str, *, key: Key = None, default: Any = None, returns: object = None) -> Any:
         """The value of a stage, or ``default`` where the stage is not on record. ``returns``: the type to build it as.

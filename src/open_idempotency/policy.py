@@ -57,6 +57,8 @@ CREDENTIAL_HEADERS = (
 )
 #: entries of a session that name the user, in applications and their extensions, the most certain first
 SESSION_IDENTITY = ("_user_id", "user_id", "user", "uid", "sub")
+#: what of a request counts towards its fingerprint
+ALL_PARTS = ("method", "path", "query", "body")
 #: the value of ``scope`` that says that all callers are meant to be one
 ANONYMOUS: Literal["anonymous"] = "anonymous"
 #: entries that frameworks store in sessions beside the user; Flask-Login's ``_id`` is a digest of address and browser,
@@ -116,6 +118,9 @@ class IdempotencyPolicy:
         ``profile``: ``"strict"`` takes an RFC 9651 String alone, ``"lenient"`` a bare key as well. ``validate``:
         called with the key, returns something true to accept it (``uuid.UUID`` and
         ``re.compile(...).fullmatch`` do); false, None and ``ValueError`` refuse it.
+        ``key``: called with the request, returns its key, or None for a request without one, or raises
+        ``KeyRejected`` (400); ready-made by ``key_from``. With it ``header`` and ``aliases`` are not read.
+        ``echo_key``: send the key back, in ``header``.
 
     Who and what
         ``scope``: called with the request, returns the caller's identity (``str``); without it the framework's
@@ -128,10 +133,11 @@ class IdempotencyPolicy:
         chooses another host for a retry runs again.
         ``scope_by_route``: method and path belong to the key, so one key may be used on several endpoints, each for
         itself, instead of 422. ``application``: separates applications that share a backend.
-        ``fingerprint``: ``"auto"``, ``"json"``, ``"none"`` (the body is not compared) or a callable that returns
-        the bytes to compare. ``fingerprint_headers``: names of request headers that are compared as well.
-        ``fingerprint_ignore``: JSON pointers to what is not compared (needs ``"json"``). ``secret``: HMAC key of the
-        digests.
+        ``fingerprint``: ``"auto"``, ``"json"``, ``"jcs"`` (numbers by value, RFC 8785; needs the extra ``jcs``),
+        ``"none"`` (the body is not compared) or a callable that returns the bytes to compare.
+        ``fingerprint_parts``: what counts, of method, path, query and body. ``fingerprint_headers``: names of
+        request headers that are compared as well. ``fingerprint_ignore``: JSON pointers to what is not compared
+        (needs ``"json"`` or ``"jcs"``). ``secret``: HMAC key of the digests.
         ``max_live_keys``: how many live keys one caller may have at the same moment, None for no limit; a new one
         beyond them gets 429.
 
@@ -166,7 +172,9 @@ class IdempotencyPolicy:
         ``Set-Cookie`` and ``Authorization`` are left out without a warning. ``keep_headers``: names of headers that
         are stored although they are not by default; ``Set-Cookie`` and ``Authorization`` only if ``encryption`` is set.
         ``redact``: called with the response that is about to be stored, returns the one to store; the live response
-        stays as it is. ``encryption``: seals stored responses and stage values, such as ``EncryptionKeys``.
+        stays as it is. ``on_replay``: called with a copy of the stored response that is about to be sent again and with
+        the request that gets it, returns the response to send; what is stored stays as it is. ``encryption``: seals
+        stored responses and stage values, such as ``EncryptionKeys``.
         ``plain_records``: while encryption is being switched on, ``"accept"`` reads records that are not encrypted, and
         ``"write"`` still makes them; ``"refuse"`` gives 503.
         ``max_request_bytes``: a longer body with a key gets 413. ``max_response_bytes``: of a longer body only
@@ -191,6 +199,8 @@ class IdempotencyPolicy:
     aliases: tuple[str, ...] = ()
     profile: Literal["lenient", "strict"] = "lenient"
     validate: Callable[[str], object] | None = None
+    key: Callable[[Request], str | None] | None = None
+    echo_key: bool = False
 
     scope: Callable[[Request], str] | Literal["anonymous"] | None = None
     session_identity: tuple[str, ...] = SESSION_IDENTITY
@@ -198,7 +208,8 @@ class IdempotencyPolicy:
     scope_by_host: bool = False
     scope_by_route: bool = False
     application: str = ""
-    fingerprint: Literal["auto", "json", "none"] | Callable[[Request], bytes] = "auto"
+    fingerprint: Literal["auto", "json", "jcs", "none"] | Callable[[Request], bytes] = "auto"
+    fingerprint_parts: tuple[str, ...] = ALL_PARTS
     fingerprint_headers: tuple[str, ...] = ()
     fingerprint_ignore: tuple[str, ...] = ()
     secret: bytes | None = dataclasses.field(default=None, repr=False)
@@ -225,6 +236,7 @@ class IdempotencyPolicy:
     drop_headers: tuple[str, ...] = ()
     keep_headers: tuple[str, ...] = ()
     redact: Callable[[Response], Response] | None = None
+    on_replay: Callable[[Response, Request], Response] | None = None
     encryption: Sealer | None = dataclasses.field(default=None, repr=False)
     plain_records: Literal["refuse", "accept", "write"] = "refuse"
     max_request_bytes: int = 10 * 1024 * 1024
@@ -245,6 +257,7 @@ class IdempotencyPolicy:
         self._normalise("methods", frozenset(m.upper() for m in _names("methods", self.methods)))
         for name in (*_HEADER_NAMES, "fingerprint_ignore"):
             self._normalise(name, tuple(_names(name, getattr(self, name))))
+        self._normalise("fingerprint_parts", _parts("fingerprint_parts", self.fingerprint_parts))
         self._normalise("session_identity", _entries("session_identity", self.session_identity))
         self._normalise("problem_headers", _pairs("problem_headers", self.problem_headers))
         for check in (
@@ -348,6 +361,22 @@ def _entries(name: str, value: object) -> tuple[str, ...]:
     return tuple(str(entry) for entry in entries)
 
 
+def _parts(name: str, value: object) -> tuple[str, ...]:
+    """Parts of a request in their own order. All of them are one object, by which a request's way is the usual one."""
+    if value is ALL_PARTS:
+        return ALL_PARTS
+    named = _names(name, value)
+    for part in named:
+        if part not in ALL_PARTS:
+            raise ConfigurationError(f"{name}: {part!r} is none of {', '.join(ALL_PARTS)}")
+    if not named:
+        raise ConfigurationError(
+            f"{name}: empty, so all requests would be the same; name some of {', '.join(ALL_PARTS)}"
+        )
+    parts = tuple(part for part in ALL_PARTS if part in named)
+    return ALL_PARTS if parts == ALL_PARTS else parts
+
+
 def pairs_of(headers: Mapping[str, str] | tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
     """The headers in a policy's field, which are kept as pairs."""
     return headers if isinstance(headers, tuple) else tuple(headers.items())
@@ -396,8 +425,23 @@ def _check_coverage(p: IdempotencyPolicy) -> None:
             raise ConfigurationError(
                 f"fingerprint_ignore: {pointer!r} is not a JSON pointer such as '/metadata/sent_at'"
             )
-    if p.fingerprint_ignore and p.fingerprint != "json":
-        raise ConfigurationError('fingerprint_ignore: needs fingerprint="json"')
+    if p.fingerprint_ignore and p.fingerprint not in ("json", "jcs"):
+        raise ConfigurationError('fingerprint_ignore: needs fingerprint="json" or "jcs"')
+    _check_parts(p)
+
+
+def _check_parts(p: IdempotencyPolicy) -> None:
+    lacking = [part for part in ("method", "path") if part not in p.fingerprint_parts]
+    if lacking and not p.scope_by_route:
+        raise ConfigurationError(
+            f"fingerprint_parts: without {' and '.join(lacking)} a key that comes to another endpoint would be sent "
+            "this one's response; add it, or set scope_by_route=True, with which each endpoint has its own keys"
+        )
+    if "body" not in p.fingerprint_parts and p.fingerprint not in ("auto", "none"):
+        raise ConfigurationError(
+            'fingerprint_parts: without "body" the body does not count, and fingerprint= says how it is compared; add '
+            '"body", or leave fingerprint= out'
+        )
 
 
 _CHOICES: Mapping[str, tuple[object, ...]] = {
@@ -408,6 +452,7 @@ _CHOICES: Mapping[str, tuple[object, ...]] = {
     "enabled": (True, False),
     "cover": ("methods", "marked"),
     "fail_open": (True, False),
+    "echo_key": (True, False),
     "strict_stages": (True, False),
     "scope_by_host": (True, False),
     "scope_by_route": (True, False),
@@ -421,8 +466,10 @@ def _check_choices(p: IdempotencyPolicy) -> None:
         if getattr(p, name) not in choices:
             known = ", ".join(repr(choice) for choice in choices)
             raise ConfigurationError(f"{name}: {getattr(p, name)!r} is none of {known}")
-    if not callable(p.fingerprint) and p.fingerprint not in ("auto", "json", "none"):
-        raise ConfigurationError(f"fingerprint: {p.fingerprint!r} is none of 'auto', 'json', 'none' or a callable")
+    if not callable(p.fingerprint) and p.fingerprint not in ("auto", "json", "jcs", "none"):
+        raise ConfigurationError(
+            f"fingerprint: {p.fingerprint!r} is none of 'auto', 'json', 'jcs', 'none' or a callable"
+        )
 
 
 def _check_durations(p: IdempotencyPolicy) -> None:
@@ -501,16 +548,21 @@ def _check_problem_headers(p: IdempotencyPolicy) -> None:
             )
 
 
+_HOOKS = ("validate", "store", "redact", "on_replay", "render_problem", "on_event")
+
+
 def _check_hooks(p: IdempotencyPolicy) -> None:
     if p.scope is not None and not callable(p.scope) and p.scope != ANONYMOUS:
         raise ConfigurationError(
             f"scope: {p.scope!r} names no caller; pass a callable that is given the request and returns the caller's "
             f"id, or {ANONYMOUS!r} if all callers are meant to be one"
         )
-    for name in ("validate", "scope", "fingerprint", "store", "redact", "render_problem", "on_event"):
+    for name in ("key", "scope", "fingerprint", *_HOOKS):
         if inspect.iscoroutinefunction(getattr(p, name)):
             raise ConfigurationError(f"{name}: got a coroutine function, which is never awaited; pass a plain function")
-    for name in ("validate", "store", "redact", "render_problem", "on_event"):
+    if isinstance(p.key, str):
+        raise ConfigurationError(f"key: {p.key!r} is text; pass key_from({p.key!r}), or a callable of the request")
+    for name in ("key", *_HOOKS):
         hook = getattr(p, name)
         if hook is not None and not callable(hook):
             raise ConfigurationError(f"{name}: expected a callable or None, got {hook!r}")

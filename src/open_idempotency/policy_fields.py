@@ -28,13 +28,16 @@ class PolicyFields(TypedDict, total=False):
     aliases: Iterable[str]
     profile: Literal["lenient", "strict"]
     validate: Callable[[str], object] | None
+    key: Callable[[Request], str | None] | None
+    echo_key: bool
     scope: Callable[[Request], str] | Literal["anonymous"] | None
     session_identity: str | Sequence[str]
     credential_headers: Iterable[str]
     scope_by_host: bool
     scope_by_route: bool
     application: str
-    fingerprint: Literal["auto", "json", "none"] | Callable[[Request], bytes]
+    fingerprint: Literal["auto", "json", "jcs", "none"] | Callable[[Request], bytes]
+    fingerprint_parts: Iterable[str]
     fingerprint_headers: Iterable[str]
     fingerprint_ignore: Iterable[str]
     secret: bytes | None
@@ -58,6 +61,7 @@ class PolicyFields(TypedDict, total=False):
     drop_headers: Iterable[str]
     keep_headers: Iterable[str]
     redact: Callable[[Response], Response] | None
+    on_replay: Callable[[Response, Request], Response] | None
     encryption: Sealer | None
     plain_records: Literal["refuse", "accept", "write"]
     max_request_bytes: int

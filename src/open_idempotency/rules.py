@@ -38,17 +38,19 @@ class RuleRegistry:
     """What the rules of a process's views have in common, for engines, which read it for each request.
 
     ``in_use``: whether there is any rule; without one the view of a request need not be looked up. ``headers``: the
-    headers that rules name for their keys, known before their views are reached.
+    headers that rules name for their keys, known before their views are reached. ``makes_keys``: whether a rule has
+    ``key=``, so that a request without such a header may have a key.
     """
 
-    __slots__ = ("headers", "in_use")
+    __slots__ = ("headers", "in_use", "makes_keys")
 
     def __init__(self) -> None:
-        self.in_use = False
+        self.in_use = self.makes_keys = False
         self.headers: set[str] = set()
 
     def note_fields(self, fields: Mapping[str, Any]) -> None:
         """Take the headers that the fields of a rule name. The policy reports what is wrong with them, in time."""
+        self.makes_keys = self.makes_keys or fields.get("key") is not None
         aliases = fields.get("aliases")
         named = [fields.get("header"), *(aliases if isinstance(aliases, list | tuple | set | frozenset) else ())]
         self.headers.update(name for name in named if isinstance(name, str) and name.isascii())
@@ -191,7 +193,9 @@ def _marks_on(view: Any, method: str, actions: Mapping[str, str] | None) -> list
 
 def deciding(rule: Rule) -> dict[str, Any]:
     """The fields of a rule that decide which requests it is for."""
-    return {name: rule.fields[name] for name in ("methods", "required", "header", "aliases") if name in rule.fields}
+    return {
+        name: rule.fields[name] for name in ("methods", "required", "header", "aliases", "key") if name in rule.fields
+    }
 
 
 def exempts(chain: Iterable[Rule]) -> bool:

@@ -43,6 +43,7 @@ from starlette.authentication import SimpleUser
 from open_idempotency._starlette import at_call
 from open_idempotency._starlette.pending import PendingExchange, SessionTrace
 from open_idempotency._starlette.survey import (
+    CoveredEndpoints,
     Layers,
     authentication_beneath,
     dependency_rules,
@@ -97,6 +98,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         **fields: Unpack[PolicyFields],
     ) -> None:
         super().__init__(app, backend, policy=policy, rules=rules, **fields)
+        self.covering = CoveredEndpoints(self.coverages, self._paths, self.app)
         self._user = user
         self._unclaimed: set[str] = set()
         # what is wrong with user=, or with rules that have no effect, if the start shows it
@@ -128,7 +130,9 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         at_call.look_at(layers.app)
         names = self._candidates()
         found = find_key(scope["headers"], names | self._likely)
-        keyed = bool(found) and any(name in names for name, _ in found)
+        # Where key= reads is known when the route is, so until then any request may have a key.
+        makes_keys = self.engine.rules.makes_keys or self.engine.policy.key is not None
+        keyed = makes_keys or (bool(found) and any(name in names for name, _ in found))
         if found and not keyed and not self._marked_only and scope["method"].upper() in self.engine.policy.methods:
             key_among(found, self.coverages.default)  # before its route is known, it counts as covered
         return PendingExchange(self, self.rules_of_path(scope), keyed, scope, receive, send, outer).run()
@@ -138,7 +142,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         rules = self._rules_here(scope)
         coverage = self.coverages.by((*self.rules_of_path(scope), *rules))
         mine = coverage is not None and scope["method"].upper() in coverage.policy.methods
-        if coverage is not None and outer.keyed and not coverage.policy.required:
+        if coverage is not None and outer.keyed and not coverage.always:
             mine = mine and bool(find_key(scope["headers"], coverage.names))
         if mine or exempts((*self.rules_of_path(scope), *rules)):
             outer.withdraw()
@@ -263,7 +267,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         try:
             await self.app(scope, receive, send)
         finally:
-            if unknown:
+            if unknown and MARK in scope:
                 self.look_back(scope, scope[MARK].policy)
 
     def look_back(self, scope: Scope, policy: IdempotencyPolicy) -> None:

@@ -7,6 +7,7 @@ through the core's order of operations, between the server's ``wsgi.input`` and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from open_idempotency._core.admission import Intake, admit
@@ -17,8 +18,9 @@ from open_idempotency._core.stored_response import UNRECORDED
 from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.engine import Engine, Running, new_owner
 from open_idempotency._engine.shutdown import ClientLeft
-from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, PathRules, Route, spelling
+from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, CoveredPaths, PathRules, Route, spelling
 from open_idempotency._routes.survey import layers_inside, refuse_asgi, warn_of_layers
+from open_idempotency._runtime import processes
 from open_idempotency._wsgi import (
     MARK,
     OFF,
@@ -32,12 +34,14 @@ from open_idempotency._wsgi import (
     bound,
     find_key,
     give_body,
+    give_rest,
     hide_file_wrapper,
     native_headers,
     octets,
     read_body,
     read_request,
     status_line,
+    with_echo_header,
 )
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
@@ -80,6 +84,8 @@ class IdempotencyMiddleware:
         elif self._paths is None and coverages.marked_only:
             raise ConfigurationError(NOTHING_MARKED)
         self._coverages = coverages
+        #: the routes that are covered, for operators
+        self.covering: CoveredPaths = CoveredPaths(coverages, self._paths)
         warn_of_layers(layers_inside(app, IdempotencyMiddleware), self.engine.policy)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -92,7 +98,7 @@ class IdempotencyMiddleware:
         route = self._coverages.default if self._paths is None else self._find_route(self._paths, environ)
         if route is None or MARK in environ:
             return self.app(environ, start_response)
-        if not route.policy.required and not any(name in environ for name, _ in route.environ_names):
+        if not route.always and not any(name in environ for name, _ in route.environ_names):
             for name in route.environ_spellings:
                 if name in environ:
                     spelling.warn(name, route.policy)
@@ -129,6 +135,15 @@ def _is_file(result: Iterable[bytes], environ: Environ) -> bool:
     return isinstance(wrapper, type) and isinstance(result, wrapper)
 
 
+def _close_both(result: Iterable[bytes], body: RequestBody) -> None:
+    try:
+        close = getattr(result, "close", None)
+        if close is not None:
+            close()
+    finally:
+        body.close()
+
+
 class _Exchange:
     """One protected request: its body on the way in, and the iterable of its response on the way out."""
 
@@ -156,7 +171,15 @@ class _Exchange:
         """Admit the request; then run the application, or send the response that replaces it."""
         engine = self._inner.engine
         request = read_request(self._environ, self._environ)
-        intake = Intake(request, key_headers, new_owner(), self._identify, self._receive_body, engine.advice)
+        intake = Intake(
+            request,
+            key_headers,
+            new_owner(),
+            self._identify,
+            self._receive_body,
+            engine.advice,
+            holder=processes.name(),
+        )
         try:
             admission = engine.sync.run(admit(intake, self._policy))
         except BodyIncomplete as error:
@@ -168,6 +191,8 @@ class _Exchange:
         if isinstance(admission, Response):
             self._body.close()
             return self._send(admission)
+        if admission.passes:
+            return self._let_through(admission)
         self._live = LiveBody(Protection(engine, admission), self._body.close)
         return self._protect(admission)
 
@@ -177,6 +202,20 @@ class _Exchange:
     def _receive_body(self) -> RequestBody:
         read_body(self._environ, self._body)
         return self._body
+
+    def _let_through(self, attempt: Attempt) -> Iterable[bytes]:
+        """Run a request in which ``key=`` has found no key, as one without: the application reads the body again."""
+        give_rest(self._environ, self._body)
+        here: Running = (attempt, self._inner.engine)
+        try:
+            result = bound(here, self._inner.app, self._environ, self._outlet)
+        except BaseException:
+            self._body.close()
+            raise
+        if _is_complete(result):
+            self._body.close()
+            return result
+        return BoundIterable(here, result, partial(_close_both, result, self._body))
 
     def _protect(self, attempt: Attempt) -> Iterable[bytes]:
         environ, live = self._environ, self._live
@@ -278,6 +317,7 @@ class _Exchange:
         assert self._held is not None
         self._started = True
         status, headers = self._held
+        headers = with_echo_header(headers, self._live.protection.attempt)
         if self._live.verdict is Fate.UNRECORDED:
             headers.append(_UNRECORDED)
         self._outlet_write = self._outlet(status, headers)

@@ -14,17 +14,17 @@ import trio  # noqa: F401 (see above)
 
 from benchmarks import request_calls
 from benchmarks.request_calls import Way
-from open_idempotency._core import quotas
+from open_idempotency._core import key_sources, quotas, reading
 from open_idempotency.asgi import IdempotencyMiddleware
 
 #: the most calls inside the package, and the most changes from a file to another, by backend and kind of request
 MOST = {
     ("memory", "no key"): (2, 1),
-    ("memory", "new key"): (144, 82),
-    ("memory", "replay"): (78, 43),
+    ("memory", "new key"): (150, 87),
+    ("memory", "replay"): (84, 48),
     ("redis", "no key"): (2, 1),
-    ("redis", "new key"): (182, 110),
-    ("redis", "replay"): (100, 55),
+    ("redis", "new key"): (188, 115),
+    ("redis", "replay"): (106, 60),
 }
 
 
@@ -47,3 +47,9 @@ def test_who_sets_no_quota_passes_none_of_its_code() -> None:
     without, limited = _ways("memory://"), _ways("memory://", max_live_keys=1_000)
     assert not any(quotas.__file__ in way.files for way in without.values())
     assert quotas.__file__ in limited["new key"].files
+
+
+@pytest.mark.parametrize("kind", ["no key", "new key", "replay"])
+def test_a_request_without_key_from_or_hooks_passes_none_of_their_code(kind: str) -> None:
+    """H-24: what ``key=``, ``echo_key=``, ``on_replay=`` and ``fingerprint_parts=`` cost, only their users pay."""
+    assert not {key_sources.__file__, reading.__file__} & set(_ways("memory://")[kind].files)

@@ -1,12 +1,11 @@
 """Fixtures of the crash tests: a shop of its own for each test, on each backend that processes can share.
 
-A test runs on every example, and on every backend and at every moment; ``OI_TEST_CRASH=full`` runs it in every
-combination of them (``tests.matrix``).
+A test runs on every backend and at every moment, each time on another example; ``OI_TEST_CRASH=full`` runs it on
+every example (``tests.matrix``).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -14,20 +13,18 @@ import pytest
 from tests.crash.applications import APPLICATIONS, Site
 from tests.matrix import thin_out
 
-HERE = Path(__file__).parent
-
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Take out what the full form alone runs."""
-    thin_out(config, items, "CRASH", _cell)
+    thin_out(config, items, "crash", "CRASH", _cell, every_column=False)
 
 
 def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
-    if HERE not in item.path.parents or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+    if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
         return None
     params = dict(item.callspec.params)
     application = params.pop("application", None)
-    return None if application is None else (application, str(sorted(params.items())), item.originalname)
+    return None if application is None else (str(sorted(params.items())), application, item.originalname)
 
 
 @pytest.fixture(params=APPLICATIONS)

@@ -19,8 +19,8 @@ from tests.faults.effects import Effects
 from tests.faults.proxy import FaultProxy
 from tests.faults.records import POSTGRES, OnFile, OnPostgres, OnRedis, OnServer, Records
 from tests.faults.report import LIST_VARIABLE, PROPERTY, Report, as_plain, from_plain, proofs_of
+from tests.matrix import below
 
-HERE = Path(__file__).parent
 REPORT_FILE = os.environ.get("OI_TEST_FAULTS_REPORT")
 
 _report = Report()
@@ -28,12 +28,12 @@ _report = Report()
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Read each mark once, so that one that is wrong ends the run before it begins; leave the long forms out."""
-    for item in items:
-        if HERE in item.path.parents:
-            item.user_properties += [(PROPERTY, as_plain(proof)) for proof in proofs_of(item)]
+    ours = below("faults", items)
+    for item in ours:
+        item.user_properties += [(PROPERTY, as_plain(proof)) for proof in proofs_of(item)]
     if not FULL:
-        left_out = [item for item in items if HERE in item.path.parents and item.get_closest_marker("full_form")]
-        config.hook.pytest_deselected(items=left_out)
+        left_out = {item for item in ours if item.get_closest_marker("full_form")}
+        config.hook.pytest_deselected(items=[item for item in ours if item in left_out])
         items[:] = [item for item in items if item not in left_out]
     if LIST_VARIABLE in os.environ:
         Path(os.environ[LIST_VARIABLE]).write_text(json.dumps(_listed(items)), encoding="utf-8")

@@ -32,6 +32,7 @@ from schemathesis import Case, GenerationMode
 from starlette.middleware import Middleware
 
 from open_idempotency.backends.memory import MemoryBackend
+from tests.effort import times
 
 STAGES = ("reserve", "charge_card", "write_receipt")
 OPERATIONS = [("/charges", "POST"), ("/charges/{charge_id}", "GET")]
@@ -160,12 +161,14 @@ def test_generated_requests_are_answered_as_without_middleware_and_stages(exampl
     """
     known = st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in KNOWN.items()})
     order = requests.Request("POST", "http://test/charges", json={"sku": "mug", "quantity": 2, "card": "tok_visa"})
+    wrong = requests.Request("POST", "http://test/charges", json={}).prepare()
+    missing = requests.Request("GET", "http://test/charges/none").prepare()
     statuses: set[int] = set()
 
-    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=times(8), deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.builds(prepared, cases(example), known), min_size=1, max_size=3))
     def check(sent: list[requests.PreparedRequest]) -> None:
-        statuses.update(asyncio.run(same_answers(example, [*sent, order.prepare()])))
+        statuses.update(asyncio.run(same_answers(example, [*sent, wrong, missing, order.prepare()])))
 
     check()
     assert statuses >= {201, 404, 422}

@@ -19,6 +19,7 @@ from schemathesis import Case, GenerationMode
 
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.fastapi import IdempotencyMiddleware
+from tests.effort import times
 from tests.fuzz.plain_books import make_app
 
 #: the fields of one message: not stored, or written anew
@@ -105,13 +106,14 @@ def test_generated_requests_are_answered_as_without_the_middleware() -> None:
     order = requests.Request("POST", "http://test/entries", json={"title": "tea", "amount": 3}).prepare()
     bug = requests.Request("POST", "http://test/entries", json={"title": "tea", "amount": 999}).prepare()
     found = requests.Request("GET", "http://test/entries/1").prepare()
+    wrong = requests.Request("POST", "http://test/entries", json={}).prepare()
     missing = requests.Request("GET", "http://test/entries/999").prepare()
     statuses: set[int] = set()
 
-    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=times(8), deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.builds(prepared, cases(), st.sampled_from([None, 1])), min_size=1, max_size=4))
     def check(sent: list[requests.PreparedRequest]) -> None:
-        statuses.update(asyncio.run(same_answers([order, found, missing, *sent, bug])))
+        statuses.update(asyncio.run(same_answers([order, found, missing, wrong, *sent, bug])))
 
     check()
     assert statuses >= {200, 201, 404, 422, 500}

@@ -32,6 +32,7 @@ from open_idempotency.backend import Backend
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.backends.sqlite import SqliteBackend
 from open_idempotency.exceptions import RecordUnreadable
+from tests.effort import times
 from tests.http.backends import WatchedBackend
 
 RESPONSE = encode_response(Response(201, [(b"location", b"/charges/1"), (b"x-ledger", b"main")], b'{"charge": 1}'))
@@ -40,7 +41,9 @@ STAGE = encode_stage(StageKind.VALUE, b'{"amount": 5}')
 ERROR = encode_stage(StageKind.ERROR, b'["Declined", []]')
 
 bounded = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=times(25),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

@@ -18,7 +18,7 @@ from tests.http.backends import close_held
 from tests.http.behaviours import SCRIPTS, Behaviour
 from tests.http.sites import Case, Site, served
 from tests.http.variants import BACKENDS, CAPABILITIES, ON_POSTGRES_16, POSTGRES_VERSIONS
-from tests.matrix import is_full, short_form
+from tests.matrix import is_full, share_out, short_form
 
 NewCase = Callable[..., Case]
 Open = Callable[[str], Backend]
@@ -41,6 +41,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             kept = short_form(test, cells)
             cells = [cell for cell in cells if cell in kept]
         metafunc.parametrize(("adapter", "backend_name"), cells, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a test of many values run some on each adapter, unless every cell was asked for."""
+    share_out(config, items, "http", "HTTP", "adapter", "backend_name")
 
 
 def _cells(test: pytest.Item) -> list[tuple[str, str]]:

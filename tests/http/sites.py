@@ -168,6 +168,11 @@ class Case:
         SCRIPTS[self._name] = self.script
 
     @property
+    def app(self) -> Any:
+        """The application."""
+        return self._built.app
+
+    @property
     def runs(self) -> list[Call]:
         """Each time that the handler ran."""
         return self.script.runs

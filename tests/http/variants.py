@@ -15,6 +15,7 @@ import pytest
 from open_idempotency._core.models import Response
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.redaction import redact_json
+from tests.http import measured
 
 BACKENDS = ("memory", "sqlite", "redis", "postgres")
 
@@ -104,6 +105,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "strict stages": {"strict_stages": True},
     "encrypted": {"encryption": EncryptionKeys({"2026": b"k" * 32})},
     "redacts": {"redact": redact_json("/reserved/card")},
+    "measured": {"on_event": measured.LISTENER},
     "unheard": {"on_event": None},
     "unheard, required": {"on_event": None, "required": True},
     "unheard, small": {"on_event": None, "max_request_bytes": LIMIT},

@@ -16,7 +16,7 @@ import open_idempotency
 #: optional or costly: none of them may come with the package, nor with its core
 OPTIONAL = {
     "asyncio", "trio", "anyio", "redis", "sqlite3", "pydantic", "starlette", "fastapi", "flask", "werkzeug", "django",
-    "sqlalchemy", "cryptography", "orjson", "multiprocessing", "tempfile", "ssl", "socket",
+    "sqlalchemy", "cryptography", "prometheus_client", "opentelemetry", "orjson", "multiprocessing", "tempfile", "ssl", "socket",
 }  # fmt: skip
 #: what a module needs besides the base install; it may load that and nothing else of this list
 FRAMEWORKS = (
@@ -29,6 +29,8 @@ FRAMEWORKS = (
     "pydantic",
     "anyio",
     "cryptography",
+    "opentelemetry",
+    "prometheus_client",
     "psycopg",
     "sqlalchemy",
 )
@@ -50,6 +52,8 @@ ALLOWED = {
     "open_idempotency.django": {"django"},
     "open_idempotency._engine.cancellation_on_trio": {"trio"},
     "open_idempotency._runtime.on_trio": {"trio"},
+    "open_idempotency.telemetry._opentelemetry": {"opentelemetry"},
+    "open_idempotency.telemetry._prometheus": {"prometheus_client"},
 }
 #: run by an installed server or framework, or started as a program; not importable modules of ours
 PROGRAMS = {"open_idempotency.__main__"}

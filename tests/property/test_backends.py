@@ -22,7 +22,7 @@ from tests.postgres_server import PostgresServer
 
 COLOURS = ["sync", "asyncio", "trio"]
 #: histories; a call costs most in the awaited colours, where it crosses threads
-EXAMPLES = {"sync": 20, "asyncio": 10, "trio": 5}
+EXAMPLES = {"sync": 10, "asyncio": 6, "trio": 3}
 
 Make = Callable[[ManualClock], Backend]
 

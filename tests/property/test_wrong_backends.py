@@ -10,12 +10,14 @@ from open_idempotency.conformance import check_against_model
 from open_idempotency.conformance.reference_model import Disagreement
 from tests.property.wrong_backends import WRONG
 
-# The first history that shows the mistake is enough, and it must be found on every run.
+# The first history that shows the mistake is enough, and it must be found on every run. One search finds the rarest
+# mistake in four cases of five. A fixed seed changes nothing: what Hypothesis generates also depends on the modules
+# that happen to be imported. So a search that finds nothing is followed by another one.
+SEARCHES = 20
 SEARCH = hypothesis.settings(
     max_examples=500,
     stateful_step_count=40,
     deadline=None,
-    derandomize=True,
     database=None,
     phases=[hypothesis.Phase.generate],
     suppress_health_check=list(hypothesis.HealthCheck),
@@ -23,8 +25,14 @@ SEARCH = hypothesis.settings(
 )
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda kind: kind.__name__)
 def test_a_backend_with_a_mistake_is_refused(wrong: type[MemoryBackend]) -> None:
     """B-12: what the model test is for."""
     with pytest.raises(Disagreement):
+        _search(wrong)
+
+
+def _search(wrong: type[MemoryBackend]) -> None:
+    for _ in range(SEARCHES):
         check_against_model(lambda clock: wrong(clock=clock), settings=SEARCH)

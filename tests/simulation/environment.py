@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.commands import Emit, RecordLater
+from open_idempotency._core.commands import Emit, KeepAlive, RecordLater
 from open_idempotency._core.models import Lease
 from open_idempotency._engine.engine import AsyncPerformer
 from open_idempotency._engine.heartbeat import _Beats
@@ -36,9 +36,9 @@ class VirtualPerformer(AsyncPerformer):
         self.process = process
         self._handlers = {**self._handlers, Emit: self._emit}
 
-    def watch(self, attempt: Attempt) -> None:
-        """See ``Heartbeat.watch``."""
-        self.heartbeat.watch(attempt)
+    def keep(self, command: KeepAlive) -> None:
+        """See ``Heartbeat.keep``."""
+        self.heartbeat.keep(command)
 
     def record(self, command: RecordLater) -> bool:
         """See ``Heartbeat.record``."""
@@ -99,8 +99,9 @@ class VirtualHeartbeat:
     def __init__(self, site: Site, process: Process, backend: RemoteBackend) -> None:
         self.beats = VirtualBeats(site, process, backend)
 
-    def watch(self, attempt: Attempt) -> None:
-        """See ``Heartbeat.watch``."""
+    def keep(self, command: KeepAlive) -> None:
+        """See ``Heartbeat.keep``."""
+        attempt = command.attempt
         if attempt.lease is not None:
             self.beats.watch(attempt, attempt.lease)
 

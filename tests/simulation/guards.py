@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from open_idempotency import _asgi
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.commands import RecordLater
+from open_idempotency._core.commands import KeepAlive, RecordLater
 from open_idempotency._engine.thread_calls import ThreadCalls
 from open_idempotency.backend import (
     Busy,
@@ -135,7 +135,7 @@ class WithoutStoreBeforeSend(Site):
 
 
 class _DoesNotBeat(VirtualHeartbeat):
-    def watch(self, attempt: Attempt) -> None:
+    def keep(self, command: KeepAlive) -> None:
         """Nothing is renewed."""
 
 
@@ -261,9 +261,9 @@ class WithoutAskingBeforeTheHandler(Site):
 
 
 class _StartsAnyway(VirtualHeartbeat):
-    def watch(self, attempt: Attempt) -> None:
+    def keep(self, command: KeepAlive) -> None:
         with suppress(BackendUnavailable):
-            super().watch(attempt)
+            super().keep(command)
 
 
 class WithoutRefusingUnrenewable(Site):

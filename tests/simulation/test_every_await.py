@@ -23,7 +23,7 @@ ORDER = Order("key-0-0123456789abcdef", "alice", b"mug")
 AWAITS = range(1, 13)
 
 
-@pytest.fixture(params=range(times(4)), ids=lambda number: f"seed{number}")
+@pytest.fixture(params=range(times(2)), ids=lambda number: f"seed{number}")
 def history(request: pytest.FixtureRequest) -> Iterator[History]:
     """Two workers and nothing that goes wrong by itself; seeds differ in how long each thing takes."""
     made = History(Plan(seed=request.param, workers=2, stages=STAGES))

@@ -10,7 +10,7 @@ from tests.simulation.loop import Failure
 from tests.simulation.plans import KINDS, plan
 
 PARTS = 4
-HISTORIES = 200
+HISTORIES = 100
 
 
 @pytest.mark.parametrize("part", range(PARTS))

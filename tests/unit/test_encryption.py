@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from open_idempotency.encryption import EncryptionKeys, Sealer, new_key
 from open_idempotency.exceptions import ConfigurationError, MissingExtra, RecordUnreadable
+from tests.effort import times
 
 OLD, NEW = b"o" * 32, b"n" * 32
 HERE, THERE = b"h" * 32, b"t" * 32
 CIPHERS: tuple[Any, ...] = ("aes-256-gcm", "chacha20-poly1305")
 
-bounded = settings(max_examples=200, deadline=None)
+bounded = settings(max_examples=times(50), deadline=None)
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)

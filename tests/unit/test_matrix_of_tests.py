@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from tests.matrix import short_form
+from tests.matrix import diagonals, short_form
 
 ROWS = ["asgi", "flask", "django"]
 COLUMNS = ["memory", "sqlite", "redis", "postgres"]
@@ -38,3 +38,19 @@ def test_it_is_the_same_in_each_process() -> None:
     """Workers that had collected different tests could not share them."""
     assert [short_form("test_a", CELLS) for _ in range(3)] == [short_form("test_a", CELLS)] * 3
     assert short_form("test_a", [("asgi", "memory")]) == {("asgi", "memory")}
+
+
+@pytest.mark.parametrize("values", [["a"], ["a", "b"], ["a", "b", "c", "d", "e", "f", "g"]])
+def test_of_a_test_with_many_values_each_value_and_each_cell_is_met(values: list[str]) -> None:
+    """And from two values on not each value in each cell."""
+    pairs = list(product(values, ROWS))
+    kept = diagonals(pairs)
+    assert {value for value, _ in kept} == set(values)
+    assert {row for _, row in kept} == set(ROWS)
+    assert (len(kept) < len(pairs)) == (len(values) > 1)
+
+
+def test_diagonals_do_not_depend_on_the_order() -> None:
+    """Tests are shuffled before they are collected."""
+    pairs = list(product("abcd", ROWS))
+    assert diagonals(pairs) == diagonals(pairs[::-1])

@@ -20,6 +20,7 @@ from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import IdempotencyPolicy
 from open_idempotency.redaction import Response, redact_json, tombstone
+from tests.effort import times
 from tests.unit.builders import RECORD, Listener, Script, attempt_of, lease_of
 from tests.unit.core.admissions import Admission, name
 
@@ -282,7 +283,7 @@ def _blank(value: Any, steps: list[str]) -> Any:
     return list(made.values()) if isinstance(value, list) else value
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=times(50), deadline=None)
 @given(
     value=values,
     steps=st.lists(st.sampled_from(["a", "b", "0", "1", "*"]), min_size=1, max_size=3),

@@ -10,6 +10,7 @@ import pytest
 
 from open_idempotency import OutcomeUnknown, events, idem
 from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.commands import KeepAlive
 from open_idempotency._core.models import Completed, Leased, Refused, Response
 from open_idempotency._core.settlement import Fate, finish
 from open_idempotency._core.stored_response import FAILURE, RESPONSE, decode_response, unseal
@@ -68,7 +69,7 @@ class Desk:
         leased = self.claim()
         assert isinstance(leased, Leased)
         attempt = Attempt.of(leased.lease, leased.stages, self.engine.policy, "/")
-        self.engine.heartbeat.watch(attempt)
+        self.engine.heartbeat.keep(KeepAlive(attempt))
         return attempt
 
     def claim(self) -> Any:

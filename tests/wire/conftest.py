@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.matrix import apart_from, thin_out
+from tests.matrix import apart_from, below, thin_out
 from tests.wire.case import Case
 from tests.wire.kinds import SERVED, lacking
 from tests.wire.native import FILE_BODY
@@ -36,13 +36,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Take out what a server or an adapter cannot do, and what the full form alone runs."""
-    reasons = {item: _reasons(item) for item in items}
-    out = [item for item in items if reasons[item]]
+    reasons = {item: _reasons(item) for item in below("wire", items)}
+    out = [item for item in reasons if reasons[item]]
     if out:
-        items[:] = [item for item in items if not reasons[item]]
+        items[:] = [item for item in items if not reasons.get(item)]
         config.hook.pytest_deselected(items=out)
         config.stash[_LACKING].update(reason for item in out for reason in reasons[item])
-    thin_out(config, items, "WIRE", _cell)
+    thin_out(config, items, "wire", "WIRE", _cell)
 
 
 def _cell(item: pytest.Item) -> tuple[str, str, str] | None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from math import inf
 
 from open_idempotency import events
-from open_idempotency._core import problems, quotas
+from open_idempotency._core import key_sources, problems, quotas
+from open_idempotency._core.about import about_request
 from open_idempotency._core.attempt import Attempt, NotRenewable
 from open_idempotency._core.caller_changes import Session, find_record
 from open_idempotency._core.commands import (
@@ -30,7 +31,16 @@ from open_idempotency._core.commands import (
 )
 from open_idempotency._core.fingerprint import fingerprint_steps
 from open_idempotency._core.identity import ScopeRefused, cookie_names, entry_names
-from open_idempotency._core.keys import Caller, by_credentials, caller_scope, is_anonymous, parse_key, record_id
+from open_idempotency._core.keys import (
+    Caller,
+    by_credentials,
+    caller_scope,
+    echo_of,
+    is_anonymous,
+    parse_key,
+    record_id,
+    with_echo,
+)
 from open_idempotency._core.models import (
     Body,
     Busy,
@@ -61,6 +71,7 @@ from open_idempotency._core.stored_response import (
 from open_idempotency.exceptions import (
     BackendUnavailable,
     BodyTooLarge,
+    BodyUnreadable,
     ConfigurationError,
     KeyRejected,
     KeyRequired,
@@ -100,7 +111,7 @@ class Intake:
     random bytes. ``advice``: the engine's, shared by all its requests. ``session``: finds the record of a request that
     began under another caller (O-14), for adapters that know sessions. ``renders``: whether the framework makes a
     response of an exception with which ``scope=`` refuses the request; then the exception is raised into the framework
-    (O-20).
+    (O-20). ``holder``: this worker, as ``processes.name`` has it.
     """
 
     request: Request
@@ -111,6 +122,7 @@ class Intake:
     advice: Advice = field(default_factory=Advice)
     session: Session | None = None
     renders: Callable[[Exception], bool] = _renders_none
+    holder: str = ""
 
 
 def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
@@ -120,27 +132,36 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
     ``ScopeUnknown``, whatever the adapter's callables raise, and the exception with which ``scope=`` refuses a request,
     if the framework renders it.
     """
-    request = intake.request
+    request, key = intake.request, None
     try:
-        key = parse_key(intake.key_headers, policy)
-        if key is None:
-            return Attempt(policy)
+        if policy.key is None:
+            key = parse_key(intake.key_headers, policy)
+            if key is None:
+                return Attempt(policy)
+        else:
+            key = yield from key_sources.find_key(request, intake.receive, policy)
+            if key is None:
+                return Attempt.without_key(policy)
         found: Identified = yield Call(intake.identify)
         identity = found if isinstance(found, Identity) else Identity(found)
         scope = caller_scope(request, identity, key, policy)
         # Last of these: a request that is refused for its key or its caller has its body unread.
-        request.body = yield Call(intake.receive)
+        if policy.key is None or request.body is None:
+            request.body = yield Call(intake.receive)
     except (KeyRejected, BodyTooLarge, ScopeRefused) as error:
-        return (yield from _refuse_error(error, intake, policy))
+        refused = yield from _refuse_error(error, intake, policy)
+        return refused if key is None else _echoing(refused, key, intake, policy)
+    owner = owner_at_host(intake.owner, request, policy)
     claim = Claim(
         record_id(scope, key, request, policy),
         (yield from fingerprint_steps(request, policy)),
-        owner_at_host(intake.owner, request, policy),
+        owner,
         policy.lease,
         policy.ttl,
         policy.on_failed == "resume",
         policy.on_abandoned == "resume",
         policy.max_attempts,
+        about_request(request, scope, key, owner, intake.holder, policy),
     )
     # The retry of a login or logout comes from another caller, and so with another record id (O-14).
     caller = None
@@ -149,9 +170,10 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
         try:
             claim.record_id = (yield from find_record(caller, intake.session)) or claim.record_id
         except (BackendUnavailable, RecordUnreadable) as error:
-            return (yield from _without_backend(error, "get", claim, request, policy))
+            admission = yield from _without_backend(error, "get", claim, request, policy)
+            return _echoing(admission, key, intake, policy)
     if (advice := _advice(claim, scope, identity, intake, policy)) is not None:
-        yield from warn(policy, advice)
+        yield from warn(policy, advice, request)
     # Not begun yet: a reservation, where there is one, comes before the claim.
     steps = _begin(claim, intake, policy)
     if policy.max_live_keys is not None:
@@ -159,9 +181,21 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
     try:
         admission = yield from steps
     except NotRenewable:
-        return (yield from _unprotected(claim, request, policy))
-    if caller is not None and isinstance(admission, Attempt):
-        admission.sent_by(caller)
+        admission = yield from _unprotected(claim, request, policy)
+    else:
+        if caller is not None and isinstance(admission, Attempt):
+            admission.sent_by(caller)
+    return _echoing(admission, key, intake, policy) if policy.echo_key else admission
+
+
+def _echoing(admission: Attempt | Response, key: str, intake: Intake, policy: IdempotencyPolicy) -> Attempt | Response:
+    """The response with the client's key, or the attempt that will send it back, if the policy says so (H-21)."""
+    if not policy.echo_key:
+        return admission
+    echo = echo_of(key, intake.key_headers, policy)
+    if isinstance(admission, Response):
+        return with_echo(admission, echo)
+    admission.send_back(echo)
     return admission
 
 
@@ -174,7 +208,8 @@ def _refuse_error(
         return _refuse(problems.body_too_large(policy.max_request_bytes), request, policy)
     if isinstance(error, ScopeRefused):
         return _refuse_scope(error, intake, policy)
-    problem = problems.key_missing if isinstance(error, KeyRequired) else problems.key_malformed
+    missing = isinstance(error, KeyRequired | BodyUnreadable)
+    problem = problems.key_missing if missing else problems.key_malformed
     return _refuse(problem(str(error)), request, policy)
 
 
@@ -182,7 +217,7 @@ def _refuse_scope(refused: ScopeRefused, intake: Intake, policy: IdempotencyPoli
     """The response to a request that ``scope=`` refuses (O-20). Raises its error if the framework renders it."""
     problem = refused.problem()
     if intake.renders(refused.error):
-        yield from notify(policy, events.RefusedByScope, b"", problem.status)
+        yield from notify(policy, events.RefusedByScope, b"", problem.status, of=intake.request)
         raise refused.error from None
     return (yield from _refuse(problem, intake.request, policy))
 
@@ -212,12 +247,13 @@ def refuse_ahead(request: Request, key_headers: Headers, policy: IdempotencyPoli
     application has read the body. A missing key is left to ``admit``.
     """
     try:
-        parse_key(key_headers, policy)
+        if policy.key is None:
+            parse_key(key_headers, policy)
     except KeyRequired:
         return None
     except KeyRejected as error:
         return problems.key_malformed(str(error))
-    for value in request.header(b"content-length") if key_headers else ():
+    for value in request.header(b"content-length") if key_headers or (policy.key and policy.required) else ():
         if value.isdigit() and (len(value) > _MOST_DIGITS or int(value) > policy.max_request_bytes):
             return problems.body_too_large(policy.max_request_bytes)
     return None
@@ -227,10 +263,10 @@ def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Att
     request = intake.request
     patience: Patience | None = None
     try:
-        result = yield from _claim(claim, policy)
+        result = yield from make_claim(claim, policy, request)
         if isinstance(result, Busy):
             wanted = _patience(request, policy)
-            awaited = yield from _wait_in_slot(claim, result, wanted.seconds, policy)
+            awaited = yield from wait_in_slot(claim, result, wanted.seconds, policy, request)
             if awaited is not None:
                 result, patience = awaited, wanted
         # Only a refused request pays for this look: its key may have been passed on by another service (O-22).
@@ -247,7 +283,7 @@ def _counted(
 ) -> Steps[Attempt | Response]:
     """The steps ``begin`` for a key that counts towards its caller's quota. A caller over it makes no record."""
     try:
-        admission = yield from quotas.within_quota(begin, claim, scope, policy)
+        admission = yield from quotas.within_quota(begin, claim, scope, policy, intake.request)
     except (BackendUnavailable, RecordUnreadable) as error:  # of the reservation: errors of the claim became responses
         return (yield from _without_backend(error, "reserve", claim, intake.request, policy))
     if isinstance(admission, problems.Problem):
@@ -259,7 +295,7 @@ def _without_backend(
     error: BackendUnavailable | RecordUnreadable, verb: str, claim: Claim, request: Request, policy: IdempotencyPolicy
 ) -> Steps[Attempt | Response]:
     record = events.short(claim.record_id)
-    yield from warn(policy, events.BackendFailed.of(record, verb, error))
+    yield from warn(policy, events.BackendFailed.of(record, verb, error), request)
     if isinstance(error, RecordUnreadable):
         return (yield from _refuse(problems.record_unreadable(), request, policy, claim.record_id))
     return (yield from _unprotected(claim, request, policy))
@@ -269,7 +305,7 @@ def _unprotected(claim: Claim, request: Request, policy: IdempotencyPolicy) -> S
     """A request that cannot be protected: 503, or an attempt without a lease if the policy fails open."""
     if not policy.fail_open:
         return (yield from _refuse(problems.backend_unavailable(), request, policy, claim.record_id))
-    yield from warn(policy, events.FailedOpen(events.short(claim.record_id)))
+    yield from warn(policy, events.FailedOpen(events.short(claim.record_id)), request)
     return Attempt(policy)
 
 
@@ -279,42 +315,51 @@ def _act_on(
     match result:
         case Leased(lease, stages):
             if stages:
-                stages = yield from _readable(stages, lease, policy)
+                stages = yield from readable_stages(stages, lease, policy, request)
             attempt = Attempt.of(
                 lease,
                 stages,
                 policy,
                 _instance(request),
                 method=request.method,
+                route=request.route,
                 alone=request.alone,
                 asked=claim.asked,
                 request_headers=request.headers,
             )
-            try:
-                yield KeepAlive(attempt)
-                if policy.on_event is not None or everyday_log.on():
-                    yield from notify(policy, events.Claimed, lease.record_id, lease.attempt)
-            except GeneratorExit:
-                raise
-            except BackendUnavailable as error:
-                raise (yield from _not_renewable(attempt, lease, error)) from error
-            except BaseException:  # such as a time limit of gevent's, or a listener that ends the process
-                attempt.lose()  # no handler will run, so the lease is not renewed
-                yield from _give_back(lease, policy)
-                raise
+            if policy.on_replay is not None:
+                attempt.know_request(request)
+            yield from keep_alive(attempt, lease)
             return attempt
         case Finished(frame):
             return (yield from _replay(frame, RESPONSE, claim, request, policy))
         case Busy() as busy:
-            yield from notify(policy, events.Conflicted, claim.record_id, busy.remaining)
+            yield from notify(policy, events.Conflicted, claim.record_id, busy.remaining, of=request)
             problem = problems.in_progress(busy, unnamed=not policy.application)
             return (yield from _refuse(problem, request, policy, claim.record_id))
         case Mismatch():
-            yield from notify(policy, events.KeyReused, claim.record_id)
+            yield from notify(policy, events.KeyReused, claim.record_id, of=request)
             problem = problems.key_reused(unnamed=not policy.application)
             return (yield from _refuse(problem, request, policy, claim.record_id))
         case Refused() as refused:
             return (yield from _no_further_attempt(refused, claim, request, policy))
+
+
+def keep_alive(attempt: Attempt, lease: Lease) -> Steps[None]:
+    """Have the lease of a claimed attempt renewed from now on. Raises ``NotRenewable`` where nobody can."""
+    policy = attempt.policy
+    try:
+        yield KeepAlive(attempt)
+        if policy.on_event is not None or everyday_log.on():
+            yield from notify(policy, events.Claimed, lease.record_id, lease.attempt, of=attempt)
+    except GeneratorExit:
+        raise
+    except BackendUnavailable as error:
+        raise (yield from _not_renewable(attempt, lease, error)) from error
+    except BaseException:  # such as a time limit of gevent's, or a listener that ends the process
+        attempt.lose()  # no handler will run, so the lease is not renewed
+        yield from _give_back(lease, policy, attempt)
+        raise
 
 
 def _no_further_attempt(refused: Refused, claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Response]:
@@ -328,32 +373,34 @@ def _no_further_attempt(refused: Refused, claim: Claim, request: Request, policy
         except ConfigurationError:
             raise
         except Exception as error:  # of the database: whether there is a response will be known later
-            yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "ledger", error))
+            yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "ledger", error), request)
             return (yield from _refuse(problems.ledger_unreachable(), request, policy, claim.record_id))
         if known is not None:
             return (yield from _replay(known, RESPONSE, claim, request, policy))
     if refused.response is not None and policy.on_failed == "replay":
         return (yield from _replay(refused.response, FAILURE, claim, request, policy))
-    yield from notify(policy, events.Rejected, claim.record_id, refused.reason.value)
+    yield from notify(policy, events.Rejected, claim.record_id, refused.reason.value, of=request)
     problem = problems.outcome_unknown(refused.reason)
     return (yield from _refuse(problem, request, policy, claim.record_id, refused.attempt))
 
 
 def _not_renewable(attempt: Attempt, lease: Lease, error: BackendUnavailable) -> Steps[NotRenewable]:
     """Release a claim whose lease cannot be renewed, so that nothing runs (L-11). Returns the error to raise."""
-    yield from warn(attempt.policy, events.NotRenewable.of(events.short(lease.record_id), error))
-    yield from _give_back(lease, attempt.policy)
+    yield from warn(attempt.policy, events.NotRenewable.of(events.short(lease.record_id), error), attempt)
+    yield from _give_back(lease, attempt.policy, attempt)
     return NotRenewable(lease.attempt == 1 and not attempt.stages)
 
 
-def _readable(stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy) -> Steps[tuple[Stage, ...]]:
+def readable_stages(
+    stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy, of: Request | None = None
+) -> Steps[tuple[Stage, ...]]:
     """The stages, decrypted. An unreadable stage raises here, since the view would find it halfway through (B-08b)."""
     try:
         plain = tuple([unseal_stage(stage, lease, policy) for stage in stages])
         for stage in plain:
             decode_stage(stage.frame)
     except RecordUnreadable:
-        yield from _give_back(lease, policy)
+        yield from _give_back(lease, policy, of)
         raise
     return plain
 
@@ -361,11 +408,13 @@ def _readable(stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy
 def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: IdempotencyPolicy) -> Steps[Response]:
     stored = decode_response(unseal(frame, kind, claim, policy))
     if policy.on_event is not None or everyday_log.on():
-        yield from notify(policy, events.Replayed, claim.record_id, stored.status)
-    return (yield from replay(stored, request.headers, claim.record_id, _instance(request), policy))
+        yield from notify(policy, events.Replayed, claim.record_id, stored.status, stored.first_trace, of=request)
+    return (yield from replay(stored, request.headers, claim.record_id, _instance(request), policy, request))
 
 
-def _wait_in_slot(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimResult | None]:
+def wait_in_slot(
+    claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy, of: Request | None = None
+) -> Steps[ClaimResult | None]:
     """Repeat a refused claim for ``patience`` seconds (O-04); the last result, or None if no duplicate may wait now."""
     if patience <= 0:
         return None
@@ -373,12 +422,14 @@ def _wait_in_slot(claim: Claim, busy: Busy, patience: float, policy: Idempotency
     if leave is None:
         return None
     try:
-        return (yield from _claim_patiently(claim, busy, patience, policy))
+        return (yield from _claim_patiently(claim, busy, patience, policy, of))
     finally:
         leave()
 
 
-def _claim_patiently(claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy) -> Steps[ClaimResult]:
+def _claim_patiently(
+    claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy, of: Request | None
+) -> Steps[ClaimResult]:
     result: ClaimResult = busy
     deadline = (yield from ask(Now())) + patience
     look, pause = FIRST_LOOK, FIRST_PAUSE
@@ -390,11 +441,12 @@ def _claim_patiently(claim: Claim, busy: Busy, patience: float, policy: Idempote
         seconds = min(left, look, max(result.remaining, FIRST_PAUSE))
         yield from ask(Wait(claim.record_id, seconds, min(pause, seconds)))
         look, pause = min(look * 1.5, LONGEST_LOOK), min(pause * 1.5, LONGEST_PAUSE)
-        result = yield from _claim(claim, policy)
+        result = yield from make_claim(claim, policy, of)
     return result
 
 
-def _claim(claim: Claim, policy: IdempotencyPolicy) -> Steps[ClaimResult]:
+def make_claim(claim: Claim, policy: IdempotencyPolicy, of: Request | None = None) -> Steps[ClaimResult]:
+    """Send a claim, and withdraw it if the caller is cancelled before the reply is there (B-08c)."""
     claim.asked = inf  # a lease counts from the claim that has led to it
     try:
         result: ClaimResult = yield claim
@@ -403,36 +455,36 @@ def _claim(claim: Claim, policy: IdempotencyPolicy) -> Steps[ClaimResult]:
         raise
     except BaseException:
         # Cancelled before the reply arrived: the claim may stand, or still be on its way (B-08c).
-        yield from _withdraw(claim, policy)
+        yield from _withdraw(claim, policy, of)
         raise
 
 
-def _withdraw(claim: Claim, policy: IdempotencyPolicy) -> Steps[None]:
+def _withdraw(claim: Claim, policy: IdempotencyPolicy, of: Request | None) -> Steps[None]:
     try:
         try:
             yield from ask(Withdraw(claim))
         except BackendUnavailable:  # perhaps of the connection on which the claim hangs; the next try takes another
             yield from ask(Withdraw(claim))
     except Exception as error:
-        yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "withdraw", error))
+        yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "withdraw", error), of)
 
 
-def _give_back(lease: Lease, policy: IdempotencyPolicy) -> Steps[None]:
+def _give_back(lease: Lease, policy: IdempotencyPolicy, of: Request | Attempt | None) -> Steps[None]:
     try:
-        yield from _release(lease, policy)
+        yield from _release(lease, policy, of)
     except (Exception, GeneratorExit):  # a suspended engine that is thrown away can send nothing more
         raise
     except BaseException:
         # Cancelled before it is known whether it has arrived. Sent twice it succeeds (B-08).
-        yield from _release(lease, policy)
+        yield from _release(lease, policy, of)
         raise
 
 
-def _release(lease: Lease, policy: IdempotencyPolicy) -> Steps[None]:
+def _release(lease: Lease, policy: IdempotencyPolicy, of: Request | Attempt | None) -> Steps[None]:
     try:
         yield from ask(Release(lease))
     except Exception as error:  # a claim that stays ends with its lease; the response is the same
-        yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "release", error))
+        yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "release", error), of)
 
 
 def _patience(request: Request, policy: IdempotencyPolicy) -> Patience:
@@ -460,7 +512,7 @@ def _refuse(
     record_id: bytes = b"",
     attempt: int | None = None,
 ) -> Steps[Response]:
-    return refuse(problem, policy, _instance(request), record_id, attempt)
+    return refuse(problem, policy, _instance(request), record_id, attempt, request)
 
 
 def _instance(request: Request) -> str:

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar
 
 from open_idempotency._core.keys import Caller
-from open_idempotency._core.models import Headers, Lease, Response, Stage
+from open_idempotency._core.models import Headers, Lease, Request, Response, Stage
 from open_idempotency.exceptions import (
     AlreadyCommitted,
     AlreadyCompleted,
@@ -208,8 +208,12 @@ class Attempt:
     scope_id: bytes | None = None
     #: the request's path, for problems and the log
     instance: str = ""
-    #: the request's method, for the log
+    #: the request's method, for events and the log
     method: str = ""
+    #: the template of the request's route, as ``Request.route``
+    route: str | None = None
+    #: the trace that its response is stored with, as ``traceparent``; empty without telemetry
+    trace: str = ""
     phase: Phase = Phase.RUNNING
     #: another attempt owns the record, as the heartbeat or a refused verb has found
     lost: bool = False
@@ -240,14 +244,31 @@ class Attempt:
     session_changed: bool = False
     #: the view's wish: True to store the response, False to discard it, None for the policy's rule
     keep: bool | None = None
+    #: the attempt in whose code this one was begun, where it is a call of ``Once``
+    outer: Attempt | None = None
+    #: what makes a response of the result that is handed to ``idem.atomic``; None where that is a response itself
+    as_response: Callable[[object], Response] | None = None
     _used: set[StageId] | None = None
     #: the coroutines of its stages; None where it has none
     calls: Calls | None = None
     #: at its end, the names of stages that were called and that nobody can await any more
     unawaited: tuple[str, ...] = ()
+    #: ``key=`` has found no key, so the request runs as one without protection
+    passes: bool = False
+    #: the header that sends the key back with each response; None without ``echo_key``
+    echo: tuple[bytes, bytes] | None = None
+    #: the request, for ``on_replay=``; None without that hook, and from the end of the attempt on
+    request: Request | None = None
 
     def __init__(self, policy: IdempotencyPolicy) -> None:
         self.policy = policy
+
+    @classmethod
+    def without_key(cls, policy: IdempotencyPolicy) -> Attempt:
+        """The attempt of a request in which ``key=`` has found no key."""
+        attempt = cls(policy)
+        attempt.passes = True
+        return attempt
 
     @classmethod
     def of(
@@ -258,6 +279,7 @@ class Attempt:
         instance: str,
         *,
         method: str = "",
+        route: str | None = None,
         alone: bool = False,
         asked: float = inf,
         request_headers: Headers = (),
@@ -271,12 +293,24 @@ class Attempt:
         attempt.lease = lease
         attempt.stages = attempt._recorded = {(s.name, s.key): s.frame for s in stages} if stages else {}
         attempt.seed = lease.record_id + lease.fingerprint
-        attempt.instance, attempt.method, attempt.alone = instance, method, alone
+        attempt.instance, attempt.method, attempt.route, attempt.alone = instance, method, route, alone
         attempt.request_headers = request_headers
         attempt.sure_until = asked + lease.duration
         return attempt
 
     # Who sent the request, and what its server says of it
+
+    def send_back(self, echo: tuple[bytes, bytes]) -> None:
+        """Note the header that sends the key back with each response."""
+        self.echo = echo
+
+    def know_request(self, request: Request) -> None:
+        """Note the request for ``on_replay=``. It is forgotten at the end, as it may have the attempt."""
+        self.request = request
+
+    def forget_request(self) -> None:
+        """Break the cycle that ``know_request`` may have made."""
+        self.request = None
 
     def sent_by(self, caller: Caller) -> None:
         """Note who sent the request, for an adapter that knows sessions which may lead to another caller (O-14)."""
@@ -288,6 +322,10 @@ class Attempt:
         """
         caller, self.caller = self.caller, None
         return caller
+
+    def trace_by(self, trace: str) -> None:
+        """Note the trace that it was claimed in, as ``traceparent``; its response is stored with it (P-31)."""
+        self.trace = trace
 
     def count_towards(self, scope_id: bytes) -> None:
         """Note the caller whose quota the key counts towards."""
@@ -304,6 +342,23 @@ class Attempt:
     def run_in_threads(self, threads: Threads) -> None:
         """Note what knows of its code that runs in threads, instead of what was noted before."""
         self.threads = threads
+
+    # A call of ``Once``
+
+    def begin_call(self, outer: Attempt | None, as_response: Callable[[object], Response]) -> None:
+        """Note that this is a call of ``Once``: where it was begun, and how a result of it becomes a response."""
+        self.outer, self.as_response = outer, as_response
+
+    def runs(self, record_id: bytes) -> bool:
+        """Whether this attempt, or one in whose code it was begun, runs for that record."""
+        attempt: Attempt | None = self
+        while attempt is not None:
+            lease = attempt.lease
+            if lease is not None and lease.record_id == record_id and attempt.phase is Phase.RUNNING:
+                if not attempt.lost:
+                    return True
+            attempt = attempt.outer
+        return False
 
     # What it does
 

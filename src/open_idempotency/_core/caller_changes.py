@@ -91,8 +91,10 @@ def follow(attempt: Attempt, caller: Caller, change: Change, owner: bytes) -> St
         try:
             found = (yield from _point(attempt, caller, caller.of_session(change.lost), owner)) or found
         except Exception as error:  # whatever it is, the view has run, and its outcome is not lost for it
-            yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "follow", error))
-    yield from warn(attempt.policy, events.CallerChanged(events.short(lease.record_id), found))
+            yield from warn(
+                attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "follow", error), attempt
+            )
+    yield from warn(attempt.policy, events.CallerChanged(events.short(lease.record_id), found), attempt)
 
 
 def _point(attempt: Attempt, caller: Caller, pointer: bytes, owner: bytes) -> Steps[bool]:

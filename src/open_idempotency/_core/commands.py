@@ -14,20 +14,23 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import inf
+from math import inf, isinf
 from typing import Any, Generic, TypeVar
 
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.models import (
     ClaimResult,
     Completed,
+    Freed,
     Lease,
     Ledger,
     Record,
     Renewal,
+    Request,
     ReserveResult,
     Stage,
     StageSaved,
+    Status,
 )
 from open_idempotency.events import Event, Listener
 
@@ -46,12 +49,17 @@ class AtOnce(Command[R_co]):
     __slots__ = ()
 
 
+#: the most bytes of ``Claim.about``
+MOST_ABOUT = 255
+
+
 @dataclass(slots=True)
 class Claim(Command[ClaimResult]):
     """Take the record if it is free, else report what it is.
 
-    ``owner``: 16 random bytes, made once for each request. ``lease``, ``ttl``: seconds. The last three say which
-    takeovers the caller wants; the result is ``Refused`` for one that it does not want. ``asked``: not for backends.
+    ``owner``: 16 random bytes, made once for each request. ``lease``, ``ttl``: seconds. The next three say which
+    takeovers the caller wants; the result is ``Refused`` for one that it does not want. ``about``: at most
+    ``MOST_ABOUT`` bytes for operators, stored with the record by a claim that is leased. ``asked``: not for backends.
     """
 
     record_id: bytes
@@ -62,7 +70,8 @@ class Claim(Command[ClaimResult]):
     resume_failed: bool = True
     resume_abandoned: bool = True
     max_attempts: int | None = None
-    #: on the clock of ``Now``; set by the performer where it is not set
+    about: bytes = b""
+    #: on the clock of ``Now``; set by the driver where it is not set
     asked: float = field(default=inf, compare=False)
 
 
@@ -91,7 +100,7 @@ class Complete(Command[Completed]):
 
     lease: Lease
     response: bytes
-    #: when it was first asked for, on the clock of ``Now``; set by the performer where it is not set, and else long ago
+    #: when it was first asked for, on the clock of ``Now``; set by the driver where it is not set, and else long ago
     asked: float = field(default=-inf, compare=False)
 
 
@@ -134,6 +143,22 @@ class Forget(Command[bool]):
     """Delete a record whatever its state; whether there was one. Compares no token: the engine makes sure before."""
 
     record_id: bytes
+
+
+@dataclass(slots=True)
+class Free(Command[Freed]):
+    """An operator frees a key, if its record is still the one that was seen.
+
+    ``token``, ``status``: of the record that was seen. ``keep_stages``: the attempt ends, its owner is fenced off, the
+    stages stay, and the next claim is admitted whatever its policy says of failed or abandoned attempts; a completed
+    record is ``CHANGED``. Otherwise the record is deleted. ``alive``: also while its lease lasts.
+    """
+
+    record_id: bytes
+    token: int
+    status: Status
+    keep_stages: bool = False
+    alive: bool = False
 
 
 @dataclass(slots=True)
@@ -248,10 +273,11 @@ class DrawReference(AtOnce[str]):
 
 @dataclass(slots=True)
 class Emit(AtOnce[None]):
-    """Log an event, and call the policy's listener, if it has one."""
+    """Log an event, and call the policy's listener, if it has one. ``of``: the request that the event is about."""
 
     event: Event
     listener: Listener | None
+    of: Request | Attempt | None = field(default=None, compare=False)
 
 
 # The drivers
@@ -270,10 +296,15 @@ def ask(command: Command[R]) -> Generator[Command[Any], Any, R]:
 
 
 class Driver:
-    """Runs engines sync. ``handlers``: what carries each kind of command out."""
+    """Runs engines sync. ``handlers``: what carries each kind of command out.
 
-    def __init__(self, handlers: Handlers) -> None:
+    ``clock``: that of ``Now``. A claim or completion notes when it was asked for, right before the call. The backend
+    counts from a later moment, so no lease ends sooner than expected here.
+    """
+
+    def __init__(self, handlers: Handlers, clock: Callable[[], float] | None = None) -> None:
         self._handlers = handlers
+        self._clock = clock
 
     def run(self, steps: Steps[T]) -> T:
         """Run an engine to its end; returns or raises what it does."""
@@ -282,6 +313,8 @@ class Driver:
             command = next(steps)
             while True:
                 try:
+                    if isinstance(command, Claim | Complete) and isinf(command.asked) and self._clock is not None:
+                        command.asked = self._clock()
                     reply = handlers[type(command)](command)
                 except BaseException as error:
                     command = steps.throw(self._meant(command, error))
@@ -299,8 +332,9 @@ class Driver:
 class AsyncDriver:
     """The same, async. What the handlers return is awaited, except for commands that are ``AtOnce``."""
 
-    def __init__(self, handlers: Handlers) -> None:
+    def __init__(self, handlers: Handlers, clock: Callable[[], float] | None = None) -> None:
         self._handlers = handlers
+        self._clock = clock
 
     async def run(self, steps: Steps[T], *, guarded: bool = False) -> T:
         """Run an engine to its end. Once it was cancelled, the rest (its cleanup) is carried out under ``_shield``.
@@ -313,6 +347,8 @@ class AsyncDriver:
             while True:
                 try:
                     handler = handlers[type(command)]
+                    if isinstance(command, Claim | Complete) and isinf(command.asked) and self._clock is not None:
+                        command.asked = self._clock()
                     if isinstance(command, AtOnce):
                         reply = handler(command)
                     elif guarded:

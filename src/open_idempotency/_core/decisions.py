@@ -22,6 +22,7 @@ from open_idempotency._core.commands import (
     Command,
     Complete,
     Fail,
+    Free,
     Release,
     Renew,
     SaveStage,
@@ -32,6 +33,7 @@ from open_idempotency._core.models import (
     ClaimResult,
     Completed,
     Finished,
+    Freed,
     Lease,
     Leased,
     Mismatch,
@@ -170,18 +172,18 @@ def _take(c: Claim, now: float, attempt: int, last_token: int, stages: tuple[Sta
     """A new token: above the last one, and above any that a deleted record may have had (B-02)."""
     token = max(int(now * 1_000_000), last_token + 1)
     lease = Lease(c.record_id, c.owner, token, attempt, c.fingerprint, c.lease, c.ttl)
-    return Leased(lease, stages), _in_progress(lease, now, stages)
+    return Leased(lease, stages), _in_progress(lease, now, stages, c.about)
 
 
 def _take_again(record: Record, c: Claim, now: float) -> tuple[Leased, Record]:
     """The claim of this very owner was sent again after a lost reply: it owns the record (B-08)."""
     lease = Lease(c.record_id, c.owner, record.token, record.attempt, c.fingerprint, c.lease, c.ttl)
-    after = _in_progress(lease, now, record.stages)
+    after = _in_progress(lease, now, record.stages, c.about)
     after.claimed_at = record.claimed_at
     return Leased(lease, record.stages), after
 
 
-def _in_progress(lease: Lease, now: float, stages: tuple[Stage, ...] = ()) -> Record:
+def _in_progress(lease: Lease, now: float, stages: tuple[Stage, ...] = (), about: bytes = b"") -> Record:
     end = now + lease.duration
     return Record(
         lease.record_id,
@@ -195,6 +197,7 @@ def _in_progress(lease: Lease, now: float, stages: tuple[Stage, ...] = ()) -> Re
         lease.ttl,
         end + lease.ttl,
         stages=stages,
+        about=about,
     )
 
 
@@ -216,6 +219,7 @@ def _ended(
         final,
         response,
         record.stages,
+        record.about,
     )
 
 
@@ -310,6 +314,26 @@ def withdraw(record: Record | None, c: Withdraw, now: float) -> tuple[None, Reco
         record.record_id, record.owner, record.token, record.attempt, record.fingerprint, c.claim.lease, record.ttl
     )
     return release(record, Release(lease), now)
+
+
+def free(record: Record | None, c: Free, now: float) -> tuple[Freed, Record | None]:
+    """Free a key for an operator, who has seen the record at ``c.token`` and in ``c.status`` (P-20).
+
+    With ``keep_stages`` the record stays, at a token that no owner has. Its attempts no longer count, as if each had
+    been given back: so no policy refuses the next one. Since 0.2.
+    """
+    state = state_of(record, now)
+    if record is None or state is State.ABSENT:
+        return Freed.ABSENT, record
+    if (record.token, record.status) != (c.token, c.status) or (c.keep_stages and state is State.COMPLETED):
+        return Freed.CHANGED, record
+    if state is State.ALIVE and not c.alive:
+        return Freed.ALIVE, record
+    if not c.keep_stages:
+        return Freed.DONE, None
+    token = max(int(now * 1_000_000), record.token + 1)
+    fenced = replace(record, token=token, attempt=0)
+    return Freed.DONE, _ended(fenced, Status.FAILED, None, now, record.ttl)
 
 
 def withdrawn_id(owner: bytes) -> bytes:

@@ -4,8 +4,9 @@ The first byte is the version of these rules; a stored fingerprint of another ve
 length-prefixed, so that no component can run into the next (O-05).
 
 JSON is compared in a canonical form. Member order and white space do not count. Numbers keep the lexeme they were
-written with (``1`` is not ``1.0``), and arrays keep their order. A text that is invalid or repeats a member name has no
-canonical form, since parsers disagree about what it means; its exact bytes count.
+written with (``1`` is not ``1.0``), and arrays keep their order. With ``"jcs"`` the form is that of RFC 8785, in which
+numbers count by their value as IEEE 754 doubles. A text that is invalid or repeats a member name has no canonical form,
+since parsers disagree about what it means; its exact bytes count.
 
 The client chooses how much work this is, and an event loop does it. So it is bounded in bytes and in steps, and beyond
 the bounds the exact bytes count. Below the bounds the form must never change: stored fingerprints are compared with it.
@@ -24,7 +25,9 @@ from typing import Any
 from open_idempotency._core.commands import Driver, Sleep, Steps
 from open_idempotency._core.keys import digest
 from open_idempotency._core.models import Body, Request
-from open_idempotency.policy import IdempotencyPolicy
+from open_idempotency._core.reading import is_json
+from open_idempotency.exceptions import MissingExtra
+from open_idempotency.policy import ALL_PARTS, IdempotencyPolicy
 
 # Canonical JSON
 
@@ -97,9 +100,55 @@ def write(value: Any) -> bytes:
         raise NotCanonical(str(error)) from None
 
 
-def prepare() -> None:
-    """Load what is loaded once, so that no request waits for it."""
-    _orjson()
+# RFC 8785
+
+
+def canonical_by_value(raw: bytes, ignore: Sequence[str] = ()) -> bytes:
+    """The JCS form of a JSON text (RFC 8785), without the members in ``ignore``. Raises ``NotCanonical``.
+
+    That is also for an integer which no double holds exactly: two amounts could be one value otherwise.
+    """
+    try:
+        value = _JCS_DECODER.decode(raw.decode("utf-8"))
+        _remove_all(value, ignore)
+        _check_depth(value, 0)
+        form: bytes = _rfc8785().dumps(value)
+    except (ValueError, RecursionError) as error:
+        raise NotCanonical(str(error)) from None
+    return form
+
+
+def _check_depth(value: Any, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise NotCanonical(f"nested deeper than {MAX_DEPTH}")
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list):
+        return
+    for child in value:
+        if isinstance(child, dict | list):
+            _check_depth(child, depth + 1)
+
+
+@cache
+def _rfc8785() -> Any:
+    try:
+        import rfc8785
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "rfc8785":
+            raise
+        raise MissingExtra(
+            "fingerprint: \"jcs\" needs the rfc8785 package: pip install 'open-idempotency[jcs]'"
+        ) from error
+    return rfc8785
+
+
+def prepare(fingerprint: object) -> None:
+    """Load what this kind of fingerprint needs, so that no request waits for it. Raises ``MissingExtra``."""
+    if fingerprint == "json":
+        _orjson()
+    elif fingerprint == "jcs":
+        _rfc8785()
 
 
 @cache
@@ -124,6 +173,7 @@ def _refuse(constant: str) -> None:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_members, parse_int=_Number, parse_float=_Number, parse_constant=_refuse)
+_JCS_DECODER = json.JSONDecoder(object_pairs_hook=_members, parse_constant=_refuse)
 
 
 def _remove_all(value: Any, pointers: Sequence[str]) -> None:
@@ -188,6 +238,8 @@ VERSION = b"\x01"
 #: a longer JSON body, or one with more punctuation, counts by its exact bytes
 JSON_BYTES = 128 * 1024
 JSON_MARKS = 10_000
+#: the same with ``"jcs"``, whose library takes several times as long
+JCS_MARKS = 2_000
 #: a multipart body with more parts counts by its exact bytes, and so does one with a longer boundary (RFC 2046: 70)
 MULTIPART_PARTS = 2_000
 LONGEST_BOUNDARY = 256
@@ -205,12 +257,20 @@ def fingerprint_steps(request: Request, policy: IdempotencyPolicy) -> Steps[byte
     """The same, with a pause after each piece of work that an event loop should not have to wait for longer."""
     content_type = b", ".join(request.header(b"content-type"))
     media_type = content_type.partition(b";")[0].strip().lower()
-    body = yield from _body(request, policy, media_type, content_type)
+    method, path, query = request.method.encode(), request.path, request.query
+    counted = policy.fingerprint_parts
+    if counted is not ALL_PARTS:
+        method, path, query = (
+            b"" if name not in counted else part
+            for name, part in (("method", method), ("path", path), ("query", query))
+        )
+        media_type = media_type if "body" in counted else b""
+    body = (yield from _body(request, policy, media_type, content_type)) if "body" in counted else b"n"
     return VERSION + digest(
         policy.secret,
-        request.method.encode(),
-        request.path,
-        request.query,
+        method,
+        path,
+        query,
         media_type,
         body,
         *(_headers(request, policy.fingerprint_headers) if policy.fingerprint_headers else ()),
@@ -232,22 +292,15 @@ def _body(request: Request, policy: IdempotencyPolicy, media_type: bytes, conten
         return b"n"
     if media_type.startswith(b"multipart/"):
         return (yield from _multipart(body, content_type))
-    if policy.fingerprint == "json" and _is_json(media_type):
+    if policy.fingerprint == "json" and is_json(media_type):
         return (yield from _json(body, policy))
+    if policy.fingerprint == "jcs" and is_json(media_type):
+        return _jcs(body, policy)
     return _exact(body)
 
 
 def _exact(body: Body) -> bytes:
     return b"x" + body.digest()
-
-
-# What clients name JSON that they do not name properly: fetch() sends text/plain for a string, and some name nothing.
-_READ_AS_JSON = frozenset({b"application/json", b"text/json", b"text/plain", b""})
-
-
-def _is_json(media_type: bytes) -> bool:
-    """Whether a body of this type is read as JSON, where it is JSON (H-13). Forms and other types are not."""
-    return media_type in _READ_AS_JSON or media_type.endswith(b"+json")
 
 
 def _json(body: Body, policy: IdempotencyPolicy) -> Steps[bytes]:
@@ -265,6 +318,16 @@ def _json(body: Body, policy: IdempotencyPolicy) -> Steps[bytes]:
     except NotCanonical:
         return _exact(body)
     return b"j" + form
+
+
+def _jcs(body: Body, policy: IdempotencyPolicy) -> bytes:
+    raw = _short(body, JSON_BYTES)
+    if raw is None or _marks(raw) > JCS_MARKS:
+        return _exact(body)
+    try:
+        return b"r" + canonical_by_value(raw, policy.fingerprint_ignore)
+    except NotCanonical:
+        return _exact(body)
 
 
 def _short(body: Body, limit: int) -> bytes | None:

@@ -57,6 +57,11 @@ def is_intent(stage: StageId) -> bool:
     return _MARK in stage[1]
 
 
+def stage_of(intent: StageId) -> StageId:
+    """The (name, key) of the stage that an intent belongs to; that of a stage itself."""
+    return intent[0], intent[1].partition(_MARK)[0]
+
+
 def begin(attempt: Attempt, stage: StageId, on_doubt: OnDoubt, inquire: Inquiry | None) -> Steps[Found[Any] | None]:
     """Record the intent of an effect outside, before it; the value that it had already, if it is found to have one.
 
@@ -65,7 +70,7 @@ def begin(attempt: Attempt, stage: StageId, on_doubt: OnDoubt, inquire: Inquiry 
     """
     if attempt.lease is None:
         return None
-    number, kind = _last_intent(attempt.stages, stage)
+    number, kind = last_intent(attempt.stages, stage)
     if kind is not StageKind.BEGUN:
         yield from _announce(attempt, stage, number + 1)
         return None
@@ -107,7 +112,7 @@ def withdraw(attempt: Attempt, stage: StageId) -> Steps[None]:
     """Record that the effect whose intent is on record has not happened after all."""
     if attempt.lease is None:
         return
-    number, kind = _last_intent(attempt.stages, stage)
+    number, kind = last_intent(attempt.stages, stage)
     if kind is StageKind.BEGUN:
         yield from _record(attempt, stage, number + 1, StageKind.WITHDRAWN)
 
@@ -144,10 +149,10 @@ def _unknown(attempt: Attempt, error: OutcomeUnknown) -> OutcomeUnknown:
 
 def _report(attempt: Attempt, stage: StageId, finding: str) -> Steps[None]:
     assert attempt.lease is not None
-    yield from warn(attempt.policy, events.InDoubt(events.short(attempt.lease.record_id), stage[0], finding))
+    yield from warn(attempt.policy, events.InDoubt(events.short(attempt.lease.record_id), stage[0], finding), attempt)
 
 
-def _last_intent(stages: Mapping[StageId, bytes], stage: StageId) -> tuple[int, StageKind | None]:
+def last_intent(stages: Mapping[StageId, bytes], stage: StageId) -> tuple[int, StageKind | None]:
     """The number of the last intent on record, from 1, and its kind; 0 and None where there is none."""
     # Not the number of them: one whose recording was interrupted may be missing.
     name, beginning = stage[0], stage[1] + _MARK
@@ -159,13 +164,13 @@ def _last_intent(stages: Mapping[StageId, bytes], stage: StageId) -> tuple[int, 
     if not numbers:
         return 0, None
     last = max(numbers)
-    return last, decode_stage(stages[_intent(stage, last)])[0]
+    return last, decode_stage(stages[intent_of(stage, last)])[0]
 
 
 def _record(attempt: Attempt, stage: StageId, number: int, kind: StageKind) -> Steps[None]:
     assert attempt.lease is not None
     payload = b"%d" % attempt.lease.attempt
-    yield from save_stage(attempt, Stage(*_intent(stage, number), encode_stage(kind, payload)))
+    yield from save_stage(attempt, Stage(*intent_of(stage, number), encode_stage(kind, payload)))
 
 
 def _announce(attempt: Attempt, stage: StageId, number: int) -> Steps[None]:
@@ -177,15 +182,18 @@ def _announce(attempt: Attempt, stage: StageId, number: int) -> Steps[None]:
     except BaseException:
         lease = attempt.lease
         assert lease is not None
-        withdrawn = Stage(*_intent(stage, number + 1), encode_stage(StageKind.WITHDRAWN, b"%d" % lease.attempt))
+        withdrawn = Stage(*intent_of(stage, number + 1), encode_stage(StageKind.WITHDRAWN, b"%d" % lease.attempt))
         attempt.saved(withdrawn)  # whether it arrives or not, its number is taken
         try:
             yield from ask(SaveStage(lease, seal_stage(withdrawn, lease, attempt.policy)))
         except Exception as error:
-            yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "withdraw", error))
+            yield from warn(
+                attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "withdraw", error), attempt
+            )
         raise
 
 
-def _intent(stage: StageId, number: int) -> StageId:
+def intent_of(stage: StageId, number: int) -> StageId:
+    """The (name, key) under which the intent of this number is on record."""
     name, key = stage
     return name, f"{key}{_MARK}{number}"

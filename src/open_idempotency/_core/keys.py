@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
@@ -21,7 +21,7 @@ from typing import Any
 import http_sf
 
 from open_idempotency._core.identity import ScopeRefused, named_by_session, refused_status
-from open_idempotency._core.models import Headers, Identity, Request
+from open_idempotency._core.models import Headers, Identity, Request, Response
 from open_idempotency.exceptions import IdempotencyError, KeyRejected, KeyRequired, ScopeUnknown
 from open_idempotency.policy import ANONYMOUS, IdempotencyPolicy
 
@@ -41,7 +41,7 @@ _is_visible = re.compile(rb"[!-~]+").fullmatch
 _is_printable = re.compile(rb"[ -~]+").fullmatch
 _EXAMPLE = '"8e03978e-40d5-43e8-bc93-6894a57f9324"'
 _DIGEST_PARAMETER = b"oi-record-1"
-_SCOPE_PARAMETER = b"oi-scope-1"
+SCOPE_PARAMETER = b"oi-scope-1"
 _BY_CREDENTIALS = "authorization:"
 _ANONYMOUS = "anonymous:"
 # A tenant or a host, as a digest in hexadecimal digits, and then the caller's own scope.
@@ -59,7 +59,9 @@ _NO_CALLER = (
 
 
 def key_names(policy: IdempotencyPolicy) -> frozenset[bytes]:
-    """The lower-case names of the headers that may carry a key: the header and its aliases."""
+    """The lower-case names of the headers that may carry a key: the header and its aliases; none with ``key=``."""
+    if policy.key is not None:
+        return frozenset()
     return frozenset(name.lower().encode("ascii") for name in (policy.header, *policy.aliases))
 
 
@@ -137,6 +139,35 @@ def _why_not_bare(value: bytes) -> str:
 def _printable(error: Exception) -> str:
     """A parser's message, safe to send back: it may contain any bytes of the client's."""
     return "".join(char if " " <= char <= "~" else "?" for char in str(error))[:200]
+
+
+def echo_of(key: str, headers: Headers, policy: IdempotencyPolicy) -> tuple[bytes, bytes]:
+    """The header that sends a key back: as the client wrote it, or bare, or as a String where it cannot be bare."""
+    name = policy.header.lower().encode("ascii")
+    sent = [value.strip(b" \t") for header, value in headers if header == name]
+    if sent:
+        return name, sent[0]
+    raw = key.encode("ascii")
+    return name, raw if _is_bare(raw) else b'"%b"' % raw.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+
+
+def with_echo(response: Response, echo: tuple[bytes, bytes]) -> Response:
+    """The response with the client's key, unless it has such a header of its own."""
+    if any(name.lower() == echo[0] for name, _ in response.headers):
+        return response
+    return replace(response, headers=[*response.headers, echo])
+
+
+def check_key(key: str, policy: IdempotencyPolicy) -> None:
+    """Raise ``KeyRejected`` for a key that no header could carry, and for one that ``validate=`` refuses."""
+    if not key:
+        raise KeyRejected("the key is empty")
+    if len(key) > MAX_KEY_OCTETS:
+        raise KeyRejected(f"the key is longer than {MAX_KEY_OCTETS} octets")
+    if not key.isascii() or not key.isprintable():
+        raise KeyRejected("the key has a character that is not printable ASCII")
+    if policy.validate is not None:
+        _validate(key, policy.validate)
 
 
 def _validate(key: str, validate: Callable[[str], object]) -> None:
@@ -240,7 +271,7 @@ def record_id(scope: str, key: str, request: Request, policy: IdempotencyPolicy)
 
 def scope_id(scope: str, policy: IdempotencyPolicy) -> bytes:
     """The 32-byte digest of (application, scope), for the quota; an HMAC when a secret is set."""
-    return digest(policy.secret, _SCOPE_PARAMETER, policy.application.encode(), scope.encode())
+    return digest(policy.secret, SCOPE_PARAMETER, policy.application.encode(), scope.encode())
 
 
 def downstream_key(seed: bytes, name: str, secret: bytes | None) -> str:
@@ -251,7 +282,9 @@ def downstream_key(seed: bytes, name: str, secret: bytes | None) -> str:
 
 def digest(secret: bytes | None, *parts: bytes) -> bytes:
     """SHA-256 (HMAC with a secret) of the parts, each after its length, so that no part runs into the next."""
-    framed = b"".join([b"%d:%b" % (len(part), part) for part in parts])
+    framed = b""
+    for part in parts:
+        framed += b"%d:%b" % (len(part), part)
     if secret is None:
         return hashlib.sha256(framed).digest()
     return hmac.digest(secret, framed, "sha256")

@@ -3,8 +3,8 @@
 Adapters translate requests and responses from and to these values. Headers and bodies are bytes, in order, with
 duplicates; names of request headers are lower-case.
 
-Records, leases and stages are what a backend stores. Their bytes (``fingerprint``, ``frame``, ``response``) are opaque
-to it. Times are seconds on the backend's clock; durations are seconds.
+Records, leases and stages are what a backend stores. Their bytes (``fingerprint``, ``frame``, ``response``,
+``about``) are opaque to it. Times are seconds on the backend's clock; durations are seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple, Protocol
+
+from open_idempotency._core.reading import read_form, read_json
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -36,11 +38,12 @@ class Body(Protocol):
 
 @dataclass(slots=True)
 class Request:
-    """A covered request, as ``scope=`` and ``fingerprint=`` callables see it.
+    """A covered request, as the callables of a policy see it: ``key=``, ``scope=``, ``fingerprint=``, ``on_replay=``.
 
     ``path`` and ``query`` are raw (percent-encoded). ``native`` is the framework's own request: the ASGI scope, the
     WSGI environ, Django's or Flask's request. ``body`` is None until it was received. ``alone``: the server works at no
-    other request in this process meanwhile.
+    other request in this process meanwhile. ``route``: the template of the route as the framework writes it
+    (``/orders/{id}``); None where it is not known before the claim.
     """
 
     method: str
@@ -50,10 +53,31 @@ class Request:
     native: Any
     body: Body | None = None
     alone: bool = False
+    route: str | None = None
 
     def header(self, name: bytes) -> list[bytes]:
         """All values of a header, given its lower-case name, in order."""
-        return [value for header, value in self.headers if header == name]
+        values = []
+        for header, value in self.headers:
+            if header == name:
+                values.append(value)
+        return values
+
+    def json(self) -> Any:
+        """The JSON in the body, read anew with each call. Raises ``BodyUnreadable``: another type, or no JSON.
+
+        For ``key=``, ``fingerprint=`` and ``on_replay=``: when ``scope=`` is called, the body may not be there yet.
+        """
+        return read_json(self._raw_body(), self.header(b"content-type"))
+
+    def form(self) -> dict[str, list[str]]:
+        """The fields of the form in the body, URL-encoded or multipart, each with all its values. See ``json``."""
+        return read_form(self._raw_body(), self.header(b"content-type"))
+
+    def _raw_body(self) -> bytes:
+        if self.body is None:
+            raise RuntimeError("the body was not received yet; key=, fingerprint= and on_replay= can read it")
+        return self.body.read()
 
 
 class Identity(NamedTuple):
@@ -85,7 +109,8 @@ class Response:
 
     ``omitted``: of a stored one, the names of the credentials that its first client was given and that are not stored.
     ``cors``: of a stored one, the ``Access-Control-*`` headers that its first client was given, with that client's
-    ``Origin``. ``note``: what an adapter needs to make its framework's response of a replay. No client is sent these.
+    ``Origin``. ``note``: what an adapter needs to make its framework's response of a replay. ``first_trace``: the trace
+    of the request that made it, where it was stored with telemetry on. No client is sent these.
     """
 
     status: int
@@ -94,6 +119,7 @@ class Response:
     omitted: bytes = field(default=b"", compare=False)
     cors: Cors | None = field(default=None, compare=False)
     note: bytes = field(default=b"", compare=False)
+    first_trace: str = field(default="", compare=False)
 
     def __eq__(self, other: object) -> bool:
         """Whether status, headers and body are equal. Raises ``TypeError`` for a number.
@@ -170,7 +196,11 @@ class Lease:
 
 @dataclass(slots=True)
 class Record:
-    """A stored record as operators and the decision table see it. ``response`` and stages are frames."""
+    """A stored record as operators and the decision table see it. ``response`` and stages are frames.
+
+    ``about``: what the claim that leased it last said about itself, for operators; empty in records of earlier versions
+    and where a vanished record was made anew.
+    """
 
     record_id: bytes
     fingerprint: bytes
@@ -185,6 +215,7 @@ class Record:
     final: bool = False
     response: bytes | None = None
     stages: tuple[Stage, ...] = ()
+    about: bytes = b""
 
 
 @dataclass(slots=True)
@@ -268,6 +299,17 @@ class OverQuota:
 
 
 ReserveResult = Reserved | OverQuota
+
+
+class Freed(Enum):
+    """What became of an operator's wish to free a key. Only ``DONE`` has changed the record."""
+
+    DONE = "done"
+    ABSENT = "absent"
+    #: the record is at another token or in another status than the one that the operator has seen
+    CHANGED = "changed"
+    #: its lease has not ended, and the command spares such attempts
+    ALIVE = "alive"
 
 
 @dataclass(slots=True)

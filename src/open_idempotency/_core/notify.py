@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from math import inf
 
 from open_idempotency import events
+from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Emit, Steps, ask
+from open_idempotency._core.models import Request
 from open_idempotency.policy import IdempotencyPolicy
 
 #: seconds between two tries of the same thing: they grow from the first to the longest
@@ -79,16 +82,53 @@ everyday_log = EverydayLog()
 
 
 def notify(
-    policy: IdempotencyPolicy, kind: Callable[..., events.Event], record_id: bytes, *members: object
+    policy: IdempotencyPolicy,
+    kind: Callable[..., events.Event],
+    record_id: bytes,
+    *members: object,
+    of: Request | Attempt | None = None,
 ) -> Steps[None]:
-    """Emit an everyday event. It is made only if the policy has a listener, or the logger takes it."""
+    """Emit an everyday event. It is made only if the policy has a listener, or the logger takes it.
+
+    ``of``: the request that the event is about.
+    """
     if policy.on_event is not None or everyday_log.on():
-        yield from ask(Emit(kind(events.short(record_id), *members), policy.on_event))
+        yield from ask(Emit(kind(events.short(record_id), *members), policy.on_event, of))
 
 
-def warn(policy: IdempotencyPolicy, event: events.Event) -> Steps[None]:
-    """Emit an event that an operator should see. It is logged even without a listener."""
-    yield from ask(Emit(event, policy.on_event))
+def warn(policy: IdempotencyPolicy, event: events.Event, of: Request | Attempt | None = None) -> Steps[None]:
+    """Emit an event that an operator should see. It is logged even without a listener.
+
+    ``of``: the request that the event is about.
+    """
+    yield from ask(Emit(event, policy.on_event, of))
+
+
+# W3C Trace Context, section 3.2: version, trace id, parent id, flags, neither id all zeros
+_is_traceparent = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
+_LONGEST_METHOD, _LONGEST_ROUTE = 20, 200
+
+
+def is_traceparent(text: str) -> bool:
+    """Whether a text is the ``traceparent`` of some span."""
+    return _is_traceparent(text) is not None
+
+
+def context_of(of: Request | Attempt | None) -> events.RequestContext:
+    """What events say of the request that they are about: its method, its route and its trace.
+
+    The trace is the one that the attempt was claimed in, if telemetry knows it, else the one in the request's headers.
+    """
+    if of is None:
+        return events.NO_REQUEST
+    headers, trace = (of.headers, "") if isinstance(of, Request) else (of.request_headers, of.trace)
+    if not trace:
+        sent = [value.decode("latin-1") for name, value in headers if name == b"traceparent"]
+        trace = sent[0] if len(sent) == 1 and is_traceparent(sent[0]) else ""
+    route = of.route or ""
+    return events.RequestContext(
+        events.printable(of.method, _LONGEST_METHOD), events.printable(route, _LONGEST_ROUTE), trace
+    )
 
 
 def cause(error: BaseException) -> str:

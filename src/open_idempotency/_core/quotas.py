@@ -13,7 +13,7 @@ from open_idempotency._core import problems
 from open_idempotency._core.attempt import Attempt, NotRenewable
 from open_idempotency._core.commands import Claim, Get, Reserve, Steps, Unreserve, ask
 from open_idempotency._core.keys import scope_id
-from open_idempotency._core.models import Lease, OverQuota, Reserved, ReserveResult, Response
+from open_idempotency._core.models import Lease, OverQuota, Request, Reserved, ReserveResult, Response
 from open_idempotency._core.notify import notify, warn
 from open_idempotency.policy import IdempotencyPolicy
 
@@ -38,7 +38,11 @@ def decide(
 
 
 def within_quota(
-    begin: Steps[Attempt | Response], claim: Claim, scope: str, policy: IdempotencyPolicy
+    begin: Steps[Attempt | Response],
+    claim: Claim,
+    scope: str,
+    policy: IdempotencyPolicy,
+    request: Request | None = None,
 ) -> Steps[Attempt | Response | problems.Problem]:
     """Count a key towards its caller's quota, and then begin its request by the steps ``begin``.
 
@@ -48,25 +52,25 @@ def within_quota(
     assert policy.max_live_keys is not None
     reservation = Reserve(scope_id(scope, policy), claim.record_id, policy.max_live_keys, claim.lease, claim.ttl)
     try:
-        problem = yield from reserve(reservation, policy)
+        problem = yield from reserve(reservation, policy, request)
         if problem is not None:
             return problem
         admission = yield from begin
     except NotRenewable as error:
         if error.first:
-            yield from take_back(reservation, policy)
+            yield from take_back(reservation, policy, request)
         raise
     except (Exception, GeneratorExit):  # a suspended engine that is thrown away can send nothing more
         raise
     except BaseException:
-        yield from take_back(reservation, policy)
+        yield from take_back(reservation, policy, request)
         raise
     if isinstance(admission, Attempt):
         admission.count_towards(reservation.scope_id)
     return admission
 
 
-def reserve(c: Reserve, policy: IdempotencyPolicy) -> Steps[problems.Problem | None]:
+def reserve(c: Reserve, policy: IdempotencyPolicy, request: Request | None = None) -> Steps[problems.Problem | None]:
     """Count a key before its claim; what to refuse the request with, None where it may go on to its claim."""
     result = yield from ask(c)
     if not isinstance(result, OverQuota):
@@ -74,17 +78,17 @@ def reserve(c: Reserve, policy: IdempotencyPolicy) -> Steps[problems.Problem | N
     # A record may outlive its reservation: it ran for long, or it is older than the quota. Its duplicates go on.
     if (yield from ask(Get(c.record_id))) is not None:
         return None
-    yield from notify(policy, events.QuotaReached, c.record_id, c.limit)
+    yield from notify(policy, events.QuotaReached, c.record_id, c.limit, of=request)
     return problems.too_many_keys(result.remaining)
 
 
-def take_back(c: Reserve, policy: IdempotencyPolicy) -> Steps[None]:
+def take_back(c: Reserve, policy: IdempotencyPolicy, request: Request | None = None) -> Steps[None]:
     """After a request that was cancelled before it ran: the key counts no more, unless there is a record of it."""
     try:
         if (yield from ask(Get(c.record_id))) is None:
             yield from ask(Unreserve(c.scope_id, c.record_id))
     except Exception as error:  # it counts until it expires
-        yield from warn(policy, events.BackendFailed.of(events.short(c.record_id), "unreserve", error))
+        yield from warn(policy, events.BackendFailed.of(events.short(c.record_id), "unreserve", error), request)
 
 
 def unreserve(attempt: Attempt, lease: Lease, scope_id: bytes) -> Steps[None]:
@@ -93,4 +97,4 @@ def unreserve(attempt: Attempt, lease: Lease, scope_id: bytes) -> Steps[None]:
         yield from ask(Unreserve(scope_id, lease.record_id))
     except Exception as error:  # it counts until it expires; the response is the same
         record = events.short(lease.record_id)
-        yield from warn(attempt.policy, events.BackendFailed.of(record, "unreserve", error))
+        yield from warn(attempt.policy, events.BackendFailed.of(record, "unreserve", error), attempt)

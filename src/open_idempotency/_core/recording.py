@@ -56,13 +56,13 @@ def save_stage(attempt: Attempt, stage: Stage, done: bytes | None = None) -> Ste
             if done is None:
                 raise
             yield from warn(
-                attempt.policy, events.HookFailed(events.short(lease.record_id), "encryption", cause(error))
+                attempt.policy, events.HookFailed(events.short(lease.record_id), "encryption", cause(error)), attempt
             )
             # The effect has happened, and a retry must know that: the stage is stored without its value.
             sealed = stage = Stage(stage.name, stage.key, done)
         saved = yield from save(SaveStage(lease, sealed), attempt, lease)
         if saved.recreated:
-            yield from warn(attempt.policy, events.Recreated(events.short(lease.record_id), lease.attempt))
+            yield from warn(attempt.policy, events.Recreated(events.short(lease.record_id), lease.attempt), attempt)
             yield from _save_again(attempt, lease)
     except LeaseLost:
         yield from lost(attempt, lease)
@@ -125,15 +125,22 @@ def complete(write: Complete, attempt: Attempt, lease: Lease, status: int) -> St
     try:
         return (yield from surely(write, attempt, lease))
     except BackendUnavailable as error:
-        # From before the first try on: it may take as long as the slowest call.
-        began = write.asked
-        until = min(began + _client_waits(attempt.policy), attempt.ends_at)
-        try:
-            return (yield from _again(error, write, attempt, lease, lambda _: until, began))
-        except BackendUnavailable:
-            yield from warn(attempt.policy, events.Unrecorded(events.short(lease.record_id), status))
-            yield from _hand_over(write, attempt, lease, status, began)
-            raise
+        return (yield from complete_after(error, write, attempt, lease, status))
+
+
+def complete_after(
+    error: BackendUnavailable, write: Complete, attempt: Attempt, lease: Lease, status: int
+) -> Steps[Completed]:
+    """The tries after the first one, which has failed with ``error``. Raises as ``complete`` does."""
+    # From before the first try on: it may take as long as the slowest call.
+    began = write.asked
+    until = min(began + _client_waits(attempt.policy), attempt.ends_at)
+    try:
+        return (yield from _again(error, write, attempt, lease, lambda _: until, began))
+    except BackendUnavailable:
+        yield from warn(attempt.policy, events.Unrecorded(events.short(lease.record_id), status), attempt)
+        yield from _hand_over(write, attempt, lease, status, began)
+        raise
 
 
 def let_go(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
@@ -172,7 +179,7 @@ def surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Command
             yield from ask(again)
         except Exception as error:
             record = events.short(lease.record_id)
-            yield from warn(attempt.policy, events.BackendFailed.of(record, "cancelled", error))
+            yield from warn(attempt.policy, events.BackendFailed.of(record, "cancelled", error), attempt)
             if isinstance(error, BackendUnavailable | RecordTooLarge) and isinstance(again, Write):
                 yield from _hand_over(again, attempt, lease, None, (yield from ask(Now())))
         raise
@@ -196,7 +203,7 @@ def _reduce(command: Command[object], attempt: Attempt, lease: Lease, error: Rec
 def lost(attempt: Attempt, lease: Lease) -> Steps[None]:
     """Note that a later attempt owns the record, and report it once."""
     if attempt.lose():  # else the heartbeat or an earlier verb has reported it
-        yield from warn(attempt.policy, events.OwnershipLost(events.short(lease.record_id), lease.attempt))
+        yield from warn(attempt.policy, events.OwnershipLost(events.short(lease.record_id), lease.attempt), attempt)
 
 
 def has_history(attempt: Attempt, lease: Lease) -> bool:
@@ -263,7 +270,7 @@ def _again(
 
 def _failed(command: Command[object], attempt: Attempt, lease: Lease, error: Exception) -> Steps[None]:
     verb = type(command).__name__.lower()
-    yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), verb, error))
+    yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), verb, error), attempt)
 
 
 # What goes on in the background
@@ -326,8 +333,8 @@ def _recorded_late(write: Write, attempt: Attempt, lease: Lease, status: int | N
     policy = attempt.policy
     if isinstance(write, Complete):
         if isinstance(reply, Completed) and reply.recreated:
-            yield from warn(policy, events.Recreated(events.short(lease.record_id), lease.attempt))
-        yield from warn(policy, events.RecordedLate(events.short(lease.record_id), status))
+            yield from warn(policy, events.Recreated(events.short(lease.record_id), lease.attempt), attempt)
+        yield from warn(policy, events.RecordedLate(events.short(lease.record_id), status), attempt)
         return
     yield from ended(write, attempt, lease, status)
 
@@ -337,7 +344,7 @@ def ended(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | N
     if attempt.scope_id is not None and isinstance(write, Release) and not has_history(attempt, lease):
         yield from unreserve(attempt, lease, attempt.scope_id)
     event = events.Failed if isinstance(write, Fail) else events.Released
-    yield from notify(attempt.policy, event, lease.record_id, status)
+    yield from notify(attempt.policy, event, lease.record_id, status, of=attempt)
 
 
 def _matters(write: Write) -> bool:
@@ -348,4 +355,4 @@ def _matters(write: Write) -> bool:
 def _give_up(write: Write, attempt: Attempt, lease: Lease, status: int | None, reason: str) -> Steps[None]:
     if _matters(write):
         record = events.short(lease.record_id)
-        yield from warn(attempt.policy, events.RecordingLost(record, status, reason))
+        yield from warn(attempt.policy, events.RecordingLost(record, status, reason), attempt)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from open_idempotency import events
+from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import DrawReference, Steps, ask
-from open_idempotency._core.models import Headers, Response
+from open_idempotency._core.models import Headers, Request, Response
 from open_idempotency._core.notify import warn
 from open_idempotency._core.problems import Problem
 from open_idempotency.policy import DOCS_URL_TYPE, IdempotencyPolicy, pairs_of
@@ -36,18 +37,28 @@ _STRIPE: Mapping[str, tuple[str, int, str | None]] = {
 
 
 def refuse(
-    problem: Problem, policy: IdempotencyPolicy, instance: str, record_id: bytes = b"", attempt: int | None = None
+    problem: Problem,
+    policy: IdempotencyPolicy,
+    instance: str,
+    record_id: bytes = b"",
+    attempt: int | None = None,
+    of: Request | Attempt | None = None,
 ) -> Steps[Response]:
     """The problem as a response, with a reference of its own, which an event reports too.
 
     ``instance``: the path of the request. ``record_id``: of the record that the problem is about; empty where the
     request was refused before its record was known. ``attempt``: the number of the attempt that it is about; None where
-    none is known of.
+    none is known of. ``of``: the request that gets the problem.
     """
     problem = replace(problem, instance=instance, reference=(yield from ask(DrawReference())))
     record = events.short(record_id)
-    yield from warn(policy, events.ProblemSent(record, problem.reference, problem.name, problem.status, attempt))
-    return render(problem, policy)
+    status = problem.status
+    try:
+        response = render(problem, policy)
+        status = response.status
+    finally:  # a renderer that raises is reported by the framework, as a 500
+        yield from warn(policy, events.ProblemSent(record, problem.reference, problem.name, status, attempt), of)
+    return response
 
 
 def render(problem: Problem, policy: IdempotencyPolicy) -> Response:

@@ -83,13 +83,15 @@ def begin(attempt: Attempt) -> Steps[Response | None]:
         (found,) = yield from surely(Renew([lease]), attempt, lease, instead=Release(lease))
     except (BackendUnavailable, RecordUnreadable) as error:
         attempt.end()
-        yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "renew", error))
-        yield from _let_go(attempt, lease, Release(lease), None)
+        yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "renew", error), attempt)
+        yield from let_go(attempt, lease, Release(lease), None)
+        attempt.forget_request()
         return (yield from _refuse(problems.backend_unavailable(), attempt, lease))
     if found is Renewal.LOST:
         attempt.end()
         yield from lost(attempt, lease)
         instead = yield from _supersede(attempt, lease, None)
+        attempt.forget_request()
         assert isinstance(instead, Response)  # no response of its own could have been committed
         return instead
     attempt.confirmed(asked)
@@ -107,12 +109,16 @@ def finish(attempt: Attempt, response: Response) -> Steps[Fate | Response]:
     if lease is None:
         return Fate.NOT_KEPT
     try:
-        if not attempt.lost:
-            return (yield from _settle(attempt, lease, response))
-    except LeaseLost:
-        attempt.record(False)
-        yield from lost(attempt, lease)
-    return (yield from _supersede(attempt, lease, response))
+        try:
+            if not attempt.lost:
+                return (yield from _settle(attempt, lease, response))
+        except LeaseLost:
+            attempt.record(False)
+            yield from lost(attempt, lease)
+        return (yield from _supersede(attempt, lease, response))
+    finally:
+        if attempt.request is not None:
+            attempt.forget_request()
 
 
 def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Response]:
@@ -126,14 +132,18 @@ def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Response]:
         return Fate.NOT_KEPT
     again = attempt.policy.on_failed if isinstance(error, Exception) else attempt.policy.on_abandoned
     try:
-        if not attempt.lost and not isinstance(error, LeaseLost):
-            if attempt.interrupted is not None:  # whatever the view, or a task group, made of that error
-                return (yield from _stop(attempt, lease, attempt.interrupted, None))
-            return (yield from _let_go(attempt, lease, Fail(lease, final=again != "resume"), None))
-    except LeaseLost:
-        pass
-    yield from lost(attempt, lease)
-    return (yield from _supersede(attempt, lease, None))
+        try:
+            if not attempt.lost and not isinstance(error, LeaseLost):
+                if attempt.interrupted is not None:  # whatever the view, or a task group, made of that error
+                    return (yield from _stop(attempt, lease, attempt.interrupted, None))
+                return (yield from let_go(attempt, lease, Fail(lease, final=again != "resume"), None))
+        except LeaseLost:
+            pass
+        yield from lost(attempt, lease)
+        return (yield from _supersede(attempt, lease, None))
+    finally:
+        if attempt.request is not None:
+            attempt.forget_request()
 
 
 def _settle(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate | Response]:
@@ -160,9 +170,9 @@ def _end_as_wished(attempt: Attempt, lease: Lease, response: Response) -> Steps[
 
 def _end(attempt: Attempt, lease: Lease, response: Response, wanted: bool) -> Steps[Fate]:
     if wanted:
-        return _complete(attempt, lease, response)
+        return complete(attempt, lease, response)
     if response.status < 500:
-        return _let_go(attempt, lease, Release(lease), response.status)
+        return let_go(attempt, lease, Release(lease), response.status)
     return _fail(attempt, lease, response)
 
 
@@ -170,21 +180,21 @@ def _fail(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
     policy = attempt.policy
     command = Fail(lease, final=policy.on_failed != "resume")
     if policy.on_failed == "replay":
-        command.response, _ = yield from stored_form(response, FAILURE, lease, policy, attempt.request_headers)
-    return (yield from _let_go(attempt, lease, command, response.status))
+        command.response, _ = yield from stored_form(response, FAILURE, lease, policy, attempt)
+    return (yield from let_go(attempt, lease, command, response.status))
 
 
 def _uncommitted(attempt: Attempt, lease: Lease) -> Steps[Response]:
     """The view has not committed what its response says: neither counts, and the client learns it (S-05)."""
-    yield from warn(attempt.policy, events.Uncommitted(events.short(lease.record_id)))
-    yield from _let_go(attempt, lease, Fail(lease), None)
+    yield from warn(attempt.policy, events.Uncommitted(events.short(lease.record_id)), attempt)
+    yield from let_go(attempt, lease, Fail(lease), None)
     return (yield from _refuse(problems.uncommitted(), attempt, lease))
 
 
 def _unawaited(attempt: Attempt, lease: Lease) -> Steps[Response]:
     """The view says that stages are done which have not begun: nothing is stored, and the client learns it (O-36)."""
-    yield from warn(attempt.policy, events.NotAwaited(events.short(lease.record_id), attempt.unawaited[0]))
-    yield from _let_go(attempt, lease, Fail(lease), None)
+    yield from warn(attempt.policy, events.NotAwaited(events.short(lease.record_id), attempt.unawaited[0]), attempt)
+    yield from let_go(attempt, lease, Fail(lease), None)
     return (yield from _refuse(problems.not_awaited(), attempt, lease))
 
 
@@ -194,14 +204,14 @@ def _stop(
     """End an attempt that went no further; the response says why (S-04, S-06)."""
     if isinstance(error, AlreadyCommitted):
         # Of its own response, which it met again in the transaction that it was written in (S-06a).
-        if _is_in_ledger(attempt) and (yield from _committed(attempt, lease)) is None:
+        if is_in_ledger(attempt) and (yield from find_committed(attempt, lease)) is None:
             return (yield from _uncommitted(attempt, lease))
         return (yield from _respond_again(attempt, lease, error.frame))
     if isinstance(error, KeyReused):
-        yield from _forget(attempt, lease, status)
+        yield from forget(attempt, lease, status)
         return (yield from _refuse(problems.key_reused(not attempt.policy.application), attempt, lease))
     # Never for good: a later attempt may ask again.
-    yield from _let_go(attempt, lease, Fail(lease), status)
+    yield from let_go(attempt, lease, Fail(lease), status)
     return (yield from _refuse(problems.stage_in_doubt(error.retryable), attempt, lease))
 
 
@@ -211,17 +221,17 @@ def _respond_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Respon
     try:
         stored = decode_response(unseal(frame, RESPONSE, lease, policy))
     except RecordUnreadable as error:
-        yield from warn(policy, events.BackendFailed.of(record, "ledger", error))
-        yield from _let_go(attempt, lease, Release(lease), None)
+        yield from warn(policy, events.BackendFailed.of(record, "ledger", error), attempt)
+        yield from let_go(attempt, lease, Release(lease), None)
         return (yield from _refuse(problems.record_unreadable(), attempt, lease))
     try:
         yield from recording.complete(Complete(lease, frame), attempt, lease, stored.status)
     except BackendUnavailable:  # it goes on in the background, and the ledger still has it
         pass
     except RecordUnreadable as error:
-        yield from warn(policy, events.BackendFailed.of(record, "complete", error))
-    yield from notify(policy, events.Replayed, lease.record_id, stored.status)
-    return (yield from replay(stored, attempt.request_headers, lease.record_id, attempt.instance, policy))
+        yield from warn(policy, events.BackendFailed.of(record, "complete", error), attempt)
+    yield from notify(policy, events.Replayed, lease.record_id, stored.status, stored.first_trace, of=attempt)
+    return (yield from replay(stored, attempt.request_headers, lease.record_id, attempt.instance, policy, attempt))
 
 
 def wants_kept(attempt: Attempt, lease: Lease, response: Response) -> Steps[bool]:
@@ -242,7 +252,7 @@ def wants_kept(attempt: Attempt, lease: Lease, response: Response) -> Steps[bool
         except Exception as error:
             # The handler has run: its outcome must not be lost to a faulty hook.
             wish = None
-            yield from warn(policy, events.HookFailed(events.short(lease.record_id), "store", cause(error)))
+            yield from warn(policy, events.HookFailed(events.short(lease.record_id), "store", cause(error)), attempt)
         attempt.hear_store(response, wish)
     return is_stored_status(response.status) if wish is None else wish
 
@@ -262,30 +272,35 @@ def _form_in_ledger(ledger: LedgerState, response: Response, policy: Idempotency
     return (stored.frame, stored.whole) if same else None
 
 
-def _complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
+def complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
+    """Record the response. Raises ``LeaseLost``; while the backend is away the recording goes on behind the client."""
     policy = attempt.policy
     attempt.record()
     form = None if attempt.ledger is None else _form_in_ledger(attempt.ledger, response, policy)
     if form is None:
-        asked, changed = attempt.request_headers, attempt.session_changed
-        form = yield from stored_form(response, RESPONSE, lease, policy, asked, changed)
+        form = yield from stored_form(response, RESPONSE, lease, policy, attempt)
     frame, stored = form
     kept = lease if response.status < 400 else _of_error(attempt, lease, response.status)
     command = Complete(kept, frame)
     try:
-        done = yield from recording.complete(command, attempt, lease, response.status)
+        try:
+            done = yield from surely(command, attempt, lease)
+        except BackendUnavailable as error:
+            done = yield from recording.complete_after(error, command, attempt, lease, response.status)
     except BackendUnavailable:
         # L-08: the client gets its response, marked; the recording goes on, and until then the lease is renewed.
         return Fate.UNRECORDED
     except RecordUnreadable:
-        yield from warn(policy, events.Unrecorded(events.short(lease.record_id), response.status))
-        yield from warn(policy, events.RecordingLost(events.short(lease.record_id), response.status, "unreadable"))
+        yield from warn(policy, events.Unrecorded(events.short(lease.record_id), response.status), attempt)
+        yield from warn(
+            policy, events.RecordingLost(events.short(lease.record_id), response.status, "unreadable"), attempt
+        )
         return Fate.UNRECORDED
     if done.recreated:
-        yield from warn(policy, events.Recreated(events.short(lease.record_id), lease.attempt))
+        yield from warn(policy, events.Recreated(events.short(lease.record_id), lease.attempt), attempt)
     if policy.on_event is not None or everyday_log.on():
         stored = stored and command.response is frame  # else its size was refused
-        yield from notify(policy, events.Completed, lease.record_id, response.status, stored)
+        yield from notify(policy, events.Completed, lease.record_id, response.status, stored, of=attempt)
     return Fate.KEPT
 
 
@@ -301,7 +316,7 @@ def _of_error(attempt: Attempt, lease: Lease, status: int) -> Lease:
     return replace(lease, ttl=min(lease.ttl, attempt.policy.ttl_of_errors))
 
 
-def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
+def let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
     """End an attempt whose response is not stored. While the backend is down nobody waits for it."""
     cancelled = yield from _threads_end(attempt)
     fate = yield from _record_end(attempt, lease, command, status)
@@ -312,10 +327,12 @@ def _let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int
 
 def _record_end(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
     if attempt.ledger is not None:
-        asks = attempt.policy.refuses_retries
-        committed = (yield from _committed(attempt, lease, command)) if asks else attempt.ledger.committed_response()
+        if attempt.policy.refuses_retries:
+            committed = yield from find_committed(attempt, lease, command)
+        else:
+            committed = attempt.ledger.committed_response()
         if committed is not None:  # what went wrong did so after the COMMIT: a retry gets that response (S-06b)
-            yield from _complete(attempt, lease, committed)
+            yield from complete(attempt, lease, committed)
             return Fate.NOT_KEPT
     try:
         yield from recording.let_go(command, attempt, lease, status)
@@ -323,7 +340,7 @@ def _record_end(attempt: Attempt, lease: Lease, command: Fail | Release, status:
         return Fate.NOT_KEPT
     except RecordUnreadable as error:
         record = events.short(lease.record_id)
-        yield from warn(attempt.policy, events.BackendFailed.of(record, type(command).__name__.lower(), error))
+        yield from warn(attempt.policy, events.BackendFailed.of(record, type(command).__name__.lower(), error), attempt)
         return Fate.NOT_KEPT
     yield from recording.ended(command, attempt, lease, status)
     return Fate.NOT_KEPT
@@ -346,10 +363,10 @@ def _threads_end(attempt: Attempt) -> Steps[BaseException | None]:
     return cancelled
 
 
-def _forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
+def forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
     """Leave nothing of a request that took another's key: a record with its fingerprint would refuse the right one."""
     if not has_history(attempt, lease):
-        yield from _let_go(attempt, lease, Release(lease), status)
+        yield from let_go(attempt, lease, Release(lease), status)
         return
     record = events.short(lease.record_id)
     try:
@@ -359,11 +376,11 @@ def _forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
             raise LeaseLost("another attempt has taken this request over")
         yield from surely(Forget(lease.record_id), attempt, lease)
     except (BackendUnavailable, RecordUnreadable) as error:
-        yield from warn(attempt.policy, events.BackendFailed.of(record, "delete", error))
+        yield from warn(attempt.policy, events.BackendFailed.of(record, "delete", error), attempt)
         return
     if attempt.scope_id is not None:
         yield from unreserve(attempt, lease, attempt.scope_id)
-    yield from notify(attempt.policy, events.Released, lease.record_id, status)
+    yield from notify(attempt.policy, events.Released, lease.record_id, status, of=attempt)
 
 
 def _supersede(attempt: Attempt, lease: Lease, response: Response | None) -> Steps[Fate | Response]:
@@ -371,7 +388,7 @@ def _supersede(attempt: Attempt, lease: Lease, response: Response | None) -> Ste
 
     A response of its own that was committed is the one that the new owner will find in the ledger, and replay (S-06c).
     """
-    policy = attempt.policy
+    policy, asked = attempt.policy, attempt.request_headers
     problem = problems.superseded()
     try:
         record = yield from ask(Get(lease.record_id))
@@ -379,23 +396,24 @@ def _supersede(attempt: Attempt, lease: Lease, response: Response | None) -> Ste
             if hmac.compare_digest(record.fingerprint, lease.fingerprint):
                 frame = unseal(record.response, RESPONSE, lease, policy)
                 stored, asked = decode_response(frame), attempt.request_headers
-                return (yield from replay(stored, asked, lease.record_id, attempt.instance, policy))
+                return (yield from replay(stored, asked, lease.record_id, attempt.instance, policy, attempt))
     except (BackendUnavailable, RecordUnreadable) as error:
-        yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "get", error))
+        yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "get", error), attempt)
         problem = problems.response_unreachable()
     if response is not None and attempt.ledger is not None and attempt.ledger.counts(response):
         return Fate.KEPT
-    committed = yield from _committed(attempt, lease)
+    committed = yield from find_committed(attempt, lease)
     if committed is not None:
-        return (yield from sendable(committed, attempt.request_headers, lease.record_id, attempt.instance, policy))
+        asked = attempt.request_headers
+        return (yield from sendable(committed, asked, lease.record_id, attempt.instance, policy, attempt))
     return (yield from _refuse(problem, attempt, lease))
 
 
 def _refuse(problem: problems.Problem, attempt: Attempt, lease: Lease) -> Steps[Response]:
-    return refuse(problem, attempt.policy, attempt.instance, lease.record_id, lease.attempt)
+    return refuse(problem, attempt.policy, attempt.instance, lease.record_id, lease.attempt, attempt)
 
 
-def _committed(attempt: Attempt, lease: Lease, instead: Command[object] | None = None) -> Steps[Response | None]:
+def find_committed(attempt: Attempt, lease: Lease, instead: Command[object] | None = None) -> Steps[Response | None]:
     """The response of this attempt that was committed; the database is asked where the client library does not know.
 
     ``instead``: what to send where this is cancelled.
@@ -409,12 +427,15 @@ def _committed(attempt: Attempt, lease: Lease, instead: Command[object] | None =
     try:
         found = yield from surely(Call(proof), attempt, lease, instead=instead)
     except Exception as error:  # the database's: then nobody knows
-        yield from warn(attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "ledger", error))
+        yield from warn(
+            attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "ledger", error), attempt
+        )
         return None
     if found:  # it is asked once
         ledger.prove_commit()
     return ledger.committed_response()
 
 
-def _is_in_ledger(attempt: Attempt) -> bool:
+def is_in_ledger(attempt: Attempt) -> bool:
+    """Whether the attempt has put its response into a ledger, committed or not."""
     return attempt.ledger is not None and attempt.ledger.stored is not None

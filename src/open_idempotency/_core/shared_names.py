@@ -53,9 +53,9 @@ def look_for_another_service(claim: Claim, request: Request, advice: Advice, pol
     try:
         record = yield from ask(Get(claim.record_id))
     except (BackendUnavailable, RecordUnreadable) as error:
-        yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "get", error))
+        yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "get", error), request)
         return
     if record is not None and record.owner.startswith(_MARK) and record.owner[:_END] != mine:
         advice.has_found()
         path = request.path.decode("latin-1")
-        yield from warn(policy, events.NameShared.of(events.short(claim.record_id), request.method, path))
+        yield from warn(policy, events.NameShared.of(events.short(claim.record_id), request.method, path), request)

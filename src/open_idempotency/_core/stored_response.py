@@ -19,14 +19,16 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import IntEnum
 from functools import lru_cache
 
 from open_idempotency import events
 from open_idempotency._core import problems
+from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Claim, Steps
 from open_idempotency._core.keys import digest
-from open_idempotency._core.models import Cors, Headers, Lease, Response, Stage
+from open_idempotency._core.models import Cors, Headers, Lease, Request, Response, Stage
 from open_idempotency._core.notify import cause, warn
 from open_idempotency._core.rendering import refuse
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
@@ -46,6 +48,9 @@ CORS_PREFIX = _PREFIX + b"access-control-"
 
 #: the next header of a frame whose response Django has made: what else a replay has there (O-29)
 NOTE = b"idempotency-django-response"
+#: the next header of a frame that was stored with telemetry on: the trace of its request (P-31), as ``traceparent``.
+#: Earlier versions send it, to the same caller.
+TRACE = b"idempotency-traceparent"
 
 # version, flags, status, number of headers, length of the body
 _RESPONSE = struct.Struct("!BBHHI")
@@ -60,7 +65,7 @@ def encode_response(response: Response) -> bytes:
 
     Raises ``ValueError`` for a status or a header that could not be sent again.
     """
-    noted = response.omitted or response.cors or response.note
+    noted = response.omitted or response.cors or response.note or response.first_trace
     headers = _with_notes(response) if noted else response.headers
     _check(response.status, headers)
     body = response.body or b""
@@ -80,6 +85,8 @@ def _with_notes(response: Response) -> Headers:
         notes += [(_PREFIX + name, value) for name, value in response.cors.headers]
     if response.note:
         notes.append((NOTE, response.note))
+    if response.first_trace:
+        notes.append((TRACE, response.first_trace.encode("ascii")))
     return [*notes, *response.headers]
 
 
@@ -101,7 +108,8 @@ def decode_response(frame: bytes) -> Response:
     omitted = headers.pop(0)[1] if headers and headers[0][0] == OMITTED else b""
     cors = _take_cors(headers) if headers and headers[0][0] == ORIGIN else None
     note = headers.pop(0)[1] if headers and headers[0][0] == NOTE else b""
-    return Response(status, headers, None if flags & TOMBSTONE else frame[start:], omitted, cors, note)
+    trace = headers.pop(0)[1].decode("latin-1") if headers and headers[0][0] == TRACE else ""
+    return Response(status, headers, None if flags & TOMBSTONE else frame[start:], omitted, cors, note, trace)
 
 
 def _take_cors(headers: list[tuple[bytes, bytes]]) -> Cors:
@@ -238,6 +246,8 @@ def _position(kind: bytes, of: Claim | Lease, names: Sequence[str]) -> bytes:
 
 REPLAYED = (b"idempotent-replayed", b"true")
 UNRECORDED = (b"idempotency-status", b"unrecorded")
+# What a replay gets here, or its server writes; on_replay= can set none of them.
+_OF_REPLAYS = frozenset({REPLAYED[0], b"connection", b"content-length", b"date", b"transfer-encoding"})
 
 # "Not now", and for 307 and 308 "not here": the client sends this very request again, with the same key.
 _GIVEN_BACK = frozenset({307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429})
@@ -268,6 +278,7 @@ _NOT_STORED = frozenset(
         OMITTED,
         ORIGIN,
         NOTE,
+        TRACE,
     }
 )
 #: what the names of CORS headers begin with
@@ -469,18 +480,20 @@ def stored_form(
     kind: bytes,
     lease: Lease,
     policy: IdempotencyPolicy,
-    request_headers: Headers = (),
-    session_changed: bool = False,
+    attempt: Attempt | None = None,
 ) -> Steps[tuple[bytes, bool]]:
     """What is stored of a response, and whether its body is in it. ``kind``: ``sealing.RESPONSE`` or ``FAILURE``.
 
-    ``request_headers``: of its request. ``session_changed``: a layer around the middleware sets a cookie that is not in
-    the response yet.
+    ``attempt``: whose response it is; None where nothing of it is known but the response.
     """
-    small = small_form(response, policy, request_headers)
-    live = [*response.headers, _SESSION_COOKIE] if session_changed else response.headers
+    small, live = small_form(response, policy, () if attempt is None else attempt.request_headers), response.headers
+    if attempt is not None:
+        if attempt.session_changed:  # a layer around the middleware sets a cookie that is not in the response yet
+            live = [*live, _SESSION_COOKIE]
+        if attempt.trace and small.body is not None:
+            small.first_trace = attempt.trace
     if policy.redact is not None:
-        frame, whole = yield from _redacted(small, live, lease, policy)
+        frame, whole = yield from _redacted(small, live, lease, policy, attempt)
     else:
         if len(small.headers) != len(live):
             small.omitted = omitted(small, live, policy.drop_headers)
@@ -496,11 +509,13 @@ def stored_form(
         return seal(frame, kind, lease, policy), whole
     except BackendUnavailable as error:
         # Nothing but the status may be stored in plain form. Its reader refuses it (503), and nothing runs.
-        yield from _report_failed_hook(policy, lease, "encryption", error)
+        yield from _report_failed_hook(policy, lease, "encryption", error, attempt)
         return _bare_tombstone(response.status), False
 
 
-def _redacted(small: Response, live: Headers, lease: Lease, policy: IdempotencyPolicy) -> Steps[tuple[bytes, bool]]:
+def _redacted(
+    small: Response, live: Headers, lease: Lease, policy: IdempotencyPolicy, attempt: Attempt | None
+) -> Steps[tuple[bytes, bool]]:
     assert policy.redact is not None
     try:
         redacted = policy.redact(small)
@@ -510,10 +525,10 @@ def _redacted(small: Response, live: Headers, lease: Lease, policy: IdempotencyP
         again = storable(redacted, policy)
         again.omitted = omitted(again, live, policy.drop_headers)
         if again.body is not None:
-            again.cors, again.note = small.cors, small.note
+            again.cors, again.note, again.first_trace = small.cors, small.note, small.first_trace
         return encode_response(again), again.body is not None
     except Exception as error:
-        yield from _report_failed_hook(policy, lease, "redact", error)
+        yield from _report_failed_hook(policy, lease, "redact", error, attempt)
         return _bare_tombstone(small.status), False
 
 
@@ -535,29 +550,65 @@ def smaller(frame: bytes, kind: bytes, lease: Lease, policy: IdempotencyPolicy) 
     return left if len(left) < len(frame) else None
 
 
-def _report_failed_hook(policy: IdempotencyPolicy, lease: Lease, hook: str, error: Exception) -> Steps[None]:
-    yield from warn(policy, events.HookFailed(events.short(lease.record_id), hook, cause(error)))
+def _report_failed_hook(
+    policy: IdempotencyPolicy, lease: Lease, hook: str, error: Exception, attempt: Attempt | None
+) -> Steps[None]:
+    yield from warn(policy, events.HookFailed(events.short(lease.record_id), hook, cause(error)), attempt)
 
 
 def sendable(
-    stored: Response, request_headers: Headers, record_id: bytes, instance: str, policy: IdempotencyPolicy
+    stored: Response,
+    request_headers: Headers,
+    record_id: bytes,
+    instance: str,
+    policy: IdempotencyPolicy,
+    of: Request | Attempt,
 ) -> Steps[Response]:
     """A stored response as it is sent again; for one whose body was not stored, the problem that says so (O-11).
 
-    ``request_headers`` and ``instance``, the path: of the request that gets it.
+    ``request_headers`` and ``instance``, the path: of the request that gets it, which is ``of``.
     """
     if stored.body is not None:
+        if policy.on_replay is not None:
+            stored = yield from _changed(stored, of, record_id, policy)
         return replayed(stored, request_headers)
     target = location(stored.headers)
     problem = problems.not_replayable(stored.status, target.decode("latin-1") if target else None)
-    return (yield from refuse(problem, policy, instance, record_id))
+    return (yield from refuse(problem, policy, instance, record_id, None, of))
+
+
+def _changed(stored: Response, of: Request | Attempt, record_id: bytes, policy: IdempotencyPolicy) -> Steps[Response]:
+    """The stored response as ``on_replay=`` returns it; as it is where the hook fails, since nothing may run again."""
+    request = of if isinstance(of, Request) else of.request
+    if policy.on_replay is None or request is None:
+        return stored
+    try:
+        # A copy: an error halfway leaves what is stored whole.
+        changed = policy.on_replay(Response(stored.status, list(stored.headers), stored.body), request)
+        if not isinstance(changed, Response):
+            raise TypeError(f"on_replay= returned {type(changed).__name__}, not a Response")
+        if not isinstance(changed.body, bytes):
+            raise TypeError(f"the body of what on_replay= returned is {type(changed.body).__name__}, not bytes")
+        # As for a response that is stored: no framing, and no header that belongs to one connection.
+        headers = [(name, value) for name, value in changed.headers if name.lower() not in _OF_REPLAYS]
+        _check(changed.status, headers)
+    except Exception as error:
+        yield from warn(policy, events.HookFailed(events.short(record_id), "on_replay", cause(error)), of)
+        return stored
+    return replace(stored, status=changed.status, headers=headers, body=changed.body)
 
 
 def replay(
-    stored: Response, request_headers: Headers, record_id: bytes, instance: str, policy: IdempotencyPolicy
+    stored: Response,
+    request_headers: Headers,
+    record_id: bytes,
+    instance: str,
+    policy: IdempotencyPolicy,
+    of: Request | Attempt,
 ) -> Steps[Response]:
     """``sendable``, and an event if credentials of the first response are missing in this one (O-21a)."""
     if stored.omitted:
         lacking = stored.omitted.decode("latin-1")
-        yield from warn(policy, events.ReplayedWithoutCredentials(events.short(record_id), stored.status, lacking))
-    return (yield from sendable(stored, request_headers, record_id, instance, policy))
+        event = events.ReplayedWithoutCredentials(events.short(record_id), stored.status, lacking)
+        yield from warn(policy, event, of)
+    return (yield from sendable(stored, request_headers, record_id, instance, policy, of))

@@ -19,30 +19,44 @@ _MAX_DIGITS = 20
 _CHUNKS = 1024
 
 
+def may_pass(policy: IdempotencyPolicy) -> bool:
+    """Whether a request may turn out to have no key when its body was received, and runs without protection then."""
+    return policy.key is not None and not policy.required
+
+
 class RequestBody:
     """Takes chunks until it is whole, then gives them back as often as asked.
 
-    Holds at most ``spool_bytes`` in memory; ``add`` raises ``BodyTooLarge`` over ``max_request_bytes``. A long body is
-    hashed while it arrives, so that nobody has to wait for all of it at once.
+    Holds at most ``spool_bytes`` in memory; ``add`` raises ``BodyTooLarge`` over ``max_request_bytes``. What has come
+    by then is kept if the request may pass without protection. A long body is hashed while it arrives, so that nobody
+    has to wait for all of it at once.
     """
 
-    __slots__ = ("_chunks", "_file", "_hashes", "_limit", "_on_disk", "_sha", "_spool", "size", "spooled")
+    __slots__ = (
+        "_chunks", "_file", "_hashes", "_keeps_all", "_limit", "_on_disk", "_sha", "_spool", "size", "spooled", "whole",
+    )  # fmt: skip
 
     def __init__(self, policy: IdempotencyPolicy) -> None:
         self._limit = policy.max_request_bytes
         self._spool = policy.spool_bytes
+        self._keeps_all = policy.key is not None and not policy.required  # as may_pass says, without a call
         self._chunks: list[bytes] = []
         self._file: IO[bytes] | None = None
         self._on_disk = False
-        self._hashes = policy.fingerprint in ("auto", "json")
+        self._hashes = policy.fingerprint in ("auto", "json", "jcs")
         self._sha: Any = None
         self.size = 0
+        #: whether all of it was received, as far as its reader has noted that
+        self.whole = False
         #: whether it is one file, so that its readers share one position in it
         self.spooled = False
 
-    def bound(self, limit: int) -> None:
-        """Take ``limit`` bytes at most from now on. Raises ``BodyTooLarge`` if there are more already."""
-        self._limit = limit
+    def bound(self, limit: int, *, keeps_all: bool = False) -> None:
+        """Take ``limit`` bytes at most from now on. Raises ``BodyTooLarge`` if there are more already.
+
+        ``keeps_all``: what ``add`` refuses is kept.
+        """
+        self._limit, self._keeps_all = limit, keeps_all
         if self.size > limit:
             self.close()
             raise BodyTooLarge(f"over {limit} bytes")
@@ -58,7 +72,8 @@ class RequestBody:
     def add(self, chunk: bytes) -> None:
         """Take the next bytes."""
         self.size += len(chunk)
-        if self.size > self._limit:
+        too_large = self.size > self._limit
+        if too_large and not self._keeps_all:
             self.close()
             raise BodyTooLarge(f"over {self._limit} bytes")
         if self._sha is not None:
@@ -75,6 +90,8 @@ class RequestBody:
                 self._on_disk = True
         elif len(self._chunks) > _CHUNKS:
             self._move(io.BytesIO())
+        if too_large:
+            raise BodyTooLarge(f"over {self._limit} bytes")
 
     def _move(self, file: IO[bytes]) -> None:
         file.writelines(self.chunks())
@@ -84,7 +101,7 @@ class RequestBody:
 
     def _hashed(self) -> Any:
         sha = hashlib.sha256()
-        for chunk in self.chunks():
+        for chunk in self._chunks if self._file is None else self.chunks():
             sha.update(chunk)
         return sha
 
@@ -97,7 +114,12 @@ class RequestBody:
         """``add`` in pieces, with a pause now and then: some servers hand over much at once."""
         for start in range(0, len(chunk), TURN):
             before = self.size
-            self.add(chunk[start : start + TURN])
+            try:
+                self.add(chunk[start : start + TURN])
+            except BodyTooLarge:
+                if self._keeps_all and start + TURN < len(chunk):
+                    self.add(chunk[start + TURN :])  # which raises too
+                raise
             if self.size // TURN > before // TURN:
                 yield
 
@@ -107,13 +129,15 @@ class RequestBody:
         ``begin``: how many bytes to leave out, as somebody has them already.
         """
         if self._file is None:
-            yield b"".join(self._chunks)[begin:], False
-            return
+            return iter(((b"".join(self._chunks)[begin:], False),))
+        return self._pieces_on_file(self._file, begin)
+
+    def _pieces_on_file(self, file: IO[bytes], begin: int) -> Iterator[tuple[bytes, bool]]:
         if begin == self.size:
             yield b"", False
         for start in range(begin, self.size, PIECE):
-            self._file.seek(start)
-            piece = self._file.read(PIECE)
+            file.seek(start)
+            piece = file.read(PIECE)
             yield piece, start + len(piece) < self.size
 
     def chunks(self) -> Iterator[bytes]:

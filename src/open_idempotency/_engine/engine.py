@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from functools import partial
-from math import isinf
 from operator import methodcaller
 from typing import Any, Protocol
 
@@ -58,6 +57,7 @@ from open_idempotency._runtime.processes import KINDS, PerProcess, translated, u
 from open_idempotency.backend import AsyncBackend, Backend
 from open_idempotency.backends.registry import Given, open_backend
 from open_idempotency.backends.threaded import ThreadedBackend
+from open_idempotency.events import Telemetry
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError, NotStarted
 from open_idempotency.ledger.transactions import alook, look
 from open_idempotency.policy import SESSION_IDENTITY, IdempotencyPolicy, make_policy
@@ -104,7 +104,7 @@ _SLOTS_ON_THREADS = 2
 class Keeper(Protocol):
     """Keeps the leases of running attempts: the heartbeat."""
 
-    def watch(self, attempt: Attempt) -> None:
+    def keep(self, command: KeepAlive) -> None:
         """Renew the attempt's lease from now on; ``BackendUnavailable`` where nobody can."""
 
     def record(self, command: RecordLater) -> bool:
@@ -115,7 +115,7 @@ class Keeper(Protocol):
 class _Nobody:
     """Keeps no lease: for steps that are carried out without an engine, and run no handler."""
 
-    def watch(self, attempt: Attempt) -> None:
+    def keep(self, command: KeepAlive) -> None:
         """The lease ends by itself."""
 
     def record(self, command: RecordLater) -> bool:
@@ -128,7 +128,7 @@ _NOBODY = _Nobody()
 def _at_once(keeper: Keeper, slots: Slots) -> dict[type[Command[Any]], Callable[[Any], Any]]:
     """What carries the commands out that need no waiting, the same for both performers."""
     return {
-        KeepAlive: lambda command: keeper.watch(command.attempt),
+        KeepAlive: keeper.keep,
         RecordLater: keeper.record,
         TakeSlot: slots.take,
         Now: lambda _: clocks.elapsed(),
@@ -137,23 +137,8 @@ def _at_once(keeper: Keeper, slots: Slots) -> dict[type[Command[Any]], Callable[
     }
 
 
-def _timed(verb: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A verb, sync or async, whose command notes when it was asked for; the performer stands for the verb's guard.
-
-    That is before the call: the backend counts from a later moment, so no lease ends sooner than expected here.
-    """
-    verb = unguarded(verb)
-
-    def call(command: Claim | Complete) -> Any:
-        if isinf(command.asked):
-            command.asked = clocks.elapsed()
-        return verb(command)
-
-    return call
-
-
 def _meant(command: Command[Any], error: BaseException) -> BaseException:
-    """What an error of a timed verb means: a local failure is ``BackendUnavailable`` (B-10a)."""
+    """What an error of an unguarded verb means: a local failure is ``BackendUnavailable`` (B-10a)."""
     if isinstance(command, Claim | Complete) and isinstance(error, KINDS):
         return translated(error)
     return error
@@ -171,10 +156,11 @@ def _handlers(
         **at_once,
         Reserve: backend.reserve,
         Unreserve: backend.unreserve,
-        Claim: _timed(backend.claim),
+        # The performer stands for the guards of these two.
+        Claim: unguarded(backend.claim),
         Renew: backend.renew,
         SaveStage: backend.save_stage,
-        Complete: _timed(backend.complete),
+        Complete: unguarded(backend.complete),
         Fail: backend.fail,
         Release: backend.release,
         Withdraw: backend.withdraw,
@@ -197,7 +183,7 @@ class Performer(Driver):
     ) -> None:
         self.backend = backend
         handlers = _handlers(backend, _at_once(keeper, Slots(_SLOTS_ON_THREADS)), look)
-        super().__init__({**handlers, Sleep: lambda command: time.sleep(command.seconds)})
+        super().__init__({**handlers, Sleep: lambda command: time.sleep(command.seconds)}, clocks.elapsed)
 
     def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
         return _meant(command, error)
@@ -217,7 +203,7 @@ class AsyncPerformer(AsyncDriver):
         #: seconds that a cleanup may take
         self.patience = 2 * backend.call_timeout + 1.0
         handlers = _handlers(backend, _at_once(keeper, Slots(None)), look)
-        super().__init__({**handlers, Sleep: lambda command: loops.sleep(command.seconds)})
+        super().__init__({**handlers, Sleep: lambda command: loops.sleep(command.seconds)}, clocks.elapsed)
 
     def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
         return _meant(command, error)
@@ -261,17 +247,25 @@ class Engine:
             backend = "memory://" if backend is None else backend
         self.backend = open_backend(_named(backend))
         self._check(self.policy)
-        self.heartbeat = Heartbeat(self.backend)
+        sync, aio = self.backend, ThreadedBackend(self.backend) if threads else self.backend.to_async()
+        make_watched: Callable[[], dict[bytes, Any]] = dict
+        if isinstance(self.policy.on_event, Telemetry):
+            from open_idempotency._engine.measuring import measure  # nobody else needs it
+
+            sync, aio, make_watched = measure(sync, aio, self.policy.on_event)
+        self.heartbeat = Heartbeat(sync, make_watched)
         #: what is closed with the server, with this engine and with the process; a backend only if it was made here
         self.opened = Opened(self.heartbeat, None if isinstance(backend, Backend | AsyncBackend) else self.backend)
         weakref.finalize(self, self.opened.close_beside).atexit = False
-        self.sync = Performer(self.backend, self.heartbeat, look)
-        asynchronous = ThreadedBackend(self.backend) if threads else self.backend.to_async()
-        self.aio = AsyncPerformer(asynchronous, self.heartbeat, alook)
+        self.sync = Performer(sync, self.heartbeat, look)
+        self.aio = AsyncPerformer(aio, self.heartbeat, alook)
         self.advice = Advice()
         #: which rules views have
         self.rules = rules.registry
         self._policies: dict[Rule, IdempotencyPolicy] = {}
+        engines.add(self)
+        for each in made:
+            each(self)
 
     def policy_for(self, rule: Rule | None) -> IdempotencyPolicy | None:
         """The policy of a route with this rule; made and checked once for each rule.
@@ -290,8 +284,12 @@ class Engine:
         return policy
 
     def _check(self, policy: IdempotencyPolicy) -> None:
-        if policy.fingerprint == "json":
-            fingerprint.prepare()
+        fingerprint.prepare(policy.fingerprint)
+        if isinstance(policy.on_event, Telemetry) and policy.on_event is not self.policy.on_event:
+            raise ConfigurationError(
+                "on_event: telemetry measures a whole application, so a route has none of its own; pass it to the "
+                "middleware, the extension or IDEMPOTENCY_ON_EVENT"
+            )
         if policy.max_live_keys is not None and not self.backend.quotas:
             raise ConfigurationError(
                 f"max_live_keys: {type(self.backend).__name__} has no quotas; leave it out, or take another backend"
@@ -306,6 +304,11 @@ class Engine:
                 f"lease: {policy.lease} s is not longer than the slowest backend call ({slowest} s); raise lease, "
                 "or lower the backend's timeout (?timeout= in its URL)"
             )
+
+
+#: the engines of this process, and what is to be done with each new one: for tests that give applications a backend
+engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+made: list[Callable[[Engine], None]] = []
 
 
 def say_off() -> None:

@@ -15,7 +15,8 @@ from functools import partial
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import DrawReference, Emit
-from open_idempotency._core.notify import everyday_log
+from open_idempotency._core.models import Request
+from open_idempotency._core.notify import context_of, everyday_log, is_traceparent
 
 logger = logging.getLogger("open_idempotency")
 
@@ -38,11 +39,13 @@ _LEVELS: dict[type[events.Event], int] = {
     events.NotAwaited: logging.ERROR,
     events.RaisedAfterResponse: logging.ERROR,
     events.StageValueNotKept: logging.ERROR,
+    events.ResultNotKept: logging.ERROR,
     events.CallerChanged: logging.WARNING,
     events.CredentialScoped: logging.WARNING,
     events.CallerUnidentified: logging.WARNING,
     events.ReplayedWithoutCredentials: logging.WARNING,
     events.NameShared: logging.WARNING,
+    events.KeyUnreadable: logging.WARNING,
 }
 _ADVICE: dict[type[events.Event], str] = {
     events.Unrecorded: (
@@ -76,9 +79,17 @@ _ADVICE: dict[type[events.Event], str] = {
         "the stage is done, and its value cannot be stored: a retry of this request does not run the stage again, and "
         "gets 409 outcome-unknown instead; change the stage as cure= says"
     ),
+    events.ResultNotKept: (
+        "the function has run, and its result cannot be stored: a later call with this key does not run it again, and "
+        "gets OutcomeUnknown instead; change what it returns as cure= says"
+    ),
     events.CallerChanged: (
         "the view has changed who its caller is, and no session leads back to it, so a retry of this request is "
         "another caller's and runs again; exempt such a view, let it change the caller last, or set scope="
+    ),
+    events.KeyUnreadable: (
+        "key= found no key in this request, which ran without protection, so a retry runs again; correct the client, "
+        "or set required=True, which refuses such a request with 400"
     ),
     events.NameShared: (
         "the key of this request is held by one that came to another host, as where two services keep their keys under "
@@ -113,18 +124,48 @@ def draw_reference(_: DrawReference) -> str:
 
 
 def report(command: Emit) -> None:
-    """Log the event and call the listener; a listener that raises is logged and harms no request."""
-    log(command.event)
+    """Log the event and call the listener; a listener that raises is logged and harms no request.
+
+    To be called where the request runs, since telemetry reads the trace there.
+    """
+    if isinstance(command.listener, events.Telemetry):
+        _take_trace(command, command.listener)
+    log(command)
     call_listener(command)
 
 
-def log(event: events.Event) -> None:
-    """Give an event to the package's logger."""
+def _take_trace(command: Emit, telemetry: events.Telemetry) -> None:
+    """Read the trace that a request runs in. An attempt keeps the one that it was claimed in, for its response."""
+    try:
+        trace = telemetry.traceparent()
+        if not is_traceparent(trace):
+            return
+    except Exception:
+        logger.exception("traceparent() of the on_event listener raised on %s", type(command.event).__name__)
+        return
+    if isinstance(command.event, events.Claimed) and isinstance(command.of, Attempt):
+        command.of.trace_by(trace)
+    elif isinstance(command.of, Request):
+        object.__setattr__(command.event, "request", context_of(command.of)._replace(traceparent=trace))
+
+
+def log(command: Emit) -> None:
+    """Give an event to the package's logger, after its request was noted in it."""
+    event = command.event
+    if event.request is events.NO_REQUEST:
+        object.__setattr__(event, "request", context_of(command.of))
     kind = type(event)
     advice, level = _ADVICE.get(kind), _LEVELS.get(kind, logging.DEBUG)
     if isinstance(event, events.CallerChanged) and event.followed:
         advice, level = None, logging.DEBUG
-    logger.log(level, "%s" if advice is None else f"%s: {advice}", event)
+    if logger.isEnabledFor(level):
+        logger.log(level, "%s%s" if advice is None else f"%s%s: {advice}", event, _where(event.request))
+
+
+def _where(request: events.RequestContext) -> str:
+    trace = f"trace {request.traceparent[3:35]}" if request.traceparent else ""
+    found = " ".join(part for part in (request.method, request.route, trace) if part)
+    return f" ({found})" if found else ""
 
 
 def call_listener(command: Emit) -> None:
@@ -144,7 +185,7 @@ def report_late_error(attempt: Attempt, error: BaseException) -> None:
     """
     if attempt.recorded and attempt.lease is not None and isinstance(error, Exception):
         event = events.RaisedAfterResponse(events.short(attempt.lease.record_id), type(error).__name__)
-        report(Emit(event, attempt.policy.on_event))
+        report(Emit(event, attempt.policy.on_event, attempt))
 
 
 #: events that may wait for a listener
@@ -166,7 +207,7 @@ class Courier:
 
     def report(self, command: Emit) -> None:
         """Log an event, and have its listener called; returns at once."""
-        log(command.event)
+        log(command)
         if command.listener is None:
             return
         with self._lock:

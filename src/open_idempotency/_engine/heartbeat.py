@@ -21,10 +21,11 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
+from typing import Any
 
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, Phase
-from open_idempotency._core.commands import Emit, RecordLater, Renew
+from open_idempotency._core.commands import Emit, KeepAlive, RecordLater, Renew
 from open_idempotency._core.models import Lease, Renewal
 from open_idempotency._engine.event_log import Courier, report
 from open_idempotency._engine.shutdown import Pass, Recordings, dismiss, enlist, give_up
@@ -82,7 +83,7 @@ class _Watched:
         event = events.StillRunning.of(
             record, self.lease.attempt, attempt.method, attempt.instance, now - self.began, renewed
         )
-        report(Emit(event, attempt.policy.on_event))
+        report(Emit(event, attempt.policy.on_event, attempt))
 
     def _next_mark(self, now: float) -> float:
         most = self.attempt.policy.max_run
@@ -98,9 +99,9 @@ class _Beats:
     garbage collector, while they interrupt another put.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, watched: dict[bytes, _Watched]) -> None:
         self._backend = backend
-        self._watched: dict[bytes, _Watched] = {}
+        self._watched = watched
         self._courier = Courier()
         self._recordings = Recordings(backend, self._courier.report, self._drop)
         self._look = _UNTIL_WOKEN
@@ -189,6 +190,8 @@ class _Beats:
         finally:
             self._gone = True
             dismiss(self)
+            if self._closed:  # what still runs is forgotten by the heartbeat that comes next
+                self._watched.clear()
             while not self._orders.empty():
                 order = self._orders.get()
                 if order is not None:
@@ -313,27 +316,29 @@ class _Beats:
         entry.attempt.lose()
         self.forget(entry.lease)
         event = events.OwnershipLost(events.short(entry.lease.record_id), entry.lease.attempt)
-        self._courier.report(Emit(event, entry.attempt.policy.on_event))
+        self._courier.report(Emit(event, entry.attempt.policy.on_event, entry.attempt))
 
     def _missed(self, running: list[_Watched], error: Exception) -> None:
         """The backend did not reply: the next look tries again, and the lease may outlast the failure."""
         entry = running[0]
         failed = events.BackendFailed.of(events.short(entry.lease.record_id), "renew", error)
-        self._courier.report(Emit(failed, entry.attempt.policy.on_event))
+        self._courier.report(Emit(failed, entry.attempt.policy.on_event, entry.attempt))
 
 
 class Heartbeat:
     """Keeps the leases of running attempts alive, in whatever process it is used."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._beats: PerProcess[_Beats] = PerProcess(lambda: _Beats(backend))
+    def __init__(self, backend: Backend, make_watched: Callable[[], dict[bytes, Any]] = dict) -> None:
+        """``make_watched``: makes the empty dictionary of the attempts that one process watches."""
+        self._beats: PerProcess[_Beats] = PerProcess(lambda: _Beats(backend, make_watched()))
         weakref.finalize(self, _close, self._beats).atexit = False
 
-    def watch(self, attempt: Attempt) -> None:
+    def keep(self, command: KeepAlive) -> None:
         """Renew the attempt's lease until it is forgotten, lost, or older than ``max_run``.
 
         Raises ``BackendUnavailable`` where that cannot be guaranteed, since no thread can be started.
         """
+        attempt = command.attempt
         if attempt.lease is not None:
             if processes.limit != inf:
                 attempt.end_by(clocks.elapsed() + processes.limit)

@@ -133,7 +133,9 @@ class Recordings:
     def lost(self) -> list[Emit]:
         """What to report of those that the end of the process cuts off."""
         commands = [each.command for each in list(self.pending.values())]
-        return [Emit(each.lost, each.attempt.policy.on_event) for each in commands if each.lost is not None]
+        return [
+            Emit(each.lost, each.attempt.policy.on_event, each.attempt) for each in commands if each.lost is not None
+        ]
 
     def wake_all(self) -> None:
         """Let none of them pause any longer: the process is about to end."""
@@ -305,9 +307,9 @@ def give_up(attempt: Attempt, backend: Backend, report: Callable[[Emit], None]) 
     except LeaseLost:
         return False  # another attempt has it, or this one's own end came first
     except Exception as error:  # whatever a backend raises, the other leases are given up all the same
-        report(Emit(events.BackendFailed.of(record, "fail", error), listener))
+        report(Emit(events.BackendFailed.of(record, "fail", error), listener, attempt))
         return False
-    report(Emit(events.Failed(record, None), listener))
+    report(Emit(events.Failed(record, None), listener, attempt))
     return True
 
 

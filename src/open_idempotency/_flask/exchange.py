@@ -30,6 +30,7 @@ from open_idempotency._core.stored_response import BODILESS, CORS, REPLAYED, UNR
 from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.engine import Engine, Running, new_owner, running
 from open_idempotency._routes.coverage import call_to_mark, has_decorators_above, is_marked, reveals_a_record
+from open_idempotency._runtime import processes
 from open_idempotency._wsgi import (
     MARK,
     BodyIncomplete,
@@ -37,6 +38,7 @@ from open_idempotency._wsgi import (
     LiveBody,
     Protection,
     give_body,
+    give_rest,
     hide_file_wrapper,
     native_headers,
     octets,
@@ -246,8 +248,8 @@ class Exchange:
     """One covered request. Flask's stages call ``receive``, ``begin``, ``conclude`` and ``end``, in this order."""
 
     __slots__ = (
-        "_body", "_bound", "_core_response", "_key_headers", "_live", "_made", "_made_headers", "_policy", "_previous",
-        "_protection", "_request", "_session", "_setting", "_too_large",
+        "_body", "_bound", "_core_response", "_key_headers", "_live", "_made", "_made_headers", "_plain", "_policy",
+        "_previous", "_protection", "_request", "_session", "_setting", "_too_large",
     )  # fmt: skip
 
     def __init__(self, setting: Setting, request: Request, policy: IdempotencyPolicy, key_headers: Headers) -> None:
@@ -257,6 +259,8 @@ class Exchange:
         self._key_headers = key_headers
         self._body = RequestBody(policy)
         self._too_large: Exception | None = None
+        # a request in which key= has found no key, which runs as one without
+        self._plain: Running | None = None
         self._protection: Protection | None = None
         self._session = SessionTrace()
         self._live: LiveBody | None = None
@@ -279,7 +283,7 @@ class Exchange:
 
         It has to come first, since a form that a ``before_request`` function has parsed has no raw bytes any more.
         """
-        if not self._key_headers:
+        if not self._key_headers and self._policy.key is None:
             return
         try:
             self._read_body()
@@ -298,7 +302,11 @@ class Exchange:
         limit = request.max_content_length
         if limit is not None and (request.content_length or 0) > limit:
             raise RequestEntityTooLarge
-        read_body(request.environ, self._body)
+        try:
+            read_body(request.environ, self._body)
+        except BodyTooLarge:
+            give_rest(request.environ, self._body)
+            raise
         if limit is not None and self._body.size > limit:
             raise RequestEntityTooLarge
         give_body(request.environ, self._body)
@@ -308,22 +316,31 @@ class Exchange:
         admission = self._admit()
         if isinstance(admission, CoreResponse):
             return self._respond_if_permitted(admission)
+        if admission.passes:
+            self._plain = (admission, self._setting.engine)
+            self._bind(self._plain)
+            return None
         self._protection = protection = Protection(self._setting.engine, admission)
-        environ = self._request.environ
-        environ[MARK] = admission
-        hide_file_wrapper(environ)
+        self._request.environ[MARK] = admission
+        hide_file_wrapper(self._request.environ)
         instead = protection.begin()
         if instead is not None:
             return self._respond_if_permitted(instead)
+        self._bind(protection.here)
+        return None
+
+    def _bind(self, here: Running) -> None:
+        self._request.environ[MARK] = here[0]
         self._previous = running.get()
         self._bound = True
-        running.set(protection.here)
-        return None
+        running.set(here)
 
     def _admit(self) -> Attempt | CoreResponse:
         request, source = self._request, self._request.environ["wsgi.input"]
+        asked = read_request(request.environ, request)
+        asked.route = None if request.url_rule is None else request.url_rule.rule
         intake = Intake(
-            read_request(request.environ, request),
+            asked,
             self._key_headers,
             new_owner(),
             self._identify,
@@ -331,9 +348,10 @@ class Exchange:
             self._setting.engine.advice,
             self._session,
             renders=self._renders,
+            holder=processes.name(),
         )
         # The fingerprint reads the same file as the view, and other code may have begun to read it.
-        offset = source.tell() if self._body.spooled else None
+        offset = source.tell() if self._body.spooled and self._too_large is None else None
         try:
             return self._setting.engine.sync.run(admit(intake, self._policy))
         finally:
@@ -411,6 +429,8 @@ class Exchange:
         try:
             if self._core_response is not None:
                 return self._restored(self._core_response, response)
+            if self._plain is not None:
+                bind_stream(self._plain, response)
             protection = self._protection
             if protection is None or protection.settled:
                 return response
@@ -451,6 +471,9 @@ class Exchange:
             return stand_in(self._setting.app, verdict, response, self._policy)
         if verdict is Fate.UNRECORDED:
             response.headers.add(*(part.decode("ascii") for part in UNRECORDED))
+        echo = None if self._protection is None else self._protection.attempt.echo
+        if echo is not None:
+            response.headers.setdefault(*(part.decode("latin-1") for part in echo))
         return response
 
     def end(self, error: BaseException | None) -> None:

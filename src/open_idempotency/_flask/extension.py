@@ -26,11 +26,18 @@ from flask import Flask, Request, Response, has_request_context
 from open_idempotency import rules
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.settlement import REPLACED
+from open_idempotency._engine.covering import COVERING
 from open_idempotency._engine.engine import Engine
 from open_idempotency._engine.event_log import report_late_error
 from open_idempotency._flask.exchange import Exchange, Plain, Setting
 from open_idempotency._flask.releases import warn_of_release
-from open_idempotency._flask.survey import after_request_functions, look_over, warn_of_compression, warn_of_views
+from open_idempotency._flask.survey import (
+    CoveredViews,
+    after_request_functions,
+    look_over,
+    warn_of_compression,
+    warn_of_views,
+)
 from open_idempotency._flask.unprotected import (
     KEY,
     PREFIX,
@@ -64,8 +71,8 @@ class Hooks:
         self._app = weakref.ref(app)
         self._engine = engine
         self._off = not engine.policy.enabled
-        self._coverages = Coverages(engine)
-        self._paths = PathRules(paths, self._coverages) if paths else None
+        self.coverages = Coverages(engine)
+        self.paths = PathRules(paths, self.coverages) if paths else None
         self._setting = Setting(self._app, engine)
         self._looked = False
         self._config = _settings(app.config)
@@ -149,14 +156,14 @@ class Hooks:
             return Plain(self._engine, here, self._engine.policy)
         view = self._setting.app.view_functions.get(here.url_rule.endpoint)
         found = rules_on(view, here.method) if self._engine.rules.in_use else ()
-        if self._paths is not None:
+        if self.paths is not None:
             path = octets(here.environ.get("PATH_INFO", "")).decode("utf-8", "replace")
-            found = (*self._paths.find(here.method, path), *found)
-        route = self._coverages.by(found)
+            found = (*self.paths.find(here.method, path), *found)
+        route = self.coverages.by(found)
         if route is None or here.method not in route.policy.methods:
             return None
         key_headers = find_key(here.environ, route.environ_names)
-        if not key_headers and not route.policy.required:
+        if not key_headers and not route.always:
             for name in route.environ_spellings:
                 if name in here.environ:
                     spelling.warn(name, route.policy)
@@ -189,14 +196,14 @@ class Hooks:
     def _check(self, endpoint: str, view: Any) -> None:
         for method in _METHODS:
             try:
-                self._coverages.by(rules_on(view, method))
+                self.coverages.by(rules_on(view, method))
             except ConfigurationError as error:
                 raise ConfigurationError(f"@idempotent on the view {endpoint!r}: {error}") from None
 
     def _policy_of(self, view: Any) -> IdempotencyPolicy | None:
         """The policy under which a view is covered, by any method; None where it is not, or its rules are wrong."""
         try:
-            routes = [(method, self._coverages.by(rules_on(view, method))) for method in _METHODS]
+            routes = [(method, self.coverages.by(rules_on(view, method))) for method in _METHODS]
         except ConfigurationError:
             return None
         return next((route.policy for method, route in routes if route and method in route.policy.methods), None)
@@ -227,17 +234,17 @@ class Hooks:
                 self._check(endpoint, view)
             except ConfigurationError as error:
                 _logger.error("this view will respond with 500: %s", error)
-        if self._coverages.marked_only and not covered and not self._off:
+        if self.coverages.marked_only and not covered and not self._off:
             _logger.warning('cover="marked" covers nothing: no view is marked, and no rule by path fits one')
         for said in effects.lost():
             _logger.warning("%s", said)
 
     def _covers(self, path: str, method: str, found: tuple[Rule, ...]) -> bool:
         """Whether requests of this method to this path, as its rule is written, are covered."""
-        if self._paths is not None:
-            found = (*self._paths.find(method, path), *found)
+        if self.paths is not None:
+            found = (*self.paths.find(method, path), *found)
         try:
-            route = self._coverages.by(found)
+            route = self.coverages.by(found)
         except ConfigurationError:
             return True  # reported as such
         return route is not None and method in route.policy.methods
@@ -324,7 +331,9 @@ class Idempotency:
                 f'or set app.config["{PREFIX}BACKEND"]'
             )
         engine = Engine(backend, self._policy, {**fields, **self._fields}, threads=True)
-        Hooks(app, engine, paths).install(app)
+        hooks = Hooks(app, engine, paths)
+        hooks.install(app)
+        app.extensions[COVERING] = CoveredViews(hooks.coverages, hooks.paths, app)
         app.extensions[KEY] = engine
 
 

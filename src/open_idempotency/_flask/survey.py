@@ -8,14 +8,19 @@ view runs with the view alone. Compression by ``after_request`` runs before the 
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
 from flask import Flask
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Rule as UrlRule
 
+from open_idempotency._engine.covering import Covered
+from open_idempotency._routes.coverage import Coverages, CoveredPaths, PathRules
 from open_idempotency._routes.survey import COMPRESSION_INSIDE, Effects, FlaskCORS, allows_pages, kind_of, layer_of
-from open_idempotency.policy import IdempotencyPolicy
+from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
 from open_idempotency.rules import Rule, own_rules_on, rules_on
 
 #: Flask responds to them itself, whatever the view is
@@ -37,6 +42,40 @@ def look_over(app: Flask, covers: Callable[[str, str, tuple[Rule, ...]], bool]) 
             any_covered = any_covered or covered
             effects.note(method, rule.rule, view, found, own_rules_on(view, method), covered)
     return effects, any_covered
+
+
+class CoveredViews(CoveredPaths):
+    """The views of an application that are covered."""
+
+    def __init__(self, coverages: Coverages, paths: PathRules | None, app: Flask) -> None:
+        super().__init__(coverages, paths)
+        self._app = weakref.ref(app)
+
+    def every(self) -> Iterator[Covered]:
+        """See ``Covering``."""
+        app = self._app()
+        for rule in () if app is None else app.url_map.iter_rules():
+            for method in sorted(set(rule.methods or ()) - NEVER_COVERED):
+                policy = self._policy_at(app, rule, method, rule.rule)
+                if policy is not None:
+                    yield Covered(method, rule.rule, policy)
+
+    def at(self, method: str, path: str) -> IdempotencyPolicy | None:
+        """See ``Covering``; also for the template of a route."""
+        app = self._app()
+        if app is None:
+            return None
+        rule: UrlRule | None
+        try:
+            rule, _ = app.url_map.bind("localhost").match(path, method=method, return_rule=True)
+        except HTTPException:
+            named = (each for each in app.url_map.iter_rules() if each.rule == path and method in (each.methods or ()))
+            rule = next(named, None)
+        return None if rule is None else self._policy_at(app, rule, method, path)
+
+    def _policy_at(self, app: Any, rule: UrlRule, method: str, path: str) -> IdempotencyPolicy | None:
+        found = rules_on(app.view_functions.get(rule.endpoint), method)
+        return self.policy_of(method, (*self.by_path(method, path), *found))
 
 
 # Extensions that change stored responses (R-12)

@@ -113,8 +113,9 @@ def _refuse_unprotected(app: Flask, here: Request) -> None:
         say_off()
         return
     policy = IdempotencyPolicy(**rules.deciding(rule))
-    keyed = any(name in here.environ for name, _ in Route.of(policy).environ_names)
-    if here.method in policy.methods and (keyed or policy.required):
+    route = Route.of(policy)
+    keyed = any(name in here.environ for name, _ in route.environ_names)
+    if here.method in policy.methods and (keyed or route.always):
         raise ConfigurationError(
             f"{here.method} {here.url_rule}: the view is marked with @idempotent, and the application has no "
             'extension that reads it, so a retry runs again; add Idempotency(app, backend="...") from '

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 from open_idempotency._core.keys import find_key, key_names
 from open_idempotency._core.models import Headers, Response
 from open_idempotency._core.stored_response import REPLAYED
+from open_idempotency._engine.covering import Covered
 from open_idempotency._engine.engine import Engine
 from open_idempotency._routes import path_patterns
 from open_idempotency._routes.path_patterns import Pattern, Table
@@ -202,7 +203,9 @@ class Route(NamedTuple):
     """How requests are covered: the policy, and the lower-case names of the headers that carry keys under it.
 
     ``environ_names``: the same headers, as WSGI and Django name them. ``spellings``, ``environ_spellings``: headers
-    that are likely to carry a key, and are not read. ``likely``: ``names`` and ``spellings``, to look for both at once.
+    that are likely to carry a key, and are not read. ``likely``: ``names`` and ``spellings``, to look for both at once;
+    none with ``key=``, which finds the key elsewhere. ``always``: requests without such a header are admitted too,
+    since a key is required or ``key=`` may find one.
     """
 
     policy: IdempotencyPolicy
@@ -211,15 +214,18 @@ class Route(NamedTuple):
     spellings: frozenset[bytes]
     environ_spellings: tuple[str, ...]
     likely: frozenset[bytes]
+    always: bool
 
     @classmethod
     def of(cls, policy: IdempotencyPolicy) -> Route:
         """The route with this policy."""
         names = key_names(policy)
+        if policy.key is not None:
+            return cls(policy, names, (), frozenset(), (), frozenset(), True)
         read = environ_names(names)
         known = {name for name, _ in read}
         unread = dict.fromkeys(name for name, _ in environ_names(_SPELLINGS) if name not in known)
-        return cls(policy, names, read, _SPELLINGS - names, tuple(unread), _SPELLINGS | names)
+        return cls(policy, names, read, _SPELLINGS - names, tuple(unread), _SPELLINGS | names, policy.required)
 
 
 def key_among(likely: Headers, route: Route) -> list[tuple[bytes, bytes]]:
@@ -359,6 +365,41 @@ class PathRules:
             return None
         segments = [each or _SOMETHING for each in (*pattern.segments, *([None] * pattern.open))]
         return self._coverages.by(self._table.find(pattern.method or "", segments))
+
+
+class CoveredPaths:
+    """The paths that an adapter without routes covers. A base for those that know routes."""
+
+    def __init__(self, coverages: Coverages, paths: PathRules | None) -> None:
+        self._coverages = coverages
+        self._paths = paths
+
+    def every(self) -> Iterator[Covered]:
+        """See ``Covering``: where no rule applies, and each rule by path alone."""
+        if not self._coverages.marked_only:
+            yield from _each_method("", self._coverages.default)
+        for text, (_, rule) in {} if self._paths is None else self._paths.read.items():
+            yield from _each_method(text, self._coverages.by((rule,)))
+
+    def at(self, method: str, path: str) -> IdempotencyPolicy | None:
+        """See ``Covering``."""
+        rules = () if self._paths is None else self._paths.find(method, path)
+        return self.policy_of(method, rules)
+
+    def policy_of(self, method: str, rules: tuple[Rule, ...]) -> IdempotencyPolicy | None:
+        """The policy under these rules; None where the method is not covered."""
+        route = self._coverages.by(rules)
+        return route.policy if route is not None and method in route.policy.methods else None
+
+    def by_path(self, method: str, path: str) -> tuple[Rule, ...]:
+        """The rules for a path, or for a route's template."""
+        return () if self._paths is None else self._paths.find(method, path)
+
+
+def _each_method(text: str, route: Route | None) -> Iterator[Covered]:
+    if route is not None:
+        for method in sorted(route.policy.methods):
+            yield Covered(method, text, route.policy)
 
 
 def _read(text: object, said: object) -> tuple[Pattern, Rule]:

@@ -23,7 +23,7 @@ import stat
 import struct
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from functools import wraps
 from hashlib import sha256
 from math import inf
@@ -65,6 +65,15 @@ class _Made(dict[int, T]):
 
     def __missing__(self, pid: int) -> T:
         return self.setdefault(pid, self._make())
+
+
+# Made once for each process: a fork has another id.
+_NAME = PerProcess(lambda: f"{_socket.gethostname()}:{os.getpid()}")
+
+
+def name() -> str:
+    """This process for people, ``host:pid``: the worker that operators look for."""
+    return _NAME.by_pid[os.getpid()]
 
 
 # Seconds that pass between the server's own start of a request and ours, and that it takes to end a request early.
@@ -166,13 +175,13 @@ def unguarded(verb: Callable[..., Any]) -> Callable[..., Any]:
     return MethodType(guard.__wrapped__, method.__self__)
 
 
-def guarded_scan(scan: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+def guarded_scan(scan: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     """The same for one that is iterated over."""
 
     @wraps(scan)
-    def guard(backend: Any) -> Iterator[Any]:
+    def guard(*arguments: Any, **keywords: Any) -> Iterator[Any]:
         try:
-            yield from scan(backend)
+            yield from scan(*arguments, **keywords)
         except KINDS as error:
             raise translated(error)  # noqa: B904 (it has its cause)
 
@@ -235,10 +244,13 @@ _VERBS = (
     "claim",
     "complete",
     "delete",
+    "examine",
     "fail",
+    "free",
     "get",
     "health",
     "migrate",
+    "now",
     "purge",
     "release",
     "renew",
@@ -252,7 +264,8 @@ _VERBS = (
 def guard_verbs(cls: type, base: Any) -> None:
     """Guard those verbs that a class of sync backends defines itself. ``base``: whose ``wait`` needs nothing."""
     _replace(cls, dict.fromkeys(_VERBS, guarded))
-    _replace(cls, {"scan": guarded_scan, "wait": lambda wait: guarded_wait(wait, base.wait)})
+    _replace(cls, dict.fromkeys(("scan", "scan_headers", "ids"), guarded_scan))
+    _replace(cls, {"wait": lambda wait: guarded_wait(wait, base.wait)})
 
 
 def guard_async_verbs(cls: type, base: Any) -> None:
@@ -283,15 +296,16 @@ class Neighbour(NamedTuple):
     address: str
 
 
-def find_neighbour() -> Neighbour | None:
+def find_neighbour(name: str | None = None) -> Neighbour | None:
     """Another process that has asked this before, lives, and listens where this one does; None where there is none.
 
-    None also where that cannot be known: on Windows, or without a folder for temporary files.
+    ``name``: instead of an address, what a process that does not listen has in common with its neighbours. None also
+    where that cannot be known: on Windows, or without a folder for temporary files.
     """
     if sys.platform == "win32":
         return None
     try:
-        return _of_process.get().look()
+        return _of_process.get().look(None if name is None else [name])
     except OSError:
         return None
 
@@ -305,10 +319,10 @@ class _Locks:
         self._mine: set[int] = set()
         self._file: int | None = None
 
-    def look(self) -> Neighbour | None:
+    def look(self, names: Iterable[str] | None) -> Neighbour | None:
         with self._mutex:
             found: Neighbour | None = None
-            for address in _addresses():
+            for address in _addresses() if names is None else names:
                 byte = _byte_of(address)
                 if byte not in self._mine and not self._lock(byte):
                     found = found or Neighbour(self._owner(byte), address)

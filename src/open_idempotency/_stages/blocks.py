@@ -411,9 +411,11 @@ class AtomicBlock:
     def respond(self, response: R) -> R:
         """Hand over the response to keep, and return it. A response of Starlette's, Flask's or Django's, with its body.
 
-        Raises ``TypeError`` for another one, and for a stream.
+        In a call of ``Once`` it is the result, which the function then returns. Raises ``TypeError`` for another
+        response, and for a stream; ``StageValueError`` for a result that cannot be kept.
         """
-        self._response = response_of(response)
+        make = None if self._attempt is None else self._attempt.as_response
+        self._response = response_of(response) if make is None else make(response)
         return response
 
     def _enter(self, awaited: bool) -> tuple[Steps[None], Performers] | None:

@@ -255,7 +255,7 @@ class StageUse:
         try:
             memo = [named.__name__, list(error.args)]
             _, payload = values.encode(memo, None, self._attempt.policy.max_stage_bytes)
-            _rebuilt(named, _memo(payload)[1])
+            rebuilt(named, read_memo(payload)[1])
         except StageValueError as refused:
             return self._save_without(error, refused, raised=True)
         return self._save_memo(encode_stage(StageKind.ERROR, payload), error)
@@ -283,7 +283,7 @@ class StageUse:
         attempt.kept_live(self.id, value)
         if self._terms.reconcile is None and (raised or self._terms.default is UNSET):
             record = "" if attempt.lease is None else events.short(attempt.lease.record_id)
-            yield from warn(attempt.policy, events.StageValueNotKept(record, self.id[0], name, cure))
+            yield from warn(attempt.policy, events.StageValueNotKept(record, self.id[0], name, cure), attempt)
         return value
 
     def _save_value(self, frame: bytes, readable: object, declared: object) -> Steps[Any]:
@@ -344,10 +344,10 @@ def read_frame(frame: bytes, declared: object, errors: Errors = ()) -> Any:
     kind, payload = decode_stage(frame)
     if kind in _VALUES:
         return values.decode(kind, payload, declared)
-    name, arguments = _memo(payload)
+    name, arguments = read_memo(payload)
     for named in errors:
         if named.__name__ == name:
-            raise _rebuilt(named, arguments)
+            raise rebuilt(named, arguments)
     raise StageValueError(f"the stage recorded a {name}; name that class in memo_errors= to have it raised again")
 
 
@@ -371,7 +371,7 @@ def plain_value(frame: bytes) -> Any:
         return values.decode(StageKind.VALUE, payload, None)
     if kind is StageKind.NOT_KEPT:
         return {"not_kept": _not_kept(payload)[0]}
-    name, arguments = _memo(payload)
+    name, arguments = read_memo(payload)
     return {"error": name, "arguments": arguments}
 
 
@@ -389,7 +389,8 @@ def _not_kept(payload: bytes) -> tuple[str, bool]:
         raise RecordUnreadable("a stage without its value cannot be read") from error
 
 
-def _memo(payload: bytes) -> tuple[str, list[Any]]:
+def read_memo(payload: bytes) -> tuple[str, list[Any]]:
+    """The class name and the arguments of a memoised error. Raises ``RecordUnreadable``."""
     try:
         name, arguments = json.loads(payload)
     except (TypeError, ValueError, RecursionError) as error:
@@ -399,7 +400,8 @@ def _memo(payload: bytes) -> tuple[str, list[Any]]:
     return name, arguments
 
 
-def _rebuilt(kind: type[Exception], arguments: list[Any]) -> Exception:
+def rebuilt(kind: type[Exception], arguments: list[Any]) -> Exception:
+    """A memoised error, made again. Raises ``StageValueError`` where its class does not take its own arguments."""
     try:
         return kind(*arguments)
     except Exception as error:

@@ -147,6 +147,7 @@ async def _handle(
         await handle(route, scope, receive, send)
 
     endpoint, method = getattr(route, "endpoint", None), scope["method"].upper()
+    pending.pass_route(route, _template(route, scope))
     beneath = see_layers(getattr(route, "app", None))
     if endpoint is None:
         rules = tuple(endpoint_rules(beneath.app, method))
@@ -190,6 +191,14 @@ def _declared(route: Any, scope: Scope) -> Any:
     if effective is None:
         return None if hasattr(module, "_IncludedRouter") else route
     return effective(scope) or route
+
+
+def _template(route: Any, scope: Scope) -> str:
+    """The path of a route or a mount as it was declared; recent FastAPI knows it with the prefix of its router."""
+    effective = getattr(sys.modules.get(_FASTAPI), "_get_scope_effective_route_context", None)
+    context = None if effective is None else effective(scope)
+    declared = context if context is not None and getattr(context, "original_route", None) is route else route
+    return getattr(declared, "path", None) or ""
 
 
 def _refuses(route: Any, handle: Any, endpoint: Any, scope: Scope) -> bool:

@@ -51,7 +51,7 @@ from open_idempotency._core.rendering import refuse
 from open_idempotency._core.settlement import abort
 from open_idempotency._core.stored_response import Capture
 from open_idempotency._engine import shutdown
-from open_idempotency._engine.bodies import RequestBody
+from open_idempotency._engine.bodies import RequestBody, may_pass
 from open_idempotency._engine.engine import running
 from open_idempotency._engine.event_log import draw_reference, report, report_late_error
 from open_idempotency._engine.shutdown import Grace
@@ -187,8 +187,8 @@ class PendingExchange(Exchange):
 
     __slots__ = (
         "_around", "_bounded", "_by_path", "_claimed_in", "_decided", "_entered", "_instead", "_keeps", "_keyed",
-        "_known", "_outer", "_over", "_reached", "_read", "_refusal", "_request", "_seen", "_solved", "_status",
-        "_unread", "stand_in",
+        "_known", "_outer", "_over", "_passed", "_reached", "_read", "_refusal", "_request", "_seen", "_solved",
+        "_status", "_unread", "stand_in",
     )  # fmt: skip
 
     def __init__(
@@ -208,6 +208,8 @@ class PendingExchange(Exchange):
         self._outer = outer
         # Read here, since mounts and inner middleware may write another path into the scope.
         self._request = read_request(scope)
+        # mounts and the route on the way to the endpoint, each with its template
+        self._passed: list[tuple[Any, str]] = []
         self._body.bound(around.coverages.largest_request)
         # an endpoint, or another middleware of this library, has taken the request
         self._reached = False
@@ -288,7 +290,7 @@ class PendingExchange(Exchange):
         coverage = self._around.coverages.by(self._by_path)
         if coverage is None or self._request.method not in coverage.policy.methods:
             return False
-        return coverage.policy.required or bool(find_key(self._request.headers, coverage.names))
+        return coverage.always or bool(find_key(self._request.headers, coverage.names))
 
     # Where the endpoint is called
 
@@ -317,8 +319,12 @@ class PendingExchange(Exchange):
         applying = (*self._by_path, *of_route)
         coverage = self._around.coverages.by(applying)
         key_headers = () if coverage is None else find_key(self._request.headers, coverage.names)
-        if coverage is None or not key_headers or self._request.method not in coverage.policy.methods:
+        keyed = coverage is not None and (key_headers or coverage.policy.key is not None)
+        if coverage is None or not keyed or self._request.method not in coverage.policy.methods:
             self._let_pass()
+            if running.get() is None and not find_key(self._request.headers, self._around.coverages.default.likely):
+                # It was taken for one that may have a key, as another route has key=.
+                running.set((Attempt(self._policy if coverage is None else coverage.policy), self._engine))
             if self._outer is None:
                 return None
             if exempts(applying):  # it holds for all of them, as at the claim
@@ -330,15 +336,26 @@ class PendingExchange(Exchange):
         self._policy, self._bounded = coverage.policy, True
         problem = refuse_ahead(self._request, key_headers, coverage.policy)
         try:
-            self._body.bound(coverage.policy.max_request_bytes)
+            self._body.bound(coverage.policy.max_request_bytes, keeps_all=may_pass(coverage.policy))
         except BodyTooLarge:
-            problem = body_too_large(coverage.policy.max_request_bytes)
+            if not may_pass(coverage.policy):
+                problem = body_too_large(coverage.policy.max_request_bytes)
         return None if problem is None else self._replace(self._refuse(problem))
 
     def _refuse(self, problem: Problem) -> Response:
         """The response of a problem, which is reported at once."""
         instance = self._request.path.decode("latin-1")
-        return _reporting.run(refuse(problem, self._policy, instance))
+        return _reporting.run(refuse(problem, self._policy, instance, of=self._request))
+
+    def pass_route(self, route: Any, template: str) -> None:
+        """The request has come to a mount or a route. Its template is that of all of them, one after the other."""
+        passed = self._passed
+        for index, (known, _) in enumerate(passed):
+            if known is route:  # called once more
+                del passed[index:]
+                break
+        passed.append((route, template))
+        self._request.route = "".join([part for _, part in passed])
 
     async def claim(self, scope: Scope, rules: Iterable[Rule], solved: Any = None) -> Response | None:
         """Make the claim. Returns the response to send instead of calling the endpoint, or None.
@@ -372,15 +389,15 @@ class PendingExchange(Exchange):
             return await self._leave_to_outer(scope, rules, solved)
         policy = self._policy = coverage.policy
         key_headers = find_key(self._request.headers, coverage.names)
-        if not key_headers and not policy.required:
+        if not key_headers and not coverage.always:
             running.set((Attempt(policy), self._engine))
             self._let_pass()
             if self._outer is not None and not self._outer.keyed:
                 self._outer.withdraw()  # it is asked for the keys that it can read, and not for what it requires
                 return None
             return await self._leave_to_outer(scope, rules, solved)
-        if key_headers and not self._keyed:
-            raise RuntimeError("a rule that names the header of this key was made while the request was on its way")
+        if (key_headers or policy.key is not None) and not self._keyed:
+            raise RuntimeError("a rule that says where this key is was made while the request was on its way")
         if self._outer is not None:
             self._outer.withdraw()
         return await self._claim(scope, key_headers, solved)
@@ -416,6 +433,12 @@ class PendingExchange(Exchange):
             self._solved = None
         if isinstance(admission, Response):
             return self._replace(admission)
+        if admission.passes:
+            running.set((admission, self._engine))
+            self._entered.discard(self)
+            self._keeps, self._whole = False, not self._unread
+            self._pass(self._read)
+            return None
         self._begin(admission, scope)
         if self._over:
             error = RuntimeError("the request ended while its claim was made, so its endpoint is not called")
@@ -465,7 +488,7 @@ class PendingExchange(Exchange):
         body, limit = self._body, self._policy.max_request_bytes
         if not self._keeps:
             raise BodyTooLarge(f"over {body.size} bytes")
-        body.bound(limit)
+        body.bound(limit, keeps_all=may_pass(self._policy))
         for name, value in self._request.headers:
             if name == b"content-length":
                 body.check_length(value)
@@ -479,14 +502,14 @@ class PendingExchange(Exchange):
         return body
 
     async def _take(self, message: Message) -> None:
+        self._unread = message.get("more_body", False)
         for _ in self._body.add_in_turns(message.get("body", b"")):
             await loops.sleep(0)
-        self._unread = message.get("more_body", False)
 
     # What the application sees
 
     async def _receive(self) -> Message:
-        if self._attempt is not None:
+        if self._attempt is not None or self._passes:
             return await super()._receive()
         message = {"type": "http.disconnect"} if self._refusal is not None else await self._source()
         if message["type"] == "http.disconnect":
@@ -496,7 +519,7 @@ class PendingExchange(Exchange):
                 await self._take(message)
             except BodyTooLarge:
                 self._keeps = False  # a claim, if there is one, is refused (O-07)
-                if self._bounded:  # nor is the rest received, as if the client had left
+                if self._bounded and not may_pass(self._policy):  # nor is the rest received, as if the client had left
                     self._refusal = self._refuse(body_too_large(self._policy.max_request_bytes))
                     return {"type": "http.disconnect"}
             self._read = self._body.size

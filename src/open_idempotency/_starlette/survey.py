@@ -14,14 +14,15 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
-from starlette.routing import Host, Mount, Route, WebSocketRoute
+from starlette.routing import Host, Mount, Route, WebSocketRoute, compile_path
 
 from open_idempotency import asgi
-from open_idempotency._routes.coverage import Coverages
+from open_idempotency._engine.covering import Covered
+from open_idempotency._routes.coverage import Coverages, CoveredPaths, PathRules
 from open_idempotency._routes.survey import Effects
 from open_idempotency.asgi import Scope
 from open_idempotency.exceptions import ConfigurationError
-from open_idempotency.policy import NEVER_COVERED
+from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
 from open_idempotency.rules import IdempotencyRule, Rule, own_rules_on, rules_on
 
 # Layers, and the rules of routes and dependencies
@@ -235,6 +236,45 @@ class Survey:
                 'use idem.atomic(session) or tx=session. If it only cleans up, scope="function" is right as well, and '
                 "ends this warning"
             )
+
+
+class CoveredEndpoints(CoveredPaths):
+    """The routes of an application that are covered."""
+
+    def __init__(self, coverages: Coverages, paths: PathRules | None, app: Any) -> None:
+        super().__init__(coverages, paths)
+        self._app = app
+
+    def every(self) -> Iterator[Covered]:
+        """See ``Covering``; where the application cannot be inspected, what is known of its paths."""
+        layers = layers_beneath(self._app, {})
+        if layers.routes is None:
+            yield from super().every()
+            return
+        for path, method, rules, _, _ in endpoints_beneath(layers):
+            policy = None if method in _NEVER else self.policy_of(method, (*self.by_path(method, path), *rules))
+            if policy is not None:
+                yield Covered(method, path, policy)
+
+    def at(self, method: str, path: str) -> IdempotencyPolicy | None:
+        """See ``Covering``: the first route that fits, as Starlette has it."""
+        layers = layers_beneath(self._app, {})
+        if layers.routes is None:
+            return super().at(method, path)
+        for template, allowed, rules, route, _ in endpoints_beneath(layers):
+            if allowed == method and _leads_to(template, route, path):
+                return self.policy_of(method, (*self.by_path(method, path), *rules))
+        return None
+
+
+def _leads_to(template: str, route: Any, path: str) -> bool:
+    """Whether a route, or an application that is mounted, has this path; a template stands for itself."""
+    if _is_mount(route):
+        return path == template or path.startswith(template.rstrip("/") + "/")
+    # The route's own part with its convertors, which the template does not have.
+    own = str(getattr(route, "path", template))
+    whole = template[: len(template) - len(_path_of(route))] + own
+    return path in (template, whole) or compile_path(whole)[0].match(path) is not None
 
 
 def look_over(layers: Layers, covering: Covering) -> Survey:

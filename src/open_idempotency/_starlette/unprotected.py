@@ -82,7 +82,7 @@ def asks_for_protection(scope: Scope, rules: tuple[Rule, ...]) -> bool:
     coverage = _coverage((*scope.get(_ABOVE, ()), *rules))
     if coverage is None or scope["method"].upper() not in coverage.policy.methods:
         return False
-    return coverage.policy.required or any(name in coverage.names for name, _ in scope["headers"])
+    return coverage.always or any(name in coverage.names for name, _ in scope["headers"])
 
 
 @lru_cache(1024)

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from open_idempotency.backend import (
+    MOST_ABOUT,
     Busy,
     Claim,
     Complete,
@@ -18,6 +19,7 @@ from open_idempotency.backend import (
     Refusal,
     Refused,
     Release,
+    Renew,
     SaveStage,
     Status,
 )
@@ -276,6 +278,55 @@ class ClaimContract:
         await verbs.complete(Complete(await lease_of(verbs, record_id), b"one"))
         longer = await lease_of(verbs, record_id + b"\x00")
         assert longer.attempt == 1
+
+    async def test_what_a_claim_says_about_itself_is_read_with_the_record(
+        self, verbs: AsyncVerbs, record_id: bytes
+    ) -> None:
+        """P-01: ``about`` is any bytes; it stays while the attempt runs, saves stages, is renewed and completes."""
+        about = bytes(range(MOST_ABOUT))
+        lease = await lease_of(verbs, record_id, about=about)
+        assert (await existing(verbs, record_id)).about == about
+        await verbs.save_stage(SaveStage(lease, stage_of("charge")))
+        await verbs.renew(Renew([lease]))
+        assert (await existing(verbs, record_id)).about == about
+        await verbs.complete(Complete(lease, b"response"))
+        assert (await existing(verbs, record_id)).about == about
+        assert [record.about async for record in verbs.scan() if record.record_id == record_id] == [about]
+
+    async def test_a_claim_that_is_refused_does_not_change_what_the_record_is_about(
+        self, verbs: AsyncVerbs, record_id: bytes
+    ) -> None:
+        """P-01: neither while the record is busy, nor for another request, nor by a replay."""
+        lease = await lease_of(verbs, record_id, about=b"first")
+        assert isinstance(await verbs.claim(claim_of(record_id, about=b"busy")), Busy)
+        assert isinstance(await verbs.claim(claim_of(record_id, fingerprint=b"other", about=b"other")), Mismatch)
+        await verbs.complete(Complete(lease, b"response"))
+        assert isinstance(await verbs.claim(claim_of(record_id, about=b"replay")), Finished)
+        assert (await existing(verbs, record_id)).about == b"first"
+
+    @pytest.mark.parametrize("about", [b"second", b""])
+    async def test_a_takeover_says_anew_what_the_record_is_about(
+        self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes, about: bytes
+    ) -> None:
+        """P-01: of an abandoned record, of a failed one, and of one that has expired."""
+        await leased(verbs, claim_of(record_id, about=b"first"))
+        clock.advance(LEASE + 1)
+        lease = await lease_of(verbs, record_id, about=about)
+        assert (await existing(verbs, record_id)).about == about
+        await verbs.fail(Fail(lease))
+        assert (await existing(verbs, record_id)).about == about
+        await leased(verbs, claim_of(record_id, about=b"third"))
+        assert (await existing(verbs, record_id)).about == b"third"
+        clock.advance(LEASE + TTL + 1)
+        await leased(verbs, claim_of(record_id, about=about))
+        assert (await existing(verbs, record_id)).about == about
+
+    async def test_each_of_many_claims_at_once_keeps_its_own_about(self, verbs: AsyncVerbs, record_id: bytes) -> None:
+        """P-01: claims that share a batch or a transaction are stored with what each says."""
+        claims = [claim_of(record_id + bytes([number]), about=b"%d" % number) for number in range(32)]
+        await verbs.claim_at_once(claims)
+        records = [await existing(verbs, c.record_id) for c in claims]
+        assert [record.about for record in records] == [c.about for c in claims]
 
     async def test_of_many_claims_at_once_one_wins(self, verbs: AsyncVerbs, record_id: bytes) -> None:
         """B-01: ``claim`` is atomic."""

@@ -206,6 +206,24 @@ class OperatorContract:
         assert {record.record_id for record in found} == expected
         assert {record.response for record in found} == {b"response"}
 
+    async def test_a_scan_of_headers_finds_every_live_record_without_its_large_values(
+        self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
+    ) -> None:
+        """B-09, P-01: more records than one batch holds, each as ``get`` returns it but for response and stages."""
+        await lease_of(verbs, record_id, ttl=1.0, lease=1.0)
+        clock.advance(2)
+        lease = await lease_of(verbs, record_id + b"full", about=b"full")
+        await verbs.save_stage(SaveStage(lease, stage_of("charge")))
+        await verbs.complete(Complete(lease, b"response"))
+        many = [claim_of(record_id + b"%d" % number, about=b"%d" % number) for number in range(520)]
+        for start in range(0, len(many), 52):
+            await verbs.claim_at_once(many[start : start + 52])
+        found = {record.record_id: record for record in verbs.scan_headers()}
+        assert set(found) == {record_id + b"full", *(c.record_id for c in many)}
+        whole = await existing(verbs, record_id + b"full")
+        assert found[record_id + b"full"] == replace(whole, response=None, stages=())
+        assert all(found[c.record_id].about == c.about for c in many)
+
     async def test_a_purge_is_bounded(self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes) -> None:
         """B-09: a purge deletes at most ``limit`` records."""
         for number in range(5):

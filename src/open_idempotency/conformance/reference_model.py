@@ -68,6 +68,7 @@ class Row:
     final: bool = False
     response: bytes | None = None
     stages: list[Stage] = field(default_factory=list[Stage])
+    about: bytes = b""
 
     def is_owned_by(self, lease: Lease) -> bool:
         """Whether token and owner both match (B-03)."""
@@ -147,23 +148,23 @@ class RecordModel:
         before = self._last_tokens.get(c.record_id, 0)
         if lease.token <= before:
             _disagree("token (B-02)", lease.token, f"more than {before}")
-        self._rows[c.record_id] = self._running(lease, list(stages))
+        self._rows[c.record_id] = self._running(lease, list(stages), c.about)
         self._note_token(lease)
 
     def _granted_again(self, row: Row, c: Claim, outcome: object) -> None:
         """B-08: the owner gets the same lease again, and it lasts from now on."""
         lease = _lease_of(outcome, c, row.attempt, row.stages)
         _expect("token of a claim sent again (B-08)", lease.token, row.token)
-        again = self._running(lease, row.stages)
+        again = self._running(lease, row.stages, c.about)
         again.claimed_at = row.claimed_at
         self._rows[c.record_id] = again
 
-    def _running(self, lease: Lease, stages: list[Stage]) -> Row:
+    def _running(self, lease: Lease, stages: list[Stage], about: bytes = b"") -> Row:
         now = self._clock()
         end = now + lease.duration
         return Row(
             lease.fingerprint, lease.owner, lease.token, lease.attempt, now, end, lease.ttl, end + lease.ttl,
-            stages=stages,
+            stages=stages, about=about,
         )  # fmt: skip
 
     def _note_token(self, lease: Lease) -> None:
@@ -280,7 +281,7 @@ class RecordModel:
         if row is None or not isinstance(outcome, Record):
             _expect("get", outcome, row)
             return
-        exact = ("fingerprint", "owner", "token", "attempt", "status", "final", "response", "ttl")
+        exact = ("fingerprint", "owner", "token", "attempt", "status", "final", "response", "ttl", "about")
         for name in exact:
             _expect(f"get: {name}", getattr(outcome, name), getattr(row, name))
         _expect("get: stages", list(outcome.stages), row.stages)

@@ -37,6 +37,7 @@ Call = Callable[..., object]
 # Quarters of a second are exact in binary, so backend and model agree whether a moment is before or after an end.
 LEASES = (8.0, 2.0)
 TTLS = (32.0, 16.0)
+ABOUTS = (b"", b"one", b"\x00 two \xff")
 STEPS = (0.25, 1.75, 4.0, 40.0)
 #: seconds that pass when a record disappears: afterwards tokens only grow with the clock (B-02)
 AFTER_REMOVAL = 0.25
@@ -113,6 +114,7 @@ class RecordMachine(RuleBasedStateMachine):
         resume_failed=_mostly,
         resume_abandoned=_mostly,
         max_attempts=st.sampled_from([None, 2, 1]),
+        about=st.sampled_from(ABOUTS),
     )
     def request(
         self,
@@ -123,10 +125,12 @@ class RecordMachine(RuleBasedStateMachine):
         resume_failed: bool,
         resume_abandoned: bool,
         max_attempts: int | None,
+        about: bytes,
     ) -> None:
         """A new owner claims."""
         owner = len(self._claims).to_bytes(16, "big")
-        c = Claim(self._ids[record], fingerprint, owner, lease, ttl, resume_failed, resume_abandoned, max_attempts)
+        takeovers = (resume_failed, resume_abandoned, max_attempts)
+        c = Claim(self._ids[record], fingerprint, owner, lease, ttl, *takeovers, about)
         self._claims.append(c)
         self._send(c)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -124,6 +124,10 @@ class AsyncVerbs(AsyncBackend):
         else:
             for record in self.backend.scan():
                 yield record
+
+    def scan_headers(self) -> Iterator[Record]:
+        """All live records without responses and stages; only sync backends have this verb."""
+        return self.to_sync().scan_headers()
 
     async def purge(self, limit: int = 1000) -> int:
         """Delete at most ``limit`` expired records and reservations; how many were deleted."""

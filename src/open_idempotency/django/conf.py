@@ -24,7 +24,7 @@ from open_idempotency.backend import Backend
 from open_idempotency.backends.django_orm import AsyncDjangoBackend, DjangoBackend
 from open_idempotency.backends.registry import open_backend
 from open_idempotency.exceptions import ConfigurationError
-from open_idempotency.policy import FIELD_NAMES
+from open_idempotency.policy import FIELD_NAMES, IdempotencyPolicy, make_policy
 
 PREFIX = "IDEMPOTENCY_"
 _OTHERS = frozenset({"backend", "policy", "rules"})
@@ -33,8 +33,10 @@ _OBJECTS = frozenset(
     {
         "encryption",
         "fingerprint",
+        "key",
         "ledger",
         "on_event",
+        "on_replay",
         "policy",
         "redact",
         "render_problem",
@@ -91,6 +93,18 @@ def _import(setting: str, path: str) -> object:
             f"{setting}: {path!r} cannot be imported ({error}); give the dotted path of a function or object at the "
             "top level of a module, or the object itself"
         ) from error
+
+
+def configured_policy() -> IdempotencyPolicy:
+    """The policy of the settings, without those of single views. Raises ``ConfigurationError``, naming the setting."""
+    fields = read_settings()
+    given = fields.pop("policy", None)
+    for name in ("backend", "rules"):
+        fields.pop(name, None)
+    try:
+        return make_policy(given, fields)
+    except ConfigurationError as error:
+        raise type(error)(_as_setting(str(error))) from error
 
 
 # Each handler makes the middleware anew, and so does each test client. Records in memory belong to the process.

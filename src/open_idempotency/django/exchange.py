@@ -29,6 +29,7 @@ from open_idempotency._engine.bodies import RequestBody
 from open_idempotency._engine.engine import Engine, new_owner, running
 from open_idempotency._engine.thread_calls import GRACE, InView, Patience
 from open_idempotency._routes.coverage import Route, reveals_a_record
+from open_idempotency._runtime import processes
 from open_idempotency._wsgi import BodyIncomplete, BoundIterable, LiveBody
 from open_idempotency.django import identity, private, views
 from open_idempotency.django.identity import SessionTrace
@@ -41,6 +42,7 @@ from open_idempotency.django.messages import (
     note_of,
     read_request,
     response_headers,
+    send_back,
     stand_in,
 )
 from open_idempotency.django.streaming import AsyncLiveBody, BoundAsyncIterator, Protection
@@ -97,6 +99,9 @@ class Exchange:
             return HttpResponse(status=error.status)
         finally:
             self._give_back()
+        if isinstance(admission, Attempt) and admission.passes:
+            self._let_through(admission)
+            return None
         core = admission if isinstance(admission, CoreResponse) else self._started(self._protect(admission).begin())
         if core is None:
             return None
@@ -114,6 +119,9 @@ class Exchange:
             return HttpResponse(status=error.status)
         finally:
             self._give_back()
+        if isinstance(admission, Attempt) and admission.passes:
+            self._let_through(admission)
+            return None
         if isinstance(admission, CoreResponse):
             core: CoreResponse | None = admission
         else:
@@ -133,7 +141,7 @@ class Exchange:
             return None
         self._policy = route.policy
         key_headers = find_key(request, route.environ_names)
-        if not key_headers and not route.policy.required:
+        if not key_headers and not route.always:
             self._stop_recording()
             running.set((Attempt(route.policy), self.engine))
             return None
@@ -146,6 +154,7 @@ class Exchange:
             self.engine.advice,
             self._session,
             renders=_renders,
+            holder=processes.name(),
         )
 
     def _stop_recording(self) -> None:
@@ -201,6 +210,12 @@ class Exchange:
         if self._recording is not None:
             self._recording.give_back()
 
+    def _let_through(self, attempt: Attempt) -> None:
+        """Run a request in which ``key=`` has found no key, as one without."""
+        if self._recording is not None and not self._recording.complete:
+            self._stop_recording()
+        running.set((attempt, self.engine))
+
     def _respond(self, core: CoreResponse) -> HttpResponse:
         self._core_response = core
         self._made = made = make_response(core, self._request)
@@ -242,7 +257,7 @@ class Exchange:
         live = self._attach(protection, response)
         if isinstance(live, AsyncLiveBody):
             live.begun = True  # its iterator runs on an event loop, later
-            return response
+            return self._sent(None, response)
         live.prepare()
         return self._sent(live.verdict, response)
 
@@ -260,7 +275,7 @@ class Exchange:
             await live.prepare()
             return self._sent(live.verdict, response)
         live.begun = True  # its iterator runs in a thread, later
-        return response
+        return self._sent(None, response)
 
     async def aleave(self, response: HttpResponseBase) -> None:
         """Settle the attempt with a response that no client will read, since the client has left (L-05)."""
@@ -332,11 +347,16 @@ class Exchange:
             return stand_in(verdict, response, self._policy, self._request)
         if verdict is Fate.UNRECORDED:
             mark_unrecorded(response)
+        echo = None if self.attempt is None else self.attempt.echo
+        if echo is not None:
+            send_back(response, echo)
         return response
 
     def _unprotected(self, response: HttpResponseBase) -> HttpResponseBase:
         """Return one of the library's responses, or the response to a request without a key."""
         if self._core_response is None:
+            if self._recording is not None:
+                private.on_close(response, self.end)
             return bind_stream(response)
         self.end()
         if REPLAYED not in self._core_response.headers or is_untouched(

@@ -43,10 +43,14 @@ def read_request(request: HttpRequest) -> Request:
     scope: Any = getattr(request, "scope", None)
     path = quote(request.path).encode("ascii")
     if scope is None:
-        return read_environ(request.META, request, path)
-    # Django's test client has text in the scope here, where servers have bytes; META has text from both.
-    query = request.META["QUERY_STRING"].encode()
-    return Request(str(request.method), path, query, _scope_headers(scope), request)
+        read = read_environ(request.META, request, path)
+    else:
+        # Django's test client has text in the scope here, where servers have bytes; META has text from both.
+        query = request.META["QUERY_STRING"].encode()
+        read = Request(str(request.method), path, query, _scope_headers(scope), request)
+    match = getattr(request, "resolver_match", None)
+    read.route = None if match is None else match.route
+    return read
 
 
 def _scope_headers(scope: Any) -> Headers:
@@ -179,8 +183,15 @@ class Recording:
             private.replace_stream(self._request, file)
             self.close()  # ASGIHandler's copy of the body, which it leaves open when a stream breaks off
 
+    @property
+    def complete(self) -> bool:
+        """Whether the whole body was received."""
+        return self._complete
+
     def stop(self) -> None:
         """Stop recording: the request is not protected."""
+        if self._rewinds and private.read_body(self._request) is None:
+            self._source.seek(self._offset)
         if private.stream_of(self._request) is self:
             private.replace_stream(self._request, self._source)
         self._body.close()
@@ -280,6 +291,12 @@ def response_headers(response: HttpResponseBase) -> Headers:
 def note_of(response: HttpResponseBase, policy: IdempotencyPolicy) -> bytes:
     """The note of what else replays of a response have in Django, to be stored with it."""
     return replays.take_note(response, redacted=policy.redact is not None)
+
+
+def send_back(response: HttpResponseBase, echo: tuple[bytes, bytes]) -> None:
+    """Add the client's key to a response that has no such header (H-21)."""
+    name, value = echo
+    response.headers.setdefault(name.decode("ascii"), value.decode("latin-1"))
 
 
 def mark_unrecorded(response: HttpResponseBase) -> None:

@@ -20,11 +20,13 @@ from django.http.response import HttpResponseBase
 from open_idempotency import asgi
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._engine import shutdown, thread_calls
+from open_idempotency._engine.covering import finders
 from open_idempotency._engine.engine import Running, running
 from open_idempotency._routes.coverage import Route, spelling
 from open_idempotency._wsgi import MARK
 from open_idempotency.django import layers, private
 from open_idempotency.django.conf import configure
+from open_idempotency.django.covering import protected_by
 from open_idempotency.django.exchange import Exchange, bind_stream
 from open_idempotency.policy import NEVER_COVERED
 from open_idempotency.rules import Rule
@@ -95,6 +97,8 @@ class IdempotencyMiddleware:
             named = list(self._rules.headers)
             self._coverages.add_headers(named)
             self._learned = len(named)
+        if self._rules.makes_keys or self.engine.policy.key is not None:
+            return True  # as far as is known before its view is
         return any(name in request.META for name in self._coverages.environ_keys)
 
     # The chain of a request that has no key and, as far as is known, needs none: stages run plainly
@@ -267,3 +271,6 @@ def _is_protected(request: HttpRequest) -> bool:
     scope: Any = getattr(request, "scope", None)
     outside = MARK in request.META if scope is None else asgi.MARK in scope
     return outside or hasattr(request, _ATTRIBUTE)
+
+
+finders.append(protected_by)

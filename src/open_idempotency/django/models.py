@@ -88,6 +88,8 @@ class Record(models.Model):
     ttl = models.FloatField("retention in seconds")
     expires_at = models.FloatField()
     final = models.BooleanField("failed for good")
+    # Workers of a version that does not know it leave it NULL.
+    about = DigestField(max_length=_LONGEST_ID, null=True)
     response = models.BinaryField(null=True)
 
     class Meta:

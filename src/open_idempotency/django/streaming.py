@@ -32,7 +32,7 @@ class Protection(_wsgi.Protection):
             instead = await self._engine.aio.run(begin(self.attempt))
             if instead is not None:
                 self._end()
-                return instead
+                return self._echoing(instead)
         return None
 
     async def afinish(self, *, guarded: bool = False) -> Fate | Response:
@@ -46,9 +46,10 @@ class Protection(_wsgi.Protection):
     async def _asettle(self, steps: Steps[Fate | Response], guarded: bool) -> Fate | Response:
         self.settled = True
         try:
-            return await self._engine.aio.run(steps, guarded=guarded)
+            verdict = await self._engine.aio.run(steps, guarded=guarded)
         finally:
             self._engine.heartbeat.forget(self.attempt)
+        return self._echoing(verdict)
 
 
 _logger = logging.getLogger("open_idempotency")

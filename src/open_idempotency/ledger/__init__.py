@@ -7,6 +7,7 @@ tables from the migrations of ``open_idempotency.django``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from open_idempotency.exceptions import SyncAsyncMismatch
@@ -17,7 +18,7 @@ from open_idempotency.ledger.transactions import transaction_of
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
 
-__all__ = ["apurge", "metadata", "purge", "schema"]
+__all__ = ["apurge", "forget", "metadata", "purge", "schema"]
 
 
 def schema(dialect: str) -> str:
@@ -48,6 +49,19 @@ def purge(tx: object, limit: int = 1000) -> int:
     if transaction.awaited:
         raise SyncAsyncMismatch("purge: tx is async; use `await apurge(...)`")
     return _steps.run(_steps.purge(transaction, limit))
+
+
+def forget(tx: object, record_ids: Sequence[bytes]) -> int:
+    """Delete the entries of these records, with their stages, in the caller's transaction; how many entries there were.
+
+    For erasure, and for nothing that still runs: a retry of such a request runs again. ``tx``: a sync transaction, as
+    for a stage. Raises ``ConfigurationError`` if ``tx`` is no transaction, and ``SyncAsyncMismatch`` if it is async.
+    Since 0.2.
+    """
+    transaction = transaction_of(tx)
+    if transaction.awaited:
+        raise SyncAsyncMismatch("forget: tx is async; use a sync transaction")
+    return _steps.run(_steps.forget(transaction, record_ids))
 
 
 async def apurge(tx: object, limit: int = 1000) -> int:

@@ -54,6 +54,8 @@ _EXPIRED = """
         SELECT expires_at FROM open_idempotency_ledger WHERE expires_at <= {now}{where} ORDER BY expires_at LIMIT :limit
     ) expired
 """
+COUNT_ENTRIES = "SELECT count(*) FROM open_idempotency_ledger WHERE record_id = :record_id"
+FORGET_ENTRY = "DELETE FROM open_idempotency_ledger WHERE record_id = :record_id"
 _FORGET_STAGES = "DELETE FROM open_idempotency_ledger_stages WHERE record_id = :record_id"
 
 

@@ -27,7 +27,7 @@ from open_idempotency._core.stored_response import RESPONSE, seal_stage, small_f
 from open_idempotency._runtime.loops import current_library, in_thread
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.exceptions import AlreadyCommitted, ConfigurationError, KeyReused, LeaseLost, RecordUnreadable
-from open_idempotency.ledger.dialects import Dialect
+from open_idempotency.ledger.dialects import COUNT_ENTRIES, FORGET_ENTRY, Dialect
 
 T = TypeVar("T")
 
@@ -180,7 +180,7 @@ def save_response(transaction: Transaction, attempt: Attempt, live: Response) ->
         return False
     # The record gets the same bytes later, unless code between view and middleware changes the response. So one can
     # replace the other, and no hook runs twice.
-    response, whole = yield from stored_form(live, RESPONSE, lease, attempt.policy, attempt.request_headers)
+    response, whole = yield from stored_form(live, RESPONSE, lease, attempt.policy, attempt)
     named = {"record_id": lease.record_id, "token": lease.token}
     values = {**named, "response": response, "retention": _retention(attempt, lease)}
     current = transaction.current()
@@ -235,14 +235,14 @@ def _superseded(attempt: Attempt, lease: Lease) -> Steps[None]:
     """Note that another attempt owns the request now, and report that once."""
     if attempt.lose():
         record = events.short(lease.record_id)
-        yield from warn(attempt.policy, events.OwnershipLost(record, lease.attempt))
+        yield from warn(attempt.policy, events.OwnershipLost(record, lease.attempt), attempt)
         # A backend whose clock is behind may still have this attempt as the owner, and would refuse every other one.
         try:
             yield from ask(Release(lease))
         except LeaseLost:
             pass
         except Exception as error:  # its claim ends with the lease
-            yield from warn(attempt.policy, events.BackendFailed.of(record, "release", error))
+            yield from warn(attempt.policy, events.BackendFailed.of(record, "release", error), attempt)
 
 
 def _purge_sometimes(transaction: Transaction) -> Steps[None]:
@@ -268,6 +268,18 @@ def _purge(transaction: Transaction, counting: str, limit: int) -> Steps[int]:
             named = {name: value for name, value in values.items() if f":{name}" in statement}
             yield from _run(transaction, statement, named)
     return int(expired)
+
+
+def forget(transaction: Transaction, record_ids: Sequence[bytes]) -> Steps[int]:
+    """Delete the entries of these records with their stages; returns how many there were."""
+    forgotten = 0
+    for record_id in record_ids:
+        named = {"record_id": record_id}
+        ((entries,),) = yield from _run(transaction, COUNT_ENTRIES, named)
+        forgotten += int(entries)
+        yield from _run(transaction, transaction.dialect.forget_stages, named)
+        yield from _run(transaction, FORGET_ENTRY, named)
+    return forgotten
 
 
 def _run(transaction: Transaction, statement: str, parameters: Parameters) -> Steps[Rows]:

@@ -14,6 +14,7 @@ from open_idempotency._core.commands import Claim, Complete, Fail, Release, Save
 from open_idempotency._core.models import Finished, Lease, Leased, Record, Renewal, Stage, Status
 from open_idempotency.decisions import State, state_of
 from open_idempotency.exceptions import AlreadyCompleted, LeaseLost
+from tests.effort import times
 from tests.unit.builders import PRINT, RECORD
 
 LEASE, TTL = 10.0, 50.0
@@ -167,4 +168,4 @@ class OneRecord(RuleBasedStateMachine):
 
 
 TestOneRecord = OneRecord.TestCase
-TestOneRecord.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+TestOneRecord.settings = settings(max_examples=times(50), stateful_step_count=30, deadline=None)

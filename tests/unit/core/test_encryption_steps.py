@@ -44,6 +44,7 @@ from open_idempotency._core.stored_response import (
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.exceptions import BackendUnavailable, LeaseLost, RecordUnreadable
 from open_idempotency.policy import IdempotencyPolicy
+from tests.effort import times
 from tests.unit.builders import PRINT, RECORD, Listener, Script, attempt_of, lease_of
 from tests.unit.core.admissions import Admission, name
 
@@ -227,7 +228,7 @@ def test_an_answer_that_does_not_belong_here_fails_closed(frame: bytes, fail_ope
     assert tried.listener.kinds() == [events.BackendFailed]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=times(50), deadline=None)
 @given(frame=st.binary(max_size=60) | st.binary(max_size=60).map(lambda rest: SEALED + b"\x01\x042026" + rest))
 def test_any_bytes_as_a_sealed_record_fail_closed(frame: bytes) -> None:
     """B-08b: as an answer and as a stage."""

@@ -10,6 +10,7 @@ import threading
 
 from open_idempotency import drain
 from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.commands import KeepAlive
 from open_idempotency._engine.engine import Engine
 from open_idempotency.backend import Claim, Complete, Leased
 from open_idempotency.shutdown import drain_after_sigterm
@@ -29,7 +30,7 @@ def admit(engine: Engine, owner: bytes = b"o" * 16) -> Attempt:
     leased = engine.backend.claim(Claim(owner * 2, b"\x01", owner, 30.0, 60.0))
     assert isinstance(leased, Leased)
     attempt = Attempt.of(leased.lease, (), engine.policy, "/")
-    engine.heartbeat.watch(attempt)
+    engine.heartbeat.keep(KeepAlive(attempt))
     return attempt
 
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 
 from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.commands import KeepAlive
 from open_idempotency._engine.heartbeat import Heartbeat
 from open_idempotency.backend import Claim, Leased, Renew, Renewal
 from open_idempotency.backends.memory import MemoryBackend
@@ -33,7 +34,7 @@ def admit(backend: Recording, heartbeat: Heartbeat, owner: bytes) -> None:
     """Claim a record and watch its attempt."""
     leased = backend.claim(Claim(owner * 2, b"\x01", owner, 0.15, 60.0))
     assert isinstance(leased, Leased)
-    heartbeat.watch(Attempt.of(leased.lease, (), IdempotencyPolicy(lease=0.15), "/"))
+    heartbeat.keep(KeepAlive(Attempt.of(leased.lease, (), IdempotencyPolicy(lease=0.15), "/")))
 
 
 def main() -> int:

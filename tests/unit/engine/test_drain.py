@@ -15,7 +15,7 @@ import pytest
 
 from open_idempotency import BackendUnavailable, LeaseLost, drain, events, idem, open_backend
 from open_idempotency._core.attempt import Attempt, Phase
-from open_idempotency._core.commands import Claim, Fail
+from open_idempotency._core.commands import Claim, Fail, KeepAlive
 from open_idempotency._core.models import Busy, Leased, Response
 from open_idempotency._core.settlement import finish
 from open_idempotency._engine.engine import Engine
@@ -47,7 +47,7 @@ class Desk:
         assert isinstance(leased, Leased)
         attempt = Attempt.of(leased.lease, leased.stages, self.engine.policy, "/")
         self.attempts.append(attempt)
-        self.engine.heartbeat.watch(attempt)
+        self.engine.heartbeat.keep(KeepAlive(attempt))
         for stage in stages:
             self.engine.backend.save_stage(_save(attempt, stage))
         return attempt

@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.commands import KeepAlive
 from open_idempotency._core.models import Leased
 from open_idempotency._engine.engine import Engine
 from open_idempotency.backend import Claim, Status
@@ -27,7 +28,7 @@ def engine() -> Iterator[Engine]:
     leased = engine.backend.claim(Claim(b"r" * 32, PRINT, b"o" * 16, 30.0, 60.0))
     assert isinstance(leased, Leased)
     attempt = Attempt.of(leased.lease, (), engine.policy, "/")
-    engine.heartbeat.watch(attempt)
+    engine.heartbeat.keep(KeepAlive(attempt))
     yield engine
     engine.heartbeat.forget(attempt)
     engine.heartbeat.close()

@@ -17,7 +17,7 @@ import pytest
 
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, Phase
-from open_idempotency._core.commands import Claim, Renew
+from open_idempotency._core.commands import Claim, KeepAlive, Renew
 from open_idempotency._core.models import Leased, Renewal
 from open_idempotency._engine.heartbeat import BATCH, IDLE_LOOKS, Heartbeat, _Beats, _Watched
 from open_idempotency.exceptions import BackendUnavailable
@@ -44,7 +44,7 @@ class Desk:
         policy = IdempotencyPolicy(lease=lease, on_event=self.listener, **fields)
         attempt = Attempt.of(leased.lease, leased.stages, policy, "/")
         self.attempts.append(attempt)
-        self.heartbeat.watch(attempt)
+        self.heartbeat.keep(KeepAlive(attempt))
         return attempt
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ def test_an_attempt_without_a_lease_is_not_watched(desk: Desk) -> None:
     """No key, no backend call, and no thread."""
     attempt = Attempt(IdempotencyPolicy())
     before = beating_threads()
-    desk.heartbeat.watch(attempt)
+    desk.heartbeat.keep(KeepAlive(attempt))
     desk.heartbeat.forget(attempt)
     assert beating_threads() <= before  # those of other tests may end meanwhile
 

@@ -14,7 +14,7 @@ import pytest
 
 from open_idempotency import drain, events
 from open_idempotency._core.attempt import Attempt
-from open_idempotency._core.commands import RecordLater
+from open_idempotency._core.commands import KeepAlive, RecordLater
 from open_idempotency._core.models import Busy, Completed, Finished, Leased, Renewal, Response
 from open_idempotency._core.settlement import Fate, abort, finish
 from open_idempotency._engine import shutdown
@@ -81,7 +81,7 @@ class Desk:
         leased = self.claim(name, owner)
         assert isinstance(leased, Leased)
         attempt = Attempt.of(leased.lease, leased.stages, self.engine.policy, "/")
-        self.engine.heartbeat.watch(attempt)
+        self.engine.heartbeat.keep(KeepAlive(attempt))
         return attempt
 
     def finish(self, attempt: Attempt, answer: Response = DONE) -> Fate | Response:
@@ -296,7 +296,7 @@ def later_of(desk: Desk, attempt: Attempt) -> RecordLater:
     class Keeper:
         """Takes what is handed over, and carries nothing out."""
 
-        def watch(self, attempt: Attempt) -> None:
+        def keep(self, command: KeepAlive) -> None:
             """Nothing."""
 
         def record(self, command: RecordLater) -> bool:

@@ -19,6 +19,8 @@ from open_idempotency.backend import (
     Complete,
     Completed,
     Fail,
+    Free,
+    Freed,
     Get,
     Record,
     Release,
@@ -46,7 +48,8 @@ class Verb(Generic[C, R]):
 class Verbs:
     """All verbs of a backend.
 
-    ``scan``: the ids of live records that come after the given one, in order, at most ``scanned_at_once``. ``purge``:
+    ``scan``: the ids of live records that come after the given one, in order, at most ``scanned_at_once``.
+    ``headers``: those records without responses and stages, at most ``headers_at_once``. ``purge``:
     deletes at most so many records and reservations, and says how many; asked for ``purged_at_once`` at most.
     ``renewed_at_once``: how many leases go into one call.
     """
@@ -60,12 +63,16 @@ class Verbs:
     withdraw: Verb[Withdraw, None]
     get: Verb[Get, Record | None]
     delete: Verb[bytes, bool]
+    free: Verb[Free, Freed]
+    now: Verb[None, float]
     scan: Verb[bytes, Sequence[bytes]]
+    headers: Verb[bytes, Sequence[Record]]
     purge: Verb[int, int]
     reserve: Verb[Reserve, ReserveResult]
     unreserve: Verb[Unreserve, None]
     renewed_at_once: int = 100
     scanned_at_once: int = 100
+    headers_at_once: int = 500
     purged_at_once: int = 100
 
     def parts(self, c: Renew) -> list[Renew]:
@@ -90,10 +97,20 @@ class AsyncExecutor(Protocol):
         ...
 
 
+_ID_BYTES = 32
+
+
+def _before(prefix: bytes) -> bytes:
+    """The last id of a record that comes before all ids with this beginning; empty where there is none."""
+    first = int.from_bytes(prefix.ljust(_ID_BYTES, b"\0"), "big")
+    return (first - 1).to_bytes(max(len(prefix), _ID_BYTES), "big") if first else b""
+
+
 class SyncFront(Backend):
     """The sync front of a backend. ``execute`` is an ``Executor`` that takes this backend's class of verbs."""
 
     quotas = True
+    frees = True
 
     def __init__(self, verbs: Verbs, execute: Callable[..., Any]) -> None:
         self._verbs = verbs
@@ -143,6 +160,25 @@ class SyncFront(Backend):
         """See ``Backend.delete``; deletes an unreadable record as well."""
         return self._execute(self._verbs.delete, record_id)
 
+    def free(self, c: Free, /) -> Freed:
+        """See ``Backend.free``."""
+        return self._execute(self._verbs.free, c)
+
+    def now(self) -> float:
+        """See ``Backend.now``."""
+        return self._execute(self._verbs.now, None)
+
+    def ids(self, prefix: bytes = b"") -> Iterator[bytes]:
+        """See ``Backend.ids``; by the index of the ids."""
+        after = _before(prefix)
+        while True:
+            found = self._execute(self._verbs.scan, after)
+            matching = [record_id for record_id in found if record_id.startswith(prefix)]
+            yield from matching
+            if len(matching) < self._verbs.scanned_at_once:
+                return
+            after = found[-1]
+
     def scan(self) -> Iterator[Record]:
         """See ``Backend.scan``."""
         after, verbs = b"", self._verbs
@@ -155,6 +191,16 @@ class SyncFront(Backend):
             if len(found) < verbs.scanned_at_once:
                 return
             after = found[-1]
+
+    def scan_headers(self) -> Iterator[Record]:
+        """See ``Backend.scan_headers``."""
+        after, verbs = b"", self._verbs
+        while True:
+            found = self._execute(verbs.headers, after)
+            yield from found
+            if len(found) < verbs.headers_at_once:
+                return
+            after = found[-1].record_id
 
     def purge(self, limit: int = 1000) -> int:
         """See ``Backend.purge``."""

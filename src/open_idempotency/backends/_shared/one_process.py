@@ -9,6 +9,8 @@ from open_idempotency._runtime.processes import PerProcess, find_neighbour
 
 _logger = logging.getLogger("open_idempotency")
 _warned: PerProcess[list[str]] = PerProcess(list)
+# the users for which this process has looked
+_looked: PerProcess[set[str]] = PerProcess(set)
 
 
 def warn_of_other_workers(where: str) -> None:
@@ -34,3 +36,35 @@ def warn_of_other_workers(where: str) -> None:
         other,
         neighbour.address,
     )
+
+
+def warn_of_other_processes(where: str, user: str) -> None:
+    """Log, once in this process, that another process has records of its own for the same user of them (B-24).
+
+    For processes that do not listen, such as the workers of a task queue. ``user``: what uses the records, such as the
+    scope of a ``Once``; a process that is started in another folder is of another application.
+    """
+    looked = _looked.get()
+    if user in looked:
+        return
+    looked.add(user)
+    neighbour = find_neighbour(f"{user} in {_folder()}")
+    if neighbour is None:
+        return
+    other = f"the process with pid {neighbour.pid}" if neighbour.pid else "another process"
+    _logger.warning(
+        "%s keeps records in the memory of one process, and this one (pid %d) and %s both use %s: what reaches the "
+        "other process runs again; use a backend that processes share, such as sqlite:///idempotency.db, redis:// or "
+        "postgresql://",
+        where,
+        os.getpid(),
+        other,
+        user,
+    )
+
+
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted
+        return ""

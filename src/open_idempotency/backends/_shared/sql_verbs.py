@@ -31,6 +31,8 @@ from open_idempotency.backend import (
     Complete,
     Completed,
     Fail,
+    Free,
+    Freed,
     Get,
     Lease,
     Record,
@@ -55,7 +57,7 @@ RECORD_VERSION = 1
 #: the columns of a row, in this order, followed by the response
 HEADER = (
     "record_version", "fingerprint", "status", "owner", "token", "attempt",
-    "claimed_at", "lease_end", "ttl", "expires_at", "final",
+    "claimed_at", "lease_end", "ttl", "expires_at", "final", "about",
 )  # fmt: skip
 #: those of them that are times and durations, in seconds
 SECONDS = frozenset({"claimed_at", "lease_end", "ttl", "expires_at"})
@@ -63,6 +65,7 @@ _BYTES = (bytes, bytearray, memoryview)
 _SECONDS = (float, int)
 _KINDS: tuple[Any, ...] = (
     int, _BYTES, int, _BYTES, int, int, _SECONDS, _SECONDS, _SECONDS, _SECONDS, int, (*_BYTES, type(None)),
+    (*_BYTES, type(None)),
 )  # fmt: skip
 _STATUSES = {int(status): status for status in Status if status is not Status.NONE}
 #: stands for infinity in databases that have none
@@ -85,7 +88,7 @@ def record_of(record_id: bytes, row: Sequence[Any]) -> Record:
     """The record in a row of ``HEADER`` and the response, without its stages. Raises ``RecordUnreadable``."""
     if row[0] != RECORD_VERSION:
         raise RecordUnreadable(f"record {record_id[:6].hex()} has the unknown version {row[0]!r:.20}")
-    _, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final, response = row
+    _, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final, about, response = row
     if not all(map(isinstance, row, _KINDS)) or status not in _STATUSES or final not in (0, 1):
         raise RecordUnreadable(f"record {record_id[:6].hex()} is corrupt")
     return Record(
@@ -93,6 +96,8 @@ def record_of(record_id: bytes, row: Sequence[Any]) -> Record:
         float(claimed_at), float(lease_end), math.inf if ttl >= LARGEST else float(ttl),
         math.inf if expires_at >= LARGEST else float(expires_at), bool(final),
         None if response is None else bytes(response),
+        # Rows of workers that do not know the column have NULL there.
+        about=b"" if about is None else bytes(about),
     )  # fmt: skip
 
 
@@ -111,6 +116,7 @@ def values_of(record: Record) -> dict[str, Any]:
         "ttl": record.ttl,
         "expires_at": record.expires_at,
         "final": record.final,
+        "about": record.about,
         "response": record.response,
     }
 
@@ -156,7 +162,7 @@ _PURGED_EVERY, _PURGED_AT_ONCE = 16, 64
 # Each process begins elsewhere, so that those which end after a few records purge as well.
 _NEW_RECORDS = PerProcess(lambda: itertools.count(os.getpid()))
 _LARGEST_OFFSET = 2**31 - 1
-_SCANNED_AT_ONCE = 100
+_SCANNED_AT_ONCE, _HEADERS_AT_ONCE = 100, 500
 
 
 class Table(Protocol):
@@ -212,6 +218,10 @@ class Table(Protocol):
 
     def ids_after(self, record_id: bytes, most: int) -> Sequence[bytes]:
         """The ids of live records that come after this one, in order."""
+        ...
+
+    def headers_after(self, record_id: bytes, most: int) -> Sequence[Record]:
+        """The live records that come after this one, in order, without responses and stages."""
         ...
 
     def insert(self, record: Record) -> None:
@@ -488,8 +498,23 @@ def _delete(table: Table, record_id: bytes) -> bool:
     return is_live
 
 
+def _free(table: Table, c: Free) -> Freed:
+    record = table.lock(c.record_id)
+    freed, after = decisions.free(record, c, table.now())
+    _keep(table, record, after)
+    return freed
+
+
+def _now(table: Table, c: None) -> float:
+    return table.now()
+
+
 def _scan(table: Table, after: bytes) -> Sequence[bytes]:
     return table.ids_after(after, _SCANNED_AT_ONCE)
+
+
+def _headers(table: Table, after: bytes) -> Sequence[Record]:
+    return table.headers_after(after, _HEADERS_AT_ONCE)
 
 
 def _keep(table: Table, before: Record | None, after: Record | None) -> None:
@@ -570,9 +595,13 @@ VERBS = fronts.Verbs(
     withdraw=_in_one("write", _withdraw),
     get=_in_one("snapshot", _get),
     delete=_in_one("write", _delete),
+    free=_in_one("write", _free),
+    now=_in_one("snapshot", _now),
     scan=_in_one("snapshot", _scan),
+    headers=_in_one("snapshot", _headers),
     purge=_in_one("write", _purge),
     reserve=Verb(_reserve),
     unreserve=_in_one("write", _unreserve),
     scanned_at_once=_SCANNED_AT_ONCE,
+    headers_at_once=_HEADERS_AT_ONCE,
 )

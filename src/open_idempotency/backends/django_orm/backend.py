@@ -18,13 +18,14 @@ from django.core.management import call_command
 from django.db import Error, connections
 from django.db.migrations.recorder import MigrationRecorder
 
+from open_idempotency.backend import Finding
 from open_idempotency.backends._shared import sql_verbs, urls
 from open_idempotency.backends._shared.fronts import SyncFront
 from open_idempotency.backends._shared.sql_verbs import Step, Verb
 from open_idempotency.backends.django_orm import dialects
 from open_idempotency.backends.django_orm.connections import Connections
 from open_idempotency.backends.django_orm.dialects import DIALECTS, Dialect, Overtaken, how_to_migrate
-from open_idempotency.backends.django_orm.transactions import Statements, Transaction
+from open_idempotency.backends.django_orm.transactions import Statements
 from open_idempotency.backends.threaded import ThreadedBackend
 from open_idempotency.exceptions import ConfigurationError
 
@@ -138,11 +139,6 @@ class DjangoBackend(SyncFront):
     def __repr__(self) -> str:
         return f"DjangoBackend({self.alias!r})"
 
-    def now(self) -> float:
-        """Seconds since 1970 on the clock that decides; for operators."""
-        now: float = self._connections.run(Step("read", Transaction.now, ()))
-        return now
-
     def to_async(self) -> AsyncDjangoBackend:
         """The async front on the same database."""
         return self._async
@@ -150,6 +146,15 @@ class DjangoBackend(SyncFront):
     def migrate(self) -> Sequence[str]:
         """Apply the migrations of ``open_idempotency.django`` that the database lacks; their names."""
         return migrate(self.alias)
+
+    def examine(self) -> Sequence[Finding]:
+        """See ``Backend.examine``; on this thread's own connection of Django's. Raises ``BackendUnavailable``."""
+        from open_idempotency.backends.django_orm.examination import examine
+
+        try:
+            return examine(self.alias, LABEL, self.now)
+        except Error as error:
+            raise dialects.wrapped(error, self.alias, connections[self.alias].vendor) from error
 
     def close(self) -> None:
         """Close this process's connections; they open again if the backend is used again."""

@@ -28,7 +28,7 @@ from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, Re
 
 #: PostgreSQL: serialization failure, deadlock; MySQL: deadlock
 _OVERTAKEN = frozenset({"40001", "40P01", 1213})
-_MISSING = ("does not exist", "doesn't exist", "no such table", "no such column", "unknown column")
+_MISSING = ("does not exist", "doesn't exist", "no such table", "no such column", "has no column", "unknown column")
 
 
 class Overtaken(BackendUnavailable):
@@ -61,7 +61,8 @@ def wrapped(error: Error, alias: str, vendor: str) -> IdempotencyError:
 
 def _hint(text: str, alias: str) -> str:
     lowered = text.lower()
-    if "open_idempotency" in lowered and any(words in lowered for words in _MISSING):
+    # A column is named without its table. No statement but the backend's own is sent on its connections.
+    if ("open_idempotency" in lowered or "column" in lowered) and any(words in lowered for words in _MISSING):
         return f"; {how_to_migrate(alias)}"
     if "locked" in lowered and connections[alias].in_atomic_block:
         return (
@@ -214,6 +215,10 @@ UPDATE = f"UPDATE {RECORDS} SET {', '.join(f'{name} = %s' for name in WRITTEN[:-
 EXTEND = f"UPDATE {RECORDS} SET lease_end = %s, expires_at = %s + ttl WHERE record_id IN ({{many}})"
 DELETE = f"DELETE FROM {RECORDS} WHERE record_id IN ({{many}})"
 SCAN = f"SELECT record_id FROM {RECORDS} WHERE record_id > %s AND expires_at > %s ORDER BY record_id LIMIT %s"
+SCAN_HEADERS = (
+    f"SELECT record_id, {{header}}, NULL FROM {RECORDS} "
+    "WHERE record_id > %s AND expires_at > %s ORDER BY record_id LIMIT %s"
+)
 FIND_EXPIRED = f"SELECT record_id FROM {RECORDS} WHERE expires_at <= %s ORDER BY expires_at LIMIT %s"
 
 READ_STAGES = f"SELECT name, stage_key, frame FROM {STAGES} WHERE record_id = %s ORDER BY id"

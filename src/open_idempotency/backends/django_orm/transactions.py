@@ -37,6 +37,7 @@ class Statements:
         self.first_of_more_than = made(dialects.FIRST_OF_MORE_THAN)
         self.peek = made(dialects.PEEK)
         self.read_whole = made(dialects.READ_WHOLE)
+        self.scan_headers = made(dialects.SCAN_HEADERS)
         lock = dialect.lock
         self.lock = made(dialects.READ_HEADER) + lock
         self.lock_for_claim = made(dialects.READ_FOR_CLAIM) + lock
@@ -156,6 +157,11 @@ class Transaction:
     def ids_after(self, record_id: bytes, most: int) -> Sequence[bytes]:
         """See ``Table``."""
         return [bytes(row[0]) for row in self._rows(dialects.SCAN, record_id, self.now(), most)]
+
+    def headers_after(self, record_id: bytes, most: int) -> Sequence[Record]:
+        """See ``Table``."""
+        rows = self._rows(self._sql.scan_headers, record_id, self.now(), most)
+        return [self._record(bytes(row[0]), row[1:]) for row in rows]
 
     def insert(self, record: Record) -> None:
         """See ``Table``."""

@@ -24,6 +24,8 @@ from open_idempotency.backend import (
     Complete,
     Completed,
     Fail,
+    Free,
+    Freed,
     Get,
     Record,
     Release,
@@ -304,6 +306,8 @@ class MemoryBackend(Backend):
     """
 
     quotas = True
+    in_memory = True
+    frees = True
 
     def __init__(
         self,
@@ -403,6 +407,28 @@ class MemoryBackend(Backend):
         """See ``Backend.delete``."""
         with self._table.lock:
             return self._table.forget(record_id)
+
+    def free(self, c: Free, /) -> Freed:
+        """See ``Backend.free``."""
+        table = self._table
+        with table.lock:
+            record = table.records.get(c.record_id)
+            freed, after = decisions.free(record, c, table.now())
+            table.keep(c.record_id, record, after)
+        return freed
+
+    def now(self) -> float:
+        """See ``Backend.now``."""
+        return self._table.now()
+
+    def ids(self, prefix: bytes = b"") -> Iterator[bytes]:
+        """See ``Backend.ids``."""
+        with self._table.lock:
+            found = [key for key in self._table.records if key.startswith(prefix)]
+        for start in range(0, len(found), _SCAN_BATCH):
+            with self._table.lock:
+                batch = [key for key in found[start : start + _SCAN_BATCH] if self._table.live(key) is not None]
+            yield from batch
 
     def scan(self) -> Iterator[Record]:
         """See ``Backend.scan``."""

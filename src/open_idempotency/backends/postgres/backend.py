@@ -19,8 +19,9 @@ import psycopg
 
 from open_idempotency._runtime.loops import current_library, in_thread, signal, sleep
 from open_idempotency._runtime.processes import PerProcess
-from open_idempotency.backend import Wait
+from open_idempotency.backend import Finding, Wait
 from open_idempotency.backends._shared.fronts import AsyncFront, SyncFront
+from open_idempotency.backends.postgres.connections import wrapped
 from open_idempotency.backends.postgres.executors import AsyncExecutor, Executor
 from open_idempotency.backends.postgres.listening import Listener
 from open_idempotency.backends.postgres.options import Options, options_of
@@ -143,6 +144,16 @@ class PostgresBackend(SyncFront):
     def migrate(self) -> Sequence[str]:
         """See ``Backend.migrate``; makes the schema ``open_idempotency``. Raises ``BackendUnavailable``."""
         return migrate(self.options)
+
+    def examine(self) -> Sequence[Finding]:
+        """See ``Backend.examine``; on a connection of its own. Raises ``BackendUnavailable``."""
+        from open_idempotency.backends.postgres.examination import examine
+
+        try:
+            with psycopg.connect(self.options.conninfo, prepare_threshold=None) as connection:
+                return examine(connection, migrations())
+        except psycopg.Error as error:
+            raise wrapped(error) from error
 
     def close(self) -> None:
         """Close this process's connections; they open again if the backend is used again."""

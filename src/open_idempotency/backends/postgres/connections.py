@@ -84,6 +84,8 @@ class _Kept:
         #: the names of prepared statements; and by name, how often each statement was sent plainly
         self.prepared: set[bytes] = set()
         self._sent: dict[bytes, int] = {}
+        #: the names of statements for which the database lacked a migration when this connection sent them
+        self.lacking: set[bytes] = set()
 
     def __del__(self, *unused: Any) -> None:
         """No warning: libpq's own object closes itself, and only in the process that opened it."""
@@ -116,7 +118,14 @@ class AsyncKeptConnection(_Kept, AsyncBoundedConnection):
 def running(
     connection: KeptConnection | AsyncKeptConnection, statement: Statement, parameters: list[bytes | None]
 ) -> Generator[Any, Any, list[Row]]:
-    """Run one statement in a transaction of its own; for the connection's ``wait``. Raises ``psycopg.Error``."""
+    """Run one statement in a transaction of its own; for the connection's ``wait``. Raises ``psycopg.Error``.
+
+    A database that lacks the latest migrations is sent the older form of the statement, for as long as this connection
+    lives: a deploy may start its workers before it migrates (B-13).
+    """
+    if connection.lacking and statement.name in connection.lacking and statement.older is not None:
+        statement = statement.older
+        parameters = parameters[: len(statement.formats)]
     if connection.is_often_sent(statement):
         try:
             return rows((yield from _run_prepared(connection, statement, parameters)))
@@ -127,7 +136,13 @@ def running(
     connection.pgconn.send_query_params(
         statement.text, parameters, param_formats=statement.formats, result_format=pq.Format.BINARY
     )
-    return rows((yield from result_of(connection.pgconn)))
+    try:
+        return rows((yield from result_of(connection.pgconn)))
+    except psycopg.errors.UndefinedFunction:
+        if statement.older is None:
+            raise
+        connection.lacking.add(statement.name)
+    return (yield from running(connection, statement, parameters))
 
 
 def _run_prepared(

@@ -56,7 +56,7 @@ _GROUPS: dict[Verb[Any, Any], int] = {
 }
 # Claims come first: see the functions.
 _CALLS = (
-    "claims({now}, {bytea[]}, {bytea[]}, {bytea[]}, {double precision[]}, {double precision[]})",
+    "claims({now}, {bytea[]}, {bytea[]}, {bytea[]}, {double precision[]}, {double precision[]}, {bytea[]})",
     "ends({now}, {bytea[]}, {bytea[]}, {bigint[]}, {integer[]}, {boolean[]}, {bytea[]}, {double precision[]})",
     "save_stages({now}, {bytea[]}, {bytea[]}, {bigint[]}, {double precision[]}, {bytea[]}, {bytea[]}, {bytea[]})",
     "releases({now}, {bytea[]}, {bytea[]}, {bigint[]})",
@@ -84,6 +84,7 @@ def _claims(commands: Sequence[Claim]) -> list[list[Any]]:
         [c.fingerprint for c in commands],
         [c.lease for c in commands],
         [c.ttl for c in commands],
+        [c.about for c in commands],
     ]
 
 

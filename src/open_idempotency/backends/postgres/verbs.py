@@ -23,6 +23,8 @@ from open_idempotency.backend import (
     Completed,
     Fail,
     Finished,
+    Free,
+    Freed,
     Get,
     Lease,
     Leased,
@@ -101,11 +103,14 @@ _ENCODERS: dict[str, Encoder] = {
 
 
 class Statement:
-    """A statement whose parameters are written as ``{type}``; no value ever becomes part of it."""
+    """A statement whose parameters are written as ``{type}``; no value ever becomes part of it.
 
-    __slots__ = ("_encoders", "formats", "name", "text")
+    ``older``: its form for a database that lacks the latest migrations, which takes the first of its parameters.
+    """
 
-    def __init__(self, text: str) -> None:
+    __slots__ = ("_encoders", "formats", "name", "older", "text")
+
+    def __init__(self, text: str, older: Statement | None = None) -> None:
         types: list[str] = []
 
         def numbered(found: re.Match[str]) -> str:
@@ -119,6 +124,7 @@ class Statement:
         self._encoders = [_ENCODERS[kind] for kind in types]
         #: every parameter is binary
         self.formats = [1] * len(types)
+        self.older = older
 
     def encoded(self, values: Sequence[Any]) -> list[bytes | None]:
         """The values of the parameters as the server takes them; None is NULL."""
@@ -201,6 +207,7 @@ _HURRY = "set_config('lock_timeout', '100ms', true) AS hurry (made), LATERAL"
 
 
 _UNREADABLE, _LOST = -1, -2
+_FREED = tuple(Freed)
 #: how many leases, and ids of records, go into one call
 _AT_ONCE = 500
 
@@ -220,8 +227,8 @@ class Verb(fronts.Verb[C, R]):
     size: Callable[[C], int] = lambda c: 0
 
 
-def _statement(text: str) -> Statement:
-    return Statement(text.replace(":now", _NOW))
+def _statement(text: str, older: str | None = None) -> Statement:
+    return Statement(text.replace(":now", _NOW), None if older is None else _statement(older))
 
 
 def _batched(
@@ -230,16 +237,24 @@ def _batched(
     parameters: Callable[[C], Parameters],
     response: Callable[[C, Rows], R],
     size: Callable[[C], int] = lambda c: 0,
+    older: str | None = None,
 ) -> Verb[C, R]:
-    """A verb that may go into a batch. ``call``: of its function; ``:now`` is the time and ``:lease`` the lease."""
-    call = "open_idempotency." + call.replace(":lease", _LEASE)
-    return Verb(
-        Statement(" ".join(("SELECT", columns, "FROM", call.replace(":now", _NOW)))),
-        parameters,
-        response,
-        Statement(" ".join(("SELECT", columns, "FROM", _HURRY, call.replace(":now", _HURRIED_NOW)))),
-        size,
+    """A verb that may go into a batch. ``call``: of its function; ``:now`` is the time and ``:lease`` the lease.
+
+    ``older``: the call for a database that lacks the latest migrations.
+    """
+
+    def statement(call: str, hurried: bool) -> str:
+        call = "open_idempotency." + call.replace(":lease", _LEASE)
+        if hurried:
+            return " ".join(("SELECT", columns, "FROM", _HURRY, call.replace(":now", _HURRIED_NOW)))
+        return " ".join(("SELECT", columns, "FROM", call.replace(":now", _NOW)))
+
+    plain, hurried = (
+        Statement(statement(call, hurried), None if older is None else Statement(statement(older, hurried)))
+        for hurried in (False, True)
     )
+    return Verb(plain, parameters, response, hurried, size)
 
 
 # Parameters, after the time
@@ -253,7 +268,7 @@ def _lease(lease: Lease) -> Parameters:
 
 def _claim(c: Claim) -> Parameters:
     lease = (c.record_id, c.owner, 0, 0, c.fingerprint, c.lease, c.ttl)
-    return (*lease, c.resume_failed, c.resume_abandoned, c.max_attempts)
+    return (*lease, c.resume_failed, c.resume_abandoned, c.max_attempts, c.about)
 
 
 def _save_stage(c: SaveStage) -> Parameters:
@@ -303,6 +318,10 @@ def _unreserve(c: Unreserve) -> Parameters:
 
 def _withdraw(c: Withdraw) -> Parameters:
     return c.claim.record_id, c.claim.owner, decisions.WITHDRAWN_FOR
+
+
+def _free(c: Free) -> Parameters:
+    return c.record_id, c.token, int(c.status), c.keep_stages, c.alive
 
 
 def stage_key(stage: Stage) -> tuple[bytes, bytes]:
@@ -361,21 +380,45 @@ def _nothing(c: Withdraw | Unreserve, rows: Rows) -> None:
     """The function returns nothing, or raises."""
 
 
+#: the columns of a record that were there from the beginning
+_READ = 15
+
+
 def _record(c: Get, rows: Rows) -> Record | None:
     if not rows:
         return None
-    sound, fingerprint, status, *fields, response, names, keys, frames = rows[0]
+    sound, fingerprint, status, *fields, response, names, keys, frames = rows[0][:_READ]
+    about: tuple[bytes, ...] = rows[0][_READ:]
     _code(0 if sound else _UNREADABLE)
     owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final = fields
     return Record(
         c.record_id, fingerprint, Status(status), owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final,
-        response, _stages(names, keys, frames),
+        response, _stages(names, keys, frames), *about,
     )  # fmt: skip
 
 
 def _reserved(c: Reserve, rows: Rows) -> ReserveResult:
     number, remaining = rows[0]
     return Reserved() if number == 0 else OverQuota(remaining)
+
+
+def _headers(after: bytes, rows: Rows) -> Sequence[Record]:
+    return [_header(row) for row in rows]
+
+
+def _header(row: Row) -> Record:
+    record_id, sound, fingerprint, status, *fields, about = row
+    if not sound:
+        raise RecordUnreadable(f"record {record_id[:6].hex()} has an unknown version or status")
+    owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final = fields
+    return Record(
+        record_id, fingerprint, Status(status), owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final,
+        about=about,
+    )  # fmt: skip
+
+
+def _freed(c: Free, rows: Rows) -> Freed:
+    return _FREED[_code(rows[0][0])]
 
 
 def _is_true(c: bytes, rows: Rows) -> bool:
@@ -398,9 +441,10 @@ def _text(name: bytes) -> str:
 
 CLAIM = _batched(
     "code, reason, token, attempt, elapsed, remaining, response, names, keys, frames",
-    "claim(:now, :lease, {boolean}, {boolean}, {integer})",
+    "claim(:now, :lease, {boolean}, {boolean}, {integer}, {bytea})",
     _claim,
     _claimed,
+    older="claim(:now, :lease, {boolean}, {boolean}, {integer})",
 )
 SAVE_STAGE = _batched(
     "code, frame",
@@ -431,13 +475,27 @@ VERBS = fronts.Verbs(
         _withdraw,
         _nothing,
     ),
-    get=Verb(_statement("SELECT * FROM open_idempotency.get(:now, {bytea})"), _get, _record),
+    get=Verb(
+        _statement(
+            "SELECT * FROM open_idempotency.read(:now, {bytea})",
+            older="SELECT * FROM open_idempotency.get(:now, {bytea})",
+        ),
+        _get,
+        _record,
+    ),
     delete=Verb(_statement("SELECT open_idempotency.forget(:now, {bytea})"), _alone, _is_true),
+    free=Verb(
+        _statement("SELECT open_idempotency.free(:now, {bytea}, {bigint}, {integer}, {boolean}, {boolean})"),
+        _free,
+        _freed,
+    ),
+    now=Verb(_statement("SELECT open_idempotency.seconds(:now)"), lambda c: (), lambda c, rows: float(rows[0][0])),
     scan=Verb(
         _statement("SELECT open_idempotency.scan(:now, {bytea}, {integer})"),
         _scan,
         lambda c, rows: [record_id for (record_id,) in rows],
     ),
+    headers=Verb(_statement("SELECT * FROM open_idempotency.headers(:now, {bytea}, {integer})"), _scan, _headers),
     purge=Verb(_statement("SELECT open_idempotency.purge(:now, {integer})"), _alone, lambda c, rows: int(rows[0][0])),
     reserve=Verb(
         _statement(
@@ -450,6 +508,7 @@ VERBS = fronts.Verbs(
     unreserve=Verb(_statement("SELECT open_idempotency.unreserve(:now, {bytea}, {bytea})"), _unreserve, _nothing),
     renewed_at_once=_AT_ONCE,
     scanned_at_once=_AT_ONCE,
+    headers_at_once=_AT_ONCE,
     # The function bounds itself.
     purged_at_once=2**31 - 1,
 )

@@ -21,6 +21,9 @@ from open_idempotency.backend import (
     Complete,
     Completed,
     Fail,
+    Finding,
+    Free,
+    Freed,
     Get,
     Health,
     Lease,
@@ -46,7 +49,7 @@ from open_idempotency.backends.redis.pipelining import without_missing_parts
 from open_idempotency.backends.redis.protocol import wrapped
 from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Script
 from open_idempotency.backends.redis.topology import MemoryWatch
-from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
+from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, RecordUnreadable
 
 logger = logging.getLogger("open_idempotency")
 
@@ -298,6 +301,7 @@ class RedisBackend(Backend):
     """
 
     quotas = True
+    frees = True
 
     def __init__(
         self,
@@ -405,6 +409,12 @@ class RedisBackend(Backend):
         self.watch.heed(infos)
         return Health(tuple(topology.dangers_of(infos, self._options)))
 
+    def examine(self) -> Sequence[Finding]:
+        """See ``Backend.examine``. Each primary is looked at."""
+        from open_idempotency.backends.redis.examination import examine
+
+        return examine(self._options, self._calls.servers(), self._calls.on)
+
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``Backend.renew``. A record that cannot be read is LOST. More than 500 leases take several calls."""
         renewals: list[Renewal] = []
@@ -477,6 +487,25 @@ class RedisBackend(Backend):
         """See ``Backend.delete``. A record that cannot be read is deleted as well."""
         return bool(scripts.code(self._calls.script(scripts.DELETE, self._options.key(record_id))))
 
+    def free(self, c: Free, /) -> Freed:
+        """See ``Backend.free``."""
+        key = self._options.key(c.record_id)
+        return scripts.freed(self._calls.script(scripts.FREE, key, scripts.free_arguments(c)))
+
+    def now(self) -> float:
+        """See ``Backend.now``. In a Cluster it is the clock of one of the primaries."""
+        if self._options.clock is not None:
+            return self._options.clock()
+        seconds, microseconds = self._calls.on(self._calls.servers()[0], "TIME")
+        return float(seconds) + float(microseconds) / 1_000_000
+
+    def ids(self, prefix: bytes = b"") -> Iterator[bytes]:
+        """See ``Backend.ids``. The servers compare the names of all keys. An id may come twice, as in ``scan``."""
+        for key in self._keys(prefix.hex().encode()):
+            record_id = self._options.record_id(key)
+            if record_id is not None:
+                yield record_id
+
     def scan(self) -> Iterator[Record]:
         """See ``Backend.scan``. A record may come twice while the server rehashes its table."""
         for key in self._keys():
@@ -484,6 +513,22 @@ class RedisBackend(Backend):
             record = None if record_id is None else self.get(Get(record_id))
             if record is not None:
                 yield record
+
+    def scan_headers(self) -> Iterator[Record]:
+        """See ``Backend.scan_headers``; as with ``scan``, a record may come twice."""
+        for keys in self._batches(scripts.HEADERS_AT_ONCE):
+            known = [(key, record_id) for key in keys if (record_id := self._options.record_id(key)) is not None]
+            if not known:
+                continue
+            named = [key for key, _ in known]
+            replies = self._calls.by_server(scripts.HEADERS, named, [()] * len(named))
+            for (_, record_id), reply in zip(known, replies, strict=True):
+                try:
+                    record = scripts.record(record_id, reply)
+                except RecordUnreadable as error:
+                    raise RecordUnreadable(f"record {record_id[:6].hex()}: {error}") from error
+                if record is not None:
+                    yield record
 
     def purge(self, limit: int = 1000) -> int:
         """See ``Backend.purge``. The server removes expired records by itself, so little is left to do."""
@@ -505,13 +550,19 @@ class RedisBackend(Backend):
         key = self._options.reservations_key(c.scope_id)
         scripts.code(self._calls.script(scripts.UNRESERVE, key, (c.record_id,)))
 
-    def _keys(self) -> Iterator[bytes]:
+    def _keys(self, beginning: bytes = b"") -> Iterator[bytes]:
+        for keys in self._batches(SCANNED_AT_ONCE, beginning):
+            yield from keys
+
+    def _batches(self, count: int, beginning: bytes = b"") -> Iterator[Sequence[bytes]]:
+        """The keys of records and reservations whose names go on like this behind the prefix, about so many at once."""
+        pattern = self._options.pattern(beginning)
         for server in self._calls.servers():
             cursor: Any = None
             while cursor is None or int(cursor):
-                words = ("SCAN", cursor or 0, "MATCH", self._options.pattern(), "COUNT", SCANNED_AT_ONCE)
+                words = ("SCAN", cursor or 0, "MATCH", pattern, "COUNT", count)
                 cursor, keys = self._calls.on(server, *words)
-                yield from keys
+                yield keys
 
     @property
     def listener(self) -> Listener:

@@ -164,10 +164,10 @@ class Options:
         except ValueError:
             return None
 
-    def pattern(self) -> bytes:
-        """The pattern for ``SCAN`` that matches our keys."""
+    def pattern(self, beginning: bytes = b"") -> bytes:
+        """The pattern for ``SCAN`` that matches our keys. ``beginning``: hexadecimal digits behind the prefix."""
         escaped = b"".join(b"\\%c" % byte if byte in _GLOB_CHARACTERS else b"%c" % byte for byte in self.prefix)
-        return escaped + b"*"
+        return escaped + beginning + b"*"
 
     @cached_property
     def now(self) -> Callable[[], bytes | int]:

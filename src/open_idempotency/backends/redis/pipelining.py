@@ -179,15 +179,13 @@ class _Stream(asyncio.Protocol):
             if not self._in_flight:
                 self.drop(RedisConnectionError(f"the server sent a reply to no command: {reply!r}"))
                 return
-            self._take(self._in_flight[0], reply)
-
-    def _take(self, exchange: _Exchange, reply: Any) -> None:
-        exchange.replies.append(reply)
-        if len(exchange.replies) == exchange.wanted:
-            self._in_flight.popleft()
-            exchange.timer.cancel()
-            if not exchange.outcome.done():
-                exchange.outcome.set_result(exchange.replies)
+            exchange = self._in_flight[0]
+            exchange.replies.append(reply)
+            if len(exchange.replies) == exchange.wanted:
+                self._in_flight.popleft()
+                exchange.timer.cancel()
+                if not exchange.outcome.done():
+                    exchange.outcome.set_result(exchange.replies)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.drop(RedisConnectionError(f"the connection was closed: {exc}"))

@@ -23,6 +23,8 @@ from open_idempotency.backend import (
     Completed,
     Fail,
     Finished,
+    Free,
+    Freed,
     Lease,
     Leased,
     Mismatch,
@@ -54,6 +56,7 @@ Reply = Sequence[Any]
 # What one script may do without delaying the server's other clients.
 RENEWED_AT_ONCE = 500
 SCANNED_AT_ONCE = 100
+HEADERS_AT_ONCE = 500
 RESERVATIONS_PURGED_AT_ONCE = 1000
 
 # Lua's numbers are exact up to 2**53; a lease and a ttl of 95 years each, from now, stay below it.
@@ -93,7 +96,9 @@ FAIL = Script("fail")
 RELEASE = Script("release")
 WITHDRAW = Script("withdraw")
 GET = Script("get")
+HEADERS = Script("headers")
 DELETE = Script("delete")
+FREE = Script("free")
 PURGE = Script("purge")
 PURGE_RESERVATIONS = Script("purge_reservations")
 RESERVE = Script("reserve")
@@ -129,6 +134,7 @@ def claim_arguments(c: Claim) -> Arguments:
         _FLAGS[c.resume_failed],
         _FLAGS[c.resume_abandoned],
         b"" if c.max_attempts is None else c.max_attempts,
+        c.about,
     )
 
 
@@ -175,6 +181,11 @@ def withdraw_arguments(c: Withdraw) -> Arguments:
     return (c.claim.owner, _duration(decisions.WITHDRAWN_FOR))
 
 
+def free_arguments(c: Free) -> Arguments:
+    """For ``free.lua``, after the time."""
+    return (c.token, int(c.status), _FLAGS[c.keep_stages], _FLAGS[c.alive])
+
+
 def reserve_arguments(c: Reserve) -> Arguments:
     """For ``reserve.lua``, after the time. A reservation is kept one lease longer than it counts."""
     needed, lease = int(_duration(c.lease)) + int(_duration(c.ttl)), int(_duration(c.lease))
@@ -205,13 +216,21 @@ def stage_of(frame: bytes) -> Stage:
     return Stage(name.decode("utf-8", "surrogatepass"), key.decode("utf-8", "surrogatepass"), frame[identity_end:])
 
 
+#: what parsing raises where a reply does not have its form
+_MALFORMED = (IndexError, KeyError, TypeError, ValueError, struct.error)
+
+
+def _malformed(error: Exception) -> RecordUnreadable:
+    return RecordUnreadable(f"malformed record: {error}")
+
+
 def _strictly(parse: Callable[..., R]) -> Callable[..., R]:
     @wraps(parse)
     def parsed(*arguments: Any) -> R:
         try:
             return parse(*arguments)
-        except (IndexError, KeyError, TypeError, ValueError, struct.error) as error:
-            raise RecordUnreadable(f"malformed record: {error}") from error
+        except _MALFORMED as error:
+            raise _malformed(error) from error
 
     return parsed
 
@@ -267,10 +286,12 @@ def _mismatch(_c: Claim, _reply: Reply) -> Mismatch:
 _CLAIMED: tuple[Callable[[Claim, Reply], ClaimResult], ...] = (_leased, _busy, _finished, _refused, _mismatch)
 
 
-@_strictly
 def claimed(c: Claim, reply: Reply) -> ClaimResult:
     """What ``claim.lua`` replied."""
-    return _CLAIMED[code(reply)](c, reply)
+    try:
+        return _CLAIMED[code(reply)](c, reply)
+    except _MALFORMED as error:
+        raise _malformed(error) from error
 
 
 def is_running(status: Any) -> bool:
@@ -315,10 +336,21 @@ def confirmed(found: Sequence[Any], replicas: int) -> Any:
     return reply
 
 
-@_strictly
 def completed(reply: Reply) -> Completed:
     """What ``complete.lua`` replied."""
-    return Completed(recreated=code(reply) == 1)
+    try:
+        return Completed(recreated=code(reply) == 1)
+    except _MALFORMED as error:
+        raise _malformed(error) from error
+
+
+_FREED = tuple(Freed)
+
+
+@_strictly
+def freed(reply: Reply) -> Freed:
+    """What ``free.lua`` replied."""
+    return _FREED[code(reply)]
 
 
 @_strictly
@@ -332,7 +364,8 @@ def record(record_id: bytes, reply: Reply) -> Record | None:
     """The record that ``get.lua`` found; None where there is none."""
     if code(reply) == 1:
         return None
-    _, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final, response = reply[:12]
+    _, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final, *rest = reply[:13]
+    response, about = rest
     return Record(
         record_id,
         fingerprint,
@@ -346,5 +379,6 @@ def record(record_id: bytes, reply: Reply) -> Record | None:
         expires_at / _MICRO,
         bool(final),
         response,
-        tuple(map(stage_of, reply[12:])),
+        tuple(map(stage_of, reply[13:])),
+        about or b"",
     )

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from open_idempotency._runtime.loops import current_library, in_thread
+from open_idempotency.backend import Finding
 from open_idempotency.backends._shared.fronts import AsyncFront, SyncFront
 from open_idempotency.backends._shared.sql_verbs import VERBS, Step, carry_out, carry_out_async
 from open_idempotency.backends.sqlalchemy import engines, statements
@@ -73,6 +74,12 @@ class SqlalchemyBackend(SyncFront):
     def migrate(self) -> Sequence[str]:
         """See ``Backend.migrate``; makes the tables of ``metadata`` that are missing. Raises ``BackendUnavailable``."""
         return self._runner.call(statements.migrate, "write")
+
+    def examine(self) -> Sequence[Finding]:
+        """See ``Backend.examine``."""
+        from open_idempotency.backends.sqlalchemy.examination import examine
+
+        return self._runner.call(partial(examine, now=self.now), "snapshot")
 
     def close(self) -> None:
         """Close this process's connections; they open again if the backend is used again."""

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 #: errors of SQLAlchemy, and of the network behind it
 DATABASE = (SQLAlchemyError, OSError, asyncio.TimeoutError)
-_MISSING = ("no such table", "does not exist", "doesn't exist")
+_MISSING = ("no such table", "does not exist", "doesn't exist", "no such column", "has no column", "unknown column")
 
 
 class Tries:
@@ -74,7 +74,7 @@ def wrapped(error: Exception) -> BackendUnavailable | RecordTooLarge:
 
 
 def _is_missing(text: str) -> bool:
-    return any(name in text for name in metadata.tables) and any(words in text for words in _MISSING)
+    return any(name in text for name in metadata.tables) and any(words in text.lower() for words in _MISSING)
 
 
 def is_replaced(options: Options, file: sqlite_files.Watched) -> bool:

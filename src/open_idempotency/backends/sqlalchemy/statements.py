@@ -48,7 +48,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine.interfaces import Dialect as SqlalchemyDialect
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import CreateTable
+from sqlalchemy.schema import CreateColumn, CreateTable
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
@@ -88,6 +88,8 @@ records = Table(
     Column("ttl", Double, nullable=False),
     Column("expires_at", Double, nullable=False),
     Column("final", Integer, nullable=False),
+    # Workers of a version that does not know it leave it NULL.
+    Column("about", _id()),
     Column("response", _bytes()),
     Index(f"{_PREFIX}records_by_expiry", "expires_at"),
     mysql_engine=_ENGINE,
@@ -132,12 +134,39 @@ scopes = Table(
 
 
 def migrate(connection: Connection) -> list[str]:
-    """Make missing tables and indexes, and return the names of those tables. Another process may do so meanwhile."""
+    """Make missing tables, columns and indexes, and return the names of those tables and columns.
+
+    Another process may do so meanwhile.
+    """
     made: list[str] = []
     for table in metadata.sorted_tables:
         if _create(connection, table.name):
             made.append(table.name)
+        else:
+            made += [f"{table.name}.{column.name}" for column in table.columns if _add_column(connection, column)]
+        _create_indexes(connection, table.name)
     return made
+
+
+def _add_column(connection: Connection, column: Column[Any]) -> bool:
+    """Add a column of a later version to a table of an earlier one; whether it was missing. It has no default."""
+    name = column.table.name
+    if _has_column(connection, column):
+        return False
+    preparer, described = connection.dialect.identifier_preparer, CreateColumn(column).compile(connection)
+    try:
+        connection.exec_driver_sql(f"ALTER TABLE {preparer.quote(name)} ADD COLUMN {described}")
+        connection.commit()
+    except DBAPIError:
+        connection.rollback()
+        if not _has_column(connection, column):
+            raise
+        return False
+    return True
+
+
+def _has_column(connection: Connection, column: Column[Any]) -> bool:
+    return column.name in {found["name"] for found in inspect(connection).get_columns(column.table.name)}
 
 
 def _create(connection: Connection, name: str) -> bool:
@@ -153,7 +182,6 @@ def _create(connection: Connection, name: str) -> bool:
             # Of two processes that create it at the same moment one fails, in a way that differs with each database.
             if not inspect(connection).has_table(name):
                 raise
-    _create_indexes(connection, name)
     return made
 
 
@@ -397,6 +425,12 @@ class Statements:
         )
         self.scan = (
             select(_raw(records.c.record_id))
+            .where(records.c.record_id > bindparam("after"), records.c.expires_at > time)
+            .order_by(records.c.record_id)
+            .limit(bindparam("limit"))
+        )
+        self.scan_headers = (
+            select(_raw(records.c.record_id), *HEADER, null())
             .where(records.c.record_id > bindparam("after"), records.c.expires_at > time)
             .order_by(records.c.record_id)
             .limit(bindparam("limit"))

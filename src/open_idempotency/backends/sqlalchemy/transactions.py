@@ -77,7 +77,7 @@ class Transaction:
         Where one transaction writes at a time, nothing was waited for since.
         """
         dialect = self._settings.dialect
-        if dialect.limits or dialect.begin is not None:
+        if self.began and (dialect.limits or dialect.begin is not None):
             return self.began
         return float(self._timed(self._statements.now)[0][0])
 
@@ -130,6 +130,11 @@ class Transaction:
     def ids_after(self, record_id: bytes, most: int) -> Sequence[bytes]:
         """See ``Table``."""
         return [bytes(found[0]) for found in self._timed(self._statements.scan, after=record_id, limit=most)]
+
+    def headers_after(self, record_id: bytes, most: int) -> Sequence[Record]:
+        """See ``Table``."""
+        rows = self._timed(self._statements.scan_headers, after=record_id, limit=most)
+        return [sql_verbs.record_of(bytes(row[0]), row[1:]) for row in rows]
 
     def insert(self, record: Record) -> None:
         """See ``Table``."""

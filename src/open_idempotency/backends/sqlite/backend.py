@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from open_idempotency._runtime.loops import current_library, in_thread
 from open_idempotency._runtime.processes import PerProcess
-from open_idempotency.backend import Get
+from open_idempotency.backend import Finding, Get
 from open_idempotency.backends._shared import urls
 from open_idempotency.backends._shared.coalescing import Limits, LoopCoalescer
 from open_idempotency.backends._shared.fronts import AsyncFront, SyncFront
@@ -94,6 +94,12 @@ class SqliteBackend(SyncFront):
         is_new = not os.path.exists(self._path)
         self.get(Get(bytes(32)))
         return (f"schema {SCHEMA_VERSION}",) if is_new else ()
+
+    def examine(self) -> Sequence[Finding]:
+        """See ``Backend.examine``; it reads a file of up to 256 MiB whole."""
+        from open_idempotency.backends.sqlite.examination import examine
+
+        return self._connections.read(examine, self._path, self.now())
 
     def close(self) -> None:
         """Close this process's connections; they open again if the backend is used again."""

@@ -247,6 +247,11 @@ class Connections:
             raise RecordUnreadable(
                 f"the database has schema version {versions!r:.40}; this release reads {verbs.SCHEMA_VERSION}"
             )
+        if connection.execute(verbs.HAS_ABOUT).fetchone() is None:
+            with transaction(connection):
+                # Another process may have been first.
+                if connection.execute(verbs.HAS_ABOUT).fetchone() is None:
+                    connection.execute(verbs.ADD_ABOUT)
 
     def _use_write_ahead_log(self, connection: sqlite3.Connection) -> None:
         # Changing the journal does not wait for a lock as statements do, so two that start together must.

@@ -17,6 +17,7 @@ CREATE TABLE open_idempotency_records (
     ttl REAL NOT NULL,
     expires_at REAL NOT NULL,
     final INTEGER NOT NULL,
+    about BLOB NOT NULL DEFAULT x'',
     response BLOB
 );
 -- What an attempt changes on its way, its expiry above all, is in no index, so that a completion writes the row alone.

@@ -24,6 +24,8 @@ from open_idempotency.backend import (
     Complete,
     Completed,
     Fail,
+    Free,
+    Freed,
     Get,
     Lease,
     Record,
@@ -54,6 +56,9 @@ SCHEMA_VERSION = len(SCHEMAS)
 
 HAS_SCHEMA = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'open_idempotency_schema'"
 READ_SCHEMA = "SELECT version FROM open_idempotency_schema"
+# A column that came later. It has no version of its own: workers that do not know it go on working on the file.
+HAS_ABOUT = "SELECT 1 FROM pragma_table_info('open_idempotency_records') WHERE name = 'about'"
+ADD_ABOUT = "ALTER TABLE open_idempotency_records ADD COLUMN about BLOB NOT NULL DEFAULT x''"
 
 BEGIN = "BEGIN IMMEDIATE"
 COMMIT = "COMMIT"
@@ -63,7 +68,7 @@ _HEADER = "record_version, fingerprint, status, owner, token, attempt, claimed_a
 _FROM = "FROM open_idempotency_records WHERE record_id = ?"
 
 READ_HEADER = f"SELECT {_HEADER}, NULL {_FROM}"
-READ_WHOLE = f"SELECT {_HEADER}, response {_FROM}"
+READ_WHOLE = f"SELECT {_HEADER}, response, about {_FROM}"
 # A claim needs the response only to replay it, so not while it runs and not for another request. The fingerprint is
 # the first parameter.
 READ_FOR_CLAIM = f"SELECT {_HEADER}, CASE WHEN status <> 1 AND fingerprint = ? THEN response END {_FROM}"
@@ -73,15 +78,15 @@ FIND = {count: _FIND + f"(?{', ?' * (count - 1)})" for count in (4, 16, 64, 256)
 _INSERT = """
     INSERT INTO open_idempotency_records (
         record_id, record_version, fingerprint, status, owner, token, attempt,
-        claimed_at, lease_end, ttl, expires_at, final, response
+        claimed_at, lease_end, ttl, expires_at, final, response, about
     )
 """
 # Inserts nothing where the record exists, or where stages are left of one that was deleted by hand. The row's
 # parameters are followed by the record's id.
 _NO_STAGES = "NOT EXISTS (SELECT 1 FROM open_idempotency_stages WHERE record_id = ?)"
-_IF_NEW = f"SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE {_NO_STAGES} ON CONFLICT (record_id) DO NOTHING"
+_IF_NEW = f"SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE {_NO_STAGES} ON CONFLICT (record_id) DO NOTHING"
 ADD = f"{_INSERT} {_IF_NEW}"
-WRITE = f"""{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+WRITE = f"""{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (record_id) DO UPDATE SET
         record_version = excluded.record_version, fingerprint = excluded.fingerprint,
         status = excluded.status, owner = excluded.owner, token = excluded.token,
@@ -89,6 +94,8 @@ WRITE = f"""{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         ttl = excluded.ttl, expires_at = excluded.expires_at, final = excluded.final,
         response = excluded.response
 """
+# The owner's verbs leave ``about`` as it is, and do not read it; what claims a record or makes it anew writes it.
+WRITE_ALL = f"{WRITE}, about = excluded.about"
 # What decisions.complete does with a sound record that still runs, in one statement. One that gets another time to live
 # is left to that function: to set ``ttl`` here would write its index anew each time.
 COMPLETE = """
@@ -134,19 +141,29 @@ SCAN = """
     WHERE record_id > ? AND expires_at > ? ORDER BY record_id LIMIT ?
 """
 
+_AFTER = "FROM open_idempotency_records WHERE record_id > ? AND expires_at > ? ORDER BY record_id LIMIT ?"
+SCAN_HEADERS = f"SELECT record_id, {_HEADER}, NULL, about {_AFTER}"
+
 # record_version, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final
 _TYPES = (int, bytes, int, bytes, int, int, float, float, float, float, int)
 _SOUND = {(*_TYPES, bytes), (*_TYPES, type(None))}
+#: those, and the response; ``about`` may follow
+_COLUMNS = len(_TYPES) + 1
 _STATUSES = {int(status): status for status in Status if status is not Status.NONE}
 
 
 def record_of(record_id: bytes, row: Sequence[Any]) -> Record:
-    """The record in a row, without its stages. Raises ``RecordUnreadable``."""
+    """The record in a row of the header, the response, and maybe ``about``, without its stages.
+
+    Raises ``RecordUnreadable``.
+    """
     if row[0] != RECORD_VERSION:
         raise RecordUnreadable(f"record {record_id[:6].hex()} has the unknown version {row[0]!r:.20}")
-    if tuple(map(type, row)) not in _SOUND or row[2] not in _STATUSES or row[10] not in (0, 1):
+    header, about = row[:_COLUMNS], row[_COLUMNS] if len(row) > _COLUMNS else b""
+    sound = tuple(map(type, header)) in _SOUND and row[2] in _STATUSES and row[10] in (0, 1)
+    if not sound or type(about) is not bytes:
         raise RecordUnreadable(f"record {record_id[:6].hex()} is corrupt")
-    _, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final, response = row
+    _, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final, response = header
     return Record(
         record_id,
         fingerprint,
@@ -160,6 +177,7 @@ def record_of(record_id: bytes, row: Sequence[Any]) -> Record:
         expires_at,
         bool(final),
         response,
+        about=about,
     )
 
 
@@ -179,6 +197,7 @@ def row_of(record: Record) -> tuple[Any, ...]:
         record.expires_at,
         int(record.final),
         record.response,
+        record.about,
     )
 
 
@@ -207,7 +226,7 @@ Clock = Callable[[], float]
 C = TypeVar("C")
 R = TypeVar("R")
 
-_SCANNED_AT_ONCE = 100
+_SCANNED_AT_ONCE, _HEADERS_AT_ONCE = 100, 500
 _RESERVATIONS_PURGED = 4
 _LARGEST = 2**63 - 1
 
@@ -260,7 +279,7 @@ def _claim_again(connection: sqlite3.Connection, c: Claim, now: float, withdrawn
     if after is not None and after is not found:
         if not after.stages:
             connection.execute(DELETE_STAGES, (c.record_id,))
-        connection.execute(WRITE, row_of(after))
+        connection.execute(WRITE_ALL, row_of(after))
     return claimed
 
 
@@ -296,7 +315,7 @@ def save_stage(connection: sqlite3.Connection, c: SaveStage, clock: Clock) -> St
     if after is not record:
         if saved.recreated:
             connection.execute(DELETE_STAGES, (record_id,))
-        connection.execute(WRITE, row_of(after))
+        connection.execute(WRITE_ALL if saved.recreated else WRITE, row_of(after))
         connection.execute(ADD_STAGE, (*key, c.stage.frame))
     return saved
 
@@ -328,7 +347,7 @@ def complete(connection: sqlite3.Connection, c: Complete, clock: Clock) -> Compl
     completed, after = decisions.complete(record, c, clock())
     if completed.recreated and record is not None:
         connection.execute(DELETE_STAGES, (record_id,))
-    _keep(connection, record, after)
+    _keep(connection, record, after, WRITE_ALL if completed.recreated else WRITE)
     return completed
 
 
@@ -361,14 +380,14 @@ def withdraw(connection: sqlite3.Connection, c: Withdraw, clock: Clock) -> None:
     connection.execute(WRITE_RESERVATION, values)
 
 
-def _keep(connection: sqlite3.Connection, before: Record | None, after: Record | None) -> None:
+def _keep(connection: sqlite3.Connection, before: Record | None, after: Record | None, statement: str = WRITE) -> None:
     if after is before:
         return
     if after is None:
         assert before is not None
         _delete(connection, before.record_id)
     else:
-        connection.execute(WRITE, row_of(after))
+        connection.execute(statement, row_of(after))
 
 
 def delete(connection: sqlite3.Connection, record_id: bytes, clock: Clock) -> bool:
@@ -376,6 +395,19 @@ def delete(connection: sqlite3.Connection, record_id: bytes, clock: Clock) -> bo
     row = connection.execute(READ_HEADER, (record_id,)).fetchone()
     _delete(connection, record_id)
     return row is not None and _is_live(record_id, row, clock())
+
+
+def free(connection: sqlite3.Connection, c: Free, clock: Clock) -> Freed:
+    """See ``Backend.free``."""
+    record = read(connection, c.record_id)
+    freed, after = decisions.free(record, c, clock())
+    _keep(connection, record, after)
+    return freed
+
+
+def now(connection: sqlite3.Connection, c: None, clock: Clock) -> float:
+    """The time that decides."""
+    return clock()
 
 
 def _is_live(record_id: bytes, row: Sequence[object], now: float) -> bool:
@@ -406,6 +438,12 @@ def get(connection: sqlite3.Connection, c: Get, clock: Clock) -> Record | None:
 def scan(connection: sqlite3.Connection, after: bytes, clock: Clock) -> list[bytes]:
     """The ids of live records that come after this one."""
     return [record_id for (record_id,) in connection.execute(SCAN, (after, clock(), _SCANNED_AT_ONCE))]
+
+
+def headers(connection: sqlite3.Connection, after: bytes, clock: Clock) -> list[Record]:
+    """The live records that come after this one, without responses and stages."""
+    rows = connection.execute(SCAN_HEADERS, (after, clock(), _HEADERS_AT_ONCE))
+    return [record_of(record_id, row) for record_id, *row in rows]
 
 
 def look_for_reservation(connection: sqlite3.Connection, c: Reserve, clock: Clock) -> ReserveResult | None:
@@ -497,11 +535,15 @@ VERBS = fronts.Verbs(
     withdraw=Verb(withdraw),
     get=Verb(get, reads=True),
     delete=Verb(delete),
+    free=Verb(free),
+    now=Verb(now, reads=True),
     scan=Verb(scan, reads=True),
+    headers=Verb(headers, reads=True),
     purge=Verb(purge),
     reserve=Verb(reserve, look_for_reservation),
     unreserve=Verb(unreserve),
     # One transaction renews all of them.
     renewed_at_once=sys.maxsize,
     scanned_at_once=_SCANNED_AT_ONCE,
+    headers_at_once=_HEADERS_AT_ONCE,
 )

@@ -7,8 +7,9 @@ server in any language. This package uses the standard library only, and nothing
 
 from __future__ import annotations
 
-from open_idempotency.conformance.http.cli import Finding, Findings, Level, Statement, examine
+from open_idempotency.conformance.http.cli import Finding, Findings, examine
 from open_idempotency.conformance.http.observations import Result
+from open_idempotency.conformance.http.profiles import Level, Statement
 from open_idempotency.conformance.http.target import CouldNotRun, Target
 
 __all__ = ["CouldNotRun", "Finding", "Findings", "Level", "Result", "Statement", "Target", "examine"]

@@ -15,42 +15,19 @@ import json
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 from open_idempotency.conformance.http import checks
-from open_idempotency.conformance.http.observations import LIMITS, Observations, Result, Undecided, Verdict
+from open_idempotency.conformance.http.observations import LIMITS, Observations, Result, Undecided, Verdict, limits_of
+from open_idempotency.conformance.http.profiles import PROTOCOLS, Level, Profile, Statement
 from open_idempotency.conformance.http.target import Client, CouldNotRun, Exchange, Target
 
 # Statements, and the run that tests them
 
 #: by revision, the drafts whose statements are known here
 DRAFTS: Mapping[str, str] = {"07": "draft-ietf-httpapi-idempotency-key-header-07"}
-
-
-class Level(Enum):
-    """The weight of a statement. An INFO that fails does not fail the run."""
-
-    MUST = "MUST"
-    SHOULD = "SHOULD"
-    RULE = "RULE"
-    INFO = "INFO"
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """One row of the table. ``section``: of the draft, or a line or heading of this package's behaviour page.
-
-    ``check`` returns a verdict, or raises ``Undecided``.
-    """
-
-    id: str
-    level: Level
-    section: str
-    sentence: str
-    check: Callable[[Observations], Verdict]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +209,9 @@ STATEMENTS: tuple[Statement, ...] = (
     ),
 )
 
+#: by the name on the command line
+PROFILES: Mapping[str, Profile] = {"draft": Profile(DRAFTS["07"], STATEMENTS), **PROTOCOLS}
+
 _LEFT_OUT = Verdict(Result.NOT_APPLICABLE, "left out by request")
 
 
@@ -239,17 +219,20 @@ def examine(target: Target) -> Findings:
     """Send the requests of all scenes to an endpoint, and test every statement.
 
     Raises ``CouldNotRun`` if the plain request gets no response or is not accepted, if nobody can be reached at
-    ``slow_url`` or ``failing_url``, if ``target.draft`` is no known revision, or if ``target.skip`` names a statement
-    that does not exist.
+    ``slow_url`` or ``failing_url``, if ``target.draft`` is no known revision, if ``target.profile`` is no known
+    profile, or if ``target.skip`` names a statement that does not exist.
     """
+    if target.profile not in PROFILES:
+        raise CouldNotRun(f"profile: there is no {target.profile!r} here, but {', '.join(PROFILES)}")
+    statements = PROFILES[target.profile].statements
     if target.draft not in DRAFTS:
         raise CouldNotRun(f"draft: there is no revision {target.draft!r} here, but {', '.join(DRAFTS)}")
-    unknown = target.skip - {statement.id for statement in STATEMENTS}
+    unknown = target.skip - {statement.id for statement in statements}
     if unknown:
         raise CouldNotRun(f"skip: there is no statement {', '.join(sorted(unknown))}")
-    client = Client(LIMITS, target.timeout, target.ca_file)
+    client = Client(limits_of(target), target.timeout, target.ca_file)
     seen = Observations(target, client)
-    findings = tuple(Finding(each, _verdict(each, seen, target)) for each in STATEMENTS)
+    findings = tuple(Finding(each, _verdict(each, seen, target)) for each in statements)
     return Findings(findings, tuple(client.exchanges))
 
 
@@ -283,9 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         target = _target(options)
-        sys.stderr.write(
-            f"Sending up to {sum(LIMITS.values())} requests to {target.url}; accepted requests take effect.\n"
-        )
+        most = sum(limits_of(target).values())
+        sys.stderr.write(f"Sending up to {most} requests to {target.url}; accepted requests take effect.\n")
         findings = examine(target)
     except (CouldNotRun, OSError) as error:
         sys.stderr.write(f"could not run: {error}\n")
@@ -319,6 +301,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="'NAME: VALUE'",
         help="a header that identifies another caller, instead of the one of the same name; repeatable",
     )
+    add(
+        "--profile",
+        default=Target.profile,
+        choices=sorted(PROFILES),
+        help="whose statements to test: the draft's, ACP's or UCP's; draft by default",
+    )
+    add("--other-url", metavar="URL", help="another endpoint that takes the same payload, for ACP and UCP")
     add("--required", action="store_true", help="the endpoint is documented to require a key")
     add(
         "--header-name",
@@ -356,6 +345,8 @@ def _target(options: argparse.Namespace) -> Target:
         timeout=options.timeout,
         ca_file=options.ca_file,
         draft=options.draft,
+        profile=options.profile,
+        other_url=options.other_url,
         skip=frozenset(options.skip),
     )
 
@@ -386,7 +377,7 @@ _LEGEND = (
 def as_table(target: Target, findings: Findings) -> str:
     """The report as a table, with the totals and a legend."""
     lines = [
-        f"{target.method} {target.url} against {DRAFTS[target.draft]}",
+        f"{target.method} {target.url} against {PROFILES[target.profile].title}",
         "",
         _row([name for name, _ in _COLUMNS], "STATEMENT, seen"),
     ]
@@ -418,7 +409,7 @@ def _rows(finding: Finding) -> list[str]:
 def as_json(target: Target, findings: Findings) -> str:
     """The report as one JSON object: the endpoint, each statement with its result, the totals and all exchanges."""
     shown = {
-        "draft": DRAFTS[target.draft],
+        "draft": PROFILES[target.profile].title,
         "method": target.method,
         "url": target.url,
         "passed": findings.passed,

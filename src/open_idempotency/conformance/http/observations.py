@@ -7,6 +7,7 @@ the id of what it has created, in the body or in ``Location``; a replay does not
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from collections.abc import Callable
@@ -30,6 +31,20 @@ LIMITS: dict[str, int] = {
     "--failing-url": 3,
     "--other-caller": 1,
 }
+#: further scenes of the protocols of agentic commerce
+_OF_PROTOCOLS: dict[str, int] = {
+    "equal payloads": 2,
+    "payloads of other values": 2,
+    "other white space": 1,
+    "--other-url": 1,
+}
+
+
+def limits_of(target: Target) -> dict[str, int]:
+    """The scenes for this target, each with the maximum number of requests that it sends."""
+    return LIMITS if target.profile == "draft" else {**LIMITS, **_OF_PROTOCOLS}
+
+
 #: what this package marks replays with, and what other servers call it
 MARKER = "idempotent-replayed"
 _MARKERS = re.compile(
@@ -113,6 +128,15 @@ class Scene(Generic[_T]):
         return value  # type: ignore[no-any-return]  # what self._run returned, stored as Any
 
 
+def _as_floats(value: Any) -> Any:
+    """A JSON value whose integers are written with a fraction of nothing."""
+    if isinstance(value, dict):
+        return {name: _as_floats(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_as_floats(member) for member in value]
+    return float(value) if type(value) is int and abs(value) < 2**53 else value
+
+
 def new_key() -> str:
     """A random UUID with at least one letter, so that upper case changes it."""
     key = str(uuid.uuid4())
@@ -180,7 +204,7 @@ class Observations:
         self.target = target
         self._client = client
         self.key = new_key()
-        self.quoted = True
+        self.quoted = target.profile == "draft"
         self.as_string, self.first = self._first()
 
     def spelled(self, key: str) -> bytes:
@@ -211,7 +235,12 @@ class Observations:
         as_string = self._send("new keys", self.spelled(self.key))
         if not as_string.status:
             raise CouldNotRun(f"{self.target.url}: {as_string}")
-        if as_string.success:
+        if as_string.success or not self.quoted:
+            if not as_string.success:
+                raise CouldNotRun(
+                    f"{self.target.url} responds {as_string} to the plain {self.target.method} with a new key;"
+                    " give a request that it accepts (--header, --data, --method)"
+                )
             return as_string, as_string
         self.quoted, self.key = False, new_key()
         bare = self._send("new keys", self.spelled(self.key))
@@ -307,6 +336,73 @@ class Observations:
             if not response.status:
                 raise unknown(str(response))
         return responses
+
+    @Scene
+    def refused_without_key(self) -> Exchange:
+        """The request without a key, for a protocol that requires one."""
+        response = self._send("no key")
+        if not response.status:
+            raise unknown(str(response))
+        return response
+
+    def _members(self) -> dict[str, Any]:
+        """The payload, which has to be a JSON object of two members at least."""
+        try:
+            members: Any = json.loads(self.target.data)
+        except ValueError:
+            members = None
+        if not isinstance(members, dict) or len(members) < 2:
+            raise not_applicable("the payload is no JSON object with two members; give --data")
+        return members
+
+    def _again(self, group: str, payloads: dict[str, bytes]) -> dict[str, Exchange]:
+        """The first key with other spellings of its payload."""
+        responses = {what: self._send(group, self.spelled(self.key), body=body) for what, body in payloads.items()}
+        for response in responses.values():
+            if not response.status:
+                raise unknown(str(response))
+        return responses
+
+    @Scene
+    def equal_payloads(self) -> dict[str, Exchange]:
+        """The first key with payloads of the same value: in another order, and with another spelling of numbers."""
+        members = self._members()
+        turned = dict(reversed(members.items()))
+        return self._again(
+            "equal payloads",
+            {
+                "another order of members": json.dumps(turned).encode(),
+                "1.0 for 1": json.dumps(_as_floats(members)).encode(),
+            },
+        )
+
+    @Scene
+    def other_values(self) -> dict[str, Exchange]:
+        """The first key with payloads of another value: a member that is null, and an array in another order."""
+        members = self._members()
+        payloads = {"a null member": json.dumps({**members, "conformance_null": None}).encode()}
+        turned = {
+            name: value[::-1] if isinstance(value, list) and value != value[::-1] else value
+            for name, value in members.items()
+        }
+        if turned != members:
+            payloads["an array in another order"] = json.dumps(turned).encode()
+        return self._again("payloads of other values", payloads)
+
+    @Scene
+    def respaced(self) -> Exchange:
+        """The first key with the same JSON and more white space."""
+        body = b" " + json.dumps(self._members(), indent=3).encode()
+        return self._again("other white space", {"other white space": body})["other white space"]
+
+    @Scene
+    def elsewhere(self) -> Exchange:
+        """The first request with its key, at another endpoint."""
+        if self.target.other_url is None:
+            raise not_applicable("give --other-url, an endpoint that takes the same payload")
+        response = self._send("--other-url", self.spelled(self.key), url=self.target.other_url)
+        self._expect_responses([response], self.target.other_url, "--other-url")
+        return response
 
     @Scene
     def failing(self) -> Failing:

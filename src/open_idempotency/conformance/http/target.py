@@ -196,7 +196,9 @@ class Target:
     ``other_caller``: headers that replace those of the same name, and identify another caller. ``required``: whether
     the endpoint is documented to require a key. ``header_name``: the header that carries the key. ``timeout``: seconds
     for each step of a request, up to 3600. ``ca_file``: certificates to trust for https, PEM. ``draft``: the
-    revision of the draft, two digits. ``skip``: ids of statements to leave out.
+    revision of the draft, two digits. ``profile``: whose statements to test, ``"draft"``, ``"acp"`` or ``"ucp"``; both
+    protocols have bare keys. ``other_url``: another endpoint that accepts the same payload. ``skip``: ids of statements
+    to leave out.
 
     Raises ``CouldNotRun`` if a value cannot be sent.
     """
@@ -215,10 +217,12 @@ class Target:
     timeout: float = 10.0
     ca_file: str | None = None
     draft: str = "07"
+    profile: str = "draft"
+    other_url: str | None = None
     skip: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        for url in (self.url, self.slow_url, self.failing_url):
+        for url in (self.url, self.slow_url, self.failing_url, self.other_url):
             if url is not None:
                 _check_url(url)
         for token in (self.method, self.header_name):

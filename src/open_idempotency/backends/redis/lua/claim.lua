@@ -1,4 +1,4 @@
--- ARGV: time, fingerprint, owner, lease, ttl, resume failed, resume abandoned, most attempts (or empty).
+-- ARGV: time, fingerprint, owner, lease, ttl, resume failed, resume abandoned, most attempts (or empty), about.
 -- {0, token, attempt, stages...} leased; {1, elapsed, remaining} busy; {2, response} finished;
 -- {3, reason, attempt, response} refused; {4} mismatch.
 local key = KEYS[1]
@@ -10,7 +10,12 @@ local function take(record)
     record.l, record.T, record.e = now + lease, ttl, now + lease + ttl
     local reply = load_stages(key, record, {0, record.t, record.a})
     if not reply then return {UNREADABLE, 'a stage is missing'} end
-    save(key, record)
+    if ARGV[9] ~= '' then
+        redis.call('HSET', key, 'm', packed(record), 'b', ARGV[9])
+    else
+        save(key, record)
+        if not record.fresh then redis.call('HDEL', key, 'b') end
+    end
     set_expiry(key, record, now)
     return reply
 end

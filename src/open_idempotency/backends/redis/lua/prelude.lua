@@ -2,6 +2,7 @@
 --   m version, status, failed for good, attempt, number of stages, token, claimed at, lease end, ttl, expiry (times in
 --     microseconds), owner and fingerprint, packed: one field is read and written in a third of the time of twelve,
 --   W the owners whose claims were withdrawn, each with the time until which it is refused, packed one after the other,
+--   b what the claim says about itself, for operators; none where that is empty,
 --   r response, S1..Sn stages as frames of the client, I<identity> the number of the stage of that identity.
 -- ARGV[1] is the time in microseconds where a test brings its own clock, else it is empty.
 -- Replies begin with a number: 0 and above are the verb's own answers, below 0:

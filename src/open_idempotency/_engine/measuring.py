@@ -1,0 +1,132 @@
+"""What telemetry puts around the backend and the heartbeat of an engine. Imported only where telemetry is on.
+
+Each verb of the backend is timed, whoever calls it: a request, the heartbeat, or a recording in the background.
+``wait`` is not timed, since it takes as long as a duplicate is to wait. The dictionary in which the heartbeat has the
+running attempts counts them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+from typing import Any, NamedTuple, TypeVar
+
+from open_idempotency.backend import AsyncBackend, Backend
+from open_idempotency.events import Telemetry
+
+T = TypeVar("T")
+
+#: the verbs that are timed
+VERBS = (
+    "claim", "complete", "delete", "fail", "get", "release", "renew", "reserve", "save_stage", "unreserve", "withdraw",
+)  # fmt: skip
+
+_logger = logging.getLogger("open_idempotency")
+
+
+class Measured(NamedTuple):
+    """The backends of an engine that is measured, and what makes the dictionary of its running attempts."""
+
+    sync: Backend
+    aio: AsyncBackend
+    make_watched: Callable[[], dict[bytes, Any]]
+
+
+def measure(sync: Backend, aio: AsyncBackend, telemetry: Telemetry) -> Measured:
+    """Put what measures around the backends of an engine. The backends themselves stay as they are."""
+    return Measured(_around(sync, telemetry), _around(aio, telemetry), lambda: LiveAttempts(telemetry))
+
+
+class _Timed:
+    """A backend whose verbs are timed. All else is the backend's own."""
+
+    def __init__(self, backend: object) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def __repr__(self) -> str:
+        return repr(self._backend)
+
+
+def _around(backend: T, telemetry: Telemetry) -> T:
+    around: Any = _Timed(backend)
+    for name in VERBS:
+        verb = getattr(backend, name)
+        timed = _timed_async if inspect.iscoroutinefunction(inspect.unwrap(verb)) else _timed
+        setattr(around, name, timed(verb, name, telemetry))
+    return around  # type: ignore[no-any-return]
+
+
+def _timed(verb: Callable[[Any], Any], name: str, telemetry: Telemetry) -> Callable[[Any], Any]:
+    def call(command: Any) -> Any:
+        began = perf_counter()
+        try:
+            return verb(command)
+        finally:
+            _report(telemetry, name, perf_counter() - began)
+
+    return call
+
+
+def _timed_async(
+    verb: Callable[[Any], Awaitable[Any]], name: str, telemetry: Telemetry
+) -> Callable[[Any], Awaitable[Any]]:
+    async def call(command: Any) -> Any:
+        began = perf_counter()
+        try:
+            return await verb(command)
+        finally:
+            _report(telemetry, name, perf_counter() - began)
+
+    return call
+
+
+def _report(telemetry: Telemetry, verb: str, seconds: float) -> None:
+    try:
+        telemetry.backend_called(verb, seconds)
+    except Exception:
+        _logger.exception("backend_called() of the on_event listener raised on %s", verb)
+
+
+class LiveAttempts(dict[bytes, T]):
+    """The attempts that one process watches, which reports to telemetry each that comes or goes.
+
+    An attempt may be forgotten by the garbage collector, in the middle of another call.
+    """
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        super().__init__()
+        self._telemetry = telemetry
+        self._lock = threading.RLock()
+
+    def __setitem__(self, owner: bytes, watched: T) -> None:
+        with self._lock:
+            new = owner not in self
+            super().__setitem__(owner, watched)
+        if new:
+            self._change(1)
+
+    def pop(self, owner: bytes, default: Any = None) -> Any:
+        """Take one out; ``default`` where it is not there."""
+        with self._lock:
+            there = owner in self
+            found = super().pop(owner, default)
+        if there:
+            self._change(-1)
+        return found
+
+    def clear(self) -> None:
+        """Take all out."""
+        for owner in list(self):
+            self.pop(owner)
+
+    def _change(self, by: int) -> None:
+        try:
+            self._telemetry.attempts_changed(by)
+        except Exception:
+            _logger.exception("attempts_changed() of the on_event listener raised")

@@ -1,0 +1,131 @@
+"""The result of a ``Once`` call as it is stored, and back: by declared type, as the value of a stage is.
+
+A result is stored as a ``Response`` with the JSON text as its body, so that backends, the ledger, encryption and the
+tools that read records know it. One header says what the text is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from open_idempotency._core.models import Response
+from open_idempotency._core.stored_response import StageKind
+from open_idempotency._stages import values
+from open_idempotency._stages.annotations import declared_type
+from open_idempotency._stages.stages import Errors, read_memo, rebuilt
+from open_idempotency.exceptions import OutcomeUnknown, RecordUnreadable, StageValueError
+
+#: the headers of a stored result: what its body is, and of which type a result is that was not kept
+KIND, TYPE = b"idempotency-once", b"idempotency-once-type"
+_KINDS = {StageKind.VALUE: b"value", StageKind.TYPED: b"typed", StageKind.ERROR: b"error"}
+_BY_NAME = {name: kind for kind, name in _KINDS.items()}
+_NOT_KEPT = b"not-kept"
+
+#: what to do where a result cannot be kept
+CURE = (
+    "return JSON, or a value of the type that the function's return annotation or returns= declares, of at most "
+    "max_response_bytes"
+)
+ERROR_CURE = "let the error's args be JSON, and pass all of them to Exception.__init__"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A result on its way to its record. ``value``: as a later call will get it; the value itself if it is not kept.
+
+    ``missing``: the name of its type where it cannot be kept.
+    """
+
+    response: Response
+    value: Any
+    missing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Converter:
+    """How results of one function are stored. ``errors``: the classes of errors that are results (``memo_errors``)."""
+
+    returns: object = None
+    errors: Errors = ()
+
+    @classmethod
+    def of(cls, function: Callable[..., Any] | None, returns: object, errors: Any) -> Converter:
+        """The converter of a function, by ``returns`` or its annotation. Raises ``StageValueError``, ``TypeError``.
+
+        That is before any effect, for a declared type of which no value can be stored.
+        """
+        if isinstance(errors, type) or not all(isinstance(e, type) and issubclass(e, Exception) for e in errors):
+            raise TypeError("memo_errors= takes a tuple of exception classes, such as (CardDeclined,)")
+        declared = declared_type(function) if returns is None and function is not None else returns
+        try:
+            values.check(declared)
+        except StageValueError as error:
+            raise StageValueError(
+                f"no result of the declared type {error.kind} can be kept; return a text, a number or an id of it, or "
+                "pass returns= if the function returns something else",
+                error.kind,
+                CURE,
+            ) from None
+        return cls(declared, tuple(errors))
+
+    def keep(self, value: object, max_bytes: int) -> Kept:
+        """What is stored of a value."""
+        try:
+            return self.keep_strictly(value, max_bytes)
+        except StageValueError as error:
+            return _without(value, error.kind or type(value).__name__)
+
+    def keep_strictly(self, value: object, max_bytes: int) -> Kept:
+        """The same. Raises ``StageValueError`` for a value that cannot be stored or read back."""
+        kind, payload = values.encode(value, self.returns, max_bytes)
+        # Read back before it is recorded: a stored result never changes, not even one that cannot be read.
+        return Kept(_response(kind, payload), values.decode(kind, payload, self.returns))
+
+    def keep_error(self, error: Exception, max_bytes: int) -> Kept:
+        """What is stored of an error that is a result, so that later calls raise it again."""
+        named = next(kind for kind in type(error).__mro__ if kind in self.errors)
+        try:
+            _, payload = values.encode([named.__name__, list(error.args)], None, max_bytes)
+            rebuilt(named, read_memo(payload)[1])
+        except StageValueError:
+            return _without(error, type(error).__name__)
+        return Kept(_response(StageKind.ERROR, payload), error)
+
+    def read(self, stored: Response) -> Any:
+        """The result in a stored response; raises the error that is the result.
+
+        Raises ``OutcomeUnknown`` where it was not kept, and ``StageValueError`` where it does not fit its declared
+        type any more.
+        """
+        if stored.body is None:
+            kind = _header(stored, TYPE).decode("ascii", "replace")
+            raise OutcomeUnknown(
+                f"this was carried out, and its result{f' ({kind})' if kind else ''} could not be kept; it is not run "
+                f"again. For the next ones {CURE}"
+            )
+        found = _BY_NAME.get(_header(stored, KIND))
+        if found is None:
+            raise RecordUnreadable("the record of this key has no result of Once, or one of a newer version")
+        if found is not StageKind.ERROR:
+            return values.decode(found, stored.body, self.returns)
+        name, arguments = read_memo(stored.body)
+        for named in self.errors:
+            if named.__name__ == name:
+                raise rebuilt(named, arguments)
+        raise StageValueError(f"the result is a {name}; name that class in memo_errors= to have it raised again")
+
+
+def _response(kind: StageKind, payload: bytes) -> Response:
+    return Response(200, [(KIND, _KINDS[kind])], payload)
+
+
+def _without(value: object, name: str) -> Kept:
+    """What is stored of a result that cannot be: that there was one (S-02a)."""
+    headers = [(KIND, _NOT_KEPT), (TYPE, name[:200].encode("ascii", "backslashreplace").replace(b"\n", b" "))]
+    return Kept(Response(200, headers, None), value, name)
+
+
+def _header(stored: Response, wanted: bytes) -> bytes:
+    return next((value for name, value in stored.headers if name == wanted), b"")

@@ -1,0 +1,24 @@
+"""The command ``open-idempotency`` for operators: find a key, see what is stuck, free it, examine the store.
+
+Exit codes are those of ``operations.ExitCode``: 0 done, 2 wrong usage, and one for each kind of refusal, with the
+reason on standard error. Standard output has what was asked for and nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from open_idempotency.cli.context import Context
+from open_idempotency.cli.parser import parser_of, run
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code, with the reason on standard error where it is not 0.
+
+    ``arguments``: by default ``sys.argv[1:]``. Wrong usage ends the process with 2, as ``argparse`` does.
+    """
+    options = parser_of().parse_args(arguments)
+    return run(options, Context(options, sys.stdout, sys.stderr))

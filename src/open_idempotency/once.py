@@ -1,0 +1,421 @@
+"""``Once``: the promise of the middleware for functions, queue messages, webhooks and jobs, without HTTP.
+
+A piece of work has a key, such as the id of its order. However often it is called with that key, in whatever process,
+it is carried out once, and each call gets the one result. A call that died is resumed by the next one: its stages are
+not repeated. Inside, ``idem`` works as in a request.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from math import isfinite
+from typing import Any, TypeVar, cast
+
+from open_idempotency._core.commands import Claim, Forget, Get, Steps, Unreserve, ask
+from open_idempotency._core.intents import is_intent
+from open_idempotency._core.keys import record_id, scope_id
+from open_idempotency._core.models import Lease, Record, Request, Status
+from open_idempotency._core.once import Entry
+from open_idempotency._core.stored_response import unseal_stage
+from open_idempotency._engine.engine import AsyncPerformer, Engine, new_owner
+from open_idempotency._stages.blocks import needs_loop, refuse_loop
+from open_idempotency._stages.once_calls import OnceAttempt, SyncPerformers
+from open_idempotency._stages.payloads import UNSET, arguments_of, fingerprint_of
+from open_idempotency._stages.results import Converter
+from open_idempotency._stages.stages import Errors, is_coroutine_function, plain_value
+from open_idempotency.backends._shared.one_process import warn_of_other_processes
+from open_idempotency.backends.registry import Given
+from open_idempotency.backends.threaded import ThreadedBackend
+from open_idempotency.exceptions import ConfigurationError, InProgress, KeyRejected, SyncAsyncMismatch
+from open_idempotency.idem import RecordedStage
+from open_idempotency.ledger.transactions import alook
+from open_idempotency.policy import FIELD_NAMES, refuse_unknown
+
+__all__ = ["Once", "OnceAttempt", "OnceStatus"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+Seconds = float | int | timedelta
+
+#: the fields of a policy that mean something without HTTP
+FIELDS = frozenset(
+    {
+        "application", "enabled", "encryption", "fail_open", "lease", "ledger", "max_attempts", "max_live_keys",
+        "max_response_bytes", "max_run", "max_stage_bytes", "max_waiting", "on_abandoned", "on_event", "on_failed",
+        "plain_records", "record_within", "respond_within", "secret", "strict_stages", "ttl", "wait",
+    }
+)  # fmt: skip
+_INSTEAD = {
+    "error_ttl": "an error that is a result (memo_errors=) is kept for ttl; leave it out",
+    "fingerprint": "payload= says what is compared; leave it out",
+    "max_wait": "a call waits for wait= seconds; leave it out",
+    "store": "an error that is a result is named by memo_errors=, and idem.discard() keeps no result; leave it out",
+}
+# Each call that waits does so in a thread or task of its own, and its caller has asked for it.
+_WAITING = 1_000_000
+#: digested with the scope, so that no caller of a request has the records of a Once
+_KIND = "once:"
+# What `record_id` reads of a request only with scope_by_route, which no Once has.
+_NO_REQUEST = Request("ONCE", b"", b"", (), None)
+
+
+@dataclass(frozen=True, slots=True)
+class OnceStatus:
+    """What is on record for one key.
+
+    ``status``: ``Status.NONE`` without a record. ``attempt``: how many attempts there were. ``stages``: what they have
+    recorded, in order. ``alive``: an attempt holds the key now; ``abandoned``: its worker died, so the next call takes
+    over. Both go by this machine's clock. ``final``: it failed, and is not run again (``on_failed="reject"``).
+    Since 0.1.
+    """
+
+    status: Status = Status.NONE
+    attempt: int = 0
+    stages: tuple[RecordedStage, ...] = ()
+    alive: bool = False
+    abandoned: bool = False
+    final: bool = False
+
+
+class Once:
+    """Carries each piece of work out once, by its key.
+
+    ``backend``: a URL such as ``redis://localhost``, a backend, or a client that a backend takes. ``scope``: the name
+    of the kind of work, such as ``"invoices"``; one key in two scopes is two pieces of work, so each function that is
+    called has a scope of its own. ``fields``: of ``IdempotencyPolicy``, as far as they mean something without HTTP
+    (``FIELDS`` of this module): ``lease``, ``ttl``, ``max_run``, ``wait``, ``max_attempts``, ``encryption`` and so on.
+    ``max_response_bytes`` bounds a result. ``fail_open=True`` calls the function unprotected while the backend is down:
+    only for work of which a second run is better than none.
+
+    Make it once, at start. It opens nothing until the first call. Raises ``ConfigurationError``. Since 0.1.
+    """
+
+    def __init__(self, backend: Given | None = None, *, scope: str = "", **fields: Any) -> None:
+        self._scope = _checked_scope(scope)
+        _check_fields(fields)
+        fields.setdefault("max_waiting", _WAITING)
+        self._engine = engine = Engine(backend, None, fields, threads=False)
+        self._policy = engine.policy
+        threaded = AsyncPerformer(ThreadedBackend(engine.backend), engine.heartbeat, alook)
+        self._threaded = SyncPerformers(engine.sync, threaded)
+
+    def __repr__(self) -> str:
+        return f"Once({self._engine.backend!r}, scope={self._scope!r})"
+
+    # Carrying something out
+
+    def run(
+        self,
+        key: str,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        payload: Any = UNSET,
+        returns: object = None,
+        memo_errors: Errors = (),
+        wait: Seconds | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Call ``function(*args, **kwargs)`` unless it was carried out for this key; the result, each time the same.
+
+        ``payload``: what makes a call the same work, as JSON; by default the arguments. ``None`` compares nothing but
+        the key. ``returns``: the type of the result, instead of the return annotation: a dataclass, a pydantic model,
+        dates, decimals and the like; without one it is JSON. ``memo_errors``: classes of exceptions that are results:
+        they are recorded, and raised again by later calls. Any other exception fails the attempt, and the next call
+        resumes behind its stages. ``wait``: seconds to wait while another attempt runs (default: the policy's).
+
+        Raises ``KeyRejected``, ``PayloadRejected``, ``StageValueError`` (a declared type that cannot be stored),
+        ``KeyNested`` and ``SyncAsyncMismatch`` before any backend call; ``InProgress``, ``KeyReused`` (the key was used
+        with another payload), ``OutcomeUnknown``, ``TooManyKeys``, ``BackendUnavailable`` and ``RecordUnreadable``
+        before the function; ``NotCommitted`` and ``LeaseLost`` behind it. A result that cannot be stored is returned to
+        this call alone: later ones raise ``OutcomeUnknown``, and the function is not called again.
+        """
+        self._check_function(function, args, kwargs, payload, returns, memo_errors, wait)
+        if is_coroutine_function(function):
+            raise SyncAsyncMismatch(f"{self._name}: a coroutine function: use `await once.arun(...)`")
+        refuse_loop(self._name, "`await once.arun(...)`")
+        converter = Converter.of(function, returns, memo_errors)
+        compared = arguments_of(function, args, kwargs) if payload is UNSET else payload
+        return self._call(key, compared, converter, wait).run(function, args, kwargs)
+
+    def arun(
+        self,
+        key: str,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        payload: Any = UNSET,
+        returns: object = None,
+        memo_errors: Errors = (),
+        wait: Seconds | None = None,
+        **kwargs: Any,
+    ) -> Awaitable[Any]:
+        """``run``, async, on asyncio and on trio. ``function``: a coroutine function, or one that does not block."""
+        needs_loop("once.arun")
+        self._check_function(function, args, kwargs, payload, returns, memo_errors, wait)
+        converter = Converter.of(function, returns, memo_errors)
+        compared = arguments_of(function, args, kwargs) if payload is UNSET else payload
+        return self._call(key, compared, converter, wait).arun(function, args, kwargs)
+
+    def __call__(
+        self,
+        function: object = None,
+        /,
+        *,
+        key: Callable[..., str] | None = None,
+        payload: Callable[..., Any] | None = None,
+        returns: object = None,
+        memo_errors: Errors = (),
+        wait: Seconds | None = None,
+    ) -> Callable[[F], F]:
+        """Decorate a ``def`` or an ``async def``: each call of it is ``run`` or ``arun``.
+
+        ``key``: called with the call's arguments, returns the key. ``payload``: called with them too, returns what is
+        compared; without it the arguments are. The others: as ``run``. Raises ``TypeError`` for generator functions,
+        which have no one result.
+        """
+        if function is not None or key is None:
+            raise TypeError(f'{self._name}: write @once(key=lambda order: order["id"])')
+        for name, given in (("key", key), ("payload", payload)):
+            if given is not None and (not callable(given) or is_coroutine_function(given)):
+                raise TypeError(f"{self._name}: {name}= is a plain function of the call's arguments")
+        _seconds(wait, self._name)
+
+        def decorate(decorated: F) -> F:
+            if not callable(decorated):
+                raise TypeError(f"{self._name}: decorates a function, not a {type(decorated).__name__}")
+            _refuse_generators(decorated, self._name)
+            return self._decorated(decorated, key, payload, Converter.of(decorated, returns, memo_errors), wait)
+
+        return decorate
+
+    def begin(
+        self,
+        key: str,
+        *,
+        payload: Any,
+        returns: object = None,
+        memo_errors: Errors = (),
+        wait: Seconds | None = None,
+    ) -> OnceAttempt:
+        """The same by hand, as a block: ``with once.begin(...) as attempt``, or ``async with``.
+
+        Ask ``attempt.done``, hand the result to ``attempt.complete(result)`` unless it is, and read ``attempt.result``.
+        The result is recorded where the block ends. An exception in the block fails the attempt, unless ``memo_errors``
+        names its class; a block that ends without a result raises ``ConfigurationError``. ``payload``: what makes it
+        the same work, as JSON; ``None`` compares nothing but the key. Raises as ``run`` does, where it is entered.
+        """
+        return self._call(key, payload, Converter.of(None, returns, memo_errors), wait)
+
+    # Looking and forgetting
+
+    def status(self, key: str) -> OnceStatus:
+        """What is on record for a key; one backend call. Raises ``KeyRejected``, ``BackendUnavailable``,
+        ``RecordUnreadable``.
+        """
+        refuse_loop(self._name, "`await once.astatus(...)`")
+        return self._engine.sync.run(self._status(self._record_of(key)))
+
+    def astatus(self, key: str) -> Awaitable[OnceStatus]:
+        """``status``, async."""
+        needs_loop("once.astatus")
+        return self._engine.aio.run(self._status(self._record_of(key)))
+
+    def forget(self, key: str) -> bool:
+        """Forget a key, so that the next call carries the work out anew; whether there was something to forget.
+
+        For operators. What ``idem.atomic`` or ``tx=`` has committed stays in the application's ledger. Raises
+        ``InProgress`` while an attempt holds the key, and as ``status`` does.
+        """
+        refuse_loop(self._name, "`await once.aforget(...)`")
+        return self._engine.sync.run(self._forget(self._record_of(key)))
+
+    def aforget(self, key: str) -> Awaitable[bool]:
+        """``forget``, async."""
+        needs_loop("once.aforget")
+        return self._engine.aio.run(self._forget(self._record_of(key)))
+
+    def close(self) -> None:
+        """Wait for what is being recorded, five seconds at most, then close a backend that was named by a URL.
+
+        Without this it is closed with the process. It may be used again afterwards.
+        """
+        self._engine.opened.close()
+
+    async def aclose(self) -> None:
+        """``close``, async; closes the connections of the running event loop as well."""
+        await self._engine.opened.aclose()
+
+    # Parts
+
+    @property
+    def _name(self) -> str:
+        return f"Once {self._scope!r}"
+
+    def _check_function(self, function: object, args: tuple[Any, ...], kwargs: dict[str, Any], *own: object) -> None:
+        """Raise ``TypeError`` for what is no function, and for one whose arguments have the names of our own."""
+        if not callable(function):
+            if inspect.iscoroutine(function):
+                function.close()
+            raise TypeError(
+                f"{self._name}: pass the function and its arguments apart: once.run(key, function, argument)"
+            )
+        _refuse_generators(function, self._name)
+        given = {name for name, value in zip(_OWN, own, strict=True) if value is not _OWN[name]}
+        if not given:
+            return
+        try:
+            taken = given & inspect.signature(function).parameters.keys()
+        except (TypeError, ValueError):
+            return
+        if isinstance(function, functools.partial):
+            taken -= function.keywords.keys()
+        for name in sorted(taken):
+            raise TypeError(
+                f"{self._name}: {name}= is that of Once, and the function has an argument of that name, too; give it "
+                f"its own with functools.partial(function, {name}=...)"
+            )
+
+    def _decorated(
+        self,
+        function: F,
+        key: Callable[..., str],
+        payload: Callable[..., Any] | None,
+        converter: Converter,
+        wait: Seconds | None,
+    ) -> F:
+        called_by = f"{self._name}: {getattr(function, '__name__', type(function).__name__)}"
+
+        def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> OnceAttempt:
+            arguments = arguments_of(
+                function, args, kwargs
+            )  # also where payload= is given: wrong ones are refused here
+            compared = arguments if payload is None else payload(*args, **kwargs)
+            return self._call(key(*args, **kwargs), compared, converter, wait)
+
+        @functools.wraps(function)
+        async def awaited(*args: Any, **kwargs: Any) -> Any:
+            return await call(args, kwargs).arun(function, args, kwargs)
+
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            refuse_loop(called_by, "an `async def`, or call it in a thread")
+            return call(args, kwargs).run(function, args, kwargs)
+
+        once: Any = awaited if is_coroutine_function(function) else called
+        return cast("F", once)
+
+    def _call(self, key: str, payload: Any, converter: Converter, wait: Seconds | None) -> OnceAttempt:
+        policy, record = self._policy, self._record_of(key)
+        claim = Claim(
+            record,
+            fingerprint_of(payload, policy.secret, self._name),
+            new_owner(),
+            policy.lease,
+            policy.ttl,
+            policy.on_failed == "resume",
+            policy.on_abandoned == "resume",
+            policy.max_attempts,
+        )
+        waits = _seconds(wait, self._name)
+        entry = Entry(claim, _KIND + self._scope, self._scope, policy.wait if waits is None else waits)
+        return OnceAttempt(self._engine, self._threaded, entry, converter)
+
+    def _record_of(self, key: object) -> bytes:
+        if not isinstance(key, str):
+            raise KeyRejected(
+                f"{self._name}: the key is of type {type(key).__name__}, not a string; write str(order.id)"
+            )
+        if not key.strip():
+            raise KeyRejected(f"{self._name}: the key is empty; name the piece of work, as 'order-7' does")
+        if self._engine.backend.in_memory:
+            warn_of_other_processes("memory://", self._name)
+        try:
+            return record_id(_KIND + self._scope, key, _NO_REQUEST, self._policy)
+        except UnicodeEncodeError:
+            raise KeyRejected(f"{self._name}: the key has half of a surrogate pair, which is no text") from None
+
+    def _status(self, record_id: bytes) -> Steps[OnceStatus]:
+        record = yield from ask(Get(record_id))
+        if record is None:
+            return OnceStatus()
+        alive = _is_alive(record)
+        running = record.status is Status.IN_PROGRESS
+        stages = tuple(self._stages_of(record))
+        return OnceStatus(record.status, record.attempt, stages, alive, running and not alive, record.final)
+
+    def _stages_of(self, record: Record) -> list[RecordedStage]:
+        lease = Lease(record.record_id, record.owner, record.token, record.attempt, record.fingerprint, 0.0, record.ttl)
+        plain = [unseal_stage(stage, lease, self._policy) for stage in record.stages]
+        return [
+            RecordedStage(stage.name, stage.key or None, plain_value(stage.frame))
+            for stage in plain
+            if not is_intent((stage.name, stage.key))
+        ]
+
+    def _forget(self, record_id: bytes) -> Steps[bool]:
+        record = yield from ask(Get(record_id))
+        if record is not None and _is_alive(record):
+            raise InProgress(
+                f"{self._name}: an attempt holds this key, and would run beside the next call; try when it has ended",
+                max(1.0, record.lease_end - time.time()),
+            )
+        found = yield from ask(Forget(record_id))
+        if self._policy.max_live_keys is not None:
+            yield from ask(Unreserve(scope_id(_KIND + self._scope, self._policy), record_id))
+        return found
+
+
+#: the keywords of ``run`` and ``arun`` beside those of the function, with what they are if they are not given
+_OWN: dict[str, object] = {"payload": UNSET, "returns": None, "memo_errors": (), "wait": None}
+
+
+def _checked_scope(scope: object) -> str:
+    if not isinstance(scope, str) or not scope.strip():
+        raise ConfigurationError(
+            "scope: name the kind of work, such as scope='invoices'; without one, two kinds of work that use the same "
+            "keys would get each other's results"
+        )
+    return scope
+
+
+def _check_fields(fields: dict[str, Any]) -> None:
+    """Raise ``ConfigurationError`` for fields that mean nothing here, or that no policy has."""
+    refuse_unknown(fields)
+    for name in fields:
+        if name in FIELD_NAMES - FIELDS:
+            instead = _INSTEAD.get(name, "it belongs to HTTP requests; leave it out")
+            raise ConfigurationError(f"{name}: has no meaning for Once: {instead}")
+    if fields.get("on_failed") == "replay":
+        raise ConfigurationError(
+            "on_failed: 'replay' has no meaning for Once: an error that is a result is named by memo_errors=; use "
+            "'resume' or 'reject'"
+        )
+
+
+def _refuse_generators(function: Callable[..., Any], name: str) -> None:
+    target: Any = function
+    while isinstance(target, functools.partial):
+        target = target.func
+    if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
+        raise TypeError(
+            f"{name}: {getattr(target, '__qualname__', target)} is a generator function, which has no one result; "
+            "call a function that returns it, or make each step a stage"
+        )
+
+
+def _seconds(wait: object, name: str) -> float | None:
+    if wait is None:
+        return None
+    seconds = wait.total_seconds() if isinstance(wait, timedelta) else wait
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not isfinite(seconds) or seconds < 0:
+        raise ConfigurationError(f"{name}: wait: expected seconds or a timedelta, not negative, got {wait!r}")
+    return float(seconds)
+
+
+def _is_alive(record: Record) -> bool:
+    return record.status is Status.IN_PROGRESS and record.lease_end > time.time()

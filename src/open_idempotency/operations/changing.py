@@ -1,0 +1,263 @@
+"""What an operator changes: forget, release, resolve. None of it can harm an attempt that the operator has not seen.
+
+``forget`` and ``release`` are one atomic call each, which compares token and status with the record that was seen.
+``resolve`` claims the record as a request does, so it never writes a stage beside an attempt that runs, and whoever was
+taken for dead is fenced off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import replace
+from enum import Enum
+from typing import Any
+
+from open_idempotency._core import intents
+from open_idempotency._core.about import About
+from open_idempotency._core.attempt import StageId
+from open_idempotency._core.models import Lease
+from open_idempotency._core.stored_response import StageKind, encode_stage, seal_stage, unseal_stage
+from open_idempotency._stages import values
+from open_idempotency._stages.stages import stage_id
+from open_idempotency.backend import (
+    Backend,
+    Busy,
+    Claim,
+    Finished,
+    Free,
+    Freed,
+    Get,
+    Leased,
+    Record,
+    Release,
+    SaveStage,
+    Stage,
+    Status,
+)
+from open_idempotency.decisions import State, state_of
+from open_idempotency.exceptions import BackendUnavailable, StageValueError
+from open_idempotency.operations.errors import (
+    NotInDoubt,
+    OperationRefused,
+    RecordAlive,
+    RecordChanged,
+    RecordSealed,
+    RecordUnknown,
+)
+from open_idempotency.operations.views import is_sealed, opening
+from open_idempotency.policy import IdempotencyPolicy
+
+#: seconds for which an operator's claim holds a record, at most; several times what the slowest call takes
+_LEASE = 60.0
+
+
+class NotDone(Enum):
+    """What ``resolve`` is given for an effect that has not happened, and will not."""
+
+    NOT_DONE = "not_done"
+
+
+NOT_DONE = NotDone.NOT_DONE
+
+
+def forget(backend: Backend, seen: Record, *, force: bool = False) -> None:
+    """Delete a record with its stages and its response: the next request with the key runs anew (P-13).
+
+    ``seen``: the record as it was read. ``force``: also while an attempt holds it. Such an attempt is not stopped, and
+    if it ends before the next claim it makes the record anew; ``release`` fences it off. Raises ``RecordAlive``,
+    ``RecordChanged``, and what the backend raises. A record that is gone by now counts as forgotten. Since 0.2.
+    """
+    freed = backend.free(Free(seen.record_id, seen.token, seen.status, False, force))
+    if freed is Freed.ALIVE:
+        raise held(seen)
+    if freed is Freed.CHANGED:
+        raise _changed(seen)
+
+
+def held(seen: Record) -> RecordAlive:
+    """The refusal to forget a record that an attempt holds."""
+    return RecordAlive(
+        f"record {_short(seen)} is held by an attempt; wait for its lease to end, release it if its worker "
+        "is known to be dead, or use force (--force)"
+    )
+
+
+def release(backend: Backend, seen: Record) -> None:
+    """Free the key of an attempt whose worker is known to be dead (P-14).
+
+    The stages stay. The worker is fenced off: it can renew, save and complete nothing any more. The next request runs,
+    whatever the policy says of failed and abandoned attempts, and counts as the first attempt. ``seen``: the record as
+    it was read, in any state but completed. Raises ``RecordChanged``, ``OperationRefused`` for a completed record, and
+    what the backend raises. Since 0.2.
+    """
+    if seen.status is Status.COMPLETED:
+        raise OperationRefused(
+            f"record {_short(seen)} is completed: no attempt holds its key, and a retry gets the stored response; "
+            "forget it if the request is to run again"
+        )
+    freed = backend.free(Free(seen.record_id, seen.token, seen.status, True, True))
+    if freed is Freed.DONE or (freed is not Freed.ALIVE and _is_free(backend.get(Get(seen.record_id)))):
+        return  # also where an earlier call had arrived and its reply had not
+    raise _changed(seen)
+
+
+def _is_free(record: Record | None) -> bool:
+    """Whether nothing holds the key, and no policy refuses the next attempt."""
+    return record is None or (record.status is Status.FAILED and not record.final and record.attempt == 0)
+
+
+def _changed(seen: Record) -> RecordChanged:
+    return RecordChanged(
+        f"record {_short(seen)} has changed since it was read: an attempt has ended or begun; nothing was done; "
+        "look again"
+    )
+
+
+def resolve(
+    backend: Backend,
+    seen: Record,
+    name: str,
+    key: str | int | None = None,
+    *,
+    found: Any,
+    policy: IdempotencyPolicy | None = None,
+) -> None:
+    """Say what became of a stage in doubt, and free the key, so that the next request goes on (P-15).
+
+    ``name``, ``key``: of the stage. ``found``: the value that the stage would have had, as JSON values: it becomes the
+    stage's value. ``NOT_DONE``: the effect has not happened and will not: the stage runs again. ``policy``: the
+    application's, where the record is encrypted. The record is claimed meanwhile, as a request claims it.
+
+    Raises ``NotInDoubt``, ``RecordAlive`` while an attempt runs, ``RecordSealed`` without the keys, ``RecordUnknown``,
+    ``OperationRefused`` for a record that is completed or failed for good, ``StageValueError`` for a value that cannot
+    be stored, and what the backend raises. Since 0.2.
+    """
+    stage = stage_id(name, key)
+    if is_sealed(seen) and (policy is None or policy.encryption is None):
+        raise RecordSealed(
+            f"record {_short(seen)} is encrypted; to resolve a stage of it, give the application's policy "
+            "(--app module:attribute)"
+        )
+    payload = None if found is NOT_DONE else _payload(found, policy)
+    _check_state(seen, state_of(seen, backend.now()))
+    _in_doubt(_opened(seen.stages, seen, policy), stage, seen)
+    leased = _claimed(backend, seen)
+    saved = False
+    try:
+        opened = _opened(leased.stages, seen, policy)
+        number = _in_doubt(opened, stage, seen)
+        made = (
+            Stage(
+                *intents.intent_of(stage, number + 1), encode_stage(StageKind.WITHDRAWN, b"%d" % leased.lease.attempt)
+            )
+            if payload is None
+            else Stage(*stage, encode_stage(StageKind.TYPED, payload))
+        )
+        backend.save_stage(SaveStage(leased.lease, _sealed(made, leased.lease, policy)))
+        saved = True
+    finally:
+        _end(backend, leased, saved)
+
+
+def _made(stage: StageId, number: int, payload: bytes | None, lease: Lease) -> Stage:
+    """The stage to record: its value, or that the intent of this number was withdrawn."""
+    if payload is not None:
+        return Stage(*stage, encode_stage(StageKind.TYPED, payload))
+    withdrawn = encode_stage(StageKind.WITHDRAWN, b"%d" % lease.attempt)
+    return Stage(*intents.intent_of(stage, number + 1), withdrawn)
+
+
+def _payload(found: Any, policy: IdempotencyPolicy | None) -> bytes:
+    """The JSON text of a value. It is what the stage would have recorded, so its declared type reads it."""
+    most = (policy or IdempotencyPolicy(scope="anonymous")).max_stage_bytes
+    try:
+        json.dumps(found, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise StageValueError(f"found: expected JSON values, {error}") from error
+    _, payload = values.encode(found, None, most)
+    return payload
+
+
+def _check_state(seen: Record, state: State) -> None:
+    if state is State.ALIVE:
+        raise _alive(seen)
+    if state is State.COMPLETED:
+        raise OperationRefused(f"record {_short(seen)} is completed; its stages change no more")
+    if state is State.FINAL:
+        raise OperationRefused(f"record {_short(seen)} has failed for good; release it first, then resolve the stage")
+
+
+def _alive(seen: Record) -> RecordAlive:
+    return RecordAlive(
+        f"record {_short(seen)} is held by an attempt, which may record the stage itself; wait for its lease to "
+        "end, or release it if its worker is known to be dead"
+    )
+
+
+def _opened(stages: tuple[Stage, ...], record: Record, policy: IdempotencyPolicy | None) -> dict[StageId, bytes]:
+    lease = Lease(record.record_id, record.owner, record.token, record.attempt, record.fingerprint, 0.0, record.ttl)
+    opens = policy is not None and policy.encryption is not None
+    found: dict[StageId, bytes] = {}
+    for each in stages:
+        plain = unseal_stage(each, lease, opening(policy)) if policy is not None and opens else each
+        found[each.name, each.key] = plain.frame
+    return found
+
+
+def _in_doubt(opened: dict[StageId, bytes], stage: StageId, seen: Record) -> int:
+    """The number of the intent that is in doubt. Raises ``NotInDoubt``."""
+    names = {intents.stage_of(each) for each in opened}
+    doubtful = [
+        f"--stage {name}" + (f" --key {key}" if key else "")
+        for name, key in sorted(names - set(opened))
+        if intents.last_intent(opened, (name, key))[1] is StageKind.BEGUN
+    ]
+    number, kind = intents.last_intent(opened, stage)
+    if stage not in opened and kind is StageKind.BEGUN:
+        return number
+    hint = f"in doubt: {'; '.join(doubtful)}" if doubtful else "no stage of it is in doubt"
+    label = stage[0] + (f" with key {stage[1]}" if stage[1] else "")
+    why = "is done" if stage in opened else "was withdrawn" if kind is not None else "is not on record"
+    raise NotInDoubt(f"stage {label} of record {_short(seen)} {why}; {hint}")
+
+
+def _claimed(backend: Backend, seen: Record) -> Leased:
+    owner = os.urandom(16)
+    about = replace(About.of(seen), holder=f"{socket.gethostname()}:{os.getpid()} (resolve)").encode(owner)
+    result = backend.claim(Claim(seen.record_id, seen.fingerprint, owner, _LEASE, seen.ttl, about=about))
+    if isinstance(result, Leased):
+        if not result.stages:  # it was forgotten since, or has expired, and this claim has made it anew
+            backend.release(Release(result.lease))
+            raise RecordUnknown(f"record {_short(seen)} is gone since it was read")
+        return result
+    if isinstance(result, Busy):
+        raise _alive(seen)
+    if isinstance(result, Finished):
+        raise OperationRefused(f"record {_short(seen)} is completed by now; its stages change no more")
+    raise _changed(seen)
+
+
+def _sealed(stage: Stage, lease: Lease, policy: IdempotencyPolicy | None) -> Stage:
+    return stage if policy is None else seal_stage(stage, lease, policy)
+
+
+def _end(backend: Backend, leased: Leased, saved: bool) -> None:
+    """End the operator's claim: free the key, or give the claim back where nothing was recorded."""
+    lease = leased.lease
+    if not saved:
+        try:
+            backend.release(Release(lease))
+        except BackendUnavailable:
+            return  # what was raised before says so already; the claim ends by itself after a minute
+        return
+    freed = backend.free(Free(lease.record_id, lease.token, Status.IN_PROGRESS, True, True))
+    if freed is not Freed.DONE and not _is_free(backend.get(Get(lease.record_id))):
+        raise RecordChanged(
+            f"the stage of record {lease.record_id.hex()[:12]} is resolved, and another attempt has begun since"
+        )
+
+
+def _short(record: Record) -> str:
+    return record.record_id.hex()[:12]

@@ -1,0 +1,266 @@
+"""A record as an operator reads it: its state now, its stages, what a retry gets, and what can be done about it.
+
+Nothing that a client has sent or was sent is in a view unless it is asked for. What is encrypted is opened with the
+application's policy alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from open_idempotency._core import intents
+from open_idempotency._core.about import About
+from open_idempotency._core.attempt import StageId
+from open_idempotency._core.models import Lease, Response
+from open_idempotency._core.stored_response import (
+    FAILURE,
+    RESPONSE,
+    SEALED,
+    StageKind,
+    decode_response,
+    decode_stage,
+    unseal,
+    unseal_stage,
+)
+from open_idempotency._stages.stages import plain_value
+from open_idempotency.backend import Record, Status
+from open_idempotency.decisions import State, state_of
+from open_idempotency.operations.errors import RecordSealed
+from open_idempotency.policy import IdempotencyPolicy
+
+#: seconds that an attempt may run before it counts as stuck
+STUCK_AFTER = 300.0
+SEALED_KIND = "encrypted"
+_KINDS = {
+    StageKind.VALUE: "done",
+    StageKind.TYPED: "done",
+    StageKind.ERROR: "error",
+    StageKind.NOT_KEPT: "done, value not kept",
+    StageKind.BEGUN: "begun",
+    StageKind.WITHDRAWN: "not done",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StageView:
+    """One stage. ``found``: done, error, "done, value not kept", begun (in doubt unless its attempt runs), not done (it
+    was withdrawn), or encrypted. ``size``: bytes of its value. ``value``: plain JSON, only where bodies were asked for.
+    """
+
+    name: str
+    key: str
+    found: str
+    size: int
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseView:
+    """A stored response. ``status``: None where it is encrypted and the keys were not given. ``size``: bytes on record.
+
+    ``headers`` and ``body``: only where bodies were asked for; the body is None for one that was too large to store.
+    """
+
+    status: int | None
+    size: int
+    encrypted: bool
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordView:
+    """A record at the moment ``now`` of the backend's clock. All durations are seconds. Since 0.2.
+
+    ``record``: its id in hexadecimal digits. ``age``: since the latest attempt began. ``lease_left``: below 0 where the
+    lease has ended. ``expires_in``: until the key is forgotten. ``attempt``: its number; 0 where no attempt counts.
+    ``caller``: a digest that all records of a caller have in common. ``holder``: the worker, as ``host:pid``. What is
+    not known of the request is empty. ``seen``: the record itself, which ``release`` and ``forget`` compare with the
+    one on record.
+    """
+
+    record: str
+    state: State
+    attempt: int
+    age: float
+    lease_left: float
+    expires_in: float
+    stages: tuple[StageView, ...]
+    response: ResponseView | None
+    encrypted: bool
+    seen: Record = field(repr=False)
+    method: str = ""
+    route: str = ""
+    caller: str = ""
+    holder: str = ""
+
+    @property
+    def in_doubt(self) -> tuple[StageView, ...]:
+        """The stages that were begun and whose end is not on record, of an attempt that does not run.
+
+        Of an encrypted record it cannot be known without the keys which of its begun stages were withdrawn.
+        """
+        if self.state in (State.ALIVE, State.COMPLETED):
+            return ()
+        return tuple(stage for stage in self.stages if stage.found == _KINDS[StageKind.BEGUN])
+
+    def is_stuck(self, after: float = STUCK_AFTER) -> bool:
+        """Whether no retry can be expected to end it by itself.
+
+        Abandoned, failed for good, with a stage in doubt, or in progress for more than ``after`` seconds.
+        """
+        if self.state is State.ALIVE:
+            return self.age > after
+        return self.state in (State.ABANDONED, State.FINAL) or bool(self.in_doubt)
+
+
+def view_of(record: Record, now: float, *, policy: IdempotencyPolicy | None = None, bodies: bool = False) -> RecordView:
+    """The view of a record. ``policy``: opens what is encrypted. ``bodies``: with stored bodies and values.
+
+    Raises ``RecordSealed`` for bodies that are encrypted and a policy without the keys, and ``RecordUnreadable`` for
+    frames of a newer version, corrupt ones, or other keys.
+    """
+    lease = lease_of(record)
+    sealed = is_sealed(record)
+    opens = policy is not None and policy.encryption is not None
+    if sealed and bodies and not opens:
+        raise RecordSealed(
+            f"record {record.record_id.hex()[:12]} is encrypted, and nothing of it can be shown without the keys; "
+            "give the application's policy (--app module:attribute)"
+        )
+    about = About.of(record)
+    stages = _stages(record, lease, policy if opens else None, bodies)
+    return RecordView(
+        record=record.record_id.hex(),
+        state=state_of(record, now),
+        attempt=record.attempt,
+        age=max(0.0, now - record.claimed_at),
+        lease_left=record.lease_end - now,
+        expires_in=record.expires_at - now,
+        stages=stages,
+        response=_response(record, lease, policy if opens else None, bodies),
+        encrypted=sealed,
+        seen=record,
+        method=about.method,
+        route=about.route,
+        caller=about.caller.hex(),
+        holder=about.holder,
+    )
+
+
+def lease_of(record: Record) -> Lease:
+    """The lease with which the record's frames are bound to it, as its owner has it."""
+    duration = max(0.0, record.lease_end - record.claimed_at)
+    return Lease(record.record_id, record.owner, record.token, record.attempt, record.fingerprint, duration, record.ttl)
+
+
+def is_sealed(record: Record) -> bool:
+    """Whether anything of the record is encrypted."""
+    return any(frame.startswith(SEALED) for frame in _frames(record))
+
+
+def _frames(record: Record) -> Iterable[bytes]:
+    yield from (stage.frame for stage in record.stages)
+    if record.response:
+        yield record.response
+
+
+def _response(record: Record, lease: Lease, policy: IdempotencyPolicy | None, bodies: bool) -> ResponseView | None:
+    stored = record.response
+    if stored is None:
+        return None
+    sealed = stored.startswith(SEALED)
+    if sealed and policy is None:
+        return ResponseView(None, len(stored), True)
+    kind = RESPONSE if record.status is Status.COMPLETED else FAILURE
+    response = decode_response(stored if policy is None else unseal(stored, kind, lease, opening(policy)))
+    shown = ResponseView(response.status, len(stored), sealed)
+    return _with_body(shown, response) if bodies else shown
+
+
+def opening(policy: IdempotencyPolicy) -> IdempotencyPolicy:
+    """The policy for reading: it takes plain frames beside encrypted ones, as records of both kinds are listed."""
+    return policy if policy.plain_records != "refuse" else replace(policy, plain_records="accept")
+
+
+def _with_body(shown: ResponseView, response: Response) -> ResponseView:
+    headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers)
+    return replace(shown, headers=headers, body=response.body)
+
+
+def _stages(record: Record, lease: Lease, policy: IdempotencyPolicy | None, bodies: bool) -> tuple[StageView, ...]:
+    """The stages in the order of their beginnings, each with what its last intent says where it has no value."""
+    opened: dict[StageId, bytes] = {}
+    for stage in record.stages:
+        plain = stage if policy is None else unseal_stage(stage, lease, opening(policy))
+        opened[stage.name, stage.key] = plain.frame
+    order = dict.fromkeys(map(intents.stage_of, opened))
+    return tuple(_stage(stage, opened, bodies) for stage in order)
+
+
+def _stage(stage: StageId, opened: Mapping[StageId, bytes], bodies: bool) -> StageView:
+    frame = opened.get(stage)
+    if frame is None:
+        return _begun(stage, opened)
+    if frame.startswith(SEALED):
+        return StageView(*stage, SEALED_KIND, len(frame))
+    kind, payload = decode_stage(frame)
+    return StageView(*stage, _KINDS[kind], len(payload), plain_value(frame) if bodies else None)
+
+
+def _begun(stage: StageId, opened: Mapping[StageId, bytes]) -> StageView:
+    own = {each: frame for each, frame in opened.items() if intents.stage_of(each) == stage}
+    if any(frame.startswith(SEALED) for frame in own.values()):
+        # Which of its intents were withdrawn is encrypted too; the worse case is shown.
+        return StageView(*stage, _KINDS[StageKind.BEGUN], 0)
+    _, kind = intents.last_intent(own, stage)
+    assert kind is not None
+    return StageView(*stage, _KINDS[kind], 0)
+
+
+def as_json(view: RecordView) -> dict[str, Any]:
+    """A view as plain JSON values; bodies that are no text of UTF-8 are given as base64 by ``body_of``."""
+    response = view.response
+    return {
+        "record": view.record,
+        "state": view.state.value,
+        "attempt": view.attempt,
+        "age": round(view.age, 3),
+        "lease_left": round(view.lease_left, 3),
+        "expires_in": None if math.isinf(view.expires_in) else round(view.expires_in, 3),
+        "method": view.method,
+        "route": view.route,
+        "caller": view.caller,
+        "holder": view.holder,
+        "stuck": view.is_stuck(),
+        "encrypted": view.encrypted,
+        "stages": [_stage_json(stage) for stage in view.stages],
+        "in_doubt": [{"name": stage.name, "key": stage.key} for stage in view.in_doubt],
+        "response": None if response is None else _response_json(response),
+    }
+
+
+def _stage_json(stage: StageView) -> dict[str, Any]:
+    told = {"name": stage.name, "key": stage.key, "found": stage.found, "size": stage.size}
+    return told if stage.value is None else {**told, "value": stage.value}
+
+
+def _response_json(response: ResponseView) -> dict[str, Any]:
+    told: dict[str, Any] = {"status": response.status, "size": response.size, "encrypted": response.encrypted}
+    if response.headers or response.body is not None:
+        told |= {"headers": [list(header) for header in response.headers], **body_of(response.body)}
+    return told
+
+
+def body_of(body: bytes | None) -> dict[str, Any]:
+    """A body for JSON: ``body`` as text, ``body_base64`` where it is no text, None where it was not stored."""
+    if body is None:
+        return {"body": None}
+    try:
+        return {"body": body.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {"body_base64": base64.b64encode(body).decode("ascii")}

@@ -1,0 +1,97 @@
+"""What is counted: the outcome of each event, and the labels that it is counted by. Both are bounded.
+
+An event that only explains another one is not counted: a refused duplicate is ``ProblemSent``, so ``Conflicted`` beside
+it counts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from open_idempotency import events
+from open_idempotency.events import Event
+
+#: the name and meaning of each metric, in OpenTelemetry's form; in Prometheus ``_`` is for ``.``, with the unit behind
+COUNTER, COUNTER_HELP = "idempotency.outcomes", "What became of requests, attempts and backend calls, by outcome."
+HISTOGRAM, HISTOGRAM_HELP = "idempotency.backend.call.duration", "How long calls of the backend take, by verb."
+GAUGE, GAUGE_HELP = "idempotency.live_attempts", "Attempts whose lease this process holds."
+#: bounds in seconds: of a call in memory up to the slowest that a backend may take
+BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+#: the route of a request whose framework has none, and the one of all routes beyond the first ``MOST_ROUTES``
+UNKNOWN_ROUTE, OTHER_ROUTE = "unknown", "other"
+MOST_ROUTES = 500
+
+#: the outcome of each kind of event; None for those that are not counted
+OUTCOMES: Mapping[type[Event], str | None] = {
+    events.Claimed: "claimed",  # "resumed" from the second attempt on
+    events.Replayed: "replayed",
+    events.Completed: "completed",
+    events.Failed: "failed",
+    events.Released: "released",
+    events.OwnershipLost: "lease_lost",
+    events.Recreated: "record_recreated",
+    events.Unrecorded: "unrecorded",
+    events.RecordedLate: "recorded_late",
+    events.RecordingLost: "recording_lost",
+    events.StillRunning: "still_running",
+    events.BackendFailed: "backend_error",
+    events.HookFailed: "hook_error",
+    events.RaisedAfterResponse: "raised_after_response",
+    events.InDoubt: "stage_in_doubt",
+    events.StageValueNotKept: "stage_value_not_kept",
+    events.ResultNotKept: "result_not_kept",
+    events.KeyUnreadable: "key_unreadable",
+    events.FailedOpen: "failed_open",
+    events.RefusedByScope: "refused_by_scope",
+    events.ProblemSent: "",  # the name of the problem
+    # What ProblemSent, Replayed, Failed or FailedOpen counts, or what is reported once for advice.
+    events.Conflicted: None,
+    events.KeyReused: None,
+    events.Rejected: None,
+    events.QuotaReached: None,
+    events.NotRenewable: None,
+    events.Uncommitted: None,
+    events.NotAwaited: None,
+    events.ReplayedWithoutCredentials: None,
+    events.CallerChanged: None,
+    events.CredentialScoped: None,
+    events.CallerUnidentified: None,
+    events.NameShared: None,
+}
+
+
+def outcome_of(event: Event) -> str | None:
+    """The outcome that an event counts as; None for one that is not counted."""
+    if isinstance(event, events.Claimed):
+        return "claimed" if event.attempt == 1 else "resumed"
+    if isinstance(event, events.ProblemSent):
+        return event.problem.replace("-", "_")
+    return OUTCOMES.get(type(event))
+
+
+def status_of(event: Event) -> int | None:
+    """The status of the response that an event is about; None where there is none."""
+    status = getattr(event, "status", None)
+    return status if isinstance(status, int) else None
+
+
+class Routes:
+    """The labels of routes. An application that makes routes up has a bounded number of them all the same."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def label(self, event: Event) -> str:
+        """The label of the route of an event's request."""
+        route = event.request.route
+        if not route:
+            return UNKNOWN_ROUTE
+        if route in self._known:
+            return route
+        if len(self._known) >= MOST_ROUTES:
+            return OTHER_ROUTE
+        self._known.add(route)
+        return route

@@ -1,0 +1,211 @@
+"""How test clients send a request, and what their responses look like.
+
+A client is known by the package that its class comes from, so no framework is imported here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from open_idempotency.policy import NEVER_COVERED
+from open_idempotency.testing._script import KitError
+
+_KNOWN = (
+    "Starlette's and FastAPI's TestClient, httpx.Client and httpx.AsyncClient, Django's Client and AsyncClient, "
+    "Django REST framework's APIClient, Flask's and Werkzeug's test clients, and sessions with a request() method such "
+    "as requests.Session"
+)
+_BY_HAND = (
+    "pass a function instead of the request: it takes the headers to send, sends, and returns the response, as in "
+    "assert_idempotent(None, lambda headers: client.post('/payments', json=..., headers=headers))"
+)
+
+
+@dataclass
+class Reply:
+    """What a client got. ``status``: None where it got no response, since the worker was killed."""
+
+    status: int | None
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    body: bytes = b""
+    #: what the client returned, or raised
+    raw: Any = None
+
+    def header(self, name: str) -> list[str]:
+        """The values of a header, in order."""
+        return [value for key, value in self.headers if key.lower() == name.lower()]
+
+
+class Sender(Protocol):
+    """Sends one request, as often as is wanted. What it returns is awaited if ``awaits``."""
+
+    awaits: bool
+    #: for messages
+    what: str
+
+    def __call__(self, headers: Mapping[str, str]) -> Any: ...
+
+
+@dataclass
+class _Sends:
+    call: Callable[[Mapping[str, str]], Any]
+    awaits: bool
+    what: str
+
+    def __call__(self, headers: Mapping[str, str]) -> Any:
+        return self.call(headers)
+
+
+def sender(client: Any, request: Any, options: Mapping[str, Any]) -> Sender:
+    """What sends ``request`` by ``client``. Raises ``KitError`` where that is not possible."""
+    if callable(request) and not isinstance(request, str | Mapping):
+        if options:
+            raise KitError(f"{', '.join(options)}: options are for a request that is named; the function sends its own")
+        name = getattr(request, "__name__", type(request).__name__)
+        return _Sends(request, _is_async(request), f"the request that {name} sends")
+    method, url, given = _parts(request, options)
+    if method in NEVER_COVERED:
+        raise KitError(
+            f"{method} {url}: {method} requests change nothing and are never covered by idempotency keys; name a "
+            "request with an effect, such as 'POST /payments'"
+        )
+    own = given.pop("headers", None) or {}
+    if not isinstance(own, Mapping):
+        own = dict(own)
+    kind, awaits = _kind_of(client)
+
+    def call(headers: Mapping[str, str]) -> Any:
+        new = {name.lower() for name in headers}
+        kept = {name: value for name, value in own.items() if str(name).lower() not in new}
+        return kind(client, method, url, {**given, "headers": {**kept, **headers}})
+
+    return _Sends(call, awaits, f"{method} {url}")
+
+
+def _is_async(function: Any) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def _parts(request: Any, options: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """Method, URL and what else was given."""
+    given = dict(options)
+    if isinstance(request, Mapping):
+        given = {**request, **given}
+        method = given.pop("method", "POST")
+        url = given.pop("url", None) or given.pop("path", None)
+    elif isinstance(request, str):
+        method, space, url = request.partition(" ")
+        if not space:
+            method, url = "POST", method
+        url = url.strip()
+    else:
+        raise KitError(
+            f"request: expected 'POST /payments', a dictionary with method and url, or a function that sends, got "
+            f"{type(request).__name__}"
+        )
+    if not url or not isinstance(url, str) or not isinstance(method, str):
+        raise KitError(f"request: {request!r} names no path; write 'POST /payments'")
+    if not (url.startswith("/") or urlsplit(url).scheme):
+        raise KitError(f"request: {url!r} is neither a path nor a URL; write 'POST /payments'")
+    return method.upper(), url, given
+
+
+Kind = Callable[[Any, str, str, dict[str, Any]], Any]
+
+
+def _kind_of(client: Any) -> tuple[Kind, bool]:
+    """How a client sends, and whether it has to be awaited."""
+    modules = {kind.__module__.partition(".")[0] for kind in type(client).__mro__}
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(client).__mro__}
+    if "django.test.client.RequestFactory" in names or "django.test.client.AsyncRequestFactory" in names:
+        if not hasattr(client, "force_login"):
+            raise KitError(
+                f"client: {type(client).__name__} makes requests and sends none; take django.test.Client, AsyncClient "
+                "or rest_framework.test.APIClient"
+            )
+        return _by_django, "django.test.client.AsyncClient" in names
+    if "werkzeug.test.Client" in names:
+        return _by_open, False
+    if "quart" in modules and hasattr(client, "open"):
+        return _by_open, True
+    send = getattr(client, "request", None)
+    if callable(send) and not isinstance(client, type):
+        return _by_request, _is_async(send)
+    raise KitError(f"client: {type(client).__name__} is not known. Known are {_KNOWN}. For another one, {_BY_HAND}")
+
+
+def _by_request(client: Any, method: str, url: str, given: dict[str, Any]) -> Any:
+    return client.request(method, url, **given)
+
+
+def _by_open(client: Any, method: str, url: str, given: dict[str, Any]) -> Any:
+    return client.open(url, method=method, **given)
+
+
+def _by_django(client: Any, method: str, url: str, given: dict[str, Any]) -> Any:
+    if "json" in given:
+        if "data" in given:
+            raise KitError("json= and data=: leave one of them out")
+        body = json.dumps(given.pop("json"))
+        given = {**given, "data": body, "content_type": "application/json"}
+    call = getattr(client, method.lower(), None)
+    return client.generic(method, url, **given) if call is None else call(url, **given)
+
+
+# Responses
+
+
+def read(response: Any) -> Reply:
+    """The response to the request itself, whatever redirects the client has followed. Raises ``KitError``."""
+    first = _first(response)
+    body = _body(first)
+    return Reply(_status(first), _headers(first), body, response)
+
+
+async def aread(response: Any) -> Reply:
+    """``read``, async: a stream of Django's may have to be awaited."""
+    first = _first(response)
+    if getattr(first, "is_async", False) and getattr(first, "streaming", False):
+        body = b"".join([bytes(part) async for part in first.streaming_content])
+    else:
+        body = _body(first)
+        if inspect.isawaitable(body):
+            body = await body
+    return Reply(_status(first), _headers(first), bytes(body), response)
+
+
+def _first(response: Any) -> Any:
+    history = getattr(response, "history", None)
+    return history[0] if isinstance(history, list | tuple) and history else response
+
+
+def _status(response: Any) -> int:
+    status = getattr(response, "status_code", None)
+    if not isinstance(status, int):
+        raise KitError(
+            f"the client returned {type(response).__name__}, which has no status_code; return the response itself from "
+            "the function that sends"
+        )
+    return status
+
+
+def _body(response: Any) -> Any:
+    if getattr(response, "streaming", False):
+        return b"".join(response.streaming_content)
+    get_data = getattr(response, "get_data", None)
+    if callable(get_data):
+        return get_data()
+    body = getattr(response, "content", b"")
+    return body.encode() if isinstance(body, str) else body
+
+
+def _headers(response: Any) -> list[tuple[str, str]]:
+    headers = getattr(response, "headers", {})
+    several = getattr(headers, "multi_items", None)
+    pairs: Any = several() if callable(several) else headers.items()
+    return [(str(name), str(value)) for name, value in pairs]

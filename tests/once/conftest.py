@@ -1,0 +1,89 @@
+"""Fixtures of the suite of ``Once``: every backend, in every colour."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from open_idempotency import Once, open_backend
+from open_idempotency.backend import Backend
+from tests.backends.django_orm import on_django
+from tests.once.colours import COLOURS, Colour, coloured
+
+BACKENDS = ("memory", "sqlite", "valkey", "postgres", "sqlalchemy", "django")
+MakeOnce = Callable[..., Once]
+
+
+@pytest.fixture(params=COLOURS)
+def how(request: pytest.FixtureRequest) -> Iterator[Colour]:
+    """Sync, asyncio and trio in turn."""
+    with coloured(request.param) as colour:
+        yield colour
+
+
+@pytest.fixture(scope="session")
+def django_alias(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A project's SQLite file with the tables made."""
+    with on_django.aliased(on_django.sqlite(tmp_path_factory.mktemp("once"), CONN_MAX_AGE=None)) as alias:
+        yield alias
+
+
+@pytest.fixture(params=BACKENDS)
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of each backend in turn; the tables are there."""
+    name: str = request.param
+    if name == "memory":
+        return "memory://"
+    if name == "valkey":
+        url: str = request.getfixturevalue("valkey_url")
+        return f"{url}{'&' if '?' in url else '?'}prefix=once-{uuid4().hex}:"
+    if name == "postgres":
+        postgres: str = request.getfixturevalue("postgres18").url()
+        return postgres
+    if name == "django":
+        return f"django://{request.getfixturevalue('django_alias')}"
+    path = f"{tmp_path}/once.db"
+    made = f"sqlite:///{path}" if name == "sqlite" else f"sqlalchemy+sqlite:///{path}"
+    if name == "sqlalchemy":
+        open_backend(made).migrate()
+    return made
+
+
+@pytest.fixture
+def records(address: str, how: Colour) -> Iterator[Backend]:
+    """The records of this test's calls."""
+    backend = open_backend(address)
+    yield backend
+    how.close_backend(backend)
+
+
+@pytest.fixture
+def scope() -> str:
+    """A scope of this test's own: its server has the records of other tests, too."""
+    return f"invoices-{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def make(records: Backend, scope: str, how: Colour) -> Iterator[MakeOnce]:
+    """Makes a ``Once`` of this test's scope, with fields."""
+    made: list[Once] = []
+
+    def once_of(**fields: Any) -> Once:
+        once = Once(fields.pop("backend", records), **{"scope": scope, **fields})
+        made.append(once)
+        return once
+
+    yield once_of
+    for once in made:
+        how.close(once)
+
+
+@pytest.fixture
+def once(make: MakeOnce) -> Once:
+    """One with the defaults."""
+    return make()
