@@ -6,6 +6,7 @@ knows the colours of the system, and not those that the reader has chosen for th
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ class InlineDrawings(SphinxPostTransform):
         for image in list(self.document.findall(nodes.image)):
             file = Path(self.env.srcdir) / image["uri"]
             if file.suffix == ".svg" and file.is_file() and _DRAWN in (text := file.read_text(encoding="utf-8")):
-                figure = f'<div class="drawing-frame" role="img" aria-label="{image.get("alt", "")}">{text}</div>'
+                label = html.escape(image.get("alt", ""))
+                figure = f'<div class="drawing-frame" role="img" aria-label="{label}">{text}</div>'
                 image.replace_self(nodes.raw("", figure, format="html", classes=["no-search"]))
 
 
