@@ -20,7 +20,7 @@ VARIANTS = ROOT / "tests" / "http" / "variants.py"
 SHIPPED = "src/open_idempotency/conformance/"
 
 _ROW = re.compile(r"^\| ([A-Z]-\d\w*) \|.*\| ([^|]+) \|$", re.MULTILINE)
-_LINE = re.compile(r"\b([BHOLRS]-\d\w*)(?: to ([BHOLRS]-\d\w*))?")
+_LINE = re.compile(r"\b([BHOLPRS]-\d\w*)(?: to ([BHOLPRS]-\d\w*))?")
 
 #: where the tests below a path run; the longest path that fits counts
 PLACES: Mapping[str, str] = {

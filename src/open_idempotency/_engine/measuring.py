@@ -54,12 +54,13 @@ class _Timed:
 
 
 def _around(backend: T, telemetry: Telemetry) -> T:
-    around: Any = _Timed(backend)
+    timed_backend: Any = _Timed(backend)
     for name in VERBS:
         verb = getattr(backend, name)
         timed = _timed_async if inspect.iscoroutinefunction(inspect.unwrap(verb)) else _timed
-        setattr(around, name, timed(verb, name, telemetry))
-    return around  # type: ignore[no-any-return]
+        setattr(timed_backend, name, timed(verb, name, telemetry))
+    around: T = timed_backend
+    return around
 
 
 def _timed(verb: Callable[[Any], Any], name: str, telemetry: Telemetry) -> Callable[[Any], Any]:
