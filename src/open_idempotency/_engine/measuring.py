@@ -11,6 +11,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
@@ -37,7 +38,7 @@ class Measured(NamedTuple):
 
 def measure(sync: Backend, aio: AsyncBackend, telemetry: Telemetry) -> Measured:
     """Put what measures around the backends of an engine. The backends themselves stay as they are."""
-    return Measured(_around(sync, telemetry), _around(aio, telemetry), lambda: LiveAttempts(telemetry))
+    return Measured(_around(sync, telemetry), _around(aio, telemetry), partial(LiveAttempts[Any], telemetry))
 
 
 class _Timed:
