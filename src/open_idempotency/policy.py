@@ -80,6 +80,7 @@ _NEVER_STORED = frozenset(
         "idempotency-omitted",
         "idempotency-origin",
         "idempotency-status",
+        "idempotency-traceparent",
         "idempotent-replayed",
         "keep-alive",
         "te",

@@ -16,7 +16,8 @@ import open_idempotency
 #: optional or costly: none of them may come with the package, nor with its core
 OPTIONAL = {
     "asyncio", "trio", "anyio", "redis", "sqlite3", "pydantic", "starlette", "fastapi", "flask", "werkzeug", "django",
-    "sqlalchemy", "cryptography", "prometheus_client", "opentelemetry", "orjson", "multiprocessing", "tempfile", "ssl", "socket",
+    "sqlalchemy", "cryptography", "prometheus_client", "opentelemetry", "orjson", "multiprocessing",
+    "tempfile", "ssl", "socket",
 }  # fmt: skip
 #: what a module needs besides the base install; it may load that and nothing else of this list
 FRAMEWORKS = (

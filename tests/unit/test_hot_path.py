@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from fastapi import Depends, FastAPI
+from prometheus_client import CollectorRegistry
 
 from open_idempotency import events, rules
 from open_idempotency._core.models import Response
@@ -26,6 +27,7 @@ from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.fastapi import IdempotencyMiddleware as FastApiMiddleware
 from open_idempotency.fastapi import idempotent
+from open_idempotency.telemetry import prometheus
 from open_idempotency.wsgi import IdempotencyMiddleware as WsgiMiddleware
 from tests.unit.builders import Listener
 
@@ -136,6 +138,46 @@ def test_the_log_costs_two_questions_for_a_new_key_and_one_for_a_replay(monkeypa
 
 def _forbidden(*_: object) -> None:
     raise AssertionError("it logs where the level is off")
+
+
+def _request_files(**fields: Any) -> set[str]:
+    """The files of the package that a new key, its replay and a mismatch pass."""
+    app = IdempotencyMiddleware(_app, "memory://", **fields)
+    asyncio.run(_post(app, key=b"fedcba9876543210"))
+    seen: set[str] = set()
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        if event == "call":
+            seen.add(frame.f_code.co_filename)
+
+    sys.setprofile(note)
+    try:
+        for body in (BODY, BODY, b"other"):
+            asyncio.run(_post(app, body))
+    finally:
+        sys.setprofile(None)
+    return {name for name in seen if "open_idempotency" in name}
+
+
+@pytest.mark.parametrize("listener", [None, Listener()], ids=["nobody listens", "somebody listens"])
+def test_a_request_passes_nothing_of_telemetry_where_it_is_off(listener: Listener | None) -> None:
+    """P-37: with a plain listener as well; with telemetry it does."""
+
+    def measured(files: set[str]) -> set[str]:
+        return {name for name in files if "open_idempotency/telemetry/" in name or name.endswith("measuring.py")}
+
+    assert measured(_request_files(on_event=listener)) == set()
+    assert measured(_request_files(on_event=prometheus(CollectorRegistry())))
+
+
+def test_nothing_is_said_of_a_request_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P-25: neither its route nor its trace is looked at for a new key and a replay."""
+    monkeypatch.setattr(event_log, "context_of", _forbidden)
+    app = IdempotencyMiddleware(_app, "memory://")
+    asyncio.run(_post(app))
+    asyncio.run(_post(app))
+    with pytest.raises(AssertionError, match="where the level is off"):
+        asyncio.run(_post(app, b"other"))
 
 
 def test_a_body_in_one_message_reaches_the_application_uncopied() -> None:

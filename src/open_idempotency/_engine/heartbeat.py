@@ -99,9 +99,9 @@ class _Beats:
     garbage collector, while they interrupt another put.
     """
 
-    def __init__(self, backend: Backend, watched: dict[bytes, _Watched]) -> None:
+    def __init__(self, backend: Backend, watched: dict[bytes, _Watched] | None = None) -> None:
         self._backend = backend
-        self._watched = watched
+        self._watched = {} if watched is None else watched
         self._courier = Courier()
         self._recordings = Recordings(backend, self._courier.report, self._drop)
         self._look = _UNTIL_WOKEN

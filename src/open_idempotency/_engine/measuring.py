@@ -11,6 +11,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
@@ -37,7 +38,7 @@ class Measured(NamedTuple):
 
 def measure(sync: Backend, aio: AsyncBackend, telemetry: Telemetry) -> Measured:
     """Put what measures around the backends of an engine. The backends themselves stay as they are."""
-    return Measured(_around(sync, telemetry), _around(aio, telemetry), lambda: LiveAttempts(telemetry))
+    return Measured(_around(sync, telemetry), _around(aio, telemetry), partial(LiveAttempts[Any], telemetry))
 
 
 class _Timed:
@@ -54,12 +55,13 @@ class _Timed:
 
 
 def _around(backend: T, telemetry: Telemetry) -> T:
-    around: Any = _Timed(backend)
+    timed_backend: Any = _Timed(backend)
     for name in VERBS:
         verb = getattr(backend, name)
         timed = _timed_async if inspect.iscoroutinefunction(inspect.unwrap(verb)) else _timed
-        setattr(around, name, timed(verb, name, telemetry))
-    return around  # type: ignore[no-any-return]
+        setattr(timed_backend, name, timed(verb, name, telemetry))
+    around: T = timed_backend
+    return around
 
 
 def _timed(verb: Callable[[Any], Any], name: str, telemetry: Telemetry) -> Callable[[Any], Any]:
