@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.interface import BackendName
 from benchmarks.servers import Servers
 from open_idempotency._core.attempt import Attempt
+from open_idempotency._core.commands import KeepAlive
 from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency._engine.heartbeat import BEATS_A_LEASE
 from open_idempotency.backend import Backend, Claim, Leased, Renew, Renewal
@@ -76,7 +77,7 @@ def in_flight(engine: Engine, count: int, lease: float) -> Iterator[None]:
         assert isinstance(answer, Leased)
         attempts.append(Attempt.of(answer.lease, (), engine.policy, "/charges"))
     for attempt in attempts:
-        engine.heartbeat.watch(attempt)
+        engine.heartbeat.keep(KeepAlive(attempt))
     try:
         yield
     finally:
