@@ -117,7 +117,7 @@ def finish(attempt: Attempt, response: Response) -> Steps[Fate | Response]:
             yield from lost(attempt, lease)
         return (yield from _supersede(attempt, lease, response))
     finally:
-        if attempt.request is not None:
+        if attempt.hook_request is not None:
             attempt.forget_request()
 
 
@@ -142,7 +142,7 @@ def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Response]:
         yield from lost(attempt, lease)
         return (yield from _supersede(attempt, lease, None))
     finally:
-        if attempt.request is not None:
+        if attempt.hook_request is not None:
             attempt.forget_request()
 
 
@@ -231,7 +231,7 @@ def _respond_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Respon
     except RecordUnreadable as error:
         yield from warn(policy, events.BackendFailed.of(record, "complete", error))
     yield from notify(policy, events.Replayed, lease.record_id, stored.status)
-    asked, request = attempt.request_headers, attempt.request
+    asked, request = attempt.request_headers, attempt.hook_request
     return (yield from replay(stored, asked, lease.record_id, attempt.instance, policy, request))
 
 
@@ -382,7 +382,7 @@ def _supersede(attempt: Attempt, lease: Lease, response: Response | None) -> Ste
 
     A response of its own that was committed is the one that the new owner will find in the ledger, and replay (S-06c).
     """
-    policy, asked, request = attempt.policy, attempt.request_headers, attempt.request
+    policy, asked, request = attempt.policy, attempt.request_headers, attempt.hook_request
     problem = problems.superseded()
     try:
         record = yield from ask(Get(lease.record_id))
