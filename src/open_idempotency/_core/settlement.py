@@ -117,7 +117,7 @@ def finish(attempt: Attempt, response: Response) -> Steps[Fate | Response]:
             yield from lost(attempt, lease)
         return (yield from _supersede(attempt, lease, response))
     finally:
-        if attempt.request is not None:
+        if attempt.hook_request is not None:
             attempt.forget_request()
 
 
@@ -142,7 +142,7 @@ def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Response]:
         yield from lost(attempt, lease)
         return (yield from _supersede(attempt, lease, None))
     finally:
-        if attempt.request is not None:
+        if attempt.hook_request is not None:
             attempt.forget_request()
 
 
