@@ -69,7 +69,7 @@ def _copies(count: int) -> Iterator[tuple[bytes, bytes]]:
 def _fill_redis(servers: Servers, url: str, original: bytes, count: int) -> None:
     with closing(servers.redis.connect()) as client:
         name = f"oi:{original.hex()}"
-        fields = client.hgetall(name)
+        fields: Any = client.hgetall(name)
         left = client.pttl(name)
         pipeline = client.pipeline(transaction=False)
         for number, (record_id, about) in enumerate(_copies(count)):

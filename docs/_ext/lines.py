@@ -26,6 +26,7 @@ _LINE = re.compile(r"\b([BHOLPRS]-\d\w*)(?: to ([BHOLPRS]-\d\w*))?")
 PLACES: Mapping[str, str] = {
     SHIPPED: "every backend, sync and async",
     "tests/callers/": "the examples of docs/callers, in each framework",
+    "tests/cli/": "the command, on the backends that it names",
     "tests/conformance/": "the conformance command",
     "tests/backends/": "the backends that it names",
     "tests/backends/test_contract.py": "that backend, sync and async",
@@ -44,6 +45,7 @@ PLACES: Mapping[str, str] = {
     "tests/history/": "real servers under load that are killed",
     "tests/http/": "in process",
     "tests/ledger/": "every kind of transaction",
+    "tests/operations/": "the backends that it names",
     "tests/packaging/": "the built package",
     "tests/proof/": "workers that are killed around a transaction",
     "tests/property/": "generated histories, on the backends that it names",

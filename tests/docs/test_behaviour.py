@@ -29,7 +29,7 @@ LINES = {
     "L": _numbers(14, "05a"),
     "R": _numbers(14, "05a"),
     "S": _numbers(8, "02a", "06a", "06b", "06c"),
-    "P": _numbers(2, *map(str, range(10, 25))),
+    "P": _numbers(7, *map(str, range(10, 25))),
 }
 
 
