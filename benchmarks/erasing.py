@@ -1,7 +1,7 @@
 """What it takes to erase one caller among a million live records, and what the requests beside it feel.
 
 ``python -m benchmarks.erasing [--quick] [backend ...]`` prints a line of JSON for each backend. A record is made by the
-backend itself, and copied inside the store under other names and for ten thousand callers, so it is real in every byte;
+backend itself, and copied on the server under other names and for ten thousand callers, so it is real in every byte;
 100 records are the caller's. Beside the erasure one thread claims and completes new keys; its calls are timed before
 the erasure and during it. The erasing process has its own interpreter, as the command of an operator has.
 """
@@ -160,7 +160,7 @@ def _spread(taken: Sequence[float]) -> dict[str, float]:
 
 
 def row(servers: Servers, backend: BackendName, count: int) -> dict[str, Any]:
-    """Fill the store, then erase one caller."""
+    """Fill the backend, then erase one caller."""
     url = servers.url(backend)
     with closing(open_backend(url)) as ready:
         ready.migrate()

@@ -68,7 +68,7 @@ def test_where_records_belong_to_routes_the_path_has_to_be_said(new_case: NewCas
     assert [each.record for each in located] == [_claimed(case)]
 
 
-def test_the_key_alone_leads_to_its_record_in_the_store(new_case: NewCase) -> None:
+def test_the_key_alone_leads_to_its_record_in_the_backend(new_case: NewCase) -> None:
     """P-04: whoever sent it."""
     case = new_case(charge)
     _skip_projects(case)
@@ -80,14 +80,14 @@ def test_the_key_alone_leads_to_its_record_in_the_store(new_case: NewCase) -> No
 def test_the_reference_of_a_problem_leads_to_the_log_line_and_the_line_to_the_record(
     new_case: NewCase, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """P-06: an operator has the client's reference, the log, and the store."""
+    """P-06: an operator has the client's reference, the log, and the backend."""
     case = new_case(charge, "unheard")
     with caplog.at_level(logging.INFO, "open_idempotency"):
         case.send()
         problem = case.send(body=b"another").json()
         lines = [record.getMessage() for record in caplog.records if problem["reference"] in record.getMessage()]
     assert len(lines) == 1
-    named = re.search("record='([0-9a-f]{12})'", lines[0])
+    named = re.search(r"record='([0-9a-f]{12})'", lines[0])
     assert named is not None
     backend = case.watched
     assert operations.find_record(backend, named[1]).record_id.hex() == _claimed(case)

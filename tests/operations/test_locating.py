@@ -1,4 +1,4 @@
-"""From a key and what is known of its caller to the record: by policies, by rules of routes, and in the store."""
+"""From a key and what is known of its caller to the record: by policies, by rules of routes, and in the backend."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_what_is_not_protected_is_an_error() -> None:
         operations.engine_of(twice)
 
 
-# In the store
+# In the backend
 
 
 def _claimed(
@@ -263,7 +263,7 @@ def test_a_key_that_several_callers_used_lists_them_and_asks_whose() -> None:
     backend = MemoryBackend()
     ids = {_claimed(backend, number, f"user:{number}").hex() for number in (7, 8)}
     with pytest.raises(
-        operations.SeveralRecords, match="2 records have this key.*POST /orders, caller.*Say whose"
+        operations.SeveralRecords, match=r"2 records have this key.*POST /orders, caller.*Say whose"
     ) as many:
         operations.find_key(backend, PLAIN, KEY)
     assert set(many.value.record_ids) == ids
