@@ -139,11 +139,11 @@ _FILL: Mapping[str, Callable[[Servers, str, bytes, int], None]] = {
 }
 
 
-def _erase(url: str, told: Any) -> None:
+def _erase(url: str, sender: Any) -> None:
     with closing(open_backend(url)) as backend:
         start = time.perf_counter()
         erasure = operations.erase(backend, POLICY, user="erased")
-        told.send((time.perf_counter() - start, erasure.scanned, len(erasure.erased)))
+        sender.send((time.perf_counter() - start, erasure.scanned, len(erasure.erased)))
 
 
 def _calls(ready: Backend, goes_on: Callable[[], bool]) -> list[float]:
@@ -171,12 +171,12 @@ def row(servers: Servers, backend: BackendName, count: int) -> dict[str, Any]:
         until = time.monotonic() + _BEFORE
         before = _calls(ready, lambda: time.monotonic() < until)
         context = multiprocessing.get_context("spawn")
-        heard, told = context.Pipe(duplex=False)
-        process = context.Process(target=_erase, args=(url, told))
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_erase, args=(url, sender))
         process.start()
-        told.close()
-        during = _calls(ready, lambda: not heard.poll())
-        seconds, scanned, erased = heard.recv()
+        sender.close()
+        during = _calls(ready, lambda: not receiver.poll())
+        seconds, scanned, erased = receiver.recv()
         process.join()
         assert erased == len(mine)
     return {
