@@ -37,7 +37,7 @@ from open_idempotency.backend import (
     Status,
 )
 from open_idempotency.decisions import State, state_of
-from open_idempotency.exceptions import BackendUnavailable, StageValueError
+from open_idempotency.exceptions import BackendUnavailable, LeaseLost, StageValueError
 from open_idempotency.operations.errors import (
     NotInDoubt,
     OperationRefused,
@@ -157,6 +157,8 @@ def resolve(
         )
         backend.save_stage(SaveStage(leased.lease, _sealed(made, leased.lease, policy)))
         saved = True
+    except LeaseLost as error:
+        raise _changed(seen) from error
     finally:
         _end(backend, leased, saved)
 
@@ -249,7 +251,7 @@ def _end(backend: Backend, leased: Leased, saved: bool) -> None:
     if not saved:
         try:
             backend.release(Release(lease))
-        except BackendUnavailable:
+        except (BackendUnavailable, LeaseLost):
             return  # what was raised before says so already; the claim ends by itself after a minute
         return
     freed = backend.free(Free(lease.record_id, lease.token, Status.IN_PROGRESS, True, True))
