@@ -68,9 +68,12 @@ class MemoryStore:
 # Sorted, since a million places at random in an index take minutes; the pages come out fuller than they are in use.
 _COPY_ROWS = """
     WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?)
-    INSERT INTO open_idempotency_records
+    INSERT INTO open_idempotency_records (
+        record_id, record_version, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at,
+        final, about, response
+    )
     SELECT randomblob(32) AS id, record_version, fingerprint, status, owner, token, attempt,
-        claimed_at, lease_end, ttl, expires_at + n * 1e-3, final, response
+        claimed_at, lease_end, ttl, expires_at + n * 1e-3, final, about, response
     FROM numbers, open_idempotency_records WHERE record_id = ? ORDER BY id
 """
 _SOME_ROWS = "SELECT record_id FROM open_idempotency_records WHERE record_id > randomblob(32) LIMIT 1"
