@@ -240,8 +240,8 @@ def doctor(context: Context) -> int:
         findings = operations.examine(backend, policy=context.policy)
     bad = {Level.PROBLEM, Level.WARNING} if context.options.strict else {Level.PROBLEM}
     if context.options.json:
-        told = [{**dataclasses.asdict(each), "level": each.level.value} for each in findings]
-        context.write(as_text(told))
+        shown = [{**dataclasses.asdict(each), "level": each.level.value} for each in findings]
+        context.write(as_text(shown))
     else:
         page = Page(context.out)
         for each in findings:
