@@ -147,14 +147,7 @@ def resolve(
     saved = False
     try:
         opened = _opened(leased.stages, seen, policy)
-        number = _in_doubt(opened, stage, seen)
-        made = (
-            Stage(
-                *intents.intent_of(stage, number + 1), encode_stage(StageKind.WITHDRAWN, b"%d" % leased.lease.attempt)
-            )
-            if payload is None
-            else Stage(*stage, encode_stage(StageKind.TYPED, payload))
-        )
+        made = _made(stage, _in_doubt(opened, stage, seen), payload, leased.lease)
         backend.save_stage(SaveStage(leased.lease, _sealed(made, leased.lease, policy)))
         saved = True
     except LeaseLost as error:
