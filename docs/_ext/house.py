@@ -58,7 +58,7 @@ STEPS = (
     ),
     Step("_core.decisions:claim", "What a claim finds, and what it leaves behind: one table for all backends."),
     Step(
-        "_engine.heartbeat:Heartbeat.watch",
+        "_engine.heartbeat:Heartbeat.keep",
         "The lease is renewed while the handler runs. `idem` finds the attempt in the context and records stages.",
     ),
     Step(
