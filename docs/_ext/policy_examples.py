@@ -24,7 +24,7 @@ def verified_user(request):
     return users[0].decode()
 
 
-IdempotencyPolicy(scope=verified_user)""",
+policy = IdempotencyPolicy(scope=verified_user)""",
     "key": 'IdempotencyPolicy(key=key_from("json:/id"), required=True)',
     "echo_key": "IdempotencyPolicy(echo_key=True)",
     "fingerprint_parts": 'IdempotencyPolicy(fingerprint_parts=("method", "path", "body"))',
