@@ -9,12 +9,12 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
 
-from open_idempotency.testing import Kit
+from open_idempotency.testing import Kit, NoResponse
 
 
 def posted_over_asgi(app: Any, path: str, body: object = None, *, times: int, key: str | None = None) -> list[Any]:
@@ -118,7 +118,12 @@ async def _started(app: Any) -> AsyncIterator[httpx.AsyncClient]:
     try:
         for moment in ("startup", "shutdown"):
             received.put_nowait({"type": f"lifespan.{moment}"})
-            message = await asyncio.wait_for(sent.get(), 20)
+            getting = asyncio.create_task(sent.get())
+            await asyncio.wait({getting, lifespan}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+            if not getting.done():
+                getting.cancel()
+                lifespan.result()  # what it has raised; InvalidStateError if it hangs
+            message = getting.result()
             assert message["type"] == f"lifespan.{moment}.complete", message
             if moment == "startup":
                 transport = httpx.ASGITransport(app, raise_app_exceptions=True)
@@ -134,25 +139,43 @@ def is_idempotent_over_asgi(app: Any, path: str, effects: Any) -> None:
 
     async def check() -> None:
         async with _started(app) as client:
+            await _refuses_duplicates(client, path)
             with Kit() as kit:
                 await kit.aassert_idempotent(client, f"POST {path}", json={}, effects=effects)
-            with Kit() as kit:
-                _is_refused(*await kit.aduplicate_in_flight(client, f"POST {path}", json={}))
 
     asyncio.run(check())
 
 
-def refuses_duplicates_over_asgi(app: Any, path: str) -> None:
-    """A retry is replayed, and refused while the first request is in flight."""
+def resumes_over_asgi(app: Any, path: str, stage: str, effects: Any) -> None:
+    """The same, and an attempt that died behind a stage is resumed: the stage does not run again.
+
+    For a framework that reports no exception to its server, so that the other crashes cannot be played.
+    """
 
     async def check() -> None:
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
         async with _started(app) as client:
-            headers = {"Idempotency-Key": str(uuid.uuid4())}
-            _replays(*[await client.post(path, json={}, headers=headers) for _ in range(2)])
+            await _refuses_duplicates(client, path)
             with Kit() as kit:
-                _is_refused(*await kit.aduplicate_in_flight(client, f"POST {path}", json={}))
+                before = len(effects)
+                with kit.crash_at(stage), suppress(NoResponse):
+                    await client.post(path, json={}, headers=headers)
+                assert (await client.post(path, json={}, headers=headers)).status_code == 409
+                kit.end_leases()
+                resumed = await client.post(path, json={}, headers=headers)
+                assert 200 <= resumed.status_code < 300, resumed.content
+                assert "Idempotent-Replayed" not in resumed.headers
+                assert len(effects) == before + 1
 
     asyncio.run(check())
+
+
+async def _refuses_duplicates(client: httpx.AsyncClient, path: str) -> None:
+    """A retry is replayed, and refused while the first request is in flight."""
+    headers = {"Idempotency-Key": str(uuid.uuid4())}
+    _replays(*[await client.post(path, json={}, headers=headers) for _ in range(2)])
+    with Kit() as kit:
+        _is_refused(*await kit.aduplicate_in_flight(client, f"POST {path}", json={}))
 
 
 def is_idempotent_over_wsgi(app: Any, path: str, effects: Any) -> None:
