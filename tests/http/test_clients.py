@@ -89,7 +89,8 @@ def test_the_reference_of_a_problem_is_in_the_log(
         assert event.record == (claimed.record if event.problem == "key-reused" else "")
         assert event.attempt is None
         logged = [line.getMessage() for line in caplog.records if problem["reference"] in line.getMessage()]
-        assert logged == [str(event)]
+        (line,) = logged
+        assert line.startswith(f"{event} (POST ")
 
 
 @on_memory_only

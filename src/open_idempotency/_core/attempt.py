@@ -211,7 +211,7 @@ class Attempt:
     #: the request's method, for events and the log
     method: str = ""
     #: the template of the request's route, as ``Request.route``
-    route: str | None = None
+    route_template: str | None = None
     #: the trace that its response is stored with, as ``traceparent``; empty without telemetry
     trace: str = ""
     phase: Phase = Phase.RUNNING
@@ -293,7 +293,7 @@ class Attempt:
         attempt.lease = lease
         attempt.stages = attempt._recorded = {(s.name, s.key): s.frame for s in stages} if stages else {}
         attempt.seed = lease.record_id + lease.fingerprint
-        attempt.instance, attempt.method, attempt.route, attempt.alone = instance, method, route, alone
+        attempt.instance, attempt.method, attempt.route_template, attempt.alone = instance, method, route, alone
         attempt.request_headers = request_headers
         attempt.sure_until = asked + lease.duration
         return attempt

@@ -121,11 +121,13 @@ def context_of(of: Request | Attempt | None) -> events.RequestContext:
     """
     if of is None:
         return events.NO_REQUEST
-    headers, trace = (of.headers, "") if isinstance(of, Request) else (of.request_headers, of.trace)
+    if isinstance(of, Request):
+        headers, trace, route = of.headers, "", of.route or ""
+    else:
+        headers, trace, route = of.request_headers, of.trace, of.route_template or ""
     if not trace:
         sent = [value.decode("latin-1") for name, value in headers if name == b"traceparent"]
         trace = sent[0] if len(sent) == 1 and is_traceparent(sent[0]) else ""
-    route = of.route or ""
     return events.RequestContext(
         events.printable(of.method, _LONGEST_METHOD), events.printable(route, _LONGEST_ROUTE), trace
     )

@@ -144,6 +144,11 @@ def _meant(command: Command[Any], error: BaseException) -> BaseException:
     return error
 
 
+def _now() -> float:
+    # Looked up at each call: tests replace the clock.
+    return clocks.elapsed()
+
+
 #: calls the adapter's function of a ``Call``
 _call = methodcaller("function")
 
@@ -183,7 +188,7 @@ class Performer(Driver):
     ) -> None:
         self.backend = backend
         handlers = _handlers(backend, _at_once(keeper, Slots(_SLOTS_ON_THREADS)), look)
-        super().__init__({**handlers, Sleep: lambda command: time.sleep(command.seconds)}, clocks.elapsed)
+        super().__init__({**handlers, Sleep: lambda command: time.sleep(command.seconds)}, _now)
 
     def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
         return _meant(command, error)
@@ -203,7 +208,7 @@ class AsyncPerformer(AsyncDriver):
         #: seconds that a cleanup may take
         self.patience = 2 * backend.call_timeout + 1.0
         handlers = _handlers(backend, _at_once(keeper, Slots(None)), look)
-        super().__init__({**handlers, Sleep: lambda command: loops.sleep(command.seconds)}, clocks.elapsed)
+        super().__init__({**handlers, Sleep: lambda command: loops.sleep(command.seconds)}, _now)
 
     def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
         return _meant(command, error)

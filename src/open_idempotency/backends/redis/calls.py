@@ -248,7 +248,7 @@ class AsyncCalls:
         """
         # Not ``async def``: saves one coroutine frame for each call in flight.
         durably = durably and self._options.min_replicas > 0
-        if asyncio.current_task(asyncio._get_running_loop()) is None and on_trio():
+        if on_trio():
             return in_thread(self._sync.durable if durably else self._sync.script, script, key, arguments)
         keyed = ((key,), arguments)
         last = arguments[-1] if arguments else b""
