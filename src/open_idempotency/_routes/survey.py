@@ -354,4 +354,5 @@ def layer_of(function: Any) -> type:
     if owner is not None:
         return type(owner)
     package = str(getattr(function, "__module__", "")).partition(".")[0]
-    return {"flask_cors": FlaskCORS, "quart_cors": QuartCORS}.get(package, type(function))
+    found: type = {"flask_cors": FlaskCORS, "quart_cors": QuartCORS}.get(package, type(function))
+    return found
