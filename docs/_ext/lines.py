@@ -40,6 +40,7 @@ PLACES: Mapping[str, str] = {
     "tests/examples/": "every example",
     "tests/faults/": "real faults, on the backends that it names",
     "tests/formats/": "every store, as earlier versions left it",
+    "tests/frameworks/": "the frameworks that it names",
     "tests/fuzz/": "generated input",
     "tests/history/": "real servers under load that are killed",
     "tests/http/": "in process",
