@@ -316,7 +316,7 @@ class Backend(ABC):
         self.close()
 
     def __deepcopy__(self, memo: object) -> Self:
-        """The backend itself: a copied configuration means the same store (Litestar copies its handlers)."""
+        """The backend itself: a copied configuration means the same records (Litestar copies its handlers)."""
         return self
 
 

@@ -349,10 +349,11 @@ class QuartCORS:
 
 def layer_of(function: Any) -> type:
     """The class of the extension of Flask or Quart whose ``after_request`` function this is; else the function's."""
-    function = function.func if isinstance(function, functools.partial) else function
-    owner = getattr(function, "__self__", None)
+    while isinstance(function, functools.partial):
+        function = function.func
+    owner: Any = getattr(function, "__self__", None)
     if owner is not None:
         return type(owner)
     package = str(getattr(function, "__module__", "")).partition(".")[0]
-    found: type = {"flask_cors": FlaskCORS, "quart_cors": QuartCORS}.get(package, type(function))
-    return found
+    extensions: dict[str, type] = {"flask_cors": FlaskCORS, "quart_cors": QuartCORS}
+    return extensions.get(package, type(function))
