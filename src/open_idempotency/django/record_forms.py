@@ -18,6 +18,10 @@ def _text(label: str, hint: str = "", **more: Any) -> forms.CharField:
     return forms.CharField(label=label, help_text=hint, required=False, max_length=_LONGEST, **more)
 
 
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no value of JSON")
+
+
 class FindForm(forms.Form):
     """A client's key with what is known of its caller, or a record id. Posted, so that no key is part of a URL."""
 
@@ -102,7 +106,7 @@ class ResolveForm(SeenForm):
             cleaned["found"] = NOT_DONE
         elif outcome == "found":
             try:
-                cleaned["found"] = json.loads(text)
+                cleaned["found"] = json.loads(text, parse_constant=_refuse)
             except (ValueError, RecursionError) as error:
                 self.add_error("value", f'This is no JSON ({error}). A text needs quotes, as in "ch_123".')
         return cleaned

@@ -32,7 +32,7 @@ from open_idempotency.django import conf
 from open_idempotency.django.covering import protected_by
 from open_idempotency.django.models import LedgerStage, Record
 from open_idempotency.django.record_forms import FindForm, ForgetForm, ResolveForm, SeenForm
-from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, RecordUnreadable
+from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, RecordUnreadable, StageValueError
 from open_idempotency.operations import (
     ExitCode,
     OperationRefused,
@@ -107,7 +107,7 @@ def _seen(backend: Backend, stored: StoredRecord, policy: IdempotencyPolicy | No
     now, trouble = backend.now(), ""
     view: RecordView | None = None
     # Where the keys of the settings do not open it, what is not encrypted can still be shown.
-    for opens in dict.fromkeys((policy, None)):
+    for opens in (None,) if policy is None else (policy, None):
         try:
             view = operations.view_of(stored, now, policy=opens)
             break
@@ -155,9 +155,9 @@ def _explained(view: View) -> View:
     """The view, with a page that says so where the backend is down, or the settings are wrong."""
 
     @wraps(view)
-    def explained(self: RecordPages, request: HttpRequest, *args: str) -> HttpResponse:
+    def explained(self: RecordPages, request: HttpRequest, *args: str, **named: str) -> HttpResponse:
         try:
-            return view(self, request, *args)
+            return view(self, request, *args, **named)
         except IdempotencyError as error:
             return self.trouble(request, error)
 
@@ -297,9 +297,9 @@ class RecordPages:
                 try:
                     _check(seen, form.cleaned_data["seen"])
                     said = act(backend, seen, form)
-                except OperationRefused as error:
+                except (OperationRefused, StageValueError) as error:
                     form.add_error(None, _sentence(error))
-                    status = _status(error)
+                    status = _status(error) if isinstance(error, OperationRefused) else 400
                     seen = look(backend, record, policy) or seen
                 else:
                     return self._done(request, record, name, said)
