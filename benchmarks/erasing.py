@@ -1,7 +1,7 @@
 """What it takes to erase one caller among a million live records, and what the requests beside it feel.
 
 ``python -m benchmarks.erasing [--quick] [backend ...]`` prints a line of JSON for each backend. A record is made by the
-backend itself, and copied inside the store under other names and for ten thousand callers, so it is real in every byte;
+backend itself, and copied on the server under other names and for ten thousand callers, so it is real in every byte;
 100 records are the caller's. Beside the erasure one thread claims and completes new keys; its calls are timed before
 the erasure and during it. The erasing process has its own interpreter, as the command of an operator has.
 """
@@ -69,7 +69,7 @@ def _copies(count: int) -> Iterator[tuple[bytes, bytes]]:
 def _fill_redis(servers: Servers, url: str, original: bytes, count: int) -> None:
     with closing(servers.redis.connect()) as client:
         name = f"oi:{original.hex()}"
-        fields = client.hgetall(name)
+        fields: Any = client.hgetall(name)
         left = client.pttl(name)
         pipeline = client.pipeline(transaction=False)
         for number, (record_id, about) in enumerate(_copies(count)):
@@ -139,11 +139,11 @@ _FILL: Mapping[str, Callable[[Servers, str, bytes, int], None]] = {
 }
 
 
-def _erase(url: str, told: Any) -> None:
+def _erase(url: str, sender: Any) -> None:
     with closing(open_backend(url)) as backend:
         start = time.perf_counter()
         erasure = operations.erase(backend, POLICY, user="erased")
-        told.send((time.perf_counter() - start, erasure.scanned, len(erasure.erased)))
+        sender.send((time.perf_counter() - start, erasure.scanned, len(erasure.erased)))
 
 
 def _calls(ready: Backend, goes_on: Callable[[], bool]) -> list[float]:
@@ -160,7 +160,7 @@ def _spread(taken: Sequence[float]) -> dict[str, float]:
 
 
 def row(servers: Servers, backend: BackendName, count: int) -> dict[str, Any]:
-    """Fill the store, then erase one caller."""
+    """Fill the backend, then erase one caller."""
     url = servers.url(backend)
     with closing(open_backend(url)) as ready:
         ready.migrate()
@@ -171,12 +171,12 @@ def row(servers: Servers, backend: BackendName, count: int) -> dict[str, Any]:
         until = time.monotonic() + _BEFORE
         before = _calls(ready, lambda: time.monotonic() < until)
         context = multiprocessing.get_context("spawn")
-        heard, told = context.Pipe(duplex=False)
-        process = context.Process(target=_erase, args=(url, told))
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_erase, args=(url, sender))
         process.start()
-        told.close()
-        during = _calls(ready, lambda: not heard.poll())
-        seconds, scanned, erased = heard.recv()
+        sender.close()
+        during = _calls(ready, lambda: not receiver.poll())
+        seconds, scanned, erased = receiver.recv()
         process.join()
         assert erased == len(mine)
     return {

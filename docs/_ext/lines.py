@@ -44,6 +44,8 @@ PLACES: Mapping[str, str] = {
     "tests/history/": "real servers under load that are killed",
     "tests/http/": "in process",
     "tests/ledger/": "every kind of transaction",
+    "tests/once/": "every backend, sync, asyncio and trio",
+    "tests/once/test_recipes.py": "the libraries that it names",
     "tests/packaging/": "the built package",
     "tests/proof/": "workers that are killed around a transaction",
     "tests/property/": "generated histories, on the backends that it names",

@@ -24,7 +24,10 @@ def verified_user(request):
     return users[0].decode()
 
 
-IdempotencyPolicy(scope=verified_user)""",
+policy = IdempotencyPolicy(scope=verified_user)""",
+    "key": 'IdempotencyPolicy(key=key_from("json:/id"), required=True)',
+    "echo_key": "IdempotencyPolicy(echo_key=True)",
+    "fingerprint_parts": 'IdempotencyPolicy(fingerprint_parts=("method", "path", "body"))',
     "session_identity": 'IdempotencyPolicy(session_identity="account")',
     "credential_headers": 'IdempotencyPolicy(credential_headers=("Authorization", "X-Device-Token"))',
     "scope_by_host": "IdempotencyPolicy(scope_by_host=True)",
@@ -76,6 +79,12 @@ IdempotencyPolicy(encryption=keys)""",
     "strict_stages": "IdempotencyPolicy(strict_stages=True)",
     "docs_url": 'IdempotencyPolicy(docs_url="https://docs.shop.example/problems/{type}")',
     "problem_headers": 'IdempotencyPolicy(problem_headers={"Access-Control-Allow-Origin": "https://app.example"})',
+    "on_replay": """\
+def marked(response, request):
+    return replace(response, headers=[*response.headers, (b"x-replayed-by", b"shop")])
+
+
+IdempotencyPolicy(on_replay=marked)""",
     "compat": 'IdempotencyPolicy(compat="stripe")',
     "render_problem": """\
 def as_our_errors(problem):

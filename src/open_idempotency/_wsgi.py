@@ -250,7 +250,6 @@ def native_headers(response: Response) -> list[tuple[str, str]]:
 # One protected request
 
 T = TypeVar("T")
-Verdict = TypeVar("Verdict", Response, Fate | Response)
 Close = Callable[[], object]
 
 
@@ -317,7 +316,7 @@ class Protection:
             instead = self._engine.sync.run(begin(self.attempt))
             if instead is not None:
                 self._end()
-                return self._echoing(instead)
+                return instead if self.attempt.echo is None else with_echo(instead, self.attempt.echo)
         return None
 
     def _end(self) -> None:
@@ -340,10 +339,10 @@ class Protection:
             self._engine.heartbeat.forget(self.attempt)
         return verdict if self.attempt.echo is None else self._echoing(verdict)
 
-    def _echoing(self, verdict: Verdict) -> Verdict:
+    def _echoing(self, verdict: Fate | Response) -> Fate | Response:
         """A response that is sent instead has the client's key too."""
         echo = self.attempt.echo
-        return verdict if echo is None or not isinstance(verdict, Response) else with_echo(verdict, echo)
+        return verdict if echo is None or isinstance(verdict, Fate) else with_echo(verdict, echo)
 
 
 class LiveBody:

@@ -142,7 +142,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         rules = self._rules_here(scope)
         coverage = self.coverages.by((*self.rules_of_path(scope), *rules))
         mine = coverage is not None and scope["method"].upper() in coverage.policy.methods
-        if coverage is not None and outer.keyed and not coverage.always:
+        if coverage is not None and outer.may_have_key(rules) and not coverage.always:
             mine = mine and bool(find_key(scope["headers"], coverage.names))
         if mine or exempts((*self.rules_of_path(scope), *rules)):
             outer.withdraw()

@@ -124,6 +124,6 @@ def test_the_ledger_entries_of_the_records_go_in_the_callers_transaction(backend
 
 
 def test_nobody_is_erased_without_a_name() -> None:
-    """P-07: before the store is asked."""
+    """P-07: before the backend is asked."""
     with closing(open_backend("memory://")) as backend, pytest.raises(CallerNeeded, match="whose records"):
         operations.erase(backend, POLICY)

@@ -68,6 +68,7 @@ def shop(stored: Backend, monkeypatch: pytest.MonkeyPatch) -> Shop:
     maker = Maker(stored)
     lease = maker.lease(0.001, record_id=record.record_id, fingerprint=record.fingerprint)
     maker.save(lease, begun("charge"))
+    maker.await_end(lease)
     shop.charged = 0
     return shop
 

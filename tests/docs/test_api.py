@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "open_idempotency"
 PAGE = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
 
 #: run by Python, Django or the command line; nobody imports anything from them
-NOT_IMPORTED = {"open_idempotency.cli", "open_idempotency.pytest_plugin"}
+NOT_IMPORTED = {"open_idempotency.__main__", "open_idempotency.cli", "open_idempotency.pytest_plugin"}
 
 
 def _module(path: Path) -> str:

@@ -47,6 +47,7 @@ def _make(url: str) -> None:
         lease = maker.lease(0.001, record_id=bytes.fromhex(("3f9a6c01b2d4" * 6)[:64]))
         maker.save(lease, value("reserve", '{"seat": 12}'))
         maker.save(lease, begun("charge"))
+        maker.await_end(lease)
         alive = maker.lease(record_id=bytes.fromhex("7c41d09be5aa" + "0" * 52))
         maker.save(alive, value("reserve", '{"seat": 12}'))
 

@@ -61,7 +61,7 @@ def test_the_landing_page_installs_in_at_most_six_lines() -> None:
     """Of each tab: what is shown of Python, without blank lines."""
     shown = re.sub(r"^<!-- hidden .*?^-->", "", LANDING.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     tabs = re.findall(r"^:{3,}\{tab-item\} (\w+)\n(.*?)^:{3,}$", shown, re.MULTILINE | re.DOTALL)
-    assert [name for name, _ in tabs][:7] == ["FastAPI", "Starlette", "Django", "DRF", "Flask", "ASGI", "WSGI"]
+    assert [name for name, _ in tabs] == ["FastAPI", "Starlette", "Django", "DRF", "Flask", "ASGI", "WSGI", "Once"]
     for name, content in tabs:
         code = "".join(re.findall(r"^```python\n(.*?)^```$", content, re.MULTILINE | re.DOTALL))
         lines = [line for line in code.splitlines() if line.strip() and not line.startswith("# settings.py")]

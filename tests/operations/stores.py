@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from open_idempotency import open_backend
 from open_idempotency._core.about import About
 from open_idempotency._core.models import Response
 from open_idempotency._core.stored_response import StageKind, encode_response, encode_stage
-from open_idempotency.backend import Backend, Claim, Complete, Fail, Lease, Leased, SaveStage, Stage
+from open_idempotency.backend import Backend, Claim, Complete, Fail, Get, Lease, Leased, SaveStage, Stage
 from tests.backends.django_orm import on_django
 from tests.postgres_server import PostgresServer
 from tests.topologies import Cluster
@@ -33,7 +34,7 @@ STORES = (
     "django-postgres",
 )
 TTL = 3600.0
-#: seconds; ended when the next command reads the record
+#: seconds; `Maker.await_end` returns once they are over
 ENDED = 0.001
 LONG = 600.0
 
@@ -97,6 +98,16 @@ class Maker:
         """Save a stage without extending the lease by more than it has."""
         self.backend.save_stage(SaveStage(lease, stage))
 
+    def await_end(self, lease: Lease) -> None:
+        """Return once the lease has ended on the backend's own clock."""
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            record = self.backend.get(Get(lease.record_id))
+            assert record is not None
+            if record.lease_end < self.backend.now():
+                return
+        raise AssertionError("the lease did not end")
+
     def alive(self) -> Lease:
         """An attempt that runs, with one stage done."""
         lease = self.lease()
@@ -108,6 +119,8 @@ class Maker:
         lease = self.lease(seconds)
         self.save(lease, value("reserve", '{"seat": 12}'))
         self.save(lease, begun("charge"))
+        if seconds == ENDED:
+            self.await_end(lease)
         return lease
 
     def completed(self, body: bytes = b'{"order": "secret-42"}') -> Lease:

@@ -231,6 +231,34 @@ def test_a_resolution_that_fails_leaves_the_key_to_others(clock: ManualClock) ->
     assert not isinstance(next_claim(backend, lease.record_id, resume_failed=True, max_attempts=None), Busy)
 
 
+class _Stalled(MemoryBackend):
+    """The operator's process stands still before it saves."""
+
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+    def save_stage(self, c: SaveStage, /) -> StageSaved:
+        self.meanwhile()
+        return super().save_stage(c)
+
+
+def test_an_operator_that_was_overtaken_changes_nothing(clock: ManualClock) -> None:
+    """P-15: after a minute another attempt may claim the record; its stage is its own to record."""
+    backend = _Stalled(clock=clock)
+    maker = Maker(backend)
+    lease = maker.in_doubt(10.0)
+    clock.advance(11)
+
+    def overtaken() -> None:
+        clock.advance(61)
+        maker.lease(record_id=lease.record_id)
+
+    seen = read(backend, lease.record_id)
+    backend.meanwhile = overtaken
+    with pytest.raises(operations.RecordChanged):
+        operations.resolve(backend, seen, "charge", found=1)
+    assert [stage.key for stage in read(backend, lease.record_id).stages if stage.name == "charge"] == ["\x1f1"]
+
+
 def test_a_record_that_is_gone_is_not_made_anew(backend: Backend, maker: Maker, clock: ManualClock) -> None:
     """P-15: it was forgotten after it was read."""
     lease = maker.in_doubt(10.0)

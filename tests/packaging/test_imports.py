@@ -36,8 +36,8 @@ FRAMEWORKS = (
     "sqlalchemy",
 )
 ALLOWED = {
-    # redis imports cryptography by itself where it is installed
-    "open_idempotency.backends.redis": {"redis", "cryptography"},
+    # redis imports cryptography and OpenTelemetry by itself where they are installed
+    "open_idempotency.backends.redis": {"redis", "cryptography", "opentelemetry"},
     "open_idempotency.backends.django_orm": {"django"},
     "open_idempotency.backends.postgres": {"psycopg"},
     "open_idempotency.backends._shared.psycopg_waits": {"psycopg"},
@@ -46,7 +46,8 @@ ALLOWED = {
     "open_idempotency.ledger.on_psycopg": {"psycopg"},
     "open_idempotency.ledger.on_sqlalchemy": {"sqlalchemy"},
     "open_idempotency.starlette": {"starlette", "anyio"},
-    "open_idempotency.fastapi": {"fastapi", "starlette", "anyio", "pydantic"},
+    # FastAPI does so with OpenTelemetry
+    "open_idempotency.fastapi": {"fastapi", "starlette", "anyio", "pydantic", "opentelemetry"},
     "open_idempotency.flask": {"flask"},
     "open_idempotency._flask": {"flask"},
     "open_idempotency._starlette": {"starlette", "anyio"},

@@ -74,6 +74,10 @@ BAD: list[tuple[str, Any]] = [
     *[("render_problem", bad) for bad in ("html", 1)],
     *[("compat", bad) for bad in ("Stripe", "adyen", False, True, "")],
     *[("on_event", bad) for bad in ([], "log")],
+    *[("key", bad) for bad in ("json:/id", 7, True)],
+    *[("echo_key", bad) for bad in (None, "x")],
+    *[("on_replay", bad) for bad in ("x", 1)],
+    *[("fingerprint_parts", bad) for bad in ((), "body", None, ("path", "host"), ("body",))],
 ]
 
 

@@ -5,7 +5,7 @@ decision. What belongs to the route and the worker is encoded once, and what bel
 cannot be read, such as a form of a later version, is unknown and never an error: no request depends on it.
 
 Caller and key are digests, so that all records of a caller, and all callers of a key, are found although neither is
-stored. With ``secret=`` they are HMACs; without it, somebody who reads the store can try out names of callers.
+stored. With ``secret=`` they are HMACs; without it, somebody who reads the records can try out names of callers.
 
 The route is the framework's template where the adapter knows it before the claim (``/orders/{id}``). Otherwise it is
 the path without its query. A path may hold personal data, so with ``encryption=`` none is stored: a template may be,

@@ -258,7 +258,7 @@ class Attempt:
     #: the header that sends the key back with each response; None without ``echo_key``
     echo: tuple[bytes, bytes] | None = None
     #: the request, for ``on_replay=``; None without that hook, and from the end of the attempt on
-    request: Request | None = None
+    hook_request: Request | None = None
 
     def __init__(self, policy: IdempotencyPolicy) -> None:
         self.policy = policy
@@ -306,11 +306,11 @@ class Attempt:
 
     def know_request(self, request: Request) -> None:
         """Note the request for ``on_replay=``. It is forgotten at the end, as it may have the attempt."""
-        self.request = request
+        self.hook_request = request
 
     def forget_request(self) -> None:
         """Break the cycle that ``know_request`` may have made."""
-        self.request = None
+        self.hook_request = None
 
     def sent_by(self, caller: Caller) -> None:
         """Note who sent the request, for an adapter that knows sessions which may lead to another caller (O-14)."""

@@ -117,7 +117,7 @@ def finish(attempt: Attempt, response: Response) -> Steps[Fate | Response]:
             yield from lost(attempt, lease)
         return (yield from _supersede(attempt, lease, response))
     finally:
-        if attempt.request is not None:
+        if attempt.hook_request is not None:
             attempt.forget_request()
 
 
@@ -142,7 +142,7 @@ def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Response]:
         yield from lost(attempt, lease)
         return (yield from _supersede(attempt, lease, None))
     finally:
-        if attempt.request is not None:
+        if attempt.hook_request is not None:
             attempt.forget_request()
 
 
@@ -395,7 +395,7 @@ def _supersede(attempt: Attempt, lease: Lease, response: Response | None) -> Ste
         if record and record.status is Status.COMPLETED and record.response is not None:
             if hmac.compare_digest(record.fingerprint, lease.fingerprint):
                 frame = unseal(record.response, RESPONSE, lease, policy)
-                stored, asked = decode_response(frame), attempt.request_headers
+                stored = decode_response(frame)
                 return (yield from replay(stored, asked, lease.record_id, attempt.instance, policy, attempt))
     except (BackendUnavailable, RecordUnreadable) as error:
         yield from warn(policy, events.BackendFailed.of(events.short(lease.record_id), "get", error), attempt)
@@ -404,7 +404,6 @@ def _supersede(attempt: Attempt, lease: Lease, response: Response | None) -> Ste
         return Fate.KEPT
     committed = yield from find_committed(attempt, lease)
     if committed is not None:
-        asked = attempt.request_headers
         return (yield from sendable(committed, asked, lease.record_id, attempt.instance, policy, attempt))
     return (yield from _refuse(problem, attempt, lease))
 

@@ -579,7 +579,7 @@ def sendable(
 
 def _changed(stored: Response, of: Request | Attempt, record_id: bytes, policy: IdempotencyPolicy) -> Steps[Response]:
     """The stored response as ``on_replay=`` returns it; as it is where the hook fails, since nothing may run again."""
-    request = of if isinstance(of, Request) else of.request
+    request = of if isinstance(of, Request) else of.hook_request
     if policy.on_replay is None or request is None:
         return stored
     try:

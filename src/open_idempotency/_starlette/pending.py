@@ -235,10 +235,12 @@ class PendingExchange(Exchange):
         #: what FastAPI gets instead of the endpoint's result, until it has got it
         self.stand_in: Any = None
 
-    @property
-    def keyed(self) -> bool:
-        """Whether the request carries a header that can be its key."""
-        return self._keyed
+    def may_have_key(self, rules: Iterable[Rule]) -> bool:
+        """Whether the request has a header that can be its key, or ``key=`` may find one under these rules."""
+        if not self._keyed or not self._has_no_header():
+            return self._keyed
+        coverage = self._around.coverages.by((*self._by_path, *rules))
+        return coverage is not None and coverage.policy.key is not None
 
     async def run(self) -> None:  # type: ignore[override]  # its key is read at the claim
         """Call the application. Raises what the application raises."""
@@ -322,7 +324,7 @@ class PendingExchange(Exchange):
         keyed = coverage is not None and (key_headers or coverage.policy.key is not None)
         if coverage is None or not keyed or self._request.method not in coverage.policy.methods:
             self._let_pass()
-            if running.get() is None and not find_key(self._request.headers, self._around.coverages.default.likely):
+            if running.get() is None and self._has_no_header():
                 # It was taken for one that may have a key, as another route has key=.
                 running.set((Attempt(self._policy if coverage is None else coverage.policy), self._engine))
             if self._outer is None:
@@ -341,6 +343,11 @@ class PendingExchange(Exchange):
             if not may_pass(coverage.policy):
                 problem = body_too_large(coverage.policy.max_request_bytes)
         return None if problem is None else self._replace(self._refuse(problem))
+
+    def _has_no_header(self) -> bool:
+        """Whether the request has none of the headers that carry a key under some rule."""
+        named = {name.lower().encode("ascii") for name in self._engine.rules.headers}
+        return not find_key(self._request.headers, self._around.coverages.default.names | named)
 
     def _refuse(self, problem: Problem) -> Response:
         """The response of a problem, which is reported at once."""
@@ -392,7 +399,7 @@ class PendingExchange(Exchange):
         if not key_headers and not coverage.always:
             running.set((Attempt(policy), self._engine))
             self._let_pass()
-            if self._outer is not None and not self._outer.keyed:
+            if self._outer is not None and not self._outer.may_have_key(rules):
                 self._outer.withdraw()  # it is asked for the keys that it can read, and not for what it requires
                 return None
             return await self._leave_to_outer(scope, rules, solved)

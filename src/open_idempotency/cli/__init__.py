@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from open_idempotency.cli.context import Context
 from open_idempotency.cli.parser import parser_of, run
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code, with the reason on standard error where it is not 0.

@@ -134,7 +134,7 @@ def _bodies(view: RecordView) -> list[str]:
     response = view.response
     if response is not None:
         lines += ["", f"Response: status {response.status}"]
-        lines += [f"  {name}: {value}" for name, value in response.headers]
+        lines += [f"  {_escaped(name)}: {_escaped(value)}" for name, value in response.headers]
         lines += ["", _body_text(response.body)]
     return lines
 
@@ -146,6 +146,11 @@ def _body_text(body: bytes | None) -> str:
         text = body.decode("utf-8")
     except UnicodeDecodeError:
         return f"({len(body)} bytes that are no text; --json prints them as base64)"
+    return _escaped(text)
+
+
+def _escaped(text: str) -> str:
+    """The text without control characters, which could move the cursor; it keeps its lines."""
     return "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)
 
 
@@ -235,8 +240,8 @@ def doctor(context: Context) -> int:
         findings = operations.examine(backend, policy=context.policy)
     bad = {Level.PROBLEM, Level.WARNING} if context.options.strict else {Level.PROBLEM}
     if context.options.json:
-        told = [{**dataclasses.asdict(each), "level": each.level.value} for each in findings]
-        context.write(as_text(told))
+        shown = [{**dataclasses.asdict(each), "level": each.level.value} for each in findings]
+        context.write(as_text(shown))
     else:
         page = Page(context.out)
         for each in findings:

@@ -57,8 +57,10 @@ class Context:
         self.errors = errors
 
     def write(self, text: str) -> None:
-        """Write lines to standard output."""
-        self.out.write(text if text.endswith("\n") else text + "\n")
+        """Write lines to standard output; what it cannot encode is escaped."""
+        encoding = getattr(self.out, "encoding", None) or "utf-8"
+        line = text if text.endswith("\n") else text + "\n"
+        self.out.write(line.encode(encoding, "backslashreplace").decode(encoding))
 
     def note(self, text: str) -> None:
         """Write a line to standard error."""
@@ -146,8 +148,8 @@ def _imported(path: str) -> object:
         found: object = import_module(module)
         for name in attribute.split("."):
             found = getattr(found, name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"it cannot be imported: {error}") from error
+    except Exception as error:  # an application may raise anything while it is imported
+        raise ConfigurationError(f"it cannot be imported: {type(error).__name__}: {error}") from error
     return found
 
 

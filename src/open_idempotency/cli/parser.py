@@ -1,4 +1,4 @@
-"""The commands, their arguments, and one place where errors become exit codes."""
+"""The commands, their arguments, and how errors become exit codes."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from open_idempotency import _wsgi
 from open_idempotency._core.commands import Steps
+from open_idempotency._core.keys import with_echo
 from open_idempotency._core.models import Response
 from open_idempotency._core.settlement import REPLACED, Fate, abort, begin, finish
 from open_idempotency._engine import shutdown
@@ -32,7 +33,7 @@ class Protection(_wsgi.Protection):
             instead = await self._engine.aio.run(begin(self.attempt))
             if instead is not None:
                 self._end()
-                return self._echoing(instead)
+                return instead if self.attempt.echo is None else with_echo(instead, self.attempt.echo)
         return None
 
     async def afinish(self, *, guarded: bool = False) -> Fate | Response:

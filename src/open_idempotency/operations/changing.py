@@ -37,7 +37,7 @@ from open_idempotency.backend import (
     Status,
 )
 from open_idempotency.decisions import State, state_of
-from open_idempotency.exceptions import BackendUnavailable, StageValueError
+from open_idempotency.exceptions import BackendUnavailable, LeaseLost, StageValueError
 from open_idempotency.operations.errors import (
     NotInDoubt,
     OperationRefused,
@@ -147,16 +147,11 @@ def resolve(
     saved = False
     try:
         opened = _opened(leased.stages, seen, policy)
-        number = _in_doubt(opened, stage, seen)
-        made = (
-            Stage(
-                *intents.intent_of(stage, number + 1), encode_stage(StageKind.WITHDRAWN, b"%d" % leased.lease.attempt)
-            )
-            if payload is None
-            else Stage(*stage, encode_stage(StageKind.TYPED, payload))
-        )
+        made = _made(stage, _in_doubt(opened, stage, seen), payload, leased.lease)
         backend.save_stage(SaveStage(leased.lease, _sealed(made, leased.lease, policy)))
         saved = True
+    except LeaseLost as error:
+        raise _changed(seen) from error
     finally:
         _end(backend, leased, saved)
 
@@ -249,7 +244,7 @@ def _end(backend: Backend, leased: Leased, saved: bool) -> None:
     if not saved:
         try:
             backend.release(Release(lease))
-        except BackendUnavailable:
+        except (BackendUnavailable, LeaseLost):
             return  # what was raised before says so already; the claim ends by itself after a minute
         return
     freed = backend.free(Free(lease.record_id, lease.token, Status.IN_PROGRESS, True, True))

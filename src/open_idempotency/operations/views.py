@@ -247,15 +247,15 @@ def as_json(view: RecordView) -> dict[str, Any]:
 
 
 def _stage_json(stage: StageView) -> dict[str, Any]:
-    told = {"name": stage.name, "key": stage.key, "found": stage.found, "size": stage.size}
-    return told if stage.value is None else {**told, "value": stage.value}
+    shown = {"name": stage.name, "key": stage.key, "found": stage.found, "size": stage.size}
+    return shown if stage.value is None else {**shown, "value": stage.value}
 
 
 def _response_json(response: ResponseView) -> dict[str, Any]:
-    told: dict[str, Any] = {"status": response.status, "size": response.size, "encrypted": response.encrypted}
+    shown: dict[str, Any] = {"status": response.status, "size": response.size, "encrypted": response.encrypted}
     if response.headers or response.body is not None:
-        told |= {"headers": [list(header) for header in response.headers], **body_of(response.body)}
-    return told
+        shown |= {"headers": [list(header) for header in response.headers], **body_of(response.body)}
+    return shown
 
 
 def body_of(body: bytes | None) -> dict[str, Any]:

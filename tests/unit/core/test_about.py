@@ -65,7 +65,7 @@ def test_what_cannot_be_read_is_unknown(about: bytes) -> None:
 
 @given(st.binary(max_size=MOST_ABOUT))
 def test_any_bytes_are_read_without_an_error(about: bytes) -> None:
-    """P-02: no bytes in a store can break a command for operators."""
+    """P-02: no stored bytes can break a command for operators."""
     assert isinstance(About.decode(about, OWNER), About)
 
 

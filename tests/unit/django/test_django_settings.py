@@ -64,6 +64,8 @@ HOOKS = {
     "validate": "uuid.UUID",
     "scope": f"{__name__}.by_user",
     "fingerprint": f"{__name__}.by_user",
+    "key": f"{__name__}.by_user",
+    "on_replay": f"{__name__}.by_user",
     "ledger": f"{__name__}.by_user",
     "store": f"{__name__}.by_user",
     "redact": f"{__name__}.by_user",

@@ -1,4 +1,4 @@
-"""From a key and what is known of its caller to the record: by policies, by rules of routes, and in the store."""
+"""From a key and what is known of its caller to the record: by policies, by rules of routes, and in the backend."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_what_is_not_protected_is_an_error() -> None:
         operations.engine_of(twice)
 
 
-# In the store
+# In the backend
 
 
 def _claimed(
