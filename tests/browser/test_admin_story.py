@@ -94,10 +94,9 @@ class Operator:
 
     def log_in(self, user: User, password: str) -> None:
         """Log in, and come to the list of records."""
-        self._browser.show(f"{self._site}/admin/logout/")
+        self._browser.show(f"{self._site}{LIST}")  # cookies are those of the page that is open
         self._browser.driver.delete_all_cookies()
         self._browser.show(f"{self._site}{LIST}")
-        print("PAGE", self._browser.driver.current_url, self._browser.driver.page_source[:3000])
         self.type("username", user.get_username())
         self.type("password", password)
         self.click("input[type=submit]")
