@@ -11,6 +11,7 @@ from django.core.exceptions import ValidationError
 from open_idempotency.operations import NOT_DONE
 
 _WHO = ("user", "tenant", "authorization", "scope", "host", "application", "method", "path")
+_NAMING = ("user", "session", "authorization", "scope")
 _LONGEST = 8192
 
 
@@ -30,7 +31,7 @@ class FindForm(forms.Form):
         max_length=_LONGEST,
         help_text="The idempotency key as the client reports it, or a record id or its beginning, as logs show it",
     )
-    user = _text("User", "The id of the user, such as the primary key. Without a caller all records are read")
+    user = _text("User", "The id of the user, such as the primary key")
     authorization = _text(
         "Authorization",
         "The value of the header, where the caller is known by it",
@@ -44,6 +45,12 @@ class FindForm(forms.Form):
     method = _text("Method", "Of the request, with scope_by_route or rules")
     path = _text("Path", "Of the request, with scope_by_route or rules")
 
+    everyone = forms.BooleanField(
+        required=False,
+        label="All callers",
+        help_text="List the records of all callers who used this key. All records are read, so it may take minutes",
+    )
+
     def clean_session(self) -> dict[str, str] | None:
         """The entry; None for none."""
         text: str = self.cleaned_data["session"]
@@ -53,6 +60,13 @@ class FindForm(forms.Form):
         if not (name and equals and value):
             raise ValidationError("This is no entry of a session. Write name=id.")
         return {name: value}
+
+    def clean(self) -> dict[str, Any]:
+        """Either a caller is named, or the records of all are read."""
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        if cleaned.get("everyone") and any(cleaned.get(name) for name in _NAMING):
+            self.add_error("everyone", "A caller is named. Leave this empty, or the caller.")
+        return cleaned
 
     def who(self) -> dict[str, Any]:
         """What is known of the caller, as ``operations.Who`` takes it."""

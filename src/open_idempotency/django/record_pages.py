@@ -32,7 +32,13 @@ from open_idempotency.django import conf
 from open_idempotency.django.covering import protected_by
 from open_idempotency.django.models import LedgerStage, Record
 from open_idempotency.django.record_forms import FindForm, ForgetForm, ResolveForm, SeenForm
-from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, RecordUnreadable, StageValueError
+from open_idempotency.exceptions import (
+    BackendUnavailable,
+    IdempotencyError,
+    KeyRejected,
+    RecordUnreadable,
+    StageValueError,
+)
 from open_idempotency.operations import (
     ExitCode,
     OperationRefused,
@@ -182,7 +188,7 @@ class RecordPages:
         if form.is_bound and form.is_valid():
             with conf.opened_any() as backend:
                 try:
-                    record = _found(backend, form.cleaned_data["key"], form.who())
+                    record = _found(backend, form)
                     return HttpResponseRedirect(self.url("change", record.record_id.hex()))
                 except SeveralRecords as error:
                     several = self._several(backend, error)
@@ -334,7 +340,7 @@ class RecordPages:
             "pages": {name: self.url(name) for name in ("changelist", "find")},
             **context,
         }
-        request.current_app = self._admin.admin_site.name  # type: ignore[attr-defined]  # {% url %} reads it
+        request.current_app = self._admin.admin_site.name  # {% url %} reads it
         return TemplateResponse(request, f"admin/open_idempotency/{template}.html", whole, status=status)
 
     def _gone(self, request: HttpRequest, record: str) -> HttpResponse:
@@ -351,18 +357,35 @@ class RecordPages:
             raise PermissionDenied
 
 
-def _found(backend: Backend, text: str, who: dict[str, Any]) -> StoredRecord:
+def _found(backend: Backend, form: FindForm) -> StoredRecord:
     """The record of a key, or with this id. What may be an id is taken for one first, unless a caller is named."""
-    before = ""
+    text, who, before = form.cleaned_data["key"], form.who(), ""
     if not who and operations.is_record_id(text.strip().lower()):
         try:
             return operations.find_record(backend, text)
         except RecordUnknown as error:
             before = f"{error}; and as a client's key: "
+    of = application()
     try:
-        return operations.find_key(backend, application(), text, **who)
-    except RecordUnknown as error:
+        if not operations.Who(**who).named and not form.cleaned_data["everyone"]:
+            return _of_nobody(backend, of, text, who)
+        return operations.find_key(backend, of, text, **who)
+    except (RecordUnknown, KeyRejected) as error:
+        if not before:
+            raise
         raise RecordUnknown(f"{before}{error}") from error
+
+
+def _of_nobody(backend: Backend, of: Any, key: str, who: dict[str, Any]) -> StoredRecord:
+    """The record of an anonymous caller; unlike ``operations.find_key`` it never reads all records."""
+    found = [record for each in operations.locate(of, key, **who) if (record := backend.get(Get(each.record_id)))]
+    if not found:
+        raise RecordUnknown(
+            "no record of this key, as far as it is of an anonymous caller; name the caller, or choose All callers"
+        )
+    if len(found) > 1:
+        raise SeveralRecords("several", [record.record_id.hex() for record in found])
+    return found[0]
 
 
 def _without_ids(error: SeveralRecords) -> str:

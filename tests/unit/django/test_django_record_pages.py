@@ -104,10 +104,17 @@ def test_several_callers_of_a_key_are_listed(backend: Backend) -> None:
     """P-40: each with a link, where the key alone is given."""
     users = [User.objects.create_user(f"several-{number}-{id(backend)}") for number in range(2)]
     records = [charged(user) for user in users]
-    response = client_of("view_record").post(FIND, {"key": KEY})
+    response = client_of("view_record").post(FIND, {"key": KEY, "everyone": "on"})
     text = response.content.decode()
     assert all(page_of(record) in text for record in records)
     assert "say whose key it is" in text
+
+
+def test_the_key_of_an_anonymous_caller_is_found_by_itself(backend: Backend) -> None:
+    """P-40: the records of others are not read for it."""
+    record = charged()
+    charged(User.objects.create_user(f"other-{id(backend)}"))
+    assert client_of("view_record").post(FIND, {"key": KEY})["Location"] == page_of(record)
 
 
 def test_a_record_is_found_by_the_beginning_of_its_id(maker: Maker) -> None:
@@ -120,7 +127,9 @@ def test_a_record_is_found_by_the_beginning_of_its_id(maker: Maker) -> None:
 @pytest.mark.parametrize(
     ("fields", "status", "said"),
     [
-        ({"key": "00000000-0000-4000-8000-000000000000"}, 404, "No record of this key"),
+        ({"key": "00000000-0000-4000-8000-000000000000"}, 404, "choose All callers"),
+        ({"key": KEY, "everyone": "on"}, 404, "no record of this key"),
+        ({"key": KEY, "everyone": "on", "user": "7"}, 400, "A caller is named"),
         ({"key": "00000000-0000-4000-8000-000000000000", "user": "7"}, 404, "never used by this caller"),
         ({"key": "abcdef012345"}, 404, "no record begins with abcdef012345"),
         ({"key": KEY, "path": "/nowhere", "method": "POST"}, 400, "covered by no route"),
@@ -367,7 +376,7 @@ def test_the_retry_of_a_resolved_request_goes_on(backend: Backend) -> None:
     maker = Maker(backend)
     lease = maker.lease(0.001, record_id=found.record_id, fingerprint=found.fingerprint)
     maker.save(lease, begun("charge"))
-    assert post(Client(), key=KEY).status_code == 409
+    assert post(Client(raise_request_exception=False), key=KEY).status_code == 409
     fields = {"stage": "charge", "stage_key": "", "outcome": "found", "value": '"ch_9"'}
     assert confirmed(client_of(*EVERY), found.record_id, "resolve", **fields).status_code == 302
     assert post(Client(), key=KEY).json()["charged"] == "ch_9"
