@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -55,7 +55,7 @@ PROJECT: dict[str, Any] = {
 
 
 @contextmanager
-def admin_site(*views: Any, **options: Any) -> Iterator[None]:
+def admin_site(*views: Any, **options: Any) -> Generator[None, None, None]:
     """The project, with its tables, and views at ``/0``, ``/1``, ...; ``options`` are further settings."""
     with override_settings(**{**PROJECT, **options}):
         site = import_module("django.contrib.admin").site
@@ -74,8 +74,8 @@ def staff(*permissions: str, password: str = "", **more: Any) -> User:
     return user
 
 
-def client_of(*permissions: str, csrf: bool = False, **more: Any) -> Client:
+def client_of(*permissions: str, csrf: bool = False, **more: Any) -> Any:
     """The browser of a new member of the staff, logged in. ``csrf``: forms need their token, as in production."""
-    client = Client(enforce_csrf_checks=csrf)
+    client: Any = Client(enforce_csrf_checks=csrf)
     client.force_login(staff(*permissions, **more))
     return client

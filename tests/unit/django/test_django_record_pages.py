@@ -64,7 +64,7 @@ def page_of(record: bytes | str, name: str = "change") -> str:
     return f"{LIST}{record if isinstance(record, str) else record.hex()}/{name}/"
 
 
-def confirmed(client: Client, record: bytes, name: str, **fields: str) -> Any:
+def confirmed(client: Any, record: bytes, name: str, **fields: str) -> Any:
     """Open the page that asks, and post its form with these fields."""
     asked = client.get(page_of(record, name), {key: fields[key] for key in ("stage", "stage_key") if key in fields})
     return client.post(page_of(record, name), {"seen": asked.context_data["seen"].mark, **fields})
