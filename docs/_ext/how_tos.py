@@ -18,7 +18,7 @@ GROUPS = {
     "Tests": ("test-*",),
     "Jobs and messages": ("celery-*", "webhooks", "agentic-*"),
     "Backends": ("sentinel-*", "postgresql-*", "alembic-*", "migrations*", "size-*"),
-    "Operations": ("deploy-*", "metrics-*", "find-*", "stuck-*", "erase*", "upgrade*"),
+    "Operations": ("runbook", "deploy-*", "django-*", "metrics-*", "find-*", "stuck-*", "erase*", "upgrade*"),
     "Moving from another library": ("move-*",),
 }
 _REST = "More"

@@ -30,7 +30,7 @@ LINES = {
     "R": _numbers(14, "05a"),
     "N": _numbers(30),
     "S": _numbers(8, "02a", "06a", "06b", "06c"),
-    "P": _numbers(7, *map(str, range(10, 38))),
+    "P": _numbers(7, *map(str, range(10, 38)), *map(str, range(40, 47))),
     "T": _numbers(14),
 }
 

@@ -1,13 +1,18 @@
-"""The admin pages of the ``django://`` backend: they show what is stored under which key, and can forget it."""
+"""The admin site's list of the records of ``django://``, and the way to the pages of each record.
+
+The pages of a record, and the one that finds a key, are in ``record_pages``; they work with every backend.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.core.exceptions import PermissionDenied
 from django.db.models import (
     Case,
     CharField,
@@ -21,19 +26,20 @@ from django.db.models import (
     Value,
     When,
 )
-from django.db.models.functions import Coalesce, Length
-from django.http import HttpRequest
+from django.db.models.functions import Coalesce
+from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
-from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString
+from django.urls import path
 
-from open_idempotency.backend import Status
+from open_idempotency.backend import Backend, Status
 from open_idempotency.backends._shared.sql_verbs import RECORD_VERSION
 from open_idempotency.decisions import State
 from open_idempotency.django import conf
-from open_idempotency.django.models import LedgerStage, Record, Stage
+from open_idempotency.django.models import Record, Stage
+from open_idempotency.django.record_pages import RecordPages, Seen, forget, look, moment
 from open_idempotency.exceptions import IdempotencyError
+from open_idempotency.operations import OperationRefused
 
 if TYPE_CHECKING:
     _RecordAdmin = admin.ModelAdmin[Record]
@@ -79,7 +85,8 @@ def state_at(now: float) -> Case:
 _AGES = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}
 _SHORT_ID = 12
 _LONGEST_ID = 128
-_FORGOTTEN_AT_ONCE = 1000
+# Two fields for each, and Django takes 1,000 fields at most (DATA_UPLOAD_MAX_NUMBER_FIELDS).
+_FORGOTTEN_AT_ONCE = 400
 
 
 class _Database(NamedTuple):
@@ -144,32 +151,55 @@ class RecordAdmin(_RecordAdmin):
     # An index has this order.
     ordering = ("-expires_at",)
     search_fields = ("record_id",)
-    search_help_text = "The beginning of a digest"
+    search_help_text = "The beginning of a record id. For a client's key: Find a key"
     show_full_result_count = False
     actions = ("forget",)
-    fields = (
-        "record_id",
-        "state",
-        "attempt",
-        "token",
-        "claimed",
-        "lease_ends",
-        "expires",
-        "stored_response",
-        "stages",
-        "ledger",
-    )
-    readonly_fields = fields
+
+    def __init__(self, model: type[Record], admin_site: admin.AdminSite) -> None:
+        super().__init__(model, admin_site)
+        self._pages = RecordPages(self)
+
+    def get_urls(self) -> list[Any]:
+        """The pages of a record, and the one that finds a key."""
+
+        def wrapped(view: Any) -> Any:
+            return self.admin_site.admin_view(view)
+
+        pages, name = self._pages, "open_idempotency_record"
+        return [
+            path("find/", wrapped(pages.find), name=f"{name}_find"),
+            path("<str:record>/release/", wrapped(pages.release), name=f"{name}_release"),
+            path("<str:record>/resolve/", wrapped(pages.resolve), name=f"{name}_resolve"),
+            path("<str:record>/forget/", wrapped(pages.forget), name=f"{name}_forget"),
+            *super().get_urls(),
+        ]
+
+    def lists(self, request: HttpRequest) -> bool:
+        """Whether the records are in a database of the project, where they can be listed by state and by age."""
+        return _database(request) is not None
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        """The list of records; where another backend holds them, the page that finds one."""
+        try:
+            if self.has_view_permission(request) and not self.lists(request):
+                return self._pages.find(request)
+        except IdempotencyError as error:
+            return self._pages.trouble(request, error)
+        return super().changelist_view(request, extra_context)
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        """The page of a record, read-only; what changes it are pages of their own."""
+        if request.method not in ("GET", "HEAD"):
+            raise PermissionDenied
+        return self._pages.record(request, object_id)
 
     # Who may
 
-    def has_module_permission(self, request: HttpRequest) -> bool:
-        """Whether to list the application: only if its tables are in use."""
-        return super().has_module_permission(request) and _database(request) is not None
-
     def has_view_permission(self, request: HttpRequest, obj: Record | None = None) -> bool:
         """With ``open_idempotency.view_record``."""
-        return super().has_view_permission(request, obj) and _database(request) is not None
+        return super().has_view_permission(request, obj) and _is_configured()
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """False: only the backend writes records."""
@@ -186,7 +216,7 @@ class RecordAdmin(_RecordAdmin):
     def has_forget_permission(self, request: HttpRequest) -> bool:
         """With ``open_idempotency.delete_record``."""
         user: Any = request.user
-        return bool(user.has_perm("open_idempotency.delete_record")) and _database(request) is not None
+        return bool(user.has_perm("open_idempotency.delete_record")) and self.lists(request)
 
     # What is read
 
@@ -203,7 +233,6 @@ class RecordAdmin(_RecordAdmin):
             now=Value(database.now, output_field=FloatField()),
             state=state_at(database.now),
             stage_count=Coalesce(counted, 0),
-            size=Length("response"),
         )
         return records
 
@@ -234,84 +263,85 @@ class RecordAdmin(_RecordAdmin):
         """The time since the latest attempt began."""
         return str(timedelta(seconds=max(0, int(record.now - record.claimed_at))))
 
-    @admin.display(description="latest attempt", ordering="claimed_at")
-    def claimed(self, record: Any) -> str:
-        """When the latest attempt began."""
-        return _moment(record.claimed_at)
-
     @admin.display(description="lease", ordering="lease_end")
     def lease_ends(self, record: Any) -> str:
         """When the lease ends or ended."""
-        return _moment(record.lease_end)
+        return moment(record.lease_end)
 
     @admin.display(ordering="expires_at")
     def expires(self, record: Any) -> str:
         """When the key is forgotten."""
-        return _moment(record.expires_at)
+        return moment(record.expires_at)
 
     @admin.display(description="stages")
     def stage_count(self, record: Any) -> int:
         """How many stages are on record."""
         return int(record.stage_count)
 
-    @admin.display(description="stored response")
-    def stored_response(self, record: Any) -> str:
-        """The size of the stored response."""
-        return "none" if record.size is None else f"{record.size} bytes"
-
-    @admin.display(description="stages")
-    def stages(self, record: Any) -> SafeString:
-        """The names and sizes of the stages, in order."""
-        found = Stage.objects.using(record._state.db).filter(record_id=record.record_id).order_by("id")
-        named = found.annotate(size=Length("frame")).values_list("name", "stage_key", "size")
-        return _listed((_text(name), _text(key), size) for name, key, size in named)
-
-    @admin.display(description="stages in the ledger")
-    def ledger(self, record: Any) -> SafeString:
-        """The stages that were committed with rows of the application in this database."""
-        found = LedgerStage.objects.using(record._state.db).filter(record_id=record.record_id).order_by("id")
-        return _listed(found.annotate(size=Length("frame")).values_list("name", "stage_key", "size"))
-
     # What is done
 
     @admin.action(description="Forget the selected records", permissions=["forget"])
     def forget(self, request: HttpRequest, queryset: Any) -> HttpResponseBase | None:
-        """Ask for confirmation; then delete each record through the backend, and log it in the admin's history."""
-        records = list(queryset[: _FORGOTTEN_AT_ONCE + 1])
-        if len(records) > _FORGOTTEN_AT_ONCE:
+        """Ask for confirmation; then forget each record that is still the one that was shown.
+
+        Records that an attempt may hold are left, unless that is confirmed as well.
+        """
+        chosen = [record.record_id for record in queryset[: _FORGOTTEN_AT_ONCE + 1]]
+        if len(chosen) > _FORGOTTEN_AT_ONCE:
             self.message_user(request, f"At most {_FORGOTTEN_AT_ONCE} records at once.", messages.ERROR)
             return None
-        if request.POST.get("confirmed") != "yes":
-            return self._ask(request, records)
-        self._forget(request, records)
-        return None
+        try:
+            with conf.opened_any() as backend:
+                # Without the keys of the settings: no state depends on what is encrypted.
+                seen = [each for record in chosen if (each := look(backend, record, None)) is not None]
+                if request.POST.get("confirmed") == "yes":
+                    self._forget(request, backend, seen)
+                    return None
+        except IdempotencyError as error:
+            return self._pages.trouble(request, error)
+        return self._ask(request, seen)
 
-    def _ask(self, request: HttpRequest, records: list[Any]) -> HttpResponseBase:
+    def _ask(self, request: HttpRequest, seen: list[Seen]) -> HttpResponseBase:
         context = {
             **self.admin_site.each_context(request),
             "title": "Forget these records?",
             "opts": self.opts,
-            "records": records,
-            "state_running": NAMES["running"],
+            "records": seen,
+            "some_alive": any(each.is_alive for each in seen),
             "action_checkbox_name": ACTION_CHECKBOX_NAME,
         }
         return TemplateResponse(request, "admin/open_idempotency/forget_confirmation.html", context)
 
-    def _forget(self, request: HttpRequest, records: list[Any]) -> None:
-        with conf.opened() as backend:
-            forgotten: list[Any] = []
-            try:
-                for record in records if backend is not None else ():
-                    assert backend is not None
-                    backend.delete(bytes.fromhex(record.record_id))
-                    forgotten.append(record)
-            except IdempotencyError as error:
-                self.message_user(request, f"Not all could be forgotten: {error}", messages.ERROR)
-        if forgotten:
-            self._log(request, forgotten)
-            self.message_user(request, f"Forgotten: {len(forgotten)}", messages.SUCCESS)
+    def _forget(self, request: HttpRequest, backend: Backend, seen: list[Seen]) -> None:
+        """Forget those of the records that are still what the confirmed page has shown; report each of the others."""
+        shown, force = set(request.POST.getlist("seen")), request.POST.get("force") == "yes"
+        forgotten: list[Record] = []
+        try:
+            for each in seen:
+                if f"{each.record}:{each.mark}" not in shown:
+                    self.message_user(
+                        request, f"Record {each.record[:_SHORT_ID]} has changed since it was shown.", messages.ERROR
+                    )
+                    continue
+                try:
+                    forget(backend, each, force=force)
+                except OperationRefused as error:
+                    self.message_user(request, f"Not forgotten: {error}", messages.ERROR)
+                else:
+                    forgotten.append(Record(record_id=each.record))
+        finally:  # also of those that were forgotten before the backend failed
+            if forgotten:
+                self._log_deletions(request, forgotten)
+                self.message_user(request, f"Forgotten: {len(forgotten)}", messages.SUCCESS)
 
-    def _log(self, request: HttpRequest, records: list[Any]) -> None:
+    def log_operation(self, request: HttpRequest, record: Record, name: str, said: str) -> None:
+        """Note in the admin's history who did what to a record."""
+        if name == "forget":
+            self._log_deletions(request, [record])
+        else:
+            self.log_change(request, record, said)
+
+    def _log_deletions(self, request: HttpRequest, records: list[Record]) -> None:
         site: Any = self
         # Django 5.1 has renamed it.
         if hasattr(site, "log_deletions"):
@@ -321,19 +351,5 @@ class RecordAdmin(_RecordAdmin):
             site.log_deletion(request, record, str(record))
 
 
-def _moment(seconds: float) -> str:
-    try:
-        return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-    except (OverflowError, ValueError, OSError):
-        return "never"
-
-
-def _text(raw: Any) -> str:
-    return bytes(raw).decode("utf-8", "replace")
-
-
-def _listed(stages: Any) -> SafeString:
-    rows = [(name, f" ({key})" if key else "", "no value yet" if size is None else size) for name, key, size in stages]
-    if not rows:
-        return format_html("{}", "none")
-    return format_html("<ol>{}</ol>", format_html_join("", "<li>{}{}: {} bytes</li>", rows))
+def _is_configured() -> bool:
+    return getattr(settings, "IDEMPOTENCY_BACKEND", None) is not None

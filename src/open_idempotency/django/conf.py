@@ -22,7 +22,7 @@ from open_idempotency._engine.engine import Engine
 from open_idempotency._routes.coverage import Coverages, PathRules
 from open_idempotency.backend import Backend
 from open_idempotency.backends.django_orm import AsyncDjangoBackend, DjangoBackend
-from open_idempotency.backends.registry import open_backend
+from open_idempotency.backends.registry import Given, open_backend, refuse_new_file
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import FIELD_NAMES, IdempotencyPolicy, make_policy
 
@@ -192,3 +192,27 @@ def opened() -> Generator[DjangoBackend | None, None, None]:
             backend.close()
     else:
         yield None
+
+
+@contextmanager
+def opened_any() -> Generator[Backend, None, None]:
+    """Open the backend of the settings, of whatever kind; close it afterwards unless it is an object of the project's.
+
+    A database file that is not there is not created. Raises ``ConfigurationError``.
+    """
+    named: Given | None = read_settings().get("backend")
+    if named is None:
+        raise ConfigurationError("IDEMPOTENCY_BACKEND: none given")
+    backend = open_backend(_named_backend(named))
+    try:
+        refuse_new_file(backend.file)
+        yield backend
+    finally:
+        if isinstance(named, str) and not is_in_memory():
+            backend.close()
+
+
+def is_in_memory() -> bool:
+    """Whether the settings name a ``memory://`` URL, whose records are those of this process alone."""
+    named: Any = getattr(settings, "IDEMPOTENCY_BACKEND", None)
+    return isinstance(named, str) and named.lower().startswith("memory://")

@@ -98,6 +98,10 @@ class Record(models.Model):
         app_label = "open_idempotency"
         db_table = "open_idempotency_django_records"
         default_permissions = ("view", "delete")
+        permissions = [
+            ("release_record", "Can free the key of a dead worker"),
+            ("resolve_record", "Can say what became of a stage in doubt"),
+        ]
         indexes = [models.Index(fields=["expires_at"], name="oi_records_by_expiry")]
 
     def __str__(self) -> str:

@@ -14,49 +14,18 @@ from tests.django_project import set_up
 
 set_up()
 
-from django.contrib.auth.models import Permission, User
-from django.core.management import call_command
-from django.db import connections
 from django.test import Client, override_settings
-from django.urls import path
 
+from open_idempotency._core.models import Response
+from open_idempotency._core.stored_response import encode_response
 from open_idempotency.backend import Complete, Fail, Get, Lease, Leased, SaveStage
 from open_idempotency.backends.django_orm import DjangoBackend
 from open_idempotency.conformance.support import claim_of, stage_of
 from open_idempotency.django.models import LedgerStage, Record
+from tests.django_project.admin_site import LIST, admin_site, client_of
+from tests.operations.stores import value
 
-LIST = "/admin/open_idempotency/record/"
 SECRET = b"5105105105105100"
-PROJECT: dict[str, Any] = {
-    "INSTALLED_APPS": [
-        "django.contrib.admin",
-        "django.contrib.auth",
-        "django.contrib.contenttypes",
-        "django.contrib.messages",
-        "django.contrib.sessions",
-        "open_idempotency.django",
-    ],
-    "MIDDLEWARE": [
-        "django.contrib.sessions.middleware.SessionMiddleware",
-        "django.contrib.auth.middleware.AuthenticationMiddleware",
-        "django.contrib.messages.middleware.MessageMiddleware",
-    ],
-    "TEMPLATES": [
-        {
-            "BACKEND": "django.template.backends.django.DjangoTemplates",
-            "APP_DIRS": True,
-            "OPTIONS": {
-                "context_processors": [
-                    "django.template.context_processors.request",
-                    "django.contrib.auth.context_processors.auth",
-                    "django.contrib.messages.context_processors.messages",
-                ]
-            },
-        }
-    ],
-    "IDEMPOTENCY_BACKEND": "django://default",
-    "STATIC_URL": "/static/",
-}
 
 
 class Clock:
@@ -72,13 +41,8 @@ class Clock:
 @pytest.fixture(scope="module", autouse=True)
 def _project() -> Iterator[None]:
     """A project with the admin pages, and its tables."""
-    with override_settings(**PROJECT):
-        site = import_module("django.contrib.admin").site
-        urls = type("Urls", (), {"urlpatterns": [path("admin/", site.urls)]})
-        with override_settings(ROOT_URLCONF=urls):
-            call_command("migrate", verbosity=0, interactive=False, skip_checks=True)
-            yield
-            connections.close_all()
+    with admin_site():
+        yield
 
 
 @pytest.fixture
@@ -95,16 +59,8 @@ def backend() -> Iterator[DjangoBackend]:
     backend.close()
 
 
-def _client(*permissions: str, **more: Any) -> Client:
-    user = User.objects.create_user(f"user-{secrets.token_hex(4)}", is_staff=True, **more)
-    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
-    client = Client()
-    client.force_login(user)
-    return client
-
-
 def _operator() -> Client:
-    return _client("view_record", "delete_record")
+    return client_of("view_record", "delete_record")
 
 
 def _lease(backend: DjangoBackend, record_id: bytes) -> Lease:
@@ -124,7 +80,7 @@ def _make_one_of_each(backend: Any) -> dict[str, str]:
         _lease(backend, ids[name])
     backend.clock.now = begun
     _lease(backend, ids["running"])
-    backend.complete(Complete(_lease(backend, ids["completed"]), SECRET))
+    backend.complete(Complete(_lease(backend, ids["completed"]), encode_response(Response(201, [], SECRET))))
     backend.fail(Fail(_lease(backend, ids["failed"])))
     backend.fail(Fail(_lease(backend, ids["final"]), final=True))
     ids["unreadable"] = secrets.token_bytes(32)
@@ -184,19 +140,18 @@ def test_what_is_no_digest_finds_nothing(backend: DjangoBackend, term: str) -> N
 
 
 def test_a_record_is_shown_with_its_stages_and_nothing_that_is_stored(backend: DjangoBackend) -> None:
-    """Names and sizes; neither the answer nor a value."""
+    """P-43: names and sizes; neither the response nor a value."""
     record_id = secrets.token_bytes(32)
     lease = _lease(backend, record_id)
-    backend.save_stage(SaveStage(lease, stage_of("charge", "<b>1</b>", SECRET)))
-    backend.save_stage(SaveStage(lease, stage_of("mail", frame=b"123")))
-    backend.complete(Complete(lease, b"answer " + SECRET))
+    backend.save_stage(SaveStage(lease, value("charge", SECRET.decode(), "<b>1</b>")))
+    backend.save_stage(SaveStage(lease, value("mail", "123")))
+    backend.complete(Complete(lease, encode_response(Response(201, [], b"response " + SECRET))))
     ours = {"record_id": record_id.hex(), "stage_id": "00", "name": "order", "stage_key": "7"}
     LedgerStage.objects.create(**ours, frame=SECRET)
     text = _operator().get(f"{LIST}{record_id.hex()}/change/").content.decode()
-    assert "charge (&lt;b&gt;1&lt;/b&gt;): 16 bytes" in text
-    assert text.index("charge") < text.index("mail: 3 bytes")
-    assert "order (7): 16 bytes" in text
-    assert "23 bytes" in text
+    assert "&lt;b&gt;1&lt;/b&gt;" in text
+    assert text.index("charge") < text.index("mail")
+    assert text.index("mail") < text.index("<td>order</td><td>7</td><td>16 bytes</td>")
     assert SECRET.decode() not in text
     assert "_save" not in text
 
@@ -211,12 +166,18 @@ def _select(records: list[str], **more: Any) -> dict[str, Any]:
     return {"action": "forget", "_selected_action": records, **more}
 
 
+def _confirmed(client: Client, records: list[str], **more: Any) -> dict[str, Any]:
+    """What the form of the confirmation posts."""
+    asked = client.post(LIST, _select(records)).context_data["records"]
+    return _select(records, confirmed="yes", seen=[f"{each.record}:{each.mark}" for each in asked], **more)
+
+
 def test_forgetting_asks_first(backend: DjangoBackend) -> None:
     """The page says what it means, and marks what runs."""
     digests = _make_one_of_each(backend)
     response = _operator().post(LIST, _select([digests["running"], digests["completed"]]))
     text = response.content.decode()
-    assert text.count("somebody is working on it") == 1
+    assert text.count("an attempt may hold it") == 1
     assert "may run beside the next" in text
     assert Record.objects.count() == 7
 
@@ -227,7 +188,7 @@ def test_a_confirmed_record_is_forgotten_with_its_stages(backend: DjangoBackend)
     backend.save_stage(SaveStage(_lease(backend, record_id), stage_of("charge")))
     _lease(backend, other)
     client = _operator()
-    assert client.post(LIST, _select([record_id.hex()], confirmed="yes")).status_code == 302
+    assert client.post(LIST, _confirmed(client, [record_id.hex()], force="yes")).status_code == 302
     assert backend.get(Get(record_id)) is None
     assert backend.get(Get(other)) is not None
     assert _lease(backend, record_id).attempt == 1
@@ -235,18 +196,40 @@ def test_a_confirmed_record_is_forgotten_with_its_stages(backend: DjangoBackend)
     assert history.is_deletion()
 
 
-def test_an_unreadable_record_can_be_forgotten(backend: DjangoBackend) -> None:
-    """B-08b, B-09: the way out."""
-    digests = _make_one_of_each(backend)
-    _operator().post(LIST, _select([digests["unreadable"]], confirmed="yes"))
+def test_an_unreadable_record_can_be_forgotten_by_force(backend: DjangoBackend) -> None:
+    """B-08b, B-09, P-41: the way out; an attempt of a newer version may hold it."""
+    digests, client = _make_one_of_each(backend), _operator()
+    client.post(LIST, _confirmed(client, [digests["unreadable"]]))
+    assert Record.objects.filter(record_id=digests["unreadable"]).exists()
+    client.post(LIST, _confirmed(client, [digests["unreadable"]], force="yes"))
     assert not Record.objects.filter(record_id=digests["unreadable"]).exists()
+
+
+def test_records_that_attempts_hold_are_left_unless_forced(backend: DjangoBackend) -> None:
+    """P-41: the others are forgotten meanwhile."""
+    digests, client = _make_one_of_each(backend), _operator()
+    response = client.post(LIST, _confirmed(client, [digests["running"], digests["completed"]]), follow=True)
+    assert "is held by an attempt" in response.content.decode()
+    assert backend.get(Get(bytes.fromhex(digests["running"]))) is not None
+    assert backend.get(Get(bytes.fromhex(digests["completed"]))) is None
+
+
+def test_a_record_that_has_changed_since_it_was_shown_is_left(backend: DjangoBackend) -> None:
+    """P-42: in the list too, and also if the record was forgotten and made anew in between."""
+    record_id, client = secrets.token_bytes(32), _operator()
+    _lease(backend, record_id)
+    stale = _confirmed(client, [record_id.hex()], force="yes")
+    backend.delete(record_id)
+    _lease(backend, record_id)
+    assert "has changed" in client.post(LIST, stale, follow=True).content.decode()
+    assert backend.get(Get(record_id)) is not None
 
 
 def test_who_may_only_look_cannot_forget(backend: DjangoBackend) -> None:
     """Permission-checked, in the list and when it is posted."""
     record_id = secrets.token_bytes(32)
     _lease(backend, record_id)
-    client = _client("view_record")
+    client = client_of("view_record")
     assert 'value="forget"' not in client.get(LIST).content.decode()
     client.post(LIST, _select([record_id.hex()], confirmed="yes"))
     assert backend.get(Get(record_id)) is not None
@@ -256,7 +239,7 @@ def test_who_may_not_look_sees_nothing(backend: DjangoBackend) -> None:
     """Staff without the permission."""
     record_id = secrets.token_bytes(32)
     _lease(backend, record_id)
-    client = _client()
+    client = client_of()
     assert client.get(LIST).status_code == 403
     assert client.get(f"{LIST}{record_id.hex()}/change/").status_code == 403
     assert client.post(LIST, _select([record_id.hex()], confirmed="yes")).status_code == 403
@@ -267,7 +250,7 @@ def test_nobody_adds_changes_or_deletes_by_the_usual_pages(backend: DjangoBacken
     """Read-only, for superusers too."""
     record_id = secrets.token_bytes(32)
     _lease(backend, record_id)
-    client = _client(is_superuser=True)
+    client = client_of(is_superuser=True)
     assert client.get(f"{LIST}add/").status_code == 403
     assert client.post(f"{LIST}{record_id.hex()}/change/", {"attempt": 9}).status_code == 403
     assert client.post(f"{LIST}{record_id.hex()}/delete/", {"post": "yes"}).status_code == 403
@@ -277,13 +260,22 @@ def test_nobody_adds_changes_or_deletes_by_the_usual_pages(backend: DjangoBacken
     assert record.attempt == 1
 
 
-def test_the_pages_are_hidden_where_another_backend_holds_the_records(backend: DjangoBackend) -> None:
-    """An empty list would be taken for the truth."""
-    client = _client(is_superuser=True)
+def test_no_list_is_shown_where_another_backend_holds_the_records(backend: DjangoBackend) -> None:
+    """P-45: an empty list would be taken for the truth; the page finds a key, and names the commands that list."""
+    client = client_of(is_superuser=True)
     with override_settings(IDEMPOTENCY_BACKEND="memory://"):
+        text = client.get(LIST).content.decode()
+        assert "manage.py idempotency list --state stuck" in text
+        assert "belong to one process each" in text
+    assert "manage.py" not in client.get(LIST).content.decode()
+
+
+def test_the_pages_are_hidden_where_there_is_no_backend(backend: DjangoBackend) -> None:
+    """The project does not use the middleware."""
+    client = client_of(is_superuser=True)
+    with override_settings(IDEMPOTENCY_BACKEND=None):
         assert client.get(LIST).status_code == 403
         assert LIST not in client.get("/admin/").content.decode()
-    assert LIST in client.get("/admin/").content.decode()
 
 
 def test_a_backend_that_was_made_by_hand_is_used_as_it_is(backend: DjangoBackend) -> None:
