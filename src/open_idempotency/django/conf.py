@@ -67,7 +67,7 @@ def read_settings() -> dict[str, Any]:
 
 
 def _check_neighbour(setting: str) -> None:
-    """django-idempotency-key keeps a dictionary in the same setting. Raises ``ConfigurationError`` unless it is used."""
+    """Raise ``ConfigurationError`` for the dictionary of django-idempotency-key, unless its middleware is there."""
     if not any(str(path).startswith("idempotency_key.") for path in settings.MIDDLEWARE):
         raise ConfigurationError(
             f"{setting}: a dictionary is the setting of django-idempotency-key, whose middleware is not in MIDDLEWARE; "
