@@ -17,7 +17,7 @@ from open_idempotency._core.models import Identity
 from open_idempotency._engine import shutdown
 from open_idempotency._engine.engine import Engine, running
 from open_idempotency._routes.coverage import NOTHING_MARKED, Coverages, CoveredPaths, PathRules, Route, key_among
-from open_idempotency._routes.survey import layers_inside, refuse_wsgi, warn_of_layers
+from open_idempotency._routes.survey import layers_inside, refuse_wsgi, warn_of_layers, warn_of_stack
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
@@ -68,6 +68,7 @@ class IdempotencyMiddleware:
         self.covering: CoveredPaths = CoveredPaths(self.coverages, self._paths)
         #: nothing is protected here
         self.off = not self.engine.policy.enabled
+        warn_of_stack(app, IdempotencyMiddleware, self.engine.policy)
 
     def _find_methods(self) -> frozenset[str]:
         """The methods that are covered on some path. Raises ``ConfigurationError`` where nothing ever is."""

@@ -315,6 +315,10 @@ class Backend(ABC):
     def __exit__(self, *unused: object) -> None:
         self.close()
 
+    def __deepcopy__(self, memo: object) -> Self:
+        """The backend itself: a copied configuration means the same store (Litestar copies its handlers)."""
+        return self
+
 
 class AsyncBackend(ABC):
     """The async verbs, with the same promises. Safe on several event loops."""
@@ -407,3 +411,7 @@ class AsyncBackend(ABC):
 
     async def __aexit__(self, *unused: object) -> None:
         await self.close()
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """See ``Backend.__deepcopy__``."""
+        return self

@@ -16,7 +16,7 @@ from tests.docs.pages import ROOT
 PAGE = ROOT / "docs" / "if-i-forget.md"
 SOURCES = ROOT / "src" / "open_idempotency"
 #: when a mistake is noticed, from the earliest on, as the page explains it
-MOMENTS = ("written", "start", "check", "command", "first request", "request", "retry", "never")
+MOMENTS = ("written", "start", "check", "command", "test", "first request", "request", "retry", "never")
 
 _ROW = re.compile(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \| `(tests/[\w/]+\.py)::(test_\w+)` \|$", re.MULTILINE)
 _QUOTED = re.compile(r'(?<![`=\w])"((?:[^"|]|"(?=[\w.]+" ))+)"')

@@ -58,13 +58,13 @@ from open_idempotency._core.models import (
 )
 from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, Advice, everyday_log, notify, warn
 from open_idempotency._core.rendering import refuse
+from open_idempotency._core.replaying import replay
 from open_idempotency._core.shared_names import look_for_another_service, owner_at_host
 from open_idempotency._core.stored_response import (
     FAILURE,
     RESPONSE,
     decode_response,
     decode_stage,
-    replay,
     unseal,
     unseal_stage,
 )

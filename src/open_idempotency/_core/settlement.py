@@ -32,13 +32,12 @@ from open_idempotency._core.notify import cause, everyday_log, notify, warn
 from open_idempotency._core.quotas import unreserve
 from open_idempotency._core.recording import has_history, lost, surely
 from open_idempotency._core.rendering import refuse
+from open_idempotency._core.replaying import replay, sendable
 from open_idempotency._core.stored_response import (
     FAILURE,
     RESPONSE,
     decode_response,
     is_stored_status,
-    replay,
-    sendable,
     small_form,
     stored_form,
     unseal,

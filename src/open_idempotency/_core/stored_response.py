@@ -1,4 +1,4 @@
-"""What is stored of a response, in which bytes, and how a stored response is sent again.
+"""What is stored of a response, and in which bytes.
 
 A response is captured while it is sent, within bounds (R-04). Headers that belong to one connection, one moment or one
 session are not stored (R-02). CORS headers are stored for one origin (R-11). A replay is marked, and its length is
@@ -19,18 +19,15 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import replace
 from enum import IntEnum
 from functools import lru_cache
 
 from open_idempotency import events
-from open_idempotency._core import problems
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.commands import Claim, Steps
 from open_idempotency._core.keys import digest
-from open_idempotency._core.models import Cors, Headers, Lease, Request, Response, Stage
+from open_idempotency._core.models import Cors, Headers, Lease, Response, Stage
 from open_idempotency._core.notify import cause, warn
-from open_idempotency._core.rendering import refuse
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
 from open_idempotency.policy import CREDENTIALS_OF_RESPONSES, IdempotencyPolicy
 
@@ -67,7 +64,7 @@ def encode_response(response: Response) -> bytes:
     """
     noted = response.omitted or response.cors or response.note or response.first_trace
     headers = _with_notes(response) if noted else response.headers
-    _check(response.status, headers)
+    check(response.status, headers)
     body = response.body or b""
     flags = TOMBSTONE if response.body is None else 0
     pieces = [_RESPONSE.pack(RESPONSE_VERSION, flags, response.status, len(headers), len(body))]
@@ -102,7 +99,7 @@ def decode_response(frame: bytes) -> Response:
     if len(frame) - start != body_length or (flags and body_length):
         raise RecordUnreadable("response frame: the lengths do not add up")
     try:
-        _check(status, headers)
+        check(status, headers)
     except ValueError as error:
         raise RecordUnreadable(f"response frame: {error}") from error
     omitted = headers.pop(0)[1] if headers and headers[0][0] == OMITTED else b""
@@ -136,7 +133,7 @@ def _decode_headers(frame: bytes, count: int) -> tuple[list[tuple[bytes, bytes]]
     return headers, start
 
 
-def _check(status: int, headers: Headers) -> None:
+def check(status: int, headers: Headers) -> None:
     if not 200 <= status <= 999:  # a client would go on waiting behind a 1xx
         raise ValueError(f"{status} is not the status of a final response")
     if len(headers) > 0xFFFF:
@@ -246,8 +243,6 @@ def _position(kind: bytes, of: Claim | Lease, names: Sequence[str]) -> bytes:
 
 REPLAYED = (b"idempotent-replayed", b"true")
 UNRECORDED = (b"idempotency-status", b"unrecorded")
-# What a replay gets here, or its server writes; on_replay= can set none of them.
-_OF_REPLAYS = frozenset({REPLAYED[0], b"connection", b"content-length", b"date", b"transfer-encoding"})
 
 # "Not now", and for 307 and 308 "not here": the client sends this very request again, with the same key.
 _GIVEN_BACK = frozenset({307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429})
@@ -347,19 +342,6 @@ def omitted(stored: Response, live: Headers, drop: tuple[str, ...]) -> bytes:
     return b", ".join(sorted({name.lower() for name, _ in live} & _CREDENTIALS - there - meant))
 
 
-def replayed(stored: Response, request_headers: Headers = ()) -> Response:
-    """A stored response as it is sent again: marked, with its length counted anew, and with CORS headers for the origin
-    that they are for. ``request_headers``: of the request that gets it.
-    """
-    headers = [*stored.headers, REPLAYED]
-    if stored.cors and stored.cors.origin == _origin(request_headers):
-        headers += stored.cors.headers
-    if stored.status in BODILESS:
-        return Response(stored.status, headers, b"", note=stored.note)
-    body = stored.body or b""
-    return Response(stored.status, [*headers, (b"content-length", b"%d" % len(body))], body, note=stored.note)
-
-
 def _cors(live: Headers, request_headers: Headers, policy: IdempotencyPolicy) -> Cors | None:
     """The CORS headers of a live response, which its pages alone may be given again (R-11); None where it has none.
 
@@ -374,11 +356,11 @@ def _cors(live: Headers, request_headers: Headers, policy: IdempotencyPolicy) ->
         and not is_stored_header(name, policy.keep_headers, policy.drop_headers)
         and name.decode("latin-1") not in dropped
     ]
-    origin = _origin(request_headers) if headers else None
+    origin = origin_of(request_headers) if headers else None
     return None if origin is None else Cors(origin, headers)
 
 
-def _origin(request_headers: Headers) -> bytes | None:
+def origin_of(request_headers: Headers) -> bytes | None:
     """The ``Origin`` of a request, empty without one; None where it is none that a browser sends."""
     found = [value for name, value in request_headers if name == b"origin"]
     if len(found) > 1 or not all(map(_is_origin, found)):
@@ -554,61 +536,3 @@ def _report_failed_hook(
     policy: IdempotencyPolicy, lease: Lease, hook: str, error: Exception, attempt: Attempt | None
 ) -> Steps[None]:
     yield from warn(policy, events.HookFailed(events.short(lease.record_id), hook, cause(error)), attempt)
-
-
-def sendable(
-    stored: Response,
-    request_headers: Headers,
-    record_id: bytes,
-    instance: str,
-    policy: IdempotencyPolicy,
-    of: Request | Attempt,
-) -> Steps[Response]:
-    """A stored response as it is sent again; for one whose body was not stored, the problem that says so (O-11).
-
-    ``request_headers`` and ``instance``, the path: of the request that gets it, which is ``of``.
-    """
-    if stored.body is not None:
-        if policy.on_replay is not None:
-            stored = yield from _changed(stored, of, record_id, policy)
-        return replayed(stored, request_headers)
-    target = location(stored.headers)
-    problem = problems.not_replayable(stored.status, target.decode("latin-1") if target else None)
-    return (yield from refuse(problem, policy, instance, record_id, None, of))
-
-
-def _changed(stored: Response, of: Request | Attempt, record_id: bytes, policy: IdempotencyPolicy) -> Steps[Response]:
-    """The stored response as ``on_replay=`` returns it; as it is where the hook fails, since nothing may run again."""
-    request = of if isinstance(of, Request) else of.hook_request
-    if policy.on_replay is None or request is None:
-        return stored
-    try:
-        # A copy: an error halfway leaves what is stored whole.
-        changed = policy.on_replay(Response(stored.status, list(stored.headers), stored.body), request)
-        if not isinstance(changed, Response):
-            raise TypeError(f"on_replay= returned {type(changed).__name__}, not a Response")
-        if not isinstance(changed.body, bytes):
-            raise TypeError(f"the body of what on_replay= returned is {type(changed.body).__name__}, not bytes")
-        # As for a response that is stored: no framing, and no header that belongs to one connection.
-        headers = [(name, value) for name, value in changed.headers if name.lower() not in _OF_REPLAYS]
-        _check(changed.status, headers)
-    except Exception as error:
-        yield from warn(policy, events.HookFailed(events.short(record_id), "on_replay", cause(error)), of)
-        return stored
-    return replace(stored, status=changed.status, headers=headers, body=changed.body)
-
-
-def replay(
-    stored: Response,
-    request_headers: Headers,
-    record_id: bytes,
-    instance: str,
-    policy: IdempotencyPolicy,
-    of: Request | Attempt,
-) -> Steps[Response]:
-    """``sendable``, and an event if credentials of the first response are missing in this one (O-21a)."""
-    if stored.omitted:
-        lacking = stored.omitted.decode("latin-1")
-        event = events.ReplayedWithoutCredentials(events.short(record_id), stored.status, lacking)
-        yield from warn(policy, event, of)
-    return (yield from sendable(stored, request_headers, record_id, instance, policy, of))

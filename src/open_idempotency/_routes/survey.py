@@ -307,19 +307,51 @@ def layers_inside(app: Any, ours: type, depth: int = _DEEPEST_LAYER) -> Iterator
         app = next((inner for inner in (getattr(app, name, None) for name in _WRAPPED) if inner is not None), None)
 
 
+def warn_of_stack(app: Any, ours: type, policy: IdempotencyPolicy) -> None:
+    """Warn of the layers below a middleware of one of Litestar's routes, once in each process for each kind.
+
+    Litestar makes the middleware anew for each route, and the lifespan passes none of them.
+    """
+    if not type(app).__module__.startswith("litestar.") or _is_litestar(app):
+        return
+    layers = [layer for layer in layers_inside(app, ours) if (kind_of(layer), layer) not in _warned]
+    _warned.update((kind_of(layer), layer) for layer in layers)
+    warn_of_layers(layers, policy)
+
+
+_warned: set[tuple[str | None, type]] = set()
+
+
 def _listed(app: Any) -> list[Any]:
-    """The middleware that a Starlette application was given, which it may not have built yet."""
+    """The middleware that an application was given, which it may not have built yet, or builds for each route."""
+    if _is_litestar(app):
+        compression = getattr(getattr(app, "compression_config", None), "middleware_class", None)
+        return [compression, LitestarCORS if getattr(app, "cors_config", None) is not None else None]
     given = getattr(app, "user_middleware", None)
     return [getattr(each, "cls", None) for each in given] if isinstance(given, list) else []
+
+
+def _is_litestar(app: Any) -> bool:
+    return any(base.__module__ == "litestar.app" for base in type(app).__mro__)
+
+
+class LitestarCORS:
+    """Stands for the ``cors_config`` of Litestar, whose layer is outside of its routes."""
 
 
 class FlaskCORS:
     """Stands for Flask-CORS, whose layer is a function."""
 
 
+class QuartCORS:
+    """Stands for Quart-CORS, whose layer is a partial of a function."""
+
+
 def layer_of(function: Any) -> type:
-    """The class of the Flask extension to which an ``after_request`` function belongs; else that of the function."""
+    """The class of the extension of Flask or Quart whose ``after_request`` function this is; else the function's."""
+    function = function.func if isinstance(function, functools.partial) else function
     owner = getattr(function, "__self__", None)
     if owner is not None:
         return type(owner)
-    return FlaskCORS if str(getattr(function, "__module__", "")).startswith("flask_cors.") else type(function)
+    package = str(getattr(function, "__module__", "")).partition(".")[0]
+    return {"flask_cors": FlaskCORS, "quart_cors": QuartCORS}.get(package, type(function))

@@ -39,9 +39,13 @@ class NoResponse(Exception):
 
 
 def is_ours(error: BaseException | None) -> bool:
-    """Whether an error is the end of a killed attempt, alone or in a group of a task group's."""
-    if isinstance(error, Killed | NoResponse):
-        return True
+    """Whether an error is the end of a killed attempt: itself, an error of that cause, or a group of them."""
+    while error is not None:
+        if isinstance(error, Killed | NoResponse):
+            return True
+        if getattr(error, "exceptions", None):
+            break
+        error = error.__cause__
     inner = getattr(error, "exceptions", None)
     return isinstance(inner, tuple) and bool(inner) and all(is_ours(each) for each in inner)
 

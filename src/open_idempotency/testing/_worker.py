@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from open_idempotency._core.attempt import Attempt, Phase, StageId
-from open_idempotency._core.commands import RecordLater, Sleep, Steps
+from open_idempotency._core.commands import KeepAlive, RecordLater, Sleep, Steps
 from open_idempotency._core.models import ClaimResult
 from open_idempotency._engine.engine import AsyncPerformer, Performer, running
 from open_idempotency._engine.heartbeat import Heartbeat
@@ -291,10 +291,10 @@ class KitHeartbeat(Heartbeat):
         self._script = backend.script
         self._later: list[RecordLater] = []
 
-    def watch(self, attempt: Attempt) -> None:
-        """See ``Heartbeat.watch``."""
-        if attempt.lease is not None:
-            self._script.watch(attempt)
+    def keep(self, command: KeepAlive) -> None:
+        """See ``Heartbeat.keep``."""
+        if command.attempt.lease is not None:
+            self._script.watch(command.attempt)
 
     def forget(self, attempt: Attempt) -> None:
         """See ``Heartbeat.forget``."""

@@ -226,27 +226,21 @@ class Table(Protocol):
 
     def insert(self, record: Record) -> None:
         """Add the row of a record."""
-        ...
 
     def update(self, record: Record) -> None:
         """Write the row of a record that is locked."""
-        ...
 
     def extend(self, record_ids: Sequence[bytes], lease_end: float) -> None:
         """Move the ends of leases that are locked, and with each its record's expiry: the end and the record's TTL."""
-        ...
 
     def delete(self, record_ids: Sequence[bytes]) -> None:
         """Delete the rows of records, if they exist, and of their stages."""
-        ...
 
     def add_stage(self, record_id: bytes, stage: Stage) -> None:
         """Append a stage."""
-        ...
 
     def delete_stages(self, record_id: bytes) -> None:
         """Delete the stages of a record."""
-        ...
 
     def now_and_reservation(self, scope_id: bytes, record_id: bytes) -> tuple[float, float | None]:
         """The time, and the end of a reservation, None where there is none; in one statement."""
@@ -254,7 +248,6 @@ class Table(Protocol):
 
     def lock_scope(self, scope_id: bytes) -> None:
         """Lock the row of a caller, which is inserted if need be, so that one transaction counts at a time."""
-        ...
 
     def first_end(self, scope_id: bytes, now: float, others: int) -> float | None:
         """The first end of a caller's reservations, where more than ``others`` of them end after ``now``."""
@@ -262,15 +255,12 @@ class Table(Protocol):
 
     def put_reservation(self, scope_id: bytes, record_id: bytes, end: float, is_there: bool) -> None:
         """Write the end of a reservation; ``is_there``: whether it has a row."""
-        ...
 
     def extend_scope(self, scope_id: bytes, end: float) -> None:
         """Keep the row of a caller until ``end`` at least."""
-        ...
 
     def delete_reservation(self, scope_id: bytes, record_id: bytes) -> None:
         """Delete a reservation, if it exists."""
-        ...
 
     def purge_records(self, now: float, most: int) -> int:
         """Delete expired records with their stages, at most so many; how many were. Locked rows may be left."""
@@ -282,7 +272,6 @@ class Table(Protocol):
 
     def purge_scopes(self, now: float, most: int) -> None:
         """The same for the rows of callers."""
-        ...
 
 
 class Step(NamedTuple):
