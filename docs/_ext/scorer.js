@@ -1,5 +1,7 @@
 /* How Sphinx's search weighs what it finds: tasks and problems first, the reasons behind the code last. */
 const weightsOfPages = [
+  // the name of another library is made of words that every page has
+  [/^how-to\/move-from-/, 5],
   [/^how-to\/(?!index)/, 4],
   [/^reference\/policy$/, 3],
   [/^problems\//, 2],

@@ -38,7 +38,7 @@ def test_the_python_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", pages(), ids=name_of)
 def test_no_block_hides_from_the_tests(page: Path) -> None:
     """A block is of a language that the tests know, so that none goes unchecked because of a misspelt name."""
-    known = {"python", "console", "sh", "json", "http", "text", "ini", "toml", "lua"}
+    known = {"python", "console", "sh", "json", "http", "text", "ini", "toml", "lua", "js"}
     directives = {"{toctree}", "{eval-rst}", "{include} ../CHANGELOG.md", "{image} states.svg"}
     for block in blocks(page):
         assert block.language in known | directives, f"{name_of(page)}:{block.line}: {block.language!r}"

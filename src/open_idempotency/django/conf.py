@@ -59,8 +59,20 @@ def read_settings() -> dict[str, Any]:
         if name not in FIELD_NAMES and name not in _OTHERS:
             raise ConfigurationError(f"{setting}: no such setting; {_hint(name)}")
         value = getattr(settings, setting)
+        if name == "key" and isinstance(value, Mapping):
+            _check_neighbour(setting)
+            continue
         found[name] = _read_rules(setting, value) if name == "rules" else _imported(setting, name, value)
     return found
+
+
+def _check_neighbour(setting: str) -> None:
+    """Raise ``ConfigurationError`` for the dictionary of django-idempotency-key, unless its middleware is there."""
+    if not any(str(path).startswith("idempotency_key.") for path in settings.MIDDLEWARE):
+        raise ConfigurationError(
+            f"{setting}: a dictionary is the setting of django-idempotency-key, whose middleware is not in MIDDLEWARE; "
+            "remove the setting, or give a callable that returns a request's key"
+        )
 
 
 def _read_rules(setting: str, value: object) -> object:

@@ -103,6 +103,22 @@ def test_a_dotted_path_that_leads_nowhere_is_an_error_that_names_the_setting(fie
         IdempotencyMiddleware(_view)
 
 
+def test_the_dictionary_of_django_idempotency_key_is_left_to_its_middleware() -> None:
+    """O-30: while a project moves from that library, both read the setting ``IDEMPOTENCY_KEY``."""
+    project_of_both = override_settings(MIDDLEWARE=["idempotency_key.middleware.IdempotencyKeyMiddleware"])
+    with project(_view, IDEMPOTENCY_KEY={"HEADER": "HTTP_X_KEY"}), project_of_both:
+        policy = IdempotencyMiddleware(_view).engine.policy
+    assert (policy.key, policy.header) == (None, "Idempotency-Key")
+
+
+def test_the_dictionary_of_a_library_that_is_gone_is_an_error() -> None:
+    """O-30: nobody reads it any more, so a header that it names would be ignored in silence."""
+    with project(_view, IDEMPOTENCY_KEY={"HEADER": "HTTP_X_KEY"}), pytest.raises(ConfigurationError) as refused:
+        IdempotencyMiddleware(_view)
+    assert "django-idempotency-key" in str(refused.value)
+    assert "remove the setting" in str(refused.value)
+
+
 def test_a_whole_policy_takes_a_dotted_path() -> None:
     """O-30."""
     with project(_view, IDEMPOTENCY_POLICY=f"{__name__}.POLICY"):
