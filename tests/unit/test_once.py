@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +20,7 @@ from starlette.testclient import TestClient
 from open_idempotency import (
     BackendUnavailable,
     ConfigurationError,
+    IdempotencyPolicy,
     InProgress,
     KeyRejected,
     KeyReused,
@@ -31,8 +35,10 @@ from open_idempotency import (
     TooManyKeys,
     events,
     idem,
+    operations,
 )
-from open_idempotency.backend import Claim, Complete, Fail, Get, Release, Wait
+from open_idempotency._core.about import About
+from open_idempotency.backend import Claim, Complete, Fail, Get, Record, Release, Wait
 from open_idempotency.backends.memory import MemoryBackend
 from tests.http.backends import WatchedBackend
 from tests.unit.builders import Listener
@@ -662,3 +668,77 @@ def test_a_record_that_is_no_result_is_not_read(backend: WatchedBackend) -> None
     with pytest.raises(RecordUnreadable):
         once.run("k", Count(), payload=1)
     assert Release not in asked(backend)
+
+
+# Forgetting beside an attempt, and what operators find
+
+
+def _on_a_clock_that_is_slow() -> MemoryBackend:
+    return MemoryBackend(clock=lambda: time.time() - 3600)
+
+
+def test_a_live_attempt_is_not_forgotten_by_a_machine_whose_clock_is_ahead() -> None:
+    """N-17, N-16: the backend's clock says whether the attempt is alive, so no second one runs beside it."""
+    once = Once(_on_a_clock_that_is_slow(), scope="invoices")
+    with once.begin("k", payload=None) as attempt:
+        assert once.status("k").alive
+        with pytest.raises(InProgress):
+            once.forget("k")
+        attempt.complete("made")
+    assert once.run("k", Count("again"), payload=None) == "made"
+
+
+@pytest.mark.anyio
+async def test_a_live_attempt_is_not_forgotten_by_a_task_on_a_machine_whose_clock_is_ahead() -> None:
+    """N-17, N-16."""
+    once = Once(_on_a_clock_that_is_slow(), scope="invoices")
+    async with once.begin("k", payload=None) as attempt:
+        assert (await once.astatus("k")).alive
+        with pytest.raises(InProgress):
+            await once.aforget("k")
+        attempt.complete("made")
+    assert await once.aforget("k")
+    assert not await once.aforget("k")
+
+
+class _ClaimedBetween(MemoryBackend):
+    """After its next ``get`` another worker claims the record that was read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.claims: list[Claim] = []
+
+    def get(self, c: Get, /) -> Record | None:
+        found = super().get(c)
+        while self.claims:
+            self.claim(self.claims.pop())
+        return found
+
+
+def test_an_attempt_that_begins_while_its_key_is_forgotten_keeps_the_key() -> None:
+    """N-17: what is forgotten is the record that was read, in one atomic call."""
+    backend = _ClaimedBetween()
+    once = Once(backend, scope="invoices")
+    with pytest.raises(RuntimeError):
+        once.run("k", Count(RuntimeError("failed")), payload=None)
+    (failed,) = backend.scan()
+    backend.claims.append(Claim(failed.record_id, failed.fingerprint, b"o" * 16, 60.0, 60.0))
+    with pytest.raises(InProgress):
+        once.forget("k")
+    (record,) = backend.scan()
+    assert record.owner == b"o" * 16
+
+
+def test_a_record_says_its_scope_and_its_worker_to_operators(backend: WatchedBackend) -> None:
+    """N-31: so that commands name what is stuck, and no erasure of a caller takes it for one that nobody knows."""
+    once = Once(backend, scope="invoices")
+    once.run("order-7", Count(), payload=None)
+    once.run("order-8", Count(), payload=None)
+    first, second = map(About.of, backend.scan())
+    assert (first.method, first.route) == ("", "invoices")
+    assert first.holder == f"{socket.gethostname()}:{os.getpid()}"
+    assert first.caller == second.caller != b""
+    assert first.key != second.key
+    assert operations.stats(backend).routes == {"invoices": 2}
+    erasure = operations.erase(backend, IdempotencyPolicy(), user=7)
+    assert (erasure.found, erasure.unknown) == ((), 0)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from open_idempotency._core.attempt import Attempt, Phase, StageId
-from open_idempotency._core.commands import RecordLater, Sleep, Steps
+from open_idempotency._core.commands import KeepAlive, RecordLater, Sleep, Steps
 from open_idempotency._core.models import ClaimResult
 from open_idempotency._engine.engine import AsyncPerformer, Performer, running
 from open_idempotency._engine.heartbeat import Heartbeat
@@ -45,6 +45,9 @@ T = TypeVar("T")
 
 class KitBackend(MemoryBackend):
     """Records in memory, on the test's clock, which fail as the script says."""
+
+    #: they are those of one test, and no other process is to have them
+    in_memory = False
 
     def __init__(self, script: Script) -> None:
         super().__init__(clock=script.clock)
@@ -230,8 +233,13 @@ class KitPerformer(Performer):
         super().__init__(backend, heartbeat, look)
         self._script = backend.script
         self._backend = backend
+        self._heartbeat = heartbeat
         self._plain_sleep = self._handlers[Sleep]
         self._handlers = {**self._handlers, Sleep: self._sleep}
+
+    def for_coroutines(self) -> AsyncPerformer:
+        """See ``Performer.for_coroutines``; the records are in memory, which every event loop reaches."""
+        return AsyncKitPerformer(self._backend, self._heartbeat)
 
     def run(self, steps: Steps[T]) -> T:
         """See ``Driver.run``. An attempt that has died leaves as ``NoResponse``, which servers survive."""
@@ -291,10 +299,10 @@ class KitHeartbeat(Heartbeat):
         self._script = backend.script
         self._later: list[RecordLater] = []
 
-    def watch(self, attempt: Attempt) -> None:
-        """See ``Heartbeat.watch``."""
-        if attempt.lease is not None:
-            self._script.watch(attempt)
+    def keep(self, command: KeepAlive) -> None:
+        """See ``Heartbeat.keep``."""
+        if command.attempt.lease is not None:
+            self._script.watch(command.attempt)
 
     def forget(self, attempt: Attempt) -> None:
         """See ``Heartbeat.forget``."""

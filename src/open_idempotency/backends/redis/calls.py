@@ -248,7 +248,9 @@ class AsyncCalls:
         """
         # Not ``async def``: saves one coroutine frame for each call in flight.
         durably = durably and self._options.min_replicas > 0
-        if asyncio.current_task(asyncio._get_running_loop()) is None and on_trio():
+        # Most calls are made by a task of asyncio. trio may have no loop, or that of its guest mode with no task.
+        loop = asyncio._get_running_loop()
+        if (loop is None or asyncio.current_task(loop) is None) and on_trio():
             return in_thread(self._sync.durable if durably else self._sync.script, script, key, arguments)
         keyed = ((key,), arguments)
         last = arguments[-1] if arguments else b""
