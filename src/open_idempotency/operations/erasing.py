@@ -66,9 +66,9 @@ def erase(
     the number of records read, every 10,000.
 
     Not found: records of earlier versions, which are counted (``Erasure.unknown``); records of requests that were sent
-    before their caller was known, as of a login; ledger entries whose record is gone, which end with their retention; records
-    of ``Once``, which belong to no caller (``once.forget(key)``).
-    A retry of an erased request runs again. Raises as ``callers`` and the backend do. Since 0.2.
+    before their caller was known, as of a login; ledger entries whose record is gone, which end with their retention;
+    records of ``Once``, which belong to no caller (``once.forget(key)``). A retry of an erased request runs
+    again. Raises as ``callers`` and the backend do. Since 0.2.
     """
     wanted = callers(of, **who)
     mine = {caller for caller, named in wanted.items() if not _is_guess(named, who)}
