@@ -22,6 +22,7 @@ from open_idempotency import (
     ConfigurationError,
     IdempotencyPolicy,
     InProgress,
+    KeyNested,
     KeyRejected,
     KeyReused,
     LeaseLost,
@@ -38,7 +39,7 @@ from open_idempotency import (
     operations,
 )
 from open_idempotency._core.about import About
-from open_idempotency.backend import Claim, Complete, Fail, Get, Record, Release, Wait
+from open_idempotency.backend import Claim, ClaimResult, Complete, Fail, Get, Record, Release, Wait
 from open_idempotency.backends.memory import MemoryBackend
 from tests.http.backends import WatchedBackend
 from tests.unit.builders import Listener
@@ -742,3 +743,65 @@ def test_a_record_says_its_scope_and_its_worker_to_operators(backend: WatchedBac
     assert operations.stats(backend).routes == {"invoices": 2}
     erasure = operations.erase(backend, IdempotencyPolicy(), user=7)
     assert (erasure.found, erasure.unknown) == ((), 0)
+
+
+# One block, entered twice at the same time
+
+
+class _SlowToClaim(MemoryBackend):
+    """A claim returns when the block was entered a second time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.claiming, self.may_return = threading.Event(), threading.Event()
+
+    def claim(self, c: Claim, /) -> ClaimResult:
+        self.claiming.set()
+        assert self.may_return.wait(20)
+        return super().claim(c)
+
+
+def test_a_block_that_two_threads_enter_at_once_runs_in_one_of_them() -> None:
+    """N-04: both claims would be of one owner, and so both would be leased."""
+    backend = _SlowToClaim()
+    block = Once(backend, scope="invoices").begin("k", payload=None)
+    entered: list[str] = []
+
+    def enter() -> None:
+        with block as attempt:
+            entered.append("first")
+            attempt.complete("made")
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    try:
+        assert backend.claiming.wait(20)
+        with pytest.raises(RuntimeError, match="entered already"), block:
+            entered.append("second")
+    finally:
+        backend.may_return.set()
+        thread.join(20)
+    assert entered == ["first"]
+
+
+def test_a_block_that_was_refused_is_not_entered_again(once: Once) -> None:
+    """N-04: its owner may have been withdrawn, so a later use makes a claim of its own."""
+    with once.begin("k", payload=None) as first:
+        second = once.begin("k", payload=None)
+        with pytest.raises(KeyNested), second:
+            pass
+        threads: list[type[BaseException]] = []
+
+        def enter() -> None:
+            for _ in range(2):
+                try:
+                    with second:
+                        pass
+                except Exception as error:
+                    threads.append(type(error))
+
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join(20)
+        first.complete(1)
+    assert threads == [InProgress, RuntimeError]
