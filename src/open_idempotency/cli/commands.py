@@ -277,7 +277,10 @@ def erase(context: Context) -> int:
     if erasure.live:
         context.note(f"{len(erasure.live)} are held by attempts and were left: {', '.join(_ids(erasure.live))}")
     if erasure.unknown:
-        context.note(f"{erasure.unknown} records of earlier versions do not say whose they are")
+        context.note(
+            f"{erasure.unknown} records do not say whose they are: an earlier version made them, or the backend had "
+            "lost them while their attempt ran"
+        )
     for named, number in erasure.elsewhere.items():
         context.note(f"{number} records may be of the same person, by {named}; name it to erase them")
     return ExitCode.LIVE if erasure.live else ExitCode.DONE

@@ -156,7 +156,8 @@ def _imported(path: str) -> object:
         found: object = import_module(module)
         for name in attribute.split("."):
             found = getattr(found, name)
-    except Exception as error:  # an application may raise anything while it is imported
+    # An application may raise anything while it is imported. One that ends there would end the command with its code.
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(f"it cannot be imported: {type(error).__name__}: {error}") from error
     return found
 
