@@ -14,6 +14,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
+import pydantic
 import pytest
 from starlette.testclient import TestClient
 
@@ -805,3 +806,47 @@ def test_a_block_that_was_refused_is_not_entered_again(once: Once) -> None:
         thread.join(20)
         first.complete(1)
     assert threads == [InProgress, RuntimeError]
+
+
+# Payloads that hide something
+
+
+class _Card(pydantic.BaseModel):
+    number: pydantic.SecretStr
+
+
+class _Shown(_Card):
+    @pydantic.field_serializer("number")
+    def _write(self, number: pydantic.SecretStr) -> str:
+        return number.get_secret_value()
+
+
+class _Wallet(pydantic.BaseModel):
+    cards: dict[str, list[_Card]]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        _Card(number=pydantic.SecretStr("4111")),
+        {"card": _Card(number=pydantic.SecretStr("4111"))},
+        _Wallet(cards={"main": [_Card(number=pydantic.SecretStr("4111"))]}),
+    ],
+    ids=["field", "member", "deep"],
+)
+def test_a_payload_whose_secret_is_written_as_stars_is_refused(
+    once: Once, backend: WatchedBackend, payload: object
+) -> None:
+    """N-06: a call with another secret would get the result of this one."""
+    with pytest.raises(PayloadRejected, match="hides a secret") as refused:
+        once.run("k", Count(), payload=payload)
+    assert "4111" not in str(refused.value)
+    assert list(backend.scan()) == []
+
+
+def test_a_payload_whose_model_writes_its_secret_is_compared(once: Once) -> None:
+    """N-06: and an empty secret is no other than itself."""
+    once.run("k", Count(), payload=_Shown(number=pydantic.SecretStr("4111")))
+    with pytest.raises(KeyReused):
+        once.run("k", Count(), payload=_Shown(number=pydantic.SecretStr("4222")))
+    assert once.run("empty", Count(), payload=_Card(number=pydantic.SecretStr(""))) == "made"
