@@ -86,7 +86,6 @@ class EnvironRequest(Request):
         self.body = None
         self.route = None
         self.alone = environ.get("wsgi.multithread") is False
-        self.route = None
         self._environ = environ
 
     def __getattr__(self, name: str) -> Headers:

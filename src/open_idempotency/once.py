@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import functools
 import inspect
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from math import isfinite
 from typing import Any, TypeVar, cast
 
-from open_idempotency._core.commands import Claim, Forget, Get, Steps, Unreserve, ask
+from open_idempotency._core.about import about_work
+from open_idempotency._core.commands import Call, Claim, Forget, Free, Get, Steps, Unreserve, ask
 from open_idempotency._core.intents import is_intent
 from open_idempotency._core.keys import record_id, scope_id
-from open_idempotency._core.models import Lease, Record, Request, Status
+from open_idempotency._core.models import Freed, Lease, Record, Request, Status
 from open_idempotency._core.once import Entry
 from open_idempotency._core.stored_response import unseal_stage
-from open_idempotency._engine.engine import AsyncPerformer, Engine, new_owner
+from open_idempotency._engine.engine import Engine, new_owner
+from open_idempotency._runtime import loops, processes
 from open_idempotency._stages.blocks import needs_loop, refuse_loop
 from open_idempotency._stages.once_calls import OnceAttempt, SyncPerformers
 from open_idempotency._stages.payloads import UNSET, arguments_of, fingerprint_of
@@ -30,10 +32,8 @@ from open_idempotency._stages.results import Converter
 from open_idempotency._stages.stages import Errors, is_coroutine_function, plain_value
 from open_idempotency.backends._shared.one_process import warn_of_other_processes
 from open_idempotency.backends.registry import Given
-from open_idempotency.backends.threaded import ThreadedBackend
 from open_idempotency.exceptions import ConfigurationError, InProgress, KeyRejected, SyncAsyncMismatch
 from open_idempotency.idem import RecordedStage
-from open_idempotency.ledger.transactions import alook
 from open_idempotency.policy import FIELD_NAMES, refuse_unknown
 
 __all__ = ["Once", "OnceAttempt", "OnceStatus"]
@@ -69,7 +69,7 @@ class OnceStatus:
 
     ``status``: ``Status.NONE`` without a record. ``attempt``: how many attempts there were. ``stages``: what they have
     recorded, in order. ``alive``: an attempt holds the key now; ``abandoned``: its worker died, so the next call takes
-    over. Both go by this machine's clock. ``final``: it failed, and is not run again (``on_failed="reject"``).
+    over. Both go by the backend's clock. ``final``: it failed, and is not run again (``on_failed="reject"``).
     Since 0.1.
     """
 
@@ -100,8 +100,7 @@ class Once:
         fields.setdefault("max_waiting", _WAITING)
         self._engine = engine = Engine(backend, None, fields, threads=False)
         self._policy = engine.policy
-        threaded = AsyncPerformer(ThreadedBackend(engine.backend), engine.heartbeat, alook)
-        self._threaded = SyncPerformers(engine.sync, threaded)
+        self._sync = SyncPerformers(engine.sync, engine.sync.for_coroutines())
 
     def __repr__(self) -> str:
         return f"Once({self._engine.backend!r}, scope={self._scope!r})"
@@ -214,16 +213,17 @@ class Once:
     # Looking and forgetting
 
     def status(self, key: str) -> OnceStatus:
-        """What is on record for a key; one backend call. Raises ``KeyRejected``, ``BackendUnavailable``,
-        ``RecordUnreadable``.
+        """What is on record for a key. One backend call, and one for the clock where an attempt has not ended.
+
+        Raises ``KeyRejected``, ``BackendUnavailable``, ``RecordUnreadable``.
         """
         refuse_loop(self._name, "`await once.astatus(...)`")
-        return self._engine.sync.run(self._status(self._record_of(key)))
+        return self._engine.sync.run(self._status(self._record_of(key), _at_once))
 
     def astatus(self, key: str) -> Awaitable[OnceStatus]:
         """``status``, async."""
         needs_loop("once.astatus")
-        return self._engine.aio.run(self._status(self._record_of(key)))
+        return self._engine.aio.run(self._status(self._record_of(key), loops.in_thread))
 
     def forget(self, key: str) -> bool:
         """Forget a key, so that the next call carries the work out anew; whether there was something to forget.
@@ -232,12 +232,12 @@ class Once:
         ``InProgress`` while an attempt holds the key, and as ``status`` does.
         """
         refuse_loop(self._name, "`await once.aforget(...)`")
-        return self._engine.sync.run(self._forget(self._record_of(key)))
+        return self._engine.sync.run(self._forget(self._record_of(key), _at_once))
 
     def aforget(self, key: str) -> Awaitable[bool]:
         """``forget``, async."""
         needs_loop("once.aforget")
-        return self._engine.aio.run(self._forget(self._record_of(key)))
+        return self._engine.aio.run(self._forget(self._record_of(key), loops.in_thread))
 
     def close(self) -> None:
         """Wait for what is being recorded, five seconds at most, then close a backend that was named by a URL.
@@ -310,20 +310,28 @@ class Once:
         return cast("F", once)
 
     def _call(self, key: str, payload: Any, converter: Converter, wait: Seconds | None) -> OnceAttempt:
-        policy, record = self._policy, self._record_of(key)
+        policy, record, owner = self._policy, self._record_of(key), new_owner()
         claim = Claim(
             record,
             fingerprint_of(payload, policy.secret, self._name),
-            new_owner(),
+            owner,
             policy.lease,
             policy.ttl,
             policy.on_failed == "resume",
             policy.on_abandoned == "resume",
             policy.max_attempts,
+            about_work(self._scope, _KIND + self._scope, key, owner, processes.name(), policy),
         )
         waits = _seconds(wait, self._name)
         entry = Entry(claim, _KIND + self._scope, self._scope, policy.wait if waits is None else waits)
-        return OnceAttempt(self._engine, self._threaded, entry, converter)
+        return OnceAttempt(self._engine, self._performers(), entry, converter)
+
+    def _performers(self) -> SyncPerformers:
+        """What carries out sync calls. A test may have given the engine another backend since it was made."""
+        sync = self._engine.sync
+        if self._sync.sync is not sync:
+            self._sync = SyncPerformers(sync, sync.for_coroutines())
+        return self._sync
 
     def _record_of(self, key: object) -> bytes:
         if not isinstance(key, str):
@@ -339,12 +347,12 @@ class Once:
         except UnicodeEncodeError:
             raise KeyRejected(f"{self._name}: the key has half of a surrogate pair, which is no text") from None
 
-    def _status(self, record_id: bytes) -> Steps[OnceStatus]:
+    def _status(self, record_id: bytes, call: _Caller) -> Steps[OnceStatus]:
         record = yield from ask(Get(record_id))
         if record is None:
             return OnceStatus()
-        alive = _is_alive(record)
         running = record.status is Status.IN_PROGRESS
+        alive = running and (yield from self._lasts(record, call)) > 0
         stages = tuple(self._stages_of(record))
         return OnceStatus(record.status, record.attempt, stages, alive, running and not alive, record.final)
 
@@ -357,17 +365,48 @@ class Once:
             if not is_intent((stage.name, stage.key))
         ]
 
-    def _forget(self, record_id: bytes) -> Steps[bool]:
-        record = yield from ask(Get(record_id))
-        if record is not None and _is_alive(record):
+    def _lasts(self, record: Record, call: _Caller) -> Steps[float]:
+        """For how many seconds the lease lasts, by the backend's clock."""
+        now: float = yield Call(partial(call, self._engine.sync.backend.now))
+        return record.lease_end - now
+
+    def _free(self, seen: Record, call: _Caller) -> Steps[Freed]:
+        """Delete the record unless an attempt holds it, or it is another one than was seen: in one atomic call."""
+        backend = self._engine.sync.backend
+        if backend.frees:
+            freed: Freed = yield Call(partial(call, backend.free, Free(seen.record_id, seen.token, seen.status)))
+            return freed
+        # A backend of somebody else's that cannot compare: an attempt that begins now is not seen.
+        if seen.status is Status.IN_PROGRESS and (yield from self._lasts(seen, call)) > 0:
+            return Freed.ALIVE
+        return Freed.DONE if (yield from ask(Forget(seen.record_id))) else Freed.ABSENT
+
+    def _forget(self, record_id: bytes, call: _Caller) -> Steps[bool]:
+        freed = Freed.CHANGED
+        for _ in range(_TRIES):
+            record = yield from ask(Get(record_id))
+            freed = Freed.ABSENT if record is None else (yield from self._free(record, call))
+            if freed is not Freed.CHANGED:
+                break
+        if record is not None and freed in (Freed.ALIVE, Freed.CHANGED):
             raise InProgress(
                 f"{self._name}: an attempt holds this key, and would run beside the next call; try when it has ended",
-                max(1.0, record.lease_end - time.time()),
+                max(1.0, (yield from self._lasts(record, call))),
             )
-        found = yield from ask(Forget(record_id))
+        found = freed is Freed.DONE
         if self._policy.max_live_keys is not None:
             yield from ask(Unreserve(scope_id(_KIND + self._scope, self._policy), record_id))
         return found
+
+
+#: how often ``forget`` looks again at a record that has changed since it was read
+_TRIES = 3
+#: calls a function that blocks: at once, or in a thread
+_Caller = Callable[..., Any]
+
+
+def _at_once(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
 
 
 #: the keywords of ``run`` and ``arun`` beside those of the function, with what they are if they are not given
@@ -415,7 +454,3 @@ def _seconds(wait: object, name: str) -> float | None:
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not isfinite(seconds) or seconds < 0:
         raise ConfigurationError(f"{name}: wait: expected seconds or a timedelta, not negative, got {wait!r}")
     return float(seconds)
-
-
-def _is_alive(record: Record) -> bool:
-    return record.status is Status.IN_PROGRESS and record.lease_end > time.time()

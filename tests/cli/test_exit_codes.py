@@ -133,6 +133,18 @@ def test_wrong_arguments_are_2(arguments: list[str], capsys: pytest.CaptureFixtu
     assert "error: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("code", ["", "0", "3"])
+def test_an_application_that_ends_while_it_is_imported_is_1(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """P-19: a script ends with its own code, which would say that the command is done."""
+    name = f"ending_script_{code}"
+    (tmp_path / f"{name}.py").write_text(f"import sys\nsys.exit({code})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["forget", "a-key", "--app", f"{name}:app", "--yes"]) == 1
+    assert f"--app: {name}:app: it cannot be imported: SystemExit" in capsys.readouterr().err
+
+
 def test_an_application_that_cannot_be_imported_is_1(capsys: pytest.CaptureFixture[str]) -> None:
     """P-19: and so is one that is no application."""
     assert main(["stats", "--app", "nosuch_module:app"]) == 1

@@ -13,10 +13,11 @@ import time
 
 import pytest
 
-from open_idempotency.backend import Backend, Get
+from open_idempotency._core.about import About
+from open_idempotency.backend import Backend, Claim, Fail, Get, Leased, SaveStage
 from open_idempotency.cli.output import fitted, printable
 from tests.cli.running import SECONDS, Done, command, environment, run
-from tests.operations.stores import Maker
+from tests.operations.stores import Maker, begun, value
 
 if sys.platform == "win32":
     pytest.skip("there are no pseudo-terminals on Windows", allow_module_level=True)
@@ -27,6 +28,7 @@ import termios
 
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 _ASKED = b"[y/N] "
+_UTF8 = {"LC_ALL": "C.UTF-8"}
 
 
 def _on_terminal(
@@ -158,3 +160,52 @@ def test_an_interrupt_is_130_and_no_traceback(file_url: str, maker: Maker, backe
 def test_what_cannot_be_encoded_is_escaped() -> None:
     """P-21: a route has any character, a terminal of ASCII has few."""
     assert printable("/caf\u00e9/\x1b[31m", "ascii") == "/caf\\xe9/\\x1b[31m"
+
+
+#: sets the window's title, moves the cursor up, turns the text around, begins a line of its own
+_HOSTILE = "\x1b]0;owned\x07\x1b[2A\u202e\x9b2J\nopen-idempotency: all is well"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("list",),
+        ("show", "ab63"),
+        ("show", "ab63", "--body"),
+        ("stats",),
+        ("resolve", "ab63", "--stage", "other", "--not-done", "--yes"),
+        ("release", "ab63"),
+    ],
+    ids=" ".join,
+)
+def test_no_part_of_a_record_does_anything_to_the_terminal(
+    file_url: str, backend: Backend, words: tuple[str, ...]
+) -> None:
+    """P-18a: route, holder, names, keys and values of stages may be what a client has sent."""
+    owner = os.urandom(16)
+    about = About("POST", f"/{_HOSTILE}", b"c" * 16, f"host{_HOSTILE}", b"k" * 8).encode(owner)
+    claimed = backend.claim(Claim(b"\xabcd" + bytes(28), b"f" * 33, owner, 600.0, 600.0, about=about))
+    assert isinstance(claimed, Leased)
+    for stage in (begun(f"charge{_HOSTILE}", f"key{_HOSTILE}"), value(f"mail{_HOSTILE}", '"sent"')):
+        backend.save_stage(SaveStage(claimed.lease, stage))
+    if words[0] in ("show", "resolve"):  # they name what is in doubt
+        backend.fail(Fail(claimed.lease))
+    done = _on_terminal([words[0], "--backend", file_url, *words[1:]], says=b"n\n")
+    said = _STYLE.sub("", done.out).replace("\r\n", "\n")
+    assert not [each for each in said if not each.isprintable() and each != "\n"]
+    assert "\nopen-idempotency: all is well" not in said
+
+
+def test_a_stage_with_such_a_name_is_resolved_by_the_line_that_is_shown(file_url: str, backend: Backend) -> None:
+    """P-18a: the line can be copied into a shell that knows ``$'…'``."""
+    owner, name = os.urandom(16), "it's a\\b \x1b\u00e9\u202e\n"
+    claimed = backend.claim(Claim(b"\xabcd" + bytes(28), b"f" * 33, owner, 600.0, 600.0))
+    assert isinstance(claimed, Leased)
+    backend.save_stage(SaveStage(claimed.lease, begun(name)))
+    backend.fail(Fail(claimed.lease))
+    shown = run(["show", "--backend", file_url, "ab63"]).out
+    quoted = re.search(r" --stage (.*) --found JSON", shown)
+    assert quoted is not None
+    line = f"printf %s {quoted[1]}"
+    said = subprocess.run(["bash", "-c", line], capture_output=True, timeout=SECONDS, check=True, env=_UTF8)
+    assert said.stdout.decode() == name

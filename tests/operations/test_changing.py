@@ -147,7 +147,7 @@ def test_a_stage_with_a_key_is_resolved_by_both(backend: Backend, maker: Maker, 
         maker.save(lease, begun("charge", key))
     clock.advance(11)
     seen = read(backend, lease.record_id)
-    with pytest.raises(operations.NotInDoubt, match=r"--stage charge --key a; --stage charge --key b"):
+    with pytest.raises(operations.NotInDoubt, match=r"--stage charge --stage-key a; --stage charge --stage-key b"):
         operations.resolve(backend, seen, "charge", found=1)
     operations.resolve(backend, seen, "charge", "a", found=1)
     view = operations.view_of(read(backend, lease.record_id), clock.now)

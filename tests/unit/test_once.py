@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
+import pydantic
 import pytest
 from starlette.testclient import TestClient
 
 from open_idempotency import (
     BackendUnavailable,
     ConfigurationError,
+    IdempotencyPolicy,
     InProgress,
+    KeyNested,
     KeyRejected,
     KeyReused,
     LeaseLost,
@@ -31,8 +37,10 @@ from open_idempotency import (
     TooManyKeys,
     events,
     idem,
+    operations,
 )
-from open_idempotency.backend import Claim, Complete, Fail, Get, Release, Wait
+from open_idempotency._core.about import About
+from open_idempotency.backend import Claim, ClaimResult, Complete, Fail, Get, Record, Release, Wait
 from open_idempotency.backends.memory import MemoryBackend
 from tests.http.backends import WatchedBackend
 from tests.unit.builders import Listener
@@ -662,3 +670,183 @@ def test_a_record_that_is_no_result_is_not_read(backend: WatchedBackend) -> None
     with pytest.raises(RecordUnreadable):
         once.run("k", Count(), payload=1)
     assert Release not in asked(backend)
+
+
+# Forgetting beside an attempt, and what operators find
+
+
+def _on_a_clock_that_is_slow() -> MemoryBackend:
+    return MemoryBackend(clock=lambda: time.time() - 3600)
+
+
+def test_a_live_attempt_is_not_forgotten_by_a_machine_whose_clock_is_ahead() -> None:
+    """N-17, N-16: the backend's clock says whether the attempt is alive, so no second one runs beside it."""
+    once = Once(_on_a_clock_that_is_slow(), scope="invoices")
+    with once.begin("k", payload=None) as attempt:
+        assert once.status("k").alive
+        with pytest.raises(InProgress):
+            once.forget("k")
+        attempt.complete("made")
+    assert once.run("k", Count("again"), payload=None) == "made"
+
+
+@pytest.mark.anyio
+async def test_a_live_attempt_is_not_forgotten_by_a_task_on_a_machine_whose_clock_is_ahead() -> None:
+    """N-17, N-16."""
+    once = Once(_on_a_clock_that_is_slow(), scope="invoices")
+    async with once.begin("k", payload=None) as attempt:
+        assert (await once.astatus("k")).alive
+        with pytest.raises(InProgress):
+            await once.aforget("k")
+        attempt.complete("made")
+    assert await once.aforget("k")
+    assert not await once.aforget("k")
+
+
+class _ClaimedBetween(MemoryBackend):
+    """After its next ``get`` another worker claims the record that was read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.claims: list[Claim] = []
+
+    def get(self, c: Get, /) -> Record | None:
+        found = super().get(c)
+        while self.claims:
+            self.claim(self.claims.pop())
+        return found
+
+
+def test_an_attempt_that_begins_while_its_key_is_forgotten_keeps_the_key() -> None:
+    """N-17: what is forgotten is the record that was read, in one atomic call."""
+    backend = _ClaimedBetween()
+    once = Once(backend, scope="invoices")
+    with pytest.raises(RuntimeError):
+        once.run("k", Count(RuntimeError("failed")), payload=None)
+    (failed,) = backend.scan()
+    backend.claims.append(Claim(failed.record_id, failed.fingerprint, b"o" * 16, 60.0, 60.0))
+    with pytest.raises(InProgress):
+        once.forget("k")
+    (record,) = backend.scan()
+    assert record.owner == b"o" * 16
+
+
+def test_a_record_says_its_scope_and_its_worker_to_operators(backend: WatchedBackend) -> None:
+    """N-31: so that commands name what is stuck, and no erasure of a caller takes it for one that nobody knows."""
+    once = Once(backend, scope="invoices")
+    once.run("order-7", Count(), payload=None)
+    once.run("order-8", Count(), payload=None)
+    first, second = map(About.of, backend.scan())
+    assert (first.method, first.route) == ("", "invoices")
+    assert first.holder == f"{socket.gethostname()}:{os.getpid()}"
+    assert first.caller == second.caller != b""
+    assert first.key != second.key
+    assert operations.stats(backend).routes == {"invoices": 2}
+    erasure = operations.erase(backend, IdempotencyPolicy(), user=7)
+    assert (erasure.found, erasure.unknown) == ((), 0)
+
+
+# One block, entered twice at the same time
+
+
+class _SlowToClaim(MemoryBackend):
+    """A claim returns when the block was entered a second time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.claiming, self.may_return = threading.Event(), threading.Event()
+
+    def claim(self, c: Claim, /) -> ClaimResult:
+        self.claiming.set()
+        assert self.may_return.wait(20)
+        return super().claim(c)
+
+
+def test_a_block_that_two_threads_enter_at_once_runs_in_one_of_them() -> None:
+    """N-04: both claims would be of one owner, and so both would be leased."""
+    backend = _SlowToClaim()
+    block = Once(backend, scope="invoices").begin("k", payload=None)
+    entered: list[str] = []
+
+    def enter() -> None:
+        with block as attempt:
+            entered.append("first")
+            attempt.complete("made")
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    try:
+        assert backend.claiming.wait(20)
+        with pytest.raises(RuntimeError, match="entered already"), block:
+            entered.append("second")
+    finally:
+        backend.may_return.set()
+        thread.join(20)
+    assert entered == ["first"]
+
+
+def test_a_block_that_was_refused_is_not_entered_again(once: Once) -> None:
+    """N-04: its owner may have been withdrawn, so a later use makes a claim of its own."""
+    with once.begin("k", payload=None) as first:
+        second = once.begin("k", payload=None)
+        with pytest.raises(KeyNested), second:
+            pass
+        threads: list[type[BaseException]] = []
+
+        def enter() -> None:
+            for _ in range(2):
+                try:
+                    with second:
+                        pass
+                except Exception as error:
+                    threads.append(type(error))
+
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join(20)
+        first.complete(1)
+    assert threads == [InProgress, RuntimeError]
+
+
+# Payloads that hide something
+
+
+class _Card(pydantic.BaseModel):
+    number: pydantic.SecretStr
+
+
+class _Shown(_Card):
+    @pydantic.field_serializer("number")
+    def _write(self, number: pydantic.SecretStr) -> str:
+        return number.get_secret_value()
+
+
+class _Wallet(pydantic.BaseModel):
+    cards: dict[str, list[_Card]]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        _Card(number=pydantic.SecretStr("4111")),
+        {"card": _Card(number=pydantic.SecretStr("4111"))},
+        _Wallet(cards={"main": [_Card(number=pydantic.SecretStr("4111"))]}),
+    ],
+    ids=["field", "member", "deep"],
+)
+def test_a_payload_whose_secret_is_written_as_stars_is_refused(
+    once: Once, backend: WatchedBackend, payload: object
+) -> None:
+    """N-06: a call with another secret would get the result of this one."""
+    with pytest.raises(PayloadRejected, match="hides a secret") as refused:
+        once.run("k", Count(), payload=payload)
+    assert "4111" not in str(refused.value)
+    assert list(backend.scan()) == []
+
+
+def test_a_payload_whose_model_writes_its_secret_is_compared(once: Once) -> None:
+    """N-06: and an empty secret is no other than itself."""
+    once.run("k", Count(), payload=_Shown(number=pydantic.SecretStr("4111")))
+    with pytest.raises(KeyReused):
+        once.run("k", Count(), payload=_Shown(number=pydantic.SecretStr("4222")))
+    assert once.run("empty", Count(), payload=_Card(number=pydantic.SecretStr(""))) == "made"

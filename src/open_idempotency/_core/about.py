@@ -113,6 +113,14 @@ def about_request(
     return _pack_head(VERSION, owner[:_OWNER_OCTETS], caller, of_key) + _constant(request.method, route, holder)
 
 
+def about_work(name: str, scope: str, key: str, owner: bytes, holder: str, policy: IdempotencyPolicy) -> bytes:
+    """What a claim says about a piece of work that is no request. ``name``: of its kind, where a request has a route.
+
+    ``scope``: what stands where a request has its caller.
+    """
+    return About("", name, caller_of(scope, policy), holder, key_of(key, policy)).encode(owner)
+
+
 # An application has few routes. The bound is for paths that stand for themselves.
 @lru_cache(maxsize=512)
 def _constant(method: str, route: str, holder: str) -> bytes:

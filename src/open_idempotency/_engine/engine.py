@@ -187,8 +187,16 @@ class Performer(Driver):
         self, backend: Backend, keeper: Keeper = _NOBODY, look: Callable[[Look], bytes | None] | None = None
     ) -> None:
         self.backend = backend
+        self._keeper = keeper
         handlers = _handlers(backend, _at_once(keeper, Slots(_SLOTS_ON_THREADS)), look)
         super().__init__({**handlers, Sleep: lambda command: time.sleep(command.seconds)}, _now)
+
+    def for_coroutines(self) -> AsyncPerformer:
+        """One for coroutines in sync code: they live on short-lived event loops, so they reach the backend by threads.
+
+        It has the same backend and the same heartbeat.
+        """
+        return AsyncPerformer(ThreadedBackend(self.backend), self._keeper, alook)
 
     def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
         return _meant(command, error)

@@ -45,7 +45,7 @@ class OnceAttempt:
 
     __slots__ = (
         "_attempt", "_before", "_converter", "_engine", "_entered", "_entry", "_kept", "_requests", "_stored",
-        "_threaded", "_where",
+        "_threaded", "_ticket", "_where",
     )  # fmt: skip
 
     def __init__(self, engine: Engine, threaded: SyncPerformers, entry: Entry, converter: Converter) -> None:
@@ -55,6 +55,8 @@ class OnceAttempt:
         self._converter = converter
         self._where = f"Once {entry.name!r}"
         self._entered = False
+        # Whoever takes it enters. Two claims of one owner would be taken for one claim that was sent twice.
+        self._ticket = [None]
         #: None before the claim, and where the work was done before
         self._attempt: Attempt | None = None
         #: what ran in this context before
@@ -127,14 +129,21 @@ class OnceAttempt:
     # Steps that both shells carry out
 
     def _check_entry(self) -> None:
-        if self._entered:
-            raise RuntimeError(f"{self._where}: entered already; call once.begin(...) for each use")
+        if not self._ticket:
+            raise self._used()
         self._before = running.get()
         if self._before is not None and self._before[0].runs(self._entry.claim.record_id):
             raise KeyNested(
                 f"{self._where}: this key is used inside its own call, which would wait for itself; give the inner "
                 "work another key or another scope, or make it a stage: idem.run(name, function)"
             )
+        try:
+            self._ticket.pop()
+        except IndexError:  # another thread was faster
+            raise self._used() from None
+
+    def _used(self) -> RuntimeError:
+        return RuntimeError(f"{self._where}: entered already; call once.begin(...) for each use")
 
     def _admit(self) -> Steps[Attempt | Response]:
         return admit_call(self._entry, self._engine.policy)

@@ -77,7 +77,10 @@ def _plain(value: Any, depth: int) -> object:
     if scalar is not None:
         return scalar.plain(value)
     if is_model(kind):
-        return _plain(value.model_dump(mode="json"), depth + 1)
+        dumped: object = value.model_dump(mode="json")
+        if _masks(value.model_dump(), dumped):
+            raise _NotJson(f"{kind.__name__} hides a secret, so two of them would be the same")
+        return _plain(dumped, depth + 1)
     if dataclasses.is_dataclass(kind):
         return {f.name: _plain(getattr(value, f.name), depth + 1) for f in dataclasses.fields(kind)}
     if isinstance(value, str | int | float):  # of a class of its own
@@ -87,6 +90,15 @@ def _plain(value: Any, depth: int) -> object:
     if isinstance(value, Mapping):
         return _members(value, depth)
     raise _NotJson(f"a {kind.__name__} has no JSON form")
+
+
+def _masks(value: Any, dumped: Any) -> bool:
+    """Whether a secret of a model is written as stars. ``dumped``: the same as JSON."""
+    if isinstance(value, Mapping) and isinstance(dumped, Mapping):
+        return any(map(_masks, value.values(), dumped.values()))
+    if isinstance(value, list | tuple | set | frozenset) and isinstance(dumped, list):
+        return any(map(_masks, value, dumped))
+    return bool(hasattr(value, "get_secret_value") and value.get_secret_value() and dumped == str(value))
 
 
 def _members(value: Mapping[Any, Any], depth: int) -> dict[str, object]:

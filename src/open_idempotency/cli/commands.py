@@ -12,7 +12,7 @@ from open_idempotency import operations
 from open_idempotency.backend import Backend, Get, Level
 from open_idempotency.cli.context import Context
 from open_idempotency.cli.finding import application_of, caller_of, find
-from open_idempotency.cli.output import Page, as_text, lease_text, stage_line, state_text
+from open_idempotency.cli.output import Page, as_text, lease_text, printable, stage_line, state_text
 from open_idempotency.decisions import State
 from open_idempotency.ledger import schema
 from open_idempotency.operations import ExitCode, RecordView, duration
@@ -117,8 +117,8 @@ def _what_to_do(context: Context, view: RecordView) -> list[str]:
     call = f"{context.prog} {{}} {record}{{}}"
     lines: list[str] = []
     for stage in view.in_doubt:
-        key = f" --stage-key {shlex.quote(stage.key)}" if stage.key else ""
-        named = f" --stage {shlex.quote(stage.name)}{key} --found JSON"
+        key = f" --stage-key {_quoted(stage.key)}" if stage.key else ""
+        named = f" --stage {_quoted(stage.name)}{key} --found JSON"
         lines.append(call.format("resolve", named) + "  (or --not-done)")
     if view.state not in (State.COMPLETED, State.ABSENT) and not (view.state is State.FAILED and not view.attempt):
         dead = "if its worker is dead: " if view.state is State.ALIVE else ""
@@ -128,9 +128,17 @@ def _what_to_do(context: Context, view: RecordView) -> list[str]:
     return lines
 
 
+def _quoted(text: str) -> str:
+    """A text as a shell takes it; as ``$'…'`` of bash and zsh where it has characters that cannot be printed."""
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(each if each.isprintable() else f"\\U{ord(each):08x}" for each in escaped) + "'"
+
+
 def _bodies(view: RecordView) -> list[str]:
     lines = ["", "Values of stages:"] if view.stages else []
-    lines += [f"  {stage.name}: {as_text(stage.value)}" for stage in view.stages]
+    lines += [f"  {printable(stage.name, 'utf-8')}: {as_text(stage.value)}" for stage in view.stages]
     response = view.response
     if response is not None:
         lines += ["", f"Response: status {response.status}"]
@@ -269,7 +277,10 @@ def erase(context: Context) -> int:
     if erasure.live:
         context.note(f"{len(erasure.live)} are held by attempts and were left: {', '.join(_ids(erasure.live))}")
     if erasure.unknown:
-        context.note(f"{erasure.unknown} records of earlier versions do not say whose they are")
+        context.note(
+            f"{erasure.unknown} records do not say whose they are: an earlier version made them, or the backend had "
+            "lost them while their attempt ran"
+        )
     for named, number in erasure.elsewhere.items():
         context.note(f"{number} records may be of the same person, by {named}; name it to erase them")
     return ExitCode.LIVE if erasure.live else ExitCode.DONE

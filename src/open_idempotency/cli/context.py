@@ -16,6 +16,7 @@ from open_idempotency import operations
 from open_idempotency.backend import Backend
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.backends.registry import Given, open_backend, refuse_new_file
+from open_idempotency.cli.output import harmless, printable
 from open_idempotency.exceptions import ConfigurationError, IdempotencyError
 from open_idempotency.operations import ExitCode, OperationRefused
 from open_idempotency.policy import IdempotencyPolicy
@@ -57,14 +58,21 @@ class Context:
         self.errors = errors
 
     def write(self, text: str) -> None:
-        """Write lines to standard output; what it cannot encode is escaped."""
+        """Write lines to standard output. Control characters are escaped, and what it cannot encode.
+
+        What a client has sent may be among the text, and could write to the operator's terminal otherwise.
+        """
         encoding = getattr(self.out, "encoding", None) or "utf-8"
-        line = text if text.endswith("\n") else text + "\n"
+        line = harmless(text if text.endswith("\n") else text + "\n")
         self.out.write(line.encode(encoding, "backslashreplace").decode(encoding))
 
     def note(self, text: str) -> None:
         """Write a line to standard error."""
-        self.errors.write(f"{self.prog}: {text}\n")
+        self.errors.write(f"{self.prog}: {self._line(text)}\n")
+
+    def _line(self, text: str) -> str:
+        """The text as one line that does nothing to a terminal."""
+        return printable(text, getattr(self.errors, "encoding", None) or "utf-8")
 
     @cached_property
     def application(self) -> Application | None:
@@ -131,7 +139,7 @@ class Context:
             raise Unconfirmed(
                 "there is no terminal to ask on, so nothing was done; give --yes to do it without a question"
             )
-        self.errors.write(f"{question} [y/N] ")
+        self.errors.write(f"{self._line(question)} [y/N] ")
         self.errors.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise Unconfirmed("nothing was done")
@@ -148,7 +156,8 @@ def _imported(path: str) -> object:
         found: object = import_module(module)
         for name in attribute.split("."):
             found = getattr(found, name)
-    except Exception as error:  # an application may raise anything while it is imported
+    # An application may raise anything while it is imported. One that ends there would end the command with its code.
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(f"it cannot be imported: {type(error).__name__}: {error}") from error
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from typing import Any, TextIO
@@ -80,8 +81,23 @@ def cut(text: str, width: int) -> str:
 
 def printable(text: str, encoding: str) -> str:
     """The text without control characters, which could move the cursor, and without what cannot be encoded."""
-    shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    shown = "".join(map(_shown, text))
     return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+_STYLE = re.compile(r"(\x1b\[[0-9]{1,2}m)")
+
+
+def harmless(text: str) -> str:
+    """The text without control characters but for line breaks, tabs and our own styles."""
+    return "".join(
+        part if _STYLE.fullmatch(part) else "".join(each if each in "\n\t" else _shown(each) for each in part)
+        for part in _STYLE.split(text)
+    )
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 def state_text(view: RecordView) -> str:

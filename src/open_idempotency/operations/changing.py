@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 from dataclasses import replace
 from enum import Enum
@@ -205,7 +206,7 @@ def _in_doubt(opened: dict[StageId, bytes], stage: StageId, seen: Record) -> int
     """The number of the intent that is in doubt. Raises ``NotInDoubt``."""
     names = {intents.stage_of(each) for each in opened}
     doubtful = [
-        f"--stage {name}" + (f" --key {key}" if key else "")
+        f"--stage {shlex.quote(name)}" + (f" --stage-key {shlex.quote(key)}" if key else "")
         for name, key in sorted(names - set(opened))
         if intents.last_intent(opened, (name, key))[1] is StageKind.BEGUN
     ]

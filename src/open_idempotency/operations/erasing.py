@@ -26,9 +26,9 @@ class Erasure:
 
     ``scanned``: live records that were read. ``found``: those of the caller, by id. ``erased``: those that are gone
     now. ``live``: those that were left, since an attempt holds them. ``ledger``: entries that were deleted in the
-    application's database. ``unknown``: records that do not say whose they are, since an earlier version made them.
-    ``elsewhere``: by what names the caller there, records of callers that may be the same person and were left: of a
-    ``user``, those of sessions with this id.
+    application's database. ``unknown``: records that do not say whose they are: an earlier version made them, or the
+    backend had lost them, and an attempt that ran made them anew. ``elsewhere``: by what names the caller there,
+    records of callers that may be the same person and were left: of a ``user``, those of sessions with this id.
     """
 
     scanned: int = 0
@@ -65,9 +65,10 @@ def erase(
     found are deleted in it, also of those that are expired in the ledger, and you commit it. ``progress``: called with
     the number of records read, every 10,000.
 
-    Not found: records of earlier versions, which are counted (``Erasure.unknown``); records of requests that were sent
-    before their caller was known, as of a login; ledger entries whose record is gone, which end with their retention.
-    A retry of an erased request runs again. Raises as ``callers`` and the backend do. Since 0.2.
+    Not found: records that do not say whose they are, which are counted (``Erasure.unknown``); records of requests that
+    were sent before their caller was known, as of a login; ledger entries whose record is gone, which end with their
+    retention; records of ``Once``, which belong to no caller (``once.forget(key)``). A retry of an erased request runs
+    again. Raises as ``callers`` and the backend do. Since 0.2.
     """
     wanted = callers(of, **who)
     mine = {caller for caller, named in wanted.items() if not _is_guess(named, who)}

@@ -46,6 +46,9 @@ T = TypeVar("T")
 class KitBackend(MemoryBackend):
     """Records in memory, on the test's clock, which fail as the script says."""
 
+    #: they are those of one test, and no other process is to have them
+    in_memory = False
+
     def __init__(self, script: Script) -> None:
         super().__init__(clock=script.clock)
         self.script = script
@@ -230,8 +233,13 @@ class KitPerformer(Performer):
         super().__init__(backend, heartbeat, look)
         self._script = backend.script
         self._backend = backend
+        self._heartbeat = heartbeat
         self._plain_sleep = self._handlers[Sleep]
         self._handlers = {**self._handlers, Sleep: self._sleep}
+
+    def for_coroutines(self) -> AsyncPerformer:
+        """See ``Performer.for_coroutines``; the records are in memory, which every event loop reaches."""
+        return AsyncKitPerformer(self._backend, self._heartbeat)
 
     def run(self, steps: Steps[T]) -> T:
         """See ``Driver.run``. An attempt that has died leaves as ``NoResponse``, which servers survive."""

@@ -54,7 +54,7 @@ class _DjangoContext(Context):
 
     def note(self, text: str) -> None:
         """Report a line."""
-        self._report(text)
+        self._report(self._line(text))
 
     @cached_property
     def application(self) -> Application | None:
