@@ -271,7 +271,7 @@ def _leads_to(template: str, route: Any, path: str) -> bool:
     """Whether a route, or an application that is mounted, has this path; a template stands for itself."""
     if _is_mount(route):
         return path == template or path.startswith(template.rstrip("/") + "/")
-    # The route's own part with its convertors, which the template does not have.
+    # The route's own part with its converters, which the template does not have.
     own = str(getattr(route, "path", template))
     whole = template[: len(template) - len(_path_of(route))] + own
     return path in (template, whole) or compile_path(whole)[0].match(path) is not None
