@@ -98,7 +98,6 @@ TASKS: Mapping[str, str] = {
     "lease": "reference/policy",
     "IdempotencyPolicy": "reference/api",
     "deploy": "how-to/deploy-without-a-wait",
-    "rolling deploys": "deploying",
     "stages": "stages",
     "transactions": "transactions",
     "write a backend": "writing-a-backend",
