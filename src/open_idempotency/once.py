@@ -382,12 +382,13 @@ class Once:
         return Freed.DONE if (yield from ask(Forget(seen.record_id))) else Freed.ABSENT
 
     def _forget(self, record_id: bytes, call: _Caller) -> Steps[bool]:
-        freed = Freed.CHANGED
+        record = yield from ask(Get(record_id))
+        freed = Freed.ABSENT
         for _ in range(_TRIES):
-            record = yield from ask(Get(record_id))
             freed = Freed.ABSENT if record is None else (yield from self._free(record, call))
             if freed is not Freed.CHANGED:
                 break
+            record = yield from ask(Get(record_id))
         if record is not None and freed in (Freed.ALIVE, Freed.CHANGED):
             raise InProgress(
                 f"{self._name}: an attempt holds this key, and would run beside the next call; try when it has ended",

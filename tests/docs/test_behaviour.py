@@ -28,9 +28,13 @@ LINES = {
     "O": _numbers(40, "18a", "18b", "18c", "19a", "19b", "20a", "21a"),
     "L": _numbers(14, "05a"),
     "R": _numbers(14, "05a"),
-    "N": _numbers(30),
+    "N": _numbers(31),
     "S": _numbers(8, "02a", "06a", "06b", "06c"),
+<<<<<<< HEAD
     "P": _numbers(7, *map(str, range(10, 38)), *map(str, range(40, 47))),
+=======
+    "P": _numbers(7, *map(str, range(10, 38)), "18a"),
+>>>>>>> w/review
     "T": _numbers(14),
 }
 

@@ -787,11 +787,11 @@ def test_a_block_that_two_threads_enter_at_once_runs_in_one_of_them() -> None:
 
 def test_a_block_that_was_refused_is_not_entered_again(once: Once) -> None:
     """N-04: its owner may have been withdrawn, so a later use makes a claim of its own."""
+    threads: list[type[BaseException]] = []
     with once.begin("k", payload=None) as first:
         second = once.begin("k", payload=None)
         with pytest.raises(KeyNested), second:
             pass
-        threads: list[type[BaseException]] = []
 
         def enter() -> None:
             for _ in range(2):

@@ -95,10 +95,12 @@ def _plain(value: Any, depth: int) -> object:
 def _masks(value: Any, dumped: Any) -> bool:
     """Whether a secret of a model is written as stars. ``dumped``: the same as JSON."""
     if isinstance(value, Mapping) and isinstance(dumped, Mapping):
-        return any(map(_masks, value.values(), dumped.values()))
+        members: Mapping[Any, Any] = value
+        return any(map(_masks, members.values(), dumped.values()))
     if isinstance(value, list | tuple | set | frozenset) and isinstance(dumped, list):
         return any(map(_masks, value, dumped))
-    return bool(hasattr(value, "get_secret_value") and value.get_secret_value() and dumped == str(value))
+    secret: Any = getattr(value, "get_secret_value", None)
+    return secret is not None and bool(secret()) and dumped == str(value)
 
 
 def _members(value: Mapping[Any, Any], depth: int) -> dict[str, object]:
