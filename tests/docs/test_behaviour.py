@@ -30,11 +30,7 @@ LINES = {
     "R": _numbers(14, "05a"),
     "N": _numbers(31),
     "S": _numbers(8, "02a", "06a", "06b", "06c"),
-<<<<<<< HEAD
-    "P": _numbers(7, *map(str, range(10, 38)), *map(str, range(40, 47))),
-=======
-    "P": _numbers(7, *map(str, range(10, 38)), "18a"),
->>>>>>> w/review
+    "P": _numbers(7, *map(str, range(10, 38)), "18a", *map(str, range(40, 47))),
     "T": _numbers(14),
 }
 
