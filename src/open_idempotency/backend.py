@@ -129,7 +129,7 @@ class Finding:
     """One thing that ``examine`` has looked at.
 
     ``check``: what was looked at, in one or two words. ``found``: a sentence without a full stop. ``cure``: what to do,
-    empty where nothing is to be done. Since 0.2.
+    empty where nothing is to be done. Since 0.1.
     """
 
     check: str

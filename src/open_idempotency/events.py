@@ -452,7 +452,7 @@ class Telemetry:
     """A listener that also measures: ``open_idempotency.telemetry`` makes them, and a subclass can feed another system.
 
     Pass it to the middleware as ``on_event=``; a route cannot have one for itself. An error of any method is logged and
-    harms no request. The methods are called from many threads, and must be quick. Since 0.2.
+    harms no request. The methods are called from many threads, and must be quick. Since 0.1.
     """
 
     def __call__(self, event: Event) -> None:

@@ -320,7 +320,7 @@ def free(record: Record | None, c: Free, now: float) -> tuple[Freed, Record | No
     """Free a key for an operator, who has seen the record at ``c.token`` and in ``c.status`` (P-20).
 
     With ``keep_stages`` the record stays, at a token that no owner has. Its attempts no longer count, as if each had
-    been given back: so no policy refuses the next one. Since 0.2.
+    been given back: so no policy refuses the next one. Since 0.1.
     """
     state = state_of(record, now)
     if record is None or state is State.ABSENT:

@@ -283,7 +283,9 @@ def erase(context: Context) -> int:
         )
     for named, number in erasure.elsewhere.items():
         context.note(f"{number} records may be of the same person, by {named}; name it to erase them")
-    return ExitCode.LIVE if erasure.live else ExitCode.DONE
+    if erasure.live:
+        return ExitCode.LIVE
+    return ExitCode.PROBLEMS if erasure.unknown or erasure.elsewhere else ExitCode.DONE
 
 
 def _ids(records: tuple[str, ...]) -> list[str]:

@@ -56,7 +56,7 @@ def forget(tx: object, record_ids: Sequence[bytes]) -> int:
 
     For erasure, and for nothing that still runs: a retry of such a request runs again. ``tx``: a sync transaction, as
     for a stage. Raises ``ConfigurationError`` if ``tx`` is no transaction, and ``SyncAsyncMismatch`` if it is async.
-    Since 0.2.
+    Since 0.1.
     """
     transaction = transaction_of(tx)
     if transaction.awaited:

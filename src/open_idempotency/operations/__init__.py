@@ -13,7 +13,7 @@ read, and compares it with the one on record in the same atomic call.
         if view.is_stuck():
             operations.release(backend, record)
 
-Since 0.2.
+Since 0.1.
 """
 
 from open_idempotency.operations.advice import duration, explain

@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
 def explain(view: RecordView, policy: IdempotencyPolicy | None = None) -> tuple[str, ...]:
     """What is the matter with a record, and what a retry gets, in sentences.
 
-    ``policy``: the application's; without it the sentences name the policy fields that decide. Since 0.2.
+    ``policy``: the application's; without it the sentences name the policy fields that decide. Since 0.1.
     """
     doubt = [
         f"Stage {label(stage)} is in doubt: it was begun, and its end is not on record." for stage in view.in_doubt

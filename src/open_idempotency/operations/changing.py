@@ -68,7 +68,7 @@ def forget(backend: Backend, seen: Record, *, force: bool = False) -> None:
 
     ``seen``: the record as it was read. ``force``: also while an attempt holds it. Such an attempt is not stopped, and
     if it ends before the next claim it makes the record anew; ``release`` fences it off. Raises ``RecordAlive``,
-    ``RecordChanged``, and what the backend raises. A record that is gone by now counts as forgotten. Since 0.2.
+    ``RecordChanged``, and what the backend raises. A record that is gone by now counts as forgotten. Since 0.1.
     """
     freed = backend.free(Free(seen.record_id, seen.token, seen.status, False, force))
     if freed is Freed.ALIVE:
@@ -91,7 +91,7 @@ def release(backend: Backend, seen: Record) -> None:
     The stages stay. The worker is fenced off: it can renew, save and complete nothing any more. The next request runs,
     whatever the policy says of failed and abandoned attempts, and counts as the first attempt. ``seen``: the record as
     it was read, in any state but completed. Raises ``RecordChanged``, ``OperationRefused`` for a completed record, and
-    what the backend raises. Since 0.2.
+    what the backend raises. Since 0.1.
     """
     if seen.status is Status.COMPLETED:
         raise OperationRefused(
@@ -133,7 +133,7 @@ def resolve(
 
     Raises ``NotInDoubt``, ``RecordAlive`` while an attempt runs, ``RecordSealed`` without the keys, ``RecordUnknown``,
     ``OperationRefused`` for a record that is completed or failed for good, ``StageValueError`` for a value that cannot
-    be stored, and what the backend raises. Since 0.2.
+    be stored, and what the backend raises. Since 0.1.
     """
     stage = stage_id(name, key)
     if is_sealed(seen) and (policy is None or policy.encryption is None):

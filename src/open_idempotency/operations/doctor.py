@@ -20,7 +20,7 @@ def examine(backend: Backend, *, policy: IdempotencyPolicy | None = None) -> tup
     """Look closely at a backend (P-17). Findings of the level ``PROBLEM`` need somebody now.
 
     ``policy``: the application's, of which leases and retention are compared with the backend. It reads, and writes
-    nothing. Raises ``BackendUnavailable`` where the backend does not reply. Since 0.2.
+    nothing. Raises ``BackendUnavailable`` where the backend does not reply. Since 0.1.
     """
     versions = f"open-idempotency {open_idempotency.__version__}, Python {platform.python_version()}"
     first = Finding("package", Level.OK, versions)

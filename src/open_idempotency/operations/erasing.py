@@ -22,7 +22,7 @@ from open_idempotency.operations.locating import callers, scope_ids
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """What ``erase`` has done, or would do in a ``dry_run``. Since 0.2.
+    """What ``erase`` has done, or would do in a ``dry_run``. Since 0.1.
 
     ``scanned``: live records that were read. ``found``: those of the caller, by id. ``erased``: those that are gone
     now. ``live``: those that were left, since an attempt holds them. ``ledger``: entries that were deleted in the
@@ -68,7 +68,7 @@ def erase(
     Not found: records that do not say whose they are, which are counted (``Erasure.unknown``); records of requests that
     were sent before their caller was known, as of a login; ledger entries whose record is gone, which end with their
     retention; records of ``Once``, which belong to no caller (``once.forget(key)``). A retry of an erased request runs
-    again. Raises as ``callers`` and the backend do. Since 0.2.
+    again. Raises as ``callers`` and the backend do. Since 0.1.
     """
     wanted = callers(of, **who)
     mine = {caller for caller, named in wanted.items() if not _is_guess(named, who)}

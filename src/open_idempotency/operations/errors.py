@@ -33,7 +33,7 @@ class ExitCode(IntEnum):
     UNREADABLE = 9
     #: the question was declined, or could not be asked
     UNCONFIRMED = 10
-    #: the doctor found problems
+    #: the doctor found problems, or an erasure may have left records of the person
     PROBLEMS = 11
     #: interrupted with Ctrl-C
     INTERRUPTED = 130
@@ -42,7 +42,7 @@ class ExitCode(IntEnum):
 
 
 class OperationRefused(IdempotencyError):
-    """An operation was not carried out; nothing was changed. Since 0.2."""
+    """An operation was not carried out; nothing was changed. Since 0.1."""
 
     code = "ERR_OPERATION_REFUSED"
     exit_code: ClassVar[ExitCode] = ExitCode.STATE

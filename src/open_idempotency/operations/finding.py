@@ -48,7 +48,7 @@ class Listing:
 
 @dataclass(slots=True)
 class Stats:
-    """All live records, counted. ``oldest``: the greatest age in each state, in seconds. Since 0.2.
+    """All live records, counted. ``oldest``: the greatest age in each state, in seconds. Since 0.1.
 
     ``in_doubt``: records with a stage in doubt. ``unreadable``: of a newer version, or corrupt. ``routes``: records by
     route, where routes are known; a busy application without templates of routes has many.
@@ -74,7 +74,7 @@ def find_record(backend: Backend, text: str) -> Record:
     """The live record whose id is, or begins with, ``text`` in hexadecimal digits (P-11).
 
     Raises ``RecordUnknown`` where there is none, or ``text`` is none; ``SeveralRecords`` where it is the beginning of
-    several; ``RecordUnreadable``, and ``BackendUnavailable``. Since 0.2.
+    several; ``RecordUnreadable``, and ``BackendUnavailable``. Since 0.1.
     """
     text = text.strip().lower()
     if not is_record_id(text):
@@ -127,7 +127,7 @@ def list_records(
     ``state``: a name in ``FILTERS``; None for all. ``older``: seconds since the latest attempt began, at least; with
     ``"stuck"``, for how long an attempt in progress may run (five minutes by default) and not the least age.
     ``policy``: opens what is encrypted, so that stages in doubt are known there. Every live record is read, in bounded
-    batches, without its response. What cannot be read is counted. Raises ``BackendUnavailable``. Since 0.2.
+    batches, without its response. What cannot be read is counted. Raises ``BackendUnavailable``. Since 0.1.
     """
     now, after = backend.now(), older if state == "stuck" and older else STUCK_AFTER
     least = 0.0 if state == "stuck" else older
@@ -174,7 +174,7 @@ def stats(backend: Backend, *, policy: IdempotencyPolicy | None = None) -> Stats
     """Count all live records (P-16), each of which is read, in bounded batches, without its response.
 
     ``policy``: opens what is encrypted, so that stages in doubt are known there. Raises ``BackendUnavailable``.
-    Since 0.2.
+    Since 0.1.
     """
     now, found, counts = backend.now(), Stats(), _Counts()
     for record in _headers(backend, counts):

@@ -34,7 +34,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Who:
-    """What is known of a caller, and of the request where routes have rules of their own. Since 0.2.
+    """What is known of a caller, and of the request where routes have rules of their own. Since 0.1.
 
     ``user``: the id of the framework's verified user, such as the primary key in Django. ``session``: the entries of a
     session that name the caller, such as ``{"user_id": 7}``. ``authorization``: the value of the ``Authorization``
@@ -94,12 +94,12 @@ def protected(of: object) -> Protected:
 
 
 def engine_of(of: object) -> Engine:
-    """The engine of an application. Raises ``ConfigurationError``. Since 0.2."""
+    """The engine of an application. Raises ``ConfigurationError``. Since 0.1."""
     return protected(of).engine
 
 
 def policy_of(of: object) -> IdempotencyPolicy:
-    """The policy of an application, where no rule of a route changes it. Raises ``ConfigurationError``. Since 0.2."""
+    """The policy of an application, where no rule of a route changes it. Raises ``ConfigurationError``. Since 0.1."""
     return of if isinstance(of, IdempotencyPolicy) else engine_of(of).policy
 
 
@@ -109,7 +109,7 @@ def locate(of: object, key: str, **who: Any) -> tuple[Located, ...]:
     ``who``: the fields of ``Who``. Several are possible where routes have rules of their own and ``path`` is not given,
     and of a ``user`` whom some requests know as the framework's user and others by their session. Without a caller it
     is the record of an anonymous one. Raises ``CallerNeeded`` with what else must be said, ``KeyRejected`` for what is
-    no key, ``ConfigurationError`` for an application that is not protected or does not cover the path. Since 0.2.
+    no key, ``ConfigurationError`` for an application that is not protected or does not cover the path. Since 0.1.
     """
     given = Who(**who)
     name = _plain(key)
@@ -125,7 +125,7 @@ def locate(of: object, key: str, **who: Any) -> tuple[Located, ...]:
 def callers(of: object, **who: Any) -> dict[bytes, str]:
     """What stands for a caller in its records (``About.caller``), with what names it, by the policies of all routes.
 
-    Raises as ``locate`` does, and ``CallerNeeded`` where nobody is named. Since 0.2.
+    Raises as ``locate`` does, and ``CallerNeeded`` where nobody is named. Since 0.1.
     """
     given = Who(**who)
     if not given.named:
@@ -153,7 +153,7 @@ def find_key(backend: Backend, of: object, key: str, **who: Any) -> Record:
 
     With a caller one call for each possible record. Without one all records are read, in bounded batches, as each says
     which key it stands for; those of earlier versions do not. Raises ``RecordUnknown``, ``SeveralRecords`` with their
-    ids where several callers have used the key, and as ``locate`` and the backend do. Since 0.2.
+    ids where several callers have used the key, and as ``locate`` and the backend do. Since 0.1.
     """
     if Who(**who).named:
         return _looked_up(backend, locate(of, key, **who))
@@ -177,7 +177,7 @@ def records_of(backend: Backend, of: object, **who: Any) -> Iterator[Record]:
     """The live records of a caller, without responses and stages (P-05); reads all records, in bounded batches.
 
     Not among them: records of versions that did not say whose they are, and of requests that were sent before the
-    caller was known, such as the login itself. Raises as ``callers`` and the backend do. Since 0.2.
+    caller was known, such as the login itself. Raises as ``callers`` and the backend do. Since 0.1.
     """
     wanted = callers(of, **who)
     seen: set[bytes] = set()

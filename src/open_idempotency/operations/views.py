@@ -76,7 +76,7 @@ class ResponseView:
 
 @dataclass(frozen=True, slots=True)
 class RecordView:
-    """A record at the moment ``now`` of the backend's clock. All durations are seconds. Since 0.2.
+    """A record at the moment ``now`` of the backend's clock. All durations are seconds. Since 0.1.
 
     ``record``: its id in hexadecimal digits. ``age``: since the latest attempt began. ``lease_left``: below 0 where the
     lease has ended. ``expires_in``: until the key is forgotten. ``attempt``: its number; 0 where no attempt counts.

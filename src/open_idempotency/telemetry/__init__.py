@@ -37,7 +37,7 @@ def prometheus(registry: CollectorRegistry | None = None) -> Telemetry:
     One registry has one listener, so several middlewares and test clients may each ask for it. In the multiprocess mode
     of prometheus_client the metrics go to its files. Raises ``ConfigurationError`` for another kind of
     registry, for names that are taken, and for a multiprocess mode that was not set up before prometheus_client was
-    imported; ``MissingExtra`` without prometheus_client. Since 0.2.
+    imported; ``MissingExtra`` without prometheus_client. Since 0.1.
     """
     try:
         from open_idempotency.telemetry._prometheus import listener_on
@@ -54,7 +54,7 @@ def opentelemetry(
     The span that is current at the claim, which is the server's if the middleware is inside its instrumentation, gets
     the record, the attempt and the outcome as attributes. A response is stored with the trace of its request, and the
     span of a replay gets a link to that trace. Raises ``ConfigurationError`` for what is no provider; ``MissingExtra``
-    without the API of OpenTelemetry. Since 0.2.
+    without the API of OpenTelemetry. Since 0.1.
     """
     try:
         from open_idempotency.telemetry._opentelemetry import listener_with

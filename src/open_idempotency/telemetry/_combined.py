@@ -15,7 +15,7 @@ def combine(*listeners: Listener) -> Listener:
     """One listener that calls several, in order. An error of one is logged, and the others are called all the same.
 
     ``on_event=combine(prometheus(), opentelemetry(), mine)``. Raises ``ConfigurationError`` without a listener, and for
-    what cannot be called. Since 0.2.
+    what cannot be called. Since 0.1.
     """
     if not listeners:
         raise ConfigurationError("combine: no listener was given; pass at least one")

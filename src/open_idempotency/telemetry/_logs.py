@@ -23,7 +23,7 @@ class RequestFilter(logging.Filter):
     To be added to a handler, so that the lines of all loggers pass it; with a ``QueueHandler`` to that one, since a
     listener works in another thread. A line of this library has the fields of its event, also from the heartbeat.
     ``reference`` is that of the problem in the line ``ProblemSent``. A field without a value is ``-``. It lets every
-    line pass. Since 0.2.
+    line pass. Since 0.1.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -36,7 +36,7 @@ class RequestFilter(logging.Filter):
 def add_request(logger: Any, name: str, event_dict: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """A structlog processor: adds ``record`` and ``attempt`` to each line of a request with a key.
 
-    A line that has a value of that name keeps it; outside of such a request nothing is added. Since 0.2.
+    A line that has a value of that name keeps it; outside of such a request nothing is added. Since 0.1.
     """
     found = _of_request()
     if found is not None:

@@ -19,7 +19,7 @@ from open_idempotency.operations import ExitCode
 
 
 class Command(BaseCommand):
-    """Needs no other setting than those of the middleware. Since 0.2.
+    """Needs no other setting than those of the middleware. Since 0.1.
 
     Exit codes are those of ``open-idempotency``.
     """
