@@ -13,7 +13,7 @@ import pytest
 
 from open_idempotency import IdempotencyPolicy, idem
 from open_idempotency.asgi import IdempotencyMiddleware
-from open_idempotency.backend import Backend, Get, Status
+from open_idempotency.backend import Backend, Claim, Get, Status
 from tests.cli.running import Shell
 from tests.operations.stores import Maker, begun
 
@@ -136,8 +136,9 @@ def test_all_records_of_a_caller_are_erased(shop: Shop, operator: Shell, stored:
     assert left.status is Status.COMPLETED
 
 
-def test_an_erasure_that_may_have_left_something_is_11(shop: Shop, operator: Shell) -> None:
-    """P-24: the record does not say whose it is, as one of an earlier version; a script learns it."""
+def test_an_erasure_that_may_have_left_something_is_11(shop: Shop, operator: Shell, stored: Backend) -> None:
+    """P-24: a record does not say whose it is, as one of an earlier version; a script learns it."""
+    stored.claim(Claim(b"\x07" * 32, b"\x01 a request", bytes(16), 30.0, 60.0))
     for options in (["--dry-run"], ["--yes"]):
         done = operator("erase", *APP, *options)
         assert (done.code, done.out.split()[1]) == (11, "0")
