@@ -10,10 +10,16 @@ import pytest
 from open_idempotency import open_backend
 from open_idempotency.backend import Backend
 from tests.cli.running import Shell
-from tests.operations.conftest import store, stored
+from tests.matrix import thin_out
+from tests.operations.conftest import cell, store, stored
 from tests.operations.stores import Maker
 
 __all__ = ["store", "stored"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take out what ``OI_TEST_OPERATIONS=full`` alone runs."""
+    thin_out(config, items, "cli", "OPERATIONS", cell, every_column=False)
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,25 @@ import pytest
 from open_idempotency import Once, open_backend
 from open_idempotency.backend import Backend
 from tests.backends.django_orm import on_django
+from tests.matrix import apart_from, thin_out
 from tests.once.colours import COLOURS, Colour, coloured
 
 BACKENDS = ("memory", "sqlite", "valkey", "postgres", "sqlalchemy", "django")
 MakeOnce = Callable[..., Once]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take out what ``OI_TEST_ONCE=full`` alone runs: each test meets every backend, and is sync, asyncio and trio."""
+    thin_out(config, items, "once", "ONCE", _cell)
+
+
+def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
+    if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+        return None
+    params = item.callspec.params
+    if not {"address", "how"} <= set(params):
+        return None
+    return str(params["address"]), str(params["how"]), apart_from(item, "address", "how")
 
 
 @pytest.fixture(params=COLOURS)

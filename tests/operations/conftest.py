@@ -10,7 +10,36 @@ from open_idempotency import open_backend
 from open_idempotency.backend import Backend
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.conformance import ManualClock
+from tests.matrix import apart_from, thin_out
 from tests.operations.stores import STORES, Maker, opened
+
+#: what the stores of one server have in common is tested on one of them, which depends on the test
+SERVERS = {
+    "sqlite": "files",
+    "sqlalchemy-sqlite": "files",
+    "django-sqlite": "files",
+    "valkey": "redis",
+    "cluster": "redis",
+    "sentinel": "redis",
+    "postgres": "postgres",
+    "sqlalchemy-postgres": "postgres",
+    "django-postgres": "postgres",
+}
+#: on every backend, always
+STORY = "test_a_stuck_client_is_freed_in_three_commands"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take out what ``OI_TEST_OPERATIONS=full`` alone runs."""
+    thin_out(config, items, "operations", "OPERATIONS", cell, every_column=False)
+
+
+def cell(item: pytest.Item) -> tuple[str, str, str] | None:
+    """The server, the store and the rest of a test that runs on every store; None for any other."""
+    if not isinstance(item, pytest.Function) or not hasattr(item, "callspec") or item.originalname == STORY:
+        return None
+    store = item.callspec.params.get("store")
+    return None if store is None else (SERVERS[store], store, apart_from(item, "store"))
 
 
 @pytest.fixture(params=STORES)
