@@ -19,7 +19,9 @@ from tests.operations.stores import Maker, begun, value
 
 PAGE = ROOT / "docs" / "reference" / "cli.md"
 #: what differs from run to run: durations, sizes, versions, and the widths of columns that follow from them
-_VARIES = re.compile(r"(\d+(\.\d+)?(ms|d|h|m|s)\b)( \d+[hms]\b)?|\d+(\.\d+)? (MB|ms)|\d+\.\d+\.\d+")
+_VARIES = re.compile(
+    r"(\d+(\.\d+)?(ms|d|h|m|s)\b)( \d+[hms]\b)?|\d+(\.\d+)? (MB|ms)|\bahead of\b|\bbehind\b(?= this)|\d+\.\d+\.\d+"
+)
 _SPACES = re.compile(r"  +")
 
 

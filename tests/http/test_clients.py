@@ -90,7 +90,7 @@ def test_the_reference_of_a_problem_is_in_the_log(
         assert event.attempt is None
         logged = [line.getMessage() for line in caplog.records if problem["reference"] in line.getMessage()]
         (line,) = logged
-        assert line.startswith(f"{event} (POST ")
+        assert line.startswith(f"{event} (POST")
 
 
 @on_memory_only

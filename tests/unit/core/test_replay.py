@@ -5,14 +5,8 @@ from __future__ import annotations
 import pytest
 
 from open_idempotency._core.models import Response
-from open_idempotency._core.stored_response import (
-    Capture,
-    is_stored_header,
-    is_stored_status,
-    location,
-    replayed,
-    storable,
-)
+from open_idempotency._core.replaying import replayed
+from open_idempotency._core.stored_response import Capture, is_stored_header, is_stored_status, location, storable
 from open_idempotency.policy import IdempotencyPolicy
 
 GIVEN_BACK = {307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429}
