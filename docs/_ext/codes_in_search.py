@@ -1,23 +1,26 @@
-"""Sphinx's search in English, with numbers and codes: ``409``, ``O-02``.
+"""Sphinx's search in English, with numbers and codes: ``409``, ``O-02``, ``key-reused``.
 
-Sphinx leaves numbers out of its index and out of queries, and takes the numbers of the lines of behaviour apart.
+Sphinx leaves numbers out of its index and out of queries, and takes the numbers of the lines of behaviour and the names
+of problems apart.
 """
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from sphinx.search.en import SearchEnglish
 
-#: a line of behaviour is one word, and so are its parts; ``_SPLITTER`` is the same in the browser
-_CODE = re.compile(r"\b[A-Z]-\d\d\w*")
+_PROBLEMS = "|".join(sorted(page.stem for page in (Path(__file__).parents[1] / "problems").glob("*-*.md")))
+#: a line of behaviour or a problem is one word, and so are its parts; ``_SPLITTER`` is the same in the browser
+_CODE = re.compile(rf"\b(?:[A-Z]-\d\d\w*|(?:{_PROBLEMS})\b)")
 
 # Search._parseQuery is private to Sphinx. Where it is gone, queries work as Sphinx makes them: without numbers.
 _SPLITTER = r"""
 var splitQuery = (query) =>
   query
-    .split(/(?<![\p{L}\p{N}_])([a-z]-\d\d\w*)(?![\p{L}\p{N}_])|[^\p{L}\p{N}_]+/giu)
+    .split(/(?<![\p{L}\p{N}_])([a-z]-\d\d\w*|PROBLEMS)(?![\p{L}\p{N}_])|[^\p{L}\p{N}_]+/giu)
     .filter((term) => term);
 
 if (typeof Search !== "undefined" && Search._parseQuery) {
@@ -32,7 +35,7 @@ if (typeof Search !== "undefined" && Search._parseQuery) {
     return parsed;
   };
 }
-"""
+""".replace("PROBLEMS", _PROBLEMS)
 
 
 class EnglishWithCodes(SearchEnglish):

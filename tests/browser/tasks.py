@@ -66,7 +66,7 @@ TASKS: Mapping[str, str] = {
     "acks_late": "how-to/celery-and-queues",
     "javascript": "how-to/send-keys-from-clients",
     "mobile": "how-to/send-keys-from-clients",
-    "requests": "how-to/send-keys-from-clients",
+    "httpx": "how-to/send-keys-from-clients",
     "fetch": "how-to/send-keys-from-clients",
     "generate a key": "how-to/send-keys-from-clients",
     "rolling deploy": "how-to/deploy-without-a-wait",

@@ -34,6 +34,7 @@ class Browser:
     def show(self, url: str, width: int = 1440, height: int = 900, dark: bool = False) -> None:
         """Open a page in a window of a size, in the colours of a light or a dark system; returns when it is loaded."""
         self.look(width, height, dark)
+        self.errors()  # those of earlier pages
         self.driver.get(url)
 
     def look(self, width: int, height: int = 900, dark: bool = False) -> None:
@@ -54,7 +55,7 @@ class Browser:
         return WebDriverWait(self.driver, SECONDS, 0.05).until(lambda driver: driver.execute_script(script, *arguments))
 
     def errors(self) -> list[str]:
-        """What the console has reported as errors since the last call."""
+        """What the console has reported as errors since the page was opened, or since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
