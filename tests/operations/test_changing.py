@@ -187,6 +187,26 @@ def test_nothing_is_resolved_if_an_attempt_begins_meanwhile(clock: ManualClock) 
     assert names == ["\x1f1"]
 
 
+def test_nothing_is_resolved_if_an_attempt_ran_meanwhile(clock: ManualClock) -> None:
+    """P-15: the doubt may be that of an attempt that the operator knows nothing of. The key is not held afterwards."""
+    backend = _Late(clock=clock)
+    maker = Maker(backend)
+    lease = maker.in_doubt(10.0)
+    clock.advance(11)
+    seen = read(backend, lease.record_id)
+
+    def another() -> None:
+        maker.lease(10.0, record_id=lease.record_id)
+        clock.advance(11)
+
+    backend.meanwhile = another
+    with pytest.raises(operations.RecordChanged):
+        operations.resolve(backend, seen, "charge", found="its own")
+    names = [stage.key for stage in read(backend, lease.record_id).stages if stage.name == "charge"]
+    assert names == ["\x1f1"]
+    assert isinstance(next_claim(backend, lease.record_id, resume_failed=True, max_attempts=None), Leased)
+
+
 def test_nothing_is_resolved_if_the_stage_ends_meanwhile(clock: ManualClock) -> None:
     """P-15: the worker that was taken for dead has recorded it; the key is not held by the operator afterwards."""
     backend = _Late(clock=clock)

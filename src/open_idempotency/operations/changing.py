@@ -131,9 +131,9 @@ def resolve(
     stage's value. ``NOT_DONE``: the effect has not happened and will not: the stage runs again. ``policy``: the
     application's, where the record is encrypted. The record is claimed meanwhile, as a request claims it.
 
-    Raises ``NotInDoubt``, ``RecordAlive`` while an attempt runs, ``RecordSealed`` without the keys, ``RecordUnknown``,
-    ``OperationRefused`` for a record that is completed or failed for good, ``StageValueError`` for a value that cannot
-    be stored, and what the backend raises. Since 0.1.
+    Raises ``NotInDoubt``, ``RecordAlive`` while an attempt runs, ``RecordChanged`` where another one ran since the record
+    was read, ``RecordSealed`` without the keys, ``RecordUnknown``, ``OperationRefused`` for a record that is completed
+    or failed for good, ``StageValueError`` for a value that cannot be stored, and what the backend raises. Since 0.1.
     """
     stage = stage_id(name, key)
     if is_sealed(seen) and (policy is None or policy.encryption is None):
@@ -147,6 +147,8 @@ def resolve(
     leased = _claimed(backend, seen)
     saved = False
     try:
+        if leased.lease.attempt != seen.attempt + 1:  # what is in doubt may be the effect of an attempt that nobody saw
+            raise _changed(seen)
         opened = _opened(leased.stages, seen, policy)
         made = _made(stage, _in_doubt(opened, stage, seen), payload, leased.lease)
         backend.save_stage(SaveStage(leased.lease, _sealed(made, leased.lease, policy)))
