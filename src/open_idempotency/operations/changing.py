@@ -131,9 +131,9 @@ def resolve(
     stage's value. ``NOT_DONE``: the effect has not happened and will not: the stage runs again. ``policy``: the
     application's, where the record is encrypted. The record is claimed meanwhile, as a request claims it.
 
-    Raises ``NotInDoubt``, ``RecordAlive`` while an attempt runs, ``RecordChanged`` where another one ran since the record
-    was read, ``RecordSealed`` without the keys, ``RecordUnknown``, ``OperationRefused`` for a record that is completed
-    or failed for good, ``StageValueError`` for a value that cannot be stored, and what the backend raises. Since 0.1.
+    Raises ``NotInDoubt``, ``RecordAlive`` while an attempt runs, ``RecordChanged`` where another one ran since it was
+    read, ``RecordSealed`` without the keys, ``RecordUnknown``, ``OperationRefused`` for a record that is completed or
+    failed for good, ``StageValueError`` for a value that cannot be stored, and what the backend raises. Since 0.1.
     """
     stage = stage_id(name, key)
     if is_sealed(seen) and (policy is None or policy.encryption is None):
