@@ -250,7 +250,7 @@ class Kit:
         """Assert that a request may be sent again at any time: one effect, one response.
 
         It is sent twice, one after the other; with a response that is lost; at once; and after a worker was killed
-        before, within and after each stage, and before the response is recorded. The stages are those of the first
+        before, within and behind each stage, and before the response is recorded. The stages are those of the first
         plain request, which is the measure of the others. Each scenario has a key of its own.
 
         ``client``: a test client; ``request``: ``"POST /payments"``, with what the client takes as ``options``
