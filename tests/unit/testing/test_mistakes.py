@@ -71,9 +71,14 @@ def test_an_application_that_is_switched_off_is_reported(bank: Bank) -> None:
     client = TestClient(app)
     client.post("/pay")  # its middleware is made at the first request
     with Kit() as kit:
-        kit._taken[:] = [each for each in kit._taken if (e := each.engine()) is None or not e.policy.enabled]
-        with pytest.raises(KitError, match="enabled=False switches idempotency off"):
-            kit.assert_idempotent(client, "POST /pay")
+        taken = list(kit._taken)
+        # as if no other test of this process had an application
+        kit._taken[:] = [each for each in taken if (e := each.engine()) is None or not e.policy.enabled]
+        try:
+            with pytest.raises(KitError, match="enabled=False switches idempotency off"):
+                kit.assert_idempotent(client, "POST /pay")
+        finally:
+            kit._taken[:] = taken
 
 
 def test_a_route_that_is_not_covered_is_reported(idempotency: Kit, client: TestClient) -> None:
