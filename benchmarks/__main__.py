@@ -64,7 +64,9 @@ def _options() -> argparse.Namespace:
         "--only", type=_list_of([*BACKENDS]), default=[], metavar="A,B", help=f"only these of {', '.join(BACKENDS)}"
     )
     parser.add_argument("--quick", action="store_true", help="check that everything runs; the figures mean nothing")
-    parser.add_argument("--out", type=Path, help="folder for results and plots; by default only a whole run stores them")
+    parser.add_argument(
+        "--out", type=Path, help="folder for results and plots; by default only a whole run stores them"
+    )
     return parser.parse_args()
 
 
