@@ -14,9 +14,9 @@ from tests.docs.pages import ROOT, blocks, name_of, pages
 SECONDS = 90
 #: lists that are generated or only link, reasons, and what is written for people who work on the project
 WITHOUT_PYTHON = {
-    "CHANGELOG.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "SECURITY.md", "docs/changelog.md", "docs/design/choices.md",
-    "docs/design/finding.md", "docs/design/house.md", "docs/how-to/index.md", "docs/reference/index.md",
-    "docs/reference/lines.md",
+    "CHANGELOG.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "SECURITY.md", "docs/changelog.md",
+    "docs/design/choices.md", "docs/design/finding.md", "docs/design/house.md", "docs/how-to/index.md",
+    "docs/reference/index.md", "docs/reference/lines.md",
 }  # fmt: skip
 
 
