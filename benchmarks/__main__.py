@@ -1,4 +1,4 @@
-"""The one command: ``python -m benchmarks`` measures everything, prints it, and writes results and plots."""
+"""``python -m benchmarks`` measures everything, prints the tables, and writes results and plots."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.run import Results, Run
 from benchmarks.servers import Servers
 from benchmarks.ways import all_peers
 
-#: what can be asked for beside the kinds of request, in the order in which it is measured
+#: parts of the run beside the kinds of request, in the order of their measurement
 PARTS: Mapping[str, Callable[[Run], Results]] = {
     "throughput": throughput.measure,
     "sockets": sockets.measure,
@@ -41,7 +41,7 @@ def main() -> None:
         **{name: PARTS[name] for name in PARTS if name in wanted},
     }
     around = results.circumstances([peer.NAME for peer in all_peers()])
-    logging.getLogger().addHandler(logging.NullHandler())  # a framework tells of each 409
+    logging.getLogger().addHandler(logging.NullHandler())  # a framework logs each 409
     started = time.monotonic()
     with Servers() as servers:
         run = Run(servers, kinds, tuple(options.only), options.quick)
@@ -63,8 +63,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only", type=_list_of([*BACKENDS]), default=[], metavar="A,B", help=f"only these of {', '.join(BACKENDS)}"
     )
-    parser.add_argument("--quick", action="store_true", help="show that it runs; the figures mean nothing")
-    parser.add_argument("--out", type=Path, help="where results and plots go; by default those of a whole run are kept")
+    parser.add_argument("--quick", action="store_true", help="check that everything runs; the figures mean nothing")
+    parser.add_argument(
+        "--out", type=Path, help="folder for results and plots; by default only a whole run stores them"
+    )
     return parser.parse_args()
 
 

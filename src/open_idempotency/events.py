@@ -59,11 +59,11 @@ _LONGEST_NAME = 40
 
 
 class RequestContext(NamedTuple):
-    """The request that an event is about. Each member is empty where it is unknown.
+    """The request of an event. Unknown members are empty.
 
-    ``method``: its HTTP method. ``route``: the template of its path, such as ``/orders/{id}``, as the framework writes
-    it; never the path itself. ``traceparent``: its trace, in the form of W3C Trace Context: that of the server's span
-    with telemetry on, else that of the header ``traceparent`` that it came with.
+    ``method``: its HTTP method. ``route``: the framework's template of its path, such as ``/orders/{id}``, never the
+    path itself. ``traceparent``: its trace, in the form of W3C Trace Context: the trace of the server's span with
+    telemetry on, otherwise the request's header ``traceparent``.
     """
 
     method: str = ""
@@ -71,7 +71,7 @@ class RequestContext(NamedTuple):
     traceparent: str = ""
 
 
-#: the context of an event that is about no request, or about one of which nothing is known
+#: the context of an event without a request, or whose request is unknown
 NO_REQUEST = RequestContext()
 
 
@@ -85,7 +85,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Claimed(Event):
-    """A request owns its record and runs. ``attempt`` above 1: it resumes an earlier one."""
+    """A request owns its record and runs. ``attempt`` above 1 resumes an earlier attempt."""
 
     attempt: int
 
@@ -94,7 +94,7 @@ class Claimed(Event):
 class Replayed(Event):
     """A stored response was sent again; the handler did not run.
 
-    ``first``: the trace of the request that the response was made for, as ``traceparent``; empty where it was stored
+    ``first``: the trace of the request that made the response, as ``traceparent``; empty if the response was stored
     without telemetry.
     """
 
@@ -104,7 +104,7 @@ class Replayed(Event):
 
 @dataclass(frozen=True, slots=True)
 class ReplayedWithoutCredentials(Event):
-    """A stored response was sent again without credentials that the first client got in it.
+    """A stored response was sent again without the credentials that the first client got in it.
 
     ``headers``: the names of the missing headers, ``set-cookie``, ``authorization`` or both. Emitted beside
     ``Replayed``.
@@ -116,7 +116,7 @@ class ReplayedWithoutCredentials(Event):
 
 @dataclass(frozen=True, slots=True)
 class Conflicted(Event):
-    """A duplicate came while the first request was running: 409."""
+    """A duplicate arrived while the first request was running: 409."""
 
     remaining: float
     status: int = 409
@@ -124,17 +124,17 @@ class Conflicted(Event):
 
 @dataclass(frozen=True, slots=True)
 class KeyReused(Event):
-    """The key came with another request: 422."""
+    """The key was used with another request: 422."""
 
     status: int = 422
 
 
 @dataclass(frozen=True, slots=True)
 class KeyUnreadable(Event):
-    """A request ran without protection, since no key was found where ``key=`` reads it. ``reason``: why, in words.
+    """A request ran without protection, since ``key=`` found no key in it. ``reason``: why, in words.
 
-    The body was not what it has to be, or the key was in the header, which such a route does not read. ``record`` is
-    empty: the request has none.
+    The body was unreadable for ``key=``, or the key was in the header, which such a route does not read. ``record`` is
+    empty: the request has no record.
     """
 
     reason: str
@@ -142,11 +142,11 @@ class KeyUnreadable(Event):
 
 @dataclass(frozen=True, slots=True)
 class ProblemSent(Event):
-    """A request got a problem of this library. Emitted beside the event of the decision, for each problem.
+    """A request got a problem of this library. Emitted for each problem, beside the event of the decision.
 
-    ``record``: empty where the request was refused before its record was known, as without a valid key. ``reference``:
-    the random id that the problem has too. ``problem``: its name, such as ``in-progress``. ``attempt``: the number of
-    the attempt that it is about, the request's own or the last one on record; None where none is known of.
+    ``record``: empty if the request was refused before its record was known, as without a valid key. ``reference``:
+    the random id that the problem contains. ``problem``: its name, such as ``in-progress``. ``attempt``: the number of
+    the attempt in question, the request's own or the last recorded one; None if no attempt is known.
     """
 
     reference: str
@@ -165,9 +165,9 @@ class Rejected(Event):
 
 @dataclass(frozen=True, slots=True)
 class RefusedByScope(Event):
-    """``scope=`` refused a request with the framework's own exception, which the framework renders; no claim was made.
+    """``scope=`` refused a request with the framework's own exception, which the framework renders. No claim was made.
 
-    ``record`` is empty: the request has none.
+    ``record`` is empty: the request has no record.
     """
 
     status: int
@@ -190,28 +190,28 @@ class Failed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Released(Event):
-    """The claim was released: the response is of a kind that is not stored."""
+    """The claim was released: the response has a status that is not stored."""
 
     status: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class OwnershipLost(Event):
-    """The attempt outlived its lease and another one took the record over."""
+    """The attempt outlived its lease, and another attempt took over the record."""
 
     attempt: int
 
 
 @dataclass(frozen=True, slots=True)
 class Recreated(Event):
-    """The record vanished while its owner ran (evicted, flushed) and was written anew."""
+    """The record vanished while its owner ran (evicted, flushed), and was written again."""
 
     attempt: int
 
 
 @dataclass(frozen=True, slots=True)
 class Unrecorded(Event):
-    """A response goes out before it is recorded: the backend did not take it within ``respond_within`` seconds.
+    """A response is sent before it is recorded: the backend did not accept it within ``respond_within`` seconds.
 
     The recording goes on in the background, and ends with ``RecordedLate`` or ``RecordingLost``.
     """
@@ -221,17 +221,17 @@ class Unrecorded(Event):
 
 @dataclass(frozen=True, slots=True)
 class RecordedLate(Event):
-    """A response that the client has already, or that was cancelled, is recorded now. ``status``: None if cancelled."""
+    """A response that the client already has, or that was cancelled, is recorded now. ``status``: None if cancelled."""
 
     status: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingLost(Event):
-    """The outcome of an attempt will not be recorded, so a retry may run again, or does so already. ``reason``:
-    ``superseded``, a later attempt owns the record; ``time``, ``record_within`` is over; ``room``, too much waits to
-    be recorded or no thread can be started; ``unreadable``, the record is damaged or of a newer version; ``size``, the
-    backend refuses the smallest record for its size; ``exit``, the process ended first.
+    """The outcome of an attempt will not be recorded, so a retry may run again, or already runs. ``reason``:
+    ``superseded``, a later attempt owns the record; ``time``, ``record_within`` is over; ``room``, too many responses
+    wait to be recorded or no thread can be started; ``unreadable``, the record is damaged or of a newer version;
+    ``size``, the backend refuses the smallest record for its size; ``exit``, the process ended first.
     """
 
     status: int | None
@@ -240,7 +240,7 @@ class RecordingLost(Event):
 
 @dataclass(frozen=True, slots=True)
 class NotRenewable(Event):
-    """A request was refused because no thread can be started that renews the lease.
+    """A request was refused because no thread can be started to renew the lease.
 
     ``error``: the class name of the cause; ``detail``: its message, shortened.
     """
@@ -281,7 +281,7 @@ class StillRunning(Event):
             + (
                 "its key is held, and retries get 409"
                 if self.renewed
-                else "max_run is over, so its lease is renewed no more, and a retry may run beside it"
+                else "max_run is over, so its lease is no longer renewed, and a retry may run beside it"
             )
         )
 
@@ -290,8 +290,8 @@ class StillRunning(Event):
 class BackendFailed(Event):
     """A backend call failed during ``verb``.
 
-    ``error``: the class name of the cause; ``detail``: its message, shortened. It may name a host, a user or a table,
-    and nothing that came with a request.
+    ``error``: the class name of the cause; ``detail``: its message, shortened. It may contain a host, a user or a
+    table, but no data of a request.
     """
 
     verb: str
@@ -307,7 +307,7 @@ class BackendFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class HookFailed(Event):
-    """A callable of the policy raised after the handler had run; its default was taken. ``hook``: the policy field."""
+    """A callable of the policy raised after the handler had run, so its default applied. ``hook``: the policy field."""
 
     hook: str
     error: str
@@ -322,7 +322,7 @@ class Uncommitted(Event):
 
 @dataclass(frozen=True, slots=True)
 class NotAwaited(Event):
-    """A view returned a success, and a stage that it had called was never awaited, so the stage has not run.
+    """A view returned a success, but never awaited a stage that it had called, so the stage has not run.
 
     The client got a 500, and nothing is stored. ``stage``: the name of the first such stage.
     """
@@ -335,7 +335,7 @@ class NotAwaited(Event):
 class RaisedAfterResponse(Event):
     """The application raised after its response had been recorded, so a retry replays that response.
 
-    It does so whatever the error undid. ``error``: the class name of the exception.
+    The response is replayed even if the error undid an effect. ``error``: the class name of the exception.
     """
 
     error: str
@@ -343,10 +343,10 @@ class RaisedAfterResponse(Event):
 
 @dataclass(frozen=True, slots=True)
 class InDoubt(Event):
-    """A stage has no value on record: its end is not recorded, or its value was not stored. ``finding``: the decision.
+    """A stage has no recorded value: its end is not recorded, or its value was not stored. ``finding``: the decision.
 
-    It is ``found``, ``not_done`` or ``unknown`` by ``reconcile=``, ``default`` by ``default=``, else ``rerun`` or
-    ``raise`` by ``on_doubt=``.
+    It is ``found``, ``not_done`` or ``unknown`` from ``reconcile=``, ``default`` from ``default=``, otherwise ``rerun``
+    or ``raise`` from ``on_doubt=``.
     """
 
     stage: str
@@ -357,9 +357,9 @@ class InDoubt(Event):
 class StageValueNotKept(Event):
     """A stage is recorded as done without its value, which cannot be stored. Later attempts do not run it.
 
-    Later attempts get 409 ``outcome-unknown``. There is no such event if ``reconcile=`` or ``default=`` says what they
-    get. ``kind``: the type of the value, or of the error of ``memo_errors=``. ``cure``: what to change. ``record`` is
-    empty in a request without a key, for which nothing is stored.
+    Later attempts get 409 ``outcome-unknown``. With ``reconcile=`` or ``default=`` this event is not emitted.
+    ``kind``: the type of the value, or of the error of ``memo_errors=``. ``cure``: what to change. ``record`` is
+    empty for a request without a key, since nothing is stored for it.
     """
 
     stage: str
@@ -382,7 +382,7 @@ class ResultNotKept(Event):
 
 @dataclass(frozen=True, slots=True)
 class QuotaReached(Event):
-    """A new key was refused, since its caller has ``limit`` live ones: 429 ``too-many-keys``."""
+    """A new key was refused, since its caller has ``limit`` live keys already: 429 ``too-many-keys``."""
 
     limit: int
     status: int = 429
@@ -390,15 +390,14 @@ class QuotaReached(Event):
 
 @dataclass(frozen=True, slots=True)
 class FailedOpen(Event):
-    """The backend was down and the route's policy let the request run unprotected."""
+    """The backend was down, and the route's policy let the request run unprotected."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallerChanged(Event):
     """A view has changed its caller: a login, a logout, a new password.
 
-    ``followed``: whether a retry with the session that the view has left behind still finds this record. If not, it
-    runs again.
+    ``followed``: whether a retry with the changed session still finds this record. If not, the retry runs again.
     """
 
     followed: bool
@@ -406,12 +405,12 @@ class CallerChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class CredentialScoped(Event):
-    """A caller was known by the credentials in its headers alone, so a new token is a new caller. Reported once."""
+    """A caller was identified only by the credentials in its headers, so a new token is a new caller. Reported once."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallerUnidentified(Event):
-    """An anonymous request has a session or cookies, so its caller may be somebody. It shares the scope of all
+    """An anonymous request has a session or cookies, so it may belong to a known caller. It shares the scope of all
     anonymous callers.
 
     ``cookies`` and ``entries``: the names of its cookies and of its session's entries, the first five of each,
@@ -429,7 +428,7 @@ class CallerUnidentified(Event):
 
 @dataclass(frozen=True, slots=True)
 class NameShared(Event):
-    """A request was refused, 409 or 422, whose key is held by a request that came to another host.
+    """A request was refused, 409 or 422, because a request to another host holds its key.
 
     If the other host is another service, each of the two needs an ``application=`` of its own. ``method`` and ``path``
     are those of the refused request, shortened. Reported once.
@@ -444,14 +443,14 @@ class NameShared(Event):
         return cls(record, printable(method, 20), printable(path, _LONGEST_DETAIL))
 
 
-#: what ``on_event=`` takes
+#: what ``on_event=`` accepts
 Listener = Callable[[Event], None]
 
 
 class Telemetry:
-    """A listener that also measures: ``open_idempotency.telemetry`` makes them, and a subclass can feed another system.
+    """A listener that also measures. ``open_idempotency.telemetry`` creates them; a subclass can feed another system.
 
-    Pass it to the middleware as ``on_event=``; a route cannot have one for itself. An error of any method is logged and
+    Pass it to the middleware as ``on_event=``; a route cannot have its own. An error of any method is logged and
     harms no request. The methods are called from many threads, and must be quick. Since 0.1.
     """
 
@@ -460,13 +459,13 @@ class Telemetry:
         raise NotImplementedError
 
     def backend_called(self, verb: str, seconds: float) -> None:
-        """A call of the backend has ended, or failed. ``verb``: its name, such as ``claim``; ``seconds``: it took."""
+        """A backend call has ended or failed. ``verb``: its name, such as ``claim``; ``seconds``: its duration."""
 
     def attempts_changed(self, by: int) -> None:
         """An attempt has begun in this process (1), or ended (-1)."""
 
     def traceparent(self) -> str:
-        """The trace that the caller is in, in the form of W3C Trace Context; empty outside of one.
+        """The caller's current trace, in the form of W3C Trace Context; empty outside of a trace.
 
         A response is stored with the trace of its request, and ``Replayed.first`` is that trace.
         """
@@ -484,5 +483,5 @@ def _names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def short(record_id: bytes) -> str:
-    """The digest that stands for a record in events and logs."""
+    """The short digest of a record id in events and logs."""
     return record_id[:6].hex()

@@ -1,7 +1,7 @@
 """IdempotencyPolicy: every option of the library, in one frozen value that validates itself.
 
-Adapters take its fields as keyword arguments, or a whole policy, or both (keywords then override the policy).
-Durations are seconds or ``timedelta`` at this edge and float seconds inside; sizes are bytes.
+Adapters accept its fields as keyword arguments, a whole policy, or both (keywords then override the policy).
+Durations are seconds or ``timedelta`` here and float seconds inside; sizes are bytes.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ CREDENTIAL_HEADERS = (
 )
 #: entries of a session that name the user, in applications and their extensions, the most certain first
 SESSION_IDENTITY = ("_user_id", "user_id", "user", "uid", "sub")
-#: what of a request counts towards its fingerprint
+#: the parts of a request that count for its fingerprint
 ALL_PARTS = ("method", "path", "query", "body")
-#: the value of ``scope`` that says that all callers are meant to be one
+#: the value of ``scope`` that makes all callers one caller
 ANONYMOUS: Literal["anonymous"] = "anonymous"
-#: entries that frameworks store in sessions beside the user; Flask-Login's ``_id`` is a digest of address and browser,
+#: session entries of frameworks that do not name the user; Flask-Login's ``_id`` is a digest of address and browser,
 #: which people in one office share
 NO_IDENTITY = frozenset(
     {"_id", "_fresh", "_permanent", "_flashes", "_messages", "_language", "csrf_token", "_csrftoken"}
 )
-#: response headers in which a client is given credentials
+#: response headers that give credentials to a client
 CREDENTIALS_OF_RESPONSES = ("authorization", "set-cookie")
 #: fields that take names of headers
 _HEADER_NAMES = ("aliases", "credential_headers", "fingerprint_headers", "drop_headers", "keep_headers")
@@ -89,7 +89,7 @@ _NEVER_STORED = frozenset(
         "upgrade",
     }
 )
-#: headers that say something of one problem, which the library sets
+#: headers that describe one problem; the library sets them
 _OF_PROBLEMS = frozenset(
     {
         "cache-control",
@@ -110,53 +110,53 @@ class IdempotencyPolicy:
     """How a route treats idempotency keys. Raises ``ConfigurationError`` that names the wrong field.
 
     Coverage
-        ``enabled``: False switches everything off, such as in tests: each request runs as one without a key, and one
-        warning says so. ``cover``: ``"methods"`` covers all requests of the methods; ``"marked"`` covers only the
-        routes that a decorator, a dependency or a rule by path names.
+        ``enabled``: False switches everything off, such as in tests: each request runs as if it had no key, and one
+        warning reports it. ``cover``: ``"methods"`` covers all requests with these methods; ``"marked"`` covers only
+        the routes that a decorator, a dependency or a rule by path names.
         ``methods``: HTTP methods that are covered (never GET, HEAD, OPTIONS, TRACE, CONNECT).
         ``required``: a covered request without a key gets 400. ``header``: the name of the key's header;
         ``aliases``: further names of the key's header.
-        ``profile``: ``"strict"`` takes an RFC 9651 String alone, ``"lenient"`` a bare key as well. ``validate``:
-        called with the key, returns something true to accept it (``uuid.UUID`` and
-        ``re.compile(...).fullmatch`` do); false, None and ``ValueError`` refuse it.
-        ``key``: called with the request, returns its key, or None for a request without one, or raises
-        ``KeyRejected`` (400); ready-made by ``key_from``. With it ``header`` and ``aliases`` are not read.
+        ``profile``: ``"strict"`` accepts only an RFC 9651 String, ``"lenient"`` also a bare key. ``validate``:
+        called with the key; returns a true value to accept it (``uuid.UUID`` and
+        ``re.compile(...).fullmatch`` do); a false value and ``ValueError`` refuse it.
+        ``key``: called with the request; returns its key, or None for a request without a key, or raises
+        ``KeyRejected`` (400). ``key_from`` makes such a callable. ``header`` and ``aliases`` are then not read.
         ``echo_key``: send the key back, in ``header``.
 
     Who and what
-        ``scope``: called with the request, returns the caller's identity (``str``); without it the framework's
-        verified user, then the caller whom the session names, then the credentials in its headers; ``"anonymous"``
-        says that all callers are meant to be one. ``session_identity``: the entries of the session that hold the
-        caller's id, the first that names somebody counts; a tuple of names, or one name.
-        ``credential_headers``: the headers that carry credentials
-        which stay the same from one request of a caller to the next; other credentials are another caller.
-        ``scope_by_host``: the ``Host`` header belongs to the caller, if it distinguishes tenants; a client that
-        chooses another host for a retry runs again.
-        ``scope_by_route``: method and path belong to the key, so one key may be used on several endpoints, each for
-        itself, instead of 422. ``application``: separates applications that share a backend.
+        ``scope``: called with the request; returns the caller's identity (``str``). Without it the caller is the
+        framework's verified user, then the caller in the session, then the credentials in the headers.
+        ``"anonymous"`` makes all callers one caller. ``session_identity``: the entries of the session that hold the
+        caller's id; the first entry with an identity counts; a tuple of names, or one name.
+        ``credential_headers``: the headers with credentials
+        that stay the same from one request of a caller to the next; other credentials are another caller.
+        ``scope_by_host``: the ``Host`` header belongs to the caller, if it distinguishes tenants. A client that
+        retries on another host runs again.
+        ``scope_by_route``: method and path belong to the key, so one key may be used on several endpoints
+        independently, instead of 422. ``application``: separates applications that share a backend.
         ``fingerprint``: ``"auto"``, ``"json"``, ``"jcs"`` (numbers by value, RFC 8785; needs the extra ``jcs``),
         ``"none"`` (the body is not compared) or a callable that returns the bytes to compare.
-        ``fingerprint_parts``: what counts, of method, path, query and body. ``fingerprint_headers``: names of
-        request headers that are compared as well. ``fingerprint_ignore``: JSON pointers to what is not compared
-        (needs ``"json"`` or ``"jcs"``). ``secret``: HMAC key of the digests.
-        ``max_live_keys``: how many live keys one caller may have at the same moment, None for no limit; a new one
-        beyond them gets 429.
+        ``fingerprint_parts``: which of method, path, query and body are compared. ``fingerprint_headers``: names of
+        request headers that are compared as well. ``fingerprint_ignore``: JSON pointers to values that are not
+        compared (needs ``"json"`` or ``"jcs"``). ``secret``: HMAC key of the digests.
+        ``max_live_keys``: how many live keys one caller may have at the same time, None for no limit; a new key
+        beyond the limit gets 429.
 
     Liveness
         ``lease``: seconds a claim lasts unless it is renewed. ``ttl``: seconds a record is stored after completion or
-        last activity. ``error_ttl``: seconds a record is stored whose response is from 400 on, unless its attempt
-        has recorded a stage or committed in a transaction (None: one hour, or ttl if that is shorter). ``max_run``:
-        seconds for
-        which a lease is renewed at most. ``wait``: seconds a duplicate waits for the first request before its 409;
-        ``max_wait``: seconds a duplicate waits at most that sends ``Prefer: wait=N``, which is ignored at 0.
-        ``max_waiting``: how many duplicates of one process may wait at the same moment, further ones get their 409 at
-        once (None: 2 where waiting holds a
-        thread, else no limit). ``respond_within``: seconds that a client waits at most for its finished response
-        while the backend fails; then it gets it, marked as unrecorded. ``record_within``: seconds for which recording
-        a response is tried in all, also in the background after that (None: as long as max_run, or ttl if that is
+        last activity. ``error_ttl``: seconds a record is stored if its response has status 400 or above, unless its
+        attempt has recorded a stage or committed in a transaction (None: one hour, or ttl if that is shorter).
+        ``max_run``: the most seconds for which a lease is renewed.
+        ``wait``: seconds a duplicate waits for the first request before its 409;
+        ``max_wait``: the most seconds that a duplicate with ``Prefer: wait=N`` waits; 0 ignores the header.
+        ``max_waiting``: how many duplicates of one process may wait at the same time; further ones get their 409 at
+        once (None: 2 where waiting holds a thread, otherwise no limit).
+        ``respond_within``: the most seconds that a client waits for its finished response while the backend fails;
+        then the client gets the response, marked as unrecorded. ``record_within``: seconds for which recording
+        a response is tried in total, including the background (None: as long as max_run, or ttl if that is
         shorter).
-        ``stream_grace``: seconds for which a stream may go on after its client has left; one that does not end by
-        then is closed, and its attempt has failed.
+        ``stream_grace``: seconds for which a stream may go on after its client has left; a stream that has not ended
+        by then is closed, and its attempt has failed.
 
     After a failure
         ``on_failed``: ``"resume"`` runs again, ``"replay"`` repeats the failed response, ``"reject"`` gives 409.
@@ -167,25 +167,25 @@ class IdempotencyPolicy:
         Django view sets it. ``fail_open``: run unprotected while the backend is down.
 
     What is stored
-        ``store``: called with the whole response, a copy with its status, headers and body (None where that is too
-        long to be stored); returns True or False to overrule, None for the rule of the status.
-        ``drop_headers``: names of further response headers that are not stored, and so not replayed; named here,
-        ``Set-Cookie`` and ``Authorization`` are left out without a warning. ``keep_headers``: names of headers that
+        ``store``: called with a copy of the response: status, headers and body (None if it is too
+        long to be stored); returns True to store it, False to discard it, None for the rule of the status.
+        ``drop_headers``: names of further response headers that are not stored, and so not replayed. Naming
+        ``Set-Cookie`` or ``Authorization`` here omits them without a warning. ``keep_headers``: names of headers that
         are stored although they are not by default; ``Set-Cookie`` and ``Authorization`` only if ``encryption`` is set.
-        ``redact``: called with the response that is about to be stored, returns the one to store; the live response
-        stays as it is. ``on_replay``: called with a copy of the stored response that is about to be sent again and with
-        the request that gets it, returns the response to send; what is stored stays as it is. ``encryption``: seals
-        stored responses and stage values, such as ``EncryptionKeys``.
+        ``redact``: called with the response that is about to be stored; returns the response to store. The live
+        response is unchanged. ``on_replay``: called with a copy of the stored response that is about to be sent again,
+        and with the request that gets it; returns the response to send. The stored response is unchanged.
+        ``encryption``: seals stored responses and stage values, such as ``EncryptionKeys``.
         ``plain_records``: while encryption is being switched on, ``"accept"`` reads records that are not encrypted, and
-        ``"write"`` still makes them; ``"refuse"`` gives 503.
-        ``max_request_bytes``: a longer body with a key gets 413. ``max_response_bytes``: of a longer body only
-        its status and headers are stored. ``max_stage_bytes``: a longer stage value is an error. ``spool_bytes``:
-        request bodies above it go to disk while they are hashed. ``strict_stages``: stages without a key raise
-        NotStarted.
+        ``"write"`` also writes them; ``"refuse"`` gives 503.
+        ``max_request_bytes``: a request with a key and a longer body gets 413. ``max_response_bytes``: of a response
+        with a longer body only status and headers are stored. ``max_stage_bytes``: a longer stage value is an error.
+        ``spool_bytes``: longer request bodies are written to disk while they are hashed. ``strict_stages``: stages
+        without a key raise NotStarted.
 
     Reporting
         ``docs_url``: linked from problems; ``{type}`` in it stands for the problem's name, such as ``in-progress``.
-        ``problem_headers``: headers that every problem has beside its own, as a
+        ``problem_headers``: additional headers of every problem, as a
         mapping such as ``{"Access-Control-Allow-Origin": "https://app.example"}``. ``compat``: ``"stripe"`` writes
         problems as Stripe's API writes its errors, with its statuses. ``render_problem``: makes the response of a
         problem itself, and overrides ``compat``.
@@ -277,12 +277,12 @@ class IdempotencyPolicy:
 
     @property
     def refuses_retries(self) -> bool:
-        """Whether a retry may be refused although no attempt has completed the request."""
+        """Whether a retry may be refused before any attempt has completed the request."""
         return self.on_failed != "resume" or self.on_abandoned != "resume" or self.max_attempts is not None
 
     @property
     def ttl_of_errors(self) -> float:
-        """Seconds for which a response from 400 on is stored, if nothing but the response is on record."""
+        """Seconds for which a response with status 400 or above is stored, if its attempt has recorded nothing else."""
         return min(_ERROR_TTL, self.ttl) if self.error_ttl is None else self.error_ttl
 
     def replace(self, **fields: Any) -> IdempotencyPolicy:
@@ -294,24 +294,24 @@ class IdempotencyPolicy:
 _DURATIONS = (
     "lease", "ttl", "error_ttl", "max_run", "wait", "max_wait", "respond_within", "record_within", "stream_grace",
 )  # fmt: skip
-#: seconds for which a stored error is kept at most, where ``error_ttl`` says nothing
+#: the most seconds for which an error is stored, unless ``error_ttl`` is set
 _ERROR_TTL = 3_600.0
 
 
 def make_policy(policy: IdempotencyPolicy | None, fields: Mapping[str, Any]) -> IdempotencyPolicy:
-    """The policy that an adapter was given: a whole one, fields, or a whole one with fields changed."""
+    """The policy from an adapter's arguments: a whole policy, fields, or a whole policy with fields changed."""
     if policy is not None and not isinstance(policy, IdempotencyPolicy):
         raise ConfigurationError(f"policy: expected an IdempotencyPolicy, got {policy!r}")
     return (policy or IdempotencyPolicy()).replace(**fields)
 
 
-#: fields of a whole application, which no route can have for itself
+#: fields of a whole application, which a route cannot set
 OF_APPLICATIONS = frozenset({"cover", "enabled"})
 FIELD_NAMES = frozenset(f.name for f in dataclasses.fields(IdempotencyPolicy))
 
 
 def refuse_unknown(fields: Iterable[str]) -> None:
-    """Raise ``ConfigurationError`` for a field that no policy has, with the nearest names."""
+    """Raise ``ConfigurationError`` for an unknown field, with the nearest name."""
     import difflib
 
     for name in fields:
@@ -345,7 +345,7 @@ def _names(name: str, value: object) -> list[str]:
 
 
 def _entries(name: str, value: object) -> tuple[str, ...]:
-    """Names in order, or one name. A set has another order in each process, which would make another caller."""
+    """Names in order, or one name. A set has another order in each process, so it would change the caller."""
     entries: tuple[object, ...] = (value,) if isinstance(value, str) else ()
     if isinstance(value, list | tuple):
         entries = tuple(cast("Sequence[object]", value))
@@ -353,7 +353,9 @@ def _entries(name: str, value: object) -> tuple[str, ...]:
         raise ConfigurationError(f"{name}: expected the name of a session's entry or a tuple of names, got {value!r}")
     for entry in entries:
         if not isinstance(entry, str) or not entry.strip():
-            raise ConfigurationError(f"{name}: {entry!r} is no name of a session's entry; pass non-empty strings")
+            raise ConfigurationError(
+                f"{name}: {entry!r} cannot be the name of a session's entry; pass non-empty strings"
+            )
         if entry in NO_IDENTITY:
             raise ConfigurationError(
                 f"{name}: {entry} does not say who the caller is, as callers share one value or have several; name the "
@@ -363,13 +365,13 @@ def _entries(name: str, value: object) -> tuple[str, ...]:
 
 
 def _parts(name: str, value: object) -> tuple[str, ...]:
-    """Parts of a request in their own order. All of them are one object, by which a request's way is the usual one."""
+    """Parts of a request in their own order. All parts are the one object ``ALL_PARTS``, which is the fast path."""
     if value is ALL_PARTS:
         return ALL_PARTS
     named = _names(name, value)
     for part in named:
         if part not in ALL_PARTS:
-            raise ConfigurationError(f"{name}: {part!r} is none of {', '.join(ALL_PARTS)}")
+            raise ConfigurationError(f"{name}: expected some of {', '.join(ALL_PARTS)}, got {part!r}")
     if not named:
         raise ConfigurationError(
             f"{name}: empty, so all requests would be the same; name some of {', '.join(ALL_PARTS)}"
@@ -379,7 +381,7 @@ def _parts(name: str, value: object) -> tuple[str, ...]:
 
 
 def pairs_of(headers: Mapping[str, str] | tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """The headers in a policy's field, which are kept as pairs."""
+    """The headers in a policy's field, as pairs."""
     return headers if isinstance(headers, tuple) else tuple(headers.items())
 
 
@@ -412,14 +414,14 @@ def _check_coverage(p: IdempotencyPolicy) -> None:
     for name in p.credential_headers:
         if name.lower() == "cookie":
             raise ConfigurationError(
-                "credential_headers: Cookie holds all cookies of a browser, which sites and scripts change between two "
-                "tries of one caller, so each retry would run as another caller's; put the middleware inside "
+                "credential_headers: Cookie contains all cookies of a browser, which sites and scripts change between "
+                "two tries of one caller, so each retry would run as another caller's; put the middleware inside "
                 "authentication, or let scope= read the one cookie that names the caller"
             )
         if name.lower() in _NO_CREDENTIALS or name.lower() in {p.header.lower(), *map(str.lower, p.aliases)}:
             raise ConfigurationError(
                 f"credential_headers: {name} differs between two tries of one caller, so each retry would run as "
-                "another caller's; name headers with credentials that stay, and use scope= for everything else"
+                "another caller's; name headers whose credentials stay the same, and use scope= for everything else"
             )
     for pointer in p.fingerprint_ignore:
         if not pointer.startswith("/"):
@@ -435,13 +437,13 @@ def _check_parts(p: IdempotencyPolicy) -> None:
     lacking = [part for part in ("method", "path") if part not in p.fingerprint_parts]
     if lacking and not p.scope_by_route:
         raise ConfigurationError(
-            f"fingerprint_parts: without {' and '.join(lacking)} a key that comes to another endpoint would be sent "
-            "this one's response; add it, or set scope_by_route=True, with which each endpoint has its own keys"
+            f"fingerprint_parts: without {' and '.join(lacking)} a key used on another endpoint would get this "
+            "endpoint's response; add it, or set scope_by_route=True, which gives each endpoint its own keys"
         )
     if "body" not in p.fingerprint_parts and p.fingerprint not in ("auto", "none"):
         raise ConfigurationError(
             'fingerprint_parts: without "body" the body does not count, and fingerprint= says how it is compared; add '
-            '"body", or leave fingerprint= out'
+            '"body", or omit fingerprint='
         )
 
 
@@ -466,10 +468,10 @@ def _check_choices(p: IdempotencyPolicy) -> None:
     for name, choices in _CHOICES.items():
         if getattr(p, name) not in choices:
             known = ", ".join(repr(choice) for choice in choices)
-            raise ConfigurationError(f"{name}: {getattr(p, name)!r} is none of {known}")
+            raise ConfigurationError(f"{name}: expected one of {known}, got {getattr(p, name)!r}")
     if not callable(p.fingerprint) and p.fingerprint not in ("auto", "json", "jcs", "none"):
         raise ConfigurationError(
-            f"fingerprint: {p.fingerprint!r} is none of 'auto', 'json', 'jcs', 'none' or a callable"
+            f"fingerprint: expected 'auto', 'json', 'jcs', 'none' or a callable, got {p.fingerprint!r}"
         )
 
 
@@ -488,11 +490,11 @@ def _check_durations(p: IdempotencyPolicy) -> None:
             )
     if p.error_ttl is not None and not 0 < p.error_ttl <= p.ttl:
         raise ConfigurationError(
-            f"error_ttl: must be more than 0 and at most ttl ({p.ttl} s), got {p.error_ttl}; leave it out for an hour"
+            f"error_ttl: must be more than 0 and at most ttl ({p.ttl} s), got {p.error_ttl}; omit it for an hour"
         )
     if p.record_within is not None and p.record_within > p.ttl:
         raise ConfigurationError(
-            f"record_within: {p.record_within} s is longer than ttl ({p.ttl} s), after which the key may be used anew; "
+            f"record_within: {p.record_within} s is longer than ttl ({p.ttl} s), after which the key is free again; "
             "raise ttl or lower record_within"
         )
 
@@ -515,16 +517,18 @@ def _check_headers(p: IdempotencyPolicy) -> None:
     kept = {name.lower() for name in p.keep_headers}
     both = kept & {name.lower() for name in p.drop_headers}
     if both:
-        raise ConfigurationError(f"keep_headers: {', '.join(sorted(both))} is in drop_headers too; take it out of one")
+        raise ConfigurationError(
+            f"keep_headers: {', '.join(sorted(both))} is in drop_headers too; remove it from one of them"
+        )
     for name in sorted(kept):
         if name in _NEVER_STORED or name.startswith(("proxy-", "idempotency-access-control-")):
             raise ConfigurationError(
-                f"keep_headers: {name} belongs to one connection or one message (RFC 9110, section 7.6.1), so a stored "
-                "one would be wrong in a replay; take it out"
+                f"keep_headers: {name} belongs to one connection or one message (RFC 9110, section 7.6.1), so it "
+                "would be wrong in a replay; remove it"
             )
         if name in CREDENTIALS_OF_RESPONSES and (p.encryption is None or p.plain_records == "write"):
             raise ConfigurationError(
-                f"keep_headers: {name} carries credentials, which would be stored as they are; set encryption= "
+                f"keep_headers: {name} carries credentials, which would be stored in plain text; set encryption= "
                 '(and not plain_records="write"), or exempt the view'
             )
 
@@ -540,12 +544,12 @@ def _check_problem_headers(p: IdempotencyPolicy) -> None:
                 "ASCII, with spaces only between; percent-encode anything else"
             )
         if name.lower() in seen:
-            raise ConfigurationError(f"problem_headers: {name} is there twice; join its values with a comma")
+            raise ConfigurationError(f"problem_headers: {name} is given twice; join its values with a comma")
         seen.add(name.lower())
         if name.lower() in _OF_PROBLEMS or name.lower() in _NEVER_STORED or name.lower().startswith("proxy-"):
             raise ConfigurationError(
                 f"problem_headers: {name} belongs to one problem or to one connection, and the library or the server "
-                "sets it; take it out"
+                "sets it; remove it"
             )
 
 
@@ -555,8 +559,8 @@ _HOOKS = ("validate", "store", "redact", "on_replay", "render_problem", "on_even
 def _check_hooks(p: IdempotencyPolicy) -> None:
     if p.scope is not None and not callable(p.scope) and p.scope != ANONYMOUS:
         raise ConfigurationError(
-            f"scope: {p.scope!r} names no caller; pass a callable that is given the request and returns the caller's "
-            f"id, or {ANONYMOUS!r} if all callers are meant to be one"
+            f"scope: {p.scope!r} names no caller; pass a callable that takes the request and returns the caller's "
+            f"id, or {ANONYMOUS!r} to make all callers one caller"
         )
     for name in ("key", "scope", "fingerprint", *_HOOKS):
         if inspect.iscoroutinefunction(getattr(p, name)):
@@ -568,7 +572,9 @@ def _check_hooks(p: IdempotencyPolicy) -> None:
         if hook is not None and not callable(hook):
             raise ConfigurationError(f"{name}: expected a callable or None, got {hook!r}")
     if p.docs_url is not None and not (isinstance(p.docs_url, str) and _URL.fullmatch(p.docs_url)):
-        raise ConfigurationError(f"docs_url: expected a URL, percent-encoded where it is not ASCII, got {p.docs_url!r}")
+        raise ConfigurationError(
+            f"docs_url: expected a URL with non-ASCII characters percent-encoded, got {p.docs_url!r}"
+        )
     if p.docs_url is not None and re.search("[{}]", p.docs_url.replace(DOCS_URL_TYPE, "")):
         raise ConfigurationError(f"docs_url: the one placeholder is {DOCS_URL_TYPE}, got {p.docs_url!r}")
     if not isinstance(p.application, str):

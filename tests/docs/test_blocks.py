@@ -12,6 +12,12 @@ import pytest
 from tests.docs.pages import ROOT, blocks, name_of, pages
 
 SECONDS = 90
+#: lists that are generated or only link, reasons, and what is written for people who work on the project
+WITHOUT_PYTHON = {
+    "CHANGELOG.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "SECURITY.md", "docs/changelog.md",
+    "docs/design/choices.md", "docs/design/finding.md", "docs/design/house.md", "docs/how-to/index.md",
+    "docs/reference/index.md", "docs/reference/lines.md",
+}  # fmt: skip
 
 
 def _with_python() -> list[Path]:
@@ -33,6 +39,12 @@ def test_the_python_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len([b for b in blocks(page) if b.language == 'python'])} blocks" in done.stdout
+
+
+def test_every_page_shows_something_that_runs() -> None:
+    """A page without a program describes what its reader cannot try."""
+    without = {name_of(page) for page in pages()} - {name_of(page) for page in _with_python()}
+    assert without - WITHOUT_PYTHON == set()
 
 
 @pytest.mark.parametrize("page", pages(), ids=name_of)

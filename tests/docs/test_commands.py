@@ -13,7 +13,7 @@ README = ROOT / "README.md"
 
 
 def _commands() -> list[str]:
-    return [block.text for block in blocks(README) if block.language == "sh" and block.heading == "Two commands"]
+    return [block.text for block in blocks(README) if block.language == "sh" and block.heading == "Try it and test it"]
 
 
 def test_there_are_two_commands_of_one_line_each() -> None:

@@ -52,7 +52,7 @@ def test_each_line_of_the_table_is_a_row() -> None:
 
 def test_the_page_explains_each_moment() -> None:
     """In the order in which they come, and no other."""
-    legend = _text().partition("| When | What that is |")[2].partition("\n\n")[0]
+    legend = _text().partition("| When | Meaning |")[2].partition("\n\n")[0]
     assert tuple(re.findall(r"^\| ([a-z ]+) \|", legend, re.MULTILINE)) == MOMENTS
 
 

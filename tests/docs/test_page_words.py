@@ -24,6 +24,25 @@ _WORDS = {
     r"\b(is|are) told\b(?! apart)": "reported, logged, raised or notified",
     r"\b(is|are) answered \d{3}\b": "the request gets the status",
     r"\b_perform\b": "_runtime, _engine, _stages or _routes",
+    r"\bbehind (the (last|stages?|recorded)|its|those|this|these|each|all|it|them)\b": "after",
+    r"\b(anew|all the same)\b": "again; still",
+    r"\bas ever\b": "as usual",
+    r"\bfrom then on\b": "then, afterwards",
+    r"\b(keys|records|bytes|requests|calls) a (second|day|minute)\b": "per second",
+    r"\bnothing to write\b": "No configuration is necessary",
+    r"\bsays? so\b": "report, log or raise, and what",
+    r"\b(theirs|of yours|of mine|the like)\b": "the name of what it is",
+    r"\b(out|in)side of (the|this|that|all|it)\b": "outside, inside",
+    r"\bwithout a word\b": "no warning reports it",
+    r"\b(of ours|of one's own)\b": "of this package, this middleware; your own",
+    r"\bfor ever\b": "forever",
+    r"\b(goes|went|go) out\b": "is sent",
+    r"\b(hand|hands|handed) (on|over)\b|\bg[ia]ve(s|n)? back\b": "pass, return, release",
+    r"\bsomebody else\b|\bwhom nothing is known\b": "another attempt, caller or process; unknown",
+    r"\bknown of\b": "known",
+    r"\bput back\b": "set back, returned",
+    r"\b(is|are) asked (for|whether)\b": "queried, checked",
+    r"\bmeanwhile\b": "while, in between",
 }
 _LINK_TARGET = re.compile(r"\]\([^()\s]+\)")
 _CODE = re.compile(r"`[^`\n]*`")
@@ -33,19 +52,9 @@ _PAGES = [*pages(), ROOT / "examples" / "README.md", ROOT / "benchmarks" / "READ
 #: what people read to get something done, and what to say there instead
 _GUIDES = [ROOT / "docs" / folder for folder in ("how-to", "problems", "frameworks", "callers")]
 _IN_GUIDES = {
-    r"\bbehind (the (last|stages?|recorded)|its|those|this|these|each|all|it|them)\b": "after",
-    r"\b(anew|all the same)\b": "again; still",
-    r"\bas ever\b": "as usual",
     r"\bbeside\b": "in addition to, next to, concurrent",
     r"\b(goes|went|go|going) on\b": "continues",
-    r"\bfrom then on\b": "then, afterwards",
-    r"\b(keys|records|bytes|requests|calls) a (second|day|minute)\b": "per second",
     r"\b(nobody|whoever|of which)\b": "name who or what it is",
-    r"\bnothing to write\b": "No configuration is necessary",
-    r"\bsays? so\b": "report, log or raise, and what",
-    r"\b(theirs|of yours|of mine|the like)\b": "the name of what it is",
-    r"\b(out|in)side of (the|this|that|all|it)\b": "outside, inside",
-    r"\bwithout a word\b": "no warning reports it",
 }
 
 

@@ -17,9 +17,9 @@ def test_it_is_short() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 250
     assert headings(README)[:6] == [
         "open-idempotency",
-        "The accident",
-        "The cure",
-        "Two commands",
+        "The problem",
+        "Quick start",
+        "Try it and test it",
         "Frameworks",
         "Guarantees",
     ]

@@ -1,4 +1,4 @@
-"""What the README and the tutorial say that `curl -i` prints is what a real server answers to that very request."""
+"""What the README and the tutorial say that `curl -i` prints is what a real server sends for that request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def _blocks(page: Path, heading: str, language: str) -> list[Block]:
 
 
 def _exchanges(page: Path, heading: str) -> list[Exchange]:
-    return [each for block in _blocks(page, heading, "console") for each in exchanges(block.text)]
+    shown = [each for block in _blocks(page, heading, "console") for each in exchanges(block.text)]
+    assert shown, f"{page.name} shows no request under {heading!r}"
+    return shown
 
 
 def _write_app(directory: Path, page: Path, heading: str) -> None:
@@ -27,10 +29,10 @@ def _write_app(directory: Path, page: Path, heading: str) -> None:
     (directory / "app.py").write_text(app.text, encoding="utf-8")
 
 
-def test_the_cure_of_the_readme_prints_what_the_readme_shows(tmp_path: Path) -> None:
-    """O-01, O-02: the same answer twice, the second one marked, and the view ran once."""
-    _write_app(tmp_path, README, "The cure")
-    shown = _exchanges(README, "The cure")
+def test_the_quick_start_of_the_readme_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    """O-01, O-02: the same response twice, the second one marked, and the view ran once."""
+    _write_app(tmp_path, README, "Quick start")
+    shown = _exchanges(README, "Quick start")
     assert len(shown) == 2
     with listening() as listener:
         server = start(tmp_path, listener)
@@ -47,7 +49,7 @@ def test_the_tutorials_first_application_answers_as_shown(tmp_path: Path) -> Non
     with listening() as listener:
         server = start(tmp_path, listener)
         try:
-            for heading in ("A first request", "A retry", "A key used twice"):
+            for heading in ("A first request", "A retry", "A key reused for another request"):
                 for command, printed in _exchanges(TUTORIAL, heading):
                     assert undated(perform(command, listener)) == undated(printed), heading
         finally:

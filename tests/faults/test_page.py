@@ -36,7 +36,7 @@ def _tests() -> set[tuple[int, str, str]]:
     """Row, file and name of each test that the page names."""
     return {
         (row, path if "/" in path else HERE + path, name)
-        for row, line in _rows("What shows it").items()
+        for row, line in _rows("Tests").items()
         for path, names in _FILE.findall(line)
         for name in re.findall(r"test_\w+", names)
     }
@@ -63,7 +63,7 @@ def _path() -> str:
 def test_the_page_has_every_fault_and_what_shows_it() -> None:
     """And none twice."""
     assert list(_rows("What happens")) == list(ROWS)
-    assert list(_rows("What shows it")) == list(ROWS)
+    assert list(_rows("Tests")) == list(ROWS)
     assert {row for row, _, _ in _tests()} == set(ROWS)
 
 
