@@ -1,0 +1,43 @@
+"""Looks for a history that shows the mistake of a backend: ``python -m tests.property.search NAME``.
+
+It runs in a process of its own. What Hypothesis generates depends on the modules that are imported, and where hundreds
+of tests are, a rare mistake is found in few searches.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import hypothesis
+
+from open_idempotency.backends.memory import MemoryBackend
+from open_idempotency.conformance import check_against_model
+from open_idempotency.conformance.reference_model import Disagreement
+from tests.property.wrong_backends import WRONG
+
+#: One search finds the rarest mistake in four cases of five, so one that finds nothing is followed by another one.
+SEARCHES = 20
+SEARCH = hypothesis.settings(
+    max_examples=500,
+    stateful_step_count=40,
+    deadline=None,
+    database=None,
+    phases=[hypothesis.Phase.generate],
+    suppress_health_check=list(hypothesis.HealthCheck),
+    report_multiple_bugs=False,
+)
+
+
+def disagreement(backend: type[MemoryBackend]) -> Disagreement | None:
+    """The first difference between a backend and the model that a search finds, None if no search finds one."""
+    for _ in range(SEARCHES):
+        try:
+            check_against_model(lambda clock: backend(clock=clock), settings=SEARCH)
+        except Disagreement as found:
+            return found
+    return None
+
+
+if __name__ == "__main__":
+    found = disagreement({kind.__name__: kind for kind in WRONG}[sys.argv[1]])
+    sys.stdout.write("" if found is None else str(found))
