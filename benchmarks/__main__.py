@@ -41,7 +41,7 @@ def main() -> None:
         **{name: PARTS[name] for name in PARTS if name in wanted},
     }
     around = results.circumstances([peer.NAME for peer in all_peers()])
-    logging.getLogger().addHandler(logging.NullHandler())  # a framework tells of each 409
+    logging.getLogger().addHandler(logging.NullHandler())  # a framework logs each 409
     started = time.monotonic()
     with Servers() as servers:
         run = Run(servers, kinds, tuple(options.only), options.quick)

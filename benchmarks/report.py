@@ -70,12 +70,12 @@ def _peer_lines(measured: Sequence[Mapping[str, Any]]) -> Lines:
     for one in measured:
         ways = {way["name"]: way["microseconds"]["median"] for way in one["ways"]}
         peers = {name: median for name, median in ways.items() if name not in NOT_PEERS}
-        told = [
+        taken = [
             f"{name} {tables.figure(peers[name])} ({tables.figure(peers[name] / ways[OURS])})"
             for name in sorted(peers, key=lambda name: peers[name])
         ]
-        if told:
-            yield str(Row(**one["row"])), tables.figure(ways[OURS]), "; ".join(told)
+        if taken:
+            yield str(Row(**one["row"])), tables.figure(ways[OURS]), "; ".join(taken)
 
 
 def _throughput(found: Mapping[str, Any]) -> str:
@@ -89,7 +89,7 @@ def _throughput_lines(measured: Sequence[Mapping[str, Any]]) -> Lines:
             verdicts = "; ".join(map(_verdict, one["verdicts"])) if way is one["ways"][-1] else ""
             spreads = (tables.spread(way["pairs_a_second"]), tables.spread(way["to_pool"]))
             late = (tables.figure(way["p50_ms"]), tables.figure(way["p99_ms"]))
-            yield f"{one['backend']}, {one['colour']}", way["name"], *spreads, *late, verdicts
+            yield f"{one['backend']}, {one['style']}", way["name"], *spreads, *late, verdicts
 
 
 def _sockets(found: Mapping[str, Any]) -> str:

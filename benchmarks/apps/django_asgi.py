@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from benchmarks.apps.django_project import make_asgi
-from benchmarks.interface import App, Colour
+from benchmarks.interface import App, Style
 
-COLOUR: Colour = "asgi"
+STYLE: Style = "asgi"
 
 
 def bare() -> App:

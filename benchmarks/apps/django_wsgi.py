@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from benchmarks.apps.django_project import make_wsgi
-from benchmarks.interface import App, Colour
+from benchmarks.interface import App, Style
 
-COLOUR: Colour = "wsgi"
+STYLE: Style = "wsgi"
 
 
 def bare() -> App:

@@ -8,23 +8,26 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from benchmarks.apps.asgi_layer import Layer
-from benchmarks.interface import HELD, HOLD, PATH, STATUS, App, answer
+from benchmarks.apps.replies import for_starlette
+from benchmarks.interface import HELD, HOLD, METHODS, OTHER_PATH, PATH, STATUS, App, body_of
 from open_idempotency.starlette import IdempotencyMiddleware
 
-COLOUR = "asgi"
+STYLE = "asgi"
 
 
 async def charge(request: Request) -> Response:
-    """Read the order, answer with as much."""
+    """Read the order, respond with as much."""
     body = await request.body()
     if HOLD in request.headers:
-        await HELD.wait_async()
-    return Response(answer(len(body)), STATUS, media_type="application/json")
+        reply = await HELD.wait_async()
+        if reply is not None:
+            return for_starlette(reply)
+    return Response(body_of(len(body)), STATUS, media_type="application/json")
 
 
 def bare() -> App:
     """See ``interface.Application``."""
-    return Starlette(routes=[Route(PATH, charge, methods=["POST"])])
+    return Starlette(routes=[Route(path, charge, methods=list(METHODS)) for path in (PATH, OTHER_PATH)])
 
 
 def layer() -> App:
