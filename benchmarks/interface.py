@@ -2,8 +2,8 @@
 
 The endpoint is the same everywhere: ``POST /charges`` reads the whole body and responds with 201, ``application/json``
 and ``body_of(len(body))``, made beforehand so that nobody's JSON is measured. The header ``x-hold`` asks the endpoint
-to wait on ``HELD`` (a ``Gate``) before it responds, which is how a duplicate meets a request in flight. A gate with a
-script responds with what the script says (``benchmarks/comparison``). ``PATCH`` and ``/refunds`` reach the same endpoint.
+to wait on ``HELD`` (a ``Gate``) before it responds, which is how a duplicate meets a request in flight. Where the gate
+has a script (``benchmarks/comparison``), the script decides. ``PATCH`` and ``/refunds`` reach the same endpoint.
 
 An application is made once for each row and called many times in one process; an ASGI application's lifespan is run
 if it has one, and its server's event loop is asyncio's.
@@ -46,8 +46,8 @@ class Application(Protocol):
     def layer(self) -> App:
         """The application behind the least middleware of the kind that ``ours`` is, which does nothing."""
 
-    def ours(self, backend_url: str) -> App:
-        """The application protected by this package, with the default policy, set up as its documentation says."""
+    def ours(self, backend_url: str, **documented: Any) -> App:
+        """The application protected by this package, as its documentation sets it up; ``documented``: policy fields."""
 
 
 class Peer(Protocol):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import results, sockets, tables
+from benchmarks.comparison import tables as comparison
 from benchmarks.rows import Row
 from benchmarks.targets import NOT_PEERS
 from benchmarks.ways import FLOOR, LAYER, OURS
 
-PAGES = (Path(__file__).parent / "README.md", Path(__file__).parent.parent / "docs" / "performance.md")
+_DOCS = Path(__file__).parent.parent / "docs"
+PAGES = (Path(__file__).parent / "README.md", _DOCS / "performance.md", _DOCS / "comparison.md")
 _MARKED = re.compile(r"(<!-- results: (?P<part>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Lines = Iterator[Sequence[str]]
 
@@ -21,7 +24,7 @@ def written(text: str, folder: Path) -> str:
     """The page with the tables of the parts that have results."""
 
     def table(match: re.Match[str]) -> str:
-        found = results.read(folder, match["part"].removesuffix("-peers").removesuffix("-machine"))
+        found = results.read(folder, _SHOWN_FROM.get(match["part"], match["part"]))
         return match[0] if found is None else f"{match[1]}{_TABLES[match['part']](found)}\n{match[3]}"
 
     return _MARKED.sub(table, text)
@@ -124,6 +127,10 @@ def _program_lines(measured: Sequence[Mapping[str, Any]]) -> Lines:
         yield one["row"], tables.figure(one["value"]), one["unit"], tables.limit(one)
 
 
+def _comparison(part: str, found: Mapping[str, Any]) -> str:
+    return _markdown(comparison.lines(part, found["results"]))
+
+
 _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "rows": _rows,
     "rows-machine": _machine,
@@ -136,6 +143,12 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "expensive-bodies": _program,
     "request-calls": _program,
     "telemetry": _program,
+    "comparison-machine": _machine,
+    **{f"comparison-{part}": partial(_comparison, part) for part in comparison.PARTS},
+}
+#: the results that a part is made of, where they have another name
+_SHOWN_FROM = {"rows-machine": "rows", "rows-peers": "rows"} | {
+    part: "comparison" for part in _TABLES if part.startswith("comparison-")
 }
 
 

@@ -6,7 +6,7 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import path
 
-from benchmarks.apps.replies import for_django
+from benchmarks.apps.django_views import for_django
 from benchmarks.interface import HELD, HOLD, OTHER_PATH, PATH, STATUS, body_of
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import path
 
-from benchmarks.apps.replies import for_django
-from benchmarks.interface import HELD, HOLD, OTHER_PATH, PATH, STATUS, body_of
+from benchmarks.interface import HELD, HOLD, OTHER_PATH, PATH, STATUS, Reply, body_of
+
+
+def for_django(reply: Reply) -> HttpResponseBase:
+    """A script's reply."""
+    if reply.streamed:
+        return StreamingHttpResponse(iter(reply.parts), status=reply.status, headers=reply.headers)
+    return HttpResponse(b"".join(reply.parts), status=reply.status, headers=reply.headers)
 
 
 def charge(request: HttpRequest) -> HttpResponseBase:

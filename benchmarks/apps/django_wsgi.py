@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from benchmarks.apps.django_project import make_wsgi
 from benchmarks.interface import App, Style
 
@@ -18,6 +20,7 @@ def layer() -> App:
     return make_wsgi(["benchmarks.apps.django_layers.layer"])
 
 
-def ours(backend_url: str) -> App:
+def ours(backend_url: str, **documented: Any) -> App:
     """Protected by the middleware."""
-    return make_wsgi(["open_idempotency.django.IdempotencyMiddleware"], IDEMPOTENCY_BACKEND=backend_url)
+    fields = {f"IDEMPOTENCY_{name.upper()}": value for name, value in documented.items()}
+    return make_wsgi(["open_idempotency.django.IdempotencyMiddleware"], IDEMPOTENCY_BACKEND=backend_url, **fields)

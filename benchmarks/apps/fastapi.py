@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from benchmarks.apps.asgi_layer import Layer
-from benchmarks.apps.replies import for_starlette
+from benchmarks.apps.starlette import for_starlette
 from benchmarks.interface import HELD, HOLD, METHODS, OTHER_PATH, PATH, STATUS, App, body_of
 from open_idempotency.fastapi import IdempotencyMiddleware
 
@@ -45,8 +45,8 @@ def layer() -> App:
     return app
 
 
-def ours(backend_url: str) -> App:
+def ours(backend_url: str, **documented: Any) -> App:
     """See ``interface.Application``."""
     app = bare()
-    app.add_middleware(IdempotencyMiddleware, backend=backend_url)
+    app.add_middleware(IdempotencyMiddleware, backend=backend_url, **documented)
     return app

@@ -7,8 +7,7 @@ from typing import Any
 
 from flask import Flask, Response, request
 
-from benchmarks.apps.replies import for_flask
-from benchmarks.interface import HELD, HOLD, METHODS, OTHER_PATH, PATH, STATUS, App, Style, body_of
+from benchmarks.interface import HELD, HOLD, METHODS, OTHER_PATH, PATH, STATUS, App, Reply, Style, body_of
 from open_idempotency.flask import Idempotency
 
 STYLE: Style = "wsgi"
@@ -23,6 +22,12 @@ class Layer:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         return self.app(environ, start_response)
+
+
+def for_flask(reply: Reply) -> Response:
+    """A script's reply."""
+    body = iter(reply.parts) if reply.streamed else b"".join(reply.parts)
+    return Response(body, reply.status, reply.headers)
 
 
 def charge() -> Response:
@@ -53,10 +58,10 @@ def layer() -> App:
     return within(Layer)
 
 
-def ours(backend_url: str) -> App:
+def ours(backend_url: str, **documented: Any) -> App:
     """Protected by the extension."""
     app = bare()
-    Idempotency(app, backend=backend_url)
+    Idempotency(app, backend=backend_url, **documented)
     return app
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from benchmarks.apps.asgi_layer import Layer
-from benchmarks.apps.replies import for_starlette
-from benchmarks.interface import HELD, HOLD, METHODS, OTHER_PATH, PATH, STATUS, App, body_of
+from benchmarks.interface import HELD, HOLD, METHODS, OTHER_PATH, PATH, STATUS, App, Reply, body_of
 from open_idempotency.starlette import IdempotencyMiddleware
 
 STYLE = "asgi"
+
+
+def for_starlette(reply: Reply) -> Response:
+    """A script's reply."""
+    if reply.streamed:
+        return StreamingResponse(iter(reply.parts), reply.status, reply.headers)
+    return Response(b"".join(reply.parts), reply.status, reply.headers)
 
 
 async def charge(request: Request) -> Response:
@@ -37,8 +45,8 @@ def layer() -> App:
     return app
 
 
-def ours(backend_url: str) -> App:
+def ours(backend_url: str, **documented: Any) -> App:
     """See ``interface.Application``."""
     app = bare()
-    app.add_middleware(IdempotencyMiddleware, backend=backend_url)
+    app.add_middleware(IdempotencyMiddleware, backend=backend_url, **documented)
     return app

@@ -43,7 +43,7 @@ def make(backend: BackendName, url: str, **documented: Any) -> App:
 
     app = fastapi.bare()
     app.router.lifespan_context = lifespan
-    app.add_middleware(middleware, backend=chosen, optional=True, **documented)
+    app.add_middleware(middleware, backend=chosen, **{"optional": True, **documented})
     return app
 
 

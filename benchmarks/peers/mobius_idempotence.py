@@ -33,6 +33,6 @@ def make(backend: BackendName, url: str, **documented: Any) -> App:
     if backend == "memory":
         chosen = load("mobius_idempotence.backends.memory").MemoryBackend()
     else:
-        chosen = load("mobius_idempotence.backends.redis").RedisBackend(url)
+        chosen = load("mobius_idempotence.backends.redis").RedisBackend(url, lock_ttl=documented.get("lock_ttl", 60))
     view = idempotent(manager(chosen, config(**{"fail_open": False, **documented})), status_code=STATUS)(charge)
     return routed(view, status_code=STATUS, response_model=None)

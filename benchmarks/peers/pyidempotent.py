@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
 from benchmarks.apps.fastapi import routed
 from benchmarks.interface import STATUS, App, BackendName, Kind, Style
 from benchmarks.peers.loading import installed, load
@@ -34,4 +37,14 @@ def make(backend: BackendName, url: str, view: Callable[..., Any] = charge) -> A
         chosen = load("pyidempotent.backends.memory").MemoryBackend()
     else:
         chosen = load("pyidempotent.backends.redis").RedisBackend(load("redis.asyncio").from_url(url))
-    return routed(load("pyidempotent").idempotent(backend=chosen, ttl=24 * 3600)(view), status_code=STATUS)
+    app = routed(load("pyidempotent").idempotent(backend=chosen, ttl=24 * 3600)(view), status_code=STATUS)
+    for error, status in (("IdempotencyConflict", 422), ("IdempotencyProcessing", 409), ("IdempotencyKeyMissing", 400)):
+        app.add_exception_handler(getattr(load("pyidempotent.exceptions"), error), _refuse_with(status))
+    return app
+
+
+def _refuse_with(status: int) -> Callable[..., Any]:
+    async def refuse(request: Request, error: Exception) -> Response:
+        return JSONResponse({"detail": str(error)}, status)
+
+    return refuse
