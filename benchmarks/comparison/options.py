@@ -12,6 +12,8 @@ from benchmarks.peers.loading import load
 
 #: seconds: longer than this package's timeout of a call to the backend, and than a machine with much to do pauses
 LOCK = 6
+#: for a lock that has no default
+LONG_LOCK = 60
 
 
 def ours_lock() -> dict[str, Any]:
@@ -54,6 +56,12 @@ def fastidempotent_required() -> dict[str, Any]:
     return {**fastidempotent_methods(), "optional": False}
 
 
+def fastidempotent_callers() -> dict[str, Any]:
+    """``fingerprint_headers=``, which its documentation names for keys by user."""
+    config = load("fastidempotent").IdempotencyConfig(fingerprint_headers=["Authorization"])
+    return {**fastidempotent_methods(), "config": config}
+
+
 def fastidempotent_lock() -> dict[str, Any]:
     """``lock_timeout=``."""
     return {**fastidempotent_methods(), "config": load("fastidempotent").IdempotencyConfig(lock_timeout=LOCK)}
@@ -82,6 +90,11 @@ def django_idempotency_key_conflict() -> dict[str, Any]:
 def drf_idempotency_lock() -> dict[str, Any]:
     """``LOCK_TTL_SECONDS``."""
     return {"LOCK_TTL_SECONDS": LOCK}
+
+
+def djangorestframework_long_lock() -> dict[str, Any]:
+    """``IDEMPOTENCY_KEY_LOCK_TIMEOUT``, which has no default."""
+    return {"lock": LONG_LOCK}
 
 
 def djangorestframework_lock() -> dict[str, Any]:

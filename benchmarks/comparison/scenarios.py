@@ -56,10 +56,16 @@ def _sent_twice(rig: Rig) -> str:
     texts = ["status" if second.body != first.body else "status, bytes"]
     texts += ["other bytes"] if second.body != first.body else []
     texts += ["no headers" if len(lost) == 2 else "headers"] if first.has("location") else []
-    marks = sorted(
-        name for name in second.headers.keys() - first.headers.keys() if "idempot" in name or "cache" in name
-    )
+    marks = _marks(first, second)
     return ", ".join(texts) + (f"; marked `{marks[0]}`" if marks else "; not marked")
+
+
+def _marks(first: Got, second: Got) -> list[str]:
+    """The headers by which a client sees that a response is a replay; those that say so come first."""
+    changed = {name: value for name, value in second.headers.items() if first.headers.get(name) != value}
+    texts = {name: f"{name} {value}".lower() for name, value in changed.items()}
+    marks = [name for name, text in texts.items() if any(word in text for word in ("replay", "idempot", "cache"))]
+    return sorted(marks, key=lambda name: ("replay" not in texts[name], name))
 
 
 def other_body(rig: Rig) -> str:

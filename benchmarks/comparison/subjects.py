@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from benchmarks.comparison import options
+from benchmarks.comparison.options import LOCK, LONG_LOCK
 from benchmarks.interface import BackendName, Style
 
 
@@ -24,7 +24,7 @@ class Option(NamedTuple):
     @property
     def path(self) -> str:
         """For the server process."""
-        return f"{options.__name__}:{self.function}"
+        return f"benchmarks.comparison.options:{self.function}"
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,18 @@ def _peer(
     module: str,
     style: Style,
     backend: BackendName,
-    **more: Option | Mapping[str, str] | None,
+    options: Mapping[str, Option] | None = None,
+    always: Option | None = None,
+    not_applicable: Mapping[str, str] | None = None,
 ) -> Subject:
     make = f"benchmarks.peers.{module}:make"
-    always = more.pop("always", None)
-    not_applicable = more.pop("not_applicable", None) or {}
-    by_scenario = {name: option for name, option in more.items() if isinstance(option, Option)}
-    assert always is None or isinstance(always, Option)
-    assert isinstance(not_applicable, Mapping)
-    return Subject(package, framework, make, style, backend, always, by_scenario, not_applicable)
+    return Subject(package, framework, make, style, backend, always, options or {}, not_applicable or {})
 
 
-_OURS = {"slow": Option(f"`lease={options.LOCK}`", "ours_lock", options.LOCK)}
+_OURS = {"slow": Option(f"`lease={LOCK}`", "ours_lock", LOCK)}
 _IDEMKIT = {
     "callers": Option("`scope=`", "idemkit_scope"),
-    "slow": Option(f"`lease_ttl_seconds={options.LOCK}`", "idemkit_lock", options.LOCK),
+    "slow": Option(f"`lease_ttl_seconds={LOCK}`", "idemkit_lock", LOCK),
 }
 _RETURNED = {"streamed": "it stores what a view returns, a dict"}
 
@@ -78,30 +75,39 @@ SUBJECTS: tuple[Subject, ...] = (
     Subject("open-idempotency", "FastAPI", "benchmarks.comparison.ours:fastapi", "asgi", "redis", options=_OURS),
     Subject("open-idempotency", "Flask", "benchmarks.comparison.ours:flask", "wsgi", "redis", options=_OURS),
     Subject("open-idempotency", "Django", "benchmarks.comparison.ours:django", "wsgi", "redis", options=_OURS),
-    _peer("idemkit", "FastAPI", "idemkit", "asgi", "redis", **_IDEMKIT),
-    _peer("idemkit", "Flask", "idemkit_flask", "wsgi", "redis", **_IDEMKIT),
-    _peer("idemkit", "Django", "idemkit_django", "wsgi", "redis", **_IDEMKIT),
+    _peer("idemkit", "FastAPI", "idemkit", "asgi", "redis", _IDEMKIT),
+    _peer("idemkit", "Flask", "idemkit_flask", "wsgi", "redis", _IDEMKIT),
+    _peer("idemkit", "Django", "idemkit_django", "wsgi", "redis", _IDEMKIT),
     _peer(
         "fastapi-idempotency", "FastAPI", "fastapi_idempotency", "asgi", "memory",
-        callers=Option("`scope=`", "fastapi_idempotency_scope"),
-        slow=Option(f"`lease_seconds={options.LOCK}`", "fastapi_idempotency_lock", options.LOCK),
+        options={
+            "callers": Option("`scope=`", "fastapi_idempotency_scope"),
+            "slow": Option(f"`lease_seconds={LOCK}`", "fastapi_idempotency_lock", LOCK),
+        },
     ),
     _peer(
         "asgi-idempotency-header", "FastAPI", "asgi_idempotency_header", "asgi", "redis",
-        keys=Option("`enforce_uuid4_formatting=True`", "asgi_idempotency_header_uuid"),
+        options={
+            "keys": Option("`enforce_uuid4_formatting=True`", "asgi_idempotency_header_uuid"),
+        },
     ),
     _peer("fastapi-idempotency-key", "FastAPI", "fastapi_idempotency_key", "asgi", "sqlite-full"),
     _peer("fastapi-idempotency-key", "FastAPI", "fastapi_idempotency_key", "asgi", "redis"),
     _peer(
         "fastidempotent", "FastAPI", "fastidempotent", "asgi", "redis",
+        options={
+            "slow": Option(f"`lock_timeout={LOCK}`", "fastidempotent_lock", LOCK),
+            "callers": Option("`fingerprint_headers=`", "fastidempotent_callers"),
+            "nokey": Option("`optional=False`, its default", "fastidempotent_required"),
+        },
         always=Option("", "fastidempotent_methods"),
-        slow=Option(f"`lock_timeout={options.LOCK}`", "fastidempotent_lock", options.LOCK),
-        nokey=Option("`optional=False`, its default", "fastidempotent_required"),
     ),
     _peer(
         "mobius-idempotence-library", "FastAPI", "mobius_idempotence", "asgi", "redis",
-        slow=Option(f"`lock_ttl={options.LOCK}`", "mobius_lock", options.LOCK),
-        down=Option("`fail_open=True`, its default", "mobius_open"),
+        options={
+            "slow": Option(f"`lock_ttl={LOCK}`", "mobius_lock", LOCK),
+            "down": Option("`fail_open=True`, its default", "mobius_open"),
+        },
         not_applicable=_RETURNED,
     ),
     _peer(
@@ -115,17 +121,24 @@ SUBJECTS: tuple[Subject, ...] = (
     _peer("flask-once", "Flask", "flask_once", "wsgi", "memory"),
     _peer(
         "django-idempotency-key", "Django", "django_idempotency_key", "wsgi", "redis",
-        replay=Option("`CONFLICT_STATUS_CODE` 409, its default", "django_idempotency_key_conflict"),
+        options={
+            "replay": Option("`CONFLICT_STATUS_CODE` 409, its default", "django_idempotency_key_conflict"),
+        },
     ),
     _peer(
         "drf-idempotency", "Django", "drf_idempotency", "wsgi", "redis",
-        slow=Option(f"`LOCK_TTL_SECONDS` {options.LOCK}", "drf_idempotency_lock", options.LOCK),
+        options={
+            "slow": Option(f"`LOCK_TTL_SECONDS` {LOCK}", "drf_idempotency_lock", LOCK),
+        },
     ),
     _peer("drf-idempotencykey", "Django REST framework", "drf_idempotencykey", "wsgi", "postgres"),
     _peer(
         "djangorestframework-idempotency-key", "Django REST framework", "djangorestframework_idempotency_key", "wsgi",
         "postgres",
-        slow=Option(f"`IDEMPOTENCY_KEY_LOCK_TIMEOUT` {options.LOCK}", "djangorestframework_lock", options.LOCK),
+        options={
+            "slow": Option(f"`IDEMPOTENCY_KEY_LOCK_TIMEOUT` {LOCK}", "djangorestframework_lock", LOCK),
+            "crash": Option(f"`IDEMPOTENCY_KEY_LOCK_TIMEOUT` {LONG_LOCK}", "djangorestframework_long_lock", LONG_LOCK),
+        },
         not_applicable=_RETURNED,
     ),
 )  # fmt: skip
