@@ -48,7 +48,7 @@ TASKS: Mapping[str, str] = {
     "alternatives": "comparison",
     "versus": "comparison",
     "powertools": "comparison",
-    "drf-idempotency": "comparison",
+    "ichido": "comparison",
     "fastidempotent": "comparison",
     "dbos": "how-to/move-from-dbos-http",
     "django-idempotency-key": "how-to/move-from-django-idempotency-key",
