@@ -1,7 +1,7 @@
 """The scenarios: each a small function that asks a served subject one question, and returns one verdict in words.
 
-Two asterisks mark a verdict by which an effect may happen twice, a retry is refused for good, or a response reaches
-another caller.
+Two asterisks mark a verdict by which an effect may happen twice, a request that should succeed does not, or a response
+reaches another caller.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ def _sent_twice(rig: Rig) -> str:
     if rig.lead.count("begin") > before:
         return "**runs again**"
     if second.status != first.status:
-        same = "the stored body" if second.same(first) else "another body"
-        return f"{second.status} with {same}"
+        return f"{second.status} with the first body" if second.same(first) else f"**refused: {second.status}**"
     lost = [name for name in ("location", "x-charge") if first.has(name) and not second.has(name)]
     texts = ["status" if second.body != first.body else "status, bytes"]
     texts += ["other bytes"] if second.body != first.body else []
@@ -215,7 +214,7 @@ def down(rig: Rig) -> str:
     got = rig.send(rig.new_key(), seconds=30)
     if rig.lead.count("begin") > before:
         return f"**runs unprotected**, {_status(got)}"
-    return f"does not run, {_status(got)} after {got.seconds:.1f} s"
+    return f"does not run, {_status(got)} {'at once' if got.seconds < AT_ONCE else f'after {got.seconds:.0f} s'}"
 
 
 def _status(got: Got | None) -> str:

@@ -63,7 +63,7 @@ _FAULTS: Mapping[str, Mapping[str, str]] = {
         "fails": "500 is replayed",
     },
     "held_for_ever": {
-        "replay": "409 with another body",
+        "replay": "**refused: 409**",
         "callers": "409",
         "nokey": "409",
         "duplicate": "409 at once",
