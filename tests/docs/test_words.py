@@ -36,15 +36,3 @@ def test_a_word_with_a_standard_term_stays_away(word: str) -> None:
         if re.search(word, line)
     ]
     assert not found, f"say {_WORDS[word]!r} instead:\n" + "\n".join(found)
-
-
-@pytest.mark.parametrize("word", [r"\b[Cc]olou?r(s|ed|less)?\b", r"(?i)answer", r"\btold\b|\btells?\b"])
-def test_the_benchmarks_keep_away_from_the_words_that_were_taken_out_of_them(word: str) -> None:
-    """sync and async; response; report, log: as in the package."""
-    found = [
-        f"{path.relative_to(_ROOT)}:{number}: {line.strip()}"
-        for path in sorted((_ROOT / "benchmarks").rglob("*.py"))
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if re.search(word, line)
-    ]
-    assert not found, "\n".join(found)
