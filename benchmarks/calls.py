@@ -1,6 +1,6 @@
 """Callers in process: what a server does to an application, without a socket, one after another or many in flight.
 
-Requests are made before the clock starts. Each call answers with the seconds that the requests took and their statuses.
+Requests are made before the clock starts. Each call returns the seconds that the requests took and their statuses.
 """
 
 from __future__ import annotations
@@ -171,9 +171,9 @@ class Lifespan:
 
     async def _ask(self, what: str) -> None:
         await self._to.put({"type": f"lifespan.{what}"})
-        answer = await self._from.get()
-        if answer is not None and answer["type"].endswith("failed"):
-            raise RuntimeError(answer.get("message"))
+        reply = await self._from.get()
+        if reply is not None and reply["type"].endswith("failed"):
+            raise RuntimeError(reply.get("message"))
 
     async def _run(self) -> None:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self._state}

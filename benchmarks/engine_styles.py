@@ -1,6 +1,6 @@
 """What it costs to write the order of operations once: three ways of carrying out the same small protocol.
 
-Each way claims, records two stages and completes, on a backend that answers at once, so that what is timed is the
+Each way claims, records two stages and completes, on a backend that replies at once, so that what is timed is the
 machinery alone. Run it as ``python benchmarks/engine_styles.py``; it needs only the package itself.
 """
 
@@ -24,7 +24,7 @@ LEASED, SAVED, COMPLETED = Leased(LEASE), StageSaved(b"{}"), Completed()
 
 
 class Instant:
-    """A blocking backend that answers at once."""
+    """A sync backend that replies at once."""
 
     def claim(self, command: Claim) -> Leased:
         return LEASED
@@ -54,7 +54,7 @@ def new_claim() -> Claim:
 
 
 def by_hand(backend: Instant) -> Completed:
-    """Written out for one colour; the other colour is a second copy of it."""
+    """Written out for sync; async is a second copy of it."""
     try:
         lease = backend.claim(new_claim()).lease
         backend.save_stage(SaveStage(lease, STAGE))
@@ -78,11 +78,11 @@ async def by_hand_async(backend: AsyncInstant) -> Completed:
 def steps() -> Steps[Completed]:
     """Written once, as this package does."""
     try:
-        answer = yield from ask(new_claim())
-        assert isinstance(answer, Leased)
-        yield from ask(SaveStage(answer.lease, STAGE))
-        yield from ask(SaveStage(answer.lease, STAGE))
-        return (yield from ask(Complete(answer.lease, b"")))
+        leased = yield from ask(new_claim())
+        assert isinstance(leased, Leased)
+        yield from ask(SaveStage(leased.lease, STAGE))
+        yield from ask(SaveStage(leased.lease, STAGE))
+        return (yield from ask(Complete(leased.lease, b"")))
     except BackendUnavailable:
         raise
 

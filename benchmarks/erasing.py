@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from benchmarks.interface import BackendName, answer
+from benchmarks.interface import BackendName, body_of
 from benchmarks.servers import Servers
 from open_idempotency import IdempotencyPolicy, open_backend, operations
 from open_idempotency._core.about import About, caller_of
@@ -33,7 +33,7 @@ POLICY = IdempotencyPolicy(application="shop")
 CALLER = "user:erased"
 RECORDS, CALLERS = 1_000_000, 10_000
 _BACKENDS: tuple[BackendName, ...] = ("sqlite-full", "redis", "postgres")
-_RESPONSE = answer(200)
+_RESPONSE = body_of(200)
 _FINGERPRINT = b"\x01" + b"f" * 32
 _AT_ONCE = 1_000
 #: seconds for which the calls are timed before the erasure

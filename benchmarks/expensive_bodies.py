@@ -35,7 +35,7 @@ BODIES: Mapping[str, tuple[Callable[[], bytes], bytes]] = {
     "JSON, the most objects that are parsed": (lambda: b"[ " + b'{"a":1},' * (JSON_MARKS // 3 - 1) + b"1]", _JSON),
     "JSON, the longest text that is parsed": (lambda: b'[ "' + b"x" * (JSON_BYTES - 5) + b'"]', _JSON),
     "multipart, 2 million parts": (lambda: b"\r\n--b" * (SIZE // 5), _FORM + b"b"),
-    "multipart, the most parts that are told apart": (
+    "multipart, the most parts that are distinguished": (
         lambda: b"\r\n--b".join([b"x" * (SIZE // MULTIPART_PARTS - 5)] * (MULTIPART_PARTS - 1)),
         _FORM + b"b",
     ),

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from benchmarks import tables
 from benchmarks.calls import AsgiCaller
-from benchmarks.interface import PATH, STATUS, App, BackendName, answer
+from benchmarks.interface import PATH, STATUS, App, BackendName, body_of
 from benchmarks.loops import fresh_loop
 from benchmarks.rows import SMALL, Row
 from benchmarks.run import Results, Run
@@ -36,7 +36,7 @@ _SERVED: tuple[BackendName, ...] = ("sqlite-full", "redis", "postgres")
 
 
 def by_size(run: Run) -> Results:
-    """A new key, by the bytes of the body, and of the answer."""
+    """A new key, by the bytes of the body, and of the response."""
     rows = (Row("starlette", backend, "new-key", size) for backend in run.backends(_SIZED) for size in SIZES)
     return _told("size", run, rows)
 
@@ -69,7 +69,7 @@ def by_stages(run: Run) -> Results:
         gc.collect()
         url = run.servers.url(backend)
         with fresh_loop() as loop:
-            callers = {number: AsgiCaller(_staged(number, url), answer(SMALL), loop) for number in STAGES}
+            callers = {number: AsgiCaller(_staged(number, url), body_of(SMALL), loop) for number in STAGES}
             batches = {str(number): _batch(caller) for number, caller in callers.items()}
             taken = interleaved(batches, run.effort(SMALL, _ROUNDS, _SECONDS))
             for caller in callers.values():
@@ -85,7 +85,7 @@ def _staged(number: int, url: str) -> App:
         body = await request.body()
         for i in range(number):
             await idem.asave_stage(f"stage {i}", {"id": "ch_1"})
-        return Response(answer(len(body)), STATUS, media_type="application/json")
+        return Response(body_of(len(body)), STATUS, media_type="application/json")
 
     app = Starlette(routes=[Route(PATH, charge, methods=["POST"])])
     app.add_middleware(IdempotencyMiddleware, backend=url)
@@ -96,7 +96,7 @@ def _batch(caller: AsgiCaller) -> Batch:
     def batch(count: int) -> float:
         sent = caller.send(new_keys(count))
         if sent.statuses != [STATUS] * count:
-            raise RuntimeError(f"unexpected answers: {set(sent.statuses)}")
+            raise RuntimeError(f"unexpected responses: {set(sent.statuses)}")
         return sent.seconds
 
     return batch

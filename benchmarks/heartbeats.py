@@ -73,9 +73,9 @@ def in_flight(engine: Engine, count: int, lease: float) -> Iterator[None]:
     attempts: list[Attempt] = []
     for _ in range(count):
         claim = Claim(os.urandom(32), b"\x01" + bytes(32), new_owner(), lease, 60.0)
-        answer = engine.backend.claim(claim)
-        assert isinstance(answer, Leased)
-        attempts.append(Attempt.of(answer.lease, (), engine.policy, "/charges"))
+        leased = engine.backend.claim(claim)
+        assert isinstance(leased, Leased)
+        attempts.append(Attempt.of(leased.lease, (), engine.policy, "/charges"))
     for attempt in attempts:
         engine.heartbeat.keep(KeepAlive(attempt))
     try:

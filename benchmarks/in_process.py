@@ -51,7 +51,7 @@ def _result(row: Row, taken: Mapping[str, Series]) -> dict[str, Any]:
 
 def _way(name: str, kind: Kind, taken: Mapping[str, Series]) -> dict[str, Any]:
     way: dict[str, Any] = {"name": name, "microseconds": asdict(spread(taken[name]))}
-    if name != CLAIM:  # which is no way of answering
+    if name != CLAIM:  # which handles no request
         way["to_layer"] = asdict(ratio(taken[name], taken[LAYER]))
         way["to_floor"] = asdict(ratio(taken[name], taken[FLOOR]))
     if kind == "new-key":  # otherwise the floor adds nothing, or takes the place of the application

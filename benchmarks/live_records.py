@@ -1,7 +1,7 @@
 """What a claim and a replay cost where a thousand to a million completed records are alive, and what those weigh.
 
 A record is made by the backend itself, and copied inside the store under other names, so that it is real in every byte.
-The memory backend is bounded (by 100,000 records, unless it is told otherwise) and is measured up to that.
+The memory backend is bounded (by 100,000 records, unless configured otherwise) and is measured up to that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from benchmarks import tables
-from benchmarks.interface import BackendName, answer
+from benchmarks.interface import BackendName, body_of
 from benchmarks.run import Results, Run
 from benchmarks.servers import Servers
 from benchmarks.timing import Batch, interleaved, spread
@@ -25,11 +25,11 @@ from open_idempotency import open_backend
 from open_idempotency.backend import Backend, Claim, Complete, Finished, Leased, Release
 
 COUNTS = (1_000, 10_000, 100_000, 1_000_000)
-#: the memory backend takes 100,000 unless it is told otherwise
+#: the memory backend takes 100,000 unless configured otherwise
 _MOST: dict[BackendName, int] = {"memory": 100_000, "sqlite-full": 1_000_000, "redis": 1_000_000}
 _OPTIONS: dict[BackendName, str] = {"memory": "?max_records=1000000"}
 _BACKENDS: tuple[BackendName, ...] = ("memory", "sqlite-full", "redis")
-_RESPONSE = answer(200)
+_RESPONSE = body_of(200)
 _FINGERPRINT = b"\x01" + b"f" * 32
 _SOME = 1_000
 
@@ -41,7 +41,7 @@ class Store(Protocol):
         """Add so many copies of the record; the ids of some of them."""
 
     def weight(self) -> int | None:
-        """Bytes that it holds; None where it cannot tell."""
+        """Bytes that it holds; None where it cannot be measured."""
 
     def close(self) -> None: ...
 
@@ -162,9 +162,9 @@ def _grown(run: Run, backend: BackendName, ready: Backend, store: Store, origina
         some = store.copy(original, count - there)
         there = count
         taken = interleaved({"claim": _claiming(ready), "replay": _replaying(ready, some)}, run.effort(1))
-        told = {name: asdict(spread(series)) for name, series in taken.items()}
+        figures = {name: asdict(spread(series)) for name, series in taken.items()}
         weight = None if empty is None else ((store.weight() or 0) - empty) / count
-        results.append({"backend": backend, "x": count, **told, "bytes_each": weight})
+        results.append({"backend": backend, "x": count, **figures, "bytes_each": weight})
     return results
 
 
@@ -182,9 +182,9 @@ def _claiming(ready: Backend) -> Batch:
     def batch(count: int) -> float:
         claims = [_claim(os.urandom(32)) for _ in range(count)]
         start = time.perf_counter()
-        answers = [ready.claim(claim) for claim in claims]
+        claimed = [ready.claim(claim) for claim in claims]
         taken = time.perf_counter() - start
-        for leased in answers:
+        for leased in claimed:
             assert isinstance(leased, Leased)
             ready.release(Release(leased.lease))
         return taken
@@ -196,9 +196,9 @@ def _replaying(ready: Backend, some: Sequence[bytes]) -> Batch:
     def batch(count: int) -> float:
         claims = [_claim(random.choice(some)) for _ in range(count)]
         start = time.perf_counter()
-        answers = [ready.claim(claim) for claim in claims]
+        replayed = [ready.claim(claim) for claim in claims]
         taken = time.perf_counter() - start
-        assert all(isinstance(answer, Finished) for answer in answers)
+        assert all(isinstance(found, Finished) for found in replayed)
         return taken
 
     return batch

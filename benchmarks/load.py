@@ -1,7 +1,7 @@
 """A client that costs little, as a process: ``python -m benchmarks.load PORT CONNECTIONS SECONDS SIZE KIND``.
 
-Each connection sends its next request when it has the last one's answer. What comes right at the beginning is not
-counted. Prints the rate and the latencies as JSON. It reads of HTTP/1.1 no more than the suite's own answers need.
+Each connection sends its next request when it has the last one's response. What comes right at the beginning is not
+counted. Prints the rate and the latencies as JSON. It reads of HTTP/1.1 no more than the suite's own responses need.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections import Counter
 from typing import Any
 from uuid import uuid4
 
-from benchmarks.interface import PATH, STATUS, Kind, answer
+from benchmarks.interface import PATH, STATUS, Kind, body_of
 
 _HEAD = "POST {} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{}\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 WARM = 0.3  # seconds that are not counted
-LEAST = 100  # answers, however long they take
+LEAST = 100  # responses, however long they take
 
 
 class Load:
@@ -31,7 +31,7 @@ class Load:
         self._loop = asyncio.get_running_loop()
         self._port = port
         self._connecting: set[asyncio.Task[Any]] = set()
-        self.body = answer(size)
+        self.body = body_of(size)
         self._kind = kind
         self._replayed = str(uuid4())
         self._from = time.perf_counter() + WARM
@@ -40,8 +40,8 @@ class Load:
         self.seconds = 0.0
         self.statuses: Counter[str] = Counter()
         self.latencies: list[float] = []
-        #: set by the first answer
-        self.answered = asyncio.Event()
+        #: set by the first response
+        self.responded = asyncio.Event()
         self.ended: asyncio.Future[None] = self._loop.create_future()
 
     def connect(self) -> None:
@@ -62,8 +62,8 @@ class Load:
         return _HEAD.format(PATH, len(self.body), field).encode() + self.body
 
     def count(self, sent: float, now: float, status: str) -> bool:
-        """Take note of an answer; whether to go on."""
-        self.answered.set()
+        """Count a response; whether to go on."""
+        self.responded.set()
         if now >= self._from and not self.done:
             self.statuses[status] += 1
             if status == str(STATUS):
@@ -74,7 +74,7 @@ class Load:
 
     def fail(self, why: str) -> None:
         """End everything."""
-        self.answered.set()
+        self.responded.set()
         if not self.ended.done():
             self.ended.set_exception(RuntimeError(why))
 
@@ -98,7 +98,7 @@ class Client(asyncio.Protocol):
         self._transport.write(self._load.request())
 
     def data_received(self, data: bytes) -> None:
-        """Go on when the answer is whole."""
+        """Go on when the response is whole."""
         self._received += data
         head, separator, body = self._received.partition(b"\r\n\r\n")
         if not separator:
@@ -125,10 +125,10 @@ async def run(port: int, connections: int, seconds: float, size: int, kind: Kind
     load = Load(port, kind, size, seconds)
     for _ in range(connections):
         load.connect()
-        await load.answered.wait()  # which is what is replayed
+        await load.responded.wait()  # which is what is replayed
     await asyncio.wait_for(load.ended, seconds + 60)
     if len(load.latencies) < 2:
-        raise RuntimeError(f"hardly an answer was {STATUS}: {load.statuses}")
+        raise RuntimeError(f"hardly a response was {STATUS}: {load.statuses}")
     percentiles = statistics.quantiles(load.latencies, n=100)
     return {
         "requests_a_second": len(load.latencies) / load.seconds,

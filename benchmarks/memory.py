@@ -1,7 +1,7 @@
 """How many bytes a live record takes in each backend, and how many a request takes while it runs.
 
 ``python -m benchmarks.memory [--quick]`` prints a line of JSON for each row. Records are completed ones, with an
-answer of 1 kB; the memory backend is weighed by what Python allocated, SQLite by its files, Redis by ``used_memory``.
+response of 1 kB; the memory backend is weighed by what Python allocated, SQLite by its files, Redis by ``used_memory``.
 A request in flight has a body of 1 kB and stands in its handler: what it holds with the middleware around it
 (exchange, attempt, lease, its record in the memory backend, the heartbeat's entry), less what it holds without.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.interface import answer
+from benchmarks.interface import body_of
 from benchmarks.servers import Servers
 from open_idempotency import open_backend
 from open_idempotency._core.models import Response
@@ -31,7 +31,7 @@ from open_idempotency.backend import Backend, Claim, Complete, Leased
 RECORDS, RECORDS_QUICK = 20_000, 2_000
 IN_FLIGHT, IN_FLIGHT_QUICK = 5_000, 500
 BODY = b"b" * 1024
-_ANSWER = Response(201, [(b"content-type", b"application/json"), (b"location", b"/charges/1")], answer(1024))
+_RESPONSE = Response(201, [(b"content-type", b"application/json"), (b"location", b"/charges/1")], body_of(1024))
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
@@ -40,7 +40,7 @@ def fill(backend: Backend, count: int) -> None:
     for _ in range(count):
         leased = backend.claim(Claim(os.urandom(32), b"\x01" + os.urandom(32), os.urandom(16), 30.0, 86_400.0))
         assert isinstance(leased, Leased)
-        backend.complete(Complete(leased.lease, encode_response(_ANSWER)))
+        backend.complete(Complete(leased.lease, encode_response(_RESPONSE)))
 
 
 def grown(backend: Backend, count: int, weigh: Callable[[], int]) -> float:
@@ -64,7 +64,7 @@ def file_size(url: str) -> int:
 
 
 def records(servers: Servers, count: int) -> Iterator[dict[str, Any]]:
-    """A row for each backend whose weight can be told."""
+    """A row for each backend whose weight can be measured."""
     tracemalloc.start()
     yield row("a completed record of 1 kB: memory", grown(open_backend("memory://"), count, allocated))
     tracemalloc.stop()

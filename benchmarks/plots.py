@@ -17,7 +17,7 @@ _DASHES = {OURS: 0, FLOOR: 1, LAYER: 2}
 #: where the name of a way is too long to stand beside its bar
 _LABELS = {FROZEN: "with gc.freeze()"}
 _GROWTH = {
-    "size": ("What a new key costs, by the size of the body", "bytes of the body, and of the answer"),
+    "size": ("What a new key costs, by the size of the body", "bytes of the body, and of the response"),
     "stages": ("What a new key costs, by the stages that it saves", "stages"),
     "in-flight": ("What a new key costs, by the requests in flight", "in flight"),
 }
@@ -74,15 +74,15 @@ def _curves(points: Iterable[Mapping[str, Any]], of: Any, figure: str) -> list[C
     found: dict[tuple[str, str], list[Point]] = {}
     for point in points:
         found.setdefault(of(point), []).append(_point(point["x"], point[figure]))
-    colours = {backend: number for number, backend in enumerate(BACKENDS)}
+    shades = {backend: number for number, backend in enumerate(BACKENDS)}
     return [
-        Curve(backend if way == OURS else f"{backend}: {way}", drawn, colours[backend], _DASHES[way])  # type: ignore[index]
+        Curve(backend if way == OURS else f"{backend}: {way}", drawn, shades[backend], _DASHES[way])  # type: ignore[index]
         for (backend, way), drawn in found.items()
     ]
 
 
-def _point(x: float, told: Mapping[str, float]) -> Point:
-    return Point(x, told["median"], told["low"], told["high"])
+def _point(x: float, taken: Mapping[str, float]) -> Point:
+    return Point(x, taken["median"], taken["low"], taken["high"])
 
 
 def _write(folder: Path, name: str, text: str) -> Path:

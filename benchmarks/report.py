@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import results, sockets, tables
+from benchmarks.comparison import tables as comparison
 from benchmarks.rows import Row
 from benchmarks.targets import NOT_PEERS
 from benchmarks.ways import FLOOR, LAYER, OURS
 
-PAGES = (Path(__file__).parent / "README.md", Path(__file__).parent.parent / "docs" / "performance.md")
+_DOCS = Path(__file__).parent.parent / "docs"
+PAGES = (Path(__file__).parent / "README.md", _DOCS / "performance.md", _DOCS / "comparison.md")
 _MARKED = re.compile(r"(<!-- results: (?P<part>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Lines = Iterator[Sequence[str]]
 
@@ -21,7 +24,7 @@ def written(text: str, folder: Path) -> str:
     """The page with the tables of the parts that have results."""
 
     def table(match: re.Match[str]) -> str:
-        found = results.read(folder, match["part"].removesuffix("-peers").removesuffix("-machine"))
+        found = results.read(folder, _SHOWN_FROM.get(match["part"], match["part"]))
         return match[0] if found is None else f"{match[1]}{_TABLES[match['part']](found)}\n{match[3]}"
 
     return _MARKED.sub(table, text)
@@ -70,12 +73,12 @@ def _peer_lines(measured: Sequence[Mapping[str, Any]]) -> Lines:
     for one in measured:
         ways = {way["name"]: way["microseconds"]["median"] for way in one["ways"]}
         peers = {name: median for name, median in ways.items() if name not in NOT_PEERS}
-        told = [
+        taken = [
             f"{name} {tables.figure(peers[name])} ({tables.figure(peers[name] / ways[OURS])})"
             for name in sorted(peers, key=lambda name: peers[name])
         ]
-        if told:
-            yield str(Row(**one["row"])), tables.figure(ways[OURS]), "; ".join(told)
+        if taken:
+            yield str(Row(**one["row"])), tables.figure(ways[OURS]), "; ".join(taken)
 
 
 def _throughput(found: Mapping[str, Any]) -> str:
@@ -89,7 +92,7 @@ def _throughput_lines(measured: Sequence[Mapping[str, Any]]) -> Lines:
             verdicts = "; ".join(map(_verdict, one["verdicts"])) if way is one["ways"][-1] else ""
             spreads = (tables.spread(way["pairs_a_second"]), tables.spread(way["to_pool"]))
             late = (tables.figure(way["p50_ms"]), tables.figure(way["p99_ms"]))
-            yield f"{one['backend']}, {one['colour']}", way["name"], *spreads, *late, verdicts
+            yield f"{one['backend']}, {one['style']}", way["name"], *spreads, *late, verdicts
 
 
 def _sockets(found: Mapping[str, Any]) -> str:
@@ -124,6 +127,10 @@ def _program_lines(measured: Sequence[Mapping[str, Any]]) -> Lines:
         yield one["row"], tables.figure(one["value"]), one["unit"], tables.limit(one)
 
 
+def _comparison(part: str, found: Mapping[str, Any]) -> str:
+    return _markdown(comparison.lines(part, found["results"]))
+
+
 _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "rows": _rows,
     "rows-machine": _machine,
@@ -136,6 +143,12 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "expensive-bodies": _program,
     "request-calls": _program,
     "telemetry": _program,
+    "comparison-machine": _machine,
+    **{f"comparison-{part}": partial(_comparison, part) for part in comparison.PARTS},
+}
+#: the results that a part is made of, where they have another name
+_SHOWN_FROM = {"rows-machine": "rows", "rows-peers": "rows"} | {
+    part: "comparison" for part in _TABLES if part.startswith("comparison-")
 }
 
 

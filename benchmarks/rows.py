@@ -1,4 +1,4 @@
-"""Which rows are measured: not all combinations, but each backend, kind, framework and size where it tells most."""
+"""Which rows are measured: not all combinations, but each backend, kind, framework and size where it shows most."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SMALL, LARGE = 1_000, 100_000
 
 
 class Row(NamedTuple):
-    """One comparison. ``framework``: a module of ``apps``; ``size``: bytes of the body, and of the answer."""
+    """One comparison. ``framework``: a module of ``apps``; ``size``: bytes of the body, and of the response."""
 
     framework: str
     backend: BackendName

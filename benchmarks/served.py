@@ -1,4 +1,4 @@
-"""One way of answering, as a process of its own: ``python -m benchmarks.served FRAMEWORK WAY BACKEND URL``.
+"""One way of handling requests, as a process of its own: ``python -m benchmarks.served FRAMEWORK WAY BACKEND URL``.
 
 Serves the ASGI application with uvicorn, as it comes, on a free port, which is the first line that it prints.
 """
@@ -19,7 +19,7 @@ from benchmarks.floor import asgi as asgi_floor
 from benchmarks.interface import App, Application, BackendName, application
 from benchmarks.ways import BARE, FLOOR, LAYER, OURS, all_peers
 
-#: ours, and the garbage collector told to leave alone what was there before the first request
+#: ours, and the garbage collector set to leave alone what was there before the first request
 FROZEN = f"{OURS}, gc.freeze()"
 
 
@@ -48,7 +48,7 @@ def make(framework: str, way: str, backend: BackendName, url: str) -> App:
 def main() -> None:
     """Serve until somebody ends it."""
     framework, way, backend, url = sys.argv[1:]
-    logging.getLogger().addHandler(logging.NullHandler())  # some peers tell of each refusal
+    logging.getLogger().addHandler(logging.NullHandler())  # some peers log each refusal
     app = make(framework, way, backend, url)  # type: ignore[arg-type]  # one of the names
     if way == FROZEN:
         gc.collect()

@@ -32,7 +32,7 @@ _FIGURES = ("requests_a_second", "p50_ms", "p99_ms")
 
 
 class Served(NamedTuple):
-    """A way of answering one kind of request, and its process."""
+    """One way of handling one kind of request, and its process."""
 
     way: str
     backend: BackendName
@@ -117,19 +117,19 @@ def _load(one: Served, seconds: float) -> dict[str, Any]:
 def _result(one: Served, taken: Mapping[Served, list[dict[str, Any]]]) -> dict[str, Any]:
     layer = next(other for other in taken if other.way == LAYER)
     rates = {of: [figures["requests_a_second"] for figures in taken[of]] for of in (one, layer)}
-    told = {name: asdict(spread([figures[name] for figures in taken[one]])) for name in _FIGURES}
+    spreads = {name: asdict(spread([figures[name] for figures in taken[one]])) for name in _FIGURES}
     return {
         "way": one.way,
         "backend": None if one.kind == "no-key" else one.backend,
         "kind": one.kind,
-        **told,
+        **spreads,
         "statuses": sum((Counter(figures["statuses"]) for figures in taken[one]), Counter[str]()),
         "to_layer": asdict(ratio(rates[one], rates[layer])),
     }
 
 
 def refused(one: Mapping[str, Any]) -> str:
-    """The share of answers that were not the one expected, with their statuses; nothing for none."""
+    """The share of responses that were not the one expected, with their statuses; nothing for none."""
     others = {status: count for status, count in one["statuses"].items() if status != str(STATUS)}
     share = 100 * sum(others.values()) / sum(one["statuses"].values())
     return f"{share:.1f} % ({', '.join(sorted(others))})" if others else ""

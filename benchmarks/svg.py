@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 720, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 210, 56, 50
-_COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b")
+_PALETTE = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b")
 _FONT = 'font-family="sans-serif" font-size="12"'
 
 
@@ -23,11 +23,11 @@ class Point(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """``colour`` and ``dash`` are numbers: of a palette, and 0 for a whole line."""
+    """``shade`` and ``dash`` are numbers: of a palette, and 0 for a whole line."""
 
     name: str
     points: Sequence[Point]
-    colour: int
+    shade: int
     dash: int = 0
 
 
@@ -54,15 +54,15 @@ def curves(title: str, x_label: str, y_label: str, drawn: Sequence[Curve]) -> st
 
 
 def bars(title: str, unit: str, lengths: Sequence[tuple[str, Point, int]]) -> str:
-    """A bar for each name, in one of the palette's colours; quartiles as a line across its end."""
+    """A bar for each name, in one of the shades of the palette; quartiles as a line across its end."""
     left, row = 250, 22
     height = _TOP + row * len(lengths) + 20
     longest = max(point.high for _, point, _ in lengths)
     to_x = _linear(0, longest, left, WIDTH - 80)
     parts = [_text(10, 22, f"{title} ({unit})", size=15)]
-    for number, (name, point, colour) in enumerate(lengths):
+    for number, (name, point, shade) in enumerate(lengths):
         y = _TOP + row * number
-        end, fill = to_x(point.y), _COLOURS[colour % len(_COLOURS)]
+        end, fill = to_x(point.y), _PALETTE[shade % len(_PALETTE)]
         parts += [
             _text(left - 8, y + 13, name, "end"),
             f'<rect x="{left}" y="{y}" width="{end - left:.1f}" height="{row - 6}" fill="{fill}"/>',
@@ -98,16 +98,16 @@ def _short(number: float) -> str:
 
 
 def _curve(curve: Curve, placed: Sequence[tuple[float, float, float, float]]) -> str:
-    colour = _COLOURS[curve.colour % len(_COLOURS)]
+    shade = _PALETTE[curve.shade % len(_PALETTE)]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in placed)
-    spreads = "".join(_line(x, low, x, high, colour) for x, _, low, high in placed)
-    return f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"{_dashes(curve)}/>{spreads}'
+    spreads = "".join(_line(x, low, x, high, shade) for x, _, low, high in placed)
+    return f'<polyline points="{line}" fill="none" stroke="{shade}" stroke-width="2"{_dashes(curve)}/>{spreads}'
 
 
 def _legend(curve: Curve, y: float) -> list[str]:
     x = WIDTH - _RIGHT + 15
     return [
-        _line(x, y, x + 28, y, _COLOURS[curve.colour % len(_COLOURS)], _dashes(curve)),
+        _line(x, y, x + 28, y, _PALETTE[curve.shade % len(_PALETTE)], _dashes(curve)),
         _text(x + 34, y + 4, curve.name),
     ]
 
@@ -116,8 +116,8 @@ def _dashes(curve: Curve) -> str:
     return f' stroke-dasharray="{(0, 6, 2)[curve.dash]} 4"' if curve.dash else ""
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str, more: str = "") -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="1.5"{more}/>'
+def _line(x1: float, y1: float, x2: float, y2: float, shade: str, more: str = "") -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{shade}" stroke-width="1.5"{more}/>'
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", size: int = 12) -> str:

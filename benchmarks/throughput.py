@@ -1,6 +1,6 @@
 """Claim and complete, in pairs, 64 at the same moment: a client's pool one call at a time, and this package's backends.
 
-The pool's calls are the floor's. This package's backends are measured as they are and, where they can be told to
+The pool's calls are the floor's. This package's backends are measured as they are and, where they can be verdicts to
 (``coalesce=no``), with each call sent by itself.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from benchmarks import floor, tables
-from benchmarks.interface import BackendName, answer
+from benchmarks.interface import BackendName, body_of
 from benchmarks.loops import fresh_loop
 from benchmarks.run import Results, Run
 from benchmarks.targets import PAIRS_TO_POOL, Verdict
@@ -29,7 +29,7 @@ from open_idempotency.backend import Claim, Complete, Leased
 IN_FLIGHT, ROUNDS, SECONDS = 64, 7, 0.2
 POOL, ALONE, TOGETHER = "pool", "coalesce=no", "coalesce=yes"
 _BACKENDS: tuple[BackendName, ...] = ("redis", "sqlite-normal", "sqlite-full", "postgres")
-_FINGERPRINT, _RESPONSE = b"\x01" + b"f" * 32, answer(1_000)
+_FINGERPRINT, _RESPONSE = b"\x01" + b"f" * 32, body_of(1_000)
 
 
 class Pairs(NamedTuple):
@@ -43,13 +43,13 @@ Way = Callable[[int], Pairs]
 
 
 def measure(run: Run) -> Results:
-    """Each backend in both colours; each is printed when it is done."""
+    """Each backend in both styles; each is printed when it is done."""
     results = []
     for backend in run.backends(_BACKENDS):
-        for colour, ways in _COLOURS.items():
+        for style, ways in _STYLES.items():
             with ExitStack() as ends:
                 taken = _interleaved(ways(backend, run.servers.url(backend), ends), run.quick)
-            results.append(_result(backend, colour, taken))
+            results.append(_result(backend, style, taken))
             print(table(results[-1]), flush=True)
     return results
 
@@ -156,7 +156,7 @@ def _in_threads(threads: ThreadPoolExecutor, pair: Callable[[bytes, bytes], None
     return Pairs(time.perf_counter() - start, each)
 
 
-_COLOURS: dict[str, Callable[[BackendName, str, ExitStack], dict[str, Way]]] = {
+_STYLES: dict[str, Callable[[BackendName, str, ExitStack], dict[str, Way]]] = {
     "asyncio": _awaited,
     "threads": _blocking,
 }
@@ -174,7 +174,7 @@ def _ids(count: int) -> Iterator[tuple[bytes, bytes]]:
     return iter([(os.urandom(32), os.urandom(16)) for _ in range(count)])
 
 
-def _result(backend: BackendName, colour: str, taken: Mapping[str, list[Pairs]]) -> dict[str, Any]:
+def _result(backend: BackendName, style: str, taken: Mapping[str, list[Pairs]]) -> dict[str, Any]:
     rates = {name: [len(one.each) / one.all for one in rounds] for name, rounds in taken.items()}
     late = {name: _milliseconds(rounds) for name, rounds in taken.items()}
     ways = [
@@ -188,14 +188,14 @@ def _result(backend: BackendName, colour: str, taken: Mapping[str, list[Pairs]])
         for name in taken
     ]
     verdicts = []
-    if backend in PAIRS_TO_POOL and colour == "asyncio":
+    if backend in PAIRS_TO_POOL and style == "asyncio":
         more = ratio(rates[TOGETHER], rates[POOL]).median
         verdicts = [
             Verdict(5, "pairs a second ÷ the pool's", more, PAIRS_TO_POOL[backend], at_least=True),
             Verdict(5, "p99 ÷ the pool's", late[TOGETHER][98] / late[POOL][98], 1.0),
         ]
-    told = [{**verdict._asdict(), "met": verdict.met} for verdict in verdicts]
-    return {"backend": backend, "colour": colour, "ways": ways, "verdicts": told}
+    judged = [{**verdict._asdict(), "met": verdict.met} for verdict in verdicts]
+    return {"backend": backend, "style": style, "ways": ways, "verdicts": judged}
 
 
 def _milliseconds(rounds: list[Pairs]) -> list[float]:
@@ -204,11 +204,11 @@ def _milliseconds(rounds: list[Pairs]) -> list[float]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """A backend in one colour, as text."""
+    """A backend in one style, as text."""
     lines = [["way", "pairs/s", "÷ pool", "p50 ms", "p99 ms"]]
     for way in result["ways"]:
         spreads = (tables.spread(way["pairs_a_second"]), tables.spread(way["to_pool"]))
         lines.append([way["name"], *spreads, tables.figure(way["p50_ms"]), tables.figure(way["p99_ms"])])
     verdicts = map(tables.verdict, result["verdicts"])
-    title = f"\n{IN_FLIGHT} in flight, {result['backend']}, {result['colour']}"
+    title = f"\n{IN_FLIGHT} in flight, {result['backend']}, {result['style']}"
     return f"{title}\n{tables.indented([*tables.aligned(lines).splitlines(), *verdicts])}"

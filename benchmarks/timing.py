@@ -1,7 +1,7 @@
 """The method: all ways in turn, round after round, the order rotated; medians, quartiles, ratios within a round.
 
 A machine whose speed drifts slows all ways of a round alike, so ratios are taken in each round, and their median is
-told.
+reported.
 """
 
 from __future__ import annotations

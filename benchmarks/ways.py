@@ -1,4 +1,4 @@
-"""The ways of answering a row's requests: the bare application, the layer, the floor, this package and the peers."""
+"""The ways of handling a row's requests: the bare application, the layer, the floor, this package and the peers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks import floor, peers
 from benchmarks.calls import AsgiCaller, Caller, WsgiCaller
 from benchmarks.floor import asgi as asgi_floor
 from benchmarks.floor import wsgi as wsgi_floor
-from benchmarks.interface import HELD, App, Kind, Peer, answer, application, peer
+from benchmarks.interface import HELD, App, Kind, Peer, application, body_of, peer
 from benchmarks.rows import Row
 from benchmarks.servers import Servers
 from benchmarks.timing import Batch
@@ -42,7 +42,7 @@ def all_peers() -> list[Peer]:
 
 
 def peers_of(row: Row) -> list[Peer]:
-    """Those that can answer a row's requests."""
+    """Those that can handle a row's requests."""
     return [
         one
         for one in all_peers()
@@ -56,7 +56,7 @@ def peers_of(row: Row) -> list[Peer]:
 class Ways:
     """The ways of one row, ready to be timed; ``close`` ends what they opened.
 
-    ``against``: the peers, by default all that can answer the row's requests.
+    ``against``: the peers, by default all that can handle the row's requests.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Ways:
         self.batches: dict[str, Batch] = dict(self._all())
 
     def _all(self) -> Iterator[tuple[str, Batch]]:
-        # What knows of no key answers every request alike.
+        # What knows of no key handles every request alike.
         yield BARE, self._batch(self._application.bare(), "no-key")
         yield LAYER, self._batch(self._application.layer(), "no-key")
         yield FLOOR, self._batch(self._floor(), self._row.kind)
@@ -83,7 +83,7 @@ class Ways:
             yield CLAIM, self._bare_claim()
 
     def _floor(self) -> App:
-        return _FLOORS[self._application.COLOUR](self, self._application.bare())
+        return _FLOORS[self._application.STYLE](self, self._application.bare())
 
     def asgi_floor(self, app: App) -> App:
         """The floor around an ASGI application."""
@@ -98,8 +98,8 @@ class Ways:
         return wsgi_floor.FloorMiddleware(app, calls)
 
     def _batch(self, app: App, kind: Kind) -> Batch:
-        body = answer(self._row.size)
-        asgi = self._application.COLOUR == "asgi"
+        body = body_of(self._row.size)
+        asgi = self._application.STYLE == "asgi"
         caller: Caller = AsgiCaller(app, body, self._loop) if asgi else WsgiCaller(app, body)
         self._closings.append(caller.close)
         keys = _KEYS[kind](caller)
@@ -112,7 +112,7 @@ class Ways:
         return batch
 
     def _bare_claim(self) -> Batch:
-        return _CLAIMS[self._application.COLOUR](self)
+        return _CLAIMS[self._application.STYLE](self)
 
     def asgi_claim(self) -> Batch:
         """The floor's claim of a completed record, with nothing around it."""
@@ -127,7 +127,7 @@ class Ways:
 
         async def complete() -> None:
             await calls.claim(*_CLAIMED)
-            await calls.complete(_CLAIMED[0], _CLAIMED[2], answer(self._row.size))
+            await calls.complete(_CLAIMED[0], _CLAIMED[2], body_of(self._row.size))
 
         self._loop.run_until_complete(complete())
         return lambda count: self._loop.run_until_complete(claims(count))
@@ -137,7 +137,7 @@ class Ways:
         calls = floor.calls_for(self._row.backend, self._url)
         self._closings.append(calls.close)
         calls.claim(*_CLAIMED)
-        calls.complete(_CLAIMED[0], _CLAIMED[2], answer(self._row.size))
+        calls.complete(_CLAIMED[0], _CLAIMED[2], body_of(self._row.size))
 
         def batch(count: int) -> float:
             start = time.perf_counter()
@@ -182,4 +182,4 @@ _KEYS: dict[Kind, Callable[[Caller], Callable[[int], Any]]] = {
 def _check(statuses: list[int], count: int, kind: Kind) -> None:
     wrong = Counter(status for status in statuses if status not in _EXPECTED[kind])
     if wrong or len(statuses) != count:
-        raise RuntimeError(f"{kind}: {len(statuses)} answers for {count} requests, unexpected: {dict(wrong)}")
+        raise RuntimeError(f"{kind}: {len(statuses)} responses for {count} requests, unexpected: {dict(wrong)}")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
 from django.urls import path
 
-from benchmarks.interface import HELD, HOLD, PATH, STATUS, answer
+from benchmarks.apps.django_views import for_django
+from benchmarks.interface import HELD, HOLD, OTHER_PATH, PATH, STATUS, body_of
 
 
-async def charge(request: HttpRequest) -> HttpResponse:
-    """Read the order, answer with as many bytes."""
+async def charge(request: HttpRequest) -> HttpResponseBase:
+    """Read the order, respond with as many bytes."""
     body = request.body
     if HOLD in request.headers:
-        await HELD.wait_async()
-    return HttpResponse(answer(len(body)), status=STATUS, content_type="application/json")
+        reply = await HELD.wait_async()
+        if reply is not None:
+            return for_django(reply)
+    return HttpResponse(body_of(len(body)), status=STATUS, content_type="application/json")
 
 
-urlpatterns = [path(PATH[1:], charge)]
+urlpatterns = [path(each[1:], charge) for each in (PATH, OTHER_PATH)]

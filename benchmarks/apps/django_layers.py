@@ -1,4 +1,4 @@
-"""The least that a Django middleware can do, in both colours."""
+"""The least that a Django middleware can do, sync and async."""
 
 from __future__ import annotations
 

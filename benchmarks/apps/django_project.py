@@ -86,15 +86,16 @@ def use_database(backend: str, url: str) -> None:
     """Let the project's own database be this one from now on, with its tables made and connections that stay open."""
     configure()
     connections.close_all()
-    changes = {**_database(backend, url), "CONN_MAX_AGE": None}
-    connections["default"].settings_dict.update(changes)
+    connections.settings["default"].update({**_database(backend, url), "CONN_MAX_AGE": None})
+    del connections["default"]  # it has the settings of the database before
     call_command("migrate", verbosity=0, interactive=False)
 
 
 def _database(backend: str, url: str) -> dict[str, Any]:
     parts = urlsplit(url)
-    if backend not in _PRAGMAS:
-        raise ValueError(f"{backend}: the project's own database is SQLite")
+    if backend == "postgres":
+        server = {"NAME": parts.path[1:], "USER": parts.username, "HOST": parts.hostname, "PORT": parts.port}
+        return {"ENGINE": "django.db.backends.postgresql", **server, "OPTIONS": {}}
     options = {"init_command": _PRAGMAS[backend], "transaction_mode": "IMMEDIATE"}
     return {"NAME": f"{unquote(parts.path[1:])}.django", "OPTIONS": options}
 

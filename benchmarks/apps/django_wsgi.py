@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.apps.django_project import make_wsgi
-from benchmarks.interface import App, Colour
+from typing import Any
 
-COLOUR: Colour = "wsgi"
+from benchmarks.apps.django_project import make_wsgi
+from benchmarks.interface import App, Style
+
+STYLE: Style = "wsgi"
 
 
 def bare() -> App:
@@ -18,6 +20,7 @@ def layer() -> App:
     return make_wsgi(["benchmarks.apps.django_layers.layer"])
 
 
-def ours(backend_url: str) -> App:
+def ours(backend_url: str, **documented: Any) -> App:
     """Protected by the middleware."""
-    return make_wsgi(["open_idempotency.django.IdempotencyMiddleware"], IDEMPOTENCY_BACKEND=backend_url)
+    fields = {f"IDEMPOTENCY_{name.upper()}": value for name, value in documented.items()}
+    return make_wsgi(["open_idempotency.django.IdempotencyMiddleware"], IDEMPOTENCY_BACKEND=backend_url, **fields)

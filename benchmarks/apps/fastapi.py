@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from fastapi import FastAPI, Request, Response
 
 from benchmarks.apps.asgi_layer import Layer
-from benchmarks.interface import HELD, HOLD, PATH, STATUS, App, answer
+from benchmarks.apps.starlette import for_starlette
+from benchmarks.interface import HELD, HOLD, METHODS, OTHER_PATH, PATH, STATUS, App, body_of
 from open_idempotency.fastapi import IdempotencyMiddleware
 
-COLOUR = "asgi"
+STYLE = "asgi"
 
 
 async def charge(request: Request) -> Response:
-    """Read the order, answer with as much."""
+    """Read the order, respond with as much."""
     body = await request.body()
     if HOLD in request.headers:
-        await HELD.wait_async()
-    return Response(answer(len(body)), STATUS, media_type="application/json")
+        reply = await HELD.wait_async()
+        if reply is not None:
+            return for_starlette(reply)
+    return Response(body_of(len(body)), STATUS, media_type="application/json")
+
+
+def routed(view: Callable[..., Any], **options: Any) -> App:
+    """An application of FastAPI with ``view`` as the endpoint."""
+    app = FastAPI()
+    for path in (PATH, OTHER_PATH):
+        app.api_route(path, methods=list(METHODS), **options)(view)
+    return app
 
 
 def bare() -> App:
     """See ``interface.Application``."""
-    app = FastAPI()
-    app.post(PATH)(charge)
-    return app
+    return routed(charge)
 
 
 def layer() -> App:
@@ -33,8 +45,8 @@ def layer() -> App:
     return app
 
 
-def ours(backend_url: str) -> App:
+def ours(backend_url: str, **documented: Any) -> App:
     """See ``interface.Application``."""
     app = bare()
-    app.add_middleware(IdempotencyMiddleware, backend=backend_url)
+    app.add_middleware(IdempotencyMiddleware, backend=backend_url, **documented)
     return app

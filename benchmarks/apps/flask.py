@@ -7,10 +7,10 @@ from typing import Any
 
 from flask import Flask, Response, request
 
-from benchmarks.interface import HELD, HOLD, PATH, STATUS, App, Colour, answer
+from benchmarks.interface import HELD, HOLD, METHODS, OTHER_PATH, PATH, STATUS, App, Reply, Style, body_of
 from open_idempotency.flask import Idempotency
 
-COLOUR: Colour = "wsgi"
+STYLE: Style = "wsgi"
 WSGIApp = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 
@@ -24,18 +24,32 @@ class Layer:
         return self.app(environ, start_response)
 
 
+def for_flask(reply: Reply) -> Response:
+    """A script's reply."""
+    body = iter(reply.parts) if reply.streamed else b"".join(reply.parts)
+    return Response(body, reply.status, reply.headers)
+
+
 def charge() -> Response:
-    """Read the order, answer with as many bytes."""
+    """Read the order, respond with as many bytes."""
     body = request.get_data()
     if HOLD in request.headers:
-        HELD.wait()
-    return Response(answer(len(body)), STATUS, content_type="application/json")
+        reply = HELD.wait()
+        if reply is not None:
+            return for_flask(reply)
+    return Response(body_of(len(body)), STATUS, content_type="application/json")
+
+
+def add_endpoint(app: Flask, view: Callable[..., Any]) -> None:
+    """Make ``view`` the endpoint."""
+    for path in (PATH, OTHER_PATH):
+        app.add_url_rule(path, view_func=view, methods=METHODS)
 
 
 def bare() -> App:
     """The application alone."""
     app = Flask("benchmarks")
-    app.add_url_rule(PATH, view_func=charge, methods=["POST"])
+    add_endpoint(app, charge)
     return app
 
 
@@ -44,10 +58,10 @@ def layer() -> App:
     return within(Layer)
 
 
-def ours(backend_url: str) -> App:
+def ours(backend_url: str, **documented: Any) -> App:
     """Protected by the extension."""
     app = bare()
-    Idempotency(app, backend=backend_url)
+    Idempotency(app, backend=backend_url, **documented)
     return app
 
 

@@ -1,7 +1,7 @@
 """The floor: the least middleware that buffers, hashes, captures and makes the two bare client calls.
 
 It is a yardstick and no product: it renews no lease, resends nothing, bounds no wait, checks nothing that it reads and
-tells nobody anything. ``calls_for`` has its two calls for each backend, in the colour that the middleware needs.
+notifies nobody. ``calls_for`` has its two calls for each backend, sync or async as the middleware needs.
 """
 
 from __future__ import annotations

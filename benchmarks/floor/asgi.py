@@ -29,14 +29,14 @@ class FloorMiddleware:
         record_id, owner = record_id_of(key), os.urandom(16)
         found = await self.calls.claim(record_id, fingerprint_of(scope["method"], scope["path"], body), owner)
         if found is None:
-            status, headers, answer = await self._captured(scope, body, receive)
-            await self.calls.complete(record_id, owner, framed(status, headers, answer))
+            status, headers, response = await self._captured(scope, body, receive)
+            await self.calls.complete(record_id, owner, framed(status, headers, response))
         elif isinstance(found, int):
-            status, headers, answer = found, [(b"content-length", b"0")], b""
+            status, headers, response = found, [(b"content-length", b"0")], b""
         else:
-            status, headers, answer = unframed(found)
+            status, headers, response = unframed(found)
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
+        await send({"type": "http.response.body", "body": response})
 
     async def _captured(self, scope: Any, body: bytes, live: Any) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         start: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What every floor has in common: its two calls in each colour, and how it frames an answer."""
+"""What every floor has in common: its two calls, sync and async, and how it frames a response."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 #: seconds for which a floor keeps its records
 TTL = 86_400
 BUSY, REUSED = 409, 422
-#: None: go on, the record is yours; a number: refuse with it; bytes: what to answer again
+#: None: go on, the record is yours; a number: refuse with it; bytes: the response to replay
 Found = bytes | int | None
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -45,7 +45,7 @@ def fingerprint_of(method: str, path: str, body: bytes) -> bytes:
 
 
 def framed(status: int, headers: Headers, body: bytes) -> bytes:
-    """An answer as one string of bytes."""
+    """A response as one string of bytes."""
     lines = [b"%d" % status, *(b"%b:%b" % field for field in headers)]
     return b"\n".join(lines) + b"\n\n" + body
 

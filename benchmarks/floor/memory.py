@@ -6,7 +6,7 @@ from benchmarks.floor.calls import BUSY, REUSED, Found
 
 
 class MemoryCalls:
-    """The blocking colour. Nothing expires: a benchmark ends before."""
+    """The sync form. Nothing expires: a benchmark ends before."""
 
     def __init__(self, url: str = "memory://") -> None:
         self._records: dict[bytes, tuple[bytes, bytes, bytes | None]] = {}
@@ -29,7 +29,7 @@ class MemoryCalls:
 
 
 class AsyncMemoryCalls:
-    """The awaited colour: the same calls, which never wait."""
+    """The async form: the same calls, which never wait."""
 
     def __init__(self, url: str = "memory://") -> None:
         self._calls = MemoryCalls(url)

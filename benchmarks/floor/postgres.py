@@ -53,7 +53,7 @@ def _make_table(url: str) -> None:
 
 
 class PostgresCalls:
-    """The blocking colour."""
+    """The sync form."""
 
     def __init__(self, url: str) -> None:
         _make_table(url)
@@ -74,7 +74,7 @@ class PostgresCalls:
 
 
 class AsyncPostgresCalls:
-    """The awaited colour."""
+    """The async form."""
 
     def __init__(self, url: str) -> None:
         _make_table(url)

@@ -40,7 +40,7 @@ def _found(reply: list[bytes | None], fingerprint: bytes) -> Found:
 
 
 class RedisCalls:
-    """The blocking colour."""
+    """The sync form."""
 
     def __init__(self, url: str) -> None:
         pool: Any = redis.BlockingConnectionPool
@@ -59,7 +59,7 @@ class RedisCalls:
 
 
 class AsyncRedisCalls:
-    """The awaited colour."""
+    """The async form."""
 
     def __init__(self, url: str) -> None:
         pool: Any = redis.asyncio.BlockingConnectionPool

@@ -28,7 +28,7 @@ _COMPLETE = "UPDATE floor_records SET response = ?, expires = ? WHERE id = ? AND
 
 
 class SqliteCalls:
-    """The blocking colour: each statement is a transaction of its own."""
+    """The sync form: each statement is a transaction of its own."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -48,8 +48,8 @@ class SqliteCalls:
             known, response = self._connection.execute(_READ, (record_id,)).fetchone()
         if known != fingerprint:
             return REUSED
-        answer: bytes | None = response
-        return BUSY if answer is None else answer
+        stored: bytes | None = response
+        return BUSY if stored is None else stored
 
     def complete(self, record_id: bytes, owner: bytes, response: bytes) -> None:
         with self._lock:
@@ -60,7 +60,7 @@ class SqliteCalls:
 
 
 class AsyncSqliteCalls:
-    """The awaited colour: what blocks must not block the event loop."""
+    """The async form: what blocks must not block the event loop."""
 
     def __init__(self, url: str) -> None:
         self._calls = SqliteCalls(url)

@@ -24,12 +24,12 @@ class FloorMiddleware:
         if key is None or environ["REQUEST_METHOD"] != "POST":
             passed: Iterable[bytes] = self.app(environ, start_response)
             return passed
-        status, headers, answer = self._answer(key.encode("latin-1"), environ)
+        status, headers, response = self._respond(key.encode("latin-1"), environ)
         fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
         start_response(f"{status} {HTTPStatus(status).phrase}", fields)
-        return [answer]
+        return [response]
 
-    def _answer(self, key: bytes, environ: dict[str, Any]) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    def _respond(self, key: bytes, environ: dict[str, Any]) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         record_id, owner = record_id_of(key), os.urandom(16)
         found = self.calls.claim(record_id, fingerprint_of("POST", environ["PATH_INFO"], body), owner)
@@ -37,9 +37,9 @@ class FloorMiddleware:
             return found, [(b"Content-Length", b"0")], b""
         if found is not None:
             return unframed(found)
-        status, headers, answer = self._captured(environ, body)
-        self.calls.complete(record_id, owner, framed(status, headers, answer))
-        return status, headers, answer
+        status, headers, response = self._captured(environ, body)
+        self.calls.complete(record_id, owner, framed(status, headers, response))
+        return status, headers, response
 
     def _captured(self, environ: dict[str, Any], body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         environ["wsgi.input"] = io.BytesIO(body)
@@ -50,9 +50,9 @@ class FloorMiddleware:
 
         iterable = self.app(environ, start_response)
         try:
-            answer = b"".join(iterable)
+            response = b"".join(iterable)
         finally:
             if hasattr(iterable, "close"):
                 iterable.close()
         status, headers = started
-        return status, [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers], answer
+        return status, [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers], response

@@ -2,7 +2,7 @@
 
     python -m benchmarks.peers.correctness [names]
 
-says that of each peer that is installed, on each of its backends. A peer that runs twice has no time worth telling.
+says that of each peer that is installed, on each of its backends. The time of a peer that runs twice means nothing.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from uuid import uuid4
 
 from benchmarks import peers
 from benchmarks.calls import Lifespan, Receive
-from benchmarks.interface import HELD, HOLD, PATH, App, BackendName, Peer, answer, peer
+from benchmarks.interface import HELD, HOLD, PATH, App, BackendName, Peer, body_of, peer
 from benchmarks.servers import Servers
 
-_BODY = answer(1000)
+_BODY = body_of(1000)
 _SECONDS = 20.0
 _FIELDS = {"Host": "127.0.0.1", "Content-Type": "application/json", "Content-Length": str(len(_BODY))}
 
 
 class Got(NamedTuple):
-    """What a client sees of an answer."""
+    """What a client sees of a response."""
 
     status: int
     body: bytes
@@ -40,7 +40,7 @@ def fault(one: Peer, backend: BackendName, url: str, loop: asyncio.AbstractEvent
     """What is wrong with a peer on a backend; None where nothing is."""
     HELD.close()
     app = one.make(backend, url)
-    if one.COLOUR == "wsgi":
+    if one.STYLE == "wsgi":
         HELD.open()  # a second run is counted, and ends
         key = str(uuid4())
         return _judge(_call(app, key), _call(app, key, hold=True))
@@ -63,7 +63,7 @@ async def _fault(app: App) -> str | None:
 
 def _judge(first: Got, second: Got) -> str | None:
     if not 200 <= first.status < 300:
-        return f"the first request is answered {first.status}: {first.body[:80]!r}"
+        return f"the first request gets {first.status}: {first.body[:80]!r}"
     if HELD.arrived:
         return "wrong: ran twice"
     if first.status == second.status and json.loads(first.body) == json.loads(second.body):
@@ -143,7 +143,7 @@ def modules() -> Iterator[tuple[str, Peer]]:
             yield found.name, peer(module)
 
 
-def main(names: list[str], tell: Callable[[str], object] = print) -> None:
+def main(names: list[str], write: Callable[[str], object] = print) -> None:
     """Say it of all peers, or of those that are named."""
     logging.disable(logging.CRITICAL)
     with Servers() as servers, closing(asyncio.new_event_loop()) as loop:
@@ -151,11 +151,11 @@ def main(names: list[str], tell: Callable[[str], object] = print) -> None:
             if names and name not in names:
                 continue
             if not one.available():
-                tell(f"{name:40} not installed")
+                write(f"{name:40} not installed")
                 continue
             for backend in one.BACKENDS:
                 found = _try(one, backend, servers, loop)
-                tell(f"{name:40} {backend:14} {found or 'right'}")
+                write(f"{name:40} {backend:14} {found or 'right'}")
 
 
 def _try(one: Peer, backend: BackendName, servers: Servers, loop: asyncio.AbstractEventLoop) -> str | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.apps.django_project import make_wsgi, set_for_peer
-from benchmarks.interface import App, BackendName, Colour, Kind
+from benchmarks.interface import App, BackendName, Kind, Style
 from benchmarks.peers.loading import installed
 
 NAME = "django-idempotency-key"
-COLOUR: Colour = "wsgi"
+STYLE: Style = "wsgi"
 FRAMEWORK = "django_wsgi"
 BACKENDS: tuple[BackendName, ...] = ("memory", "redis")
 ROWS: tuple[Kind, ...] = ("no-key", "new-key", "replay")
@@ -17,7 +17,7 @@ LACKS = (
     "its lock guards the look-up alone: duplicates in flight all run",
     "one lock for all keys, over the network with Redis",
     "pickles whole responses (Redis); nothing expires or is bounded (memory)",
-    "a replay has status 409, unless told otherwise, as it is here",
+    "a replay has status 409, unless configured otherwise, as it is here",
 )
 
 
@@ -26,9 +26,9 @@ def available() -> bool:
     return installed("idempotency_key")
 
 
-def make(backend: BackendName, url: str) -> App:
+def make(backend: BackendName, url: str, **documented: Any) -> App:
     """See ``interface.Peer``."""
-    found: dict[str, Any] = {"CONFLICT_STATUS_CODE": None}
+    found: dict[str, Any] = {"CONFLICT_STATUS_CODE": None, **documented}
     if backend == "redis":
         set_for_peer("CACHES", {"default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": url}})
         found["STORAGE"] = {"CLASS": "idempotency_key.storage.CacheKeyStorage", "CACHE_NAME": "default"}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.apps.django_project import make_wsgi, set_for_peer, use_database
-from benchmarks.interface import App, BackendName, Colour, Kind
+from benchmarks.interface import App, BackendName, Kind, Style
 from benchmarks.peers.loading import installed
 
 NAME = "drf-idempotency"
-COLOUR: Colour = "wsgi"
+STYLE: Style = "wsgi"
 FRAMEWORK = "django_wsgi"
 BACKENDS: tuple[BackendName, ...] = ("sqlite-normal", "sqlite-full", "redis")
 ROWS: tuple[Kind, ...] = ("no-key", "new-key", "replay", "duplicate")
@@ -25,12 +25,12 @@ def available() -> bool:
     return installed("drf_idempotency", "rest_framework")
 
 
-def make(backend: BackendName, url: str) -> App:
+def make(backend: BackendName, url: str, **documented: Any) -> App:
     """See ``interface.Peer``."""
     found: dict[str, Any] = {"BACKEND": "drf_idempotency.backends.database.DatabaseBackend"}
     if backend == "redis":
         found = {"BACKEND": "drf_idempotency.backends.redis.RedisBackend", "BACKEND_OPTIONS": {"url": url}}
     else:
         use_database(backend, url)
-    set_for_peer("IDEMPOTENCY", found)
+    set_for_peer("IDEMPOTENCY", {**found, **documented})
     return make_wsgi(["drf_idempotency.middleware.IdempotencyMiddleware"])

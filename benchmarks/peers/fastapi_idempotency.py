@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from benchmarks.apps import fastapi
-from benchmarks.interface import App, BackendName, Colour, Kind
+from benchmarks.interface import App, BackendName, Kind, Style
 from benchmarks.peers.loading import installed, named
 
 NAME = "fastapi-idempotency"
-COLOUR: Colour = "asgi"
+STYLE: Style = "asgi"
 FRAMEWORK = "fastapi"
 BACKENDS: tuple[BackendName, ...] = ("memory",)
 ROWS: tuple[Kind, ...] = ("new-key", "replay")
@@ -22,9 +24,9 @@ def available() -> bool:
     return installed("fastapi_idempotency")
 
 
-def make(backend: BackendName, url: str) -> App:
+def make(backend: BackendName, url: str, **documented: Any) -> App:
     """See ``interface.Peer``."""
     middleware, store = named("fastapi_idempotency", "IdempotencyMiddleware", "MemoryStore")
     app = fastapi.bare()
-    app.add_middleware(middleware, store=store())
+    app.add_middleware(middleware, store=store(), **documented)
     return app

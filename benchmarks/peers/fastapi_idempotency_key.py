@@ -6,11 +6,11 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from benchmarks.apps import fastapi
-from benchmarks.interface import App, BackendName, Colour, Kind
+from benchmarks.interface import App, BackendName, Kind, Style
 from benchmarks.peers.loading import installed, load, named
 
 NAME = "fastapi-idempotency-key"
-COLOUR: Colour = "asgi"
+STYLE: Style = "asgi"
 FRAMEWORK = "fastapi"
 #: of SQLite's settings it leaves FULL, and has no option for another
 BACKENDS: tuple[BackendName, ...] = ("memory", "sqlite-full", "redis")
@@ -18,7 +18,7 @@ ROWS: tuple[Kind, ...] = ("no-key", "new-key", "replay", "duplicate")
 #: on Redis completing forgets the fingerprint, so every replay is refused as another request (422)
 WRONG: tuple[tuple[BackendName, Kind], ...] = (("redis", "replay"),)
 LACKS = (
-    "the answer leaves before it is stored",
+    "the response leaves before it is stored",
     "no token: a stale owner overwrites",
     "no caller in the key",
 )
@@ -29,11 +29,11 @@ def available() -> bool:
     return installed("fastapi_idempotency_key", "aiosqlite")
 
 
-def make(backend: BackendName, url: str) -> App:
+def make(backend: BackendName, url: str, **documented: Any) -> App:
     """See ``interface.Peer``."""
     (middleware,) = named("fastapi_idempotency_key", "IdempotencyMiddleware")
     app = fastapi.bare()
-    app.add_middleware(middleware, backend=_backend(backend, url))
+    app.add_middleware(middleware, backend=_backend(backend, url), **documented)
     return app
 
 

@@ -8,11 +8,11 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from benchmarks.apps import fastapi
-from benchmarks.interface import App, BackendName, Colour, Kind
+from benchmarks.interface import App, BackendName, Kind, Style
 from benchmarks.peers.loading import installed, load, named
 
 NAME = "fastidempotent"
-COLOUR: Colour = "asgi"
+STYLE: Style = "asgi"
 FRAMEWORK = "fastapi"
 BACKENDS: tuple[BackendName, ...] = ("memory", "sqlite-full", "redis", "postgres")
 ROWS: tuple[Kind, ...] = ("no-key", "new-key", "replay", "duplicate")
@@ -29,7 +29,7 @@ def available() -> bool:
     return installed("fastidempotent", "sqlalchemy", "aiosqlite", "asyncpg")
 
 
-def make(backend: BackendName, url: str) -> App:
+def make(backend: BackendName, url: str, **documented: Any) -> App:
     """See ``interface.Peer``."""
     (middleware,) = named("fastidempotent", "IdempotencyMiddleware")
     chosen = _backend(backend, url)
@@ -43,7 +43,7 @@ def make(backend: BackendName, url: str) -> App:
 
     app = fastapi.bare()
     app.router.lifespan_context = lifespan
-    app.add_middleware(middleware, backend=chosen, optional=True)
+    app.add_middleware(middleware, backend=chosen, **{"optional": True, **documented})
     return app
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from benchmarks.apps import fastapi
-from benchmarks.interface import App, BackendName, Colour, Kind
+from benchmarks.interface import App, BackendName, Kind, Style
 from benchmarks.peers.idemkit_backends import BACKENDS, make_backend
 from benchmarks.peers.loading import installed, named
 
 __all__ = ["BACKENDS"]
 
 NAME = "idemkit"
-COLOUR: Colour = "asgi"
+STYLE: Style = "asgi"
 FRAMEWORK = "fastapi"
 ROWS: tuple[Kind, ...] = ("no-key", "new-key", "replay")
 LACKS = (
     "a duplicate in flight waits (10 s, then 423), so that row has no time to compare",
-    "the answer leaves before it is stored",
+    "the response leaves before it is stored",
     "no caller in the key without a scope=",
-    "header fields in a dict",
+    "headers in a dict",
 )
 
 
@@ -26,9 +28,9 @@ def available() -> bool:
     return installed("idemkit", "starlette")
 
 
-def make(backend: BackendName, url: str) -> App:
+def make(backend: BackendName, url: str, **documented: Any) -> App:
     """See ``interface.Peer``."""
     (middleware,) = named("idemkit", "IdempotencyMiddleware")
     app = fastapi.bare()
-    app.add_middleware(middleware, backend=make_backend(backend, url))
+    app.add_middleware(middleware, backend=make_backend(backend, url), **documented)
     return app

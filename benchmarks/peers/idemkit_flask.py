@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from benchmarks.apps import flask
-from benchmarks.interface import App, BackendName, Colour, Kind
+from benchmarks.interface import App, BackendName, Kind, Style
 from benchmarks.peers.idemkit_backends import BACKENDS, make_backend
 from benchmarks.peers.loading import installed, named
 
 __all__ = ["BACKENDS"]
 
 NAME = "idemkit"
-COLOUR: Colour = "wsgi"
+STYLE: Style = "wsgi"
 FRAMEWORK = "flask"
 ROWS: tuple[Kind, ...] = ("no-key", "new-key", "replay")
 LACKS = (
     "every call goes through one background event loop",
     "a duplicate in flight waits (10 s, then 423)",
     "no caller in the key without a scope=",
-    "header fields in a dict",
+    "headers in a dict",
 )
 
 
@@ -28,7 +29,7 @@ def available() -> bool:
     return installed("idemkit")
 
 
-def make(backend: BackendName, url: str) -> App:
+def make(backend: BackendName, url: str, **documented: Any) -> App:
     """See ``interface.Peer``."""
     (middleware,) = named("idemkit", "WSGIIdempotencyMiddleware")
-    return flask.within(partial(middleware, backend=make_backend(backend, url)))
+    return flask.within(partial(middleware, backend=make_backend(backend, url), **documented))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from typing import Any
 
-from benchmarks.apps.fastapi import charge
-from benchmarks.interface import PATH, App, BackendName, Colour, Kind
+from benchmarks.apps.fastapi import charge, routed
+from benchmarks.interface import App, BackendName, Kind, Style
 from benchmarks.peers.loading import installed, load
 
 NAME = "idempot"
-COLOUR: Colour = "asgi"
+STYLE: Style = "asgi"
 FRAMEWORK = "fastapi"
 BACKENDS: tuple[BackendName, ...] = ("memory", "redis")
 ROWS: tuple[Kind, ...] = ("no-key", "new-key", "replay")
@@ -27,18 +27,16 @@ def available() -> bool:
     return installed("idempot")
 
 
-def configure(backend: BackendName, url: str) -> None:
+def configure(backend: BackendName, url: str, **documented: Any) -> None:
     """Let idempot use this backend from now on."""
     idempot = load("idempot")
     if backend == "memory":
-        idempot.configure(backend="memory", cache_on_status=[200, 201])
+        idempot.configure(backend="memory", cache_on_status=[200, 201], **documented)
     else:
-        idempot.configure(backend="redis", redis_url=url, cache_on_status=[200, 201])
+        idempot.configure(backend="redis", redis_url=url, cache_on_status=[200, 201], **documented)
 
 
-def make(backend: BackendName, url: str) -> App:
+def make(backend: BackendName, url: str, **documented: Any) -> App:
     """See ``interface.Peer``."""
-    configure(backend, url)
-    app = FastAPI()
-    app.post(PATH)(load("idempot.contrib.fastapi").idempotent(charge))
-    return app
+    configure(backend, url, **documented)
+    return routed(load("idempot.contrib.fastapi").idempotent(charge))

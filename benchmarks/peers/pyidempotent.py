@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from collections.abc import Callable
+from typing import Any
 
-from benchmarks.interface import PATH, STATUS, App, BackendName, Colour, Kind
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from benchmarks.apps.fastapi import routed
+from benchmarks.interface import STATUS, App, BackendName, Kind, Style
 from benchmarks.peers.loading import installed, load
 from benchmarks.peers.returned import charge
 
 NAME = "pyidempotent"
-COLOUR: Colour = "asgi"
+STYLE: Style = "asgi"
 FRAMEWORK = "fastapi"
 BACKENDS: tuple[BackendName, ...] = ("memory", "redis")
 ROWS: tuple[Kind, ...] = ("new-key", "replay")
 LACKS = (
-    "keeps what the view returns, not the answer; its status and header fields are made anew",
+    "stores what the view returns, not the response; its status and headers are made anew",
     "compares the view's arguments, not the request: here there are none",
     "a request without a key is an error, and one in flight polls for 10 s",
     "no lease, no token, no caller in the key",
@@ -26,12 +31,20 @@ def available() -> bool:
     return installed("pyidempotent")
 
 
-def make(backend: BackendName, url: str) -> App:
+def make(backend: BackendName, url: str, view: Callable[..., Any] = charge) -> App:
     """See ``interface.Peer``."""
     if backend == "memory":
         chosen = load("pyidempotent.backends.memory").MemoryBackend()
     else:
         chosen = load("pyidempotent.backends.redis").RedisBackend(load("redis.asyncio").from_url(url))
-    app = FastAPI()
-    app.post(PATH, status_code=STATUS)(load("pyidempotent").idempotent(backend=chosen, ttl=24 * 3600)(charge))
+    app = routed(load("pyidempotent").idempotent(backend=chosen, ttl=24 * 3600)(view), status_code=STATUS)
+    for error, status in (("IdempotencyConflict", 422), ("IdempotencyProcessing", 409), ("IdempotencyKeyMissing", 400)):
+        app.add_exception_handler(getattr(load("pyidempotent.exceptions"), error), _refuse_with(status))
     return app
+
+
+def _refuse_with(status: int) -> Callable[..., Any]:
+    async def refuse(request: Request, error: Exception) -> Response:
+        return JSONResponse({"detail": str(error)}, status)
+
+    return refuse

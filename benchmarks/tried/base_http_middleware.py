@@ -12,7 +12,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 
 from benchmarks.apps import starlette
 from benchmarks.calls import AsgiCaller, Key
-from benchmarks.interface import answer
+from benchmarks.interface import body_of
 from benchmarks.loops import fresh_loop
 from benchmarks.rows import SMALL
 from benchmarks.ways import new_keys
@@ -34,9 +34,9 @@ def main() -> None:
     wrapped.add_middleware(Nothing)
     with fresh_loop() as loop:
         ways = {
-            "a layer in pure ASGI": (AsgiCaller(starlette.layer(), answer(SMALL), loop), None),
-            "a BaseHTTPMiddleware": (AsgiCaller(wrapped, answer(SMALL), loop), None),
-            "open-idempotency, a new key": (AsgiCaller(starlette.ours("memory://"), answer(SMALL), loop), new_keys),
+            "a layer in pure ASGI": (AsgiCaller(starlette.layer(), body_of(SMALL), loop), None),
+            "a BaseHTTPMiddleware": (AsgiCaller(wrapped, body_of(SMALL), loop), None),
+            "open-idempotency, a new key": (AsgiCaller(starlette.ours("memory://"), body_of(SMALL), loop), new_keys),
         }
         least = dict.fromkeys(ways, float("inf"))
         for _ in range(ROUNDS):

@@ -24,9 +24,9 @@ ROUNDS = 5
 def pair(backend: PostgresBackend) -> float:
     """Claim and complete a record of its own; the seconds that it took."""
     started = time.perf_counter()
-    answer = backend.claim(Claim(secrets.token_bytes(32), bytes(33), os.urandom(16), 30.0, 86400.0))
-    assert isinstance(answer, Leased), answer
-    backend.complete(Complete(answer.lease, bytes(1024)))
+    leased = backend.claim(Claim(secrets.token_bytes(32), bytes(33), os.urandom(16), 30.0, 86400.0))
+    assert isinstance(leased, Leased), leased
+    backend.complete(Complete(leased.lease, bytes(1024)))
     return time.perf_counter() - started
 
 

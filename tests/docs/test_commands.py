@@ -5,7 +5,7 @@ from __future__ import annotations
 import configparser
 import re
 
-from tests.docs.pages import ROOT, blocks
+from tests.docs.pages import ROOT, blocks, name_of, pages
 from tests.docs.test_lines import collector
 from tests.docs.test_links import guarantees
 
@@ -59,3 +59,16 @@ def test_every_line_of_behaviour_is_proved_by_what_the_command_runs() -> None:
     proofs = collector().proofs()
     assert {proof.line for proof in proofs} == {proof.line for proof in proofs if not proof.test.startswith(ignored)}
     assert [path for _, path in guarantees() if path.startswith(ignored)] == []
+
+
+def test_each_environment_that_a_page_names_exists() -> None:
+    """``tox -e compare``, ``tox -e bench`` and so on can be copied from wherever they stand."""
+    tox = _tox()
+    named = {
+        (name_of(page), name)
+        for page in [*pages(), ROOT / "benchmarks" / "README.md", ROOT / "benchmarks" / "peers" / "README.md"]
+        for name in re.findall(r"\btox -e (\w+)", page.read_text(encoding="utf-8"))
+    }
+    assert {name for _, name in named} >= {"bench", "compare", "demo", "faults"}
+    pythons = re.compile(r"py\d*$")
+    assert sorted(one for one in named if not pythons.match(one[1]) and f"testenv:{one[1]}" not in tox) == []

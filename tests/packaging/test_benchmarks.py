@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from benchmarks import report, results, svg
 from benchmarks.floor import calls_for
 from benchmarks.interface import BackendName
+from tests.docs.pages import ROOT
 
 
 @pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.stem)
@@ -43,3 +45,15 @@ def test_the_floor_runs_a_request_once(backend: BackendName, tmp_path: Path) -> 
     assert calls.claim(record_id, first, b"two") == b"answer"
     assert calls.claim(record_id, other, b"two") == 422
     calls.close()
+
+
+@pytest.mark.parametrize("word", [r"\b[Cc]olou?r(s|ed|less)?\b", r"(?i)answer", r"\btold\b|\btells?\b"])
+def test_the_benchmarks_keep_away_from_the_words_that_were_taken_out_of_them(word: str) -> None:
+    """sync and async; response; report, log: as in the package."""
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in sorted((ROOT / "benchmarks").rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(word, line)
+    ]
+    assert not found, "\n".join(found)

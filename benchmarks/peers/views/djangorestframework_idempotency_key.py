@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from django.urls import path
 
-from benchmarks.interface import HELD, HOLD, PATH, STATUS, answer
+from benchmarks.interface import HELD, HOLD, OTHER_PATH, PATH, STATUS, body_of
 from benchmarks.peers.loading import load
 
 _once = load("rest_framework_idempotency_key.decorators").simple_idempotency_key_method
@@ -14,13 +15,15 @@ _response = load("rest_framework.response").Response
 
 
 def post(self: Any, request: Any) -> Any:
-    """Read the order, answer with as much."""
+    """Read the order, respond with as much."""
     body = request._request.body
     if HOLD in request.headers:
-        HELD.wait()
-    return _response({"charged": "x" * (len(answer(len(body))) - len('{"charged":""}'))}, STATUS)
+        reply = HELD.wait()
+        if reply is not None:
+            return _response(json.loads(b"".join(reply.parts)), reply.status)
+    return _response({"charged": "x" * (len(body_of(len(body))) - len('{"charged":""}'))}, STATUS)
 
 
-_charges: Any = type("Charges", (load("rest_framework.views").APIView,), {"post": _once(post)})
+_charges: Any = type("Charges", (load("rest_framework.views").APIView,), {"post": _once(post), "patch": _once(post)})
 
-urlpatterns = [path(PATH[1:], _charges.as_view())]
+urlpatterns = [path(each[1:], _charges.as_view()) for each in (PATH, OTHER_PATH)]
