@@ -29,7 +29,7 @@ LINES = {
     "L": _numbers(14, "05a"),
     "R": _numbers(14, "05a"),
     "N": _numbers(31),
-    "S": _numbers(8, "02a", "06a", "06b", "06c"),
+    "S": _numbers(9, "02a", "06a", "06b", "06c"),
     "P": _numbers(7, *map(str, range(10, 38)), "18a", *map(str, range(40, 47))),
     "T": _numbers(14),
 }

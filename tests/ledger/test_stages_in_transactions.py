@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from open_idempotency import LeaseLost, StageValueError, SyncAsyncMismatch, idem
 from open_idempotency.exceptions import KeyReused, LedgerMissing
@@ -295,9 +296,9 @@ async def test_awaited_tables_that_are_missing_are_told(client: Client, awaited_
             await place_order_awaited(opened)
 
 
-@pytest.mark.parametrize("value", [object(), "x" * 70_000], ids=["object", "too long"])
+@pytest.mark.parametrize("value", [object(), "x" * 70_000, SecretStr("4111")], ids=["object", "too long", "secret"])
 def test_a_value_that_cannot_be_kept_rolls_back(client: Client, kind: str, database: Database, value: Any) -> None:
-    """S-02a: its effect is in the transaction, so neither is there, and the next attempt does both."""
+    """S-02a, S-09: its effect is in the transaction, so neither is there, and the next attempt does both."""
     for _ in range(2):
         with client.request():
             with pytest.raises(StageValueError, match="stage 'order'"), BLOCKING[kind][1](database) as opened:

@@ -261,6 +261,24 @@ def is_model(kind: object) -> bool:
     return isinstance(kind, type) and hasattr(kind, "model_validate") and hasattr(kind, "model_dump")
 
 
+def is_secret(kind: object) -> bool:
+    """Whether a class hides its value, as pydantic's ``SecretStr`` does; pydantic is not imported here."""
+    return isinstance(kind, type) and hasattr(kind, "get_secret_value")
+
+
+def masks(value: Any, dumped: Any) -> bool:
+    """Whether the JSON form of a value has a mask, such as stars, instead of a secret.
+
+    ``value``: what a model's ``model_dump()`` returns. ``dumped``: what ``model_dump(mode="json")`` returns.
+    """
+    if isinstance(value, Mapping) and isinstance(dumped, Mapping):
+        values: Mapping[Any, Any] = value
+        return any(map(masks, values.values(), dumped.values()))
+    if isinstance(value, list | tuple | set | frozenset) and isinstance(dumped, list):
+        return any(map(masks, value, dumped))
+    return is_secret(type(value)) and bool(value.get_secret_value()) and dumped == str(value)
+
+
 @lru_cache(maxsize=256)
 def hints_of(kind: type) -> Mapping[str, Any]:
     """The declared types of a class's members; one that cannot be resolved declares nothing."""
@@ -325,8 +343,10 @@ def unkeepable(declared: object, deep: bool = True) -> object:
     may be missing.
     """
     kind = meaning(declared)
-    if kind is None or scalar_of(kind) is not None or is_model(kind):
+    if kind is None or scalar_of(kind) is not None:
         return None
+    if is_model(kind):
+        return _unkeepable_secret(kind) if deep else None
     if is_union(kind):
         found = [unkeepable(member, deep) for member in members(kind)]
         return found[0] if all(found) else None
@@ -350,6 +370,28 @@ def _unkeepable_field(kind: type) -> object:
             if found is not None:
                 return found
     return None
+
+
+def _unkeepable_secret(model: Any) -> object:
+    """The type of a required field that a pydantic model writes as a mask; None without one."""
+    if writes_fields_itself(model) or getattr(model, "model_config", {}).get("json_encoders"):
+        return None
+    for field in getattr(model, "model_fields", {}).values():
+        kind = origin_of(meaning(field.annotation))
+        if is_secret(kind) and field.is_required() and not is_union(field.annotation) and not is_left_out(field):
+            return kind
+    return None
+
+
+def is_left_out(field: Any) -> bool:
+    """Whether a field of a pydantic model has a serializer of its own, or is excluded from the model's JSON form."""
+    return bool(field.exclude) or any("Serializer" in type(part).__name__ for part in field.metadata)
+
+
+def writes_fields_itself(model: Any) -> bool:
+    """Whether a pydantic model has serializers of its own."""
+    found = getattr(model, "__pydantic_decorators__", None)
+    return bool(getattr(found, "field_serializers", None) or getattr(found, "model_serializers", None))
 
 
 def _is_json(kind: type) -> bool:

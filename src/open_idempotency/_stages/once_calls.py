@@ -23,7 +23,7 @@ from open_idempotency._engine import shutdown, thread_calls
 from open_idempotency._engine.engine import AsyncPerformer, Engine, Performer, Running, running
 from open_idempotency._runtime import clocks
 from open_idempotency._stages.blocks import refuse_loop
-from open_idempotency._stages.results import CURE, ERROR_CURE, Converter, Kept
+from open_idempotency._stages.results import Converter, Kept
 from open_idempotency.exceptions import ConfigurationError, KeyNested, SyncAsyncMismatch
 
 if TYPE_CHECKING:
@@ -196,8 +196,7 @@ class OnceAttempt:
     def _finish(self, attempt: Attempt, kept: Kept) -> Steps[None]:
         if kept.missing:
             record = "" if attempt.lease is None else events.short(attempt.lease.record_id)
-            cure = ERROR_CURE if isinstance(kept.value, Exception) else CURE
-            yield from warn(attempt.policy, events.ResultNotKept(record, self._entry.name, kept.missing, cure))
+            yield from warn(attempt.policy, events.ResultNotKept(record, self._entry.name, kept.missing, kept.cure))
         counts = yield from finish_call(attempt, kept.response)
         if counts != kept.response:
             self._stored = counts

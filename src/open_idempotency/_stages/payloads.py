@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Any
 
 from open_idempotency._core.keys import digest
-from open_idempotency._stages.annotations import is_model, scalar_of
+from open_idempotency._stages.annotations import is_model, masks, scalar_of
 from open_idempotency.exceptions import PayloadRejected
 
 #: the first byte of a fingerprint is the version of these rules; a stored one of another version never matches
@@ -78,7 +78,7 @@ def _plain(value: Any, depth: int) -> object:
         return scalar.plain(value)
     if is_model(kind):
         dumped: object = value.model_dump(mode="json")
-        if _masks(value.model_dump(), dumped):
+        if masks(value.model_dump(), dumped):
             raise _NotJson(f"{kind.__name__} hides a secret, so two of them would be the same")
         return _plain(dumped, depth + 1)
     if dataclasses.is_dataclass(kind):
@@ -90,17 +90,6 @@ def _plain(value: Any, depth: int) -> object:
     if isinstance(value, Mapping):
         return _members(value, depth)
     raise _NotJson(f"a {kind.__name__} has no JSON form")
-
-
-def _masks(value: Any, dumped: Any) -> bool:
-    """Whether a secret of a model is written as stars. ``dumped``: the same as JSON."""
-    if isinstance(value, Mapping) and isinstance(dumped, Mapping):
-        members: Mapping[Any, Any] = value
-        return any(map(_masks, members.values(), dumped.values()))
-    if isinstance(value, list | tuple | set | frozenset) and isinstance(dumped, list):
-        return any(map(_masks, value, dumped))
-    secret: Any = getattr(value, "get_secret_value", None)
-    return secret is not None and bool(secret()) and dumped == str(value)
 
 
 def _members(value: Mapping[Any, Any], depth: int) -> dict[str, object]:

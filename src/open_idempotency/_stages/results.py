@@ -36,12 +36,13 @@ class Kept:
     """A result on its way to its record.
 
     ``value``: as a later call will get it; the value itself if it cannot be stored.
-    ``missing``: the name of its type where it cannot be stored.
+    ``missing``: the name of its type where it cannot be stored; ``cure``: what to do then.
     """
 
     response: Response
     value: Any
     missing: str = ""
+    cure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,13 @@ class Converter:
         try:
             values.check(declared)
         except StageValueError as error:
+            hidden = isinstance(error, values.HiddenSecret)
+            instead = values.UNMASKED if hidden else "return a text, a number or an id of it"
             raise StageValueError(
-                f"no result of the declared type {error.kind} can be stored; return a text, a number or an id of it, "
-                "or pass returns= if the function returns something else",
+                f"no result of the declared type {error.kind} can be stored; {instead}, or pass returns= if the "
+                "function returns something else",
                 error.kind,
-                CURE,
+                _cure_of(error),
             ) from None
         return cls(declared, tuple(errors))
 
@@ -76,7 +79,7 @@ class Converter:
         try:
             return self.keep_strictly(value, max_bytes)
         except StageValueError as error:
-            return _without(value, error.kind or type(value).__name__)
+            return _without(value, error.kind or type(value).__name__, _cure_of(error))
 
     def keep_strictly(self, value: object, max_bytes: int) -> Kept:
         """The same. Raises ``StageValueError`` for a value that cannot be stored or read back."""
@@ -91,7 +94,7 @@ class Converter:
             _, payload = values.encode([named.__name__, list(error.args)], None, max_bytes)
             rebuilt(named, read_memo(payload)[1])
         except StageValueError:
-            return _without(error, type(error).__name__)
+            return _without(error, type(error).__name__, ERROR_CURE)
         return Kept(_response(StageKind.ERROR, payload), error)
 
     def read(self, stored: Response) -> Any:
@@ -122,10 +125,14 @@ def _response(kind: StageKind, payload: bytes) -> Response:
     return Response(200, [(KIND, _KINDS[kind])], payload)
 
 
-def _without(value: object, name: str) -> Kept:
+def _cure_of(error: StageValueError) -> str:
+    return values.UNMASKED if isinstance(error, values.HiddenSecret) else CURE
+
+
+def _without(value: object, name: str, cure: str) -> Kept:
     """What is stored of a result that cannot be: that there was one (S-02a)."""
     headers = [(KIND, _NOT_KEPT), (TYPE, name[:200].encode("ascii", "backslashreplace").replace(b"\n", b" "))]
-    return Kept(Response(200, headers, None), value, name)
+    return Kept(Response(200, headers, None), value, name, cure)
 
 
 def _header(stored: Response, wanted: bytes) -> bytes:

@@ -24,20 +24,24 @@ from open_idempotency._stages.annotations import (
     build_float,
     hints_of,
     is_float_text,
+    is_left_out,
     is_model,
     is_named_tuple,
     is_plain,
+    is_secret,
     is_typed_dict,
     is_union,
     is_wrapped,
     item_type,
     key_type,
+    masks,
     meaning,
     members,
     origin_of,
     plain_float,
     scalar_of,
     unkeepable,
+    writes_fields_itself,
 )
 from open_idempotency.exceptions import StageValueError
 
@@ -49,6 +53,8 @@ _FIELDS = "fields"
 
 _INSTEAD = "save a text, a number or an id"
 _DEFAULT = "give default= or reconcile=, which say what later attempts get"
+#: what to do with a value that hides a secret
+UNMASKED = "return a reference to the secret, or get_secret_value() together with encryption="
 
 
 class _Refused(TypeError):
@@ -60,14 +66,28 @@ class _Refused(TypeError):
         self.cure = cure
 
 
+class _Masked(_Refused):
+    """The value hides a secret, so its JSON form has a mask instead."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"{kind} hides a secret, so a mask would be stored instead", kind, UNMASKED)
+
+
+class HiddenSecret(StageValueError):
+    """A value, or a declared type, whose JSON form has a mask instead of a secret."""
+
+
 def check(declared: object) -> None:
     """Raise ``StageValueError`` for a declaration of which no value can be stored. To be asked before an effect."""
     kind = unkeepable(declared)
     if kind is None:
         return
     name = _name(kind)
-    cure = f"return a text, a number or an id of it, pass returns= if it returns something else, or {_DEFAULT}"
-    raise StageValueError(f"no value of the declared type {name} can be stored; {cure}", name, cure)
+    hidden = is_secret(kind)
+    instead = UNMASKED if hidden else "return a text, a number or an id of it"
+    cure = f"{instead}, pass returns= if it returns something else, or {_DEFAULT}"
+    refusal = HiddenSecret if hidden else StageValueError
+    raise refusal(f"no value of the declared type {name} can be stored; {cure}", name, cure)
 
 
 def encode(value: object, declared: object, max_bytes: int) -> tuple[StageKind, bytes]:
@@ -82,9 +102,10 @@ def encode(value: object, declared: object, max_bytes: int) -> tuple[StageKind, 
         payload = text.encode()
     except Exception as error:  # a class of the application's may raise anything, and the effect has happened
         refused = error if isinstance(error, _Refused) else _Refused("", _name(type(value)), _DEFAULT)
-        cure = f"{_INSTEAD}, or {refused.cure}"
+        masked = isinstance(error, _Masked)
+        cure = refused.cure if masked else f"{_INSTEAD}, or {refused.cure}"
         said = f"a stage value must be JSON, or of a declared type: {error}; {cure}"
-        raise StageValueError(said, refused.kind, cure) from error
+        raise (HiddenSecret if masked else StageValueError)(said, refused.kind, cure) from error
     if len(payload) > max_bytes:
         cure = "save an id, and keep the thing itself in your database, or raise max_stage_bytes"
         raise StageValueError(
@@ -196,6 +217,8 @@ class _Coder:
             read = _validated(made, dumped)
         except Exception:
             return self._fields(value)
+        if masks(value.model_dump(by_alias=True, round_trip=True), dumped):
+            raise _Masked(_name(made))
         if _same_fields(read, value):
             return dumped
         try:
@@ -207,7 +230,11 @@ class _Coder:
         """A model by its fields, where its own JSON does not say what they are: bytes, NaN, enums of tuples ..."""
         made = type(value)
         fields: Mapping[str, Any] = made.model_fields
-        if getattr(value, "__pydantic_extra__", None) or any(map(_is_left_out, fields.values())) or _serializes(made):
+        if (
+            getattr(value, "__pydantic_extra__", None)
+            or any(map(is_left_out, fields.values()))
+            or writes_fields_itself(made)
+        ):
             raise _changed(value)
         within = {name: self.plain(getattr(value, name), field.annotation) for name, field in fields.items()}
         self.typed = True
@@ -235,6 +262,8 @@ def _written_as(value: object, kind: Any) -> object:
     try:
         written = _Coder().plain(value, kind)
         _build(json.loads(json.dumps(written, allow_nan=False)), kind, typed=True)
+    except _Masked:
+        raise
     except Exception:
         return None
     return written
@@ -243,6 +272,8 @@ def _written_as(value: object, kind: Any) -> object:
 def _refuse(value: object, declared: object) -> NoReturn:
     kind = type(value)
     name = _name(kind)
+    if is_secret(kind):
+        raise _Masked(name)
     if not _can_be_declared(kind):
         raise _Refused(f"{name} cannot be written as JSON", name, _DEFAULT)
     if declared is not None:
@@ -300,16 +331,6 @@ def _validated(kind: Any, data: object) -> Any:
     """From JSON, as only then a model reads what it writes: bytes in base64, a strict date."""
     validate: Callable[[str], Any] | None = getattr(kind, "model_validate_json", None)
     return kind.model_validate(data) if validate is None else validate(json.dumps(data, allow_nan=False))
-
-
-def _is_left_out(field: Any) -> bool:
-    """Whether a model writes a field otherwise than it is, or not at all, by its own wish."""
-    return bool(field.exclude) or any("Serializer" in type(part).__name__ for part in field.metadata)
-
-
-def _serializes(kind: Any) -> bool:
-    found = getattr(kind, "__pydantic_decorators__", None)
-    return bool(getattr(found, "field_serializers", None) or getattr(found, "model_serializers", None))
 
 
 # Back
