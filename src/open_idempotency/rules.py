@@ -19,6 +19,7 @@ from open_idempotency.policy import OF_APPLICATIONS, refuse_unknown
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from open_idempotency.policy import IdempotencyPolicy
     from open_idempotency.policy_fields import PolicyFields
 
 __all__ = ["IdempotencyRule", "RulesByPath", "exempt", "idempotent"]
@@ -29,7 +30,8 @@ _MARK = "_open_idempotency_rule"
 _CALL = "__call__"
 #: whose applications refuse requests to marked views that nothing protects, once the module of this library is loaded
 _FRAMEWORKS = ("flask", "starlette")
-_ADAPTERS = tuple(f"open_idempotency.{name}" for name in ("asgi", "django", "flask", "wsgi"))
+#: adapters that read the rules of views; those for plain ASGI and WSGI read none
+_ADAPTERS = tuple(f"open_idempotency.{name}" for name in ("django", "flask", "starlette"))
 _STANDS_FOR = ("func", "cls", "view_class")
 _BEHIND_API_VIEW = ("rest_framework.decorators", "api_view.<locals>.decorator.<locals>.handler")
 
@@ -39,14 +41,16 @@ class RuleRegistry:
 
     ``in_use``: whether there is any rule; without one the view of a request need not be looked up. ``headers``: the
     headers that rules name for their keys, known before their views are reached. ``makes_keys``: whether a rule has
-    ``key=``, so that a request without such a header may have a key.
+    ``key=``, so that a request without such a header may have a key. ``find_unread``: returns what is wrong with the
+    rules of an application whose middleware reads none; None until an adapter of its framework is loaded.
     """
 
-    __slots__ = ("headers", "in_use", "makes_keys")
+    __slots__ = ("find_unread", "headers", "in_use", "makes_keys")
 
     def __init__(self) -> None:
         self.in_use = self.makes_keys = False
         self.headers: set[str] = set()
+        self.find_unread: Callable[[Any, Any], str | None] | None = None
 
     def note_fields(self, fields: Mapping[str, Any]) -> None:
         """Take the headers that the fields of a rule name. The policy reports what is wrong with them, in time."""
@@ -204,6 +208,11 @@ def exempts(chain: Iterable[Rule]) -> bool:
     return rule is not None and rule.exempt
 
 
+def changes(rule: Rule, policy: IdempotencyPolicy) -> bool:
+    """Whether a rule asks for anything that this policy does not say already."""
+    return rule.exempt or any(getattr(policy, name) != value for name, value in rule.fields.items())
+
+
 def _nearest(view: Any) -> Rule | None:
     """The rule of a view, or of the function that decorators around it keep as ``__wrapped__``."""
     while view is not None:
@@ -266,6 +275,19 @@ def _have_it_checked() -> None:
         for name in _FRAMEWORKS:
             if name in sys.modules:
                 import_module(f"open_idempotency.{name}")
+
+
+def refuse_unread(middleware: Any, scope: Any) -> None:
+    """Raise ``ConfigurationError`` if endpoints inside a middleware for plain ASGI have rules: it reads none of them.
+
+    ``scope``: that of the lifespan.
+    """
+    if not registry.in_use:
+        return
+    _have_it_checked()
+    found = None if registry.find_unread is None else registry.find_unread(middleware, scope)
+    if found is not None:
+        raise ConfigurationError(found)
 
 
 def _mark(view: V, rule: Rule) -> V:

@@ -69,6 +69,9 @@ _logger = logging.getLogger("open_idempotency")
 #: extensions that were made without an application, and whose ``init_app`` was not called yet; the first request of an
 #: application without an extension empties it
 uninitialised: set[object] = set()
+#: routes that were warned about, and how many are
+_warned: set[str] = set()
+_MOST = 100
 
 
 def hook() -> None:
@@ -104,9 +107,14 @@ def method_of(app: Flask, name: str) -> Any:
 
 
 def _refuse_unprotected(app: Flask, here: Request) -> None:
-    """Raise ``ConfigurationError`` for a request that the rules of its view cover, as no extension reads them."""
+    """Raise ``ConfigurationError`` for a request that the rules of its view cover, as no extension reads them.
+
+    Warns instead, once for each route, where a middleware for WSGI protects the request: it reads no rules of views.
+    """
     view = None if here.url_rule is None else app.view_functions.get(here.url_rule.endpoint)
     rule = rules.combine(rules.rules_on(view, here.method))
+    if rule is not None and MARK in here.environ and rules.changes(rule, here.environ[MARK].policy):
+        _warn_of_unread(f"{here.method} {here.url_rule}")
     if rule is None or rule.exempt or MARK in here.environ or OFF in here.environ:
         return
     if app.config.get(f"{PREFIX}ENABLED") is False:
@@ -120,6 +128,16 @@ def _refuse_unprotected(app: Flask, here: Request) -> None:
             f"{here.method} {here.url_rule}: the view is marked with @idempotent, and the application has no "
             'extension that reads it, so a retry runs again; add Idempotency(app, backend="...") from '
             "open_idempotency.flask, with enabled=False in tests that need no protection"
+        )
+
+
+def _warn_of_unread(name: str) -> None:
+    if name not in _warned and len(_warned) < _MOST:
+        _warned.add(name)
+        _logger.warning(
+            "%s: the view has a rule (@idempotent or @exempt) that has no effect: the middleware that protects it is "
+            'the one for WSGI, and reads none; use Idempotency(app, backend="...") from open_idempotency.flask instead',
+            name,
         )
 
 

@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import logging
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 from open_idempotency._asgi import MARK, PENDING, Scope
 from open_idempotency._routes.coverage import Route
-from open_idempotency._starlette.survey import FRAMEWORKS, Layers, all_rules, endpoint_rules, see_layers
+from open_idempotency._starlette.survey import (
+    FRAMEWORKS,
+    Covering,
+    Endpoint,
+    Layers,
+    all_rules,
+    endpoint_rules,
+    endpoints_beneath,
+    layers_beneath,
+    see_layers,
+)
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
-from open_idempotency.rules import Rule, combine, deciding
+from open_idempotency.rules import Rule, changes, combine, deciding, registry
 
 _logger = logging.getLogger("open_idempotency")
 _ABOVE = "open_idempotency.rules_above"
@@ -25,13 +35,16 @@ _MISSING = (
     "open_idempotency.fastapi, with enabled=False in tests that need no protection"
 )
 _IGNORED = (
-    "has a rule (@idempotent or IdempotencyRule), and the middleware that protects it reads none, as it is the one for "
-    "plain ASGI, or cannot see into what it wraps; take IdempotencyMiddleware from open_idempotency.starlette or "
-    "open_idempotency.fastapi, and put it around the application itself"
+    "has a rule (@idempotent, @exempt or IdempotencyRule) that has no effect: the middleware that protects it reads "
+    "none, as it is the one for plain ASGI, or cannot see into what it wraps; use "
+    "open_idempotency.starlette.IdempotencyMiddleware, or FastAPI's, around the application itself"
 )
 #: routes that were warned about, and how many are
 _warned: set[str] = set()
 _MOST = 100
+#: how many endpoints an error names
+_NAMED = 5
+_NEVER = NEVER_COVERED | {"WEBSOCKET"}
 
 
 def is_unseen(scope: Scope) -> bool:
@@ -60,15 +73,67 @@ def look_at_endpoint(rules: tuple[Rule, ...], scope: Scope) -> None:
 
 
 def _look(route: Any, rules: tuple[Rule, ...], scope: Scope, *, hidden: bool) -> None:
-    if not asks_for_protection(scope, rules):
-        return
     name = f"{scope['method'].upper()} {_path_of(route)}"
     if MARK in scope:
-        _warn(name, _IGNORED)
-    elif hidden:
+        rule = combine((*scope.get(_ABOVE, ()), *rules))
+        if rule is not None and changes(rule, scope[MARK].policy):
+            _warn(name, _IGNORED)
+        return
+    if not asks_for_protection(scope, rules):
+        return
+    if hidden:
         _warn(name, f"{_MISSING}; a layer around it hides whether it has one of its own")
     else:
         raise ConfigurationError(f"{name} {_MISSING}")
+
+
+class _Protecting(Covering, Protocol):
+    """What is asked of a middleware for plain ASGI."""
+
+    app: Any
+
+
+def find_unread(middleware: _Protecting, scope: Scope) -> str | None:
+    """What is wrong with rules of endpoints inside a middleware that reads none; None if each would change nothing."""
+    found = [
+        f"{at.method} {at.path} ({_name_of(at.route)}): {_rule_text(at.rules)}"
+        for at in endpoints_beneath(layers_beneath(middleware.app, scope))
+        if at.rules and at.method not in _NEVER and _would_change(at, middleware)
+    ]
+    if not found:
+        return None
+    named = "; ".join(found[:_NAMED]) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
+    return (
+        f"rules of endpoints have no effect here, as open_idempotency.asgi.IdempotencyMiddleware reads none: {named}. "
+        "Use open_idempotency.starlette.IdempotencyMiddleware, which FastAPI's extends, or give these rules by path: "
+        "rules="
+    )
+
+
+def _would_change(at: Endpoint, middleware: _Protecting) -> bool:
+    """Whether the rules of an endpoint cover its requests in another way than the middleware does without them."""
+    by_path = middleware.rules_of_path({"method": at.method, "path": at.path})
+    try:
+        each = [middleware.coverages.by((*by_path, *rules)) for rules in ((), at.rules)]
+    except ConfigurationError:  # they contradict the policy, which nobody would notice either
+        return True
+    plain, read = (route.policy if route is not None and at.method in route.policy.methods else None for route in each)
+    return plain != read
+
+
+def _name_of(route: Any) -> str:
+    endpoint = getattr(route, "endpoint", None)
+    return str(getattr(endpoint, "__qualname__", None) or type(endpoint).__qualname__)
+
+
+def _rule_text(rules: tuple[Rule, ...]) -> str:
+    rule = combine(rules)
+    if rule is None or rule.exempt:
+        return "exempt"
+    return f"idempotent({', '.join(f'{name}=' for name in rule.fields)})"
+
+
+registry.find_unread = find_unread
 
 
 def _warn(name: str, said: str) -> None:
