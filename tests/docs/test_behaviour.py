@@ -27,7 +27,7 @@ LINES = {
     "H": _numbers(24),
     "O": _numbers(41, "18a", "18b", "18c", "19a", "19b", "20a", "21a"),
     "L": _numbers(14, "05a"),
-    "R": _numbers(14, "05a"),
+    "R": _numbers(15, "05a"),
     "N": _numbers(31),
     "S": _numbers(9, "02a", "06a", "06b", "06c"),
     "P": _numbers(7, *map(str, range(10, 38)), "18a", *map(str, range(40, 47))),
