@@ -420,7 +420,7 @@ def test_a_rule_of_a_view_that_the_middleware_for_wsgi_does_not_read_is_warned_a
     """R-15: once for each route, as WSGI has no start."""
     monkeypatch.setattr(flask_unprotected, "_warned", set[str]())
     app = flask_app(ruled)
-    app.wsgi_app = wsgi.IdempotencyMiddleware(app.wsgi_app, "memory://")  # type: ignore[method-assign]
+    app.wsgi_app = wsgi.IdempotencyMiddleware(app.wsgi_app, "memory://")  # type: ignore[method-assign]  # as Flask documents it
     with told(caplog, logging.WARNING) as said:
         for _ in range(2):
             key = {"Idempotency-Key": uuid4().hex}
