@@ -1,8 +1,8 @@
-"""Marked views in applications without the extension, and Flask's contexts, which show them.
+"""Marked views in applications without the extension, and Flask's contexts.
 
 A request that a mark should protect is an error in an application without the extension (O-25). For this
 ``Flask.dispatch_request`` is wrapped once, when the Flask adapter is loaded. In an application with the extension the
-wrapper is taken out of the way.
+wrapper is bypassed.
 
 The names of Flask's contexts are not documented. Flask 2.1 keeps stacks of contexts; later versions have proxies, and
 the latest have one kind of context only.
@@ -40,7 +40,7 @@ def current_request() -> Request:
 
 
 def request_context() -> Any:
-    """The context of the current request, or the one context that the latest versions have; None without one."""
+    """The context of the current request, or the single context of the latest versions; None without one."""
     return _current("request_ctx", "_request_ctx_stack") or app_context()
 
 
@@ -50,7 +50,7 @@ def app_context() -> Any:
 
 
 def _current(proxy: str, stack: str) -> Any:
-    # asked for by name each time: a later version warns of the names that it no longer wants
+    # looked up by name, since a later version warns about deprecated names
     if proxy in _NAMES:
         try:
             return _NAMES[proxy]._get_current_object()
@@ -61,7 +61,7 @@ def _current(proxy: str, stack: str) -> Any:
 
 # Marked views without the extension (O-25)
 
-#: the extension's entry in ``app.extensions``, and what its settings begin with
+#: the extension's entry in ``app.extensions``, and the prefix of its settings
 KEY = "open_idempotency"
 PREFIX = "IDEMPOTENCY_"
 _OWN = "_open_idempotency_original"
@@ -100,7 +100,7 @@ def hook() -> None:
 
 
 def method_of(app: Flask, name: str) -> Any:
-    """A method of an application, as it is without the wrapper of this module."""
+    """A method of an application without the wrapper of this module."""
     method = getattr(app, name)
     original = getattr(method, _OWN, None)
     return method if original is None else MethodType(original, app)

@@ -1,7 +1,7 @@
 """Routes with rules that no middleware of this library reads: a request that they should protect is an error (O-25).
 
-The look happens where an endpoint is called, for requests that no ``IdempotencyMiddleware`` has seen. Those that one
-has seen have ``PENDING`` in their scope.
+The check is made when an endpoint is called, for requests that no ``IdempotencyMiddleware`` has seen. A request that
+one has seen has ``PENDING`` in its scope. Rules inside the middleware for plain ASGI are found at start (R-15).
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def is_unseen(scope: Scope) -> bool:
 
 
 def look_at_route(route: Any, scope: Scope) -> None:
-    """Refuse an unseen request if the route's rules ask for protection; note the rules of a mounted application.
+    """Refuse an unseen request if the route's rules ask for protection, and note the rules of a mounted application.
 
-    Raises ``ConfigurationError``. Where a layer hides whether a middleware is inside it, a warning is logged instead.
+    Raises ``ConfigurationError``. If a layer hides whether a middleware is inside it, a warning is logged instead.
     """
     method = scope["method"].upper()
     beneath = see_layers(getattr(route, "app", None))
@@ -88,13 +88,13 @@ def _look(route: Any, rules: tuple[Rule, ...], scope: Scope, *, hidden: bool) ->
 
 
 class _Protecting(Covering, Protocol):
-    """What is asked of a middleware for plain ASGI."""
+    """The parts of a middleware for plain ASGI that are read here."""
 
     app: Any
 
 
 def find_unread(middleware: _Protecting, scope: Scope) -> str | None:
-    """What is wrong with rules of endpoints inside a middleware that reads none; None if each would change nothing."""
+    """The error for rules of endpoints inside a middleware that reads none; None if the rules change nothing."""
     found = [
         f"{at.method} {at.path} ({_name_of(at.route)}): {_rule_text(at.rules)}"
         for at in endpoints_beneath(layers_beneath(middleware.app, scope))
@@ -111,11 +111,11 @@ def find_unread(middleware: _Protecting, scope: Scope) -> str | None:
 
 
 def _would_change(at: Endpoint, middleware: _Protecting) -> bool:
-    """Whether the rules of an endpoint cover its requests in another way than the middleware does without them."""
+    """Whether the rules of an endpoint would change how its requests are covered."""
     by_path = middleware.rules_of_path({"method": at.method, "path": at.path})
     try:
         each = [middleware.coverages.by((*by_path, *rules)) for rules in ((), at.rules)]
-    except ConfigurationError:  # they contradict the policy, which nobody would notice either
+    except ConfigurationError:  # they contradict the policy, which would go unnoticed too
         return True
     plain, read = (route.policy if route is not None and at.method in route.policy.methods else None for route in each)
     return plain != read
@@ -143,7 +143,7 @@ def _warn(name: str, said: str) -> None:
 
 
 def asks_for_protection(scope: Scope, rules: tuple[Rule, ...]) -> bool:
-    """Whether some rules cover a request that has a key, or that needs one."""
+    """Whether these rules cover a request that has a key or needs one."""
     coverage = _coverage((*scope.get(_ABOVE, ()), *rules))
     if coverage is None or scope["method"].upper() not in coverage.policy.methods:
         return False
@@ -160,7 +160,7 @@ def _coverage(rules: tuple[Rule, ...]) -> Route | None:
 
 
 def _shows_all(beneath: Layers, route: Any) -> bool:
-    """Whether every layer between a route and its endpoint can be seen."""
+    """Whether every layer between a route and its endpoint shows what it wraps."""
     innermost = beneath.app
     return innermost is route.endpoint or str(innermost.__module__).partition(".")[0] in FRAMEWORKS
 
