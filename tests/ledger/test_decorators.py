@@ -105,7 +105,7 @@ def test_a_callable_that_returns_none_is_told(client: Client) -> None:
     def insert() -> None:
         raise AssertionError("not reached")
 
-    with client.request(), pytest.raises(ConfigurationError, match="returned no transaction"):
+    with client.request(), pytest.raises(ConfigurationError, match="returned None instead of a transaction"):
         insert()
 
 

@@ -186,9 +186,9 @@ def test_generator_functions_are_refused(once: Once, backend: WatchedBackend, fu
 
 def test_what_is_no_function_is_refused(once: Once) -> None:
     """N-19: such as the result of one, or a coroutine."""
-    with pytest.raises(TypeError, match="pass the function and its arguments apart"):
+    with pytest.raises(TypeError, match="pass the function and its arguments separately"):
         once.run("k", 7)  # type: ignore[arg-type]  # it is wrong on purpose
-    with pytest.raises(TypeError, match="pass the function and its arguments apart"):
+    with pytest.raises(TypeError, match="pass the function and its arguments separately"):
         once.run("k", _coroutine())  # type: ignore[arg-type]  # it is wrong on purpose
     with pytest.raises(TypeError, match="decorates a function"):
         once(key=lambda: "k")(7)  # type: ignore[type-var]  # it is wrong on purpose

@@ -36,7 +36,7 @@ def charge(amount: int, key: str | None = None) -> str:
 
 def test_a_key_that_may_be_the_functions_is_asked_about(client: Client) -> None:
     """S-01: or the provider would get none, and nobody would know."""
-    with client.request(), pytest.raises(TypeError, match=r"key= is the stage's.*functools\.partial"):
+    with client.request(), pytest.raises(TypeError, match=r"key= is an argument of the stage.*functools\.partial"):
         idem.run("charge", charge, 500, key=idem.key_for("charge"))
 
 
@@ -56,21 +56,21 @@ def test_an_argument_that_is_not_given_needs_no_question(client: Client) -> None
 @pytest.mark.anyio
 async def test_it_is_asked_in_coroutines_too(client: Client) -> None:
     """S-08."""
-    with client.request(), pytest.raises(TypeError, match="external= is the stage's"):
+    with client.request(), pytest.raises(TypeError, match="external= is an argument of the stage"):
         await idem.arun("charge", lambda external: None, external=True)
 
 
 @pytest.mark.parametrize("result", ["a charge", None])
 def test_what_a_function_returned_is_no_function(client: Client, result: Any) -> None:
     """S-01: its effect has happened outside of the stage by then."""
-    with client.request(), pytest.raises(TypeError, match="pass the function and its arguments apart"):
+    with client.request(), pytest.raises(TypeError, match="pass the function and its arguments separately"):
         idem.run("charge", result)
 
 
 @pytest.mark.anyio
 async def test_a_coroutine_is_no_function(client: Client) -> None:
     """S-08: and is closed, so that nothing warns of it instead."""
-    with client.request(), pytest.raises(TypeError, match="pass the function and its arguments apart"):
+    with client.request(), pytest.raises(TypeError, match="pass the function and its arguments separately"):
         await idem.arun("charge", Counted().awaited())
 
 

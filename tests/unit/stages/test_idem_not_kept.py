@@ -366,7 +366,7 @@ def test_a_default_that_may_be_the_functions_is_asked_about(client: Client) -> N
     def charge(default: int = 0) -> int:
         return default
 
-    with client.request(), pytest.raises(TypeError, match="default= is the stage's"):
+    with client.request(), pytest.raises(TypeError, match="default= is an argument of the stage"):
         idem.run("charge", charge, default=3)
 
 
