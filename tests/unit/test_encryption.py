@@ -190,7 +190,7 @@ def test_a_cipher_that_this_machine_lacks_is_found_out_at_start(monkeypatch: pyt
         raise UnsupportedAlgorithm("ChaCha20Poly1305 is not supported by this version of OpenSSL")
 
     monkeypatch.setattr("cryptography.hazmat.primitives.ciphers.aead.ChaCha20Poly1305", lacking)
-    with pytest.raises(ConfigurationError, match="chacha20-poly1305 does not work here"):
+    with pytest.raises(ConfigurationError, match="chacha20-poly1305 does not work on this machine"):
         EncryptionKeys({"k": NEW}, cipher="chacha20-poly1305")
     assert EncryptionKeys({"k": NEW}).seal(b"", HERE)
 
