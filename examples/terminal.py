@@ -1,4 +1,4 @@
-"""How the demo looks: narration, requests as curl commands, answers as ``curl -i`` prints them.
+"""How the demo looks: narration, requests as curl commands, responses as ``curl -i`` prints them.
 
 Coloured on a terminal; plain where there is none or NO_COLOR is set.
 """
@@ -65,7 +65,7 @@ class Terminal:
         print(_MARGIN + self.style("$ " + f" \\\n{_MARGIN}    ".join(parts), "bold"))
 
     def reply(self, reply: Reply | None) -> None:
-        """The answer, or what curl says when there is none."""
+        """The response, or what curl says when there is none."""
         if reply is None:
             print(_MARGIN + self.style("curl: (52) Empty reply from server", "red") + "\n")
             return

@@ -404,7 +404,7 @@ class Once:
 
 #: how often ``forget`` reads a record again that has changed since
 _TRIES = 3
-#: calls a blocking function: directly, or in a thread
+#: calls a function that blocks: directly, or in a thread
 _Caller = Callable[..., Any]
 
 

@@ -42,8 +42,8 @@ def test_a_url_names_a_backend(url: str, kind: type, tmp_path: Path) -> None:
     assert type(open_backend(url.format(folder=tmp_path))) is kind
 
 
-def test_a_ready_backend_is_taken_in_its_blocking_colour(tmp_path: Path) -> None:
-    """An instance of either colour; both colours lead back to it."""
+def test_a_ready_backend_is_taken_as_its_sync_front(tmp_path: Path) -> None:
+    """A sync or async instance; both fronts lead back to it."""
     path = str(tmp_path / "records.db")
     backend = MemoryBackend()
     assert open_backend(backend) is backend
@@ -52,7 +52,7 @@ def test_a_ready_backend_is_taken_in_its_blocking_colour(tmp_path: Path) -> None
         assert open_backend(ready).to_async() is ready
 
 
-def test_an_unknown_scheme_is_told_the_known_ones() -> None:
+def test_an_unknown_scheme_is_an_error_with_the_known_ones() -> None:
     """The error lists them."""
     known = ", ".join(f"{scheme}://" for scheme in sorted(registry.BACKENDS)).replace("+://", "+…://")
     assert "redis+cluster://, redis+sentinel://" in known
@@ -108,7 +108,7 @@ def test_what_is_no_backend_is_refused(wrong: object) -> None:
         ("sqlalchemy+mysql+mysqlconnector://localhost/x", "pip install mysql-connector-python$"),
     ],
 )
-def test_a_wrong_url_is_told_what_is_wrong(url: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_url_is_explained(url: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At start, naming the option."""
     monkeypatch.setitem(sys.modules, "MySQLdb", None)  # which another driver may stand for (tests.mariadb_server)
     with pytest.raises(ConfigurationError, match=message):

@@ -1,4 +1,4 @@
-"""Stages that commit with the application's own rows (S-05), for each kind of ``tx=`` in its colour."""
+"""Stages that commit with the application's own rows (S-05), for each kind of ``tx=`` sync and async."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_an_exception_in_the_stage_saves_nothing(client: Client, kind: str, data
         assert place_order(opened) == "placed"
 
 
-def test_tables_that_are_missing_are_told_before_any_effect(client: Client, kind: str, new_database: Any) -> None:
+def test_tables_that_are_missing_are_reported_before_any_effect(client: Client, kind: str, new_database: Any) -> None:
     """Bad input: the message says how to make them."""
     database: Database = new_database(BLOCKING[kind][0])
     database.make_tables(ledger=False)
@@ -287,7 +287,9 @@ async def test_awaited_transactions_do_not_fit_a_blocking_block(
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
-async def test_awaited_tables_that_are_missing_are_told(client: Client, awaited_kind: str, new_database: Any) -> None:
+async def test_awaited_tables_that_are_missing_are_reported(
+    client: Client, awaited_kind: str, new_database: Any
+) -> None:
     """Bad input."""
     database: Database = new_database(AWAITED[awaited_kind][0])
     database.make_tables(ledger=False)

@@ -24,7 +24,7 @@ RECORD = b"\x01\xff record"
 AT_ONCE = ("--repl-diskless-sync-delay", "0")
 
 
-# Trio makes the blocking colour's calls.
+# Trio makes the sync front's calls.
 @pytest.fixture(params=["sync", "asyncio"])
 def colour(request: pytest.FixtureRequest) -> str:
     colour: str = request.param

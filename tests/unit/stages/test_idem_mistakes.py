@@ -94,7 +94,7 @@ def test_a_class_as_transaction_is_refused(client: Client) -> None:
 
 
 @pytest.mark.parametrize("form", [lambda tx: idem.stage("order", tx=tx), lambda tx: idem.atomic(tx)])
-def test_a_wrong_transaction_is_told_without_a_key_too(client: Client, form: Callable[[Any], Any]) -> None:
+def test_a_wrong_transaction_is_reported_without_a_key_too(client: Client, form: Callable[[Any], Any]) -> None:
     """S-05: whoever tries without one hears of it, and not only production."""
     with client.request(key=b""), pytest.raises(ConfigurationError, match="tx= takes a SQLAlchemy Session"):
         form(object()).__enter__()
@@ -113,7 +113,7 @@ def test_a_name_means_nothing_where_no_django_is_set_up(monkeypatch: pytest.Monk
     assert "secret" not in str(caught.value)
 
 
-def test_a_declared_type_that_cannot_be_kept_is_told_with_its_stage(client: Client) -> None:
+def test_a_declared_type_that_cannot_be_kept_is_reported_with_its_stage(client: Client) -> None:
     """S-02a: before the call, and what to return instead."""
     reserve = Counted()
     with client.request(), pytest.raises(StageValueError, match=r"stage 'reserve': .* Counted .* return a text"):
@@ -121,7 +121,7 @@ def test_a_declared_type_that_cannot_be_kept_is_told_with_its_stage(client: Clie
     assert reserve.calls == 0
 
 
-def test_a_backend_in_the_place_of_the_application_is_told() -> None:
+def test_a_backend_instead_of_the_application_is_reported() -> None:
     """Bad input: Flask's extension takes the application first."""
     wrong: Any = "sqlite:///idem.db"
     with pytest.raises(ConfigurationError, match=r"first argument is the Flask application.*backend="):

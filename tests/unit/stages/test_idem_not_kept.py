@@ -1,4 +1,4 @@
-"""Stages whose value cannot be kept (S-02a) through ``idem`` in both colours, on a real engine."""
+"""Stages whose value cannot be kept (S-02a) through ``idem`` sync and async, on a real engine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Receipt:
 
 
 class Declined(Exception):
-    """A result, told as an exception."""
+    """A result, reported as an exception."""
 
 
 UNKEEPABLE = [Receipt(), Decimal("1.10"), datetime(2026, 1, 1, tzinfo=timezone.utc), "x" * 70_000, {1: 2}, float("nan")]
@@ -297,7 +297,7 @@ def test_it_is_an_error_in_the_log_that_says_what_to_do(client: Client, caplog: 
     assert "4111" not in said
 
 
-def test_without_a_key_it_is_told_too(client: Client, listener: Listener) -> None:
+def test_without_a_key_it_is_reported_too(client: Client, listener: Listener) -> None:
     """S-02a, S-03: whoever tries without one hears of it."""
     value = Receipt()
     with client.request(b""):

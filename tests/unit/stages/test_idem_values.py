@@ -50,7 +50,7 @@ def test_a_value_that_could_not_be_read_back_is_not_recorded(client: Client) -> 
 
 
 class CardDeclined(Exception):
-    """An outcome, told as an exception."""
+    """An outcome, reported as an exception."""
 
 
 class Expired(CardDeclined):
