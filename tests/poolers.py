@@ -29,7 +29,7 @@ from tests.servers import ServerMissing, free_port
 SIZE = 4
 _START_WITHIN = 20.0
 _SSL, _GSS, _VERSION = 80877103, 80877104, 196608
-#: what a client may ask for at its start, and what it is told of the server
+#: what a client may ask for at its start, and what it is reported the server
 _KNOWN = {"user", "database", "application_name", "client_encoding"}
 _TOLD = {"server_version", "server_encoding", "client_encoding", "standard_conforming_strings", "integer_datetimes"}
 Address = tuple[str, str]
@@ -54,9 +54,9 @@ class _Server:
 
     def __init__(self, idle: asyncio.Queue[_Server | None]) -> None:
         self._idle = idle
-        self.told: list[bytes] = []
+        self.reported: list[bytes] = []
         self.client: asyncio.StreamWriter | None = None
-        #: answers that are still to come to what the client has sent
+        #: replies that are still to come to what the client has sent
         self.owed = 0
 
     async def open(self, port: int, address: Address) -> _Server:
@@ -68,7 +68,7 @@ class _Server:
             if message.startswith(b"E"):
                 raise ConnectionError(message)
             if message.startswith(b"S") and message[5:].split(b"\0")[0].decode() in _TOLD:
-                self.told.append(message)
+                self.reported.append(message)
         self.pump = asyncio.ensure_future(self._pump())
         return self
 
@@ -180,7 +180,7 @@ class Pooler:
         server = await self._take()
         self._idle.put_nowait(server)
         key = _message(b"K", secrets.token_bytes(8))
-        client.write(_message(b"R", bytes(4)) + b"".join(server.told) + key + _message(b"Z", b"I"))
+        client.write(_message(b"R", bytes(4)) + b"".join(server.reported) + key + _message(b"Z", b"I"))
         return True
 
 

@@ -1,4 +1,4 @@
-"""A block that ends the very transaction that its stage or answer is for: told, since it would commit apart from it."""
+"""A block that ends the transaction of its own stage or response is reported, since that would commit separately."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ANSWERS = "SELECT count(*) FROM open_idempotency_ledger WHERE response IS NOT NU
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def reported() -> Iterator[None]:
     """By an error, where the block ends."""
     with pytest.raises(ConfigurationError, match="committed or rolled back within the block"):
         yield
@@ -36,7 +36,7 @@ def in_a_stage(opened: Open, work: Callable[[], None]) -> None:
 
 
 def in_an_atomic_block(opened: Open, work: Callable[[], None]) -> None:
-    """The work, and an answer."""
+    """The work, and a response."""
     with idem.atomic(opened.tx) as block:
         work()
         block.respond(Response(201, [], b"placed"))
@@ -57,16 +57,18 @@ def ordered(opened: Open) -> Callable[[], None]:
 
 @FORMS
 @pytest.mark.parametrize("kind", COMMIT)
-def test_a_commit_at_the_end_of_a_block_is_told(client: Client, kind: str, form: Any, database: Database) -> None:
-    """S-05, S-06: stage and answer would go into the next transaction, which nobody may ever commit."""
-    with client.request(), told(), BLOCKING[kind][1](database) as opened:
+def test_a_commit_at_the_end_of_a_block_is_reported(client: Client, kind: str, form: Any, database: Database) -> None:
+    """S-05, S-06: stage and response would go into the next transaction, which nobody may ever commit."""
+    with client.request(), reported(), BLOCKING[kind][1](database) as opened:
         form(opened, ordered(opened))
     assert database.query(STAGES) == database.query(ANSWERS) == [(0,)]
 
 
 @FORMS
 @pytest.mark.parametrize("kind", KNOW)
-def test_a_commit_in_the_middle_of_a_block_is_told(client: Client, kind: str, form: Any, database: Database) -> None:
+def test_a_commit_in_the_middle_of_a_block_is_reported(
+    client: Client, kind: str, form: Any, database: Database
+) -> None:
     """S-05, S-06: although there is a transaction again where the block ends."""
 
     def committed_in_the_middle(opened: Open) -> Callable[[], None]:
@@ -76,7 +78,7 @@ def test_a_commit_in_the_middle_of_a_block_is_told(client: Client, kind: str, fo
 
         return work
 
-    with client.request(), told(), BLOCKING[kind][1](database) as opened:
+    with client.request(), reported(), BLOCKING[kind][1](database) as opened:
         form(opened, committed_in_the_middle(opened))
     assert database.query(STAGES) == database.query(ANSWERS) == [(0,)]
     assert database.orders() == 1
@@ -121,7 +123,7 @@ def test_a_savepoint_around_a_block_ends_nothing(client: Client, new_database: C
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("awaited_kind", ["psycopg", "session on SQLite", "session through asyncpg"])
 @pytest.mark.anyio
-async def test_awaited_a_commit_in_the_middle_of_a_block_is_told(
+async def test_awaited_a_commit_in_the_middle_of_a_block_is_reported(
     client: Client, awaited_kind: str, awaited_database: Database
 ) -> None:
     """S-05, S-06."""
@@ -141,7 +143,7 @@ async def test_awaited_a_commit_in_the_middle_of_a_block_is_told(
             block.respond(Response(201, [], b"placed"))
 
     for form in (in_awaited_stage, in_awaited_block):
-        with client.request(), told():
+        with client.request(), reported():
             async with AWAITED[awaited_kind][1](awaited_database) as opened:
                 await form(opened)
     assert await asyncio.to_thread(awaited_database.query, STAGES) == [(0,)]
@@ -161,7 +163,7 @@ FAILED = ["psycopg", "session on PostgreSQL", "connection on PostgreSQL", "Djang
 
 
 @pytest.mark.parametrize("kind", FAILED[1:])
-def test_a_block_in_a_transaction_that_has_failed_is_told(client: Client, kind: str, database: Database) -> None:
+def test_a_block_in_a_transaction_that_has_failed_is_reported(client: Client, kind: str, database: Database) -> None:
     """Bad input: SQLAlchemy and Django do not know it of their connections."""
     failed = pytest.raises(ConfigurationError, match="transaction has failed; roll it back")
 
@@ -176,7 +178,7 @@ def test_a_block_in_a_transaction_that_has_failed_is_told(client: Client, kind: 
 
 
 @pytest.mark.parametrize("kind", FAILED)
-def test_a_transaction_that_fails_within_a_block_is_told(client: Client, kind: str, database: Database) -> None:
+def test_a_transaction_that_fails_within_a_block_is_reported(client: Client, kind: str, database: Database) -> None:
     """S-05: the stage cannot be kept."""
     failed = pytest.raises(ConfigurationError, match="transaction has failed; roll it back")
 

@@ -105,9 +105,9 @@ class Site:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         assert line, "the server of workers ended"
-        told = json.loads(line)
-        assert "error" not in told, f"{verb}: {told['error']}"
-        return told["answer"]
+        reported = json.loads(line)
+        assert "error" not in reported, f"{verb}: {reported['error']}"
+        return reported["answer"]
 
     def die(self, form: str, groups: list[tuple[Cell, list[str]]]) -> None:
         """Have workers killed, each at its point with all its keys."""
@@ -192,7 +192,7 @@ def new_served() -> dict[str, Served]:
 
 
 def wrong(orders: dict[str, list[str]], served: dict[str, Served], answers: int) -> dict[str, str]:
-    """What does not hold, by key: one row, and for every client an answer with its number, equal to the byte."""
+    """What does not hold, by key: one row, and for every client a response with its number, equal to the byte."""
     found: dict[str, str] = {}
     for key, numbers in orders.items():
         bodies, others = served[key]

@@ -1,4 +1,4 @@
-"""Redaction: what is stored of an answer is what the hook leaves of it; the live answer is never touched."""
+"""Redaction: what is stored of a response is what the hook leaves of it; the live response is never touched."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ LIVE = Response(
 
 
 class Settled:
-    """An answer that was settled under a policy: what was stored, and what was told."""
+    """A response that was settled under a policy: what was stored, and what was told."""
 
     def __init__(self, answer: Response, **fields: Any) -> None:
         attempt, self.script = attempt_of(**fields), Script({Complete: [Completed()], Fail: [None]})
         self.result = self.script.run(finish(attempt, answer))
         assert isinstance(attempt.policy.on_event, Listener)
-        self.told = attempt.policy.on_event.seen
+        self.reported = attempt.policy.on_event.seen
 
     @property
     def frame(self) -> bytes:
@@ -52,8 +52,8 @@ class Settled:
 # The hook
 
 
-def test_what_the_hook_returns_is_stored_and_the_live_answer_stays() -> None:
-    """Redacted, the live answer untouched."""
+def test_the_hooks_result_is_stored_and_the_live_response_stays() -> None:
+    """Redacted, the live response untouched."""
     before = copy.deepcopy(LIVE)
     settled = Settled(LIVE, redact=lambda answer: Response(200, [(b"x", b"1")], b"blank"))
     assert settled.stored == Response(200, [(b"x", b"1")], b"blank")
@@ -61,8 +61,8 @@ def test_what_the_hook_returns_is_stored_and_the_live_answer_stays() -> None:
     assert before == LIVE
 
 
-def test_a_hook_that_changes_its_argument_does_not_reach_the_live_answer() -> None:
-    """It has an answer and a list of fields of its own."""
+def test_a_hook_that_changes_its_argument_does_not_reach_the_live_response() -> None:
+    """It has a response and a list of fields of its own."""
     before = copy.deepcopy(LIVE)
 
     def blank(answer: Response) -> Response:
@@ -94,7 +94,7 @@ def test_what_the_hook_returns_is_held_to_the_same_rules() -> None:
     added = Response(201, [(b"set-cookie", b"a"), (b"x", b"1")], b"long" * 100)
     settled = Settled(LIVE, redact=lambda _: added, max_response_bytes=100)
     assert settled.stored == Response(201, [(b"x", b"1")], None)
-    assert settled.told == [events.Completed(events.short(RECORD), 201, False)]
+    assert settled.reported == [events.Completed(events.short(RECORD), 201, False)]
 
 
 def test_fields_can_be_taken_out_by_an_allow_list() -> None:
@@ -109,12 +109,12 @@ def test_a_tombstone_keeps_the_status_and_fields_and_never_runs_again() -> None:
     """O-11: the body is not stored at all."""
     settled = Settled(LIVE, redact=tombstone)
     assert settled.stored == Response(201, [(b"content-type", b"application/json")], None)
-    assert settled.told == [events.Completed(events.short(RECORD), 201, False)]
+    assert settled.reported == [events.Completed(events.short(RECORD), 201, False)]
     problem = Admission(Finished(settled.frame)).problem()
     assert (name(problem), problem["original_status"]) == ("not-replayable", 201)
 
 
-def test_a_failed_answer_that_is_to_be_replayed_is_redacted_too() -> None:
+def test_a_failed_response_that_is_to_be_replayed_is_redacted_too() -> None:
     """O-08: ``on_failed="replay"``."""
     settled = Settled(replace(LIVE, status=500), redact=redact_json("/card"), on_failed="replay")
     assert settled.stored.body == b'{"id":1,"card":null}'
@@ -152,7 +152,7 @@ def test_a_faulty_hook_leaves_a_bare_tombstone_and_an_event(hook: Any) -> None:
     settled = Settled(LIVE, redact=hook)
     assert settled.result is Fate.KEPT
     assert settled.stored == Response(201, [], None)
-    failed, completed = settled.told
+    failed, completed = settled.reported
     assert isinstance(failed, events.HookFailed)
     assert failed.hook == "redact"
     assert "4111" not in repr(failed)
@@ -216,7 +216,7 @@ def test_digests_of_the_body_go_with_what_they_were_made_of() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", None])
-def test_an_answer_without_a_body_stays_as_it_is(body: Any) -> None:
+def test_a_response_without_a_body_stays_as_it_is(body: Any) -> None:
     """R-01: 204 and the like; O-11."""
     answer = Response(204, [], body)
     assert redact_json("/card")(answer) is answer

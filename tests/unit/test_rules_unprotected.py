@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +22,11 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
+from starlette.testclient import TestClient
 
 from open_idempotency import NotStarted, adapter, asgi, idem, wsgi
 from open_idempotency._engine import engine
+from open_idempotency._flask import unprotected as flask_unprotected
 from open_idempotency._starlette import unprotected
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.fastapi import IdempotencyMiddleware, IdempotencyRule, exempt, idempotent
@@ -32,7 +35,7 @@ from open_idempotency.flask import idempotent as flask_idempotent
 from open_idempotency.hooks import Request as CoreRequest
 from open_idempotency.hooks import Response as CoreResponse
 from tests.unit.starlette.test_starlette_rules import Hiding
-from tests.unit.starlette.test_starlette_start import told
+from tests.unit.starlette.test_starlette_start import reported
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
 
@@ -171,11 +174,139 @@ def test_a_rule_that_the_protecting_middleware_does_not_read_is_warned_about(
     monkeypatch.setattr(unprotected, "_warned", set[str]())
     for endpoint in (starlette_app(marked(ttl=60)), fastapi_app(idempotent(ttl=60)(lambda: "done"))):
         app = asgi.IdempotencyMiddleware(endpoint, "memory://")
-        with told(caplog, logging.WARNING) as said:
+        with reported(caplog, logging.WARNING) as said:
             assert [send(app, headers={"Idempotency-Key": uuid4().hex}).status_code for _ in range(2)] == [200, 200]
         (warning,) = said
         assert warning.startswith("POST /charges has a rule")
         unprotected._warned.clear()
+
+
+def test_an_exemption_that_the_protecting_middleware_does_not_read_is_warned_about(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R-15: where no lifespan runs; a rule that changes nothing is not reported."""
+    monkeypatch.setattr(unprotected, "_warned", set[str]())
+    for endpoint, warnings in ((exempt(charge_anew()), 1), (idempotent(charge_anew()), 0), (marked(required=False), 0)):
+        app = asgi.IdempotencyMiddleware(starlette_app(endpoint), "memory://")
+        with reported(caplog, logging.WARNING) as said:
+            assert send(app, headers={"Idempotency-Key": uuid4().hex}).status_code == 200
+        assert [warning.startswith("POST /charges has a rule (@idempotent, @exempt") for warning in said] == (
+            [True] * warnings
+        )
+        unprotected._warned.clear()
+
+
+def charge_anew() -> Any:
+    """An endpoint of Starlette without a rule."""
+
+    async def endpoint(request: Request) -> Response:
+        return PlainTextResponse("done")
+
+    return endpoint
+
+
+def started(app: Any) -> None:
+    """Run the lifespan, and raise what it raises."""
+    with TestClient(app):
+        pass
+
+
+def in_plain(app: Any) -> Any:
+    """The application inside the middleware for plain ASGI."""
+    return asgi.IdempotencyMiddleware(app, "memory://")
+
+
+def with_plain(app: Any) -> Any:
+    """The application with the middleware for plain ASGI among its own."""
+    app.add_middleware(asgi.IdempotencyMiddleware, backend="memory://")
+    return app
+
+
+@pytest.mark.parametrize("around", [in_plain, with_plain])
+@pytest.mark.parametrize(
+    ("endpoint", "rule"),
+    [(exempt(charge_anew()), "exempt"), (marked(ttl=60, required=True), r"idempotent\(ttl=, required=\)")],
+    ids=["exempt", "idempotent"],
+)
+def test_rules_inside_the_middleware_for_plain_asgi_are_an_error_at_start(
+    around: Callable[[Any], Any], endpoint: Any, rule: str
+) -> None:
+    """R-15: it names the endpoint, the rule, and the middleware that reads it."""
+    message = rf"POST /charges \(.*endpoint\): {rule}.*Use open_idempotency\.starlette\.IdempotencyMiddleware"
+    with pytest.raises(ConfigurationError, match=message):
+        started(around(starlette_app(endpoint)))
+    with pytest.raises(ConfigurationError, match=r"POST /deep/charges"):
+        started(around(Starlette(routes=[Mount("/deep", starlette_app(endpoint))])))
+
+
+def test_a_rule_of_a_router_inside_the_middleware_for_plain_asgi_is_an_error_at_start() -> None:
+    """R-15: a dependency of FastAPI, which each route of the router has."""
+    router = APIRouter(dependencies=[Depends(IdempotencyRule(required=True))])
+    router.post("/charges")(lambda: "done")
+    app = FastAPI()
+    app.include_router(router)
+    with pytest.raises(ConfigurationError, match=r"POST /charges .*: idempotent\(required=\)"):
+        started(in_plain(app))
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        asgi.IdempotencyMiddleware(starlette_app(idempotent(charge_anew())), "memory://"),
+        asgi.IdempotencyMiddleware(starlette_app(marked(ttl=60)), "memory://", ttl=60),
+        asgi.IdempotencyMiddleware(starlette_app(exempt(charge_anew())), "memory://", rules={"/charges": asgi.exempt}),
+        asgi.IdempotencyMiddleware(starlette_app(marked(ttl=60)), "memory://", enabled=False),
+        IdempotencyMiddleware(starlette_app(marked(ttl=60)), backend="memory://"),
+    ],
+    ids=["no field", "the policy's own field", "exempt by path", "switched off", "Starlette's"],
+)
+def test_a_rule_that_changes_nothing_is_no_error_at_start(app: Any) -> None:
+    """R-15: nor is one that the middleware reads."""
+    started(app)
+
+
+_UNREAD = """
+import asyncio, sys
+from starlette.applications import Starlette
+from starlette.routing import Route
+from open_idempotency.asgi import IdempotencyMiddleware, exempt
+
+@exempt
+async def ping(request): ...
+
+app = IdempotencyMiddleware(Starlette(routes=[Route("/ping", ping, methods=["POST"])]), "memory://")
+
+async def receive():
+    return {"type": "lifespan.startup"}
+
+async def send(message):
+    print(message["type"], message.get("message", ""))
+
+asyncio.run(app({"type": "lifespan"}, receive, send))
+"""
+
+
+def test_a_program_that_never_loads_the_adapter_for_starlette_gets_the_same_error() -> None:
+    """R-15: the application imports only ``open_idempotency.asgi``."""
+    ended = subprocess.run([sys.executable, "-c", _UNREAD], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.stdout.startswith("lifespan.startup.failed rules of endpoints have no effect")
+    assert "POST /ping (ping): exempt" in ended.stdout
+
+
+def test_plain_asgi_loads_neither_starlette_nor_its_adapter() -> None:
+    """R-15: a rule is looked for only where Starlette is loaded."""
+    program = """
+import sys
+from open_idempotency.asgi import IdempotencyMiddleware, exempt
+
+async def app(scope, receive, send): ...
+
+app = IdempotencyMiddleware(exempt(app), "memory://", rules={"/ping": exempt})
+app.check_start({"type": "lifespan"})
+print([name for name in sys.modules if "starlette" in name])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.strip() == "[]"
 
 
 def test_an_exempt_endpoint_needs_no_middleware() -> None:
@@ -192,7 +323,7 @@ def test_a_middleware_of_the_route_reads_its_rule(
     own: Any = Middleware(IdempotencyMiddleware, backend="memory://")
     for layers, warnings in (([own], 0), ([Middleware(Hiding), own], 1)):
         app = Starlette(routes=[Route("/charges", marked(), methods=["POST"], middleware=layers)])
-        with told(caplog, logging.WARNING) as said:
+        with reported(caplog, logging.WARNING) as said:
             replayed = [send(app, headers=KEY).headers.get("idempotent-replayed") for _ in range(2)]
         assert replayed == [None, "true"]
         assert len(said) == warnings
@@ -276,6 +407,26 @@ def test_a_key_for_a_view_whose_rule_nobody_reads_is_an_error(form: str) -> None
     with pytest.raises(ConfigurationError, match=r'POST /charges: .* add Idempotency\(app, backend="\.\.\."\)'):
         client.post("/charges", headers=KEY)
     assert [client.post("/charges").status_code, client.get("/charges", headers=KEY).status_code] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("ruled", "warnings"),
+    [(view(ttl=60), 1), (exempt(view()), 1), (view(), 0), (view(required=False), 0)],
+    ids=["a field", "exempt", "no field", "the policy's own field"],
+)
+def test_a_rule_of_a_view_that_the_middleware_for_wsgi_does_not_read_is_warned_about(
+    ruled: Any, warnings: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R-15: once for each route, as WSGI has no start."""
+    monkeypatch.setattr(flask_unprotected, "_warned", set[str]())
+    app = flask_app(ruled)
+    app.wsgi_app = wsgi.IdempotencyMiddleware(app.wsgi_app, "memory://")  # type: ignore[method-assign]  # as Flask documents it
+    with reported(caplog, logging.WARNING) as said:
+        for _ in range(2):
+            key = {"Idempotency-Key": uuid4().hex}
+            assert app.test_client().post("/charges", headers=key).status_code == 200
+    assert len(said) == warnings
+    assert all("POST /charges: the view has a rule" in warning for warning in said)
 
 
 def test_a_required_key_that_no_extension_asks_for_is_an_error() -> None:
@@ -388,7 +539,7 @@ def test_what_is_switched_off_protects_nothing_and_says_so_once(
     adapter_name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """O-25: requests run each time, as without a key, so that stages run plainly; no key is required."""
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         request = OFF[adapter_name]()
         replies = [request() for _ in range(2)]
     assert [reply.status_code for reply in replies] == [200, 200]
@@ -400,7 +551,7 @@ def test_what_is_switched_off_protects_nothing_and_says_so_once(
 @pytest.mark.usefixtures("not_yet_said")
 def test_a_second_application_that_is_switched_off_does_not_say_it_again(caplog: pytest.LogCaptureFixture) -> None:
     """O-25: one warning for each process."""
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         for _ in range(3):
             asgi.IdempotencyMiddleware(plain_app, enabled=False)
     assert len(said) == 1
@@ -507,10 +658,10 @@ def test_nothing_marked_is_warned_about(caplog: pytest.LogCaptureFixture) -> Non
     """O-26: once, at start or by the first request."""
     app, unmarked = marked_only(Route("/charges", marked(methods=["PUT"]), methods=["GET", "PUT"])), flask_app(stage)
     with_extension(unmarked, backend="memory://", cover="marked")
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         send(app, "PUT")
     assert said == []
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         send(marked_only(Route("/charges", charge, methods=["POST"])))
         unmarked.test_client().get("/nowhere")
         for _ in range(2):

@@ -2,7 +2,7 @@
 
 The application notes what happens in it, each note with what a context variable holds there: start-up and shutdown,
 layers above and below, dependencies, endpoints, exception handlers, streams, background tasks, a mounted application.
-What a server is sent is noted too, but for the start of an answer, which may wait for the first bytes (R-03).
+What a server is sent is noted too, but for the start of a response, which may wait for the first bytes (R-03).
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -184,13 +184,13 @@ async def served(app: Any, diary: Diary, path: str, key: str | None, turns: int 
     to_app, from_server = anyio.create_memory_object_stream[Any](1)
     started = anyio.Event()
 
-    async def told(message: Any) -> None:
+    async def reported(message: Any) -> None:
         diary.note(message["type"])
         started.set()
 
     with anyio.fail_after(PATIENCE):
         async with anyio.create_task_group() as tasks, to_app, from_server:
-            tasks.start_soon(app, {"type": "lifespan", "state": state}, from_server.receive, told)
+            tasks.start_soon(app, {"type": "lifespan", "state": state}, from_server.receive, reported)
             await to_app.send({"type": "lifespan.startup"})
             await started.wait()
             async with anyio.create_task_group() as requests:
@@ -199,7 +199,7 @@ async def served(app: Any, diary: Diary, path: str, key: str | None, turns: int 
 
 
 async def requested(app: Any, diary: Diary, path: str, key: str | None, state: dict[str, Any], turns: int) -> None:
-    """One request with a body in two pieces; a client that stays until it has been answered."""
+    """One request with a body in two pieces; a client that stays until it has got a response."""
     bodies = [{"body": b'{"amount"', "more_body": True}, {"body": b": 1}", "more_body": False}]
     answered = anyio.Event()
 

@@ -275,19 +275,19 @@ def test_broken_connections_in_the_pool_are_replaced(postgres18: PostgresServer)
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize("colour", ["sync", "asyncio"])
-async def test_a_silent_server_is_unavailable_in_time(postgres18: PostgresServer, colour: str) -> None:
+@pytest.mark.parametrize("mode", ["sync", "asyncio"])
+async def test_a_silent_server_is_unavailable_in_time(postgres18: PostgresServer, mode: str) -> None:
     """B-10: nothing arrives any more, on the connections that are open and on new ones."""
     url = postgres_url(postgres18)
     make_tables(url)
     with FaultProxy(postgres18.port) as proxy:
         through = url.replace(f":{postgres18.port}/", f":{proxy.port}/")
         backend = SqlalchemyBackend(f"sqlalchemy+{through}", timeout=0.5)
-        verbs: Any = backend if colour == "sync" else backend.to_async()
+        verbs: Any = backend if mode == "sync" else backend.to_async()
 
         async def claim() -> object:
             answer = verbs.claim(claim_of())
-            return answer if colour == "sync" else await answer
+            return answer if mode == "sync" else await answer
 
         assert isinstance(await claim(), Leased)
         proxy.swallow()
@@ -321,7 +321,7 @@ def test_a_replay_takes_no_transaction_number_and_no_session_state(postgres18: P
     backend.close()
 
 
-def test_missing_tables_are_told_from_a_missing_database(tmp_path: Path, postgres18: PostgresServer) -> None:
+def test_missing_tables_are_reported_from_a_missing_database(tmp_path: Path, postgres18: PostgresServer) -> None:
     """B-10: the message says what to do; ``migrate`` does it, once, and also when several do at once."""
     empty = postgres18.create_database(f"empty_{secrets.token_hex(4)}").replace(
         "postgresql://", "postgresql+psycopg://"

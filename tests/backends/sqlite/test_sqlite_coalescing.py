@@ -1,4 +1,4 @@
-"""Group commit on SQLite: what waits while a transaction is written shares the next; each has its own answer."""
+"""Group commit on SQLite: what waits while a transaction is written shares the next; each has its own response."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def test_without_coalescing_each_has_a_transaction(path: str) -> None:
     backend.close()
 
 
-@pytest.mark.parametrize("colour", ["sync", "asyncio"])
-def test_who_is_alone_waits_for_nobody(backend: SqliteBackend, path: str, colour: str) -> None:
+@pytest.mark.parametrize("mode", ["sync", "asyncio"])
+def test_who_is_alone_waits_for_nobody(backend: SqliteBackend, path: str, mode: str) -> None:
     """LIMITS: no timer; a claim and its completion are two transactions, each one's own."""
     lease_of(backend, b"schema")
     before = commits(path)
@@ -125,7 +125,7 @@ def test_who_is_alone_waits_for_nobody(backend: SqliteBackend, path: str, colour
         assert isinstance(answer, Leased)
         await backend.to_async().complete(Complete(answer.lease, b"response"))
 
-    if colour == "sync":
+    if mode == "sync":
         backend.complete(Complete(lease_of(backend, b"alone"), b"response"))
     else:
         asyncio.run(pair())
@@ -147,7 +147,7 @@ def test_a_claim_that_is_sent_twice_into_a_transaction_is_owned(together: Ask) -
     assert (one.lease.token, one.lease.attempt) == (two.lease.token, two.lease.attempt)
 
 
-def test_another_request_with_the_key_of_a_transaction_is_told(together: Ask) -> None:
+def test_another_request_with_the_key_of_a_transaction_is_reported(together: Ask) -> None:
     """O-05: a mismatch, also while the first claim is not committed yet."""
     one, two = together(("claim", claim_of(b"key")), ("claim", claim_of(b"key", b"two", fingerprint=b"other")))
     assert isinstance(one, Leased)
@@ -252,8 +252,8 @@ def test_a_full_disk_refuses_all_of_a_transaction(together: Ask, path: str, back
     assert backend.complete(Complete(lease, bytes(1_000_000))) == Completed()
 
 
-@pytest.mark.parametrize("colour", ["sync", "asyncio"])
-def test_while_the_database_is_locked_all_are_refused_in_time(path: str, colour: str, backend: SqliteBackend) -> None:
+@pytest.mark.parametrize("mode", ["sync", "asyncio"])
+def test_while_the_database_is_locked_all_are_refused_in_time(path: str, mode: str, backend: SqliteBackend) -> None:
     """B-10, I11: within call_timeout, however many wait; nothing is written later."""
     lease_of(backend, b"schema")
     impatient = SqliteBackend(path, synchronous="normal", timeout=0.2)
@@ -267,11 +267,11 @@ def test_while_the_database_is_locked_all_are_refused_in_time(path: str, colour:
         return await asyncio.to_thread(impatient.claim, claim)
 
     started = time.monotonic()
-    answers = asyncio.run(at_once(in_thread if colour == "sync" else impatient.to_async().claim))
+    answers = asyncio.run(at_once(in_thread if mode == "sync" else impatient.to_async().claim))
     waited = time.monotonic() - started
     assert {type(answer) for answer in answers} == {BackendUnavailable}
     # The threads of the executor are fewer than the claims, so some begin when others have ended.
-    assert waited < impatient.call_timeout * (4 if colour == "sync" else 1) + 2
+    assert waited < impatient.call_timeout * (4 if mode == "sync" else 1) + 2
     unlock(holder)
     assert rows_of(path) == {b"schema"}
     assert isinstance(answered(lambda: impatient.claim(claims[0])), Leased)
@@ -300,7 +300,7 @@ def test_a_replay_waits_for_no_writer_of_its_loop(path: str, backend: SqliteBack
     asyncio.run(asyncio.wait_for(test(), PATIENCE))
 
 
-def test_a_replay_that_goes_with_writers_is_told_before_they_are_written(path: str, backend: SqliteBackend) -> None:
+def test_a_replay_in_a_batch_with_writers_is_returned_before_the_write(path: str, backend: SqliteBackend) -> None:
     """B-11b: one that comes between two batches."""
     backend.complete(Complete(lease_of(backend, b"done"), b"response"))
 
@@ -369,12 +369,12 @@ def test_the_loops_of_a_process_meet(backend: SqliteBackend) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 @pytest.mark.parametrize("asking", ["OnThreads", "OnALoop"])
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_process_that_dies_at_a_commit_has_answered_nobody(path: str, asking: str, moment: str) -> None:
+def test_a_process_that_dies_at_a_commit_has_sent_no_response(path: str, asking: str, moment: str) -> None:
     """I1, I5: killed before COMMIT nothing of the transaction is there, killed after it all is."""
     command = [sys.executable, "-m", "tests.backends.sqlite.killed_commit_script", path, asking, moment]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
     assert (killed.returncode, killed.stderr) == (-9, b"")
-    # Not even the first may have come to tell of its answer.
+    # Not even the first may have come to tell of its response.
     assert killed.stdout in (b"", b"first\n")
     keys = {b"key-%d" % number for number in range(10)}
     assert rows_of(path) == ({FIRST} if moment == "before" else {FIRST, *keys})

@@ -20,11 +20,12 @@ import psycopg
 from open_idempotency._runtime.loops import current_library, in_thread, signal, sleep
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import Finding, Wait
+from open_idempotency.backends._shared import urls
 from open_idempotency.backends._shared.fronts import AsyncFront, SyncFront
 from open_idempotency.backends.postgres.connections import wrapped
 from open_idempotency.backends.postgres.executors import AsyncExecutor, Executor
 from open_idempotency.backends.postgres.listening import Listener
-from open_idempotency.backends.postgres.options import Options, options_of
+from open_idempotency.backends.postgres.options import OPTIONS, Options, options_of
 from open_idempotency.backends.postgres.verbs import AWAIT, VERBS, Verb
 from open_idempotency.exceptions import BackendUnavailable
 
@@ -76,7 +77,7 @@ class PostgresBackend(SyncFront):
     ``url``: the URL, or a ``ConnectionPool`` or ``AsyncConnectionPool`` of ``psycopg_pool``. Of a pool the settings of
     its connections are used, never the connections; ``close`` does not close it.
     ``timeout``: seconds to wait for a connection, and then for a reply (default 2). ``max_connections``: for each
-    process and event loop (default 10). ``listen``: ``"no"`` where no connection may be kept for notifications, as
+    process and event loop (default 10). ``listen``: false where no connection may be kept for notifications, as
     behind a pooler in transaction mode; waiting duplicates then poll. ``coalesce``: whether requests that arrive while
     many others are on their way go out with them, in one statement and one commit (default true). ``prepare``: whether
     a connection prepares what it sends often, where nothing in between prevents it (default true). ``clock``: seconds,
@@ -87,9 +88,9 @@ class PostgresBackend(SyncFront):
         self,
         url: str | Any,
         *,
-        timeout: float | None = None,
+        timeout: urls.Seconds | None = None,
         max_connections: int | None = None,
-        listen: str | None = None,
+        listen: bool | str | None = None,
         coalesce: bool | None = None,
         prepare: bool | None = None,
         clock: Callable[[], float] | None = None,
@@ -113,7 +114,7 @@ class PostgresBackend(SyncFront):
     @classmethod
     def from_url(cls, url: str, **options: Any) -> PostgresBackend:
         """``postgresql://user:password@host:port/database?timeout=…&max_connections=…``, and libpq's own options."""
-        return cls(url, **options)
+        return cls(url, **urls.keywords(options, OPTIONS, "postgresql://"))
 
     def __repr__(self) -> str:
         return f"PostgresBackend({self.options.where!r})"

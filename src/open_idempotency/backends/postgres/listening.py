@@ -38,7 +38,7 @@ class Listener:
 
     def enter(self, record_id: bytes, ended: Waiter) -> bool:
         """Wake ``ended`` when the attempt has ended; false where there is no listening connection yet: then poll."""
-        if self._options.listen == "no":
+        if not self._options.listen:
             return False
         with self._lock:
             self._start()
