@@ -16,10 +16,9 @@ from functools import partial
 from math import isfinite
 from typing import Any, TypeVar, cast
 
-from open_idempotency._core.about import about_work
 from open_idempotency._core.commands import Call, Claim, Forget, Free, Get, Steps, Unreserve, ask
 from open_idempotency._core.intents import is_intent
-from open_idempotency._core.keys import record_id, scope_id
+from open_idempotency._core.keys import about_work, record_id, scope_id
 from open_idempotency._core.models import Freed, Lease, Record, Request, Status
 from open_idempotency._core.once import Entry
 from open_idempotency._core.stored_response import unseal_stage

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from open_idempotency._core.about import About
+from open_idempotency._core.keys import About
 from open_idempotency.backend import Backend, Claim, Fail, Get, Leased, SaveStage
 from open_idempotency.cli.output import fitted, printable
 from tests.cli.running import SECONDS, Done, command, environment, run

@@ -49,10 +49,6 @@ class AtOnce(Command[R_co]):
     __slots__ = ()
 
 
-#: the most bytes of ``Claim.about``
-MOST_ABOUT = 255
-
-
 @dataclass(slots=True)
 class Claim(Command[ClaimResult]):
     """Take the record if it is free, else report what it is.

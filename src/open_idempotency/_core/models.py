@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Protocol
 from open_idempotency._core.reading import read_form, read_json
 
 Headers = Sequence[tuple[bytes, bytes]]
+#: the most bytes of ``Claim.about``
+MOST_ABOUT = 255
 
 
 class Body(Protocol):

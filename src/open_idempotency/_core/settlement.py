@@ -31,8 +31,7 @@ from open_idempotency._core.models import Lease, Renewal, Response, Status
 from open_idempotency._core.notify import cause, everyday_log, notify, warn
 from open_idempotency._core.quotas import unreserve
 from open_idempotency._core.recording import has_history, lost, surely
-from open_idempotency._core.rendering import refuse
-from open_idempotency._core.replaying import replay, sendable
+from open_idempotency._core.rendering import refuse, replay, sendable
 from open_idempotency._core.stored_response import (
     FAILURE,
     RESPONSE,

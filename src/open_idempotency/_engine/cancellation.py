@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Generator
-from types import CoroutineType, coroutine
+from types import CoroutineType, ModuleType, coroutine
 from typing import TYPE_CHECKING, Any
 
 from open_idempotency._core.attempt import Attempt
@@ -60,7 +60,10 @@ class Hold:
 
     def run(self, awaitable: Awaitable[None]) -> Awaitable[None]:
         """Await it, and hold cancellations back as long as needed. Raises what it does, and what was held back."""
-        return self._run_in_scope(awaitable) if _is_in_scope(self._task) else self._steps(awaitable)
+        backend = sys.modules.get("anyio._backends._asyncio")
+        if backend is not None and _is_in_scope(self._task, backend):
+            return self._run_in_scope(awaitable)
+        return self._steps(awaitable)
 
     async def _run_in_scope(self, awaitable: Awaitable[None]) -> None:
         self._know_calls()
@@ -221,7 +224,7 @@ class Hold:
         """
         self._recorded = True
         # A scope cancels nothing in the middle of a thread call by itself.
-        if self._scope is None and self._holds():
+        if self._scope is None and self._attempt.threads is not None and self._holds():
             self._look_again()
             return self._pending and not self._is_stale()
         cancelled = self._pending and self._let_go_on()
@@ -257,12 +260,12 @@ async def _as_coroutine(awaitable: Awaitable[None]) -> None:
     await awaitable
 
 
-def _is_in_scope(task: asyncio.Task[Any]) -> bool:
-    """Whether a cancel scope of anyio's is around this task; true if that cannot be known, as one more harms nobody."""
-    module = sys.modules.get("anyio._backends._asyncio")
-    if module is None:
-        return False
-    states = getattr(module, "_task_states", None)
+def _is_in_scope(task: asyncio.Task[Any], backend: ModuleType) -> bool:
+    """Whether a cancel scope of anyio's is around this task; true if that cannot be known, as one more harms nobody.
+
+    ``backend``: anyio's for asyncio.
+    """
+    states = getattr(backend, "_task_states", None)
     if states is None:
         return True
     state = states.get(task)

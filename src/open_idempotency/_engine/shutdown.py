@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import sys
 import threading
 import time
@@ -346,17 +345,16 @@ class Protected(Protocol):
         ...
 
 
-_requests: PerProcess[set[Protected]] = PerProcess(set)
+#: the requests on their way in this process; each is in this set until what became of it is on record. Any thread may
+#: add and discard, since sets are changed atomically
+requests: PerProcess[set[Protected]] = PerProcess(set)
 
 
 def enter(request: Protected) -> set[Protected]:
-    """A request begins. Whoever it is discards it from this set when what became of it is on record.
-
-    Sets are changed atomically, so any thread may.
-    """
-    requests = _requests.by_pid[os.getpid()]
-    requests.add(request)
-    return requests
+    """A request begins. Whoever it is discards it from this set when it is over."""
+    mine = requests.get()
+    mine.add(request)
+    return mine
 
 
 async def settle() -> None:
@@ -382,4 +380,4 @@ async def _wait(seconds: float) -> None:
 
 
 def _unsettled() -> bool:
-    return any(request.attempt is None or not request.attempt.lost for request in list(_requests.get()))
+    return any(request.attempt is None or not request.attempt.lost for request in list(requests.get()))

@@ -16,8 +16,8 @@ from enum import Enum
 from typing import Any
 
 from open_idempotency._core import intents
-from open_idempotency._core.about import About
 from open_idempotency._core.attempt import StageId
+from open_idempotency._core.keys import About
 from open_idempotency._core.models import Lease
 from open_idempotency._core.stored_response import StageKind, encode_stage, seal_stage, unseal_stage
 from open_idempotency._stages import values

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from open_idempotency import ledger as ledgers
-from open_idempotency._core.about import About
+from open_idempotency._core.keys import About
 from open_idempotency.backend import Backend, Get, Record, Unreserve
 from open_idempotency.decisions import State, state_of
 from open_idempotency.operations.changing import forget

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote
 
-from open_idempotency._core.about import About, caller_of, key_of
-from open_idempotency._core.keys import caller_scope, parse_value, record_id, scope_id, within
+from open_idempotency._core.keys import About, caller_of, caller_scope, key_of, parse_value, record_id, scope_id, within
 from open_idempotency._core.models import Headers, Identity, Request
 from open_idempotency._engine.covering import Covered, Protected, protected_in
 from open_idempotency._engine.engine import Engine

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from open_idempotency._core import intents
-from open_idempotency._core.about import About
 from open_idempotency._core.attempt import StageId
+from open_idempotency._core.keys import About
 from open_idempotency._core.models import Lease, Response
 from open_idempotency._core.stored_response import (
     FAILURE,

@@ -19,7 +19,7 @@ from django.test import AsyncClient, Client, override_settings
 from django.utils.decorators import sync_and_async_middleware
 
 from open_idempotency._core.models import Response as CoreResponse
-from open_idempotency._core.replaying import replayed
+from open_idempotency._core.rendering import replayed
 from open_idempotency._core.stored_response import NOTE, decode_response, encode_response
 from open_idempotency.django import replays
 from tests.django_project.calls import KEY, OURS, REPLAYED, post, project

@@ -244,11 +244,13 @@ class LoopCoalescer(Generic[Q, R]):
             if response is not None:
                 _settle(waiting, response)
 
-    async def ask(self, request: Q, size: int = 0) -> R:
+    async def ask(self, request: Q, size: int = 0, *, known_idle: bool = False) -> R:
         """The response to ``request``, which has ``size`` bytes. Raises ``BackendUnavailable`` where it waited too
         long or too many requests wait; else returns or raises what ``carry_out`` does.
+
+        ``known_idle``: the caller has just found it not ``busy``, and awaits this at once.
         """
-        if self.busy:
+        if not known_idle and self.busy:
             return await self._with_others(request, size)
         lead = _Lead()  # a new one, so that a lock which was left held belongs to nobody
         with lead.held:

@@ -20,7 +20,8 @@ from redis.exceptions import NoScriptError, RedisError
 from open_idempotency._runtime.loops import current_library, in_thread, on_trio
 from open_idempotency._runtime.processes import PerProcess, is_local, translated
 from open_idempotency.backends.redis.options import CLUSTER, SINGLE, Deadline, Options, limited
-from open_idempotency.backends.redis.protocol import CLOSED, DIVIDED, ERRORS, Command, may_retry, wrapped
+from open_idempotency.backends.redis.pipelining import Command
+from open_idempotency.backends.redis.refusals import CLOSED, DIVIDED, ERRORS, may_retry, wrapped
 from open_idempotency.backends.redis.scripts import (
     Argument,
     Arguments,
@@ -248,14 +249,18 @@ class AsyncCalls:
         """
         # Not ``async def``: saves one coroutine frame for each call in flight.
         durably = durably and self._options.min_replicas > 0
-        if on_trio():
-            return in_thread(self._sync.durable if durably else self._sync.script, script, key, arguments)
+        loop = asyncio._get_running_loop()
+        client = None if loop is None else self._clients.get((os.getpid(), loop))
+        # A loop with a client has made calls before. A task of trio's that is its guest is no task of asyncio's.
+        if client is None or asyncio.current_task(loop) is None:
+            if on_trio():
+                return in_thread(self._sync.durable if durably else self._sync.script, script, key, arguments)
+            client = self.client()
         keyed = ((key,), arguments)
         last = arguments[-1] if arguments else b""
         # A large argument would delay everything behind it on the one connection of the batches.
         if not self._options.coalesce or (type(last) is bytes and len(last) > _LARGE):
             return self._alone(script, keyed, durably, self._options.budget)
-        client = self.client()
         in_batch = client.durably_in_batch if durably else client.in_batch
         if self._options.topology == CLUSTER:
             return self._in_batch_or_alone(in_batch, script, keyed, durably)

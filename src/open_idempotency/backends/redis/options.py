@@ -25,7 +25,7 @@ import redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from open_idempotency.backends._shared import urls
-from open_idempotency.backends.redis.scripts import microseconds
+from open_idempotency.backends.redis.scripts import Keys, microseconds
 from open_idempotency.exceptions import ConfigurationError
 
 # The URL
@@ -66,8 +66,6 @@ _TLS_OPTIONS: dict[str, urls.Parser] = {
     "ssl_keyfile": str,
     "ssl_cert_reqs": urls.choice("required", "optional", "none"),
 }
-_RESERVATIONS = b"quota:"
-_GLOB_CHARACTERS = frozenset(b"*?[]\\")
 
 
 @dataclass(frozen=True)
@@ -145,29 +143,10 @@ class Options:
         """The command that waits for replicas, after a write on the same connection. 0 ms would mean no limit."""
         return ("WAIT", self.min_replicas, max(1, int(self.replicas_timeout * 1000)))
 
-    def key(self, record_id: bytes) -> bytes:
-        """The key of a record."""
-        return self.prefix + record_id.hex().encode()
-
-    def reservations_key(self, scope_id: bytes) -> bytes:
-        """The key of a caller's reservations. No record's key has a colon behind the prefix."""
-        return self.prefix + _RESERVATIONS + scope_id.hex().encode()
-
-    def holds_reservations(self, key: bytes) -> bool:
-        """Whether this is a ``reservations_key``."""
-        return key.startswith(self.prefix + _RESERVATIONS)
-
-    def record_id(self, key: bytes) -> bytes | None:
-        """The id of the record at a key; None for a key that is not ours."""
-        try:
-            return bytes.fromhex(key[len(self.prefix) :].decode("ascii"))
-        except ValueError:
-            return None
-
-    def pattern(self, beginning: bytes = b"") -> bytes:
-        """The pattern for ``SCAN`` that matches our keys. ``beginning``: hexadecimal digits behind the prefix."""
-        escaped = b"".join(b"\\%c" % byte if byte in _GLOB_CHARACTERS else b"%c" % byte for byte in self.prefix)
-        return escaped + beginning + b"*"
+    @cached_property
+    def keys(self) -> Keys:
+        """The names of our keys on the servers."""
+        return Keys(self.prefix)
 
     @cached_property
     def now(self) -> Callable[[], bytes | int]:

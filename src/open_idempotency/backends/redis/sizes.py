@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from open_idempotency.backends.redis.protocol import is_without_code
+from open_idempotency.backends.redis.refusals import is_without_code
 from open_idempotency.backends.redis.scripts import Arguments
 from open_idempotency.exceptions import BackendUnavailable, RecordTooLarge
 

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import import_module
+from math import inf
 from typing import Any, NamedTuple, Protocol
 
 import redis
@@ -31,8 +32,7 @@ from open_idempotency.backends.redis.connections import (
     sync_kind,
 )
 from open_idempotency.backends.redis.options import SINGLE, Options
-from open_idempotency.backends.redis.pipelining import Batches
-from open_idempotency.backends.redis.protocol import Command
+from open_idempotency.backends.redis.pipelining import Batches, Command
 from open_idempotency.backends.redis.scripts import Keyed, Script
 from open_idempotency.exceptions import BackendUnavailable
 
@@ -55,18 +55,20 @@ class MemoryWatch:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._next = 0.0
+        #: a time of ``time.monotonic`` from which on the next caller should read ``INFO``; read where each claim passes
+        self.next_look = inf if options.eviction == "ignore" else 0.0
         self._missed = False
         #: whether ``INFO`` was ever read; with ``eviction=refuse`` it must be, before any claim
         self.looked = False
         self._dangers: tuple[str, ...] = ()
 
-    def due(self) -> bool:
-        """Whether the caller should read ``INFO`` now. The next caller then should not."""
-        if self._options.eviction == "ignore" or time.monotonic() < self._next:
-            return False
-        self._next = time.monotonic() + AGAIN
-        return True
+    def begin_look(self) -> None:
+        """The caller reads ``INFO`` now, so the next caller should not."""
+        self._look_in(AGAIN)
+
+    def _look_in(self, seconds: float) -> None:
+        if self._options.eviction != "ignore":
+            self.next_look = time.monotonic() + seconds
 
     def heed(self, infos: Sequence[Mapping[str, Any]]) -> None:
         """Take the replies of the servers. A new danger is logged."""
@@ -75,7 +77,7 @@ class MemoryWatch:
             for danger in dangers:
                 logger.warning("%s: %s", self._options.where, danger)
         self._dangers, self.looked, self._missed = dangers, True, False
-        self._next = time.monotonic() + EVERY
+        self._look_in(EVERY)
 
     def missed(self, error: BackendUnavailable) -> None:
         """Reading ``INFO`` failed, as for a user without permission. What was known before stays."""
