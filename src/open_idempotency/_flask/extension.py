@@ -26,8 +26,7 @@ from flask import Flask, Request, Response, has_request_context
 from open_idempotency import rules
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.settlement import REPLACED
-from open_idempotency._engine.covering import COVERING
-from open_idempotency._engine.engine import Engine
+from open_idempotency._engine.engine import COVERING, Engine
 from open_idempotency._engine.event_log import report_late_error
 from open_idempotency._flask.exchange import Exchange, Plain, Setting
 from open_idempotency._flask.releases import warn_of_release

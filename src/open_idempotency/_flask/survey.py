@@ -17,7 +17,7 @@ from flask import Flask
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Rule as UrlRule
 
-from open_idempotency._engine.covering import Covered
+from open_idempotency._engine.engine import Covered
 from open_idempotency._routes.coverage import Coverages, CoveredPaths, PathRules
 from open_idempotency._routes.survey import COMPRESSION_INSIDE, Effects, FlaskCORS, allows_pages, kind_of, layer_of
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy

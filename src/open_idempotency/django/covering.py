@@ -8,7 +8,7 @@ from typing import Any
 from django.core.handlers.base import BaseHandler
 from django.urls import Resolver404, URLPattern, URLResolver, get_resolver, resolve
 
-from open_idempotency._engine.covering import Covered, Protected
+from open_idempotency._engine.engine import Covered, Protected
 from open_idempotency._routes.coverage import CoveredPaths
 from open_idempotency.django import layers
 from open_idempotency.django.conf import configure

@@ -20,8 +20,7 @@ from django.http.response import HttpResponseBase
 from open_idempotency import asgi
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._engine import shutdown, thread_calls
-from open_idempotency._engine.covering import finders
-from open_idempotency._engine.engine import Running, running
+from open_idempotency._engine.engine import Running, finders, running
 from open_idempotency._routes.coverage import Route, spelling
 from open_idempotency._wsgi import MARK
 from open_idempotency.django import layers, private

@@ -17,8 +17,7 @@ from urllib.parse import quote, unquote
 
 from open_idempotency._core.keys import About, caller_of, caller_scope, key_of, parse_value, record_id, scope_id, within
 from open_idempotency._core.models import Headers, Identity, Request
-from open_idempotency._engine.covering import Covered, Protected, protected_in
-from open_idempotency._engine.engine import Engine
+from open_idempotency._engine.engine import Covered, Engine, Protected, protected_in
 from open_idempotency.backend import Backend, Get, Record
 from open_idempotency.exceptions import ConfigurationError, IdempotencyError
 from open_idempotency.operations.errors import CallerNeeded, RecordUnknown, SeveralRecords

@@ -40,11 +40,10 @@ from open_idempotency.backend import (
     Wait,
     Withdraw,
 )
-from open_idempotency.backends.redis import scripts, sizes, topology
-from open_idempotency.backends.redis.calls import AsyncCalls, Calls
-from open_idempotency.backends.redis.clients import options_of
+from open_idempotency.backends.redis import calls, scripts, topology
+from open_idempotency.backends.redis.calls import AsyncCalls, Calls, Limit
 from open_idempotency.backends.redis.listening import Listener
-from open_idempotency.backends.redis.options import Deadline, limited
+from open_idempotency.backends.redis.options import Deadline, limited, options_of
 from open_idempotency.backends.redis.pipelining import without_missing_parts
 from open_idempotency.backends.redis.refusals import wrapped
 from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Script
@@ -160,7 +159,7 @@ class AsyncRedisBackend(AsyncBackend):
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
         arguments = scripts.save_stage_arguments(c)
-        if sizes.size_of(arguments) >= sizes.SMALLEST_LIMIT:
+        if calls.size_of(arguments) >= calls.SMALLEST_LIMIT:
             return scripts.stage_saved(await self._send_large(scripts.SAVE_STAGE, c.lease, arguments))
         key = self._key(c.lease.record_id)
         return scripts.stage_saved(await self._calls.script(scripts.SAVE_STAGE, key, arguments, durably=True))
@@ -168,7 +167,7 @@ class AsyncRedisBackend(AsyncBackend):
     async def complete(self, c: Complete, /) -> Completed:
         """See ``RedisBackend.complete``."""
         arguments = scripts.complete_arguments(c)
-        if len(c.response) >= sizes.SMALLEST_LIMIT:
+        if len(c.response) >= calls.SMALLEST_LIMIT:
             return scripts.completed(await self._send_large(scripts.COMPLETE, c.lease, arguments))
         key = self._key(c.lease.record_id)
         return scripts.completed(await self._calls.script(scripts.COMPLETE, key, arguments, durably=True))
@@ -177,25 +176,25 @@ class AsyncRedisBackend(AsyncBackend):
         """See ``RedisBackend.send_large``."""
         if on_trio():
             return await in_thread(self._sync.send_large, script, lease, arguments)
-        key, size = self._key(lease.record_id), sizes.size_of(arguments)
-        actions = sizes.Actions(
+        key, size = self._key(lease.record_id), calls.size_of(arguments)
+        actions = calls.Actions(
             lambda: self._calls.script(script, key, arguments, durably=True),
             lambda: self._calls.script(scripts.STATUS, key),
             self._limits,
         )
-        asked = sizes.steps(self._sync.size_limit, size, actions)
+        asked = calls.large_steps(self._sync.size_limit, size, actions)
         try:
-            return await limited(self._options.budget, sizes.drive_async(asked))
+            return await limited(self._options.budget, calls.drive_large_async(asked))
         except RedisTimeoutError as error:
             raise wrapped(error) from error
 
     async def _limits(self) -> list[Any]:
-        return [await self._calls.on(each, "CONFIG GET", sizes.SETTING) for each in await self._calls.servers()]
+        return [await self._calls.on(each, "CONFIG GET", calls.SETTING) for each in await self._calls.servers()]
 
     async def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
         arguments = scripts.fail_arguments(c)
-        if sizes.size_of(arguments) >= sizes.SMALLEST_LIMIT:
+        if calls.size_of(arguments) >= calls.SMALLEST_LIMIT:
             scripts.code(await self._send_large(scripts.FAIL, c.lease, arguments))
             return
         scripts.code(await self._calls.script(scripts.FAIL, self._key(c.lease.record_id), arguments))
@@ -333,7 +332,7 @@ class RedisBackend(Backend):
         self._key = self._options.keys.record
         #: what is known about the servers' memory; shared with the async backend, and passed on in a fork
         self.watch = MemoryWatch(self._options)
-        self._size_limits = PerProcess(sizes.Limit)
+        self._size_limits = PerProcess(Limit)
         self._listeners = PerProcess(lambda: Listener(self._options))
         self.call_timeout = self._options.call_timeout
         self._async = AsyncRedisBackend(over=self)
@@ -413,9 +412,7 @@ class RedisBackend(Backend):
 
     def examine(self) -> Sequence[Finding]:
         """See ``Backend.examine``. Each primary is looked at."""
-        from open_idempotency.backends.redis.examination import examine
-
-        return examine(self._options, self._calls.servers(), self._calls.on)
+        return topology.examine(self._options, self._calls.servers(), self._calls.on)
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``Backend.renew``. A record that cannot be read is LOST. More than 500 leases take several calls."""
@@ -430,14 +427,14 @@ class RedisBackend(Backend):
     def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
         arguments = scripts.save_stage_arguments(c)
-        if sizes.size_of(arguments) >= sizes.SMALLEST_LIMIT:
+        if calls.size_of(arguments) >= calls.SMALLEST_LIMIT:
             return scripts.stage_saved(self.send_large(scripts.SAVE_STAGE, c.lease, arguments))
         return scripts.stage_saved(self._calls.durable(scripts.SAVE_STAGE, self._key(c.lease.record_id), arguments))
 
     def complete(self, c: Complete, /) -> Completed:
         """See ``Backend.complete``. It succeeds at the server's memory limit too."""
         arguments = scripts.complete_arguments(c)
-        if len(c.response) >= sizes.SMALLEST_LIMIT:
+        if len(c.response) >= calls.SMALLEST_LIMIT:
             return scripts.completed(self.send_large(scripts.COMPLETE, c.lease, arguments))
         return scripts.completed(self._calls.durable(scripts.COMPLETE, self._key(c.lease.record_id), arguments))
 
@@ -446,24 +443,24 @@ class RedisBackend(Backend):
 
         Raises ``RecordTooLarge`` where one does.
         """
-        key, size = self._key(lease.record_id), sizes.size_of(arguments)
-        actions = sizes.Actions(
+        key, size = self._key(lease.record_id), calls.size_of(arguments)
+        actions = calls.Actions(
             lambda: self._calls.durable(script, key, arguments),
             lambda: self._calls.script(scripts.STATUS, key),
-            lambda: [self._calls.on(server, "CONFIG GET", sizes.SETTING) for server in self._calls.servers()],
+            lambda: [self._calls.on(server, "CONFIG GET", calls.SETTING) for server in self._calls.servers()],
         )
         with Deadline(self._options.budget):
-            return sizes.drive(sizes.steps(self.size_limit, size, actions))
+            return calls.drive_large(calls.large_steps(self.size_limit, size, actions))
 
     @property
-    def size_limit(self) -> sizes.Limit:
+    def size_limit(self) -> Limit:
         """What this process knows about the size of values; shared with the async backend."""
         return self._size_limits.get()
 
     def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
         arguments = scripts.fail_arguments(c)
-        if sizes.size_of(arguments) >= sizes.SMALLEST_LIMIT:
+        if calls.size_of(arguments) >= calls.SMALLEST_LIMIT:
             scripts.code(self.send_large(scripts.FAIL, c.lease, arguments))
             return
         scripts.code(self._calls.script(scripts.FAIL, self._key(c.lease.record_id), arguments))
