@@ -1,6 +1,7 @@
 """Runs commands at the same time, and ends with 1 if one of them fails: ``python side_by_side.py COMMAND...``.
 
-What each of them prints is shown when it has ended, so it does not mix with what the others print.
+The output of the last command is shown as it comes. The output of each other command is shown when the last one has
+ended, so that outputs do not mix; a command that fails is named at once.
 """
 
 from __future__ import annotations
@@ -9,28 +10,28 @@ import shlex
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 
 
-def _run(command: str) -> tuple[str, float, subprocess.CompletedProcess[bytes]]:
+def _run(command: str, shown: bool) -> tuple[str, int, bytes]:
     began = time.monotonic()
+    output = None if shown else subprocess.PIPE
     ended = subprocess.run(
-        shlex.split(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        shlex.split(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False
     )
-    return command, time.monotonic() - began, ended
+    outcome = f"== {command}: exit {ended.returncode} after {time.monotonic() - began:.0f} s\n"
+    if ended.returncode:
+        print(f"\n{outcome}", end="", flush=True)
+    return outcome, ended.returncode, ended.stdout or b""
 
 
 def main(commands: list[str]) -> int:
     """Run all of them, whatever becomes of any."""
-    failed = []
     with ThreadPoolExecutor(len(commands)) as pool:
-        for ran in as_completed([pool.submit(_run, command) for command in commands]):
-            command, seconds, ended = ran.result()
-            print(f"== {command}: exit {ended.returncode} after {seconds:.0f} s", flush=True)
-            sys.stdout.buffer.write(ended.stdout)
-            sys.stdout.flush()
-            if ended.returncode:
-                failed.append(command)
+        ran = list(pool.map(_run, commands, [False] * (len(commands) - 1) + [True]))
+    for outcome, _, output in ran:
+        sys.stdout.buffer.write(outcome.encode() + output)
+    failed = [command for command, (_, code, _) in zip(commands, ran, strict=True) if code]
     if failed:
         print(f"failed: {', '.join(failed)}")
     return bool(failed)

@@ -10,7 +10,7 @@ from examples.workers import Reply, Worker
 
 
 class Client:
-    """Somebody who wants one thing, and sends the same key until there is an answer."""
+    """Somebody who wants one thing, and sends the same key until there is a response."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal

@@ -1,7 +1,8 @@
 """The story of a card that is not charged twice, on real servers, told in a terminal: ``tox -e demo``.
 
-It checks every sentence that it tells, and exits with 1 where one is not true. Nothing of it stays behind: the
-servers are ended, the databases are in a temporary folder.
+It is told with the payments API on FastAPI; ``tox -e demo -- django`` takes the one on Django, and ``flask`` and
+``starlette`` take theirs. It checks every sentence that it tells, and exits with 1 where one is not true. Nothing of it
+stays behind: the servers are ended, the databases are in a temporary folder.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 from examples.client import Client
 from examples.evidence import read_journal
+from examples.listing import Listing, functions
 from examples.provider import Line, PaymentProvider
 from examples.shop import Shop
 from examples.terminal import Terminal
@@ -31,6 +34,27 @@ SHIRT = {"sku": "shirt", "quantity": 1, "card": "tok_ben"}
 SHIRTS = {"sku": "shirt", "quantity": 3, "card": "tok_carla"}
 
 
+class Application(NamedTuple):
+    """A payments API. ``functions``: those that the reader of the story sees."""
+
+    title: str
+    module: str
+    functions: tuple[str, ...]
+
+    def listings(self) -> list[Listing]:
+        """Its code, as far as the story shows it."""
+        return functions(f"{self.module.replace('.', '/')}.py", self.functions)
+
+
+#: by the name that ``tox -e demo -- NAME`` takes
+APPLICATIONS = {
+    "fastapi": Application("FastAPI on uvicorn", "examples.payments_fastapi", ("create_charge", "charge_card")),
+    "starlette": Application("Starlette on uvicorn", "examples.payments_starlette", ("create_charge",)),
+    "django": Application("Django on waitress", "examples.payments_django", ("checkout",)),
+    "flask": Application("Flask on waitress", "examples.payments_flask", ("create_charge",)),
+}
+
+
 class NotTrue(Exception):
     """A sentence of the story is not true."""
 
@@ -38,8 +62,11 @@ class NotTrue(Exception):
 class Story:
     """The shop's two workers, the provider's book, and what happens to them."""
 
-    def __init__(self, terminal: Terminal, folder: Path, first: Worker, doomed: Worker) -> None:
+    def __init__(
+        self, terminal: Terminal, application: Application, folder: Path, first: Worker, doomed: Worker
+    ) -> None:
         self._terminal = terminal
+        self._listings = application.listings()
         self._folder = folder
         self._first = first
         self._doomed = doomed
@@ -48,6 +75,7 @@ class Story:
 
     def tell(self) -> None:
         """All of it. Raises ``NotTrue``."""
+        self._application()
         anna, ben, carla = clients = [Client(self._terminal) for _ in range(3)]
         self._first_request(anna)
         self._replay(anna)
@@ -56,19 +84,27 @@ class Story:
         self._crash(carla)
         self._book(sum(client.sent for client in clients))
 
+    def _application(self) -> None:
+        self._terminal.chapter("The application")
+        self._terminal.tell(
+            "POST /charges reserves goods, charges a card and writes a receipt. Each of the three is a stage: once it "
+            "is done, it is on record."
+        )
+        self._terminal.listings(self._listings)
+
     def _first_request(self, anna: Client) -> None:
         self._terminal.chapter("1. Anna buys two mugs")
         self._terminal.tell("Her client makes up a key for this one purchase, and sends it along.")
         reply = anna.post(self._first, MUGS)
         self._expect(_status(reply) == 201, "201: the card is charged")
-        self._answer = reply
+        self._response = reply
 
     def _replay(self, anna: Client) -> None:
-        self._terminal.chapter("2. The answer got lost on the way, so her client sends the request again")
+        self._terminal.chapter("2. The response got lost on the way, so her client sends the request again")
         reply = anna.post(self._first, MUGS)
         self._expect(_status(reply) == 201 and _is_replay(reply), "201, and Idempotent-Replayed: true")
-        same = reply is not None and self._answer is not None and reply.body == self._answer.body
-        self._expect(same, "the same answer, byte for byte")
+        same = reply is not None and self._response is not None and reply.body == self._response.body
+        self._expect(same, "the same response, byte for byte")
         self._expect(len(self._lines("tok_anna")) == 1, "the payment provider was asked once")
 
     def _mismatch(self, anna: Client) -> None:
@@ -86,11 +122,11 @@ class Story:
             ben.show(self._first, SHIRT)
             first_click = executor.submit(ben.send, self._first, SHIRT)
             begun = _within(PATIENCE, lambda: any(r.sku == "shirt" for r in self._shop.reservations()))
-            print("    (no answer yet)\n")
+            print("    (no response yet)\n")
             second = ben.post(self._first, SHIRT)
             self._expect(begun and _status(second) == 409, "409 for the second click, with Retry-After")
             first = first_click.result()
-        self._terminal.tell("And here is the answer to the first click:")
+        self._terminal.tell("And here is the response to the first click:")
         self._terminal.reply(first)
         self._expect(_status(first) == 201, "201 for the first click")
         self._expect(len(self._lines("tok_ben")) == 1, "the payment provider was asked once")
@@ -99,10 +135,10 @@ class Story:
         self._terminal.chapter("5. Carla's worker dies between two stages")
         self._terminal.tell(
             "Her request goes to another worker of the shop. It reserves the shirts, charges the card, and is killed "
-            "with SIGKILL before it writes the receipt."
+            f"with SIGKILL before it writes the receipt: {self._place_of('write_receipt')}."
         )
         reply = carla.post(self._doomed, SHIRTS)
-        self._expect(reply is None and self._doomed.wait_until_killed(), "no answer: the worker is dead")
+        self._expect(reply is None and self._doomed.wait_until_killed(), "no response: the worker is dead")
         self._expect(len(self._lines("tok_carla")) == 1, "but the card is charged")
         self._expect(len(self._shop.receipts()) == 2, "and there is no receipt")
         self._resume(carla)
@@ -115,10 +151,10 @@ class Story:
         retry = carla.post(self._first, SHIRTS)
         self._expect(_status(retry) == 409, "409 while the lease lasts")
         self._terminal.tell("She does as Retry-After says, again and again.")
-        answer = self._obedient_retry(carla, retry)
+        response = self._obedient_retry(carla, retry)
         carla.show(self._first, SHIRTS)
-        self._terminal.reply(answer)
-        self._expect(_status(answer) == 201 and not _is_replay(answer), "201: the request was resumed, and is done")
+        self._terminal.reply(response)
+        self._expect(_status(response) == 201 and not _is_replay(response), "201: the request was resumed, and is done")
         self._show_who_did_what()
 
     def _obedient_retry(self, client: Client, reply: Reply | None) -> Reply | None:
@@ -154,6 +190,11 @@ class Story:
         stock = (self._shop.available("mug"), self._shop.available("shirt"))
         self._expect(stock == (98, 96), "2 mugs and 4 shirts have left the stock")
 
+    def _place_of(self, call: str) -> str:
+        """Where the application makes a call that the story has shown."""
+        places = [place for listing in self._listings for place in listing.places_of(call)]
+        return places[0]
+
     def _lines(self, card: str) -> list[Line]:
         return [line for line in self._provider.lines() if line.card == card]
 
@@ -184,10 +225,11 @@ def _scheme(settings: dict[str, str]) -> str:
     return settings["IDEMPOTENCY_BACKEND"].partition(":")[0]
 
 
-def run(app: list[str], backend: str | None) -> int:
-    """Tell the story of the application that ``python -m *app`` serves; the exit status."""
+def run(application: Application, backend: str | None, module: str | None = None) -> int:
+    """Tell the story of an application; the exit status. ``module``: what to serve in its place."""
     terminal = Terminal()
     began = time.monotonic()
+    served = module or application.module
     with ExitStack() as stack:
         # On a platform that keeps files of a killed process open for a moment, tidying up is not the story.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
@@ -196,14 +238,15 @@ def run(app: list[str], backend: str | None) -> int:
             "IDEMPOTENCY_LEASE": str(LEASE),
             "PROVIDER_LATENCY": str(LATENCY),
         }
-        first = stack.enter_context(Worker(app, folder, **settings))
-        doomed = stack.enter_context(Worker(app, folder, **settings, SHOP_DIE="before-receipt"))
+        first = stack.enter_context(Worker([served], folder, **settings))
+        doomed = stack.enter_context(Worker([served], folder, **settings, SHOP_DIE="before-receipt"))
         try:
             first.wait_until_it_serves()
             doomed.wait_until_it_serves()
-            below = f"{app[0]}: two workers, ports {first.port} and {doomed.port}; records in {_scheme(settings)}"
+            below = f"{module or application.title}: two workers, on ports {first.port} and {doomed.port}"
+            below += f"; records in {_scheme(settings)}"
             terminal.title("The story of a card that is not charged twice", below)
-            Story(terminal, folder, first, doomed).tell()
+            Story(terminal, application, folder, first, doomed).tell()
         except NotTrue as sentence:
             terminal.broken(f"NOT TRUE: {sentence}")
             return 1
@@ -215,13 +258,20 @@ def run(app: list[str], backend: str | None) -> int:
 
 
 def main() -> int:
-    """The command line: ``python -m examples.demo [--backend URL] [module [argument ...]]``."""
+    """The command line: ``python -m examples.demo [--backend URL] [--serve MODULE] [framework]``."""
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
-    parser.add_argument("app", nargs="*", help="what to serve instead of examples.payments_fastapi")
-    parser.add_argument("--backend", help="a backend URL instead of a new SQLite file")
+    parser.add_argument(
+        "framework",
+        nargs="?",
+        choices=list(APPLICATIONS),
+        default="fastapi",
+        help="whose payments API to serve (default: %(default)s)",
+    )
+    parser.add_argument("--backend", metavar="URL", help="a backend instead of a new SQLite file")
+    parser.add_argument("--serve", metavar="MODULE", help="a module to serve instead of the framework's payments API")
     arguments = parser.parse_args()
     try:
-        return run(arguments.app or ["examples.payments_fastapi"], arguments.backend)
+        return run(APPLICATIONS[arguments.framework], arguments.backend, arguments.serve)
     except KeyboardInterrupt:
         return 130
 

@@ -41,7 +41,7 @@ provider = PaymentProvider()
 
 @require_POST
 def create_charge(request: HttpRequest) -> JsonResponse:
-    """Turn what can go wrong into an answer; the work is in ``checkout``."""
+    """Turn what can go wrong into a response; the work is in ``checkout``."""
     try:
         receipt = checkout(Order.from_body(request.body))
     except BadOrder as error:

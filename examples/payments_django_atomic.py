@@ -1,6 +1,6 @@
 """The payments API on Django, in one transaction a request: ``python -m examples.payments_django_atomic``.
 
-What the view writes and what it answers commit together, so no moment is left in which a crash, or a backend that lost
+What the view writes and its response commit together, so no moment is left in which a crash, or a backend that lost
 its records, makes the shop do anything twice. Only the charge, which is somebody else's, is still a stage.
 """
 
@@ -47,10 +47,10 @@ provider = PaymentProvider()
 @require_POST
 @idempotent(atomic=True)
 def create_charge(request: HttpRequest) -> JsonResponse:
-    """Turn what can go wrong into an answer; the work is in ``checkout``."""
+    """Turn what can go wrong into a response; the work is in ``checkout``."""
     try:
         order = Order.from_body(request.body)
-        with transaction.atomic():  # a savepoint: what goes wrong takes its rows back, and its answer is kept
+        with transaction.atomic():  # a savepoint: what goes wrong takes its rows back, and its response is stored
             receipt = checkout(order)
     except BadOrder as error:
         return JsonResponse({"error": str(error)}, status=400)

@@ -1,6 +1,6 @@
 """The payments API on FastAPI and SQLAlchemy, in two transactions: ``python -m examples.payments_fastapi_sqlalchemy``.
 
-The reservation commits together with its stage, the receipt together with the answer; the charge, which is somebody
+The reservation commits together with its stage, the receipt together with the response; the charge, which is somebody
 else's, stands between them. No moment is left in which a crash, or a backend that lost its records, makes the shop do
 anything twice.
 """

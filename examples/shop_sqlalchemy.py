@@ -1,7 +1,7 @@
 """The shop's tables on SQLAlchemy, and what is done to them, in whatever transaction the caller's session is in.
 
 No reference makes an effect safe to repeat, as in ``examples.shop``: what happens here commits together with a stage or
-an answer in the ledger, or not at all.
+a response in the ledger, or not at all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the demo looks: narration, requests as curl commands, answers as ``curl -i`` prints them.
+"""How the demo looks: narration, requests as curl commands, responses as ``curl -i`` prints them.
 
 Coloured on a terminal; plain where there is none or NO_COLOR is set.
 """
@@ -10,6 +10,7 @@ import os
 import sys
 import textwrap
 
+from examples.listing import Listing
 from examples.workers import Reply
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
@@ -57,6 +58,14 @@ class Terminal:
         self._after_proof = False
         print(gap + textwrap.fill(text, _WIDTH) + "\n")
 
+    def listings(self, listings: list[Listing]) -> None:
+        """Code, each listing below its path, with the number of each line."""
+        for position, listing in enumerate(listings):
+            gap = "\n" if position else ""
+            print(gap + _MARGIN + self.style(listing.title, "bold"))
+            for number, line in listing.numbered():
+                print(f"{_MARGIN}{self.style(f'{number:>4}', 'dim')}  {line}")
+
     def command(self, url: str, headers: dict[str, str], body: bytes) -> None:
         """A POST as the curl command that sends it."""
         parts = [f"curl -i {url}"]
@@ -65,7 +74,7 @@ class Terminal:
         print(_MARGIN + self.style("$ " + f" \\\n{_MARGIN}    ".join(parts), "bold"))
 
     def reply(self, reply: Reply | None) -> None:
-        """The answer, or what curl says when there is none."""
+        """The response, or what curl says when there is none."""
         if reply is None:
             print(_MARGIN + self.style("curl: (52) Empty reply from server", "red") + "\n")
             return

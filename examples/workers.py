@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 START_WITHIN = 60.0
-ANSWER_WITHIN = 30.0
+RESPONSE_WITHIN = 30.0
 
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 
@@ -29,7 +29,7 @@ class WorkerFailed(Exception):
 
 
 class Reply(NamedTuple):
-    """An answer as it came over the wire. ``headers``: in order, with duplicates."""
+    """A response as it came over the wire. ``headers``: in order, with duplicates."""
 
     status: int
     reason: str
@@ -92,8 +92,8 @@ class Worker:
         raise WorkerFailed(f"the server did not start:\n{self.log}")
 
     def request(self, method: str, path: str, headers: dict[str, str], body: bytes = b"") -> Reply | None:
-        """Send one request; None if the connection ended without an answer."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_WITHIN)
+        """Send one request; None if the connection ended without a response."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=RESPONSE_WITHIN)
         try:
             connection.request(method, path, body or None, headers)
             response = connection.getresponse()

@@ -18,6 +18,7 @@ from open_idempotency._engine.heartbeat import _Beats
 from tests import mariadb_server
 from tests.effort import times
 from tests.matrix import SUITES, is_full
+from tests.passed_before import PassedBefore
 from tests.poolers import POOLERS, PgBouncer, Pooler, pgbouncer_binary
 from tests.postgres_server import PostgresServer
 from tests.servers import CAN_EXIST, Server
@@ -57,7 +58,13 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Pass over the stream that an old Starlette leaves open: whichever test runs when it is collected would fail."""
+    """Leave out what passed in an earlier command, and pass over the stream that an old Starlette leaves open.
+
+    Whichever test runs when that stream is collected would fail.
+    """
+    config.pluginmanager.register(
+        PassedBefore(os.environ.get("OI_TEST_PASSED_IN"), os.environ.get("OI_TEST_PASSED_TO"))
+    )
     if tuple(int(part) for part in version("starlette").split(".")[:3]) < CLOSES_ITS_STREAMS:
         config.addinivalue_line("filterwarnings", f"ignore:{LEFT_OPEN}:ResourceWarning")
         # and one that is collected between tests, or when the run ends

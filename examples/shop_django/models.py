@@ -1,7 +1,7 @@
 """The shop's tables and what is done to them, in whatever transaction the caller is in.
 
-No reference makes an effect safe to repeat, as in ``examples.shop``: what happens here commits together with the answer
-of the view, or not at all.
+No reference makes an effect safe to repeat, as in ``examples.shop``: what happens here commits together with the
+response of the view, or not at all.
 """
 
 # What the fields hold, only a plugin of mypy knows.

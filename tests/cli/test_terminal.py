@@ -44,7 +44,14 @@ def _on_terminal(
     for name in {"NO_COLOR", "COLUMNS"} - set(env):
         given.pop(name, None)
     process = subprocess.Popen(
-        command(*arguments), stdin=theirs, stdout=theirs, stderr=theirs, env=given, start_new_session=True
+        command(*arguments),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=given,
+        start_new_session=True,
+        # Whoever starts the tests in the background ignores SIGINT, and each process below inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(theirs)
     said, until = b"", time.monotonic() + SECONDS

@@ -156,7 +156,9 @@ def test_work_that_is_killed_at_each_point_is_carried_out_as_promised(
         "unreconciled": ["reserve", "charge"],  # in doubt, so it is not run again
     }
     attempts = {order: status.attempt for order, status in ended.items()}
-    assert attempts == {**dict.fromkeys(MOMENTS, 2), "completed": 1}
+    # A message that a slow worker has not confirmed yet is delivered once more, and an attempt in doubt fails again.
+    assert attempts.pop("unreconciled") >= 2
+    assert attempts == {order: 1 if order == "completed" else 2 for order in MOMENTS if order != "unreconciled"}
     assert _result(once, "charging") == {"order": "charging", "charged": "charge of charging", "attempt": 2}
 
 

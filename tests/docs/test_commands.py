@@ -28,17 +28,20 @@ def _tox() -> configparser.ConfigParser:
 
 
 def test_the_commands_call_what_tox_knows() -> None:
-    """The first runs the demo; the second runs all that tox runs by itself, the tests among it."""
+    """The first runs the demo; the second runs all that tox runs by itself: the checks and the tests."""
     tox = _tox()
     demo, everything = (command.strip().rpartition(" && ")[2] for command in _commands())
     assert demo == "tox -e demo"
     assert tox.has_section("testenv:demo")
     assert everything == "tox"
-    assert "py" in [name.strip() for name in tox["tox"]["env_list"].split(",")]
+    assert tox["tox"]["env_list"] == "all"
+    assert all(part in tox["testenv:all"]["commands"] for part in ("{[checks]commands}", "{[tests]short}"))
+    assert "{[checks]commands}" in tox["testenv:lint"]["commands"]
+    assert "{[tests]short}" in tox["testenv"]["commands"]
 
 
 def _ignored() -> list[str]:
-    return re.findall(r"--ignore (tests/[\w/.]+)", _tox()["testenv"]["commands"])
+    return re.findall(r"--ignore (tests/[\w/.]+)", _tox()["tests"]["short"])
 
 
 def test_what_the_command_ignores_runs_in_full() -> None:

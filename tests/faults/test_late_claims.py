@@ -30,7 +30,7 @@ def test_a_claim_that_arrives_after_its_clean_up_does_not_block_its_key(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, coalesce: str
 ) -> None:
     """B-08c, L-04: the retry runs at once, and not a lease later."""
-    with Worker(colour, records.at(proxy.port, f"timeout=3&coalesce={coalesce}"), lease=LONG) as worker:
+    with Worker(colour, records.at(proxy.port, f"timeout=5&coalesce={coalesce}"), lease=LONG) as worker:
         hold = proxy.hold(records.command("claim"))
         order = Order(charging(effects))
         worker.cancel(order, hold.arrived)
@@ -49,7 +49,7 @@ def test_a_claim_that_arrives_after_another_attempt_has_failed_takes_nothing_ove
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
 ) -> None:
     """B-08c: the failed attempt is resumed by a request, and not by a claim that nobody waits for."""
-    with Worker(colour, records.at(proxy.port, "timeout=3"), lease=LONG) as worker:
+    with Worker(colour, records.at(proxy.port, "timeout=5"), lease=LONG) as worker:
         order = Order(failing_first(effects))
         hold = proxy.hold(records.command("claim"))
         worker.cancel(order, hold.arrived)

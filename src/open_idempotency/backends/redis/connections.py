@@ -7,7 +7,10 @@ reconnects where the route has changed since it was made.
 from __future__ import annotations
 
 import inspect
+import socket
+import threading
 import time
+from contextlib import suppress
 from typing import Any, Protocol
 
 import redis
@@ -122,6 +125,9 @@ class _Deadlines(redis.connection.AbstractConnection):
         self._route = route
         self._reached: Reached = (None, 0)
         self._connected = False
+        #: the thread that waits for a reply, while one does, and whether another thread has given the connection up
+        self._reader: int | None = None
+        self._given_up = False
 
     def connect(self) -> None:
         route = self._route
@@ -140,6 +146,15 @@ class _Deadlines(redis.connection.AbstractConnection):
     def disconnect(self, *arguments: Any) -> None:
         # Also called by redis-py, whenever it gives a connection up.
         self._connected = False
+        sock = socket_of(self)
+        if sock is not None and self._reader not in (None, threading.get_ident()):
+            # Another thread waits for this socket. Were it closed here, a socket that is opened next could have its
+            # number, and the thread would wait for that one. The thread reads the end of the stream, and closes it.
+            self._given_up = True
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            return
+        self._given_up = False
         super().disconnect(*arguments)  # type: ignore[no-untyped-call]  # redis-py's
 
     def send_command(self, *words: Any, **options: Any) -> None:
@@ -155,6 +170,7 @@ class _Deadlines(redis.connection.AbstractConnection):
 
     def read_response(self, *arguments: Any, **options: Any) -> Any:
         self._limit_step()
+        self._reader = threading.get_ident()
         try:
             return super().read_response(*arguments, **options)
         except ResponseError as error:
@@ -162,6 +178,10 @@ class _Deadlines(redis.connection.AbstractConnection):
                 raise
             self.disconnect()
             raise RedisConnectionError(f"{_REPLACED}: {error}") from error
+        finally:
+            self._reader = None
+            if self._given_up:
+                self.disconnect()
 
     def _limit_step(self) -> None:
         deadline = current.deadline()
