@@ -1,9 +1,9 @@
 """One protected ASGI request: its client, its body on the way in, its response on the way out.
 
-``Client`` knows whether the client has left, and when the application learns that (R-06, L-05a). Frameworks cancel a
-stream as soon as ``receive()`` returns the disconnect, or stop it when ``send()`` raises. So during a stream both calls
-wait until the grace is over, or until the stream has ended. At any other time the application learns of the disconnect
-at once.
+``Client`` knows whether the client has left, and when the application is notified of that (R-06, L-05a). Frameworks
+cancel a stream as soon as ``receive()`` returns the disconnect, or stop it when ``send()`` raises. So during a stream
+both calls wait until the grace is over, or until the stream has ended. At any other time the application is notified of
+the disconnect at once.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Client:
         self.grace = grace
         #: the server's disconnect, once it is known
         self.left: Message | None = None
-        #: the application has learned of it during its stream: what it sends now is no whole response
+        #: the application was notified of it during its stream: what it sends now is no whole response
         self.notified = False
         self._source = source
         self._streaming = False
@@ -111,8 +111,8 @@ class Client:
     async def stops(self) -> bool:
         """Whether a part of the stream comes too late to be sent.
 
-        If the application listens, the disconnect ends the stream. Otherwise this raises ``ClientLeft``, as nothing
-        else would end it.
+        If the application listens, the disconnect ends the stream. Otherwise nothing else would end it, so this raises
+        ``ClientLeft``.
         """
         if self._ended or not (self.notified or self.grace.over):
             return False
@@ -129,7 +129,7 @@ class Client:
     # What the application asks
 
     async def receive(self) -> Message:
-        """``receive()`` after the body: the disconnect, once the application may learn of it."""
+        """``receive()`` after the body: the disconnect, once the application may be notified of it."""
         message = await self._hear()
         if message["type"] != _DISCONNECT:
             return message
@@ -274,7 +274,7 @@ class Exchange:
         self._more = True
         # whether the whole body was received; and whether the request goes on as one without a key
         self._whole = self._passes = False
-        # of an attempt that runs
+        # set when the attempt begins
         self._capture: Capture
         self._client: Client
 

@@ -315,10 +315,10 @@ def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Att
 def _look_for_another_service(claim: Claim, request: Request, advice: Advice, policy: IdempotencyPolicy) -> Steps[None]:
     """Report, once, that the key of a refused request is held by a request to another host (O-22). Raises nothing.
 
-    So it is where two services store their keys under one application name on one backend, and one of them passes its
-    caller's key and credentials on to the other: both requests lead to one record, and the second one is refused on
-    every try. ``application=`` separates the services. The claim itself costs no further call. The look is one read of
-    the record, when one key is refused for the third time, and at most once in ten seconds.
+    Two services may store their keys under one application name on one backend. If one of them passes its caller's key
+    and credentials on to the other, both requests lead to one record, and the second is refused on every try.
+    ``application=`` separates the services. The look costs one read of the record, when a key is refused for the third
+    time, and at most once in ten seconds.
     """
     mine = host_of(claim.owner)
     if mine is None or not advice.may_look(claim.record_id, (yield from ask(Now()))):
@@ -485,7 +485,7 @@ def _claim_patiently(
 
 
 def make_claim(claim: Claim, policy: IdempotencyPolicy, of: Request | None = None) -> Steps[ClaimResult]:
-    """Send a claim, and withdraw it if the caller is cancelled before the reply is there (B-08c)."""
+    """Send a claim, and withdraw it if the caller is cancelled before the reply arrives (B-08c)."""
     claim.asked = inf  # a lease counts from the claim that has led to it
     try:
         result: ClaimResult = yield claim

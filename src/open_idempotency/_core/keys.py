@@ -457,7 +457,7 @@ def caller_of(scope: str, policy: IdempotencyPolicy) -> bytes:
 
 
 def key_of(key: str, policy: IdempotencyPolicy) -> bytes:
-    """The digest that stands for a key of this application, whoever sent it."""
+    """The digest that stands for a key of this application, the same for all callers."""
     return digest(policy.secret, _KEY_PARAMETER, policy.application.encode(), key.encode())[:KEY_OCTETS]
 
 

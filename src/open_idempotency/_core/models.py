@@ -180,7 +180,7 @@ class Stage:
 
 @dataclass(slots=True)
 class Lease:
-    """Proof of one claim: whoever holds it owns the record until somebody else claims it.
+    """Proof of one claim. Its holder owns the record until another claim is granted.
 
     ``token`` grows with every claim of the record and fences off earlier owners; ``owner`` is the random id that
     the claimer made, so that a claim resent after a lost reply is recognised. The remaining attributes let a backend

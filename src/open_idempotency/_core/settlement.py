@@ -68,11 +68,11 @@ class Fate(Enum):
 
 
 def begin(attempt: Attempt) -> Steps[Response | None]:
-    """Ask whose the lease is before the handler starts, where that is not known any more (L-10).
+    """Ask before the handler starts whether the lease is still this attempt's, where that is no longer sure (L-10).
 
-    So it is where this process stood still, between the reply to its claim and this moment, for as long as the lease
-    lasts: another attempt may run already. None: the handler may start, if this reply did not take as long again.
-    Otherwise the response to send instead; then nothing has run, and the attempt is over.
+    It is not sure if the process stood still for a whole lease after the reply to its claim: another attempt may run
+    already. None means that the handler may start, unless this reply took a whole lease too. Any other result is the
+    response to send instead. Then nothing has run, and the attempt is over.
     """
     lease = attempt.lease
     assert lease is not None
@@ -183,14 +183,14 @@ def _fail(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
 
 
 def _uncommitted(attempt: Attempt, lease: Lease) -> Steps[Response]:
-    """The view has not committed what its response says: neither counts, and the client learns it (S-05)."""
+    """The view has not committed what its response says. Neither counts, and the response says so (S-05)."""
     yield from warn(attempt.policy, events.Uncommitted(events.short(lease.record_id)), attempt)
     yield from let_go(attempt, lease, Fail(lease), None)
     return (yield from _refuse(problems.uncommitted(), attempt, lease))
 
 
 def _unawaited(attempt: Attempt, lease: Lease) -> Steps[Response]:
-    """The view says that stages are done which have not begun: nothing is stored, and the client learns it (O-36)."""
+    """The view has responded before its stages have begun. Nothing is stored, and the response says so (O-36)."""
     yield from warn(attempt.policy, events.NotAwaited(events.short(lease.record_id), attempt.unawaited[0]), attempt)
     yield from let_go(attempt, lease, Fail(lease), None)
     return (yield from _refuse(problems.not_awaited(), attempt, lease))

@@ -254,7 +254,7 @@ class _Beats:
 
     def _next_look(self) -> float:
         """Seconds until then; infinite after a while with nothing to do."""
-        # Until the new time is known whoever comes wakes the thread, so nobody comes unseen in between.
+        # Until the new time is known, each new attempt wakes the thread, so none is missed in between.
         before, self._look = self._look, _UNTIL_WOKEN
         durations = [entry.lease.duration for entry in list(self._watched.values())]
         self._idle = 0 if durations else self._idle + 1
@@ -283,7 +283,7 @@ class _Beats:
                 order.end()
 
     def _beat(self, due: list[_Watched], now: float) -> bool:
-        """Renew these; false where the backend is away, so that it would be in vain to ask it for more."""
+        """Renew these leases. False if the backend is away: further calls would fail too."""
         running = [entry for entry in due if self._may_renew(entry, now)]
         if not running:
             return True
@@ -351,21 +351,23 @@ class Heartbeat:
         return self._beats.get().record(command, lease)
 
     def forget(self, attempt: Attempt) -> None:
-        """Stop renewing; the attempt has ended. Where it is still being recorded that ends it, later."""
+        """Stop renewing the lease of an attempt that has ended. If its response is still being recorded, the recording
+        stops it later.
+        """
         if attempt.lease is not None:
             self._beats.by_pid[os.getpid()].forget(attempt.lease)
 
     def close(self) -> None:
-        """End this process's thread; what still runs is renewed no more, and what waits to be recorded is recorded.
+        """End this process's thread. Pending responses are recorded first; leases of running attempts are not renewed.
 
-        The next ``watch`` starts another one.
+        The next ``keep`` starts another thread.
         """
         _close(self._beats)
 
     def close_unless_running(self, patience: float) -> None:
-        """End this process's thread, unless a handler still runs: that one's lease has to be renewed.
+        """End this process's thread, unless a handler still runs, whose lease has to be renewed.
 
-        What is being recorded is waited for, for ``patience`` seconds at most.
+        Waits at most ``patience`` seconds for responses that are being recorded.
         """
         if not self._beats.get().has_running:
             _close(self._beats, patience)

@@ -1,4 +1,4 @@
-"""What outlives a response or its client, and what becomes of it when the process has to end.
+"""Work that outlives a response or its client, and how it ends when the process has to end.
 
 A stream whose client has left may go on for ``stream_grace`` seconds; the rule is the same for all adapters (L-05a). If
 it ends by then, its response is stored. If it does not, or if it outgrows ``max_response_bytes``, it is closed and its
@@ -351,7 +351,7 @@ requests: PerProcess[set[Protected]] = PerProcess(set)
 
 
 def enter(request: Protected) -> set[Protected]:
-    """A request begins. Whoever it is discards it from this set when it is over."""
+    """Note that a request begins. Returns the set from which it is to be discarded when it is over."""
     mine = requests.get()
     mine.add(request)
     return mine
