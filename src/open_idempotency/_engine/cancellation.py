@@ -131,7 +131,7 @@ class Hold:
             raise self._cancelled()
 
     def _on_waking(self, error: BaseException | None, future: Any) -> BaseException | None:
-        """The error to throw into the application, which has waited; also a cancellation that came between two waits."""
+        """The error to throw into the application after a wait; also a cancellation that came between two waits."""
         if error is None:
             if self._armed:
                 self._armed = False
