@@ -30,8 +30,7 @@ from open_idempotency.backends._shared import findings, urls
 from open_idempotency.backends._shared.coalescing import Limits, LoopCoalescer
 from open_idempotency.backends._shared.findings import MOST_COUNTED, megabytes
 from open_idempotency.backends._shared.fronts import AsyncFront, SyncFront
-from open_idempotency.backends.sqlite.connections import Connections
-from open_idempotency.backends.sqlite.transactions import Request, Transactions
+from open_idempotency.backends.sqlite.transactions import Connections, Request, Transactions
 from open_idempotency.backends.sqlite.verbs import SCHEMA_VERSION, VERBS, Verb
 from open_idempotency.exceptions import ConfigurationError
 
