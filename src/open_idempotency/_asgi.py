@@ -230,7 +230,7 @@ class Inner(Protocol):
         ...
 
     def session_of(self, scope: Scope) -> ChangingSession | None:
-        """The session by which a changed caller is followed (O-14)."""
+        """The session by which a changed caller is followed (O-14), for a scope that has one."""
         ...
 
     def call_app(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:

@@ -201,7 +201,10 @@ class IdempotencyMiddleware:
         return None if session is None else Identity(None, session=entries_of(session))
 
     def session_of(self, scope: Scope) -> ChangingSession | None:
-        """The session by which a changed caller is followed (O-14); plain ASGI follows no session."""
+        """The session by which a changed caller is followed (O-14). Plain ASGI follows none.
+
+        Called only if the scope has a session.
+        """
         return None
 
     def call_app(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
