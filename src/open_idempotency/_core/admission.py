@@ -385,7 +385,7 @@ def _respond(
 
 
 def keep_alive(attempt: Attempt, lease: Lease) -> Steps[None]:
-    """Have the lease of a claimed attempt renewed from now on. Raises ``NotRenewable`` where nobody can."""
+    """Have the lease of a claimed attempt renewed from now on. Raises ``NotRenewable`` where that is impossible."""
     policy = attempt.policy
     try:
         yield KeepAlive(attempt)

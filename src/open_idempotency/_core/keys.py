@@ -11,7 +11,7 @@ that runs it (P-02). What belongs to the route and the worker is encoded once. W
 of a later version, is unknown and never an error.
 
 Caller and key are digests there, so that all records of a caller, and all callers of a key, are found although neither
-is stored. With ``secret=`` they are HMACs. Without it, somebody who reads the records can try out names of callers. The
+is stored. With ``secret=`` they are HMACs. Without it, a reader of the records can try out names of callers. The
 route is the framework's template where the adapter knows it before the claim (``/orders/{id}``). Otherwise it is the
 path without its query. A path may hold personal data, so with ``encryption=`` no path is stored: of a request without a
 template there is the method alone.
@@ -334,7 +334,7 @@ class Caller:
         return named_by_session(identity.session, self.policy.session_identity) is not None
 
     def as_left(self, user: str | None, session: Mapping[str, Any] | None) -> Identity:
-        """The caller after the view: the user, or the session, which may name somebody if there is no user."""
+        """The caller after the view: the user; without a user the session, which may name the caller."""
         return self.identity._replace(user=user, session=None if user is not None else session)
 
     def record(self, identity: Identity) -> bytes | None:

@@ -279,7 +279,7 @@ class Renewal(IntEnum):
 
 @dataclass(slots=True)
 class StageSaved:
-    """``frame`` is the value on record: the first one saved under that name and key, for ever.
+    """``frame`` is the value on record: always the first one saved under that name and key.
 
     ``recreated``: the record had vanished and now holds this stage only.
     """

@@ -74,7 +74,7 @@ def save_stage(attempt: Attempt, stage: Stage, done: bytes | None = None) -> Ste
 
 
 def _save_again(attempt: Attempt, lease: Lease) -> Steps[None]:
-    """The record vanished and was made anew: the earlier stages go back into it."""
+    """Save the earlier stages again: the record has vanished and was made anew."""
     for (name, key), frame in list(attempt.stages.items()):
         sealed = seal_stage(Stage(name, key, frame), lease, attempt.policy)
         yield from save(SaveStage(lease, sealed), attempt, lease)
@@ -111,7 +111,10 @@ def save(command: SaveStage, attempt: Attempt, lease: Lease) -> Steps[StageSaved
 
 
 def ask_whose(attempt: Attempt, lease: Lease) -> Steps[Renewal]:
-    """Whose the lease is, before an effect. Raises ``BackendUnavailable`` after ``respond_within`` seconds."""
+    """Whether the lease is still this attempt's, before an effect.
+
+    Raises ``BackendUnavailable`` after ``respond_within`` seconds.
+    """
     within = _client_waits(attempt.policy)
     (found,) = yield from _persist(Renew([lease]), attempt, lease, lambda first: min(first + within, attempt.ends_at))
     return found
@@ -277,7 +280,7 @@ def _failed(command: Command[object], attempt: Attempt, lease: Lease, error: Exc
 
 
 def _hand_over(write: Write, attempt: Attempt, lease: Lease, status: int | None, began: float) -> Steps[None]:
-    """Have a write go on although nobody waits for it any more; report it where that is impossible."""
+    """Let a write go on in the background. Report it if that is impossible."""
     now = yield from ask(Now())
     until = began + _total(attempt.policy, min(attempt.policy.max_run, attempt.policy.ttl))
     if now >= until:

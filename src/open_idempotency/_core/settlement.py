@@ -315,7 +315,7 @@ def _of_error(attempt: Attempt, lease: Lease, status: int) -> Lease:
 
 
 def let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
-    """End an attempt whose response is not stored. While the backend is down nobody waits for it."""
+    """End an attempt whose response is not stored. It does not wait for a backend that is down."""
     cancelled = yield from _threads_end(attempt)
     fate = yield from _record_end(attempt, lease, command, status)
     if cancelled is not None:
@@ -368,7 +368,7 @@ def forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
         return
     record = events.short(lease.record_id)
     try:
-        # Right before the deletion, which compares no token: nobody else is let in for a lease from now on.
+        # Right before the deletion, which compares no token: no other attempt is admitted for a lease from now on.
         (found,) = yield from surely(Renew([lease]), attempt, lease, instead=Release(lease))
         if found is Renewal.LOST:
             raise LeaseLost("another attempt has taken this request over")
@@ -423,7 +423,7 @@ def find_committed(attempt: Attempt, lease: Lease, instead: Command[object] | No
         return ledger.committed_response()
     try:
         found = yield from surely(Call(proof), attempt, lease, instead=instead)
-    except Exception as error:  # the database's: then nobody knows
+    except Exception as error:  # the database's: then it is not known
         yield from warn(
             attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "ledger", error), attempt
         )

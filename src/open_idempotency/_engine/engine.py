@@ -108,10 +108,10 @@ class Keeper(Protocol):
     """Keeps the leases of running attempts: the heartbeat."""
 
     def keep(self, command: KeepAlive) -> None:
-        """Renew the attempt's lease from now on; ``BackendUnavailable`` where nobody can."""
+        """Renew the attempt's lease from now on. Raises ``BackendUnavailable`` where that is impossible."""
 
     def record(self, command: RecordLater) -> bool:
-        """Carry the steps out in the background; false where there is no room for them."""
+        """Carry out the steps in the background. False if there is no room for them."""
         ...
 
 
@@ -263,7 +263,7 @@ class Engine:
         sync, aio = self.backend, ThreadedBackend(self.backend) if threads else self.backend.to_async()
         make_watched: Callable[[], dict[bytes, Any]] = dict
         if isinstance(self.policy.on_event, Telemetry):
-            from open_idempotency._engine.measuring import measure  # nobody else needs it
+            from open_idempotency._engine.measuring import measure  # only telemetry needs it
 
             sync, aio, make_watched = measure(sync, aio, self.policy.on_event)
         self.heartbeat = Heartbeat(sync, make_watched)
@@ -430,7 +430,7 @@ class Opened:
             _logger.exception("%r could not be closed; its connections end with the process", self._own)
 
     def close_beside(self) -> None:
-        """Close everything in a thread of its own; for a finaliser, which may interrupt whoever holds any lock."""
+        """Close everything in a thread of its own. For a finaliser, which may interrupt code that holds any lock."""
         if self._own is None:
             return  # the heartbeat has a finaliser of its own
         # Not ``threading.Thread``, which takes a lock that the interrupted code may hold.

@@ -6,8 +6,8 @@ lost its lease is marked for its next stage to notice. It knows every running le
 process has to end (``drain``), reports handlers that hang (L-12), and records what the backend did not take while the
 client was waiting (L-08).
 
-Whoever has a claim relies on the thread: where it cannot be started the claim is not handed out (L-11), no error ends
-it, and one that has died all the same is started again by the next claim.
+Each claim relies on the thread. If it cannot be started, the claim is not handed out (L-11). No error ends it. If it
+has died all the same, the next claim starts it again.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ class _Beats:
                 return
 
     def _due(self, now: float) -> list[_Watched]:
-        """What is to be renewed, and what is nearly due where the last call has room: so calls become full."""
+        """The leases to renew: those that are due, and those that are nearly due as far as the last call has room."""
         watched = list(self._watched.values())
         due = [entry for entry in watched if entry.due <= now]
         room = -len(due) % BATCH
@@ -242,7 +242,7 @@ class _Beats:
         return due
 
     def _sleep(self) -> Pass | None:
-        """Return when it is time to look, or with what somebody wants."""
+        """Wait until it is time to look, or until an order comes. Returns the order."""
         look = self._next_look()
         if self._passes:
             look = min(look, _SETTLING_LOOK)
@@ -273,7 +273,7 @@ class _Beats:
                 order.released += not entry.attempt.lost and give_up(entry.attempt, self._backend, self._courier.report)
 
     def _end_passes(self) -> None:
-        """End those that have nothing left to wait for, or no time."""
+        """End the passes that have nothing left to wait for, or no time left."""
         # What is being recorded, by its handler or here: a process that ended now would cut that off.
         settling = any(entry.attempt.phase is Phase.ENDED for entry in list(self._watched.values()))
         for order in list(self._passes):

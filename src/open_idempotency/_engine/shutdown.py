@@ -99,7 +99,7 @@ class _Recording:
 
 
 class Recordings:
-    """Those of one process on one backend, by the lease's owner. Added from any thread, carried out by one."""
+    """The recordings of one process on one backend. Any thread may add one; one thread carries them out."""
 
     def __init__(self, backend: Backend, report: Callable[[Emit], None], ended: Callable[[bytes], None]) -> None:
         #: by the lease's owner; changed here only

@@ -376,7 +376,7 @@ def _network() -> int:
 
 
 def _addresses() -> Iterator[str]:
-    """Where this process accepts connections, or is about to, whoever has opened the sockets."""
+    """The addresses where this process accepts connections, or is about to, also on inherited sockets."""
     for name in os.listdir("/dev/fd"):
         try:
             if stat.S_ISSOCK(os.fstat(int(name)).st_mode):

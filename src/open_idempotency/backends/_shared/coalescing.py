@@ -96,7 +96,7 @@ class Queue(Generic[A]):
         return self.waiting[0] if self.waiting else None
 
     def overdue(self, now: float) -> list[A]:
-        """Those that wait although their time is over; these came first."""
+        """The requests whose time is over; they are at the front of the queue."""
         return list(takewhile(lambda waiting: waiting.until < now, self.waiting))
 
     def take(self, batch: list[A], overdue: list[A], now: float, after: A | None = None) -> None:
@@ -345,7 +345,7 @@ class LoopCoalescer(Generic[Q, R]):
         self._next_look = loop.call_later(self._time.step, self._look)
 
     def _look(self) -> None:
-        """While requests wait: none does for ever, whatever became of the task that carries them out."""
+        """Called while requests wait, so that none waits for ever if the task that carries them out was lost."""
         self._next_look = None
         now = self._time.look()
         try:
