@@ -226,7 +226,6 @@ class AsyncPostgresBackend(AsyncFront):
 Connection = psycopg.Connection[Any]
 
 _LIMITS = "SET LOCAL statement_timeout = '5s'; SET LOCAL lock_timeout = '1s'; SET LOCAL TRANSACTION READ ONLY"
-_HAS_ANY = "SELECT to_regclass('open_idempotency.migrations') IS NOT NULL"
 _SETTINGS = """
     SELECT current_setting('server_version'), pg_is_in_recovery(), current_setting('fsync'),
         current_setting('full_page_writes'), current_setting('synchronous_commit'), current_setting('autovacuum'),
