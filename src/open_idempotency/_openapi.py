@@ -40,7 +40,7 @@ _CONFLICT = (
     "could not be stored"
 )
 _REUSED = "The idempotency key was used with another request"
-_TOO_LARGE = "With an idempotency key a request body may have {} bytes at most"
+_TOO_LARGE = "The body of a request with an idempotency key may have at most {} bytes"
 _TOO_MANY = "This caller has as many live idempotency keys as the service allows"
 _UNAVAILABLE = "The service cannot check whether this request was carried out before, so it was not run"
 

@@ -12,7 +12,7 @@ TASKS: Mapping[str, str] = {
     "retention": "how-to/change-the-ttl",
     "wait instead of 409": "how-to/wait-instead-of-409",
     "double click": "how-to/wait-instead-of-409",
-    "who the caller is": "how-to/who-the-caller-is",
+    "identify the caller": "how-to/who-the-caller-is",
     "jwt": "how-to/who-the-caller-is",
     "oauth2": "how-to/who-the-caller-is",
     "api key": "how-to/who-the-caller-is",

@@ -1,4 +1,4 @@
-"""The page about commands has every command and option, and shows what each command prints."""
+"""The page about commands has every command and option; pages with transcripts show what each command prints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from open_idempotency.cli import main
 from open_idempotency.cli.context import VARIABLE
 from open_idempotency.cli.parser import parser_of
 from open_idempotency.operations import FILTERS, ExitCode
-from tests.docs.pages import ROOT, blocks, headings
+from tests.docs.pages import ROOT, blocks, headings, name_of, pages
 from tests.operations.stores import Maker, begun, value
 
 PAGE = ROOT / "docs" / "reference" / "cli.md"
@@ -34,15 +34,15 @@ def _plain(text: str) -> list[str]:
     return [_SPACES.sub("  ", _VARIES.sub("#", line)).rstrip() for line in text.strip().splitlines()]
 
 
-def _shown() -> list[tuple[str, str]]:
-    """Each command on the page, and what the page says that it prints."""
-    text = "".join(block.text for block in blocks(PAGE) if block.language == "console")
+def _shown(page: Path) -> list[tuple[str, str]]:
+    """Each command on a page, and what the page says that it prints."""
+    text = "".join(block.text for block in blocks(page) if block.language == "console")
     parts = re.split(r"^\$ open-idempotency (.*)\n", text, flags=re.MULTILINE)[1:]
     return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 def _make(url: str) -> None:
-    """The records that the page tells of."""
+    """The records that the pages show."""
     with open_backend(url) as backend:
         backend.migrate()
         maker = Maker(backend)
@@ -54,19 +54,26 @@ def _make(url: str) -> None:
         maker.save(alive, value("reserve", '{"seat": 12}'))
 
 
+@pytest.mark.parametrize("page", [page for page in pages() if _shown(page)], ids=name_of)
 def test_the_commands_print_what_the_page_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """P-10 to P-18: in the order of the page, on one database; durations and versions may differ."""
     url = f"sqlite:///{tmp_path}/records.db"
     _make(url)
     monkeypatch.setenv(VARIABLE, url)
-    shown = _shown()
-    assert len(shown) >= 9
-    for command, printed in shown:
+    for command, printed in _shown(page):
         capsys.readouterr()
         assert main(shlex.split(command)) == 0, command
         assert _plain(capsys.readouterr().out) == _plain(printed), command
+
+
+def test_the_pages_of_operators_have_transcripts() -> None:
+    """Else the test above could lose them."""
+    guides = PAGE.parent.parent / "how-to"
+    assert len(_shown(PAGE)) >= 9
+    assert len(_shown(guides / "stuck-keys.md")) >= 3
+    assert _shown(guides / "runbook.md")
 
 
 def test_every_command_has_a_section() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
@@ -28,19 +30,49 @@ _CODE = re.compile(r"`[^`\n]*`")
 #: tables that are drawn from the code or from measurements: their words are those of the package
 _DRAWN = re.compile(r"<!-- (?:drawn|results): .*?<!-- end -->", re.DOTALL)
 _PAGES = [*pages(), ROOT / "examples" / "README.md", ROOT / "benchmarks" / "README.md"]
+#: what people read to get something done, and what to say there instead
+_GUIDES = [ROOT / "docs" / folder for folder in ("how-to", "problems", "frameworks", "callers")]
+_IN_GUIDES = {
+    r"\bbehind (the (last|stages?|recorded)|its|those|this|these|each|all|it|them)\b": "after",
+    r"\b(anew|all the same)\b": "again; still",
+    r"\bas ever\b": "as usual",
+    r"\bbeside\b": "in addition to, next to, concurrent",
+    r"\b(goes|went|go|going) on\b": "continues",
+    r"\bfrom then on\b": "then, afterwards",
+    r"\b(keys|records|bytes|requests|calls) a (second|day|minute)\b": "per second",
+    r"\b(nobody|whoever|of which)\b": "name who or what it is",
+    r"\bnothing to write\b": "No configuration is necessary",
+    r"\bsays? so\b": "report, log or raise, and what",
+    r"\b(theirs|of yours|of mine|the like)\b": "the name of what it is",
+    r"\b(out|in)side of (the|this|that|all|it)\b": "outside, inside",
+    r"\bwithout a word\b": "no warning reports it",
+}
 
 
 @pytest.mark.parametrize("word", _WORDS)
 def test_a_word_with_a_standard_term_stays_out_of_the_pages(word: str) -> None:
     """Readers know the standard terms, and no others. Code that the prose quotes may name what it likes, except a
     package that no longer exists."""
-    searched = re.compile(word.replace(" ", r"\s+"), re.IGNORECASE if word != r"\bSPEC\b" else 0)
+    found = _uses(word, _PAGES)
+    assert not found, f"say {_WORDS[word]!r} instead:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("word", _IN_GUIDES)
+def test_an_unusual_phrase_stays_out_of_the_guides(word: str) -> None:
+    """Readers of a guide are in a hurry, and many of them read English as a second language."""
+    found = _uses(word, [page for page in _PAGES if page.parent in _GUIDES])
+    assert not found, f"say {_IN_GUIDES[word]!r} instead:\n" + "\n".join(found)
+
+
+def _uses(word: str, searched: Iterable[Path]) -> list[str]:
+    """Where a word is, each with its page and line."""
+    pattern = re.compile(word.replace(" ", r"\s+"), re.IGNORECASE if word != r"\bSPEC\b" else 0)
     found: list[str] = []
-    for page in _PAGES:
+    for page in searched:
         text = without_blocks(page.read_text(encoding="utf-8"))
         text = _DRAWN.sub(lambda drawn: "\n" * drawn[0].count("\n"), text)
         prose = text if "_perform" in word else _CODE.sub("", _LINK_TARGET.sub("]", text))
         found += [
-            f"{name_of(page)}:{prose.count(chr(10), 0, m.start()) + 1}: {m[0]!r}" for m in searched.finditer(prose)
+            f"{name_of(page)}:{prose.count(chr(10), 0, m.start()) + 1}: {m[0]!r}" for m in pattern.finditer(prose)
         ]
-    assert not found, f"say {_WORDS[word]!r} instead:\n" + "\n".join(found)
+    return found

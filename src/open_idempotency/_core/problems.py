@@ -67,9 +67,7 @@ def forbidden(detail: str) -> Problem:
 
 
 # Added if the service has no name of its own: it may be one of two that share their keys by accident.
-_UNNAMED = (
-    " A service that passes its callers' keys on to another one needs its own application=, and so does the other."
-)
+_UNNAMED = " If this service passes its callers' keys on to another service, give each service its own application=."
 
 
 def key_reused(unnamed: bool = False) -> Problem:
@@ -84,7 +82,7 @@ def key_reused(unnamed: bool = False) -> Problem:
 
 def body_too_large(limit: int) -> Problem:
     """O-07: a request with a key is never run unprotected because of its size."""
-    detail = f"With an idempotency key a request body may have {limit} bytes at most."
+    detail = f"The body of a request with an idempotency key may have at most {limit} bytes."
     return Problem("body-too-large", 413, "Request body too large", detail)
 
 

@@ -66,7 +66,7 @@ UNPROTECTED = {
 
 _OUTSIDE = (
     "the view did not run again, so the effect is outside of what is protected: in a middleware, in a dependency or "
-    "decorator that runs before the claim, or in code behind the response. Move it into the view"
+    "decorator that runs before the claim, or in code after the response. Move it into the view"
 )
 _NOT_STORED = (
     "the first response was not stored, so the retry ran again. idem.discard(), store= or its status says so (stored "
@@ -90,7 +90,7 @@ def where(crash: Crash, used: StageUsed | None) -> str:
     if crash.when == "before":
         return f"before {name} began"
     if crash.when == "unrecorded":
-        return f"behind the effect of {name}, before that was recorded"
+        return f"after the effect of {name}, before the effect was recorded"
     return f"when {name} was on record"
 
 
@@ -129,9 +129,9 @@ def killed(crash: Crash, stages: Sequence[StageUsed]) -> str:
     if crash.stage is None and crash.when == "after":
         return _OUTSIDE
     if crash.stage is None:
-        behind = f"behind the last stage ({stages[-1].name!r}) " if stages else ""
+        after = f"after the last stage ({stages[-1].name!r}) " if stages else ""
         return (
-            f"an effect {behind}is in no stage, so the next attempt repeats it. Wrap it, as in idem.run('name', "
+            f"an effect {after}is in no stage, so the next attempt repeats it. Wrap it, as in idem.run('name', "
             "function, ...), or commit it with the response by idem.atomic(tx)"
         )
     name = repr(crash.stage)

@@ -304,7 +304,7 @@ def _where(name: str, key: str, when: When) -> str:
     if when == "before":
         return f"before stage {stage} began"
     if when == "unrecorded":
-        return f"behind the effect of stage {stage}, before the stage was recorded"
+        return f"after the effect of stage {stage}, before the stage was recorded"
     return f"when stage {stage} was on record"
 
 

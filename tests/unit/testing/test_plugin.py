@@ -66,7 +66,7 @@ def test_a_project_has_the_fixture(project: Path) -> None:
     """T-01: with a backend of its own for each test, and a message that ends the report."""
     done = _pytest(project, "-rf")
     assert "1 failed, 3 passed" in done.stdout, done.stdout + done.stderr
-    assert "NotIdempotent: POST /pay is not idempotent: killed behind the effect of stage 'mail'" in done.stdout
+    assert "NotIdempotent: POST /pay is not idempotent: killed after the effect of stage 'mail'" in done.stdout
     assert "idem.key_for('mail')" in done.stdout
     assert "_scenarios.py" not in done.stdout  # the report shows the line of the test, and none of the kit's
 

@@ -85,7 +85,7 @@ def test_an_effect_behind_the_last_stage_is_found(idempotency: Kit, bank: Bank, 
 
     said = _said(idempotency, _client(pay), effects=calls)
     assert "killed when the handler had run, before its response was recorded" in said
-    assert "an effect behind the last stage ('charge') is in no stage" in said
+    assert "an effect after the last stage ('charge') is in no stage" in said
 
 
 @pytest.mark.parametrize("effects", [1, 3])
@@ -109,7 +109,7 @@ def test_a_stage_whose_effect_nobody_recognises_is_found(idempotency: Kit, calls
 
     client = _client(pay)
     said = _said(idempotency, client, effects=calls)
-    assert "killed behind the effect of stage 'charge', before that was recorded" in said
+    assert "killed after the effect of stage 'charge', before the effect was recorded" in said
     assert "idem.key_for('charge')" in said
     assert "tx=" in said
     assert "in_doubt=False" in said
