@@ -29,7 +29,7 @@ from tests.servers import ServerMissing, free_port
 SIZE = 4
 _START_WITHIN = 20.0
 _SSL, _GSS, _VERSION = 80877103, 80877104, 196608
-#: what a client may ask for at its start, and what it is told of the server
+#: what a client may ask for at its start, and what it is reported the server
 _KNOWN = {"user", "database", "application_name", "client_encoding"}
 _TOLD = {"server_version", "server_encoding", "client_encoding", "standard_conforming_strings", "integer_datetimes"}
 Address = tuple[str, str]
@@ -56,7 +56,7 @@ class _Server:
         self._idle = idle
         self.told: list[bytes] = []
         self.client: asyncio.StreamWriter | None = None
-        #: answers that are still to come to what the client has sent
+        #: replies that are still to come to what the client has sent
         self.owed = 0
 
     async def open(self, port: int, address: Address) -> _Server:

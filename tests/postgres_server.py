@@ -99,7 +99,7 @@ class PostgresServer:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> PostgresServer:
-        """Start it and wait until it answers; a port that somebody else took is replaced."""
+        """Start it and wait until it responds; a port that somebody else took is replaced."""
         for port in self._ports():
             self.port = port
             self._process = self._launch(port)

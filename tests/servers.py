@@ -73,7 +73,7 @@ class Server:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> Server:
-        """Start it and wait until it answers; a port that somebody else took is replaced."""
+        """Start it and wait until it responds; a port that somebody else took is replaced."""
         ports = [self.port] if self.port else [free_port() for _ in range(_PORT_TRIES)]
         for port in ports:
             self.port = port
@@ -128,7 +128,7 @@ class Server:
             try:
                 with self.connect() as client:
                     # Another server may own the port: the pid tells ours.
-                    client.ping()  # which is not answered while the data are loaded, as INFO is
+                    client.ping()  # which gets no reply while the data are loaded, as INFO is
                     return bool(client.info("server")["process_id"] == self._process.pid)
             except redis.exceptions.ConnectionError:
                 time.sleep(0.01)

@@ -94,7 +94,7 @@ class Cluster:
             return bool(plain.info("replication").get("master_link_status") == "up")
 
     def ask(self, number: int, *words: Any) -> Any:
-        """The answer of one node to one command."""
+        """The response of one node to one command."""
         with self.nodes[number].connect() as plain:
             return plain.execute_command(*words)
 

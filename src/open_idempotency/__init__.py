@@ -1,8 +1,8 @@
 """Idempotency keys for Python web applications: a retried request runs once, and resumes after a crash.
 
-This package holds the names that every application uses. Adapters are modules of their own
-(``open_idempotency.asgi``, ``.wsgi``, ``.starlette``, ``.fastapi``, ``.flask``, ``.django``), so that importing this
-one loads no framework, client library or event loop.
+This package holds the names that every application uses. Adapters are separate modules (``open_idempotency.asgi``,
+``.wsgi``, ``.starlette``, ``.fastapi``, ``.flask``, ``.django``), so that importing this package loads no framework,
+client library or event loop.
 """
 
 from open_idempotency._core.intents import NOT_DONE, UNKNOWN, Finding, Found

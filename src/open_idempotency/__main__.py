@@ -1,4 +1,4 @@
-"""``python -m open_idempotency``: the command ``open-idempotency``, where its script is not on the path."""
+"""``python -m open_idempotency``: the command ``open-idempotency``, if its script is not on the path."""
 
 from __future__ import annotations
 

@@ -47,18 +47,18 @@ _UNAVAILABLE = "The service cannot check whether this request was carried out be
 #: statuses that may say when to send the same request again
 _RETRYABLE = ("409", "429", "503")
 _RETRY_AFTER: Mapping[str, Any] = {
-    "description": "Seconds after which the same request may be sent again, with the same key; there if the problem is "
-    "retryable",
+    "description": "Seconds after which the same request may be sent again, with the same key; present if the problem "
+    "is retryable",
     "schema": {"type": "integer", "minimum": 1},
 }
-# What a response of the application may have beside its own headers.
+# Headers that the library may add to a response of the application.
 _OF_OUTCOMES: Mapping[str, Any] = {
     "Idempotent-Replayed": {
-        "description": "There if this is the stored response to an earlier request with this key",
+        "description": "Present if this is the stored response to an earlier request with this key",
         "schema": {"type": "string", "enum": ["true"]},
     },
     "Idempotency-Status": {
-        "description": "There if the response could not be recorded in time, so that a retry may run again",
+        "description": "Present if the response could not be recorded in time, so that a retry may run again",
         "schema": {"type": "string", "enum": ["unrecorded"]},
     },
 }
@@ -68,7 +68,7 @@ _ECHO: Mapping[str, Any] = {
     "schema": {"type": "string"},
 }
 
-# What `_core.keys` reads, apart from parameters of the header and space around it, which clients do not send.
+# The keys that `_core.keys` accepts, without parameters of the header and surrounding space, which clients do not send.
 _BARE_KEY = r"[!#-+\--:<-\[\]-~]{1,255}"
 _STRING = r'"(?:[ !#-\[\]-~]|\\["\\]){1,255}"'
 _KEY = "8e03978e-40d5-43e8-bc93-6894a57f9324"
@@ -88,7 +88,7 @@ def document(operation: dict[str, Any], policy: IdempotencyPolicy, problem: Mapp
             _add_headers(response, _OF_OUTCOMES)
             if policy.echo_key:
                 _add_headers(response, {policy.header: _ECHO})
-    # Other forms are not described: a renderer's is unknown, and Stripe documents its own.
+    # Other forms of problems are not described: that of a renderer is unknown, and Stripe documents its own.
     ours = None if policy.render_problem or policy.compat else problem
     for status, descriptions in _responses(policy).items():
         for description in descriptions:
@@ -120,7 +120,7 @@ def _add_header(parameters: list[dict[str, Any]], policy: IdempotencyPolicy) -> 
             "name": policy.header,
             "in": "header",
             "required": policy.required,
-            "description": "A key of the client's own making, such as a random UUID"
+            "description": "A key that the client generates, such as a random UUID"
             + (", in double quotes" if strict else ", with double quotes around it or without")
             + ": the same one with each retry of a request, another one for each new request. Without credentials it "
             "needs at least 16 characters.",
@@ -141,7 +141,7 @@ def _add_headers(response: dict[str, Any], headers: Mapping[str, Any]) -> None:
 def _add_response(responses: dict[str, Any], status: str, description: str, problem: Mapping[str, Any] | None) -> None:
     response: dict[str, Any] = responses.setdefault(status, {"description": description})
     if "$ref" in response:
-        return  # a response that is said elsewhere, which other operations share
+        return  # a reference to a shared response, which other operations use
     said = response.get("description", "")
     if description not in said:
         response["description"] = f"{said}. {description}" if said else description

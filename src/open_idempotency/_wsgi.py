@@ -1,10 +1,10 @@
-"""What the sync adapters share: a WSGI environ read as a request, and one protected run of a handler.
+"""Shared parts of the sync adapters: a WSGI environ read as a request, and one protected run of a handler.
 
 Text in WSGI (PEP 3333) is bytes decoded as latin-1. A request is read from the environ, and a response becomes a status
 and a header list.
 
 ``Protection`` is one protected request: its attempt, its settlement and its response body (R-03, R-04). WSGI does not
-say which chunk is the last. A Content-Length says it. Without one each chunk is held until the next one is there, so
+mark the last chunk; only a Content-Length shows it. Without one, each chunk is held until the next one arrives, so that
 the last chunk is sent when the response is durable.
 """
 
@@ -41,7 +41,7 @@ App = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 #: in the environ of a request that an outer adapter of this library protects
 MARK = "open_idempotency.attempt"
-#: in the environ of a request that has passed one with ``enabled=False``: a mark that nothing reads is no error
+#: in the environ of a request that has passed a middleware with ``enabled=False``: then an unread mark is no error
 OFF = "open_idempotency.off"
 
 _LENGTH = "CONTENT_LENGTH"
@@ -50,7 +50,7 @@ _TWICE = frozenset({"HTTP_CONTENT_TYPE", "HTTP_CONTENT_LENGTH"})
 
 
 class BodyIncomplete(Exception):
-    """The request's body cannot be read whole, so nothing is protected. ``status``: of the response to send."""
+    """The request's body cannot be read whole, so nothing is protected. ``status``: that of the response to send."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -58,7 +58,7 @@ class BodyIncomplete(Exception):
 
 
 def content_length(environ: Environ) -> str | None:
-    """The declared length of the body; None without one. Test clients pass numbers, where servers pass text."""
+    """The declared length of the body, or None. Test clients pass numbers; servers pass text."""
     value = environ.get(_LENGTH)
     return None if value is None or value == "" else str(value)
 
@@ -69,12 +69,12 @@ def octets(text: str) -> bytes:
 
 
 def find_key(environ: Environ, names: EnvironNames) -> list[tuple[bytes, bytes]]:
-    """The headers that carry a key. Two lines of one header arrive joined by a comma, which no key can be."""
+    """The headers that carry a key. Servers join repeated headers with a comma, which no key contains."""
     return [(header, octets(environ[name])) for name, header in names if name in environ]
 
 
 class EnvironRequest(Request):
-    """A request whose headers are read from the environ when all of them are needed; most callers need one."""
+    """A request whose headers are read from the environ only if all of them are needed; most code needs one."""
 
     __slots__ = ("_environ",)
 
@@ -89,21 +89,21 @@ class EnvironRequest(Request):
         self._environ = environ
 
     def __getattr__(self, name: str) -> Headers:
-        # Called for what was never set.
+        # Called only for an attribute that was never set.
         if name != "headers":
             raise AttributeError(name)
         self.headers = headers = _read_headers(self._environ)
         return headers
 
     def header(self, name: bytes) -> list[bytes]:
-        """All values of a header, by its lower-case name: one at most, as servers join several."""
+        """The values of a header, by its lower-case name: at most one, since servers join several."""
         key = _key(name)
         value = content_length(self._environ) if key == _LENGTH else self._environ.get(key)
         return [] if value is None or (not value and key in _OUTSIDE_HTTP) else [octets(value)]
 
 
 def read_request(environ: Environ, native: object, path: bytes | None = None) -> Request:
-    """The request to be protected. ``path``: its raw path, if known; else it is quoted anew from the environ."""
+    """The request to be protected. ``path``: its raw path, if known; else the path of the environ is quoted again."""
     if path is None:
         path = quote(octets(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))).encode("ascii")
     return EnvironRequest(environ, native, path)
@@ -122,10 +122,10 @@ def _read_headers(environ: Environ) -> Headers:
     return headers
 
 
-# Clients send the same few names, and policies need fewer. The bounds are for a client that makes names up.
+# Clients send the same few names. The bound is for a client that invents names.
 @lru_cache(maxsize=256)
 def _header_of(name: str) -> bytes | None:
-    """The header that a name of the environ stands for; None for a name that occurs twice there."""
+    """The header for a name of the environ; None for a name of which the environ has two forms."""
     return None if name in _TWICE else octets(name[5:].replace("_", "-").lower())
 
 
@@ -139,9 +139,9 @@ def _key(header: bytes) -> str:
 
 
 def read_body(environ: Environ, body: RequestBody) -> None:
-    """Read the whole body, and never beyond its Content-Length, since a socket would block for ever.
+    """Read the whole body, but never beyond its Content-Length, since a socket would block for ever.
 
-    Raises ``BodyTooLarge``, for a declared length before anything is read, and ``BodyIncomplete``.
+    Raises ``BodyTooLarge``, before reading if the declared length is too large, and ``BodyIncomplete``.
     """
     declared = content_length(environ)
     body.check_length(declared)
@@ -155,7 +155,7 @@ def read_body(environ: Environ, body: RequestBody) -> None:
             body.add(chunk)
         body.whole = True
     elif "HTTP_TRANSFER_ENCODING" in environ:
-        # There is a body, and the server does not say where it ends.
+        # There is a body, and the server does not mark its end.
         raise BodyIncomplete(411)
 
 
@@ -163,7 +163,7 @@ def _read_bytes(source: Any, left: int, body: RequestBody) -> None:
     while left > 0:
         chunk = _read(source, min(PIECE, left))
         if not chunk:
-            raise BodyIncomplete(400)  # the client left in the middle of it
+            raise BodyIncomplete(400)  # the client left in the middle of the body
         left -= len(chunk)
         body.add(chunk)
 
@@ -177,7 +177,7 @@ def _read(source: Any, size: int) -> bytes:
 
 
 def give_body(environ: Environ, body: RequestBody) -> Any:
-    """Put a body that was read back into the environ, as a file at its start that ends where the body ends."""
+    """Put the body that was read back into the environ, as a file at its start."""
     file = body.file()
     environ["wsgi.input"] = file
     environ["wsgi.input_terminated"] = True
@@ -185,7 +185,7 @@ def give_body(environ: Environ, body: RequestBody) -> Any:
 
 
 def give_rest(environ: Environ, body: RequestBody) -> None:
-    """Put what was read of a body back into the environ, in front of what the server still has of it."""
+    """Put the part of a body that was read back into the environ, before the part that the server still has."""
     declared = content_length(environ)
     if not body.size:
         return  # nothing was read
@@ -196,7 +196,7 @@ def give_rest(environ: Environ, body: RequestBody) -> None:
 
 
 class _Joined(RawIOBase):
-    """One file behind another, read once."""
+    """Several files, read one after the other, once."""
 
     def __init__(self, *files: Any) -> None:
         self._files = list(files)
@@ -217,7 +217,7 @@ class _Joined(RawIOBase):
 
 
 def hide_file_wrapper(environ: Environ) -> None:
-    """Replace the server's file wrapper by one that iterates, since a file that the server sends is not captured.
+    """Replace the server's file wrapper with one that iterates, since a file that the server sends is not captured.
 
     It is replaced, not removed: some servers read their environ again after the application has returned.
     """
@@ -234,7 +234,7 @@ def status_line(status: int) -> str:
 
 
 def with_echo_header(headers: list[tuple[str, str]], attempt: Attempt) -> list[tuple[str, str]]:
-    """The headers of a response with the client's key, if it is sent back and they have no such header (H-21)."""
+    """The headers of a response, with the client's key if the policy echoes it and they lack that header (H-21)."""
     if attempt.echo is None:
         return headers
     name, value = (part.decode("latin-1") for part in attempt.echo)
@@ -253,7 +253,7 @@ Close = Callable[[], object]
 
 
 def bound(here: Running, function: Callable[..., T], *args: object) -> T:
-    """Call a function with the running request bound, and restore the thread afterwards: servers use it again."""
+    """Call a function with the running request bound. The thread is restored afterwards, since servers reuse it."""
     mark = running.set(here)
     try:
         return function(*args)
@@ -262,7 +262,7 @@ def bound(here: Running, function: Callable[..., T], *args: object) -> T:
 
 
 class BoundIterable:
-    """The iterable of an application, run and closed under its own request, wherever the server does so.
+    """The iterable of an application. It runs and is closed in the context of its request, whatever thread does so.
 
     ``close``: the function that closes it, called once; by default the iterable's own.
     """
@@ -310,7 +310,7 @@ class Protection:
         return clocks.elapsed() > self.attempt.sure_until
 
     def begin(self) -> Response | None:
-        """To be called directly before the handler starts. Returns the response to send instead (L-10), or None."""
+        """Begin, directly before the handler starts. Returns the response to send instead of it (L-10), or None."""
         while self.unsure:
             instead = self._engine.sync.run(begin(self.attempt))
             if instead is not None:
@@ -323,7 +323,7 @@ class Protection:
         self._engine.heartbeat.forget(self.attempt)
 
     def finish(self) -> Fate | Response:
-        """Settle the attempt with the response that was captured. Returns what is to be sent."""
+        """Settle the attempt with the captured response. Returns its fate, or a response to send instead."""
         return self._settle(finish(self.attempt, self.capture.response()))
 
     def abort(self, error: BaseException) -> Fate | Response:
@@ -339,7 +339,7 @@ class Protection:
         return verdict if self.attempt.echo is None else self._echoing(verdict)
 
     def _echoing(self, verdict: Fate | Response) -> Fate | Response:
-        """A response that is sent instead has the client's key too."""
+        """Add the client's key to a response that is sent instead."""
         echo = self.attempt.echo
         return verdict if echo is None or isinstance(verdict, Fate) else with_echo(verdict, echo)
 
@@ -347,7 +347,7 @@ class Protection:
 class LiveBody:
     """Iterates over the bytes that may be sent. ``close`` must be called; it calls ``cleanup`` last.
 
-    After the end ``verdict`` is the fate of what was sent, or a response to send instead, if nothing was sent.
+    After the end, ``verdict`` is the fate of the sent response, or a response to send instead if nothing was sent.
     """
 
     __slots__ = (
@@ -357,7 +357,7 @@ class LiveBody:
     def __init__(self, protection: Protection, cleanup: Close) -> None:
         self.protection = protection
         self.verdict: Fate | Response | None = None
-        #: the handler has made some of its body; some of it was sent; all of it was sent
+        #: whether some of the body was made; whether some of it was sent; whether all of it was sent
         self.taken = False
         self.begun = False
         self.ended = False
@@ -372,7 +372,7 @@ class LiveBody:
         self._source = source
 
     def prepare(self) -> None:
-        """Iterate until something may be sent, or all is known: before that the status can still be changed."""
+        """Iterate until the first bytes may be sent or the iterable has ended: until then the status can be changed."""
         self._ready = self._pull()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -426,7 +426,7 @@ class LiveBody:
         self.ended = True
 
     def fail(self, error: BaseException) -> None:
-        """The handler raised: settle the attempt and re-raise (L-04), unless another response is sent (L-03, S-04)."""
+        """Settle the attempt of a handler that raised (L-04). Re-raises unless another is sent (L-03, S-04)."""
         self.ended = True
         if not self.protection.settled:
             closed = isinstance(error, ClientLeft)
@@ -438,7 +438,7 @@ class LiveBody:
         raise error
 
     def close(self) -> None:
-        """End the body. A stream whose client left may first go on to its own end, within its grace (L-05a)."""
+        """End the body. A stream whose client left may first run to its end, within its grace period (L-05a)."""
         if self._closed:
             return
         self._closed = True
@@ -460,9 +460,9 @@ class LiveBody:
             raise
 
     def _drain(self, source: BoundIterable) -> None:
-        """Run the handler on without a client, in this thread, since its resources may belong to the thread.
+        """Continue the handler without a client, in this thread, since its resources may belong to the thread.
 
-        So the grace is checked between two chunks. A response that reaches its end late is whole, and is stored.
+        So the grace period is checked between two chunks. A response that ends late is whole, and is stored.
         """
         protection = self.protection
         protection.grace.begin()
@@ -503,7 +503,7 @@ class LiveBody:
             self.ended = True
             if self.begun:
                 raise LeaseLost(
-                    "another attempt owns the record, as logged before; the end of this response is withheld"
+                    "another attempt owns the record, as logged before, so the end of this response is not sent"
                 )
 
 

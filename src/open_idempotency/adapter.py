@@ -1,9 +1,9 @@
-"""For adapters of frameworks that this package does not ship: one call that protects one request.
+"""Adapters for frameworks that this package does not support: one call protects one request.
 
-An adapter is made once, at start. For each request it turns the framework's request into a ``Request``, calls
+An adapter is created once, at start. For each request it turns the framework's request into a ``Request``, calls
 ``handle`` with a function that runs the handler, and sends the ``Response`` that ``handle`` returns. The order of
 operations is that of the shipped adapters: admission, the handler under a renewed lease, settlement before the
-response leaves. A response is whole: one that streams has to be read to its end first.
+response leaves. A response is whole: a streamed one must be read to its end first.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ class Adapter:
     """Protects the requests of a sync framework.
 
     ``backend``: a URL such as ``sqlite:///idempotency.db`` or an instance. ``policy`` and ``fields``: an
-    ``IdempotencyPolicy``, its fields, or both. Raises ``ConfigurationError`` at once for what is wrong in them.
-    Since 0.1.
+    ``IdempotencyPolicy``, its fields, or both. Raises ``ConfigurationError`` at once if they are wrong. Since 0.1.
     """
 
     def __init__(
@@ -54,13 +53,13 @@ class Adapter:
     def handle(
         self, request: Request, body: bytes, handler: Handler, *, user: Identity | str | None = None
     ) -> Response:
-        """Run the handler, or return the response that stands for it: a replay or a refusal.
+        """Run the handler, or return a replay or a refusal instead.
 
         ``request``: header names in lower case, the method in upper case. ``body``: the whole request body.
-        ``handler``: called at most once, in this thread, where ``idem`` works. It returns a whole response, also for
-        errors that the framework renders; what it raises fails the attempt, and is raised on. ``user``: who has sent
-        the request, as the framework has verified it; None if it does not know. A request whose method the policy does
-        not cover runs without protection. Raises ``ScopeUnknown``.
+        ``handler``: called at most once, in this thread; ``idem`` works in it. It returns a whole response, also for
+        errors that the framework renders. If it raises, the attempt fails, and the error is raised again. ``user``: the
+        sender of the request, as the framework has verified it; None if it is unknown. A request whose method the
+        policy does not cover runs without protection. Raises ``ScopeUnknown``.
         """
         policy = self._engine.policy
         if not policy.enabled:
@@ -84,10 +83,10 @@ class Adapter:
             received.close()
 
     def close(self) -> None:
-        """Wait for what is being recorded, five seconds at most, then close a backend that was named by a URL.
+        """Wait at most five seconds for pending records, then close a backend that was named by a URL.
 
         For a framework that reports its shutdown. Without this it is closed with the process, or when the adapter is
-        garbage. It may be used again afterwards.
+        garbage-collected. It may be used again afterwards.
         """
         self._engine.opened.close()
 
@@ -136,7 +135,7 @@ class AsyncAdapter:
     ) -> Response:
         """Run the handler, or return a replay or a refusal; arguments and errors are those of ``Adapter.handle``.
 
-        The handler runs in this task. A cancellation fails the attempt, and goes on.
+        The handler runs in this task. A cancellation fails the attempt, and is raised again.
         """
         policy = self._engine.policy
         if not policy.enabled:
@@ -164,7 +163,7 @@ def _engine(
 ) -> Engine:
     engine = Engine(backend, policy, fields, threads=threads)
     if engine.policy.cover == "marked":
-        raise ConfigurationError('cover: "marked" covers nothing here, as this adapter knows no rules; leave it out')
+        raise ConfigurationError('cover: "marked" covers nothing here, as this adapter reads no rules; leave it out')
     return engine
 
 
@@ -219,7 +218,7 @@ class _Call:
 
 
 class _Exchange(Exchange):
-    """Shows the policy's callables the framework's own request."""
+    """An exchange whose callables of the policy get the framework's own request."""
 
     __slots__ = ()
 

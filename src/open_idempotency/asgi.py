@@ -20,7 +20,7 @@ from open_idempotency._routes.survey import layers_inside, refuse_wsgi, warn_of_
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
-from open_idempotency.rules import IdempotencyRule, Rule, RulesByPath, exempt
+from open_idempotency.rules import IdempotencyRule, Rule, RulesByPath, exempt, refuse_unread
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -164,9 +164,12 @@ class IdempotencyMiddleware:
     def check_start(self, scope: Scope) -> None:
         """Check the wrapped application when a server starts it; ``ConfigurationError`` keeps the server from starting.
 
-        Warns of CORS and compression inside (R-12). ``scope``: that of the lifespan.
+        Warns of CORS and compression inside (R-12). Refuses rules of endpoints that nothing reads (R-15). ``scope``:
+        that of the lifespan.
         """
         warn_of_layers(layers_inside(self.app, IdempotencyMiddleware), self.engine.policy)
+        if not (self._asks_routes or self.off):
+            refuse_unread(self, scope)
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application's lifespan, unless ``check_start`` refuses it."""

@@ -1,16 +1,15 @@
-"""What a backend is: the same verbs, sync and async, each one atomic call on the backend's own clock.
+"""The interface of backends: the same verbs, sync and async, each one atomic call on the backend's own clock.
 
-To write one: subclass ``Backend`` or ``AsyncBackend``, carry out each command as its docstring says, and run the
+To write a backend: subclass ``Backend`` or ``AsyncBackend``, carry out each command as its docstring says, and run the
 shipped suite ``open_idempotency.conformance`` against it. A backend stores ``fingerprint``, ``frame``,
-``response`` and ``about`` as opaque bytes; it never parses, unpickles or logs them. Where there is a lock or a
-transaction, the module ``open_idempotency.decisions`` decides and the backend only loads and saves.
+``response`` and ``about`` as opaque bytes; it never parses, unpickles or logs them. In a backend with a lock or a
+transaction, the module ``open_idempotency.decisions`` makes the decisions, and the backend only loads and saves.
 
-Every verb may raise ``BackendUnavailable`` (the driver's error is its cause) and ``RecordUnreadable``; the owner's
-verbs also ``LeaseLost``, and those that store a value ``RecordTooLarge``, where its size is refused each time. What
-fails in the process itself (no thread, no file descriptor, no memory, any ``OSError``) becomes ``BackendUnavailable``
-in each verb of a subclass; there is nothing to do for it. No verb may take longer than ``call_timeout`` seconds,
-retries of the driver included. Constructing a backend opens nothing: connections open lazily, for each process, so that
-a fork is harmless.
+Every verb may raise ``BackendUnavailable`` (the driver's error is its cause) and ``RecordUnreadable``. The owner's
+verbs may also raise ``LeaseLost``, and verbs that store a value ``RecordTooLarge``, if its size is refused each time.
+Local failures (no thread, no file descriptor, no memory, any ``OSError``) become ``BackendUnavailable`` in each verb of
+a subclass without further code. No verb may take longer than ``call_timeout`` seconds, retries of the driver included.
+Constructing a backend opens nothing: connections open lazily, for each process, so that a fork is harmless.
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What ``health`` found. ``warnings``: a sentence for each thing that endangers records; none if nothing is known.
+    """The result of ``health``. ``warnings``: a sentence for each known danger to records.
 
     Since 0.1.
     """
@@ -117,7 +116,7 @@ class Level(Enum):
     """How serious a finding is."""
 
     OK = "ok"
-    #: nobody can know it here, for want of permission
+    #: unknown, since the permission to find out is missing
     UNKNOWN = "unknown"
     WARNING = "warning"
     #: records are in danger, or requests fail
@@ -126,10 +125,10 @@ class Level(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that ``examine`` has looked at.
+    """The result of one check of ``examine``.
 
-    ``check``: what was looked at, in one or two words. ``found``: a sentence without a full stop. ``cure``: what to do,
-    empty where nothing is to be done. Since 0.1.
+    ``check``: the name of the check, in one or two words. ``found``: a sentence without a full stop. ``cure``: what to
+    do; empty if nothing is to be done. Since 0.1.
     """
 
     check: str
@@ -147,63 +146,62 @@ class Backend(ABC):
 
     #: seconds that the slowest call may take before it raises BackendUnavailable
     call_timeout: float = 0.0
-    #: whether ``reserve`` and ``unreserve`` are there; without them a policy with ``max_live_keys`` is refused at start
+    #: whether it has ``reserve`` and ``unreserve``; without them a policy with ``max_live_keys`` is refused at start
     quotas: bool = False
-    #: whether ``free`` is there; without it operators can only ``delete``
+    #: whether it has ``free``; without it operators can only ``delete``
     frees: bool = False
-    #: the file that the first call creates; None for a backend that is no such file
+    #: the file that the first call creates; None for a backend without such a file
     file: str | None = None
-    #: whether its records are in the memory of one process, so that no other process sees them
+    #: whether its records exist only in the memory of one process
     in_memory: bool = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """Local failures of its verbs are ``BackendUnavailable`` from here on (B-10a)."""
+        """Wrap the verbs of a subclass, so that local failures raise ``BackendUnavailable`` (B-10a)."""
         super().__init_subclass__(**keywords)
         processes.guard_verbs(cls, Backend)
 
     @abstractmethod
     def claim(self, c: Claim, /) -> ClaimResult:
-        """Insert or take over the record, or report what it is; a claim resent by its owner is leased again.
+        """Insert or take over the record, or return its state. A claim that its owner resends is leased again.
 
         The record keeps the ``about`` of the claim that was leased last.
         """
 
     @abstractmethod
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
-        """Extend many leases in one call; results in the order of ``c.leases``, never raises LeaseLost."""
+        """Extend many leases in one call. The results have the order of ``c.leases``. Never raises ``LeaseLost``."""
 
     @abstractmethod
     def save_stage(self, c: SaveStage, /) -> StageSaved:
-        """Append the stage, or return the frame that was saved before. AlreadyCompleted after the completion.
+        """Append the stage, or return the frame that was saved before.
 
-        Raises ``RecordTooLarge`` where the backend refuses the frame for its size.
+        Raises ``AlreadyCompleted`` after the completion, and ``RecordTooLarge`` if the backend refuses the frame for
+        its size.
         """
 
     @abstractmethod
     def complete(self, c: Complete, /) -> Completed:
-        """Make the response durable, for ``c.lease.ttl`` seconds; re-creates a record that vanished; sent twice it
-        succeeds.
+        """Make the response durable for ``c.lease.ttl`` seconds. Re-creates a vanished record. Succeeds if sent twice.
 
-        Raises ``RecordTooLarge`` where the backend refuses the response for its size; the attempt still owns the
-        record.
+        Raises ``RecordTooLarge`` if the backend refuses the response for its size; the attempt still owns the record.
         """
 
     @abstractmethod
     def fail(self, c: Fail, /) -> None:
-        """End the attempt and keep its stages; sent twice it succeeds; nothing where the record vanished.
+        """End the attempt and keep its stages. Succeeds if sent twice. Does nothing if the record has vanished.
 
-        Raises ``RecordTooLarge`` as ``complete`` does.
+        Raises ``RecordTooLarge`` if the backend refuses the response for its size.
         """
 
     @abstractmethod
     def release(self, c: Release, /) -> None:
-        """Give the claim back; the record is deleted unless it has stages or earlier attempts."""
+        """Release the claim. The record is deleted unless it has stages or earlier attempts."""
 
     def withdraw(self, c: Withdraw, /) -> None:
-        """Take back a claim whose caller was cancelled, and refuse it from now on: it may still be on its way (B-08c).
+        """Withdraw a claim whose caller was cancelled, and refuse it from now on, since it may arrive later (B-08c).
 
         For ``decisions.WITHDRAWN_FOR`` seconds a claim of that owner gets no lease: ``Refused(Refusal.WITHDRAWN)``. By
-        default the claim is only given back, and one that arrives later blocks its key for a lease.
+        default the claim is only released, and one that arrives later holds its key for a lease.
         """
         result = self.claim(c.claim)
         if isinstance(result, Leased):
@@ -211,7 +209,7 @@ class Backend(ABC):
 
     @abstractmethod
     def get(self, c: Get, /) -> Record | None:
-        """Read one record with its stages; None where it is absent or expired."""
+        """Read one record with its stages; None if it is absent or expired."""
 
     @abstractmethod
     def delete(self, record_id: bytes, /) -> bool:
@@ -222,33 +220,33 @@ class Backend(ABC):
         """All live records, in no order, read in bounded batches. For operators."""
 
     def scan_headers(self) -> Iterator[Record]:
-        """As ``scan``, without responses and stages: for those who look for few records among many.
+        """All live records like ``scan``, but without responses and stages, to search for few records among many.
 
-        A backend that can read a row without its large values does better than this. Since 0.1.
+        Override it in a backend that can read a row without its large values. Since 0.1.
         """
         for record in self.scan():
             yield replace(record, response=None, stages=())
 
     @abstractmethod
     def purge(self, limit: int = 1000) -> int:
-        """Delete at most ``limit`` expired records and reservations; how many were. Safe to run in parallel."""
+        """Delete at most ``limit`` expired records and reservations. Returns how many. Safe to run in parallel."""
 
     def reserve(self, c: Reserve, /) -> ReserveResult:
-        """Count the key towards its caller's quota, in one atomic call; ``OverQuota`` where ``c.limit`` others count.
+        """Count the key towards its caller's quota, in one atomic call. ``OverQuota`` if ``c.limit`` others count.
 
-        A reservation lasts for ``c.lease + c.ttl`` seconds from the latest call at least, and one lease more at most.
-        A key that has one is never refused. Only for backends with ``quotas``.
+        A reservation lasts at least ``c.lease + c.ttl`` seconds from the latest call, and at most one lease more. A key
+        that has one is never refused. Only for backends with ``quotas``.
         """
         raise ConfigurationError(_NO_QUOTAS)
 
     def unreserve(self, c: Unreserve, /) -> None:
-        """The key counts no more; nothing where it did not. Only for backends with ``quotas``."""
+        """Stop counting the key. Does nothing if it did not count. Only for backends with ``quotas``."""
         raise ConfigurationError(_NO_QUOTAS)
 
     def health(self) -> Health:
-        """Ask the server whether it replies, and what endangers its records. For operators, not for each request.
+        """Check whether the server replies, and what endangers its records. For operators, not for each request.
 
-        Raises ``BackendUnavailable`` where it does not reply.
+        Raises ``BackendUnavailable`` if it does not reply.
         """
         self.get(Get(bytes(32)))
         return Health()
@@ -256,31 +254,31 @@ class Backend(ABC):
     def free(self, c: Free, /) -> Freed:
         """Free a key for an operator, in one atomic call, if its record is still the one that was seen (P-20).
 
-        ``decisions.free`` says what it does. Waiting duplicates are woken. Only for backends with ``frees``.
+        ``decisions.free`` makes the decision. Waiting duplicates are woken. Only for backends with ``frees``.
         """
         raise ConfigurationError(_NO_FREEING)
 
     def now(self) -> float:
-        """Seconds since 1970 on the clock that decides about leases. For operators.
+        """Seconds since 1970 on the clock that decides when leases end. For operators.
 
-        By default this machine's clock, which is right for a backend that uses it.
+        By default that of this machine. Override it in a backend with another clock.
         """
         return time.time()
 
     def ids(self, prefix: bytes = b"") -> Iterator[bytes]:
         """The ids of live records that begin with ``prefix``, in no order, read in bounded batches. For operators.
 
-        Records that cannot be read are among them, and an id may come that has just expired. By default every record
-        is read; a backend with an index does better.
+        Unreadable records are among them, and ids that have just expired may be. By default every record is read;
+        override it in a backend with an index.
         """
         for record in self.scan():
             if record.record_id.startswith(prefix):
                 yield record.record_id
 
     def examine(self) -> Sequence[Finding]:
-        """Look closely at the server and at what it holds, for an operator's ``doctor``; it may take several calls.
+        """Examine the server and its records for an operator's ``doctor``; it may take several calls.
 
-        By default the warnings of ``health``. Raises ``BackendUnavailable`` where the server does not reply.
+        By default it returns the warnings of ``health``. Raises ``BackendUnavailable`` if the server does not reply.
         """
         warnings = self.health().warnings
         return [Finding("health", Level.WARNING, warning) for warning in warnings]
@@ -292,21 +290,21 @@ class Backend(ABC):
     def wait(self, c: Wait, /) -> None:
         """Return when the attempt that holds the record may have ended, and after ``c.seconds`` at the latest.
 
-        Never raises. May return early, but not at once while the attempt runs, since the caller then claims again.
-        By default it returns after ``c.pause``, which makes waiting polling; a backend that can be notified of a
-        ``complete``, ``fail``, ``release`` or ``delete`` by any process does better.
+        Never raises. It may return early, but not at once while the attempt runs, since the caller then claims again.
+        By default it returns after ``c.pause``, so that the caller polls. Override it in a backend that is notified of
+        a ``complete``, ``fail``, ``release`` or ``delete`` by any process.
         """
         time.sleep(min(c.seconds, c.pause))
 
     def migrate(self) -> Sequence[str]:
-        """Make or bring up to date what the backend needs before its first use; what was done, for an operator to read.
+        """Create or upgrade the backend's tables. Returns the names of the applied migrations.
 
-        For deployments: no request does it. For a backend that needs nothing, nothing is done.
+        For deployments: no request does it. By default nothing is needed and nothing is done.
         """
         return ()
 
     def close(self) -> None:  # noqa: B027 (a backend may have nothing to close)
-        """Close what this process opened; the backend opens it again if it is used again."""
+        """Close the connections of this process. The backend opens them again if it is used again."""
 
     def __enter__(self) -> Self:
         """``with open_backend(url) as backend``: it is closed at the end of the block."""
@@ -316,12 +314,12 @@ class Backend(ABC):
         self.close()
 
     def __deepcopy__(self, memo: object) -> Self:
-        """The backend itself: a copied configuration means the same records (Litestar copies its handlers)."""
+        """The backend itself, since a copied configuration means the same records (Litestar copies its handlers)."""
         return self
 
 
 class AsyncBackend(ABC):
-    """The async verbs, with the same promises. Safe on several event loops."""
+    """The async verbs, with the same guarantees. Safe on several event loops."""
 
     call_timeout: float = 0.0
     quotas: bool = False
@@ -395,7 +393,7 @@ class AsyncBackend(ABC):
         """The sync backend over the same records; the heartbeat thread renews with it."""
 
     async def wait(self, c: Wait, /) -> None:
-        """See ``Backend.wait``. Many tasks may wait, so it holds no thread."""
+        """See ``Backend.wait``. Many tasks may wait, so it must hold no thread."""
         await loops.sleep(min(c.seconds, c.pause))
 
     async def close(self) -> None:  # noqa: B027 (a backend may have nothing to close)

@@ -1,10 +1,9 @@
 """The decision table, for backends that hold a lock or a transaction while they run it.
 
-Each function takes (record or None, command, now in seconds) and returns (result, record to store). The stored record
-**is** the given one where nothing changes, and None where the record is to be deleted. The owner's verbs raise
-``LeaseLost``, ``save_stage`` also ``AlreadyCompleted``; then nothing is to be changed. ``reserve`` is about
-reservations and not about records; its docstring says what it takes. ``rebased`` is for backends whose clock may be put
-back, and comes before ``claim``.
+Each function takes (record or None, command, now in seconds) and returns (result, record to store). The record to store
+**is** the given one if nothing changes, and None if the record must be deleted. The owner's verbs raise ``LeaseLost``,
+and ``save_stage`` also ``AlreadyCompleted``; then nothing must be changed. ``reserve`` takes reservations instead of a
+record, as its docstring says. Backends whose clock may be put back call ``rebased`` before ``claim``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Encryption of what is stored: keys by id, of which the first seals and all open. For the policy's ``encryption=``.
+"""Encryption of stored responses and stages, for the policy's ``encryption=``: the first key seals, all keys open.
 
 ``EncryptionKeys`` needs the extra ``encryption`` (the package ``cryptography``), which is imported when keys are made.
-Another object with the two methods of ``Sealer``, such as one that keeps its keys in a KMS, does as well.
+Any other object with the two methods of ``Sealer`` works too, such as one that keeps its keys in a KMS.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Cipher = Literal["aes-256-gcm", "chacha20-poly1305"]
 KEY_BYTES = 32
 _NONCE_BYTES, _TAG_BYTES = 12, 16
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-#: the first byte of what is sealed, which says how the rest is to be read
+#: the first byte of a sealed frame, which names the cipher
 _CODES: Mapping[str, int] = {"aes-256-gcm": 1, "chacha20-poly1305": 2}
 
 
@@ -40,15 +40,15 @@ def new_key() -> str:
 
 
 class EncryptionKeys:
-    """Keys by id, newest first: the first seals, all of them open. Give it to the policy as ``encryption=``.
+    """Keys by id, newest first: the first seals, all of them open. Pass it to the policy as ``encryption=``.
 
-    ``keys``: ids (1 to 64 of ``A-Z a-z 0-9 . _ -``; they are stored beside what they sealed) and keys of 32 bytes, or
-    the same as text from ``new_key()``. ``cipher``: ``"aes-256-gcm"``, or ``"chacha20-poly1305"`` for machines
-    without AES in hardware; both are opened.
+    ``keys``: ids (1 to 64 of ``A-Z a-z 0-9 . _ -``; they are stored with each sealed frame) and keys of 32 bytes, or
+    their text form from ``new_key()``. ``cipher``: ``"aes-256-gcm"``, or ``"chacha20-poly1305"`` for machines without
+    AES in hardware; frames of both are opened.
 
-    Every frame is sealed under a key of its own, which is derived from the given one and the frame's position in its
-    record, so there is no number of frames after which a key must be changed. Safe in threads and after a fork.
-    Raises ``ConfigurationError`` for bad keys, ``MissingExtra`` without ``cryptography``. Since 0.1.
+    Every frame has its own key, which is derived from the given one and the frame's position in its record. So a key
+    need not be changed after any number of frames. Safe in threads and after a fork. Raises ``ConfigurationError`` for
+    bad keys, ``MissingExtra`` without ``cryptography``. Since 0.1.
     """
 
     __slots__ = ("_ciphers", "_code", "_ids", "_keys")
@@ -75,7 +75,7 @@ class EncryptionKeys:
         return head + nonce + self._aead(self._code, name, bound_to).encrypt(nonce, plain, head + bound_to)
 
     def unseal(self, sealed: bytes, bound_to: bytes, /) -> bytes:
-        """What was sealed. Raises ``RecordUnreadable``: changed, moved, cut short, or of a key that is not here."""
+        """The plain bytes. Raises ``RecordUnreadable`` for a changed, moved or cut frame, and for an unknown key."""
         start = 2 + (sealed[1] if len(sealed) > 1 else 0)
         head, nonce, rest = sealed[:start], sealed[start : start + _NONCE_BYTES], sealed[start + _NONCE_BYTES :]
         if len(rest) < _TAG_BYTES:
@@ -94,11 +94,13 @@ class EncryptionKeys:
         return self._ciphers[code](hmac.digest(self._keys[name], b"oi-frame-key-1" + bound_to, "sha256"))
 
     def _try_out(self, cipher: Cipher) -> None:
-        """Find out at start, and not at the first response, what the cryptography library of this machine cannot do."""
+        """Try the cipher, so that an unsupported one is reported at start and not at the first response."""
         try:
             self.seal(b"", b"")
         except Exception as error:
-            raise ConfigurationError(f"encryption: {cipher} does not work here; take the other cipher") from error
+            raise ConfigurationError(
+                f"encryption: {cipher} does not work on this machine; use the other cipher"
+            ) from error
 
 
 def _ciphers() -> Mapping[int, Callable[[bytes], _Aead]]:
@@ -115,13 +117,13 @@ def _ciphers() -> Mapping[int, Callable[[bytes], _Aead]]:
 
 def _checked_id(name: object) -> str:
     if not isinstance(name, str) or not _ID.fullmatch(name):
-        # Not repeated: with key and id in the wrong order it would be the key.
+        # The name is not repeated: if key and id are swapped, it is the key.
         raise ConfigurationError("encryption: a key id has 1 to 64 characters of A-Z a-z 0-9 . _ -, such as '2026-11'")
     return name
 
 
 def _checked_key(name: str, key: object) -> bytes:
-    """The key's bytes. The error for a wrong one repeats nothing of it."""
+    """The key's bytes. The error for a wrong key repeats no part of it."""
     raw = key
     if isinstance(key, str):
         try:

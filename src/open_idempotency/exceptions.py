@@ -1,8 +1,8 @@
 """Every error that open-idempotency raises, under one root.
 
-Each class has a stable ``code`` for programs and an HTTP ``status`` hint for whoever turns it into a response.
+Each class has a stable ``code`` for programs, and an HTTP ``status`` for code that turns it into a response.
 ``NotStarted`` and ``AlreadyCompleted`` carry the error names of the Open-Idempotency System. Client libraries'
-own errors never appear here: a backend wraps them once and keeps them as ``__cause__``.
+own errors are never raised: a backend wraps them once and keeps them as ``__cause__``.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ __all__ = [
     "TooManyKeys",
 ]
 
-#: the challenge of a 401 that names none: with a realm, as RFC 6750 (section 3) wants a parameter behind the scheme
+#: the default challenge of a 401, with a realm, since RFC 6750 (section 3) requires a parameter after the scheme
 CHALLENGE = 'Bearer realm="api"'
 _CHALLENGE = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?: [ -~]*)?")
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first; behind that a database may repeat the statement, or the row."""
+    """The first line of an error. In further lines a database may repeat the statement or the row."""
     return str(error).strip().partition("\n")[0].rstrip()
 
 
 def is_challenge(value: object) -> bool:
-    """Whether it can be sent as ``WWW-Authenticate``: printable ASCII that begins with a scheme (RFC 9110, 11.6.1)."""
+    """Whether a value is valid as ``WWW-Authenticate``: printable ASCII after a scheme (RFC 9110, 11.6.1)."""
     return isinstance(value, str) and _CHALLENGE.fullmatch(value) is not None
 
 
@@ -76,7 +76,7 @@ class MissingExtra(ConfigurationError, ImportError):
 
 
 class LedgerMissing(ConfigurationError):
-    """The database that ``tx=`` names does not have the ledger's tables; the message says how to make them."""
+    """The database that ``tx=`` names lacks the ledger's tables; the message says how to create them."""
 
     code = "ERR_LEDGER_MISSING"
 
@@ -95,9 +95,9 @@ class KeyRequired(KeyRejected):
 
 
 class BodyUnreadable(KeyRejected):
-    """The key is read from the body or the query, which cannot be read: another type, no JSON, a name that is repeated.
+    """The key is in the body or the query, which cannot be read: another type, not JSON, or a repeated name.
 
-    Where a key is required the request gets 400 ``key-missing``; elsewhere it runs as a request without a key.
+    If a key is required, the request gets 400 ``key-missing``; otherwise it runs as a request without a key.
     """
 
     code = "ERR_BODY_UNREADABLE"
@@ -117,15 +117,15 @@ class BodyTooLarge(IdempotencyError):
 
 
 class ScopeUnknown(IdempotencyError):
-    """The ``scope=`` callable failed or returned no name; callers are never put into one shared bucket."""
+    """The ``scope=`` callable failed or returned no name. Unknown callers never share one scope."""
 
     code = "ERR_SCOPE_UNKNOWN"
 
 
 class NotAuthenticated(IdempotencyError):
-    """A ``scope=`` callable raises it for a request whose caller it does not know: 401 ``not-authenticated``.
+    """Raised by a ``scope=`` callable for a request whose caller it does not know: 401 ``not-authenticated``.
 
-    Nothing is claimed, and the backend is not asked. ``message``: the problem's ``detail``, which the client reads.
+    Nothing is claimed, and no backend call is made. ``message``: the problem's ``detail``, which the client reads.
     ``challenge``: the value of ``WWW-Authenticate``, which a 401 must have (RFC 9110, section 15.5.2). Raises
     ``ConfigurationError`` for a challenge that is no header value. Since 0.1.
     """
@@ -138,14 +138,14 @@ class NotAuthenticated(IdempotencyError):
     ) -> None:
         if not is_challenge(challenge):
             raise ConfigurationError(
-                f"challenge: {challenge!r} is no value of WWW-Authenticate; give one such as {CHALLENGE!r}"
+                f"challenge: {challenge!r} is not a value of WWW-Authenticate; pass one such as {CHALLENGE!r}"
             )
         super().__init__(message)
         self.challenge = challenge
 
 
 class NotStarted(IdempotencyError):
-    """``idem`` was used where no idempotent request is running (ERR_NOT_STARTED)."""
+    """``idem`` was used outside of an idempotent request (ERR_NOT_STARTED)."""
 
     code = "ERR_NOT_STARTED"
 
@@ -164,12 +164,14 @@ class LeaseLost(IdempotencyError):
 
 
 class OutcomeUnknown(IdempotencyError):
-    """A stage cannot go on from its record: it was begun and its end is not on record, and nobody knows whether
-    its effect happened (S-04), or it was done and its value could not be stored (S-02a). So it is for a ``Once`` call
-    whose result could not be stored, or that is not attempted again.
+    """A stage cannot resume from its record.
 
-    In a request the response is 409 ``outcome-unknown`` unless the view catches it. ``retryable``: a later retry may
-    find out.
+    It was begun and its end is not on record, so it is unknown whether its effect happened (S-04); or it was done and
+    its value could not be stored (S-02a). Also raised for a ``Once`` call whose result could not be stored, or that is
+    not attempted again.
+
+    In a request the response is 409 ``outcome-unknown`` unless the view catches the error. ``retryable``: whether a
+    later retry may succeed.
     """
 
     code = "ERR_OUTCOME_UNKNOWN"
@@ -181,10 +183,12 @@ class OutcomeUnknown(IdempotencyError):
 
 
 class KeyReused(IdempotencyError):
-    """The ledger in the application's database knows the key from another request, whose record was lost (S-06); or a
-    ``Once`` call has another payload than the one that its key was used with.
+    """The key was used for something else.
 
-    In a request the response is 422 ``key-reused`` unless the view catches it.
+    The ledger in the application's database has the key from another request, whose record was lost (S-06); or the key
+    of a ``Once`` call was used with another payload.
+
+    In a request the response is 422 ``key-reused`` unless the view catches the error.
     """
 
     code = "ERR_KEY_REUSED"
@@ -194,8 +198,8 @@ class KeyReused(IdempotencyError):
 class AlreadyCommitted(IdempotencyError):
     """The ledger has the response that an earlier attempt, or this one, committed with the application's rows (S-06).
 
-    Raised where ``idem.atomic`` is entered, so that nothing runs again; the middleware sends that response. Not to be
-    caught.
+    Raised when ``idem.atomic`` is entered, so that nothing runs again; the middleware sends that response. Do not catch
+    it.
     """
 
     code = "ERR_ALREADY_COMMITTED"
@@ -206,9 +210,9 @@ class AlreadyCommitted(IdempotencyError):
 
 
 class InProgress(IdempotencyError):
-    """Another attempt with the key of this ``Once`` call is running. Raised before anything ran here.
+    """Another attempt with the key of this ``Once`` call is running. Raised before the function is called.
 
-    ``retry_after``: seconds after which it is worth trying again with the same key. ``wait=`` waits instead. Since 0.1.
+    ``retry_after``: seconds after which to try again with the same key. ``wait=`` waits instead. Since 0.1.
     """
 
     code = "ERR_IN_PROGRESS"
@@ -219,12 +223,12 @@ class InProgress(IdempotencyError):
         self.retry_after = retry_after
 
     def __reduce__(self) -> tuple[type[InProgress], tuple[str, float]]:
-        """Task queues pickle what a task raises."""
+        """For task queues, which pickle the errors of tasks."""
         return type(self), (str(self), self.retry_after)
 
 
 class TooManyKeys(IdempotencyError):
-    """The scope of this ``Once`` has ``max_live_keys`` live keys already. Raised before anything ran.
+    """The scope of this ``Once`` has ``max_live_keys`` live keys already. Raised before the function is called.
 
     ``retry_after``: seconds after which one of them may have expired. Since 0.1.
     """
@@ -248,9 +252,9 @@ class KeyNested(IdempotencyError, RuntimeError):
 
 
 class PayloadRejected(IdempotencyError, ValueError):
-    """The payload of a ``Once`` call is no JSON, so it cannot be compared with that of a later call.
+    """The payload of a ``Once`` call is not JSON, so it cannot be compared with that of a later call.
 
-    Raised before anything ran; ``payload=`` names what is compared instead. Since 0.1.
+    Raised before the function is called. ``payload=`` names other values to compare. Since 0.1.
     """
 
     code = "ERR_PAYLOAD"
@@ -276,8 +280,9 @@ class StageConflict(IdempotencyError):
 class StageValueError(IdempotencyError, ValueError):
     """A stage value cannot be stored or read back: not JSON, too large, or its type is not declared.
 
-    Raised before the effect where the declared type says so, and of a stage with ``tx=``, whose transaction it rolls
-    back; else such a stage is done without its value (S-02a). ``kind``: the name of the type. ``cure``: what to do.
+    Raised before the effect if the declared type shows it, and for a stage with ``tx=``, whose transaction it rolls
+    back. Otherwise such a stage is done without its value (S-02a). ``kind``: the name of the type. ``cure``: what to
+    do.
     """
 
     code = "ERR_STAGE_VALUE"
@@ -295,7 +300,7 @@ class SyncAsyncMismatch(IdempotencyError, RuntimeError):
 
 
 class BackendUnavailable(IdempotencyError):
-    """The backend did not reply, or refused to; the driver's error is the ``__cause__``."""
+    """The backend did not reply, or refused the call; the driver's error is the ``__cause__``."""
 
     code = "ERR_BACKEND_UNAVAILABLE"
     status = 503
@@ -304,15 +309,15 @@ class BackendUnavailable(IdempotencyError):
 class RecordTooLarge(IdempotencyError):
     """The backend refuses a response or a stage for its size, and would refuse it each time.
 
-    Raised by ``complete``, ``fail`` and ``save_stage`` of a backend; no view meets it. What is recorded instead says
-    that there was one (O-11, S-02a).
+    Raised by ``complete``, ``fail`` and ``save_stage`` of a backend, never in a view. A tombstone, or a stage without
+    its value, is recorded instead (O-11, S-02a).
     """
 
     code = "ERR_RECORD_TOO_LARGE"
 
 
 class RecordUnreadable(IdempotencyError):
-    """A stored record is corrupt, foreign or of a newer version; it is neither run over nor overwritten."""
+    """A stored record is corrupt, foreign or of a newer version. Nothing runs, and the record is not overwritten."""
 
     code = "ERR_RECORD_UNREADABLE"
     status = 503

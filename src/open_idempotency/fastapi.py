@@ -1,7 +1,7 @@
 """Idempotency keys for FastAPI: Starlette's middleware, rules as dependencies, and the OpenAPI description.
 
 ``app.add_middleware(IdempotencyMiddleware, backend="sqlite:///idempotency.db", lease=30)`` on the ``FastAPI()``
-application. Routes are matched as Starlette's are; this module adds what only FastAPI has.
+application. Routes are matched as in Starlette; this module adds dependencies and OpenAPI.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def document_idempotency(app: FastAPI, policy: IdempotencyPolicy | None = None) 
     """Let ``app.openapi()`` describe the header of the covered operations, and the library's own responses to them.
 
     Operations are covered by the ``IdempotencyMiddleware`` of this application, or by ``policy``, if the middleware
-    wraps the application from outside. Without either nothing is described. Call it once, before the description is
-    first asked for; the middleware, and routes, may be added later. Since 0.1.
+    wraps the application from outside. Without either, nothing is described. Call it once, before the description is
+    first made; the middleware and routes may be added later. Since 0.1.
     """
     describe = app.openapi
     described: dict[str, Any] | None = None
@@ -72,7 +72,7 @@ def _describe(schema: dict[str, Any], app: FastAPI, policy: IdempotencyPolicy | 
 
 
 def _coverages_of(app: FastAPI) -> tuple[IdempotencyPolicy, PathTable | None] | None:
-    """Policy and path rules of the application's own middleware; of the innermost, where it has several."""
+    """Policy and path rules of the application's own middleware; if there are several, of the innermost."""
     for listed in reversed(app.user_middleware):
         if is_ours(listed.cls):
             # before Starlette 0.35: options

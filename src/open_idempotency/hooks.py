@@ -1,4 +1,4 @@
-"""What a policy's callables take and return: the request, the response, and the problem that is to be rendered.
+"""Types that a policy's callables take and return: the request, the response, and the problem to render.
 
 ``key=``, ``scope=`` and ``fingerprint=`` take a ``Request``, ``redact=`` takes and returns a ``Response``,
 ``on_replay=`` takes a ``Response`` and a ``Request`` and returns a ``Response``, ``render_problem=`` takes a

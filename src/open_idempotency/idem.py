@@ -1,6 +1,6 @@
-"""The request-scoped helper ``idem``: record stages, so that a retry after a crash resumes instead of repeating.
+"""The request-scoped helper ``idem``: it records stages, so that a retry after a crash resumes instead of repeating.
 
-Usable from any depth of the code that a view calls, in coroutines and in threads that inherit the context. A stage is
+It works at any depth of the code that a view calls, in coroutines and in threads that inherit the context. A stage is
 known by its name and optional key, never by its position (S-01). The ``a…`` verbs are async.
 """
 
@@ -37,7 +37,7 @@ __all__ = ["AtomicBlock", "Idem", "RecordedStage", "StageBlock", "idem"]
 class RecordedStage:
     """A stage on record: its name, its key (None without one) and its plain JSON value.
 
-    Of a memoised error the value is its class name and arguments: ``{"error": ..., "arguments": [...]}``. Of a stage
+    For a memoised error the value is its class name and arguments: ``{"error": ..., "arguments": [...]}``. For a stage
     whose value could not be stored it is the name of the type: ``{"not_kept": ...}``.
     """
 
@@ -49,8 +49,8 @@ class RecordedStage:
 class Idem:
     """The idempotent request that is running in this context.
 
-    Outside of one its verbs raise ``NotStarted`` (ERR_NOT_STARTED), after the response ``AlreadyCompleted``
-    (ERR_COMPLETED). On a covered route without a key stages run plainly and nothing is stored.
+    Outside of such a request its verbs raise ``NotStarted`` (ERR_NOT_STARTED); after the response they raise
+    ``AlreadyCompleted`` (ERR_COMPLETED). On a covered route without a key, stages run and nothing is stored.
     """
 
     __slots__ = ()
@@ -76,7 +76,7 @@ class Idem:
 
     @property
     def stages(self) -> tuple[RecordedStage, ...]:
-        """What is on record, earlier attempts' stages first. Raises ``NotStarted``."""
+        """The stages on record, those of earlier attempts first. Raises ``NotStarted``."""
         recorded = [(stage, frame) for stage, frame in here()[0].stages.items() if not is_intent(stage)]
         return tuple(RecordedStage(name, key or None, plain_value(frame)) for (name, key), frame in recorded)
 
@@ -91,7 +91,7 @@ class Idem:
         return "" if lease is None else short(lease.record_id)
 
     def load(self, name: str, *, key: Key = None, default: Any = None, returns: object = None) -> Any:
-        """The value of a stage, or ``default`` where the stage is not on record. ``returns``: the type to build it as.
+        """The value of a stage, or ``default`` if the stage is not on record. ``returns``: the type of the value.
 
         Raises ``NotStarted``, and ``OutcomeUnknown`` for a stage of an earlier attempt whose value was not stored.
         """
@@ -100,7 +100,7 @@ class Idem:
     def key_for(self, name: str) -> str:
         """A key for a downstream API such as a payment provider: the same on every attempt of this request.
 
-        35 characters of ``[a-z0-9-]``; another one for each name. Nothing about the client can be read from it.
+        It has 35 characters of ``[a-z0-9-]`` and differs for each name. It reveals nothing about the client.
         Raises ``NotStarted``.
         """
         attempt = here()[0]
@@ -121,8 +121,8 @@ class Idem:
     def save_stage(self, name: str, value: Any = None, *, key: Key = None) -> Any:
         """Record that the request got this far. Returns the value on record, which is the first one ever saved.
 
-        ``value`` is JSON, of at most ``max_stage_bytes``; of another one only that the request got this far is known
-        later, and there is an error in the log. Raises ``NotStarted``, ``AlreadyCompleted``, ``LeaseLost``,
+        ``value`` is JSON, of at most ``max_stage_bytes``. Of any other value only the fact that the request got this
+        far is stored, and an error is logged. Raises ``NotStarted``, ``AlreadyCompleted``, ``LeaseLost``,
         ``StageConflict`` (twice in one attempt), ``StageValueError`` (for a bad name), ``OutcomeUnknown``,
         ``SyncAsyncMismatch``, ``BackendUnavailable``.
         """
@@ -153,32 +153,33 @@ class Idem:
         default: object = UNSET,
         **kwargs: Any,
     ) -> Any:
-        """Call ``function(*args, **kwargs)`` once, and record what it returns; on later attempts return that.
+        """Call ``function(*args, **kwargs)`` once and record its result. Later attempts return the recorded result.
 
-        The value is JSON, or of a type that the function's return annotation or ``returns=`` declares: a dataclass, a
-        pydantic model, dates, decimals and the like; it passes through JSON on the first attempt too. What cannot be
-        stored is given to this attempt alone, and the stage is done all the same: later attempts get ``default``, or
+        The result is JSON, or of a type that the function's return annotation or ``returns=`` declares: a dataclass, a
+        pydantic model, dates, decimals and the like. It passes through JSON on the first attempt too. A result that
+        cannot be stored is returned to this attempt only, and the stage is done: later attempts get ``default``, or
         what ``reconcile`` finds, else ``OutcomeUnknown`` (S-02a). An exception is not recorded, unless its class is in
-        ``memo_errors``. A ``key`` distinguishes several uses of one name. Where one of the stage's arguments is given
-        (``key``, ``tx`` ...) and the function has one of that name too, a ``TypeError`` asks which is meant:
-        ``functools.partial`` gives the function its own.
+        ``memo_errors``. A ``key`` distinguishes several uses of one name. If an argument of the stage (``key``, ``tx``
+        ...) is also a parameter of the function, ``TypeError`` is raised; ``functools.partial`` gives the function its
+        own.
 
-        ``external=True`` puts the stage on record before the call as well, one round trip more: if this attempt dies
-        in between, the stage is *in doubt* on the next one (S-04). Then ``reconcile``, called with the function's own
-        arguments, asks the other side and returns ``Found(value)``, ``NOT_DONE`` or ``UNKNOWN``; without one
+        ``external=True`` also records the stage before the call, which costs one more round trip: if this attempt dies
+        in between, the stage is *in doubt* on the next one (S-04). Then ``reconcile``, called with the function's
+        arguments, queries the other system and returns ``Found(value)``, ``NOT_DONE`` or ``UNKNOWN``. Without it,
         ``on_doubt="raise"`` (default) raises ``OutcomeUnknown``, and ``"rerun"`` calls the function again. An exception
-        leaves the stage in doubt too, unless its class is in ``not_done``: those say that nothing has happened.
+        leaves the stage in doubt too, unless its class is in ``not_done``, which lists errors after which nothing has
+        happened.
 
-        ``tx`` puts the stage into the application's own transaction (S-05), so that it commits or rolls back with the
-        rows that it makes, and a worker that lost its lease cannot commit. A SQLAlchemy ``Session``, ``Connection``,
+        ``tx`` puts the stage into the application's own transaction (S-05): it commits or rolls back with the rows that
+        it makes, and a worker that lost its lease cannot commit. It is a SQLAlchemy ``Session``, ``Connection``,
         ``AsyncSession`` or ``AsyncConnection``, a Django database alias, a psycopg connection or a
-        ``sqlite3.Connection``; its database needs the tables of ``open_idempotency.ledger``. Such a stage is known to
-        later attempts where they enter it, but not to ``stages`` and ``load``.
+        ``sqlite3.Connection``; its database needs the tables of ``open_idempotency.ledger``. Later attempts find such a
+        stage when they enter it, but ``stages`` and ``load`` do not have it.
 
-        Raises as ``save_stage`` does, and ``StageValueError`` before the call where no value of the declared type can
+        Raises what ``save_stage`` raises, and ``StageValueError`` before the call if no value of the declared type can
         be stored. For ``OutcomeUnknown`` the client gets 409 ``outcome-unknown``. With ``tx`` a value that cannot be
-        stored raises ``StageValueError`` as well, so that the transaction rolls back; what is no transaction raises
-        ``ConfigurationError``, and another request's entry in the ledger ``KeyReused``.
+        stored raises ``StageValueError`` as well, so that the transaction rolls back; a wrong ``tx`` raises
+        ``ConfigurationError``, and another request's entry in the ledger raises ``KeyReused``.
         """
         terms = Terms(returns, memo_errors, external, on_doubt, reconcile, not_done, tx, default)
         refuse_shared_names(name, function, key, terms)
@@ -224,10 +225,10 @@ class Idem:
     ) -> StageBlock:
         """A stage as a block (``with``, ``async with``) or as a decorator of a ``def`` or ``async def``.
 
-        In a block ask ``s.done`` before the effect, hand the result to ``s.save(value)``, and read ``s.value``; the
-        stage is recorded where the block ends without an exception. A decorated function runs as with ``run``; its
-        ``key`` and its ``tx`` may be callables that make them from the call's arguments. The ``reconcile`` of a block
-        is called without arguments; where it finds the effect done, ``s.done`` is true.
+        In a block, check ``s.done`` before the effect, pass the result to ``s.save(value)``, and read ``s.value``. The
+        stage is recorded when the block ends without an exception. A decorated function runs as with ``run``; its
+        ``key`` and its ``tx`` may be callables that take the call's arguments. The ``reconcile`` of a block is called
+        without arguments; if it finds the effect done, ``s.done`` is true.
         """
         if callable(name):
             raise TypeError("a stage has a name: write @idem.stage('name')")
@@ -235,14 +236,14 @@ class Idem:
         return StageBlock(name, key, terms)
 
     def atomic(self, tx: object) -> AtomicBlock:
-        """A block whose response goes into the caller's transaction, and so commits with the rows that it made (S-06).
+        """A block whose response is saved in the caller's transaction, and so commits with its rows (S-06).
 
-        Hand the response to ``respond(response)`` of the block, within the transaction; it commits when you commit. A
-        block that ends without one raises ``ConfigurationError``, unless ``discard()`` was called. From then on a
-        retry gets that response, even where its record was lost: entering the block raises ``AlreadyCommitted``, and
-        the middleware sends it. So does a second block of the same attempt, unless the first was rolled back. ``tx`` is
-        as for a stage; its database needs the ledger's tables. With ``on_failed``, ``on_abandoned`` or ``max_attempts``
-        set, name that database in the policy's ``ledger=`` as well.
+        Pass the response to ``respond(response)`` of the block, within the transaction. It commits when the caller
+        commits. A block that ends without a response raises ``ConfigurationError``, unless ``discard()`` was called.
+        After the commit a retry gets that response, even if its record was lost: entering the block raises
+        ``AlreadyCommitted``, and the middleware sends the response. A second block of the same attempt raises it too,
+        unless the first was rolled back. ``tx``: as for a stage; its database needs the ledger's tables. With
+        ``on_failed``, ``on_abandoned`` or ``max_attempts``, name that database in the policy's ``ledger=`` as well.
         Raises ``LeaseLost``, ``KeyReused``, ``ConfigurationError``, ``SyncAsyncMismatch``, ``NotStarted``.
         """
         return AtomicBlock(tx)

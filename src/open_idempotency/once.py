@@ -1,8 +1,8 @@
-"""``Once``: the promise of the middleware for functions, queue messages, webhooks and jobs, without HTTP.
+"""``Once``: the guarantee of the middleware for functions, queue messages, webhooks and jobs, without HTTP.
 
-A piece of work has a key, such as the id of its order. However often it is called with that key, in whatever process,
-it is carried out once, and each call gets the one result. A call that died is resumed by the next one: its stages are
-not repeated. Inside, ``idem`` works as in a request.
+A piece of work has a key, such as the id of its order. However often it is called with that key, in any process, it is
+carried out once, and each call gets the same result. The next call resumes a call that died: its stages are not
+repeated. Inside, ``idem`` works as in a request.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["Once", "OnceAttempt", "OnceStatus"]
 F = TypeVar("F", bound=Callable[..., Any])
 Seconds = float | int | timedelta
 
-#: the fields of a policy that mean something without HTTP
+#: the fields of a policy that apply without HTTP
 FIELDS = frozenset(
     {
         "application", "enabled", "encryption", "fail_open", "lease", "ledger", "max_attempts", "max_live_keys",
@@ -49,14 +49,14 @@ FIELDS = frozenset(
     }
 )  # fmt: skip
 _INSTEAD = {
-    "error_ttl": "an error that is a result (memo_errors=) is kept for ttl; leave it out",
+    "error_ttl": "an error that is a result (memo_errors=) is stored for ttl; leave it out",
     "fingerprint": "payload= says what is compared; leave it out",
     "max_wait": "a call waits for wait= seconds; leave it out",
-    "store": "an error that is a result is named by memo_errors=, and idem.discard() keeps no result; leave it out",
+    "store": "an error that is a result is named by memo_errors=, and idem.discard() stores no result; leave it out",
 }
-# Each call that waits does so in a thread or task of its own, and its caller has asked for it.
+# No limit is needed: each waiting call has its own thread or task, and its caller has asked for it.
 _WAITING = 1_000_000
-#: digested with the scope, so that no caller of a request has the records of a Once
+#: part of the digest of the scope, so that no caller of a request shares records with a Once
 _KIND = "once:"
 # What `record_id` reads of a request only with scope_by_route, which no Once has.
 _NO_REQUEST = Request("ONCE", b"", b"", (), None)
@@ -64,12 +64,12 @@ _NO_REQUEST = Request("ONCE", b"", b"", (), None)
 
 @dataclass(frozen=True, slots=True)
 class OnceStatus:
-    """What is on record for one key.
+    """The record of one key.
 
-    ``status``: ``Status.NONE`` without a record. ``attempt``: how many attempts there were. ``stages``: what they have
-    recorded, in order. ``alive``: an attempt holds the key now; ``abandoned``: its worker died, so the next call takes
-    over. Both go by the backend's clock. ``final``: it failed, and is not run again (``on_failed="reject"``).
-    Since 0.1.
+    ``status``: ``Status.NONE`` without a record. ``attempt``: how many attempts there were. ``stages``: their recorded
+    stages, in order. ``alive``: an attempt holds the key now. ``abandoned``: its worker died, so the next call takes
+    over. Both use the backend's clock. ``final``: the work failed and is not run again (``on_failed="reject"``). Since
+    0.1.
     """
 
     status: Status = Status.NONE
@@ -84,13 +84,13 @@ class Once:
     """Carries each piece of work out once, by its key.
 
     ``backend``: a URL such as ``redis://localhost``, a backend, or a client that a backend takes. ``scope``: the name
-    of the kind of work, such as ``"invoices"``; one key in two scopes is two pieces of work, so each function that is
-    called has a scope of its own. ``fields``: of ``IdempotencyPolicy``, as far as they mean something without HTTP
-    (``FIELDS`` of this module): ``lease``, ``ttl``, ``max_run``, ``wait``, ``max_attempts``, ``encryption`` and so on.
-    ``max_response_bytes`` bounds a result. ``fail_open=True`` calls the function unprotected while the backend is down:
-    only for work of which a second run is better than none.
+    of the kind of work, such as ``"invoices"``. One key in two scopes is two pieces of work, so use one scope for each
+    function. ``fields``: the fields of ``IdempotencyPolicy`` that apply without HTTP (``FIELDS`` of this module):
+    ``lease``, ``ttl``, ``max_run``, ``wait``, ``max_attempts``, ``encryption`` and so on. ``max_response_bytes`` bounds
+    a result. ``fail_open=True`` calls the function unprotected while the backend is down: use it only for work of which
+    a second run is better than none.
 
-    Make it once, at start. It opens nothing until the first call. Raises ``ConfigurationError``. Since 0.1.
+    Create it once, at start. It opens nothing until the first call. Raises ``ConfigurationError``. Since 0.1.
     """
 
     def __init__(self, backend: Given | None = None, *, scope: str = "", **fields: Any) -> None:
@@ -118,19 +118,20 @@ class Once:
         wait: Seconds | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Call ``function(*args, **kwargs)`` unless it was carried out for this key; the result, each time the same.
+        """Call ``function(*args, **kwargs)`` unless it was carried out for this key. Returns its one result.
 
-        ``payload``: what makes a call the same work, as JSON; by default the arguments. ``None`` compares nothing but
-        the key. ``returns``: the type of the result, instead of the return annotation: a dataclass, a pydantic model,
-        dates, decimals and the like; without one it is JSON. ``memo_errors``: classes of exceptions that are results:
-        they are recorded, and raised again by later calls. Any other exception fails the attempt, and the next call
-        resumes behind its stages. ``wait``: seconds to wait while another attempt runs (default: the policy's).
+        ``payload``: the values by which calls with one key are compared, as JSON; by default the arguments. ``None``
+        compares only the key. ``returns``: the type of the result, instead of the return annotation: a dataclass, a
+        pydantic model, dates, decimals and the like; without one it is JSON. ``memo_errors``: classes of exceptions
+        that are results: they are recorded, and raised again by later calls. Any other exception fails the attempt, and
+        the next call resumes after its stages. ``wait``: seconds to wait while another attempt runs (default: that of
+        the policy).
 
         Raises ``KeyRejected``, ``PayloadRejected``, ``StageValueError`` (a declared type that cannot be stored),
         ``KeyNested`` and ``SyncAsyncMismatch`` before any backend call; ``InProgress``, ``KeyReused`` (the key was used
         with another payload), ``OutcomeUnknown``, ``TooManyKeys``, ``BackendUnavailable`` and ``RecordUnreadable``
-        before the function; ``NotCommitted`` and ``LeaseLost`` behind it. A result that cannot be stored is returned to
-        this call alone: later ones raise ``OutcomeUnknown``, and the function is not called again.
+        before the function; ``NotCommitted`` and ``LeaseLost`` after it. A result that cannot be stored is returned to
+        this call only: later calls raise ``OutcomeUnknown``, and the function is not called again.
         """
         self._check_function(function, args, kwargs, payload, returns, memo_errors, wait)
         if is_coroutine_function(function):
@@ -172,9 +173,9 @@ class Once:
     ) -> Callable[[F], F]:
         """Decorate a ``def`` or an ``async def``: each call of it is ``run`` or ``arun``.
 
-        ``key``: called with the call's arguments, returns the key. ``payload``: called with them too, returns what is
-        compared; without it the arguments are. The others: as ``run``. Raises ``TypeError`` for generator functions,
-        which have no one result.
+        ``key``: takes the call's arguments, and returns the key. ``payload``: takes them too, and returns the values to
+        compare; without it the arguments are compared. The others are those of ``run``. Raises ``TypeError`` for
+        generator functions, which have no single result.
         """
         if function is not None or key is None:
             raise TypeError(f'{self._name}: write @once(key=lambda order: order["id"])')
@@ -200,19 +201,20 @@ class Once:
         memo_errors: Errors = (),
         wait: Seconds | None = None,
     ) -> OnceAttempt:
-        """The same by hand, as a block: ``with once.begin(...) as attempt``, or ``async with``.
+        """Carry out a piece of work in a block: ``with once.begin(...) as attempt``, or ``async with``.
 
-        Ask ``attempt.done``, hand the result to ``attempt.complete(result)`` unless it is, and read ``attempt.result``.
-        The result is recorded where the block ends. An exception in the block fails the attempt, unless ``memo_errors``
-        names its class; a block that ends without a result raises ``ConfigurationError``. ``payload``: what makes it
-        the same work, as JSON; ``None`` compares nothing but the key. Raises as ``run`` does, where it is entered.
+        Check ``attempt.done``; if it is false, pass the result to ``attempt.complete(result)``; then read
+        ``attempt.result``. The result is recorded at the end of the block. An exception in the block fails the attempt,
+        unless ``memo_errors`` names its class; a block that ends without a result raises ``ConfigurationError``.
+        ``payload``: the values by which calls with one key are compared, as JSON; ``None`` compares only the key.
+        Entering the block raises what ``run`` raises before the function.
         """
         return self._call(key, payload, Converter.of(None, returns, memo_errors), wait)
 
     # Looking and forgetting
 
     def status(self, key: str) -> OnceStatus:
-        """What is on record for a key. One backend call, and one for the clock where an attempt has not ended.
+        """The record of a key. It makes one backend call, and another for the clock if an attempt has not ended.
 
         Raises ``KeyRejected``, ``BackendUnavailable``, ``RecordUnreadable``.
         """
@@ -225,10 +227,10 @@ class Once:
         return self._engine.aio.run(self._status(self._record_of(key), loops.in_thread))
 
     def forget(self, key: str) -> bool:
-        """Forget a key, so that the next call carries the work out anew; whether there was something to forget.
+        """Forget a key, so that the next call carries out the work again. Returns whether there was a record.
 
-        For operators. What ``idem.atomic`` or ``tx=`` has committed stays in the application's ledger. Raises
-        ``InProgress`` while an attempt holds the key, and as ``status`` does.
+        For operators. Entries that ``idem.atomic`` or ``tx=`` has committed stay in the application's ledger. Raises
+        ``InProgress`` while an attempt holds the key, and what ``status`` raises.
         """
         refuse_loop(self._name, "`await once.aforget(...)`")
         return self._engine.sync.run(self._forget(self._record_of(key), _at_once))
@@ -239,7 +241,7 @@ class Once:
         return self._engine.aio.run(self._forget(self._record_of(key), loops.in_thread))
 
     def close(self) -> None:
-        """Wait for what is being recorded, five seconds at most, then close a backend that was named by a URL.
+        """Wait at most five seconds for pending records, then close a backend that was named by a URL.
 
         Without this it is closed with the process. It may be used again afterwards.
         """
@@ -256,12 +258,12 @@ class Once:
         return f"Once {self._scope!r}"
 
     def _check_function(self, function: object, args: tuple[Any, ...], kwargs: dict[str, Any], *own: object) -> None:
-        """Raise ``TypeError`` for what is no function, and for one whose arguments have the names of our own."""
+        """Raise ``TypeError`` if it is no function, or if its parameters have names of this call's own keywords."""
         if not callable(function):
             if inspect.iscoroutine(function):
                 function.close()
             raise TypeError(
-                f"{self._name}: pass the function and its arguments apart: once.run(key, function, argument)"
+                f"{self._name}: pass the function and its arguments separately: once.run(key, function, argument)"
             )
         _refuse_generators(function, self._name)
         given = {name for name, value in zip(_OWN, own, strict=True) if value is not _OWN[name]}
@@ -275,8 +277,8 @@ class Once:
             taken -= function.keywords.keys()
         for name in sorted(taken):
             raise TypeError(
-                f"{self._name}: {name}= is that of Once, and the function has an argument of that name, too; give it "
-                f"its own with functools.partial(function, {name}=...)"
+                f"{self._name}: {name}= is an argument of Once, and of the function too; give the function its own "
+                f"with functools.partial(function, {name}=...)"
             )
 
     def _decorated(
@@ -292,7 +294,7 @@ class Once:
         def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> OnceAttempt:
             arguments = arguments_of(
                 function, args, kwargs
-            )  # also where payload= is given: wrong ones are refused here
+            )  # bound even with payload=, so that wrong arguments are refused here
             compared = arguments if payload is None else payload(*args, **kwargs)
             return self._call(key(*args, **kwargs), compared, converter, wait)
 
@@ -326,7 +328,7 @@ class Once:
         return OnceAttempt(self._engine, self._performers(), entry, converter)
 
     def _performers(self) -> SyncPerformers:
-        """What carries out sync calls. A test may have given the engine another backend since it was made."""
+        """The performers of sync calls. A test may have given the engine another backend since."""
         sync = self._engine.sync
         if self._sync.sync is not sync:
             self._sync = SyncPerformers(sync, sync.for_coroutines())
@@ -344,7 +346,7 @@ class Once:
         try:
             return record_id(_KIND + self._scope, key, _NO_REQUEST, self._policy)
         except UnicodeEncodeError:
-            raise KeyRejected(f"{self._name}: the key has half of a surrogate pair, which is no text") from None
+            raise KeyRejected(f"{self._name}: the key has half of a surrogate pair, which is not text") from None
 
     def _status(self, record_id: bytes, call: _Caller) -> Steps[OnceStatus]:
         record = yield from ask(Get(record_id))
@@ -365,17 +367,17 @@ class Once:
         ]
 
     def _lasts(self, record: Record, call: _Caller) -> Steps[float]:
-        """For how many seconds the lease lasts, by the backend's clock."""
+        """The seconds for which the lease still lasts, by the backend's clock."""
         now: float = yield Call(partial(call, self._engine.sync.backend.now))
         return record.lease_end - now
 
     def _free(self, seen: Record, call: _Caller) -> Steps[Freed]:
-        """Delete the record unless an attempt holds it, or it is another one than was seen: in one atomic call."""
+        """Delete the record in one atomic call, unless an attempt holds it or it has changed since it was seen."""
         backend = self._engine.sync.backend
         if backend.frees:
             freed: Freed = yield Call(partial(call, backend.free, Free(seen.record_id, seen.token, seen.status)))
             return freed
-        # A backend of somebody else's that cannot compare: an attempt that begins now is not seen.
+        # A third party's backend that cannot compare: an attempt that begins now goes unnoticed.
         if seen.status is Status.IN_PROGRESS and (yield from self._lasts(seen, call)) > 0:
             return Freed.ALIVE
         return Freed.DONE if (yield from ask(Forget(seen.record_id))) else Freed.ABSENT
@@ -399,9 +401,9 @@ class Once:
         return found
 
 
-#: how often ``forget`` looks again at a record that has changed since it was read
+#: how often ``forget`` reads a record again that has changed since
 _TRIES = 3
-#: calls a function that blocks: at once, or in a thread
+#: calls a function that blocks: directly, or in a thread
 _Caller = Callable[..., Any]
 
 
@@ -409,7 +411,7 @@ def _at_once(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-#: the keywords of ``run`` and ``arun`` beside those of the function, with what they are if they are not given
+#: the keywords of ``run`` and ``arun`` that are not passed to the function, with their defaults
 _OWN: dict[str, object] = {"payload": UNSET, "returns": None, "memo_errors": (), "wait": None}
 
 
@@ -423,7 +425,7 @@ def _checked_scope(scope: object) -> str:
 
 
 def _check_fields(fields: dict[str, Any]) -> None:
-    """Raise ``ConfigurationError`` for fields that mean nothing here, or that no policy has."""
+    """Raise ``ConfigurationError`` for fields that do not apply here, or that no policy has."""
     refuse_unknown(fields)
     for name in fields:
         if name in FIELD_NAMES - FIELDS:
@@ -442,7 +444,7 @@ def _refuse_generators(function: Callable[..., Any], name: str) -> None:
         target = target.func
     if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
         raise TypeError(
-            f"{name}: {getattr(target, '__qualname__', target)} is a generator function, which has no one result; "
+            f"{name}: {getattr(target, '__qualname__', target)} is a generator function, which has no single result; "
             "call a function that returns it, or make each step a stage"
         )
 

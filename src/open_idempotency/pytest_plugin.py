@@ -1,4 +1,4 @@
-"""The pytest plugin: the fixture ``idempotency``. Loaded by its entry point; the kit itself only where it is used."""
+"""The pytest plugin with the fixture ``idempotency``. The kit is imported only when the fixture is used."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def idempotency() -> Iterator[Kit]:
-    """A fresh backend in memory for every application that the test calls, and the accidents that it can cause.
+    """A ``Kit``: a fresh backend in memory for every application that the test calls, and accidents to cause.
 
-    See ``open_idempotency.testing.Kit``. Since 0.1.
+    Its methods are those of ``open_idempotency.testing.Kit``. Since 0.1.
     """
     from open_idempotency.testing import Kit
 

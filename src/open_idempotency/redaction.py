@@ -1,7 +1,7 @@
 """Redaction of stored responses: ready-made hooks for the policy's ``redact=``.
 
 A hook gets the response that is about to be stored and returns the one to store. The client's response stays as it is.
-A hook that raises leaves a tombstone: what it was to take out is never stored for its failure.
+If a hook raises, a tombstone is stored instead, so that its failure stores nothing that it should remove.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ __all__ = ["Response", "redact_json", "tombstone"]
 
 _DECODER = json.JSONDecoder()
 _NOT_SPACE = re.compile(r"[^ \t\n\r]|\Z")
-# Digests of a body that is not the stored one any more.
+# Digests of the original body, which are wrong for the redacted one.
 _DIGESTS = frozenset({b"content-digest", b"repr-digest", b"digest", b"content-md5"})
 Path = Sequence[str]
 
 
 def tombstone(response: Response) -> Response:
-    """The response without its body: a retry gets 409 with the status of the request that has completed.
+    """The response without its body. A retry gets 409, which names the status of the completed request.
 
-    As ``redact=tombstone``, or within a hook of one's own. Since 0.1.
+    Use it as ``redact=tombstone``, or within another hook. Since 0.1.
     """
     return replace(response, body=None)
 
 
 def redact_json(*pointers: str, instead: object = None) -> Callable[[Response], Response]:
-    """A hook that puts ``instead`` (any JSON value) instead of what these JSON pointers (RFC 6901) name.
+    """A hook that replaces the values that these JSON pointers (RFC 6901) name by ``instead``, any JSON value.
 
-    ``*`` as a step stands for every element or member: ``"/items/*/card"``. Everything else in the body stays byte for
-    byte; where nothing is named, so does the body. The hook raises ``ValueError`` for a body that is no JSON text or
-    that is compressed, so that a tombstone is stored. Raises ``ConfigurationError`` for what is no pointer. Since 0.1.
+    ``*`` as a step stands for every element or member: ``"/items/*/card"``. All other bytes of the body stay as they
+    are. The hook raises ``ValueError`` for a body that is not JSON or is compressed, so that a tombstone is stored.
+    Raises ``ConfigurationError`` for an invalid pointer. Since 0.1.
     """
     for pointer in pointers:
         if not isinstance(pointer, str) or not pointer.startswith("/"):
@@ -69,7 +69,7 @@ def _unescaped(step: str) -> str:
 
 def _blanked(body: bytes, paths: Sequence[Path], filler: str) -> bytes:
     text = body.decode("utf-8")
-    _DECODER.decode(text)  # what follows relies on a whole and valid text
+    _DECODER.decode(text)  # the rest relies on valid JSON
     pieces, kept_to = [], 0
     for start, end in _named(text, _skip(text, 0), paths):
         pieces += [text[kept_to:start], filler]
@@ -78,7 +78,7 @@ def _blanked(body: bytes, paths: Sequence[Path], filler: str) -> bytes:
 
 
 def _named(text: str, at: int, paths: Sequence[Path]) -> Iterator[tuple[int, int]]:
-    """Where the named values below the value at ``at`` begin and end, in order; repeated members are all named."""
+    """The beginnings and ends of the named values below the value at ``at``, in order. Every repeated member counts."""
     if any(not path for path in paths):
         yield at, _end(text, at)
         return

@@ -19,6 +19,7 @@ from open_idempotency.policy import OF_APPLICATIONS, refuse_unknown
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from open_idempotency.policy import IdempotencyPolicy
     from open_idempotency.policy_fields import PolicyFields
 
 __all__ = ["IdempotencyRule", "RulesByPath", "exempt", "idempotent"]
@@ -27,38 +28,41 @@ V = TypeVar("V", bound=Callable[..., Any])
 
 _MARK = "_open_idempotency_rule"
 _CALL = "__call__"
-#: whose applications refuse requests to marked views that nothing protects, once the module of this library is loaded
+#: frameworks whose applications refuse requests to marked, unprotected views, once their adapter is loaded
 _FRAMEWORKS = ("flask", "starlette")
-_ADAPTERS = tuple(f"open_idempotency.{name}" for name in ("asgi", "django", "flask", "wsgi"))
+#: adapters that read the rules of views; those for plain ASGI and WSGI read none
+_ADAPTERS = tuple(f"open_idempotency.{name}" for name in ("django", "flask", "starlette"))
 _STANDS_FOR = ("func", "cls", "view_class")
 _BEHIND_API_VIEW = ("rest_framework.decorators", "api_view.<locals>.decorator.<locals>.handler")
 
 
 class RuleRegistry:
-    """What the rules of a process's views have in common, for engines, which read it for each request.
+    """Facts about all rules of a process, which engines read for each request.
 
     ``in_use``: whether there is any rule; without one the view of a request need not be looked up. ``headers``: the
     headers that rules name for their keys, known before their views are reached. ``makes_keys``: whether a rule has
-    ``key=``, so that a request without such a header may have a key.
+    ``key=``, so that a request without such a header may have a key. ``find_unread``: returns what is wrong with the
+    rules of an application whose middleware reads none; None until an adapter of its framework is loaded.
     """
 
-    __slots__ = ("headers", "in_use", "makes_keys")
+    __slots__ = ("find_unread", "headers", "in_use", "makes_keys")
 
     def __init__(self) -> None:
         self.in_use = self.makes_keys = False
         self.headers: set[str] = set()
+        self.find_unread: Callable[[Any, Any], str | None] | None = None
 
     def note_fields(self, fields: Mapping[str, Any]) -> None:
-        """Take the headers that the fields of a rule name. The policy reports what is wrong with them, in time."""
+        """Note the headers that the fields of a rule name. Wrong ones are reported when the policy is made."""
         self.makes_keys = self.makes_keys or fields.get("key") is not None
         aliases = fields.get("aliases")
         named = [fields.get("header"), *(aliases if isinstance(aliases, list | tuple | set | frozenset) else ())]
         self.headers.update(name for name in named if isinstance(name, str) and name.isascii())
 
 
-#: where rules are noted: views are marked before any engine is there, and an engine takes it over when it is made
+#: the registry of this process: views are marked before any engine exists, and each engine reads it
 registry = RuleRegistry()
-#: the functions and classes that carry a mark, as long as they exist; checks look for those that no route leads to
+#: the live functions and classes that carry a mark; checks look for those that no route leads to
 marked: WeakSet[Any] = WeakSet()
 
 
@@ -81,25 +85,24 @@ RulesByPath = Mapping[str, "Mapping[str, Any] | IdempotencyRule | Callable[..., 
 class IdempotencyRule:
     """A rule as a FastAPI dependency, for a route or all routes of a router: ``Depends(IdempotencyRule(ttl=60))``.
 
-    Or a value of a middleware's ``rules=``, whose fields are then checked by name.
-    ``fields``: policy fields. ``exempt``: the routes are not covered. FastAPI's middleware finds it
-    among the route's dependencies; to be called does nothing. Raises ``ConfigurationError`` for an unknown field, and
-    for fields of an exempt route. Since 0.1.
+    It may also be a value of a middleware's ``rules=``. ``fields``: policy fields. ``exempt``: the routes are not
+    covered. FastAPI's middleware finds it among the route's dependencies; calling it does nothing. Raises
+    ``ConfigurationError`` for an unknown field, and for fields of an exempt route. Since 0.1.
     """
 
     __slots__ = ("rule",)
 
     def __init__(self, *, exempt: bool = False, **fields: Unpack[PolicyFields]) -> None:
         if exempt and fields:
-            raise ConfigurationError(f"exempt: leaves no use for {', '.join(fields)}")
+            raise ConfigurationError(f"exempt: an exempt route cannot have {', '.join(fields)}; leave one of them out")
         self.rule = EXEMPT if exempt else _new_rule(fields)
         registry.in_use = True
 
     async def __call__(self) -> None:
-        """Nothing: the middleware reads the rule from the list of dependencies.
+        """Do nothing: the middleware reads the rule from the list of dependencies.
 
-        Raises ``ConfigurationError`` in an application that cannot have FastAPI's middleware, as its module is not
-        loaded.
+        Raises ``ConfigurationError`` if the module of FastAPI's middleware is not loaded, so that nothing reads the
+        rule.
         """
         if "open_idempotency.fastapi" not in sys.modules and "open_idempotency.starlette" not in sys.modules:
             raise ConfigurationError(
@@ -123,7 +126,7 @@ def idempotent(view: V | None = None, /, **fields: Any) -> V | Callable[[V], V]:
     the code decides, and adds to the others.
 
     Returns the view itself. Raises ``ConfigurationError`` for an unknown field, at once; values are checked together
-    with the application's policy, when the application starts or its first request comes.
+    with the application's policy, when the application starts or at its first request.
     """
     rule = _new_rule(fields)
 
@@ -134,7 +137,7 @@ def idempotent(view: V | None = None, /, **fields: Any) -> V | Callable[[V], V]:
 
 
 def exempt(view: V) -> V:
-    """Exempt a view: its requests are not covered, whatever they carry. Returns the view itself.
+    """Exempt a view: its requests are not covered, even with a key. Returns the view itself.
 
     In a middleware's ``rules=`` the function itself exempts the paths.
     """
@@ -159,16 +162,15 @@ def rules_on(view: Any, method: str, actions: Mapping[str, str] | None = None) -
     """All rules of a view for requests of this HTTP method, the nearest to its code last.
 
     A view may stand for a class (``view_class`` in Django and Flask, ``cls`` in DRF, the class of a bound method), for
-    the function that a ``functools.partial`` calls, for what ``__wrapped__`` names, for the function below DRF's
-    ``@api_view``, or for the ``__call__`` of its class. So rules are read from what the view stands for, from the view
-    itself, and from the class's method or action for this HTTP method, in this order. ``actions``: those of a viewset,
-    if the view is only its class.
+    the function of a ``functools.partial``, for its ``__wrapped__``, for the function below DRF's ``@api_view``, or for
+    the ``__call__`` of its class. So rules are read from that object, from the view itself, and from the class's method
+    or action for this HTTP method, in this order. ``actions``: those of a viewset, if the view is only its class.
     """
     return tuple([rule for rule, _ in _marks_on(view, method, actions)])
 
 
 def own_rules_on(view: Any, method: str) -> tuple[Rule, ...]:
-    """The rules of ``rules_on`` but for exemptions, and for those that a class has from its base."""
+    """The rules of ``rules_on`` without exemptions, and without those that a class inherits."""
     return tuple(
         rule
         for rule, holder in _marks_on(view, method, None)
@@ -192,7 +194,7 @@ def _marks_on(view: Any, method: str, actions: Mapping[str, str] | None) -> list
 
 
 def deciding(rule: Rule) -> dict[str, Any]:
-    """The fields of a rule that decide which requests it is for."""
+    """The fields of a rule that decide which requests it covers."""
     return {
         name: rule.fields[name] for name in ("methods", "required", "header", "aliases", "key") if name in rule.fields
     }
@@ -202,6 +204,11 @@ def exempts(chain: Iterable[Rule]) -> bool:
     """Whether the nearest of these rules is an exemption."""
     rule = combine(chain)
     return rule is not None and rule.exempt
+
+
+def changes(rule: Rule, policy: IdempotencyPolicy) -> bool:
+    """Whether a rule exempts, or has a field that differs from this policy."""
+    return rule.exempt or any(getattr(policy, name) != value for name, value in rule.fields.items())
 
 
 def _nearest(view: Any) -> Rule | None:
@@ -226,7 +233,7 @@ def marks(holder: object) -> Rule | None:
 
 
 def combine(chain: Iterable[Rule]) -> Rule | None:
-    """One rule made of those that apply to a route, the nearest last: it decides, and adds to the others' fields."""
+    """One rule made of all that apply to a route, the nearest last. Its fields override those of the others."""
     found = list(chain)
     if len(found) < 2:
         return found[0] if found else None
@@ -239,7 +246,7 @@ def combine(chain: Iterable[Rule]) -> Rule | None:
 
 
 def _rule_below_api_view(view: Any) -> Rule | None:
-    """The rule of a decorator below DRF's ``@api_view``, which copies DRF's own attributes by name and drops others."""
+    """The rule of a decorator below DRF's ``@api_view``, which copies only DRF's own attributes."""
     if (getattr(view, "__module__", None), getattr(view, "__qualname__", None)) != _BEHIND_API_VIEW:
         return None
     found = (_own_rule(cell.cell_contents) for cell in view.__closure__ or ())
@@ -258,9 +265,9 @@ def _new_rule(fields: Mapping[str, Any]) -> Rule:
 
 
 def _have_it_checked() -> None:
-    """Load the adapter of a loaded framework if there is none yet: without it nothing would notice its absence (O-25).
+    """Load the adapter of a loaded framework if no adapter is loaded, since only it reports unprotected views (O-25).
 
-    Where a decorator comes from this module, the application may never load one.
+    An application that takes its decorators from this module may never load one.
     """
     if sys.modules.keys().isdisjoint(_ADAPTERS):
         for name in _FRAMEWORKS:
@@ -268,9 +275,22 @@ def _have_it_checked() -> None:
                 import_module(f"open_idempotency.{name}")
 
 
+def refuse_unread(middleware: Any, scope: Any) -> None:
+    """Raise ``ConfigurationError`` if endpoints inside a middleware for plain ASGI have rules: it reads none of them.
+
+    ``scope``: that of the lifespan.
+    """
+    if not registry.in_use:
+        return
+    _have_it_checked()
+    found = None if registry.find_unread is None else registry.find_unread(middleware, scope)
+    if found is not None:
+        raise ConfigurationError(found)
+
+
 def _mark(view: V, rule: Rule) -> V:
     carrier: Any = view
-    if isinstance(carrier, staticmethod | classmethod):  # who reads the attribute of the class never gets this object
+    if isinstance(carrier, staticmethod | classmethod):  # reading the attribute of the class never returns this object
         _mark(carrier.__func__, rule)
         return view
     # An earlier mark is the rule of a base class, or of a decorator below: this rule adds to it.
@@ -279,7 +299,7 @@ def _mark(view: V, rule: Rule) -> V:
         setattr(view, _MARK, rule if earlier is None else combine((earlier, rule)))
     except AttributeError:
         raise ConfigurationError(
-            f"{view!r} cannot carry a rule; put the decorator on the function or class that it is made of"
+            f"{view!r} cannot carry a rule; put the decorator on the function or class that it wraps"
         ) from None
     registry.in_use = True
     _have_it_checked()

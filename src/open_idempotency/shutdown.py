@@ -1,7 +1,7 @@
-"""Ending a process without a wait for its leases, where its server does not see to it (L-06).
+"""Ending a process so that retries need not wait for its leases, if its server does not do so (L-06).
 
-``drain`` gives up what runs, at once. The other names call it at the right moment: at an ASGI server's shutdown, for an
-application without a lifespan of its own; and some time after SIGTERM, for a host that kills a while later.
+``drain`` gives up running requests at once. ``DrainAtShutdown`` calls it at an ASGI server's shutdown, for an
+application without a lifespan. ``drain_after_sigterm`` calls it some time after SIGTERM, for a host that kills later.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class DrainAtShutdown:
-    """An ASGI application that holds its server's shutdown back until all requests are settled or given up, and the
-    connections of backends that were named by URL are closed.
+    """Delays its ASGI server's shutdown until all requests are settled or given up.
 
-    For an application that has no lifespan, such as Django's, which gets one here; one that it has is kept:
-    ``application = DrainAtShutdown(get_asgi_application())``. Not needed around ``IdempotencyMiddleware`` of
-    ``open_idempotency.asgi``, ``.starlette`` or ``.fastapi``, which does the same. Since 0.1.
+    Then it closes the connections of backends that were named by URL. It adds a lifespan to an application without one,
+    such as Django's: ``application = DrainAtShutdown(get_asgi_application())``. Not needed around
+    ``IdempotencyMiddleware`` of ``open_idempotency.asgi``, ``.starlette`` or ``.fastapi``, which does the same. Since
+    0.1.
     """
 
     def __init__(self, app: App) -> None:
@@ -47,7 +47,7 @@ class DrainAtShutdown:
 
 
 class _Lifespan:
-    """One lifespan: the application's, or ours where it has none."""
+    """One lifespan: that of the application, or this module's own if it has none."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._source = receive
@@ -64,7 +64,7 @@ class _Lifespan:
             await self._live()
 
     async def _live(self) -> None:
-        """The application has refused the scope, or ignored it, without a look at what the server says."""
+        """Run the lifespan protocol for an application that has refused or ignored the scope."""
         for _ in range(2):
             message = await self._source()
             await self._send({"type": f"{message['type']}.complete"})
@@ -81,22 +81,22 @@ class _Lifespan:
 
 
 def drain_after_sigterm(seconds: float) -> None:
-    """Call ``drain`` this many seconds after the process got SIGTERM, if it still runs by then.
+    """Call ``drain`` this many seconds after the process gets SIGTERM, if it still runs then.
 
-    For a host that sends SIGTERM and kills a while later; ``seconds`` is that while, less the two or so that draining
-    may take. Whatever handled the signal before does so as before. Where nothing did, the process now ends as by
-    ``sys.exit``, so that its exit functions run; they drain too.
+    For a host that sends SIGTERM and kills some time later. ``seconds``: that time, less about two seconds for
+    draining. An earlier signal handler still runs. If there was none, the process now ends as by ``sys.exit``, so that
+    its exit functions run; they drain too.
 
-    To be called once, in the main thread of the process that serves (``ValueError`` elsewhere), after its server has
-    put its own signal handlers: servers that handle SIGTERM replace what was there. Since 0.1.
+    Call it once, in the main thread of the serving process (``ValueError`` elsewhere), after its server has installed
+    its signal handlers: servers that handle SIGTERM replace the handler that was there. Since 0.1.
     """
     arm_sigterm(seconds, lambda: True)
 
 
 def arm_sigterm(seconds: float, wanted: Callable[[], bool]) -> None:
-    """``drain_after_sigterm``, which looks each time whether this SIGTERM is one that a kill follows."""
-    # A SimpleQueue and a thread that waits already, since a signal may interrupt whoever holds the lock of another
-    # queue, or of the table of threads.
+    """``drain_after_sigterm`` with a condition. ``wanted``: called at each SIGTERM; whether a kill will follow."""
+    # A SimpleQueue and a thread that waits already: the signal may interrupt code that holds the lock of another queue,
+    # or of the table of threads.
     signals: queue.SimpleQueue[None] = queue.SimpleQueue()
     previous = signal.getsignal(signal.SIGTERM)
 

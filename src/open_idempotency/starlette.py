@@ -55,7 +55,7 @@ from open_idempotency._starlette.survey import (
 
 __all__ = ["IdempotencyMiddleware", "IdempotencyRule", "exempt", "idempotent"]
 
-# Only to check that the package is installed; the modules imported below bring what is needed of it.
+# Imported only to check that the package is installed.
 del starlette
 
 _logger = logging.getLogger("open_idempotency")
@@ -70,17 +70,18 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
 
     Takes what ``open_idempotency.asgi.IdempotencyMiddleware`` takes, and ``user``: the FastAPI dependency that finds
     the caller, such as ``current_user``. Its value is the identity: a string, an integer or a UUID, or an object or
-    mapping that has one as ``identity``, ``id`` or ``sub``. An endpoint that does not depend on it has the caller that
-    it would have without ``user=``: ``request.user`` where an ``AuthenticationMiddleware`` has verified one (its
-    ``identity``; of Starlette's ``SimpleUser`` its ``username``), else the one whom the session of a
-    ``SessionMiddleware`` names by an entry of ``session_identity``, else the credentials in the headers.
+    mapping that has one as ``identity``, ``id`` or ``sub``. The caller of an endpoint that does not depend on it is the
+    same as without ``user=``: ``request.user`` if an ``AuthenticationMiddleware`` has verified one (its ``identity``;
+    for Starlette's ``SimpleUser`` its ``username``), else the user whom the session of a ``SessionMiddleware`` names by
+    an entry of ``session_identity``, else the credentials in the headers.
 
     The claim is made when the endpoint is called: after routing, authentication and dependencies (O-18). An
     application that cannot be inspected is called as an endpoint. A user without an identity raises ``ScopeUnknown``,
     which is a 500. Raises ``ConfigurationError`` at once for a ``user`` that is not callable, or beside ``scope=``.
 
-    The endpoint's ``@idempotent(...)`` and ``@exempt`` count in every position of the middleware: around the
-    application, a mount, a router or one route. Of several around one endpoint the innermost protects it. Since 0.1.
+    The endpoint's ``@idempotent(...)`` and ``@exempt`` apply in every position of the middleware: around the
+    application, a mount, a router or one route. If several are around one endpoint, the innermost protects it. Since
+    0.1.
     """
 
     _asks_routes = True
@@ -101,7 +102,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         self.covering = CoveredEndpoints(self.coverages, self._paths, self.app)
         self._user = user
         self._unclaimed: set[str] = set()
-        # what is wrong with user=, or with rules that have no effect, if the start shows it
+        # the error about user=, or about rules without an effect, if the start shows one
         self._wrong: str | None = None
         if user is None:
             return
@@ -118,7 +119,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         self._refuse_wrong()
         layers = layers_beneath(self.app, scope)
         behind = at_call.hook()
-        # A middleware of one route is below the point at which Starlette's routes ask for the claim.
+        # A middleware of one route is below the point at which Starlette's routes make the claim.
         hidden = layers.routes is None and not layers.inner
         if hidden and not (behind and getattr(scope.get("route"), "dependant", None) is not None):
             if self._user is not None:
@@ -130,7 +131,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         at_call.look_at(layers.app)
         names = self._candidates()
         found = find_key(scope["headers"], names | self._likely)
-        # Where key= reads is known when the route is, so until then any request may have a key.
+        # key= is known together with the route. Until then any request may have a key.
         makes_keys = self.engine.rules.makes_keys or self.engine.policy.key is not None
         keyed = makes_keys or (bool(found) and any(name in names for name, _ in found))
         if found and not keyed and not self._marked_only and scope["method"].upper() in self.engine.policy.methods:
@@ -138,7 +139,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         return PendingExchange(self, self.rules_of_path(scope), keyed, scope, receive, send, outer).run()
 
     async def _treat_within(self, outer: PendingExchange, scope: Scope, receive: Receive, send: Send) -> None:
-        """Make the claim here; or let the outer middleware make it, if this one does not cover the request."""
+        """Make the claim here, or let the outer middleware make it if this one does not cover the request."""
         rules = self._rules_here(scope)
         coverage = self.coverages.by((*self.rules_of_path(scope), *rules))
         mine = coverage is not None and scope["method"].upper() in coverage.policy.methods
@@ -168,8 +169,10 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         return (*dependency_rules(scope.get("route")), *endpoint_rules(scope.get("endpoint"), scope["method"]))
 
     def check_start(self, scope: Scope) -> None:
-        """Warn of layers inside that belong outside, of dependencies that end after the response, and of marks that no
-        route leads to.
+        """Check the application when a server starts it.
+
+        Warns about layers inside that belong outside, dependencies that end after the response, and marks that no route
+        leads to.
 
         Raises ``ConfigurationError`` that names the routes whose rules contradict the policy, or have no effect.
         """
@@ -206,7 +209,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
             raise ConfigurationError(self._wrong)
 
     def _look_late(self, scope: Scope) -> None:
-        """Check at the first request if no lifespan was started. Errors are logged, since other routes may work."""
+        """Check the application at the first request, if no lifespan ran. Errors are logged: other routes may work."""
         try:
             self.check_start(scope)
         except ConfigurationError as error:
@@ -223,11 +226,11 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
         )
 
     def identify(self, scope: Scope) -> Identity | str | None:
-        """The verified user of ``scope["user"]``, else the session, which may name one. Raises ``ScopeUnknown``."""
+        """The verified user of ``scope["user"]``, or the session, which may name a user. Raises ``ScopeUnknown``."""
         user = scope.get("user")
         if user is None or not getattr(user, "is_authenticated", True):
             return super().identify(scope)
-        # Never its display name: two people may have one.
+        # Never its display name, which two people may share.
         for name in ("identity", "username") if isinstance(user, SimpleUser) else ("identity",):
             value = _read(user, name)
             if value is not None:
@@ -252,7 +255,7 @@ class IdempotencyMiddleware(asgi.IdempotencyMiddleware):
     def user_among(self, solved: Mapping[Any, Any]) -> str | None:
         """The identity that the ``user=`` dependency has returned. ``solved``: FastAPI's results by callable.
 
-        None if the endpoint does not depend on it. Raises ``ScopeUnknown`` for a result that is no identity.
+        None if the endpoint does not depend on it. Raises ``ScopeUnknown`` if the result names no identity.
         """
         if self._user is None:
             return None
@@ -318,12 +321,12 @@ def _name(function: Callable[..., Any]) -> str:
 def _read(user: object, name: str) -> Any:
     try:
         return getattr(user, name, None)
-    except NotImplementedError:  # Starlette's BaseUser, where the application did not say
+    except NotImplementedError:  # a BaseUser of Starlette without this property
         return None
 
 
 def _text(value: object, user: object, name: str) -> str:
-    """An identity as text; only types whose text is the same in every process."""
+    """An identity as text. Only types whose text is the same in every process are allowed."""
     if isinstance(value, bool) or not isinstance(value, str | int | UUID) or not str(value):
         raise ScopeUnknown(f"{type(user).__name__}.{name} is empty, or neither a string, an integer nor a UUID")
     return str(value)

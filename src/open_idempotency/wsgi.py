@@ -58,9 +58,8 @@ class IdempotencyMiddleware:
 
     ``backend``: a URL such as ``sqlite:///idempotency.db`` or an instance. ``policy`` and ``fields``: an
     ``IdempotencyPolicy``, its fields, or both. ``rules``: paths, each with policy fields of its own, such as
-    ``{"/payments/*": {"required": True}, "POST /ping": exempt}``. Raises ``ConfigurationError`` at once for what is
-    wrong in them.
-    The caller is ``REMOTE_USER``, where the server or an outer middleware has verified one. Since 0.1.
+    ``{"/payments/*": {"required": True}, "POST /ping": exempt}``. Raises ``ConfigurationError`` at once if they are
+    wrong. The caller is ``REMOTE_USER``, if the server or an outer middleware has verified one. Since 0.1.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class IdempotencyMiddleware:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         # Frameworks read it in upper case, whatever the server passes on.
         if environ["REQUEST_METHOD"].upper() not in self._methods:
-            if not self._off or MARK in environ:  # whoever protects the request already goes on to
+            if not self._off or MARK in environ:  # an outer middleware that protects the request keeps it
                 return self.app(environ, start_response)
             environ[OFF] = True
             return self._run_plainly(Attempt(self.engine.policy), environ, start_response)
@@ -106,7 +105,7 @@ class IdempotencyMiddleware:
         return _Exchange(self, route.policy, environ, start_response).run(find_key(environ, route.environ_names))
 
     def _find_route(self, paths: PathRules, environ: Environ) -> Route | None:
-        """How the path and the method of a request are covered; None where they are not."""
+        """How the path and the method of a request are covered; None if they are not."""
         method = environ["REQUEST_METHOD"].upper()
         path = octets(environ.get("PATH_INFO", "")).decode("utf-8", "replace")
         route = self._coverages.by(paths.find(method, path))
@@ -120,7 +119,7 @@ class IdempotencyMiddleware:
         return BoundIterable(here, result)
 
     def identify(self, environ: Environ) -> str | None:
-        """The verified user of a request; None where there is none."""
+        """The verified user of a request, or None."""
         return environ.get("REMOTE_USER") or None
 
 
@@ -130,7 +129,7 @@ def _is_complete(result: Iterable[bytes]) -> bool:
 
 
 def _is_file(result: Iterable[bytes], environ: Environ) -> bool:
-    """Whether the server will know the result as a file, and send it in its own way."""
+    """Whether the server recognises the result as a file, which it sends by itself."""
     wrapper = environ.get("wsgi.file_wrapper")
     return isinstance(wrapper, type) and isinstance(result, wrapper)
 
@@ -168,7 +167,7 @@ class _Exchange:
         self._gone = False
 
     def run(self, key_headers: Headers) -> Iterable[bytes]:
-        """Admit the request; then run the application, or send the response that replaces it."""
+        """Admit the request. Then run the application, or send the response that replaces it."""
         engine = self._inner.engine
         request = read_request(self._environ, self._environ)
         intake = Intake(
@@ -204,7 +203,7 @@ class _Exchange:
         return self._body
 
     def _let_through(self, attempt: Attempt) -> Iterable[bytes]:
-        """Run a request in which ``key=`` has found no key, as one without: the application reads the body again."""
+        """Run a request as one without a key, since ``key=`` found none. The application reads the body again."""
         give_rest(self._environ, self._body)
         here: Running = (attempt, self._inner.engine)
         try:
@@ -251,7 +250,7 @@ class _Exchange:
     def _start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], object]:
-        """Hold the start back until it is known what may leave."""
+        """Hold back the status and headers until a response may be sent."""
         live = self._live
         if exc_info is None and self._held is not None:
             raise RuntimeError("start_response was called again without exc_info")
@@ -266,7 +265,7 @@ class _Exchange:
         return self._write
 
     def _write(self, data: bytes) -> None:
-        """The imperative way of sending a body; its end is held back too. Raises ``ClientLeft`` (L-05a)."""
+        """Send a part of the body by WSGI's ``write``. The end is held back too. Raises ``ClientLeft`` (L-05a)."""
         grace = self._live.protection.grace
         if self._gone and grace.over:
             raise ClientLeft(str(grace.error()))
@@ -279,7 +278,7 @@ class _Exchange:
             try:
                 self._outlet_write(ready)
             except OSError:
-                self._gone = True  # the client left, and the handler goes on (L-05)
+                self._gone = True  # the client left; the handler continues (L-05)
                 grace.begin()
 
     # What the server sees
@@ -302,7 +301,7 @@ class _Exchange:
         return chunk
 
     def close(self) -> None:
-        """The server is done, or its client left."""
+        """Called by the server when it is done, or when its client left."""
         self._live.close()
 
     def _let_whole_go(self, chunks: list[bytes] | tuple[bytes, ...]) -> Iterable[bytes]:

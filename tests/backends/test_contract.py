@@ -1,4 +1,4 @@
-"""The shipped contract suite on every backend, in both colours, on asyncio and on trio."""
+"""The shipped contract suite on every backend, sync and async, on asyncio and on trio."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import SERVER_KINDS
 
 
 class _Coloured(BackendContract):
-    """``sync`` stands for the blocking colour, whose calls are made on an asyncio loop."""
+    """``sync`` stands for the sync front, whose calls are made on an asyncio loop."""
 
     @pytest.fixture(params=["sync", "asyncio", "trio"])
     def colour(self, request: pytest.FixtureRequest) -> str:

@@ -158,7 +158,7 @@ async def _leased(verbs: AsyncVerbs, record_id: bytes) -> Lease:
 
 
 async def _in_want(verbs: AsyncVerbs, want: Callable[[], Any]) -> None:
-    """Every verb answers, or is refused as ``BackendUnavailable``; what was refused is not done later."""
+    """Every verb responds, or is refused as ``BackendUnavailable``; what was refused is not done later."""
     record_id = os.urandom(32)
     lease, failed, released = [await _leased(verbs, key) for key in (record_id, os.urandom(32), os.urandom(32))]
     claims = [claim_of(os.urandom(32)) for _ in range(3)]
@@ -201,7 +201,7 @@ async def _in_want(verbs: AsyncVerbs, want: Callable[[], Any]) -> None:
 @pytest.mark.parametrize("want", [without_threads, without_files])
 @pytest.mark.parametrize("colour", ["sync", "asyncio", "trio"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_process_in_want_has_a_backend_that_does_not_answer(
+def test_a_process_without_resources_has_an_unavailable_backend(
     kind: str, colour: str, want: Callable[[], Any], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """B-10a: in every verb, whatever the driver does; a completion is made once there is room again."""

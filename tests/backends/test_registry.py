@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,8 +42,8 @@ def test_a_url_names_a_backend(url: str, kind: type, tmp_path: Path) -> None:
     assert type(open_backend(url.format(folder=tmp_path))) is kind
 
 
-def test_a_ready_backend_is_taken_in_its_blocking_colour(tmp_path: Path) -> None:
-    """An instance of either colour; both colours lead back to it."""
+def test_a_ready_backend_is_taken_as_its_sync_front(tmp_path: Path) -> None:
+    """A sync or async instance; both fronts lead back to it."""
     path = str(tmp_path / "records.db")
     backend = MemoryBackend()
     assert open_backend(backend) is backend
@@ -50,7 +52,7 @@ def test_a_ready_backend_is_taken_in_its_blocking_colour(tmp_path: Path) -> None
         assert open_backend(ready).to_async() is ready
 
 
-def test_an_unknown_scheme_is_told_the_known_ones() -> None:
+def test_an_unknown_scheme_is_an_error_with_the_known_ones() -> None:
     """The error lists them."""
     known = ", ".join(f"{scheme}://" for scheme in sorted(registry.BACKENDS)).replace("+://", "+…://")
     assert "redis+cluster://, redis+sentinel://" in known
@@ -106,11 +108,96 @@ def test_what_is_no_backend_is_refused(wrong: object) -> None:
         ("sqlalchemy+mysql+mysqlconnector://localhost/x", "pip install mysql-connector-python$"),
     ],
 )
-def test_a_wrong_url_is_told_what_is_wrong(url: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_url_is_explained(url: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At start, naming the option."""
     monkeypatch.setitem(sys.modules, "MySQLdb", None)  # which another driver may stand for (tests.mariadb_server)
     with pytest.raises(ConfigurationError, match=message):
         open_backend(url)
+
+
+ADDRESSES = {
+    "memory": "memory://",
+    "sqlite": "sqlite:///x.db",
+    "redis": "redis://localhost",
+    "sentinel": "redis+sentinel://localhost/mymaster",
+    "postgres": "postgresql://localhost/x",
+    "sqlalchemy": "sqlalchemy+sqlite:///x.db",
+}
+
+
+def settings_of(backend: Any) -> object:
+    """What the options of a backend have set."""
+    found = getattr(backend, "options", None)
+    if found is not None:
+        return found
+    if isinstance(backend, MemoryBackend):
+        return backend._table.max_records, backend._table.max_bytes
+    assert isinstance(backend, SqliteBackend)
+    return backend.call_timeout, backend._transactions.coalesce, backend._connections._synchronous
+
+
+@pytest.mark.parametrize(
+    ("backend", "keywords", "query"),
+    [
+        ("memory", {"max_records": 5, "max_bytes": 10_000}, "max_records=5&max_bytes=10000"),
+        ("memory", {"max_records": "5"}, "max_records=5"),
+        ("sqlite", {"timeout": timedelta(seconds=1.5), "synchronous": "normal"}, "timeout=1.5&synchronous=normal"),
+        ("sqlite", {"coalesce": False}, "coalesce=no"),
+        ("sqlite", {"coalesce": "no"}, "coalesce=no"),
+        ("redis", {"timeout": timedelta(seconds=2), "min_replicas": 1}, "timeout=2&min_replicas=1"),
+        ("redis", {"min_replicas": 0, "coalesce": True}, "min_replicas=0&coalesce=yes"),
+        ("redis", {"prefix": "shop:", "coalesce": "no"}, "prefix=shop:&coalesce=no"),
+        ("sentinel", {"replicas_timeout": 0.2, "eviction": "refuse"}, "replicas_timeout=0.2&eviction=refuse"),
+        ("postgres", {"prepare": False, "listen": False}, "prepare=no&listen=no"),
+        ("postgres", {"prepare": "no", "listen": "no"}, "prepare=no&listen=no"),
+        ("postgres", {"timeout": 3, "coalesce": True}, "timeout=3&coalesce=yes"),
+        ("sqlalchemy", {"timeout": timedelta(seconds=3), "max_connections": 4}, "timeout=3&max_connections=4"),
+        ("sqlalchemy", {"timeout": None}, "timeout=2"),
+    ],
+)
+def test_a_keyword_of_python_means_what_the_option_of_the_url_means(
+    backend: str, keywords: dict[str, Any], query: str
+) -> None:
+    """O-41."""
+    url = ADDRESSES[backend]
+    by_url = settings_of(open_backend(f"{url}?{query}"))
+    assert settings_of(open_backend(url, **keywords)) == by_url
+    name = next(iter(keywords))
+    if keywords[name] is not None:  # it overrules another value of the URL
+        other = {"yes": "no", "no": "yes", "True": "no", "False": "yes"}.get(str(keywords[name]))
+        if other is not None:
+            assert settings_of(open_backend(f"{url}?{name}={other}", **keywords)) == by_url
+
+
+@pytest.mark.parametrize(
+    ("backend", "keywords", "message"),
+    [
+        ("memory", {"max_records": 0}, "option max_records: expected a whole number of at least 1, got 0"),
+        ("memory", {"max_bytes": True}, "max_bytes: expected a whole number of at least 1, got True"),
+        ("memory", {"size": 3}, "memory:// has no option 'size'; known: max_bytes, max_records"),
+        ("sqlite", {"timeout": "soon"}, "option timeout: expected seconds, got 'soon'"),
+        ("sqlite", {"timeout": timedelta()}, "timeout: must be more than 0 seconds, got 0"),
+        ("sqlite", {"synchronous": "off"}, "synchronous: 'off' is none of full, normal"),
+        ("sqlite", {"prepare": False}, "sqlite:// has no option 'prepare'"),
+        ("redis", {"timeout": float("nan")}, "timeout: must be more than 0 seconds, got nan"),
+        ("redis", {"timeout": [1]}, r"timeout: expected seconds, got \[1\]"),
+        ("redis", {"max_connections": 2.5}, "max_connections: expected a whole number of at least 1, got 2.5"),
+        ("redis", {"min_replicas": -1}, "min_replicas: expected a whole number of at least 0, got -1"),
+        ("redis", {"prefix": 3}, "prefix: expected a text, got 3"),
+        ("redis", {"eviction": "never"}, "eviction: 'never' is none of warn, refuse, ignore"),
+        ("redis", {"coalesce": 0}, "coalesce: 0 is none of yes, no"),
+        ("redis", {"retries": 3}, "redis:// has no option 'retries'"),
+        ("postgres", {"prepare": "false"}, "prepare: 'false' is none of yes, no"),
+        ("postgres", {"listen": None, "max_connections": -3}, "max_connections: expected a whole number"),
+        ("postgres", {"eviction": "warn"}, "postgresql:// has no option 'eviction'"),
+        ("sqlalchemy", {"timeout": True}, "timeout: expected seconds, got True"),
+        ("sqlalchemy", {"coalesce": False}, r"sqlalchemy\+ has no option 'coalesce'"),
+    ],
+)
+def test_a_wrong_keyword_is_an_error_at_start(backend: str, keywords: dict[str, Any], message: str) -> None:
+    """O-41: it names the option."""
+    with pytest.raises(ConfigurationError, match=message):
+        open_backend(ADDRESSES[backend], **keywords)
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,8 @@ def _subscribers(plain: redis.Redis, backend: RedisBackend) -> int:
 
 
 @pytest.mark.parametrize("verb", ENDS)
-def test_memory_tells_whoever_waits(colour: str, verb: str) -> None:
-    """O-04: at once, in every colour, whoever ends the attempt."""
+def test_memory_notifies_waiting_duplicates(colour: str, verb: str) -> None:
+    """O-04: at once, sync and async, whoever ends the attempt."""
     backend = MemoryBackend()
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -111,7 +111,9 @@ def test_memory_tells_whoever_waits(colour: str, verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", ENDS)
-def test_the_server_tells_whoever_waits(colour: str, verb: str, backend: RedisBackend, plain: redis.Redis) -> None:
+def test_the_server_notifies_waiting_duplicates(
+    colour: str, verb: str, backend: RedisBackend, plain: redis.Redis
+) -> None:
     """O-04: through one connection of the process, which listens only while somebody waits."""
 
     async def steps(verbs: AsyncVerbs) -> None:

@@ -1,7 +1,7 @@
 """What holds for every way of knowing users: no caller sees another's response, or a 422 of another's (O-23).
 
 The examples of docs/callers call this in hidden blocks, each for its own way, with real clients of their frameworks. An
-example answers each run with another body, so that a body says whose run it was.
+example responds to each run with another body, so that a body says whose run it was.
 """
 
 from __future__ import annotations

@@ -142,4 +142,4 @@ def test_an_erasure_that_may_have_left_something_is_11(shop: Shop, operator: She
     for options in (["--dry-run"], ["--yes"]):
         done = operator("erase", *APP, *options)
         assert (done.code, done.out.split()[1]) == (11, "0")
-        assert "1 records do not say whose they are" in done.err
+        assert "1 records do not name their caller" in done.err

@@ -102,15 +102,15 @@ class Client:
         self._headers = {"Idempotency-Key": f'"{uuid.uuid4()}"', "Content-Type": "application/json"}
 
     def post(self, worker: Worker) -> Reply | None:
-        """The answer, or None if the worker died."""
+        """The response, or None if the worker died."""
         return worker.request("POST", "/charges", self._headers, ORDER)
 
     def post_until_admitted(self, worker: Worker) -> Reply:
-        """Ask again while the answer is 409, or 503 as the records could not be reached on a busy machine."""
+        """Ask again while the response is 409, or 503 as the records could not be reached on a busy machine."""
         return self.post_until(worker, lambda reply: reply.status not in (409, 503))
 
     def post_until(self, worker: Worker, wanted: Callable[[Reply], bool]) -> Reply:
-        """Ask again until the answer is a wanted one."""
+        """Ask again until the response is a wanted one."""
         deadline = time.monotonic() + ADMITTED_WITHIN
         while time.monotonic() < deadline:
             reply = self.post(worker)

@@ -1,4 +1,4 @@
-"""Serves an example, and dies where its server would send the first byte of an answer to a POST.
+"""Serves an example, and dies where its server would send the first byte of a response to a POST.
 
 ``python -m tests.crash.killed_before_answer examples.payments_flask``: the same words as ``python -m`` takes to serve
 the example. The middleware has finished by then.
@@ -22,7 +22,7 @@ def die() -> None:
 
 
 def asgi(app: Any) -> Any:
-    """An ASGI application that dies instead of answering a POST."""
+    """An ASGI application that dies instead of responding to a POST."""
 
     async def dying(scope: Any, receive: Any, send: Any) -> None:
         async def send_nothing(message: Any) -> None:
@@ -35,7 +35,7 @@ def asgi(app: Any) -> Any:
 
 
 def wsgi(app: Any) -> Any:
-    """A WSGI application that dies when it has the first bytes of the answer to a POST."""
+    """A WSGI application that dies when it has the first bytes of the response to a POST."""
 
     def dying(environ: Any, start_response: Any) -> Iterator[bytes]:
         for chunk in app(environ, start_response):

@@ -1,4 +1,4 @@
-"""SIGKILL at the other moments: before anything happened, between an effect and its record, before the answer left."""
+"""SIGKILL at the other moments: before anything happened, between effect and record, before the response left."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def test_a_worker_killed_between_the_charge_and_its_record_asks_the_provider_aga
         assert sqlite_site.books() == {**EVERYTHING_ONCE, "provider": ["charged", "repeated"]}
 
 
-def test_a_worker_killed_after_completion_and_before_its_answer_left_is_replayed_at_once(
+def test_a_worker_killed_after_completion_and_before_its_response_left_is_replayed_at_once(
     application: str, site: Site
 ) -> None:
-    """R-03, O-02: the answer was durable before it left, so the retry gets it, and there is no lease to wait for."""
+    """R-03, O-02: the response was durable before it left, so the retry gets it, and there is no lease to wait for."""
     client = Client()
     doomed_command = [KILLED_BEFORE_ANSWER, *APPLICATIONS[application]]
     with site.start_command(doomed_command) as doomed, site.start(application) as successor:

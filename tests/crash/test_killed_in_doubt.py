@@ -20,7 +20,7 @@ def doubtful(site: Site) -> Iterator[tuple[Site, ExitStack]]:
 
 
 def killed_and_retried(site: Site, workers: ExitStack, terms: str, die: str) -> Reply:
-    """The first answer from the second worker that is not the 409 of a running request."""
+    """The first response from the second worker that is not the 409 of a running request."""
     client = Client()
     command = ["tests.crash.bank", terms]
     doomed = workers.enter_context(site.start_command(command, SHOP_DIE=die)).wait_until_it_serves()

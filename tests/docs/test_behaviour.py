@@ -25,11 +25,11 @@ def _numbers(last: int, *between: str) -> list[str]:
 LINES = {
     "B": _numbers(27, "08a", "08b", "08c", "10a", "10b", "11a", "11b", "14a"),
     "H": _numbers(24),
-    "O": _numbers(40, "18a", "18b", "18c", "19a", "19b", "20a", "21a"),
+    "O": _numbers(41, "18a", "18b", "18c", "19a", "19b", "20a", "21a"),
     "L": _numbers(14, "05a"),
-    "R": _numbers(14, "05a"),
+    "R": _numbers(15, "05a"),
     "N": _numbers(31),
-    "S": _numbers(8, "02a", "06a", "06b", "06c"),
+    "S": _numbers(9, "02a", "06a", "06b", "06c"),
     "P": _numbers(7, *map(str, range(10, 38)), "18a", *map(str, range(40, 47))),
     "T": _numbers(14),
 }

@@ -48,7 +48,7 @@ def without_reason(comment: str) -> bool:
         ("# a plain comment", False),
     ],
 )
-def test_a_reason_is_told_from_none(comment: str, bare: bool) -> None:
+def test_a_reason_is_distinguished_from_none(comment: str, bare: bool) -> None:
     """So the test below can fail."""
     assert without_reason(comment) is bare
 

@@ -41,7 +41,7 @@ def test_the_cure_of_the_readme_prints_what_the_readme_shows(tmp_path: Path) -> 
             stop(server)
 
 
-def test_the_tutorials_first_application_answers_as_shown(tmp_path: Path) -> None:
+def test_the_tutorials_first_application_responds_as_shown(tmp_path: Path) -> None:
     """O-01, O-02, O-05, O-06: the run of the tutorial's second step."""
     _write_app(tmp_path, TUTORIAL, "One application")
     with listening() as listener:

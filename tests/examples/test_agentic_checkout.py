@@ -85,7 +85,7 @@ def test_the_checkout_holds_every_statement_of_its_protocol(example: Any, protoc
 
 
 @pytest.mark.parametrize(("served", "asked"), [("acp", "ucp"), ("ucp", "acp")])
-def test_the_two_protocols_are_told_apart(example: Any, served: str, asked: str) -> None:
+def test_the_two_protocols_are_distinguished(example: Any, served: str, asked: str) -> None:
     """O-40: what is right by one is wrong by the other, so a run that passes means something."""
     with servers.asgi(_with_more(example, served)) as url:
         target = {**_target(served, url), "profile": asked}

@@ -67,7 +67,7 @@ def test_a_charge_is_created_and_can_be_read(api: Api) -> None:
 
 
 def test_a_repeated_charge_is_replayed(api: Api) -> None:
-    """O-02: the stored answer; the provider is not asked again."""
+    """O-02: the stored response; the provider is not asked again."""
     key = str(uuid.uuid4())
     first = api.post(MUG, key)
     asked = len(api.provider.lines())

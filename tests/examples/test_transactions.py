@@ -41,7 +41,7 @@ class TransactionalShop:
         return self.site.start_command([*wrapper, self.name], **self.environment, **environment)
 
     def killed(self, client: Client, moment: str) -> None:
-        """Send the client's order to a worker that is killed at the moment, before it answers."""
+        """Send the client's order to a worker that is killed at the moment, before it responds."""
         where, _, what = moment.partition("-")
         if what == "commit":
             doomed = self.start("tests.examples.killed_at_commit", where)
@@ -103,7 +103,7 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def retried_once(shop: TransactionalShop, moment: str, lost: bool) -> tuple[Reply, list[str]]:
-    """The answer to the retry after a crash, which was made once and replays; and what the provider was asked."""
+    """The response to the retry after a crash, which was made once and replays; and what the provider was asked."""
     client, before, asked = Client(), shop.totals(), len(shop.asked())
     shop.killed(client, moment)
     if lost:
@@ -123,7 +123,7 @@ def retried_once(shop: TransactionalShop, moment: str, lost: bool) -> tuple[Repl
 def test_after_a_crash_and_the_loss_of_its_record_a_request_has_left_one_reservation_and_one_receipt(
     shop: TransactionalShop, moment: str
 ) -> None:
-    """S-05, S-06: rolled back with its stage or answer, or committed with them; the provider knows the key again."""
+    """S-05, S-06: rolled back with its stage or response, or committed with them; the provider knows the key again."""
     reply, asked = retried_once(shop, moment, lost=True)
 
     assert asked[0] == "charged"

@@ -27,9 +27,9 @@ def _effect(effects: Effects, name: str) -> Callable[[], str]:
 
 
 def charging(effects: Effects, *, hold: str | None = None, external: bool = False) -> Behaviour:
-    """Stages "reserve" and "charge", each with an effect; the answer differs each time that it is made.
+    """Stages "reserve" and "charge", each with an effect; the response differs each time that it is made.
 
-    ``hold``: before the stage of that name, or before the "answer", the first attempt waits to be released.
+    ``hold``: before the stage of that name, or before the "response", the first attempt waits to be released.
     ``external``: each stage is recorded before its effect too.
     """
 

@@ -1,6 +1,6 @@
 """A process whose handler calls into C without letting go of the interpreter: url, effect file, key.
 
-Prints status and body of its answer. Run by ``test_blocked_interpreters.py``.
+Prints status and body of its response. Run by ``test_blocked_interpreters.py``.
 """
 
 from __future__ import annotations

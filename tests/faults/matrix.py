@@ -79,11 +79,11 @@ TIME_LIMIT = ("--timeout", "1", "--preload")
 
 
 class Outcome(NamedTuple):
-    """What must hold. ``attempt``: whose answer is on record in the end.
+    """What must hold. ``attempt``: whose response is on record in the end.
 
     ``waits``: the retry is refused until the lease has ended. ``replays``: the retry runs nothing. ``twice``: the
     stages whose unfenced effect happens twice, which no lease can prevent; the fenced ones happen once everywhere.
-    ``or_replays``: the handler may have been quicker than what was to end it; then the first attempt's answer stands.
+    ``or_replays``: the handler may have been quicker than what was to end it; then the first attempt's response stands.
     """
 
     attempt: int

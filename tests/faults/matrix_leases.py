@@ -1,7 +1,7 @@
 """What the store's record says of a cell's leases, and what must hold of them, however slow the machine is.
 
 Nothing here goes by how long something took. Times are those of the store, whose clock is this machine's; a request
-is compared with the lease that the record had when the request was sent and answered. A store that did not answer
+is compared with the lease that the record had when the request was sent and responded. A store that did not respond
 (503) says nothing of a lease, and lets nobody run.
 """
 
@@ -29,11 +29,11 @@ class Look(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A duplicate that was told to come back later: when it was sent, and the record after that answer."""
+    """A duplicate that was told to come back later: when it was sent, and the record after that response."""
 
     sent: float
     look: Look
-    #: whether the store had failed to answer a duplicate before; that one's own lease may be what is in the way
+    #: whether the store had failed to respond to a duplicate before; that one's own lease may be what is in the way
     after_failure: bool
 
 
@@ -42,20 +42,20 @@ class Retried(NamedTuple):
 
     before: Look
     refused: Sequence[Refusal]
-    #: how many duplicates the store did not answer
+    #: how many duplicates the store did not respond to
     failures: int
     answer: Response
     after: Look
 
 
 class Asked(Protocol):
-    """Sends the request; whether the store failed to answer is the second value."""
+    """Sends the request; whether the store failed to respond is the second value."""
 
     def __call__(self) -> tuple[Response, bool]: ...
 
 
 def retried(ask: Asked, look: Callable[[], Look], seconds: float) -> Retried:
-    """Repeat a request until it is let through and its answer is on record, for so many seconds at most."""
+    """Repeat a request until it is let through and its response is on record, for so many seconds at most."""
     before, refused, failures = look(), list[Refusal](), 0
     deadline = time.monotonic() + seconds
     while True:
@@ -117,7 +117,7 @@ def check_given_back(outcome: Outcome, retried: Retried, begun: Look) -> None:
 
 
 def check_attempt(outcome: Outcome, retried: Retried) -> None:
-    """The answer is that of the attempt that the matrix names (I2, I4).
+    """The response is that of the attempt that the matrix names (I2, I4).
 
     A claim whose reply the store did not give may be an attempt that never ran, so there may be one for each.
     """

@@ -177,7 +177,7 @@ class Trial:
         self.case.journal.gate().set()
 
     def answer(self, connection: Connection) -> Response | None:
-        """The whole answer to the first request; None where the connection ended within it, or before it."""
+        """The whole response to the first request; None where the connection ended within it, or before it."""
         try:
             head = connection.read_head()
             return head._replace(body=connection.read_body(head))
@@ -195,7 +195,7 @@ class Trial:
         matrix_leases.check_waited(self.cell.outcome, LEASE, retried)
 
     def check_recorded(self, retried: Retried) -> None:
-        """The retry ran, or did not, as the matrix says; its answer is on record for good; it waited for no lease that
+        """The retry ran, or did not, as the matrix says; its response is final; it waited for no lease that
         was given back (I2, I4, L-04).
         """
         outcome, answer = self.cell.outcome, retried.answer

@@ -1,7 +1,8 @@
-"""A TCP proxy that does to a connection what networks do: lose an answer, cut, go silent, delay, hold back.
+"""A TCP proxy that does to a connection what networks do: lose a response, cut, go silent, delay, hold back.
 
 It stands before one server on the loopback, on a port of its own, and relays bytes without reading a protocol: what is
-sent before an answer counts as one command, as a client that waits for each answer sends it. Two threads a connection.
+sent before a response counts as one command, as a client that waits for each response sends it. Two threads a
+connection.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _CHUNK = 65536
 
 
 class Watch:
-    """A command that is waited for. ``happened``: set when the server has answered it."""
+    """A command that is waited for. ``happened``: set when the server has replied to it."""
 
     def __init__(self, command: bytes, nth: int) -> None:
         self.command = command
@@ -27,7 +28,7 @@ class Watch:
 
 
 class Loss(Watch):
-    """A command whose answer is lost; when that has happened, the server has answered and the client got nothing."""
+    """A command whose response is lost; when that has happened, the server has responded and the client got nothing."""
 
     def __init__(self, command: bytes, nth: int, silently: bool) -> None:
         super().__init__(command, nth)
@@ -37,7 +38,7 @@ class Loss(Watch):
 class Hold(Watch):
     """A command that is held back, with all that its connection sends after it, while others are served.
 
-    ``arrived``: set when it is there; ``happened``: when the server has answered it, after ``deliver``.
+    ``arrived``: set when it is there; ``happened``: when the server has replied to it, after ``deliver``.
     """
 
     def __init__(self, command: bytes, nth: int) -> None:
@@ -89,7 +90,7 @@ class FaultProxy:
         self.cut()
 
     def lose_reply(self, command: bytes = b"", *, nth: int = 1, silently: bool = False) -> Loss:
-        """Lose the answer to the ``nth`` command from now on whose bytes contain ``command``.
+        """Lose the response to the ``nth`` command from now on whose bytes contain ``command``.
 
         The server has carried it out. The client's connection ends or, ``silently``, says nothing ever after.
         """
@@ -99,7 +100,7 @@ class FaultProxy:
         return loss
 
     def watch(self, command: bytes, *, nth: int = 1) -> Watch:
-        """Tell when the ``nth`` command from now on whose bytes contain ``command`` has been answered."""
+        """Tell when the ``nth`` command from now on whose bytes contain ``command`` has got a response."""
         watch = Watch(command, nth)
         with self._lock:
             self._watches.append(watch)
@@ -145,7 +146,7 @@ class FaultProxy:
         self._flowing.set()
 
     def delay(self, seconds: float, jitter: float = 0.0) -> None:
-        """Let every command and every answer take so long, and up to ``jitter`` seconds more."""
+        """Let every command and every response take so long, and up to ``jitter`` seconds more."""
         self._delay = (seconds, jitter)
 
     def _accept(self) -> None:

@@ -1,7 +1,7 @@
-"""Workers in the test's process: an application behind the real middleware, in either colour, on a real backend.
+"""Workers in the test's process: an application behind the real middleware, sync and async, on a real backend.
 
 Two workers share nothing but the records, as two processes would; each has its own backend, connections and
-heartbeat. What the handlers do is said once for both colours, by the behaviours of the HTTP suite.
+heartbeat. What the handlers do is said once for sync and async handlers, by the behaviours of the HTTP suite.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LEASE = 2.5
 
 
 class Got(NamedTuple):
-    """An answer as the client has it, and the seconds that it took."""
+    """A response as the client has it, and the seconds that it took."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
@@ -166,7 +166,7 @@ class Worker:
         self.backend.close()
 
     def post(self, order: Order, body: bytes = b"{}") -> Got:
-        """Send it, and wait for the answer; raises what the handler raised, as a server would see it."""
+        """Send it, and wait for the response; raises what the handler raised, as from a server see it."""
         started = time.monotonic()
         if self._loop is None:
             got = _run_wsgi(self._app, order, body)
@@ -176,7 +176,7 @@ class Worker:
         return got._replace(seconds=time.monotonic() - started)
 
     def start(self, order: Order, body: bytes = b"{}") -> Future[Got]:
-        """Send it without waiting for the answer."""
+        """Send it without waiting for the response."""
         return self._pool.submit(self.post, order, body)
 
     def cancel(self, order: Order, when: threading.Event) -> None:
@@ -193,7 +193,7 @@ class Worker:
         asyncio.run_coroutine_threadsafe(sent_and_cancelled(), self._loop).result(2 * PATIENCE)
 
     def post_until(self, order: Order, wanted: Callable[[Got], bool], within: float = PATIENCE) -> Got:
-        """Send it again until an answer is as wanted."""
+        """Send it again until a response is as wanted."""
         return until(lambda: self.post(order), wanted, within)
 
     def saw(self, kind: type[Event]) -> bool:
@@ -221,7 +221,7 @@ def refused_in_time(worker: Worker, make: Callable[[], Order], tries: int = 3) -
 
 
 def until(ask: Callable[[], Any], wanted: Callable[[Any], bool], within: float = PATIENCE) -> Any:
-    """Ask until the answer is as wanted, and return it."""
+    """Ask until the response is as wanted, and return it."""
     deadline = time.monotonic() + within
     while not wanted(answer := ask()):
         assert time.monotonic() < deadline, f"after {within} s still {answer}"

@@ -47,7 +47,7 @@ def cases(request: pytest.FixtureRequest, records: OnServer, tmp_path: Path) -> 
 @pytest.mark.fault("worker's clock off by an hour", row=18, invariants=("I1", "I2", "I4"))
 @pytest.mark.parametrize("owner", [0, pytest.param(1, marks=pytest.mark.full_form)], ids=["owns", "duplicates"])
 def test_a_worker_whose_clock_is_off_changes_nothing(cases: list[Case], records: OnServer, owner: int) -> None:
-    """L-07: it keeps its lease beyond its first end, takes nobody else's, and stores an answer that is replayed."""
+    """L-07: it keeps its lease beyond its first end, takes nobody else's, and stores a response that is replayed."""
     running, other = cases[owner], cases[1 - owner]
     with running.begin() as connection:
         running.journal.await_line("arrived")

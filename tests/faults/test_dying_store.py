@@ -111,7 +111,7 @@ def test_finished_responses_are_out_in_time_and_recorded_when_the_store_is_back(
 def test_a_stage_gives_up_before_gunicorn_kills_its_worker(
     records: OnServer, proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    """L-08: with the hooks its ``timeout`` is known; the client gets an answer, and the retry waits for no lease."""
+    """L-08: with the hooks its ``timeout`` is known; the client gets a response, and the retry waits for no lease."""
     hooks = ("--config", "python:open_idempotency.gunicorn", "--workers", "1", "--timeout", "8")
     with Server("gunicorn-sync", tmp_path, hooks, WIRE_BACKEND=records.at(proxy.port, options="")) as server:
         case = Case(server, "flask", "staged", variant="impatient")

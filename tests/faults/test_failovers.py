@@ -138,7 +138,7 @@ def pair(backend_kind: str, primaries: dict[str, PostgresServer]) -> Iterator[Pa
 @on_servers
 @pytest.mark.fault("failover to a replica that was behind", row=6, invariants=("I2",), kind="documented")
 def test_a_failover_forgets_what_the_replica_had_not_received(pair: Pair, effects: Effects) -> None:
-    """An answer was given and is not known any more, so its retry runs again."""
+    """A response was given and is not known any more, so its retry runs again."""
     with (
         Worker("wsgi", f"{pair.primary}?{pair.brisk}") as before,
         Worker("wsgi", f"{pair.replica}?{pair.brisk}") as after,
@@ -175,7 +175,7 @@ def test_a_claim_that_no_replica_confirms_does_not_run(pair: Pair, effects: Effe
 
 @on_postgres
 @pytest.mark.fault("the address of a replica", row=6, invariants=("I2", "I8"))
-def test_a_replica_answers_nothing(pair: Pair, effects: Effects, colour: str) -> None:
+def test_a_replica_serves_nothing(pair: Pair, effects: Effects, colour: str) -> None:
     """O-12, I8: it may not have heard of a claim, or still have what has expired; so it is a backend that is down."""
     with (
         Worker(colour, f"{pair.primary}?{pair.brisk}") as worker,

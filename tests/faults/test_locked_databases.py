@@ -97,7 +97,7 @@ def test_a_completion_is_tried_until_the_lock_is_free(
 
 @pytest.mark.full_form
 @pytest.mark.fault("database locked while an answer is recorded, not freed", row=8, invariants=("I5", "I9", "I11"))
-def test_an_answer_that_found_the_database_locked_goes_out_marked(
+def test_a_response_that_found_the_database_locked_goes_out_marked(
     records: Database, effects: Effects, colour: str, lock: Callable[[], Unlock]
 ) -> None:
     """L-08: the record stays; a retry gets 409, and later runs from its last stage."""

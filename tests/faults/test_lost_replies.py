@@ -1,6 +1,6 @@
-"""Row 4: the server carried a command out, and its answer never arrived.
+"""Row 4: the server carried a command out, and its response never arrived.
 
-A proxy loses the answer to one command: by ending the connection or by saying
+A proxy loses the response to one command: by ending the connection or by saying
 nothing more, so that the caller's timeout ends the wait.
 """
 
@@ -22,7 +22,7 @@ MANY = 32
 @on_servers
 @both_colours
 @pytest.mark.fault("reply to a claim lost, connection cut", row=4, invariants=("I1", "I6", "I9"))
-def test_the_owner_is_not_told_that_somebody_else_has_its_key(
+def test_the_owner_does_not_learn_that_another_caller_has_its_key(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
 ) -> None:
     """B-08: the claim is sent again by the same owner; one run, no 409."""
@@ -38,7 +38,7 @@ def test_the_owner_is_not_told_that_somebody_else_has_its_key(
 
 @on_servers
 @pytest.mark.fault("reply to a claim lost, silence", row=4, invariants=("I6", "I8", "I11"))
-def test_a_claim_whose_answer_never_comes_runs_nothing_and_blocks_for_a_lease_at_most(
+def test_a_claim_whose_response_never_comes_runs_nothing_and_blocks_for_a_lease_at_most(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
 ) -> None:
     """B-10, O-12: 503 within the call's bound, and a retry runs once the unknown claim has ended."""
@@ -59,7 +59,7 @@ def test_a_claim_whose_answer_never_comes_runs_nothing_and_blocks_for_a_lease_at
 @silence
 @both_colours
 @pytest.mark.fault("reply to a stage lost", row=4, invariants=("I6", "I9"))
-def test_a_stage_whose_answer_was_lost_is_recorded_once(
+def test_a_stage_whose_response_was_lost_is_recorded_once(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, silently: bool
 ) -> None:
     """B-08, B-06: it is sent again, and its value is the one that was saved."""
@@ -75,10 +75,10 @@ def test_a_stage_whose_answer_was_lost_is_recorded_once(
 @silence
 @both_colours
 @pytest.mark.fault("reply to a completion lost", row=4, invariants=("I2", "I4", "I6", "I9"))
-def test_a_completion_whose_answer_was_lost_goes_out_as_recorded(
+def test_a_completion_whose_response_was_lost_goes_out_as_recorded(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, silently: bool
 ) -> None:
-    """B-08, R-03: sent again it succeeds; the answer is not marked, and a duplicate gets the same bytes."""
+    """B-08, R-03: sent again it succeeds; the response is not marked, and a duplicate gets the same bytes."""
     with Worker(colour, records.at(proxy.port)) as worker:
         order = Order(charging(effects))
         loss = proxy.lose_reply(records.command("complete"), silently=silently)
@@ -94,7 +94,7 @@ def test_a_completion_whose_answer_was_lost_goes_out_as_recorded(
 @silence
 @both_colours
 @pytest.mark.fault("reply to a failure lost", row=4, invariants=("I5", "I6", "I9"))
-def test_a_failure_whose_answer_was_lost_lets_the_retry_run_at_once(
+def test_a_failure_whose_response_was_lost_lets_the_retry_run_at_once(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, silently: bool
 ) -> None:
     """B-08, L-04: from the stage that was recorded."""
@@ -112,10 +112,10 @@ def test_a_failure_whose_answer_was_lost_lets_the_retry_run_at_once(
 @silence
 @both_colours
 @pytest.mark.fault("reply to a release lost", row=4, invariants=("I5", "I6"))
-def test_a_release_whose_answer_was_lost_lets_the_retry_run_at_once(
+def test_a_release_whose_response_was_lost_lets_the_retry_run_at_once(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, silently: bool
 ) -> None:
-    """B-08: an answer that is not kept (429) still arrives."""
+    """B-08: a response that is not kept (429) still arrives."""
     with Worker(colour, records.at(proxy.port)) as worker:
         order = Order(plain(effects, status=429))
         loss = proxy.lose_reply(records.command("release"), silently=silently)
@@ -128,7 +128,7 @@ def test_a_release_whose_answer_was_lost_lets_the_retry_run_at_once(
 @on_servers
 @pytest.mark.parametrize("silently", [pytest.param(False, marks=pytest.mark.full_form), True], ids=["cut", "silence"])
 @pytest.mark.fault("reply to a heartbeat lost", row=4, invariants=("I1", "I6", "I9"))
-def test_a_beat_whose_answer_was_lost_costs_the_owner_nothing(
+def test_a_beat_whose_response_was_lost_costs_the_owner_nothing(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, silently: bool
 ) -> None:
     """B-08, L-01: it has renewed the lease, and the next beats renew it again."""
@@ -149,10 +149,10 @@ def test_a_beat_whose_answer_was_lost_costs_the_owner_nothing(
 @on_postgres
 @pytest.mark.parametrize("batch", ["claims", "ends"])
 @pytest.mark.fault("reply to a batch lost", row=4, invariants=("I1", "I4", "I6", "I9"))
-def test_a_batch_whose_answer_was_lost_is_sent_again_for_all_in_it(
+def test_a_batch_whose_response_was_lost_is_sent_again_for_all_in_it(
     records: OnPostgres, proxy: FaultProxy, effects: Effects, batch: str
 ) -> None:
-    """B-08: each of many requests at once runs once, and its answer is recorded."""
+    """B-08: each of many requests at once runs once, and its response is recorded."""
     proxy.delay(0.03)  # what comes while a call is under way goes as a batch
     with Worker("asgi", records.at(proxy.port, "timeout=5"), lease=20) as worker:
         orders = [Order(plain(effects)) for _ in range(MANY)]

@@ -59,7 +59,7 @@ def test_an_external_stage_whose_worker_is_killed_in_the_gap_is_not_repeated(cel
 
 
 @pytest.mark.parametrize("cell", cells("freeze"))
-def test_a_worker_that_wakes_after_its_lease_changes_nothing_and_its_client_gets_the_new_answer(
+def test_a_worker_that_wakes_after_its_lease_changes_nothing_and_its_client_gets_the_new_response(
     cell: Cell, fleet: Fleet
 ) -> None:
     """L-03, B-03, S-07: the new record survives; the end of a stream that had begun is withheld."""
@@ -87,8 +87,8 @@ def test_a_worker_that_wakes_after_its_lease_changes_nothing_and_its_client_gets
 
 
 @pytest.mark.parametrize("cell", cells("stop"))
-def test_a_worker_told_to_stop_finishes_its_request_and_the_retry_replays(cell: Cell, fleet: Fleet) -> None:
-    """L-06, O-02, R-01: the old worker answers and records, and then ends."""
+def test_a_worker_that_is_stopped_finishes_its_request_and_the_retry_replays(cell: Cell, fleet: Fleet) -> None:
+    """L-06, O-02, R-01: the old worker responds and records, and then ends."""
     with fleet.start(cell.server) as stopping:
         trial = Trial(cell, fleet, stopping)
         with trial.begin() as connection:
@@ -144,7 +144,7 @@ def test_a_request_whose_handler_is_cancelled_is_given_back_at_once(cell: Cell, 
 
 @pytest.mark.parametrize("cell", cells("disconnect"))
 def test_a_request_whose_client_left_finishes_and_the_retry_replays(cell: Cell, fleet: Fleet) -> None:
-    """L-05, R-04: the handler goes on without its client, and the answer that nobody read is on record."""
+    """L-05, R-04: the handler goes on without its client, and the response that nobody read is on record."""
     trial = Trial(cell, fleet, fleet.first(cell.server))
     trial.begin().close()
     trial.open_gate()

@@ -1,4 +1,4 @@
-"""The checks of the crash matrix find what is wrong, and take a store that is slow or does not answer for no fault."""
+"""The checks of the crash matrix find what is wrong, and take a store that is slow or does not respond for no fault."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TOO_EARLY = look(2, claimed=LEASE - 0.5, end=LEASE, ended=True)
 
 
 def scripted(*answers: Response, looks: list[Look]) -> Retried:
-    """What comes of these answers and looks."""
+    """What comes of these responses and looks."""
     left = iter(answers)
 
     def ask() -> tuple[Response, bool]:
@@ -53,7 +53,7 @@ def scripted(*answers: Response, looks: list[Look]) -> Retried:
     "answers", [(RESPONSE,), (IN_PROGRESS, RESPONSE), (UNAVAILABLE, RESPONSE)], ids=["", "409", "503"]
 )
 def test_a_takeover_after_the_lease_is_right_however_slow_the_machine_was(answers: tuple[Response, ...]) -> None:
-    """L-02: with no duplicate that was refused, and with a store that did not answer, too."""
+    """L-02: with no duplicate that was refused, and with a store that did not respond, too."""
     done = scripted(*answers, looks=[DEAD, *[DEAD] * (IN_PROGRESS in answers), TAKEN_OVER])
     check_waited(WAITS, LEASE, done)
     check_attempt(WAITS, done)
@@ -127,7 +127,7 @@ def test_each_attempt_has_a_run_or_a_store_that_failed(failures: int, attempt: i
             check_attempt(WAITS, done)
 
 
-def test_an_answer_of_a_store_that_failed_is_believed_with_the_log_of_the_server_alone() -> None:
+def test_a_response_of_a_store_that_failed_is_believed_with_the_log_of_the_server_alone() -> None:
     """O-12: else a server that refuses without a cause would pass for a busy machine."""
     with pytest.raises(AssertionError, match="nothing failed"):
         store_failed(UNAVAILABLE, "all is well")

@@ -63,7 +63,7 @@ def test_a_completion_is_tried_until_the_partition_ends(
 
 @mostly_redis
 @pytest.mark.fault("silent partition while an answer is recorded, not healed", row=7, invariants=("I9", "I11"))
-def test_an_answer_that_cannot_be_recorded_goes_out_marked(
+def test_a_response_that_cannot_be_recorded_goes_out_marked(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
 ) -> None:
     """L-08: in time, with an event; the record stays, so nothing runs before the lease ends, nor a stage twice."""
@@ -89,7 +89,7 @@ def test_an_answer_that_cannot_be_recorded_goes_out_marked(
 def test_an_owner_that_could_not_beat_learns_that_it_lost_its_lease(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
 ) -> None:
-    """L-03, S-07: another takes over; the first stops at its next stage, and its client gets the new owner's answer."""
+    """L-03, S-07: another takes over; the first stops at its next stage; its client gets the new response."""
     with Worker(colour, records.at(proxy.port)) as worker, Worker(colour, records.at()) as other:
         order = Order(charging(effects, hold="charge"))
         owner = worker.start(order)
@@ -128,7 +128,7 @@ def test_an_owner_that_cannot_beat_begins_no_plain_stage(
 
 
 def _outlive(records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, *, external: bool) -> None:
-    """Let an owner wake behind a partition when another attempt has completed; what it answers is no success."""
+    """Let an owner wake behind a partition when another attempt has completed; its response is no success."""
     with (
         Worker(colour, records.at(proxy.port), record_within=0.3) as worker,
         Worker(colour, records.at()) as other,
@@ -153,7 +153,7 @@ def _succeeded(outcome: Got | BaseException) -> bool:
 def test_a_completion_that_arrives_late_changes_nothing(
     records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
 ) -> None:
-    """B-03: the network held it back until another attempt had completed; a duplicate gets that one's answer."""
+    """B-03: the network held it back until another attempt had completed; a duplicate gets that one's response."""
     with (
         Worker(colour, records.at(proxy.port), record_within=0.3) as worker,
         Worker(colour, records.at()) as other,

@@ -43,7 +43,7 @@ def test_requests_behind_a_pooler_are_owned_renewed_resumed_and_replayed(
 
 
 @pytest.mark.fault("pooler in transaction mode, duplicate waits", row=19, invariants=("I4", "I6"), backend="postgres")
-def test_a_duplicate_that_waits_behind_a_pooler_is_answered_before_its_time_is_over(
+def test_a_duplicate_that_waits_behind_a_pooler_gets_a_response_before_its_time_is_over(
     url: str, effects: Effects, colour: str
 ) -> None:
     """O-04, B-11a: nobody can be told there, so it asks."""

@@ -1,4 +1,4 @@
-"""The fault proxy itself, before a plain server that answers each line with what it has received so far."""
+"""The fault proxy itself, before a plain server that responds to each line with what it has received so far."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.faults.proxy import FaultProxy
 
 
 class Echo:
-    """Answers each line, and remembers all lines."""
+    """Responds to each line, and remembers all lines."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -83,7 +83,7 @@ def test_it_relays_both_ways(proxy: FaultProxy) -> None:
         assert _ask(connection, b"two\n") == b"re:two\n"
 
 
-def test_the_nth_matching_answer_is_lost_and_the_server_has_acted(proxy: FaultProxy, echo: Echo) -> None:
+def test_the_nth_matching_reply_is_lost_and_the_server_has_acted(proxy: FaultProxy, echo: Echo) -> None:
     """Others pass, before and after."""
     loss = proxy.lose_reply(b"x", nth=2)
     with _connect(proxy) as connection:

@@ -130,7 +130,7 @@ def test_a_backend_that_came_back_has_forgotten_nothing(
 def test_a_completion_waits_for_the_backend_to_come_back(
     start_server: StartServer, effects: Effects, colour: str
 ) -> None:
-    """L-08: within ``record_within``; the answer goes out unmarked, and is replayed."""
+    """L-08: within ``record_within``; the response goes out unmarked, and is replayed."""
     server = start_server(logged=True)
     with Worker(colour, _url(server), lease=LONG) as worker:
         order = Order(charging(effects, hold="answer"))
@@ -149,7 +149,7 @@ def test_a_completion_waits_for_the_backend_to_come_back(
 
 @on_servers
 @pytest.mark.fault("backend killed and started empty, request running", row=5, invariants=("I4", "I6"))
-def test_an_owner_whose_record_did_not_come_back_records_its_answer(
+def test_an_owner_whose_record_did_not_come_back_records_its_response(
     start_server: StartServer, effects: Effects, colour: str
 ) -> None:
     """B-08a, B-10: the empty server knows no script and no record; a completion brings both."""
@@ -170,7 +170,7 @@ def test_an_owner_whose_record_did_not_come_back_records_its_answer(
 @on_servers
 @pytest.mark.fault("backend killed and started empty, request completed", row=5, invariants=("I2",), kind="documented")
 def test_a_backend_without_a_log_forgets_what_was_completed(start_server: StartServer, effects: Effects) -> None:
-    """An answer that was given is not known any more, so its retry runs again."""
+    """A response that was given is not known any more, so its retry runs again."""
     server = start_server(logged=False)
     with Worker("wsgi", _url(server)) as worker:
         order = Order(plain(effects))

@@ -64,7 +64,7 @@ def test_a_claim_whose_session_is_ended_in_mid_call_is_made_again(
 def test_a_completion_whose_session_is_ended_in_mid_call_is_made_again(
     records: OnPostgres, effects: Effects, colour: str
 ) -> None:
-    """B-08, R-03: the answer goes out recorded, and a duplicate gets it."""
+    """B-08, R-03: the response goes out recorded, and a duplicate gets it."""
     with Worker(colour, records.at(options=UNHURRIED), lease=LONG) as worker:
         order = Order(charging(effects, hold="answer"))
         owner = worker.start(order)

@@ -1,4 +1,4 @@
-"""Row 8: a backend that answers late, each time a bit differently, or stops for a while."""
+"""Row 8: a backend that responds late, each time a bit differently, or stops for a while."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEASE = 5.0
 
 @pytest.fixture
 def patient(backend_kind: str) -> str:
-    """Options for a backend that is so slow: to connect to PostgreSQL takes several of its answers."""
+    """Options for a backend that is so slow: to connect to PostgreSQL takes several of its responses."""
     return "timeout=1.6" if backend_kind in POSTGRES else "timeout=0.8"
 
 

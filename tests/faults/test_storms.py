@@ -33,7 +33,7 @@ def cases(request: pytest.FixtureRequest, records: Records, tmp_path: Path) -> I
 
 @everywhere
 @pytest.mark.fault("64 duplicates at once, two processes", row=14, invariants=("I1", "I2", "I4", "I6"))
-def test_of_a_storm_of_duplicates_one_runs_and_all_get_its_answer(cases: list[Case]) -> None:
+def test_of_a_storm_of_duplicates_one_runs_and_all_get_its_response(cases: list[Case]) -> None:
     """B-01, O-02, O-03: the others are told to come back, and then get the same bytes."""
     together = threading.Barrier(DUPLICATES)
 

@@ -85,7 +85,7 @@ def test_a_record_that_cannot_be_read_runs_nothing_and_stays(
 def test_a_record_that_becomes_unreadable_is_not_overwritten_by_its_owner(
     records: Records, effects: Effects, colour: str, damage: Callable[[str], object], how: str
 ) -> None:
-    """B-08b, L-08: the answer goes out marked, and what lies there stays."""
+    """B-08b, L-08: the response goes out marked, and what lies there stays."""
     with Worker(colour, records.at()) as worker:
         order = Order(plain(effects, hold=True))
         owner = worker.start(order)

@@ -16,7 +16,7 @@ from tests.servers import Server
 @both_colours
 @pytest.mark.fault("record deleted, then completed", row=10, invariants=("I2", "I4"))
 def test_a_completion_makes_the_record_anew(records: Records, effects: Effects, colour: str) -> None:
-    """B-08a: with an event; a duplicate is answered from it."""
+    """B-08a: with an event; a duplicate gets a response from it."""
     with Worker(colour, records.at()) as worker:
         order = Order(charging(effects, hold="answer"))
         owner = worker.start(order)

@@ -23,7 +23,7 @@ from tests.formats.running import HERE, Worker, killed, tree_of
 from tests.postgres_server import PostgresServer
 from tests.servers import Server
 
-#: what is left by a request that was answered: its path, its application
+#: what is left by a request that got a response: its path, its application
 REPLACED = {
     "done": ("/done", "plain"),
     "stages": ("/stages", "plain"),

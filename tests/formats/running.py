@@ -25,7 +25,7 @@ PATIENCE = 60.0
 
 
 class Died(Exception):
-    """The worker ended in place of an answer."""
+    """The worker ended in place of a response."""
 
 
 class Worker:
@@ -57,7 +57,7 @@ class Worker:
         self._process.stdout.close()
 
     def ask(self, verb: str, **arguments: Any) -> Any:
-        """The answer to a command. Raises ``Died``."""
+        """The response to a command. Raises ``Died``."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([verb, arguments]).encode() + b"\n")
         self._process.stdin.flush()
@@ -66,7 +66,7 @@ class Worker:
         return answer
 
     def post(self, path: str, key: str, **more: Any) -> dict[str, Any]:
-        """The answer to a request, whose key is made from a name. Raises ``Died``."""
+        """The response to a request, whose key is made from a name. Raises ``Died``."""
         key = hashlib.sha256(key.encode()).hexdigest()
         answer: dict[str, Any] = self.ask("post", path=path, key=key, **more)
         return answer

@@ -73,7 +73,7 @@ def opened(request: pytest.FixtureRequest, version: Path, tmp_path_factory: pyte
 
 
 @pytest.mark.parametrize("key", REPLAYED)
-def test_an_answered_request_is_replayed(opened: Opened, key: str) -> None:
+def test_a_completed_request_is_replayed(opened: Opened, key: str) -> None:
     """B-13, R-01: by the same id and fingerprint, with the same bytes and fields; sealed ones are opened."""
     assert opened.post(key) == {**opened.expected["got"][key], "replayed": True}
 
@@ -90,7 +90,7 @@ def test_a_body_that_is_written_in_another_way_is_the_same_json(opened: Opened) 
     assert opened.post("json", body=" { } ")["replayed"]
 
 
-def test_an_answer_that_was_too_long_stands_for_itself(opened: Opened) -> None:
+def test_a_response_that_was_too_long_stands_for_itself(opened: Opened) -> None:
     """B-13, O-11."""
     answer = opened.post("too long")
     problem = json.loads(answer["body"])

@@ -88,7 +88,9 @@ apps = pytest.mark.parametrize("app", ["plain", "sealed"])
 
 @directions
 @apps
-def test_what_one_has_answered_the_other_replays(deploy: Deploy, key: str, first: str, then: str, app: str) -> None:
+def test_the_response_of_one_is_replayed_by_the_other(
+    deploy: Deploy, key: str, first: str, then: str, app: str
+) -> None:
     """B-13: with the same bytes, and another request is known for that."""
     made = deploy.by(first).post("/done", key, app=app)
     assert made["status"] == 201

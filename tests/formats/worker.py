@@ -2,7 +2,8 @@
 
 ``python worker.py STORE EFFECTS LEDGER``: the records' URL, or the path of a SQLite file with ``django:`` before it; a
 file to which a line is written for each effect; the application's own database, with the ledger in it. A line of JSON
-on stdin is a command, and each is answered by a line. It imports nothing from the tests, which are of another version.
+on stdin is a command, and each gets one line as its reply. It imports nothing from the tests, which are of another
+version.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class Worker:
         return list(self.backend.migrate())
 
     def claim(self, record: str, owner: str) -> str:
-        """Claim a record; the kind of the answer."""
+        """Claim a record; the kind of the response."""
         return type(self.backend.claim(self._claim(record, owner))).__name__
 
     def withdraw(self, record: str, owner: str) -> None:

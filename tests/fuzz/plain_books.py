@@ -1,6 +1,6 @@
 """A FastAPI application of the plain kind, for generated requests: it knows nothing of idempotency, and uses no stages.
 
-Each application has books of its own, and numbers what it makes from one, so that two of them answer alike.
+Each application has books of its own, and numbers what it makes from one, so that two of them respond alike.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def make_app(**options: Any) -> FastAPI:
 
     @app.patch("/entries/{number}")
     async def change(number: int, entry: Entry) -> Response:
-        """Change an entry; the answer has no body."""
+        """Change an entry; the response has no body."""
         if number not in entries:
             raise HTTPException(404, "no such entry")
         entries[number] = entry

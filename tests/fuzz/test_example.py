@@ -1,10 +1,10 @@
-"""Generated requests to an application, with and without the middleware: the same answers.
+"""Generated requests to an application, with and without the middleware: the same responses.
 
 Schemathesis generates them from the application's OpenAPI description, good ones and bad ones. Each goes to three
 forms of an application, which have books of their own: without us, with us and no key, with us and a new key each time.
 
 Here it is the FastAPI example. Its views save stages, which need a covered request, so in its form without us the
-stages are gone too: the test proves that middleware and stages together change no answer. ``test_plain`` has an
+stages are gone too: the test proves that middleware and stages together change no response. ``test_plain`` has an
 application without stages, whose form without us lacks the middleware and nothing else.
 """
 
@@ -50,7 +50,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @dataclass
 class Form:
-    """The example in one of its three forms. ``parts``: what stands in its module while this one answers."""
+    """The example in one of its three forms. ``parts``: what stands in its module while this one responds."""
 
     example: ModuleType
     app: Any
@@ -58,7 +58,7 @@ class Form:
     keyed: bool
 
     async def answer(self, prepared: requests.PreparedRequest) -> httpx.Response:
-        """What it answers to the request."""
+        """Its response to the request."""
         before = {name: vars(self.example)[name] for name in self.parts}
         vars(self.example).update(self.parts)
         try:
@@ -154,7 +154,7 @@ async def same_answers(example: ModuleType, sent: list[requests.PreparedRequest]
     return statuses
 
 
-def test_generated_requests_are_answered_as_without_middleware_and_stages(example: ModuleType) -> None:
+def test_generated_requests_get_the_same_responses_as_without_middleware_and_stages(example: ModuleType) -> None:
     """O-01: status, fields and body of the example, with no key and with a new one each.
 
     Without us its views run without the middleware and without their stages, as those would be ``NotStarted``.

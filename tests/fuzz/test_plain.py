@@ -101,7 +101,7 @@ async def same_again(app: FastAPI, sent: requests.PreparedRequest, key: str, exp
         assert (b"idempotent-replayed", b"true") in fields
 
 
-def test_generated_requests_are_answered_as_without_the_middleware() -> None:
+def test_generated_requests_get_the_same_responses_as_without_the_middleware() -> None:
     """O-01, O-02, R-01: status, fields and body, with no key and with a new one each; then a replay."""
     order = requests.Request("POST", "http://test/entries", json={"title": "tea", "amount": 3}).prepare()
     bug = requests.Request("POST", "http://test/entries", json={"title": "tea", "amount": 999}).prepare()

@@ -1,4 +1,4 @@
-"""Any bytes where a stored answer or a stage should be: an error that says so, and never a second run.
+"""Any bytes where a stored response or a stage should be: an error that says so, and never a second run.
 
 The bytes are put there through the backend's own verbs, and looked at through the ASGI middleware.
 """
@@ -119,8 +119,8 @@ def assert_unreadable(response: httpx.Response) -> None:
 
 @bounded
 @given(frame=st.binary(max_size=80) | damaged(RESPONSE, TOMBSTONE))
-def test_any_bytes_as_a_stored_answer_never_run_again(backend: WatchedBackend, frame: bytes) -> None:
-    """B-08b: what is no answer is 503 `record-unreadable`, and stays as it is."""
+def test_any_bytes_as_a_stored_response_never_run_again(backend: WatchedBackend, frame: bytes) -> None:
+    """B-08b: what is no response is 503 `record-unreadable`, and stays as it is."""
 
     async def check() -> None:
         shop = Shop(backend)

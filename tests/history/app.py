@@ -28,7 +28,7 @@ def _record(**line: Any) -> None:
 
 
 async def handle(scope: Any, receive: Any, send: Any) -> None:
-    """Begin, do something once, and answer with the token of the attempt that did it."""
+    """Begin, do something once, and respond with the token of the attempt that did it."""
     if scope["type"] != "http":
         return
     headers = dict(scope["headers"])

@@ -2,7 +2,7 @@
 
 An operation is a request as its client saw it: when it was called, when it returned, and with what. A history is
 linearizable if each operation can be given moments between its call and its return (the claim, and the completion of
-one that ran) so that, moment by moment, one record explains every answer. What a client was never told may have
+one that ran) so that, moment by moment, one record explains every response. What a client was never told may have
 happened or not.
 """
 
@@ -25,13 +25,13 @@ class Result(Enum):
     FAILED = "failed"
     BUSY = "busy"
     MISMATCH = "mismatch"
-    #: no answer, or one that says nothing: a broken connection, a 503, a superseded attempt's 409
+    #: no response, or one that says nothing: a broken connection, a 503, a superseded attempt's 409
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One request. ``answer``: the token of the attempt that made the answer, for RAN and REPLAYED.
+    """One request. ``response``: the token of the attempt that made the response, for RAN and REPLAYED.
 
     ``run``: the token of this request's own attempt, where the effect file has one. ``ran_at``: when that began.
     """
@@ -106,7 +106,7 @@ def _moments(operations: Sequence[Operation], step: _Step, index: int) -> Iterat
         taken = _claim(operations, operation, record, index)
         if taken is not None:
             yield _Step(step.claimed | {index}, step.over, taken)
-    # A stale owner is given the new owner's answer (L-03), so one that ran may be replayed too.
+    # A stale owner is given the new owner's response (L-03), so one that ran may be replayed too.
     if operation.run and operation.result is Result.REPLAYED and index not in step.claimed:
         taken = _claim(operations, operation, record, index)
         if taken is not None:

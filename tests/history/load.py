@@ -17,7 +17,7 @@ from examples.workers import Worker
 from tests.history.checker import NEVER, Operation, Result
 
 LEASE = 2.0
-#: seconds for which a client waits for its answer, and for which the whole load may take
+#: seconds for which a client waits for its response, and for which the whole load may take
 ANSWER_WITHIN, LOAD_WITHIN = 5.0, 60.0
 BODIES = ("mug", "mug", "mug", "mug", "mug", "mug", "mug", "cup")
 
@@ -121,7 +121,7 @@ class Load:
     async def _ask(self, key: str, body: str) -> None:
         self._count += 1
         name = f"{self._run}-{self._count}"
-        # Some clients do not wait for their answer.
+        # Some clients do not wait for their response.
         patience = self._random.uniform(0.005, 0.1) if self._random.random() < 0.15 else ANSWER_WITHIN
         called = time.monotonic()
         try:

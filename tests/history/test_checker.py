@@ -78,7 +78,7 @@ BY_TOKENS = [
 
 @pytest.mark.parametrize("history", GOOD.values(), ids=GOOD)
 def test_a_possible_history_passes(history: list[Operation]) -> None:
-    """O-01 to O-10: what the behaviour promises can be told apart from what it forbids."""
+    """O-01 to O-10: what the behaviour promises can be distinguished from what it forbids."""
     check_linearizable(history)
     check_token_order(history)
 

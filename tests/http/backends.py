@@ -152,7 +152,7 @@ class WatchedBackend(Backend):
 
 
 class _AsyncWatchedBackend(AsyncBackend):
-    """The same over the asynchronous colour of the real backend."""
+    """The same over the async front of the real backend."""
 
     def __init__(self, watched: WatchedBackend) -> None:
         self._watched = watched

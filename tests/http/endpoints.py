@@ -25,14 +25,14 @@ def charge(call: Call) -> Steps:
 
 
 def gated(call: Call) -> Steps:
-    """Charge a card, and answer when the test opens the gate."""
+    """Charge a card, and respond when the test opens the gate."""
     call.script.arrived.set()
     yield Wait(call.script.release)
     return (yield from charge(call))
 
 
 def answering(status: int, body: bytes = b"said") -> Behaviour:
-    """An endpoint that answers with a status."""
+    """An endpoint that responds with a status."""
 
     def endpoint(call: Call) -> Steps:
         yield from ()
@@ -42,7 +42,7 @@ def answering(status: int, body: bytes = b"said") -> Behaviour:
 
 
 def failing_once(status: int | None = None) -> Behaviour:
-    """Raises, or answers with ``status``, the first time; charges after that. Notes each attempt's number."""
+    """Raises, or responds with ``status``, the first time; charges after that. Notes each attempt's number."""
 
     def endpoint(call: Call) -> Steps:
         call.script.notes.append(idem.attempt)

@@ -218,7 +218,7 @@ class Case:
         return self.site.pool.submit(self.send, *args, **kwargs)
 
     def stream(self) -> Any:
-        """One request whose answer is read piece by piece: a context manager."""
+        """One request whose response is read piece by piece: a context manager."""
         return self.site.client.stream(
             "POST", self._url + "/charges", content=b'{"amount": 1}', headers=self._headers("own", ())
         )
@@ -249,7 +249,7 @@ class Case:
 
     @contextmanager
     def connected(self, *fields: Field, body: bytes = b"{}") -> Iterator[socket.socket]:
-        """The same, sent and not answered yet; at the end of the block the client leaves."""
+        """The same, sent and without a response yet; at the end of the block the client leaves."""
         lines = [
             b"POST /charges HTTP/1.1",
             b"Host: localhost",
@@ -276,7 +276,7 @@ def poll(holds: Callable[[], bool]) -> None:
 def assert_problem(
     response: httpx.Response, name: str, status: int, *, retryable: bool, path: str = "/charges"
 ) -> dict[str, Any]:
-    """That an answer is our problem document with all its members; the document."""
+    """That a response is our problem document with all its members; the document."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["cache-control"] == "no-store"

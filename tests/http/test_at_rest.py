@@ -1,4 +1,4 @@
-"""What is stored can be encrypted or redacted, and no client sees a difference in the live answer."""
+"""What is stored can be encrypted or redacted, and no client sees a difference in the live response."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def with_a_card(call: Call) -> Steps:
 
 
 def stored(case: Case) -> list[bytes]:
-    """The frames that the backend was given, of stages and of answers."""
+    """The frames that the backend was given, of stages and of responses."""
     stages = [command.stage.frame for command in case.commands if isinstance(command, SaveStage)]
     return stages + [command.response for command in case.commands if isinstance(command, Complete)]
 
@@ -42,8 +42,8 @@ def test_an_encrypted_request_resumes_and_is_replayed_as_any_other(new_case: New
 
 
 @on_memory_only
-def test_a_redacted_answer_reaches_its_first_client_whole(new_case: NewCase) -> None:
-    """The live answer untouched, on every adapter's way of sending it."""
+def test_a_redacted_response_reaches_its_first_client_whole(new_case: NewCase) -> None:
+    """The live response untouched, on every adapter's way of sending it."""
     case = new_case(with_a_card, "redacts")
     case.send()
     first, second = case.send(), case.send()

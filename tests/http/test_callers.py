@@ -1,4 +1,4 @@
-"""Whose key it is: two callers with one key never see each other's answer."""
+"""Whose key it is: two callers with one key never see each other's response."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_callers_who_are_meant_to_be_one_share_a_response(new_case: NewCase) -> 
 
 
 def test_by_route_a_key_is_good_for_several_endpoints(new_case: NewCase) -> None:
-    """``scope_by_route``: each endpoint has its own answer for it, in place of a 422 (O-05)."""
+    """``scope_by_route``: each endpoint has its own response for it, in place of a 422 (O-05)."""
     case = new_case(charge, "by route")
     routes = [("POST", "/charges"), ("POST", "/refunds"), ("PATCH", "/charges")]
     assert [case.send(*route).json() for route in routes] == [{"charge": 1}, {"charge": 2}, {"charge": 3}]

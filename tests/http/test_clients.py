@@ -53,7 +53,7 @@ def test_another_key_is_another_request(new_case: NewCase) -> None:
     assert len(case.runs) == 2
 
 
-def test_a_client_that_waits_as_it_is_told_gets_the_first_response(new_case: NewCase) -> None:
+def test_a_client_that_waits_for_retry_after_gets_the_first_response(new_case: NewCase) -> None:
     """O-31: the same request, with the same key."""
     case = new_case(gated)
     first = case.start()

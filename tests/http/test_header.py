@@ -73,7 +73,7 @@ def test_a_well_formed_key_is_accepted(new_case: NewCase, variant: str) -> None:
 
 
 def test_a_bare_key_is_the_same_key_as_the_quoted_one(new_case: NewCase) -> None:
-    """H-02: a client that quotes its retry gets the first answer."""
+    """H-02: a client that quotes its retry gets the first response."""
     case = new_case(charge)
     case.raw((NAME, case.key.encode()))
     again = case.raw((NAME, b'"' + case.key.encode() + b'"'))

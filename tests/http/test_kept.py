@@ -1,4 +1,4 @@
-"""Which answers are kept, and how faithfully they are sent again."""
+"""Which responses are kept, and how faithfully they are sent again."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _wishing(wish: Callable[[], None], status: int) -> Behaviour:
     return endpoint
 
 
-def test_a_view_can_keep_its_answer(new_case: NewCase) -> None:
+def test_a_view_can_keep_its_response(new_case: NewCase) -> None:
     """``idem.keep()``, even a 503."""
     case = new_case(_wishing(idem.keep, 503))
     case.send()
@@ -135,7 +135,7 @@ def test_a_view_can_keep_its_answer(new_case: NewCase) -> None:
     assert (second.status_code, second.headers["idempotent-replayed"]) == (503, "true")
 
 
-def test_a_view_can_discard_its_answer(new_case: NewCase) -> None:
+def test_a_view_can_discard_its_response(new_case: NewCase) -> None:
     """``idem.discard()``; a retry runs."""
     case = new_case(_wishing(idem.discard, 200))
     assert [case.send().status_code for _ in range(2)] == [200, 200]
@@ -174,7 +174,7 @@ def test_a_204_is_replayed_without_a_body(new_case: NewCase) -> None:
     assert "content-length" not in second.headers
 
 
-def test_the_headers_of_the_answer_are_replayed(new_case: NewCase) -> None:
+def test_the_headers_of_the_response_are_replayed(new_case: NewCase) -> None:
     """R-01: with their values."""
     case = new_case(charge)
     first, second = case.send(), case.send()
@@ -246,7 +246,7 @@ def test_the_date_is_not_replayed(new_case: NewCase) -> None:
 
 
 def test_problems_are_never_replayed(new_case: NewCase) -> None:
-    """The answer to a repeat of a refused request is a new one."""
+    """The response to a repeat of a refused request is a new one."""
     case = new_case(charge)
     case.send()
     for _ in range(2):

@@ -13,7 +13,7 @@ from tests.http.variants import on_memory_only
 
 
 def error_of(response: httpx.Response, status: int, *, again: bool) -> dict[str, Any]:
-    """That an answer is an error as Stripe writes it; the error."""
+    """That a response is an error as Stripe writes it; the error."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     assert response.headers["cache-control"] == "no-store"

@@ -22,7 +22,7 @@ from tests.http.sites import Case, assert_problem
 from tests.http.variants import LIMIT, needs, on_memory_only
 
 
-def test_the_first_request_gets_the_handlers_own_answer(new_case: NewCase) -> None:
+def test_the_first_request_gets_the_handlers_own_response(new_case: NewCase) -> None:
     """O-01: unchanged."""
     case = new_case(charge)
     response = case.send()
@@ -38,7 +38,7 @@ def test_a_handler_reads_the_whole_request(new_case: NewCase) -> None:
     assert (call.method, call.path, call.query, call.body) == ("PATCH", "/a/b", "x=1&y=%20", b"\x00\xff body")
 
 
-def test_a_repeat_gets_the_stored_answer(new_case: NewCase) -> None:
+def test_a_repeat_gets_the_stored_response(new_case: NewCase) -> None:
     """O-02: the handler does not run again."""
     case = new_case(charge)
     first, second = case.send(), case.send()
@@ -60,7 +60,7 @@ def test_a_repeat_while_the_first_runs_is_a_conflict(new_case: NewCase) -> None:
     assert len(case.runs) == 1
 
 
-def test_a_duplicate_that_waits_gets_the_first_answer(new_case: NewCase) -> None:
+def test_a_duplicate_that_waits_gets_the_first_response(new_case: NewCase) -> None:
     """O-04: ``wait=`` until the first one has ended, then the replay."""
     case = new_case(gated, "waits")
     first = case.start()
@@ -99,7 +99,7 @@ def test_a_client_may_ask_to_wait_within_bounds(new_case: NewCase) -> None:
 
 
 def test_of_many_at_once_one_runs(new_case: NewCase) -> None:
-    """O-03: the others get 409 while it runs, or its answer once it has ended."""
+    """O-03: the others get 409 while it runs, or its response once it has ended."""
     case = new_case(charge)
     responses = [answer.result(PATIENCE) for answer in [case.start() for _ in range(8)]]
     assert len(case.runs) == 1
@@ -139,7 +139,7 @@ def test_a_key_cannot_be_used_for_another_request_meanwhile(new_case: NewCase) -
 
 
 def test_a_refused_duplicate_changes_nothing(new_case: NewCase) -> None:
-    """After a 422 and a 409 the answer is still the first one's."""
+    """After a 422 and a 409 the response is still the first one's."""
     case = new_case(charge)
     first = case.send()
     assert case.send(body=b"other").status_code == 422
@@ -241,15 +241,15 @@ def test_a_handler_that_raised_runs_again(new_case: NewCase) -> None:
     assert case.script.notes == [1, 2]
 
 
-def test_a_handler_that_answered_5xx_runs_again(new_case: NewCase) -> None:
-    """O-08: the first client gets that answer."""
+def test_a_handler_that_responded_5xx_runs_again(new_case: NewCase) -> None:
+    """O-08: the first client gets that response."""
     case = new_case(failing_once(503))
     first, second = case.send(), case.send()
     assert (first.status_code, first.text, second.status_code) == (503, "not now", 201)
     assert case.script.notes == [1, 2]
 
 
-def test_after_the_retry_worked_its_answer_is_replayed(new_case: NewCase) -> None:
+def test_after_the_retry_worked_its_response_is_replayed(new_case: NewCase) -> None:
     """O-08, O-02: the outcome is the second attempt's."""
     case = new_case(failing_once())
     case.send()
@@ -266,7 +266,7 @@ def test_a_failed_request_is_not_run_again_if_the_policy_says_so(new_case: NewCa
     assert len(case.runs) == 1
 
 
-def test_a_failed_answer_is_replayed_if_the_policy_says_so(new_case: NewCase) -> None:
+def test_a_failed_response_is_replayed_if_the_policy_says_so(new_case: NewCase) -> None:
     """O-08: ``on_failed="replay"``."""
     case = new_case(answering(500, b"broken"), "replays failed")
     first, second = case.send(), case.send()
@@ -330,7 +330,7 @@ def _too_big(call: Call) -> Steps:
     return Reply(201, [("Location", "/charges/1")], b"x" * (LIMIT + 1))
 
 
-def test_an_answer_that_could_not_be_kept_is_not_made_again(new_case: NewCase) -> None:
+def test_a_response_that_could_not_be_kept_is_not_made_again(new_case: NewCase) -> None:
     """O-11: the first client gets it whole, a repeat learns its status and Location."""
     case = new_case(_too_big, "small")
     assert len(case.send().content) == LIMIT + 1

@@ -63,7 +63,7 @@ def test_of_many_new_keys_at_once_as_many_as_the_quota_run(new_case: NewCase) ->
 
 
 @on_memory_only
-def test_an_answer_that_is_not_kept_does_not_count(new_case: NewCase) -> None:
+def test_a_response_that_is_not_kept_does_not_count(new_case: NewCase) -> None:
     """After a 403 nothing is kept, so a caller that is refused by the application is not out of keys."""
     case = new_case(answering(403), "limited")
     ada = _caller(case, "ada")

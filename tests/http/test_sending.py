@@ -1,4 +1,4 @@
-"""How an answer leaves: durable before its last byte, streams live, tasks afterwards."""
+"""How a response leaves: durable before its last byte, streams live, tasks afterwards."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def _events(call: Call) -> Steps:
     return Reply(200, [("Content-Type", "text/event-stream")], [FIRST, call.script.release, LAST])
 
 
-def test_the_answer_is_durable_before_its_last_byte_leaves(new_case: NewCase) -> None:
-    """R-03, I4: nothing of an answer in one message leaves while its completion is not acknowledged."""
+def test_the_response_is_durable_before_its_last_byte_leaves(new_case: NewCase) -> None:
+    """R-03, I4: nothing of a response in one message leaves while its completion is not acknowledged."""
     case = new_case(charge)
     case.watched.completing.clear()
     case.watched.may_complete.clear()
@@ -160,7 +160,7 @@ def _leaves(case: Case) -> None:
 
 
 @needs("undisturbed")
-def test_a_client_that_left_finds_its_answer(new_case: NewCase) -> None:
+def test_a_client_that_left_finds_its_response(new_case: NewCase) -> None:
     """L-05: the handler finishes, and the retry replays what it said."""
     case = new_case(gated)
     _leaves(case)
@@ -181,8 +181,8 @@ def test_a_client_that_left_and_had_its_handler_cancelled_can_try_again(new_case
 
 
 @needs("background")
-def test_background_tasks_run_after_the_answer(new_case: NewCase) -> None:
-    """R-05: neither the answer nor a duplicate waits for them, and they are outside the claim."""
+def test_background_tasks_run_after_the_response(new_case: NewCase) -> None:
+    """R-05: neither the response nor a duplicate waits for them, and they are outside the claim."""
     gate, seen = threading.Event(), threading.Event()
 
     def endpoint(call: Call) -> Steps:
@@ -205,7 +205,7 @@ def test_background_tasks_run_after_the_answer(new_case: NewCase) -> None:
     assert seen.wait(PATIENCE)
 
 
-def test_stages_after_the_answer_are_refused(new_case: NewCase) -> None:
+def test_stages_after_the_response_are_refused(new_case: NewCase) -> None:
     """S-03: ERR_COMPLETED, for code that kept the request's context; the backend is not even asked."""
     kept: list[contextvars.Context] = []
 

@@ -29,7 +29,7 @@ def charging(*fails: int, **terms: Any) -> Behaviour:
     return endpoint
 
 
-def test_an_interrupted_external_stage_is_answered_409_and_not_run_again(new_case: NewCase) -> None:
+def test_an_interrupted_external_stage_gets_409_and_does_not_run_again(new_case: NewCase) -> None:
     """S-04: ``on_doubt="raise"``, the default of ``external=True``."""
     case = new_case(charging(1, external=True))
     assert case.send().status_code == 500
@@ -60,7 +60,7 @@ def test_a_stage_that_the_other_side_never_saw_runs_again(new_case: NewCase) -> 
     assert case.script.notes == ["charged", "charged"]
 
 
-def test_as_long_as_the_other_side_cannot_tell_a_client_may_ask_again(new_case: NewCase) -> None:
+def test_while_the_other_system_does_not_know_a_client_may_retry(new_case: NewCase) -> None:
     """S-04: ``reconcile`` returns UNKNOWN: 409, retryable with the same key."""
     answers = [UNKNOWN, Found("ch_2")]
     case = new_case(charging(1, reconcile=lambda: answers.pop(0)))
@@ -86,8 +86,8 @@ def test_an_external_stage_costs_one_round_trip_more(new_case: NewCase) -> None:
     assert [type(c).__name__ for c in case.commands] == ["Claim", "SaveStage", "SaveStage", "Complete"]
 
 
-def test_a_view_may_answer_a_doubt_itself(new_case: NewCase) -> None:
-    """S-04: an answer below 500 of the view's own is the answer."""
+def test_a_view_may_respond_to_a_doubt_itself(new_case: NewCase) -> None:
+    """S-04: a response below 500 of the view's own is the response."""
 
     def endpoint(call: Call) -> Steps:
         try:

@@ -23,7 +23,7 @@ from tests.http.variants import on_memory_only
 
 @contextmanager
 def away(case: Case) -> Iterator[None]:
-    """The store does not answer an owner."""
+    """The store does not reply to an owner."""
     case.watched.away.set()
     try:
         yield

@@ -17,7 +17,7 @@ from tests.http.sites import Case, assert_problem
 from tests.http.variants import ON_UVICORN, on_memory_only
 
 STORM = 32
-#: backends that are told of an end, and need not ask
+#: backends that are notified of an end, and need not ask
 on_told_backends = pytest.mark.on_backends("memory", "redis")
 
 
@@ -48,7 +48,7 @@ def _gated_and_failing_once(call: Call) -> Steps:
 
 
 @on_told_backends
-def test_a_duplicate_that_is_told_asks_no_further(new_case: NewCase) -> None:
+def test_a_duplicate_that_is_notified_polls_no_more(new_case: NewCase) -> None:
     """O-04: one claim before it waits and one after."""
     case = new_case(gated, "waits")
     with _running(case) as first:
@@ -63,7 +63,7 @@ def test_a_duplicate_that_is_told_asks_no_further(new_case: NewCase) -> None:
 
 
 def test_a_waiting_duplicate_runs_where_the_first_failed(new_case: NewCase) -> None:
-    """O-04, O-08: it is told of a failure too, and is the next attempt."""
+    """O-04, O-08: it is notified of a failure too, and is the next attempt."""
     case = new_case(_gated_and_failing_once, "waits")
     with _running(case) as first:
         duplicate = case.start()
@@ -85,7 +85,7 @@ def test_the_conflict_after_waiting_says_when_to_retry(new_case: NewCase) -> Non
 
 
 @on_memory_only
-def test_a_client_that_asks_to_wait_gets_the_answer(new_case: NewCase) -> None:
+def test_a_client_that_asks_to_wait_gets_the_response(new_case: NewCase) -> None:
     """O-04, RFC 7240: and is told that its preference was applied, with the seconds that were granted."""
     case = new_case(gated, "waits long if asked")
     with _running(case) as first:

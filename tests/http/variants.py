@@ -21,7 +21,7 @@ BACKENDS = ("memory", "sqlite", "redis", "postgres")
 
 #: async: endpoints are coroutines, and blocking ones run in a threadpool. routes: a view, or its router, can require a
 #: key or be exempt. duplicates: its responses can have several fields of one name. background: tasks run after the
-#: answer. users: the application's authentication names the caller. undisturbed: a handler goes on when its client
+#: response. users: the application's authentication names the caller. undisturbed: a handler goes on when its client
 #: leaves. cancelled: one that is awaited is cancelled then. sessions: a login by ``/login/NAME`` is in the session
 #: alone.
 CAPABILITIES: Mapping[str, frozenset[str]] = {

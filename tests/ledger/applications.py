@@ -1,4 +1,4 @@
-"""One view in three frameworks: an order and its answer in one transaction, with a plain stage before it if asked."""
+"""One view in three frameworks: an order and its response in one transaction, with a plain stage before it if asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole answer in the application's transaction (S-06), for each kind of ``tx=``. More: in unit and proof."""
+"""The whole response in the application's transaction (S-06), for each kind of ``tx=``. More: in unit and proof."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RESPONSE = Response(201, [(b"content-type", b"text/plain")], b"placed")
 
 
 def answer_order(opened: Open, answer: Response = RESPONSE) -> None:
-    """One order, and its answer."""
+    """One order, and its response."""
     with idem.atomic(opened.tx) as block:
         opened.execute(INSERT)
         block.respond(answer)
@@ -26,7 +26,7 @@ def lose_record(client: Client, attempt: object) -> None:
     client.engine.backend.delete(lease.record_id)
 
 
-def test_a_committed_answer_is_the_answer_although_the_record_is_lost(
+def test_a_committed_response_is_the_response_although_the_record_is_lost(
     client: Client, kind: str, database: Database
 ) -> None:
     """S-06: nothing runs again."""
@@ -38,7 +38,7 @@ def test_a_committed_answer_is_the_answer_although_the_record_is_lost(
     assert database.orders() == 1
 
 
-def test_a_stage_in_a_transaction_notices_the_answer_too(client: Client, kind: str, database: Database) -> None:
+def test_a_stage_in_a_transaction_notices_the_response_too(client: Client, kind: str, database: Database) -> None:
     """S-06: what is around the atomic block need not run in between."""
     with client.request() as attempt, BLOCKING[kind][1](database) as opened:
         answer_order(opened)
@@ -48,8 +48,8 @@ def test_a_stage_in_a_transaction_notices_the_answer_too(client: Client, kind: s
     assert database.orders() == 1
 
 
-def test_the_attempt_that_answered_may_go_on(client: Client, kind: str, database: Database) -> None:
-    """S-06: its own answer does not stop it."""
+def test_the_attempt_that_responded_may_go_on(client: Client, kind: str, database: Database) -> None:
+    """S-06: its own response does not stop it."""
     with client.request():
         with BLOCKING[kind][1](database) as opened:
             answer_order(opened)
@@ -58,7 +58,7 @@ def test_the_attempt_that_answered_may_go_on(client: Client, kind: str, database
         assert stage.value == "done"
 
 
-def test_a_rolled_back_answer_is_none(client: Client, kind: str, database: Database) -> None:
+def test_a_rolled_back_response_is_none(client: Client, kind: str, database: Database) -> None:
     """S-06: the retry runs."""
 
     def fail(_: object) -> None:
@@ -71,7 +71,7 @@ def test_a_rolled_back_answer_is_none(client: Client, kind: str, database: Datab
     assert database.orders() == 1
 
 
-def test_an_answer_that_is_not_kept_is_not_in_the_ledger(client: Client, kind: str, database: Database) -> None:
+def test_a_response_that_is_not_kept_is_not_in_the_ledger(client: Client, kind: str, database: Database) -> None:
     """S-06: 409 is never stored, so the retry runs."""
     for _ in range(2):
         with client.request(), BLOCKING[kind][1](database) as opened:
@@ -80,7 +80,7 @@ def test_an_answer_that_is_not_kept_is_not_in_the_ledger(client: Client, kind: s
 
 
 @pytest.mark.parametrize("kind", ["sqlite3", "psycopg"])
-def test_a_stale_worker_that_commits_in_the_middle_does_not_keep_its_answer(
+def test_a_stale_worker_that_commits_in_the_middle_does_not_keep_its_response(
     client: Client, kind: str, database: Database
 ) -> None:
     """S-05, I3: the fence went with the first commit, so the token is compared once more."""
@@ -117,7 +117,7 @@ def test_a_block_that_a_frozen_worker_enters_asks_whose_the_lease_is(
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
-async def test_awaited_a_committed_answer_is_the_answer(
+async def test_awaited_a_committed_response_is_the_response(
     client: Client, awaited_kind: str, awaited_database: Database
 ) -> None:
     """S-06."""
@@ -135,7 +135,7 @@ async def test_awaited_a_committed_answer_is_the_answer(
     assert awaited_database.orders() == 1
 
 
-# A block without an answer
+# A block without a response
 
 
 def silent(opened: Open) -> None:
@@ -145,7 +145,7 @@ def silent(opened: Open) -> None:
 
 
 @pytest.mark.parametrize("key", [b"0123456789abcdef", b""], ids=["", "without a key"])
-def test_a_block_that_ends_without_an_answer_is_told_before_the_commit(
+def test_a_block_that_ends_without_a_response_is_reported_before_the_commit(
     client: Client, kind: str, database: Database, key: bytes
 ) -> None:
     """S-06: its rows would commit alone, and a retry would make them again. Told at the first trial, key or none."""
@@ -155,14 +155,14 @@ def test_a_block_that_ends_without_an_answer_is_told_before_the_commit(
     assert database.orders() == 0
 
 
-def test_a_block_without_an_answer_may_discard_it(client: Client, kind: str, database: Database) -> None:
+def test_a_block_without_a_response_may_discard_it(client: Client, kind: str, database: Database) -> None:
     """S-06: said aloud, it is no mistake."""
     with client.request(), BLOCKING[kind][1](database) as opened, idem.atomic(opened.tx):
         idem.discard()
 
 
 def test_what_a_block_raises_is_what_is_raised(client: Client, kind: str, database: Database) -> None:
-    """S-06: not that it has no answer."""
+    """S-06: not that it has no response."""
 
     def fail(opened: Open) -> None:
         with idem.atomic(opened.tx):
@@ -174,7 +174,7 @@ def test_what_a_block_raises_is_what_is_raised(client: Client, kind: str, databa
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
-async def test_awaited_a_block_that_ends_without_an_answer_is_told(
+async def test_awaited_a_block_that_ends_without_a_response_is_reported(
     client: Client, awaited_kind: str, awaited_database: Database
 ) -> None:
     """S-06."""

@@ -121,7 +121,7 @@ def rolled_back(opened: Open) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite3", "psycopg", "session on SQLite", "session on PostgreSQL"])
-def test_a_rollback_within_a_stage_is_told(client: Client, kind: str, database: Database) -> None:
+def test_a_rollback_within_a_stage_is_reported(client: Client, kind: str, database: Database) -> None:
     """S-05: the fence is gone, and what came after it would commit without a stage that lasts."""
 
     def roll_back(opened: Open) -> None:
@@ -135,8 +135,8 @@ def test_a_rollback_within_a_stage_is_told(client: Client, kind: str, database: 
 
 
 @pytest.mark.parametrize("kind", ["sqlite3", "psycopg", "session on SQLite", "session on PostgreSQL"])
-def test_a_rollback_within_an_atomic_block_is_told(client: Client, kind: str, database: Database) -> None:
-    """S-06: the rows would commit without their answer."""
+def test_a_rollback_within_an_atomic_block_is_reported(client: Client, kind: str, database: Database) -> None:
+    """S-06: the rows would commit without their response."""
 
     def roll_back(opened: Open) -> None:
         with idem.atomic(opened.tx) as block:
@@ -171,7 +171,7 @@ def test_a_stale_worker_that_commits_within_a_stage_does_not_record_it(
 
 
 @pytest.mark.parametrize("kind", ["sqlite3", "psycopg"])
-def test_a_worker_that_the_ledger_refuses_is_told_of_once(kind: str, database: Database) -> None:
+def test_a_worker_that_the_ledger_refuses_is_reported_once(kind: str, database: Database) -> None:
     """S-05, L-03: an operator sees it as he sees every lost lease."""
     told = list[events.Event]()
     client = Client(on_event=told.append)

@@ -98,14 +98,14 @@ def test_a_registry_is_a_transaction_and_not_called(
     assert database.orders() == 1
 
 
-def test_a_callable_that_returns_none_is_told(client: Client) -> None:
+def test_a_callable_that_returns_none_is_reported(client: Client) -> None:
     """Bad input: elsewhere ``tx=None`` means a stage beside the transaction, which would be silent."""
 
     @idem.stage("order", tx=lambda: None)
     def insert() -> None:
         raise AssertionError("not reached")
 
-    with client.request(), pytest.raises(ConfigurationError, match="returned no transaction"):
+    with client.request(), pytest.raises(ConfigurationError, match="returned None instead of a transaction"):
         insert()
 
 

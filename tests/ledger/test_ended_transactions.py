@@ -1,4 +1,4 @@
-"""A block that ends the very transaction that its stage or answer is for: told, since it would commit apart from it."""
+"""A block that ends the transaction of its own stage or response is reported, since that would commit separately."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def in_a_stage(opened: Open, work: Callable[[], None]) -> None:
 
 
 def in_an_atomic_block(opened: Open, work: Callable[[], None]) -> None:
-    """The work, and an answer."""
+    """The work, and a response."""
     with idem.atomic(opened.tx) as block:
         work()
         block.respond(Response(201, [], b"placed"))
@@ -57,8 +57,8 @@ def ordered(opened: Open) -> Callable[[], None]:
 
 @FORMS
 @pytest.mark.parametrize("kind", COMMIT)
-def test_a_commit_at_the_end_of_a_block_is_told(client: Client, kind: str, form: Any, database: Database) -> None:
-    """S-05, S-06: stage and answer would go into the next transaction, which nobody may ever commit."""
+def test_a_commit_at_the_end_of_a_block_is_reported(client: Client, kind: str, form: Any, database: Database) -> None:
+    """S-05, S-06: stage and response would go into the next transaction, which nobody may ever commit."""
     with client.request(), told(), BLOCKING[kind][1](database) as opened:
         form(opened, ordered(opened))
     assert database.query(STAGES) == database.query(ANSWERS) == [(0,)]
@@ -66,7 +66,9 @@ def test_a_commit_at_the_end_of_a_block_is_told(client: Client, kind: str, form:
 
 @FORMS
 @pytest.mark.parametrize("kind", KNOW)
-def test_a_commit_in_the_middle_of_a_block_is_told(client: Client, kind: str, form: Any, database: Database) -> None:
+def test_a_commit_in_the_middle_of_a_block_is_reported(
+    client: Client, kind: str, form: Any, database: Database
+) -> None:
     """S-05, S-06: although there is a transaction again where the block ends."""
 
     def committed_in_the_middle(opened: Open) -> Callable[[], None]:
@@ -121,7 +123,7 @@ def test_a_savepoint_around_a_block_ends_nothing(client: Client, new_database: C
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("awaited_kind", ["psycopg", "session on SQLite", "session through asyncpg"])
 @pytest.mark.anyio
-async def test_awaited_a_commit_in_the_middle_of_a_block_is_told(
+async def test_awaited_a_commit_in_the_middle_of_a_block_is_reported(
     client: Client, awaited_kind: str, awaited_database: Database
 ) -> None:
     """S-05, S-06."""
@@ -161,7 +163,7 @@ FAILED = ["psycopg", "session on PostgreSQL", "connection on PostgreSQL", "Djang
 
 
 @pytest.mark.parametrize("kind", FAILED[1:])
-def test_a_block_in_a_transaction_that_has_failed_is_told(client: Client, kind: str, database: Database) -> None:
+def test_a_block_in_a_transaction_that_has_failed_is_reported(client: Client, kind: str, database: Database) -> None:
     """Bad input: SQLAlchemy and Django do not know it of their connections."""
     failed = pytest.raises(ConfigurationError, match="transaction has failed; roll it back")
 
@@ -176,7 +178,7 @@ def test_a_block_in_a_transaction_that_has_failed_is_told(client: Client, kind: 
 
 
 @pytest.mark.parametrize("kind", FAILED)
-def test_a_transaction_that_fails_within_a_block_is_told(client: Client, kind: str, database: Database) -> None:
+def test_a_transaction_that_fails_within_a_block_is_reported(client: Client, kind: str, database: Database) -> None:
     """S-05: the stage cannot be kept."""
     failed = pytest.raises(ConfigurationError, match="transaction has failed; roll it back")
 

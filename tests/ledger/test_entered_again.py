@@ -1,4 +1,4 @@
-"""A block that is entered again in the attempt that answered asks the ledger whether that was committed (S-06a)."""
+"""A block that is entered again in the attempt that responded asks the ledger whether that was committed (S-06a)."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_second_block_in_one_transaction_that_is_rolled_back_leaves_no_record(
 
 
 @pytest.mark.parametrize("kind", OPEN)
-def test_a_second_block_in_one_transaction_that_commits_is_answered_by_the_first(
+def test_a_second_block_in_one_transaction_gets_the_response_of_the_first(
     client: Client, kind: str, database: Database
 ) -> None:
     """S-06a: one order, and its response."""

@@ -1,4 +1,4 @@
-"""Hooks of an answer that goes into the ledger and into the record: each is asked once (S-06)."""
+"""Hooks of a response that goes into the ledger and into the record: each is asked once (S-06)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_each_hook_is_asked_once(framework: str, new_database: Callable[[str], D
 
 
 def kept(database: Database, hooks: Hooks, sent: Response) -> Response:
-    """What the record has of an attempt whose view answers with ``RESPONSE``, of which ``sent`` leaves."""
+    """What the record has of an attempt whose view responds with ``RESPONSE``, of which ``sent`` leaves."""
     client = Client(**hooks.fields)
     with client.request() as attempt:
         with BLOCKING["sqlite3"][1](database) as opened, idem.atomic(opened.tx) as block:
@@ -82,7 +82,7 @@ def kept(database: Database, hooks: Hooks, sent: Response) -> Response:
 
 
 @pytest.mark.parametrize("kind", ["sqlite3"])
-def test_what_does_not_belong_to_an_answer_does_not_make_another_of_it(database: Database) -> None:
+def test_headers_outside_of_a_response_do_not_make_it_another_one(database: Database) -> None:
     """R-02, R-13: such as a length, or the date that a server adds."""
     hooks = Hooks()
     dated = Response(201, [*RESPONSE.headers[:1], (b"date", b"now")], RESPONSE.body)
@@ -109,7 +109,7 @@ def test_another_status_is_another_decision(database: Database) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite3"])
-def test_of_an_answer_that_is_not_kept_store_is_asked_once(database: Database) -> None:
+def test_store_is_called_once_for_a_response_that_is_not_stored(database: Database) -> None:
     """And nothing else."""
     hooks, refused = Hooks(), Response(409, [], b"not now")
     client = Client(**hooks.fields)

@@ -117,7 +117,7 @@ def test_a_rollback_takes_the_stage_away_there(client: Client, engines: Engines)
     assert engines.leader.orders() == 1
 
 
-def test_an_answer_commits_where_the_session_writes(client: Client, engines: Engines) -> None:
+def test_a_response_commits_where_the_session_writes(client: Client, engines: Engines) -> None:
     """S-06."""
     session_class = routing(engines.blocking())
 
@@ -154,7 +154,7 @@ async def test_awaited_a_stage_commits_where_the_session_writes(client: Client, 
     assert (engines.leader.orders(), engines.replica.orders()) == (1, 0)
 
 
-def test_a_session_that_knows_databases_of_models_alone_is_told_what_to_do(client: Client, engines: Engines) -> None:
+def test_a_session_with_databases_only_for_models_is_refused_with_the_cure(client: Client, engines: Engines) -> None:
     """Bad input: of which database the ledger is the session cannot know."""
     told = pytest.raises(ConfigurationError, match=r"session\.connection\(bind_arguments")
     with Session(binds={Order: engines.blocking()[True]}) as session, client.request(), told:

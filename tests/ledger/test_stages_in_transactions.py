@@ -1,4 +1,4 @@
-"""Stages that commit with the application's own rows (S-05), for each kind of ``tx=`` in its colour."""
+"""Stages that commit with the application's own rows (S-05), for each kind of ``tx=`` sync and async."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from open_idempotency import LeaseLost, StageValueError, SyncAsyncMismatch, idem
 from open_idempotency.exceptions import KeyReused, LedgerMissing
@@ -199,7 +200,7 @@ def test_an_exception_in_the_stage_saves_nothing(client: Client, kind: str, data
         assert place_order(opened) == "placed"
 
 
-def test_tables_that_are_missing_are_told_before_any_effect(client: Client, kind: str, new_database: Any) -> None:
+def test_tables_that_are_missing_are_reported_before_any_effect(client: Client, kind: str, new_database: Any) -> None:
     """Bad input: the message says how to make them."""
     database: Database = new_database(BLOCKING[kind][0])
     database.make_tables(ledger=False)
@@ -286,7 +287,9 @@ async def test_awaited_transactions_do_not_fit_a_blocking_block(
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
-async def test_awaited_tables_that_are_missing_are_told(client: Client, awaited_kind: str, new_database: Any) -> None:
+async def test_awaited_tables_that_are_missing_are_reported(
+    client: Client, awaited_kind: str, new_database: Any
+) -> None:
     """Bad input."""
     database: Database = new_database(AWAITED[awaited_kind][0])
     database.make_tables(ledger=False)
@@ -295,9 +298,9 @@ async def test_awaited_tables_that_are_missing_are_told(client: Client, awaited_
             await place_order_awaited(opened)
 
 
-@pytest.mark.parametrize("value", [object(), "x" * 70_000], ids=["object", "too long"])
+@pytest.mark.parametrize("value", [object(), "x" * 70_000, SecretStr("4111")], ids=["object", "too long", "secret"])
 def test_a_value_that_cannot_be_kept_rolls_back(client: Client, kind: str, database: Database, value: Any) -> None:
-    """S-02a: its effect is in the transaction, so neither is there, and the next attempt does both."""
+    """S-02a, S-09: its effect is in the transaction, so neither is there, and the next attempt does both."""
     for _ in range(2):
         with client.request():
             with pytest.raises(StageValueError, match="stage 'order'"), BLOCKING[kind][1](database) as opened:

@@ -77,7 +77,7 @@ def order(opened: Open) -> None:
 
 
 def is_superseded(answer: Fate | Response) -> bool:
-    """As L-03 has it where nobody has answered."""
+    """As L-03 has it where nobody has responded."""
     return isinstance(answer, Response) and answer.status == 409
 
 

@@ -62,7 +62,7 @@ class Site:
         self.clock.now += LEASE + 1
 
     async def again(self) -> CoreResponse:
-        """What an event loop's adapter answers a retry."""
+        """What an event loop's adapter sends to a retry."""
 
         async def identify() -> None:
             return None

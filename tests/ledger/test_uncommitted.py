@@ -1,4 +1,4 @@
-"""A view that answers and has forgotten to commit: its answer must not go on record, since its rows are nowhere."""
+"""A view that responds and has forgotten to commit: its response must not go on record, since its rows are nowhere."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ FORMS = pytest.mark.parametrize("form", [_as_a_stage, _as_an_answer])
 
 
 def _verdict(client: Client, view: Callable[[], Response]) -> Fate | Response:
-    """What becomes of a view's answer."""
+    """What becomes of a view's response."""
     with client.request() as attempt:
         answer = view()
         return client.engine.sync.run(finish(attempt, answer))
@@ -71,7 +71,7 @@ def _is_told(verdict: Fate | Response) -> bool:
 
 
 @FORMS
-def test_a_session_that_is_closed_without_a_commit_is_told(client: Client, form: Any, on_sqlite: Database) -> None:
+def test_a_session_that_is_closed_without_a_commit_is_reported(client: Client, form: Any, on_sqlite: Database) -> None:
     """S-05: both commit, or neither does."""
     with _engine(on_sqlite) as engine:
 
@@ -85,7 +85,7 @@ def test_a_session_that_is_closed_without_a_commit_is_told(client: Client, form:
 
 
 @FORMS
-def test_a_session_that_is_still_open_is_told(client: Client, form: Any, on_sqlite: Database) -> None:
+def test_a_session_that_is_still_open_is_reported(client: Client, form: Any, on_sqlite: Database) -> None:
     """S-05: whoever commits it afterwards may die before."""
     with _engine(on_sqlite) as engine, Session(engine) as session:
 
@@ -127,7 +127,7 @@ def test_an_awaited_session_is_watched_too(client: Client, on_sqlite: Database) 
     assert _is_told(_verdict(client, lambda: anyio.run(view, True)))
 
 
-def test_a_connection_that_is_still_in_its_transaction_is_told(client: Client, on_sqlite: Database) -> None:
+def test_a_connection_that_is_still_in_its_transaction_is_reported(client: Client, on_sqlite: Database) -> None:
     """S-05."""
     with _engine(on_sqlite) as engine, engine.connect() as connection:
 
@@ -138,7 +138,7 @@ def test_a_connection_that_is_still_in_its_transaction_is_told(client: Client, o
         assert _is_told(_verdict(client, view))
 
 
-def test_a_plain_connection_to_sqlite_that_is_still_in_its_transaction_is_told(
+def test_a_plain_connection_to_sqlite_that_is_still_in_its_transaction_is_reported(
     client: Client, on_sqlite: Database
 ) -> None:
     """S-05."""
@@ -195,7 +195,7 @@ def test_one_session_of_many_requests_is_watched_anew_each_time(client: Client, 
             assert _is_told(client.engine.sync.run(finish(attempt, view(False))))
 
 
-def test_who_rolls_back_may_answer(client: Client, on_sqlite: Database) -> None:
+def test_a_block_that_rolls_back_may_respond(client: Client, on_sqlite: Database) -> None:
     """S-05: the rows and the stage are gone on purpose."""
     with _engine(on_sqlite) as engine, Session(engine) as session:
 
@@ -220,7 +220,7 @@ def test_a_refusal_may_leave_its_rows_behind(client: Client, on_sqlite: Database
     assert on_sqlite.orders() == 0
 
 
-def test_a_client_whose_view_commits_too_late_gets_the_answer_with_its_retry(
+def test_a_client_whose_view_commits_too_late_gets_the_response_with_its_retry(
     on_sqlite: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     """S-06: from the ledger, where it is by then; and the log says what is wrong."""

@@ -124,7 +124,7 @@ def test_a_record_that_is_somebody_elses_by_now_is_not_deleted() -> None:
 
 
 @pytest.mark.parametrize("down", [{"renew": [BackendUnavailable("")]}, {"forget": [BackendUnavailable("")]}])
-def test_a_record_that_cannot_be_deleted_is_told(down: dict[str, Any]) -> None:
+def test_a_record_that_cannot_be_deleted_is_reported(down: dict[str, Any]) -> None:
     """O-12: the client is refused all the same."""
     attempt = refused(STAGE)
     ended(attempt, **down)

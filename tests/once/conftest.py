@@ -1,4 +1,4 @@
-"""Fixtures of the suite of ``Once``: every backend, in every colour."""
+"""Fixtures of the suite of ``Once``: every backend, sync and async."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ def _said(code: str, module: str, words: str) -> str:
         ),
     ],
 )
-def test_a_library_that_lacks_something_of_its_own_is_told_with_what_to_do(
+def test_a_library_that_lacks_something_of_its_own_is_reported_with_what_to_do(
     url: str, module: str, words: str, hint: str
 ) -> None:
     """Bad input: a missing extra names the install command, whatever is missing of it."""

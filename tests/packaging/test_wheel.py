@@ -65,7 +65,7 @@ def test_the_extras_are_those_of_the_issue(wheel: zipfile.ZipFile) -> None:
     assert {"redis", "starlette", "fastapi", "flask", "django"} <= set(extras)
 
 
-def test_the_oldest_python_and_the_licence_are_told(wheel: zipfile.ZipFile) -> None:
+def test_the_oldest_python_and_the_licence_are_reported(wheel: zipfile.ZipFile) -> None:
     """Python 3.10 and later."""
     told = metadata(wheel)
     assert told["Requires-Python"] == ">=3.10"

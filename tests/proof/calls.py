@@ -1,6 +1,6 @@
 """One request to an application in this process, as a server makes it; and the client that retries until it is served.
 
-A trap stands on the outer side of the application: before the claim, and where the answer would leave.
+A trap stands on the outer side of the application: before the claim, and where the response would leave.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ def new_served() -> dict[str, Served]:
 
 
 def wrong(orders: dict[str, list[str]], served: dict[str, Served], answers: int) -> dict[str, str]:
-    """What does not hold, by key: one row, and for every client an answer with its number, equal to the byte."""
+    """What does not hold, by key: one row, and for every client a response with its number, equal to the byte."""
     found: dict[str, str] = {}
     for key, numbers in orders.items():
         bodies, others = served[key]

@@ -1,7 +1,7 @@
-"""The forms that are proved: real applications, each of which makes one order for a key and answers with its number.
+"""The forms that are proved: real applications, each of which makes one order for a key and responds with its number.
 
 ``FORMS`` has a maker for each name. It gets the addresses and a trap, and returns what makes one request: the status
-and the body. Every number is random, so an answer that is not the first one's shows.
+and the body. Every number is random, so a response that is not the first one's shows.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def _view_of(trap: Trap) -> Any:
     from open_idempotency.django import idempotent
 
     class Response(HttpResponse):
-        """Is rendered between the row and the ledger's answer, as a template would be."""
+        """Is rendered between the row and the ledger's response, as a template would be."""
 
         is_rendered = False
 

@@ -1,4 +1,4 @@
-"""One row for each key, and one answer for each client: whatever kills or freezes the worker, and whatever is lost."""
+"""One row for each key, and one response for each client: whatever kills or freezes the worker or is lost."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def names_of(points: tuple[str, ...]) -> str:
 @pytest.mark.parametrize("lost", [False, True], ids=["records kept", "records flushed"])
 @pytest.mark.parametrize("points", _DEATHS, ids=names_of)
 @pytest.mark.parametrize("form", FORMS)
-def test_a_killed_worker_leaves_one_row_and_one_answer(
+def test_a_killed_worker_leaves_one_row_and_one_response(
     site: Site, form: str, points: tuple[str, ...], lost: bool
 ) -> None:
     """S-05, S-06, B-08a, O-09: killed at each point, the records flushed or not, then retried 64 times at once."""
@@ -56,7 +56,7 @@ def _kill(site: Site, form: str, points: tuple[str, ...], lost: bool) -> None:
 
 @pytest.mark.parametrize("points", _FREEZES, ids=names_of)
 @pytest.mark.parametrize(("form", "lost"), _FROZEN)
-def test_a_frozen_worker_leaves_one_row_and_one_answer(
+def test_a_frozen_worker_leaves_one_row_and_one_response(
     site: Site, form: str, points: tuple[str, ...], lost: bool
 ) -> None:
     """S-05, S-06, L-03: frozen past its lease in mid-transaction, taken over 64 times at once, and thawed."""

@@ -15,7 +15,7 @@ from tests.proof import PATIENCE
 BEFORE_CLAIM = "before the claim"
 #: the transaction has begun and has written nothing
 AFTER_CLAIM = "after the claim"
-#: the business row is written, and its stage or answer is not
+#: the business row is written, and its stage or response is not
 IN_TRANSACTION = "inside the transaction"
 #: everything is written
 BEFORE_COMMIT = "before COMMIT"

@@ -1,9 +1,9 @@
 """A server of workers: it imports everything once, and forks a worker for each job, which it watches.
 
-``python -m tests.proof.worker RECORDS DATABASE``. A line of JSON on stdin is a command, and each is answered by a
-line. ``start`` forks a worker for each of its jobs; ``stopped`` waits until workers have stopped themselves, ``thaw``
-lets them go on, ``end`` waits for their ends: the signal that killed each, or what its clients got. One thread, so a
-fork inherits no lock that is held.
+``python -m tests.proof.worker RECORDS DATABASE``. A line of JSON on stdin is a command, and each gets one line as its
+reply, a line. ``start`` forks a worker for each of its jobs; ``stopped`` waits until workers have stopped themselves,
+``thaw`` lets them go on, ``end`` waits for their ends: the signal that killed each, or what its clients got. One
+thread, so a fork inherits no lock that is held.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The shipped model test on every backend, in both colours, on asyncio and on trio."""
+"""The shipped model test on every backend, sync and async, on asyncio and on trio."""
 
 from __future__ import annotations
 

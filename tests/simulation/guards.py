@@ -129,7 +129,7 @@ class _SendsFirst(VirtualPerformer):
 
 
 class WithoutStoreBeforeSend(Site):
-    """The answer leaves while its completion is still on its way (R-03)."""
+    """The response leaves while its completion is still in flight (R-03)."""
 
     make_performer = _SendsFirst
 
@@ -165,7 +165,7 @@ class _DoesNotListen(VirtualPerformer):
 
 
 class WithoutHeedingRefusals(Site):
-    """A stale owner is refused, and answers its client all the same (L-03)."""
+    """A stale owner is refused, and its client gets a response nevertheless (L-03)."""
 
     make_performer = _DoesNotListen
 
@@ -200,7 +200,7 @@ class _RunsAnyway(VirtualPerformer):
 
 
 class WithoutFailingClosed(Site):
-    """Where the backend does not answer the request runs (O-12)."""
+    """Where the backend does not respond the request runs (O-12)."""
 
     make_performer = _RunsAnyway
 

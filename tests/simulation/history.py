@@ -288,7 +288,7 @@ class History:
                 raise Failure(f"I11: {worker.process.name} still runs {[task.name for task in worker.exchanges]}")
 
     def _probe(self) -> None:
-        """I5, I6: all is over, leases included, so that each request is admitted at once, and answered for good."""
+        """I5, I6: all is over, leases included, so that each request is admitted at once, and has a final response."""
         seen: dict[tuple[str, str], Order] = {}
         for order in self.plan.orders:
             seen.setdefault((order.key, order.user), order)

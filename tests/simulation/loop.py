@@ -104,7 +104,7 @@ class Task:
         self.ended = Future()
         #: what happened to its commands that would excuse a claim which it leaves behind
         self.trouble: list[str] = []
-        #: whether the engine has said that its answer could not be recorded (L-08)
+        #: whether the engine has said that its response could not be recorded (L-08)
         self.unrecorded = False
         #: the record that it claimed, and as whom
         self.claimed: tuple[bytes, bytes] | None = None

@@ -1,6 +1,6 @@
 """The oracle: what was promised about each key, and whether all that happens afterwards keeps to it.
 
-It sees commands where they arrive at the backend, effects where they happen, and answers where they leave. It asks
+It sees commands where they arrive at the backend, effects where they happen, and responses where they leave. It asks
 neither the engine nor the decision table what is right: the invariants I1 to I13 are said here in their own words.
 """
 
@@ -32,7 +32,7 @@ from tests.simulation.network import Memory
 
 @dataclass
 class Promise:
-    """An answer that a client has received, and the token of the attempt that made it."""
+    """A response that a client has received, and the token of the attempt that made it."""
 
     status: int
     body: bytes
@@ -41,7 +41,7 @@ class Promise:
 
 @dataclass
 class Owed:
-    """An answer that a client has received although it was not on record: its process is to record it (L-08)."""
+    """A response that a client has received although it was not on record: its process is to record it (L-08)."""
 
     token: int
     status: int
@@ -68,7 +68,7 @@ class Story:
     last_token: int = 0
     completed: bytes | None = None
     completed_until: float = 0.0
-    #: the stages on record, by name and key, and those that each attempt was told of
+    #: the stages on record, by name and key, and those that each attempt was given
     recorded: set[str] = field(default_factory=set)
     told: dict[int, frozenset[str]] = field(default_factory=dict)
     effects: list[tuple[str, int]] = field(default_factory=list)
@@ -102,7 +102,7 @@ class Oracle:
         self._memory = memory
         self._away_until = away_until
         self.stories: dict[bytes, Story] = {}
-        #: effects and answers, for the caller's own counts
+        #: effects and responses, for the caller's own counts
         self.answers = 0
 
     def story(self, record_id: bytes) -> Story:
@@ -287,10 +287,10 @@ class Oracle:
             self._loop.fail(f"I9: {stage} was given two downstream keys")
         story.effects.append((stage, lease.token))
 
-    # Where answers leave
+    # Where responses leave
 
     def answered(self, record_id: bytes, status: int, body: bytes, unrecorded: tuple[int, Process] | None) -> None:
-        """The last byte of a handler's answer, or of a replay, has left.
+        """The last byte of a handler's response, or of a replay, has left.
 
         ``unrecorded``: where it is marked so, by which token and process.
         """

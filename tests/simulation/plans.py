@@ -13,7 +13,7 @@ KINDS = (
     "lost_request", "lost_reply", "doubled", "late", "slow", "held", "local",
     "crash", "freeze", "block", "outage", "full", "vanish", "jump", "cancel", "leave", "errors", "long",
 )  # fmt: skip
-#: those that an effect may be repeated after, or never answered
+#: those that an effect may be repeated after, or never responded to
 UNCALM = frozenset(KINDS) - {"cancel", "leave", "errors", "long"}
 
 

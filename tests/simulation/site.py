@@ -230,7 +230,7 @@ class Site:
     # The client's side
 
     def left(self, order: Order, start: Message, body: bytes, streamed: bool, losses: int) -> None:
-        """The last byte of an answer has left for the client. A stream that has begun cannot be marked any more.
+        """The last byte of a response has left for the client. A stream that has begun cannot be marked any more.
 
         ``losses``: how often the record had been lost when the request came; one more takes back what was promised.
         """

@@ -19,7 +19,7 @@ from tests.simulation.site import Order, Site
 
 STAGES = 2
 ORDER = Order("key-0-0123456789abcdef", "alice", b"mug")
-#: each await of the request, up to its answer; the test below counts them
+#: each await of the request, up to its response; the test below counts them
 AWAITS = range(1, 13)
 
 

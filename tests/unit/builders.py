@@ -83,9 +83,9 @@ class Listener:
 
 @dataclass
 class Script:
-    """Plays the performer: feeds prepared answers, raises prepared errors, and keeps what was asked.
+    """Plays the performer: feeds prepared replies, raises prepared errors, and keeps what was asked.
 
-    ``answers``: for each command class, what its calls answer in turn; an exception is thrown in. ``Now`` reads a
+    ``answers``: for each command class, the results of its calls in turn; an exception is thrown in. ``Now`` reads a
     clock that ``Sleep`` and ``Wait`` move; ``Call`` is called, ``Emit`` is told, and of ``slots`` to wait some are
     free.
     """

@@ -175,7 +175,7 @@ def test_the_keys_are_not_shown() -> None:
     assert repr(EncryptionKeys({"new": NEW, "old": OLD})) == "<EncryptionKeys new, old>"
 
 
-def test_without_the_library_the_pip_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_error_has_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing extra names the install command."""
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
     with pytest.raises(MissingExtra, match=r"pip install 'open-idempotency\[encryption\]'"):
@@ -183,14 +183,14 @@ def test_without_the_library_the_pip_command_is_told(monkeypatch: pytest.MonkeyP
 
 
 def test_a_cipher_that_this_machine_lacks_is_found_out_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not at the first answer that is to be stored."""
+    """Not at the first response that is to be stored."""
     from cryptography.exceptions import UnsupportedAlgorithm
 
     def lacking(key: bytes) -> Any:
         raise UnsupportedAlgorithm("ChaCha20Poly1305 is not supported by this version of OpenSSL")
 
     monkeypatch.setattr("cryptography.hazmat.primitives.ciphers.aead.ChaCha20Poly1305", lacking)
-    with pytest.raises(ConfigurationError, match="chacha20-poly1305 does not work here"):
+    with pytest.raises(ConfigurationError, match="chacha20-poly1305 does not work on this machine"):
         EncryptionKeys({"k": NEW}, cipher="chacha20-poly1305")
     assert EncryptionKeys({"k": NEW}).seal(b"", HERE)
 

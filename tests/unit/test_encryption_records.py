@@ -118,7 +118,7 @@ def assert_unreadable(response: httpx.Response) -> None:
 
 
 def assert_nothing_runs(shop: Shop, user: str) -> None:
-    """That two retries are told so."""
+    """That two retries are reported."""
     runs = shop.runs
     for _ in range(2):
         assert_unreadable(shop.post(user))
@@ -133,8 +133,8 @@ def test_without_encryption_the_bytes_can_be_found(backend: Kept) -> None:
     assert VALUE.encode() in backend.raw()
 
 
-def test_the_bytes_at_rest_hold_neither_the_answer_nor_a_stage(backend: Kept) -> None:
-    """And the replay is the answer byte for byte."""
+def test_the_bytes_at_rest_hold_neither_the_response_nor_a_stage(backend: Kept) -> None:
+    """And the replay is the response byte for byte."""
     shop = Shop(backend)
     shop.fail()
     first, second = shop.post(), shop.post()
@@ -147,7 +147,7 @@ def test_the_bytes_at_rest_hold_neither_the_answer_nor_a_stage(backend: Kept) ->
     assert VALUE.encode() not in raw
 
 
-def test_a_failed_answer_at_rest_is_sealed_too(backend: Kept) -> None:
+def test_a_failed_response_at_rest_is_sealed_too(backend: Kept) -> None:
     """O-08: ``on_failed="replay"``."""
     shop = Shop(backend, on_failed="replay")
     shop.fail()
@@ -156,7 +156,7 @@ def test_a_failed_answer_at_rest_is_sealed_too(backend: Kept) -> None:
     assert CARD not in backend.raw()
 
 
-def test_a_redacted_answer_leaves_nothing_of_what_was_taken_out(backend: Kept) -> None:
+def test_a_redacted_response_leaves_nothing_of_what_was_taken_out(backend: Kept) -> None:
     """The first client gets it all."""
     shop = Shop(backend, encryption=None, redact=redact_json("/card"))
     first, second = shop.post(), shop.post()
@@ -166,8 +166,8 @@ def test_a_redacted_answer_leaves_nothing_of_what_was_taken_out(backend: Kept) -
     assert CARD not in backend.raw()
 
 
-def test_an_answer_that_was_moved_to_another_record_is_not_sent(backend: Kept) -> None:
-    """B-08b: Bob never gets Ann's answer by the hand of whoever can write the backend."""
+def test_a_response_that_was_moved_to_another_record_is_not_sent(backend: Kept) -> None:
+    """B-08b: Bob never gets Ann's response by the hand of whoever can write the backend."""
     shop = Shop(backend)
     shop.post("ann")
     stolen = backend.record(shop.last_claim())
@@ -203,7 +203,7 @@ def test_keys_are_rotated_under_live_records(backend: Kept) -> None:
     shop = Shop(backend, encryption=EncryptionKeys({"2025": b"o" * 32}))
     shop.fail()
     rotated = {"encryption": KEYS}
-    first = shop.post(**rotated)  # resumes a stage of the old key, and seals its answer with the new one
+    first = shop.post(**rotated)  # resumes a stage of the old key, and seals its response with the new one
     assert (first.status_code, shop.charges) == (201, 1)
     only_new = {"encryption": EncryptionKeys({"2026": b"n" * 32})}
     assert shop.post(**only_new).content == first.content

@@ -186,7 +186,7 @@ def test_a_body_in_one_message_reaches_the_application_uncopied() -> None:
     assert scope["received"]["body"] is BODY
 
 
-def test_an_answer_in_one_message_reaches_the_client_uncopied() -> None:
+def test_a_response_in_one_message_reaches_the_client_uncopied() -> None:
     """It is the very object that the application gave."""
     _, sent = asyncio.run(_post(IdempotencyMiddleware(_app, "memory://")))
     assert sent[-1]["body"] is SENT
@@ -204,7 +204,7 @@ def test_what_a_hook_redacts_is_the_applications_own_body() -> None:
     assert seen[0].body is SENT
 
 
-def test_a_wsgi_answer_in_one_piece_reaches_the_server_uncopied() -> None:
+def test_a_wsgi_response_in_one_piece_reaches_the_server_uncopied() -> None:
     """It is the very list that the application returned."""
     whole = [SENT]
 

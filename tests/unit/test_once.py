@@ -32,6 +32,7 @@ from open_idempotency import (
     OutcomeUnknown,
     PayloadRejected,
     RecordUnreadable,
+    StageValueError,
     Status,
     SyncAsyncMismatch,
     TooManyKeys,
@@ -185,9 +186,9 @@ def test_generator_functions_are_refused(once: Once, backend: WatchedBackend, fu
 
 def test_what_is_no_function_is_refused(once: Once) -> None:
     """N-19: such as the result of one, or a coroutine."""
-    with pytest.raises(TypeError, match="pass the function and its arguments apart"):
+    with pytest.raises(TypeError, match="pass the function and its arguments separately"):
         once.run("k", 7)  # type: ignore[arg-type]  # it is wrong on purpose
-    with pytest.raises(TypeError, match="pass the function and its arguments apart"):
+    with pytest.raises(TypeError, match="pass the function and its arguments separately"):
         once.run("k", _coroutine())  # type: ignore[arg-type]  # it is wrong on purpose
     with pytest.raises(TypeError, match="decorates a function"):
         once(key=lambda: "k")(7)  # type: ignore[type-var]  # it is wrong on purpose
@@ -850,3 +851,28 @@ def test_a_payload_whose_model_writes_its_secret_is_compared(once: Once) -> None
     with pytest.raises(KeyReused):
         once.run("k", Count(), payload=_Shown(number=pydantic.SecretStr("4222")))
     assert once.run("empty", Count(), payload=_Card(number=pydantic.SecretStr(""))) == "made"
+
+
+class _Spare(pydantic.BaseModel):
+    number: pydantic.SecretStr | None = None
+
+
+def test_a_result_that_hides_a_secret_is_not_stored_as_stars(backend: WatchedBackend) -> None:
+    """S-09, N-07: its own call gets it, later calls raise, and the log says what to do."""
+    listener = Listener()
+    once, card = Once(backend, scope="invoices", on_event=listener), _Spare(number=pydantic.SecretStr("4111"))
+    create = Count(card)
+    assert once.run("k", create, returns=_Spare, payload=1) is card
+    with pytest.raises(OutcomeUnknown, match="_Spare"):
+        once.run("k", create, returns=_Spare, payload=1)
+    assert create.calls == 1
+    (reported,) = [event for event in listener.seen if isinstance(event, events.ResultNotKept)]
+    assert "get_secret_value()" in reported.cure
+
+
+def test_a_declared_result_that_hides_a_secret_fails_before_the_effect(once: Once) -> None:
+    """S-09, N-07."""
+    create = Count()
+    with pytest.raises(StageValueError, match=r"SecretStr.*get_secret_value\(\)"):
+        once.run("k", create, returns=_Card, payload=1)
+    assert create.calls == 0

@@ -1,4 +1,4 @@
-"""Redaction: what is stored of an answer is what the hook leaves of it; the live answer is never touched."""
+"""Redaction: what is stored of a response is what the hook leaves of it; the live response is never touched."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LIVE = Response(
 
 
 class Settled:
-    """An answer that was settled under a policy: what was stored, and what was told."""
+    """A response that was settled under a policy: what was stored, and what was told."""
 
     def __init__(self, answer: Response, **fields: Any) -> None:
         attempt, self.script = attempt_of(**fields), Script({Complete: [Completed()], Fail: [None]})
@@ -52,8 +52,8 @@ class Settled:
 # The hook
 
 
-def test_what_the_hook_returns_is_stored_and_the_live_answer_stays() -> None:
-    """Redacted, the live answer untouched."""
+def test_the_hooks_result_is_stored_and_the_live_response_stays() -> None:
+    """Redacted, the live response untouched."""
     before = copy.deepcopy(LIVE)
     settled = Settled(LIVE, redact=lambda answer: Response(200, [(b"x", b"1")], b"blank"))
     assert settled.stored == Response(200, [(b"x", b"1")], b"blank")
@@ -61,8 +61,8 @@ def test_what_the_hook_returns_is_stored_and_the_live_answer_stays() -> None:
     assert before == LIVE
 
 
-def test_a_hook_that_changes_its_argument_does_not_reach_the_live_answer() -> None:
-    """It has an answer and a list of fields of its own."""
+def test_a_hook_that_changes_its_argument_does_not_reach_the_live_response() -> None:
+    """It has a response and a list of fields of its own."""
     before = copy.deepcopy(LIVE)
 
     def blank(answer: Response) -> Response:
@@ -114,7 +114,7 @@ def test_a_tombstone_keeps_the_status_and_fields_and_never_runs_again() -> None:
     assert (name(problem), problem["original_status"]) == ("not-replayable", 201)
 
 
-def test_a_failed_answer_that_is_to_be_replayed_is_redacted_too() -> None:
+def test_a_failed_response_that_is_to_be_replayed_is_redacted_too() -> None:
     """O-08: ``on_failed="replay"``."""
     settled = Settled(replace(LIVE, status=500), redact=redact_json("/card"), on_failed="replay")
     assert settled.stored.body == b'{"id":1,"card":null}'
@@ -216,7 +216,7 @@ def test_digests_of_the_body_go_with_what_they_were_made_of() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", None])
-def test_an_answer_without_a_body_stays_as_it_is(body: Any) -> None:
+def test_a_response_without_a_body_stays_as_it_is(body: Any) -> None:
     """R-01: 204 and the like; O-11."""
     answer = Response(204, [], body)
     assert redact_json("/card")(answer) is answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +22,11 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
+from starlette.testclient import TestClient
 
 from open_idempotency import NotStarted, adapter, asgi, idem, wsgi
 from open_idempotency._engine import engine
+from open_idempotency._flask import unprotected as flask_unprotected
 from open_idempotency._starlette import unprotected
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.fastapi import IdempotencyMiddleware, IdempotencyRule, exempt, idempotent
@@ -178,6 +181,134 @@ def test_a_rule_that_the_protecting_middleware_does_not_read_is_warned_about(
         unprotected._warned.clear()
 
 
+def test_an_exemption_that_the_protecting_middleware_does_not_read_is_warned_about(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R-15: where no lifespan runs; a rule that changes nothing is not reported."""
+    monkeypatch.setattr(unprotected, "_warned", set[str]())
+    for endpoint, warnings in ((exempt(charge_anew()), 1), (idempotent(charge_anew()), 0), (marked(required=False), 0)):
+        app = asgi.IdempotencyMiddleware(starlette_app(endpoint), "memory://")
+        with told(caplog, logging.WARNING) as said:
+            assert send(app, headers={"Idempotency-Key": uuid4().hex}).status_code == 200
+        assert [warning.startswith("POST /charges has a rule (@idempotent, @exempt") for warning in said] == (
+            [True] * warnings
+        )
+        unprotected._warned.clear()
+
+
+def charge_anew() -> Any:
+    """An endpoint of Starlette without a rule."""
+
+    async def endpoint(request: Request) -> Response:
+        return PlainTextResponse("done")
+
+    return endpoint
+
+
+def started(app: Any) -> None:
+    """Run the lifespan, and raise what it raises."""
+    with TestClient(app):
+        pass
+
+
+def in_plain(app: Any) -> Any:
+    """The application inside the middleware for plain ASGI."""
+    return asgi.IdempotencyMiddleware(app, "memory://")
+
+
+def with_plain(app: Any) -> Any:
+    """The application with the middleware for plain ASGI among its own."""
+    app.add_middleware(asgi.IdempotencyMiddleware, backend="memory://")
+    return app
+
+
+@pytest.mark.parametrize("around", [in_plain, with_plain])
+@pytest.mark.parametrize(
+    ("endpoint", "rule"),
+    [(exempt(charge_anew()), "exempt"), (marked(ttl=60, required=True), r"idempotent\(ttl=, required=\)")],
+    ids=["exempt", "idempotent"],
+)
+def test_rules_inside_the_middleware_for_plain_asgi_are_an_error_at_start(
+    around: Callable[[Any], Any], endpoint: Any, rule: str
+) -> None:
+    """R-15: it names the endpoint, the rule, and the middleware that reads it."""
+    message = rf"POST /charges \(.*endpoint\): {rule}.*Use open_idempotency\.starlette\.IdempotencyMiddleware"
+    with pytest.raises(ConfigurationError, match=message):
+        started(around(starlette_app(endpoint)))
+    with pytest.raises(ConfigurationError, match=r"POST /deep/charges"):
+        started(around(Starlette(routes=[Mount("/deep", starlette_app(endpoint))])))
+
+
+def test_a_rule_of_a_router_inside_the_middleware_for_plain_asgi_is_an_error_at_start() -> None:
+    """R-15: a dependency of FastAPI, which each route of the router has."""
+    router = APIRouter(dependencies=[Depends(IdempotencyRule(required=True))])
+    router.post("/charges")(lambda: "done")
+    app = FastAPI()
+    app.include_router(router)
+    with pytest.raises(ConfigurationError, match=r"POST /charges .*: idempotent\(required=\)"):
+        started(in_plain(app))
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        asgi.IdempotencyMiddleware(starlette_app(idempotent(charge_anew())), "memory://"),
+        asgi.IdempotencyMiddleware(starlette_app(marked(ttl=60)), "memory://", ttl=60),
+        asgi.IdempotencyMiddleware(starlette_app(exempt(charge_anew())), "memory://", rules={"/charges": asgi.exempt}),
+        asgi.IdempotencyMiddleware(starlette_app(marked(ttl=60)), "memory://", enabled=False),
+        IdempotencyMiddleware(starlette_app(marked(ttl=60)), backend="memory://"),
+    ],
+    ids=["no field", "the policy's own field", "exempt by path", "switched off", "Starlette's"],
+)
+def test_a_rule_that_changes_nothing_is_no_error_at_start(app: Any) -> None:
+    """R-15: nor is one that the middleware reads."""
+    started(app)
+
+
+_UNREAD = """
+import asyncio, sys
+from starlette.applications import Starlette
+from starlette.routing import Route
+from open_idempotency.asgi import IdempotencyMiddleware, exempt
+
+@exempt
+async def ping(request): ...
+
+app = IdempotencyMiddleware(Starlette(routes=[Route("/ping", ping, methods=["POST"])]), "memory://")
+
+async def receive():
+    return {"type": "lifespan.startup"}
+
+async def send(message):
+    print(message["type"], message.get("message", ""))
+
+asyncio.run(app({"type": "lifespan"}, receive, send))
+"""
+
+
+def test_a_program_that_never_loads_the_adapter_for_starlette_gets_the_same_error() -> None:
+    """R-15: the application imports only ``open_idempotency.asgi``."""
+    ended = subprocess.run([sys.executable, "-c", _UNREAD], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.stdout.startswith("lifespan.startup.failed rules of endpoints have no effect")
+    assert "POST /ping (ping): exempt" in ended.stdout
+
+
+def test_plain_asgi_loads_neither_starlette_nor_its_adapter() -> None:
+    """R-15: a rule is looked for only where Starlette is loaded."""
+    program = """
+import sys
+from open_idempotency.asgi import IdempotencyMiddleware, exempt
+
+async def app(scope, receive, send): ...
+
+app = IdempotencyMiddleware(exempt(app), "memory://", rules={"/ping": exempt})
+app.check_start({"type": "lifespan"})
+print([name for name in sys.modules if "starlette" in name])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
 def test_an_exempt_endpoint_needs_no_middleware() -> None:
     """O-25: nor does one without a rule."""
     for endpoint in (exempt(lambda: "done"), of_fastapi):
@@ -276,6 +407,26 @@ def test_a_key_for_a_view_whose_rule_nobody_reads_is_an_error(form: str) -> None
     with pytest.raises(ConfigurationError, match=r'POST /charges: .* add Idempotency\(app, backend="\.\.\."\)'):
         client.post("/charges", headers=KEY)
     assert [client.post("/charges").status_code, client.get("/charges", headers=KEY).status_code] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("ruled", "warnings"),
+    [(view(ttl=60), 1), (exempt(view()), 1), (view(), 0), (view(required=False), 0)],
+    ids=["a field", "exempt", "no field", "the policy's own field"],
+)
+def test_a_rule_of_a_view_that_the_middleware_for_wsgi_does_not_read_is_warned_about(
+    ruled: Any, warnings: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R-15: once for each route, as WSGI has no start."""
+    monkeypatch.setattr(flask_unprotected, "_warned", set[str]())
+    app = flask_app(ruled)
+    app.wsgi_app = wsgi.IdempotencyMiddleware(app.wsgi_app, "memory://")  # type: ignore[method-assign]  # as Flask documents it
+    with told(caplog, logging.WARNING) as said:
+        for _ in range(2):
+            key = {"Idempotency-Key": uuid4().hex}
+            assert app.test_client().post("/charges", headers=key).status_code == 200
+    assert len(said) == warnings
+    assert all("POST /charges: the view has a rule" in warning for warning in said)
 
 
 def test_a_required_key_that_no_extension_asks_for_is_an_error() -> None:

@@ -2,7 +2,7 @@
 
 The application notes what happens in it, each note with what a context variable holds there: start-up and shutdown,
 layers above and below, dependencies, endpoints, exception handlers, streams, background tasks, a mounted application.
-What a server is sent is noted too, but for the start of an answer, which may wait for the first bytes (R-03).
+What a server is sent is noted too, but for the start of a response, which may wait for the first bytes (R-03).
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -199,7 +199,7 @@ async def served(app: Any, diary: Diary, path: str, key: str | None, turns: int 
 
 
 async def requested(app: Any, diary: Diary, path: str, key: str | None, state: dict[str, Any], turns: int) -> None:
-    """One request with a body in two pieces; a client that stays until it has been answered."""
+    """One request with a body in two pieces; a client that stays until it has got a response."""
     bodies = [{"body": b'{"amount"', "more_body": True}, {"body": b": 1}", "more_body": False}]
     answered = anyio.Event()
 

@@ -92,7 +92,7 @@ def _serve(app: Any, environ: dict[str, Any]) -> None:
 
 
 class Closing:
-    """An answer that notes when it is closed."""
+    """A response that notes when it is closed."""
 
     def __iter__(self) -> Iterator[bytes]:
         return pieces()
@@ -187,7 +187,7 @@ def _layer(name: str, get_response: Any) -> Any:
 
 
 class Handles:
-    """Somebody else's middleware that makes an answer of an exception."""
+    """Somebody else's middleware that makes a response of an exception."""
 
     def __init__(self, get_response: Any) -> None:
         self._get_response = get_response
@@ -225,7 +225,7 @@ VIEWS = {"/view": django_view, "/declined": django_declined, "/broken": django_b
 
 
 def in_django(protected: bool) -> Any:
-    """A handler whose settings are in force while it answers."""
+    """A handler whose settings are in force while it responds."""
     here = __name__
     theirs = [f"{here}.outer", f"{here}.inner", f"{here}.Handles"]
 

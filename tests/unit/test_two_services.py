@@ -39,7 +39,7 @@ def payments(store: str, **policy: Any) -> flask.Flask:
 
 
 def orders(store: str, charge: Callable[[fastapi.Request, bytes], httpx.Response], **policy: Any) -> fastapi.FastAPI:
-    """The service in front: what it answers is the status of the charge."""
+    """The service in front: what it responds is the status of the charge."""
     app = fastapi.FastAPI()
     app.add_middleware(IdempotencyMiddleware, backend=store, **policy)
 
@@ -114,7 +114,8 @@ def both(tmp_path: Path) -> Iterator[Callable[..., Both]]:
         yield lambda path, names: Both(stack, f"sqlite:///{tmp_path}/idem.db", path, names)
 
 
-#: where the first service sends its own request on to, and what it is answered: for another request, and for the same
+#: where the first service sends its own request on to, and what it gets a response: for another request, and for the
+#: same
 REFUSALS = [("/charges", 422), ("/orders", 409)]
 
 

@@ -14,9 +14,10 @@ Lines = Sequence[bytes]
 
 
 def store_failed(answer: Response, log: str) -> bool:
-    """Whether an answer tells of a store that did not answer in time; the server's log has to say so too.
+    """Whether a response tells of a store that did not respond in time; the server's log has to say so too.
 
-    It says nothing of the record: the request was not run, or its answer was not recorded, and it is to be sent again.
+    It says nothing of the record: the request was not run, or its response was not recorded, and it is to be sent
+    again.
     """
     unavailable = answer.status == 503 and b":backend-unavailable" in answer.body
     if not unavailable and answer.values(b"idempotency-status") != [b"unrecorded"]:
@@ -60,13 +61,13 @@ class Case:
         return Connection(self.server.connect())
 
     def begin(self, body: bytes = b"{}") -> Connection:
-        """Send the request; the answer is still to be read."""
+        """Send the request; the response is still to be read."""
         connection = self.connect()
         connection.send(self.request(body))
         return connection
 
     def ask(self, body: bytes = b"{}", *lines: bytes, method: str = "POST", key: bytes | None = b"own") -> Response:
-        """Send the request and read the answer; again while the store fails, which says nothing of the record."""
+        """Send the request and read the response; again while the store fails, which says nothing of the record."""
         deadline = time.monotonic() + PATIENCE
         while True:
             response = self.exchange(self.request(body, *lines, method=method, key=key), bodiless=method == "HEAD")
@@ -75,13 +76,13 @@ class Case:
             time.sleep(0.01)
 
     def exchange(self, data: bytes, *, bodiless: bool = False) -> Response:
-        """Send these bytes and read the answer."""
+        """Send these bytes and read the response."""
         with self.connect() as connection:
             connection.send(data)
             return connection.read(bodiless=bodiless)
 
     def ask_until_admitted(self, seconds: float = PATIENCE) -> tuple[list[int], Response]:
-        """Ask again while the answer is 409: the statuses on the way, and the other answer."""
+        """Ask again while the response is 409: the statuses on the way, and the other response."""
         refusals: list[int] = []
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -1,6 +1,6 @@
 """An HTTP/1.1 client that does to a connection what clients and networks do, and reads what really comes back.
 
-Nothing here corrects a request, joins header fields, or hides an interim answer.
+Nothing here corrects a request, joins header fields, or hides an interim response.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Fields = list[tuple[bytes, bytes]]
 
 
 class Response(NamedTuple):
-    """An answer as it came: names in lower case, in order, with duplicates."""
+    """A response as it came: names in lower case, in order, with duplicates."""
 
     status: int
     headers: Fields
@@ -32,7 +32,7 @@ class Response(NamedTuple):
 
 
 class Connection:
-    """One connection, as bytes and as answers."""
+    """One connection, as bytes and as responses."""
 
     def __init__(self, opened: socket.socket) -> None:
         self.socket = opened
@@ -105,7 +105,7 @@ class Connection:
         return body
 
     def read(self, *, bodiless: bool = False) -> Response:
-        """The next final answer, whole. ``bodiless``: it answers a HEAD."""
+        """The next final response, whole. ``bodiless``: it responds a HEAD."""
         head = self.read_head()
         while head.status < 200:
             head = self.read_head()

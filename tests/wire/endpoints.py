@@ -1,6 +1,6 @@
 """The endpoints that the servers serve, as behaviours for every framework; here the test is another process.
 
-``?case=`` names the journal. Each run answers with a body of its own, so that a replay cannot be a second run.
+``?case=`` names the journal. Each run responds with a body of its own, so that a replay cannot be a second run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def charge(call: Call) -> Steps:
 
 
 def gated(call: Call) -> Steps:
-    """Run, wait for the gate, and answer."""
+    """Run, wait for the gate, and response."""
     journal = journal_of(call.query)
     journal.write("arrived")
     yield Wait(journal.gate())
@@ -82,7 +82,7 @@ def stubborn(call: Call) -> Steps:
 
 
 def mine(call: Call) -> Steps:
-    """Save a stage, let others run, and answer with what is on record for this request."""
+    """Save a stage, let others run, and response with what is on record for this request."""
     journal = journal_of(call.query)
     yield Save("mine", call.body.decode())
     journal.write(f"saved {call.body.decode()}")

@@ -13,7 +13,7 @@ _CONFIG = h2.config.H2Configuration(client_side=True, header_encoding=None)
 
 
 def over_http2(case: Case) -> tuple[Response, Fields]:
-    """The answer, and the trailers after it."""
+    """The response, and the trailers after it."""
     connection = h2.connection.H2Connection(_CONFIG)
     response, trailers = Response(0, [], b""), Fields()
     with case.server.connect() as opened:

@@ -128,7 +128,7 @@ class Server:
             )
 
     def _answers(self, process: subprocess.Popen[bytes]) -> bool:
-        """Whether it is this server that answers there: another one may have taken the port in between."""
+        """Whether it is this server that responds there: another one may have taken the port in between."""
         deadline = time.monotonic() + START_WITHIN
         while time.monotonic() < deadline and process.poll() is None:
             try:

@@ -1,4 +1,4 @@
-"""A client that leaves: after its request, in the middle of its upload, in the middle of the answer."""
+"""A client that leaves: after its request, in the middle of its upload, in the middle of the response."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEAVING = {"closes": Connection.close, "resets": Connection.reset, "half-closes"
 def test_a_handler_whose_client_left_finishes_and_the_retry_replays(
     served: str, new_case: NewCase, leaves: str
 ) -> None:
-    """L-05: the answer is stored although nobody reads it, and there is one effect."""
+    """L-05: the response is stored although nobody reads it, and there is one effect."""
     case = new_case("gated")
     with case.begin() as connection:
         case.journal.await_line("arrived")
@@ -31,9 +31,7 @@ def test_a_handler_whose_client_left_finishes_and_the_retry_replays(
 
 
 @wire_needs("asgi", "native")
-def test_receive_tells_the_handler_that_its_client_left_and_the_answer_is_stored_all_the_same(
-    served: str, native_case: NewCase
-) -> None:
+def test_receive_reports_that_the_client_left_and_the_response_is_stored(served: str, native_case: NewCase) -> None:
     """R-06, L-05: after the body `receive()` blocks until the real disconnect; what is sent then is kept."""
     case = native_case("/leaves")
     with case.begin() as connection:
@@ -112,7 +110,7 @@ def test_a_stream_without_an_end_is_closed_when_its_grace_is_over(served: str, n
     "pair", ["uvicorn-httptools:fastapi", "hypercorn:asgi", "granian:django-asgi", "gunicorn-gthread:flask"]
 )
 def test_streams_whose_clients_left_hold_neither_threads_nor_the_shutdown(start_server: StartServer, pair: str) -> None:
-    """L-05a, L-06: as many as the server has threads; it answers others afterwards, and ends at SIGTERM."""
+    """L-05a, L-06: as many as the server has threads; it responds others afterwards, and ends at SIGTERM."""
     kind, _, adapter = pair.partition(":")
     server = start_server(kind)
     for _ in range(8):

@@ -14,7 +14,7 @@ from tests.wire.kinds import wire_needs
 
 @wire_needs("keep-alive")
 def test_two_pipelined_requests_with_one_key_are_a_run_and_its_replay(served: str, new_case: NewCase) -> None:
-    """O-01, O-02: both are sent before any answer; the second one finds the first one's outcome."""
+    """O-01, O-02: both are sent before any response; the second one finds the first one's outcome."""
     case = new_case("charge")
     with case.connect() as connection:
         connection.send(case.request() * 2)
@@ -40,7 +40,7 @@ def test_a_connection_survives_a_problem_of_ours(served: str, new_case: NewCase)
 
 
 def test_a_body_that_waits_for_100_continue_is_asked_for_and_fingerprinted(served: str, new_case: NewCase) -> None:
-    """O-01, O-05: the client sends its body only after the interim answer."""
+    """O-01, O-05: the client sends its body only after the interim response."""
     case = new_case("charge")
     with case.connect() as connection:
         connection.send(case.head(b"Content-Length: 4", b"Expect: 100-continue"))
@@ -120,7 +120,7 @@ def test_a_chunked_body_that_django_would_not_read_is_refused(running: Running, 
 def test_a_field_that_is_no_key_is_400_and_nothing_runs(
     served: str, new_case: NewCase, lines: tuple[bytes, ...]
 ) -> None:
-    """H-07, H-08, H-09, H-04: whoever answers, the server or the middleware."""
+    """H-07, H-08, H-09, H-04: whoever responds, the server or the middleware."""
     case = new_case("charge")
     key = case.key.encode()
     fields = [line.replace(b"%b", key) for line in lines]

@@ -161,10 +161,10 @@ def test_sigterm_without_grace_on_uvicorn_ends_after_what_it_cancels_is_recorded
 
 
 @pytest.mark.parametrize("pair", ["uvicorn-httptools:asgi", "hypercorn:asgi", "granian:asgi", "gunicorn-gthread:wsgi"])
-def test_sigterm_with_grace_lets_the_handler_finish_and_its_answer_is_replayed_elsewhere(
+def test_sigterm_with_grace_lets_the_handler_finish_and_its_response_is_replayed_elsewhere(
     start_server: StartServer, running: Running, pair: str
 ) -> None:
-    """L-06: the old worker answers and records; the new one replays."""
+    """L-06: the old worker responds and records; the new one replays."""
     kind, _, adapter = pair.partition(":")
     successor = running(kind)
     server = start_server(kind, folder=successor.folder)

@@ -23,12 +23,12 @@ def fields(answer: Response) -> list[tuple[bytes, bytes]]:
 
 
 def stored(answer: Response) -> list[tuple[bytes, bytes]]:
-    """The header fields of a first answer that every replay has too."""
+    """The header fields of a first response that every replay has too."""
     return [field for field in fields(answer) if field[0] not in NOT_REPLAYED and not field[0].startswith(CORS)]
 
 
 @pytest.mark.parametrize("reply", ["204", "304", "empty", "binary", "gzip", "latin", "one cookie"])
-def test_a_replay_is_the_first_answer(served: str, new_case: NewCase, reply: str) -> None:
+def test_a_replay_is_the_first_response(served: str, new_case: NewCase, reply: str) -> None:
     """R-01: status, body bytes, and the stored header fields in order."""
     case = new_case(reply)
     first, replay = case.ask(), case.ask()
@@ -41,7 +41,7 @@ def test_a_replay_is_the_first_answer(served: str, new_case: NewCase, reply: str
 
 
 @wire_needs("field order")
-def test_the_fields_of_a_replay_are_in_the_order_of_the_first_answer(served: str, new_case: NewCase) -> None:
+def test_the_fields_of_a_replay_are_in_the_order_of_the_first_response(served: str, new_case: NewCase) -> None:
     """R-01: what we add comes last."""
     case = new_case("moment")
     first, replay = case.ask(), case.ask()
@@ -74,7 +74,7 @@ def test_cookies_and_fields_of_the_moment_reach_the_first_client_only(served: st
 
 @pytest.mark.parametrize("reply", ["204", "304"])
 @wire_needs("bodiless keep-alive")
-def test_a_replay_without_a_body_does_not_disturb_the_next_answer(served: str, new_case: NewCase, reply: str) -> None:
+def test_a_replay_without_a_body_does_not_disturb_the_next_response(served: str, new_case: NewCase, reply: str) -> None:
     """R-01: after it the connection is at the start of the next message."""
     case = new_case(reply)
     with case.connect() as connection:
@@ -87,7 +87,7 @@ def test_a_replay_without_a_body_does_not_disturb_the_next_answer(served: str, n
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_a_safe_method_with_a_key_is_not_touched(served: str, new_case: NewCase, method: str) -> None:
-    """R-01: the application answers each time by itself, as if there were no key."""
+    """R-01: the application responds each time by itself, as if there were no key."""
     case = new_case("charge", path="/any")
     first, second = (case.ask(b"", method=method) for _ in range(2))
 
@@ -100,7 +100,7 @@ def test_a_safe_method_with_a_key_is_not_touched(served: str, new_case: NewCase,
 def test_a_file_that_the_server_could_send_by_path_is_sent_as_bytes_and_replayed(
     served: str, native_case: NewCase
 ) -> None:
-    """R-06: the extension is hidden while an answer is captured, and offered where none is."""
+    """R-06: the extension is hidden while a response is captured, and offered where none is."""
     case = native_case("/file")
     plain, first, replay = case.ask(key=None), case.ask(), case.ask()
 

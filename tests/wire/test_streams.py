@@ -71,7 +71,7 @@ def test_the_iterable_is_closed_once(served: str, native_case: NewCase) -> None:
 
 @wire_needs("background")
 def test_a_duplicate_is_replayed_while_the_background_task_still_runs(served: str, new_case: NewCase) -> None:
-    """R-05: neither the answer nor duplicates wait for the task, which runs to its end."""
+    """R-05: neither the response nor duplicates wait for the task, which runs to its end."""
     case = new_case("background")
     first = case.ask()
     case.journal.await_line("task began")

@@ -46,7 +46,7 @@ def _resident(pid: int, field: str) -> int:
 
 
 def upload(connection: Connection, head: bytes, blocks: int) -> Response:
-    """Send a chunked body while the answer is read: a server that refuses it need not take it all."""
+    """Send a chunked body while the response is read: a server that refuses it need not take it all."""
     connection.send(head)
 
     def pour() -> None:
@@ -81,7 +81,7 @@ def test_an_upload_over_the_limit_ends_in_413_with_bounded_memory(served: str, n
 
 @wire_needs("unread refusal")
 def test_a_declared_gigabyte_is_refused_before_a_byte_of_it(served: str, new_case: NewCase) -> None:
-    """O-07: the client sends no body, and has its answer."""
+    """O-07: the client sends no body, and has its response."""
     case = new_case("charge")
     answer = case.exchange(case.head(b"Content-Length: 1073741824"))
 

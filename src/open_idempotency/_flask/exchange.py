@@ -1,8 +1,8 @@
 """A covered request of a Flask application: ``Exchange`` with a key, ``Plain`` without a record.
 
-Flask's session is in a cookie, so a client that has lost the response goes on with the session that it sent. A session
-names the caller (O-19). If the view changes the caller, the changed session carries the id of the record, so that a
-retry is led to it (O-14).
+Flask's session is in a cookie, so a client that has lost the response still has the session that it sent. A session
+names the caller (O-19). If the view changes the caller, the changed session carries the id of the record, which leads a
+retry to the record (O-14).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def make_response(app: Flask, core: CoreResponse) -> Response:
     """A Flask response with the status, headers and body of a core response, and no headers of its own."""
     headers = FlaskHeaders(native_headers(core))
     typed = "content-type" in headers
-    # A list, as of bytes Flask would make a Content-Length of its own.
+    # A list, since Flask adds a Content-Length of its own to bytes.
     response: Response = app.response_class([core.body or b""], core.status, headers)
     if not typed:
         del response.headers["Content-Type"]
@@ -67,7 +67,7 @@ def make_response(app: Flask, core: CoreResponse) -> Response:
 
 
 def is_untouched(response: Response, made: Response, headers: list[tuple[str, str]], core: CoreResponse) -> bool:
-    """Whether a response is still as ``make_response`` made it of ``core``. ``headers``: those that it had then."""
+    """Whether a response has not changed since ``make_response`` made it. ``headers``: those it had then."""
     return (
         response is made
         and made.status_code == core.status
@@ -79,8 +79,8 @@ def is_untouched(response: Response, made: Response, headers: list[tuple[str, st
 def stand_in(app: Flask, core: CoreResponse, current: Response, policy: IdempotencyPolicy) -> Response:
     """The core's response instead of the current one.
 
-    Of the current response only headers that are never stored stay (R-02): its cookies, its CORS headers, its date.
-    Functions that ran now know better than the record which origins are allowed (R-11).
+    Only headers that are never stored stay from the current response (R-02): its cookies, CORS headers and date. The
+    functions that ran now know which origins are allowed; the record may not (R-11).
     """
     response = make_response(app, core)
     own = {name.lower() for name, _ in core.headers}
@@ -95,14 +95,14 @@ def stand_in(app: Flask, core: CoreResponse, current: Response, policy: Idempote
 
 
 def _set_anew(current: Response, name: str, stored: list[str]) -> list[str]:
-    """The values of a header that the current response has instead of the stored ones, or behind them."""
+    """The values of a header that the current response has instead of the stored ones, or after them."""
     values = current.headers.getlist(name)
     added = len(values) > len(stored) and values[: len(stored)] == stored
     return values[len(stored) :] if added else values or stored
 
 
 def bind_stream(here: Running, response: Response) -> None:
-    """Let the iterator of a response run under its own request, wherever the server iterates over it."""
+    """Let the iterator of a response run in the context of its request, wherever the server iterates over it."""
     if not response.is_sequence and not response.direct_passthrough:
         close = getattr(response.response, "close", None)
         response.response = BoundIterable(here, response.iter_encoded(), close)
@@ -117,10 +117,10 @@ def response_headers(response: Response, environ: dict[str, Any]) -> Headers:
     return [(octets(name), octets(value)) for name, value in response.get_wsgi_headers(environ)]
 
 
-# Sessions: whom they name (O-19), and a changed caller (O-14)
+# Sessions: the caller whom they name (O-19), and a changed caller (O-14)
 
 _NAME = "_open_idempotency"
-# Cookies are small: only the last record is carried.
+# A cookie is small, so it carries only the last record.
 
 
 class SessionTrace:
@@ -129,19 +129,19 @@ class SessionTrace:
     __slots__ = ()
 
     def carried(self, caller: Caller) -> bytes | None:
-        """The record at which this session began, if this very request began it, and for the user that it names now."""
+        """The record that began this session, if it was this same request, for the user whom the session names now."""
         began = read_session().get(_NAME) if caller.named else None
         found = began.get(caller.own.hex()) if isinstance(began, dict) else None
         return bytes.fromhex(found) if isinstance(found, str) else None
 
     def lost(self) -> str | None:
-        """None: a session in a cookie has no end on the server."""
+        """None: a server cannot end a session in a cookie."""
         return None
 
     def change(self, caller: Caller, record_id: bytes, identify: Callable[[], Identity]) -> Change | None:
         """The change that the view has made to the caller, or None. To be called before the session is saved.
 
-        ``identify``: who the caller is now.
+        ``identify``: returns the present caller.
         """
         here = _session()
         try:
@@ -193,10 +193,10 @@ class Plain:
 
     @property
     def attempt(self) -> None:
-        """None: nothing is recorded, so no error can come after that."""
+        """None: nothing is recorded, so no error can follow a record."""
 
     def receive(self) -> None:
-        """Nothing: the body is left unread."""
+        """Do nothing: the body stays unread."""
 
     def begin(self) -> None:
         """Bind the context."""
@@ -206,14 +206,14 @@ class Plain:
         running.set(self._here)
 
     def viewed(self) -> None:
-        """Nothing: without a record there is none for a retry to find."""
+        """Do nothing: without a record a retry finds none."""
 
     def overtaken(self, error: IdempotencyError) -> Response:
         """Raise the error: without a record no stored response replaces it."""
         raise error
 
     def conclude(self, response: Response) -> Response:
-        """Return the response as it is; its stream goes on under its own request."""
+        """Return the response as it is. Its stream continues in the context of the request."""
         if self._bound:
             bind_stream(self._here, response)
         self._unbind()
@@ -224,7 +224,8 @@ class Plain:
         self._unbind()
 
     def _unbind(self) -> None:
-        # Not reset: that only works in the context where it was set, and a test client may end a request elsewhere.
+        # Not reset: that works only in the context where it was set, and a test client may end a request in another
+        # one.
         if self._bound:
             self._bound = False
             running.set(self._previous)
@@ -238,7 +239,7 @@ class Setting(NamedTuple):
 
     @property
     def app(self) -> Flask:
-        """The application, which lives as long as a request of it."""
+        """The application. It lives at least as long as its requests."""
         app = self.held()
         assert app is not None, "the application is gone, and a method of it was called"
         return app
@@ -259,7 +260,7 @@ class Exchange:
         self._key_headers = key_headers
         self._body = RequestBody(policy)
         self._too_large: Exception | None = None
-        # a request in which key= has found no key, which runs as one without
+        # set if key= has found no key: the request runs as one without a key
         self._plain: Running | None = None
         self._protection: Protection | None = None
         self._session = SessionTrace()
@@ -273,15 +274,16 @@ class Exchange:
 
     @property
     def attempt(self) -> Attempt | None:
-        """The attempt that this request is; None where the claim was refused, or is not made yet."""
+        """The attempt of this request; None if the claim was refused, or before it is made."""
         return None if self._protection is None else self._protection.attempt
 
     # Before the view
 
     def receive(self) -> None:
-        """Read the body of a request with a key before other functions do, and put it back for them.
+        """Read the body of a request with a key, and put it back for other functions.
 
-        It has to come first, since a form that a ``before_request`` function has parsed has no raw bytes any more.
+        It must be the first to read, since parsing a form, as a ``before_request`` function may do, discards the raw
+        bytes.
         """
         if not self._key_headers and self._policy.key is None:
             return
@@ -365,9 +367,9 @@ class Exchange:
         return Identity(user, session=None if user is not None else read_session())
 
     def _renders(self, error: Exception) -> bool:
-        """Whether Flask, or one of the application's error handlers, makes a response of this error (O-20).
+        """Whether Flask, or an error handler of the application, turns this error into a response (O-20).
 
-        A handler for every ``Exception`` does not count: it makes a 500.
+        A handler for every ``Exception`` does not count, since its response is a 500.
         """
         if isinstance(error, HTTPException):
             return True
@@ -396,8 +398,9 @@ class Exchange:
         return self._respond(core) if refusal is None else app.make_response(refusal)
 
     def overtaken(self, error: IdempotencyError) -> Response:
-        """The view noticed a later attempt (L-03), or is in doubt (S-04): the response that replaces the error, or the
-        error.
+        """The response for a view that noticed a later attempt (L-03) or is in doubt (S-04).
+
+        Raises the error if no response replaces it.
         """
         protection = self._protection
         verdict = protection.abort(error) if protection is not None and not protection.settled else None
@@ -408,7 +411,7 @@ class Exchange:
     # After the view
 
     def viewed(self) -> None:
-        """The view has run. If it has changed the caller, let a retry find the record all the same (O-14).
+        """Called after the view. If the view has changed the caller, let a retry find the record anyway (O-14).
 
         Called before the session is saved, and before the response is settled.
         """
@@ -439,7 +442,7 @@ class Exchange:
             self._unbind()
 
     def _restored(self, core: CoreResponse, response: Response) -> Response:
-        """A replay is the stored response, whatever the application's ``after_request`` functions add to it (R-01)."""
+        """The stored response, without what ``after_request`` functions of the application have added (R-01)."""
         if REPLAYED not in core.headers or is_untouched(response, self._made, self._made_headers, core):
             return response
         return stand_in(self._setting.app, core, response, self._policy)
@@ -489,7 +492,8 @@ class Exchange:
             self._body.close()
 
     def _unbind(self) -> None:
-        # Not reset: that only works in the context where it was set, and a test client may end a request elsewhere.
+        # Not reset: that works only in the context where it was set, and a test client may end a request in another
+        # one.
         if self._bound:
             self._bound = False
             running.set(self._previous)
@@ -507,6 +511,6 @@ def verified_user(app: Flask, here: Request) -> str | None:
 
 
 def _may_refuse(view: Any, method: str) -> bool:
-    """Whether the view has a mark, and decorators may be above it; a class may also have ``decorators``."""
+    """Whether the view has a mark that decorators may be above; those of a class may be in ``decorators``."""
     handler = getattr(getattr(view, "view_class", None), method.lower(), None)
     return has_decorators_above(view) or is_marked(handler)

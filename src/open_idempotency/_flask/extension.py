@@ -1,6 +1,6 @@
 """The Flask extension, which wraps some methods of an application, and its decorator ``@idempotent``.
 
-- ``preprocess_request``: reads the body, before any other function can.
+- ``preprocess_request``: reads the body before any other function.
 - ``dispatch_request``: makes the claim, after all ``before_request`` functions, so that the caller is known.
 - ``process_response``: settles the attempt, after all ``after_request`` functions and the session.
 - ``do_teardown_request``: aborts an attempt that ended without a response, whatever the teardown functions raise.
@@ -8,8 +8,8 @@
 ``do_teardown_request`` and ``do_teardown_appcontext`` report errors of teardown functions, which run after the response
 was recorded.
 
-Nothing here holds the application: it is freed at once when its last reference goes. The decorator sets a view's rule,
-and marks the view for decorators above it.
+Nothing here holds a reference to the application, so it is freed with its last reference. The decorator sets a view's
+rule, and marks the view for decorators above it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Hooks:
         self._setting = Setting(self._app, engine)
         self._looked = False
         self._config = _settings(app.config)
-        # a layer that compresses is there, and was reported
+        # a compressing layer was found and reported
         self._compresses = False
 
     def install(self, app: Flask) -> None:
@@ -134,13 +134,13 @@ class Hooks:
     def _tear_down_request(self, original: Original, *args: Any) -> None:
         try:
             self._tear_down(original, *args)
-        finally:  # no function of teardown_request: one that raises ends those behind it
+        finally:  # not a teardown_request function: it would not run if an earlier one raises
             self._end(next((each for each in args if isinstance(each, BaseException)), None))
 
     def _end(self, error: BaseException | None) -> None:
         here = current_request()
         exchange = _exchange(here)
-        # copy_current_request_context ends a copy of the context, while the request goes on.
+        # copy_current_request_context ends a copy of the context while the request continues.
         if exchange is not None and getattr(here, _CONTEXT) == id(request_context()):
             delattr(here, _ATTRIBUTE)
             exchange.end(error)
@@ -200,7 +200,7 @@ class Hooks:
                 raise ConfigurationError(f"@idempotent on the view {endpoint!r}: {error}") from None
 
     def _policy_of(self, view: Any) -> IdempotencyPolicy | None:
-        """The policy under which a view is covered, by any method; None where it is not, or its rules are wrong."""
+        """The policy of a covered view, by any method; None if it is not covered or its rules are wrong."""
         try:
             routes = [(method, self.coverages.by(rules_on(view, method))) for method in _METHODS]
         except ConfigurationError:
@@ -208,10 +208,10 @@ class Hooks:
         return next((route.policy for method, route in routes if route and method in route.policy.methods), None)
 
     def _look_late(self) -> None:
-        """Look at all views at the first request: what later decorators have made of them is known by then.
+        """Check all views at the first request, when decorators that were applied late are known.
 
-        Rules that contradict the policy are logged. Raises ``ConfigurationError``, for this and all later requests,
-        for rules that have no effect, and for settings that were changed after they were read.
+        Rules that contradict the policy are logged. Raises ``ConfigurationError``, for this and all later requests, for
+        rules without an effect, and for settings that were changed after they were read.
         """
         app = self._setting.app
         now = _settings(app.config)
@@ -239,13 +239,13 @@ class Hooks:
             _logger.warning("%s", said)
 
     def _covers(self, path: str, method: str, found: tuple[Rule, ...]) -> bool:
-        """Whether requests of this method to this path, as its rule is written, are covered."""
+        """Whether requests of this method to this path are covered. ``path``: as its URL rule is written."""
         if self.paths is not None:
             found = (*self.paths.find(method, path), *found)
         try:
             route = self.coverages.by(found)
         except ConfigurationError:
-            return True  # reported as such
+            return True  # reported elsewhere
         return route is not None and method in route.policy.methods
 
 
@@ -255,7 +255,7 @@ def _exchange(here: Request) -> Exchange | Plain | None:
 
 
 def _attempt() -> Attempt | None:
-    """The attempt of the request that ends, or that has ended and whose application context ends now."""
+    """The attempt of the request that ends now, or whose application context ends now."""
     if has_request_context():
         of_request: Attempt | None = current_request().environ.get(MARK)
         return of_request
@@ -280,7 +280,7 @@ class Idempotency:
 
     ``backend``: a URL or an instance. ``policy`` and ``fields``: an ``IdempotencyPolicy``, its fields, or both. Missing
     ones are read from ``app.config``: ``IDEMPOTENCY_BACKEND``, ``IDEMPOTENCY_LEASE`` and so on, one key for each policy
-    field; a whole ``policy`` replaces all fields there. ``rules``, or ``IDEMPOTENCY_RULES``: paths, each with policy
+    field. A ``policy`` replaces all of these fields. ``rules``, or ``IDEMPOTENCY_RULES``: paths, each with policy
     fields of its own, such as ``{"/payments/*": {"required": True}, "POST /ping": exempt}``. Without an application,
     call ``init_app`` once for each application. Raises ``ConfigurationError``. Since 0.1.
     """
@@ -376,11 +376,11 @@ def idempotent(view: Any = None, /, **fields: Any) -> Any:
 
     Put it below the decorators that refuse callers (``login_required``, ``roles_required``). Decorators above it run
     for every try, also before a stored response is sent, and their refusal is sent instead. The fields of a class apply
-    to all its methods; nothing counts as above the mark of a class. ``fields``: see
-    ``open_idempotency.rules.idempotent``.
+    to all its methods; no decorator counts as above the mark of a class. ``fields``: policy fields, as
+    ``open_idempotency.rules.idempotent`` takes them.
 
-    Returns the view; a function is returned as a function that calls it. Raises ``ConfigurationError``. So does a
-    request with a key, or that needs one, in an application without ``Idempotency``.
+    Returns the view; for a function, a function that calls it. Raises ``ConfigurationError``. A request with a key, or
+    that needs one, raises it too in an application without ``Idempotency``.
     """
     mark = rules.idempotent(**fields)
 
@@ -391,5 +391,5 @@ def idempotent(view: Any = None, /, **fields: Any) -> Any:
 
 
 def _find_request() -> object:
-    """The request of this context, which a decorator may have copied into a thread; None where there is none."""
+    """The request of this context, which a decorator may have copied into a thread; None without one."""
     return current_request() if has_request_context() else None

@@ -1,9 +1,9 @@
 """Whether this release of Flask calls the methods that the extension wraps.
 
-The methods are public, and subclasses may override them; which of Flask's own methods calls which is not documented. A
-release that calls them no longer would run requests unprotected, and nothing else would show it. There is no other way
-that is as safe: ``before_request`` functions of blueprints run after those of the application, so a claim that is made
-in one may not know the caller yet.
+The methods are public, and subclasses may override them, but Flask does not document which of its methods calls which.
+A release that no longer calls them would run requests unprotected, and nothing else would show it. No other way is as
+safe: ``before_request`` functions of blueprints run after those of the application, so a claim in such a function may
+not know the caller yet.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from flask import Flask
 
-#: by the method of Flask, those that it calls
+#: for each method of Flask, the wrapped methods that it calls
 CALLED = {
     "full_dispatch_request": ("preprocess_request", "dispatch_request"),
     "finalize_request": ("process_response",),
@@ -39,7 +39,7 @@ def warn_of_release() -> None:
 
 
 def _names_in(method: str) -> tuple[str, ...]:
-    """The names that a method of Flask uses; of one that another library has wrapped, those of what it wraps."""
+    """The names that a method of Flask uses; if another library has wrapped it, those of the wrapped method."""
     function: Any = inspect.unwrap(getattr(Flask, method, warn_of_release))
     names: tuple[str, ...] = getattr(getattr(function, "__code__", None), "co_names", ())
     return names

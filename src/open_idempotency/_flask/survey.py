@@ -1,8 +1,8 @@
-"""What a Flask application shows before its first view runs: its rules, and what changes its responses.
+"""Inspection of a Flask application before its first view runs: its rules, and extensions that change responses.
 
-Extensions that change the responses which this one stores are warned of (R-12). Functions of ``after_request`` run on
-every response, also on problems and replays, so CORS for the whole application is right in every order. CORS for one
-view runs with the view alone. Compression by ``after_request`` runs before the response is stored.
+A warning names extensions that change stored responses (R-12). Functions of ``after_request`` run for every response,
+problems and replays too, so CORS for the whole application is right in any order. CORS for one view runs only with the
+view. Compression by ``after_request`` runs before the response is stored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from open_idempotency._routes.survey import COMPRESSION_INSIDE, Effects, FlaskCO
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
 from open_idempotency.rules import Rule, own_rules_on, rules_on
 
-#: Flask responds to them itself, whatever the view is
+#: methods that Flask handles itself for every view
 _ADDED = frozenset({"HEAD", "OPTIONS"})
 
 
@@ -61,7 +61,7 @@ class CoveredViews(CoveredPaths):
                     yield Covered(method, rule.rule, policy)
 
     def at(self, method: str, path: str) -> IdempotencyPolicy | None:
-        """See ``Covering``; also for the template of a route."""
+        """See ``Covering``. ``path`` may also be the template of a route."""
         app = self._app()
         if app is None:
             return None
@@ -87,7 +87,7 @@ _NAMED = 5
 
 
 def warn_of_compression(functions: Iterable[Any]) -> bool:
-    """Log a warning if one of these ``after_request`` functions compresses; whether there was one."""
+    """Log a warning if one of these ``after_request`` functions compresses. Returns whether one does."""
     for layer in map(layer_of, functions):
         if kind_of(layer) == "compression":
             _logger.warning(COMPRESSION_INSIDE, layer.__name__)
@@ -96,9 +96,9 @@ def warn_of_compression(functions: Iterable[Any]) -> bool:
 
 
 def warn_of_views(app: Flask, policy_of: Callable[[Any], IdempotencyPolicy | None]) -> None:
-    """Log a warning that names the covered views whose CORS headers problems do not get.
+    """Log a warning that names the covered views whose CORS headers are missing from problems.
 
-    ``policy_of``: the policy of a view; None where it is not covered.
+    ``policy_of``: returns the policy of a view; None if it is not covered.
     """
     if FlaskCORS in map(layer_of, app.after_request_funcs.get(None, ())):
         return
@@ -124,7 +124,7 @@ def after_request_functions(app: Flask) -> Iterator[Any]:
 
 
 def _is_cross_origin(view: Any) -> bool:
-    """Whether Flask-CORS's decorator is around a view, which gives the view's own name and module to its wrapper."""
+    """Whether Flask-CORS's decorator is around a view. Its wrapper has the name and module of the view."""
     while view is not None:
         if getattr(view, "__globals__", {}).get("__name__") == _CROSS_ORIGIN:
             return True

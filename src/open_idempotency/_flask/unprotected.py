@@ -1,8 +1,8 @@
-"""Marked views in applications without the extension, and Flask's contexts, which show them.
+"""Marked views in applications without the extension, and Flask's contexts.
 
 A request that a mark should protect is an error in an application without the extension (O-25). For this
 ``Flask.dispatch_request`` is wrapped once, when the Flask adapter is loaded. In an application with the extension the
-wrapper is taken out of the way.
+wrapper is bypassed.
 
 The names of Flask's contexts are not documented. Flask 2.1 keeps stacks of contexts; later versions have proxies, and
 the latest have one kind of context only.
@@ -40,7 +40,7 @@ def current_request() -> Request:
 
 
 def request_context() -> Any:
-    """The context of the current request, or the one context that the latest versions have; None without one."""
+    """The context of the current request, or the single context of the latest versions; None without one."""
     return _current("request_ctx", "_request_ctx_stack") or app_context()
 
 
@@ -50,7 +50,7 @@ def app_context() -> Any:
 
 
 def _current(proxy: str, stack: str) -> Any:
-    # asked for by name each time: a later version warns of the names that it no longer wants
+    # looked up by name, since a later version warns about deprecated names
     if proxy in _NAMES:
         try:
             return _NAMES[proxy]._get_current_object()
@@ -61,7 +61,7 @@ def _current(proxy: str, stack: str) -> Any:
 
 # Marked views without the extension (O-25)
 
-#: the extension's entry in ``app.extensions``, and what its settings begin with
+#: the extension's entry in ``app.extensions``, and the prefix of its settings
 KEY = "open_idempotency"
 PREFIX = "IDEMPOTENCY_"
 _OWN = "_open_idempotency_original"
@@ -69,6 +69,9 @@ _logger = logging.getLogger("open_idempotency")
 #: extensions that were made without an application, and whose ``init_app`` was not called yet; the first request of an
 #: application without an extension empties it
 uninitialised: set[object] = set()
+#: routes that were warned about, and how many are
+_warned: set[str] = set()
+_MOST = 100
 
 
 def hook() -> None:
@@ -97,16 +100,21 @@ def hook() -> None:
 
 
 def method_of(app: Flask, name: str) -> Any:
-    """A method of an application, as it is without the wrapper of this module."""
+    """A method of an application without the wrapper of this module."""
     method = getattr(app, name)
     original = getattr(method, _OWN, None)
     return method if original is None else MethodType(original, app)
 
 
 def _refuse_unprotected(app: Flask, here: Request) -> None:
-    """Raise ``ConfigurationError`` for a request that the rules of its view cover, as no extension reads them."""
+    """Raise ``ConfigurationError`` for a request that the rules of its view cover, as no extension reads them.
+
+    Warns instead, once for each route, where a middleware for WSGI protects the request: it reads no rules of views.
+    """
     view = None if here.url_rule is None else app.view_functions.get(here.url_rule.endpoint)
     rule = rules.combine(rules.rules_on(view, here.method))
+    if rule is not None and MARK in here.environ and rules.changes(rule, here.environ[MARK].policy):
+        _warn_of_unread(f"{here.method} {here.url_rule}")
     if rule is None or rule.exempt or MARK in here.environ or OFF in here.environ:
         return
     if app.config.get(f"{PREFIX}ENABLED") is False:
@@ -120,6 +128,16 @@ def _refuse_unprotected(app: Flask, here: Request) -> None:
             f"{here.method} {here.url_rule}: the view is marked with @idempotent, and the application has no "
             'extension that reads it, so a retry runs again; add Idempotency(app, backend="...") from '
             "open_idempotency.flask, with enabled=False in tests that need no protection"
+        )
+
+
+def _warn_of_unread(name: str) -> None:
+    if name not in _warned and len(_warned) < _MOST:
+        _warned.add(name)
+        _logger.warning(
+            "%s: the view has a rule (@idempotent or @exempt) that has no effect: the middleware that protects it is "
+            'the one for WSGI, and reads none; use Idempotency(app, backend="...") from open_idempotency.flask instead',
+            name,
         )
 
 

@@ -1,10 +1,10 @@
 """Which policy applies to a request, and which views are marked.
 
-The rules of its route apply, and rules for its path. Adapters that see no routes take rules by path:
+The rules of the request's route and the rules for its path apply. Adapters that see no routes take rules by path:
 ``rules={"/payments/*": {"required": True}}``.
 
 ``@idempotent`` leaves a mark in a view. A decorator above the mark (``permission_required``, ``roles_required``)
-refuses callers that have lost a permission. So before a stored response is sent again, the view is called as far as the
+refuses callers that have lost a permission. So before a stored response is sent again, the view is called up to the
 mark. The code below the mark does not run.
 """
 
@@ -46,14 +46,14 @@ _stopping: ContextVar[bool] = ContextVar("open_idempotency_stopping", default=Fa
 class Reached(BaseException):
     """A view that was called up to its mark has let the request through. No application ever sees it.
 
-    It is no ``Exception``, so that the error handling of a framework or a view does not take it for one.
+    It is not an ``Exception``, so that the error handling of a framework or a view does not catch it.
     """
 
 
 def mark_view(view: Any, find_request: Callable[[], object] | None = None) -> Any:
     """The view with a mark, at which ``call_to_mark`` stops. Classes and callable objects are returned as they are.
 
-    ``find_request``: returns the current request, where that is not the view's first argument, or a method's second.
+    ``find_request``: returns the current request, if that is neither the view's first argument nor a method's second.
     """
     if not inspect.isfunction(view) or hasattr(view, _MARK) or inspect.isasyncgenfunction(view):
         return view  # an async generator has no call that could raise
@@ -97,9 +97,9 @@ def _awaited(
 
 
 def _like(view: Callable[..., Any], wrapper: Any) -> Any:
-    """The wrapper as frameworks see the view: they resolve annotations in the globals of the function they are given.
+    """The wrapper with the view's globals, since frameworks resolve annotations in the globals of a function.
 
-    So the wrapper's own code must name no globals.
+    So the wrapper's own code must use no globals.
     """
     scope: dict[str, Any] = getattr(inspect.unwrap(view), "__globals__", wrapper.__globals__)
     made = FunctionType(wrapper.__code__, scope, wrapper.__name__, None, wrapper.__closure__)
@@ -134,7 +134,7 @@ def _stopping_at_marks(request: object) -> Generator[None, None, None]:
 
 
 def call_to_mark(request: object, view: Callable[[], T]) -> T | None:
-    """The response of a view above its mark; None if the view lets the request through. Raises what the view raises."""
+    """The response of the code above a view's mark; None if it lets the request through. Raises its errors."""
     with _stopping_at_marks(request):
         try:
             return view()
@@ -153,7 +153,7 @@ async def acall_to_mark(request: object, view: Callable[[], Awaitable[T]]) -> T 
 
 # Coverage, and rules by path
 
-#: each header's name in a WSGI environ, beside its lower-case name
+#: each header's name in a WSGI environ, with its lower-case name
 EnvironNames = tuple[tuple[str, bytes], ...]
 NOTHING_MARKED = (
     'cover: "marked" covers nothing here, as this adapter reads no decorators and was given no rules by path; pass '
@@ -166,14 +166,14 @@ def environ_names(names: Iterable[bytes]) -> EnvironNames:
     return tuple(("HTTP_" + name.decode("ascii").upper().replace("-", "_"), name) for name in sorted(names))
 
 
-# In lower case: what clients write that mean Idempotency-Key.
+# Headers that clients send by mistake instead of Idempotency-Key, in lower case.
 _SPELLINGS = frozenset(
     {b"idempotency-key", b"x-idempotency-key", b"idempotency_key", b"x_idempotency_key", b"idempotencykey"}
 )
 
 
 class Spelling:
-    """The warning of a key in a header of another name, once in each process (O-36)."""
+    """The warning about a key in a header of another name, once in each process (O-36)."""
 
     __slots__ = ("reported",)
 
@@ -202,9 +202,9 @@ class Route(NamedTuple):
     """How requests are covered: the policy, and the lower-case names of the headers that carry keys under it.
 
     ``environ_names``: the same headers, as WSGI and Django name them. ``spellings``, ``environ_spellings``: headers
-    that are likely to carry a key, and are not read. ``likely``: ``names`` and ``spellings``, to look for both at once;
-    none with ``key=``, which finds the key elsewhere. ``always``: requests without such a header are admitted too,
-    since a key is required or ``key=`` may find one.
+    that are likely to carry a key but are not read. ``likely``: ``names`` and ``spellings``, to look for both at once;
+    empty with ``key=``, which finds the key elsewhere. ``always``: whether requests without such a header are admitted
+    too, since a key is required or ``key=`` may find one.
     """
 
     policy: IdempotencyPolicy
@@ -228,9 +228,9 @@ class Route(NamedTuple):
 
 
 def key_among(likely: Headers, route: Route) -> list[tuple[bytes, bytes]]:
-    """The headers that carry a key, of those that are likely to. Warns if there are only others, and none is required.
+    """The headers that carry a key, among those that are likely to. Logs a warning if there are only others.
 
-    Whoever sends no key where one is required is refused, and learns the name then.
+    If a key is required, nothing is logged: the client is refused, and the refusal names the header.
     """
     found = find_key(likely, route.names)
     if likely and not found and not route.policy.required:
@@ -239,7 +239,7 @@ def key_among(likely: Headers, route: Route) -> list[tuple[bytes, bytes]]:
 
 
 class Coverages:
-    """The routes of one engine, each made once."""
+    """The routes of one engine, each created once."""
 
     __slots__ = ("_adding", "_engine", "_known", "default", "environ_keys", "largest_request", "marked_only")
 
@@ -250,15 +250,15 @@ class Coverages:
         #: where no rule applies
         self.default = Route.of(engine.policy)
         self.marked_only = engine.policy.cover == "marked"
-        #: the largest ``max_request_bytes`` of those that were made
+        #: the largest ``max_request_bytes`` of these routes
         self.largest_request = engine.policy.max_request_bytes
-        #: under which names a key may be in an environ, by those that were made and the headers that were added
+        #: the names in an environ that may carry a key, under these routes and the headers that were added
         self.environ_keys = frozenset(name for name, _ in self.default.environ_names)
 
     def by(self, rules: tuple[Rule, ...]) -> Route | None:
-        """What these rules make of the engine's policy, the nearest last; None where the route is not covered.
+        """The route under these rules, the nearest last; None if it is not covered.
 
-        That is an exempt route, and one without rules where only marked routes are covered.
+        Not covered are an exempt route, and a route without rules if only marked routes are covered.
 
         Raises ``ConfigurationError`` for rules that contradict the policy.
         """
@@ -281,16 +281,16 @@ class Coverages:
             self.environ_keys |= {name for name, _ in names}
 
 
-# Most requests that are covered go to few paths. Longer ones are not worth their memory.
+# Most covered requests go to few paths. Long paths are not worth the memory.
 _REMEMBERED, _LONGEST_REMEMBERED = 1024, 256
 _PERCENT = ord("%")
 
-# Instead of a parameter, when rules are tried: what nobody has written.
+# Stands for a parameter when rules are tried; no path contains it.
 _SOMETHING = "\0"
 
 
 class PathTable:
-    """The rules that a middleware was given, as they stand. Raises ``ConfigurationError`` that names the rule."""
+    """The rules of a middleware as they were given. Raises ``ConfigurationError`` that names the rule."""
 
     def __init__(self, said: Mapping[str, Any]) -> None:
         if not isinstance(said, Mapping):
@@ -299,12 +299,12 @@ class PathTable:
         self.table = Table(_distinct(self.read))
 
     def find(self, method: str, path: str) -> tuple[Rule, ...]:
-        """The rules for a path as an application writes it, the nearest last."""
+        """The rules for a path as written in an application, the nearest last."""
         return self.table.find(method, path_patterns.as_it_stands(path))
 
 
 class PathRules:
-    """The rules of one middleware, found for requests. ``methods``: those that are covered on some path.
+    """The rules of one middleware, for lookups by request. ``methods``: the methods that are covered on some path.
 
     Raises ``ConfigurationError`` that names the rule.
     """
@@ -312,7 +312,7 @@ class PathRules:
     def __init__(self, said: Mapping[str, Any], coverages: Coverages) -> None:
         self._coverages = coverages
         given = PathTable(said)
-        #: each rule as it was written, with what it says
+        #: each rule by its text, with its pattern
         self.read = read = given.read
         self._table = given.table
         self._folded = Table((pattern.folded(), rule) for pattern, rule in read.values())
@@ -324,21 +324,21 @@ class PathRules:
         self._remembered = lru_cache(_REMEMBERED)(self._look_up)
 
     def find(self, method: str, path: str, raw: bytes | None = None, root: str = "") -> tuple[Rule, ...]:
-        """The rules for a request, the nearest last. ``path``: decoded; ``raw``: as it was sent, where one knows."""
+        """The rules for a request, the nearest last. ``path``: decoded; ``raw``: as sent, if known."""
         if len(path) > _LONGEST_REMEMBERED or (raw is not None and _PERCENT in raw):
             return self._look_up(method, path, raw, root)
         return self._remembered(method, path, None, root)
 
     def _look_up(self, method: str, path: str, raw: bytes | None, root: str) -> tuple[Rule, ...]:
         if not root and not self._may_fit(path) and not path_patterns.is_odd(path, raw):
-            return ()  # nearly every request without a rule, quickly
+            return ()  # the fast way for nearly every request without a rule
         readings = [
             self._table.find(method, path_patterns.as_it_stands(path_patterns.below(path, root))),
             self._folded.find(method, path_patterns.tidied(path, root)),
         ]
         if raw is not None and b"%" in raw:
             readings.append(self._table.find(method, path_patterns.as_sent(raw, root)))
-        # The first of those that protect alike: the path as it stands.
+        # If several protect equally, the first counts: the path as it stands.
         return max(readings, key=lambda rules: _protection(self._coverages.by(rules), method))
 
     def _methods_said(self, read: Mapping[str, tuple[Pattern, Rule]]) -> Iterator[frozenset[str]]:
@@ -348,7 +348,7 @@ class PathRules:
                 yield coverage.policy.methods
 
     def _check(self, read: Mapping[str, tuple[Pattern, Rule]]) -> None:
-        """Try each rule with each that can meet it: what contradicts is always two fields, so two rules."""
+        """Try each rule with each rule that may apply together with it: two fields contradict, so two rules suffice."""
         for one, other in combinations_with_replacement(read, 2):
             try:
                 coverage = self._together(read[one][0], read[other][0])
@@ -367,14 +367,14 @@ class PathRules:
 
 
 class CoveredPaths:
-    """The paths that an adapter without routes covers. A base for those that know routes."""
+    """The paths that an adapter without routes covers. The base class for adapters with routes."""
 
     def __init__(self, coverages: Coverages, paths: PathRules | None) -> None:
         self._coverages = coverages
         self._paths = paths
 
     def every(self) -> Iterator[Covered]:
-        """See ``Covering``: where no rule applies, and each rule by path alone."""
+        """See ``Covering``. The default, and each rule by path."""
         if not self._coverages.marked_only:
             yield from _each_method("", self._coverages.default)
         for text, (_, rule) in {} if self._paths is None else self._paths.read.items():
@@ -386,7 +386,7 @@ class CoveredPaths:
         return self.policy_of(method, rules)
 
     def policy_of(self, method: str, rules: tuple[Rule, ...]) -> IdempotencyPolicy | None:
-        """The policy under these rules; None where the method is not covered."""
+        """The policy under these rules; None if the method is not covered."""
         route = self._coverages.by(rules)
         return route.policy if route is not None and method in route.policy.methods else None
 
@@ -421,7 +421,7 @@ def _distinct(read: Mapping[str, tuple[Pattern, Rule]]) -> Iterator[tuple[Patter
 
 
 def _check_method(text: str, read: tuple[Pattern, Rule], coverage: Route | None) -> None:
-    """A rule of a method that is not covered would say nothing."""
+    """Refuse a rule for a method that is not covered, since it would have no effect."""
     method, rule = read[0].method, read[1]
     if method in NEVER_COVERED:
         raise ConfigurationError(f"rules[{text!r}]: {method} can never be covered")

@@ -1,8 +1,7 @@
-"""Patterns of paths: which of them a request's path fits, and in which ways an odd path may be read.
+"""Patterns of paths: which patterns fit a request's path, and in which ways an odd path may be read.
 
-``[METHOD ]/segments``, where ``{name}`` is any one segment and a last ``*`` is whatever follows, or nothing. Of the
-patterns that a path fits, the one that says more in the earlier segment is the more specific one. What patterns stand
-for is not known here.
+``[METHOD ]/segments``, where ``{name}`` is any one segment and a last ``*`` is any number of further segments. If
+several patterns fit a path, the one that says more in the first segment in which they differ is the more specific one.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ _PARAMETER = re.compile(r"\{\w+\}")
 
 
 class Pattern(NamedTuple):
-    """``method``: None for any. ``segments``: None stands for any one. ``open``: more may follow."""
+    """``method``: None for any. ``segments``: None stands for any segment. ``open``: whether more may follow."""
 
     method: str | None
     segments: tuple[str | None, ...]
     open: bool
 
     def folded(self) -> Pattern:
-        """The same for paths in which case does not count."""
+        """The same pattern for paths in which case does not count."""
         return self._replace(segments=tuple(each and each.casefold() for each in self.segments))
 
 
@@ -50,7 +49,7 @@ def _segment(part: str) -> str | None:
     if _PARAMETER.fullmatch(part):
         return None
     if part in ("", ".", ".."):
-        raise ValueError("an empty or dotted segment is in no path as applications see it")
+        raise ValueError("no path has an empty or dotted segment as applications see it")
     if any(sign in part for sign in "{}<>*"):
         raise ValueError(f"{part!r}: a segment is text or '{{name}}', and '*' stands alone at the end")
     if any(sign in part for sign in "%?#\\"):
@@ -59,7 +58,7 @@ def _segment(part: str) -> str | None:
 
 
 def meet(one: Pattern, other: Pattern) -> Pattern | None:
-    """What fits both; None where nothing does."""
+    """The pattern of the paths that fit both; None if there is none."""
     if one.method and other.method and one.method != other.method:
         return None
     shorter, longer = sorted((one, other), key=lambda each: len(each.segments))
@@ -74,13 +73,13 @@ def meet(one: Pattern, other: Pattern) -> Pattern | None:
 
 
 def make_sieve(patterns: Iterable[Pattern]) -> Callable[[str], object]:
-    """A quick test whether a path that is not odd fits any of these, if case does not count."""
+    """A quick test whether a path that is not odd fits any of these patterns, ignoring case."""
     fitting = "|".join(sorted({_expression(pattern) for pattern in patterns}))
     return re.compile(f"(?:{fitting})/?\\Z", re.IGNORECASE | re.DOTALL).match
 
 
 def is_odd(path: str, raw: bytes | None) -> bool:
-    """Whether somebody could read this path as one of other segments, case apart; rather once too often."""
+    """Whether this path may be read as other segments, apart from case. In doubt it is true."""
     return (
         "//" in path
         or "/." in path
@@ -98,7 +97,7 @@ def _expression(pattern: Pattern) -> str:
 
 
 class Table(Generic[T]):
-    """Patterns, each another one, and what they stand for."""
+    """Distinct patterns, each with an entry."""
 
     def __init__(self, entries: Iterable[tuple[Pattern, T]]) -> None:
         self._root: _Node[T] = _Node()
@@ -110,14 +109,14 @@ class Table(Generic[T]):
             by_method[pattern.method] = value
 
     def find(self, method: str, segments: Segments) -> tuple[T, ...]:
-        """What the patterns that fit stand for, the most specific last."""
+        """The entries of the patterns that fit, the most specific last."""
         found: list[T] = []
         self._root.find(method, segments, 0, found)
         return tuple(found)
 
 
 class _Node(Generic[T]):
-    """A node that patterns have in common. ``here``: what ends here; ``beneath``: what goes on with a star."""
+    """A node shared by patterns. ``here``: entries of patterns that end here; ``beneath``: of those with ``*`` next."""
 
     __slots__ = ("_any", "_named", "beneath", "here")
 
@@ -134,7 +133,7 @@ class _Node(Generic[T]):
         return self._any
 
     def find(self, method: str, segments: Segments, at: int, found: list[T]) -> None:
-        # As deep as the deepest pattern, and to each node of the patterns once.
+        # It goes as deep as the deepest pattern, and visits each node once.
         if self.beneath:
             found += _of_method(self.beneath, method)
         if at == len(segments):
@@ -153,20 +152,20 @@ def _of_method(by_method: dict[str | None, T], method: str) -> list[T]:
 
 
 def below(path: str, root: str) -> str:
-    """The path as the application beneath ``root`` routes it: servers and frameworks may leave the root in front."""
+    """The path as the application below ``root`` routes it. Some servers and frameworks leave the root in the path."""
     if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
         return path[len(root) :]
     return path
 
 
 def as_it_stands(path: str) -> Segments:
-    """The segments of a path; one slash at its end does not count."""
+    """The segments of a path. One slash at the end does not count."""
     path = path[path[:1] == "/" : -1 if path[-1:] == "/" else None]
     return path.split("/") if path else []
 
 
 def tidied(path: str, root: str) -> Segments:
-    """The segments as one who decodes once more, joins slashes, follows dots and ignores case would read them."""
+    """The segments after decoding again, joining slashes, resolving dots and ignoring case."""
     return _beneath(_tidied(path), _tidied(root))
 
 
@@ -181,7 +180,7 @@ def _tidied(path: str) -> Segments:
 
 
 def as_sent(raw: bytes, root: str) -> Segments:
-    """The segments as one would read them who takes an encoded slash for a part of a segment."""
+    """The segments of a path as sent, in which an encoded slash is part of a segment."""
     path = raw.partition(b"?")[0].decode("latin-1")
     return _beneath([unquote(part) for part in as_it_stands(path)], as_it_stands(root))
 

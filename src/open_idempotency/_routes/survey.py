@@ -1,11 +1,11 @@
-"""What is checked when an application starts: rules without an effect, and layers that belong outside.
+"""Checks when an application starts: rules without an effect, and layers that belong outside.
 
-A rule on a route none of whose methods is covered does nothing. Nor does the mark of a function that no route leads to.
+A rule has no effect on a route whose methods are not covered, and on a function that no route leads to.
 
-CORS and compression belong outside the middleware (R-12). The first client's response passes through a layer inside
-before it is stored; the responses that the library itself sends do not. So a problem would have no CORS headers, and no
-script of another origin could read it. What was compressed for the first client would be sent to clients that cannot
-read it.
+CORS and compression belong outside the middleware (R-12). The first client's response passes through an inner layer
+before it is stored; the library's own responses do not. So a problem would have no CORS headers, and no script of
+another origin could read it. A body that was compressed for the first client would be sent to clients that cannot
+decode it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy, pairs_of
 from open_idempotency.rules import Rule, marks
 
-# What a middleware stands around
+# The application inside a middleware
 
 _CALL = "__call__"
 
 
 def refuse_wsgi(app: Any) -> None:
-    """Raise ``ConfigurationError`` for what cannot be called as an ASGI application, such as a WSGI application."""
+    """Raise ``ConfigurationError`` if ``app`` cannot be called as an ASGI application, such as a WSGI application."""
     if _takes(app, 3):
         return
     if _takes(app, 2):
@@ -44,7 +44,7 @@ def refuse_wsgi(app: Any) -> None:
 
 
 def refuse_asgi(app: Any) -> None:
-    """Raise ``ConfigurationError`` for what cannot be called as a WSGI application, such as an ASGI application."""
+    """Raise ``ConfigurationError`` if ``app`` cannot be called as a WSGI application, such as an ASGI application."""
     awaited = inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(getattr(type(app), _CALL, None))
     if not awaited and _takes(app, 2):
         return
@@ -53,15 +53,15 @@ def refuse_asgi(app: Any) -> None:
             f"app: {_kind(app)} is called with (scope, receive, send), as ASGI applications are, and this "
             "IdempotencyMiddleware is for WSGI; use the one of open_idempotency.fastapi, .starlette or .asgi"
         )
-    raise ConfigurationError(f"app: {_kind(app)} cannot be called with (environ, start_response), as WSGI asks for")
+    raise ConfigurationError(f"app: {_kind(app)} cannot be called with (environ, start_response), as WSGI requires")
 
 
 def _takes(app: Any, count: int) -> bool:
-    """Whether a callable takes so many arguments by position; true where Python does not know."""
+    """Whether a callable takes this many positional arguments; true if Python does not know."""
     if not callable(app):
         return False
     try:
-        # What a decorator has wrapped may take others than the decorated function does.
+        # The wrapped function may take other arguments than the decorated one.
         signature = inspect.signature(app, follow_wrapped=False)
     except (TypeError, ValueError):
         return True
@@ -73,7 +73,7 @@ def _takes(app: Any, count: int) -> bool:
 
 
 def _kind(app: Any) -> str:
-    """A function by its name, anything else by its class."""
+    """The name of a function, or of the class of anything else."""
     return str(getattr(app, "__qualname__", None) or type(app).__qualname__)
 
 
@@ -100,7 +100,7 @@ class Effects:
     def note(
         self, method: str, path: str, endpoint: Any, rules: Iterable[Rule], own: Iterable[Rule], covered: bool
     ) -> None:
-        """One method of one route. ``rules``: all that apply; ``own``: those that belong to this route alone.
+        """Note one method of one route. ``rules``: all that apply; ``own``: those that belong only to this route.
 
         ``covered``: whether requests of this method are covered.
         """
@@ -115,7 +115,7 @@ class Effects:
             self._methods.setdefault(rule, set()).add(method)
 
     def complaint(self) -> str | None:
-        """What is wrong with rules on routes of which no method is covered; None if each rule has an effect."""
+        """The error for rules on routes without a covered method; None if each rule has an effect."""
         found: list[str] = []
         for rule, routes in self._named.items():
             if rule not in self._effective:
@@ -129,7 +129,7 @@ class Effects:
         return "; ".join(found) or None
 
     def reaches(self, marked: Any) -> bool:
-        """Whether a route leads to a marked function or class, itself or by its rule."""
+        """Whether a route leads to a marked function or class, directly or by its rule."""
         rule = marks(marked)
         if {id(marked), *map(id, _layers(marked))} & self._reached:
             return True
@@ -151,7 +151,7 @@ class Effects:
 
 
 def _layers(view: Any) -> Iterator[Any]:
-    """A view, and what its layers keep, methods of classes included."""
+    """A view and the callables inside its layers, methods of classes included."""
     waiting, known = [view], set[int]()
     while waiting:
         each = waiting.pop()
@@ -166,7 +166,7 @@ def _layers(view: Any) -> Iterator[Any]:
 
 
 def _marked_below(view: Any, known: set[int], depth: int) -> Iterator[Any]:
-    """The marked functions and classes that a view refers to: in its closure, by its globals, in its attributes."""
+    """The marked functions and classes that a view refers to by its closure, its globals or its attributes."""
     if not depth:
         return
     for each in _referred(view):
@@ -181,9 +181,9 @@ def _marked_below(view: Any, known: set[int], depth: int) -> Iterator[Any]:
 
 
 def _may_be_marked(each: Any, view: Any) -> bool:
-    """Whether something that a view refers to is a function, a class, or an object of the application that is called.
+    """Whether a view refers to a function, a class, or a callable object of the application.
 
-    Only its type is looked at: a proxy, such as the current user, would be resolved by a look at its attributes.
+    Only the type is inspected: reading an attribute would resolve a proxy, such as the current user.
     """
     kind = type(each)
     if issubclass(kind, FunctionType | MethodType | functools.partial | type):
@@ -201,7 +201,7 @@ def _referred(view: Any) -> Iterator[Any]:
         return
     function = getattr(view, "__func__", view)
     if not isinstance(function, FunctionType):
-        # An object that is called, such as a decorator written as a class.
+        # A callable object, such as a decorator written as a class.
         yield from getattr(function, "__dict__", {}).values()
         return
     for cell in function.__closure__ or ():
@@ -236,12 +236,12 @@ _logger = logging.getLogger("open_idempotency")
 
 #: how many nested layers are inspected
 _DEEPEST_LAYER = 100
-# By their names, in any case: whoever derives from such a class, or writes one, names it so.
+# Recognised by parts of their names in any case, since derived and similar classes have such names too.
 _KINDS = {
     "cors": re.compile(r"CORS(\w*Middleware)?$", re.IGNORECASE),
     "compression": re.compile(r"(?<!de)(GZip|Brotli|Zstd|Deflate|Compress|Compression)(Middleware)?$", re.IGNORECASE),
 }
-# Where layers of ASGI and WSGI keep what they wrap.
+# Attributes in which layers of ASGI and WSGI keep the wrapped application.
 _WRAPPED = ("app", "wsgi_app", "application")
 
 CORS_INSIDE = (
@@ -256,12 +256,12 @@ COMPRESSION_INSIDE = (
 
 
 def allows_pages(policy: IdempotencyPolicy) -> bool:
-    """Whether the policy's own headers let pages of another origin read a problem."""
+    """Whether the policy's ``problem_headers`` let pages of another origin read a problem."""
     return any(name.lower() == "access-control-allow-origin" for name, _ in pairs_of(policy.problem_headers))
 
 
 def warn_of_layers(layers: Iterable[type], policy: IdempotencyPolicy) -> None:
-    """Log one warning for each kind of layer among these classes of layers inside that belongs outside."""
+    """Log one warning for each kind of inner layer that belongs outside. ``layers``: classes of layers."""
     found: dict[str, str] = {}
     for layer in layers:
         kind = kind_of(layer)
@@ -280,13 +280,13 @@ def kind_of(layer: type) -> str | None:
 
 
 def layers_inside(app: Any, ours: type, depth: int = _DEEPEST_LAYER) -> Iterator[type]:
-    """The classes of the layers of an ASGI or WSGI application, and of those that its routes lead to.
+    """The classes of the layers of an ASGI or WSGI application, and of the applications that its routes lead to.
 
-    It ends at a further middleware of this library, ``ours``: the innermost protects, and looks for itself.
+    The search ends at another middleware of this library, ``ours``: the innermost one protects, and checks for itself.
     """
     seen: set[int] = set()
     for _ in range(depth):
-        # What a framework calls its application may be a method of it.
+        # The callable of a framework's application may be a method of it.
         app = getattr(app, "__self__", app)
         if app is None or id(app) in seen or isinstance(app, ours):
             return
@@ -308,9 +308,9 @@ def layers_inside(app: Any, ours: type, depth: int = _DEEPEST_LAYER) -> Iterator
 
 
 def warn_of_stack(app: Any, ours: type, policy: IdempotencyPolicy) -> None:
-    """Warn of the layers below a middleware of one of Litestar's routes, once in each process for each kind.
+    """Warn about the layers below a middleware of a Litestar route, once in each process for each kind.
 
-    Litestar makes the middleware anew for each route, and the lifespan passes none of them.
+    Litestar creates the middleware again for each route, and its lifespan does not pass through any of them.
     """
     if not type(app).__module__.startswith("litestar.") or _is_litestar(app):
         return
@@ -323,7 +323,7 @@ _warned: set[tuple[str | None, type]] = set()
 
 
 def _listed(app: Any) -> list[Any]:
-    """The middleware that an application was given, which it may not have built yet, or builds for each route."""
+    """The middleware that an application was given. It may not be built yet, or be built for each route."""
     if _is_litestar(app):
         compression = getattr(getattr(app, "compression_config", None), "middleware_class", None)
         return [compression, LitestarCORS if getattr(app, "cors_config", None) is not None else None]
@@ -348,7 +348,7 @@ class QuartCORS:
 
 
 def layer_of(function: Any) -> type:
-    """The class of the extension of Flask or Quart whose ``after_request`` function this is; else the function's."""
+    """The extension's class of an ``after_request`` function of Flask or Quart, or the function's own class."""
     while isinstance(function, functools.partial):
         function = function.func
     owner: Any = getattr(function, "__self__", None)

@@ -1,1 +1,1 @@
-"""What ``idem`` is made of: stages, their values, and responses in the application's own transaction."""
+"""The parts of ``idem``: stages, their values, and responses in the application's own transaction."""

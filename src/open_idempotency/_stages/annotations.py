@@ -1,8 +1,8 @@
-"""What a declaration says of a value that a stage returns, and how values that JSON lacks are written.
+"""Declared types of stage values, and the JSON forms of types that JSON lacks.
 
-Dates and times, decimals, UUIDs, bytes and enums are written as JSON and read by their declared type. What comes back
-equals what was there, with its digits, its microseconds, its zone and its fold. The rest reads annotations: what is
-inside their wrappings, which items they have, and which of them can never be stored.
+Dates and times, decimals, UUIDs, bytes and enums are written as JSON and read by their declared type. The value that is
+read equals the one that was written, with its digits, microseconds, zone and fold. The rest of this module reads
+annotations: what is inside ``Annotated`` and the like, the types of items, and types that can never be stored.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Annotated, Any, NamedTuple, TypeGuard, Union
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-# Values that JSON does not have
+# Types that JSON lacks
 
 _MICROSECOND = timedelta(microseconds=1)
 
 
 class Scalar(NamedTuple):
-    """How the values of one type are written and read. ``exact`` is what two equal values have in common."""
+    """How values of one type are written and read. ``exact``: returns a key that is equal only for equal values."""
 
     plain: Callable[[Any], object]
     build: Callable[[Any], Any]
@@ -38,7 +38,7 @@ class Scalar(NamedTuple):
 
 
 def _plain_moment(value: datetime | time) -> object:
-    """ISO 8601 text; with a zone or a fold, which it cannot say, an object."""
+    """ISO 8601 text, or an object if there is a zone or a fold, which the text cannot hold."""
     zone = value.tzinfo.key if isinstance(value.tzinfo, ZoneInfo) else None
     if zone is None and not (value.fold and value.tzinfo is None):
         return value.isoformat()
@@ -54,7 +54,7 @@ def _build_moment(kind: type[datetime] | type[time], data: Any) -> Any:
 
 
 def _exact_moment(value: datetime | time) -> object:
-    # Moments of two zones are never equal in the hour that a clock is set back.
+    # Moments of two zones are never equal in the hour in which a clock is set back, so parts are compared.
     return value.replace(tzinfo=None), value.utcoffset()
 
 
@@ -100,17 +100,17 @@ _SCALARS: dict[object, Scalar] = {
 
 
 def scalar_of(kind: object) -> Scalar | None:
-    """How values of this declared type are written; None for a type that is none of these."""
+    """How values of this declared type are written; None for any other type."""
     if isinstance(kind, type) and issubclass(kind, Enum):
         return Scalar(_plain_enum, partial(_build_enum, kind), _itself)
     try:
         return _SCALARS.get(kind)
-    except TypeError:  # an annotation that has no hash
+    except TypeError:  # an annotation that is not hashable
         return None
 
 
 def _plain_enum(value: Enum) -> object:
-    """Its value, as its text or number outlives a renaming; else its name, in an object."""
+    """The value of the member if it is a text or a number, which survives a renaming; else its name, in an object."""
     if type(value.value) in (str, int) and type(value)(value.value) is value:
         return value.value
     return {"name": value.name}
@@ -124,17 +124,17 @@ _NOT_FINITE = {text: float(text) for text in ("nan", "inf", "-inf")}
 
 
 def plain_float(value: object) -> object:
-    """NaN and the infinities as text, where a float is declared; anything else as it is."""
+    """NaN and the infinities as text, for a declared float; any other value as it is."""
     return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def build_float(data: Any) -> Any:
-    """Contrary of ``plain_float``."""
+    """The inverse of ``plain_float``."""
     return _NOT_FINITE.get(data, data) if isinstance(data, str) else data
 
 
 def is_float_text(value: object) -> bool:
-    """Whether a text would be taken for one of the floats that are written as text."""
+    """Whether a text would be read as one of the floats that are written as text."""
     return isinstance(value, str) and value in _NOT_FINITE
 
 
@@ -145,9 +145,9 @@ _SAYS_NOTHING = (None, type(None), Any, object)
 _AWAITABLE = (collections.abc.Awaitable, collections.abc.Coroutine)
 #: classes that JSON has
 JSON = (str, int, float, bool, type(None), list, tuple, dict)
-_WRAPPINGS = 20  # at most; a declaration that contains itself says nothing
+_WRAPPINGS = 20  # at most; a declaration that contains itself declares nothing
 
-# Abstract declarations are built as the container that JSON has for them.
+# A value of an abstract type is built as the container that JSON has for it.
 CONTAINERS: Mapping[object, type] = {
     list: list,
     collections.abc.Sequence: list,
@@ -166,9 +166,9 @@ CONTAINERS: Mapping[object, type] = {
 
 
 def meaning(declared: object) -> Any:
-    """A declaration without ``Annotated``, ``NewType`` and the like, and of ``X | None`` the ``X``.
+    """A declaration without ``Annotated``, ``NewType`` and the like; for ``X | None`` it is ``X``.
 
-    None where it says nothing of a value.
+    None if it declares nothing about a value.
     """
     kind: Any = declared
     for _ in range(_WRAPPINGS):
@@ -190,7 +190,7 @@ def meaning(declared: object) -> Any:
 
 
 def is_wrapped(declared: object) -> bool:
-    """Whether a declaration is another one with something around it, or under a name of its own."""
+    """Whether a declaration wraps another one, or is an alias of another one."""
     origin = typing.get_origin(declared)
     if origin is None:
         return isinstance(declared, typing.NewType) or type(declared).__name__ == "TypeAliasType"
@@ -219,7 +219,7 @@ def members(kind: object) -> list[Any]:
 
 
 def is_plain(declared: object) -> bool:
-    """Whether JSON has all that the declaration allows, so that it need not be known to read a value."""
+    """Whether JSON has every value that the declaration allows, so that reading needs no declared type."""
     kind = meaning(declared)
     if kind is None or typing.get_origin(kind) is typing.Literal:
         return True
@@ -240,7 +240,7 @@ def item_type(kind: object, at: int) -> object:
 
 
 def key_type(kind: object) -> Any:
-    """What a mapping's keys are, where a JSON object cannot have them: None for text, and where it is not said."""
+    """The type of a mapping's keys, if a JSON object cannot have them; None for text, or if none is declared."""
     arguments = typing.get_args(kind)
     found = meaning(arguments[0]) if CONTAINERS.get(origin_of(kind)) is dict and arguments else None
     return None if found is str else found
@@ -257,13 +257,31 @@ def is_typed_dict(kind: object) -> bool:
 
 
 def is_model(kind: object) -> bool:
-    """A pydantic model class, known by its methods: pydantic is not imported here."""
+    """A pydantic model class, recognised by its methods; pydantic is not imported here."""
     return isinstance(kind, type) and hasattr(kind, "model_validate") and hasattr(kind, "model_dump")
+
+
+def is_secret(kind: object) -> bool:
+    """Whether a class hides its value, as pydantic's ``SecretStr`` does; pydantic is not imported here."""
+    return isinstance(kind, type) and hasattr(kind, "get_secret_value")
+
+
+def masks(value: Any, dumped: Any) -> bool:
+    """Whether the JSON form of a value has a mask, such as stars, instead of a secret.
+
+    ``value``: what a model's ``model_dump()`` returns. ``dumped``: what ``model_dump(mode="json")`` returns.
+    """
+    if isinstance(value, Mapping) and isinstance(dumped, Mapping):
+        values: Mapping[Any, Any] = value
+        return any(map(masks, values.values(), dumped.values()))
+    if isinstance(value, list | tuple | set | frozenset) and isinstance(dumped, list):
+        return any(map(masks, value, dumped))
+    return is_secret(type(value)) and bool(value.get_secret_value()) and dumped == str(value)
 
 
 @lru_cache(maxsize=256)
 def hints_of(kind: type) -> Mapping[str, Any]:
-    """The declared types of a class's members; one that cannot be resolved declares nothing."""
+    """The declared types of a class's members; None for a type that cannot be resolved."""
     try:
         return typing.get_type_hints(kind)
     except Exception:
@@ -289,7 +307,7 @@ def _resolved(annotation: object, names: Mapping[str, Any]) -> object:
 
 
 def declared_type(function: Callable[..., object]) -> object:
-    """The return annotation of a function, or None where it has none that can be resolved; a class makes itself."""
+    """The return annotation of a function; None if it has none or it cannot be resolved; a class itself."""
     target: Any = function
     while isinstance(target, functools.partial):
         target = target.func
@@ -297,7 +315,7 @@ def declared_type(function: Callable[..., object]) -> object:
         return target
     try:
         returns = getattr(target, "__annotations__", {}).get("return")
-    except Exception:  # annotations that are evaluated late, and cannot be
+    except Exception:  # late annotations that cannot be evaluated
         return None
     if returns is None or returns is type(None):
         return None
@@ -305,28 +323,30 @@ def declared_type(function: Callable[..., object]) -> object:
 
 
 def _innermost(function: Any) -> Any:
-    """What decorators wrap: an annotation that is text has the names of the module where it was written."""
+    """The function below decorators: an annotation that is text has the names of that function's module."""
     for _ in range(_WRAPPINGS):
         function = getattr(function, "__wrapped__", function)
     return getattr(function, "__func__", function)
 
 
 def _unawaited(returns: object) -> object:
-    """What an ordinary function that returns a coroutine or a future promises."""
+    """The result type of an awaitable return annotation; any other annotation as it is."""
     if typing.get_origin(returns) in _AWAITABLE and typing.get_args(returns):
         returns = typing.get_args(returns)[-1]
     return None if returns is type(None) else returns
 
 
 def unkeepable(declared: object, deep: bool = True) -> object:
-    """The type in a declaration of which no value can be stored; None where there may well be one that can.
+    """The type in a declaration of which no value can be stored; None if some value may be stored.
 
-    Reported before an effect, so it is only what is certain: an item of a container, but no attribute of a class, which
-    may be missing.
+    It is reported before an effect, so only certain cases count: an item of a container, but not an optional attribute
+    of a class.
     """
     kind = meaning(declared)
-    if kind is None or scalar_of(kind) is not None or is_model(kind):
+    if kind is None or scalar_of(kind) is not None:
         return None
+    if is_model(kind):
+        return _unkeepable_secret(kind) if deep else None
     if is_union(kind):
         found = [unkeepable(member, deep) for member in members(kind)]
         return found[0] if all(found) else None
@@ -352,11 +372,33 @@ def _unkeepable_field(kind: type) -> object:
     return None
 
 
+def _unkeepable_secret(model: Any) -> object:
+    """The type of a required field that a pydantic model writes as a mask; None without one."""
+    if writes_fields_itself(model) or getattr(model, "model_config", {}).get("json_encoders"):
+        return None
+    for field in getattr(model, "model_fields", {}).values():
+        kind = origin_of(meaning(field.annotation))
+        if is_secret(kind) and field.is_required() and not is_union(field.annotation) and not is_left_out(field):
+            return kind
+    return None
+
+
+def is_left_out(field: Any) -> bool:
+    """Whether a field of a pydantic model has a serializer of its own, or is excluded from the model's JSON form."""
+    return bool(field.exclude) or any("Serializer" in type(part).__name__ for part in field.metadata)
+
+
+def writes_fields_itself(model: Any) -> bool:
+    """Whether a pydantic model has serializers of its own."""
+    found = getattr(model, "__pydantic_decorators__", None)
+    return bool(getattr(found, "field_serializers", None) or getattr(found, "model_serializers", None))
+
+
 def _is_json(kind: type) -> bool:
-    """Whether a class is one that JSON has, a kind of one, or what one is a kind of."""
+    """Whether a class is one that JSON has, a subclass of one, or a base of one."""
     if issubclass(kind, JSON):
         return True
     try:
         return any(issubclass(known, kind) for known in JSON)
-    except TypeError:  # a protocol that cannot be asked about
+    except TypeError:  # a protocol that issubclass() does not take
         return True

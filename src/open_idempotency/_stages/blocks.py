@@ -1,8 +1,8 @@
 """Blocks around the code of a view: one stage, or the whole response. Each is sync and async.
 
-``StageBlock`` is what ``Idem.stage`` and ``Idem.run`` make: a block, a call or a decorator. ``AtomicBlock`` is what
-``Idem.atomic`` makes: the whole response in the application's own transaction (S-06). What is recorded, and when, is
-decided in ``stages`` and in the core.
+``Idem.stage`` and ``Idem.run`` return a ``StageBlock``: a block, a call or a decorator. ``Idem.atomic`` returns an
+``AtomicBlock``: the whole response in the application's own transaction (S-06). ``stages`` and the core decide what is
+recorded, and when.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class StageCalls:
-    """The coroutines of one attempt's stages that were made and have not begun, each with the name of its stage.
+    """The coroutines of one attempt's stages that have not begun, each with the name of its stage.
 
-    They are held, so that their state can be read at the attempt's end (O-36).
+    They are held here, so that their state can be read at the attempt's end (O-36).
     """
 
     __slots__ = ("waiting",)
@@ -44,15 +44,15 @@ class StageCalls:
         self.waiting: dict[StageBlock, tuple[str, Coroutine[Any, Any, Any]]] = {}
 
     def end(self) -> tuple[str, ...]:
-        """Let go of the coroutines. The names of the stages whose coroutines nobody can await any more.
+        """Drop the coroutines. Returns the names of the stages whose coroutines can no longer be awaited.
 
-        A coroutine that was closed, or cancelled before it began, is none of them. Nor is one that somebody holds: it
-        may be a task that outlives the view.
+        A coroutine that was closed, or cancelled before it began, does not count. Nor does one that is still
+        referenced: it may be a task that outlives the view.
         """
         waiting = list(self.waiting.values())
         made = [(name, ref(each)) for name, each in waiting if inspect.getcoroutinestate(each) == inspect.CORO_CREATED]
         waiting.clear()
-        self.waiting.clear()  # Python warns of those that nobody holds, as of any such coroutine
+        self.waiting.clear()  # Python warns about the unreferenced ones, as about any such coroutine
         return tuple(name for name, held in made if held() is None)
 
 
@@ -83,9 +83,9 @@ class StageBlock:
         self._key = key
         self._terms = terms
         self._function = function
-        #: what the stage was called with; ``reconcile`` is asked with the same
+        #: the arguments of the stage's call; ``reconcile`` is called with the same ones
         self._arguments: Arguments = ((), {})
-        #: where this stage's coroutine is known until it begins
+        #: holds this stage's coroutine until it begins
         self._calls: StageCalls | None = None
         self._performers: Performers | None = None
         self._use: StageUse | None = None
@@ -96,20 +96,20 @@ class StageBlock:
     def done(self) -> bool:
         """Whether the stage is on record: an earlier attempt recorded it, or ``reconcile`` found its value.
 
-        Then it must not run again, whether its value was stored or not.
+        If so, it must not run again, whether or not its value was stored.
         """
         return self._entered().done
 
     @property
     def value(self) -> Any:
-        """The value on record; within the block that makes it, what was handed to ``save``."""
+        """The value on record; within the block that makes it, the value given to ``save``."""
         use = self._entered()
         if self._performers is not None:
             return use.recall() if use.done else self._saved
         return self._result
 
     def save(self, value: Any) -> None:
-        """Hand over the value to record where the block ends. Ignored if the stage is ``done``."""
+        """Set the value to record at the end of the block. Ignored if the stage is ``done``."""
         self._entered()
         self._saved = value
 
@@ -166,10 +166,10 @@ class StageBlock:
             self._entered().leave()
             raise
         if self._terms.tx is not None:
-            self._entered().leave()  # the transaction may be rolled back, and the stage tried again in another
+            self._entered().leave()  # the transaction may be rolled back, and the stage may run again in another one
 
     async def asave(self, value: Any) -> Any:
-        """Enter the block, save the value, and leave it again; the value on record."""
+        """Enter the block, save the value, and leave the block. Returns the value on record."""
         self._begun()
         async with self:
             self.save(value)
@@ -227,7 +227,7 @@ class StageBlock:
     # Around a function
 
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the function unless the stage is done; the value on record."""
+        """Call the function unless the stage is done. Returns the value on record."""
         self._check(function)
         if is_coroutine_function(function):
             raise SyncAsyncMismatch(f"stage {self._name!r} is a coroutine function: use `await idem.arun(...)`")
@@ -238,7 +238,7 @@ class StageBlock:
         return stage.value
 
     def expected(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
-        """The coroutine of this stage, of which the attempt knows from now on, so that a missing await is noticed."""
+        """Note the coroutine of this stage in the attempt, so that a missing await is reported. Returns it."""
         found = running.get()
         if found is not None and found[0].lease is not None and found[0].phase is Phase.RUNNING:
             calls = found[0].calls
@@ -270,8 +270,8 @@ class StageBlock:
             if inspect.iscoroutine(function):
                 function.close()
             raise TypeError(
-                f"stage {self._name!r}: pass the function and its arguments apart, and not what it returned, which is "
-                "made before the stage begins: idem.run(name, function, argument)"
+                f"stage {self._name!r}: pass the function and its arguments separately, not its result, which is made "
+                "before the stage begins: idem.run(name, function, argument)"
             )
 
     def _called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -310,13 +310,13 @@ class StageBlock:
                 "callable that returns it"
             )
         tx = make(*args, **kwargs)
-        if tx is None:  # which elsewhere means: in no transaction
-            raise ConfigurationError(f"stage {self._name!r}: tx= was called, and returned no transaction but None")
+        if tx is None:  # elsewhere None means no transaction
+            raise ConfigurationError(f"stage {self._name!r}: the callable tx= returned None instead of a transaction")
         return dataclasses.replace(self._terms, tx=tx)
 
 
 def check_sync_or_async(what: str, transaction: bool | None, block: bool) -> None:
-    """Raise ``SyncAsyncMismatch`` where one of transaction and block is sync and the other async (S-08)."""
+    """Raise ``SyncAsyncMismatch`` if one of transaction and block is sync and the other is async (S-08)."""
     if transaction is None or transaction is block:
         return
     use = "`async with` or `await idem.arun(...)`" if transaction else "`with` or `idem.run(...)`"
@@ -333,13 +333,13 @@ def refuse_loop(what: str, instead: str = _AWAITED) -> None:
 
 
 def needs_loop(verb: str) -> None:
-    """Raise ``SyncAsyncMismatch`` outside an event loop, at the call: a coroutine that nobody awaits raises nothing."""
+    """Raise ``SyncAsyncMismatch`` outside an event loop, at the call, since an unawaited coroutine raises nothing."""
     if loops.current_library() is None:
         raise SyncAsyncMismatch(f"{verb}: no event loop is running here; use the verb without the 'a'")
 
 
 def response_of(response: Any) -> Response:
-    """Status, headers and body. Raises ``TypeError`` for what has not all three, such as a stream."""
+    """The core form of a framework's response. Raises ``TypeError`` for one without a whole body, such as a stream."""
     if isinstance(response, Response):
         return response
     for read in (_of_starlette, _of_werkzeug, _of_django):
@@ -383,16 +383,16 @@ _WHAT = "idem.atomic"
 
 
 def _entering(transaction: Transaction, attempt: Attempt) -> Steps[None]:
-    """As for a stage: where the lease may have ended unnoticed, its owner is asked for before any effect (S-07)."""
+    """Enter the transaction. If the lease may have ended unnoticed, its owner is queried before any effect (S-07)."""
     if clocks.elapsed() > attempt.sure_until:
         yield from make_sure(attempt)
     yield from fence(transaction, attempt, whole=True)
 
 
 class AtomicBlock:
-    """A block of a view whose response commits with the caller's rows: what ``Idem.atomic`` makes.
+    """A block of a view whose response commits with the caller's rows; ``Idem.atomic`` returns it.
 
-    ``optional``: it may end without a response, since whoever made it rolls back then.
+    ``optional``: the block may end without a response, since the caller then rolls back.
     """
 
     __slots__ = ("_attempt", "_entered", "_optional", "_response", "_tx", "kept")
@@ -403,16 +403,16 @@ class AtomicBlock:
         self._attempt: Attempt | None = None
         self._response: Response | None = None
         #: at the block's end: whether the response is in the transaction; None without a key or a response. If it is
-        #: false, such as for a 503, a retry runs again, so the caller's rows are better rolled back
+        #: false, such as for a 503, a retry runs again, so the caller should roll back
         self.kept: bool | None = None
         #: None without a key, where nothing is stored
         self._entered: tuple[Transaction, Attempt, Performers] | None = None
 
     def respond(self, response: R) -> R:
-        """Hand over the response to keep, and return it. A response of Starlette's, Flask's or Django's, with its body.
+        """Set the response to store, and return it: a response of Starlette, Flask or Django, with its body.
 
-        In a call of ``Once`` it is the result, which the function then returns. Raises ``TypeError`` for another
-        response, and for a stream; ``StageValueError`` for a result that cannot be stored.
+        In a call of ``Once`` it is the result, which the function then returns. Raises ``TypeError`` for any other
+        object and for a stream; ``StageValueError`` for a result that cannot be stored.
         """
         make = None if self._attempt is None else self._attempt.as_response
         self._response = response_of(response) if make is None else make(response)
@@ -424,7 +424,7 @@ class AtomicBlock:
         self._attempt = attempt
         if attempt.lease is None and attempt.policy.strict_stages:
             raise NotStarted("this request has no idempotency key, and strict_stages asks for one")
-        # A wrong response is reported for requests without a key, too.
+        # A wrong transaction is reported for requests without a key, too.
         transaction = transaction_of(self._tx)
         check_sync_or_async(_WHAT, transaction.awaited, awaited)
         if attempt.lease is None:
@@ -444,11 +444,11 @@ class AtomicBlock:
         return save_response(transaction, attempt, self._response), performers
 
     def _refuse_silence(self) -> None:
-        """Without a response the rows would commit alone, with or without a key, and a retry would make them again."""
+        """Refuse a block without a response: its rows would commit without one, and a retry would make them again."""
         if not self._optional and self._attempt is not None and self._attempt.keep is not False:
             raise ConfigurationError(
-                f"{_WHAT}: the block ended without a response; hand it over with block.respond(response), or call "
-                "idem.discard() and roll back where there is none to keep"
+                f"{_WHAT}: the block ended without a response; pass it to block.respond(response), or call "
+                "idem.discard() and roll back if there is none to store"
             )
 
     def __enter__(self) -> AtomicBlock:

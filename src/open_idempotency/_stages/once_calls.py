@@ -1,7 +1,7 @@
-"""One call of ``Once``, sync and async: what ``Once.begin`` makes, and what ``run``, ``arun`` and the decorator use.
+"""One call of ``Once``, sync and async: ``Once.begin`` returns it, and ``run``, ``arun`` and the decorator use it.
 
-It carries out the steps of ``_core.once``, binds the running attempt, and turns responses into results. What is
-decided, and in which order, is in the core.
+It carries out the steps of ``_core.once``, binds the running attempt, and turns responses into results. The core makes
+the decisions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from open_idempotency._engine import shutdown, thread_calls
 from open_idempotency._engine.engine import AsyncPerformer, Engine, Performer, Running, running
 from open_idempotency._runtime import clocks
 from open_idempotency._stages.blocks import refuse_loop
-from open_idempotency._stages.results import CURE, ERROR_CURE, Converter, Kept
+from open_idempotency._stages.results import Converter, Kept
 from open_idempotency.exceptions import ConfigurationError, KeyNested, SyncAsyncMismatch
 
 if TYPE_CHECKING:
@@ -55,19 +55,19 @@ class OnceAttempt:
         self._converter = converter
         self._where = f"Once {entry.name!r}"
         self._entered = False
-        # Whoever takes it enters. Two claims of one owner would be taken for one claim that was sent twice.
+        # The caller that takes it may enter. Two claims of one owner would count as one claim that was sent twice.
         self._ticket = [None]
-        #: None before the claim, and where the work was done before
+        #: None before the claim, and if the work was done before
         self._attempt: Attempt | None = None
-        #: what ran in this context before
+        #: the request or call that was current before
         self._before: Running | None = None
         self._requests: set[shutdown.Protected] | None = None
-        #: the result that was handed over, as it will be stored
+        #: the given result, as it will be stored
         self._kept: Kept | None = None
-        #: the response that stands for the result, where that is not of this attempt
+        #: the stored result, if it is not of this attempt
         self._stored: Response | None = None
 
-    # What its user asks and says
+    # The public part
 
     @property
     def done(self) -> bool:
@@ -77,32 +77,32 @@ class OnceAttempt:
 
     @property
     def result(self) -> Any:
-        """The result on record, or the one that was handed to ``complete``, as a later call will get it.
+        """The result on record, or the one given to ``complete``, as a later call will get it.
 
-        Raises the error that is the result (``memo_errors``), ``OutcomeUnknown`` where the work was done and its result
-        could not be stored, and ``RuntimeError`` where there is no result yet.
+        Raises the error that is the result (``memo_errors``), ``OutcomeUnknown`` if the work was done and its result
+        could not be stored, and ``RuntimeError`` if there is no result yet.
         """
         self._check_entered()
         if self._stored is not None:
             return self._converter.read(self._stored)
         if self._kept is None:
-            raise RuntimeError(f"{self._where}: there is no result yet; hand it to complete(result) first")
+            raise RuntimeError(f"{self._where}: there is no result yet; pass it to complete(result) first")
         return self._kept.value
 
     def complete(self, result: Any = None) -> None:
-        """Hand over the result. It is recorded where the block ends, unless that ends with an exception.
+        """Set the result. It is recorded at the end of the block, unless the block raises.
 
-        Raises ``RuntimeError`` where the work was done before, or a result was handed over already.
+        Raises ``RuntimeError`` if the work was done before, or a result was set already.
         """
         if self.done:
-            raise RuntimeError(f"{self._where}: this was done before; ask `if not attempt.done:` before the work")
+            raise RuntimeError(f"{self._where}: this was done before; check `if not attempt.done:` before the work")
         if self._kept is not None:
-            raise RuntimeError(f"{self._where}: a result was handed over already")
+            raise RuntimeError(f"{self._where}: a result was set already")
         self._kept = self._keep(result)
 
     @property
     def attempt(self) -> Attempt | None:
-        """What the shutdown of a server asks for; not for applications."""
+        """The running attempt, for the shutdown of a server; not for applications."""
         return self._attempt
 
     def _check_entered(self) -> None:
@@ -121,7 +121,7 @@ class OnceAttempt:
         kept = self._converter.keep(result, most)
         if kept.response != committed.response and ledger.end() is not End.ROLLED_BACK:
             raise ConfigurationError(
-                f"{self._where}: another result was handed to respond() of idem.atomic, and is committed; return that "
+                f"{self._where}: another result was passed to respond() of idem.atomic, and is committed; return that "
                 "one, or nothing"
             )
         return kept
@@ -149,7 +149,7 @@ class OnceAttempt:
         return admit_call(self._entry, self._engine.policy)
 
     def _take(self, admission: Attempt | Response) -> Attempt | None:
-        """Note what the call was admitted as; the attempt that may run."""
+        """Note the admission. Returns the attempt, or None if there is a result already."""
         self._entered = True
         if isinstance(admission, Response):
             self._stored = admission
@@ -163,7 +163,7 @@ class OnceAttempt:
         return attempt.lease is not None and clocks.elapsed() > attempt.sure_until
 
     def _stand_in(self, attempt: Attempt, response: Response | None) -> bool:
-        """Take the result of another attempt for this one's, before the work began; whether there is one."""
+        """Use the result of another attempt, before the work begins. Returns whether there is one."""
         if response is None:
             return False
         self._engine.heartbeat.forget(attempt)
@@ -176,7 +176,7 @@ class OnceAttempt:
         assert attempt is not None
         if error is None and self._kept is None:
             raise_after = ConfigurationError(
-                f"{self._where}: the block ended without a result; hand it over with attempt.complete(result), or raise"
+                f"{self._where}: the block ended without a result; pass it to attempt.complete(result), or raise"
             )
             yield from abort_call(attempt, raise_after)
             raise raise_after
@@ -196,8 +196,7 @@ class OnceAttempt:
     def _finish(self, attempt: Attempt, kept: Kept) -> Steps[None]:
         if kept.missing:
             record = "" if attempt.lease is None else events.short(attempt.lease.record_id)
-            cure = ERROR_CURE if isinstance(kept.value, Exception) else CURE
-            yield from warn(attempt.policy, events.ResultNotKept(record, self._entry.name, kept.missing, cure))
+            yield from warn(attempt.policy, events.ResultNotKept(record, self._entry.name, kept.missing, kept.cure))
         counts = yield from finish_call(attempt, kept.response)
         if counts != kept.response:
             self._stored = counts
@@ -277,7 +276,7 @@ class OnceAttempt:
     # Around a function
 
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the function unless it was carried out before; its result."""
+        """Call the function unless it was carried out before. Returns its result."""
         with self:
             if not self.done:
                 self.complete(self._called(function, args, kwargs))

@@ -1,6 +1,6 @@
-"""The payload of a ``Once`` call: what makes two calls with one key the same work.
+"""The payload of a ``Once`` call, by which two calls with one key are compared.
 
-By default it is the arguments, by the names of their parameters, so that it does not matter how a caller passes them.
+By default it is the arguments, by the names of their parameters, so that positional and keyword arguments are the same.
 It is compared as a digest of canonical JSON: member order does not count, ``1`` is not ``1.0``. Dataclasses, pydantic
 models, dates, decimals, UUIDs, bytes and enums are written as stage values are.
 """
@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Any
 
 from open_idempotency._core.keys import digest
-from open_idempotency._stages.annotations import is_model, scalar_of
+from open_idempotency._stages.annotations import is_model, masks, scalar_of
 from open_idempotency.exceptions import PayloadRejected
 
 #: the first byte of a fingerprint is the version of these rules; a stored one of another version never matches
@@ -26,17 +26,17 @@ _MOST_DEPTH = 100
 
 
 class Unset(Enum):
-    """What no payload can be."""
+    """The default of ``payload=``."""
 
     UNSET = "UNSET"
 
 
-#: no ``payload=`` was given; None is one, with which nothing is compared
+#: no ``payload=`` was given; None means that only the key is compared
 UNSET = Unset.UNSET
 
 
 def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by the names of their parameters. Raises ``TypeError`` where they do not fit."""
+    """The arguments of a call by the names of their parameters. Raises ``TypeError`` if they do not fit."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # a function in C without one
@@ -52,18 +52,18 @@ def fingerprint_of(payload: object, secret: bytes | None, what: str) -> bytes:
     except Exception as error:  # a class of the application's may raise anything
         reason = error if isinstance(error, _NotJson) else f"{type(error).__name__}"
         raise PayloadRejected(
-            f"{what}: the payload is no JSON ({reason}); name what makes this work the same by payload=, such as "
-            "payload={'order': order.id}, or payload=None to compare nothing but the key"
+            f"{what}: the payload is not JSON ({reason}); pass payload= with the values to compare, such as "
+            "payload={'order': order.id}, or payload=None to compare only the key"
         ) from error
     return VERSION + digest(secret, _PARAMETER, text.encode())
 
 
 class _NotJson(TypeError):
-    """Why a payload is no JSON; says nothing of its values."""
+    """Why a payload is not JSON. The message contains no value."""
 
 
 def _plain(value: Any, depth: int) -> object:
-    """The value as JSON has it. Raises ``_NotJson``, and whatever an application's class raises."""
+    """The JSON form of a value. Raises ``_NotJson``, and whatever an application's class raises."""
     if depth > _MOST_DEPTH:
         raise _NotJson(f"nested deeper than {_MOST_DEPTH}")
     kind = type(value)
@@ -78,29 +78,18 @@ def _plain(value: Any, depth: int) -> object:
         return scalar.plain(value)
     if is_model(kind):
         dumped: object = value.model_dump(mode="json")
-        if _masks(value.model_dump(), dumped):
+        if masks(value.model_dump(), dumped):
             raise _NotJson(f"{kind.__name__} hides a secret, so two of them would be the same")
         return _plain(dumped, depth + 1)
     if dataclasses.is_dataclass(kind):
         return {f.name: _plain(getattr(value, f.name), depth + 1) for f in dataclasses.fields(kind)}
-    if isinstance(value, str | int | float):  # of a class of its own
+    if isinstance(value, str | int | float):  # of a subclass
         return _plain(next(base for base in (str, int, float) if isinstance(value, base))(value), depth + 1)
     if isinstance(value, list | tuple):
         return [_plain(item, depth + 1) for item in value]
     if isinstance(value, Mapping):
         return _members(value, depth)
     raise _NotJson(f"a {kind.__name__} has no JSON form")
-
-
-def _masks(value: Any, dumped: Any) -> bool:
-    """Whether a secret of a model is written as stars. ``dumped``: the same as JSON."""
-    if isinstance(value, Mapping) and isinstance(dumped, Mapping):
-        members: Mapping[Any, Any] = value
-        return any(map(_masks, members.values(), dumped.values()))
-    if isinstance(value, list | tuple | set | frozenset) and isinstance(dumped, list):
-        return any(map(_masks, value, dumped))
-    secret: Any = getattr(value, "get_secret_value", None)
-    return secret is not None and bool(secret()) and dumped == str(value)
 
 
 def _members(value: Mapping[Any, Any], depth: int) -> dict[str, object]:

@@ -1,7 +1,7 @@
-"""The result of a ``Once`` call as it is stored, and back: by declared type, as the value of a stage is.
+"""The stored form of a ``Once`` result, by declared type, like that of a stage value.
 
-A result is stored as a ``Response`` with the JSON text as its body, so that backends, the ledger, encryption and the
-tools that read records know it. One header says what the text is.
+A result is stored as a ``Response`` with the JSON text as its body, so that backends, the ledger, encryption and
+operations can handle it. One header says what the text is.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from open_idempotency._stages.annotations import declared_type
 from open_idempotency._stages.stages import Errors, read_memo, rebuilt
 from open_idempotency.exceptions import OutcomeUnknown, RecordUnreadable, StageValueError
 
-#: the headers of a stored result: what its body is, and of which type a result is that is missing
+#: the headers of a stored result: the kind of its body, and the type of a result that could not be stored
 KIND, TYPE = b"idempotency-once", b"idempotency-once-type"
 _KINDS = {StageKind.VALUE: b"value", StageKind.TYPED: b"typed", StageKind.ERROR: b"error"}
 _BY_NAME = {name: kind for kind, name in _KINDS.items()}
 _NOT_KEPT = b"not-kept"
 
-#: what to do where a result cannot be stored
+#: what to do if a result cannot be stored
 CURE = (
     "return JSON, or a value of the type that the function's return annotation or returns= declares, of at most "
     "max_response_bytes"
@@ -33,15 +33,16 @@ ERROR_CURE = "let the error's args be JSON, and pass all of them to Exception.__
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A result on its way to its record.
+    """A result in its stored form.
 
-    ``value``: as a later call will get it; the value itself if it cannot be stored.
-    ``missing``: the name of its type where it cannot be stored.
+    ``value``: the result as a later call will get it; the result itself if it cannot be stored.
+    ``missing``: the name of its type if it cannot be stored; ``cure``: what to do then.
     """
 
     response: Response
     value: Any
     missing: str = ""
+    cure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,10 @@ class Converter:
 
     @classmethod
     def of(cls, function: Callable[..., Any] | None, returns: object, errors: Any) -> Converter:
-        """The converter of a function, by ``returns`` or its annotation. Raises ``StageValueError``, ``TypeError``.
+        """The converter of a function, by ``returns`` or its return annotation.
 
-        That is before any effect, for a declared type of which no value can be stored.
+        Raises ``StageValueError``, before any effect, for a declared type of which no value can be stored;
+        ``TypeError`` for wrong ``errors``.
         """
         if isinstance(errors, type) or not all(isinstance(e, type) and issubclass(e, Exception) for e in errors):
             raise TypeError("memo_errors= takes a tuple of exception classes, such as (CardDeclined,)")
@@ -63,42 +65,44 @@ class Converter:
         try:
             values.check(declared)
         except StageValueError as error:
+            hidden = isinstance(error, values.HiddenSecret)
+            instead = values.UNMASKED if hidden else "return a text, a number or an id of it"
             raise StageValueError(
-                f"no result of the declared type {error.kind} can be stored; return a text, a number or an id of it, "
-                "or pass returns= if the function returns something else",
+                f"no result of the declared type {error.kind} can be stored; {instead}, or pass returns= if the "
+                "function returns something else",
                 error.kind,
-                CURE,
+                _cure_of(error),
             ) from None
         return cls(declared, tuple(errors))
 
     def keep(self, value: object, max_bytes: int) -> Kept:
-        """What is stored of a value."""
+        """The stored form of a value."""
         try:
             return self.keep_strictly(value, max_bytes)
         except StageValueError as error:
-            return _without(value, error.kind or type(value).__name__)
+            return _without(value, error.kind or type(value).__name__, _cure_of(error))
 
     def keep_strictly(self, value: object, max_bytes: int) -> Kept:
-        """The same. Raises ``StageValueError`` for a value that cannot be stored or read back."""
+        """The stored form of a value. Raises ``StageValueError`` for a value that cannot be stored or read back."""
         kind, payload = values.encode(value, self.returns, max_bytes)
-        # Read back before it is recorded: a stored result never changes, not even one that cannot be read.
+        # Read back before it is recorded: a stored result never changes, even if it is unreadable.
         return Kept(_response(kind, payload), values.decode(kind, payload, self.returns))
 
     def keep_error(self, error: Exception, max_bytes: int) -> Kept:
-        """What is stored of an error that is a result, so that later calls raise it again."""
+        """The stored form of an error that is a result, so that later calls raise it again."""
         named = next(kind for kind in type(error).__mro__ if kind in self.errors)
         try:
             _, payload = values.encode([named.__name__, list(error.args)], None, max_bytes)
             rebuilt(named, read_memo(payload)[1])
         except StageValueError:
-            return _without(error, type(error).__name__)
+            return _without(error, type(error).__name__, ERROR_CURE)
         return Kept(_response(StageKind.ERROR, payload), error)
 
     def read(self, stored: Response) -> Any:
         """The result in a stored response; raises the error that is the result.
 
-        Raises ``OutcomeUnknown`` where it could not be stored, and ``StageValueError`` where it does not fit its
-        declared type any more.
+        Raises ``OutcomeUnknown`` if it could not be stored, and ``StageValueError`` if it no longer fits its declared
+        type.
         """
         if stored.body is None:
             kind = _header(stored, TYPE).decode("ascii", "replace")
@@ -122,10 +126,14 @@ def _response(kind: StageKind, payload: bytes) -> Response:
     return Response(200, [(KIND, _KINDS[kind])], payload)
 
 
-def _without(value: object, name: str) -> Kept:
-    """What is stored of a result that cannot be: that there was one (S-02a)."""
+def _cure_of(error: StageValueError) -> str:
+    return values.UNMASKED if isinstance(error, values.HiddenSecret) else CURE
+
+
+def _without(value: object, name: str, cure: str) -> Kept:
+    """The stored form of a result that cannot be stored: only its type (S-02a)."""
     headers = [(KIND, _NOT_KEPT), (TYPE, name[:200].encode("ascii", "backslashreplace").replace(b"\n", b" "))]
-    return Kept(Response(200, headers, None), value, name)
+    return Kept(Response(200, headers, None), value, name, cure)
 
 
 def _header(stored: Response, wanted: bytes) -> bytes:

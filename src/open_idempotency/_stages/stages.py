@@ -1,7 +1,7 @@
-"""One use of one stage: what is on record for it, and the engine steps that record it, for sync and async alike.
+"""One use of one stage: its record, and the steps that record it, for sync and async callers.
 
-``idem`` carries these steps out, sync or async. Memoised errors are recorded by class name and arguments; they
-are only ever rebuilt as one of the classes that the caller names.
+``idem`` carries out these steps. Memoised errors are recorded by class name and arguments. They are rebuilt only as one
+of the classes that the caller names.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ Reconcile = Callable[..., intents.Reconciled | Awaitable[intents.Reconciled]]
 MAX_NAME_CHARACTERS = 200
 _SAVE_AN_ID = "save a text, a number or an id"
 _NOT_TAKEN = (
-    "see to it that encryption= can seal it, where HookFailed says that it could not, or save a shorter one, where "
-    "BackendFailed says that the backend refused its size"
+    "if HookFailed says that encryption= could not seal it, repair that; if BackendFailed says that the backend "
+    "refused its size, save a shorter value"
 )
 
 
 class _Unset(Enum):
-    """What no argument can be."""
+    """The default of ``default=``."""
 
     UNSET = "UNSET"
 
@@ -53,7 +53,7 @@ UNSET = _Unset.UNSET
 
 
 def stage_id(name: str, key: str | int | None) -> StageId:
-    """The (name, key) that a stage is known by. Raises ``StageValueError`` for what cannot be one."""
+    """The (name, key) by which a stage is known. Raises ``StageValueError`` for an invalid one."""
     text = "" if key is None else _spelled(key)
     if not isinstance(name, str) or not name:
         raise StageValueError(f"a stage name must be a non-empty string, not {name!r}")
@@ -68,7 +68,7 @@ def stage_id(name: str, key: str | int | None) -> StageId:
 def _spelled(key: str | int) -> str:
     try:
         return str(key)
-    except ValueError as error:  # Python spells no number of thousands of digits
+    except ValueError as error:  # Python refuses to convert a number with thousands of digits
         raise StageValueError(
             f"stage names and keys have at most {MAX_NAME_CHARACTERS} printable characters"
         ) from error
@@ -76,7 +76,7 @@ def _spelled(key: str | int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """On what terms a stage is run: the arguments of ``Idem.stage`` but its name and key. Raises ``TypeError``."""
+    """The arguments of ``Idem.stage`` except name and key. Raises ``TypeError`` if they contradict each other."""
 
     returns: object = None
     memo_errors: Errors = ()
@@ -94,13 +94,13 @@ class Terms:
             if not callable(self.reconcile):
                 raise TypeError(f"reconcile must be callable, not {self.reconcile!r}")
             if self.on_doubt is not None:
-                raise TypeError("give on_doubt= or reconcile=, not both: where there is a reconcile, it decides")
+                raise TypeError("give on_doubt= or reconcile=, not both: if there is a reconcile=, it decides")
         if not self.records_intent and (self.on_doubt is not None or self.not_done):
             raise TypeError("on_doubt= and not_done= belong to external=True: without an intent no stage is in doubt")
         if self.tx is not None and (self.records_intent or self.memo_errors or self.default is not UNSET):
             raise TypeError(
-                "a stage with tx= commits or rolls back whole: external=, reconcile=, default= and memo_errors= are "
-                "not for it"
+                "a stage with tx= commits or rolls back as a whole, so it takes no external=, reconcile=, default= or "
+                "memo_errors="
             )
 
     @property
@@ -110,12 +110,12 @@ class Terms:
 
     @property
     def foresees(self) -> bool:
-        """Whether they say what later attempts get where the value cannot be stored."""
+        """Whether they say what later attempts get if the value cannot be stored."""
         return self.default is not UNSET or self.reconcile is not None
 
     @property
     def begins(self) -> bool:
-        """Whether something has to be asked or recorded before the stage runs."""
+        """Whether something must be read or recorded before the stage runs."""
         return self.tx is not None or self.records_intent
 
 
@@ -123,9 +123,9 @@ PLAIN = Terms()
 
 
 def refuse_shared_names(stage: str, function: object, key: object, terms: Terms) -> None:
-    """Raise ``TypeError`` where an argument may be meant for the stage or for the function that it calls.
+    """Raise ``TypeError`` if an argument may be meant for the stage or for the function that it calls.
 
-    The stage takes it, and a ``key`` that was for a payment provider would not arrive there.
+    The stage would take it, so a ``key`` for a payment provider would not arrive there.
     """
     given = {field.name for field in fields(terms) if getattr(terms, field.name) is not field.default}
     if key is not None:
@@ -134,19 +134,19 @@ def refuse_shared_names(stage: str, function: object, key: object, terms: Terms)
         return
     try:
         taken = given & inspect.signature(function).parameters.keys()  # type: ignore[arg-type]  # reported below
-    except (TypeError, ValueError):  # no function, which is reported where it is called; or one without a signature
+    except (TypeError, ValueError):  # not callable, which the call reports; or a callable without a signature
         return
     if isinstance(function, functools.partial):
         taken -= function.keywords.keys()
     for name in sorted(taken):
         raise TypeError(
-            f"stage {stage!r}: {name}= is the stage's, and the function has an argument of that name, too; give it its "
-            f"own with functools.partial(function, {name}=...)"
+            f"stage {stage!r}: {name}= is an argument of the stage, and of the function too; give the function its own "
+            f"with functools.partial(function, {name}=...)"
         )
 
 
 class StageUse:
-    """A stage that a running attempt has entered, on its terms."""
+    """A stage that a running attempt has entered, with its terms."""
 
     __slots__ = ("_attempt", "_errors", "_found", "_frame", "_function", "_returns", "_terms", "_transaction", "id")
 
@@ -161,12 +161,12 @@ class StageUse:
         self._errors = terms.memo_errors
         self._returns = terms.returns
         self._function = function
-        # Looked at without a lease too, so that a wrong transaction is reported for requests without a key, too.
+        # Made without a lease too, so that a wrong transaction is reported for requests without a key.
         transaction = None if terms.tx is None else transaction_of(terms.tx)
-        #: None also without a lease, where a stage runs plainly
+        #: None also without a lease, where a stage runs unrecorded
         self._transaction = None if attempt.lease is None else transaction
         self._frame = attempt.stages.get(stage)
-        #: what stands for a value that was not stored
+        #: the substitute for a value that was not stored
         self._found: intents.Found[Any] | None = None
         self.id = stage
         if self._frame is None and not terms.foresees:
@@ -175,7 +175,7 @@ class StageUse:
 
     @property
     def awaited(self) -> bool | None:
-        """Whether the caller's transaction is sync; None without one."""
+        """Whether the caller's transaction is async; None without one."""
         return None if self._transaction is None else self._transaction.awaited
 
     @property
@@ -185,14 +185,14 @@ class StageUse:
 
     @property
     def begins(self) -> bool:
-        """Whether ``begin`` has something to ask or to record."""
+        """Whether ``begin`` has something to read or to record."""
         if self._frame is None:
             return self._terms.begins or self._unsure
         return self._terms.tx is not None or decode_stage(self._frame)[0] is StageKind.NOT_KEPT
 
     @property
     def _unsure(self) -> bool:
-        """Whether the lease may have ended unnoticed, so that ``begin`` has to ask whose it is before the effect."""
+        """Whether the lease may have ended unnoticed, so that ``begin`` must query its owner before the effect."""
         return self._frame is None and clocks.elapsed() > self._attempt.sure_until
 
     def recall(self) -> Any:
@@ -203,11 +203,11 @@ class StageUse:
         return read_frame(self._frame, self._declared(), self._errors)
 
     def begin(self, inquire: intents.Inquiry | None) -> Steps[None]:
-        """Steps to take before the effect: they record its intent (S-04), or look into the ledger (S-05).
+        """Steps to take before the effect: they record its intent (S-04), or read the ledger (S-05).
 
-        ``inquire`` asks the other side what became of an earlier use that is in doubt; where it is found to have
-        happened, the stage is ``done`` afterwards. Of a stage that is done without its value they find out what stands
-        for it (S-02a), or raise ``OutcomeUnknown``.
+        ``inquire`` queries the other system about an earlier use that is in doubt; if its effect has happened, the
+        stage is ``done`` afterwards. For a stage that is done without its value they find a substitute (S-02a), or
+        raise ``OutcomeUnknown``.
         """
         if self._unsure:
             yield from make_sure(self._attempt)
@@ -225,20 +225,20 @@ class StageUse:
             self._found = intents.Found((yield from self.save(found.value)))
 
     def withdraw(self) -> Steps[None]:
-        """Steps that take the intent back: the effect is known not to have happened."""
+        """Steps that withdraw the intent, since the effect has not happened."""
         yield from intents.withdraw(self._attempt, self.id)
 
     def save(self, value: object) -> Steps[Any]:
         """Steps that record a value; their result is the value on record, as a later attempt will see it.
 
-        What cannot be stored is not known to later attempts, and the stage is done all the same, since its effect has
-        happened; then the result is the value itself. In a transaction it raises ``StageValueError`` instead, so that
-        the effect is rolled back.
+        If the value cannot be stored, the stage is recorded as done without it, since its effect has happened; then the
+        result is the value itself. In a transaction ``StageValueError`` is raised instead, so that the effect is rolled
+        back.
         """
         declared = self._declared()
         try:
             kind, payload = values.encode(value, declared, self._attempt.policy.max_stage_bytes)
-            # Read back before it is recorded: a saved value never changes, not even one that cannot be read.
+            # Read back before it is recorded: a saved value never changes, even if it is unreadable.
             readable = values.decode(kind, payload, declared)
         except StageValueError as error:
             if self._terms.tx is not None:
@@ -249,7 +249,8 @@ class StageUse:
     def save_error(self, error: Exception) -> Steps[Any]:
         """Steps that record an error, so that later attempts raise it again (``memo_errors``).
 
-        One of a subclass comes back as the class that the caller named. One that could not be made again is not stored.
+        An error of a subclass comes back as the class that the caller named. An error that cannot be rebuilt is not
+        stored.
         """
         named = next(kind for kind in type(error).__mro__ if kind in self._errors)
         try:
@@ -261,14 +262,14 @@ class StageUse:
         return self._save_memo(encode_stage(StageKind.ERROR, payload), error)
 
     def _save_without(self, value: object, error: StageValueError, raised: bool) -> Steps[Any]:
-        """Record that the stage is done, without its value, and say so once."""
+        """Record that the stage is done, without its value, and report it once."""
         name = type(value).__name__ if raised or not error.kind else error.kind
         if raised:
             cure = "let its args be JSON and pass all of them to Exception.__init__, or give reconcile="
         else:
-            cure = error.cure or f"{_SAVE_AN_ID}, or let what is returned fit its declared type"
+            cure = error.cure or f"{_SAVE_AN_ID}, or return a value of the declared type"
         yield from self._save(_done_without(name, raised))
-        if not self._has_no_value:  # another was first
+        if not self._has_no_value:  # another use recorded it first
             assert self._frame is not None
             return read_frame(self._frame, self._declared(), self._errors)
         return (yield from self._live(value, name, cure, raised))
@@ -278,7 +279,7 @@ class StageUse:
         return self._frame is not None and decode_stage(self._frame)[0] is StageKind.NOT_KEPT
 
     def _live(self, value: object, name: str, cure: str, raised: bool) -> Steps[Any]:
-        """The value, which only this attempt knows; said once."""
+        """The value, which only this attempt has. Reported once."""
         attempt = self._attempt
         attempt.kept_live(self.id, value)
         if self._terms.reconcile is None and (raised or self._terms.default is UNSET):
@@ -301,7 +302,7 @@ class StageUse:
             yield from self._live(error, type(error).__name__, _NOT_TAKEN, raised=True)
 
     def _save(self, frame: bytes, value: object = None, raised: bool = False) -> Steps[None]:
-        """Record it; where it cannot be sealed or stored, that the stage is done. ``value``: what is in it."""
+        """Record a frame; if it cannot be sealed or stored, only that the stage is done. ``value``: its value."""
         if self._transaction is not None:
             yield from save_in_transaction(self._transaction, self._attempt, self.id, frame)
             self._frame = frame
@@ -314,7 +315,7 @@ class StageUse:
             self._frame = yield from save_stage(self._attempt, Stage(*self.id, without))
 
     def leave(self) -> None:
-        """The stage was not recorded; it may be entered again within this attempt."""
+        """Leave the stage unrecorded. It may be entered again within this attempt."""
         self._attempt.leave(self.id)
 
     def _declared(self) -> object:
@@ -332,7 +333,7 @@ class StageUse:
         return StageValueError(f"stage {self.id[0]!r}: {error}", error.kind, error.cure)
 
     def _stand_in(self, payload: bytes, inquire: intents.Inquiry | None) -> Steps[intents.Found[Any]]:
-        """What stands for a value that was not stored. An error has no default: it was no success."""
+        """The substitute for a value that was not stored. An error has no default, since it was not a success."""
         kind, raised = _not_kept(payload)
         default = self._terms.default
         given = None if raised or default is UNSET else intents.Found(default)
@@ -340,7 +341,7 @@ class StageUse:
 
 
 def read_frame(frame: bytes, declared: object, errors: Errors = ()) -> Any:
-    """The value in a stage frame; raises the error in it."""
+    """The value in a stage frame. Raises the error that a frame holds."""
     kind, payload = decode_stage(frame)
     if kind in _VALUES:
         return values.decode(kind, payload, declared)
@@ -352,7 +353,7 @@ def read_frame(frame: bytes, declared: object, errors: Errors = ()) -> Any:
 
 
 def loaded(attempt: Attempt, stage: StageId, default: Any, returns: object) -> Any:
-    """The value of a stage on record, or ``default``. Raises ``OutcomeUnknown`` for one whose value was not stored."""
+    """The value of a stage on record, or ``default``. Raises ``OutcomeUnknown`` if the value was not stored."""
     frame = attempt.stages.get(stage)
     if frame is None:
         return default
@@ -365,7 +366,7 @@ def loaded(attempt: Attempt, stage: StageId, default: Any, returns: object) -> A
 
 
 def plain_value(frame: bytes) -> Any:
-    """What a stage frame holds, as plain JSON; of a memoised error its class name and arguments."""
+    """The content of a stage frame as plain JSON; for a memoised error its class name and arguments."""
     kind, payload = decode_stage(frame)
     if kind in _VALUES:
         return values.decode(StageKind.VALUE, payload, None)
@@ -376,7 +377,7 @@ def plain_value(frame: bytes) -> Any:
 
 
 def _done_without(name: str, raised: bool) -> bytes:
-    """What stands for a value of this type, or an error, that could not be stored."""
+    """The frame for a value of this type, or an error, that could not be stored."""
     return encode_stage(StageKind.NOT_KEPT, json.dumps({"type": name, "raised": raised}).encode())
 
 
@@ -401,16 +402,16 @@ def read_memo(payload: bytes) -> tuple[str, list[Any]]:
 
 
 def rebuilt(kind: type[Exception], arguments: list[Any]) -> Exception:
-    """A memoised error, made again. Raises ``StageValueError`` where its class does not take its own arguments."""
+    """A memoised error, rebuilt. Raises ``StageValueError`` if its class does not take its own arguments."""
     try:
         return kind(*arguments)
     except Exception as error:
         raise StageValueError(
-            f"the recorded {kind.__name__} cannot be made again from its args; pass all of them to Exception.__init__"
+            f"the recorded {kind.__name__} cannot be rebuilt from its args; pass all of them to Exception.__init__"
         ) from error
 
 
 def is_coroutine_function(function: Callable[..., Any]) -> bool:
-    """Whether calling it makes a coroutine, seen through partials and callable objects."""
+    """Whether a call returns a coroutine, also for partials and callable objects."""
     target: Any = getattr(function, "func", function)
     return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(type(target).__call__)

@@ -1,11 +1,11 @@
-"""Stage values as JSON and back. What JSON does not have is written and read by declared type.
+"""Stage values as JSON and back. Types that JSON lacks are written and read by declared type.
 
-A value always goes through its JSON form, on the first attempt too, so that a view sees the same thing whether a
-stage has just run or was recorded by an attempt that died. What would not come back as it was is refused when it is
-saved. Types are never looked up by a stored name, except among those that a union declares.
+A value always goes through its JSON form, on the first attempt too, so that a view gets the same value whether a stage
+has just run or was recorded by an attempt that died. A value that would be read differently is refused when it is
+saved. Types are never looked up by a stored name, except among the members of a declared union.
 
-A payload of the kind ``VALUE`` has only what JSON has, dataclasses and pydantic models; in one of the kind ``TYPED``
-the declared type also says what a text, a number or an array stands for.
+A payload of the kind ``VALUE`` has only JSON values, dataclasses and pydantic models. In one of the kind ``TYPED`` the
+declared type also says what a text, a number or an array stands for.
 """
 
 from __future__ import annotations
@@ -24,35 +24,41 @@ from open_idempotency._stages.annotations import (
     build_float,
     hints_of,
     is_float_text,
+    is_left_out,
     is_model,
     is_named_tuple,
     is_plain,
+    is_secret,
     is_typed_dict,
     is_union,
     is_wrapped,
     item_type,
     key_type,
+    masks,
     meaning,
     members,
     origin_of,
     plain_float,
     scalar_of,
     unkeepable,
+    writes_fields_itself,
 )
 from open_idempotency.exceptions import StageValueError
 
 _SCALARS = (str, int, float, bool, type(None))
-# Marks an object that is none of the value's: it stands for something else than the declaration says. Behind it stands
-# the type in a union, nothing for plain JSON, or _FIELDS for a model whose own JSON would not be read as it was.
+# Marks an object that is not part of the value. The mark holds the type in a union, an empty text for plain JSON that
+# would be read as another type, or _FIELDS for a model whose own JSON would be read differently.
 _MARK, _HELD = "~", "value"
 _FIELDS = "fields"
 
 _INSTEAD = "save a text, a number or an id"
 _DEFAULT = "give default= or reconcile=, which say what later attempts get"
+#: what to do with a value that hides a secret
+UNMASKED = "return a reference to the secret, or get_secret_value() together with encryption="
 
 
 class _Refused(TypeError):
-    """Why a value cannot be stored: the name of a type and a cure, neither of which has anything of the value."""
+    """Why a value cannot be stored: the name of a type, and a cure. Neither contains anything of the value."""
 
     def __init__(self, message: str, kind: str, cure: str) -> None:
         super().__init__(message)
@@ -60,33 +66,48 @@ class _Refused(TypeError):
         self.cure = cure
 
 
+class _Masked(_Refused):
+    """The value hides a secret, so its JSON form has a mask instead."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"{kind} hides a secret, so a mask would be stored instead", kind, UNMASKED)
+
+
+class HiddenSecret(StageValueError):
+    """A value, or a declared type, whose JSON form has a mask instead of a secret."""
+
+
 def check(declared: object) -> None:
-    """Raise ``StageValueError`` for a declaration of which no value can be stored. To be asked before an effect."""
+    """Raise ``StageValueError`` for a declaration of which no value can be stored. To be called before an effect."""
     kind = unkeepable(declared)
     if kind is None:
         return
     name = _name(kind)
-    cure = f"return a text, a number or an id of it, pass returns= if it returns something else, or {_DEFAULT}"
-    raise StageValueError(f"no value of the declared type {name} can be stored; {cure}", name, cure)
+    hidden = is_secret(kind)
+    instead = UNMASKED if hidden else "return a text, a number or an id of it"
+    cure = f"{instead}, pass returns= if it returns something else, or {_DEFAULT}"
+    refusal = HiddenSecret if hidden else StageValueError
+    raise refusal(f"no value of the declared type {name} can be stored; {cure}", name, cure)
 
 
 def encode(value: object, declared: object, max_bytes: int) -> tuple[StageKind, bytes]:
-    """The kind and the JSON text of a stage value. ``declared``: its type, or None where none was given.
+    """The kind and the JSON text of a stage value. ``declared``: its type, or None if none was given.
 
-    Raises ``StageValueError``, and nothing else: not JSON, a type that is not declared, one that cannot be read back,
-    or more than ``max_bytes``.
+    Raises only ``StageValueError``: the value is not JSON, its type is not declared, it could not be read back, or it
+    has more than ``max_bytes``.
     """
     coder = _Coder()
     try:
         text = json.dumps(coder.plain(value, declared), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
         payload = text.encode()
-    except Exception as error:  # a class of the application's may raise anything, and the effect has happened
+    except Exception as error:  # a class of the application may raise anything, and the effect has happened
         refused = error if isinstance(error, _Refused) else _Refused("", _name(type(value)), _DEFAULT)
-        cure = f"{_INSTEAD}, or {refused.cure}"
+        masked = isinstance(error, _Masked)
+        cure = refused.cure if masked else f"{_INSTEAD}, or {refused.cure}"
         said = f"a stage value must be JSON, or of a declared type: {error}; {cure}"
-        raise StageValueError(said, refused.kind, cure) from error
+        raise (HiddenSecret if masked else StageValueError)(said, refused.kind, cure) from error
     if len(payload) > max_bytes:
-        cure = "save an id, and keep the thing itself in your database, or raise max_stage_bytes"
+        cure = "save an id, and store the value in your database, or raise max_stage_bytes"
         raise StageValueError(
             f"a stage value of {len(payload)} bytes is over max_stage_bytes ({max_bytes}); {cure}",
             _name(type(value)),
@@ -96,7 +117,7 @@ def encode(value: object, declared: object, max_bytes: int) -> tuple[StageKind, 
 
 
 class _Coder:
-    """One value on its way to JSON. ``typed``: whether its declaration is needed to read what JSON has."""
+    """Converts one value to JSON. ``typed``: whether its declaration is needed to read the JSON."""
 
     __slots__ = ("typed",)
 
@@ -104,7 +125,7 @@ class _Coder:
         self.typed = False
 
     def plain(self, value: Any, declared: object) -> object:
-        """The value as JSON has it. Raises ``_Refused``, and whatever an application's class raises."""
+        """The JSON form of a value. Raises ``_Refused``, and whatever an application's class raises."""
         if value is None:
             return None
         kind = meaning(declared)
@@ -129,7 +150,7 @@ class _Coder:
         return self._float(value) if origin_of(kind) is float else value
 
     def _escaped(self, value: Any) -> object:
-        """Plain JSON where it would be taken for something else."""
+        """Plain JSON that would otherwise be read as another type."""
         self.typed = True
         return {_MARK: "", _HELD: self.plain(value, None)}
 
@@ -196,18 +217,24 @@ class _Coder:
             read = _validated(made, dumped)
         except Exception:
             return self._fields(value)
+        if masks(value.model_dump(by_alias=True, round_trip=True), dumped):
+            raise _Masked(_name(made))
         if _same_fields(read, value):
             return dumped
         try:
             return self._fields(value)
-        except Exception:  # it may leave out fields on purpose; the first attempt sees that, too
+        except Exception:  # it may leave out fields on purpose, which the first attempt sees too
             return dumped
 
     def _fields(self, value: Any) -> object:
-        """A model by its fields, where its own JSON does not say what they are: bytes, NaN, enums of tuples ..."""
+        """A model by its fields, if its own JSON loses their types: bytes, NaN, enums of tuples ..."""
         made = type(value)
         fields: Mapping[str, Any] = made.model_fields
-        if getattr(value, "__pydantic_extra__", None) or any(map(_is_left_out, fields.values())) or _serializes(made):
+        if (
+            getattr(value, "__pydantic_extra__", None)
+            or any(map(is_left_out, fields.values()))
+            or writes_fields_itself(made)
+        ):
             raise _changed(value)
         within = {name: self.plain(getattr(value, name), field.annotation) for name, field in fields.items()}
         self.typed = True
@@ -215,7 +242,7 @@ class _Coder:
 
     def _in_union(self, value: Any, union: object) -> object:
         kinds = members(union)
-        # What is no object is never taken for another type; of objects only the mark says which they are.
+        # Only JSON objects need a mark of their type; other values are never read as another type.
         plain = type(value) in _SCALARS and (type(value) is not float or math.isfinite(value))
         if plain or (all(map(is_plain, kinds)) and not isinstance(value, float) and not _is_marked(value)):
             return self.plain(value, None)
@@ -231,10 +258,12 @@ class _Coder:
 
 
 def _written_as(value: object, kind: Any) -> object:
-    """A value, which is not None, as one of the types of a union; None where another one may fit."""
+    """A value, which is not None, as one of the types of a union; None if another type may fit."""
     try:
         written = _Coder().plain(value, kind)
         _build(json.loads(json.dumps(written, allow_nan=False)), kind, typed=True)
+    except _Masked:
+        raise
     except Exception:
         return None
     return written
@@ -243,6 +272,8 @@ def _written_as(value: object, kind: Any) -> object:
 def _refuse(value: object, declared: object) -> NoReturn:
     kind = type(value)
     name = _name(kind)
+    if is_secret(kind):
+        raise _Masked(name)
     if not _can_be_declared(kind):
         raise _Refused(f"{name} cannot be written as JSON", name, _DEFAULT)
     if declared is not None:
@@ -266,7 +297,7 @@ def _name(kind: Any) -> str:
 
 
 def _label(kind: Any) -> str:
-    """By what a member of a union is known in a record."""
+    """The name of a member of a union in a record."""
     return kind.__qualname__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
 
 
@@ -297,19 +328,9 @@ def _same_fields(made: Any, value: Any) -> bool:
 
 
 def _validated(kind: Any, data: object) -> Any:
-    """From JSON, as only then a model reads what it writes: bytes in base64, a strict date."""
+    """The model read from JSON text: only so it reads its own forms, such as base64 bytes or a strict date."""
     validate: Callable[[str], Any] | None = getattr(kind, "model_validate_json", None)
     return kind.model_validate(data) if validate is None else validate(json.dumps(data, allow_nan=False))
-
-
-def _is_left_out(field: Any) -> bool:
-    """Whether a model writes a field otherwise than it is, or not at all, by its own wish."""
-    return bool(field.exclude) or any("Serializer" in type(part).__name__ for part in field.metadata)
-
-
-def _serializes(kind: Any) -> bool:
-    found = getattr(kind, "__pydantic_decorators__", None)
-    return bool(getattr(found, "field_serializers", None) or getattr(found, "model_serializers", None))
 
 
 # Back
@@ -319,7 +340,7 @@ def decode(kind: StageKind, payload: bytes, declared: object) -> Any:
     """The value in a JSON text, built as the declared type. Raises ``StageValueError``."""
     try:
         return _build(json.loads(payload), declared, kind is StageKind.TYPED)
-    except Exception as error:  # a class of the application's may raise anything
+    except Exception as error:  # a class of the application may raise anything
         raise StageValueError(f"a saved stage value does not fit {declared!r}: {error}") from error
 
 
@@ -363,7 +384,7 @@ def _build_model(value: Any, kind: Any, typed: bool) -> Any:
     if not (typed and isinstance(value, dict) and value.get(_MARK) == _FIELDS):
         return _validated(kind, value)
     fields = kind.model_fields
-    # One that this version of the class does not have any more is left out; one that is new takes its default.
+    # A field that this version of the class no longer has is left out; a new one takes its default.
     within = {
         name: _build(item, fields[name].annotation, typed) for name, item in value[_HELD].items() if name in fields
     }

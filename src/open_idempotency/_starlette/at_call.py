@@ -1,7 +1,7 @@
-"""How Starlette and FastAPI call endpoints: the claim of a request is made there (O-18).
+"""Wrappers around the code of Starlette and FastAPI that calls endpoints: they make the claim of a request (O-18).
 
-This is the one module that knows how the two libraries call endpoints. It wraps the following functions. The wrappers
-do nothing for requests that have no claim to make.
+This is the only module that knows how the two libraries call endpoints. It wraps the following functions. The wrappers
+do nothing for requests that make no claim.
 
 - ``handle`` of routes, mounts and hosts, and of classes derived from them. A Starlette endpoint is called inside it. A
 mount leads to routes, or to an application that cannot be inspected and is called as a whole.
@@ -9,11 +9,11 @@ mount leads to routes, or to an application that cannot be inspected and is call
 - ``fastapi.routing.solve_dependencies``, after which FastAPI calls the endpoint, once its parameters are valid. Its
 result has the value of ``user=``.
 
-- ``fastapi.routing.run_endpoint_function``, which returns the stand-in if the endpoint is not to run. Endpoints that
-are generators do not pass there, so ``Dependant.call`` is wrapped when the first of them is replayed.
+- ``fastapi.routing.run_endpoint_function``, which returns the stand-in if the endpoint must not run. It is not called
+for endpoints that are generators, so ``Dependant.call`` is wrapped when the first of them is replayed.
 
-If FastAPI has another shape, its endpoints are claimed in ``handle`` as well, before their dependencies, and one
-warning is logged.
+If a release of FastAPI lacks these functions, its endpoints are claimed in ``handle`` as well, before their
+dependencies, and one warning is logged.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _FASTAPI = "fastapi.routing"
 _SOLVE, _RUN, _HANDLER = "solve_dependencies", "run_endpoint_function", "get_request_handler"
 _OWN = "_open_idempotency_claims"
 
-# The request whose endpoint is not to run, from the claim until FastAPI would call the endpoint.
+# The request whose endpoint must not run, from the claim until FastAPI would call the endpoint.
 _refused: ContextVar[PendingExchange | None] = ContextVar("open_idempotency_refused", default=None)
 # Whether FastAPI's endpoints are claimed after their dependencies; None while FastAPI is not imported.
 _behind_dependencies: bool | None = None
@@ -70,9 +70,9 @@ def hook() -> bool:
 
 
 def look_at(app: Any) -> None:
-    """Wrap what an application or a router leads to and the library does not know yet.
+    """Wrap the parts of an application or a router that are not wrapped yet.
 
-    That is the default of the router, and routes of other classes.
+    These are the default application of the router, and routes of other classes.
     """
     router = getattr(app, "router", app)
     default = getattr(router, "default", None)
@@ -116,7 +116,7 @@ def _hook_kind(kind: type) -> None:
 
 
 def _is_fastapis(kind: type) -> bool:
-    """Whether a class of FastAPI's own leads to code that is wrapped already."""
+    """Whether a class is FastAPI's own, so that it calls code that is wrapped already."""
     return kind.__module__.partition(".")[0] == "fastapi" and kind.__name__ != "APIRoute"
 
 
@@ -172,7 +172,7 @@ async def _handle(
 async def claim_and_call(
     pending: PendingExchange, app: Any, rules: tuple[Any, ...], scope: Scope, receive: Receive, send: Send
 ) -> None:
-    """Make the claim; then call the application, or send the response that replaces its own."""
+    """Make the claim. Then call the application, or send the response that replaces its own."""
     instead = await pending.claim(scope, rules)
     await (app if instead is None else _response_of(instead))(scope, receive, send)
 
@@ -194,7 +194,7 @@ def _declared(route: Any, scope: Scope) -> Any:
 
 
 def _template(route: Any, scope: Scope) -> str:
-    """The path of a route or a mount as it was declared; recent FastAPI knows it with the prefix of its router."""
+    """The path of a route or a mount as declared; in recent FastAPI with the prefix of its router."""
     effective = getattr(sys.modules.get(_FASTAPI), "_get_scope_effective_route_context", None)
     context = None if effective is None else effective(scope)
     declared = context if context is not None and getattr(context, "original_route", None) is route else route
@@ -202,9 +202,9 @@ def _template(route: Any, scope: Scope) -> str:
 
 
 def _refuses(route: Any, handle: Any, endpoint: Any, scope: Scope) -> bool:
-    """Whether Starlette itself will refuse the request, so that no endpoint runs."""
+    """Whether Starlette refuses the request itself, so that no endpoint runs."""
     if getattr(route, "methods", None) and scope["method"] not in route.methods:
-        return handle.__module__.partition(".")[0] in FRAMEWORKS  # another class may accept it
+        return handle.__module__.partition(".")[0] in FRAMEWORKS  # a class of the application may accept it
     if isinstance(endpoint, type) and issubclass(endpoint, HTTPEndpoint):
         handler = getattr(endpoint, scope["method"].lower(), None)
         if endpoint.dispatch is HTTPEndpoint.dispatch:
@@ -214,9 +214,9 @@ def _refuses(route: Any, handle: Any, endpoint: Any, scope: Scope) -> bool:
 
 
 def is_forbidden(endpoint: Any, scope: Scope) -> bool:
-    """Whether Starlette's ``@requires``, somewhere around an endpoint, refuses the user that the request has now.
+    """Whether a ``@requires`` of Starlette around an endpoint refuses the present user of the request.
 
-    It is checked before the claim, so a user who has lost a permission gets the refusal of the decorator, and no
+    It is checked before the claim, so a user who has lost a permission gets the decorator's refusal instead of a
     replay.
     """
     if "auth" not in scope:
@@ -238,7 +238,7 @@ def _required(endpoint: Any) -> Iterator[list[str]]:
 
 
 def _response_of(instead: CoreResponse) -> Response:
-    """A stand-in response: layers around the endpoint see the stored response, and the middleware finds its mark."""
+    """A stand-in response: layers around the endpoint see the stored response, and the middleware sees the mark."""
     response = Response(instead.body or b"", instead.status)
     response.raw_headers = [*((name.lower(), value) for name, value in instead.headers), STAND_IN]
     return response
@@ -255,7 +255,7 @@ def _hook_fastapi(module: ModuleType) -> bool:
     names = set(_names_in(handler))
     if not {_SOLVE, _RUN} <= names or not {"request", "dependant"} <= set(inspect.signature(solve).parameters):
         return False
-    # Results of another form could not be read. Then nothing is wrapped, and ``hook`` warns.
+    # If its results have another form, they cannot be read. Then nothing is wrapped, and ``hook`` warns.
     if not _returns_what_is_known():
         return False
     setattr(module, _SOLVE, _solving(solve))
@@ -296,7 +296,7 @@ def _solving(solve: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[An
 
 
 async def _look(solving: Awaitable[Any], request: Any, dependant: Any) -> Any:
-    """Refuse a request that no middleware of this library has seen if the endpoint's rules ask for one."""
+    """Refuse a request that no middleware of this library has seen, if the endpoint's rules ask for protection."""
     solved = await solving
     look_at_endpoint(_rules_of(dependant, request.scope), request.scope)
     return solved
@@ -321,9 +321,9 @@ async def _claim_behind(solving: Awaitable[Any], pending: PendingExchange, reque
     if instead is None:
         return solved
     pending.stand_in = _response_of(instead)
-    # FastAPI calls the endpoint in this very context, and passes no argument of ours on.
+    # FastAPI calls the endpoint in this same context, but passes on no argument of this library.
     _refused.set(pending)
-    # FastAPI makes the response of a generator, with these headers. The response of a function is the stand-in.
+    # The response of a generator is made by FastAPI, with these headers. The response of a function is the stand-in.
     response.headers.raw.append(STAND_IN)
     if not inspect.iscoroutinefunction(dependant.call) and not hasattr(dependant.call, _OWN):
         dependant.call = _stoppable(dependant.call)
@@ -340,7 +340,7 @@ def _running(run: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
 
 
 def _take_stand_in() -> Response | None:
-    """The stand-in for the endpoint's response, once; None if the endpoint is to be called."""
+    """The stand-in for the endpoint's response, once; None if the endpoint must be called."""
     pending = _refused.get()
     if pending is None:
         return None
@@ -355,7 +355,7 @@ async def _give(instead: Response) -> Response:
 
 
 def _stoppable(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap an endpoint whose result FastAPI iterates over: it yields nothing if the endpoint is not to run."""
+    """Wrap an endpoint whose result FastAPI iterates over: it yields nothing if the endpoint must not run."""
     asynchronous = _is_async_generator(call)
 
     @wraps(call)

@@ -1,16 +1,16 @@
 """One request under Starlette or FastAPI whose claim is made when its endpoint is called (O-18).
 
-The middleware calls the application at once. What the application reads of the body is buffered for the fingerprint.
-``at_call`` then makes the claim, on the event loop, after routing, authentication and dependencies. If the endpoint is
-not to run, a stand-in response is sent through the layers instead, so that each of them ends as usual. The stand-in
-carries a mark. On its way out the middleware replaces it by the stored response.
+The middleware calls the application at once. The part of the body that the application reads is buffered for the
+fingerprint. ``at_call`` then makes the claim, on the event loop, after routing, authentication and dependencies. If the
+endpoint must not run, a stand-in response passes through the layers instead, so that each of them ends as usual. The
+stand-in carries a mark, by which the middleware recognises it and replaces it with the stored response.
 
-Starlette's session follows a request whose view changes the caller (O-14). It is in a cookie, so a client that has lost
-the response goes on with the session that it sent, and the application's own authentication decides at the next request
-whom a changed session names. So the session carries the id of the record, and a digest of its content after the view. A
-retry is led to the record if the content is still the same and names the user who was verified. If the session itself
-names the caller (O-19), or ``scope=`` does, the new caller is known at once, and the session carries the id of the
-record for that caller.
+If a view changes the caller, Starlette's session leads a retry to the record (O-14). The session is in a cookie, so a
+client that has lost the response still has the session that it sent, and the application's own authentication decides
+at the next request whom a changed session names. So the session carries the id of the record, and a digest of its
+content after the view. A retry finds the record if the content is unchanged and names the verified user. If the session
+itself names the caller (O-19), or ``scope=`` does, the new caller is known at once, and the session carries the id of
+the record for that caller.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _NAME = "_open_idempotency"
 class SessionTrace:
     """The session of one request, opened by a ``SessionMiddleware``. Reading it changes no response.
 
-    ``sent``: the ``SessionMiddleware`` is inside, so its cookie is written before ``change`` can be asked.
+    ``sent``: the ``SessionMiddleware`` is inside, so its cookie is written before ``change`` can be called.
     """
 
     __slots__ = ("_before", "_reported", "_sent", "_session")
@@ -81,7 +81,7 @@ class SessionTrace:
         self._before = self._content()
 
     def carried(self, caller: Caller) -> bytes | None:
-        """The record of the request that made this session what it is, if that was this very request."""
+        """The record of the request that made this session, if it was this same request."""
         content = self._content()
         began = content.get(_NAME)
         if not isinstance(began, dict):
@@ -93,11 +93,11 @@ class SessionTrace:
         return bytes.fromhex(found) if isinstance(found, str) else None
 
     def lost(self) -> str | None:
-        """None: a session in a cookie has no end on the server."""
+        """None: a server cannot end a session in a cookie."""
         return None
 
     def change(self, caller: Caller, record_id: bytes) -> Change | None:
-        """The change that the view has made to the caller; None without one. To be called before the session is sent.
+        """The change that the view has made to the caller, or None. To be called before the session is sent.
 
         Every session that the view has changed carries the record, since it may name another user now.
         """
@@ -116,7 +116,7 @@ class SessionTrace:
             if followed and now is not None:
                 names.append(now.hex())
         if not callable(caller.policy.scope):
-            # The application's authentication may pass on a verified user whom it knows by this session.
+            # The application's authentication may have verified the user by this session.
             names.append(self._seal(caller))
         if self._sent:
             return Change(False) if changed else None
@@ -129,7 +129,7 @@ class SessionTrace:
 
     def _seal(self, caller: Caller) -> str:
         content = {name: value for name, value in self._content().items() if name != _NAME}
-        # As it will be read from the cookie: keys are text there.
+        # In the form that is read from the cookie, where keys are text.
         text = json.dumps(json.loads(json.dumps(content, default=str)), sort_keys=True)
         return caller.of_session(hashlib.sha256(text.encode()).hexdigest()).hex()
 
@@ -140,7 +140,7 @@ def _is_of_application(caller: Caller) -> bool:
 
 
 def _names(content: dict[str, Any], user: str | None) -> bool:
-    """Whether a session contains the user, so that it is the session by which the user is known."""
+    """Whether a session contains the user, so that the user is known by the session."""
     return user is not None and any(type(value) in (str, int) and str(value) == user for value in content.values())
 
 
@@ -157,15 +157,15 @@ class Around(Inner, Protocol):
     coverages: Coverages
 
     def user_among(self, solved: Any) -> str | None:
-        """The identity that the ``user=`` dependency has returned, None if the endpoint does not depend on it."""
+        """The identity that the ``user=`` dependency has returned; None if the endpoint does not depend on it."""
         ...
 
     def session_within(self, scope: Scope) -> ChangingSession | None:
-        """The session that was opened inside, which may lead to another caller behind the view (O-14)."""
+        """The session that was opened inside, which may name another caller after the view (O-14)."""
         ...
 
     def look_back(self, scope: Scope, policy: IdempotencyPolicy) -> None:
-        """Called after an endpoint ran for a caller that was not known as a user."""
+        """Called after an endpoint ran for a caller who was not known as a user."""
         ...
 
     def report_unclaimed(self, scope: Scope, status: int) -> None:
@@ -173,7 +173,7 @@ class Around(Inner, Protocol):
         ...
 
 
-#: carries out what a refusal asks for
+#: carries out the commands of a refusal
 _reporting = Driver({DrawReference: draw_reference, Emit: report})
 
 
@@ -213,26 +213,26 @@ class PendingExchange(Exchange):
         self._body.bound(around.coverages.largest_request)
         # an endpoint, or another middleware of this library, has taken the request
         self._reached = False
-        # the limit of its body is that of its route
+        # whether the limit of its body is that of its route
         self._bounded = False
         self._refusal: Response | None = None
         # whether the caller is a known user
         self._known = False
         self._keeps = keyed
-        # bytes that the application has read before the claim; and whether there are more
+        # how many bytes the application has read before the claim; and whether there are more
         self._read = 0
         self._unread = True
         self._status = 0
         self._seen: Message | None = None
         self._solved: Any = None
         self._instead: Response | None = None
-        # what the claim was refused with, for whoever calls the endpoint once more
+        # the response that refused the claim, in case the endpoint is called again
         self._decided: Response | None = None
         self._claimed_in: Scope | None = None
         # the application has returned; a middleware inside may have left the endpoint to a task of its own
         self._over = False
         self._entered: set[Any] = set()
-        #: what FastAPI gets instead of the endpoint's result, until it has got it
+        #: FastAPI gets this instead of the endpoint's result, once
         self.stand_in: Any = None
 
     def may_have_key(self, rules: Iterable[Rule]) -> bool:
@@ -248,7 +248,7 @@ class PendingExchange(Exchange):
         scope[PENDING] = self
         self._session = self._inner.session_of(scope)
         policy, engine = self._policy, self._engine
-        # A stage before the claim of a request with a key would be unprotected, so idem raises there.
+        # A stage before the claim of a request with a key would be unprotected, so idem raises.
         mark = running.set(None if self._keyed else (Attempt(policy), engine))
         extensions = self._hide_extensions() if self._keyed else None
         try:
@@ -260,7 +260,7 @@ class PendingExchange(Exchange):
         except BaseException as error:
             attempt = self._attempt
             if attempt is None:
-                # An error that comes of ending the body early is not the application's.
+                # An error that results from ending the body early is not one of the application.
                 if self._refusal is None or not isinstance(error, ClientDisconnect):
                     raise
                 await self._respond(self._refusal)
@@ -325,11 +325,11 @@ class PendingExchange(Exchange):
         if coverage is None or not keyed or self._request.method not in coverage.policy.methods:
             self._let_pass()
             if running.get() is None and self._has_no_header():
-                # It was taken for one that may have a key, as another route has key=.
+                # It was treated as a request that may have a key, as another route has key=.
                 running.set((Attempt(self._policy if coverage is None else coverage.policy), self._engine))
             if self._outer is None:
                 return None
-            if exempts(applying):  # it holds for all of them, as at the claim
+            if exempts(applying):  # an exemption holds for all middlewares, as at the claim
                 self._outer.withdraw()
                 return None
             return self._outer.look_ahead(scope, of_route)
@@ -355,10 +355,10 @@ class PendingExchange(Exchange):
         return _reporting.run(refuse(problem, self._policy, instance, of=self._request))
 
     def pass_route(self, route: Any, template: str) -> None:
-        """The request has come to a mount or a route. Its template is that of all of them, one after the other."""
+        """Note that the request has reached a mount or a route. Its template is that of all of them, joined."""
         passed = self._passed
         for index, (known, _) in enumerate(passed):
-            if known is route:  # called once more
+            if known is route:  # called again
                 del passed[index:]
                 break
         passed.append((route, template))
@@ -368,18 +368,18 @@ class PendingExchange(Exchange):
         """Make the claim. Returns the response to send instead of calling the endpoint, or None.
 
         ``scope``: as the endpoint sees it. ``rules``: those of its route. ``solved``: FastAPI's dependencies by
-        callable, once they are solved. A request has one claim: where a middleware inside calls the endpoint again, the
+        callable, once they are solved. A request has one claim: if a middleware inside calls the endpoint again, the
         first claim counts. Raises ``ScopeUnknown``, ``ConfigurationError``.
         """
         self._reached = True
         if self._decided is not None:
             return self._replace(self._decided)
-        if self._attempt is not None:  # asked through another copy of the scope
+        if self._attempt is not None:  # called with another copy of the scope
             scope[MARK] = self._attempt
             return None
-        # Who calls an endpoint when its request is over is not protected, as if the scope had not been copied.
+        # An endpoint that is called after its request is over is not protected, as with an uncopied scope.
         instead = None if self._over else await self._decide(scope, rules, solved)
-        # Not before: until it is decided, nothing runs for whoever catches an error of the claim and calls again.
+        # Not earlier: if code catches an error of the claim and calls again, the endpoint must not run undecided.
         if instead is None:
             scope[PENDING] = None
         return instead
@@ -400,11 +400,11 @@ class PendingExchange(Exchange):
             running.set((Attempt(policy), self._engine))
             self._let_pass()
             if self._outer is not None and not self._outer.may_have_key(rules):
-                self._outer.withdraw()  # it is asked for the keys that it can read, and not for what it requires
+                self._outer.withdraw()  # only the keys that the outer one can read matter, not whether it requires one
                 return None
             return await self._leave_to_outer(scope, rules, solved)
         if (key_headers or policy.key is not None) and not self._keyed:
-            raise RuntimeError("a rule that says where this key is was made while the request was on its way")
+            raise RuntimeError("a rule that names the header of this key was added while the request was in progress")
         if self._outer is not None:
             self._outer.withdraw()
         return await self._claim(scope, key_headers, solved)
@@ -412,7 +412,7 @@ class PendingExchange(Exchange):
     async def _leave_to_outer(self, scope: Scope, rules: tuple[Rule, ...], solved: Any) -> Response | None:
         """Let the middleware around this one protect the request, which this one does not.
 
-        An exemption that was said here holds for all of them.
+        An exemption here holds for all of them.
         """
         outer = self._outer
         if outer is None:
@@ -435,7 +435,7 @@ class PendingExchange(Exchange):
             admission = await self._admit(self._request, key_headers)
         except ClientGone:
             self._gone = True
-            admission = Response(400, [], b"")  # no client gets it, and nothing is to run
+            admission = Response(400, [], b"")  # no client gets it, and the endpoint must not run
         finally:
             self._solved = None
         if isinstance(admission, Response):

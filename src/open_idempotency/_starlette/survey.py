@@ -1,7 +1,7 @@
-"""What a Starlette or FastAPI application shows before its first request: layers, routes, rules.
+"""Inspection of a Starlette or FastAPI application before its first request: layers, routes, rules.
 
-From these the adapter learns which rules have an effect, which dependencies end after the response, and where
-authentication runs. An application of another framework, and a middleware that hides what it wraps, have no routes.
+It shows which rules have an effect, which dependencies end after the response, and where authentication runs. An
+application of another framework, and a middleware that hides what it wraps, have no routes.
 Applications that cannot be inspected are left out; their errors are reported when a request arrives.
 """
 
@@ -37,8 +37,9 @@ _SINGLE = (Route, WebSocketRoute, Mount, Host)
 class Layers(NamedTuple):
     """The layers of middleware around an application. ``app``: the innermost, with its ``routes``.
 
-    ``inner``: whether one of the layers is a middleware of this library that protects something. ``outside``: the
-    outermost layer. ``off``: whether there is one with ``enabled=False``, which counts as any other layer.
+    ``inner``: whether one of the layers is a middleware of this library that is enabled. ``outside``: the outermost
+    layer. ``off``: whether there is a middleware of this library with ``enabled=False``, which counts as any other
+    layer.
     """
 
     app: Any
@@ -70,7 +71,7 @@ def see_layers(app: Any) -> Layers:
             return Layers(app, app.routes, _has_ours(app), outside, off)
         wrapped = getattr(app, "app", None)
         if wrapped is None:
-            # What a router's own middleware wraps is the router's method.
+            # The middleware of a router wraps a method of the router.
             owner = getattr(app, "__self__", app)
             return Layers(owner, getattr(owner, "routes", None), False, outside, off)
         app = wrapped
@@ -111,7 +112,7 @@ def expanded(routes: Iterable[Any]) -> Iterable[Any]:
     expand = getattr(sys.modules.get("fastapi.routing"), "iter_route_contexts", None)
     if expand is None:
         return routes
-    # Its wrapper of any other route forwards each attribute, which takes longer than matching the route.
+    # FastAPI would wrap other routes too, and forwarding attributes takes longer than matching the route.
     return chain.from_iterable((route,) if isinstance(route, _SINGLE) else expand((route,)) for route in routes)
 
 
@@ -129,7 +130,7 @@ def dependency_rules(route: Any) -> Iterator[Rule]:
 def dependant_rules(dependant: Any) -> Iterator[Rule]:
     """The rules among the dependencies of one FastAPI endpoint, the nearest last.
 
-    A class that is marked and a dependency has the endpoint for a method: class-based views are made so.
+    A marked class among the dependencies has the endpoint as a method, as class-based views are built.
     """
     call = dependant.call
     own: tuple[Rule, ...] = ()
@@ -159,7 +160,7 @@ def signature_rules(dependant: Any) -> Iterator[Rule]:
 
 #: methods that a policy may cover, and that routes have
 _METHODS = ("POST", "PATCH", "PUT", "DELETE")
-#: of these one is enough, as nothing covers them
+#: methods that nothing covers, so one of them stands for all
 _UNCOVERED = frozenset({"HEAD", "OPTIONS"})
 _WEBSOCKET = "WEBSOCKET"
 _NEVER = NEVER_COVERED | {_WEBSOCKET}
@@ -182,17 +183,17 @@ class Endpoint(NamedTuple):
 
 
 class Covering(Protocol):
-    """What a survey needs of its middleware."""
+    """The parts of a middleware that a survey uses."""
 
     coverages: Coverages
 
     def rules_of_path(self, scope: dict[str, Any]) -> tuple[Rule, ...]:
-        """The rules for the path of a request, or for a route's path as it is written."""
+        """The rules for the path of a request, or for the path of a route as written."""
         ...
 
 
 class Survey:
-    """What an application's routes show of its rules.
+    """The rules of an application's routes.
 
     ``covered``: the routes that are covered, once for each method. ``contradictions``: routes whose rules contradict
     the policy, and how.
@@ -246,7 +247,7 @@ class CoveredEndpoints(CoveredPaths):
         self._app = app
 
     def every(self) -> Iterator[Covered]:
-        """See ``Covering``; where the application cannot be inspected, what is known of its paths."""
+        """See ``Covering``. If the application cannot be inspected, only the rules by path are known."""
         layers = layers_beneath(self._app, {})
         if layers.routes is None:
             yield from super().every()
@@ -257,7 +258,7 @@ class CoveredEndpoints(CoveredPaths):
                 yield Covered(method, path, policy)
 
     def at(self, method: str, path: str) -> IdempotencyPolicy | None:
-        """See ``Covering``: the first route that fits, as Starlette has it."""
+        """See ``Covering``. The first route that fits counts, as in Starlette."""
         layers = layers_beneath(self._app, {})
         if layers.routes is None:
             return super().at(method, path)
@@ -268,10 +269,10 @@ class CoveredEndpoints(CoveredPaths):
 
 
 def _leads_to(template: str, route: Any, path: str) -> bool:
-    """Whether a route, or an application that is mounted, has this path; a template stands for itself."""
+    """Whether a route or a mounted application has this path, which may also be its template."""
     if _is_mount(route):
         return path == template or path.startswith(template.rstrip("/") + "/")
-    # The route's own part with its converters, which the template does not have.
+    # The route's own part of the path has its converters; the template does not.
     own = str(getattr(route, "path", template))
     whole = template[: len(template) - len(_path_of(route))] + own
     return path in (template, whole) or compile_path(whole)[0].match(path) is not None
@@ -313,7 +314,7 @@ def _is_mount(route: Any) -> bool:
 
 
 def _path_of(route: Any) -> str:
-    """The path as it is written; a mount's format has a parameter for the rest, and a host has no path."""
+    """The path as written; a mount's format would have a parameter for the rest, and a host has no path."""
     return str(getattr(route, "path" if _is_mount(route) else "path_format", None) or "")
 
 
@@ -326,15 +327,15 @@ def _methods_of(route: Any) -> Iterable[str]:
     if not allowed:
         return (*_METHODS, "GET") if _is_mount(route) else _METHODS
     listed = sorted(set(allowed) - _UNCOVERED) or sorted(allowed)
-    # A class of routes that handles requests in its own way may accept other methods too.
+    # A class of routes with its own handle() may accept other methods too.
     return listed if refuses_other_methods(route) else dict.fromkeys((*listed, *_METHODS))
 
 
 def own_rules(route: Any, method: str, shared: frozenset[int] | None) -> tuple[Rule, ...]:
     """The rules that belong to one route alone.
 
-    ``shared``: the dependencies of routers, by id; None where FastAPI does not show them, and then a rule in a list of
-    dependencies is taken for one of a router.
+    ``shared``: the dependencies of routers, by id; None if FastAPI does not show them. Then a rule in a list of
+    dependencies counts as that of a router.
     """
     dependant = getattr(route, "dependant", None)
     listed = [] if dependant is None else list(getattr(route, "dependencies", ()))

@@ -1,4 +1,4 @@
-"""What each command does: it calls ``open_idempotency.operations``, and prints what came of it."""
+"""The commands: each calls ``open_idempotency.operations`` and prints the result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from open_idempotency.operations.changing import held
 
 _HEAD = ("RECORD", "STATE", "AGE", "ATTEMPT", "STAGES", "LEASE", "ROUTE", "HOLDER")
 _SHORT = 12
-#: how many of the busiest routes are shown; --json has all
+#: how many of the busiest routes are shown; --json shows all
 _ROUTES = 20
 
 
@@ -129,7 +129,7 @@ def _what_to_do(context: Context, view: RecordView) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """A text as a shell takes it; as ``$'…'`` of bash and zsh where it has characters that cannot be printed."""
+    """A text quoted for a shell; as ``$'…'`` of bash and zsh if it has unprintable characters."""
     if text.isprintable():
         return shlex.quote(text)
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
@@ -153,12 +153,12 @@ def _body_text(body: bytes | None) -> str:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError:
-        return f"({len(body)} bytes that are no text; --json prints them as base64)"
+        return f"({len(body)} bytes that are not text; --json prints them as base64)"
     return _escaped(text)
 
 
 def _escaped(text: str) -> str:
-    """The text without control characters, which could move the cursor; it keeps its lines."""
+    """The text with its lines, but without control characters, which could move the cursor."""
     return "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)
 
 
@@ -278,7 +278,7 @@ def erase(context: Context) -> int:
         context.note(f"{len(erasure.live)} are held by attempts and were left: {', '.join(_ids(erasure.live))}")
     if erasure.unknown:
         context.note(
-            f"{erasure.unknown} records do not say whose they are: an earlier version made them, or the backend had "
+            f"{erasure.unknown} records do not name their caller: an earlier version made them, or the backend had "
             "lost them while their attempt ran"
         )
     for named, number in erasure.elsewhere.items():
@@ -303,10 +303,10 @@ def purge(context: Context) -> int:
 
 
 def migrate(context: Context) -> int:
-    """``migrate``: apply the migrations that the backend lacks, and read from it as a request would."""
+    """``migrate``: apply missing migrations, then read from the backend as a request would."""
     with context.opened() as backend:
         applied = list(backend.migrate())
-        backend.get(Get(bytes(32)))  # a backend that needs no migration was not called so far
+        backend.get(Get(bytes(32)))  # a backend without migrations has not been called yet
     said = f"applied {', '.join(applied)}" if applied else "nothing to apply"
     context.write(as_text({"applied": applied}) if context.options.json else said)
     return ExitCode.DONE

@@ -1,4 +1,4 @@
-"""Where a command finds its backend and the application's policy, and where it writes and asks."""
+"""The context of a command: its backend, the application's policy, its output, and its questions."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ VARIABLE = "OPEN_IDEMPOTENCY_BACKEND"
 
 
 class WrongUsage(IdempotencyError):
-    """Options that do not fit each other, or one that is missing."""
+    """Options that contradict each other, or a missing option."""
 
     code = "ERR_USAGE"
 
 
 class Unconfirmed(OperationRefused):
-    """The question was declined, or there was nobody to ask."""
+    """The confirmation was declined, or there was no terminal to ask on."""
 
     code = "ERR_UNCONFIRMED"
     exit_code = ExitCode.UNCONFIRMED
@@ -40,7 +40,7 @@ class Unconfirmed(OperationRefused):
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """What ``--app`` names. ``of``: the application, or its policy. ``backend``: of its records, if it says so."""
+    """What ``--app`` names. ``of``: the application, or its policy. ``backend``: its backend, if it has one."""
 
     of: object
     policy: IdempotencyPolicy
@@ -58,9 +58,9 @@ class Context:
         self.errors = errors
 
     def write(self, text: str) -> None:
-        """Write lines to standard output. Control characters are escaped, and what it cannot encode.
+        """Write lines to standard output. Control and unencodable characters are escaped.
 
-        What a client has sent may be among the text, and could write to the operator's terminal otherwise.
+        Otherwise text that a client has sent could control the operator's terminal.
         """
         encoding = getattr(self.out, "encoding", None) or "utf-8"
         line = harmless(text if text.endswith("\n") else text + "\n")
@@ -71,12 +71,12 @@ class Context:
         self.errors.write(f"{self.prog}: {self._line(text)}\n")
 
     def _line(self, text: str) -> str:
-        """The text as one line that does nothing to a terminal."""
+        """The text as one line, without characters that control a terminal."""
         return printable(text, getattr(self.errors, "encoding", None) or "utf-8")
 
     @cached_property
     def application(self) -> Application | None:
-        """The application that ``--app`` names. Raises ``ConfigurationError`` where it cannot be imported."""
+        """The application that ``--app`` names. Raises ``ConfigurationError`` if it cannot be imported."""
         path: str | None = getattr(self.options, "app", None)
         if path is None:
             return None
@@ -87,14 +87,14 @@ class Context:
 
     @property
     def policy(self) -> IdempotencyPolicy | None:
-        """The application's policy, where there is one."""
+        """The application's policy, or None."""
         return None if self.application is None else self.application.policy
 
     @contextmanager
     def opened(self) -> Generator[Backend, None, None]:
-        """The backend, until the end of the block. A database file that is not there is not created.
+        """The backend, open until the end of the block. A missing database file is not created.
 
-        Raises ``WrongUsage`` where none is named, and ``ConfigurationError``.
+        Raises ``WrongUsage`` if no backend is named, and ``ConfigurationError``.
         """
         named = self._named()
         backend = open_backend(named)
@@ -106,10 +106,10 @@ class Context:
                 backend.close()
 
     def check(self, backend: Backend) -> None:
-        """Refuse a backend whose records no command can reach."""
+        """Refuse a backend whose records only the application's process can reach."""
         if isinstance(backend, MemoryBackend):
             raise ConfigurationError(
-                "backend: the records of memory:// are in the process of the application, where no command reaches them"
+                "backend: the records of memory:// are in the application's process, where no command can reach them"
             )
         if self.options.name != "migrate":
             refuse_new_file(backend.file)
@@ -132,7 +132,7 @@ class Context:
         return found
 
     def confirm(self, question: str) -> None:
-        """Ask, unless ``--yes`` was given. Raises ``Unconfirmed`` where the reply is not yes, or nobody can reply."""
+        """Ask, unless ``--yes`` was given. Raises ``Unconfirmed`` if the reply is not yes, or there is no terminal."""
         if self.options.yes:
             return
         if not sys.stdin or not sys.stdin.isatty():
@@ -149,21 +149,21 @@ def _imported(path: str) -> object:
     module, colon, attribute = path.partition(":")
     if not (module and colon and attribute):
         raise WrongUsage(f"--app: expected module:attribute, such as shop.main:app, got {path!r}")
-    # As with servers: the application is found from the directory in which the command runs.
+    # As servers do: the application is imported from the current directory.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         found: object = import_module(module)
         for name in attribute.split("."):
             found = getattr(found, name)
-    # An application may raise anything while it is imported. One that ends there would end the command with its code.
+    # An application may raise anything while it is imported. SystemExit would end the command with its exit code.
     except (Exception, SystemExit) as error:
         raise ConfigurationError(f"it cannot be imported: {type(error).__name__}: {error}") from error
     return found
 
 
 def application_of(found: object) -> Application:
-    """An application, or a policy alone. Raises ``ConfigurationError`` for what is neither."""
+    """An application or a policy. Raises ``ConfigurationError`` for anything else."""
     if isinstance(found, IdempotencyPolicy):
         return Application(found, found, None)
     engine = operations.engine_of(found)

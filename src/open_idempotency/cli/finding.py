@@ -1,4 +1,4 @@
-"""From the words of a command to a record: a record id, or a client's key with what is known of its caller."""
+"""From the arguments of a command to a record: by a record id, or by a client's key and its caller."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _entry(text: str) -> tuple[str, str]:
 
 
 def caller_of(context: Context) -> dict[str, Any]:
-    """What the options say of a caller, as ``operations.Who`` takes it."""
+    """The caller that the options name, as keyword arguments of ``operations.Who``."""
     options = context.options
     who = {name: value for name in _FIELDS if (value := getattr(options, name)) is not None}
     if options.session:
@@ -55,7 +55,7 @@ def caller_of(context: Context) -> dict[str, Any]:
 
 
 def application_of(context: Context, who: dict[str, Any]) -> object:
-    """The application; without one a policy of defaults, by which a user or a scope is enough."""
+    """The application; without one a default policy, for which a user or a scope is enough."""
     if context.application is not None:
         return context.application.of
     given: str | None = who.get("scope")
@@ -65,8 +65,8 @@ def application_of(context: Context, who: dict[str, Any]) -> object:
 def find(context: Context, backend: Backend) -> Record:
     """The record that a command names.
 
-    A text that may be a record id is taken for one first, unless a caller is named. Raises as
-    ``operations.find_record`` and ``operations.find_key`` do.
+    Without a caller, a text that may be a record id is tried as one first. Raises what ``operations.find_record`` and
+    ``operations.find_key`` raise.
     """
     text: str = context.options.record
     who = caller_of(context)
@@ -86,7 +86,7 @@ def find(context: Context, backend: Backend) -> Record:
 
 
 def _by_key(context: Context, backend: Backend, text: str, who: dict[str, Any], before: str = "") -> Record:
-    """The record of a client's key. ``before``: what was found out already, for the error."""
+    """The record of a client's key. ``before``: the beginning of the error message."""
     try:
         return operations.find_key(backend, application_of(context, who), text, **who)
     except RecordUnknown as error:

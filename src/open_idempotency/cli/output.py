@@ -1,4 +1,4 @@
-"""How commands print: tables that fit the terminal, styles where they are wanted, and JSON."""
+"""How commands print: tables that fit the terminal, styles, and JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LEVELS = {Level.OK: _GREEN, Level.UNKNOWN: _DIM, Level.WARNING: _YELLOW, Level.
 
 
 class Page:
-    """What is known of standard output: whether it is a terminal, how wide, and whether styles are wanted."""
+    """Standard output: whether it is a terminal, its width, and whether it shows styles."""
 
     def __init__(self, out: TextIO) -> None:
         self._terminal = out.isatty()
@@ -29,11 +29,11 @@ class Page:
 
     @property
     def width(self) -> int | None:
-        """Columns of the terminal; None where nothing is to be cut, as in a pipe."""
+        """Columns of the terminal; None if nothing is to be cut, as in a pipe."""
         return shutil.get_terminal_size().columns if self._terminal else None
 
     def styled(self, text: str, style: str) -> str:
-        """The text in a style, as an ANSI number, where styles are wanted."""
+        """The text in a style, which is an ANSI number; unchanged if styles are off."""
         return f"\x1b[{style}m{text}\x1b[0m" if style and self._styles else text
 
     def level(self, level: Level) -> str:
@@ -41,7 +41,7 @@ class Page:
         return self.styled(level.value, _LEVELS[level])
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> str:
-        """A table with a head. The last columns are cut where the terminal is narrow. ``styles``: of the rows."""
+        """A table with a head. On a narrow terminal the last columns are cut. ``styles``: of the rows."""
         cells = [head, *([printable(cell, self._encoding) for cell in row] for row in rows)]
         widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
         widths = fitted(widths, self.width)
@@ -59,7 +59,7 @@ class Page:
 def fitted(widths: Sequence[int], width: int | None) -> list[int]:
     """The widths of the columns that fit. The first one is never cut.
 
-    The others are made smaller from the last one on, and left out from the last one on where that is not enough.
+    The others are narrowed, beginning with the last, and then left out, beginning with the last.
     """
     left = list(widths)
     if width is None:
@@ -75,12 +75,12 @@ def fitted(widths: Sequence[int], width: int | None) -> list[int]:
 
 
 def cut(text: str, width: int) -> str:
-    """The text in so many columns; where it is cut, the last one is a full stop."""
+    """The text in at most ``width`` columns. If it is cut, it ends with a full stop."""
     return f"{text:<{width}}" if len(text) <= width else text[: width - 1] + "."
 
 
 def printable(text: str, encoding: str) -> str:
-    """The text without control characters, which could move the cursor, and without what cannot be encoded."""
+    """The text without control characters, which could move the cursor, and without unencodable characters."""
     shown = "".join(map(_shown, text))
     return shown.encode(encoding, "backslashreplace").decode(encoding)
 
@@ -89,7 +89,7 @@ _STYLE = re.compile(r"(\x1b\[[0-9]{1,2}m)")
 
 
 def harmless(text: str) -> str:
-    """The text without control characters but for line breaks, tabs and our own styles."""
+    """The text without control characters, except line breaks, tabs and this library's styles."""
     return "".join(
         part if _STYLE.fullmatch(part) else "".join(each if each in "\n\t" else _shown(each) for each in part)
         for part in _STYLE.split(text)
@@ -101,25 +101,25 @@ def _shown(character: str) -> str:
 
 
 def state_text(view: RecordView) -> str:
-    """The state in words; ``free`` for a failed record of which no attempt counts."""
+    """The state in words; ``free`` for a failed record none of whose attempts counts."""
     free = view.state is State.FAILED and not view.attempt
     return ("free" if free else view.state.value) + (", in doubt" if view.in_doubt else "")
 
 
 def lease_text(view: RecordView) -> str:
-    """How long the lease lasts, or since when it has ended; only of an attempt that has not ended."""
+    """How long the lease lasts, or how long ago it ended; empty for an attempt that has ended."""
     if view.state is State.ALIVE:
         return f"{duration(view.lease_left)} left"
     return f"ended {duration(view.lease_left)} ago" if view.state is State.ABANDONED else "-"
 
 
 def stage_line(stage: StageView) -> str:
-    """A stage: its name and key, and what is on record of it."""
+    """A stage: its name, its key, and its state on record."""
     name = stage.name + (f" (key {stage.key})" if stage.key else "")
     size = f", {stage.size} bytes" if stage.size else ""
     return f"{name}: {stage.found}{size}"
 
 
 def as_text(value: Any) -> str:
-    """A value as JSON text. Anything that JSON does not have is an error of ours, and not hidden."""
+    """A value as JSON text. Raises ``TypeError`` for any other value, which would be a fault of this library."""
     return json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False)

@@ -176,7 +176,7 @@ _COMMANDS = {
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
-    """Run the chosen command; its exit code. Each error is one line on standard error."""
+    """Run the chosen command. Returns its exit code. Each error is one line on standard error."""
     try:
         code = options.command(context)
         context.out.flush()
@@ -196,11 +196,11 @@ def run(options: argparse.Namespace, context: Context) -> int:
 
 
 def _leave_pipe(context: Context) -> None:
-    """Let the interpreter, which flushes standard output when it ends, write nowhere instead of raising once more."""
+    """Redirect standard output to the null device, so that the final flush of the interpreter does not raise."""
     try:
         number = context.out.fileno()
     except (AttributeError, OSError, ValueError):
-        return  # no file stands behind it
+        return  # it has no file descriptor
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, number)
     os.close(nowhere)

@@ -1,4 +1,4 @@
-"""What arguments of commands mean: durations, numbers, JSON. Each raises ``argparse.ArgumentTypeError``."""
+"""Parsers of arguments: durations, numbers, JSON. Each raises ``argparse.ArgumentTypeError``."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ _is_duration = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)").fullmatch
 
 
 def seconds(text: str) -> float:
-    """Seconds of a duration such as ``90``, ``5m``, ``2h`` or ``1d``."""
+    """A duration such as ``90``, ``5m``, ``2h`` or ``1d``, in seconds."""
     found = _is_duration(text.strip().lower())
     if found is None or not math.isfinite(float(found[1])):
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 90, 90s, 5m, 2h or 1d")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration; write 90, 90s, 5m, 2h or 1d")
     return float(found[1]) * _UNITS[found[2]]
 
 
 def count(text: str) -> int:
-    """A number from 1."""
+    """A whole number of at least 1."""
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def json_value(text: str) -> Any:
-    """A value of JSON, within a list of its own, since the value may be null."""
+    """A JSON value in a list, since None would mean that the option is missing."""
     try:
         return [json.loads(text)]
     except ValueError as error:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no JSON ({error}); a text needs quotes, as in --found '\"ch_123\"'"
+            f"{text!r} is not JSON ({error}); a text needs quotes, as in --found '\"ch_123\"'"
         ) from error

@@ -296,7 +296,7 @@ class ClaimContract:
     async def test_a_claim_that_is_refused_does_not_change_what_the_record_is_about(
         self, verbs: AsyncVerbs, record_id: bytes
     ) -> None:
-        """P-01: neither while the record is busy, nor for another request, nor by a replay."""
+        """P-01: not while the record is busy, not for another request, and not for a replay."""
         lease = await lease_of(verbs, record_id, about=b"first")
         assert isinstance(await verbs.claim(claim_of(record_id, about=b"busy")), Busy)
         assert isinstance(await verbs.claim(claim_of(record_id, fingerprint=b"other", about=b"other")), Mismatch)
@@ -308,7 +308,7 @@ class ClaimContract:
     async def test_a_takeover_says_anew_what_the_record_is_about(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes, about: bytes
     ) -> None:
-        """P-01: of an abandoned record, of a failed one, and of one that has expired."""
+        """P-01: the takeover of an abandoned, failed or expired record stores its own ``about``."""
         await leased(verbs, claim_of(record_id, about=b"first"))
         clock.advance(LEASE + 1)
         lease = await lease_of(verbs, record_id, about=about)
@@ -322,7 +322,7 @@ class ClaimContract:
         assert (await existing(verbs, record_id)).about == about
 
     async def test_each_of_many_claims_at_once_keeps_its_own_about(self, verbs: AsyncVerbs, record_id: bytes) -> None:
-        """P-01: claims that share a batch or a transaction are stored with what each says."""
+        """P-01: each of the claims that share a batch or a transaction is stored with its own ``about``."""
         claims = [claim_of(record_id + bytes([number]), about=b"%d" % number) for number in range(32)]
         await verbs.claim_at_once(claims)
         records = [await existing(verbs, c.record_id) for c in claims]

@@ -76,7 +76,7 @@ async def refused(call: Callable[[], Awaitable[Any]], failure: Exception) -> boo
         cause: BaseException | None = error
         while cause is not None and cause is not failure:
             cause = cause.__cause__
-        assert cause is failure, "BackendUnavailable has lost its cause"
+        assert cause is failure, "BackendUnavailable does not have the failure as its cause"
         return True
     return False
 
@@ -119,13 +119,13 @@ class BackendContract(
     SizeContract,
     WaitingContract,
 ):
-    """The tests that a backend has to pass. Subclass it in a test module, and override the fixture ``backend``."""
+    """The tests that a backend must pass. Subclass it in a test module, and override the fixture ``backend``."""
 
     pytestmark = pytest.mark.anyio
 
     @pytest.fixture
     def clock(self) -> ManualClock:
-        """The clock that the backend has to use."""
+        """The clock that the backend must use."""
         return ManualClock()
 
     @pytest.fixture
@@ -135,12 +135,12 @@ class BackendContract(
 
     @pytest.fixture
     def held(self) -> Held:
-        """Override it if the backend can hold claims up: one on the server's own clock, with ``hold``."""
+        """Override it if the server can hold up claims: return a backend on the server's own clock, with ``hold``."""
         pytest.skip("override the fixture 'held' to test that a claim which waited for a lock gets the larger token")
 
     @pytest.fixture
     def narrow(self) -> Narrow:
-        """Override it if the backend can refuse a value for its size: an empty one, and sizes around its limit."""
+        """Override it if the backend can refuse a value for its size: return an empty one, and two sizes."""
         pytest.skip("override the fixture 'narrow' to test that a value over the backend's limit raises RecordTooLarge")
 
     @pytest.fixture

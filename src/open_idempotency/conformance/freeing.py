@@ -1,4 +1,4 @@
-"""The contract of ``free``: an operator frees a key without harm to an attempt that he has not seen."""
+"""The contract of ``free``: an operator frees a key, but never from an attempt unseen by the operator."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def _abandoned(verbs: AsyncVerbs, clock: ManualClock, record_id: bytes) ->
 
 
 class FreeContract:
-    """P-20: what ``free`` changes, and what it leaves alone. Skipped for a backend without ``frees``."""
+    """P-20: what ``free`` changes, and what stays. Skipped for a backend without ``frees``."""
 
     @pytest.fixture
     def operator(self, verbs: AsyncVerbs) -> Backend:
@@ -96,7 +96,7 @@ class FreeContract:
     async def test_a_worker_that_renews_in_time_is_spared(
         self, verbs: AsyncVerbs, operator: Backend, clock: ManualClock, record_id: bytes, keep_stages: bool
     ) -> None:
-        """P-20: the attempt was seen abandoned, and its worker lives after all."""
+        """P-20: the attempt was abandoned when it was seen, but its worker is alive."""
         lease = await _abandoned(verbs, clock, record_id)
         seen = _seen(await existing(verbs, record_id), keep_stages=keep_stages)
         await verbs.renew(Renew([lease]))
@@ -152,7 +152,7 @@ class FreeContract:
     async def test_a_freed_key_is_claimed_at_once_with_its_stages(
         self, verbs: AsyncVerbs, operator: Backend, clock: ManualClock, record_id: bytes, state: str
     ) -> None:
-        """P-20: whatever the policy says of failed and abandoned attempts, and of their number."""
+        """P-20: whatever the policy says about failed and abandoned attempts, and about their number."""
         lease = await lease_of(verbs, record_id)
         await verbs.save_stage(SaveStage(lease, stage_of("charge")))
         if state in ("failed", "final"):
@@ -174,7 +174,7 @@ class FreeContract:
     async def test_a_freed_record_stays_without_stages(
         self, verbs: AsyncVerbs, operator: Backend, record_id: bytes
     ) -> None:
-        """P-20: so that its old owner finds that it was fenced off, and does not make the record anew."""
+        """P-20: so that its old owner notices that it was fenced off, and does not create the record again."""
         await lease_of(verbs, record_id)
         operator.free(_seen(await existing(verbs, record_id), keep_stages=True, alive=True))
         assert (await existing(verbs, record_id)).status is Status.FAILED
@@ -184,7 +184,7 @@ class FreeContract:
     async def test_the_worker_that_was_taken_for_dead_is_fenced_off(
         self, verbs: AsyncVerbs, operator: Backend, record_id: bytes, write: str, stages: int
     ) -> None:
-        """P-20: it renews nothing and writes nothing, before the next claim and after it."""
+        """P-20: it can neither renew nor write, before and after the next claim."""
         lease = await lease_of(verbs, record_id)
         if stages:
             await verbs.save_stage(SaveStage(lease, stage_of("charge")))
@@ -200,7 +200,7 @@ class FreeContract:
     async def test_operators_find_records_by_the_beginning_of_their_ids(
         self, verbs: AsyncVerbs, operator: Backend, record_id: bytes
     ) -> None:
-        """B-09: those that are there, and no others."""
+        """B-09: all live records with this beginning, and no others."""
         neighbour = record_id[:6] + record_id[6:][::-1]
         for each in (record_id, neighbour):
             await lease_of(verbs, each)
@@ -212,7 +212,7 @@ class FreeContract:
         assert list(operator.ids(record_id[:6])) == [record_id]
 
     async def test_operators_read_the_clock_that_decides(self, operator: Backend, clock: ManualClock) -> None:
-        """B-09: ages and leases are counted on it."""
+        """B-09: ages and leases are measured by it."""
         before = operator.now()
         clock.advance(5)
         assert operator.now() == pytest.approx(before + 5, abs=0.001)

@@ -74,7 +74,7 @@ def check_against_model(
 
 
 def _begin(make_backend: MakeBackend, portal: BlockingPortal) -> tuple[Any, ManualClock, Callable[[], None]]:
-    """What a machine is made of: a new backend, its clock, and what closes it."""
+    """The arguments of a machine: a new backend, its clock, and a function that closes it."""
     clock = ManualClock()
     by_verb = _BackendByVerb(make_backend(clock), portal)
     return by_verb, clock, by_verb.close

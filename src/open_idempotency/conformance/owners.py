@@ -386,7 +386,7 @@ class StageContract:
         assert await existing(verbs, record_id) == before
 
     async def test_a_failed_attempt_saves_no_stage(self, verbs: AsyncVerbs, record_id: bytes) -> None:
-        """B-03: an attempt that has failed owns the record no more."""
+        """B-03: an attempt that has failed no longer owns the record."""
         lease = await lease_of(verbs, record_id)
         await verbs.fail(Fail(lease))
         before = await existing(verbs, record_id)

@@ -61,7 +61,7 @@ class ExpiryContract:
     async def test_a_completion_may_shorten_the_time_to_live(
         self, verbs: AsyncVerbs, clock: ManualClock, record_id: bytes
     ) -> None:
-        """B-26: the lease of the completion says for how long; a purge frees the record then."""
+        """B-26: the TTL is that of the completion's lease; after it a purge deletes the record."""
         lease = await lease_of(verbs, record_id)
         await verbs.complete(Complete(replace(lease, ttl=TTL / 4), b"response"))
         assert (await existing(verbs, record_id)).ttl == TTL / 4

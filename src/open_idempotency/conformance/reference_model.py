@@ -1,4 +1,4 @@
-"""The reference model: the contract of a backend (B-01 to B-09) in its simplest form, to compare a backend with.
+"""The reference model: the contract of a backend (B-01 to B-09) in its simplest form, for comparison with a backend.
 
 The model shares no code with ``open_idempotency.decisions``, so that an error there is not repeated here. It is given
 each command with the backend's outcome, raises ``Disagreement`` if the outcome is wrong, and keeps the state that the
@@ -347,7 +347,7 @@ class QuotaModel:
         _require("reserve", outcome, self._wrong_end(outcome.remaining, now))
 
     def unreserved(self, c: Unreserve, outcome: object) -> None:
-        """The key counts no more; without a reservation there is no effect."""
+        """The key no longer counts; without a reservation there is no effect."""
         self._reservations.pop(c.record_id, None)
         _require("unreserve", outcome, None if outcome is None else "None")
 

@@ -1,4 +1,4 @@
-"""The contract of values that the backend refuses for their size: an error of its own, and nothing has changed."""
+"""The contract of values that the backend refuses for their size: ``RecordTooLarge``, and nothing has changed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MANY = 8
 
 @dataclass
 class Narrow:
-    """A backend that takes values of ``takes`` bytes, and none of ``refuses`` bytes."""
+    """A backend that accepts values of ``takes`` bytes and refuses values of ``refuses`` bytes."""
 
     backend: Backend | AsyncBackend
     takes: int
@@ -39,7 +39,7 @@ class Narrow:
 
 
 async def _outcomes(verbs: AsyncVerbs, commands: Sequence[Complete]) -> list[Any]:
-    """What completions that are sent at the same time return or raise, in order."""
+    """The results or errors of completions that are sent at the same time, in order."""
     backend = verbs.backend
     if isinstance(backend, Backend):
         sync = backend

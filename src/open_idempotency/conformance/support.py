@@ -183,7 +183,7 @@ class AsyncVerbs(AsyncBackend):
 
 
 def in_threads(verb: Callable[[Any], Any], commands: Sequence[Any]) -> list[Any]:
-    """What a function returns for each command, in order; all calls are made at the same time."""
+    """The result of a function for each command, in order; all calls are made at the same time."""
     barrier = threading.Barrier(len(commands), timeout=30)
 
     def one(command: Any) -> Any:

@@ -1,8 +1,8 @@
 """Idempotency keys for Django: a sync and async middleware, and the decorators ``idempotent`` and ``exempt``.
 
 ``MIDDLEWARE`` takes ``"open_idempotency.django.IdempotencyMiddleware"``, ``INSTALLED_APPS`` takes
-``"open_idempotency.django"`` (its tables and admin pages). Importing this package registers its system checks, so a
-project that has the decorators alone is warned that nothing is protected. The settings ``IDEMPOTENCY_...`` are read
+``"open_idempotency.django"`` (its tables and admin pages). Importing this package registers its system checks, which
+warn a project that uses only the decorators that nothing is protected. The settings ``IDEMPOTENCY_...`` are read
 when the middleware is made, not when this package is imported.
 """
 

@@ -1,4 +1,4 @@
-"""The admin site's list of the records of ``django://``, and the way to the pages of each record.
+"""The admin site's list of the records of ``django://``, with links to the pages of each record.
 
 The pages of a record, and the one that finds a key, are in ``record_pages``; they work with every backend.
 """
@@ -50,7 +50,7 @@ else:
 
 UNREADABLE = "unreadable"
 
-#: names on the admin pages: the states of the decision table, and two for rows that no call acts upon
+#: names on the admin pages: the states of the decision table, and two for rows that no call changes
 NAMES: Mapping[str, str] = {
     "running": State.ALIVE.value,
     "abandoned": State.ABANDONED.value,
@@ -63,7 +63,7 @@ NAMES: Mapping[str, str] = {
 
 
 def conditions(now: float) -> dict[str, Q]:
-    """Each state's condition, in the order in which they are to be tried."""
+    """The condition of each state. They must be tried in this order."""
     running, failed = Q(status=Status.IN_PROGRESS), Q(status=Status.FAILED)
     return {
         "unreadable": ~Q(record_version=RECORD_VERSION),
@@ -85,12 +85,12 @@ def state_at(now: float) -> Case:
 _AGES = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}
 _SHORT_ID = 12
 _LONGEST_ID = 128
-# Two fields for each, and Django takes 1,000 fields at most (DATA_UPLOAD_MAX_NUMBER_FIELDS).
+# The form has two fields for each record, and Django takes 1,000 fields at most (DATA_UPLOAD_MAX_NUMBER_FIELDS).
 _FORGOTTEN_AT_ONCE = 400
 
 
 class _Database(NamedTuple):
-    """The database of the records, and its time: seconds since 1970 on the clock that decides about leases."""
+    """The database of the records, and its time in seconds since 1970. Its clock decides when leases end."""
 
     alias: str
     now: float
@@ -129,7 +129,7 @@ class AgeFilter(admin.SimpleListFilter):
     parameter_name = "age"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """The last minute, hour and day, and before."""
+        """The last minute, hour and day, and everything older."""
         return [*((name, f"the last {name}") for name in _AGES), ("older", "older than a day")]
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Any:
@@ -160,7 +160,7 @@ class RecordAdmin(_RecordAdmin):
         self._pages = RecordPages(self)
 
     def get_urls(self) -> list[Any]:
-        """The pages of a record, and the one that finds a key."""
+        """The URLs of the pages of a record, and of the page that finds a key."""
 
         def wrapped(view: Any) -> Any:
             return self.admin_site.admin_view(view)
@@ -179,7 +179,7 @@ class RecordAdmin(_RecordAdmin):
         return _database(request) is not None
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
-        """The list of records; where another backend holds them, the page that finds one."""
+        """The list of records, or the page that finds one if another backend holds the records."""
         try:
             if self.has_view_permission(request) and not self.lists(request):
                 return self._pages.find(request)
@@ -190,7 +190,7 @@ class RecordAdmin(_RecordAdmin):
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:
-        """The page of a record, read-only; what changes it are pages of their own."""
+        """The read-only page of a record. Other pages change it."""
         if request.method not in ("GET", "HEAD"):
             raise PermissionDenied
         return self._pages.record(request, object_id)
@@ -198,7 +198,7 @@ class RecordAdmin(_RecordAdmin):
     # Who may
 
     def has_view_permission(self, request: HttpRequest, obj: Record | None = None) -> bool:
-        """With ``open_idempotency.view_record``."""
+        """True with the permission ``open_idempotency.view_record``."""
         return super().has_view_permission(request, obj) and _is_configured()
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -214,14 +214,14 @@ class RecordAdmin(_RecordAdmin):
         return False
 
     def has_forget_permission(self, request: HttpRequest) -> bool:
-        """With ``open_idempotency.delete_record``."""
+        """True with the permission ``open_idempotency.delete_record``."""
         user: Any = request.user
         return bool(user.has_perm("open_idempotency.delete_record")) and self.lists(request)
 
     # What is read
 
     def get_queryset(self, request: HttpRequest) -> Records:
-        """The records of the backend's database, without their stored content."""
+        """The records in the backend's database, without stored responses and stage values."""
         database = _database(request)
         if database is None:
             none: Records = super().get_queryset(request).none()
@@ -282,9 +282,9 @@ class RecordAdmin(_RecordAdmin):
 
     @admin.action(description="Forget the selected records", permissions=["forget"])
     def forget(self, request: HttpRequest, queryset: Any) -> HttpResponseBase | None:
-        """Ask for confirmation; then forget each record that is still the one that was shown.
+        """Ask for confirmation, then forget each record that has not changed since it was shown.
 
-        Records that an attempt may hold are left, unless that is confirmed as well.
+        A record that an attempt may hold stays, unless forgetting it is confirmed separately.
         """
         chosen = [record.record_id for record in queryset[: _FORGOTTEN_AT_ONCE + 1]]
         if len(chosen) > _FORGOTTEN_AT_ONCE:
@@ -313,7 +313,7 @@ class RecordAdmin(_RecordAdmin):
         return TemplateResponse(request, "admin/open_idempotency/forget_confirmation.html", context)
 
     def _forget(self, request: HttpRequest, backend: Backend, seen: list[Seen]) -> None:
-        """Forget those of the records that are still what the confirmed page has shown; report each of the others."""
+        """Forget the records that have not changed since the page was shown, and report each of the others."""
         shown, force = set(request.POST.getlist("seen")), request.POST.get("force") == "yes"
         forgotten: list[Record] = []
         try:
@@ -329,13 +329,13 @@ class RecordAdmin(_RecordAdmin):
                     self.message_user(request, f"Not forgotten: {error}", messages.ERROR)
                 else:
                     forgotten.append(Record(record_id=each.record))
-        finally:  # also of those that were forgotten before the backend failed
+        finally:  # logged for records that were forgotten before the backend failed, too
             if forgotten:
                 self._log_deletions(request, forgotten)
                 self.message_user(request, f"Forgotten: {len(forgotten)}", messages.SUCCESS)
 
     def log_operation(self, request: HttpRequest, record: Record, name: str, said: str) -> None:
-        """Note in the admin's history who did what to a record."""
+        """Write to the admin's history who changed a record, and how."""
         if name == "forget":
             self._log_deletions(request, [record])
         else:

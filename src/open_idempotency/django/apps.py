@@ -6,7 +6,7 @@ from django.apps import AppConfig
 
 
 class OpenIdempotencyConfig(AppConfig):
-    """What ``"open_idempotency.django"`` in ``INSTALLED_APPS`` finds. Importing the package registers its checks."""
+    """The application ``"open_idempotency.django"``. Importing the package registers its checks."""
 
     name = "open_idempotency.django"
     label = "open_idempotency"

@@ -52,7 +52,7 @@ def _check(alias: str) -> Iterator[CheckMessage]:
     if lives_in_one_connection(name) or _IN_MEMORY in name:
         yield Warning(
             f"django://{alias} is SQLite in memory, which no other process shares.",
-            hint="Give it a file, or take memory:// where one process is all there is.",
+            hint="Give it a file, or use memory:// if there is only one process.",
             id="open_idempotency.W004",
         )
     if settings["ATOMIC_REQUESTS"]:
@@ -64,15 +64,15 @@ def _check(alias: str) -> Iterator[CheckMessage]:
         )
 
 
-# Applications under which one request belongs to one tenant. Packages whose users are the same in all tenants, and that
-# only filter what a view reads, do not change whose a request is.
+# Packages with which a request belongs to one tenant. Packages that share users between tenants and only filter what a
+# view reads are not listed: they do not change whose request it is.
 _PACKAGES = ("django_tenants", "tenant_schemas", "django_pgschemas", "django_multitenant")
 _PER_REQUEST = (threading.local, contextvars.ContextVar, Local)
 _TENANT = "tenant"
 
 
 def check_tenants(policy: IdempotencyPolicy) -> Iterator[CheckMessage]:
-    """W006: the project has tenants, and nothing of the caller under this policy names the tenant."""
+    """W006: the project has tenants, and under this policy no part of the caller names the tenant."""
     found = [*_packages(), *_routers()]
     if found and not _separates_tenants(policy):
         yield Warning(
@@ -91,10 +91,10 @@ def _packages() -> Iterator[str]:
 
 
 def _routers() -> Iterator[str]:
-    """The routers that choose a database by request, but not for users.
+    """The routers that choose a database for each request, except for the user model.
 
-    A router that chooses by the model alone, such as one for replicas, separates nobody. If users are routed like all
-    other models, their database is part of the caller.
+    A router that looks only at the model, such as one for replicas, does not separate tenants. If users are routed like
+    all other models, the database is part of the caller already.
     """
     for one in router.routers:
         choose = getattr(one, "db_for_write", None)
@@ -114,7 +114,7 @@ def _users_go_with_the_rest(choose: Any) -> bool:
 def _choice(choose: Any, model: Any) -> object:
     try:
         return choose(model)
-    except Exception as error:  # of the project; outside of a request it may know no tenant
+    except Exception as error:  # the project's router may fail outside of a request, where there is no tenant
         return type(error)
 
 
@@ -193,8 +193,9 @@ def _named_in(function: Any) -> Iterator[Any]:
 
 PATH = "open_idempotency.django.IdempotencyMiddleware"
 
-# Listed after IdempotencyMiddleware their hooks run after the claim: a refused request has taken the key, a duplicate
-# is replayed unchecked, and a redirect to the login page is stored as the outcome. By name, as Django 4.2 lacks one.
+# If these are listed after IdempotencyMiddleware, their hooks run after the claim: a refused request has taken the key,
+# a duplicate is replayed unchecked, and a redirect to the login page is stored as the outcome. Compared by name, since
+# Django 4.2 has no LoginRequiredMiddleware.
 _REFUSING = (
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -202,7 +203,7 @@ _REFUSING = (
 
 
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E001: the settings make no engine. E003, E005, W007 to W009: wrong rules. W006: a caller has no tenant."""
+    """E001: the settings are wrong. E003, E005, W007 to W009: wrong rules. W006: a caller has no tenant."""
     if not _is_listed():
         return []
     try:
@@ -218,8 +219,8 @@ def check_middleware(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
     positions = [number for number, (_, found) in enumerate(listed) if _is_ours(found)]
     if not positions:
         hint = (
-            f'Add "{PATH}" to MIDDLEWARE. Without it, no decorator of this package has an effect: take them out, and '
-            '"open_idempotency.django" out of INSTALLED_APPS.'
+            f'Add "{PATH}" to MIDDLEWARE. Without it the decorators of this package have no effect. If that is meant, '
+            'remove them, and "open_idempotency.django" from INSTALLED_APPS.'
         )
         return [Warning("open_idempotency.django protects nothing.", hint=hint, id="open_idempotency.W002")]
     if len(positions) > 1:
@@ -230,27 +231,27 @@ def check_middleware(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
 
 
 def check_enabled(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """W010, with ``--deploy``: everything is switched off, as tests may have it."""
+    """W010, with ``--deploy``: protection is switched off, which only tests need."""
     try:
         off = _is_listed() and not configure(threads=True).engine.policy.enabled
     except ConfigurationError:
         return []  # E001
     if not off:
         return []
-    hint = "Remove IDEMPOTENCY_ENABLED = False anywhere but in the settings of tests."
+    hint = "Keep IDEMPOTENCY_ENABLED = False only in the settings of tests."
     return [Warning("IDEMPOTENCY_ENABLED is False: nothing is protected.", hint=hint, id="open_idempotency.W010")]
 
 
 def register_all() -> None:
-    """Register the checks with Django; once more does no harm."""
+    """Register the checks with Django. Calling it again changes nothing."""
     for check in (check_settings, check_middleware, check_database):
         register(check)
     register(check_enabled, deploy=True)
 
 
-# What the first response has and no replay: code that asks for it belongs inside. Not template_name, which middleware
-# has for pages of its own. Hooks for responses that are not rendered yet run for the view's response alone, and what
-# they do is stored.
+# Attributes of a first response that a replay lacks: middleware that reads them belongs inside. template_name is not
+# among them, since middleware has attributes of this name for its own pages. process_template_response runs only for
+# the view's own response, and its effect is stored.
 _NOT_IN_REPLAYS = frozenset({"context_data", "resolve_context"})
 _FOR_UNRENDERED = "process_template_response"
 
@@ -269,7 +270,7 @@ def _check_outside(outside: Iterable[tuple[str, Any]]) -> Iterator[CheckMessage]
 
 
 def _asks_for(found: Any) -> set[str]:
-    """Which attributes of template responses the code of a middleware names, apart from Django's own middleware."""
+    """The attributes of template responses that a middleware's code names; none for Django's own middleware."""
     if getattr(found, "__module__", "django").partition(".")[0] == "django":
         return set()
     held = [vars(base) for base in found.__mro__[:-1]] if isinstance(found, type) else [{"": found}]
@@ -287,7 +288,7 @@ def _check_behind(behind: Iterable[tuple[str, Any]]) -> Iterator[CheckMessage]:
             message = f"{path} refuses requests after IdempotencyMiddleware has claimed them."
             yield Warning(message, hint=_hint(path), id="open_idempotency.W001")
         if isinstance(found, type) and kind_of(found) == "compression":
-            message = f"{path} compresses for the first client what IdempotencyMiddleware stores for all of them."
+            message = f"{path} compresses for the first client what IdempotencyMiddleware stores for all clients."
             yield Warning(message, hint=_hint(path), id="open_idempotency.W003")
 
 
@@ -296,8 +297,8 @@ def _check_cors(behind: Iterable[tuple[str, Any]]) -> Iterator[CheckMessage]:
     for path, found in behind:
         if isinstance(found, type) and kind_of(found) == "cors":
             message = (
-                f"{path} sets CORS headers on what IdempotencyMiddleware stores: they belong to the first request's "
-                "origin, and a replay repeats them, whatever the settings allow by then."
+                f"{path} sets CORS headers on responses that IdempotencyMiddleware stores. They belong to the first "
+                "request's origin, and a replay repeats them, whatever the settings allow by then."
             )
             yield Warning(message, hint=_hint(path), id="open_idempotency.W013")
 

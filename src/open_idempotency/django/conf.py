@@ -28,7 +28,7 @@ from open_idempotency.policy import FIELD_NAMES, IdempotencyPolicy, make_policy
 
 PREFIX = "IDEMPOTENCY_"
 _OTHERS = frozenset({"backend", "policy", "rules"})
-#: settings whose values are functions or other objects, so that text may be the dotted path of one
+#: settings whose values are functions or other objects; a string may be the dotted path of one
 _OBJECTS = frozenset(
     {
         "encryption",
@@ -76,7 +76,7 @@ def _check_neighbour(setting: str) -> None:
 
 
 def _read_rules(setting: str, value: object) -> object:
-    """The rules by path, with dotted paths imported; anything but a dictionary as it is, to be refused later."""
+    """The rules by path, with dotted paths imported. Anything but a dictionary is returned as it is."""
     if not isinstance(value, Mapping):
         return value
     return {path: _read_rule(f"{setting}[{path!r}]", rule) for path, rule in value.items()}
@@ -89,7 +89,7 @@ def _read_rule(setting: str, rule: object) -> object:
 
 
 def _imported(setting: str, name: str, value: object) -> object:
-    """The value, or what it names, if it is a dotted path where an object is expected."""
+    """The object that a dotted path names, if the setting takes objects; else the value itself."""
     if name not in _OBJECTS or not isinstance(value, str) or not _DOTTED.fullmatch(value):
         return value
     if name == "ledger" and value in connections:  # an alias of DATABASES may have a dot in it
@@ -108,7 +108,7 @@ def _import(setting: str, path: str) -> object:
 
 
 def configured_policy() -> IdempotencyPolicy:
-    """The policy of the settings, without those of single views. Raises ``ConfigurationError``, naming the setting."""
+    """The policy of the settings, without the rules of views. Raises ``ConfigurationError`` that names the setting."""
     fields = read_settings()
     given = fields.pop("policy", None)
     for name in ("backend", "rules"):
@@ -119,12 +119,12 @@ def configured_policy() -> IdempotencyPolicy:
         raise type(error)(_as_setting(str(error))) from error
 
 
-# Each handler makes the middleware anew, and so does each test client. Records in memory belong to the process.
+# Each handler and each test client makes a new middleware. They share the records in memory.
 _in_memory: dict[str, Backend] = {}
 
 
 def _forget_memory(*, setting: str, **kwargs: Any) -> None:
-    """Begin with empty memory where a test sets the backend, and again behind it."""
+    """Empty the memory when a test overrides the backend setting, and when the override ends."""
     if setting == f"{PREFIX}BACKEND":
         _in_memory.clear()
 
@@ -187,10 +187,9 @@ SCHEME = "django://"
 
 @contextmanager
 def opened() -> Generator[DjangoBackend | None, None, None]:
-    """Open the backend, and close it afterwards unless it is the project's own object; None for another kind of
-    backend.
+    """The backend of the settings, if it is ``django://``; else None.
 
-    Raises ``ConfigurationError``.
+    It is closed afterwards, unless the setting is a ready object. Raises ``ConfigurationError``.
     """
     named: Any = getattr(settings, "IDEMPOTENCY_BACKEND", None)
     if isinstance(named, DjangoBackend | AsyncDjangoBackend):
@@ -208,9 +207,9 @@ def opened() -> Generator[DjangoBackend | None, None, None]:
 
 @contextmanager
 def opened_any() -> Generator[Backend, None, None]:
-    """Open the backend of the settings, of whatever kind; close it afterwards unless it is an object of the project's.
+    """The backend of the settings, of any kind. It is closed afterwards, unless the setting is a ready object.
 
-    A database file that is not there is not created. Raises ``ConfigurationError``.
+    A missing database file is not created. Raises ``ConfigurationError``.
     """
     named: Given | None = read_settings().get("backend")
     if named is None:
@@ -225,6 +224,6 @@ def opened_any() -> Generator[Backend, None, None]:
 
 
 def is_in_memory() -> bool:
-    """Whether the settings name a ``memory://`` URL, whose records are those of this process alone."""
+    """Whether the settings name a ``memory://`` URL, whose records exist only in this process."""
     named: Any = getattr(settings, "IDEMPOTENCY_BACKEND", None)
     return isinstance(named, str) and named.lower().startswith("memory://")

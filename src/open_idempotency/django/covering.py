@@ -1,4 +1,4 @@
-"""The views of a project that are covered, for operators and what protects its handler."""
+"""The covered views of a project, and the middleware that protects its handler; for operators."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CoveredViews(CoveredPaths):
                     yield Covered(method, path, policy)
 
     def at(self, method: str, path: str) -> IdempotencyPolicy | None:
-        """See ``Covering``; also for the template of a view, as ``every`` has it."""
+        """See ``Covering``. ``path`` may also be the template of a view, as ``every`` lists it."""
         if method in NEVER_COVERED:
             return None
         try:
@@ -51,7 +51,7 @@ def _views(patterns: Iterable[URLPattern | URLResolver], path: str) -> Iterator[
 
 
 def protected_by(application: object) -> Protected | None:
-    """What the settings describe, for the WSGI or ASGI application of a project."""
+    """What protects the WSGI or ASGI application of a project, by its settings."""
     if not isinstance(application, BaseHandler):
         return None
     engine, coverages, paths = configure(threads=True)

@@ -78,14 +78,14 @@ class Exchange:
         return None if self._protection is None else self._protection.attempt
 
     def patience(self) -> Patience | None:
-        """How long a cancellation waits, if the view is in a thread, or was a moment ago; else None."""
+        """How long a cancellation waits, if the view is in a thread or has just left one; else None."""
         threads = None if self.attempt is None else self.attempt.threads
         return Patience(threads) if threads is not None and threads.ran_within(GRACE) else None
 
     # Before the view
 
     def record(self) -> None:
-        """Record the body from here on: code that reads it before the claim leaves no raw bytes."""
+        """Record the body from here on: code that reads it before the claim consumes the stream."""
         self._recording = Recording(self._request, self._policy)
 
     def begin(self, route: Route | None, view: Callable[..., Any]) -> HttpResponseBase | None:
@@ -134,7 +134,7 @@ class Exchange:
         return self._respond(core) if refusal is None else self._refused(refusal)
 
     def _open(self, route: Route | None, identify: Callable[[], Any], receive: Callable[[], Any]) -> Intake | None:
-        """The intake of a covered request; None if the view is not covered, or if the request runs without a key."""
+        """The intake of a covered request; None if the view is not covered or the request runs without a key."""
         request = self._request
         if route is None or request.method not in route.policy.methods:
             self._stop_recording()
@@ -196,7 +196,7 @@ class Exchange:
                 return body
 
     async def _areceive(self) -> RequestBody:
-        # ASGIHandler has received the body: this reads a file, and lets other tasks run in between.
+        # ASGIHandler has received the body already. This reads its file, and lets other tasks run in between.
         steps = self._ensure_recording().whole(self._policy)
         while True:
             try:
@@ -211,7 +211,7 @@ class Exchange:
             self._recording.give_back()
 
     def _let_through(self, attempt: Attempt) -> None:
-        """Run a request in which ``key=`` has found no key, as one without."""
+        """Run a request as one without a key, since ``key=`` has found none."""
         if self._recording is not None and not self._recording.complete:
             self._stop_recording()
         running.set((attempt, self.engine))
@@ -294,7 +294,7 @@ class Exchange:
         # Django closes no response of a cancelled chain. Closed in Django's thread, which has the view's connections.
         await sync_to_async(response.close)()
 
-    # Where the view has changed the caller a retry finds the record all the same (O-14)
+    # A retry finds the record even if the view has changed the caller (O-14)
 
     def _change(self, attempt: Attempt, response: HttpResponseBase) -> Change | None:
         caller, lease = attempt.caller, attempt.lease
@@ -323,7 +323,7 @@ class Exchange:
 
     def _start_capture(self, protection: Protection, response: Any) -> None:
         if self.raised and response.status_code >= 500:
-            protection.attempt.wish(None)  # idem.keep() was about a response of the view, and this is none
+            protection.attempt.wish(None)  # idem.keep() was meant for the view's response, which this is not
         note = note_of(response, protection.attempt.policy)
         protection.capture.start(response.status_code, response_headers(response), note)
         if not response.streaming:
@@ -331,14 +331,14 @@ class Exchange:
             private.on_close(response, self.end)
 
     def _attach(self, protection: Protection, response: Any) -> LiveBody | AsyncLiveBody:
-        """Put the capture between the response and its iterator. It is closed before the iterator, to drain it."""
+        """Put the capture between the response and its iterator. It is closed first, since it drains the iterator."""
         live: LiveBody | AsyncLiveBody
         if response.is_async:
             live = AsyncLiveBody(protection, aiter(response.streaming_content), self.end)
         else:
             live = LiveBody(protection, self.end)
             live.attach(BoundIterable(protection.here, response.streaming_content))
-        response.streaming_content = live  # a FileResponse now knows of no file that the server could send by itself
+        response.streaming_content = live  # so the server cannot send the file of a FileResponse by itself
         private.on_close(response, live.close, first=True)
         return live
 
@@ -394,7 +394,7 @@ def _renders(error: Exception) -> bool:
 
 
 def bind_stream(response: R) -> R:
-    """Return the response. Without a key the stages of its stream run plainly too, wherever Django iterates over it."""
+    """Return the response of a request without a key. Stages in its stream run unrecorded."""
     here = running.get()
     stream: Any = response
     if stream.streaming and here is not None and getattr(stream, "file_to_stream", None) is None:

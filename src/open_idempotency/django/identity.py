@@ -32,7 +32,7 @@ _SESSION_AUTHENTICATION = "django.contrib.auth.middleware"
 
 
 def identify(request: HttpRequest, lend: rest.Lend) -> Identity:
-    """The authenticated user and the tenant, if the project has tenants; for an anonymous caller the session."""
+    """The authenticated user, or an anonymous caller's session; and the tenant, if the project has tenants."""
     name = _identify(request, lend)
     return Identity(name, tenant(request), None if name is not None else read_session(request))
 
@@ -77,7 +77,7 @@ def _is_at_hand(request: HttpRequest) -> bool:
 
 
 def tenant(request: HttpRequest) -> str:
-    """The tenant of a request: ``request.tenant``, and the schema of the default connection; "" without any.
+    """The tenant of a request: ``request.tenant`` and the schema of the default connection; "" if there are none.
 
     Packages for tenants set one of them, or both. Raises ``ScopeUnknown`` for a tenant that has no identity.
     """
@@ -104,8 +104,8 @@ def _name_of_tenant(found: Any) -> str:
 def _identify(request: HttpRequest, lend: rest.Lend) -> str | None:
     """The authenticated user's primary key; None for an anonymous one or without authentication.
 
-    In a REST framework view it is the user whom the view's authenticators verify, and Django's own user if they know
-    nobody. ``lend`` lends the body to the authenticators. Raises ``ScopeUnknown`` for an authenticated user without a
+    In a REST framework view it is the user whom the view's authenticators verify, or Django's own user if they verify
+    none. ``lend`` lends the body to the authenticators. Raises ``ScopeUnknown`` for an authenticated user without a
     primary key.
     """
     view = rest.find_authenticating_view(request)
@@ -136,7 +136,7 @@ async def _aname(request: HttpRequest, user: Any) -> str | None:
 
 
 def name_after(request: HttpRequest, before: str | None) -> str | None:
-    """The caller after the view, which may have logged somebody in or out; ``before`` if that is not known."""
+    """The caller after the view, which may have logged a user in or out; ``before`` if that is unknown."""
     user: Any = getattr(request, "user", None)
     if user is None or is_unloaded(user):
         return before
@@ -176,11 +176,11 @@ def _name(user: Any) -> str | None:
     key = getattr(user, "pk", None)
     if key is None or not str(key):
         raise ScopeUnknown("request.user is authenticated and has no primary key; set IDEMPOTENCY_SCOPE")
-    # Users of several models can have one primary key.
+    # Users of different models can have the same primary key.
     label = getattr(getattr(user, "_meta", None), "label", settings.AUTH_USER_MODEL)
     name = str(key) if label == settings.AUTH_USER_MODEL else f"{label}:{key}"
-    # So can users of several databases. The one that the user would be written to: a replica, from which a router may
-    # have read the user, is chosen anew for each request.
+    # So can users of different databases. This takes the database for writing, since a router may choose another
+    # replica for each request.
     database = router.db_for_write(user.__class__, instance=user) if hasattr(user, "_state") else DEFAULT_DB_ALIAS
     return name if database == DEFAULT_DB_ALIAS else f"{database}:{name}"
 
@@ -206,7 +206,7 @@ class SessionTrace:
         self._hash: object = None
 
     def carried(self, caller: Caller) -> bytes | None:
-        """The record at which this session began, if this very request began it, and for the user that it names now."""
+        """The record that began this session, if it was this same request, for the user whom the session names now."""
         session = self._loaded()
         if session is None or not caller.named:
             return None
@@ -217,7 +217,7 @@ class SessionTrace:
         return bytes.fromhex(found) if isinstance(found, str) else None
 
     def lost(self) -> str | None:
-        """The digest of the session's secret, if the client presents a session that is nobody's."""
+        """The digest of the session's secret, if the client presents a session that no longer exists."""
         session = self._loaded()
         if session is None or not self._presented:
             return None
@@ -249,7 +249,7 @@ class SessionTrace:
         return Change(True, lost)
 
     def _ended(self, session: Any) -> str | None:
-        """The digest of the session with which the request came, if it names nobody any more."""
+        """The digest of the session that the request presented, if that session no longer names a user."""
         if not self._presented:
             return None
         if _is_in_cookies():
@@ -259,7 +259,7 @@ class SessionTrace:
         return self._digest() if ended or self._names_nobody(session) else None
 
     def _names_nobody(self, session: Any) -> bool:
-        """Whether the user has a new password and the session still the old one: the session ends at its next use."""
+        """Whether the session has the user's old password, so that it ends at its next use."""
         user: Any = getattr(self._request, "user", None)
         if not self._hash or user is None or identity.is_unloaded(user) or not hasattr(user, "get_session_auth_hash"):
             return False
@@ -269,11 +269,11 @@ class SessionTrace:
             return False
 
     def must_save(self, change: Change, response: HttpResponseBase) -> bool:
-        """Whether the session was saved before this change: the middleware is listed before the session's."""
+        """Whether the session was saved before this change, because this middleware is listed before the session's."""
         return change.carried and settings.SESSION_COOKIE_NAME in response.cookies
 
     def save(self, change: Change) -> Change:
-        """Save the session once more. Returns the change as it is then; an error must not lose the view's outcome."""
+        """Save the session again. Returns the change as it is then. Never raises, so the outcome is kept."""
         try:
             self._request.session.save()
         except Exception:

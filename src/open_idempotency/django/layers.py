@@ -1,9 +1,9 @@
 """Functions behind a layer above Django: django-ninja's operations, one for each method of a path.
 
-ninja is never imported here. A view of ninja's stands for a ``PathView``, which no attribute names: older releases use
-its bound method, newer ones a function in whose closure it is. Where a later release has it somewhere else, the
-rules of its functions are not found, and the check W007 names the functions. An operation authenticates in a method of
-its own that is private; a release without it authenticates in the view alone.
+ninja is never imported here. A view of ninja stands for a ``PathView``, which no attribute names: in older releases the
+view is a bound method of it, in newer ones a function whose closure holds it. If a later release keeps it elsewhere,
+the rules of its functions are not found, and the check W007 names the functions. An operation authenticates in a
+private method. If a release lacks that method, authentication runs only in the view.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from open_idempotency.rules import Rule
 
 
 def rules_on(view: Any, method: str) -> tuple[Rule, ...]:
-    """All rules of a view for requests of this method, also those on functions behind a layer, the nearest last."""
+    """All rules of a view for requests of this method, with those on functions behind a layer, the nearest last."""
     return tuple(rule for each in behind(view, method) for rule in rules.rules_on(each, method))
 
 
 def own_rules_on(view: Any, method: str) -> tuple[Rule, ...]:
-    """The rules of ``rules_on`` but for exemptions, and for those that a class has from its base."""
+    """The rules of ``rules_on`` without exemptions, and without those that a class inherits."""
     return tuple(rule for each in behind(view, method) for rule in rules.own_rules_on(each, method))
 
 
@@ -40,9 +40,9 @@ def find_operation(view: Any, method: str) -> Any:
 
 
 def refusal(request: Any, operation: Any) -> Any:
-    """The response by which an operation of ninja's refuses a request before its function; None if it lets it through.
+    """The response with which an operation of ninja refuses a request before its function; None if it does not refuse.
 
-    Its authentication and its throttles are called, as the operation calls them.
+    The authentication and the throttles of the operation are called as the operation calls them.
     """
     ask = getattr(operation, "_run_checks", None)
     if ask is None:
@@ -63,7 +63,7 @@ def operations(view: Any) -> list[Any]:
 
 
 def _held(view: Any) -> Iterator[Any]:
-    """The object whose method a view is, and what is in its closure; then the same of the view that it wraps."""
+    """The object of a bound method and the values in its closure, then those of the view that it wraps."""
     seen: list[Any] = []
     while view is not None and view not in seen:
         seen.append(view)

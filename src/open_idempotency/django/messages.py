@@ -27,7 +27,7 @@ from open_idempotency.policy import IdempotencyPolicy
 
 
 def find_key(request: HttpRequest, names: EnvironNames) -> list[tuple[bytes, bytes]]:
-    """The header lines that carry a key. Under ASGI they are read from the scope, since ``META`` has joined them."""
+    """The headers that carry a key. Under ASGI they are read from the scope, since ``META`` joins equal names."""
     scope: Any = getattr(request, "scope", None)
     if scope is None:
         return find_key_in_environ(request.META, names)
@@ -37,8 +37,8 @@ def find_key(request: HttpRequest, names: EnvironNames) -> list[tuple[bytes, byt
 def read_request(request: HttpRequest) -> Request:
     """The request to be protected.
 
-    Its path is quoted anew from the path that Django has decoded and routes by. So it is the same for all servers, and
-    workers under WSGI and ASGI agree about a retry.
+    The path is quoted again from the decoded path that Django routes by. So it is the same on every server, and workers
+    under WSGI and ASGI agree about a retry.
     """
     scope: Any = getattr(request, "scope", None)
     path = quote(request.path).encode("ascii")
@@ -78,7 +78,7 @@ class Recording:
         self._too_large: BodyTooLarge | None = None
         self._complete = False
         self._rewinds = hasattr(self._source, "seekable") and self._source.seekable()
-        # how many bytes other code has read; whether a stream that can be rewound was read here beyond them
+        # how many bytes other code has read; whether this object has read further in a stream that can be rewound
         self._offset = 0
         self._drained = False
         if not self._rewinds:
@@ -110,25 +110,25 @@ class Recording:
             try:
                 yield from self._body.add_in_turns(chunk)
             except BodyTooLarge as error:
-                self._too_large = error  # raised later, when the body is asked for: this reader is not the library
+                self._too_large = error  # raised when the library asks for the body: this reader is other code
 
     def whole(self, policy: IdempotencyPolicy) -> Generator[None, None, RequestBody]:
         """Read the rest, with a pause now and then. Returns the body, within the limit of the view's own policy.
 
-        Raises ``BodyTooLarge``, for a declared length before anything is read; ``UnreadablePostError`` if the client
-        left in the middle, since nothing is claimed for half a request; and ``BodyIncomplete`` if Django cannot read
-        the body.
+        Raises ``BodyTooLarge``, before reading if the declared length is too large; ``UnreadablePostError`` if the
+        client left in the middle, since half a request makes no claim; and ``BodyIncomplete`` if Django cannot read the
+        body.
         """
         request = self._request
         declared = content_length(request.META) or ""
         RequestBody(policy).check_length(declared)
         if not declared and "HTTP_TRANSFER_ENCODING" in request.META and not hasattr(request, "scope"):
-            # Under WSGI Django reads as far as Content-Length says: the view would see none of a chunked body, and
-            # two different ones would be the same request.
+            # Under WSGI Django reads as many bytes as Content-Length says. A chunked body has none, so the view would
+            # see an empty body, and two different bodies would be the same request.
             raise BodyIncomplete(411)
         read = private.read_body(request)
         if read is not None:
-            # request.body was read already, before or through this; it has all there is.
+            # request.body was read already, here or before, and holds the whole body.
             yield from self._start_again([read], policy)
         else:
             yield from self._start_again(self._body.chunks(), policy)
@@ -141,7 +141,7 @@ class Recording:
         return self._body
 
     def _start_again(self, chunks: Iterable[bytes], policy: IdempotencyPolicy) -> Iterator[None]:
-        """Record these bytes within the limit of the view's own policy: the view was not known before."""
+        """Record these bytes again within the limit of the view's policy, since the view was unknown before."""
         if self._too_large is not None and private.read_body(self._request) is None:
             return  # what was read is lost
         earlier, self._body = self._body, RequestBody(policy)
@@ -163,7 +163,7 @@ class Recording:
 
     @contextmanager
     def lend(self) -> Generator[Any, None, None]:
-        """A stream for code that reads the body before the view; what it reads counts as unread."""
+        """A stream for code that reads the body before the view. The view finds the body unread."""
         body = private.read_body(self._request)
         if body is not None:
             yield BytesIO(body)
@@ -178,7 +178,7 @@ class Recording:
                 self._offset = offset
 
     def give_back(self) -> None:
-        """Put a fresh stream into the request, at the offset up to which other code had read it."""
+        """Put a new stream into the request, at the offset up to which other code had read the body."""
         if self._complete and private.read_body(self._request) is None:
             file = self._body.file()
             file.seek(self._offset)
@@ -210,7 +210,7 @@ class Recording:
 
 
 class _Lent:
-    """A stream that is lent: its reader cannot close it, and it counts as one that cannot be rewound."""
+    """A lent stream: its reader can neither close nor rewind it."""
 
     def __init__(self, stream: Any) -> None:
         self.read: Callable[..., bytes] = stream.read
@@ -238,7 +238,7 @@ def make_response(core: CoreResponse, request: HttpRequest) -> HttpResponse:
             cookies.append(value)
             continue
         name = spelt.setdefault(name.lower(), name)
-        # Django's responses have each name once; RFC 9110 (5.3) lets a list be joined.
+        # Django's responses have each name once. RFC 9110, section 5.3, allows values to be joined in a list.
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     response = replays.make(core.body or b"", core.status, headers, replays.read_note(core.note), request)
     if "content-type" not in spelt:
@@ -253,8 +253,8 @@ def stand_in(
 ) -> HttpResponse:
     """The core's response instead of the current one.
 
-    Of the current response only headers that are never stored stay (R-02): its cookies, its CORS headers, its date.
-    Middleware that ran now knows better than the record which origins are allowed (R-11).
+    Only headers that are never stored stay from the current response (R-02): its cookies, CORS headers and date. The
+    middleware that ran now knows which origins are allowed; the record may not (R-11).
     """
     response = make_response(core, request)
     for name, value in current.items():
@@ -271,9 +271,9 @@ def stand_in(
 def is_untouched(
     response: HttpResponseBase, made: HttpResponse, headers: list[tuple[str, str]], core: CoreResponse
 ) -> bool:
-    """Whether a response is still as ``make_response`` made it of ``core``. ``headers``: those that it had then.
+    """Whether a response has not changed since ``make_response`` made it from ``core``. ``headers``: those it had then.
 
-    False for one of REST framework's: its data may be changed, or what they consist of.
+    False for a response of REST framework, whose data may have been changed in place.
     """
     return (
         response is made
@@ -291,12 +291,12 @@ def response_headers(response: HttpResponseBase) -> Headers:
 
 
 def note_of(response: HttpResponseBase, policy: IdempotencyPolicy) -> bytes:
-    """The note of what else replays of a response have in Django, to be stored with it."""
+    """The note of the attributes that a replay of this response has in Django; stored with the response."""
     return replays.take_note(response, redacted=policy.redact is not None)
 
 
 def send_back(response: HttpResponseBase, echo: tuple[bytes, bytes]) -> None:
-    """Add the client's key to a response that has no such header (H-21)."""
+    """Add the header with the client's key to a response that has none (H-21)."""
     name, value = echo
     response.headers.setdefault(name.decode("ascii"), value.decode("latin-1"))
 

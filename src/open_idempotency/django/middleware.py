@@ -1,7 +1,7 @@
 """Django's middleware: sync and async in one class. Neither adds a thread hop or an event loop.
 
-The claim is made in the view hook. At that time the view and its rule are known, every middleware, authentication among
-them, has let the request pass, and ATOMIC_REQUESTS has not begun its transaction.
+The claim is made in the view hook. At that time the view and its rule are known, every middleware (authentication, for
+one) has let the request pass, and ATOMIC_REQUESTS has not begun its transaction.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class IdempotencyMiddleware:
 
     Configured by the settings ``IDEMPOTENCY_BACKEND`` (a URL or an instance), ``IDEMPOTENCY_POLICY``,
     ``IDEMPOTENCY_<FIELD>`` for each field of ``IdempotencyPolicy``, and ``IDEMPOTENCY_RULES`` for paths. Raises
-    ``ConfigurationError`` at once for what is wrong in them. The caller is ``request.user``, else whom the session
+    ``ConfigurationError`` at once for wrong settings. The caller is ``request.user``, or the identity that the session
     names (``IDEMPOTENCY_SESSION_IDENTITY``). Since 0.1.
     """
 
@@ -65,7 +65,7 @@ class IdempotencyMiddleware:
         self._learned = 0
         self._found_view = False
         if not self._off:
-            # Django looks at this very attribute to see whether it has to make the hook sync or async.
+            # Django inspects this attribute to decide whether to adapt the hook to sync or async.
             self.process_view = self._abegin if self._awaits else self._begin
         if self._awaits:
             thread_calls.hook()
@@ -77,19 +77,19 @@ class IdempotencyMiddleware:
             return response
         if self._off:
             return self._pass(request)
-        # Before the first view the URLs, and the rules of their views, may not be loaded yet.
+        # Before the first view, the URLs and the rules of their views may not be loaded.
         keyed = not self._found_view or self._is_keyed(request)
         if not keyed and not self._coverages.marked_only and request.method in self.engine.policy.methods:
             for name in self._coverages.default.environ_spellings:
                 if name in request.META:
                     spelling.warn(name, self.engine.policy)
-        # Where key= reads is known when the view is, so until then any request may have a key.
+        # key= is known together with the view. Until then any request may have a key.
         makes_keys = self._rules.makes_keys or self.engine.policy.key is not None
         if not keyed and not makes_keys and not self.engine.policy.required and not self._rules.in_use:
             return self._pass(request)
         exchange = Exchange(self.engine, request)
         setattr(request, _ATTRIBUTE, exchange)
-        # A body that was read before is an error for a request that has a key; another one may well pass.
+        # A body that was read before is an error only for a request with a key.
         if keyed or (makes_keys and not private.is_partly_read(request)):
             exchange.record()
         keyed = keyed or makes_keys
@@ -102,7 +102,7 @@ class IdempotencyMiddleware:
             self._learned = len(named)
         return any(name in request.META for name in self._coverages.environ_keys)
 
-    # The chain of a request that has no key and, as far as is known, needs none: stages run plainly
+    # A request that has no key and, as far as is known, needs none: stages run unrecorded
 
     def _pass(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         setattr(request, _ATTRIBUTE, None)
@@ -168,12 +168,12 @@ class IdempotencyMiddleware:
             running.set(before)
 
     async def _run_to_its_end(self, request: HttpRequest, exchange: Exchange) -> HttpResponseBase:
-        """Let a view in a thread end, although the client has left.
+        """Let a view in a thread finish after the client has left.
 
-        Django cancels the chain when the client leaves, which ends an awaited view. A sync view would go on in its
-        thread, unseen: its attempt would count as failed, and a retry would run beside it. So the sync view is awaited,
-        and its response is stored (L-05). An awaited view is treated the same while it calls sync code, and for a
-        moment after that (L-09).
+        Django cancels the chain when the client leaves, which ends an async view. A sync view would go on unseen in its
+        thread: its attempt would count as failed, and a retry would run beside it. So the sync view is awaited, and its
+        response is stored (L-05). The same holds for an async view while it calls sync code, and for a moment after
+        that (L-09).
         """
         inner = _Inner(self.get_response(request))
         cancelled: asyncio.CancelledError | None = None
@@ -218,7 +218,7 @@ class IdempotencyMiddleware:
         return await exchange.abegin(self._route(view, request), view)
 
     def _late(self, request: HttpRequest) -> Exchange | None:
-        """The exchange of a request that passed before any view had a rule: views may be loaded at any time."""
+        """The exchange of a request that passed before any view had a rule, since views may be loaded late."""
         if not self._rules.in_use or getattr(request, _ATTRIBUTE, request) is not None:
             return None
         exchange = Exchange(self.engine, request)
@@ -238,7 +238,7 @@ class IdempotencyMiddleware:
         return exchange if exchange is not None and exchange.engine is self.engine else None
 
     def _route(self, view: Callable[..., Any], request: HttpRequest) -> Route | None:
-        """How a view is covered, by rules for the path and then by those on the view; None for one that is not."""
+        """How a view is covered, by the rules for the path, then the rules on the view; None if it is not covered."""
         return self._coverages.by(self._rules_for(view, request) if self._rules.in_use else ())
 
     def _rules_for(self, view: Callable[..., Any], request: HttpRequest) -> tuple[Rule, ...]:
@@ -248,7 +248,7 @@ class IdempotencyMiddleware:
 
 
 class _Inner:
-    """The inner chain in a task of its own. Its context variables are copied back, as if it had run in the caller's."""
+    """Runs the inner chain in its own task, then copies its context variables back into the caller's context."""
 
     def __init__(self, chain: Awaitable[HttpResponseBase]) -> None:
         self._context = contextvars.copy_context()

@@ -1,10 +1,9 @@
 """The tables of the ``django://`` backend and of the ledger, as models for migrations and the admin pages.
 
-The backend and the ledger run statements of their own, on connections of their own, so no object is to be saved through
-these models.
+The backend and the ledger run their own statements on their own connections. Do not save objects through these models.
 """
 
-# What the fields hold, only a plugin of mypy knows.
+# Only a plugin of mypy knows the types of the fields.
 # mypy: disable-error-code="var-annotated"
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from django.core.exceptions import ValidationError
 from django.db import models
 
-# Django's own class takes no parameters; what describes it to type checkers does.
+# Django's class takes no type parameters at run time; its type stubs do.
 if TYPE_CHECKING:
     _Field = models.Field[Any, Any]
 else:
@@ -31,7 +30,7 @@ class DigestField(_Field):
         return types.get(connection.vendor, "BLOB")
 
     def to_python(self, value: Any) -> str | None:
-        """The text of a value from anywhere. Raises ``ValidationError`` where it is not hexadecimal."""
+        """The hexadecimal text of a value. Raises ``ValidationError`` if it is not hexadecimal."""
         if value is None:
             return None
         if not isinstance(value, str):
@@ -42,7 +41,7 @@ class DigestField(_Field):
             raise ValidationError(f"{value!r:.80} is not hexadecimal.", code="invalid") from None
 
     def from_db_value(self, value: Any, expression: Any, connection: Any) -> str | None:
-        """The text of what a row holds."""
+        """The hexadecimal text of a column's bytes."""
         return None if value is None else bytes(value).hex()
 
     def get_prep_value(self, value: Any) -> bytes | None:
@@ -51,7 +50,7 @@ class DigestField(_Field):
         return None if text is None else bytes.fromhex(text)
 
     def get_db_prep_value(self, value: Any, connection: Any, prepared: bool = False) -> Any:
-        """The bytes as the driver wants them."""
+        """The bytes in the driver's type."""
         value = value if prepared else self.get_prep_value(value)
         return None if value is None else connection.Database.Binary(value)
 
@@ -64,7 +63,7 @@ class DigestField(_Field):
         return connection.ops.binary_placeholder_sql(value, compiler)
 
     def value_to_string(self, obj: models.Model) -> str:
-        """The text that a dump holds."""
+        """The text for a dump."""
         return str(self.value_from_object(obj))
 
 
@@ -93,7 +92,7 @@ class Record(models.Model):
     response = models.BinaryField(null=True)
 
     class Meta:
-        """Only the backend writes them."""
+        """Records are listed and never added by hand: only the backend writes them."""
 
         app_label = "open_idempotency"
         db_table = "open_idempotency_django_records"
@@ -105,7 +104,7 @@ class Record(models.Model):
         indexes = [models.Index(fields=["expires_at"], name="oi_records_by_expiry")]
 
     def __str__(self) -> str:
-        """The digest that events and logs have."""
+        """The digest, as events and logs show it."""
         return str(self.record_id)[:12]
 
 
@@ -119,7 +118,7 @@ class Stage(models.Model):
     frame = models.BinaryField()
 
     class Meta:
-        """Found by record, unique in it."""
+        """A stage is found by its record, and unique in it."""
 
         app_label = "open_idempotency"
         db_table = "open_idempotency_django_stages"
@@ -127,7 +126,7 @@ class Stage(models.Model):
         constraints = [models.UniqueConstraint(fields=["record_id", "stage_id"], name="oi_stages_once")]
 
     def __str__(self) -> str:
-        """Its name."""
+        """The name of the stage."""
         return bytes(self.name).decode("utf-8", "replace")
 
 
@@ -139,7 +138,7 @@ class Reservation(models.Model):
     ends = models.FloatField()
 
     class Meta:
-        """Counted by caller."""
+        """Reservations are counted by caller."""
 
         app_label = "open_idempotency"
         db_table = "open_idempotency_django_reservations"
@@ -158,7 +157,7 @@ class Scope(models.Model):
     ends = models.FloatField()
 
     class Meta:
-        """Purged by end."""
+        """Rows are purged by their end."""
 
         app_label = "open_idempotency"
         db_table = "open_idempotency_django_scopes"

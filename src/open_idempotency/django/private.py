@@ -1,8 +1,8 @@
-"""All that uses private parts of Django's requests and responses: the stream of a body, and what a response closes.
+"""The only module that uses private parts of Django's requests and responses: the body's stream, and closers.
 
-``look`` looks for them when a middleware is made. Where one is missing the public way is taken, and one warning says
-so: a body is read whole, before the view (Django refuses one over ``DATA_UPLOAD_MAX_MEMORY_SIZE`` then), and ``close``
-of a response is wrapped.
+``look`` looks for them when a middleware is made. If one is missing, the public way is taken, and one warning is
+logged. Then a body is read whole before the view (Django refuses a body over ``DATA_UPLOAD_MAX_MEMORY_SIZE``), and the
+``close`` of a response is wrapped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _logger = logging.getLogger("open_idempotency")
 
 
 class _Known:
-    """Which private parts are there; all of them until ``look`` has looked."""
+    """Which private parts exist; all of them until ``look`` is called."""
 
     __slots__ = ("closers", "looked", "stream")
 
@@ -53,14 +53,14 @@ def look(*, again: bool = False) -> None:
 
 
 def stream_of(request: Any) -> Any:
-    """The stream from which the body is read; a bare ``HttpRequest``, as tests make them, has an empty one."""
+    """The stream from which the body is read; empty for a bare ``HttpRequest``, as tests make them."""
     if not _known.stream:
         return BytesIO(request.body)
     return getattr(request, STREAM) if hasattr(request, STREAM) else BytesIO()
 
 
 def replace_stream(request: Any, stream: Any) -> None:
-    """Have the body read from another stream. Nothing where the body was read whole."""
+    """Let the body be read from another stream. Does nothing if the body was read whole."""
     if _known.stream:
         setattr(request, STREAM, stream)
 
@@ -74,12 +74,12 @@ def read_body(request: Any) -> bytes | None:
 
 
 def is_partly_read(request: Any) -> bool:
-    """Whether code has read from the stream, so that the body is not there any more."""
+    """Whether code has read from the stream, so that its beginning is gone."""
     return _known.stream and getattr(request, _STARTED, False) and not hasattr(request, _BODY)
 
 
 def on_close(response: Any, function: Callable[[], object], *, first: bool = False) -> None:
-    """Have a function called when the response is closed; before everything else if it is to be the ``first``."""
+    """Call a function when the response is closed. ``first``: before everything else that is closed."""
     if _known.closers:
         closers: list[Callable[[], object]] = getattr(response, _CLOSERS)
         closers.insert(0 if first else len(closers), function)
@@ -96,9 +96,9 @@ def on_close(response: Any, function: Callable[[], object], *, first: bool = Fal
 
 
 def close_along(response: Any, other: Any) -> None:
-    """Have what another response closes closed with this one.
+    """Close what another response closes together with this one.
 
-    Not by ``other.close``, where that can be avoided: it signals to Django once more that the request has ended.
+    ``other.close`` is avoided if possible: it signals the end of the request to Django a second time.
     """
     if _known.closers:
         getattr(response, _CLOSERS).extend(getattr(other, _CLOSERS))

@@ -1,4 +1,4 @@
-"""The forms of the admin pages: which key of which caller, what became of a stage, and what is confirmed."""
+"""The forms of the admin pages: finding a key of a caller, resolving a stage, and confirmations."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def _text(label: str, hint: str = "", **more: Any) -> forms.CharField:
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no value of JSON")
+    raise ValueError(f"{constant} is not valid JSON")
 
 
 class FindForm(forms.Form):
-    """A client's key with what is known of its caller, or a record id. Posted, so that no key is part of a URL."""
+    """A client's key and its caller, or a record id. It is posted, so that no URL contains a key."""
 
     key = forms.CharField(
         label="Key or record",
@@ -34,12 +34,12 @@ class FindForm(forms.Form):
     user = _text("User", "The id of the user, such as the primary key")
     authorization = _text(
         "Authorization",
-        "The value of the header, where the caller is known by it",
+        "The value of the header, if it identifies the caller",
         widget=forms.PasswordInput(attrs={"autocomplete": "off"}),
     )
     session = _text("Session", "An entry that names the caller, as name=id, such as user_id=7")
     scope = _text("Scope", "What the scope= of the settings returns for the caller")
-    tenant = _text("Tenant", "Where there are tenants")
+    tenant = _text("Tenant", "If there are tenants")
     host = _text("Host", "The Host header, with scope_by_host")
     application = _text("Application", "Instead of IDEMPOTENCY_APPLICATION")
     method = _text("Method", "Of the request, with scope_by_route or rules")
@@ -52,24 +52,24 @@ class FindForm(forms.Form):
     )
 
     def clean_session(self) -> dict[str, str] | None:
-        """The entry; None for none."""
+        """The entry; None if the field is empty."""
         text: str = self.cleaned_data["session"]
         if not text:
             return None
         name, equals, value = text.partition("=")
         if not (name and equals and value):
-            raise ValidationError("This is no entry of a session. Write name=id.")
+            raise ValidationError("This is not an entry of a session. Write name=id.")
         return {name: value}
 
     def clean(self) -> dict[str, Any]:
-        """Either a caller is named, or the records of all are read."""
+        """Refuse a form that names a caller and asks for all callers."""
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
         if cleaned.get("everyone") and any(cleaned.get(name) for name in _NAMING):
-            self.add_error("everyone", "A caller is named. Leave this empty, or the caller.")
+            self.add_error("everyone", "A caller is given. Clear this box, or the fields of the caller.")
         return cleaned
 
     def who(self) -> dict[str, Any]:
-        """What is known of the caller, as ``operations.Who`` takes it."""
+        """What is known about the caller, as keyword arguments of ``operations.Who``."""
         given = {name: self.cleaned_data[name] for name in _WHO if self.cleaned_data[name]}
         session = self.cleaned_data["session"]
         return {**given, "session": session} if session else given
@@ -86,12 +86,12 @@ class ForgetForm(SeenForm):
 
     force = forms.BooleanField(
         required=False,
-        label="Forget it although an attempt may hold it. The attempt is not stopped, and may run beside the next",
+        label="Forget it although an attempt may hold it. The attempt is not stopped, and may run beside the next one",
     )
 
 
 class ResolveForm(SeenForm):
-    """What became of a stage."""
+    """The outcome of a stage that is in doubt."""
 
     stage = forms.CharField(widget=forms.HiddenInput)
     stage_key = forms.CharField(widget=forms.HiddenInput, required=False, strip=False)
@@ -111,7 +111,7 @@ class ResolveForm(SeenForm):
     )
 
     def clean(self) -> dict[str, Any]:
-        """With ``found``: the value, or ``NOT_DONE``."""
+        """Add ``found``: the value of the stage, or ``NOT_DONE``."""
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
         outcome, text = cleaned.get("outcome"), cleaned.get("value", "")
         if outcome == "not-done":
@@ -122,5 +122,5 @@ class ResolveForm(SeenForm):
             try:
                 cleaned["found"] = json.loads(text, parse_constant=_refuse)
             except (ValueError, RecursionError) as error:
-                self.add_error("value", f'This is no JSON ({error}). A text needs quotes, as in "ch_123".')
+                self.add_error("value", f'This is not JSON ({error}). A text needs quotes, as in "ch_123".')
         return cleaned

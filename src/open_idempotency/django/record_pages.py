@@ -1,7 +1,7 @@
 """The admin pages on which an operator finds a record, reads it, and frees its key.
 
-They are made of ``open_idempotency.operations``, so they work with every backend that ``IDEMPOTENCY_BACKEND`` names. No
-page shows a stored response or the value of a stage.
+They use ``open_idempotency.operations``, so they work with every backend that ``IDEMPOTENCY_BACKEND`` may name. No page
+shows a stored response or the value of a stage.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from open_idempotency.operations import (
 )
 from open_idempotency.policy import IdempotencyPolicy
 
-#: by the name of an operation, the permission that it needs
+#: the permission for each operation
 PERMISSIONS = {"release": "release_record", "resolve": "resolve_record", "forget": "delete_record"}
 _STATUSES = {
     ExitCode.UNKNOWN: 404,
@@ -69,10 +69,10 @@ _FREE = (State.COMPLETED, State.ABSENT)
 
 @dataclass(frozen=True)
 class Seen:
-    """A record as a page shows it. ``view``: None where this version cannot read it, with the reason in ``trouble``.
+    """A record as a page shows it. ``view``: None if this version cannot read it; ``trouble`` has the reason.
 
-    ``mark``: what a form carries, so that a confirmation counts for this attempt alone. ``stored``: None for a record
-    of a newer version. ``is_alive``: whether an attempt may hold it, so that to forget it needs force.
+    ``mark``: a hidden field of the forms, so that a confirmation counts only for this attempt. ``stored``: None for a
+    record of a newer version. ``is_alive``: whether an attempt may hold it, so that forgetting it needs force.
     """
 
     record: str
@@ -89,7 +89,7 @@ class Seen:
 
     @property
     def can_release(self) -> bool:
-        """Whether a key is there to be freed: not where it is free already, or completed."""
+        """Whether the key can be freed: it is neither free already nor completed."""
         view = self.view
         if view is None or view.state in _FREE:
             return False
@@ -97,7 +97,7 @@ class Seen:
 
 
 def look(backend: Backend, record: str, policy: IdempotencyPolicy | None) -> Seen | None:
-    """The record with this id in hexadecimal digits; None where there is no live one. Raises ``BackendUnavailable``."""
+    """The live record with this id in hexadecimal digits, or None. Raises ``BackendUnavailable``."""
     try:
         record_id = bytes.fromhex(record)
     except ValueError:
@@ -112,7 +112,7 @@ def look(backend: Backend, record: str, policy: IdempotencyPolicy | None) -> See
 def _seen(backend: Backend, stored: StoredRecord, policy: IdempotencyPolicy | None) -> Seen:
     now, trouble = backend.now(), ""
     view: RecordView | None = None
-    # Where the keys of the settings do not open it, what is not encrypted can still be shown.
+    # If the keys of the settings do not decrypt it, the rest can still be shown.
     for opens in (None,) if policy is None else (policy, None):
         try:
             view = operations.view_of(stored, now, policy=opens)
@@ -124,13 +124,13 @@ def _seen(backend: Backend, stored: StoredRecord, policy: IdempotencyPolicy | No
 
 
 def _mark(record: StoredRecord) -> str:
-    """Differs for every attempt of a key, also after the record was forgotten and made anew."""
+    """A text that differs for every attempt of a key, even after the record was forgotten and created again."""
     parts = (record.record_id.hex(), record.owner.hex(), record.token, int(record.status), record.claimed_at)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def forget(backend: Backend, seen: Seen, *, force: bool) -> None:
-    """Forget what a page has shown. Raises ``RecordAlive``, ``RecordChanged`` and what the backend raises."""
+    """Forget a record as a page has shown it. Raises ``RecordAlive``, ``RecordChanged``, ``BackendUnavailable``."""
     if seen.stored is not None:
         operations.forget(backend, seen.stored, force=force)
         return
@@ -142,12 +142,12 @@ def forget(backend: Backend, seen: Seen, *, force: bool) -> None:
 
 
 def application() -> Any:
-    """What operations take for the application: the engine of the settings, and the routes that it covers."""
+    """The ``application`` argument of operations: the engine of the settings, and its covered routes."""
     return protected_by(BaseHandler())
 
 
 def moment(seconds: float) -> str:
-    """A time of the backend's clock for people."""
+    """A time of the backend's clock as text, in UTC. ``seconds``: since 1970."""
     try:
         return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (OverflowError, ValueError, OSError):
@@ -158,7 +158,7 @@ View = Callable[..., HttpResponse]
 
 
 def _explained(view: View) -> View:
-    """The view, with a page that says so where the backend is down, or the settings are wrong."""
+    """The view, with an error page if the backend is down or the settings are wrong."""
 
     @wraps(view)
     def explained(self: RecordPages, request: HttpRequest, *args: str, **named: str) -> HttpResponse:
@@ -171,7 +171,7 @@ def _explained(view: View) -> View:
 
 
 class RecordPages:
-    """The pages around one ``ModelAdmin``, which says who may do what, and keeps the history."""
+    """The pages of one ``ModelAdmin``, which checks permissions and writes the history."""
 
     def __init__(self, model_admin: Any) -> None:
         self._admin = model_admin
@@ -180,7 +180,7 @@ class RecordPages:
 
     @_explained
     def find(self, request: HttpRequest) -> HttpResponse:
-        """Ask for a key or a record, and lead to the record; list the records where there are several."""
+        """Ask for a key or a record, and redirect to the record, or list several records to choose from."""
         self._must(request, "view_record")
         form = FindForm(request.POST if request.method == "POST" else None)
         several: list[Seen] = []
@@ -196,7 +196,7 @@ class RecordPages:
                 except BackendUnavailable:
                     raise
                 except IdempotencyError as error:
-                    # also what is no key, and a path that is not covered
+                    # such as a malformed key, or a path that is not covered
                     form.add_error(None, _sentence(error))
                     status = _status(error) if isinstance(error, OperationRefused | RecordUnreadable) else 400
         elif form.is_bound:
@@ -218,7 +218,7 @@ class RecordPages:
 
     @_explained
     def record(self, request: HttpRequest, record: str) -> HttpResponse:
-        """One record: its state, what a retry gets, its stages, and what this user may do with it."""
+        """One record: its state, what a retry gets, its stages, and the operations that this user may perform."""
         self._must(request, "view_record")
         with conf.opened_any() as backend:
             policy = conf.configured_policy()
@@ -242,7 +242,7 @@ class RecordPages:
 
     @_explained
     def release(self, request: HttpRequest, record: str) -> HttpResponse:
-        """Free the key of an attempt whose worker is dead, once that is confirmed."""
+        """Free the key of an attempt whose worker is dead, after a confirmation."""
 
         def act(backend: Backend, seen: Seen, form: Any) -> str:
             operations.release(backend, _readable(seen).seen)
@@ -252,7 +252,7 @@ class RecordPages:
 
     @_explained
     def forget(self, request: HttpRequest, record: str) -> HttpResponse:
-        """Delete a record, once that is confirmed, and forced where an attempt may hold it."""
+        """Delete a record, after a confirmation; with force if an attempt may hold it."""
 
         def act(backend: Backend, seen: Seen, form: Any) -> str:
             forget(backend, seen, force=form.cleaned_data.get("force", False))
@@ -265,7 +265,7 @@ class RecordPages:
 
     @_explained
     def resolve(self, request: HttpRequest, record: str) -> HttpResponse:
-        """Say what became of a stage in doubt."""
+        """Resolve a stage that is in doubt."""
         stage = (request.POST if request.method == "POST" else request.GET).get("stage", "")
         key = (request.POST if request.method == "POST" else request.GET).get("stage_key", "")
 
@@ -288,7 +288,7 @@ class RecordPages:
         act: Callable[[Backend, Seen, Any], str],
         **more: Any,
     ) -> HttpResponse:
-        """Ask; and do it once it is posted, if the record is still the one that the page showed."""
+        """Show the confirmation. When it is posted, act if the record has not changed since."""
         self._must(request, "view_record")
         self._must(request, PERMISSIONS[name])
         posted = request.method == "POST"
@@ -324,12 +324,12 @@ class RecordPages:
     # What all of them need
 
     def url(self, name: str, *args: str) -> str:
-        """The URL of a page of these."""
+        """The URL of one of these pages."""
         named = f"{self._admin.admin_site.name}:open_idempotency_record_{name}"
         return reverse(named, args=args, current_app=self._admin.admin_site.name)
 
     def trouble(self, request: HttpRequest, error: IdempotencyError) -> HttpResponse:
-        """The page where nothing can be read."""
+        """The page for a backend that cannot be read."""
         return self._page(request, "trouble", "The records cannot be read", _status(error), error=_sentence(error))
 
     def _page(self, request: HttpRequest, template: str, title: str, status: int, **context: Any) -> TemplateResponse:
@@ -358,7 +358,7 @@ class RecordPages:
 
 
 def _found(backend: Backend, form: FindForm) -> StoredRecord:
-    """The record of a key, or with this id. What may be an id is taken for one first, unless a caller is named."""
+    """The record of a key, or with this id. Without a caller, a text that may be an id is tried as an id first."""
     text, who, before = form.cleaned_data["key"], form.who(), ""
     if not who and operations.is_record_id(text.strip().lower()):
         try:
@@ -380,9 +380,7 @@ def _of_nobody(backend: Backend, of: Any, key: str, who: dict[str, Any]) -> Stor
     """The record of an anonymous caller; unlike ``operations.find_key`` it never reads all records."""
     found = [record for each in operations.locate(of, key, **who) if (record := backend.get(Get(each.record_id)))]
     if not found:
-        raise RecordUnknown(
-            "no record of this key, as far as it is of an anonymous caller; name the caller, or choose All callers"
-        )
+        raise RecordUnknown("no anonymous caller has a record of this key; name the caller, or choose All callers")
     if len(found) > 1:
         raise SeveralRecords("several", [record.record_id.hex() for record in found])
     return found[0]
@@ -398,8 +396,8 @@ def _without_ids(error: SeveralRecords) -> str:
 def _check(seen: Seen, mark: str) -> None:
     if seen.mark != mark:
         raise RecordChanged(
-            f"record {seen.record[:12]} has changed since this page was made: an attempt has begun or ended; nothing "
-            "was done; look again, and confirm again if it is still right"
+            f"record {seen.record[:12]} has changed since this page was made: an attempt has begun or ended. Nothing "
+            "was done. Look again, and confirm again if it is still right"
         )
 
 
@@ -419,7 +417,7 @@ def _sentence(error: IdempotencyError) -> str:
 
 
 def facts(view: RecordView) -> list[tuple[str, str]]:
-    """What is known of a record, in the order of the page."""
+    """The facts about a record, in the order of the page."""
     seen, response = view.seen, view.response
     shown = [
         ("Record", view.record),
@@ -458,7 +456,7 @@ def timeline(view: RecordView) -> list[dict[str, Any]]:
 
 
 def _ledger(backend: Backend, policy: IdempotencyPolicy, record: str) -> list[tuple[str, str, str]]:
-    """The stages that were committed with rows of the application, in the databases that may have them."""
+    """The stages that were committed with rows of the application, from every database that may have a ledger."""
     aliases = {backend.alias} if isinstance(backend, DjangoBackend) else set[str]()
     if isinstance(policy.ledger, str) and policy.ledger in connections:
         aliases.add(policy.ledger)
@@ -466,7 +464,7 @@ def _ledger(backend: Backend, policy: IdempotencyPolicy, record: str) -> list[tu
     for alias in sorted(aliases):
         rows = LedgerStage.objects.using(alias).filter(record_id=record).order_by("id").annotate(size=Length("frame"))
         try:
-            with transaction.atomic(alias):  # a table that is missing must not break the transaction of the request
+            with transaction.atomic(alias):  # a missing table must not break the request's transaction
                 found += [
                     (name, key, "no value yet" if size is None else f"{size} bytes")
                     for name, key, size in rows.values_list("name", "stage_key", "size")

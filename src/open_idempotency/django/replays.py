@@ -1,9 +1,9 @@
-"""What a replay is for code that receives it as a Django response (O-29).
+"""Replays as Django responses, with attributes of the first response (O-29).
 
-A record holds a status, headers and a body. Middleware outside of ours, and test clients, see more of a first response:
-``data`` of REST framework's, ``url`` of a redirect, attributes that the view has set. So a note of these is stored
-with the response, and no client sees it. A replay has the same attributes again. What no record can hold, such as the
-context of a template, is missing, and the first code that asks for it is named in the log.
+A record holds a status, headers and a body. Outer middleware and test clients see more of a first response: ``data`` of
+REST framework, ``url`` of a redirect, attributes that the view has set. So a note of these is stored with the response,
+and no client sees it. A replay has the same attributes again. A record cannot hold others, such as the context of a
+template: they are missing, and the log names the first code that asks for one.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from django.http.response import HttpResponseBase
 
 from open_idempotency.django import rest
 
-#: what REST framework makes of its data, and what a replay makes again
+#: attributes of a rendered response of REST framework, which a replay has again
 _RENDERED = ("data", "accepted_renderer", "accepted_media_type", "renderer_context")
 _PERMANENT = 301
-# where the data of REST framework's response are: in the body as JSON, or nowhere
+# where the data of a response of REST framework is: in the body as JSON, or lost
 _IN_BODY, _LOST = "body", "lost"
 _LARGEST_NOTE = 8 * 1024
 _LONGEST_TEXT, _MOST_NAMES = 200, 20
 
 _logger = logging.getLogger("open_idempotency")
-# pairs of a function and an attribute that it asks for; the code of a project has few of them
+# pairs of a function and the attribute that it asked for; a project has few of them
 _warned: set[tuple[str, str]] = set()
 
 
@@ -40,9 +40,9 @@ def _plain() -> frozenset[str]:
 
 
 def take_note(response: HttpResponseBase, *, redacted: bool) -> bytes:
-    """The note of a response; empty for a plain response, or a stream.
+    """The note of a response; empty for a plain response or a stream.
 
-    ``redacted``: the policy redacts what is stored, so nothing is noted that may be in the body, too.
+    ``redacted``: the policy redacts stored responses, so the note has nothing that the body may have.
     """
     held = vars(response)
     if held.keys() <= _plain() or response.streaming:
@@ -71,7 +71,7 @@ def _is_kept(value: object, redacted: bool) -> bool:
 
 
 def _encode(said: dict[str, Any], encoder: Any) -> bytes:
-    """The note as JSON; without the values if they are too long, or data that JSON cannot hold."""
+    """The note as JSON; without the values if they are too long or have no JSON form."""
     try:
         text = json.dumps(said, cls=encoder, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError):
@@ -84,10 +84,10 @@ def _encode(said: dict[str, Any], encoder: Any) -> bytes:
 
 
 class _Stored(HttpResponse):
-    """A response that the library has made: a replay, or a problem.
+    """A response that the library has made: a replay or a problem.
 
-    It has a Content-Length from the beginning. A view's response has none yet, so middleware that changes a body
-    corrects none: here it is counted anew. A replay warns where code asks for what no record can hold.
+    It has a Content-Length from the beginning. A view's response has none yet, so middleware that changes a body does
+    not correct it; this class does. A replay logs a warning if code asks for an attribute that a record cannot hold.
     """
 
     _first = "response"
@@ -95,7 +95,7 @@ class _Stored(HttpResponse):
 
     @property
     def content(self) -> bytes:
-        """The body. Where it is set, a Content-Length is counted anew."""
+        """The body. Setting it corrects the Content-Length."""
         return super().content
 
     @content.setter
@@ -106,7 +106,7 @@ class _Stored(HttpResponse):
             self.headers["Content-Length"] = str(len(self.content))
 
     def __getattr__(self, name: str) -> Any:
-        # Called for what is not there.
+        # Called only for missing attributes.
         if name in self._lost:
             _warn(name, self._first, inspect.currentframe())
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -134,8 +134,8 @@ def _warn(name: str, first: str, here: Any) -> None:
     _warned.add((caller, name))
     _logger.warning(
         "%s asks for response.%s of a replay, which has none: the first response was a %s, and a record holds "
-        "status, headers and body. In MIDDLEWARE, list what asks for it behind IdempotencyMiddleware: its work is "
-        "then stored",
+        "status, headers and body. In MIDDLEWARE, list this middleware behind IdempotencyMiddleware: its work is then "
+        "stored",
         caller,
         name,
         first,
@@ -143,7 +143,7 @@ def _warn(name: str, first: str, here: Any) -> None:
 
 
 def read_note(note: bytes) -> dict[str, Any] | None:
-    """A note as it was taken; None for an empty one."""
+    """The content of a note; None for an empty one."""
     return cast("dict[str, Any]", json.loads(note)) if note else None
 
 
@@ -172,7 +172,7 @@ def make(
 
 
 def _data(note: dict[str, Any], body: bytes) -> list[Any] | None:
-    """The data of REST framework's response, in a list; None if the record does not have them."""
+    """A list with the data of a REST framework response; None if the record does not have it."""
     if isinstance(note["data"], list):
         return note["data"]
     if note["data"] != _IN_BODY:
@@ -186,7 +186,7 @@ def _data(note: dict[str, Any], body: bytes) -> list[Any] | None:
 @lru_cache(maxsize=1)
 def _rest_class(framework: Any) -> type[Any]:
     class ReplayedResponse(_Stored, framework):  # type: ignore[misc]  # REST framework has no types
-        """A replay as REST framework's own response. Its data and its renderer are made when they are asked for."""
+        """A replay as a REST framework response. Its data and renderer are made on first access."""
 
         def __init__(self, **kwargs: Any) -> None:
             framework.__init__(self, **kwargs)

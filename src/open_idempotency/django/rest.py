@@ -1,7 +1,8 @@
-"""All that is known of Django REST framework: the caller of its views, their refusals, and its responses.
+"""The only module that knows Django REST framework: the caller of its views, their refusals, and its responses.
 
-REST framework authenticates inside the view, after the claim. So its authenticators are called before, with a copy of
-the request, and once more by the view. REST framework is never imported here: without it there are no such views.
+REST framework authenticates inside the view, after the claim. So its authenticators are called before the claim, with a
+copy of the request, and again by the view. REST framework is never imported here: a project without it has no such
+views.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ def find_authenticating_view(request: HttpRequest) -> Any:
 
 
 def refusal(request: HttpRequest, view: Any) -> Any:
-    """The response by which a view refuses a request before its handler; None if the view would call the handler.
+    """The response with which a view refuses a request before its handler; None if it would call the handler.
 
-    Its authenticators, permissions and throttles are called with the request itself, since the view does not run after
-    this. Raises what the view would raise.
+    The authenticators, permissions and throttles get the request itself, since the view does not run afterwards. Raises
+    what the view would raise.
     """
     instance = _initialize(view, request)
     asked = instance.request
@@ -64,11 +65,11 @@ def refusal(request: HttpRequest, view: Any) -> Any:
 
 
 def find_user(request: HttpRequest, view: Any, outer_user: Any, lend: Lend) -> Any:
-    """The user whom the view's authenticators verify; None if they refuse, or know nobody, as the view will find again.
+    """The user whom the view's authenticators verify; None if they refuse or verify none, as the view will see again.
 
-    ``outer_user``: Django's own user, whom they can see. Authenticators that are coroutines are not called. Raises what
-    an authenticator raises, unless it becomes a response below 500: an error may be gone when the view authenticates
-    again, which would then run for a caller that was not known.
+    ``outer_user``: Django's own user, whom the authenticators can see. Coroutine authenticators are not called. Raises
+    an authenticator's error, unless it becomes a response below 500: an error may be gone when the view authenticates
+    again, and the view would then run for an unknown caller.
     """
     with lend() as stream:
         twin = _copy(request, outer_user, stream)
@@ -85,11 +86,11 @@ def find_user(request: HttpRequest, view: Any, outer_user: Any, lend: Lend) -> A
             return None
         finally:
             if getattr(twin, "_files", None) is not getattr(request, "_files", None):
-                twin.close()  # uploads that only the copy has parsed
+                twin.close()  # closes uploads that only the copy has parsed
 
 
 def _copy(request: HttpRequest, user: Any, stream: Any) -> Any:
-    """A copy of a request that takes all that authentication sets: the user, notes of CSRF protection, parsed data."""
+    """A copy of a request that takes what authentication sets: the user, CSRF attributes, parsed data."""
     twin: Any = object.__new__(type(request))
     vars(twin).update(vars(request), META=request.META.copy(), **{private.STREAM: stream})
     if user is not None:

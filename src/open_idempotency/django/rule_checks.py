@@ -24,7 +24,7 @@ from open_idempotency.rules import Rule
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 #: where a decorator of Django's keeps the methods that it lets through
 _REQUIRED_METHODS = "request_method_list"
-#: stands for a parameter in a path: text that no rule names
+#: stands for a parameter in a path; no rule contains it
 _SOMETHING = "\0"
 
 
@@ -37,10 +37,10 @@ class _Route(NamedTuple):
 
 
 def check_rules(configured: Configured) -> Iterator[CheckMessage]:
-    """What is wrong with the rules of views and of ``IDEMPOTENCY_RULES``.
+    """Check the rules of views and of ``IDEMPOTENCY_RULES``.
 
-    E003: one contradicts the settings. E005, W007, W009, W012: one has no effect. W008: nothing has a rule, and all
-    need one.
+    E003: a rule contradicts the settings. E005, W007, W009, W012: a rule has no effect. W008: no view has a rule, and
+    only views with a rule are covered.
     """
     if not getattr(settings, "ROOT_URLCONF", None):
         return
@@ -78,7 +78,7 @@ def _note(effects: Effects, configured: Configured, route: _Route, method: str) 
         unknown = route.fitting is None
         by_path = () if route.fitting is None else configured.paths.find(method, _example(route.fitting))
     coverage = configured.coverages.by((*by_path, *on_view))
-    # A path that is not known may have a rule by which the method is covered.
+    # A rule by path may cover the method at a path that is unknown here.
     covered = unknown or (coverage is not None and method in coverage.policy.methods)
     own = layers.own_rules_on(route.view, method)
     for endpoint in (*layers.behind(route.view, method), *_handlers(route.view, method)):
@@ -91,7 +91,7 @@ def _example(pattern: Pattern) -> str:
 
 
 def _without_route(paths: PathRules, routes: Iterable[_Route]) -> Iterator[CheckMessage]:
-    """W009: a rule by path fits no route; not known as long as some routes may fit any path."""
+    """W009: a rule by path fits no route. Not reported if a route may fit any path."""
     fitting = [route.fitting for route in routes]
     for text, (pattern, _) in paths.read.items():
         anywhere = pattern._replace(method=None)
@@ -115,7 +115,7 @@ def _without_effect(effects: Effects, classes: Iterable[Any]) -> Iterator[CheckM
 
 
 def _without_view(effects: Effects, classes: Iterable[type], named: set[str]) -> Iterator[CheckMessage]:
-    """W012: a marked function or class of the project's, such as one that a table of functions leads to."""
+    """W012: no route leads to a marked function or class of the project."""
     for name, marked in sorted(((f"{each.__module__}.{each.__qualname__}", each) for each in rules.marked), key=_first):
         if name in named or "<locals>" in name or not _is_of_project(marked) or effects.reaches(marked):
             continue
@@ -123,8 +123,8 @@ def _without_view(effects: Effects, classes: Iterable[type], named: set[str]) ->
             continue
         named.add(name)  # a function, and what other decorators have made of it
         yield Warning(
-            f"{name} is marked, and no route of ROOT_URLCONF leads to it. If it is called all the same, by another "
-            "view or from a table of functions, its rule has no effect.",
+            f"{name} is marked, and no route of ROOT_URLCONF leads to it. If another view or a table of functions "
+            "calls it, its rule has no effect.",
             hint="Mark the view that the route names. If another URL configuration names it, silence this check.",
             id="open_idempotency.W012",
         )
@@ -173,7 +173,7 @@ def _methods(view: Any) -> list[str]:
 
 
 def _let_through(view: Any) -> list[str]:
-    """The methods that ``require_POST`` or another decorator of Django's lets through to a function."""
+    """The methods that ``require_POST`` or another decorator of Django lets through to a function."""
     while view is not None:
         names = getattr(getattr(view, "__code__", None), "co_freevars", ())
         if _REQUIRED_METHODS in names:
@@ -197,7 +197,7 @@ def _name(view: Any, method: str) -> str:
 
 
 def _routes(patterns: Iterable[URLPattern | URLResolver], path: str, *, known: bool) -> Iterator[_Route]:
-    """The views of a URL configuration, each with its route as the project writes it."""
+    """The views of a URL configuration, each with its route as written in the project."""
     for pattern in patterns:
         here, known_here = path + str(pattern.pattern), known and _is_known(pattern.pattern)
         if isinstance(pattern, URLResolver):

@@ -1,8 +1,7 @@
 """The OpenAPI description of covered views, for drf-spectacular; no other module imports this one.
 
 ``REST_FRAMEWORK = {"DEFAULT_SCHEMA_CLASS": "open_idempotency.django.spectacular.AutoSchema"}``; or
-``IdempotencySchema`` before a project's own schema class. It describes what the middleware does, and nothing if the
-middleware is not listed.
+``IdempotencySchema`` before a project's own schema class. It adds nothing if the middleware is not listed.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ __all__ = ["AutoSchema", "IdempotencySchema"]
 
 Callbacks = dict[tuple[str, str], Callable[..., Any]]
 
-# One registry belongs to one description in the making.
+# drf-spectacular makes one registry for each description.
 _callbacks: WeakKeyDictionary[ComponentRegistry, Callbacks] = WeakKeyDictionary()
 
 
@@ -61,7 +60,7 @@ class IdempotencySchema(openapi.AutoSchema):
 
     def _find_rules(self, path_regex: str, method: str, registry: ComponentRegistry) -> tuple[Rule, ...]:
         """The rules on the URL's callback; without one, those on the view's class."""
-        view = self.view  # first: enumerating what the URLs name takes it away from a schema that views share
+        view = self.view  # read first: enumerating the URLs removes it from a schema object that views share
         callback = _callback(path_regex, method, registry)
         return rules_on(callback or type(view), method, getattr(view, "action_map", None))
 

@@ -57,7 +57,7 @@ _logger = logging.getLogger("open_idempotency")
 
 
 class BoundAsyncIterator:
-    """An async iterator whose every step runs under its own request, wherever Django consumes it."""
+    """An async iterator whose steps run in the context of their request, wherever Django consumes it."""
 
     __slots__ = ("_here", "_source")
 
@@ -79,8 +79,8 @@ class BoundAsyncIterator:
 class _Parts:
     """Runs an async iterator in a task of its own, one part at a time.
 
-    When the client leaves, Django cancels the task that sends the stream. The iterator, which may be in the middle of
-    an effect, is not cancelled with it.
+    When the client leaves, Django cancels the task that sends the stream. The iterator may be in the middle of an
+    effect, so it is not cancelled with that task.
     """
 
     __slots__ = ("_demand", "_here", "_part", "_source", "_task")
@@ -98,7 +98,7 @@ class _Parts:
         return None if self._task is None else self._task.get_loop()
 
     def ask(self) -> asyncio.Future[bytes]:
-        """The next part that is not empty, or an empty one at the end. It is the same part until it is taken."""
+        """The next part that is not empty, or an empty one at the end. The same part is returned until it is taken."""
         if self._part is None:
             self._part = asyncio.get_running_loop().create_future()
             if self._task is None:
@@ -108,7 +108,7 @@ class _Parts:
         return self._part
 
     def take(self) -> bytes:
-        """The part that was asked for, when it is done. Raises what the iterator has raised."""
+        """The part that was asked for, which must be done. Raises what the iterator raised."""
         part, self._part = self._part, None
         assert part is not None
         return part.result()
@@ -156,7 +156,7 @@ class _Parts:
 class AsyncLiveBody:
     """Iterates over the bytes that may be sent. ``close`` must be called; it calls ``cleanup`` last.
 
-    ``verdict``: the fate of what was sent, or a response to send instead, if nothing was sent.
+    ``verdict``: the fate of the sent response, or a response to send instead if nothing was sent.
     """
 
     __slots__ = ("_cleanup", "_closed", "_ended", "_parts", "_ready", "begun", "protection", "verdict")
@@ -173,7 +173,7 @@ class AsyncLiveBody:
         self._closed = False
 
     async def prepare(self) -> None:
-        """Iterate until something may be sent, or all is known: before that the status can still be changed."""
+        """Iterate until the first bytes may be sent or the iterator has ended: until then the status can be changed."""
         self._ready = await self._pull()
         self.begun = True
 
@@ -218,7 +218,9 @@ class AsyncLiveBody:
         if isinstance(self.verdict, Response):
             self._ended = True
             if self.begun:
-                raise LeaseLost("another attempt owns the record, as logged before; the end of this stream is withheld")
+                raise LeaseLost(
+                    "another attempt owns the record, as logged before, so the end of this stream is not sent"
+                )
 
     async def _fail(self, error: BaseException) -> None:
         """The view's iterator raised or was cancelled: settle the attempt; re-raise unless a response replaces it."""
@@ -232,7 +234,7 @@ class AsyncLiveBody:
         raise error
 
     async def drain(self) -> None:
-        """The client has left: run the view's iterator on without it, within its grace (L-05a).
+        """Continue the view's iterator after the client has left, within its grace period (L-05a).
 
         A cancellation during that time does not come from the client, and ends the iterator.
         """
@@ -276,7 +278,7 @@ class AsyncLiveBody:
         task.add_done_callback(_draining.discard)
 
     async def _drain_alone(self) -> None:
-        """Drain after the request: its cancellation has reached the sending task, not the iterator."""
+        """Drain the iterator after its request, whose cancellation has reached only the sending task."""
         requests = shutdown.enter(self.protection)
         try:
             await self.drain()
@@ -287,5 +289,5 @@ class AsyncLiveBody:
             self._cleanup()
 
 
-# Tasks that go on after their requests, held here as loops hold them weakly.
+# Tasks that outlive their requests. Event loops hold tasks weakly, so they are held here.
 _draining: set[asyncio.Future[None]] = set()

@@ -1,9 +1,9 @@
-"""What is done around a view: its permissions before a replay, and a response that commits with its rows.
+"""Permissions of a view before a replay, and responses that commit with the view's rows.
 
 Before a stored response is sent again, the view's permissions are checked, since a caller may have lost one since the
-first try (O-23). The view itself does not run for a retry, so only the checks in front of its code run: the decorators
+first try (O-23). The view itself does not run for a retry. Only the checks in front of its code run: the decorators
 above ``@idempotent``, the checks of a REST framework view before its handler (authentication, permissions, throttles),
-those of an operation of ninja's, and Django's own access mixins. Their refusal is sent, and is not stored.
+those of an operation of ninja, and Django's own access mixins. Their refusal is sent, and is not stored.
 
 With ``@idempotent(atomic=True)`` the response commits together with the view's own rows (S-06). The view runs in
 ``transaction.atomic``, and its response goes into the ledger before that commits. Either both are stored or neither. If
@@ -40,7 +40,7 @@ Ask = Callable[[], Any]
 
 
 def refusal(request: HttpRequest, view: Any) -> HttpResponseBase | None:
-    """The response by which the view refuses this request; None if it lets it through. Raises what the view raises."""
+    """The response with which the view refuses this request, or None. Raises what the view raises."""
     call = _call(request, view)
     if call is not None and iscoroutinefunction(view):
         response: HttpResponseBase | None = async_to_sync(coverage.acall_to_mark)(request, call)
@@ -59,7 +59,7 @@ async def arefusal(request: HttpRequest, view: Any) -> HttpResponseBase | None:
 
 
 def _call(request: HttpRequest, view: Any) -> Ask | None:
-    """A call of the view as far as its mark; None without a mark, or without decorators above it."""
+    """A call of the view that stops at its mark; None without a mark, or without decorators above the mark."""
     if not coverage.has_decorators_above(view) and not coverage.is_marked(_handler(request, view)):
         return None
     match: Any = request.resolver_match
@@ -67,7 +67,7 @@ def _call(request: HttpRequest, view: Any) -> Ask | None:
 
 
 def _question(request: HttpRequest, view: Any) -> Ask | None:
-    """A call of the checks in front of the code of a class-based view, or of ninja's; None if they are unknown."""
+    """A call of the checks in front of a class-based view or an operation of ninja; None if they are unknown."""
     operation = layers.find_operation(view, str(request.method))
     if operation is not None:
         return lambda: layers.refusal(request, operation)
@@ -82,7 +82,7 @@ def _question(request: HttpRequest, view: Any) -> Ask | None:
 
 
 def _handler(request: HttpRequest, view: Any) -> Any:
-    """The method or action of a class-based view that is going to run, or ninja's function; None for another one."""
+    """The method or action of a class-based view that will run, or ninja's function; None for any other view."""
     operation = layers.find_operation(view, str(request.method))
     if operation is not None:
         return operation.view_func
@@ -92,7 +92,7 @@ def _handler(request: HttpRequest, view: Any) -> Any:
 
 
 def _refusal_by_mixins(request: HttpRequest, view: Any, mixins: Any) -> HttpResponseBase | None:
-    """The checks of Django's mixins, without ``dispatch``: a class may do its work in there."""
+    """The refusal of Django's access mixins. ``dispatch`` is not called, since a class may do its work in it."""
     match: Any = request.resolver_match
     instance = view.view_class(**view.view_initkwargs)
     instance.setup(request, *match.args, **match.kwargs)
@@ -126,10 +126,10 @@ def idempotent(view: Any = None, /, *, atomic: bool | str = False, **fields: Any
     with ATOMIC_REQUESTS on or off, and a retry gets its response even if the record was lost. If the response is not
     stored (5xx, 401, 429 ...), the view's rows are rolled back, since a retry runs again. Put it on functions (below
     ``@api_view``), on class-based views, on their methods, or on actions; ``async def`` is refused, as Django has no
-    awaited transactions. The database needs the ledger's tables: ``manage.py migrate open_idempotency``. The database
-    is also the policy's ``ledger``, so that a policy which refuses retries looks there first. Decorators above it run
-    for every try, also before a stored response is sent, and their refusal is sent instead. ``fields``: see
-    ``open_idempotency.rules.idempotent``. Raises ``ConfigurationError``. Since 0.1.
+    async transactions. The database needs the ledger's tables: ``manage.py migrate open_idempotency``. The database is
+    also the policy's ``ledger``, so that a policy which refuses retries looks there first. Decorators above it run for
+    every try, also before a stored response is sent, and their refusal is sent instead. ``fields``: policy fields, as
+    ``open_idempotency.rules.idempotent`` takes them. Raises ``ConfigurationError``. Since 0.1.
     """
     name = DEFAULT_DB_ALIAS if atomic is True else atomic
     if name:
@@ -144,7 +144,7 @@ def idempotent(view: Any = None, /, *, atomic: bool | str = False, **fields: Any
 
 def _atomic(view: Any, alias: str) -> Any:
     if iscoroutinefunction(view) or getattr(view, "view_is_async", False):
-        raise ConfigurationError("atomic: Django has no awaited transactions; make the view an ordinary function")
+        raise ConfigurationError("atomic: Django has no async transactions; make the view an ordinary function")
     if isinstance(view, type):
         held: Any = view
         held.dispatch = _atomic(held.dispatch, alias)
@@ -168,8 +168,9 @@ def _run_in_block(view: Callable[[], Any], alias: str, args: tuple[Any, ...]) ->
         with AtomicBlock(alias, optional=True) as block:
             response = view()
             if getattr(response, "exception", False):
-                # REST framework has made a response of the view's error, and rolls back under ATOMIC_REQUESTS alone.
-                # Rolled back here as if the error had passed through: no rows, and only the record stores a 400.
+                # REST framework has turned the view's error into a response, and rolls back only under ATOMIC_REQUESTS.
+                # So it is rolled back here, as if the error had passed through: there are no rows, and only the record
+                # stores a 400.
                 transaction.set_rollback(True, alias)
             elif transaction.get_rollback(alias):
                 idem.discard()
@@ -185,7 +186,7 @@ def _run_in_block(view: Callable[[], Any], alias: str, args: tuple[Any, ...]) ->
 
 
 def _stored(response: Any) -> Any:
-    """The response as the ledger stores it; as it is, if it is no whole one, which ``respond`` refuses."""
+    """The response as the ledger stores it. A stream is returned as it is; ``respond`` refuses it."""
     here = running.get()
     if here is None or not isinstance(response, HttpResponse):
         return response
@@ -194,7 +195,7 @@ def _stored(response: Any) -> Any:
 
 
 def _rendered(response: Any, args: tuple[Any, ...]) -> Any:
-    """The response with its body, which Django and REST framework otherwise render after the transaction."""
+    """The rendered response. Django and REST framework would render it only after the transaction."""
     if not getattr(response, "is_rendered", True):
         for argument in args:
             # A request of REST framework knows its view, which negotiates the form of the response.

@@ -1,7 +1,7 @@
 """The ledger: two small tables in the application's own database, for stages and responses that commit with its rows.
 
-``tx=`` of a stage and ``idem.atomic`` write to them (S-05, S-06), whatever backend holds the records. This module has
-what a deployment needs: the tables, as a script or as SQLAlchemy metadata for Alembic, and the purge. Django gets the
+``tx=`` of a stage and ``idem.atomic`` write to the ledger (S-05, S-06), whatever backend holds the records. This module
+is for deployments: it has the tables, as a script or as SQLAlchemy metadata for Alembic, and the purge. Django gets the
 tables from the migrations of ``open_idempotency.django``.
 """
 
@@ -40,7 +40,7 @@ def metadata(into: MetaData | None = None) -> MetaData:
 
 
 def purge(tx: object, limit: int = 1000) -> int:
-    """Delete at most ``limit`` expired entries in the caller's transaction; returns how many there were to delete.
+    """Delete at most ``limit`` expired entries in the caller's transaction; returns how many were found.
 
     ``tx``: a sync transaction, as for a stage. It may run while the application does, and several times in parallel.
     Raises ``ConfigurationError`` if ``tx`` is no transaction, and ``SyncAsyncMismatch`` if it is async. Since 0.1.
@@ -52,10 +52,10 @@ def purge(tx: object, limit: int = 1000) -> int:
 
 
 def forget(tx: object, record_ids: Sequence[bytes]) -> int:
-    """Delete the entries of these records, with their stages, in the caller's transaction; how many entries there were.
+    """Delete the entries of these records, with their stages, in the caller's transaction; returns how many were found.
 
-    For erasure, and for nothing that still runs: a retry of such a request runs again. ``tx``: a sync transaction, as
-    for a stage. Raises ``ConfigurationError`` if ``tx`` is no transaction, and ``SyncAsyncMismatch`` if it is async.
+    Use it for erasure, and never for a request that still runs: a retry of it runs again. ``tx``: a sync transaction,
+    as for a stage. Raises ``ConfigurationError`` if ``tx`` is no transaction, and ``SyncAsyncMismatch`` if it is async.
     Since 0.1.
     """
     transaction = transaction_of(tx)
@@ -65,7 +65,7 @@ def forget(tx: object, record_ids: Sequence[bytes]) -> int:
 
 
 async def apurge(tx: object, limit: int = 1000) -> int:
-    """Delete at most ``limit`` expired entries in the caller's async transaction; returns how many there were.
+    """Delete at most ``limit`` expired entries in the caller's async transaction; returns how many were found.
 
     ``tx``: an async transaction, as for a stage. It may run while the application does, and several times in parallel.
     Raises ``ConfigurationError`` if ``tx`` is no transaction, and ``SyncAsyncMismatch`` if it is sync. Since 0.1.

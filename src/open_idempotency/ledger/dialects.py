@@ -65,12 +65,13 @@ class Dialect:
 
     ``fence``: inserts or locks the record's row, and raises its token. ``row``: reads it behind the fence.
     ``find_stage``, ``save_stage``: one stage of the record. ``placeholder``: inserts an empty row for a stage before
-    ``find_stage``, where the database needs one to lock. ``renew``: takes over an expired row. ``save_response``: adds
+    ``find_stage``, if the database needs a row to lock. ``renew``: takes over an expired row. ``save_response``: adds
     the response. ``token``: reads the row's token. ``find_response``: reads a response without a lock. ``expired``:
     counts the entries to purge and returns the latest expiry among them, which ``purge`` takes as ``:until``.
-    ``purge``: run in order. ``expired_in_passing``: the same within a transaction of the application, None where that
-    would hold up or fail others. ``forget_stages``: deletes the stages of an expired row. ``save_returns_row``: whether
-    ``save_stage`` returns a row if the fence is still there, and none if not; otherwise ``token`` has to be asked.
+    ``purge``: run in order. ``expired_in_passing``: ``expired`` for a transaction of the application, None if that
+    would delay or fail other transactions. ``forget_stages``: deletes the stages of an expired row.
+    ``save_returns_row``: whether ``save_stage`` returns a row exactly if the fence is still held; if false, ``token``
+    must be run to find out.
 
     The rows of ``row``, ``token`` and ``save_stage`` end with the number of the transaction, which is constant until
     the transaction ends. It is 0 if the database has no such number that every user may read.
@@ -110,9 +111,9 @@ def _with_on_conflict(
     until: str = ":until",
     in_passing: str = "",
 ) -> Dialect:
-    """A dialect with ON CONFLICT. ``lock``: the clause that locks the rows to purge, and skips rows that are locked.
+    """A dialect with ON CONFLICT. ``lock``: the clause that locks the rows to purge and skips locked rows.
 
-    ``latest``, ``until``: how the latest expiry leaves the database, and what becomes of it when it is back.
+    ``latest``: the expression that returns the latest expiry. ``until``: the expression that reads it back.
     ``in_passing``: the condition under which a transaction of the application may purge.
     """
     due = f"SELECT record_id FROM open_idempotency_ledger l WHERE expires_at <= {until}"  # noqa: S608 (of constants)
@@ -128,10 +129,10 @@ def _with_on_conflict(
         token=_HELD_BY.format(number=number),
         renew=_RENEW.format(now=now),
         save_response=_SAVE_RESPONSE.format(now=now),
-        # One value for the statement: the time would else be read for each row, and no index served.
+        # A subquery, so the time is read once: read for each row, it could not use an index.
         expired=_EXPIRED.format(now=f"(SELECT {now})", latest=latest, where=""),
         expired_in_passing=_EXPIRED.format(now=f"(SELECT {now})", latest=latest, where=in_passing),
-        # Stages first: a record without a row would take any stages that are left as its own.
+        # Stages first: a later record with the same id would take leftover stages as its own.
         purge=(
             f"DELETE FROM open_idempotency_ledger_stages WHERE record_id IN ({due} {bounds})",  # noqa: S608 (no value is part of it)
             f"""
@@ -152,12 +153,12 @@ POSTGRESQL = _with_on_conflict(
     lock="FOR UPDATE SKIP LOCKED",
     save_stage=_RETURNING_STAGE,
     save_returns_row=True,
-    number="txid_current()",  # the same in savepoints; the fence has written, so the number is assigned already
+    number="txid_current()",  # the same in savepoints; already assigned, since the fence has written
     # As an integer: the digits of a float depend on a setting of the session (B-20). One microsecond more than the
     # entry that expires last, since a float may be rounded down.
     latest="CAST(ceil(LEAST(max(expires_at), 9e12) * 1000000) + 1 AS bigint)",
     until="CAST(:until AS double precision) / 1000000",
-    # In others two transactions that purge the same entries could not be serialized, and one would fail.
+    # At other levels two transactions that purge the same entries could not be serialized, and one would fail.
     in_passing=" AND current_setting('transaction_isolation') = 'read committed'",
 )
 SQLITE = _with_on_conflict(
@@ -170,8 +171,8 @@ SQLITE = _with_on_conflict(
 
 # Not UNIX_TIMESTAMP: it depends on the session's time zone, and repeats an hour when summer time ends.
 _MYSQL_NOW = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6)"
-# Locking reads (FOR UPDATE) return the latest commit whatever the snapshot. For an absent row they lock the gap: two
-# transactions can do that at the same time, and then deadlock. So a placeholder row without a frame is inserted first.
+# Locking reads (FOR UPDATE) return the latest commit whatever the snapshot. For an absent row they lock the gap, which
+# two transactions can do at the same time, and then deadlock. So a placeholder row without a frame is inserted first.
 MYSQL = Dialect(
     name="mysql",
     fence=f"""
@@ -249,7 +250,7 @@ _FAILED = "25P02"
 
 def _missing(error: Exception, dialect: Dialect) -> LedgerMissing:
     return LedgerMissing(
-        "tx=: the ledger's tables are not in this database; make them with a migration: Django's, with "
+        "tx=: the ledger's tables are not in this database; create them with a migration: Django's, with "
         '"open_idempotency.django" in INSTALLED_APPS and `manage.py migrate open_idempotency --database ALIAS`, '
         "Alembic's with `open_idempotency.ledger.metadata()`, or the script that "
         f"`open-idempotency ledger {dialect.name}` prints ({type(error).__name__})"

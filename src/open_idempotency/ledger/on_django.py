@@ -31,7 +31,7 @@ class DjangoTransaction:
         self.entered: object = None
 
     def current(self) -> object:
-        """Constant, since Django does not let code end the transaction within an atomic block."""
+        """Constant, since Django lets no code end the transaction within an atomic block."""
         return True
 
     def watch(self, stored: StoredResponse | None) -> Watch:
@@ -49,7 +49,7 @@ class DjangoTransaction:
         return Watch(_CommitHook(self._connection, stored).end, ask)
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
-        """Run a statement on the connection; its rows."""
+        """Run a statement on the connection. Returns its rows."""
         with self._connection.cursor() as cursor:
             try:
                 cursor.execute(_with_percents(statement), dict(parameters))
@@ -60,10 +60,10 @@ class DjangoTransaction:
 
 
 class _CommitHook:
-    """Finds out what became of the transaction, with a hook that Django calls after the commit.
+    """Reports the end of the transaction, with a hook that Django calls after the commit.
 
-    Django drops the hook at a rollback, also at a rollback to the savepoint of an outer block. It does not drop it at a
-    rollback to a savepoint that was made by hand, so the hook looks for the response.
+    Django drops the hook at a rollback, even to the savepoint of an outer block. It keeps the hook at a rollback to a
+    savepoint that was created by hand, so the hook looks for the response.
     """
 
     def __init__(self, connection: Any, stored: StoredResponse) -> None:
@@ -83,7 +83,7 @@ class _CommitHook:
             self._end = End.DOUBTFUL
 
     def end(self) -> End:
-        """What became of the transaction so far."""
+        """The end of the transaction, as far as it is known."""
         if self._end is not End.OPEN:
             return self._end
         is_pending = any(self._call in hook for hook in list(self._connection.run_on_commit))
@@ -116,7 +116,7 @@ def transaction_of(alias: str) -> DjangoTransaction:
 def look(alias: str, record_id: bytes, fingerprint: bytes) -> bytes | None:
     """The response that the ledger in this database has for a request; None without one."""
     connection = _connection("ledger", alias)
-    with transaction.atomic(alias):  # so that the read has a transaction, and that it ends
+    with transaction.atomic(alias):  # so that the read has a transaction of its own, which ends
         return run(find_response(DjangoTransaction(connection), record_id, fingerprint))
 
 

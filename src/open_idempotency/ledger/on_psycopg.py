@@ -19,7 +19,7 @@ from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.ledger.dialects import POSTGRESQL, Dialect, explain, no_transaction
 from open_idempotency.ledger.steps import Parameters, Rows, StoredResponse, in_thread_on_a_loop, is_visible
 
-#: seconds to connect, when the database is asked what became of a COMMIT
+#: seconds to connect, when the server is asked whether a COMMIT counted
 _CONNECT_TIMEOUT = "2"
 _NOT_REPORTED = Watch(lambda: End.UNREPORTED)
 _NAMED = re.compile(r"(?<!:):(\w+)")
@@ -44,7 +44,7 @@ class PsycopgTransaction:
         return _watch(self._connection, stored)
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
-        """Run a statement on the connection; its rows."""
+        """Run a statement on the connection. Returns its rows."""
         with psycopg.Cursor(self._connection, row_factory=tuple_row) as cursor:
             try:
                 cursor.execute(_with_percents(statement), dict(parameters), binary=True)
@@ -73,7 +73,7 @@ class AsyncPsycopgTransaction:
         return _watch(self._connection, stored)
 
     async def execute(self, statement: str, parameters: Parameters) -> Rows:
-        """Run a statement on the connection; its rows."""
+        """Run a statement on the connection. Returns its rows."""
         async with psycopg.AsyncCursor(self._connection, row_factory=tuple_row) as cursor:
             try:
                 await cursor.execute(_with_percents(statement), dict(parameters), binary=True)

@@ -55,12 +55,12 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
     AsyncTx = AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection
-    #: they are callable, so a decorator would take them for a callable that returns a transaction
+    #: these are callable, so a decorator could mistake one for a callable that returns a transaction
     Makers = sessionmaker[Session] | async_sessionmaker[AsyncSession]
 
 SyncTx = Session | scoped_session[Session] | Connection
 
-#: given to a session to find out which database it writes to; never executed
+#: a statement that shows which database a session writes to; never executed
 _WRITE = update(table("open_idempotency_ledger", column("token"))).values(token=0)
 
 
@@ -96,7 +96,7 @@ class SqlalchemyTransaction:
         return Watch(end, in_thread_on_a_loop(ask))
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
-        """Run a statement on the connection of the transaction; its rows."""
+        """Run a statement on the connection of the transaction. Returns its rows."""
         try:
             self._connection = _connection(self._tx)
             return _rows(self._connection.execute(_clause(statement), dict(parameters)))
@@ -140,7 +140,7 @@ class AsyncSqlalchemyTransaction:
         return Watch(end, lambda: False if current_library() is None else ask())
 
     async def execute(self, statement: str, parameters: Parameters) -> Rows:
-        """Run a statement on the connection of the transaction; its rows."""
+        """Run a statement on the connection of the transaction. Returns its rows."""
 
         def run(tx: Session | Connection) -> Rows:
             self._connection = _connection(tx)
@@ -216,7 +216,7 @@ def _dialect(tx: SyncTx) -> Dialect:
         _check_session(tx)
         return dialect_named(tx.get_bind(clause=_WRITE).dialect.name)
     if _commits_by_itself(tx):
-        raise no_transaction("the SQLAlchemy connection (AUTOCOMMIT)", "take a connection that begins one")
+        raise no_transaction("the SQLAlchemy connection (AUTOCOMMIT)", "use a connection that begins one")
     return dialect_named(tx.dialect.name)
 
 
@@ -246,7 +246,7 @@ def _connection(tx: SyncTx) -> Connection:
         return tx
     connection = tx.connection(bind_arguments={"clause": _WRITE})
     if _commits_by_itself(connection):  # by its engine, or by the options of this one transaction
-        raise no_transaction("the SQLAlchemy session (AUTOCOMMIT)", "take a connection that begins transactions")
+        raise no_transaction("the SQLAlchemy session (AUTOCOMMIT)", "use a connection that begins transactions")
     return connection
 
 
@@ -262,7 +262,8 @@ def _rows(result: Any) -> Rows:
 def _explain(error: DBAPIError, dialect: Dialect) -> None:
     """Raise a clearer error where ``explain`` has one; otherwise hide the parameters, which may hold response bytes."""
     error.hide_parameters = True
-    # The driver's error is examined: the text of SQLAlchemy's has the statement in it, so it always names our tables.
+    # Only the driver's error is examined. SQLAlchemy's text contains the statement, so it always names the ledger's
+    # tables.
     explain(error, error.orig, dialect)
 
 
@@ -273,10 +274,10 @@ def _clause(statement: str) -> TextClause:
 
 # The end of a transaction, as SQLAlchemy's events report it
 #
-# The connection's own transaction decides: a session on a connection that has begun already
+# The connection's own transaction decides. A session on a connection whose transaction has begun already
 # (``Session(bind=connection)``) commits nothing itself, and its rows are lost if the connection, or a savepoint around
-# them, is rolled back. The session adds what the connection cannot know: that it was closed without a commit or
-# rollback, and that it has committed for its part where a test keeps the connection's transaction open.
+# them, is rolled back. The session reports two things that the connection cannot know: that the session was closed
+# without a commit or rollback, and that it has committed while a test keeps the connection's transaction open.
 
 
 class _SessionEndCount:
@@ -306,7 +307,7 @@ class _Watched:
         return self.transaction is not None and self.transaction() is transaction
 
     def ends(self, end: End) -> None:
-        """Note the end. The first end counts: after a rollback to an outer savepoint a COMMIT commits nothing of it."""
+        """Note the end. Only the first counts: after a rollback to an outer savepoint, a COMMIT commits nothing."""
         if self.end is End.OPEN:
             self.end = end
 
@@ -356,7 +357,7 @@ def _end(connection: End, silent: bool) -> End:
     """The end, from both reports. ``silent``: the session has neither committed nor rolled back."""
     if silent and connection is End.ROLLED_BACK:  # the session was closed
         return End.OPEN
-    if not silent and connection is End.OPEN:  # its transaction was begun elsewhere, as by the fixture of a test
+    if not silent and connection is End.OPEN:  # the transaction was begun elsewhere, such as by a test's fixture
         return End.UNREPORTED
     return connection
 
@@ -429,12 +430,12 @@ _NOTES: Mapping[str, Callable[..., None]] = {
 
 # The tables
 
-# In MySQL only InnoDB has transactions; the server's default engine may be another one.
+# In MySQL only InnoDB has transactions, and the server's default engine may be another one.
 _ENGINE = "InnoDB"
 
 
 def add_tables(into: MetaData | None) -> MetaData:
-    """Add the ledger's tables, equal to the scripts in ``sql/``, to metadata that does not have them yet."""
+    """Add the ledger's tables, equal to the scripts in ``sql/``, to metadata that lacks them."""
     metadata = MetaData() if into is None else into
     if "open_idempotency_ledger" not in metadata.tables:
         _add(metadata)

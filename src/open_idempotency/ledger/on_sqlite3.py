@@ -26,7 +26,7 @@ class SqliteTransaction:
         self.entered: object = None
 
     def current(self) -> object:
-        """Whether there is a transaction. A block that ends one and begins another is not noticed here."""
+        """Whether there is a transaction. If a block ends one and begins another, this does not notice it."""
         return self._connection.in_transaction or None
 
     def watch(self, stored: StoredResponse | None) -> Watch:
@@ -43,7 +43,7 @@ class SqliteTransaction:
             return False
 
     def execute(self, statement: str, parameters: Parameters) -> Rows:
-        """Run a statement on the connection; its rows."""
+        """Run a statement on the connection. Returns its rows."""
         cursor = self._connection.cursor()
         cursor.row_factory = None  # the application's row factory may return any type
         try:

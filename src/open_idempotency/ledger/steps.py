@@ -1,8 +1,8 @@
-"""What the ledger does inside the application's own transaction (S-05, S-06), as steps for sync and async callers.
+"""The ledger inside the application's own transaction (S-05, S-06), as steps for sync and async callers.
 
 The fence comes first: it locks the record's row until the transaction ends, and refuses the token of a stale owner. So
-a stale owner cannot commit, and a worker that takes over waits for the transaction of the worker before it, and then
-sees what was committed. Whatever the ledger saves is committed or rolled back together with the caller's rows.
+a stale owner cannot commit. A worker that takes over waits for the transaction of the worker before it, and then sees
+what was committed. The ledger's rows are committed or rolled back together with the caller's rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ T = TypeVar("T")
 Parameters = Mapping[str, object]
 Rows = Sequence[Sequence[Any]]
 
-# One in so many new entries deletes several times as many expired ones. Each process begins elsewhere.
+# Every 16th new entry deletes up to 64 expired ones. Each process begins counting at another number.
 _PURGED_EVERY, _PURGED_AT_ONCE = 16, 64
 _NEW_ENTRIES = PerProcess(lambda: itertools.count(os.getpid()))
 _ENDED = "tx=: the transaction was committed or rolled back within the block; begin, commit and roll back around it"
@@ -85,9 +85,9 @@ class Transaction(Protocol):
 
 
 def fence(transaction: Transaction, attempt: Attempt, *, whole: bool) -> Steps[None]:
-    """Lock the record's row in the caller's transaction, and check that no later attempt has been there.
+    """Lock the record's row in the caller's transaction, and check that no later attempt has locked it.
 
-    ``whole``: whether a whole response follows, and not a stage. Raises ``LeaseLost`` for a stale owner,
+    ``whole``: whether a response follows, not a stage. Raises ``LeaseLost`` for a stale owner,
     ``AlreadyCommitted`` if an earlier attempt has committed its response, or with ``whole`` this attempt (S-06a), and
     ``KeyReused`` if the row belongs to another request with this key.
     """
@@ -121,7 +121,7 @@ def _prove(transaction: Transaction, attempt: Attempt) -> None:
     The transaction that wrote the response sees it before the COMMIT as well, so there it proves nothing.
     """
     ledger = attempt.ledger
-    if ledger is None or ledger.stored is None:  # an earlier attempt's
+    if ledger is None or ledger.stored is None:  # the response is of an earlier attempt
         return
     end = ledger.end()
     if end is not End.OPEN and not (end is End.UNREPORTED and transaction.entered == ledger.stored.transaction):
@@ -134,7 +134,7 @@ def find_stage(transaction: Transaction, attempt: Attempt, stage: StageId) -> St
     assert lease is not None
     yield from fence(transaction, attempt, whole=False)
     recorded = attempt.stages.get(stage)
-    if recorded is not None:  # recorded by a version of the application in which the stage had no tx=
+    if recorded is not None:  # by a version of the application in which the stage had no tx=
         return recorded
     named = _named(lease, stage)
     if transaction.dialect.placeholder is not None:
@@ -149,7 +149,7 @@ def find_stage(transaction: Transaction, attempt: Attempt, stage: StageId) -> St
 def save_stage(transaction: Transaction, attempt: Attempt, stage: StageId, frame: bytes) -> Steps[None]:
     """Save a stage in the caller's transaction, which ``find_stage`` has fenced.
 
-    Raises ``LeaseLost`` and ``ConfigurationError`` as ``_check_held`` does.
+    Raises ``LeaseLost`` if another attempt has taken over, and ``ConfigurationError`` if the transaction has ended.
     """
     attempt.check_running()
     lease = attempt.lease
@@ -168,18 +168,18 @@ def save_stage(transaction: Transaction, attempt: Attempt, stage: StageId, frame
 
 
 def save_response(transaction: Transaction, attempt: Attempt, live: Response) -> Steps[bool]:
-    """Save the whole response in the caller's transaction, behind the fence, if it is one that is stored (S-06).
+    """Save the whole response in the caller's transaction, behind the fence, if the policy stores it (S-06).
 
-    Returns whether it is; otherwise a retry runs again. Raises ``LeaseLost`` and ``ConfigurationError`` as
-    ``_check_held`` does.
+    Returns whether it was saved; if not, a retry runs again. Raises ``LeaseLost`` if another attempt has taken over,
+    and ``ConfigurationError`` if the transaction has ended.
     """
     attempt.check_running()
     lease = attempt.lease
     assert lease is not None
     if not (yield from wants_kept(attempt, lease, live)):
         return False
-    # The record gets the same bytes later, unless code between view and middleware changes the response. So one can
-    # replace the other, and no hook runs twice.
+    # The record gets the same bytes later, unless code between view and middleware changes the response. So no hook
+    # runs twice.
     response, whole = yield from stored_form(live, RESPONSE, lease, attempt.policy, attempt)
     named = {"record_id": lease.record_id, "token": lease.token}
     values = {**named, "response": response, "retention": _retention(attempt, lease)}
@@ -197,7 +197,7 @@ def save_response(transaction: Transaction, attempt: Attempt, live: Response) ->
 
 
 def find_response(transaction: Transaction, record_id: bytes, fingerprint: bytes) -> Steps[bytes | None]:
-    """The response that the ledger has for a request, read without a lock; None without one."""
+    """The response that the ledger has for a request, or None. Read without a lock."""
     rows = yield from _run(transaction, transaction.dialect.find_response, {"record_id": record_id})
     if not rows:
         return None
@@ -216,10 +216,10 @@ def _retention(attempt: Attempt, lease: Lease) -> float:
 
 
 def _check_held(transaction: Transaction, attempt: Attempt, lease: Lease) -> Steps[int]:
-    """Check that the fence is still there, which is not so if the caller's block has ended its transaction.
+    """Check that the fence is still held: it is gone if the caller's block has ended its transaction.
 
-    Returns the number of the present transaction, to compare with the fence's: a committed row is there in the next
-    transaction as well. Raises ``LeaseLost`` if another attempt has taken over, and ``ConfigurationError`` if the row
+    Returns the number of the present transaction, to compare with that of the fence, since the next transaction sees a
+    committed row as well. Raises ``LeaseLost`` if another attempt has taken over, and ``ConfigurationError`` if the row
     was rolled back.
     """
     rows = yield from _run(transaction, transaction.dialect.token, {"record_id": lease.record_id})
@@ -232,23 +232,23 @@ def _check_held(transaction: Transaction, attempt: Attempt, lease: Lease) -> Ste
 
 
 def _superseded(attempt: Attempt, lease: Lease) -> Steps[None]:
-    """Note that another attempt owns the request now, and report that once."""
+    """Note that another attempt owns the request now, and report it once."""
     if attempt.lose():
         record = events.short(lease.record_id)
         yield from warn(attempt.policy, events.OwnershipLost(record, lease.attempt), attempt)
-        # A backend whose clock is behind may still have this attempt as the owner, and would refuse every other one.
+        # A backend whose clock is behind may still name this attempt as the owner, and refuse every other one.
         try:
             yield from ask(Release(lease))
         except LeaseLost:
             pass
-        except Exception as error:  # its claim ends with the lease
+        except Exception as error:  # without the release, the claim ends with its lease
             yield from warn(attempt.policy, events.BackendFailed.of(record, "release", error), attempt)
 
 
 def _purge_sometimes(transaction: Transaction) -> Steps[None]:
-    """Purge a few entries along with one in so many new ones: where nothing else purges, the ledger stays bounded.
+    """Purge a few entries with every 16th new one, so that the ledger stays bounded if nothing else purges it.
 
-    In the caller's transaction, so a rollback undoes it. Rows that another transaction has locked are passed over.
+    It runs in the caller's transaction, so a rollback undoes it. Rows that another transaction has locked are skipped.
     """
     expired = transaction.dialect.expired_in_passing
     if expired is not None and next(_NEW_ENTRIES.get()) % _PURGED_EVERY == 0:
@@ -256,7 +256,7 @@ def _purge_sometimes(transaction: Transaction) -> Steps[None]:
 
 
 def purge(transaction: Transaction, limit: int) -> Steps[int]:
-    """Delete about ``limit`` expired entries with their stages; returns how many there were to delete."""
+    """Delete about ``limit`` expired entries with their stages; returns how many were found."""
     return (yield from _purge(transaction, transaction.dialect.expired, limit))
 
 
@@ -271,7 +271,7 @@ def _purge(transaction: Transaction, counting: str, limit: int) -> Steps[int]:
 
 
 def forget(transaction: Transaction, record_ids: Sequence[bytes]) -> Steps[int]:
-    """Delete the entries of these records with their stages; returns how many there were."""
+    """Delete the entries of these records with their stages; returns how many were found."""
     forgotten = 0
     for record_id in record_ids:
         named = {"record_id": record_id}
@@ -309,7 +309,7 @@ def run(steps: Steps[T]) -> T:
 
 
 async def arun(steps: Steps[T]) -> T:
-    """Run steps of an async transaction. Nothing is shielded: a cancellation rolls the caller's transaction back."""
+    """Run steps of an async transaction. Nothing is shielded: a cancellation rolls back the caller's transaction."""
     return await AsyncDriver(_CALLS).run(steps)
 
 

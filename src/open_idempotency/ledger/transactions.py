@@ -1,4 +1,4 @@
-"""The application's own transaction: what ``tx=`` accepts, and the search for a committed response.
+"""The application's own transaction: the types that ``tx=`` accepts, and the search for a committed response.
 
 ``tx=`` is recognised by its type, without importing any library. ``look`` and ``alook`` search the ledger that
 ``ledger=`` of a policy names, outside of any attempt. They lock nothing and change nothing.
@@ -35,7 +35,7 @@ class _Kind(NamedTuple):
 _KINDS = (
     _Kind("sqlalchemy.orm", "Session", "on_sqlalchemy"),
     _Kind("sqlalchemy.orm", "scoped_session", "on_sqlalchemy"),
-    _Kind("sqlalchemy.orm", "sessionmaker", "on_sqlalchemy"),  # known so that it is refused, and not called
+    _Kind("sqlalchemy.orm", "sessionmaker", "on_sqlalchemy"),  # listed so that it is refused instead of called
     _Kind("sqlalchemy.engine", "Connection", "on_sqlalchemy"),
     _Kind("sqlalchemy.ext.asyncio", "AsyncSession", "on_sqlalchemy"),
     _Kind("sqlalchemy.ext.asyncio", "async_scoped_session", "on_sqlalchemy"),
@@ -50,8 +50,8 @@ _KINDS = (
 def transaction_of(tx: object) -> Transaction:
     """The transaction that a value of ``tx=`` stands for.
 
-    Raises ``ConfigurationError``, with what to do, for an unknown type, a connection that commits each statement by
-    itself, an unknown alias, or a database that the ledger does not support.
+    Raises ``ConfigurationError``, which says what to do, for an unknown type, a connection that commits each statement
+    by itself, an unknown alias, or a database that the ledger does not support.
     """
     module = _module_for(tx)
     if module is None:
@@ -65,7 +65,7 @@ def transaction_of(tx: object) -> Transaction:
 
 
 def is_transaction(tx: object) -> bool:
-    """Whether ``tx`` is of a known type. Some of these can be called too, such as SQLAlchemy's ``scoped_session``."""
+    """Whether ``tx`` is of a known type. Some known types are callable too, such as ``scoped_session``."""
     return _module_for(tx) is not None
 
 
@@ -89,7 +89,7 @@ def _module_for(tx: object) -> str | None:
 
 
 def look(command: Look) -> bytes | None:
-    """The response that the policy's ledger has for a request; None without one. Raises what its database raises."""
+    """The response that the policy's ledger has for a request, or None. Raises what its database raises."""
     if isinstance(command.ledger, str):
         found: bytes | None = _django().look(command.ledger, command.record_id, command.fingerprint)
         return found

@@ -1,9 +1,9 @@
-"""What operators do with records: find, explain, free, resolve, count, examine.
+"""Operations on records: find, explain, free, resolve, count, examine.
 
-The shell command and Django's pages are made of it.
+The shell command and Django's admin pages use them.
 
-Everything takes a sync backend (``open_backend(url)``) and blocks. What changes a record takes the record that was
-read, and compares it with the one on record in the same atomic call.
+All of them take a sync backend (``open_backend(url)``) and block. An operation that changes a record takes the record
+as it was read, and compares it with the stored one in the same atomic call.
 
     from open_idempotency import open_backend, operations
 

@@ -1,4 +1,4 @@
-"""What a record means to the client that is stuck, and what an operator can do, in sentences."""
+"""What a record means for a client that retries, and what an operator can do, in sentences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from open_idempotency.policy import IdempotencyPolicy
 
 
 def duration(seconds: float) -> str:
-    """A duration for people: its two largest units, such as ``3m 20s``; tenths below ten seconds."""
+    """A duration as text: its two largest units, such as ``3m 20s``; below ten seconds with tenths."""
     if seconds == float("inf"):
         return "for ever"
     seconds = abs(seconds)
@@ -26,9 +26,9 @@ def duration(seconds: float) -> str:
 
 
 def explain(view: RecordView, policy: IdempotencyPolicy | None = None) -> tuple[str, ...]:
-    """What is the matter with a record, and what a retry gets, in sentences.
+    """The state of a record and what a retry gets, in sentences.
 
-    ``policy``: the application's; without it the sentences name the policy fields that decide. Since 0.1.
+    ``policy``: that of the application; without it the sentences name the policy fields that decide. Since 0.1.
     """
     doubt = [
         f"Stage {label(stage)} is in doubt: it was begun, and its end is not on record." for stage in view.in_doubt
@@ -48,7 +48,7 @@ def label(stage: StageView) -> str:
 
 def _alive(view: RecordView, policy: IdempotencyPolicy | None) -> tuple[str, ...]:
     return (
-        f"Attempt {view.attempt} runs since {duration(view.age)}; its lease lasts {duration(view.lease_left)} more.",
+        f"Attempt {view.attempt} has run for {duration(view.age)}; its lease lasts {duration(view.lease_left)} more.",
         "A retry gets 409 in-progress, and 422 if it is another request.",
     )
 

@@ -1,8 +1,8 @@
-"""What an operator changes: forget, release, resolve. None of it can harm an attempt that the operator has not seen.
+"""Operations that change a record: forget, release, resolve. They never affect an attempt unseen by the operator.
 
 ``forget`` and ``release`` are one atomic call each, which compares token and status with the record that was seen.
-``resolve`` claims the record as a request does, so it never writes a stage beside an attempt that runs, and whoever was
-taken for dead is fenced off.
+``resolve`` claims the record as a request does. So it never writes a stage while an attempt runs, and a worker that was
+presumed dead is fenced off.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _LEASE = 60.0
 
 
 class NotDone(Enum):
-    """What ``resolve`` is given for an effect that has not happened, and will not."""
+    """The ``found`` of ``resolve`` for an effect that has not happened and will not."""
 
     NOT_DONE = "not_done"
 
@@ -67,8 +67,8 @@ def forget(backend: Backend, seen: Record, *, force: bool = False) -> None:
     """Delete a record with its stages and its response: the next request with the key runs anew (P-13).
 
     ``seen``: the record as it was read. ``force``: also while an attempt holds it. Such an attempt is not stopped, and
-    if it ends before the next claim it makes the record anew; ``release`` fences it off. Raises ``RecordAlive``,
-    ``RecordChanged``, and what the backend raises. A record that is gone by now counts as forgotten. Since 0.1.
+    if it ends before the next claim, it creates the record again; ``release`` fences it off. A record that is gone by
+    now counts as forgotten. Raises ``RecordAlive``, ``RecordChanged``, and what the backend raises. Since 0.1.
     """
     freed = backend.free(Free(seen.record_id, seen.token, seen.status, False, force))
     if freed is Freed.ALIVE:
@@ -88,9 +88,9 @@ def held(seen: Record) -> RecordAlive:
 def release(backend: Backend, seen: Record) -> None:
     """Free the key of an attempt whose worker is known to be dead (P-14).
 
-    The stages stay. The worker is fenced off: it can renew, save and complete nothing any more. The next request runs,
-    whatever the policy says of failed and abandoned attempts, and counts as the first attempt. ``seen``: the record as
-    it was read, in any state but completed. Raises ``RecordChanged``, ``OperationRefused`` for a completed record, and
+    The stages stay. The worker is fenced off: it can no longer renew, save or complete. The next request runs, whatever
+    the policy says about failed and abandoned attempts, and counts as the first attempt. ``seen``: the record as it was
+    read, in any state except completed. Raises ``RecordChanged``, ``OperationRefused`` for a completed record, and
     what the backend raises. Since 0.1.
     """
     if seen.status is Status.COMPLETED:
@@ -100,7 +100,7 @@ def release(backend: Backend, seen: Record) -> None:
         )
     freed = backend.free(Free(seen.record_id, seen.token, seen.status, True, True))
     if freed is Freed.DONE or (freed is not Freed.ALIVE and _is_free(backend.get(Get(seen.record_id)))):
-        return  # also where an earlier call had arrived and its reply had not
+        return  # an earlier call may have arrived although its reply was lost
     raise _changed(seen)
 
 
@@ -111,7 +111,7 @@ def _is_free(record: Record | None) -> bool:
 
 def _changed(seen: Record) -> RecordChanged:
     return RecordChanged(
-        f"record {_short(seen)} has changed since it was read: an attempt has ended or begun; nothing was done; "
+        f"record {_short(seen)} has changed since it was read: an attempt has ended or begun. Nothing was done; "
         "look again"
     )
 
@@ -125,15 +125,16 @@ def resolve(
     found: Any,
     policy: IdempotencyPolicy | None = None,
 ) -> None:
-    """Say what became of a stage in doubt, and free the key, so that the next request goes on (P-15).
+    """Resolve a stage in doubt, and free the key, so that the next request resumes (P-15).
 
-    ``name``, ``key``: of the stage. ``found``: the value that the stage would have had, as JSON values: it becomes the
-    stage's value. ``NOT_DONE``: the effect has not happened and will not: the stage runs again. ``policy``: the
-    application's, where the record is encrypted. The record is claimed meanwhile, as a request claims it.
+    ``name``, ``key``: of the stage. ``found``: the value that the stage would have had, as JSON values, which becomes
+    its value; or ``NOT_DONE`` if the effect has not happened and will not, so that the stage runs again. ``policy``:
+    that of the application, if the record is encrypted. The record is claimed meanwhile, as a request claims it.
 
-    Raises ``NotInDoubt``, ``RecordAlive`` while an attempt runs, ``RecordChanged`` where another one ran since it was
-    read, ``RecordSealed`` without the keys, ``RecordUnknown``, ``OperationRefused`` for a record that is completed or
-    failed for good, ``StageValueError`` for a value that cannot be stored, and what the backend raises. Since 0.1.
+    Raises ``NotInDoubt``, ``RecordAlive`` while an attempt runs, ``RecordChanged`` if another attempt has run since the
+    record was read, ``RecordSealed`` without the keys, ``RecordUnknown``, ``OperationRefused`` for a record that is
+    completed or failed for good, ``StageValueError`` for a value that cannot be stored, and what the backend raises.
+    Since 0.1.
     """
     stage = stage_id(name, key)
     if is_sealed(seen) and (policy is None or policy.encryption is None):
@@ -147,7 +148,7 @@ def resolve(
     leased = _claimed(backend, seen)
     saved = False
     try:
-        if leased.lease.attempt != seen.attempt + 1:  # what is in doubt may be the effect of an attempt that nobody saw
+        if leased.lease.attempt != seen.attempt + 1:  # the effect may be of an attempt unseen by the operator
             raise _changed(seen)
         opened = _opened(leased.stages, seen, policy)
         made = _made(stage, _in_doubt(opened, stage, seen), payload, leased.lease)
@@ -160,7 +161,7 @@ def resolve(
 
 
 def _made(stage: StageId, number: int, payload: bytes | None, lease: Lease) -> Stage:
-    """The stage to record: its value, or that the intent of this number was withdrawn."""
+    """The stage to record: its value, or the withdrawal of the intent with this number."""
     if payload is not None:
         return Stage(*stage, encode_stage(StageKind.TYPED, payload))
     withdrawn = encode_stage(StageKind.WITHDRAWN, b"%d" % lease.attempt)
@@ -168,7 +169,7 @@ def _made(stage: StageId, number: int, payload: bytes | None, lease: Lease) -> S
 
 
 def _payload(found: Any, policy: IdempotencyPolicy | None) -> bytes:
-    """The JSON text of a value. It is what the stage would have recorded, so its declared type reads it."""
+    """The JSON text of a value, as the stage would have recorded it, so that its declared type can read it."""
     most = (policy or IdempotencyPolicy(scope="anonymous")).max_stage_bytes
     try:
         json.dumps(found, allow_nan=False)
@@ -226,9 +227,9 @@ def _claimed(backend: Backend, seen: Record) -> Leased:
     about = replace(About.of(seen), holder=f"{socket.gethostname()}:{os.getpid()} (resolve)").encode(owner)
     result = backend.claim(Claim(seen.record_id, seen.fingerprint, owner, _LEASE, seen.ttl, about=about))
     if isinstance(result, Leased):
-        if not result.stages:  # it was forgotten since, or has expired, and this claim has made it anew
+        if not result.stages:  # it was forgotten or has expired, and this claim has created it again
             backend.release(Release(result.lease))
-            raise RecordUnknown(f"record {_short(seen)} is gone since it was read")
+            raise RecordUnknown(f"record {_short(seen)} was forgotten or has expired since it was read")
         return result
     if isinstance(result, Busy):
         raise _alive(seen)
@@ -242,13 +243,13 @@ def _sealed(stage: Stage, lease: Lease, policy: IdempotencyPolicy | None) -> Sta
 
 
 def _end(backend: Backend, leased: Leased, saved: bool) -> None:
-    """End the operator's claim: free the key, or give the claim back where nothing was recorded."""
+    """End the operator's claim: free the key, or release the claim if nothing was recorded."""
     lease = leased.lease
     if not saved:
         try:
             backend.release(Release(lease))
         except (BackendUnavailable, LeaseLost):
-            return  # what was raised before says so already; the claim ends by itself after a minute
+            return  # the first error is raised already; the claim ends by itself after a minute
         return
     freed = backend.free(Free(lease.record_id, lease.token, Status.IN_PROGRESS, True, True))
     if freed is not Freed.DONE and not _is_free(backend.get(Get(lease.record_id))):

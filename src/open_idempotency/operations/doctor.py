@@ -1,4 +1,4 @@
-"""The doctor: whether the backend can be reached, and what endangers records or delays requests (P-17)."""
+"""The doctor: whether the backend can be reached, and problems that endanger records or delay requests (P-17)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SLOW = 0.25
 
 
 def examine(backend: Backend, *, policy: IdempotencyPolicy | None = None) -> tuple[Finding, ...]:
-    """Look closely at a backend (P-17). Findings of the level ``PROBLEM`` need somebody now.
+    """Examine a backend (P-17). Findings of the level ``PROBLEM`` need action now.
 
-    ``policy``: the application's, of which leases and retention are compared with the backend. It reads, and writes
-    nothing. Raises ``BackendUnavailable`` where the backend does not reply. Since 0.1.
+    ``policy``: that of the application; its lease and retention are compared with the backend. Nothing is written.
+    Raises ``BackendUnavailable`` if the backend does not reply. Since 0.1.
     """
     versions = f"open-idempotency {open_idempotency.__version__}, Python {platform.python_version()}"
     first = Finding("package", Level.OK, versions)
@@ -31,7 +31,7 @@ def examine(backend: Backend, *, policy: IdempotencyPolicy | None = None) -> tup
 
 
 def _clock(backend: Backend) -> list[Finding]:
-    backend.now()  # opens the connection, which is not what is measured
+    backend.now()  # opens the connection, which must not be measured
     before = time.time()
     theirs = backend.now()
     after = time.time()
@@ -45,7 +45,7 @@ def _clock(backend: Backend) -> list[Finding]:
     said = f"the backend's clock is {duration(apart)} {'ahead of' if apart > 0 else 'behind'} this machine's"
     if abs(apart) <= max(_APART, after - before):
         return [reply, Finding("clock", Level.OK, said)]
-    cure = "leases go by the backend's clock, so nothing is lost; check NTP on both, and compare logs with care"
+    cure = "leases use the backend's clock, so nothing is lost; check NTP on both, and compare logs with care"
     return [reply, Finding("clock", Level.WARNING, said, cure)]
 
 

@@ -1,8 +1,8 @@
-"""Erase what is stored of one person's requests (P-07): the records of a caller, their ledger entries, their quotas.
+"""Erase what is stored about one person's requests (P-07): a caller's records, ledger entries and quotas.
 
-A record holds what a client was sent, so a request for erasure reaches it. Records expire by themselves; this is for
-those who cannot wait. No index by caller is kept, since each request would pay for it: all records are read without
-their large values, and no request waits for that.
+A record holds a stored response, so a request for erasure covers it. Records expire by themselves; this is for erasure
+before that. There is no index by caller, since each request would pay for it. So all records are read, without their
+large values, and no request waits for that.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from open_idempotency.operations.locating import callers, scope_ids
 class Erasure:
     """What ``erase`` has done, or would do in a ``dry_run``. Since 0.1.
 
-    ``scanned``: live records that were read. ``found``: those of the caller, by id. ``erased``: those that are gone
-    now. ``live``: those that were left, since an attempt holds them. ``ledger``: entries that were deleted in the
-    application's database. ``unknown``: records that do not say whose they are: an earlier version made them, or the
-    backend had lost them, and an attempt that ran made them anew. ``elsewhere``: by what names the caller there,
-    records of callers that may be the same person and were left: of a ``user``, those of sessions with this id.
+    ``scanned``: how many live records were read. ``found``: ids of the caller's records. ``erased``: ids of the records
+    that are gone now. ``live``: ids of records that were left, since an attempt holds them. ``ledger``: how many
+    entries were deleted in the application's database. ``unknown``: how many records do not name their caller, since an
+    earlier version made them, or a running attempt created them again after the backend had lost them. ``elsewhere``:
+    how many records of callers that may be the same person were left, by what names the caller: for a ``user``, those
+    of sessions with this id.
     """
 
     scanned: int = 0
@@ -42,7 +43,7 @@ class Erasure:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left of what was looked for, as far as records say whose they are."""
+        """Whether no record of the caller is left, as far as records name their caller."""
         return not self.dry_run and not self.live and not self.unknown and not self.elsewhere
 
 
@@ -58,17 +59,17 @@ def erase(
 ) -> Erasure:
     """Delete the records of a caller, with their stages, responses, quotas and ledger entries (P-07).
 
-    ``of``: the application or its policy; ``who``: the fields of ``Who``, which have to name a caller. First all
-    records are read, in bounded batches; nothing is deleted where one of them cannot be read. Then those of the caller
-    are deleted one by one. One that an attempt holds is left, unless ``force``. ``dry_run``: delete nothing.
-    ``ledger``: a sync transaction on the database with the ledger, as for a stage; the entries of the records that were
-    found are deleted in it, also of those that are expired in the ledger, and you commit it. ``progress``: called with
-    the number of records read, every 10,000.
+    ``of``: the application or its policy. ``who``: the fields of ``Who``, which must name a caller. First all records
+    are read, in bounded batches; if one of them cannot be read, nothing is deleted. Then the caller's records are
+    deleted one by one. A record that an attempt holds is left, unless ``force``. ``dry_run``: delete nothing.
+    ``ledger``: a sync transaction on the database with the ledger, as for a stage; it deletes the entries of the
+    records that were found, expired entries too, and the caller commits it. ``progress``: called with the number of
+    records read, every 10,000.
 
-    Not found: records that do not say whose they are, which are counted (``Erasure.unknown``); records of requests that
-    were sent before their caller was known, as of a login; ledger entries whose record is gone, which end with their
-    retention; records of ``Once``, which belong to no caller (``once.forget(key)``). A retry of an erased request runs
-    again. Raises as ``callers`` and the backend do. Since 0.1.
+    Not found: records that do not name their caller, which are counted (``Erasure.unknown``); records of requests that
+    were sent before their caller was known, such as a login; ledger entries whose record is gone, which expire; records
+    of ``Once``, which belong to no caller (``once.forget(key)``). A retry of an erased request runs again. Raises what
+    ``callers`` and the backend raise. Since 0.1.
     """
     wanted = callers(of, **who)
     mine = {caller for caller, named in wanted.items() if not _is_guess(named, who)}
@@ -91,7 +92,7 @@ def erase(
 
 
 def _is_guess(named: str, who: dict[str, Any]) -> bool:
-    """Whether a caller was made from ``user=`` although the session would have named it: maybe another person."""
+    """Whether ``user=`` named a caller whom the session would have named: it may be another person."""
     return named.startswith("session ") and who.get("session") is None
 
 
@@ -107,7 +108,7 @@ def _read(backend: Backend, counts: dict[str, int], progress: Callable[[int], ob
 def _delete(
     backend: Backend, of: object, found: list[Record], force: bool, dry_run: bool, who: dict[str, Any]
 ) -> tuple[list[str], list[str]]:
-    """The ids of the records that are gone, and of those that were left since an attempt holds them."""
+    """The ids of the records that are gone, and of those that were left because an attempt holds them."""
     scopes = scope_ids(of, **who) if backend.quotas and not dry_run else ()
     erased: list[str] = []
     live: list[str] = []
@@ -126,7 +127,7 @@ def _delete(
 
 
 def _forget(backend: Backend, seen: Record, force: bool) -> bool:
-    """Delete a record, also where it has changed since; false where an attempt holds it, or takes it each time."""
+    """Delete a record, even if it has changed since. False if an attempt holds it, or claims it again each time."""
     record: Record | None = seen
     for _ in range(3):
         if record is None:

@@ -1,4 +1,4 @@
-"""Why an operation was refused. Each error names the record and what to do; ``exit_code`` is for shell commands."""
+"""Errors of operations. Each names the record and says what to do; ``exit_code`` is for shell commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ExitCode(IntEnum):
     DONE = 0
     #: not done, for a reason that has no code of its own, such as a wrong URL
     FAILED = 1
-    #: wrong usage: an unknown command or option, or one that is missing
+    #: wrong usage: an unknown or missing command or option
     USAGE = 2
     #: no record has this id or key
     UNKNOWN = 3
@@ -37,7 +37,7 @@ class ExitCode(IntEnum):
     PROBLEMS = 11
     #: interrupted with Ctrl-C
     INTERRUPTED = 130
-    #: whoever reads the output has closed it
+    #: the reader of the output has closed the pipe
     PIPE = 141
 
 
@@ -67,7 +67,7 @@ class SeveralRecords(OperationRefused):
 
 
 class CallerNeeded(OperationRefused):
-    """The key alone does not lead to a record: something about the caller or the request must be said as well."""
+    """The key alone does not identify a record: the caller or the request must be named as well."""
 
     code = "ERR_CALLER_NEEDED"
     exit_code = ExitCode.USAGE
@@ -81,7 +81,7 @@ class RecordAlive(OperationRefused):
 
 
 class RecordChanged(OperationRefused):
-    """The record is not the one any more that the operator has seen."""
+    """The record has changed since the operator has seen it."""
 
     code = "ERR_RECORD_CHANGED"
 
@@ -99,7 +99,7 @@ class RecordSealed(OperationRefused):
     exit_code = ExitCode.UNREADABLE
 
 
-#: what client libraries raise if the backend refuses the user: the names of their classes
+#: names of the classes that client libraries raise if the backend refuses the user
 _DENIALS = frozenset(
     {
         "AuthenticationError",
@@ -114,8 +114,8 @@ _DENIALS = frozenset(
         "PermissionError",
     }
 )
+#: the same as SQLSTATE codes, as error numbers of MySQL and MariaDB, and as words in messages of SQLite and Redis
 _SQLSTATES = frozenset({"28000", "28P01", "42501"})
-#: what MySQL and MariaDB reply, and SQLite for a file that is read-only, or cannot be read
 _MYSQL = frozenset({1044, 1045, 1142, 1143, 1227, 1370})
 _WORDS = (
     "attempt to write a readonly database",
@@ -128,7 +128,7 @@ _WORDS = (
 
 
 def exit_code_of(error: BaseException) -> ExitCode:
-    """The exit code that an error stands for."""
+    """The exit code for an error."""
     if isinstance(error, OperationRefused):
         return error.exit_code
     if isinstance(error, RecordUnreadable):
@@ -139,7 +139,7 @@ def exit_code_of(error: BaseException) -> ExitCode:
 
 
 def is_denial(error: BaseException) -> bool:
-    """Whether the backend refused this user: a wrong password, or a right that is missing. Looks at the causes too."""
+    """Whether the backend refused this user, for a wrong password or a missing right. Looks at the causes too."""
     looked_at: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in looked_at:

@@ -1,4 +1,4 @@
-"""From what an operator has, a record id or the beginning of one, to the record; lists, and counts."""
+"""Finding records by their id or its beginning, listing them, and counting them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ID_CHARACTERS = 64
 _SHOWN = 20
 _is_id = re.compile(rf"[0-9a-f]{{{_LEAST},{_ID_CHARACTERS}}}").fullmatch
 
-#: by the name of a filter, which records it lets through. ``after``: seconds that an attempt may run
+#: the records of each filter, by its name. The second argument: seconds that an attempt may run
 FILTERS: dict[str, Callable[[RecordView, float], bool]] = {
     "stuck": lambda view, after: view.is_stuck(after),
     "abandoned": lambda view, after: view.state is State.ABANDONED,
@@ -32,14 +32,14 @@ FILTERS: dict[str, Callable[[RecordView, float], bool]] = {
 }
 
 
-#: those of them that depend on a record's stages
+#: the filters that depend on a record's stages
 _BY_STAGES = frozenset({"stuck", "in-doubt"})
 _STATES = [state.value for state in State if state is not State.ABSENT]
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The oldest records that match. ``matched``: how many do; ``unreadable``: how many records could not be read."""
+    """The oldest records that match. ``matched``: how many match; ``unreadable``: how many could not be read."""
 
     records: tuple[RecordView, ...]
     matched: int
@@ -73,8 +73,8 @@ def is_record_id(text: str) -> bool:
 def find_record(backend: Backend, text: str) -> Record:
     """The live record whose id is, or begins with, ``text`` in hexadecimal digits (P-11).
 
-    Raises ``RecordUnknown`` where there is none, or ``text`` is none; ``SeveralRecords`` where it is the beginning of
-    several; ``RecordUnreadable``, and ``BackendUnavailable``. Since 0.1.
+    Raises ``RecordUnknown`` if there is no such record or ``text`` is no id; ``SeveralRecords`` if several ids begin
+    with it; ``RecordUnreadable``; ``BackendUnavailable``. Since 0.1.
     """
     text = text.strip().lower()
     if not is_record_id(text):
@@ -124,10 +124,10 @@ def list_records(
 ) -> Listing:
     """The oldest live records, at most ``limit`` (P-10).
 
-    ``state``: a name in ``FILTERS``; None for all. ``older``: seconds since the latest attempt began, at least; with
-    ``"stuck"``, for how long an attempt in progress may run (five minutes by default) and not the least age.
-    ``policy``: opens what is encrypted, so that stages in doubt are known there. Every live record is read, in bounded
-    batches, without its response. What cannot be read is counted. Raises ``BackendUnavailable``. Since 0.1.
+    ``state``: a name in ``FILTERS``; None for all. ``older``: the least number of seconds since the latest attempt
+    began; with ``"stuck"`` instead the seconds that an attempt in progress may run (five minutes by default).
+    ``policy``: decrypts stages, so that those in doubt are known. Every live record is read, in bounded batches,
+    without its response. Unreadable records are counted. Raises ``BackendUnavailable``. Since 0.1.
     """
     now, after = backend.now(), older if state == "stuck" and older else STUCK_AFTER
     least = 0.0 if state == "stuck" else older
@@ -149,7 +149,7 @@ def list_records(
 def _matches(
     backend: Backend, view: RecordView, state: str, after: float, policy: IdempotencyPolicy | None, counts: _Counts
 ) -> bool:
-    """Whether a filter lets a record through. ``view``: of the record without its stages, which are read if need be."""
+    """Whether a record passes a filter. ``view``: without stages, which are read only if the filter needs them."""
     if FILTERS[state](view, after):
         return True
     if state not in _BY_STAGES or view.state in (State.ALIVE, State.COMPLETED):
@@ -161,7 +161,7 @@ def _matches(
 def _view(
     backend: Backend, record_id: bytes, now: float, policy: IdempotencyPolicy | None, counts: _Counts
 ) -> RecordView | None:
-    """The view of a record; None where it is gone, or cannot be read, which is counted."""
+    """The view of a record. None if it is gone, or if it cannot be read, which is counted."""
     try:
         record = backend.get(Get(record_id))
         return None if record is None else view_of(record, now, policy=policy)
@@ -171,9 +171,9 @@ def _view(
 
 
 def stats(backend: Backend, *, policy: IdempotencyPolicy | None = None) -> Stats:
-    """Count all live records (P-16), each of which is read, in bounded batches, without its response.
+    """Count all live records (P-16). They are read in bounded batches, without their responses.
 
-    ``policy``: opens what is encrypted, so that stages in doubt are known there. Raises ``BackendUnavailable``.
+    ``policy``: decrypts stages, so that those in doubt are known. Raises ``BackendUnavailable``.
     Since 0.1.
     """
     now, found, counts = backend.now(), Stats(), _Counts()
@@ -198,7 +198,7 @@ class _Counts:
 
 
 def _headers(backend: Backend, counts: _Counts) -> Iterator[Record]:
-    """All live records, each once, mostly without responses and stages. Those that cannot be read are counted."""
+    """All live records, each once, mostly without responses and stages. Unreadable ones are counted."""
     seen: set[bytes] = set()
     try:
         for record in backend.scan_headers():
@@ -206,7 +206,7 @@ def _headers(backend: Backend, counts: _Counts) -> Iterator[Record]:
                 seen.add(record.record_id)
                 yield record
     except RecordUnreadable:
-        # It was read together with others, so each of the rest is read by itself.
+        # One unreadable record fails the whole batch, so the rest are read one by one.
         for record_id in backend.ids():
             if record_id in seen:
                 continue

@@ -1,8 +1,8 @@
-"""From a key and what is known of its caller to the record, by the policy of the application (P-03 to P-06).
+"""From a key and its caller to the record, by the policy of the application (P-03 to P-06).
 
 A record id is a digest of the application's name, the scope of the caller and the key, by the policy of the route.
-``locate`` computes it as a request would, and asks no backend. ``find_key`` looks the record up; with the key alone it
-reads all records, since each says, as a digest, which key it stands for.
+``locate`` computes it as a request would, without a backend call. ``find_key`` looks the record up; with the key alone
+it reads all records, since each holds a digest of its key.
 
 ``of`` is the application that the server runs (Starlette, FastAPI, Flask, Django's ``application``, a middleware, an
 adapter) or its ``IdempotencyPolicy``.
@@ -24,7 +24,7 @@ from open_idempotency.operations.errors import CallerNeeded, RecordUnknown, Seve
 from open_idempotency.policy import ANONYMOUS, IdempotencyPolicy
 
 _METHODS = ("POST", "PATCH", "PUT", "DELETE")
-# Where the key does not matter: long enough for every caller.
+# For uses in which the key does not matter; long enough for every caller.
 _ANY_KEY = "0" * 36
 _SHORT = 12
 _SHOWN = 20
@@ -32,14 +32,14 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Who:
-    """What is known of a caller, and of the request where routes have rules of their own. Since 0.1.
+    """What is known about a caller, and about the request if routes have their own rules. Since 0.1.
 
     ``user``: the id of the framework's verified user, such as the primary key in Django. ``session``: the entries of a
     session that name the caller, such as ``{"user_id": 7}``. ``authorization``: the value of the ``Authorization``
     header; ``headers``: further credential headers by name. ``scope``: what the application's ``scope=`` returns for
-    the caller. ``tenant``: as the framework has it; of Django ``json.dumps(["pk:7", None])``, the tenant's id and the
+    the caller. ``tenant``: as the framework has it; in Django ``json.dumps(["pk:7", None])``, the tenant's id and the
     schema. ``host``: the ``Host`` header, for ``scope_by_host``. ``application``: instead of the policy's.
-    ``method``, ``path``: of the request, as the client sent them; needed where records belong to routes.
+    ``method``, ``path``: of the request, as the client sent them; needed if records belong to routes.
     """
 
     user: str | int | None = None
@@ -61,8 +61,10 @@ class Who:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A record that a key may have. ``caller``: what names the caller: ``user``, ``session user_id``, ``credentials``,
-    ``scope``, ``anonymous``. ``caller_id``: 16 bytes that all records of this caller say (``About.caller``).
+    """A record that a key may have.
+
+    ``caller``: what names the caller: ``user``, ``session user_id``, ``credentials``, ``scope`` or ``anonymous``.
+    ``caller_id``: 16 bytes that all records of this caller hold (``About.caller``).
     """
 
     record_id: bytes
@@ -77,7 +79,7 @@ class Located:
 
 
 def protected(of: object) -> Protected:
-    """What protects an application. Raises ``ConfigurationError`` where nothing does, or several middlewares do."""
+    """What protects an application. Raises ``ConfigurationError`` if nothing or more than one middleware does."""
     found = protected_in(of)
     if len(found) == 1:
         return found[0]
@@ -97,17 +99,18 @@ def engine_of(of: object) -> Engine:
 
 
 def policy_of(of: object) -> IdempotencyPolicy:
-    """The policy of an application, where no rule of a route changes it. Raises ``ConfigurationError``. Since 0.1."""
+    """The policy of an application, without the rules of routes. Raises ``ConfigurationError``. Since 0.1."""
     return of if isinstance(of, IdempotencyPolicy) else engine_of(of).policy
 
 
 def locate(of: object, key: str, **who: Any) -> tuple[Located, ...]:
-    """The records that a key may have, the likeliest first; asks no backend (P-03).
+    """The records that a key may have, the likeliest first, without a backend call (P-03).
 
-    ``who``: the fields of ``Who``. Several are possible where routes have rules of their own and ``path`` is not given,
-    and of a ``user`` whom some requests know as the framework's user and others by their session. Without a caller it
-    is the record of an anonymous one. Raises ``CallerNeeded`` with what else must be said, ``KeyRejected`` for what is
-    no key, ``ConfigurationError`` for an application that is not protected or does not cover the path. Since 0.1.
+    ``who``: the fields of ``Who``. Several records are possible if routes have their own rules and ``path`` is not
+    given, and for a ``user`` whom some requests know as the framework's user and others by their session. Without a
+    caller it is the record of an anonymous caller. Raises ``CallerNeeded``, which says what else is needed;
+    ``KeyRejected`` for a malformed key; ``ConfigurationError`` if the application is not protected or does not cover
+    the path. Since 0.1.
     """
     given = Who(**who)
     name = _plain(key)
@@ -121,9 +124,9 @@ def locate(of: object, key: str, **who: Any) -> tuple[Located, ...]:
 
 
 def callers(of: object, **who: Any) -> dict[bytes, str]:
-    """What stands for a caller in its records (``About.caller``), with what names it, by the policies of all routes.
+    """The ids of a caller in records (``About.caller``), each with what names the caller, by all routes' policies.
 
-    Raises as ``locate`` does, and ``CallerNeeded`` where nobody is named. Since 0.1.
+    Raises what ``locate`` raises, and ``CallerNeeded`` if no caller is named. Since 0.1.
     """
     given = Who(**who)
     if not given.named:
@@ -136,7 +139,7 @@ def callers(of: object, **who: Any) -> dict[bytes, str]:
 
 
 def scope_ids(of: object, **who: Any) -> tuple[bytes, ...]:
-    """The ids under which keys of a caller count towards a quota, by the policies that have one (``max_live_keys``)."""
+    """The ids under which a caller's keys count towards a quota, by the policies with one (``max_live_keys``)."""
     given = Who(**who)
     found: dict[bytes, None] = {}
     for policy in _policies(of, given):
@@ -149,9 +152,10 @@ def scope_ids(of: object, **who: Any) -> tuple[bytes, ...]:
 def find_key(backend: Backend, of: object, key: str, **who: Any) -> Record:
     """The live record of a key (P-04).
 
-    With a caller one call for each possible record. Without one all records are read, in bounded batches, as each says
-    which key it stands for; those of earlier versions do not. Raises ``RecordUnknown``, ``SeveralRecords`` with their
-    ids where several callers have used the key, and as ``locate`` and the backend do. Since 0.1.
+    With a caller it makes one call for each possible record. Without one it reads all records, in bounded batches,
+    since each holds a digest of its key; records of earlier versions do not. Raises ``RecordUnknown``;
+    ``SeveralRecords`` with their ids if several callers have used the key; and what ``locate`` and the backend raise.
+    Since 0.1.
     """
     if Who(**who).named:
         return _looked_up(backend, locate(of, key, **who))
@@ -159,7 +163,7 @@ def find_key(backend: Backend, of: object, key: str, **who: Any) -> Record:
     wanted = {key_of(named, policy) for policy in _policies(of, Who(**who))}
     found = {r.record_id: r for r in backend.scan_headers() if About.of(r).key in wanted}
     if not found:
-        # A record of an earlier version does not say its key; that of an anonymous caller is known all the same.
+        # A record of an earlier version holds no digest of its key. That of an anonymous caller can be computed.
         return _looked_up(backend, _anonymous(of, key, who))
     return _only(backend, list(found.values()))
 
@@ -174,8 +178,8 @@ def _anonymous(of: object, key: str, who: dict[str, Any]) -> tuple[Located, ...]
 def records_of(backend: Backend, of: object, **who: Any) -> Iterator[Record]:
     """The live records of a caller, without responses and stages (P-05); reads all records, in bounded batches.
 
-    Not among them: records of versions that did not say whose they are, and of requests that were sent before the
-    caller was known, such as the login itself. Raises as ``callers`` and the backend do. Since 0.1.
+    Not among them: records of versions that did not record the caller, and of requests that were sent before the caller
+    was known, such as the login itself. Raises what ``callers`` and the backend raise. Since 0.1.
     """
     wanted = callers(of, **who)
     seen: set[bytes] = set()
@@ -200,7 +204,7 @@ def _only(backend: Backend, found: list[Record]) -> Record:
     if len(found) == 1:
         record = backend.get(Get(found[0].record_id))
         if record is None:
-            raise RecordUnknown("the record of this key has gone while it was looked for")
+            raise RecordUnknown("the record of this key disappeared during the search")
         return record
     shown = "; ".join(_described(record) for record in found[:_SHOWN])
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
@@ -226,7 +230,7 @@ def _plain(key: str) -> str:
 
 
 def _policies(of: object, who: Who) -> list[IdempotencyPolicy]:
-    """The policies that the request may have met, each once by what a record id depends on."""
+    """The policies that may apply to the request; of those with equal record ids only one."""
     found = [_with_application(policy, who) for policy in _known_policies(of, who)]
     distinct: dict[Any, IdempotencyPolicy] = {}
     for policy in found:
@@ -268,7 +272,7 @@ def _identity(policy: IdempotencyPolicy) -> tuple[Any, ...]:
 
 
 def _request(policy: IdempotencyPolicy, who: Who, *, route: bool = True) -> Request:
-    """The request as far as a record id depends on it. ``route``: whether it depends on the route."""
+    """The parts of the request on which a record id depends. ``route``: whether the route is one of them."""
     if route and policy.scope_by_route and (who.path is None or who.method is None):
         raise CallerNeeded("records belong to routes here (scope_by_route); give method= and path=, as they were sent")
     if policy.scope_by_host and not who.host:
@@ -279,7 +283,7 @@ def _request(policy: IdempotencyPolicy, who: Who, *, route: bool = True) -> Requ
 
 
 def _scopes(policy: IdempotencyPolicy, who: Who, key: str, request: Request) -> Iterator[tuple[str, str]]:
-    """What names the caller, and the scope, for each way in which the caller may have been known."""
+    """What names the caller, and the scope, for each way to identify the caller."""
     if policy.scope == ANONYMOUS:
         yield "anonymous", caller_scope(request, Identity(None, who.tenant), key, policy)
         return

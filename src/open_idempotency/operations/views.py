@@ -1,7 +1,6 @@
-"""A record as an operator reads it: its state now, its stages, what a retry gets, and what can be done about it.
+"""A record as an operator reads it: its state now, its stages, and its stored response.
 
-Nothing that a client has sent or was sent is in a view unless it is asked for. What is encrypted is opened with the
-application's policy alone.
+Bodies and stage values are in a view only on request. Encrypted parts are decrypted only with the application's policy.
 """
 
 from __future__ import annotations
@@ -49,8 +48,8 @@ _KINDS = {
 class StageView:
     """One stage. ``found``: done, error, "done, value not stored", begun, not done (it was withdrawn), or encrypted.
 
-    One that was begun is in doubt unless its attempt runs. ``size``: bytes of its value. ``value``: plain JSON, only
-    where bodies were asked for.
+    A stage that was begun is in doubt unless its attempt runs. ``size``: bytes of its value. ``value``: plain JSON,
+    only with ``bodies=True``.
     """
 
     name: str
@@ -62,9 +61,9 @@ class StageView:
 
 @dataclass(frozen=True, slots=True)
 class ResponseView:
-    """A stored response. ``status``: None where it is encrypted and the keys were not given. ``size``: bytes on record.
+    """A stored response. ``status``: None if it is encrypted and the keys were not given. ``size``: bytes on record.
 
-    ``headers`` and ``body``: only where bodies were asked for; the body is None for one that was too large to store.
+    ``headers`` and ``body``: only with ``bodies=True``; the body is None if it was too large to store.
     """
 
     status: int | None
@@ -78,11 +77,11 @@ class ResponseView:
 class RecordView:
     """A record at the moment ``now`` of the backend's clock. All durations are seconds. Since 0.1.
 
-    ``record``: its id in hexadecimal digits. ``age``: since the latest attempt began. ``lease_left``: below 0 where the
-    lease has ended. ``expires_in``: until the key is forgotten. ``attempt``: its number; 0 where no attempt counts.
-    ``caller``: a digest that all records of a caller have in common. ``holder``: the worker, as ``host:pid``. What is
-    not known of the request is empty. ``seen``: the record itself, which ``release`` and ``forget`` compare with the
-    one on record.
+    ``record``: its id in hexadecimal digits. ``age``: since the latest attempt began. ``lease_left``: below 0 if the
+    lease has ended. ``expires_in``: until the key is forgotten. ``attempt``: its number; 0 if no attempt counts.
+    ``caller``: a digest that all records of a caller share. ``holder``: the worker, as ``host:pid``. Unknown facts
+    about the request are empty. ``seen``: the record itself, which ``release`` and ``forget`` compare with the stored
+    one.
     """
 
     record: str
@@ -102,18 +101,18 @@ class RecordView:
 
     @property
     def in_doubt(self) -> tuple[StageView, ...]:
-        """The stages that were begun and whose end is not on record, of an attempt that does not run.
+        """The stages that were begun and whose end is not on record, if the attempt does not run.
 
-        Of an encrypted record it cannot be known without the keys which of its begun stages were withdrawn.
+        Without the keys of an encrypted record, withdrawn stages are among them.
         """
         if self.state in (State.ALIVE, State.COMPLETED):
             return ()
         return tuple(stage for stage in self.stages if stage.found == _KINDS[StageKind.BEGUN])
 
     def is_stuck(self, after: float = STUCK_AFTER) -> bool:
-        """Whether no retry can be expected to end it by itself.
+        """Whether the record needs an operator.
 
-        Abandoned, failed for good, with a stage in doubt, or in progress for more than ``after`` seconds.
+        It is abandoned, failed for good, has a stage in doubt, or is in progress for more than ``after`` seconds.
         """
         if self.state is State.ALIVE:
             return self.age > after
@@ -121,10 +120,10 @@ class RecordView:
 
 
 def view_of(record: Record, now: float, *, policy: IdempotencyPolicy | None = None, bodies: bool = False) -> RecordView:
-    """The view of a record. ``policy``: opens what is encrypted. ``bodies``: with stored bodies and values.
+    """The view of a record. ``policy``: decrypts it. ``bodies``: with stored bodies and values.
 
-    Raises ``RecordSealed`` for bodies that are encrypted and a policy without the keys, and ``RecordUnreadable`` for
-    frames of a newer version, corrupt ones, or other keys.
+    Raises ``RecordSealed`` for encrypted bodies and a policy without keys, and ``RecordUnreadable`` for frames that are
+    of a newer version, corrupt, or encrypted with other keys.
     """
     lease = lease_of(record)
     sealed = is_sealed(record)
@@ -155,7 +154,7 @@ def view_of(record: Record, now: float, *, policy: IdempotencyPolicy | None = No
 
 
 def lease_of(record: Record) -> Lease:
-    """The lease with which the record's frames are bound to it, as its owner has it."""
+    """The lease of the record's owner, to which encrypted frames are bound."""
     duration = max(0.0, record.lease_end - record.claimed_at)
     return Lease(record.record_id, record.owner, record.token, record.attempt, record.fingerprint, duration, record.ttl)
 
@@ -185,7 +184,7 @@ def _response(record: Record, lease: Lease, policy: IdempotencyPolicy | None, bo
 
 
 def opening(policy: IdempotencyPolicy) -> IdempotencyPolicy:
-    """The policy for reading: it takes plain frames beside encrypted ones, as records of both kinds are listed."""
+    """The policy for reading: it accepts plain frames too, since records of both kinds are listed."""
     return policy if policy.plain_records != "refuse" else replace(policy, plain_records="accept")
 
 
@@ -195,7 +194,7 @@ def _with_body(shown: ResponseView, response: Response) -> ResponseView:
 
 
 def _stages(record: Record, lease: Lease, policy: IdempotencyPolicy | None, bodies: bool) -> tuple[StageView, ...]:
-    """The stages in the order of their beginnings, each with what its last intent says where it has no value."""
+    """The stages in the order in which they began, each with its value or the state of its last intent."""
     opened: dict[StageId, bytes] = {}
     for stage in record.stages:
         plain = stage if policy is None else unseal_stage(stage, lease, opening(policy))
@@ -217,7 +216,7 @@ def _stage(stage: StageId, opened: Mapping[StageId, bytes], bodies: bool) -> Sta
 def _begun(stage: StageId, opened: Mapping[StageId, bytes]) -> StageView:
     own = {each: frame for each, frame in opened.items() if intents.stage_of(each) == stage}
     if any(frame.startswith(SEALED) for frame in own.values()):
-        # Which of its intents were withdrawn is encrypted too; the worse case is shown.
+        # Whether its intent was withdrawn is encrypted too, so the worse case is shown.
         return StageView(*stage, _KINDS[StageKind.BEGUN], 0)
     _, kind = intents.last_intent(own, stage)
     assert kind is not None
@@ -225,7 +224,7 @@ def _begun(stage: StageId, opened: Mapping[StageId, bytes]) -> StageView:
 
 
 def as_json(view: RecordView) -> dict[str, Any]:
-    """A view as plain JSON values; bodies that are no text of UTF-8 are given as base64 by ``body_of``."""
+    """A view as plain JSON values. A body that is not UTF-8 text is base64, as ``body_of`` returns it."""
     response = view.response
     return {
         "record": view.record,
@@ -259,7 +258,7 @@ def _response_json(response: ResponseView) -> dict[str, Any]:
 
 
 def body_of(body: bytes | None) -> dict[str, Any]:
-    """A body for JSON: ``body`` as text, ``body_base64`` where it is no text, None where it was not stored."""
+    """A body for JSON: ``body`` as text, or ``body_base64`` if it is not text; None if it was not stored."""
     if body is None:
         return {"body": None}
     try:

@@ -1,4 +1,4 @@
-"""Metrics, traces and log fields: optional listeners for ``on_event=``, and what adds the record to log lines.
+"""Metrics, traces and log fields: optional listeners for ``on_event=``, and filters that add the record to log lines.
 
 ``prometheus()`` needs the extra ``prometheus``, ``opentelemetry()`` the extra ``opentelemetry``. Each makes one counter
 of outcomes, one histogram of backend calls and one gauge of live attempts; ``opentelemetry()`` also writes to the
@@ -32,7 +32,7 @@ ALERTS = Path(__file__).with_name("alerts.yml")
 
 
 def prometheus(registry: CollectorRegistry | None = None) -> Telemetry:
-    """A listener that counts in prometheus_client's metrics. ``registry``: theirs; None for the default one.
+    """A listener that counts in prometheus_client's metrics. ``registry``: None for the default one.
 
     One registry has one listener, so several middlewares and test clients may each ask for it. In the multiprocess mode
     of prometheus_client the metrics go to its files. Raises ``ConfigurationError`` for another kind of
@@ -51,8 +51,8 @@ def opentelemetry(
 ) -> Telemetry:
     """A listener that counts in OpenTelemetry's metrics and writes to the current span; None: the global providers.
 
-    The span that is current at the claim, which is the server's if the middleware is inside its instrumentation, gets
-    the record, the attempt and the outcome as attributes. A response is stored with the trace of its request, and the
+    The span that is current at the claim gets the record, the attempt and the outcome as attributes. It is the server's
+    span if the middleware is inside the instrumentation. A response is stored with the trace of its request, and the
     span of a replay gets a link to that trace. Raises ``ConfigurationError`` for what is no provider; ``MissingExtra``
     without the API of OpenTelemetry. Since 0.1.
     """
@@ -64,7 +64,7 @@ def opentelemetry(
 
 
 def _missing(error: ModuleNotFoundError, package: str, function: str, extra: str) -> Exception:
-    """The error for a package that is not installed; the same error where something else is missing."""
+    """The error for a package that is not installed; ``error`` itself if another module is missing."""
     if (error.name or "").partition(".")[0] != package:
         return error
     return MissingExtra(f"telemetry.{function} needs a package: pip install 'open-idempotency[{extra}]'")

@@ -12,10 +12,10 @@ _logger = logging.getLogger("open_idempotency")
 
 
 def combine(*listeners: Listener) -> Listener:
-    """One listener that calls several, in order. An error of one is logged, and the others are called all the same.
+    """One listener that calls several, in order. If one raises, the error is logged and the others are still called.
 
     ``on_event=combine(prometheus(), opentelemetry(), mine)``. Raises ``ConfigurationError`` without a listener, and for
-    what cannot be called. Since 0.1.
+    one that is not callable. Since 0.1.
     """
     if not listeners:
         raise ConfigurationError("combine: no listener was given; pass at least one")

@@ -1,7 +1,7 @@
-"""What holds up a fork while a metric changes, and how many attempts live in this process.
+"""A lock that delays a fork while a metric changes, and the number of live attempts in this process.
 
-Client libraries guard each metric with a lock. A process that forks while another thread holds one leaves a child in
-which nobody ever releases it, and the first request there would wait for ever.
+Client libraries guard each metric with a lock. If a process forks while another thread holds such a lock, nothing in
+the child releases it, and the first request there would wait for ever.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Number:
 
 
 class Live:
-    """How many attempts live in this process. A child begins with none, whatever its parent has."""
+    """The number of live attempts in this process. A forked child begins with none."""
 
     __slots__ = ("_numbers",)
 
@@ -35,7 +35,7 @@ class Live:
         self._numbers = PerProcess(_Number)
 
     def change(self, by: int, then: Callable[[int], object] | None = None) -> None:
-        """Count one more or one less. ``then`` is called with the number, before it changes again."""
+        """Add ``by``. ``then`` is called with the new number, before it changes again."""
         with guard:
             number = self._numbers.get()
             number.value += by

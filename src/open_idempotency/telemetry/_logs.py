@@ -1,6 +1,6 @@
 """The record and the attempt in each line that is logged while a request runs, by ``logging`` or by structlog.
 
-Both read the context variable that also ``idem`` reads. It is there on the event loop, in threads that the framework
+Both read the same context variable as ``idem``. It is set on the event loop, in threads that the framework
 starts for the request, and in threads that the application starts by ``contextvars.copy_context().run``.
 """
 
@@ -20,14 +20,14 @@ NONE = "-"
 class RequestFilter(logging.Filter):
     """Gives each line the fields ``record``, ``attempt`` and ``reference``, for ``%(record)s`` in a format.
 
-    To be added to a handler, so that the lines of all loggers pass it; with a ``QueueHandler`` to that one, since a
-    listener works in another thread. A line of this library has the fields of its event, also from the heartbeat.
-    ``reference`` is that of the problem in the line ``ProblemSent``. A field without a value is ``-``. It lets every
-    line pass. Since 0.1.
+    Add it to a handler, so that the lines of all loggers pass it; with a ``QueueHandler`` to that handler, since its
+    listener works in another thread. A line of this library has the fields of its event, even from the heartbeat.
+    ``reference`` is that of the problem in the line ``ProblemSent``. A field without a value is ``-``. Every line
+    passes. Since 0.1.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Add the fields; True."""
+        """Add the fields. Returns true, so the line is logged."""
         found = _of_event(record) or _of_request()
         record.record, record.attempt, record.reference = found or (NONE, NONE, NONE)
         return True
@@ -36,7 +36,7 @@ class RequestFilter(logging.Filter):
 def add_request(logger: Any, name: str, event_dict: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """A structlog processor: adds ``record`` and ``attempt`` to each line of a request with a key.
 
-    A line that has a value of that name keeps it; outside of such a request nothing is added. Since 0.1.
+    A value of that name in the line is kept. Outside of such a request nothing is added. Since 0.1.
     """
     found = _of_request()
     if found is not None:
@@ -64,7 +64,7 @@ def _of_event(line: logging.LogRecord) -> Fields | None:
 
 
 def _of_request() -> Fields | None:
-    """The fields of the request that runs here; None outside of one that has a key."""
+    """The fields of the request that runs here; None outside of a request with a key."""
     here = running.get()
     lease = None if here is None else here[0].lease
     return None if lease is None else (events.short(lease.record_id), lease.attempt, NONE)

@@ -39,18 +39,18 @@ OUTCOME, RECORD, ATTEMPT, REFERENCE = (
 VERB, ROUTE, STATUS, ERROR = "idempotency.verb", "http.route", "http.response.status_code", "error.type"
 #: the name of the span of a replay outside of any span
 REPLAY = "idempotency replay"
-# Events at which the decision on a request is made: the current span is the server's then.
+# Events of the decision on a request, at which the current span is the server's.
 _DECISIONS = (events.Claimed, events.Replayed, events.ProblemSent, events.RefusedByScope, events.FailedOpen)
 
 Attributes = dict[str, str | int]
 
-# The provider itself has its listener: instruments that are made twice are reported twice.
+# The listener is stored on its provider, since instruments that are created twice are reported twice.
 _ATTRIBUTE = "_open_idempotency_telemetry"
 _making = threading.Lock()
 
 
 def listener_with(meter_provider: object, tracer_provider: object) -> Telemetry:
-    """See ``telemetry.opentelemetry``."""
+    """The listener that ``telemetry.opentelemetry`` returns, one for each pair of providers."""
     meters = metrics.get_meter_provider() if meter_provider is None else meter_provider
     tracers = trace.get_tracer_provider() if tracer_provider is None else tracer_provider
     if not isinstance(meters, MeterProvider):
@@ -109,11 +109,11 @@ class OpenTelemetry(Telemetry):
         first = _span_context(event.first) if isinstance(event, events.Replayed) else None
         written = {**counted, **_of_span(event)}
         if not span.is_recording():
-            # A replay outside of the server's span, or in one that is not sampled: the tracer's sampler decides.
+            # The replay is outside of the server's span, or that span is not sampled: the tracer's sampler decides.
             if first is not None:
                 self._tracer.start_span(REPLAY, attributes=written, links=(Link(first),)).end()
         elif isinstance(event, _DECISIONS):
-            # The route and the status of a request are for whoever has made the span to say.
+            # The instrumentation that made the span sets the route and the status of the request.
             span.set_attributes({name: value for name, value in written.items() if name not in (ROUTE, STATUS)})
             if first is not None:
                 span.add_link(first)
@@ -126,7 +126,7 @@ class OpenTelemetry(Telemetry):
             self._calls.record(seconds, {VERB: verb})
 
     def attempts_changed(self, by: int) -> None:
-        """Count; the reader asks for the number."""
+        """Change the number; the metric reader reads it."""
         self._live.change(by)
 
     def traceparent(self) -> str:
@@ -136,7 +136,7 @@ class OpenTelemetry(Telemetry):
 
 
 def _attributes(outcome: str, event: Event, route: str) -> Attributes:
-    """What an event is counted by. An attribute that is unknown is left out, as the conventions want it."""
+    """The attributes that an event is counted by. Unknown ones are left out, as the conventions demand."""
     made: Attributes = {OUTCOME: outcome}
     status = status_of(event)
     if route != UNKNOWN_ROUTE:
@@ -147,7 +147,7 @@ def _attributes(outcome: str, event: Event, route: str) -> Attributes:
 
 
 def _of_span(event: Event) -> Attributes:
-    """What a span says of an event beside that."""
+    """The further attributes of an event in a span."""
     made: Attributes = {RECORD: event.record} if event.record else {}
     attempt, error = getattr(event, "attempt", None), getattr(event, "error", None)
     if attempt is not None:
@@ -162,12 +162,12 @@ def _of_span(event: Event) -> Attributes:
 
 
 def _span_context(traceparent: str) -> SpanContext | None:
-    """The span that a stored response names; None where it names none."""
+    """The span that a stored response names, or None."""
     parts = traceparent.split("-")
     if len(parts) < 4:
         return None
     try:
         made = SpanContext(int(parts[1], 16), int(parts[2], 16), True, TraceFlags(int(parts[3], 16)))
-    except ValueError:  # of another process, or damaged: a replay needs no link
+    except ValueError:  # damaged, or of another implementation: a replay needs no link
         return None
     return made if made.is_valid else None

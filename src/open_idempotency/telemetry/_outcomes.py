@@ -1,7 +1,7 @@
-"""What is counted: the outcome of each event, and the labels that it is counted by. Both are bounded.
+"""The outcome of each event, and the labels of its count. Both sets are bounded.
 
-An event that only explains another one is not counted: a refused duplicate is ``ProblemSent``, so ``Conflicted`` beside
-it counts nothing.
+An event that only explains another one is not counted: a refused duplicate is counted as ``ProblemSent``, so
+``Conflicted`` is not counted as well.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from open_idempotency import events
 from open_idempotency.events import Event
 
-#: the name and meaning of each metric, in OpenTelemetry's form; in Prometheus ``_`` is for ``.``, with the unit behind
+#: the name and meaning of each metric, in OpenTelemetry's form; Prometheus has ``_`` for ``.``, and the unit at the end
 COUNTER, COUNTER_HELP = "idempotency.outcomes", "What became of requests, attempts and backend calls, by outcome."
 HISTOGRAM, HISTOGRAM_HELP = "idempotency.backend.call.duration", "How long calls of the backend take, by verb."
 GAUGE, GAUGE_HELP = "idempotency.live_attempts", "Attempts whose lease this process holds."
-#: bounds in seconds: of a call in memory up to the slowest that a backend may take
+#: bounds in seconds, from a call in memory to the slowest call that a backend may make
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
-#: the route of a request whose framework has none, and the one of all routes beyond the first ``MOST_ROUTES``
+#: the label of a request without a route, and that of all routes after the first ``MOST_ROUTES``
 UNKNOWN_ROUTE, OTHER_ROUTE = "unknown", "other"
 MOST_ROUTES = 500
 
@@ -45,7 +45,7 @@ OUTCOMES: Mapping[type[Event], str | None] = {
     events.FailedOpen: "failed_open",
     events.RefusedByScope: "refused_by_scope",
     events.ProblemSent: "",  # the name of the problem
-    # What ProblemSent, Replayed, Failed or FailedOpen counts, or what is reported once for advice.
+    # These are counted by ProblemSent, Replayed, Failed or FailedOpen, or are advice that is reported once.
     events.Conflicted: None,
     events.KeyReused: None,
     events.Rejected: None,
@@ -62,7 +62,7 @@ OUTCOMES: Mapping[type[Event], str | None] = {
 
 
 def outcome_of(event: Event) -> str | None:
-    """The outcome that an event counts as; None for one that is not counted."""
+    """The outcome of an event; None for one that is not counted."""
     if isinstance(event, events.Claimed):
         return "claimed" if event.attempt == 1 else "resumed"
     if isinstance(event, events.ProblemSent):
@@ -71,13 +71,13 @@ def outcome_of(event: Event) -> str | None:
 
 
 def status_of(event: Event) -> int | None:
-    """The status of the response that an event is about; None where there is none."""
+    """The status of the response that an event is about, or None."""
     status = getattr(event, "status", None)
     return status if isinstance(status, int) else None
 
 
 class Routes:
-    """The labels of routes. An application that makes routes up has a bounded number of them all the same."""
+    """The labels of routes. Their number is bounded, even if an application generates routes."""
 
     __slots__ = ("_known",)
 

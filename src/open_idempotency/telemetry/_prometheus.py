@@ -25,13 +25,13 @@ from open_idempotency.telemetry._outcomes import (
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
-# The registry itself has its listener: a table here would keep both for ever.
+# The listener is stored on its registry: a table here would keep both alive for ever.
 _ATTRIBUTE = "_open_idempotency_telemetry"
 _making = threading.Lock()
 
 
 def listener_on(registry: object) -> Telemetry:
-    """See ``telemetry.prometheus``."""
+    """The listener that ``telemetry.prometheus`` returns, one for each registry."""
     registry = REGISTRY if registry is None else registry
     if not isinstance(registry, CollectorRegistry):
         raise ConfigurationError(
@@ -47,7 +47,7 @@ def listener_on(registry: object) -> Telemetry:
 
 
 def _is_multiprocess() -> bool:
-    """Whether metrics go to files that several processes share. Raises ``ConfigurationError`` where they would not."""
+    """Whether metrics go to files that processes share. Raises ``ConfigurationError`` if they were set up too late."""
     folder = os.environ.get(_FOLDER)
     shared = bool(getattr(values.ValueClass, "_multiprocess", False))
     if folder is None and not shared:
@@ -59,8 +59,8 @@ def _is_multiprocess() -> bool:
         )
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise ConfigurationError(
-            f"prometheus: {_FOLDER} is {folder!r}, which is no folder that this process can write to; make it, empty, "
-            "before the server starts"
+            f"prometheus: {_FOLDER} is {folder!r}, which is not a folder that this process can write to; create "
+            "it, empty, before the server starts"
         )
     return True
 
@@ -75,7 +75,7 @@ class PrometheusTelemetry(Telemetry):
     def __init__(self, registry: CollectorRegistry, multiprocess: bool) -> None:
         self._multiprocess = multiprocess
         self._routes = Routes()
-        # The series that there are: to look one up here is a third of asking the library for it.
+        # The known series: a lookup here takes a third of the time of the library's own.
         self._series: dict[tuple[str, str, int | None], Counter] = {}
         self._by_verb: dict[str, Histogram] = {}
         self._live = Live()
@@ -113,5 +113,5 @@ class PrometheusTelemetry(Telemetry):
             series.observe(seconds)
 
     def attempts_changed(self, by: int) -> None:
-        """Set the gauge. Outside of the multiprocess mode it is read when somebody looks."""
+        """Set the gauge. Without the multiprocess mode it is computed at each scrape."""
         self._live.change(by, self._attempts.set if self._multiprocess else None)

@@ -1,6 +1,6 @@
-"""Test that requests of your application are idempotent: twice, at once, and after a crash at each stage.
+"""Test that requests of your application are idempotent: twice, concurrently, and after a crash at each stage.
 
-With pytest, take the fixture ``idempotency``. With any other runner, write ``with Kit() as idempotency:``. Nothing here
+With pytest, use the fixture ``idempotency``. With any other runner, write ``with Kit() as idempotency:``. Nothing here
 needs pytest, a server or a particular framework, and no other part of this package imports it.
 """
 
@@ -29,7 +29,7 @@ __all__ = [
 
 @contextmanager
 def _kit() -> Generator[Kit, None, None]:
-    """The kit that is in use, else one for this block."""
+    """The kit that is in use, or a new one for this block."""
     in_use = current()
     if in_use is not None:
         yield in_use

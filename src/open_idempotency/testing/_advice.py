@@ -1,4 +1,4 @@
-"""What the messages of a kit say: why a request is not idempotent, and what to do about it."""
+"""The messages of a kit: why a request is not idempotent, and what to do."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from open_idempotency._core.models import Finished, Leased, Mismatch
 from open_idempotency.testing._script import Crash, Seen, StageUsed
 
 NO_EFFECT = (
-    "effects=: {what} got {status}, and effects= saw no change. It looks at something else, or it counts what this "
-    "request does not do; leave effects= out if the request has no effect of its own"
+    "effects=: {what} got {status}, and effects= saw no change. It looks at something else, or it counts effects that "
+    "this request does not have; leave effects= out if the request has no effect of its own"
 )
 NO_MEASURE = (
     "{what}: this endpoint has no stages, so a retry after a crash runs all of it again, and only effects= shows "
@@ -18,8 +18,8 @@ NO_MEASURE = (
     "to), or crashes=False to try no crashes"
 )
 NEVER_CAME = (
-    "{what}: in the scenario {scenario!r} the request never came to stage {name!r}, to which the first one came. "
-    "Requests take different ways through the endpoint; give reset= to bring the application back to the same state, "
+    "{what}: in the scenario {scenario!r} the request never reached stage {name!r}, which the first one reached. "
+    "Requests take different paths through the endpoint; give reset= to bring the application back to the same state, "
     "or let a function send a request that is new for each key"
 )
 SWALLOWED = (
@@ -120,7 +120,7 @@ def _why_not_replayed(claims: Sequence[tuple[bytes, Any]]) -> str | None:
 
 
 def at_once(seen: Seen) -> str:
-    """Why a duplicate was not held back."""
+    """Why a duplicate was not refused or delayed."""
     return _why_not_replayed(seen.claims[:2]) or _OUTSIDE
 
 

@@ -1,6 +1,6 @@
-"""How test clients send a request, and what their responses look like.
+"""Sending requests by test clients, and reading their responses.
 
-A client is known by the package that its class comes from, so no framework is imported here.
+A client is recognised by the package of its class, so no framework is imported here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BY_HAND = (
 
 @dataclass
 class Reply:
-    """What a client got. ``status``: None where it got no response, since the worker was killed."""
+    """The result of a client's call. ``status``: None if there is no response, since the worker was killed."""
 
     status: int | None
     headers: list[tuple[str, str]] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Reply:
 
 
 class Sender(Protocol):
-    """Sends one request, as often as is wanted. What it returns is awaited if ``awaits``."""
+    """Sends one request each time it is called. If ``awaits``, its result is awaited."""
 
     awaits: bool
     #: for messages
@@ -62,7 +62,7 @@ class _Sends:
 
 
 def sender(client: Any, request: Any, options: Mapping[str, Any]) -> Sender:
-    """What sends ``request`` by ``client``. Raises ``KitError`` where that is not possible."""
+    """The sender of ``request`` by ``client``. Raises ``KitError`` if the client cannot send it."""
     if callable(request) and not isinstance(request, str | Mapping):
         if options:
             raise KitError(f"{', '.join(options)}: options are for a request that is named; the function sends its own")
@@ -92,7 +92,7 @@ def _is_async(function: Any) -> bool:
 
 
 def _parts(request: Any, options: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
-    """Method, URL and what else was given."""
+    """Method, URL and further options of a request."""
     given = dict(options)
     if isinstance(request, Mapping):
         given = {**request, **given}
@@ -119,14 +119,14 @@ Kind = Callable[[Any, str, str, dict[str, Any]], Any]
 
 
 def _kind_of(client: Any) -> tuple[Kind, bool]:
-    """How a client sends, and whether it has to be awaited."""
+    """How a client sends, and whether it is async."""
     modules = {kind.__module__.partition(".")[0] for kind in type(client).__mro__}
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(client).__mro__}
     if "django.test.client.RequestFactory" in names or "django.test.client.AsyncRequestFactory" in names:
         if not hasattr(client, "force_login"):
             raise KitError(
-                f"client: {type(client).__name__} makes requests and sends none; take django.test.Client, AsyncClient "
-                "or rest_framework.test.APIClient"
+                f"client: {type(client).__name__} makes requests but does not send them; use django.test.Client, "
+                "AsyncClient or rest_framework.test.APIClient"
             )
         return _by_django, "django.test.client.AsyncClient" in names
     if "werkzeug.test.Client" in names:
@@ -161,14 +161,14 @@ def _by_django(client: Any, method: str, url: str, given: dict[str, Any]) -> Any
 
 
 def read(response: Any) -> Reply:
-    """The response to the request itself, whatever redirects the client has followed. Raises ``KitError``."""
+    """The response to the request itself, before any redirect that the client followed. Raises ``KitError``."""
     first = _first(response)
     body = _body(first)
     return Reply(_status(first), _headers(first), body, response)
 
 
 async def aread(response: Any) -> Reply:
-    """``read``, async: a stream of Django's may have to be awaited."""
+    """``read``, async, since a stream of Django may be async."""
     first = _first(response)
     if getattr(first, "is_async", False) and getattr(first, "streaming", False):
         body = b"".join([bytes(part) async for part in first.streaming_content])

@@ -1,4 +1,4 @@
-"""The drivers, sync and async: they send requests and look at effects, as scenarios ask for it."""
+"""The drivers, sync and async: they send requests and look at effects, as scenarios demand."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from open_idempotency.testing._script import KitError, Nested, Script, is_ours
 
 
 class _Driver:
-    """``headers``: those that may carry the key, until a claim shows which one does.
+    """``headers``: the headers that may carry the key, until a claim shows which one does.
 
-    ``why_unprotected``: says why a request with this reply made no claim.
+    ``why_unprotected``: returns why a request with this reply made no claim.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class _Driver:
         return dict.fromkeys(sorted(names), key)
 
     def _failed(self, error: BaseException) -> Reply:
-        """What a client got whose call raised; raises the error, unless a killed worker is the reason."""
+        """The reply for a call that raised. Raises the error again, unless it comes from a killed worker."""
         if is_ours(error) or (self._script.killed and isinstance(error, Exception) and _comes_of_ours(error)):
             return Reply(None, raw=error)
         raise error
@@ -64,7 +64,7 @@ class SyncDriver(_Driver):
     """For sync clients."""
 
     def run(self, steps: Steps) -> None:
-        """Carry scenarios out."""
+        """Carry out scenarios."""
         __tracebackhide__ = True
         try:
             asked = next(steps)
@@ -106,7 +106,7 @@ class SyncDriver(_Driver):
         return response
 
     def send_both(self, key: str) -> list[Reply]:
-        """Send it, and once more while it is in flight."""
+        """Send the request, and again while it is in flight."""
         found: list[Any] = []
 
         def send() -> None:
@@ -127,7 +127,7 @@ class AsyncDriver(_Driver):
     """For async clients."""
 
     async def run(self, steps: Steps) -> None:
-        """Carry scenarios out."""
+        """Carry out scenarios."""
         __tracebackhide__ = True
         try:
             asked = next(steps)
@@ -169,7 +169,7 @@ class AsyncDriver(_Driver):
         return await aread(await response)
 
     async def send_both(self, key: str) -> list[Reply]:
-        """Send it, and once more while it is in flight."""
+        """Send the request, and again while it is in flight."""
         found: list[Any] = []
 
         async def asend() -> None:

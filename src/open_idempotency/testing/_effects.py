@@ -1,4 +1,4 @@
-"""What a request has changed, as the test counts it, and whether two requests have changed the same."""
+"""The effects of a request, as the test counts them, and comparing those of two requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINDS = (
 
 
 def looked(effects: Effects) -> Any:
-    """What the effects are now; an awaitable where the function is async."""
+    """The present effects; an awaitable if the function is async."""
     calls = getattr(effects, "call_count", None)
     if isinstance(calls, int):  # a mock of unittest's, which is callable too
         return calls
@@ -26,13 +26,13 @@ def looked(effects: Effects) -> Any:
 
 
 def snapshot(value: Any) -> Any:
-    """A copy that later changes do not reach. Raises ``KitError`` for what cannot be compared."""
+    """A copy that later changes do not affect. Raises ``KitError`` for a value that cannot be compared."""
     if inspect.isawaitable(value):
         if inspect.iscoroutine(value):
             value.close()
         raise KitError("effects=: the function is async; await aassert_idempotent(...) instead")
     if isinstance(value, bool) or value is None:
-        raise KitError(f"effects=: {value!r} cannot tell one effect from two; return {_KINDS}")
+        raise KitError(f"effects=: {value!r} cannot distinguish one effect from two; return {_KINDS}")
     if isinstance(value, int | float | Decimal):
         return value
     if isinstance(value, Mapping):
@@ -43,7 +43,7 @@ def snapshot(value: Any) -> Any:
 
 
 def _row(value: Any) -> str:
-    """A row as text that is equal for equal rows: the plain text of an object has its address."""
+    """A row as text that is equal for equal rows. An object's default text contains its address."""
     kind: Any = type(value)
     if kind.__repr__ is not object.__repr__ or not hasattr(value, "__dict__"):
         return repr(value)
@@ -58,7 +58,7 @@ def _counts(value: Any) -> bool:
 
 
 def change(before: Any, after: Any) -> Any:
-    """How the effects have changed: a difference of numbers, or how many rows came and went."""
+    """The change of the effects: a difference of numbers, or how many rows were added and removed."""
     if isinstance(before, Counter) and isinstance(after, Counter):
         came, went = sum((after - before).values()), sum((before - after).values())
         return Rows(came, went)
@@ -88,7 +88,7 @@ def _change_of(name: Any, before: Mapping[Any, Any], after: Mapping[Any, Any]) -
 
 
 class Rows(tuple[int, int]):
-    """How many rows came, and how many went; a row that was changed counts as both."""
+    """How many rows were added and how many removed; a changed row counts as both."""
 
     __slots__ = ()
 
@@ -108,7 +108,7 @@ def is_nothing(changed: Any) -> bool:
 
 
 def is_within(changed: Any, whole: Any) -> bool:
-    """Whether no more has changed than by one whole request."""
+    """Whether no more has changed than one whole request changes."""
     if isinstance(changed, Rows):
         return bool(changed[0] <= whole[0] and changed[1] <= whole[1])
     if isinstance(changed, Mapping):

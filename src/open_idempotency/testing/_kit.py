@@ -37,9 +37,9 @@ D = TypeVar("D", SyncDriver, AsyncDriver)
 
 
 class InFlight(NamedTuple):
-    """What two requests with one key got. ``duplicate`` was sent while ``first`` was in flight.
+    """The responses to two requests with one key. ``duplicate`` was sent while ``first`` was in flight.
 
-    Both are what the client has returned. Since 0.1.
+    Both are the client's own responses. Since 0.1.
     """
 
     first: Any
@@ -47,7 +47,7 @@ class InFlight(NamedTuple):
 
 
 class _Before(NamedTuple):
-    """What an engine had before a kit took it."""
+    """The parts of an engine before a kit replaced them."""
 
     engine: weakref.ref[Engine]
     parts: tuple[Any, Any, Any, Any]
@@ -56,14 +56,14 @@ class _Before(NamedTuple):
 class Kit:
     """Every application of this process has a fresh backend in memory while the kit is in use.
 
-    ``with Kit() as idempotency:``; the pytest fixture ``idempotency`` is one. It replaces the backend of every
-    application, made before or meanwhile, for whichever framework, and leaves the rest of their configuration alone.
-    One kit is in use at a time. Since 0.1.
+    Use ``with Kit() as idempotency:``, or the pytest fixture ``idempotency``. It replaces the backend of every
+    application of any framework, created before or meanwhile, and changes nothing else in their configuration. Only one
+    kit is in use at a time. Since 0.1.
     """
 
     def __init__(self) -> None:
         self._script = Script()
-        #: the records, on ``clock``; to look at
+        #: the records, on ``clock``; for tests to read
         self.backend = KitBackend(self._script)
         self._heartbeat = KitHeartbeat(self.backend)
         self._sync = KitPerformer(self.backend, self._heartbeat)
@@ -75,10 +75,10 @@ class Kit:
         global _current
         if self._ended:
             raise KitError(
-                "this kit was used before, and has records of that block; make another one: with Kit() as ..."
+                "this kit was used before, and has the records of that block; make another one: with Kit() as ..."
             )
         if _current is not None:
-            raise KitError("another kit is in use; take that one: the fixture idempotency, or the outer with block")
+            raise KitError("another kit is in use; use that one: the fixture idempotency, or the outer with block")
         _current = self
         self._active = True
         for engine in list(engines):
@@ -115,9 +115,9 @@ class Kit:
         return self._script.clock
 
     def advance(self, seconds: float | timedelta, *, frozen: bool = False) -> None:
-        """Let time pass. Workers that live renew their leases meanwhile, and killed ones do not.
+        """Let time pass. Living workers renew their leases meanwhile; killed ones do not.
 
-        ``frozen``: the living ones stand still as well, as in a machine that was paused, so that their leases end.
+        ``frozen``: living workers do not renew either, as on a paused machine, so that their leases end.
         """
         passed = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
         pass_time(self.backend, passed, frozen=frozen)
@@ -137,7 +137,7 @@ class Kit:
 
     @property
     def history(self) -> list[str]:
-        """What has happened since the last scenario began, one line each: claims, stages, ends."""
+        """The events since the last scenario began, one line each: claims, stages, ends."""
         return list(self._script.seen.lines)
 
     # Accidents
@@ -146,12 +146,13 @@ class Kit:
     def crash_at(
         self, stage: str, *, key: str | int | None = None, when: When = "after"
     ) -> Generator[None, None, None]:
-        """The next attempt that comes to this stage within the block dies there, as if its worker was killed.
+        """The next attempt that reaches this stage within the block dies there, as if its worker was killed.
 
-        Nothing of the attempt is recorded or released from then on, and its client gets no response: the block ends
-        its exception. Its lease goes on until the clock has passed it (``end_leases``); the next request resumes.
+        From then on the attempt records and releases nothing, and its client gets no response; the block catches its
+        exception. Its lease lasts until the clock has passed it (``end_leases``), and the next request resumes.
         ``when``: ``"after"`` the stage is on record, ``"before"`` it begins, or ``"unrecorded"``, between its effect
-        and its record. ``key``: of a stage that is used with several. Raises ``KitError`` where no attempt comes there.
+        and its record. ``key``: that of the stage, if it is used with several. Raises ``KitError`` if no attempt gets
+        there.
         """
         if when not in WHEN:
             raise KitError(f"when={when!r}: expected one of {', '.join(map(repr, WHEN))}")
@@ -166,7 +167,7 @@ class Kit:
 
     @contextmanager
     def lost_reply(self) -> Generator[None, None, None]:
-        """The next response within the block is recorded, and never gets to its client: a retry is sent the record."""
+        """The next response within the block is recorded but never reaches its client. A retry gets the replay."""
         with self._crashing(Crash(None, "after")):
             yield
 
@@ -196,7 +197,8 @@ class Kit:
         """The backend raises ``BackendUnavailable`` within the block, in these verbs, or in all.
 
         ``verbs``: ``"claim"`` for new requests, ``"save_stage"``, ``"complete"`` when a response is recorded ...
-        No real time is spent on waiting for it: the clock moves. What had to wait is recorded when the block ends.
+        Waiting for the backend takes no real time: the clock moves instead. Delayed writes are made when the block
+        ends.
         """
         self._check_use()
         unknown = sorted(set(verbs) - set(VERBS))
@@ -212,10 +214,10 @@ class Kit:
                 self._heartbeat.catch_up(self._sync)
 
     def duplicate_in_flight(self, client: Any, request: Any, *, key: str | None = None, **options: Any) -> InFlight:
-        """Send a request, and once more while the first one is in flight: after its claim, before its handler.
+        """Send a request, and again while the first one is in flight: after its claim, before its handler.
 
         Returns both responses. A duplicate that waits (``wait=``) waits on the test's clock, until its time is up. The
-        arguments are those of ``assert_idempotent``. Raises ``KitError`` where the first request makes no claim.
+        arguments are those of ``assert_idempotent``. Raises ``KitError`` if the first request makes no claim.
         """
         plan = self._prepare(client, request, options, awaits=False, key=None if key is None else lambda: key)
         first, duplicate = self._driver(SyncDriver, plan).send_both(plan.key())
@@ -249,20 +251,20 @@ class Kit:
     ) -> None:
         """Assert that a request may be sent again at any time: one effect, one response.
 
-        It is sent twice, one after the other; with a response that is lost; at once; and after a worker was killed
-        before, within and behind each stage, and before the response is recorded. The stages are those of the first
-        plain request, which is the measure of the others. Each scenario has a key of its own.
+        It is sent twice, one after the other; with a lost response; concurrently; and after a worker was killed before,
+        within and after each stage, and before the response is recorded. The first plain request shows the stages, and
+        the others are compared with it. Each scenario has its own key.
 
         ``client``: a test client; ``request``: ``"POST /payments"``, with what the client takes as ``options``
         (``json=``, ``data=``, ``headers=``), a dictionary of these, or a function that takes the headers to send, sends
-        and returns the response. ``effects``: a function that returns how many effects there are, or the rows that
-        there are; a list that the application appends to; a mock that it calls. Without it only responses are compared,
-        and an endpoint without stages is refused. ``key``: makes a key, by default a UUID; ``header``: its header, by
-        default that of the application's policy. ``status``: of the outcome to test, by default a success.
-        ``ignore``: members of JSON bodies that mean nothing, such as ``"created_at"``. ``compare_headers``: names of
-        headers to compare beside ``Content-Type``, ``Location``, ``ETag`` and the like. ``crashes=False`` kills no
-        worker; ``in_doubt=False`` kills none between a stage's effect and its record. ``reset``: called before each
-        scenario, to bring the application back into the same state.
+        and returns the response. ``effects``: a function that returns the number of effects, or their rows; a list that
+        the application appends to; or a mock that it calls. Without it only responses are compared, and an endpoint
+        without stages is refused. ``key``: makes a key, by default a UUID; ``header``: its header, by default that of
+        the application's policy. ``status``: of the outcome to test, by default a success. ``ignore``: members of JSON
+        bodies that are not compared, such as ``"created_at"``. ``compare_headers``: names of headers to compare in
+        addition to ``Content-Type``, ``Location``, ``ETag`` and similar ones. ``crashes=False`` kills no worker;
+        ``in_doubt=False`` kills none between a stage's effect and its record. ``reset``: called before each scenario,
+        to bring the application back to the same state.
 
         Raises ``NotIdempotent``, an ``AssertionError`` that says what was seen and what to do, and ``KitError`` for
         a test that cannot work.
@@ -274,7 +276,7 @@ class Kit:
         )  # fmt: skip
         try:
             self._driver(SyncDriver, plan).run(self._scenarios(plan).steps())
-        except (NotIdempotent, KitError) as error:  # the report of a test shows the line that has asked
+        except (NotIdempotent, KitError) as error:  # so that a test's report shows the line of this call
             raise error.with_traceback(None) from error.__cause__
 
     async def aassert_idempotent(
@@ -307,7 +309,7 @@ class Kit:
     def _prepare(
         self, client: Any, request: Any, options: dict[str, Any], *, awaits: bool, key: Any = None, **asked: Any
     ) -> Plan:
-        """What is to be tried, checked before anything is sent."""
+        """The plan of the test, checked before anything is sent."""
         self._check_use()
         if self._script.crash is not None or self._script.down:
             raise KitError("a crash is planned, or the backend is down, in this block; end it before this call")
@@ -338,12 +340,12 @@ class Kit:
 
     def _check_use(self) -> None:
         if not self._active:
-            raise KitError("the kit is not in use: write with Kit() as idempotency, or take the fixture idempotency")
+            raise KitError("the kit is not in use: write with Kit() as idempotency, or use the fixture idempotency")
 
     def _key_headers(self, plan: Plan) -> set[str]:
         """The headers that may carry the key: the one that the test names, else those of all policies.
 
-        Many applications make their middleware at their first request, so which one is called is not known before it.
+        Many applications create their middleware at the first request, so it is unknown before which one is called.
         """
         if plan.header is not None:
             return {plan.header}

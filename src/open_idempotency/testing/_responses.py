@@ -1,4 +1,4 @@
-"""Whether two responses are one and the same, for a client that retries."""
+"""Whether two responses are equal for a client that retries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from open_idempotency.testing._clients import Reply
 
-#: what a client acts on. Others differ from one response to the next, and mean nothing: Date, Server-Timing, trace ids,
+#: headers that a client acts on. Others differ between responses and mean nothing: Date, Server-Timing, trace ids,
 #: request ids, cookies
 COMPARED = (
     "content-type", "content-language", "content-disposition", "location", "etag", "last-modified", "link",
@@ -18,7 +18,7 @@ _MOST = 5
 
 
 def differences(first: Reply, second: Reply, headers: Sequence[str], ignore: Sequence[str]) -> list[str]:
-    """What differs, one line each; ``headers``: names to compare beside those of ``COMPARED``."""
+    """The differences, one line each. ``headers``: names to compare in addition to ``COMPARED``."""
     found: list[str] = []
     if first.status != second.status:
         found.append(f"the status: {first.status}, then {second.status}")
@@ -30,7 +30,7 @@ def differences(first: Reply, second: Reply, headers: Sequence[str], ignore: Seq
 
 
 def body_differences(first: bytes | None, second: bytes | None, ignore: Sequence[str]) -> list[str]:
-    """What differs between two bodies: JSON by its members, and anything else as it is."""
+    """The differences of two bodies: JSON by its members, anything else as a whole."""
     if first == second or first is None or second is None:
         return []
     try:

@@ -1,7 +1,7 @@
-"""What ``assert_idempotent`` tries, one scenario after the other, as steps that sync and async drivers carry out.
+"""The scenarios of ``assert_idempotent``, as steps that sync and async drivers carry out.
 
-Every scenario has a key of its own and ends with one whole outcome: one effect, one response. What the first plain
-request does is the measure for all others.
+Every scenario has its own key and must end with one whole outcome: one effect, one response. All of them are compared
+with the first plain request.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from open_idempotency.testing._effects import change, is_nothing, is_within, sai
 from open_idempotency.testing._responses import body_differences, differences, shown
 from open_idempotency.testing._script import WHEN, Crash, KitError, Script, Seen, StageUsed
 
-#: of a name that is used more often than this, the first and the last use are tried
+#: if a name is used more often than this, only its first and last use are tried
 _USES = 3
 
 
@@ -28,7 +28,7 @@ class NotIdempotent(AssertionError):
 
 @dataclass
 class Plan:
-    """What the test has asked for."""
+    """The arguments of the test."""
 
     send: Sender
     effects: Any = None
@@ -44,7 +44,7 @@ class Plan:
 
 @dataclass
 class Send:
-    """Send the request with this key; ``beside``: once more while it is in flight. The result: the replies."""
+    """Send the request with this key; ``beside``: again while it is in flight. The result: the replies."""
 
     key: str
     beside: bool = False
@@ -64,7 +64,7 @@ Steps = Generator[Ask, Any, None]
 
 @dataclass
 class Base:
-    """What the first plain request has led to."""
+    """The outcome of the first plain request."""
 
     reply: Reply
     change: Any
@@ -73,7 +73,7 @@ class Base:
 
 @dataclass
 class Scenario:
-    """One scenario, to be named in a message."""
+    """One scenario, for messages."""
 
     name: str
     did: str
@@ -81,7 +81,7 @@ class Scenario:
 
 
 class Scenarios:
-    """All that is tried of one request. ``script``: the kit's. ``end_leases``: moves the clock past dead leases."""
+    """All scenarios of one request. ``script``: that of the kit. ``end_leases``: moves the clock past dead leases."""
 
     def __init__(self, plan: Plan, script: Script, end_leases: Callable[[], None], unprotected: Callable[..., str]):
         self._plan = plan
@@ -218,7 +218,7 @@ class Scenarios:
 
     @staticmethod
     def _is_unknown(result: Any, retry: Reply, seen: Seen) -> bool:
-        """Whether the library refused the retry because nobody knows the outcome, which is safe."""
+        """Whether the library refused the retry because the outcome is unknown, which is safe."""
         return retry.status == 409 and (isinstance(result, Refused) or seen.in_doubt)
 
     def _check_remade(self, scenario: Scenario, crash: Crash, seen: Seen) -> None:
@@ -232,7 +232,7 @@ class Scenarios:
             self._fail(scenario, ["the next attempt made another response:", *found], advice.NOT_DETERMINED)
 
     def _send_again(self, scenario: Scenario, key: str) -> Generator[Ask, Any, list[Reply]]:
-        """Send a request that has been sent before; an exception of the application's is a failure of the scenario."""
+        """Send a request again. An exception of the application is a failure of the scenario."""
         try:
             replies: list[Reply] = yield Send(key)
             return replies

@@ -1,8 +1,8 @@
-"""What is to go wrong, and what has happened: the state that the parts of one kit share.
+"""The shared state of a kit: planned accidents, and what has happened.
 
-A crash is an exception that ends the attempt where it stands. From then on the attempt has no lease: nothing that it
-does reaches the backend, and none of its stages begins. Its record stays in progress until its lease ends, as the
-record of a killed worker does.
+A crash is an exception that ends the attempt at that point. From then on the attempt has no lease: it reaches the
+backend no more, and none of its stages begins. Its record stays in progress until its lease ends, as the record of a
+killed worker does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from open_idempotency.exceptions import BackendUnavailable, OutcomeUnknown, Reco
 
 When = Literal["before", "unrecorded", "after"]
 WHEN: tuple[When, ...] = ("before", "unrecorded", "after")
-#: the verbs of a backend that can be out of order
+#: the verbs of a backend that can fail
 VERBS = (
     "claim", "renew", "save_stage", "complete", "fail", "release", "withdraw", "get", "reserve", "unreserve",
 )  # fmt: skip
@@ -27,7 +27,7 @@ _ENDS = frozenset({"complete", "fail", "release"})
 
 
 class KitError(Exception):
-    """The test itself is wrong: the message says what about it, and what to write instead. Since 0.1."""
+    """The test itself is wrong. The message says why, and what to write instead. Since 0.1."""
 
 
 class Killed(BaseException):
@@ -35,11 +35,11 @@ class Killed(BaseException):
 
 
 class NoResponse(Exception):
-    """What a client's call raises because the worker was killed before it could respond. Since 0.1."""
+    """Raised by a client's call, since the worker was killed before it could respond. Since 0.1."""
 
 
 def is_ours(error: BaseException | None) -> bool:
-    """Whether an error is the end of a killed attempt: itself, an error of that cause, or a group of them."""
+    """Whether an error comes from a killed attempt: directly, as its cause, or in a group."""
     while error is not None:
         if isinstance(error, Killed | NoResponse):
             return True
@@ -63,20 +63,20 @@ class Clock:
         return self._now
 
     def move(self, seconds: float) -> None:
-        """Let ``seconds`` pass. Raises ``KitError`` for less than none."""
+        """Let ``seconds`` pass. Raises ``KitError`` for a negative number."""
         if seconds < 0:
             raise KitError(f"the clock moves forward only, and {seconds} seconds would move it back")
         self._now += seconds
         self._moved += seconds
 
     def elapsed(self) -> float:
-        """The clock by which a worker knows how long its lease lasts: the real one, and what the test has added."""
+        """The clock by which a worker measures its lease: the real clock plus the time that the test has added."""
         return self.real() + self._moved
 
 
 @dataclass
 class Crash:
-    """Where the next attempt dies. ``stage``: None for the end of the handler. ``nth``: of the uses of that name."""
+    """Where the next attempt dies. ``stage``: None for the end of the handler. ``nth``: which use of that name."""
 
     stage: str | None
     when: str
@@ -87,7 +87,7 @@ class Crash:
 
 @dataclass
 class StageUsed:
-    """One use of a stage. ``nth``: which use of its name it is within its attempt, from 0."""
+    """One use of a stage. ``nth``: its number among the uses of its name in the attempt, from 0."""
 
     name: str
     key: str
@@ -96,7 +96,7 @@ class StageUsed:
 
 @dataclass
 class Nested:
-    """A request to send while another one is in flight: by ``send``, or by ``asend`` where the client is async."""
+    """A request to send while another is in flight: by ``send``, or by ``asend`` for an async client."""
 
     send: Callable[[], Any] | None = None
     asend: Callable[[], Any] | None = None
@@ -105,7 +105,7 @@ class Nested:
 
 @dataclass
 class Seen:
-    """What one request, or several, have led to."""
+    """The results of one or several requests."""
 
     claims: list[tuple[bytes, ClaimResult]] = field(default_factory=list)
     stages: list[StageUsed] = field(default_factory=list)
@@ -115,12 +115,12 @@ class Seen:
     recorded: list[tuple[int, bytes | None]] = field(default_factory=list)
     #: a view went on although its attempt had died
     swallowed: bool = False
-    #: an attempt ended since nobody knew what had become of one of its stages
+    #: an attempt ended since one of its stages is in doubt
     in_doubt: bool = False
 
 
 class Script:
-    """What is to go wrong, and what has happened since ``start``."""
+    """The planned accidents, and what has happened since ``start``."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -128,7 +128,7 @@ class Script:
         self.nested: Nested | None = None
         self.down: frozenset[str] = frozenset()
         self.seen = Seen()
-        #: whether a nested request is being sent: it waits for nobody
+        #: whether a nested request is being sent, which never waits
         self.nesting = 0
         #: whether an attempt has died since ``start``
         self.killed = False
@@ -138,12 +138,12 @@ class Script:
         #: with the time of each claim
         self._leases: dict[bytes, tuple[Lease, float]] = {}
         self._attempts: dict[bytes, Attempt] = {}
-        #: the leases of killed attempts, and those of them that have not been ended yet
+        #: the leases of killed attempts, and those among them that have not ended yet
         self._all_lost: list[Lease] = []
         self._lost: list[Lease] = []
 
     def start(self) -> Seen:
-        """Begin a new account of what happens; the account."""
+        """Begin a new account of events, and return it."""
         self.seen, self.killed = Seen(), False
         return self.seen
 
@@ -169,7 +169,7 @@ class Script:
         return any(each is attempt for each in self._dead)
 
     def kill(self, attempt: Attempt, where: str) -> Killed:
-        """The attempt's worker dies. Returns what is to be raised."""
+        """Let the attempt's worker die. Returns the error to raise."""
         lease = attempt.lease
         assert lease is not None
         self.forget(lease.owner)
@@ -183,18 +183,18 @@ class Script:
         return Killed(f"the worker was killed {where}")
 
     def check_alive(self, attempt: Attempt, responded: bool) -> None:
-        """Raise ``NoResponse`` if it has died. ``responded``: its view has returned a response all the same."""
+        """Raise ``NoResponse`` if the attempt has died. ``responded``: its view has returned a response."""
         if self.is_dead(attempt):
             self.seen.swallowed = self.seen.swallowed or responded
             raise NoResponse("the worker of this attempt was killed before it could respond")
 
     @property
     def lost(self) -> list[Lease]:
-        """The leases of killed attempts that nothing has ended yet."""
+        """The leases of killed attempts that have not ended yet."""
         return self._lost
 
     def living(self) -> Iterator[tuple[Lease, Attempt | None]]:
-        """The leases that workers renew; without their attempts where these have not begun yet."""
+        """The leases that workers renew, with their attempts if these have begun."""
         now = self.clock()
         for owner, (lease, began) in list(self._leases.items()):
             attempt = self._attempts.get(owner)
@@ -204,7 +204,7 @@ class Script:
     # Stages
 
     def reach(self, attempt: Attempt, stage: StageId, when: When) -> None:
-        """An attempt has come to this point of a stage. Raises ``Killed`` where it is to die here, or has died."""
+        """An attempt has reached this point of a stage. Raises ``Killed`` if it must die here, or has died before."""
         if self.is_dead(attempt):
             raise Killed("the worker of this attempt was killed before")
         if attempt.lease is None:
@@ -229,16 +229,16 @@ class Script:
 
     @staticmethod
     def _uses_of(attempt: Attempt) -> dict[StageId | str, int]:
-        """For each stage of the attempt its number among the uses of its name; for each name how many there are."""
+        """The number of each stage among the uses of its name, and the number of uses of each name."""
         uses: dict[StageId | str, int] = vars(attempt).setdefault("_uses_seen_by_kit", {})
         return uses
 
     # Verbs
 
     def ask(self, verb: str, owner: bytes | None = None) -> None:
-        """A verb is called. Raises ``BackendUnavailable`` where it is out of order.
+        """A verb is called. Raises ``BackendUnavailable`` if the test has taken it down.
 
-        Raises ``Killed`` for an owner that has died: a write that is interrupted is sent once more, in vain here.
+        Raises ``Killed`` for an owner that has died, since an interrupted write is retried.
         """
         if owner is not None and any(lease.owner == owner for lease in self._all_lost):
             raise Killed("the worker of this attempt was killed before")
@@ -246,7 +246,7 @@ class Script:
             raise BackendUnavailable(f"the test has taken the backend down ({verb})")
 
     def claimed(self, record_id: bytes, result: ClaimResult) -> Nested | None:
-        """A claim has this result. Returns the request to send before its caller goes on."""
+        """A claim has this result. Returns the request to send before the caller continues."""
         self.seen.claims.append((record_id, result))
         self.say(_of_claim(result))
         if not isinstance(result, Leased):
@@ -259,7 +259,7 @@ class Script:
         return nested
 
     def ending(self, verb: str, lease: Lease, frame: bytes | None) -> None:
-        """A response is about to be recorded, or the attempt to fail or to be released."""
+        """A response is about to be recorded, or the attempt is about to fail or be released."""
         attempt = self._attempts.get(lease.owner)
         if attempt is None:
             return
@@ -290,7 +290,7 @@ class Script:
         kind = RESPONSE if verb == "complete" else FAILURE
         try:
             response = decode_response(unseal(frame, kind, lease, attempt.policy))
-        except RecordUnreadable:  # by a policy's own sealer; then there is nothing to compare
+        except RecordUnreadable:  # sealed by the policy's own sealer, so there is nothing to compare
             return
         self.seen.recorded.append((response.status, response.body))
 

@@ -1,4 +1,4 @@
-"""What replaces an engine's parts while a kit is in use: backend, performers, heartbeat; and its stages."""
+"""The parts that replace those of an engine while a kit is in use: backend, performers, heartbeat, stages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ T = TypeVar("T")
 class KitBackend(MemoryBackend):
     """Records in memory, on the test's clock, which fail as the script says."""
 
-    #: they are those of one test, and no other process is to have them
+    #: false, so that no warning asks for a shared backend: these records belong to one test
     in_memory = False
 
     def __init__(self, script: Script) -> None:
@@ -55,7 +55,7 @@ class KitBackend(MemoryBackend):
         self._async = AsyncKitBackend(self)
 
     def claim_only(self, c: Claim) -> tuple[ClaimResult, Nested | None]:
-        """Claim, and what is to be sent before the caller goes on."""
+        """Claim. Returns the result, and the request to send before the caller continues."""
         self.script.ask("claim")
         result = super().claim(c)
         return result, self.script.claimed(c.record_id, result)
@@ -120,7 +120,7 @@ class KitBackend(MemoryBackend):
         super().unreserve(c)
 
     def wait(self, c: Wait, /) -> None:
-        """See ``Backend.wait``. A request that is sent while another one is held waits on the test's clock alone."""
+        """See ``Backend.wait``. A request that is sent while another one is held waits only on the test's clock."""
         if self.script.nesting:
             pass_time(self, c.seconds)
         else:
@@ -150,7 +150,7 @@ class AsyncKitBackend(AsyncMemoryBackend):
 
 
 def pass_time(backend: KitBackend, seconds: float, *, frozen: bool = False) -> None:
-    """Move the clock. Workers that live renew their leases meanwhile, unless they are ``frozen``."""
+    """Move the clock. Living workers renew their leases meanwhile, unless they are ``frozen``."""
     script = backend.script
     script.clock.move(seconds)
     if frozen or "renew" in script.down:
@@ -315,7 +315,7 @@ class KitHeartbeat(Heartbeat):
         return True
 
     def catch_up(self, performer: Performer) -> None:
-        """The backend is up again: record what had to wait."""
+        """Record what was delayed, since the backend is up again."""
         later, self._later = self._later, []
         for command in later:
             performer.run(command.steps)
@@ -325,7 +325,7 @@ class KitHeartbeat(Heartbeat):
 
 
 class WatchedStage(StageUse):
-    """A stage that reports each point that it comes to, while a kit is in use."""
+    """A stage that reports each point that it reaches, while a kit is in use."""
 
     __slots__ = ()
     script: Script | None = None

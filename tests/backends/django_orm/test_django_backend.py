@@ -109,7 +109,7 @@ def test_a_claim_survives_the_rollback_of_the_callers_transaction(alias: str) ->
         assert backend.claim(claim_of(b"a")) == Finished(b"response")
 
 
-def test_a_duplicate_is_answered_while_the_first_has_its_transaction_open(server_alias: str) -> None:
+def test_a_duplicate_gets_a_response_while_the_first_has_its_transaction_open(server_alias: str) -> None:
     """It would block until the first commits; here both write in the same database meanwhile."""
     with _backend(server_alias) as backend, transaction.atomic(server_alias):
         _execute(server_alias, "CREATE TEMPORARY TABLE orders (id int)")
@@ -171,7 +171,7 @@ def test_a_locked_row_is_unavailable_in_time(alias: str) -> None:
         backend.complete(Complete(lease, b"response"))
 
 
-def test_who_waits_for_its_own_transaction_is_told_so(sqlite_alias: str) -> None:
+def test_waiting_for_its_own_transaction_is_reported(sqlite_alias: str) -> None:
     """SQLite has one writer: a TestCase, or a stage behind the view's first write under ATOMIC_REQUESTS."""
     with _backend(sqlite_alias, timeout=0.1) as backend, transaction.atomic(sqlite_alias):
         _execute(sqlite_alias, "CREATE TABLE orders (id)")
@@ -182,7 +182,7 @@ def test_who_waits_for_its_own_transaction_is_told_so(sqlite_alias: str) -> None
 # Errors
 
 
-def test_missing_tables_are_told_with_the_command(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_missing_tables_are_reported_with_the_command(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """What to do, at the first request."""
     with (
         on_django.aliased(on_django.sqlite(tmp_path), migrated=False) as alias,
@@ -192,7 +192,7 @@ def test_missing_tables_are_told_with_the_command(request: pytest.FixtureRequest
         backend.claim(claim_of(b"a"))
 
 
-def test_missing_tables_are_told_on_servers_too(server_alias: str) -> None:
+def test_missing_tables_are_reported_on_servers_too(server_alias: str) -> None:
     """Whatever words the database has for it."""
     _execute(server_alias, f"ALTER TABLE {RECORDS} RENAME TO {RECORDS}_elsewhere")
     try:
@@ -290,7 +290,7 @@ def test_another_kind_of_database_is_refused() -> None:
         DjangoBackend(alias)
 
 
-def test_both_colours_lead_to_each_other() -> None:
+def test_sync_and_async_lead_to_each_other() -> None:
     """B-12: made from either side."""
     made = AsyncDjangoBackend("default", timeout=1)
     assert made.to_sync().to_async() is made
@@ -329,7 +329,7 @@ def test_awaited_calls_leave_no_connection_in_their_threads(alias: str) -> None:
         assert 1 <= _idle(backend) <= 3
 
 
-def test_who_finds_no_connection_free_is_told_in_time(alias: str) -> None:
+def test_a_missing_free_connection_is_reported_in_time(alias: str) -> None:
     """I11: bounded in number and in time."""
     inside, go_on = threading.Event(), threading.Event()
 
@@ -378,7 +378,7 @@ def test_a_test_runners_other_database_is_found(request: pytest.FixtureRequest, 
         assert backend.get(Get(b"a")) is None
 
 
-def test_stored_answers_are_in_no_log_of_statements(alias: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_stored_responses_are_in_no_log_of_statements(alias: str, caplog: pytest.LogCaptureFixture) -> None:
     """Django logs statements with their parameters where DEBUG is on."""
     with override_settings(DEBUG=True), caplog.at_level("DEBUG"), _backend(alias) as backend:
         backend.complete(Complete(_lease(backend), b"5105105105105100"))
@@ -407,7 +407,7 @@ def test_it_works_again_after_the_server_restarted(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP on Windows")
 def test_a_server_that_stopped_is_unavailable_in_time(postgres_alias: str) -> None:
-    """B-10: it acknowledges what it is sent, and never answers."""
+    """B-10: it acknowledges what it is sent, and never responds."""
     with _backend(postgres_alias, timeout=1) as backend:
         _lease(backend)
         connection = backend._connections._pools.get().idle[0]

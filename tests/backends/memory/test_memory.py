@@ -33,7 +33,7 @@ def test_when_full_a_new_record_is_refused_and_none_is_evicted() -> None:
     assert {record.record_id for record in backend.scan()} == {b"a", b"b"}
 
 
-def test_when_full_records_that_are_there_still_answer() -> None:
+def test_when_full_existing_records_are_still_replayed() -> None:
     """I6: a full table stops new keys only."""
     backend = MemoryBackend(max_records=1, clock=ManualClock())
     c = claim_of(b"a")
@@ -53,7 +53,7 @@ def test_when_full_a_vanished_record_is_still_completed() -> None:
 
 
 def test_when_full_of_bytes_a_new_record_is_refused_and_none_is_evicted() -> None:
-    """I11: large answers fill it before there are many of them."""
+    """I11: large responses fill it before there are many of them."""
     backend = MemoryBackend(max_bytes=10_000, clock=ManualClock())
     backend.complete(Complete(_lease(backend, claim_of(b"a")), bytes(9_500)))
     with pytest.raises(BackendUnavailable, match="full: 1 live"):
@@ -73,7 +73,7 @@ def test_when_full_of_bytes_what_runs_is_still_completed() -> None:
 
 @pytest.mark.parametrize("end", ["deleted", "released", "expired", "purged"])
 def test_the_bytes_of_a_record_that_is_gone_are_free_again(end: str) -> None:
-    """I11: stages and answers count while they are kept."""
+    """I11: stages and responses count while they are kept."""
     clock = ManualClock()
     backend = MemoryBackend(max_bytes=10_000, clock=clock)
     for number in range(5):  # each would fill it
@@ -93,7 +93,7 @@ def test_the_bytes_of_a_record_that_is_gone_are_free_again(end: str) -> None:
 
 
 def test_many_small_records_count_with_what_each_takes_anyway() -> None:
-    """I11: a claim without an answer takes memory too."""
+    """I11: a claim without a response takes memory too."""
     backend = MemoryBackend(max_bytes=10_000, clock=ManualClock())
     while len(list(backend.scan())) * 600 < 10_000:
         _lease(backend, claim_of(os.urandom(16)))

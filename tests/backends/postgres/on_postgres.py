@@ -58,9 +58,9 @@ class BatchingPostgres(PostgresBackend):
 
 
 async def together(backend: AsyncPostgresBackend, questions: Sequence[tuple[str, Any]]) -> list[Any]:
-    """The answers, or errors, of ``(verb, command)`` that go into one batch, in order.
+    """The responses, or errors, of ``(verb, command)`` that go into one batch, in order.
 
-    The tasks begin in their order before any of them is answered, so it is known which go alone.
+    The tasks begin in their order before any of them gets a response, so it is known which go alone.
     """
     before = [("release", of_nobody()) for _ in range(executors.ALONE_ON_LOOP + 1)]
     asking = [getattr(backend, verb)(command) for verb, command in [*before, *questions]]

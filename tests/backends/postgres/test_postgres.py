@@ -21,7 +21,7 @@ class TestPostgres18(_Coloured):
 
 
 class TestPostgres16OneByOne(_Coloured):
-    """B-12 on PostgreSQL 16 without coalescing; trio does what the blocking colour does."""
+    """B-12 on PostgreSQL 16 without coalescing; trio does what the sync front does."""
 
     @pytest.fixture(params=["sync", "asyncio"])
     def colour(self, request: pytest.FixtureRequest) -> str:

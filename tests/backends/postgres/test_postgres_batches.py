@@ -106,7 +106,7 @@ def test_without_coalescing_each_is_a_transaction(postgres18: PostgresServer) ->
 
 
 def test_of_one_key_many_times_in_a_batch_one_is_leased(backend: PostgresBackend, postgres18: PostgresServer) -> None:
-    """I1: the others are told that it runs; one that differs is told so."""
+    """I1: the others are told that it runs; one that differs is reported."""
     first = claim_of()
     questions = [first, claim_of(first.record_id, fingerprint=b"other")]
     questions += [claim_of(first.record_id) for _ in range(MANY)]
@@ -153,7 +153,7 @@ def test_a_batch_that_only_reads_writes_nothing(backend: PostgresBackend, postgr
 
 
 def test_every_verb_may_be_in_one_batch(backend: PostgresBackend, postgres18: PostgresServer) -> None:
-    """B-03, B-06: each gets its own answer, and one record's is not another's."""
+    """B-03, B-06: each gets its own response, and one record's is not another's."""
     staged, completed, failed, given_up, released, superseded = (leased(backend) for _ in range(6))
     new = claim_of()
     before = next_transaction(postgres18)
@@ -184,7 +184,7 @@ def test_every_verb_may_be_in_one_batch(backend: PostgresBackend, postgres18: Po
     assert backend.get(Get(superseded.record_id)).status is Status.IN_PROGRESS
 
 
-def test_who_waits_is_told_by_a_batch(backend: PostgresBackend, postgres18: PostgresServer) -> None:
+def test_a_batch_notifies_waiting_duplicates(backend: PostgresBackend, postgres18: PostgresServer) -> None:
     """O-04: of a completion, a failure and a release, by another process's batch."""
     other = PostgresBackend(postgres18.url(), timeout=30)
     completed, failed, released = leases = [leased(backend) for _ in range(3)]
@@ -203,7 +203,7 @@ def test_who_waits_is_told_by_a_batch(backend: PostgresBackend, postgres18: Post
     other.close()
 
 
-def test_who_lost_the_lease_is_told_so_in_a_batch(backend: PostgresBackend) -> None:
+def test_a_lost_lease_is_reported_in_a_batch(backend: PostgresBackend) -> None:
     """B-03, I3: a stale owner changes nothing, and the others of the batch are none the worse."""
     stale = leased(backend, claim_of(lease=0.0))
     owner = leased(backend, claim_of(stale.record_id))
@@ -266,7 +266,7 @@ def test_a_batch_does_not_wait_for_a_row_that_somebody_holds(
         waiting = asyncio.ensure_future(
             together(awaited, [("complete", Complete(lease, b"response")) for lease in [held, *free]])
         )
-        # Whoever asks meanwhile is answered too.
+        # Whoever asks meanwhile gets a response too.
         while isinstance(await asyncio.to_thread(backend.claim, claim_of(free[-1].record_id)), Busy):
             await asyncio.sleep(0.01)
         assert not waiting.done()

@@ -48,7 +48,7 @@ def test_connections_of_a_loop_that_ended_are_closed(postgres18: PostgresServer)
 
 
 def test_more_calls_than_connections_take_turns(postgres18: PostgresServer) -> None:
-    """B-11: and never more connections than were allowed, in both colours."""
+    """B-11: and never more connections than were allowed, sync and async."""
     name = secrets.token_hex(8)
     backend = PostgresBackend(f"{postgres18.url()}?application_name={name}&max_connections=2&coalesce=no", timeout=20)
     lease = leased(backend, claim_of())
@@ -66,7 +66,7 @@ def test_more_calls_than_connections_take_turns(postgres18: PostgresServer) -> N
 
 
 def test_that_no_connection_was_free_in_time_is_said(postgres18: PostgresServer) -> None:
-    """B-10, I11: in both colours; the only connection is in use."""
+    """B-10, I11: sync and async; the only connection is in use."""
     backend = PostgresBackend(f"{postgres18.url()}?max_connections=1", timeout=0.3)
     question = Get(secrets.token_bytes(32))
 

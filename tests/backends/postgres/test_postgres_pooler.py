@@ -25,7 +25,7 @@ NEVER = 100.0
 
 
 class TestPooler(_Coloured):
-    """B-11a, B-12: the whole contract, in both colours; trio's calls are the blocking colour's."""
+    """B-11a, B-12: the whole contract, sync and async; trio's calls are the sync front's."""
 
     @pytest.fixture(params=["sync", "asyncio"])
     def colour(self, request: pytest.FixtureRequest) -> str:

@@ -72,8 +72,8 @@ def test_a_statement_that_another_client_has_prepared_is_sent_plainly(backend: P
     assert asked(backend, PREPARED) == []
 
 
-def test_a_statement_that_answers_otherwise_since_a_migration_is_sent_plainly(backend: PostgresBackend) -> None:
-    """The server refuses to change what a prepared statement answers with."""
+def test_a_statement_with_other_results_since_a_migration_is_sent_plainly(backend: PostgresBackend) -> None:
+    """The server refuses to change what a prepared statement responds with."""
     asked(backend, "CREATE TEMPORARY TABLE changing (a integer)")
     asked(backend, "INSERT INTO changing VALUES (1)")
     statement = Statement("SELECT * FROM changing")

@@ -217,7 +217,7 @@ def test_broken_connections_are_replaced_within_one_call(own_server: PostgresSer
     backend.close()
 
 
-def test_a_server_that_does_not_answer_is_given_up(backend: PostgresBackend, postgres18: PostgresServer) -> None:
+def test_a_server_that_does_not_reply_is_given_up(backend: PostgresBackend, postgres18: PostgresServer) -> None:
     """B-10: a row that somebody keeps locked stands for every silence; the call ends in time."""
     claim = claim_of(lease=0.001)
     lease = leased(backend, claim)
@@ -233,7 +233,7 @@ def test_a_server_that_does_not_answer_is_given_up(backend: PostgresBackend, pos
 
 
 @pytest.mark.anyio
-async def test_a_server_that_does_not_answer_is_given_up_in_the_other_colour_too(
+async def test_a_server_that_does_not_reply_is_given_up_in_the_other_kind_too(
     backend: PostgresBackend, postgres18: PostgresServer
 ) -> None:
     """B-10."""
@@ -319,7 +319,7 @@ def awaited(backend: PostgresBackend, lease: Lease) -> bool:
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_who_waits_is_told(backend: PostgresBackend, postgres18: PostgresServer, end: str) -> None:
+def test_a_waiting_duplicate_is_notified(backend: PostgresBackend, postgres18: PostgresServer, end: str) -> None:
     """O-04: by a notification from another process's backend."""
     other = PostgresBackend(postgres18.url(), timeout=10)
     lease = leased(backend, claim_of())
@@ -385,7 +385,7 @@ def test_what_is_libpqs_is_handed_on_as_it_is(postgres18: PostgresServer) -> Non
     assert backend.options.timeout == 9
 
 
-def test_claims_that_meet_under_a_higher_default_isolation_are_answered(postgres18: PostgresServer) -> None:
+def test_claims_that_meet_under_a_higher_default_isolation_get_a_response(postgres18: PostgresServer) -> None:
     """B-10, I1: a serialization error is tried again, and not a backend that is down."""
     url = f"{postgres18.url()}?options=-c%20default_transaction_isolation%3Dserializable"
     backend = PostgresBackend(url, timeout=10)

@@ -52,7 +52,7 @@ def lease(backend: Backend, record_id: bytes) -> Lease:
 
 
 async def claimed_again(verbs: AsyncVerbs, record_id: bytes) -> ClaimResult:
-    """The first answer after the trouble; each call until then has to be refused, and in time."""
+    """The first response after the trouble; each call until then has to be refused, and in time."""
     deadline = time.monotonic() + SOON
     while time.monotonic() < deadline:
         started = time.monotonic()

@@ -364,7 +364,7 @@ def test_after_a_crash_of_the_server_the_backend_works_again(colour: str) -> Non
 
 
 def test_a_restart_between_two_calls_goes_unnoticed(colour: str) -> None:
-    """B-10: a pooled connection that broke meanwhile costs nobody an answer."""
+    """B-10: a pooled connection that broke meanwhile costs nobody a response."""
     with _server("--appendonly", "yes", "--appendfsync", "always") as server:
 
         async def steps(verbs: AsyncVerbs) -> None:

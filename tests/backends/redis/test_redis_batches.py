@@ -1,4 +1,4 @@
-"""What is asked at once of the asynchronous colour goes out in batches, and everybody gets his own answer.
+"""What is asked at once of the async front goes out in batches, and everybody gets his own response.
 
 A server that is stopped meanwhile makes sure that it is asked at once; how much was sent, the server counts.
 """
@@ -77,7 +77,7 @@ def _stopped(server: Server) -> Iterator[None]:
 
 
 async def _begin(calls: Sequence[Coroutine[Any, Any, Any]]) -> list[asyncio.Task[Any]]:
-    """Let each call come to where it waits for its answer."""
+    """Let each call come to where it waits for its response."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     for _ in range(5):
         await asyncio.sleep(0)
@@ -85,7 +85,7 @@ async def _begin(calls: Sequence[Coroutine[Any, Any, Any]]) -> list[asyncio.Task
 
 
 async def _at_once(server: Server, calls: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """The answers and errors of calls that begin while the server stands still."""
+    """The responses and errors of calls that begin while the server stands still."""
     with _stopped(server):
         tasks = await _begin(calls)
     return await asyncio.gather(*tasks, return_exceptions=True)
@@ -154,7 +154,7 @@ def test_without_coalescing_each_call_has_a_connection(own: Server) -> None:
     _run(steps)
 
 
-def test_a_large_answer_holds_nobody_up(own: Server) -> None:
+def test_a_large_response_holds_nobody_up(own: Server) -> None:
     """I11: it goes on a connection of its own, as the others would have to wait behind it."""
 
     async def steps() -> None:
@@ -185,7 +185,7 @@ def test_alone_a_call_waits_for_nobody(own: Server) -> None:
 
 
 def test_of_one_key_in_one_batch_one_owner_wins(own: Server) -> None:
-    """I1: tokens and owners compared, not only answers."""
+    """I1: tokens and owners compared, not only responds."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -221,7 +221,7 @@ def test_a_claim_that_is_sent_again_in_one_batch_is_one_lease(own: Server) -> No
 
 @both_loops
 def test_a_caller_that_leaves_takes_nobody_along(own: Server, uvloop: bool) -> None:
-    """Cancelled on the way and in the queue; the connection stays, and the answers are the others' own."""
+    """Cancelled on the way and in the queue; the connection stays, and the responses are the others' own."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -274,7 +274,7 @@ async def _done(backend: AsyncRedisBackend, lease: Lease) -> bool:
 
 
 def test_scripts_that_the_server_forgot_are_sent_again_for_a_batch(own: Server) -> None:
-    """B-10: after SCRIPT FLUSH, on the same connection; each caller gets his answer."""
+    """B-10: after SCRIPT FLUSH, on the same connection; each caller gets his response."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -321,7 +321,7 @@ def test_a_connection_that_ends_costs_a_batch_nothing(own: Server) -> None:
     _run(steps)
 
 
-def test_a_backend_that_is_closed_answers_everybody_who_waits(own: Server) -> None:
+def test_a_backend_that_is_closed_ends_every_wait(own: Server) -> None:
     """B-10: with an error of ours; and it opens again."""
 
     async def steps() -> None:
@@ -337,7 +337,7 @@ def test_a_backend_that_is_closed_answers_everybody_who_waits(own: Server) -> No
 
 
 def test_what_nobody_asked_for_ends_the_connection() -> None:
-    """I6: else it would be taken for the answer to the next question."""
+    """I6: else it would be taken for the response to the next question."""
 
     async def steps() -> None:
         said = asyncio.Event()

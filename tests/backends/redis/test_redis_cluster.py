@@ -27,7 +27,7 @@ from tests.topologies import Cluster, until
 RECORDS = [b"%d" % number for number in range(30)]
 
 
-# Trio makes the blocking colour's calls.
+# Trio makes the sync front's calls.
 @pytest.fixture(params=["sync", "asyncio"])
 def colour(request: pytest.FixtureRequest) -> str:
     colour: str = request.param
@@ -107,7 +107,7 @@ def test_leases_of_one_slot_are_renewed_by_one_script(colour: str, cluster: Clus
 
 
 def test_renewals_keep_their_order(colour: str, backend: RedisBackend) -> None:
-    """B-04: the answers are in the order of the leases, whatever nodes they came from."""
+    """B-04: the responses are in the order of the leases, whatever nodes they came from."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         leases: list[Lease] = [await lease_of(verbs, name) for name in RECORDS]
@@ -191,7 +191,7 @@ def test_leases_of_a_slot_that_has_half_moved_are_renewed(colour: str, whole: Cl
 
 @pytest.mark.parametrize("kind", SERVER_KINDS)
 def test_after_a_failover_the_backend_works_again_by_itself(kind: str) -> None:
-    """B-10: in both colours; every call until then is refused in time, and then all nodes are found."""
+    """B-10: sync and async; every call until then is refused in time, and then all nodes are found."""
     cluster = Cluster(kind, 3, 1)
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -262,7 +262,7 @@ def test_many_threads_meet_silence_in_time(cluster: Cluster) -> None:
     backend.close()
 
 
-def test_whoever_waits_is_told_by_any_node(colour: str, backend: RedisBackend, cluster: Cluster) -> None:
+def test_any_node_notifies_a_waiting_duplicate(colour: str, backend: RedisBackend, cluster: Cluster) -> None:
     """O-04, B-11a: the nodes pass messages on, so listening to one of them is enough."""
 
     def subscribed() -> int:
@@ -288,7 +288,7 @@ def _subscribers(plain: redis.Redis, channel: bytes) -> int:
         return int(plain.pubsub_numsub(channel)[0][1])
 
 
-def test_a_server_that_is_no_cluster_is_told(colour: str, valkey_url: str) -> None:
+def test_a_server_that_is_no_cluster_is_reported(colour: str, valkey_url: str) -> None:
     """B-10: a typed error, at the first call."""
 
     async def steps(verbs: AsyncVerbs) -> None:

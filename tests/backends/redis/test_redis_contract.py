@@ -14,7 +14,7 @@ from tests.topologies import Cluster
 
 
 class TestCluster(_Coloured):
-    """B-12, B-11a on a Cluster of three primaries. Trio makes the blocking colour's calls."""
+    """B-12, B-11a on a Cluster of three primaries. Trio makes the sync front's calls."""
 
     @pytest.fixture(params=["sync", "asyncio"])
     def colour(self, request: pytest.FixtureRequest) -> str:

@@ -36,7 +36,7 @@ LARGE = b"\x00\xff" * 500_000
 EVICTING = ("--maxmemory", "100mb", "--maxmemory-policy", "volatile-lru")
 
 
-# Trio makes the blocking colour's calls.
+# Trio makes the sync front's calls.
 @pytest.fixture(params=["sync", "asyncio"])
 def colour(request: pytest.FixtureRequest) -> str:
     colour: str = request.param
@@ -123,7 +123,7 @@ def evicting(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield evicting
 
 
-def test_a_server_that_may_evict_records_is_told_once(
+def test_a_server_that_may_evict_records_is_reported_once(
     colour: str, evicting: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """B-11b: with the first claim of a process; the claim is taken."""
@@ -210,7 +210,7 @@ def test_without_a_limit_nothing_is_evicted(colour: str, caplog: pytest.LogCaptu
 
 @pytest.mark.parametrize("eviction", ["warn", "refuse"])
 def test_a_user_who_may_not_ask(colour: str, eviction: str, caplog: pytest.LogCaptureFixture) -> None:
-    """B-11a, B-11b: is told so once, and refused where an evicting server would be."""
+    """B-11a, B-11b: is reported once, and refused where an evicting server would be."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         for name in (b"one", b"two"):
@@ -266,7 +266,7 @@ def test_a_sound_server_has_no_warnings(colour: str) -> None:
         run(colour, RedisBackend(sound.url, timeout=10, eviction="refuse"), steps)
 
 
-def test_any_backend_tells_whether_it_answers() -> None:
+def test_any_backend_reports_whether_it_replies() -> None:
     """B-09: the default asks for one record."""
     backend: Backend = MemoryBackend()
     assert backend.health() == Health()

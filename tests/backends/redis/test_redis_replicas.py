@@ -24,7 +24,7 @@ RECORD = b"\x01\xff record"
 AT_ONCE = ("--repl-diskless-sync-delay", "0")
 
 
-# Trio makes the blocking colour's calls.
+# Trio makes the sync front's calls.
 @pytest.fixture(params=["sync", "asyncio"])
 def colour(request: pytest.FixtureRequest) -> str:
     colour: str = request.param
@@ -232,7 +232,7 @@ def _told(backend: RedisBackend) -> object:
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ("min_replicas=0", "min_replicas: expected a whole number"),
+        ("min_replicas=-1", "min_replicas: expected a whole number"),
         ("min_replicas=1&replicas_timeout=1", "replicas_timeout: must be below timeout"),
         ("min_replicas=1&replicas_timeout=0", "replicas_timeout: must be more than 0"),
     ],

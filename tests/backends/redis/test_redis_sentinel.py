@@ -23,7 +23,7 @@ RECORD = b"\x01\xff record"
 SECRET = "s3cr3t-word"
 
 
-# Trio makes the blocking colour's calls.
+# Trio makes the sync front's calls.
 @pytest.fixture(params=["sync", "asyncio"])
 def colour(request: pytest.FixtureRequest) -> str:
     colour: str = request.param
@@ -192,7 +192,7 @@ def test_silence_is_unavailable_in_time(
 
 
 def test_a_sentinel_that_is_away_is_passed_over(colour: str, steady: tuple[Server, Sentinel]) -> None:
-    """B-10: the URL names several, and one that answers is enough."""
+    """B-10: the URL names several, and one that responds is enough."""
     _, sentinel = steady
     with server() as gone:
         port = gone.port

@@ -19,7 +19,7 @@ def claim_of(record_id: bytes) -> Claim:
 
 
 def work(backend, name: bytes) -> None:
-    """Claims and completions whose answers would show a connection that is shared with another process."""
+    """Claims and completions whose responses would show a connection that is shared with another process."""
     for number in range(CLAIMS):
         record_id = name + b"-%d" % number
         answer = backend.claim(claim_of(record_id))
@@ -121,7 +121,7 @@ def no_file_inherited(path: str) -> None:
 
 
 def while_waiting(url: str) -> None:
-    """The parent waits when it forks; from then on both wait, and each is told of the end that the other brings."""
+    """The parent waits when it forks; from then on both wait, and each is notified of the end that the other brings."""
     backend = open_backend(url)
     claims = {name: claim_of(name) for name in (b"parent", b"child")}
     leases = {}

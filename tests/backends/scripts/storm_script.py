@@ -1,6 +1,6 @@
-"""Run by the storm test: ``storm_script.py FORM URL KEY...``; sends each key from some threads, until it is answered.
+"""Run by the storm test: ``storm_script.py FORM URL KEY...``; sends each key from some threads until a response.
 
-Prints JSON: for each key what its requests were answered in the end, and how often anything but 201 and 409 came.
+Prints JSON: for each key the final responses of its requests, and how often anything but 201 and 409 came.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def with_sqlalchemy(url: str) -> Any:
 
 
 def with_django(url: str) -> Any:
-    """Records, rows and answers through Django, in one database."""
+    """Records, rows and responses through Django, in one database."""
     import django
     import pymysql
     from django.conf import settings
@@ -100,7 +100,7 @@ urlpatterns: list[Any] = []
 
 
 def served(app: Any, key: str) -> tuple[str, Counter[int]]:
-    """The answer, and every other status that came before it."""
+    """The response, and every other status that came before it."""
     others, deadline = Counter[int](), time.monotonic() + PATIENCE
     while True:
         status, body = call_wsgi(app, Trap(), key)

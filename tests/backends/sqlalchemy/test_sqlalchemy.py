@@ -49,7 +49,7 @@ class TestAiosqlite(_Coloured):
 
 
 class _OnServer(_Coloured):
-    """Drivers that are both; under trio each call is the blocking colour's, which another test shows once."""
+    """Drivers that are both; under trio each call is the sync front's, which another test shows once."""
 
     kind: str
     driver = ""

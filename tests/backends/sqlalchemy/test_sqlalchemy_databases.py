@@ -321,7 +321,7 @@ def test_a_replay_takes_no_transaction_number_and_no_session_state(postgres18: P
     backend.close()
 
 
-def test_missing_tables_are_told_from_a_missing_database(tmp_path: Path, postgres18: PostgresServer) -> None:
+def test_missing_tables_are_reported_from_a_missing_database(tmp_path: Path, postgres18: PostgresServer) -> None:
     """B-10: the message says what to do; ``migrate`` does it, once, and also when several do at once."""
     empty = postgres18.create_database(f"empty_{secrets.token_hex(4)}").replace(
         "postgresql://", "postgresql+psycopg://"

@@ -64,7 +64,7 @@ def test_a_url_names_the_backend(path: Path) -> None:
         ("sqlalchemy+://localhost", "malformed"),
     ],
 )
-def test_a_wrong_url_is_told_what_is_wrong(url: str, message: str) -> None:
+def test_a_wrong_url_is_explained(url: str, message: str) -> None:
     """At start, naming the option."""
     with pytest.raises(ConfigurationError, match=message):
         open_backend(url)
@@ -128,7 +128,7 @@ def test_constructing_opens_nothing(tmp_path: Path) -> None:
 
 
 def test_an_engine_lends_its_way_to_connect_and_none_of_its_connections(path: Path) -> None:
-    """I6: its listeners are told of ours, and handlers that hold all of its own keep nobody waiting."""
+    """I6: its listeners are notified of our ends, and handlers that hold all of its own keep nobody waiting."""
     engine = create_engine(f"sqlite:///{path}", pool_size=1, max_overflow=0, pool_timeout=0.01)
     connected: list[object] = []
     event.listen(engine, "connect", lambda connection, _: connected.append(connection))
@@ -169,7 +169,7 @@ async def test_every_driver_works_on_every_loop(driver: str, path: Path) -> None
     await backend.close()
 
 
-def test_both_colours_lead_to_each_other(path: Path) -> None:
+def test_sync_and_async_lead_to_each_other(path: Path) -> None:
     """Whichever was made first."""
     awaited = AsyncSqlalchemyBackend(f"sqlalchemy+sqlite+aiosqlite:///{path}")
     assert awaited.to_sync().to_async() is awaited

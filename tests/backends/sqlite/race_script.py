@@ -1,4 +1,4 @@
-"""Run by the race test: ``race_script.py URL``; claims when its input ends, prints the answer's name."""
+"""Run by the race test: ``race_script.py URL``; claims when its input ends, prints the response's name."""
 
 from __future__ import annotations
 

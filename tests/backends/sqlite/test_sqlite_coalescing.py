@@ -1,4 +1,4 @@
-"""Group commit on SQLite: what waits while a transaction is written shares the next; each has its own answer."""
+"""Group commit on SQLite: what waits while a transaction is written shares the next; each has its own response."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_claim_that_is_sent_twice_into_a_transaction_is_owned(together: Ask) -
     assert (one.lease.token, one.lease.attempt) == (two.lease.token, two.lease.attempt)
 
 
-def test_another_request_with_the_key_of_a_transaction_is_told(together: Ask) -> None:
+def test_another_request_with_the_key_of_a_transaction_is_reported(together: Ask) -> None:
     """O-05: a mismatch, also while the first claim is not committed yet."""
     one, two = together(("claim", claim_of(b"key")), ("claim", claim_of(b"key", b"two", fingerprint=b"other")))
     assert isinstance(one, Leased)
@@ -300,7 +300,7 @@ def test_a_replay_waits_for_no_writer_of_its_loop(path: str, backend: SqliteBack
     asyncio.run(asyncio.wait_for(test(), PATIENCE))
 
 
-def test_a_replay_that_goes_with_writers_is_told_before_they_are_written(path: str, backend: SqliteBackend) -> None:
+def test_a_replay_in_a_batch_with_writers_is_returned_before_the_write(path: str, backend: SqliteBackend) -> None:
     """B-11b: one that comes between two batches."""
     backend.complete(Complete(lease_of(backend, b"done"), b"response"))
 
@@ -369,12 +369,12 @@ def test_the_loops_of_a_process_meet(backend: SqliteBackend) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 @pytest.mark.parametrize("asking", ["OnThreads", "OnALoop"])
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_process_that_dies_at_a_commit_has_answered_nobody(path: str, asking: str, moment: str) -> None:
+def test_a_process_that_dies_at_a_commit_has_sent_no_response(path: str, asking: str, moment: str) -> None:
     """I1, I5: killed before COMMIT nothing of the transaction is there, killed after it all is."""
     command = [sys.executable, "-m", "tests.backends.sqlite.killed_commit_script", path, asking, moment]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
     assert (killed.returncode, killed.stderr) == (-9, b"")
-    # Not even the first may have come to tell of its answer.
+    # Not even the first may have come to tell of its response.
     assert killed.stdout in (b"", b"first\n")
     keys = {b"key-%d" % number for number in range(10)}
     assert rows_of(path) == ({FIRST} if moment == "before" else {FIRST, *keys})

@@ -72,7 +72,7 @@ class OnThreads:
         self._backend = backend
 
     def answers(self, path: str, questions: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]) -> list[Any]:
-        """The answers, or errors, of ``(verb, command)`` that go into one transaction, in order."""
+        """The responses, or errors, of ``(verb, command)`` that go into one transaction, in order."""
         answers: dict[int, Any] = {}
         threads: list[threading.Thread] = []
 

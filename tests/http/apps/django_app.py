@@ -1,4 +1,4 @@
-"""The application in Django, in both colours: async views under ASGI, blocking ones under WSGI.
+"""The application in Django, sync and async: async views under ASGI, blocking ones under WSGI.
 
 Each variant is a handler of its own, whose middleware is built while its settings are in force. The views are found
 by ``request.urlconf``, so that no setting has to change while a request runs.

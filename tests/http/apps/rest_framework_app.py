@@ -1,4 +1,4 @@
-"""The application in Django REST framework, under WSGI: parsed requests, rendered answers, views in classes.
+"""The application in Django REST framework, under WSGI: parsed requests, rendered responses, views in classes.
 
 The views read the body and then have it parsed, as ``request.data`` is what such a view looks at. Everything else is
 as in the application in Django.

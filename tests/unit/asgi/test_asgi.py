@@ -216,8 +216,8 @@ async def test_a_client_that_leaves_during_its_upload_starts_nothing() -> None:
     assert (ran, exchange.sent, list(backend.scan())) == ([], [], [])
 
 
-async def test_the_start_of_an_answer_waits_for_its_end() -> None:
-    """R-03: of an answer in one message nothing leaves before it is durable."""
+async def test_the_start_of_a_response_waits_for_its_end() -> None:
+    """R-03: of a response in one message nothing leaves before it is durable."""
     exchange = Exchange(key=new_key())
     seen: list[int] = []
 
@@ -239,7 +239,7 @@ async def test_the_start_of_an_answer_waits_for_its_end() -> None:
         pytest.param([start(200, (b"content-length", b"0")), body(more=True)], id="empty"),
     ],
 )
-async def test_what_completes_the_answer_for_a_client_is_durable_first(messages: list[Message]) -> None:
+async def test_the_bytes_that_complete_a_response_leave_after_it_is_durable(messages: list[Message]) -> None:
     """R-03: a client that counts is done before the last, empty message (an inner BaseHTTPMiddleware sends so)."""
     key = new_key()
     exchange = Exchange(key=key)
@@ -253,7 +253,7 @@ async def test_what_completes_the_answer_for_a_client_is_durable_first(messages:
 
     middleware = IdempotencyMiddleware(sending(*messages, body()), backend)
     await middleware(exchange.scope, exchange.receive, send)
-    # the last two messages: the one that completes the answer, and the empty end
+    # the last two messages: the one that completes the response, and the empty end
     assert durable[-2:] == [True, True]
     assert exchange.sent == [*messages, body()]
 
@@ -299,7 +299,7 @@ async def test_ways_past_the_capture_are_hidden_while_it_is_needed() -> None:
 
 
 async def test_a_client_that_left_does_not_stop_the_handler() -> None:
-    """L-05: the answer is stored, and the retry replays it."""
+    """L-05: the response is stored, and the retry replays it."""
     steps: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -338,7 +338,7 @@ async def test_an_application_that_stops_because_its_client_left_is_no_error() -
     assert attempts == [1, 2]
 
 
-async def test_an_application_that_forgets_its_answer_is_an_error() -> None:
+async def test_an_application_that_forgets_its_response_is_an_error() -> None:
     """L-04: it failed, so a retry runs."""
     attempts: list[int] = []
 
@@ -419,8 +419,8 @@ class Clock:
         return self.now
 
 
-async def test_a_superseded_attempt_answers_with_its_successors_outcome() -> None:
-    """L-03: its own answer never leaves, nor what belongs to it."""
+async def test_a_superseded_attempt_sends_its_successors_response() -> None:
+    """L-03: its own response never leaves, nor what belongs to it."""
     clock = Clock()
     key = new_key()
     runs: list[int] = []
@@ -449,7 +449,7 @@ class Forgetful(AsyncMemoryBackend):
         raise BackendUnavailable("down")
 
 
-async def test_an_answer_that_cannot_be_recorded_goes_out_marked() -> None:
+async def test_a_response_that_cannot_be_recorded_goes_out_marked() -> None:
     """L-08: and the record stays, so nothing runs again meanwhile."""
     backend = _asynchronously(Forgetful)
     middleware = IdempotencyMiddleware(

@@ -1,4 +1,4 @@
-"""What is asked while a batch is on its way goes out as the next one: in order, bounded, each with its own answer."""
+"""What is asked while a batch is on its way goes out as the next one: in order, bounded, each with its own response."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMITS = Limits(_SECONDS)
 
 
 class Gate:
-    """Answers batches of numbers with their doubles; holds each until ``open`` is called for it."""
+    """Replies to batches of numbers with their doubles; holds each until ``open`` is called for it."""
 
     def __init__(self, *, holds: int = 1) -> None:
         self.batches: list[list[int]] = []
@@ -87,7 +87,7 @@ def test_a_task_that_finds_nothing_on_its_way_asks_itself() -> None:
     on_a_loop(test())
 
 
-def test_answered_tasks_that_ask_again_share_the_next_batch() -> None:
+def test_tasks_that_call_again_after_a_result_share_the_next_batch() -> None:
     """Many in flight stay together: the batches do not fall apart into one and the rest."""
 
     async def test() -> None:
@@ -108,7 +108,7 @@ def test_answered_tasks_that_ask_again_share_the_next_batch() -> None:
     on_a_loop(test())
 
 
-def test_who_has_an_answer_before_the_end_of_the_batch_is_told_then() -> None:
+def test_a_result_before_the_end_of_the_batch_is_returned_then() -> None:
     """B-11b: what only reads does not wait for what is written; what comes at the end is not told twice."""
 
     async def test() -> None:
@@ -188,7 +188,7 @@ def test_a_cancelled_task_takes_its_waiting_question_back() -> None:
 
 
 def test_a_task_cancelled_while_its_batch_is_away_does_not_disturb_the_others() -> None:
-    """Its answer is dropped, theirs arrive."""
+    """Its response is dropped, theirs arrive."""
 
     async def test() -> None:
         gate = Gate(holds=2)
@@ -401,7 +401,7 @@ def test_a_thread_carries_out_one_batch_and_hands_over(pool: ThreadPoolExecutor)
 
 
 def test_several_questions_of_one_call_stay_together(pool: ThreadPoolExecutor) -> None:
-    """A loop's batch is one transaction, with what other threads ask, and gets its answers in order."""
+    """A loop's batch is one transaction, with what other threads ask, and gets its responses in order."""
     gate = Gate()
     gate.errors[3] = LookupError("3")
     threads = Threads(pool, gate, Limits(_SECONDS, most=3))
@@ -429,7 +429,7 @@ def test_a_batch_that_fails_fails_for_all_its_threads_and_the_next_goes_on(pool:
     assert errors[1] is not errors[2]
 
 
-def test_a_thread_that_is_ended_while_it_carries_out_leaves_the_others_answered(pool: ThreadPoolExecutor) -> None:
+def test_a_thread_that_is_ended_in_its_batch_leaves_the_others_with_results(pool: ThreadPoolExecutor) -> None:
     """SystemExit of gunicorn's timeout in the leader: the others are told, and somebody leads on."""
     gate = Gate()
 
@@ -498,8 +498,8 @@ def test_a_thread_whose_time_is_over_takes_its_question_back(pool: ThreadPoolExe
     assert gate.batches == [[1]]
 
 
-def test_a_thread_on_its_way_waits_for_its_answer_though_its_time_is_over(pool: ThreadPoolExecutor) -> None:
-    """A question that was sent may have had its effect, so its answer is waited for."""
+def test_a_thread_in_flight_waits_for_its_result_after_its_time_is_over(pool: ThreadPoolExecutor) -> None:
+    """A question that was sent may have had its effect, so its response is waited for."""
     gate = Gate(holds=2)
     threads = Threads(pool, gate, Limits(2.0))
     first, second, third = threads.ask(1, 2, 3)
@@ -513,8 +513,8 @@ def test_a_thread_on_its_way_waits_for_its_answer_though_its_time_is_over(pool: 
 
 
 @pytest.mark.parametrize("most", [1, 7, 256])
-def test_a_crowd_of_threads_gets_every_answer(pool: ThreadPoolExecutor, most: int) -> None:
-    """No question is lost and none is answered for another, whatever the order of waking."""
+def test_a_crowd_of_threads_gets_every_result(pool: ThreadPoolExecutor, most: int) -> None:
+    """No question is lost and none gets the result of another, whatever the order of waking."""
     gate = Gate(holds=0)
     coalescer: ThreadCoalescer[int, int] = ThreadCoalescer(gate.carry_out, Limits(_SECONDS, most=most))
 

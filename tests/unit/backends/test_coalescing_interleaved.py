@@ -1,4 +1,4 @@
-"""B-10b: searches of interleavings for two leaders, lost answers and calls that nobody ever answers."""
+"""B-10b: searches of interleavings for two leaders, lost replies and calls without a reply."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ async def _served(coalescer: LoopCoalescer[int, int], number: int) -> int:
 
 
 def test_no_task_is_stranded_wherever_a_handler_raises() -> None:
-    """B-10b on loops: at every line a handler raises once. All that wait are answered, and the next goes at once."""
+    """B-10b on loops: at every line a handler raises once. All that wait get a response, and the next goes at once."""
     line = 0
     while True:
         alarms = _Alarms(line)

@@ -19,7 +19,7 @@ TOMBSTONE = encode_response(Response(201, [(b"location", b"/1")], None))
 
 
 class Admission:
-    """One run of ``admit`` under a script; ``result`` is an attempt or an answer."""
+    """One run of ``admit`` under a script; ``result`` is an attempt or a response."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Admission:
         )
 
     def run(self) -> Any:
-        """Run it; the attempt or the answer."""
+        """Run it; the attempt or the response."""
         return self.script.run(admit(self.intake, self.policy))
 
     def problem(self) -> dict[str, Any]:

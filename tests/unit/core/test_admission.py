@@ -124,13 +124,13 @@ def test_a_completed_key_is_replayed_in_one_round_trip() -> None:
     assert admission.listener.seen == [events.Replayed(admission.listener.seen[0].record, 201)]
 
 
-def test_a_completed_key_whose_body_was_not_kept_is_told_and_never_run() -> None:
+def test_a_completed_key_whose_body_was_not_kept_is_reported_and_never_run() -> None:
     """O-11."""
     problem = Admission(Finished(TOMBSTONE)).problem()
     assert (name(problem), problem["original_status"], problem["location"]) == ("not-replayable", 201, "/1")
 
 
-def test_a_duplicate_in_flight_is_told_to_retry() -> None:
+def test_a_duplicate_in_flight_gets_a_retry_after() -> None:
     """O-03."""
     admission = Admission(Busy(3.0, 20.0))
     answer = admission.run()
@@ -158,7 +158,7 @@ def test_a_refused_takeover_is_an_unknown_outcome(reason: Refusal) -> None:
     assert (told.reference, told.attempt) == (problem["reference"], 2)
 
 
-def test_a_failed_answer_is_replayed_where_the_policy_says_so() -> None:
+def test_a_failed_response_is_replayed_where_the_policy_says_so() -> None:
     """O-08, ``on_failed="replay"``."""
     failed = encode_response(Response(500, [], b"oops"))
     answer = Admission(Refused(Refusal.FAILED, 1, failed), on_failed="replay").run()
@@ -166,13 +166,13 @@ def test_a_failed_answer_is_replayed_where_the_policy_says_so() -> None:
 
 
 @pytest.mark.parametrize("policy", ["reject", "resume"])
-def test_a_failed_answer_is_not_replayed_where_the_policy_does_not_say_so(policy: str) -> None:
+def test_a_failed_response_is_not_replayed_where_the_policy_does_not_say_so(policy: str) -> None:
     """O-08."""
     failed = encode_response(Response(500, [], b"oops"))
     assert name(Admission(Refused(Refusal.FAILED, 1, failed), on_failed=policy).problem()) == "outcome-unknown"
 
 
-def test_a_failure_without_an_answer_is_an_unknown_outcome_where_failed_answers_are_replayed() -> None:
+def test_a_failure_without_a_response_is_an_unknown_outcome_where_failed_responses_are_replayed() -> None:
     """O-08: an exception leaves nothing to repeat."""
     assert name(Admission(Refused(Refusal.FAILED, 1), on_failed="replay").problem()) == "outcome-unknown"
 

@@ -107,7 +107,7 @@ def test_a_duplicate_that_has_waited_gives_its_place_back() -> None:
         assert admission.script.slots == 1
 
 
-def test_a_duplicate_for_which_there_is_no_place_is_told_at_once() -> None:
+def test_a_duplicate_without_a_free_slot_is_refused_at_once() -> None:
     """O-04: duplicates must not eat the threads that the owner needs."""
     admission = Admission(Busy(1, 9), wait=5, max_waiting=3)
     admission.script.slots = 0
@@ -132,13 +132,13 @@ def test_a_wait_ends_with_the_lease_that_it_waits_for() -> None:
     assert waits == [0.4]
 
 
-def test_a_client_whose_preference_was_applied_is_told() -> None:
+def test_a_client_whose_preference_was_applied_gets_the_header() -> None:
     """O-04, RFC 7240 section 3."""
     admission = Admission(Busy(1, 9), Finished(FRAME), headers=[(b"prefer", b"wait=9")], max_wait=3)
     assert (b"preference-applied", b"wait=3") in admission.run().headers
 
 
-def test_a_client_that_did_not_wait_is_not_told_of_its_preference() -> None:
+def test_a_client_that_did_not_wait_gets_no_preference_applied() -> None:
     """O-04, RFC 7240 section 3."""
     admission = Admission(Finished(FRAME), headers=[(b"prefer", b"wait=9")], max_wait=3)
     assert b"preference-applied" not in dict(admission.run().headers)

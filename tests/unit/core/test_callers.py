@@ -110,7 +110,7 @@ def test_a_backend_that_is_down_lets_nothing_run() -> None:
 
 
 @pytest.mark.parametrize("error", [BackendUnavailable("down"), TypeError("a bug")], ids=repr)
-def test_a_pointer_that_cannot_be_written_is_told(error: Exception) -> None:
+def test_a_pointer_that_cannot_be_written_is_reported(error: Exception) -> None:
     """O-14: the view's outcome is not lost for it."""
     attempt, policy = attempt_of(), engine_of().policy
     caller = Caller(request_of(), "0123456789abcdef", policy, Identity("ada"), b"r" * 32)

@@ -85,7 +85,7 @@ def test_a_text_that_readers_may_disagree_about_has_no_canonical_form(raw: bytes
 
 
 def test_a_lone_surrogate_is_just_a_string() -> None:
-    """Strange but valid JSON; it is told apart and does not crash."""
+    """Strange but valid JSON; it is distinguished and does not crash."""
     form = canonical_json(b'{"\\ud800":1}')
     assert form != canonical_json(b'{"\\udc00":1}')
     assert form != canonical_json(b'{"\\\\ud800":1}')
@@ -172,7 +172,7 @@ def write(value: Any, draw: Any) -> str:
 
 
 def tagged(value: Any) -> Any:
-    """The value with each type told apart: Python takes 1, True and equal text for the same."""
+    """The value with each type distinguished: Python takes 1, True and equal text for the same."""
     if isinstance(value, list):
         return [tagged(item) for item in value]
     if isinstance(value, dict):

@@ -124,7 +124,7 @@ def test_a_status_that_is_none_is_refused_when_it_is_written(status: int) -> Non
 
 
 def test_more_header_fields_than_a_frame_holds_are_refused_when_they_are_written() -> None:
-    """I11: an error that settlement knows, so that the answer becomes a tombstone."""
+    """I11: an error that settlement knows, so that the response becomes a tombstone."""
     with pytest.raises(ValueError, match="too many"):
         encode_response(Response(200, [(b"a", b"b")] * 0x10000, b""))
 

@@ -112,7 +112,7 @@ def test_renew_by_the_owner_leaves_the_state_of_the_table(state: State) -> None:
 @pytest.mark.parametrize("lease", STALE)
 @pytest.mark.parametrize("state", [state for state in State if state is not State.ABSENT])
 def test_renew_by_a_stale_owner_is_lost_and_changes_nothing(state: State, lease: Any) -> None:
-    """B-03, B-04: an answer, never an error."""
+    """B-03, B-04: a response, never an error."""
     record = record_in(state)
     assert decisions.renew(record, lease, NOW) == (Renewal.LOST, record)
 
@@ -135,7 +135,7 @@ CLAIM_ANSWERS = {
 
 
 @pytest.mark.parametrize("state", State)
-def test_a_claim_is_answered_with_the_truth(state: State) -> None:
+def test_a_claim_gets_the_true_state(state: State) -> None:
     """B-01, O-01 to O-03, O-08, O-09."""
     answer, kept = decisions.claim(record_in(state), claim_of(), NOW)
     assert isinstance(answer, CLAIM_ANSWERS[state])
@@ -161,7 +161,7 @@ def test_a_strangers_withdrawal_changes_nothing(state: State) -> None:
 @pytest.mark.parametrize("owner", [OWNER, STRANGER])
 @pytest.mark.parametrize("state", State)
 def test_a_withdrawn_owner_gets_no_lease(state: State, owner: bytes) -> None:
-    """B-08c: what is no lease is answered as ever, and nothing is written."""
+    """B-08c: a claim without a lease gets its result as ever, and nothing is written."""
     record = record_in(state)
     answer, kept = decisions.claim(record, claim_of(owner), NOW, withdrawn=True)
     usual, _ = decisions.claim(record, claim_of(owner), NOW)
@@ -278,7 +278,7 @@ def test_a_token_grows_even_if_the_clock_went_back() -> None:
     assert answer.lease.token == 10**18 + 1
 
 
-def test_busy_tells_how_long_it_has_run_and_how_long_it_may() -> None:
+def test_busy_reports_how_long_it_has_run_and_how_long_it_may() -> None:
     """O-03."""
     assert decisions.claim(record_in(State.ALIVE), claim_of(), NOW)[0] == Busy(10.0, 20.0)
 
@@ -288,7 +288,7 @@ def test_the_stored_response_comes_with_the_claim() -> None:
     assert decisions.claim(record_in(State.COMPLETED), claim_of(), NOW)[0] == Finished(b"done")
 
 
-def test_a_failed_answer_comes_with_the_refusal() -> None:
+def test_a_failed_response_comes_with_the_refusal() -> None:
     """O-08, ``on_failed="replay"``."""
     assert decisions.claim(record_in(State.FINAL), claim_of(), NOW)[0] == Refused(Refusal.FAILED, 1, b"failed")
 

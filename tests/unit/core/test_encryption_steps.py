@@ -66,7 +66,7 @@ def told(attempt: Attempt) -> list[events.Event]:
 
 
 class Accepting(Script):
-    """A script that has every stage on record as it was sent, where no answer is prepared."""
+    """A script that has every stage on record as it was sent, where no response is prepared."""
 
     recreated = False
 
@@ -122,7 +122,7 @@ def test_stages_are_sealed_again_into_a_record_that_vanished() -> None:
 
 
 def test_a_stage_that_is_not_one_of_this_place_is_unreadable_to_the_view() -> None:
-    """B-08b: what the backend answers is checked too."""
+    """B-08b: what the backend responds is checked too."""
     moved = seal_stage(Stage("refund", "", OTHER), LEASE, POLICY)
     attempt, script = attempt_of(encryption=KEYS), Script({SaveStage: [StageSaved(moved.frame)]})
     with pytest.raises(RecordUnreadable):
@@ -130,10 +130,10 @@ def test_a_stage_that_is_not_one_of_this_place_is_unreadable_to_the_view() -> No
     assert attempt.stages == {}
 
 
-# Answers
+# Responses
 
 
-def test_an_answer_goes_to_the_backend_sealed() -> None:
+def test_a_response_goes_to_the_backend_sealed() -> None:
     """Body and header fields."""
     attempt, script = attempt_of(encryption=KEYS), Script({Complete: [Completed()]})
     assert script.run(finish(attempt, DONE)) is Fate.KEPT
@@ -143,7 +143,7 @@ def test_an_answer_goes_to_the_backend_sealed() -> None:
     assert told(attempt) == [events.Completed(events.short(RECORD), 201, True)]
 
 
-def test_a_failed_answer_that_is_to_be_replayed_is_sealed_too() -> None:
+def test_a_failed_response_that_is_to_be_replayed_is_sealed_too() -> None:
     """O-08: ``on_failed="replay"``."""
     attempt, script = attempt_of(encryption=KEYS, on_failed="replay"), Script({Fail: [None]})
     script.run(finish(attempt, Response(503, [], b"card 4111")))
@@ -154,7 +154,7 @@ def test_a_failed_answer_that_is_to_be_replayed_is_sealed_too() -> None:
     assert decode_response(unseal(command.response, FAILURE, LEASE, POLICY)).body == b"card 4111"
 
 
-def test_a_superseded_client_gets_the_new_owners_answer_in_plain() -> None:
+def test_a_superseded_client_gets_the_new_owners_response_in_plain() -> None:
     """L-03."""
     frame = seal(PLAIN, RESPONSE, LEASE, POLICY)
     record = Record(RECORD, PRINT, Status.COMPLETED, b"n" * 16, 9, 2, 0.0, 0.0, 1.0, 1.0, response=frame)
@@ -182,13 +182,13 @@ CLAIM = _claim()
 MINE = Lease(CLAIM.record_id, CLAIM.owner, 5, 2, CLAIM.fingerprint, 30.0, 86_400.0)
 
 
-def test_a_repeat_gets_the_stored_answer_in_plain() -> None:
+def test_a_repeat_gets_the_stored_response_in_plain() -> None:
     """O-02."""
     answer = admission(Finished(seal(PLAIN, RESPONSE, CLAIM, POLICY))).run()
     assert (answer.status, answer.body) == (201, b"card 4111")
 
 
-def test_a_failed_answer_is_replayed_in_plain() -> None:
+def test_a_failed_response_is_replayed_in_plain() -> None:
     """O-08."""
     frame = seal(PLAIN, FAILURE, CLAIM, POLICY)
     answer = admission(Refused(Refusal.FAILED, 1, frame), on_failed="replay").run()
@@ -220,7 +220,7 @@ WRONG_ANSWERS = {
 
 @pytest.mark.parametrize("fail_open", [False, True])
 @pytest.mark.parametrize("frame", WRONG_ANSWERS.values(), ids=WRONG_ANSWERS)
-def test_an_answer_that_does_not_belong_here_fails_closed(frame: bytes, fail_open: bool) -> None:
+def test_a_response_that_does_not_belong_here_fails_closed(frame: bytes, fail_open: bool) -> None:
     """B-08b: 503, no run and no write, also where the route fails open."""
     tried = admission(Finished(frame), fail_open=fail_open)
     assert name(tried.problem()) == "record-unreadable"
@@ -231,7 +231,7 @@ def test_an_answer_that_does_not_belong_here_fails_closed(frame: bytes, fail_ope
 @settings(max_examples=times(50), deadline=None)
 @given(frame=st.binary(max_size=60) | st.binary(max_size=60).map(lambda rest: SEALED + b"\x01\x042026" + rest))
 def test_any_bytes_as_a_sealed_record_fail_closed(frame: bytes) -> None:
-    """B-08b: as an answer and as a stage."""
+    """B-08b: as a response and as a stage."""
     assert name(admission(Finished(frame)).problem()) == "record-unreadable"
     tried = admission(Leased(MINE, (Stage("charge", "", frame),)), releases=(None,))
     assert name(tried.problem()) == "record-unreadable"
@@ -292,7 +292,7 @@ def test_the_first_step_of_switching_on_seals_nothing_yet(mode: Any, sealed: boo
 
 
 class Broken:
-    """A sealer whose key service is down; ``answer`` is returned where it is no error."""
+    """A sealer whose key service is down; ``response`` is returned where it is no error."""
 
     def __init__(self, answer: Any) -> None:
         self._answer = answer
@@ -313,8 +313,8 @@ BROKEN = [ConnectionError("hunter2"), BackendUnavailable("the key service"), "te
 
 
 @pytest.mark.parametrize("answer", BROKEN, ids=repr)
-def test_an_answer_that_cannot_be_sealed_leaves_a_bare_tombstone(answer: Any) -> None:
-    """I2: the handler has run, so the record is completed; of the answer only its status is in it."""
+def test_a_response_that_cannot_be_sealed_leaves_a_bare_tombstone(answer: Any) -> None:
+    """I2: the handler has run, so the record is completed; of the response only its status is in it."""
     attempt, script = attempt_of(encryption=Broken(answer)), Script({Complete: [Completed()]})
     assert script.run(finish(attempt, DONE)) is Fate.KEPT
     (command,) = (c for c in script.asked if isinstance(c, Complete))
@@ -324,7 +324,7 @@ def test_an_answer_that_cannot_be_sealed_leaves_a_bare_tombstone(answer: Any) ->
     assert failed.hook == "encryption"
     assert "hunter2" not in repr(failed)
     assert completed == events.Completed(events.short(RECORD), 201, False)
-    # and a retry is told so, and does not run
+    # and a retry gets an error, and does not run
     assert name(admission(Finished(command.response)).problem()) == "record-unreadable"
 
 

@@ -251,6 +251,6 @@ def test_a_callable_says_what_of_the_body_counts() -> None:
     assert of(policy, b"ab") != of(policy, b"bb")
 
 
-def test_ways_of_comparing_are_told_apart() -> None:
+def test_ways_of_comparing_are_distinguished() -> None:
     """A changed policy never takes one way's digest for another's."""
     assert of(IdempotencyPolicy(fingerprint="none"), b"") != of(IdempotencyPolicy(fingerprint=lambda _: b""), b"")

@@ -401,7 +401,7 @@ def test_by_route_query_and_body_are_no_part_of_the_record() -> None:
 
 
 def test_by_route_a_record_is_none_of_those_without() -> None:
-    """Turning it on never finds an answer that was stored for another endpoint."""
+    """Turning it on never finds a response that was stored for another endpoint."""
     assert record_id("user:a", "k", request_of(), BY_ROUTE) != record_id("user:a", "k", request_of(), LENIENT)
 
 
@@ -417,7 +417,7 @@ def test_by_route_a_record_is_none_of_those_without() -> None:
 def test_only_a_caller_without_another_identity_is_known_by_credentials(
     headers: Any, user: str | None, fields: Any, expected: bool
 ) -> None:
-    """Who is told apart by a token alone is somebody else with the next one."""
+    """Who is distinguished by a token alone is somebody else with the next one."""
     assert bool(by_credentials(scope_of(headers, user, **fields))) is expected
 
 

@@ -1,4 +1,4 @@
-"""The answers of our own: application/problem+json."""
+"""The responses of our own: application/problem+json."""
 
 from __future__ import annotations
 
@@ -175,13 +175,13 @@ def test_a_hook_renders_problems_otherwise() -> None:
     assert render(replace(problems.key_reused(), instance="/a"), policy) == Response(422, [], b"/a")
 
 
-def test_an_answer_that_could_not_be_kept_tells_its_status_and_location() -> None:
+def test_a_response_that_could_not_be_kept_says_its_status_and_location() -> None:
     """O-11."""
     members = json.loads(render(problems.not_replayable(201, "/1"), POLICY).body or b"")
     assert (members["original_status"], members["location"]) == (201, "/1")
 
 
-def test_an_answer_that_could_not_be_kept_and_had_no_location_tells_none() -> None:
+def test_a_response_that_could_not_be_kept_and_had_no_location_says_none() -> None:
     """O-11."""
     assert "location" not in json.loads(render(problems.not_replayable(200, None), POLICY).body or b"")
 
@@ -272,7 +272,7 @@ def test_an_error_of_stripe_points_to_the_docs_as_stripe_does() -> None:
     assert (b"link", b'<https://example.com/i>; rel="describedby"') in answer.headers
 
 
-def test_an_error_of_stripe_tells_what_could_not_be_kept() -> None:
+def test_an_error_of_stripe_says_what_could_not_be_kept() -> None:
     """O-11: the original status and location."""
     error = json.loads(render(problems.not_replayable(201, "/1"), STRIPE).body or b"")["error"]
     assert (error["original_status"], error["location"]) == (201, "/1")

@@ -112,7 +112,7 @@ def test_over_the_quota_the_problem_says_to_retry_with_the_same_key() -> None:
     assert problem["retryable"] is True
 
 
-def test_over_the_quota_a_key_whose_record_lives_is_answered() -> None:
+def test_over_the_quota_a_key_whose_record_lives_gets_a_response() -> None:
     """A record that is older than the quota, or outlived its reservation, still has its one outcome."""
     record = Record(RECORD, b"", Status.COMPLETED, b"", 1, 1, 0.0, 0.0, 1.0, 1.0)
     admission = _admission(Finished(FRAME), reserves=[OverQuota(5.0)], gets=[record])
@@ -182,7 +182,7 @@ def _finish(attempt: Attempt, status: int, **answers: Any) -> Script:
     return script
 
 
-def test_an_answer_that_is_not_kept_gives_the_place_back() -> None:
+def test_a_response_that_is_not_kept_frees_the_slot() -> None:
     """After a 401 nothing is left of the record, so nothing counts."""
     script = _finish(_attempt(), 401)
     assert script.names() == ["Release", "Unreserve"]
@@ -200,7 +200,7 @@ def test_a_record_that_stays_goes_on_counting(attempt: Attempt) -> None:
 
 
 def test_a_failed_attempt_goes_on_counting() -> None:
-    """B-05: its record is kept for its TTL, whether it answered or raised."""
+    """B-05: its record is kept for its TTL, whether it responded or raised."""
     assert _finish(_attempt(), 500).names() == ["Fail"]
     script = Script({Fail: [None]})
     script.run(abort(_attempt(), ValueError("no")))
@@ -214,7 +214,7 @@ def test_a_stage_that_this_attempt_saved_keeps_the_place() -> None:
     assert _finish(attempt, 401).names() == ["Release"]
 
 
-def test_a_place_that_cannot_be_given_back_changes_no_answer() -> None:
+def test_a_slot_that_cannot_be_freed_changes_no_response() -> None:
     """L-08's spirit: it counts until it expires, and an event says so."""
     attempt = _attempt()
     _finish(attempt, 401, also={Unreserve: [BackendUnavailable("down")]})
@@ -224,8 +224,8 @@ def test_a_place_that_cannot_be_given_back_changes_no_answer() -> None:
 
 
 @pytest.mark.parametrize("compat", [None, "stripe"])
-def test_the_answer_is_documented_where_there_is_a_quota(compat: Any) -> None:
-    """OpenAPI describes the answers of our own on covered operations."""
+def test_the_response_is_documented_where_there_is_a_quota(compat: Any) -> None:
+    """OpenAPI describes the responses of our own on covered operations."""
     with_quota: dict[str, Any] = {}
     document(with_quota, IdempotencyPolicy(max_live_keys=5, compat=compat), {})
     without: dict[str, Any] = {}

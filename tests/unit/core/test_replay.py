@@ -1,4 +1,4 @@
-"""Which answers are kept, what of them, and how a kept one is sent again."""
+"""Which responses are kept, what of them, and how a kept one is sent again."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_body_over_the_limit_leaves_a_tombstone(size: int, whole: bool) -> Non
     assert storable(Response(200, [], body), IdempotencyPolicy(max_response_bytes=10)).body == (body if whole else None)
 
 
-def test_the_live_answer_is_left_as_it_is() -> None:
+def test_the_live_response_is_left_as_it_is() -> None:
     """R-02: the first client gets them all."""
     live = Response(200, [(b"set-cookie", b"a")], b"x" * 20)
     storable(live, IdempotencyPolicy(max_response_bytes=10))

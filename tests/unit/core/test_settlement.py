@@ -39,7 +39,7 @@ def completed_by(owner: bytes = b"n" * 16, **fields: Any) -> Record:
 # Finishing
 
 
-def test_a_kept_answer_is_completed_in_one_command() -> None:
+def test_a_kept_response_is_completed_in_one_command() -> None:
     """O-01, R-03."""
     attempt, script = attempt_of(), Script({Complete: [Completed()]})
     assert script.run(finish(attempt, DONE)) is Fate.KEPT
@@ -47,7 +47,7 @@ def test_a_kept_answer_is_completed_in_one_command() -> None:
     assert told(attempt) == [events.Completed]
 
 
-def test_what_is_stored_is_the_answer_without_the_fields_of_the_moment() -> None:
+def test_what_is_stored_is_the_response_without_the_fields_of_the_moment() -> None:
     """R-01, R-02."""
     script = Script({Complete: [Completed()]})
     script.run(finish(attempt_of(), DONE))
@@ -90,7 +90,7 @@ def test_an_error_after_an_effect_is_stored_as_long_as_a_success(history: str) -
 
 
 @pytest.mark.parametrize("status", [401, 403, 409, 429, 199])
-def test_an_answer_that_is_not_kept_gives_the_claim_back(status: int) -> None:
+def test_a_response_that_is_not_kept_gives_the_claim_back(status: int) -> None:
     attempt, script = attempt_of(), Script({Release: [None]})
     assert script.run(finish(attempt, Response(status, [], b""))) is Fate.NOT_KEPT
     assert script.names() == ["Release"]
@@ -214,7 +214,7 @@ def test_an_attempt_without_a_lease_settles_nothing() -> None:
     ],
     ids=["let-go", "over-the-limit", "unframeable", "too-many-fields"],
 )
-def test_an_answer_that_cannot_be_kept_is_completed_as_a_tombstone(answer: Response, fields: dict[str, Any]) -> None:
+def test_a_response_that_cannot_be_kept_is_completed_as_a_tombstone(answer: Response, fields: dict[str, Any]) -> None:
     """O-11: never a second run; the event says that the body is not there."""
     attempt, script = attempt_of(**fields), Script({Complete: [Completed()]})
     assert script.run(finish(attempt, answer)) is Fate.KEPT
@@ -399,7 +399,7 @@ def test_a_completion_over_an_unreadable_record_goes_out_unrecorded_at_once() ->
     assert told(attempt) == [events.Unrecorded, events.RecordingLost]
 
 
-def test_a_record_that_vanished_is_completed_anew_and_told() -> None:
+def test_a_record_that_vanished_is_completed_anew_and_reported() -> None:
     """B-08a."""
     attempt, script = attempt_of(), Script({Complete: [Completed(recreated=True)]})
     assert script.run(finish(attempt, DONE)) is Fate.KEPT
@@ -408,7 +408,7 @@ def test_a_record_that_vanished_is_completed_anew_and_told() -> None:
 
 @pytest.mark.parametrize("verb", [Release, Fail], ids=["Release", "Fail"])
 @pytest.mark.parametrize("error", [DOWN, RecordUnreadable("newer")], ids=["down", "unreadable"])
-def test_an_answer_that_is_not_kept_goes_out_even_if_the_backend_is_down(verb: Any, error: Exception) -> None:
+def test_a_response_that_is_not_kept_goes_out_even_if_the_backend_is_down(verb: Any, error: Exception) -> None:
     """L-08: the lease ends by itself."""
     attempt, script = attempt_of(), Script({verb: [error]})
     status = {Release: 403, Fail: 500}[verb]
@@ -429,7 +429,7 @@ def superseded(attempt: Attempt, record: Any, answer: Response = DONE) -> tuple[
 
 
 @pytest.mark.parametrize("status", [201, 403, 500])
-def test_a_stale_answer_never_goes_out_the_new_owners_does(status: int) -> None:
+def test_a_stale_response_never_goes_out_the_new_owners_does(status: int) -> None:
     """L-03: whatever it was."""
     attempt = attempt_of()
     sent, script = superseded(attempt, completed_by(), Response(status, [], b"mine"))
@@ -448,14 +448,14 @@ def test_a_stale_answer_never_goes_out_the_new_owners_does(status: int) -> None:
     ],
     ids=["absent", "running", "failed", "another-request"],
 )
-def test_a_stale_answer_without_a_new_one_is_a_conflict(record: Record | None) -> None:
+def test_a_stale_response_without_a_new_one_is_a_conflict(record: Record | None) -> None:
     """L-03."""
     sent, _ = superseded(attempt_of(), record)
     assert json.loads(sent.body or b"")["type"].endswith(":in-progress")
 
 
 @pytest.mark.parametrize("record", [DOWN, RecordUnreadable("x"), completed_by(response=b"junk")])
-def test_a_stale_answer_never_goes_out_even_if_the_backend_cannot_say_more(record: Any) -> None:
+def test_a_stale_response_never_goes_out_even_if_the_backend_cannot_say_more(record: Any) -> None:
     """L-03, I8."""
     sent, _ = superseded(attempt_of(), record)
     assert sent.status == 503
@@ -564,7 +564,7 @@ def test_a_failure_is_not_held_up_by_a_backend_that_is_down() -> None:
 
 
 @pytest.mark.parametrize("how", ["told by the heartbeat", "raised by a stage", "refused by the backend"])
-def test_a_stale_handler_that_raised_gets_the_new_owners_answer(how: str) -> None:
+def test_a_stale_handler_that_raised_gets_the_new_owners_response(how: str) -> None:
     """L-03, S-07; the loss is told once."""
     attempt, script = attempt_of(), Script({Fail: [LeaseLost("x")], Get: [completed_by()]})
     attempt.lost = how == "told by the heartbeat"

@@ -113,7 +113,7 @@ def test_a_stage_of_a_stale_owner_marks_the_attempt() -> None:
     assert script.names() == ["SaveStage"]
 
 
-def test_the_loss_of_a_lease_is_told_once_however_often_it_is_noticed() -> None:
+def test_the_loss_of_a_lease_is_reported_once_however_often_it_is_noticed() -> None:
     """One event for each decision."""
     attempt, script = attempt_of(), Script({SaveStage: [LeaseLost("x")], Get: [None]})
     with pytest.raises(LeaseLost) as caught:

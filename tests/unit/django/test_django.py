@@ -42,7 +42,7 @@ def _counting(calls: list[int]) -> Callable[[HttpRequest], HttpResponse]:
 
 
 def _resuming(calls: list[str], *, awaited: bool) -> Any:
-    """A view of either colour that fails between two stages, the first time."""
+    """A view sync or async that fails between two stages, the first time."""
 
     def blocking(request: HttpRequest) -> HttpResponse:
         idem.run("charge", calls.append, "charge")
@@ -64,7 +64,7 @@ def _resuming(calls: list[str], *, awaited: bool) -> Any:
 
 @both_chains
 @pytest.mark.parametrize("awaited", [False, True], ids=["blocking view", "awaited view"])
-def test_stages_reach_a_view_of_either_colour_in_either_chain(send: Send, awaited: bool) -> None:
+def test_stages_reach_a_view_sync_or_async_in_either_chain(send: Send, awaited: bool) -> None:
     """R-08, O-08, S-08: the retry resumes behind the stage."""
     calls: list[str] = []
     with project(_resuming(calls, awaited=awaited)):
@@ -81,7 +81,7 @@ def sync_only(get_response: Any) -> Any:
 
 @async_only_middleware
 def async_only(get_response: Any) -> Any:
-    """The same of the other colour."""
+    """The same of the other kind."""
 
     async def middleware(request: HttpRequest) -> Any:
         return await get_response(request)
@@ -93,9 +93,7 @@ def async_only(get_response: Any) -> Any:
 @pytest.mark.parametrize("other", ["sync_only", "async_only"])
 @pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
 @pytest.mark.parametrize("awaited", [False, True], ids=["blocking view", "awaited view"])
-def test_middleware_of_one_colour_beside_it_changes_nothing(
-    send: Send, other: str, inside: bool, awaited: bool
-) -> None:
+def test_middleware_of_one_kind_beside_it_changes_nothing(send: Send, other: str, inside: bool, awaited: bool) -> None:
     """R-08: the context reaches the view through Django's own adapters."""
     calls: list[str] = []
     listed = [OURS, f"{__name__}.{other}"]
@@ -153,10 +151,10 @@ def atomic_requests(monkeypatch: pytest.MonkeyPatch) -> Any:
     connection.close()
 
 
-def test_the_claim_and_the_answer_are_outside_the_views_transaction(
+def test_the_claim_and_the_response_are_outside_the_views_transaction(
     atomic_requests: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """R-08: ATOMIC_REQUESTS; a claim inside would be rolled back with the view, an answer would be early."""
+    """R-08: ATOMIC_REQUESTS; a claim inside would be rolled back with the view, a response would be early."""
     seen: list[tuple[str, bool]] = []
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -197,7 +195,7 @@ def test_a_template_response_is_stored_rendered(send: Send) -> None:
 
 @both_chains
 def test_a_view_that_raises_is_not_stored_though_it_said_keep(send: Send) -> None:
-    """O-08: keep() is about an answer of the view's."""
+    """O-08: keep() is about a response of the view's."""
     attempts: list[int] = []
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -212,7 +210,7 @@ def test_a_view_that_raises_is_not_stored_though_it_said_keep(send: Send) -> Non
 
 @both_chains
 def test_a_404_that_the_view_raised_is_stored(send: Send) -> None:
-    """Django makes a deliberate 4xx answer of it."""
+    """Django makes a deliberate 4xx response of it."""
     calls: list[int] = []
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -225,7 +223,7 @@ def test_a_404_that_the_view_raised_is_stored(send: Send) -> None:
     assert calls == [1]
 
 
-def test_a_worker_that_is_told_to_exit_leaves_a_failed_attempt() -> None:
+def test_a_worker_that_exits_leaves_a_failed_attempt() -> None:
     """L-04: SystemExit goes through, the retry runs at once and finds the stage."""
     calls: list[str] = []
 
@@ -259,7 +257,7 @@ def test_cookies_go_to_the_first_client_alone(send: Send) -> None:
 
 
 def stamping(get_response: Any) -> Any:
-    """An inner middleware that writes on every answer."""
+    """An inner middleware that writes on every response."""
 
     def middleware(request: HttpRequest) -> Any:
         response = get_response(request)
@@ -345,7 +343,7 @@ def test_listed_twice_it_does_not_wait_for_itself(send: Send) -> None:
         assert send()[REPLAYED] == "true"
 
 
-def test_two_key_lines_are_told_from_one_line_with_a_comma_under_asgi() -> None:
+def test_two_key_headers_are_distinguished_from_one_with_a_comma_under_asgi() -> None:
     """H-07: Django has joined them in META; the scope still has both."""
     line = (b"idempotency-key", f'"{KEY}"'.encode())
 

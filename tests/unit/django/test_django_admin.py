@@ -157,7 +157,7 @@ def test_a_record_is_shown_with_its_stages_and_nothing_that_is_stored(backend: D
 
 
 def test_a_record_that_is_not_there_is_no_error(backend: DjangoBackend) -> None:
-    """The admin's own answer: back to the front page, with a message."""
+    """The admin's own response: back to the front page, with a message."""
     for digest in ("00" * 32, "no-digest"):
         assert _operator().get(f"{LIST}{digest}/change/").status_code == 302
 
@@ -279,7 +279,7 @@ def test_the_pages_are_hidden_where_there_is_no_backend(backend: DjangoBackend) 
 
 
 def test_a_backend_that_was_made_by_hand_is_used_as_it_is(backend: DjangoBackend) -> None:
-    """``IDEMPOTENCY_BACKEND`` takes an instance of either colour."""
+    """``IDEMPOTENCY_BACKEND`` takes an instance sync or async."""
     record_id = secrets.token_bytes(32)
     _lease(backend, record_id)
     for made in (backend, backend.to_async()):

@@ -1,4 +1,4 @@
-"""``@idempotent(atomic=True)``: the answer of a Django view commits with its rows, or neither does (S-06)."""
+"""``@idempotent(atomic=True)``: the response of a Django view commits with its rows, or neither does (S-06)."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ pytestmark = pytest.mark.usefixtures("database")
 
 
 def client() -> Client:
-    """Errors become answers, as in production."""
+    """Errors become responses, as in production."""
     return Client(raise_request_exception=False)
 
 
@@ -124,7 +124,7 @@ def test_an_ordinary_retry_does_not_come_to_the_view() -> None:
 
 
 def test_another_body_is_refused_although_the_record_was_lost() -> None:
-    """S-06, O-05: the fingerprint is kept beside the answer."""
+    """S-06, O-05: the fingerprint is kept beside the response."""
     with project(function) as backend:
         post(client(), data=1)
         lose(backend)
@@ -155,7 +155,7 @@ def test_a_view_that_raises_keeps_nothing() -> None:
 
 
 def test_a_view_that_asks_for_a_rollback_is_run_again() -> None:
-    """S-06: its answer is kept neither in the ledger nor in the record."""
+    """S-06: its response is kept neither in the ledger nor in the record."""
 
     @idempotent(atomic=True)
     def view(request: HttpRequest) -> HttpResponse:
@@ -170,7 +170,7 @@ def test_a_view_that_asks_for_a_rollback_is_run_again() -> None:
 
 
 @pytest.mark.parametrize("status", [503, 500, 429, 401])
-def test_an_answer_that_is_not_kept_takes_the_rows_with_it(status: int) -> None:
+def test_a_response_that_is_not_kept_takes_the_rows_with_it(status: int) -> None:
     """S-06: a retry runs again, so rows that stayed would be there twice."""
 
     @idempotent(atomic=True)
@@ -184,7 +184,7 @@ def test_an_answer_that_is_not_kept_takes_the_rows_with_it(status: int) -> None:
     assert orders() == 1
 
 
-def test_an_answer_that_the_view_discards_takes_the_rows_with_it() -> None:
+def test_a_response_that_the_view_discards_takes_the_rows_with_it() -> None:
     """S-06: ``idem.discard()`` says that a retry runs again."""
     from open_idempotency import idem
 
@@ -202,14 +202,14 @@ def test_an_answer_that_the_view_discards_takes_the_rows_with_it() -> None:
 
 
 class Unavailable(APIException):
-    """What REST framework answers itself."""
+    """What REST framework responds itself."""
 
     status_code = 503
 
 
 @pytest.mark.parametrize(("error", "statuses"), [(Unavailable, [503, 201, 201]), (ValidationError, [400, 400, 400])])
 def test_what_rest_framework_makes_of_an_exception_is_all_or_nothing(error: Any, statuses: list[int]) -> None:
-    """S-06: an exception that is answered within the transaction leaves no row that a retry makes again."""
+    """S-06: an exception that gets a response within the transaction leaves no row that a retry makes again."""
 
     @idempotent(atomic=True)
     class Failing(APIView):
@@ -228,7 +228,7 @@ def test_what_rest_framework_makes_of_an_exception_is_all_or_nothing(error: Any,
 
 
 def test_a_stream_is_refused_before_anything_is_kept() -> None:
-    """Bad input: it has no whole answer to commit."""
+    """Bad input: it has no whole response to commit."""
 
     @idempotent(atomic=True)
     def view(request: HttpRequest) -> StreamingHttpResponse:
@@ -240,7 +240,7 @@ def test_a_stream_is_refused_before_anything_is_kept() -> None:
     assert orders() == 0
 
 
-def test_missing_tables_are_told_before_any_effect() -> None:
+def test_missing_tables_are_reported_before_any_effect() -> None:
     """Bad input: the message says how to make them."""
     with connections["default"].cursor() as cursor:
         cursor.execute("DROP TABLE open_idempotency_ledger")
@@ -249,7 +249,7 @@ def test_missing_tables_are_told_before_any_effect() -> None:
     assert orders() == 0
 
 
-def test_an_unknown_database_is_told() -> None:
+def test_an_unknown_database_is_reported() -> None:
     """Bad input."""
 
     @idempotent(atomic="elsewhere")
@@ -292,8 +292,8 @@ def test_hooks_run_once_after_the_commit() -> None:
     assert hooks == ["1 of 1"]
 
 
-def test_a_hook_that_raises_costs_its_client_the_answer_and_nobody_else() -> None:
-    """S-06: the answer was committed before, so a retry gets it; the hook is not run again."""
+def test_a_hook_that_raises_costs_its_client_the_response_and_nobody_else() -> None:
+    """S-06: the response was committed before, so a retry gets it; the hook is not run again."""
 
     @idempotent(atomic=True)
     def view(request: HttpRequest) -> HttpResponse:
@@ -311,8 +311,8 @@ def test_a_hook_that_raises_costs_its_client_the_answer_and_nobody_else() -> Non
     assert (orders(), hooks) == (1, ["ran"])
 
 
-def test_a_database_error_that_the_view_swallows_takes_the_answer_too() -> None:
-    """S-06: Django rolls such a transaction back, so there is nothing that its answer could be true of."""
+def test_a_database_error_that_the_view_swallows_takes_the_response_too() -> None:
+    """S-06: Django rolls such a transaction back, so there is nothing that its response could be true of."""
 
     @idempotent(atomic=True)
     def view(request: HttpRequest) -> HttpResponse:
@@ -330,7 +330,7 @@ def test_a_database_error_that_the_view_swallows_takes_the_answer_too() -> None:
 
 
 def test_a_template_is_rendered_within_the_transaction() -> None:
-    """S-06, R-08: what a lazy context writes commits with the answer, and is written once."""
+    """S-06, R-08: what a lazy context writes commits with the response, and is written once."""
 
     @idempotent(atomic=True)
     def view(request: HttpRequest) -> TemplateResponse:
@@ -372,7 +372,7 @@ def test_without_a_key_every_request_runs_and_commits() -> None:
         assert cursor.fetchone()[0] == 0
 
 
-def test_without_a_key_an_answer_that_is_not_kept_commits_its_rows() -> None:
+def test_without_a_key_a_response_that_is_not_kept_commits_its_rows() -> None:
     """S-03: as without the decorator, whatever the status."""
 
     @idempotent(atomic=True)
@@ -414,7 +414,7 @@ def test_fields_of_the_policy_go_with_it() -> None:
         assert post(client(), key=None).status_code == 400
 
 
-def test_sealed_answers_are_sealed_in_the_ledger_too() -> None:
+def test_sealed_responses_are_sealed_in_the_ledger_too() -> None:
     """And a retry can read them."""
     keys = EncryptionKeys({"2026": b"k" * 32})
     with project(function, IDEMPOTENCY_ENCRYPTION=keys) as backend:

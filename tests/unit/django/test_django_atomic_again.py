@@ -293,7 +293,7 @@ class DyingBackend(MemoryBackend):
 @pytest.mark.parametrize("awaits", [False, True], ids=["", "async"])
 @pytest.mark.parametrize("policy", [{"on_abandoned": "reject"}, {"max_attempts": 1}], ids=str)
 def test_a_strict_policy_keeps_a_response_whose_worker_was_killed(policy: Any, awaits: bool) -> None:
-    """S-06b: each retry is answered from the ledger; the view does not run."""
+    """S-06b: each retry gets a response from the ledger; the view does not run."""
     clock = Clock()
     view = idempotent(atomic=True, record_within=0, **policy)(lambda request: order.__wrapped__(request))
 

@@ -232,7 +232,7 @@ def test_an_attempt_that_fails_behind_the_change_is_resumed(
 
 
 @pytest.mark.parametrize(("act", "followed"), [("registration", [True]), ("logout", [True]), ("nothing", [])])
-def test_a_change_of_the_caller_is_told(
+def test_a_change_of_the_caller_is_reported(
     browse: Callable[..., Browser], engine: str, new_user: Callable[[], Any], act: str, followed: list[bool]
 ) -> None:
     """O-14: as an event, which says whether a retry finds the record."""
@@ -306,7 +306,7 @@ def load_session(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRe
     return blocking
 
 
-def test_the_session_of_a_rest_framework_view_tells_too(engine: str, new_user: Callable[[], Any]) -> None:
+def test_the_session_of_a_rest_framework_view_leads_to_the_record_too(engine: str, new_user: Callable[[], Any]) -> None:
     """O-14, R-08: its own session authentication verifies the caller."""
     from rest_framework.authentication import SessionAuthentication
     from rest_framework.request import Request
@@ -337,7 +337,7 @@ def test_the_session_of_a_rest_framework_view_tells_too(engine: str, new_user: C
         assert len(runs) == 1
 
 
-def test_a_session_that_ends_by_a_new_password_tells_too(
+def test_a_session_that_ends_by_a_new_password_leads_to_the_record_too(
     browse: Callable[..., Browser], new_user: Callable[[], Any]
 ) -> None:
     """O-14: the view has not called ``update_session_auth_hash()``."""
@@ -358,7 +358,7 @@ class Strange:
 
 
 @pytest.mark.parametrize("awaited", [False, True])
-def test_a_caller_who_cannot_be_told_costs_no_outcome(awaited: bool, new_user: Callable[[], Any]) -> None:
+def test_a_caller_who_cannot_be_identified_costs_no_outcome(awaited: bool, new_user: Callable[[], Any]) -> None:
     """O-14: the view has run; its response is recorded, and the log says the rest."""
     runs: list[int] = []
 

@@ -87,7 +87,7 @@ def test_two_users_with_one_key_are_two_requests(send: Send, listed: list[str], 
 
 @both_chains
 def test_no_session_is_touched_for_a_client_without_one(send: Send) -> None:
-    """O-01: the answer does not begin to vary by cookie."""
+    """O-01: the response does not begin to vary by cookie."""
     with project(lambda request: HttpResponse("done"), MIDDLEWARE=[*AUTHENTICATION, OURS]):
         response = send()
         assert "Vary" not in response
@@ -204,7 +204,7 @@ def test_one_caller_in_two_tenants_is_two(send: Send, form: str, who: Any, new_u
 
 
 def by_nameless_tenant(get_response: Any) -> Any:
-    """A middleware whose tenants have nothing by which they could be told apart."""
+    """A middleware whose tenants have nothing by which they could be distinguished."""
 
     def middleware(request: Any) -> Any:
         request.tenant = object()

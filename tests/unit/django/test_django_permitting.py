@@ -444,7 +444,7 @@ def test_a_decorator_below_the_mark_is_part_of_the_view() -> None:
     assert passed == ["above", "below", "above"]
 
 
-def test_a_marked_view_keeps_its_name_and_colour() -> None:
+def test_a_marked_view_keeps_its_name_and_kind() -> None:
     """O-23: the mark calls the view, and is one of its kind."""
     assert iscoroutinefunction(awaited)
     assert not iscoroutinefunction(by_permission)

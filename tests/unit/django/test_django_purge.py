@@ -70,7 +70,7 @@ def test_the_ledgers_expired_entries_are_deleted_with_their_stages(alias: str) -
     assert not left & set(expired)
 
 
-def test_a_ledger_without_tables_is_told_with_the_command(tmp_path: Path) -> None:
+def test_a_ledger_without_tables_is_reported_with_the_command(tmp_path: Path) -> None:
     """O-34: what to do."""
     (tmp_path / "records.db").touch()
     with (

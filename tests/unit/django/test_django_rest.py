@@ -36,7 +36,7 @@ class Amount(serializers.Serializer[Any]):
 
 
 class Charges(APIView):
-    """Validates, counts and answers."""
+    """Validates, counts and responds."""
 
     authentication_classes: list[Any] = []
     renderer_classes = [JSONRenderer]
@@ -73,7 +73,7 @@ both_chains = pytest.mark.parametrize("send", [_blocking, _awaited], ids=["wsgi"
 
 
 @both_chains
-def test_a_rendered_answer_is_replayed(send: Any, calls: list[int]) -> None:
+def test_a_rendered_response_is_replayed(send: Any, calls: list[int]) -> None:
     """R-08, O-02."""
     with project(Charges.as_view()):
         first, again = send(data={"amount": 5}), send(data={"amount": 5})

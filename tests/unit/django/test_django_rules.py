@@ -220,7 +220,7 @@ def test_a_field_of_a_views_own_is_known_before_a_request_has_reached_it(monkeyp
 
 
 @pytest.mark.parametrize("fields", [{"header": 5}, {"header": "Schl\xfcssel"}, {"aliases": None}, {"aliases": "X-One"}])
-def test_a_wrong_field_of_a_view_is_told_by_its_policy(fields: dict[str, Any]) -> None:
+def test_a_wrong_field_of_a_view_is_reported_by_its_policy(fields: dict[str, Any]) -> None:
     """Bad input: not where the names are collected."""
     with project(idempotent(**fields)(_counting([]))), pytest.raises(ConfigurationError):
         Client().post("/0", headers={"Idempotency-Key": KEY})

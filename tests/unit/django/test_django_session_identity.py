@@ -222,7 +222,7 @@ def test_a_session_that_names_nobody_is_warned_about_once(browse: Callable[..., 
 
 
 def test_callers_who_are_meant_to_be_one_are_not_warned_about(browse: Callable[..., Browser]) -> None:
-    """O-19b: nor told apart, and no session is read for them."""
+    """O-19b: nor distinguished, and no session is read for them."""
     effects, callers, listener = Effects(), [browse(user_id=1), browse(user_id=2)], Listener()
     options = {
         "MIDDLEWARE": [*AUTHENTICATION, OURS],
@@ -286,7 +286,7 @@ def test_nobody_else_finds_it(browse: Callable[..., Browser]) -> None:
     ],
     ids=["registration", "basket", "logout"],
 )
-def test_a_change_of_the_caller_is_told(
+def test_a_change_of_the_caller_is_reported(
     browse: Callable[..., Browser], act: Callable[[HttpRequest], object], followed: list[bool]
 ) -> None:
     """O-14, O-19: as an event, which says whether a retry finds the record."""

@@ -309,7 +309,7 @@ def _awaited_stream() -> StreamingHttpResponse:
 def test_a_blocking_view_whose_client_left_an_asgi_server_is_not_run_beside_itself(
     respond: Callable[[], HttpResponse],
 ) -> None:
-    """L-05, I1: its thread cannot be cancelled; until it ends a retry is told so, then it gets the answer."""
+    """L-05, I1: its thread cannot be cancelled; until it ends a retry is reported, then it gets the response."""
 
     async def scenario() -> None:
         running, go_on = threading.Event(), threading.Event()

@@ -63,7 +63,7 @@ class Known(BasePermission):
 
 
 class Charges(APIView):
-    """Answers with the caller, and notes it."""
+    """Responds with the caller, and notes it."""
 
     authentication_classes = [Bearer]
     permission_classes = [Known]
@@ -83,7 +83,7 @@ def charge(token: str | None, key: str = KEY) -> Any:
 # Authentication inside the view
 
 
-def test_callers_are_told_apart_by_their_users() -> None:
+def test_callers_are_distinguished_by_their_users() -> None:
     """Whom the view's own authentication verifies, asked before the view."""
     with project(Charges.as_view()):
         assert charge("one").json() == {"charged": "ann", "run": 1}
@@ -161,7 +161,7 @@ def buy(request: Request) -> Response:
     ids=["json", "form"],
 )
 def test_a_parser_reads_the_body_that_was_kept(data: bytes, content_type: str) -> None:
-    """R-08: once; the repeat is answered without it."""
+    """R-08: once; the repeat gets a response without it."""
     with project(buy):
         first, again = [post(Client(), data=data, content_type=content_type) for _ in range(2)]
     assert (first.json(), again[REPLAYED]) == ({"stages": [], "attempt": 1}, "true")

@@ -129,7 +129,7 @@ def test_a_body_asked_for_by_an_authenticator_does_not_close_the_servers_file() 
 
 
 class Refusing(BaseAuthentication):
-    """Raises what Django itself makes an answer of."""
+    """Raises what Django itself makes a response of."""
 
     error: Exception = Http404()
 
@@ -143,7 +143,7 @@ class Refusing(BaseAuthentication):
 def test_a_refusal_in_djangos_own_words_is_left_to_the_view(
     send: Send, error: Exception, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asked ahead and by the view, whose answer it is; no view runs, whatever the retry."""
+    """Asked ahead and by the view, whose response it is; no view runs, whatever the retry."""
     monkeypatch.setattr(Refusing, "error", error)
     with project(Charges.as_view(authentication_classes=[Refusing])):
         assert send().status_code == status

@@ -120,7 +120,7 @@ def test_a_retry_with_the_new_token_of_the_same_user_is_replayed(send: Send) -> 
 
 @both_chains
 def test_two_users_with_one_key_are_two_requests(send: Send) -> None:
-    """Neither sees the other's answer."""
+    """Neither sees the other's response."""
     with project(Charges.as_view()):
         assert send("old").json() == {"charged": "ann", "run": 1}
         assert send("other").json() == {"charged": "bob", "run": 2}
@@ -194,7 +194,7 @@ def test_a_verified_user_without_a_primary_key_is_an_error(send: Send) -> None:
 
 
 @both_chains
-def test_a_wrong_token_gets_the_views_own_answer_and_takes_no_key(send: Send) -> None:
+def test_a_wrong_token_gets_the_views_own_response_and_takes_no_key(send: Send) -> None:
     """401 with the view's challenge, and nothing is stored."""
     with project(Charges.as_view()):
         refused = [send("wrong") for _ in range(2)]
@@ -204,9 +204,7 @@ def test_a_wrong_token_gets_the_views_own_answer_and_takes_no_key(send: Send) ->
 
 
 @both_chains
-def test_a_token_that_was_revoked_is_not_answered_with_what_is_stored(
-    send: Send, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_revoked_token_gets_no_stored_response(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its user is no longer verified."""
     monkeypatch.setattr(Token, "owners", dict(Token.owners))
     with project(Charges.as_view()):

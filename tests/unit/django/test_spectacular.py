@@ -128,7 +128,7 @@ def header(operation: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def is_described(operation: dict[str, Any]) -> bool:
-    """Whether the header is there, and our answers, or neither."""
+    """Whether the header is there, and our responses, or neither."""
     there = header(operation) is not None
     for status in ("400", "409", "413", "422", "503"):
         content = operation["responses"].get(status, {}).get("content", {})
@@ -136,7 +136,7 @@ def is_described(operation: dict[str, Any]) -> bool:
     return there
 
 
-def test_a_covered_view_has_the_header_and_our_answers() -> None:
+def test_a_covered_view_has_the_header_and_our_responses() -> None:
     """H-14, O-03, O-05, O-06."""
     with described(Charges.as_view()) as schema:
         found = schema["paths"]["/0"]["post"]

@@ -104,7 +104,7 @@ def test_the_log_says_once_how_callers_can_be_known(caplog: pytest.LogCaptureFix
     assert "secret" not in message
 
 
-def test_the_warning_is_told_before_the_claim() -> None:
+def test_the_warning_is_reported_before_the_claim() -> None:
     """An operator hears of it although the backend is down."""
     admission = Admission(Leased(lease_of(), ()), headers=TOKEN)
     admission.run()
@@ -112,7 +112,7 @@ def test_the_warning_is_told_before_the_claim() -> None:
     assert told_at < next(n for n, command in enumerate(admission.script.asked) if isinstance(command, Claim))
 
 
-def test_of_many_threads_one_is_told_to_give_the_advice() -> None:
+def test_of_many_threads_one_gives_the_advice() -> None:
     """Once for each engine, also when its first requests come together."""
     advice, together = Advice(), threading.Barrier(8, timeout=10)
 

@@ -144,7 +144,7 @@ def test_an_operator_who_wants_no_second_run_after_an_abandoned_one_gets_none(op
     assert isinstance(desk.claim(owner=b"retry"), Refused)
 
 
-def test_an_answer_that_comes_too_late_is_not_sent_as_a_success(desk: Desk) -> None:
+def test_a_response_that_comes_too_late_is_not_sent_as_a_success(desk: Desk) -> None:
     """L-03, L-06: a retry may be running by then."""
     attempt = desk.admit()
     drain()
@@ -155,7 +155,7 @@ def test_an_answer_that_comes_too_late_is_not_sent_as_a_success(desk: Desk) -> N
 
 
 def test_a_handler_that_goes_on_is_stopped_at_its_next_stage() -> None:
-    """S-07, L-06: and its client gets a 409, not half of an answer."""
+    """S-07, L-06: and its client gets a 409, not half of a response."""
     ran: list[str] = []
 
     def app(environ: Any, start_response: Any) -> list[bytes]:

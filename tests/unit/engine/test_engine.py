@@ -48,8 +48,8 @@ def test_a_route_whose_lease_a_backend_call_can_outlast_is_refused() -> None:
         engine.policy_for(rule)
 
 
-def test_an_asynchronous_backend_serves_both_colours() -> None:
-    """Backends by instance, either colour."""
+def test_an_async_backend_serves_sync_and_async() -> None:
+    """Backends by instance, sync or async."""
     backend = AsyncMemoryBackend()
     engine = engine_of(backend)
     assert engine.backend is backend.to_sync()

@@ -185,7 +185,7 @@ def test_a_backend_that_hangs_delays_no_beat_of_another() -> None:
 
 
 class HangingBackend(RecordingBackend):
-    """A backend whose renewals answer when they are told to."""
+    """A backend whose renewals reply when they are told to."""
 
     def __init__(self) -> None:
         super().__init__(clock=Clock())
@@ -198,7 +198,7 @@ class HangingBackend(RecordingBackend):
         return super().renew(c)
 
 
-def test_a_lost_lease_marks_its_attempt_and_is_told_once(desk: Desk) -> None:
+def test_a_lost_lease_marks_its_attempt_and_is_reported_once(desk: Desk) -> None:
     """L-03, S-07."""
     lost, kept = desk.admit(b"lost"), desk.admit(b"kept")
     assert lost.lease is not None
@@ -249,12 +249,12 @@ def test_a_backend_that_is_down_is_asked_again(desk: Desk, failure: Exception) -
 
 
 class Miscounting(RecordingBackend):
-    """A backend that answers for too few leases, once."""
+    """A backend that responds for too few leases, once."""
 
     wrong = 1
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
-        """Leave the last answer out, the first time."""
+        """Leave the last response out, the first time."""
         answers = super().renew(c)
         if self.wrong:
             self.wrong -= 1
@@ -263,7 +263,7 @@ class Miscounting(RecordingBackend):
 
 
 def test_a_backend_that_miscounts_does_not_stop_the_heartbeat() -> None:
-    """L-01: one wrong answer would cost every lease of the process."""
+    """L-01: one wrong response would cost every lease of the process."""
     desk = Desk(Miscounting(clock=Clock()))
     attempt = desk.admit()
     desk.backend.await_beats(3)

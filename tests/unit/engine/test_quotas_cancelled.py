@@ -23,7 +23,7 @@ CANCELLED = asyncio.CancelledError()
 
 
 def cancelled(*claims: Any, reserves: Any = (), gets: Any = (), unreserves: Any = (None,)) -> Admission:
-    """An admission that ends with the cancellation among its answers."""
+    """An admission that ends with the cancellation among its responses."""
     admission = Admission(*claims, max_live_keys=5, releases=(None,))
     admission.script.answers.update({Reserve: list(reserves), Get: list(gets), Unreserve: list(unreserves)})
     with pytest.raises(asyncio.CancelledError) as caught:
@@ -60,7 +60,7 @@ def test_a_look_at_the_record_that_is_cancelled_is_looked_at_again() -> None:
 @pytest.mark.parametrize(
     "down", [{"gets": [BackendUnavailable("")]}, {"gets": [None], "unreserves": [BackendUnavailable("")]}]
 )
-def test_what_cannot_be_taken_back_is_told(down: Any) -> None:
+def test_an_effect_that_cannot_be_rolled_back_is_reported(down: Any) -> None:
     """L-04: the cancellation goes on; the key counts until its reservation ends."""
     admission = cancelled(reserves=[CANCELLED], **down)
     assert [(type(event), event.verb) for event in admission.listener.seen] == [(events.BackendFailed, "unreserve")]
@@ -79,7 +79,7 @@ def test_an_engine_that_is_thrown_away_asks_nothing_more() -> None:
 
 
 class Held(AsyncMemoryBackend):
-    """Carries out a claim, and does not answer before it is allowed to."""
+    """Carries out a claim, and does not respond before it is allowed to."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -46,7 +46,7 @@ def site() -> Site:
 
 
 def test_a_claim_is_good_for_one_lease_from_when_it_was_asked_for(site: Site) -> None:
-    """L-03: what the answer took on its way does not count."""
+    """L-03: what the response took on its way does not count."""
     before = clocks.elapsed()
     with site.client.request() as attempt:
         assert before + LEASE <= attempt.sure_until <= clocks.elapsed() + LEASE
@@ -54,7 +54,7 @@ def test_a_claim_is_good_for_one_lease_from_when_it_was_asked_for(site: Site) ->
 
 @pytest.mark.anyio
 async def test_the_same_where_the_claim_is_awaited(site: Site) -> None:
-    """L-03, in the other colour."""
+    """L-03, sync and async."""
     fields = [(b"idempotency-key", b"0123456789abcdef")]
 
     async def identify() -> None:
@@ -116,7 +116,7 @@ def test_a_worker_whom_nobody_superseded_goes_on_and_is_sure_again(site: Site) -
     assert (charge.calls, receipt.calls, len(site.backend.renewals)) == (1, 1, 1)
 
 
-def test_no_effect_is_had_while_nobody_can_tell_whose_the_lease_is(site: Site) -> None:
+def test_no_effect_happens_while_the_owner_of_the_lease_is_unknown(site: Site) -> None:
     """L-03, O-12: an owner that cannot reach the backend stops claiming that it is one."""
     charge = Counted()
     with site.client.request() as attempt:
@@ -139,7 +139,7 @@ def test_a_stage_that_is_on_record_is_recalled_without_a_question(site: Site) ->
     assert site.backend.renewals == []
 
 
-def test_a_handler_does_not_begin_while_nobody_can_tell_whose_the_lease_is() -> None:
+def test_a_handler_does_not_begin_while_the_owner_of_the_lease_is_unknown() -> None:
     """L-10, O-12: nothing has run, so the claim is given back, and the client is told to retry."""
     attempt = attempt_of()
     script = Script({Renew: [BackendUnavailable("away")], Release: [None]})

@@ -124,7 +124,7 @@ def test_an_engine_that_is_thrown_away_gives_its_place_back() -> None:
     assert admission.script.slots == 1
 
 
-def test_a_duplicate_that_nobody_tells_looks_again_less_and_less_often() -> None:
+def test_a_duplicate_without_a_notification_polls_less_and_less_often() -> None:
     """O-04: a message that was missed costs a second, and a long wait few calls."""
     admission = Admission(*[Busy(1, 900)] * 1000, wait=60)
     admission.run()
@@ -187,7 +187,7 @@ class AsyncPolling(ThreadedBackend):
     """The same, awaited."""
 
 
-def test_a_backend_that_cannot_be_told_pauses() -> None:
+def test_a_backend_that_cannot_be_notified_pauses() -> None:
     """O-04: SQLite and others poll."""
     started = time.monotonic()
     Polling().wait(wait_of(LONG, 0.01))
@@ -224,7 +224,7 @@ def _first_runs(backend: MemoryBackend) -> Complete:
     return Complete(attempt.lease, FRAME)
 
 
-def test_a_duplicate_that_is_told_claims_twice() -> None:
+def test_a_duplicate_that_is_notified_claims_twice() -> None:
     """O-04: once before it waits and once after, however long the first has run."""
     backend = Counting()
     completion = _first_runs(backend)
@@ -238,7 +238,7 @@ def test_a_duplicate_that_is_told_claims_twice() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_task_that_is_told_claims_twice() -> None:
+async def test_a_task_that_is_notified_claims_twice() -> None:
     """O-04."""
     backend = Counting()
     aio = AsyncPerformer(AsyncCounting(backend))

@@ -144,7 +144,7 @@ APPLICATIONS = [
 
 
 class Canceller:
-    """Around an application: ``cancel`` cancels the request that is on its way, which is answered 504 then."""
+    """Around an application: ``cancel`` cancels the request that is on its way, which gets 504 then."""
 
     def __init__(self, app: Any) -> None:
         self.app = app

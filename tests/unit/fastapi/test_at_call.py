@@ -92,7 +92,7 @@ def new_key() -> str:
 async def post(
     app: Any, path: str = "/charges", *, token: str | None = None, key: str | None = None, **options: Any
 ) -> httpx.Response:
-    """One POST, in process; an error that the application raises is answered as a server would."""
+    """One POST, in process; an error that the application raises gets a response as from a server."""
     headers: dict[str, str] = dict(options.pop("headers", {}))
     if token is not None:
         headers["authorization"] = f"Bearer {token}"
@@ -375,7 +375,7 @@ async def test_what_stands_before_the_endpoint_makes_no_claim() -> None:
 
 @pytest.mark.parametrize("required", [False, True])
 async def test_a_success_without_a_claim_is_warned_of_once(required: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """O-18: nothing protects what no endpoint has answered, and nothing asks there for a key that is missing."""
+    """O-18: a request to which no endpoint has responded is not protected, and needs no key."""
     app = FastAPI()
 
     @app.middleware("http")

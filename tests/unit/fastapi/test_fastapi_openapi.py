@@ -54,7 +54,7 @@ def header(operation: dict[str, Any], name: str = "Idempotency-Key") -> dict[str
 
 
 def is_described(operation: dict[str, Any]) -> bool:
-    """Whether the header is there, and our answers, or neither."""
+    """Whether the header is there, and our responses, or neither."""
     there = header(operation) is not None
     for status in ("400", "409", "413", "422", "503"):
         content = operation["responses"].get(status, {}).get("content", {})
@@ -63,7 +63,7 @@ def is_described(operation: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("required", [True, False])
-def test_a_covered_operation_has_the_header_and_our_answers(required: bool) -> None:
+def test_a_covered_operation_has_the_header_and_our_responses(required: bool) -> None:
     """O-03, O-05, O-06: the header is required where the route requires it."""
     app = shop(required=required)
     app.add_api_route("/charges", create, methods=["POST"])
@@ -197,8 +197,8 @@ def test_problems_of_a_renderer_have_no_schema_of_ours() -> None:
     assert "content" not in operation["responses"]["409"]
 
 
-def test_answers_in_stripes_shape_have_stripes_statuses() -> None:
-    """``compat="stripe"`` answers a reused key with 400, and its errors are no problem documents."""
+def test_responses_in_stripes_shape_have_stripes_statuses() -> None:
+    """``compat="stripe"`` responds a reused key with 400, and its errors are no problem documents."""
     app = shop(compat="stripe")
     app.add_api_route("/charges", create, methods=["POST"])
     responses = described(app)["responses"]
@@ -209,7 +209,7 @@ def test_answers_in_stripes_shape_have_stripes_statuses() -> None:
 
 
 def asked(app: FastAPI, method: str, path: str, body: Any = None) -> Any:
-    """What the application answers, in process."""
+    """What the application responds, in process."""
 
     async def request() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -291,7 +291,7 @@ def test_the_key_is_described_as_what_the_other_documents_say() -> None:
     assert "Without credentials it needs at least 16 characters" in described_key()["description"]
 
 
-def test_a_replay_is_told_apart_by_a_header_that_is_described() -> None:
+def test_a_replay_is_distinguished_by_a_header_that_is_described() -> None:
     """H-14: on responses of the application, and Retry-After on the problems that may pass."""
     app = shop(max_live_keys=5)
     app.add_api_route("/charges", create, methods=["POST"], status_code=201)

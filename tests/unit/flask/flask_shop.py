@@ -32,7 +32,7 @@ def view(app: Flask, function: Callable[..., Any], **options: Any) -> None:
 
 
 def post(app: Flask, path: str = "/charges", client: FlaskClient | None = None, **options: Any) -> Any:
-    """One POST with the key; the answer, its body read and closed."""
+    """One POST with the key; the response, its body read and closed."""
     options.setdefault("headers", HEADERS)
     with (client or app.test_client()).post(path, **options) as response:
         response.get_data()

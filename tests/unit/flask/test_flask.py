@@ -232,7 +232,7 @@ def test_nothing_is_claimed_before_authentication(app: Flask, backend: MemoryBac
 # Callers
 
 
-def test_users_of_flask_login_do_not_share_answers(app: Flask, backend: MemoryBackend, runs: list[Any]) -> None:
+def test_users_of_flask_login_do_not_share_responses(app: Flask, backend: MemoryBackend, runs: list[Any]) -> None:
     """The framework's verified identity."""
 
     class User(UserMixin):

@@ -1,4 +1,4 @@
-"""The Flask extension: what is stored and replayed of answers, errors, streams and files."""
+"""The Flask extension: what is stored and replayed of responses, errors, streams and files."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from open_idempotency.exceptions import BackendUnavailable
 from open_idempotency.flask import Idempotency
 from tests.unit.flask.flask_shop import HEADERS, KEY, Clock, only_record, post, replayed, view
 
-# Answers
+# Responses
 
 
 def test_a_replay_is_what_was_stored_and_the_moments_own_fields(app: Flask, backend: MemoryBackend) -> None:
-    """R-01, R-02: after_request functions run for each answer, but only what is never stored gets through."""
+    """R-01, R-02: after_request functions run for each response, but only what is never stored gets through."""
     view(app, lambda: ("body", 201))
     Idempotency(app, backend)
     count = iter(range(9))
@@ -110,15 +110,17 @@ def test_a_replay_that_nobody_changes_is_made_once(app: Flask, backend: MemoryBa
     assert made == [201]
 
 
-def test_after_request_functions_registered_earlier_are_part_of_the_answer(app: Flask, backend: MemoryBackend) -> None:
-    """R-01: the answer is stored as it leaves, whatever the order of set-up."""
+def test_after_request_functions_registered_earlier_are_part_of_the_response(
+    app: Flask, backend: MemoryBackend
+) -> None:
+    """R-01: the response is stored as it leaves, whatever the order of set-up."""
     app.after_request(lambda response: response.headers.add("X-Early", "1") or response)
     view(app, lambda: "x")
     Idempotency(app, backend)
     assert [post(app).headers.getlist("X-Early") for _ in range(2)] == [["1"], ["1"]]
 
 
-def test_an_aborted_request_is_stored_as_its_error_handler_answers(
+def test_an_aborted_request_is_stored_as_its_error_handler_responds(
     app: Flask, backend: MemoryBackend, runs: list[Any]
 ) -> None:
     """A deliberate 4xx is an outcome."""
@@ -134,8 +136,8 @@ def test_an_aborted_request_is_stored_as_its_error_handler_answers(
     assert len(runs) == 1
 
 
-def test_an_error_handler_can_discard_the_answer(app: Flask, backend: MemoryBackend, runs: list[Any]) -> None:
-    """The request's context lasts until its answer is settled."""
+def test_an_error_handler_can_discard_the_response(app: Flask, backend: MemoryBackend, runs: list[Any]) -> None:
+    """The request's context lasts until its response is settled."""
 
     def refuse() -> str:
         runs.append(1)
@@ -201,8 +203,8 @@ def test_an_after_request_function_that_raises_fails_the_attempt(app: Flask, bac
     assert only_record(backend).status is Status.FAILED
 
 
-def test_a_worker_that_wakes_late_sends_the_new_owners_answer(app: Flask, runs: list[Any]) -> None:
-    """L-03: noticed at the end, at a stage, or in the error handler's answer."""
+def test_a_worker_that_wakes_late_sends_the_new_owners_response(app: Flask, runs: list[Any]) -> None:
+    """L-03: noticed at the end, at a stage, or in the error handler's response."""
     clock = Clock()
     backend = MemoryBackend(clock=clock)
     late: dict[str, Callable[[], Any]] = {
@@ -237,7 +239,7 @@ class NeverCompletes(MemoryBackend):
 
 
 @pytest.mark.parametrize("make", [lambda: "x", lambda: iter(["x"])])
-def test_an_answer_that_could_not_be_recorded_says_so(app: Flask, make: Callable[[], Any]) -> None:
+def test_a_response_that_could_not_be_recorded_says_so(app: Flask, make: Callable[[], Any]) -> None:
     """L-08: it goes out, marked."""
     view(app, make)
     Idempotency(app, NeverCompletes(), record_within=0)
@@ -282,7 +284,7 @@ def test_a_stream_flows_while_its_generator_runs(app: Flask, backend: MemoryBack
 
 
 def test_a_client_that_leaves_a_stream_does_not_stop_it(app: Flask, backend: MemoryBackend, runs: list[Any]) -> None:
-    """L-05: the server closes the response; the generator runs to its end, and the retry gets its answer."""
+    """L-05: the server closes the response; the generator runs to its end, and the retry gets its response."""
 
     def charge() -> Any:
         def body() -> Iterator[str]:

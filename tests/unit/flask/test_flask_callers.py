@@ -60,7 +60,7 @@ class Shop:
         return client
 
     def changes(self) -> list[bool]:
-        """What was told of changes."""
+        """What was reported changes."""
         return [event.followed for event in self.listener.seen if isinstance(event, events.CallerChanged)]
 
 
@@ -110,7 +110,7 @@ def test_nobody_else_finds_it() -> None:
     assert "Idempotent-Replayed" not in client.post("/0", headers=KEY).headers
 
 
-def test_a_logout_is_told_as_one_that_no_session_knows(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_logout_is_reported_as_one_that_no_session_knows(caplog: pytest.LogCaptureFixture) -> None:
     """O-14: the session that is left names nobody, so a retry with it is a stranger's. With the old one it is not."""
     shop = Shop(logout_user)
     client = shop.client("ada")
@@ -122,7 +122,7 @@ def test_a_logout_is_told_as_one_that_no_session_knows(caplog: pytest.LogCapture
     assert client.post("/0", headers=KEY).data == first.data
 
 
-def test_a_view_that_changes_nothing_is_not_told() -> None:
+def test_a_view_that_changes_nothing_is_not_reported() -> None:
     """O-14."""
     shop = Shop(lambda: flask.session.update(basket=1))
     client = shop.client("ada")
@@ -154,7 +154,7 @@ def test_a_scope_that_reads_the_session_is_followed_too(session: str) -> None:
     assert client.post("/0", headers=KEY).data == b"run 2"
 
 
-def test_a_scope_that_has_nobody_to_name_any_more_is_told() -> None:
+def test_a_scope_that_has_nobody_to_name_any_more_is_reported() -> None:
     """O-14: the view has logged its caller out, and ends as its caller's all the same."""
     shop = Shop(lambda: flask.session.pop("user"), scope=named_by_session)
     client = shop.client()
@@ -164,7 +164,7 @@ def test_a_scope_that_has_nobody_to_name_any_more_is_told() -> None:
     assert shop.changes() == [False]
 
 
-def test_a_caller_who_cannot_be_told_costs_no_outcome() -> None:
+def test_a_caller_who_cannot_be_identified_costs_no_outcome() -> None:
     """O-14: the view has run, whatever its new user's name is; its response is recorded, and the log says the rest."""
     shop = Shop(lambda: login_user(User("\ud800")))
     client = shop.client("ada")

@@ -112,7 +112,7 @@ def test_a_chunked_body_over_the_limit_is_refused(app: Flask, backend: MemoryBac
 
 
 def test_flasks_own_limit_stays_flasks_own_error(app: Flask, backend: MemoryBackend) -> None:
-    """O-01: MAX_CONTENT_LENGTH is answered as the application answers it, and claims nothing."""
+    """O-01: MAX_CONTENT_LENGTH gets a response as the application responds it, and claims nothing."""
     app.config["MAX_CONTENT_LENGTH"] = 3
     app.register_error_handler(413, lambda error: ("our own", 413))
     view(app, lambda: request.get_data())

@@ -99,7 +99,7 @@ def test_views_that_are_there_already_are_looked_at_when_the_application_is_init
         Idempotency(app, backend="memory://")
 
 
-def test_a_rule_that_came_after_its_route_is_told_of_by_the_first_request(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rule_that_came_after_its_route_is_reported_at_the_first_request(caplog: pytest.LogCaptureFixture) -> None:
     """Once, and the other views are served."""
     app = protected()
 

@@ -244,7 +244,7 @@ def test_a_session_that_names_nobody_is_warned_about_once(caplog: pytest.LogCapt
 
 
 def test_callers_who_are_meant_to_be_one_are_not_warned_about() -> None:
-    """O-19b: nor told apart."""
+    """O-19b: nor distinguished."""
     shop = Shop(scope="anonymous")
     for name in ("ann", "bob"):
         assert shop.client(name).post("/0", headers=KEY).data == b"run 1"
@@ -297,7 +297,7 @@ def test_nobody_else_finds_it() -> None:
 
 
 @pytest.mark.parametrize("leave", [lambda: flask.session.clear(), lambda: flask.session.update(user_id=None)])
-def test_a_logout_is_told_as_one_that_no_session_knows(leave: Callable[[], object]) -> None:
+def test_a_logout_is_reported_as_one_that_no_session_knows(leave: Callable[[], object]) -> None:
     """O-14, O-19: with the session that is left a retry is a visitor's. With the old one it is not."""
     shop = Shop(leave)
     client = shop.client("ann")

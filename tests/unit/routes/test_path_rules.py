@@ -25,7 +25,7 @@ KEY = "8e03978e-40d5-43e8-bc93-6894a57f9324"
 
 
 class Asgi:
-    """The pure ASGI middleware around an application that answers ``done``."""
+    """The pure ASGI middleware around an application that responds ``done``."""
 
     def __init__(self, rules: Any, **fields: Any) -> None:
         self.active: list[str] = []
@@ -39,7 +39,7 @@ class Asgi:
     def __call__(
         self, path: str, method: str = "POST", key: str | None = None, root: str = "", body: bytes = b"", **more: str
     ) -> int:
-        """The status of the answer to one request, whose path is written as in a URL."""
+        """The status of the response to one request, whose path is written as in a URL."""
         fields = {**more, **({} if key is None else {"idempotency-key": key})}
         headers = [(name.replace("_", "-").encode(), value.encode()) for name, value in fields.items()]
         scope = {"type": "http", "method": method, "path": root + unquote(path), "raw_path": (root + path).encode()}
@@ -72,7 +72,7 @@ class Wsgi:
     def __call__(
         self, path: str, method: str = "POST", key: str | None = None, root: str = "", body: bytes = b"", **more: str
     ) -> int:
-        """The status of the answer to one request, whose path is written as in a URL."""
+        """The status of the response to one request, whose path is written as in a URL."""
         fields = {"HTTP_" + name.upper(): value for name, value in more.items()}
         decoded = unquote(path, "latin-1")
         request = environ(body, key=key, REQUEST_METHOD=method, PATH_INFO=decoded, SCRIPT_NAME=root, **fields)

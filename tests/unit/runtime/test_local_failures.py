@@ -62,7 +62,7 @@ async def _scanned(backend: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(("error", "said"), _HERE, ids=lambda value: value if isinstance(value, str) else "")
-def test_what_fails_in_the_process_is_a_backend_that_does_not_answer(error: Exception, said: str) -> None:
+def test_a_failure_in_the_process_counts_as_an_unavailable_backend(error: Exception, said: str) -> None:
     """B-10a: sync and async, with the cause, and with what to do where that is known."""
     assert is_local(error)
     clock = ManualClock()

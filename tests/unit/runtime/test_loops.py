@@ -25,7 +25,7 @@ async def test_the_running_library_is_known(anyio_backend: str) -> None:
     assert await loops.in_thread(loops.current_library) is None
 
 
-async def test_a_thread_answers_or_raises() -> None:
+async def test_a_thread_returns_or_raises() -> None:
     """in_thread is the call itself, elsewhere."""
     assert await loops.in_thread(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):
@@ -261,7 +261,9 @@ def test_a_call_that_was_refused_for_want_of_a_thread_is_not_made_later(
     asyncio.run(asyncio.wait_for(test(), 20))
 
 
-def test_a_call_that_another_thread_has_begun_is_answered(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_another_thread_has_begun_gets_its_result(
+    two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B-10a: it was refused by then, and is made only once."""
     go_on, began, made = threading.Event(), threading.Event(), []
 

@@ -40,7 +40,7 @@ def fail(message: str) -> None:
     raise ValueError(message)
 
 
-def test_what_is_called_in_a_thread_is_answered() -> None:
+def test_a_call_in_a_thread_gets_its_result() -> None:
     """With its result, or its error."""
 
     async def test() -> None:
@@ -97,7 +97,7 @@ def test_a_cancelled_call_is_waited_for() -> None:
     on_a_loop(test())
 
 
-def test_a_loop_that_is_gone_is_not_told(threads: list[Any]) -> None:
+def test_a_loop_that_is_gone_is_not_notified(threads: list[Any]) -> None:
     """B-11: the thread goes on to serve others."""
     begun, release = threading.Event(), threading.Event()
 

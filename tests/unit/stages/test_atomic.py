@@ -1,4 +1,4 @@
-"""``idem.atomic``: the answer commits with the caller's rows, in Flask and FastAPI with SQLAlchemy (S-06)."""
+"""``idem.atomic``: the response commits with the caller's rows, in Flask and FastAPI with SQLAlchemy (S-06)."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def place(session: Session) -> int:
 
 
 def flask_client(shop: Shop, respond: Callable[[int], Any], **fields: Any) -> Any:
-    """A client of an application whose one view makes an order and answers as ``respond`` does."""
+    """A client of an application whose one view makes an order and responses as ``respond`` does."""
     app = flask.Flask("shop")
 
     @app.post("/")
@@ -132,7 +132,7 @@ def test_another_body_is_refused_although_the_record_was_lost(shop: Shop) -> Non
     assert shop.orders == 1
 
 
-def test_sealed_answers_are_sealed_in_the_ledger_too(shop: Shop) -> None:
+def test_sealed_responses_are_sealed_in_the_ledger_too(shop: Shop) -> None:
     client = flask_client(shop, in_flask, encryption=EncryptionKeys({"2026": b"k" * 32}))
     first = client.post("/", headers=KEY)
     assert b"order" not in bytes(shop.run("SELECT response FROM open_idempotency_ledger")[0])
@@ -159,7 +159,7 @@ def test_what_is_no_whole_response_rolls_back(shop: Shop, respond: Callable[[int
     assert shop.orders == 0
 
 
-def test_missing_tables_are_told_before_any_effect(shop: Shop) -> None:
+def test_missing_tables_are_reported_before_any_effect(shop: Shop) -> None:
     """Bad input."""
     shop.run("DROP TABLE open_idempotency_ledger")
     client = flask_client(shop, in_flask)
@@ -227,7 +227,7 @@ async def in_fastapi(number: int) -> Response:
 async def fastapi_answers(
     shop: Shop, bodies: list[bytes], respond: Callable[[int], Any] = in_fastapi, **fields: Any
 ) -> list[Any]:
-    """The answers to these bodies with one key; the record is lost after each."""
+    """The responses to these bodies with one key; the record is lost after each."""
     engine = create_async_engine(shop.url.replace("sqlite:", "sqlite+aiosqlite:"))
     app = FastAPI()
 
@@ -288,7 +288,7 @@ def attempt_in(shop: Shop, client: Client, status: int = 201, **fields: Any) -> 
     return block
 
 
-def test_entering_raises_where_an_earlier_attempt_was_answered(shop: Shop) -> None:
+def test_entering_raises_if_an_earlier_attempt_has_responded(shop: Shop) -> None:
     """S-06: whatever became of its record."""
     client = Client()
     assert attempt_in(shop, client).kept
@@ -312,7 +312,7 @@ def test_a_key_of_another_request_is_refused_on_entering(shop: Shop) -> None:
     assert shop.orders == 1
 
 
-def test_an_answer_that_is_not_kept_is_told(shop: Shop) -> None:
+def test_a_response_that_is_not_kept_is_reported(shop: Shop) -> None:
     """S-06: so that the caller can roll back, as a retry runs again."""
     client = Client()
     assert attempt_in(shop, client, 503).kept is False
@@ -345,7 +345,7 @@ def test_an_attempt_that_lost_its_lease_in_the_block_cannot_leave_it(shop: Shop)
     assert shop.orders == 0
 
 
-def test_a_rollback_takes_the_answer_away(shop: Shop) -> None:
+def test_a_rollback_takes_the_response_away(shop: Shop) -> None:
     """S-06: the next attempt runs."""
     client = Client()
     with client.request(), Session(shop.engine) as session:

@@ -1,4 +1,4 @@
-"""Stages in doubt (S-04) through ``idem`` in both colours, on a real engine."""
+"""Stages in doubt (S-04) through ``idem`` sync and async, on a real engine."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_unknown_may_be_asked_again(client: Client, listener: Listener) -> None:
     assert [answer for _, answer in doubts(listener)] == ["unknown", "not_done"]
 
 
-def test_another_answer_of_reconcile_is_an_error_and_runs_nothing(client: Client) -> None:
+def test_another_result_of_reconcile_is_an_error_and_runs_nothing(client: Client) -> None:
     """S-04: None from a function that forgot to return must not pass for "not done"."""
     interrupted(client)
     effect = Counted()
@@ -242,8 +242,8 @@ def test_without_a_key_nothing_is_recorded_and_nothing_is_in_doubt(client: Clien
 
 
 @pytest.mark.anyio
-async def test_the_awaited_colour_records_asks_and_withdraws(client: Client) -> None:
-    """S-04, S-08: an awaited function, and a reconcile of either colour."""
+async def test_the_async_form_records_asks_and_withdraws(client: Client) -> None:
+    """S-04, S-08: an awaited function, and a reconcile sync or async."""
 
     async def found(order: str) -> Found[str]:
         return Found(f"found {order}")
@@ -302,7 +302,7 @@ def test_terms_that_contradict_each_other_are_refused(client: Client, terms: dic
     assert effect.calls == 0
 
 
-def test_a_resumed_doubt_asks_for_nothing_but_the_answer() -> None:
+def test_a_resumed_doubt_asks_for_nothing_but_the_response() -> None:
     """S-04: the intent on record stays, so running again costs no further round trip."""
     intent = Stage("charge", "\x1f1", encode_stage(StageKind.BEGUN, b"1"))
     script = Script()

@@ -51,7 +51,7 @@ def test_arguments_reach_the_function(client: Client) -> None:
         ]
 
 
-def test_save_stage_answers_with_the_first_value_ever_saved(client: Client) -> None:
+def test_save_stage_returns_the_first_value_ever_saved(client: Client) -> None:
     """B-06."""
     with client.request():
         assert idem.save_stage("reserved", 1) == 1
@@ -60,7 +60,7 @@ def test_save_stage_answers_with_the_first_value_ever_saved(client: Client) -> N
 
 
 @pytest.mark.anyio
-async def test_asave_stage_answers_with_the_first_value_ever_saved(client: Client) -> None:
+async def test_asave_stage_returns_the_first_value_ever_saved(client: Client) -> None:
     """B-06."""
     with client.request():
         assert await idem.asave_stage("reserved", 1) == 1
@@ -276,7 +276,7 @@ def test_key_for_without_a_key_is_the_same_within_the_request_only(client: Clien
 
 
 @pytest.mark.parametrize(("verb", "wish"), [("keep", True), ("discard", False)])
-def test_keep_and_discard_say_what_becomes_of_the_answer(client: Client, verb: str, wish: bool) -> None:
+def test_keep_and_discard_decide_about_the_response(client: Client, verb: str, wish: bool) -> None:
     with client.request() as attempt:
         getattr(idem, verb)()
         assert attempt.keep is wish

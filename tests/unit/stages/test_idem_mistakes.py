@@ -36,7 +36,7 @@ def charge(amount: int, key: str | None = None) -> str:
 
 def test_a_key_that_may_be_the_functions_is_asked_about(client: Client) -> None:
     """S-01: or the provider would get none, and nobody would know."""
-    with client.request(), pytest.raises(TypeError, match=r"key= is the stage's.*functools\.partial"):
+    with client.request(), pytest.raises(TypeError, match=r"key= is an argument of the stage.*functools\.partial"):
         idem.run("charge", charge, 500, key=idem.key_for("charge"))
 
 
@@ -56,21 +56,21 @@ def test_an_argument_that_is_not_given_needs_no_question(client: Client) -> None
 @pytest.mark.anyio
 async def test_it_is_asked_in_coroutines_too(client: Client) -> None:
     """S-08."""
-    with client.request(), pytest.raises(TypeError, match="external= is the stage's"):
+    with client.request(), pytest.raises(TypeError, match="external= is an argument of the stage"):
         await idem.arun("charge", lambda external: None, external=True)
 
 
 @pytest.mark.parametrize("result", ["a charge", None])
 def test_what_a_function_returned_is_no_function(client: Client, result: Any) -> None:
     """S-01: its effect has happened outside of the stage by then."""
-    with client.request(), pytest.raises(TypeError, match="pass the function and its arguments apart"):
+    with client.request(), pytest.raises(TypeError, match="pass the function and its arguments separately"):
         idem.run("charge", result)
 
 
 @pytest.mark.anyio
 async def test_a_coroutine_is_no_function(client: Client) -> None:
     """S-08: and is closed, so that nothing warns of it instead."""
-    with client.request(), pytest.raises(TypeError, match="pass the function and its arguments apart"):
+    with client.request(), pytest.raises(TypeError, match="pass the function and its arguments separately"):
         await idem.arun("charge", Counted().awaited())
 
 
@@ -94,7 +94,7 @@ def test_a_class_as_transaction_is_refused(client: Client) -> None:
 
 
 @pytest.mark.parametrize("form", [lambda tx: idem.stage("order", tx=tx), lambda tx: idem.atomic(tx)])
-def test_a_wrong_transaction_is_told_without_a_key_too(client: Client, form: Callable[[Any], Any]) -> None:
+def test_a_wrong_transaction_is_reported_without_a_key_too(client: Client, form: Callable[[Any], Any]) -> None:
     """S-05: whoever tries without one hears of it, and not only production."""
     with client.request(key=b""), pytest.raises(ConfigurationError, match="tx= takes a SQLAlchemy Session"):
         form(object()).__enter__()
@@ -113,7 +113,7 @@ def test_a_name_means_nothing_where_no_django_is_set_up(monkeypatch: pytest.Monk
     assert "secret" not in str(caught.value)
 
 
-def test_a_declared_type_that_cannot_be_kept_is_told_with_its_stage(client: Client) -> None:
+def test_a_declared_type_that_cannot_be_kept_is_reported_with_its_stage(client: Client) -> None:
     """S-02a: before the call, and what to return instead."""
     reserve = Counted()
     with client.request(), pytest.raises(StageValueError, match=r"stage 'reserve': .* Counted .* return a text"):
@@ -121,7 +121,7 @@ def test_a_declared_type_that_cannot_be_kept_is_told_with_its_stage(client: Clie
     assert reserve.calls == 0
 
 
-def test_a_backend_in_the_place_of_the_application_is_told() -> None:
+def test_a_backend_instead_of_the_application_is_reported() -> None:
     """Bad input: Flask's extension takes the application first."""
     wrong: Any = "sqlite:///idem.db"
     with pytest.raises(ConfigurationError, match=r"first argument is the Flask application.*backend="):

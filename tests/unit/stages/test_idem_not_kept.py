@@ -1,4 +1,4 @@
-"""Stages whose value cannot be kept (S-02a) through ``idem`` in both colours, on a real engine."""
+"""Stages whose value cannot be kept (S-02a) through ``idem`` sync and async, on a real engine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from typing import Any
 
+import pydantic
 import pytest
 
 from open_idempotency import NOT_DONE, UNKNOWN, Found, OutcomeUnknown, StageConflict, StageValueError, events, idem
@@ -27,7 +28,7 @@ class Receipt:
 
 
 class Declined(Exception):
-    """A result, told as an exception."""
+    """A result, reported as an exception."""
 
 
 UNKEEPABLE = [Receipt(), Decimal("1.10"), datetime(2026, 1, 1, tzinfo=timezone.utc), "x" * 70_000, {1: 2}, float("nan")]
@@ -296,7 +297,7 @@ def test_it_is_an_error_in_the_log_that_says_what_to_do(client: Client, caplog: 
     assert "4111" not in said
 
 
-def test_without_a_key_it_is_told_too(client: Client, listener: Listener) -> None:
+def test_without_a_key_it_is_reported_too(client: Client, listener: Listener) -> None:
     """S-02a, S-03: whoever tries without one hears of it."""
     value = Receipt()
     with client.request(b""):
@@ -365,7 +366,7 @@ def test_a_default_that_may_be_the_functions_is_asked_about(client: Client) -> N
     def charge(default: int = 0) -> int:
         return default
 
-    with client.request(), pytest.raises(TypeError, match="default= is the stage's"):
+    with client.request(), pytest.raises(TypeError, match="default= is an argument of the stage"):
         idem.run("charge", charge, default=3)
 
 
@@ -424,3 +425,80 @@ def test_an_intent_that_cannot_be_encrypted_keeps_the_effect_from_happening() ->
     with client.request(), pytest.raises(BackendUnavailable, match="seal"):
         idem.run("charge", charge, external=True)
     assert charge.calls == 0
+
+
+# Secrets that would be stored as stars
+
+
+class Wallet(pydantic.BaseModel):
+    """A model that may have a secret."""
+
+    card: pydantic.SecretStr | None = None
+
+
+class Card(pydantic.BaseModel):
+    """A model that always has one."""
+
+    number: pydantic.SecretStr
+
+
+CARD = pydantic.SecretStr("4111")
+SECRETS = [(CARD, Any), (Wallet(card=CARD), Wallet)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("value", "declared"), SECRETS)
+def test_a_resumed_request_gets_no_stars_as_its_secret(
+    client: Client, listener: Listener, form: Callable[..., Any], value: Any, declared: Any
+) -> None:
+    """S-09, S-02a: the attempt keeps the secret, the log says what to do, and a retry gets 409."""
+    charge = Counted(value)
+    with client.request():
+        assert form(charge, returns=declared) is value
+    with client.request(), pytest.raises(OutcomeUnknown):
+        form(charge, returns=declared)
+    assert charge.calls == 1
+    (reported,) = [event for event in listener.seen if isinstance(event, events.StageValueNotKept)]
+    assert reported.stage == "charge"
+    assert reported.kind == type(value).__name__
+    assert "get_secret_value()" in reported.cure
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("form", AWAITED)
+@pytest.mark.parametrize(("value", "declared"), SECRETS)
+async def test_a_resumed_request_gets_no_stars_as_its_secret_async(
+    client: Client, form: Callable[..., Any], value: Any, declared: Any
+) -> None:
+    """S-09, S-02a: in coroutines."""
+    charge = Counted(value)
+    with client.request():
+        assert await form(charge, returns=declared) is value
+    with client.request(), pytest.raises(OutcomeUnknown):
+        await form(charge, returns=declared)
+    assert charge.calls == 1
+
+
+@pytest.mark.parametrize("declared", [Card, pydantic.SecretStr, pydantic.SecretBytes, list[Card], Card | None])
+def test_a_declared_type_with_a_hidden_secret_fails_before_the_effect(client: Client, declared: Any) -> None:
+    """S-09: the error names the stage and the cure."""
+    charge = Counted(Card(number=CARD))
+    with client.request():
+        with pytest.raises(StageValueError, match=r"stage 'charge': .* type Secret.*get_secret_value\(\)"):
+            idem.run("charge", charge, returns=declared)
+        assert idem.stages == ()
+    assert charge.calls == 0
+
+
+def test_a_saved_stage_with_a_hidden_secret_is_reported(client: Client, listener: Listener) -> None:
+    """S-09: ``save_stage`` has no declared type."""
+    with client.request():
+        assert idem.save_stage("charge", CARD) is CARD
+    assert listener.kinds().count(events.StageValueNotKept) == 1
+
+
+@pytest.mark.parametrize("key", [b"0123456789abcdef", b""])
+def test_a_plain_secret_is_a_value(client: Client, key: bytes) -> None:
+    """S-09: what the error advises to return."""
+    with client.request(key):
+        assert idem.run("charge", lambda: CARD.get_secret_value()) == "4111"

@@ -50,7 +50,7 @@ def test_a_value_that_could_not_be_read_back_is_not_recorded(client: Client) -> 
 
 
 class CardDeclined(Exception):
-    """An outcome, told as an exception."""
+    """An outcome, reported as an exception."""
 
 
 class Expired(CardDeclined):
@@ -135,7 +135,7 @@ def test_a_recorded_error_that_cannot_be_made_again_any_more_is_a_clear_error(cl
     attempt = attempt_of(Stage("charge", "", encode_stage(StageKind.ERROR, b'["Picky",["a: b"]]')))
     mark = running.set((attempt, engine_of()))
     try:
-        with pytest.raises(StageValueError, match="Picky cannot be made again"):
+        with pytest.raises(StageValueError, match="Picky cannot be rebuilt"):
             idem.run("charge", Counted(), memo_errors=(Picky,))
     finally:
         running.reset(mark)

@@ -362,6 +362,6 @@ def test_plain_json_under_a_union_of_plain_types_comes_back_as_it_was(value: obj
 
 
 def test_stored_members_under_a_union_of_several_classes_are_a_typed_error() -> None:
-    """S-02: the two cannot be told apart."""
+    """S-02: the two cannot be distinguished."""
     with pytest.raises(StageValueError, match="distinguished"):
         decode(StageKind.VALUE, b'{"sku":"a"}', Line | Special)

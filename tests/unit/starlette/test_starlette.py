@@ -40,7 +40,7 @@ ADAPTER = IdempotencyMiddleware(Starlette(), "memory://")
 async def post(
     app: Any, path: str = "/charges", *, key: str | None = None, headers: dict[str, str] | None = None
 ) -> httpx.Response:
-    """One POST, in process; an error that the application raises is answered as a server would."""
+    """One POST, in process; an error that the application raises gets a response as from a server."""
     fields = dict(headers or {})
     if key is not None:
         fields["idempotency-key"] = f'"{key}"'
@@ -113,7 +113,7 @@ async def test_a_user_without_a_usable_name_is_nobodys_bucket(user: BaseUser) ->
 
 
 async def charge(request: Request) -> Response:
-    """Answers with a new number each time."""
+    """Responds with a new number each time."""
     return JSONResponse({"charge": uuid4().hex}, 201)
 
 
@@ -201,7 +201,7 @@ async def passing(request: Request, call_next: Any) -> Response:
 
 @pytest.mark.parametrize("inside", [True, False])
 async def test_a_base_http_middleware_on_either_side_does_not_matter(inside: bool) -> None:
-    """R-01: it runs the endpoint in a task of its own, and sends every answer as a stream."""
+    """R-01: it runs the endpoint in a task of its own, and sends every response as a stream."""
     notes: list[Any] = []
     app = Starlette(routes=[Route("/charges", counting(notes), methods=["POST"])])
     ours: tuple[Any, dict[str, Any]] = (IdempotencyMiddleware, {"backend": "memory://"})
@@ -219,7 +219,7 @@ class Declined(Exception):
     """What an endpoint raises."""
 
 
-async def test_what_an_exception_handler_answers_is_the_outcome() -> None:
+async def test_the_response_of_an_exception_handler_is_the_outcome() -> None:
     """A 402 that was made of an exception is kept."""
     runs: list[int] = []
 
@@ -238,7 +238,7 @@ async def test_what_an_exception_handler_answers_is_the_outcome() -> None:
 
 
 @pytest.mark.parametrize("inside", [True, False])
-async def test_an_error_is_answered_and_runs_again(inside: bool) -> None:
+async def test_an_error_is_sent_and_a_retry_runs_again(inside: bool) -> None:
     """O-08: whether the middleware is within Starlette's own error handling or around it all."""
     attempts: list[int] = []
 
@@ -315,7 +315,7 @@ async def test_a_file_is_replayed(tmp_path: Path) -> None:
 
 
 async def test_a_background_task_that_raises_changes_nothing() -> None:
-    """R-05: the answer is recorded by then."""
+    """R-05: the response is recorded by then."""
     runs: list[int] = []
 
     async def later() -> None:
@@ -347,7 +347,7 @@ def opened_session(request: Request) -> Iterator[str]:
 
 
 @pytest.mark.skipif(FASTAPI < (0, 118), reason="FastAPI before 0.118 cleans up before it answers")
-async def test_dependencies_with_yield_see_the_request_until_it_is_answered() -> None:
+async def test_dependencies_with_yield_see_the_request_until_it_gets_a_response() -> None:
     """S-03: a dependency's clean-up comes after the response."""
     app = FastAPI()
     app.state.codes = []

@@ -59,7 +59,7 @@ class Shop:
         return "ch_1"
 
     def changes(self) -> list[bool]:
-        """What was told of changes."""
+        """What was reported changes."""
         return [event.followed for event in self.listener.seen if isinstance(event, events.CallerChanged)]
 
     def browse(self, name: str | None = None) -> Browser:
@@ -148,7 +148,7 @@ def test_a_session_that_names_nobody_vouches_for_nobody() -> None:
     assert browser.post(**{"x-token": "ada"}).text == "run 1"
 
 
-def test_a_logout_is_told_as_one_that_no_session_knows(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_logout_is_reported_as_one_that_no_session_knows(caplog: pytest.LogCaptureFixture) -> None:
     """O-14: nothing is left that could tell; with the old session a retry gets the response."""
     shop = Shop(lambda request: request.session.clear())
     browser = shop.browse("ada")

@@ -101,7 +101,7 @@ class Dispatcher:
 
     @property
     def app(self) -> App:
-        """Who answers next."""
+        """Who responds next."""
         return self._apps[0]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,7 +135,7 @@ async def test_a_request_that_is_led_to_a_route_after_all_runs_once(make: Callab
     gc.collect()  # here, and not in somebody else's test
 
 
-async def test_a_routers_own_answer_behind_such_middleware_takes_no_key() -> None:
+async def test_a_routers_own_response_behind_such_middleware_takes_no_key() -> None:
     """O-05: a redirect that took the key would make the redirected request a mismatch."""
     runs, backend = Runs(), MemoryBackend()
     app = Starlette(routes=[runs.route])
@@ -148,7 +148,7 @@ async def test_a_routers_own_answer_behind_such_middleware_takes_no_key() -> Non
     assert (answer.status_code, answer.history[0].status_code, answer.text) == (201, 307, "run 1")
 
 
-async def test_what_store_says_of_other_answers_counts_there_too() -> None:
+async def test_store_decides_about_other_responses_there_too() -> None:
     """``store=`` overrules."""
     runs = Runs()
     app = Starlette(routes=[runs.route])

@@ -46,7 +46,7 @@ def backend() -> WatchedBackend:
 async def send(
     app: Any, path: str = "/charges", *, key: str | None = None, method: str = "POST", **headers: str
 ) -> httpx.Response:
-    """One request, in process; an error that the application raises is answered as a server would."""
+    """One request, in process; an error that the application raises gets a response as from a server."""
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
     if key is not None:
         fields["idempotency-key"] = f'"{key}"'
@@ -68,12 +68,12 @@ async def twice(app: Any, path: str = "/charges", **how: Any) -> bool:
 
 
 async def status(app: Any, path: str = "/charges", **how: Any) -> int:
-    """The status of the answer to a request without a key."""
+    """The status of the response to a request without a key."""
     return (await send(app, path, **how)).status_code
 
 
 async def charge(request: Request) -> Response:
-    """Answers anew each time."""
+    """Responds anew each time."""
     return PlainTextResponse(uuid4().hex)
 
 
@@ -218,7 +218,7 @@ async def test_a_route_has_its_own_limit_of_requests() -> None:
     assert answers == [200, 413, 200, 413]
 
 
-async def test_a_route_has_its_own_limit_of_answers() -> None:
+async def test_a_route_has_its_own_limit_of_responses() -> None:
     """O-11."""
     app = protected(post("/small", own(max_response_bytes=4)), post("/charges", own()))
     key = new_key()
@@ -337,7 +337,7 @@ async def test_a_route_that_fits_but_for_the_method_is_covered() -> None:
 
 
 async def test_a_routers_own_default_is_covered() -> None:
-    """What answers where no route fits may be an application."""
+    """What responds where no route fits may be an application."""
     app = protected()
     app.router.default = charge_as_application
     assert await twice(app, "/nowhere")

@@ -201,7 +201,7 @@ def test_a_session_that_is_decoded_inside_is_warned_about() -> None:
 
 
 def test_callers_who_are_meant_to_be_one_are_not_warned_about() -> None:
-    """O-19b: nor told apart."""
+    """O-19b: nor distinguished."""
     shop = Shop(scope="anonymous")
     assert [shop.browse(name).post().text for name in ("ann", "bob", None)] == ["run 1"] * 3
     assert shop.of_kind(events.CallerUnidentified) == []
@@ -254,7 +254,7 @@ def test_nobody_else_finds_it() -> None:
 
 
 @pytest.mark.parametrize("leave", ["clear", "one entry"])
-def test_a_logout_is_told_as_one_that_no_session_knows(leave: str) -> None:
+def test_a_logout_is_reported_as_one_that_no_session_knows(leave: str) -> None:
     """O-14, O-19: whatever is left in the session, it names nobody. With the old one a retry gets the response."""
 
     def log_out(request: Request) -> None:

@@ -67,7 +67,7 @@ def refused(app: Any) -> str:
 
 
 def post(app: Any, path: str, key: str | None = None) -> int:
-    """The status of the answer to one request, with a new key unless another one is given."""
+    """The status of the response to one request, with a new key unless another one is given."""
 
     async def send() -> int:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -228,7 +228,7 @@ def told(caplog: pytest.LogCaptureFixture, level: int) -> Iterator[list[str]]:
     found += [r.getMessage() for r in caplog.records if r.name == "open_idempotency" and r.levelno == level]
 
 
-def test_without_a_start_the_first_request_tells_of_contradictions(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_start_the_first_request_reports_contradictions(caplog: pytest.LogCaptureFixture) -> None:
     """Some servers start nothing; the routes that are sound are served."""
     app = Starlette(routes=[route(), Route("/sound", charge, methods=["POST"])], middleware=[ours()])
     with told(caplog, logging.ERROR) as said:

@@ -253,7 +253,11 @@ except ConfigurationError as error:
             "del os.environ['PROMETHEUS_MULTIPROC_DIR']",
             "was unset after prometheus_client had been imported",
         ),
-        ("os.environ['PROMETHEUS_MULTIPROC_DIR'] = sys.argv[1] + '/none'", "", "no folder that this process can write"),
+        (
+            "os.environ['PROMETHEUS_MULTIPROC_DIR'] = sys.argv[1] + '/none'",
+            "",
+            "not a folder that this process can write",
+        ),
         ("os.environ['PROMETHEUS_MULTIPROC_DIR'] = sys.argv[1]", "", ""),
     ],
     ids=["set too late", "unset", "no folder", "set up well"],

@@ -161,7 +161,7 @@ def test_a_function_that_sends_no_key_is_reported(idempotency: Kit, client: Test
     ("make", "said"),
     [
         (object, "client: object is not known. Known are .*pass a function instead of the request"),
-        (RequestFactory, "RequestFactory makes requests and sends none"),
+        (RequestFactory, "RequestFactory makes requests but does not send them"),
     ],
 )
 def test_an_unknown_client_is_reported(idempotency: Kit, make: Any, said: str) -> None:
@@ -186,8 +186,8 @@ def test_an_async_client_in_a_sync_call_is_reported(idempotency: Kit) -> None:
     ("asked", "said"),
     [
         ({"effects": "text"}, "effects=: str cannot be compared"),
-        ({"effects": lambda: True}, "effects=: True cannot tell one effect from two"),
-        ({"effects": lambda: None}, "effects=: None cannot tell one effect from two"),
+        ({"effects": lambda: True}, "effects=: True cannot distinguish one effect from two"),
+        ({"effects": lambda: None}, "effects=: None cannot distinguish one effect from two"),
         ({"effects": object()}, "effects=: object cannot be compared"),
         ({"key": "a-key"}, "key: a function is expected, got str"),
         ({"reset": 1}, "reset: a function is expected, got int"),

@@ -163,7 +163,7 @@ def test_a_path_of_any_bytes_is_quoted_with_its_mount_point(backend: MemoryBacke
 
 
 def test_the_servers_user_is_the_caller(backend: MemoryBackend) -> None:
-    """REMOTE_USER is verified by whoever set it; two of them never share an answer."""
+    """REMOTE_USER is verified by whoever set it; two of them never share a response."""
     app, runs = counting(hello)
     middleware = IdempotencyMiddleware(app, backend)
     for user, expected in (("ann", 1), ("bob", 2), ("ann", 2)):

@@ -1,4 +1,4 @@
-"""The WSGI middleware: when an answer is durable, and what failures, lost clients and takeovers leave behind."""
+"""The WSGI middleware: when a response is durable, and what failures, lost clients and takeovers leave behind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.unit.wsgi.wsgi_server import (
 
 
 @pytest.mark.parametrize("app", [hello, streaming(lambda: iter([b"one"])), streaming(lambda: iter([]))])
-def test_nothing_of_an_answer_in_one_piece_leaves_before_it_is_durable(backend: MemoryBackend, app: App) -> None:
+def test_nothing_of_a_response_in_one_piece_leaves_before_it_is_durable(backend: MemoryBackend, app: App) -> None:
     """R-03: not even its start."""
     at_start: list[Status] = []
 
@@ -118,7 +118,7 @@ def test_a_generator_that_raises_mid_stream_fails_and_the_retry_resumes(backend:
 
 
 def test_a_server_that_stops_early_does_not_stop_the_handler(backend: MemoryBackend) -> None:
-    """L-05: the client is gone, the handler finishes, and the retry gets its answer."""
+    """L-05: the client is gone, the handler finishes, and the retry gets its response."""
     body = Closing(iter([b"a", b"b", b"c", b"d"]))
     middleware = IdempotencyMiddleware(streaming(lambda: body), backend)
     sent = begin(middleware, environ())
@@ -193,7 +193,7 @@ def test_a_text_body_fails(backend: MemoryBackend) -> None:
 
 
 def overtaken(app_after: Callable[[Any], Any]) -> tuple[IdempotencyMiddleware, list[Sent]]:
-    """An application whose first attempt outlives its lease while the second one answers."""
+    """An application whose first attempt outlives its lease while the second one responds."""
     clock = Clock()
     second: list[Sent] = []
 
@@ -231,8 +231,8 @@ def a_stage(start_response: Any) -> Any:
 
 
 @pytest.mark.parametrize("late", [one_piece, one_chunk, written, a_stage])
-def test_a_worker_that_wakes_late_sends_the_new_owners_answer(late: Callable[[Any], Any]) -> None:
-    """L-03: its own answer is not recorded, so it never leaves."""
+def test_a_worker_that_wakes_late_sends_the_new_owners_response(late: Callable[[Any], Any]) -> None:
+    """L-03: its own response is not recorded, so it never leaves."""
     middleware, second = overtaken(late)
     first = serve(middleware)
     assert second[0].body == b"second"
@@ -262,7 +262,7 @@ class NeverCompletes(MemoryBackend):
 
 
 @pytest.mark.parametrize("app", [hello, streaming(lambda: iter([b"hel", b"lo"]))])
-def test_an_answer_that_could_not_be_recorded_says_so(app: App) -> None:
+def test_a_response_that_could_not_be_recorded_says_so(app: App) -> None:
     """L-08: where its start has not left yet."""
     sent = serve(IdempotencyMiddleware(app, NeverCompletes(), record_within=0))
     assert sent.body == b"hello"

@@ -17,7 +17,7 @@ PLAIN = [("Content-Type", "text/plain")]
 
 
 def environ(body: bytes = b"", key: str | None = KEY, **changes: Any) -> dict[str, Any]:
-    """A POST as a server would describe it."""
+    """A POST as from a server describe it."""
     made: dict[str, Any] = {"REQUEST_METHOD": "POST", "PATH_INFO": "/charges"}
     made |= {"SCRIPT_NAME": "", "QUERY_STRING": ""}
     made["CONTENT_LENGTH"] = str(len(body))
@@ -31,7 +31,7 @@ def environ(body: bytes = b"", key: str | None = KEY, **changes: Any) -> dict[st
 
 @dataclass
 class Sent:
-    """What one answer looked like to a server, and the iterable that is still to be closed."""
+    """What one response looked like to a server, and the iterable that is still to be closed."""
 
     status: str = ""
     headers: list[tuple[str, str]] = field(default_factory=list)
@@ -66,7 +66,7 @@ def begin(app: App, made: dict[str, Any]) -> Sent:
 
 
 def serve(app: App, made: dict[str, Any] | None = None) -> Sent:
-    """Call an application to its end, as a server would."""
+    """Call an application to its end, as from a server."""
     sent = begin(app, environ() if made is None else made)
     try:
         rest = b"".join(sent.chunks)

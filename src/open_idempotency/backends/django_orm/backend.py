@@ -94,7 +94,7 @@ def _applied(alias: str) -> set[str]:
 C = TypeVar("C")
 R = TypeVar("R")
 
-_OPTIONS = {"timeout": urls.seconds, "max_connections": urls.count}
+_OPTIONS: dict[str, urls.Parser] = {"timeout": urls.seconds, "max_connections": urls.count}
 
 
 class DjangoBackend(SyncFront):
@@ -109,34 +109,30 @@ class DjangoBackend(SyncFront):
         self,
         alias: str = "default",
         *,
-        timeout: float = 2.0,
+        timeout: urls.Seconds = 2.0,
         max_connections: int = 10,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        try:
-            urls.positive(timeout)
-        except ValueError as error:
-            raise ConfigurationError(f"timeout: {error}") from None
-        if max_connections < 1:
-            raise ConfigurationError(f"max_connections: must be at least 1, got {max_connections}")
+        read = urls.keywords({"timeout": timeout, "max_connections": max_connections}, _OPTIONS)
+        seconds: float = read["timeout"]
         dialect = dialect_of(alias)
         super().__init__(sql_verbs.VERBS, self._carry_out)
         #: the database's name in ``DATABASES``
         self.alias = alias
         self.file = file_of(alias)
-        self._timeout = timeout
-        self._connections = Connections(alias, dialect, Statements(dialect, clock), timeout, max_connections)
+        self._timeout = seconds
+        self._connections = Connections(alias, dialect, Statements(dialect, clock), seconds, read["max_connections"])
         # Once more than one try: a transaction that was overtaken is tried again.
-        self.call_timeout = timeout + dialect.slowest(timeout)
+        self.call_timeout = seconds + dialect.slowest(seconds)
         self._async = AsyncDjangoBackend(over=self)
 
     @classmethod
-    def from_url(cls, url: str, *, clock: Callable[[], float] | None = None) -> DjangoBackend:
+    def from_url(cls, url: str, **options: Any) -> DjangoBackend:
         """``django://alias``, with ``timeout`` and ``max_connections``."""
         parts = urls.split(url)
         if not parts.netloc or parts.path not in ("", "/"):
             raise ConfigurationError("backend: django:// takes an alias of DATABASES; write django://default")
-        return cls(parts.netloc, clock=clock, **urls.options(parts, _OPTIONS))
+        return cls(parts.netloc, **urls.options(parts, _OPTIONS) | urls.keywords(options, _OPTIONS, "django://"))
 
     def __repr__(self) -> str:
         return f"DjangoBackend({self.alias!r})"

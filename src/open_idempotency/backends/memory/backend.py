@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 from open_idempotency import decisions
 from open_idempotency._runtime import clocks, loops
@@ -71,9 +72,6 @@ class Table:
     """The records, in the order in which they were last looked at for purging."""
 
     def __init__(self, max_records: int, max_bytes: int, clock: Callable[[], float]) -> None:
-        for name, value in (("max_records", max_records), ("max_bytes", max_bytes)):
-            if value < 1:
-                raise ConfigurationError(f"{name}: must be at least 1, got {value}")
         self.max_records = max_records
         self.max_bytes = max_bytes
         # The bytes of the records' responses and stages, without those that every record takes.
@@ -295,6 +293,7 @@ class Reservations:
 # The verbs
 
 _MAX_RECORDS, _MAX_BYTES = 100_000, 256 * 1024 * 1024
+_OPTIONS: dict[str, urls.Parser] = {"max_records": urls.count, "max_bytes": urls.count}
 _SCAN_BATCH = 100
 
 
@@ -316,16 +315,17 @@ class MemoryBackend(Backend):
         max_bytes: int = _MAX_BYTES,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self._table = Table(max_records, max_bytes, clock or clocks.growing())
+        read = urls.keywords({"max_records": max_records, "max_bytes": max_bytes}, _OPTIONS)
+        self._table = Table(read["max_records"], read["max_bytes"], clock or clocks.growing())
         self._async = AsyncMemoryBackend(over=self)
 
     @classmethod
-    def from_url(cls, url: str, *, clock: Callable[[], float] | None = None) -> MemoryBackend:
+    def from_url(cls, url: str, **options: Any) -> MemoryBackend:
         """``memory://``, ``memory://?max_records=N&max_bytes=N``. Raises ``ConfigurationError``."""
         parts = urls.split(url)
         if parts.netloc or parts.path not in ("", "/"):
             raise ConfigurationError("backend: memory:// takes neither host nor path")
-        return cls(clock=clock, **urls.options(parts, {"max_records": urls.count, "max_bytes": urls.count}))
+        return cls(**urls.options(parts, _OPTIONS) | urls.keywords(options, _OPTIONS, "memory://"))
 
     def __repr__(self) -> str:
         return f"MemoryBackend(max_records={self._table.max_records})"

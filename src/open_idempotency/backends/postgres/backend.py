@@ -22,13 +22,13 @@ import psycopg
 from open_idempotency._runtime.loops import current_library, in_thread, signal, sleep
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.backend import Finding, Level, Wait
-from open_idempotency.backends._shared import findings
+from open_idempotency.backends._shared import findings, urls
 from open_idempotency.backends._shared.findings import MOST_COUNTED, megabytes
 from open_idempotency.backends._shared.fronts import AsyncFront, SyncFront
 from open_idempotency.backends._shared.waiters import Waiter, Waiters
 from open_idempotency.backends.postgres.connections import wrapped
 from open_idempotency.backends.postgres.executors import AsyncExecutor, Executor
-from open_idempotency.backends.postgres.options import Options, options_of
+from open_idempotency.backends.postgres.options import OPTIONS, Options, options_of
 from open_idempotency.backends.postgres.verbs import AWAIT, VERBS, Verb
 from open_idempotency.exceptions import BackendUnavailable
 
@@ -80,7 +80,7 @@ class PostgresBackend(SyncFront):
     ``url``: the URL, or a ``ConnectionPool`` or ``AsyncConnectionPool`` of ``psycopg_pool``. Of a pool the settings of
     its connections are used, never the connections; ``close`` does not close it.
     ``timeout``: seconds to wait for a connection, and then for a reply (default 2). ``max_connections``: for each
-    process and event loop (default 10). ``listen``: ``"no"`` where no connection may be kept for notifications, as
+    process and event loop (default 10). ``listen``: false where no connection may be kept for notifications, as
     behind a pooler in transaction mode; waiting duplicates then poll. ``coalesce``: whether requests that arrive while
     many others are on their way go out with them, in one statement and one commit (default true). ``prepare``: whether
     a connection prepares what it sends often, where nothing in between prevents it (default true). ``clock``: seconds,
@@ -91,9 +91,9 @@ class PostgresBackend(SyncFront):
         self,
         url: str | Any,
         *,
-        timeout: float | None = None,
+        timeout: urls.Seconds | None = None,
         max_connections: int | None = None,
-        listen: str | None = None,
+        listen: bool | str | None = None,
         coalesce: bool | None = None,
         prepare: bool | None = None,
         clock: Callable[[], float] | None = None,
@@ -117,7 +117,7 @@ class PostgresBackend(SyncFront):
     @classmethod
     def from_url(cls, url: str, **options: Any) -> PostgresBackend:
         """``postgresql://user:password@host:port/database?timeout=…&max_connections=…``, and libpq's own options."""
-        return cls(url, **options)
+        return cls(url, **urls.keywords(options, OPTIONS, "postgresql://"))
 
     def __repr__(self) -> str:
         return f"PostgresBackend({self.options.where!r})"
@@ -366,7 +366,7 @@ class Listener:
 
     def enter(self, record_id: bytes, ended: Waiter) -> bool:
         """Wake ``ended`` when the attempt has ended; false where there is no listening connection yet: then poll."""
-        if self._options.listen == "no":
+        if not self._options.listen:
             return False
         with self._lock:
             self._start()

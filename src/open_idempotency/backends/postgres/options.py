@@ -13,10 +13,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from open_idempotency.backends._shared import urls
 from open_idempotency.exceptions import ConfigurationError
 
-_OPTIONS: dict[str, urls.Parser] = {
+OPTIONS: dict[str, urls.Parser] = {
     "timeout": urls.seconds,
     "max_connections": urls.count,
-    "listen": urls.choice("yes", "no"),
+    "listen": urls.yes_or_no,
     "coalesce": urls.yes_or_no,
     "prepare": urls.yes_or_no,
 }
@@ -33,7 +33,7 @@ class Options:
     conninfo: str = field(repr=False)
     timeout: float = 2.0
     max_connections: int = 10
-    listen: str = "yes"
+    listen: bool = True
     coalesce: bool = True
     prepare: bool = True
     clock: Callable[[], float] | None = None
@@ -59,8 +59,7 @@ def options_of(url: str | Any, given: dict[str, Any]) -> Options:
     """
     if isinstance(url, str):
         return read_url(url, given)
-    read = {name: value for name, value in given.items() if value is not None}
-    return _made(conninfo_to_dict(conninfo_of(url)), read)
+    return _made(conninfo_to_dict(conninfo_of(url)), urls.keywords(given, OPTIONS))
 
 
 def read_url(url: str, given: dict[str, Any]) -> Options:
@@ -69,15 +68,15 @@ def read_url(url: str, given: dict[str, Any]) -> Options:
     if parts.scheme not in ("postgresql", "postgres"):
         raise ConfigurationError(f"backend: expected postgresql://, got {parts.scheme!r}")
     ours, others = _parted(parts.query)
-    read = urls.options(parts._replace(query=ours), _OPTIONS)
-    read.update((name, value) for name, value in given.items() if value is not None)
+    read = urls.options(parts._replace(query=ours), OPTIONS)
+    read.update(urls.keywords(given, OPTIONS))
     # Not put together again from its parts, which would lose the slashes before a host that is not there.
     libpq = f"postgresql:{url.partition(':')[2].partition('?')[0]}" + (f"?{others}" if others else "")
     try:
         known = conninfo_to_dict(libpq)
     except ProgrammingError as error:
         # libpq's message names the option that it does not know, and repeats nothing else.
-        raise ConfigurationError(f"backend: {str(error).strip()}; ours are {', '.join(sorted(_OPTIONS))}") from None
+        raise ConfigurationError(f"backend: {str(error).strip()}; ours are {', '.join(sorted(OPTIONS))}") from None
     return _made(known, read)
 
 
@@ -90,7 +89,7 @@ def _parted(query: str) -> tuple[str, str]:
     """Our options, and libpq's unchanged: to libpq a plus is a plus, not a space."""
     ours, others = list[str](), list[str]()
     for pair in query.split("&"):
-        (ours if unquote(pair.partition("=")[0]) in _OPTIONS else others).append(pair)
+        (ours if unquote(pair.partition("=")[0]) in OPTIONS else others).append(pair)
     return "&".join(ours), "&".join(pair for pair in others if pair)
 
 
@@ -103,14 +102,6 @@ def _split(url: str) -> SplitResult:
 
 
 def _checked(options: Options, known: dict[str, Any]) -> Options:
-    try:
-        urls.positive(options.timeout)
-    except ValueError as error:
-        raise ConfigurationError(f"timeout: {error}") from None
-    if options.max_connections < 1:
-        raise ConfigurationError(f"max_connections: must be at least 1, got {options.max_connections}")
-    if options.listen not in ("yes", "no"):
-        raise ConfigurationError(f"listen: {options.listen!r} is none of yes, no")
     known.setdefault("application_name", "open-idempotency")
     for port in str(known.get("port") or "").split(","):
         if port and not (port.isascii() and port.isdecimal()):

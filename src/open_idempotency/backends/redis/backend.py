@@ -40,10 +40,11 @@ from open_idempotency.backend import (
     Wait,
     Withdraw,
 )
+from open_idempotency.backends._shared import urls
 from open_idempotency.backends.redis import calls, scripts, topology
 from open_idempotency.backends.redis.calls import AsyncCalls, Calls, Limit
 from open_idempotency.backends.redis.listening import Listener
-from open_idempotency.backends.redis.options import Deadline, limited, options_of
+from open_idempotency.backends.redis.options import OPTIONS, Deadline, limited, options_of
 from open_idempotency.backends.redis.pipelining import without_missing_parts
 from open_idempotency.backends.redis.refusals import wrapped
 from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Script
@@ -308,10 +309,10 @@ class RedisBackend(Backend):
         url: str | Any,
         *,
         prefix: str | None = None,
-        timeout: float | None = None,
+        timeout: urls.Seconds | None = None,
         max_connections: int | None = None,
         min_replicas: int | None = None,
-        replicas_timeout: float | None = None,
+        replicas_timeout: urls.Seconds | None = None,
         eviction: str | None = None,
         coalesce: bool | None = None,
         clock: Callable[[], float] | None = None,
@@ -340,7 +341,7 @@ class RedisBackend(Backend):
     @classmethod
     def from_url(cls, url: str, **options: Any) -> RedisBackend:
         """``redis://user:password@host:port/db?prefix=…&timeout=…``. The documentation has the other schemes."""
-        return cls(url, **options)
+        return cls(url, **urls.keywords(options, OPTIONS, "redis://"))
 
     def __repr__(self) -> str:
         return f"RedisBackend({self._options.where!r})"

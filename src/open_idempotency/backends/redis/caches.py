@@ -46,7 +46,7 @@ class DjangoCacheBackend(RedisBackend):
         alias = unquote(parts.netloc)
         if parts.path not in ("", "/"):
             raise ConfigurationError(f"backend: {_SCHEME}:// has an alias and options alone, got the path {parts.path}")
-        return cls(_client_of(alias), **{**urls.options(parts, OPTIONS), **options})
+        return cls(_client_of(alias), **urls.options(parts, OPTIONS) | urls.keywords(options, OPTIONS, f"{_SCHEME}://"))
 
 
 def of_django_cache(cache: Any, **options: Any) -> RedisBackend:

@@ -59,8 +59,8 @@ OPTIONS: dict[str, urls.Parser] = {
     "coalesce": urls.yes_or_no,
     "eviction": urls.choice("warn", "refuse", "ignore"),
     "max_connections": urls.count,
-    "min_replicas": urls.count,
-    "prefix": str,
+    "min_replicas": urls.count_or_none,
+    "prefix": urls.text,
     "replicas_timeout": urls.seconds,
     "timeout": urls.seconds,
 }
@@ -197,7 +197,7 @@ def with_settings(options: Options, read: dict[str, Any], given: dict[str, Any])
 
     Raises ``ConfigurationError``.
     """
-    settings = {**read, **{name: value for name, value in given.items() if value is not None}}
+    settings = {**read, **urls.keywords(given, OPTIONS)}
     if isinstance(settings.get("prefix"), str):
         settings["prefix"] = settings["prefix"].encode("utf-8", "surrogateescape")
     return _checked(replace(options, **settings))
@@ -253,17 +253,6 @@ _PATHS: dict[str, Callable[[str, str], dict[str, Any]]] = {SINGLE: _single, SENT
 
 
 def _checked(options: Options) -> Options:
-    for name in ("timeout", *(("replicas_timeout",) if options.replicas_timeout else ())):
-        try:
-            urls.positive(getattr(options, name))
-        except ValueError as error:
-            raise ConfigurationError(f"{name}: {error}") from None
-    if options.max_connections < 1:
-        raise ConfigurationError(f"max_connections: must be at least 1, got {options.max_connections}")
-    if options.min_replicas < 0:
-        raise ConfigurationError(f"min_replicas: must be at least 0, got {options.min_replicas}")
-    if options.eviction not in ("warn", "refuse", "ignore"):
-        raise ConfigurationError(f"eviction: {options.eviction!r} is none of warn, refuse, ignore")
     if options.replicas_timeout >= options.timeout:
         raise ConfigurationError(f"replicas_timeout: must be below timeout ({options.timeout} s)")
     return options if options.replicas_timeout else replace(options, replicas_timeout=options.timeout / 2)

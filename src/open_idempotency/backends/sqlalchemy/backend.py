@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from open_idempotency._runtime.loops import current_library, in_thread
 from open_idempotency.backend import Finding, Level
-from open_idempotency.backends._shared import findings
+from open_idempotency.backends._shared import findings, urls
 from open_idempotency.backends._shared.findings import MOST_COUNTED
 from open_idempotency.backends._shared.fronts import AsyncFront, SyncFront
 from open_idempotency.backends._shared.sql_verbs import VERBS, Step, carry_out, carry_out_async
@@ -40,7 +40,7 @@ class SqlalchemyBackend(SyncFront):
         self,
         source: str | Engine | AsyncEngine,
         *,
-        timeout: float | None = None,
+        timeout: urls.Seconds | None = None,
         max_connections: int | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
@@ -61,7 +61,7 @@ class SqlalchemyBackend(SyncFront):
     @classmethod
     def from_url(cls, url: str, **options: Any) -> SqlalchemyBackend:
         """``sqlalchemy+`` before a URL of SQLAlchemy's; ``timeout`` and ``max_connections`` are ours."""
-        return cls(url, **options)
+        return cls(url, **urls.keywords(options, engines.OPTIONS, engines.SCHEME))
 
     def __repr__(self) -> str:
         return f"SqlalchemyBackend({self.options.where!r})"

@@ -30,7 +30,7 @@ from open_idempotency.exceptions import ConfigurationError, MissingExtra
 # Options of a URL or an engine
 
 SCHEME = "sqlalchemy+"
-_OPTIONS: dict[str, urls.Parser] = {"timeout": urls.seconds, "max_connections": urls.count}
+OPTIONS: dict[str, urls.Parser] = {"timeout": urls.seconds, "max_connections": urls.count}
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Options:
 def read(source: str | Engine | AsyncEngine, given: dict[str, Any]) -> Options:
     """The options of a URL or an engine, overruled by keywords that are not None. Raises ``ConfigurationError``."""
     found = _of_url(source) if isinstance(source, str) else _of_engine(source)
-    found.update((name, value) for name, value in given.items() if value is not None)
+    found.update(urls.keywords(given, OPTIONS, SCHEME))
     url: URL = found["url"]
     try:
         dialect = DIALECTS[url.get_backend_name()]
@@ -93,7 +93,7 @@ def read(source: str | Engine | AsyncEngine, given: dict[str, Any]) -> Options:
         raise ConfigurationError(f"backend: {url.get_backend_name()} is none of {', '.join(DIALECTS)}") from None
     if url.get_backend_name() == "sqlite":
         found["url"] = _with_file(url)
-    return _checked(Options(dialect=dialect, **found))
+    return Options(dialect=dialect, **found)
 
 
 def _of_url(text: str) -> dict[str, Any]:
@@ -111,15 +111,11 @@ def _of_url(text: str) -> dict[str, Any]:
     _check_driver(kind, url)
     if kind.is_async and not _has_greenlet():
         raise MissingExtra("backend: asynchronous drivers need greenlet: pip install 'sqlalchemy[asyncio]'")
-    read: dict[str, Any] = {}
-    for name in set(url.query) & set(_OPTIONS):
-        value = url.query[name]
+    said = {name: url.query[name] for name in set(url.query) & set(OPTIONS)}
+    for name, value in said.items():
         if not isinstance(value, str):
             raise ConfigurationError(f"backend: option {name} is given twice")
-        try:
-            read[name] = _OPTIONS[name](value)
-        except ValueError as error:
-            raise ConfigurationError(f"backend: option {name}: {error}") from None
+    read = urls.keywords(said, OPTIONS, SCHEME)
     # Without greenlet a driver that is both is awaited in threads.
     uses = {"sync": not kind.is_async, "awaitable": other.is_async and _has_greenlet()}
     return {"url": url.difference_update_query(read), **uses, **read}
@@ -162,16 +158,6 @@ def _with_file(url: URL) -> URL:
     if not os.path.isdir(os.path.dirname(absolute)):
         raise ConfigurationError(f"backend: the directory {os.path.dirname(absolute)} does not exist; create it first")
     return url.set(database=absolute)
-
-
-def _checked(options: Options) -> Options:
-    try:
-        urls.positive(options.timeout)
-    except ValueError as error:
-        raise ConfigurationError(f"timeout: {error}") from None
-    if options.max_connections < 1:
-        raise ConfigurationError(f"max_connections: must be at least 1, got {options.max_connections}")
-    return options
 
 
 # Engines

@@ -38,7 +38,11 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 _SYNCHRONOUS = ("full", "normal")
-_OPTIONS = {"timeout": urls.seconds, "synchronous": urls.choice(*_SYNCHRONOUS), "coalesce": urls.yes_or_no}
+_OPTIONS: dict[str, urls.Parser] = {
+    "timeout": urls.seconds,
+    "synchronous": urls.choice(*_SYNCHRONOUS),
+    "coalesce": urls.yes_or_no,
+}
 
 
 class SqliteBackend(SyncFront):
@@ -54,28 +58,24 @@ class SqliteBackend(SyncFront):
         self,
         path: str,
         *,
-        timeout: float = 2.0,
+        timeout: urls.Seconds = 2.0,
         synchronous: str = "full",
         coalesce: bool = True,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        if synchronous not in _SYNCHRONOUS:
-            raise ConfigurationError(f"synchronous: {synchronous!r} is none of {', '.join(_SYNCHRONOUS)}")
-        try:
-            urls.positive(timeout)
-        except ValueError as error:
-            raise ConfigurationError(f"timeout: {error}") from None
+        read = urls.keywords({"timeout": timeout, "synchronous": synchronous, "coalesce": coalesce}, _OPTIONS)
+        seconds: float = read["timeout"]
         self.file = self._path = _database_path(path)
-        self._connections = Connections(self._path, timeout, synchronous)
+        self._connections = Connections(self._path, seconds, synchronous)
         durable = synchronous == "full"
-        self._transactions = Transactions(self._connections, clock or time.time, timeout, coalesce, durable)
+        self._transactions = Transactions(self._connections, clock or time.time, seconds, read["coalesce"], durable)
         super().__init__(VERBS, self._transactions.execute)
         # The turn among this process's threads, the opening of a connection, the turn among processes.
-        self.call_timeout = 3 * timeout
+        self.call_timeout = 3 * seconds
         self._async = AsyncSqliteBackend(self._path, over=self)
 
     @classmethod
-    def from_url(cls, url: str, *, clock: Callable[[], float] | None = None) -> SqliteBackend:
+    def from_url(cls, url: str, **options: Any) -> SqliteBackend:
         """``sqlite:///relative.db``, ``sqlite:////absolute.db``, with ``timeout``, ``synchronous`` and
         ``coalesce=yes|no``.
         """
@@ -84,7 +84,7 @@ class SqliteBackend(SyncFront):
             raise ConfigurationError(
                 "backend: sqlite:// takes no host; write sqlite:///relative.db or sqlite:////absolute.db"
             )
-        return cls(urls.path(parts), clock=clock, **urls.options(parts, _OPTIONS))
+        return cls(urls.path(parts), **urls.options(parts, _OPTIONS) | urls.keywords(options, _OPTIONS, "sqlite://"))
 
     def __repr__(self) -> str:
         return f"SqliteBackend({self._path!r})"

@@ -218,9 +218,9 @@ _LEFT_OUT = Verdict(Result.NOT_APPLICABLE, "left out by request")
 def examine(target: Target) -> Findings:
     """Send the requests of all scenes to an endpoint, and test every statement.
 
-    Raises ``CouldNotRun`` if the plain request gets no response or is not accepted, if nobody can be reached at
-    ``slow_url`` or ``failing_url``, if ``target.draft`` is no known revision, if ``target.profile`` is no known
-    profile, or if ``target.skip`` names a statement that does not exist.
+    Raises ``CouldNotRun`` if the plain request gets no response or is not accepted, if nothing listens at ``slow_url``
+    or ``failing_url``, if ``target.draft`` is no known revision, if ``target.profile`` is no known profile, or if
+    ``target.skip`` names a statement that does not exist.
     """
     if target.profile not in PROFILES:
         raise CouldNotRun(f"profile: there is no {target.profile!r} here, but {', '.join(PROFILES)}")
@@ -257,7 +257,7 @@ requests sent, at most:
 Every key is random and new.
 
 exit codes: 0 no MUST, SHOULD or RULE fails; 1 at least one fails; 2 it could not run (usage, no connection, the
-plain request is not accepted, nobody responds at --slow-url or --failing-url)
+plain request is not accepted, nothing responds at --slow-url or --failing-url)
 """
 
 

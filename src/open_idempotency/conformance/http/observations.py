@@ -45,7 +45,7 @@ def limits_of(target: Target) -> dict[str, int]:
     return LIMITS if target.profile == "draft" else {**LIMITS, **_OF_PROTOCOLS}
 
 
-#: what this package marks replays with, and what other servers call it
+#: the header that marks replays in this package, and similar headers of other servers
 MARKER = "idempotent-replayed"
 _MARKERS = re.compile(
     r"idempot\w*[-_].*(replay|repeat|duplicate|cache|hit)|(^|-)replay(ed)?$|(replay|repeat|duplicate).*idempot"
@@ -252,7 +252,7 @@ class Observations:
         return as_string, bare
 
     def _expect_responses(self, exchanges: list[Exchange], url: str | None, option: str) -> None:
-        """An address that was given, and where nobody can be reached, is a mistake; another silence decides nothing."""
+        """Raise ``CouldNotRun`` if nothing listens at a given address; ``Undecided`` for another missing response."""
         for each in sorted(exchanges, key=lambda each: each.connected):
             if url is not None and not each.connected:
                 raise CouldNotRun(f"{option} {url}: {each}")
@@ -352,7 +352,7 @@ class Observations:
         except ValueError:
             members = None
         if not isinstance(members, dict) or len(members) < 2:
-            raise not_applicable("the payload is no JSON object with two members; give --data")
+            raise not_applicable("the payload is not a JSON object with two members; give --data")
         return members
 
     def _again(self, group: str, payloads: dict[str, bytes]) -> dict[str, Exchange]:

@@ -2,8 +2,8 @@
 
 ``ACP`` is section 6 of the checkout RFC of the Agentic Commerce Protocol, unreleased after 2026-02-04 (SEP #120).
 ``UCP`` is what the Universal Commerce Protocol says of ``Idempotency-Key`` in its checkout over REST, and of replay
-protection in its message signatures. Keys are sent bare, as both protocols write them. What only time shows, such as
-24 hours of retention, and what only a broken backend shows, is not tested.
+protection in its message signatures. Keys are sent bare, as both protocols write them. Requirements that only time can
+show, such as 24 hours of retention, or only a broken backend, are not tested.
 """
 
 from __future__ import annotations

@@ -19,13 +19,13 @@ from open_idempotency.operations import ExitCode
 
 
 class Command(BaseCommand):
-    """Needs no other setting than those of the middleware. Since 0.1.
+    """Finds, shows and frees keys. It needs only the settings of the middleware. Since 0.1.
 
     Exit codes are those of ``open-idempotency``.
     """
 
     help = "Finds idempotency keys, frees them, and looks after the backend of IDEMPOTENCY_BACKEND."
-    # An operator needs it the more where something else is wrong.
+    # An operator needs this command even if other settings are wrong.
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -33,7 +33,7 @@ class Command(BaseCommand):
         add_commands(parser, of_django=True)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Run one command. Raises ``CommandError`` with its exit code where that is not 0."""
+        """Run one command. Raises ``CommandError`` with the exit code if that is not 0."""
         said: list[str] = []
         context = _DjangoContext(Namespace(**options), self.stdout, self.stderr, said.append)
         code = run(context.options, context)
@@ -44,7 +44,7 @@ class Command(BaseCommand):
 
 
 class _DjangoContext(Context):
-    """One run of the command of a Django project. ``report``: takes what went wrong, which Django prints."""
+    """One run of the command in a Django project. ``report``: takes error messages, which Django prints."""
 
     prog = "manage.py idempotency"
 

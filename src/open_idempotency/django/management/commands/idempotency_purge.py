@@ -16,7 +16,7 @@ from open_idempotency.exceptions import ConfigurationError, IdempotencyError, fi
 
 
 class Command(BaseCommand):
-    """Safe to run while the application runs, and several times at once. Since 0.1.
+    """Deletes expired records. It may run beside the application, and several times at once. Since 0.1.
 
     Exit codes of ``manage.py``: 0 done; 1 not done, with the reason on standard error; 2 wrong usage.
     """
@@ -45,7 +45,7 @@ class Command(BaseCommand):
                 self.stdout.write(f"ledger of {alias}: {_purge_ledger(alias, batch)}")
         except IdempotencyError as error:
             raise CommandError(str(error)) from error
-        except Error as error:  # of a transaction that could not begin or commit
+        except Error as error:  # the transaction could not begin or commit
             raise CommandError(f"the ledger of {alias}: {type(error).__name__}: {first_line(error)}") from error
 
 
