@@ -25,9 +25,14 @@ from open_idempotency._core.stored_response import unseal_stage
 from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency._runtime import loops, processes
 from open_idempotency._stages.blocks import needs_loop, refuse_loop
-from open_idempotency._stages.once_calls import OnceAttempt, SyncPerformers
-from open_idempotency._stages.payloads import UNSET, arguments_of, fingerprint_of
-from open_idempotency._stages.results import Converter
+from open_idempotency._stages.once_calls import (
+    UNSET,
+    Converter,
+    OnceAttempt,
+    SyncPerformers,
+    arguments_of,
+    fingerprint_of,
+)
 from open_idempotency._stages.stages import Errors, is_coroutine_function, plain_value
 from open_idempotency.backends._shared.one_process import warn_of_other_processes
 from open_idempotency.backends.registry import Given
