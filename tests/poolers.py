@@ -54,7 +54,7 @@ class _Server:
 
     def __init__(self, idle: asyncio.Queue[_Server | None]) -> None:
         self._idle = idle
-        self.told: list[bytes] = []
+        self.reported: list[bytes] = []
         self.client: asyncio.StreamWriter | None = None
         #: replies that are still to come to what the client has sent
         self.owed = 0
@@ -68,7 +68,7 @@ class _Server:
             if message.startswith(b"E"):
                 raise ConnectionError(message)
             if message.startswith(b"S") and message[5:].split(b"\0")[0].decode() in _TOLD:
-                self.told.append(message)
+                self.reported.append(message)
         self.pump = asyncio.ensure_future(self._pump())
         return self
 
@@ -180,7 +180,7 @@ class Pooler:
         server = await self._take()
         self._idle.put_nowait(server)
         key = _message(b"K", secrets.token_bytes(8))
-        client.write(_message(b"R", bytes(4)) + b"".join(server.told) + key + _message(b"Z", b"I"))
+        client.write(_message(b"R", bytes(4)) + b"".join(server.reported) + key + _message(b"Z", b"I"))
         return True
 
 

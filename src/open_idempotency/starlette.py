@@ -308,7 +308,7 @@ def _identity(value: Any, user: Callable[..., Any]) -> str:
         # A subject is unique for one issuer only (RFC 7519, section 4.1.2).
         return json.dumps([text, issuer]) if name == "sub" and isinstance(issuer, str) else text
     raise ScopeUnknown(
-        f"user: {_name(user)} returned {type(value).__name__}, which names nobody; let it return a string, an integer "
+        f"user: {_name(user)} returned {type(value).__name__}, which names no user; let it return a string, an integer "
         "or a UUID, or an object or mapping with one as identity, id or sub, and raise HTTPException(401) where there "
         "is no user"
     )

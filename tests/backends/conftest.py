@@ -24,7 +24,7 @@ BACKENDS: Mapping[str, str] = {
     "test_redis_contract.py::": "redis",
     "test_sqlalchemy.py::": "sqlalchemy",
 }
-#: the colour of a class whose driver has one; of another class it does not matter, which is a backend of its own
+#: the mode of a class whose driver has one; of another class it does not matter, which is a backend of its own
 WITHOUT_A_CHOICE: Mapping[str, str] = {
     "test_sqlalchemy.py::TestAsyncmy": "asyncio",
     "test_sqlalchemy.py::TestAiosqlite": "asyncio",
@@ -47,7 +47,7 @@ def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
     address = f"{item.path.name}::{item.cls.__name__}"
     backend = next((name for start, name in BACKENDS.items() if address.startswith(start)), address)
     params = item.callspec.params if hasattr(item, "callspec") else {}
-    variant = {name: params[name] for name in ("colour", "pooler") if name in params}
-    colour = variant.get("colour") or WITHOUT_A_CHOICE.get(address, "sync")
+    variant = {name: params[name] for name in ("mode", "pooler") if name in params}
+    mode = variant.get("mode") or WITHOUT_A_CHOICE.get(address, "sync")
     test = apart_from(item, *variant) if params else f"{item.originalname}[]"
-    return f"{backend}, {'blocking' if colour == 'sync' else 'awaited'}", f"{address}, {variant}", test
+    return f"{backend}, {'blocking' if mode == 'sync' else 'awaited'}", f"{address}, {variant}", test

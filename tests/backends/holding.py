@@ -51,11 +51,11 @@ class _Shown(Holding):
 
 
 @contextmanager
-def held(made: Backend, colour: str) -> Iterator[Held]:
-    """A backend like ``made`` on its store's own clock, in the colour, and what holds its claims up."""
+def held(made: Backend, mode: str) -> Iterator[Held]:
+    """A backend like ``made`` on its store's own clock, in the mode, and what holds its claims up."""
     with _LIKE[next(kind for kind in _LIKE if isinstance(made, kind))](made) as (backend, hold):
         # In memory nothing is awaited, so what holds up a claim there would hold up the loop.
-        blocking = colour == "sync" or isinstance(backend, MemoryBackend)
+        blocking = mode == "sync" or isinstance(backend, MemoryBackend)
         yield Held(backend if blocking else backend.to_async(), hold)
         backend.close()
 

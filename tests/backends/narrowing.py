@@ -26,13 +26,13 @@ _BETWEEN = 500_000
 
 
 @contextmanager
-def narrow(made: Backend, colour: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Narrow]:
-    """The backend on a store with a limit, in the colour, and sizes around that limit."""
+def narrow(made: Backend, mode: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Narrow]:
+    """The backend on a store with a limit, in the mode, and sizes around that limit."""
     kind = next((kind for kind in _NARROWS if isinstance(made, kind)), None)
     if kind is None:
         pytest.skip(f"{type(made).__name__} has no store that refuses a value for its size")
     with _NARROWS[kind](made, monkeypatch) as (takes, refuses):
-        yield Narrow(made if colour == "sync" else made.to_async(), takes, refuses)
+        yield Narrow(made if mode == "sync" else made.to_async(), takes, refuses)
 
 
 Sizes = tuple[int, int]

@@ -19,34 +19,34 @@ from tests.backends import holding, narrowing
 from tests.conftest import SERVER_KINDS
 
 
-class _Coloured(BackendContract):
+class _InEachMode(BackendContract):
     """``sync`` stands for the sync front, whose calls are made on an asyncio loop."""
 
     @pytest.fixture(params=["sync", "asyncio", "trio"])
-    def colour(self, request: pytest.FixtureRequest) -> str:
-        colour: str = request.param
-        return colour
+    def mode(self, request: pytest.FixtureRequest) -> str:
+        mode: str = request.param
+        return mode
 
     @pytest.fixture
-    def anyio_backend(self, colour: str) -> str:
-        return "asyncio" if colour == "sync" else colour
+    def anyio_backend(self, mode: str) -> str:
+        return "asyncio" if mode == "sync" else mode
 
     @pytest.fixture
-    def held(self, made: Backend, colour: str) -> Iterator[Held]:
-        with holding.held(made, colour) as held:
+    def held(self, made: Backend, mode: str) -> Iterator[Held]:
+        with holding.held(made, mode) as held:
             yield held
 
     @pytest.fixture
-    def narrow(self, made: Backend, colour: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Narrow]:
-        with narrowing.narrow(made, colour, monkeypatch) as narrow:
+    def narrow(self, made: Backend, mode: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Narrow]:
+        with narrowing.narrow(made, mode, monkeypatch) as narrow:
             yield narrow
 
     @pytest.fixture
-    def backend(self, made: Backend, colour: str) -> Backend | AsyncBackend:
-        return made if colour == "sync" else made.to_async()
+    def backend(self, made: Backend, mode: str) -> Backend | AsyncBackend:
+        return made if mode == "sync" else made.to_async()
 
 
-class TestMemory(_Coloured):
+class TestMemory(_InEachMode):
     """B-12 on memory."""
 
     @pytest.fixture
@@ -54,7 +54,7 @@ class TestMemory(_Coloured):
         return MemoryBackend(clock=clock)
 
 
-class TestSqlite(_Coloured):
+class TestSqlite(_InEachMode):
     """B-12 on SQLite."""
 
     @pytest.fixture
@@ -67,9 +67,9 @@ class TestSqliteOneByOne(TestSqlite):
     """B-12 on SQLite without coalescing, where trio does what asyncio does."""
 
     @pytest.fixture(params=["sync", "asyncio"])
-    def colour(self, request: pytest.FixtureRequest) -> str:
-        colour: str = request.param
-        return colour
+    def mode(self, request: pytest.FixtureRequest) -> str:
+        mode: str = request.param
+        return mode
 
     @pytest.fixture
     def made(self, clock: ManualClock, tmp_path: Path) -> Backend:
@@ -77,7 +77,7 @@ class TestSqliteOneByOne(TestSqlite):
         return SqliteBackend(path, synchronous="normal", coalesce=False, timeout=20, clock=clock)
 
 
-class _OnServer(_Coloured):
+class _OnServer(_InEachMode):
     server_kind: str
     coalesce = True
 
@@ -95,15 +95,15 @@ class TestValkey(_OnServer):
 
 
 class TestValkeyOneByOne(_OnServer):
-    """B-12 on Valkey, with every call on a connection of its own; the other colours never coalesce."""
+    """B-12 on Valkey, with every call on a connection of its own; the other kinds never coalesce."""
 
     server_kind = "valkey"
     coalesce = False
 
     @pytest.fixture(params=["asyncio"])
-    def colour(self, request: pytest.FixtureRequest) -> str:
-        colour: str = request.param
-        return colour
+    def mode(self, request: pytest.FixtureRequest) -> str:
+        mode: str = request.param
+        return mode
 
 
 if "redis" in SERVER_KINDS:

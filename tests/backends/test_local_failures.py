@@ -199,10 +199,10 @@ async def _in_want(verbs: AsyncVerbs, want: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("want", [without_threads, without_files])
-@pytest.mark.parametrize("colour", ["sync", "asyncio", "trio"])
+@pytest.mark.parametrize("mode", ["sync", "asyncio", "trio"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_process_without_resources_has_an_unavailable_backend(
-    kind: str, colour: str, want: Callable[[], Any], request: pytest.FixtureRequest, tmp_path: Path
+    kind: str, mode: str, want: Callable[[], Any], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """B-10a: in every verb, whatever the driver does; a completion is made once there is room again."""
     backend: Backend = getattr(Made(request, tmp_path), kind)()
@@ -212,9 +212,9 @@ def test_a_process_without_resources_has_an_unavailable_backend(
         await _in_want(verbs, want)
         await verbs.close()
 
-    if colour == "trio":
+    if mode == "trio":
         trio.run(test, backend.to_async())
-    elif colour == "asyncio":
+    elif mode == "asyncio":
         asyncio.run(asyncio.wait_for(test(backend.to_async()), 120))
     else:
         with suppress(StopIteration):

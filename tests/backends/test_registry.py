@@ -219,10 +219,10 @@ def test_a_wrong_keyword_is_an_error_at_start(backend: str, keywords: dict[str, 
 def test_credentials_are_never_repeated(url: str) -> None:
     """Not in errors, not in reprs."""
     try:
-        told = [open_backend(url), open_backend(url).to_async(), open_backend(url)._options]
+        reported = [open_backend(url), open_backend(url).to_async(), open_backend(url)._options]
     except ConfigurationError as error:
-        told = [error]
-    for value in told:
+        reported = [error]
+    for value in reported:
         assert SECRET not in repr(value) + str(value)
         assert "pa/ss" not in repr(value) + str(value)
 

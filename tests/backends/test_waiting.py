@@ -40,9 +40,9 @@ ENDS: dict[str, Callable[[AsyncVerbs, Lease], Awaitable[object]]] = {
 
 
 @pytest.fixture(params=["sync", "asyncio", "trio"])
-def colour(request: pytest.FixtureRequest) -> str:
-    colour: str = request.param
-    return colour
+def mode(request: pytest.FixtureRequest) -> str:
+    mode: str = request.param
+    return mode
 
 
 def _on(url: str) -> RedisBackend:
@@ -71,16 +71,16 @@ def plain(server_url: str) -> Iterator[redis.Redis]:
         yield client
 
 
-def _run(colour: str, backend: Backend, steps: Callable[[AsyncVerbs], Awaitable[None]]) -> None:
-    """Carry out steps in one colour, on a loop of their own, within a bounded time."""
+def _run(mode: str, backend: Backend, steps: Callable[[AsyncVerbs], Awaitable[None]]) -> None:
+    """Carry out steps in one mode, on a loop of their own, within a bounded time."""
 
     async def main() -> None:
-        verbs = AsyncVerbs(backend if colour == "sync" else backend.to_async())
+        verbs = AsyncVerbs(backend if mode == "sync" else backend.to_async())
         with anyio.fail_after(SOON):
             await steps(verbs)
         await verbs.close()
 
-    anyio.run(main, backend="asyncio" if colour == "sync" else colour)
+    anyio.run(main, backend="asyncio" if mode == "sync" else mode)
 
 
 async def _until(condition: Callable[[], bool]) -> None:
@@ -94,7 +94,7 @@ def _subscribers(plain: redis.Redis, backend: RedisBackend) -> int:
 
 
 @pytest.mark.parametrize("verb", ENDS)
-def test_memory_notifies_waiting_duplicates(colour: str, verb: str) -> None:
+def test_memory_notifies_waiting_duplicates(mode: str, verb: str) -> None:
     """O-04: at once, sync and async, whoever ends the attempt."""
     backend = MemoryBackend()
 
@@ -107,12 +107,12 @@ def test_memory_notifies_waiting_duplicates(colour: str, verb: str) -> None:
             await ENDS[verb](verbs, lease)
         assert not backend._table._here.get().waiters
 
-    _run(colour, backend, steps)
+    _run(mode, backend, steps)
 
 
 @pytest.mark.parametrize("verb", ENDS)
 def test_the_server_notifies_waiting_duplicates(
-    colour: str, verb: str, backend: RedisBackend, plain: redis.Redis
+    mode: str, verb: str, backend: RedisBackend, plain: redis.Redis
 ) -> None:
     """O-04: through one connection of the process, which listens only while somebody waits."""
 
@@ -125,10 +125,10 @@ def test_the_server_notifies_waiting_duplicates(
             await ENDS[verb](verbs, lease)
         await _until(lambda: _subscribers(plain, backend) == 0)
 
-    _run(colour, backend, steps)
+    _run(mode, backend, steps)
 
 
-def test_another_process_is_heard(colour: str, backend: RedisBackend, plain: redis.Redis) -> None:
+def test_another_process_is_heard(mode: str, backend: RedisBackend, plain: redis.Redis) -> None:
     """O-04: the owner runs elsewhere; here, behind another backend with connections of its own."""
     elsewhere = RedisBackend(
         f"redis://{backend.options.where.partition('//')[2]}", prefix=backend.options.prefix.decode(), timeout=10
@@ -142,21 +142,21 @@ def test_another_process_is_heard(colour: str, backend: RedisBackend, plain: red
             elsewhere.complete(Complete(lease, b"response"))
         assert await verbs.claim(claim_of(RECORD)) == Finished(b"response")
 
-    _run(colour, backend, steps)
+    _run(mode, backend, steps)
     elsewhere.close()
 
 
-def test_an_end_before_the_subscription_is_seen(colour: str, backend: RedisBackend) -> None:
+def test_an_end_before_the_subscription_is_seen(mode: str, backend: RedisBackend) -> None:
     """O-04: no message comes any more, so the record is looked at when the subscription is confirmed."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         await verbs.complete(Complete(await lease_of(verbs, RECORD), b"response"))
         await verbs.wait(UNREPORTED)
 
-    _run(colour, backend, steps)
+    _run(mode, backend, steps)
 
 
-def test_waiting_costs_one_call_and_a_subscription(colour: str, backend: RedisBackend, plain: redis.Redis) -> None:
+def test_waiting_costs_one_call_and_a_subscription(mode: str, backend: RedisBackend, plain: redis.Redis) -> None:
     """Whatever its length; counted by the server."""
     # the question and the release are scripts that look at the record; the latter publishes
     names = ("evalsha", "publish", "hget", "subscribe", "unsubscribe")
@@ -183,7 +183,7 @@ def test_waiting_costs_one_call_and_a_subscription(colour: str, backend: RedisBa
             "hget": 3,
         }
 
-    _run(colour, backend, steps)
+    _run(mode, backend, steps)
 
 
 def test_a_task_that_stops_waiting_stops_listening(backend: RedisBackend, plain: redis.Redis) -> None:
@@ -202,7 +202,7 @@ def test_a_task_that_stops_waiting_stops_listening(backend: RedisBackend, plain:
         backend.delete(RECORD)
 
 
-def test_a_connection_that_breaks_ends_the_waiting(colour: str, own_server: Server) -> None:
+def test_a_connection_that_breaks_ends_the_waiting(mode: str, own_server: Server) -> None:
     """O-04, B-10: the duplicate asks again; then it polls, and after a rest it listens again."""
     backend = _on(own_server.url)
 
@@ -220,10 +220,10 @@ def test_a_connection_that_breaks_ends_the_waiting(colour: str, own_server: Serv
                 await _until(lambda: _subscribers(plain, backend) == 1)
                 await verbs.complete(Complete(lease, b"response"))
 
-    _run(colour, backend, steps)
+    _run(mode, backend, steps)
 
 
-def test_a_user_without_channels_waits_by_polling(colour: str, own_server: Server) -> None:
+def test_a_user_without_channels_waits_by_polling(mode: str, own_server: Server) -> None:
     """B-11a: publishing that is forbidden does not keep a completion from being recorded."""
     rules = ["on", ">secret", "~*", "resetchannels", "-@all", "+@hash", "+@scripting", "+@keyspace", "+time"]
     rules += ["+subscribe"]
@@ -238,14 +238,14 @@ def test_a_user_without_channels_waits_by_polling(colour: str, own_server: Serve
         await verbs.complete(Complete(lease, b"response"))
         assert await verbs.claim(claim_of(RECORD)) == Finished(b"response")
 
-    _run(colour, backend, steps)
+    _run(mode, backend, steps)
     with own_server.connect() as plain:
         refused = [entry for entry in plain.acl_log() if entry["reason"] == "channel"]
     assert [entry["count"] for entry in refused if entry["context"] == "toplevel"] == [1]
 
 
 @pytest.mark.parametrize("answers", [False, True], ids=["silent", "refusing"])
-def test_a_server_that_is_away_ends_the_waiting(colour: str, answers: bool) -> None:
+def test_a_server_that_is_away_ends_the_waiting(mode: str, answers: bool) -> None:
     """O-04: the waiting itself raises nothing; the claim that follows tells."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
@@ -259,10 +259,10 @@ def test_a_server_that_is_away_ends_the_waiting(colour: str, answers: bool) -> N
             await verbs.wait(Wait(RECORD, 1.0, PAUSE))
             assert time.monotonic() - started < SOON / 2
 
-        _run(colour, backend, steps)
+        _run(mode, backend, steps)
 
 
-def test_closing_ends_the_waiting(colour: str, backend: RedisBackend, plain: redis.Redis) -> None:
+def test_closing_ends_the_waiting(mode: str, backend: RedisBackend, plain: redis.Redis) -> None:
     """B-11: and it may be used again."""
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -276,7 +276,7 @@ def test_closing_ends_the_waiting(colour: str, backend: RedisBackend, plain: red
             await _until(lambda: _subscribers(plain, backend) == 0)
         await verbs.complete(Complete(lease, b"response"))
 
-    _run(colour, backend, steps)
+    _run(mode, backend, steps)
 
 
 def test_the_thread_ends_when_nobody_waits(
@@ -311,7 +311,7 @@ def test_where_no_thread_can_start_waiting_is_polling(backend: RedisBackend, mon
         backend.wait(POLLED)
 
 
-def test_sqlite_polls(colour: str, tmp_path: Path) -> None:
+def test_sqlite_polls(mode: str, tmp_path: Path) -> None:
     """O-04: it cannot be told, so waiting ends after each pause, without a thread for each task."""
     backend = SqliteBackend(str(tmp_path / "records.db"), synchronous="normal", timeout=20)
 
@@ -319,9 +319,9 @@ def test_sqlite_polls(colour: str, tmp_path: Path) -> None:
         await lease_of(verbs, RECORD)
         threads = threading.active_count()
         async with anyio.create_task_group() as group:
-            for _ in range(50 if colour != "sync" else 1):
+            for _ in range(50 if mode != "sync" else 1):
                 group.start_soon(verbs.wait, POLLED)
             await anyio.sleep(0)
-            assert colour == "sync" or threading.active_count() <= threads
+            assert mode == "sync" or threading.active_count() <= threads
 
-    _run(colour, backend, steps)
+    _run(mode, backend, steps)

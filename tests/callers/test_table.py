@@ -94,9 +94,9 @@ def test_a_row_has_examples_that_check_what_it_says(row: Row) -> None:
 
 def test_each_example_is_in_the_table() -> None:
     """O-23: nobody looks for a way that the table does not lead to."""
-    told = {example for row in ROWS for example in row.examples}
+    reported = {example for row in ROWS for example in row.examples}
     there = {(name, anchor(title)) for name, page in PAGES.items() for title in headings(page)[1:]}
-    assert told == there
+    assert reported == there
 
 
 def test_what_is_to_be_written_is_in_an_example() -> None:

@@ -46,10 +46,10 @@ def test_show_explains_and_says_what_to_do(shell: Shell, maker: Maker) -> None:
     assert "Stage 'charge' is in doubt" in out
     assert f"open-idempotency resolve {record} --stage charge --found JSON" in out
     assert f"open-idempotency release {record}" in out
-    told = json.loads(shell("show", record, "--json").out)
-    assert (told["state"], told["stuck"], told["holder"]) == ("abandoned", True, "web-3:812")
-    assert told["in_doubt"] == [{"name": "charge", "key": ""}]
-    assert any("in doubt" in sentence for sentence in told["explanation"])
+    reported = json.loads(shell("show", record, "--json").out)
+    assert (reported["state"], reported["stuck"], reported["holder"]) == ("abandoned", True, "web-3:812")
+    assert reported["in_doubt"] == [{"name": "charge", "key": ""}]
+    assert any("in doubt" in sentence for sentence in reported["explanation"])
 
 
 def test_show_has_bodies_on_request_alone(shell: Shell, maker: Maker) -> None:
@@ -76,16 +76,16 @@ def test_release_forget_and_resolve_report_as_json(shell: Shell, maker: Maker) -
         (["release", alive, "--yes"], "released"),
         (["forget", alive, "--yes"], "forgotten"),
     ):
-        told = json.loads(shell(*arguments, "--json").out)
-        assert told == {"record": arguments[1], "done": done}
+        reported = json.loads(shell(*arguments, "--json").out)
+        assert reported == {"record": arguments[1], "done": done}
 
 
 def test_stats_count_as_a_table_and_as_json(shell: Shell, maker: Maker) -> None:
     """P-16."""
     maker.in_doubt()
     maker.completed()
-    told = json.loads(shell("stats", "--json").out)
-    assert (told["total"], told["stuck"], told["routes"]) == (2, 1, {"POST /orders/{id}": 2})
+    reported = json.loads(shell("stats", "--json").out)
+    assert (reported["total"], reported["stuck"], reported["routes"]) == (2, 1, {"POST /orders/{id}": 2})
     out = shell("stats").out
     assert "records     2" in out
     assert "POST /orders/{id}  2" in out

@@ -96,8 +96,8 @@ def test_a_stuck_client_is_freed_in_three_commands(shop: Shop, operator: Shell) 
     freed = operator("resolve", record, "--stage", "charge", "--found", '"ch_1"', "--yes")
     assert (freed.code, freed.err) == (0, "")
 
-    told = json.loads(operator("show", KEY, *APP, "--json").out)
-    assert (told["stuck"], told["in_doubt"]) == (False, [])
+    reported = json.loads(operator("show", KEY, *APP, "--json").out)
+    assert (reported["stuck"], reported["in_doubt"]) == (False, [])
     retried = shop.post()
     assert (retried.status_code, retried.text, shop.charged) == (201, "ch_1", 0)
     assert shop.post().headers["Idempotent-Replayed"] == "true"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.crash.applications import APPLICATIONS, EVERYTHING_ONCE, Client, Site
 
-KILLED_BEFORE_ANSWER = "tests.crash.killed_before_answer"
+KILLED_BEFORE_RESPONSE = "tests.crash.killed_before_response"
 
 
 def test_a_worker_killed_before_any_stage_is_repeated_whole(application: str, sqlite_site: Site) -> None:
@@ -52,7 +52,7 @@ def test_a_worker_killed_after_completion_and_before_its_response_left_is_replay
 ) -> None:
     """R-03, O-02: the response was durable before it left, so the retry gets it, and there is no lease to wait for."""
     client = Client()
-    doomed_command = [KILLED_BEFORE_ANSWER, *APPLICATIONS[application]]
+    doomed_command = [KILLED_BEFORE_RESPONSE, *APPLICATIONS[application]]
     with site.start_command(doomed_command) as doomed, site.start(application) as successor:
         doomed.wait_until_it_serves()
         successor.wait_until_it_serves()

@@ -36,3 +36,25 @@ def test_a_word_with_a_standard_term_stays_away(word: str) -> None:
         if re.search(word, line)
     ]
     assert not found, f"say {_WORDS[word]!r} instead:\n" + "\n".join(found)
+
+
+#: words in names of tests, and what to say instead
+_IN_NAMES = {
+    r"_answer(s|ed|ing)?(_|\b)": "response; reply of a server; result of a call",
+    r"_told(_|\b)|_tells?(_|\b)": "reported, logged, raised, distinguished",
+    r"_colours?(_|\b)": "sync, async",
+    r"_surely(_|\b)|_riddle": "what happens",
+}
+
+
+@pytest.mark.parametrize("word", _IN_NAMES)
+def test_names_of_tests_use_the_standard_terms(word: str) -> None:
+    """They are titles on the page of lines. Drawings alone have colours."""
+    found = [
+        f"{path.relative_to(_ROOT)}: {name}"
+        for path in sorted((_ROOT / "tests").rglob("*.py"))
+        if path.parent.name not in ("docs", "browser")
+        for name in re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8"))
+        if re.search(word, name)
+    ]
+    assert not found, f"say {_IN_NAMES[word]!r} instead:\n" + "\n".join(found)

@@ -68,8 +68,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(params=["wsgi", pytest.param("asgi", marks=pytest.mark.full_form)])
-def colour(request: pytest.FixtureRequest) -> str:
-    """Blocking and asynchronous; a test that is quick asks for ``both_colours`` in the short form too."""
+def interface(request: pytest.FixtureRequest) -> str:
+    """Blocking and asynchronous; a test that is quick asks for ``wsgi_and_asgi`` in the short form too."""
     chosen: str = request.param
     return chosen
 

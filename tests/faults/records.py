@@ -44,7 +44,7 @@ everywhere = _on(["sqlite", *SERVER_KINDS, *POSTGRES])
 mostly_files = _on(["sqlite", *SERVER_KINDS, *POSTGRES], short=["sqlite"])
 #: the same for what needs a network
 mostly_redis = _on([*SERVER_KINDS, *POSTGRES], short=["valkey"])
-both_colours = pytest.mark.parametrize("colour", ["wsgi", "asgi"])
+wsgi_and_asgi = pytest.mark.parametrize("interface", ["wsgi", "asgi"])
 
 
 def sqlite_url(folder: Path, options: str = BRISK) -> str:

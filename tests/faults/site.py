@@ -135,17 +135,17 @@ async def _run_asgi(app: Any, order: Order, body: bytes) -> Got:
 
 
 class Worker:
-    """One worker: ``colour`` is "wsgi" or "asgi", ``fields`` are the policy's. Ended by its block."""
+    """One worker: ``interface`` is "wsgi" or "asgi", ``fields`` are the policy's. Ended by its block."""
 
-    def __init__(self, colour: str, backend: Backend | str, **fields: Any) -> None:
+    def __init__(self, interface: str, backend: Backend | str, **fields: Any) -> None:
         self.events: list[Event] = []
         self.backend = open_backend(backend)
-        make = plain_wsgi.make if colour == "wsgi" else plain_asgi.make
+        make = plain_wsgi.make if interface == "wsgi" else plain_asgi.make
         self._app: Any = make(self.backend, {"lease": LEASE, "on_event": self.events.append, **fields})
-        self._colour = colour
+        self._interface = interface
         self._pool = ThreadPoolExecutor(80, thread_name_prefix="client")
         self._loop: asyncio.AbstractEventLoop | None = None
-        if colour == "asgi":
+        if interface == "asgi":
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, name="worker", daemon=True)
             self._thread.start()

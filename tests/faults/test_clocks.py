@@ -66,11 +66,11 @@ def test_a_worker_whose_clock_is_off_changes_nothing(cases: list[Case], records:
 @everywhere
 @pytest.mark.fault("backend's clock jumps an hour ahead", row=18, invariants=("I2", "I3"))
 @pytest.mark.fault("backend's clock jumps ahead of a running request", row=18, invariants=("I1",), kind="documented")
-def test_a_backend_whose_clock_jumps_ends_leases_early(records: Records, effects: Effects, colour: str) -> None:
+def test_a_backend_whose_clock_jumps_ends_leases_early(records: Records, effects: Effects, interface: str) -> None:
     """L-03: a live owner is taken for a dead one; it changes nothing, and the completed stays completed."""
     clock = ManualClock()
     backends = [open_backend(records.at(), clock=clock) for _ in range(2)]
-    with Worker(colour, backends[0], lease=30) as worker, Worker(colour, backends[1], lease=30) as other:
+    with Worker(interface, backends[0], lease=30) as worker, Worker(interface, backends[1], lease=30) as other:
         order = Order(charging(effects, hold="answer"))
         owner = worker.start(order)
         order.until_arrived()

@@ -45,11 +45,11 @@ def test_a_time_to_live_shorter_than_the_lease_is_refused_at_start(records: Reco
 
 @mostly_files
 @pytest.mark.fault("handler longer than the time to live, purges all the while", row=23, invariants=("I1", "I2", "I4"))
-def test_the_record_of_a_live_owner_is_not_collected(records: Records, effects: Effects, colour: str) -> None:
+def test_the_record_of_a_live_owner_is_not_collected(records: Records, effects: Effects, interface: str) -> None:
     """B-05, B-09: the time to live runs from the completion, not from the claim."""
     with (
-        Worker(colour, records.at(), lease=SHORT, ttl=SHORT) as worker,
-        Worker(colour, records.at(), lease=SHORT, ttl=SHORT) as other,
+        Worker(interface, records.at(), lease=SHORT, ttl=SHORT) as worker,
+        Worker(interface, records.at(), lease=SHORT, ttl=SHORT) as other,
     ):
         order = Order(plain(effects, hold=True))
         duplicate = order.again(plain(effects))

@@ -154,13 +154,16 @@ def test_a_failover_forgets_what_the_replica_had_not_received(pair: Pair, effect
 
 @on_servers
 @pytest.mark.fault("replica behind, claims have to be confirmed", row=6, invariants=("I2", "I8"))
-def test_a_claim_that_no_replica_confirms_does_not_run(pair: Pair, effects: Effects, colour: str) -> None:
+def test_a_claim_that_no_replica_confirms_does_not_run(pair: Pair, effects: Effects, interface: str) -> None:
     """O-12: ``min_replicas=1``, ``synchronous_standby_names``: nothing runs that a failover could forget.
 
     What was confirmed survives it.
     """
     confirmed = f"?{pair.brisk}{pair.demand()}"
-    with Worker(colour, pair.primary + confirmed) as before, Worker(colour, f"{pair.replica}?{pair.brisk}") as after:
+    with (
+        Worker(interface, pair.primary + confirmed) as before,
+        Worker(interface, f"{pair.replica}?{pair.brisk}") as after,
+    ):
         done, new = Order(plain(effects)), Order(plain(effects))
         first = before.post(done)
         assert (first.status, first.unrecorded) == (201, False)
@@ -175,11 +178,11 @@ def test_a_claim_that_no_replica_confirms_does_not_run(pair: Pair, effects: Effe
 
 @on_postgres
 @pytest.mark.fault("the address of a replica", row=6, invariants=("I2", "I8"))
-def test_a_replica_serves_nothing(pair: Pair, effects: Effects, colour: str) -> None:
+def test_a_replica_serves_nothing(pair: Pair, effects: Effects, interface: str) -> None:
     """O-12, I8: it may not have heard of a claim, or still have what has expired; so it is a backend that is down."""
     with (
-        Worker(colour, f"{pair.primary}?{pair.brisk}") as worker,
-        Worker(colour, f"{pair.replica}?{pair.brisk}") as astray,
+        Worker(interface, f"{pair.primary}?{pair.brisk}") as worker,
+        Worker(interface, f"{pair.replica}?{pair.brisk}") as astray,
     ):
         done, new = Order(plain(effects)), Order(plain(effects))
         assert worker.post(done).status == 201

@@ -15,7 +15,7 @@ from tests.faults.proxy import PATIENCE, FaultProxy
 from tests.faults.records import OnServer, on_servers
 from tests.faults.site import Order, Worker
 
-asynchronous = pytest.mark.parametrize("colour", ["asgi"])
+asynchronous = pytest.mark.parametrize("interface", ["asgi"])
 ways = pytest.mark.parametrize("coalesce", ["yes", "no"])
 ONCE = ["reserve 1", "charge 1"]
 #: nothing is to be won by waiting for a lease
@@ -27,10 +27,10 @@ LONG = 60.0
 @ways
 @pytest.mark.fault("claim delivered after its clean-up", row=12, invariants=("I1", "I5", "I9"))
 def test_a_claim_that_arrives_after_its_clean_up_does_not_block_its_key(
-    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, coalesce: str
+    records: OnServer, proxy: FaultProxy, effects: Effects, interface: str, coalesce: str
 ) -> None:
     """B-08c, L-04: the retry runs at once, and not a lease later."""
-    with Worker(colour, records.at(proxy.port, f"timeout=5&coalesce={coalesce}"), lease=LONG) as worker:
+    with Worker(interface, records.at(proxy.port, f"timeout=5&coalesce={coalesce}"), lease=LONG) as worker:
         hold = proxy.hold(records.command("claim"))
         order = Order(charging(effects))
         worker.cancel(order, hold.arrived)
@@ -46,10 +46,10 @@ def test_a_claim_that_arrives_after_its_clean_up_does_not_block_its_key(
 @asynchronous
 @pytest.mark.fault("claim delivered after later attempts", row=12, invariants=("I1", "I5", "I9"))
 def test_a_claim_that_arrives_after_another_attempt_has_failed_takes_nothing_over(
-    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
+    records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
     """B-08c: the failed attempt is resumed by a request, and not by a claim that nobody waits for."""
-    with Worker(colour, records.at(proxy.port, "timeout=5"), lease=LONG) as worker:
+    with Worker(interface, records.at(proxy.port, "timeout=5"), lease=LONG) as worker:
         order = Order(failing_first(effects))
         hold = proxy.hold(records.command("claim"))
         worker.cancel(order, hold.arrived)

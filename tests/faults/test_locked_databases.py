@@ -61,10 +61,10 @@ def _end(holder: subprocess.Popen[str]) -> None:
 
 @pytest.mark.fault("database locked, new request and replay", row=8, invariants=("I2", "I8", "I11"))
 def test_while_another_process_writes_nothing_new_runs_and_replays_go_on(
-    records: Database, effects: Effects, colour: str, lock: Callable[[], Unlock]
+    records: Database, effects: Effects, interface: str, lock: Callable[[], Unlock]
 ) -> None:
     """B-10, B-11b, O-12: 503 in time; what only reads waits for nobody."""
-    with Worker(colour, records.at()) as worker:
+    with Worker(interface, records.at()) as worker:
         done = Order(plain(effects))
         first = worker.post(done)
         unlock = lock()
@@ -78,10 +78,10 @@ def test_while_another_process_writes_nothing_new_runs_and_replays_go_on(
 
 @pytest.mark.fault("database locked while an answer is recorded, freed in time", row=8, invariants=("I4", "I11"))
 def test_a_completion_is_tried_until_the_lock_is_free(
-    records: Database, effects: Effects, colour: str, lock: Callable[[], Unlock]
+    records: Database, effects: Effects, interface: str, lock: Callable[[], Unlock]
 ) -> None:
     """L-08."""
-    with Worker(colour, records.at(), record_within=PATIENCE) as worker:
+    with Worker(interface, records.at(), record_within=PATIENCE) as worker:
         order = Order(charging(effects, hold="answer"))
         owner = worker.start(order)
         order.until_arrived()
@@ -98,10 +98,10 @@ def test_a_completion_is_tried_until_the_lock_is_free(
 @pytest.mark.full_form
 @pytest.mark.fault("database locked while an answer is recorded, not freed", row=8, invariants=("I5", "I9", "I11"))
 def test_a_response_that_found_the_database_locked_goes_out_marked(
-    records: Database, effects: Effects, colour: str, lock: Callable[[], Unlock]
+    records: Database, effects: Effects, interface: str, lock: Callable[[], Unlock]
 ) -> None:
     """L-08: the record stays; a retry gets 409, and later runs from its last stage."""
-    with Worker(colour, records.at(), record_within=0.3) as worker:
+    with Worker(interface, records.at(), record_within=0.3) as worker:
         order = Order(charging(effects, hold="answer"))
         owner = worker.start(order)
         order.until_arrived()

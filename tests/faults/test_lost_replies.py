@@ -11,7 +11,7 @@ import pytest
 from tests.faults.effects import Effects
 from tests.faults.handlers import Failed, charging, failing_first, plain
 from tests.faults.proxy import FaultProxy
-from tests.faults.records import OnPostgres, OnServer, both_colours, on_postgres, on_servers
+from tests.faults.records import OnPostgres, OnServer, on_postgres, on_servers, wsgi_and_asgi
 from tests.faults.site import PATIENCE, Order, Worker, admitted, refused_in_time
 
 silence = pytest.mark.parametrize("silently", [False, True], ids=["cut", "silence"])
@@ -20,13 +20,13 @@ MANY = 32
 
 
 @on_servers
-@both_colours
+@wsgi_and_asgi
 @pytest.mark.fault("reply to a claim lost, connection cut", row=4, invariants=("I1", "I6", "I9"))
 def test_the_owner_does_not_learn_that_another_caller_has_its_key(
-    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
+    records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
     """B-08: the claim is sent again by the same owner; one run, no 409."""
-    with Worker(colour, records.at(proxy.port)) as worker:
+    with Worker(interface, records.at(proxy.port)) as worker:
         order = Order(charging(effects))
         loss = proxy.lose_reply(records.command("claim"))
         first = worker.post(order)
@@ -39,10 +39,10 @@ def test_the_owner_does_not_learn_that_another_caller_has_its_key(
 @on_servers
 @pytest.mark.fault("reply to a claim lost, silence", row=4, invariants=("I6", "I8", "I11"))
 def test_a_claim_whose_response_never_comes_runs_nothing_and_blocks_for_a_lease_at_most(
-    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
+    records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
     """B-10, O-12: 503 within the call's bound, and a retry runs once the unknown claim has ended."""
-    with Worker(colour, records.at(proxy.port)) as worker:
+    with Worker(interface, records.at(proxy.port)) as worker:
         losses = []
 
         def doomed() -> Order:
@@ -57,13 +57,13 @@ def test_a_claim_whose_response_never_comes_runs_nothing_and_blocks_for_a_lease_
 
 @on_servers
 @silence
-@both_colours
+@wsgi_and_asgi
 @pytest.mark.fault("reply to a stage lost", row=4, invariants=("I6", "I9"))
 def test_a_stage_whose_response_was_lost_is_recorded_once(
-    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, silently: bool
+    records: OnServer, proxy: FaultProxy, effects: Effects, interface: str, silently: bool
 ) -> None:
     """B-08, B-06: it is sent again, and its value is the one that was saved."""
-    with Worker(colour, records.at(proxy.port)) as worker:
+    with Worker(interface, records.at(proxy.port)) as worker:
         order = Order(charging(effects))
         loss = proxy.lose_reply(records.command("save_stage"), silently=silently)
         assert worker.post(order).status == 201
@@ -73,13 +73,13 @@ def test_a_stage_whose_response_was_lost_is_recorded_once(
 
 @on_servers
 @silence
-@both_colours
+@wsgi_and_asgi
 @pytest.mark.fault("reply to a completion lost", row=4, invariants=("I2", "I4", "I6", "I9"))
 def test_a_completion_whose_response_was_lost_goes_out_as_recorded(
-    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, silently: bool
+    records: OnServer, proxy: FaultProxy, effects: Effects, interface: str, silently: bool
 ) -> None:
     """B-08, R-03: sent again it succeeds; the response is not marked, and a duplicate gets the same bytes."""
-    with Worker(colour, records.at(proxy.port)) as worker:
+    with Worker(interface, records.at(proxy.port)) as worker:
         order = Order(charging(effects))
         loss = proxy.lose_reply(records.command("complete"), silently=silently)
         first = worker.post(order)
@@ -92,13 +92,13 @@ def test_a_completion_whose_response_was_lost_goes_out_as_recorded(
 
 @on_servers
 @silence
-@both_colours
+@wsgi_and_asgi
 @pytest.mark.fault("reply to a failure lost", row=4, invariants=("I5", "I6", "I9"))
 def test_a_failure_whose_response_was_lost_lets_the_retry_run_at_once(
-    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, silently: bool
+    records: OnServer, proxy: FaultProxy, effects: Effects, interface: str, silently: bool
 ) -> None:
     """B-08, L-04: from the stage that was recorded."""
-    with Worker(colour, records.at(proxy.port)) as worker:
+    with Worker(interface, records.at(proxy.port)) as worker:
         order = Order(failing_first(effects))
         loss = proxy.lose_reply(records.command("fail"), silently=silently)
         with pytest.raises(Failed):
@@ -110,13 +110,13 @@ def test_a_failure_whose_response_was_lost_lets_the_retry_run_at_once(
 
 @on_servers
 @silence
-@both_colours
+@wsgi_and_asgi
 @pytest.mark.fault("reply to a release lost", row=4, invariants=("I5", "I6"))
 def test_a_release_whose_response_was_lost_lets_the_retry_run_at_once(
-    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, silently: bool
+    records: OnServer, proxy: FaultProxy, effects: Effects, interface: str, silently: bool
 ) -> None:
     """B-08: a response that is not kept (429) still arrives."""
-    with Worker(colour, records.at(proxy.port)) as worker:
+    with Worker(interface, records.at(proxy.port)) as worker:
         order = Order(plain(effects, status=429))
         loss = proxy.lose_reply(records.command("release"), silently=silently)
         assert worker.post(order).status == 429
@@ -129,10 +129,10 @@ def test_a_release_whose_response_was_lost_lets_the_retry_run_at_once(
 @pytest.mark.parametrize("silently", [pytest.param(False, marks=pytest.mark.full_form), True], ids=["cut", "silence"])
 @pytest.mark.fault("reply to a heartbeat lost", row=4, invariants=("I1", "I6", "I9"))
 def test_a_beat_whose_response_was_lost_costs_the_owner_nothing(
-    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, silently: bool
+    records: OnServer, proxy: FaultProxy, effects: Effects, interface: str, silently: bool
 ) -> None:
     """B-08, L-01: it has renewed the lease, and the next beats renew it again."""
-    with Worker(colour, records.at(proxy.port)) as worker, Worker("wsgi", records.at()) as other:
+    with Worker(interface, records.at(proxy.port)) as worker, Worker("wsgi", records.at()) as other:
         order = Order(charging(effects, hold="charge"))
         loss = proxy.lose_reply(records.command("renew"), silently=silently)
         later = proxy.lose_reply(records.command("renew"), nth=4)

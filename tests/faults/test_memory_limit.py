@@ -47,11 +47,11 @@ def _fill(server: Server) -> None:
 
 @pytest.mark.fault("memory limit, noeviction", row=9, invariants=("I2", "I4", "I8"))
 def test_at_the_limit_claims_are_refused_and_completions_are_kept(
-    start_server: StartServer, effects: Effects, colour: str
+    start_server: StartServer, effects: Effects, interface: str
 ) -> None:
     """B-11b: nothing new runs, and what has been done is not lost."""
     server = start_server("noeviction")
-    with Worker(colour, f"{server.url}?{BRISK}", lease=15) as worker:
+    with Worker(interface, f"{server.url}?{BRISK}", lease=15) as worker:
         running, new = Order(charging(effects, hold="answer")), Order(plain(effects))
         owner = worker.start(running)
         running.until_arrived()

@@ -15,10 +15,10 @@ from tests.faults.site import PATIENCE, Got, Order, Worker, admitted, refused_in
 @on_servers
 @pytest.mark.fault("silent partition, new request", row=7, invariants=("I8", "I11"))
 def test_a_request_during_a_partition_is_refused_in_time(
-    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
+    records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
     """B-10, O-12: on a connection that was open and on a new one; nothing runs."""
-    with Worker(colour, records.at(proxy.port)) as worker:
+    with Worker(interface, records.at(proxy.port)) as worker:
         assert worker.post(Order(plain(effects))).status == 201
         proxy.swallow()
         for _ in range(2):
@@ -28,10 +28,10 @@ def test_a_request_during_a_partition_is_refused_in_time(
 @on_servers
 @pytest.mark.fault("silent partition, then healed", row=7, invariants=("I2", "I6"))
 def test_connections_that_stayed_half_open_do_not_stop_the_worker_for_long(
-    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
+    records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
     """B-10: each costs one timeout, and then requests are served again; what was completed is replayed."""
-    with Worker(colour, records.at(proxy.port)) as worker:
+    with Worker(interface, records.at(proxy.port)) as worker:
         done, new = Order(plain(effects)), Order(plain(effects))
         first = worker.post(done)
         proxy.swallow()
@@ -44,10 +44,10 @@ def test_connections_that_stayed_half_open_do_not_stop_the_worker_for_long(
 @on_servers
 @pytest.mark.fault("silent partition while an answer is recorded, healed in time", row=7, invariants=("I4", "I11"))
 def test_a_completion_is_tried_until_the_partition_ends(
-    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
+    records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
     """L-08: within ``record_within``."""
-    with Worker(colour, records.at(proxy.port), record_within=PATIENCE) as worker:
+    with Worker(interface, records.at(proxy.port), record_within=PATIENCE) as worker:
         order = Order(charging(effects, hold="answer"))
         owner = worker.start(order)
         order.until_arrived()
@@ -64,12 +64,12 @@ def test_a_completion_is_tried_until_the_partition_ends(
 @mostly_redis
 @pytest.mark.fault("silent partition while an answer is recorded, not healed", row=7, invariants=("I9", "I11"))
 def test_a_response_that_cannot_be_recorded_goes_out_marked(
-    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
+    records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
     """L-08: in time, with an event; the record stays, so nothing runs before the lease ends, nor a stage twice."""
     with (
-        Worker(colour, records.at(proxy.port), record_within=0.3, lease=4) as worker,
-        Worker(colour, records.at()) as other,
+        Worker(interface, records.at(proxy.port), record_within=0.3, lease=4) as worker,
+        Worker(interface, records.at()) as other,
     ):
         order = Order(charging(effects, hold="answer"))
         owner = worker.start(order)
@@ -87,10 +87,10 @@ def test_a_response_that_cannot_be_recorded_goes_out_marked(
 @on_servers
 @pytest.mark.fault("silent partition longer than the lease", row=7, invariants=("I3", "I5", "I9"))
 def test_an_owner_that_could_not_beat_learns_that_it_lost_its_lease(
-    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
+    records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
     """L-03, S-07: another takes over; the first stops at its next stage; its client gets the new response."""
-    with Worker(colour, records.at(proxy.port)) as worker, Worker(colour, records.at()) as other:
+    with Worker(interface, records.at(proxy.port)) as worker, Worker(interface, records.at()) as other:
         order = Order(charging(effects, hold="charge"))
         owner = worker.start(order)
         order.until_arrived()
@@ -110,28 +110,28 @@ def test_an_owner_that_could_not_beat_learns_that_it_lost_its_lease(
 @mostly_redis
 @pytest.mark.fault("silent partition longer than the lease, next effect external", row=7, invariants=("I3", "I9"))
 def test_an_owner_that_cannot_beat_makes_no_effect_outside(
-    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
+    records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
     """S-04, S-07: an external stage is recorded before its effect, and this owner can record nothing."""
-    _outlive(records, proxy, effects, colour, external=True)
+    _outlive(records, proxy, effects, interface, external=True)
     assert effects.all() == ["reserve 1", "charge 2"]
 
 
 @mostly_redis
 @pytest.mark.fault("silent partition longer than the lease, next effect plain", row=7, invariants=("I3", "I9"))
 def test_an_owner_that_cannot_beat_begins_no_plain_stage(
-    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
+    records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
     """S-07: its lease may have ended, so it asks before the effect, and stops where nobody can tell."""
-    _outlive(records, proxy, effects, colour, external=False)
+    _outlive(records, proxy, effects, interface, external=False)
     assert effects.all() == ["reserve 1", "charge 2"]
 
 
-def _outlive(records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, *, external: bool) -> None:
+def _outlive(records: OnServer, proxy: FaultProxy, effects: Effects, interface: str, *, external: bool) -> None:
     """Let an owner wake behind a partition when another attempt has completed; its response is no success."""
     with (
-        Worker(colour, records.at(proxy.port), record_within=0.3) as worker,
-        Worker(colour, records.at()) as other,
+        Worker(interface, records.at(proxy.port), record_within=0.3) as worker,
+        Worker(interface, records.at()) as other,
     ):
         order = Order(charging(effects, hold="charge", external=external))
         owner = worker.start(order)
@@ -151,12 +151,12 @@ def _succeeded(outcome: Got | BaseException) -> bool:
 @on_servers
 @pytest.mark.fault("completion delivered after the lease", row=7, invariants=("I2", "I3", "I4"))
 def test_a_completion_that_arrives_late_changes_nothing(
-    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str
+    records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
     """B-03: the network held it back until another attempt had completed; a duplicate gets that one's response."""
     with (
-        Worker(colour, records.at(proxy.port), record_within=0.3) as worker,
-        Worker(colour, records.at()) as other,
+        Worker(interface, records.at(proxy.port), record_within=0.3) as worker,
+        Worker(interface, records.at()) as other,
     ):
         order = Order(charging(effects, hold="answer"))
         owner = worker.start(order)

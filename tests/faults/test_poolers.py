@@ -21,11 +21,11 @@ def url(pooler: Pooler | PgBouncer) -> str:
 
 @pytest.mark.fault("pooler in transaction mode", row=19, invariants=("I1", "I2", "I4", "I5", "I9"), backend="postgres")
 def test_requests_behind_a_pooler_are_owned_renewed_resumed_and_replayed(
-    url: str, postgres18: PostgresServer, effects: Effects, colour: str
+    url: str, postgres18: PostgresServer, effects: Effects, interface: str
 ) -> None:
     """B-11a, L-01, O-03: beyond the first end of its lease, and by a worker that asks the server itself."""
     direct = OnPostgres(postgres18).at()
-    with Worker(colour, url) as worker, Worker(colour, direct) as other:
+    with Worker(interface, url) as worker, Worker(interface, direct) as other:
         order, failing = Order(charging(effects, hold="charge")), Order(failing_first(effects))
         owner = worker.start(order)
         order.until_arrived()
@@ -44,10 +44,10 @@ def test_requests_behind_a_pooler_are_owned_renewed_resumed_and_replayed(
 
 @pytest.mark.fault("pooler in transaction mode, duplicate waits", row=19, invariants=("I4", "I6"), backend="postgres")
 def test_a_duplicate_that_waits_behind_a_pooler_gets_a_response_before_its_time_is_over(
-    url: str, effects: Effects, colour: str
+    url: str, effects: Effects, interface: str
 ) -> None:
     """O-04, B-11a: nobody can be told there, so it asks."""
-    with Worker(colour, url, wait=3 * PATIENCE) as worker:
+    with Worker(interface, url, wait=3 * PATIENCE) as worker:
         order = Order(plain(effects, hold=True))
         owner = worker.start(order)
         order.until_arrived()
@@ -62,10 +62,10 @@ def test_a_duplicate_that_waits_behind_a_pooler_gets_a_response_before_its_time_
 @pytest.mark.fault("pooler in transaction mode, reply lost", row=19, invariants=("I1", "I6", "I9"), backend="postgres")
 @pytest.mark.parametrize("verb", ["claim", "save_stage", "complete"])
 def test_a_reply_that_is_lost_before_a_pooler_is_repeated_on_another_session(
-    pooler: Pooler | PgBouncer, effects: Effects, colour: str, verb: str
+    pooler: Pooler | PgBouncer, effects: Effects, interface: str, verb: str
 ) -> None:
     """B-08: the pooler has carried it out on one session, and gets it again for another."""
-    with FaultProxy(pooler.port) as proxy, Worker(colour, f"{_through(pooler, proxy)}?{BRISK_POSTGRES}") as worker:
+    with FaultProxy(pooler.port) as proxy, Worker(interface, f"{_through(pooler, proxy)}?{BRISK_POSTGRES}") as worker:
         order = Order(charging(effects))
         loss = proxy.lose_reply(f"open_idempotency.{verb}(".encode())
         first = worker.post(order)

@@ -27,8 +27,8 @@ def url(request: pytest.FixtureRequest, backend_kind: str) -> Iterator[str]:
     try:
         with server.connect() as operator:
             operator.execute_command("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-config")
-        told = request.param == "told"
-        yield server.url if told else server.url.replace("//", "//app:secret@")
+        reported = request.param == "told"
+        yield server.url if reported else server.url.replace("//", "//app:secret@")
     finally:
         server.stop()
 
@@ -43,10 +43,10 @@ def _large(effects: Effects) -> Behaviour:
 
 @pytest.mark.fault("response over the server's limit", row=24, invariants=("I2", "I4", "I6"))
 def test_a_response_that_the_server_refuses_for_its_size_does_not_run_again(
-    url: str, effects: Effects, colour: str
+    url: str, effects: Effects, interface: str
 ) -> None:
     """B-17, O-11: its client gets it whole; a retry gets 409 with its status and location, and the log says why."""
-    with Worker(colour, f"{url}?{BRISK}", max_response_bytes=4_000_000) as worker:
+    with Worker(interface, f"{url}?{BRISK}", max_response_bytes=4_000_000) as worker:
         order = Order(_large(effects))
         first = worker.post(order)
         assert (first.status, first.body, first.unrecorded) == (201, LARGE, False)

@@ -102,11 +102,11 @@ def _url(server: Host) -> str:
 @on_servers
 @pytest.mark.fault("backend killed and started, every write logged", row=5, invariants=("I1", "I2", "I5", "I8"))
 def test_a_backend_that_came_back_has_forgotten_nothing(
-    start_server: StartServer, effects: Effects, colour: str
+    start_server: StartServer, effects: Effects, interface: str
 ) -> None:
     """B-10: down, nothing runs; back, the completed is replayed and the running one is still owned."""
     server = start_server(logged=True)
-    with Worker(colour, _url(server), lease=LONG) as worker:
+    with Worker(interface, _url(server), lease=LONG) as worker:
         done, running, new = Order(plain(effects)), Order(charging(effects, hold="charge")), Order(plain(effects))
         answer = worker.post(done)
         owner = worker.start(running)
@@ -128,11 +128,11 @@ def test_a_backend_that_came_back_has_forgotten_nothing(
 @on_servers
 @pytest.mark.fault("backend killed while an answer is recorded", row=5, invariants=("I4", "I11"))
 def test_a_completion_waits_for_the_backend_to_come_back(
-    start_server: StartServer, effects: Effects, colour: str
+    start_server: StartServer, effects: Effects, interface: str
 ) -> None:
     """L-08: within ``record_within``; the response goes out unmarked, and is replayed."""
     server = start_server(logged=True)
-    with Worker(colour, _url(server), lease=LONG) as worker:
+    with Worker(interface, _url(server), lease=LONG) as worker:
         order = Order(charging(effects, hold="answer"))
         owner = worker.start(order)
         order.until_arrived()
@@ -150,11 +150,11 @@ def test_a_completion_waits_for_the_backend_to_come_back(
 @on_servers
 @pytest.mark.fault("backend killed and started empty, request running", row=5, invariants=("I4", "I6"))
 def test_an_owner_whose_record_did_not_come_back_records_its_response(
-    start_server: StartServer, effects: Effects, colour: str
+    start_server: StartServer, effects: Effects, interface: str
 ) -> None:
     """B-08a, B-10: the empty server knows no script and no record; a completion brings both."""
     server = start_server(logged=False)
-    with Worker(colour, _url(server), lease=LONG) as worker:
+    with Worker(interface, _url(server), lease=LONG) as worker:
         order = Order(charging(effects, hold="answer"))
         owner = worker.start(order)
         order.until_arrived()
@@ -186,12 +186,12 @@ def test_a_backend_without_a_log_forgets_what_was_completed(start_server: StartS
 @on_postgres
 @pytest.mark.fault("backend killed with SIGKILL, stage recorded", row=5, invariants=("I2", "I4", "I5", "I9"))
 def test_stages_survive_a_server_that_dies_without_a_word(
-    backend_kind: str, postgres_hosts: dict[str, PostgresServer], effects: Effects, colour: str
+    backend_kind: str, postgres_hosts: dict[str, PostgresServer], effects: Effects, interface: str
 ) -> None:
     """B-01, L-02: what was acknowledged is there, so the next attempt goes on from the last stage."""
     server = _postgres(backend_kind, postgres_hosts)
     server.number = signal.SIGKILL
-    with Worker(colour, _url(server)) as worker, Worker(colour, _url(server), record_within=0.3) as doomed:
+    with Worker(interface, _url(server)) as worker, Worker(interface, _url(server), record_within=0.3) as doomed:
         order = Order(charging(effects, hold="answer"))
         owner = doomed.start(order)
         order.until_arrived()

@@ -27,10 +27,10 @@ SLOTS = 3
 
 @pytest.mark.fault("sessions ended between two calls", row=5, invariants=("I2", "I6", "I9"))
 def test_sessions_that_an_operator_ended_are_replaced_unnoticed(
-    records: OnPostgres, effects: Effects, colour: str
+    records: OnPostgres, effects: Effects, interface: str
 ) -> None:
     """B-10: each call notices that its connection is gone, and is made on another one."""
-    with Worker(colour, records.at(options=UNHURRIED), lease=LONG) as worker:
+    with Worker(interface, records.at(options=UNHURRIED), lease=LONG) as worker:
         order = Order(charging(effects, hold="answer"))
         owner = worker.start(order)
         order.until_arrived()
@@ -46,10 +46,10 @@ def test_sessions_that_an_operator_ended_are_replaced_unnoticed(
 
 @pytest.mark.fault("session of a claim ended while it waits", row=5, invariants=("I1", "I6", "I9"))
 def test_a_claim_whose_session_is_ended_in_mid_call_is_made_again(
-    records: OnPostgres, effects: Effects, colour: str
+    records: OnPostgres, effects: Effects, interface: str
 ) -> None:
     """B-08, B-10: on another connection, by the same owner; one run, and no 409 to itself."""
-    with Worker(colour, records.at(options=UNHURRIED), lease=LONG) as worker:
+    with Worker(interface, records.at(options=UNHURRIED), lease=LONG) as worker:
         order = Order(plain(effects))
         with records.lock():
             owner = worker.start(order)
@@ -62,10 +62,10 @@ def test_a_claim_whose_session_is_ended_in_mid_call_is_made_again(
 
 @pytest.mark.fault("session of a completion ended while it waits", row=5, invariants=("I2", "I4", "I9"))
 def test_a_completion_whose_session_is_ended_in_mid_call_is_made_again(
-    records: OnPostgres, effects: Effects, colour: str
+    records: OnPostgres, effects: Effects, interface: str
 ) -> None:
     """B-08, R-03: the response goes out recorded, and a duplicate gets it."""
-    with Worker(colour, records.at(options=UNHURRIED), lease=LONG) as worker:
+    with Worker(interface, records.at(options=UNHURRIED), lease=LONG) as worker:
         order = Order(charging(effects, hold="answer"))
         owner = worker.start(order)
         order.until_arrived()
@@ -126,10 +126,10 @@ def slots(records: OnPostgres) -> Iterator[_Slots]:
 
 @pytest.mark.fault("no connection slot left", row=8, invariants=("I4", "I8", "I9", "I11"))
 def test_without_a_free_slot_nothing_new_runs_and_the_finished_is_recorded_later(
-    slots: _Slots, effects: Effects, colour: str
+    slots: _Slots, effects: Effects, interface: str
 ) -> None:
     """B-10, L-08, O-12: 503 in time; the completion is tried until there is a connection for it."""
-    with Worker(colour, f"{slots.url}?{BRISK_POSTGRES}", lease=LONG) as worker:
+    with Worker(interface, f"{slots.url}?{BRISK_POSTGRES}", lease=LONG) as worker:
         running = Order(charging(effects, hold="answer"))
         owner = worker.start(running)
         running.until_arrived()

@@ -73,12 +73,12 @@ def _locking(records: OnPostgres) -> Iterator[Pausing]:
 
 @pytest.mark.fault("answers 200 to 300 ms late, jitter", row=8, invariants=("I1", "I2"))
 def test_of_many_at_once_one_runs(
-    records: OnServer, proxy: FaultProxy, effects: Effects, colour: str, patient: str
+    records: OnServer, proxy: FaultProxy, effects: Effects, interface: str, patient: str
 ) -> None:
     """B-01: of eight that claim at the same moment on two slow workers; the others are told to come back."""
     proxy.delay(DELAY, JITTER)
     url = records.at(proxy.port, patient)
-    with Worker(colour, url, lease=LEASE) as one, Worker(colour, url, lease=LEASE) as two:
+    with Worker(interface, url, lease=LEASE) as one, Worker(interface, url, lease=LEASE) as two:
         order = Order(plain(effects))
         together = threading.Barrier(8)
 
@@ -113,10 +113,10 @@ def test_late_beats_still_keep_the_lease(records: OnServer, proxy: FaultProxy, e
 
 @pytest.mark.fault("backend stops for longer than a call", row=8, invariants=("I4", "I8", "I11"))
 def test_a_pause_of_the_server_refuses_the_new_and_delays_the_finished(
-    pausing: Pausing, effects: Effects, colour: str
+    pausing: Pausing, effects: Effects, interface: str
 ) -> None:
     """B-10, L-08: the completion is tried again until the server goes on."""
-    with Worker(colour, pausing.url, lease=15) as worker:
+    with Worker(interface, pausing.url, lease=15) as worker:
         running, new = Order(charging(effects, hold="answer")), Order(plain(effects))
         owner = worker.start(running)
         running.until_arrived()

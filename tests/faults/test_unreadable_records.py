@@ -65,10 +65,10 @@ def damage(records: Records, backend_kind: str) -> Callable[[str], object]:
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.fault("record unreadable", row=20, invariants=("I2", "I8"))
 def test_a_record_that_cannot_be_read_runs_nothing_and_stays(
-    records: Records, effects: Effects, colour: str, damage: Callable[[str], object], how: str
+    records: Records, effects: Effects, interface: str, damage: Callable[[str], object], how: str
 ) -> None:
     """B-08b: 503 with a problem of its own, and not a byte of it is changed."""
-    with Worker(colour, records.at()) as worker:
+    with Worker(interface, records.at()) as worker:
         order = Order(plain(effects))
         worker.post(order)
         before = damage(how)
@@ -83,10 +83,10 @@ def test_a_record_that_cannot_be_read_runs_nothing_and_stays(
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.fault("record of a running request becomes unreadable", row=20, invariants=("I2", "I8", "I11"))
 def test_a_record_that_becomes_unreadable_is_not_overwritten_by_its_owner(
-    records: Records, effects: Effects, colour: str, damage: Callable[[str], object], how: str
+    records: Records, effects: Effects, interface: str, damage: Callable[[str], object], how: str
 ) -> None:
     """B-08b, L-08: the response goes out marked, and what lies there stays."""
-    with Worker(colour, records.at()) as worker:
+    with Worker(interface, records.at()) as worker:
         order = Order(plain(effects, hold=True))
         owner = worker.start(order)
         order.until_arrived()

@@ -7,17 +7,17 @@ import pytest
 from open_idempotency.events import Recreated
 from tests.faults.effects import Effects
 from tests.faults.handlers import charging, plain
-from tests.faults.records import OnPostgres, Records, both_colours, everywhere, on_postgres, on_redis
+from tests.faults.records import OnPostgres, Records, everywhere, on_postgres, on_redis, wsgi_and_asgi
 from tests.faults.site import BRISK, PATIENCE, Order, Worker
 from tests.servers import Server
 
 
 @everywhere
-@both_colours
+@wsgi_and_asgi
 @pytest.mark.fault("record deleted, then completed", row=10, invariants=("I2", "I4"))
-def test_a_completion_makes_the_record_anew(records: Records, effects: Effects, colour: str) -> None:
+def test_a_completion_makes_the_record_anew(records: Records, effects: Effects, interface: str) -> None:
     """B-08a: with an event; a duplicate gets a response from it."""
-    with Worker(colour, records.at()) as worker:
+    with Worker(interface, records.at()) as worker:
         order = Order(charging(effects, hold="answer"))
         owner = worker.start(order)
         order.until_arrived()
@@ -31,11 +31,11 @@ def test_a_completion_makes_the_record_anew(records: Records, effects: Effects, 
 
 
 @everywhere
-@both_colours
+@wsgi_and_asgi
 @pytest.mark.fault("record deleted, then a stage saved", row=10, invariants=("I1", "I2", "I9"))
-def test_a_stage_makes_the_record_anew(records: Records, effects: Effects, colour: str) -> None:
+def test_a_stage_makes_the_record_anew(records: Records, effects: Effects, interface: str) -> None:
     """B-08a: from then on duplicates are refused again."""
-    with Worker(colour, records.at()) as worker:
+    with Worker(interface, records.at()) as worker:
         order = Order(charging(effects, hold="charge"))
         later = order.again(plain(effects))
         owner = worker.start(order)
@@ -49,14 +49,14 @@ def test_a_stage_makes_the_record_anew(records: Records, effects: Effects, colou
 
 
 @everywhere
-@both_colours
+@wsgi_and_asgi
 @pytest.mark.fault("record deleted, then claimed by another", row=10, invariants=("I3",))
 @pytest.mark.fault(
     "record deleted, duplicate before its owner ends", row=10, invariants=("I1", "I2"), kind="documented"
 )
-def test_whoever_claims_a_deleted_record_owns_it(records: Records, effects: Effects, colour: str) -> None:
+def test_whoever_claims_a_deleted_record_owns_it(records: Records, effects: Effects, interface: str) -> None:
     """B-08a, L-03: nobody can tell it from a new request, so it runs again; the first owner changes nothing."""
-    with Worker(colour, records.at()) as worker, Worker(colour, records.at()) as other:
+    with Worker(interface, records.at()) as worker, Worker(interface, records.at()) as other:
         order = Order(plain(effects, hold=True))
         owner = worker.start(order)
         order.until_arrived()
@@ -72,12 +72,12 @@ def test_whoever_claims_a_deleted_record_owns_it(records: Records, effects: Effe
 @on_redis
 @pytest.mark.fault("FLUSHALL and SCRIPT FLUSH, then completed", row=10, invariants=("I2", "I4", "I6"))
 def test_a_server_that_was_emptied_gets_record_and_script_again(
-    backend_kind: str, effects: Effects, colour: str
+    backend_kind: str, effects: Effects, interface: str
 ) -> None:
     """B-08a, B-10."""
     server = Server(backend_kind).start()
     try:
-        with Worker(colour, f"{server.url}?{BRISK}") as worker, server.connect() as operator:
+        with Worker(interface, f"{server.url}?{BRISK}") as worker, server.connect() as operator:
             order = Order(charging(effects, hold="answer"))
             owner = worker.start(order)
             order.until_arrived()
@@ -95,10 +95,10 @@ def test_a_server_that_was_emptied_gets_record_and_script_again(
 @on_postgres
 @pytest.mark.fault("schema dropped and made anew, then completed", row=10, invariants=("I2", "I4", "I6", "I8"))
 def test_a_database_that_was_emptied_refuses_until_it_is_migrated(
-    records: OnPostgres, effects: Effects, colour: str
+    records: OnPostgres, effects: Effects, interface: str
 ) -> None:
     """B-08a, B-10: without its functions it is a backend that is down; with them the owner brings its record."""
-    with Worker(colour, records.at()) as worker:
+    with Worker(interface, records.at()) as worker:
         order, new = Order(charging(effects, hold="answer")), Order(plain(effects))
         owner = worker.start(order)
         order.until_arrived()

@@ -80,11 +80,11 @@ def test_the_reference_of_a_problem_is_in_the_log(
     case.send()
     with caplog.at_level(logging.INFO, "open_idempotency"):
         problems = [case.send(**others).json() for _ in range(2)]
-    told = [event for event in case.events if isinstance(event, events.ProblemSent)]
-    assert [event.reference for event in told] == [problem["reference"] for problem in problems]
-    assert len({event.reference for event in told}) == 2
+    reported = [event for event in case.events if isinstance(event, events.ProblemSent)]
+    assert [event.reference for event in reported] == [problem["reference"] for problem in problems]
+    assert len({event.reference for event in reported}) == 2
     (claimed,) = [event for event in case.events if isinstance(event, events.Claimed)]
-    for event, problem in zip(told, problems, strict=True):
+    for event, problem in zip(reported, problems, strict=True):
         assert problem["type"].endswith(event.problem)
         assert event.record == (claimed.record if event.problem == "key-reused" else "")
         assert event.attempt is None
@@ -100,8 +100,12 @@ def test_the_reference_of_an_attempt_that_was_refused_names_the_attempt(new_case
     case.send()
     problem = case.send().json()
     (claimed,) = [event for event in case.events if isinstance(event, events.Claimed)]
-    (told,) = [event for event in case.events if isinstance(event, events.ProblemSent)]
-    assert (told.reference, told.record, told.problem) == (problem["reference"], claimed.record, "not-replayable")
+    (reported,) = [event for event in case.events if isinstance(event, events.ProblemSent)]
+    assert (reported.reference, reported.record, reported.problem) == (
+        problem["reference"],
+        claimed.record,
+        "not-replayable",
+    )
 
 
 @on_memory_only

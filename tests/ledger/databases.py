@@ -1,7 +1,7 @@
 """An application's database behind each kind of ``tx=``: the ledger's tables, and one table of orders.
 
 ``transaction()`` commits at its end and rolls back where its block raises. The awaited kinds have the same two verbs as
-coroutines, so a test is written once for each colour. MySQL and MariaDB are there where ``tests.mariadb_server`` has a
+coroutines, so a test is written once, sync and async. MySQL and MariaDB are there where ``tests.mariadb_server`` has a
 server.
 """
 

@@ -173,8 +173,8 @@ def test_a_stale_worker_that_commits_within_a_stage_does_not_record_it(
 @pytest.mark.parametrize("kind", ["sqlite3", "psycopg"])
 def test_a_worker_that_the_ledger_refuses_is_reported_once(kind: str, database: Database) -> None:
     """S-05, L-03: an operator sees it as he sees every lost lease."""
-    told = list[events.Event]()
-    client = Client(on_event=told.append)
+    reported = list[events.Event]()
+    client = Client(on_event=reported.append)
     with client.request() as stale:
         pass
     with client.request(), BLOCKING[kind][1](database) as opened:
@@ -182,7 +182,7 @@ def test_a_worker_that_the_ledger_refuses_is_reported_once(kind: str, database: 
     for _ in range(2):
         with client.bound(stale), pytest.raises(LeaseLost), BLOCKING[kind][1](database) as opened:
             place(opened.tx)
-    assert [type(event) for event in told].count(events.OwnershipLost) == 1
+    assert [type(event) for event in reported].count(events.OwnershipLost) == 1
 
 
 @pytest.mark.parametrize("kind", ["sqlite3", "psycopg"])

@@ -23,7 +23,7 @@ ANSWERS = "SELECT count(*) FROM open_idempotency_ledger WHERE response IS NOT NU
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def reported() -> Iterator[None]:
     """By an error, where the block ends."""
     with pytest.raises(ConfigurationError, match="committed or rolled back within the block"):
         yield
@@ -59,7 +59,7 @@ def ordered(opened: Open) -> Callable[[], None]:
 @pytest.mark.parametrize("kind", COMMIT)
 def test_a_commit_at_the_end_of_a_block_is_reported(client: Client, kind: str, form: Any, database: Database) -> None:
     """S-05, S-06: stage and response would go into the next transaction, which nobody may ever commit."""
-    with client.request(), told(), BLOCKING[kind][1](database) as opened:
+    with client.request(), reported(), BLOCKING[kind][1](database) as opened:
         form(opened, ordered(opened))
     assert database.query(STAGES) == database.query(ANSWERS) == [(0,)]
 
@@ -78,7 +78,7 @@ def test_a_commit_in_the_middle_of_a_block_is_reported(
 
         return work
 
-    with client.request(), told(), BLOCKING[kind][1](database) as opened:
+    with client.request(), reported(), BLOCKING[kind][1](database) as opened:
         form(opened, committed_in_the_middle(opened))
     assert database.query(STAGES) == database.query(ANSWERS) == [(0,)]
     assert database.orders() == 1
@@ -143,7 +143,7 @@ async def test_awaited_a_commit_in_the_middle_of_a_block_is_reported(
             block.respond(Response(201, [], b"placed"))
 
     for form in (in_awaited_stage, in_awaited_block):
-        with client.request(), told():
+        with client.request(), reported():
             async with AWAITED[awaited_kind][1](awaited_database) as opened:
                 await form(opened)
     assert await asyncio.to_thread(awaited_database.query, STAGES) == [(0,)]

@@ -156,8 +156,8 @@ async def test_awaited_a_stage_commits_where_the_session_writes(client: Client, 
 
 def test_a_session_with_databases_only_for_models_is_refused_with_the_cure(client: Client, engines: Engines) -> None:
     """Bad input: of which database the ledger is the session cannot know."""
-    told = pytest.raises(ConfigurationError, match=r"session\.connection\(bind_arguments")
-    with Session(binds={Order: engines.blocking()[True]}) as session, client.request(), told:
+    reported = pytest.raises(ConfigurationError, match=r"session\.connection\(bind_arguments")
+    with Session(binds={Order: engines.blocking()[True]}) as session, client.request(), reported:
         place(session)
 
 

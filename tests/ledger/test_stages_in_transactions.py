@@ -204,8 +204,8 @@ def test_tables_that_are_missing_are_reported_before_any_effect(client: Client, 
     """Bad input: the message says how to make them."""
     database: Database = new_database(BLOCKING[kind][0])
     database.make_tables(ledger=False)
-    told = pytest.raises(LedgerMissing, match="open-idempotency ledger")
-    with client.request(), told, BLOCKING[kind][1](database) as opened:
+    reported = pytest.raises(LedgerMissing, match="open-idempotency ledger")
+    with client.request(), reported, BLOCKING[kind][1](database) as opened:
         place_order(opened)
     assert database.orders() == 0
 

@@ -14,7 +14,7 @@ from open_idempotency import Once, open_backend
 from open_idempotency.backend import Backend
 from tests.backends.django_orm import on_django
 from tests.matrix import apart_from, thin_out
-from tests.once.colours import COLOURS, Colour, coloured
+from tests.once.modes import MODES, Mode, in_mode
 
 BACKENDS = ("memory", "sqlite", "valkey", "postgres", "sqlalchemy", "django")
 MakeOnce = Callable[..., Once]
@@ -34,11 +34,11 @@ def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
     return str(params["address"]), str(params["how"]), apart_from(item, "address", "how")
 
 
-@pytest.fixture(params=COLOURS)
-def how(request: pytest.FixtureRequest) -> Iterator[Colour]:
+@pytest.fixture(params=MODES)
+def how(request: pytest.FixtureRequest) -> Iterator[Mode]:
     """Sync, asyncio and trio in turn."""
-    with coloured(request.param) as colour:
-        yield colour
+    with in_mode(request.param) as mode:
+        yield mode
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +70,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def records(address: str, how: Colour) -> Iterator[Backend]:
+def records(address: str, how: Mode) -> Iterator[Backend]:
     """The records of this test's calls."""
     backend = open_backend(address)
     yield backend
@@ -84,7 +84,7 @@ def scope() -> str:
 
 
 @pytest.fixture
-def make(records: Backend, scope: str, how: Colour) -> Iterator[MakeOnce]:
+def make(records: Backend, scope: str, how: Mode) -> Iterator[MakeOnce]:
     """Makes a ``Once`` of this test's scope, with fields."""
     made: list[Once] = []
 

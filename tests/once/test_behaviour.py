@@ -28,8 +28,8 @@ from open_idempotency import (
 )
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.events import ResultNotKept
-from tests.once.colours import Colour
 from tests.once.conftest import MakeOnce
+from tests.once.modes import Mode
 
 PATIENCE = 30.0
 
@@ -68,7 +68,7 @@ class Receipt(BaseModel):
 # Once
 
 
-def test_a_function_is_carried_out_once_and_each_call_gets_its_result(how: Colour, once: Once) -> None:
+def test_a_function_is_carried_out_once_and_each_call_gets_its_result(how: Mode, once: Once) -> None:
     """N-01: whatever is called with the key later."""
     create, never = Count({"number": 7}), Count()
 
@@ -78,14 +78,14 @@ def test_a_function_is_carried_out_once_and_each_call_gets_its_result(how: Colou
     assert (create.calls, never.calls) == (1, 0)
 
 
-def test_two_keys_are_two_pieces_of_work(how: Colour, once: Once) -> None:
+def test_two_keys_are_two_pieces_of_work(how: Mode, once: Once) -> None:
     """N-01."""
     create = Count(1, 2)
     assert how.run(once, "a", how.function(create), payload=1) == 1
     assert how.run(once, "b", how.function(create), payload=1) == 2
 
 
-def test_one_key_in_two_scopes_is_two_pieces_of_work(how: Colour, make: MakeOnce, scope: str) -> None:
+def test_one_key_in_two_scopes_is_two_pieces_of_work(how: Mode, make: MakeOnce, scope: str) -> None:
     """N-02."""
     invoices, mails, renamed = make(), make(scope=f"{scope}-mails"), make(application="billing")
     create = Count(1, 2, 3)
@@ -93,7 +93,7 @@ def test_one_key_in_two_scopes_is_two_pieces_of_work(how: Colour, make: MakeOnce
     assert results == [1, 2, 3]
 
 
-def test_another_worker_finds_the_result(how: Colour, make: MakeOnce) -> None:
+def test_another_worker_finds_the_result(how: Mode, make: MakeOnce) -> None:
     """N-01."""
     create = Count("made")
     assert how.run(make(), "order-1", how.function(create), payload=1) == "made"
@@ -101,7 +101,7 @@ def test_another_worker_finds_the_result(how: Colour, make: MakeOnce) -> None:
     assert create.calls == 1
 
 
-def test_a_decorated_function_is_carried_out_once_for_each_key(how: Colour, once: Once) -> None:
+def test_a_decorated_function_is_carried_out_once_for_each_key(how: Mode, once: Once) -> None:
     """N-03: its key is made of its arguments, and it keeps its name."""
     calls: list[int] = []
 
@@ -118,7 +118,7 @@ def test_a_decorated_function_is_carried_out_once_for_each_key(how: Colour, once
         how.call(decorated, {"id": 8}, 2)
 
 
-def test_a_decorator_compares_what_payload_says(how: Colour, once: Once) -> None:
+def test_a_decorator_compares_what_payload_says(how: Mode, once: Once) -> None:
     """N-03, N-06: also where an argument is no JSON."""
     create = Count("made")
 
@@ -133,7 +133,7 @@ def test_a_decorator_compares_what_payload_says(how: Colour, once: Once) -> None
     assert create.calls == 1
 
 
-def test_a_block_asks_whether_it_is_done_and_hands_over_the_result(how: Colour, once: Once) -> None:
+def test_a_block_asks_whether_it_is_done_and_hands_over_the_result(how: Mode, once: Once) -> None:
     """N-04."""
     create = Count({"number": 7})
     assert how.begin(once, "order-1", create) == (False, {"number": 7})
@@ -141,7 +141,7 @@ def test_a_block_asks_whether_it_is_done_and_hands_over_the_result(how: Colour, 
     assert create.calls == 1
 
 
-def test_a_block_that_raises_leaves_the_work_to_the_next_one(how: Colour, once: Once) -> None:
+def test_a_block_that_raises_leaves_the_work_to_the_next_one(how: Mode, once: Once) -> None:
     """N-04, N-09."""
     create = Count(ZeroDivisionError(), "made")
     with pytest.raises(ZeroDivisionError):
@@ -153,7 +153,7 @@ def test_a_block_that_raises_leaves_the_work_to_the_next_one(how: Colour, once: 
 # Results
 
 
-def test_a_result_comes_back_as_its_declared_type(how: Colour, once: Once) -> None:
+def test_a_result_comes_back_as_its_declared_type(how: Mode, once: Once) -> None:
     """N-05: by annotation, to the first call too."""
     create = Count(Invoice(7, Decimal("9.90"), date(2026, 12, 1)))
 
@@ -167,7 +167,7 @@ def test_a_result_comes_back_as_its_declared_type(how: Colour, once: Once) -> No
     assert create.calls == 1
 
 
-def test_returns_declares_the_type_of_a_result(how: Colour, once: Once) -> None:
+def test_returns_declares_the_type_of_a_result(how: Mode, once: Once) -> None:
     """N-05: a pydantic model, in a call and in a block."""
     receipt = Receipt(number=1, paid=Decimal("2.50"))
     for _ in range(2):
@@ -175,7 +175,7 @@ def test_returns_declares_the_type_of_a_result(how: Colour, once: Once) -> None:
         assert how.begin(once, "block", Count(receipt), returns=Receipt)[1] == receipt
 
 
-def test_the_first_call_gets_the_result_as_later_ones_do(how: Colour, once: Once) -> None:
+def test_the_first_call_gets_the_result_as_later_ones_do(how: Mode, once: Once) -> None:
     """N-05: through JSON."""
     results = [how.run(once, "k", how.function(Count((1, [2]))), payload=1) for _ in range(2)]
     assert results == [[1, [2]]] * 2
@@ -184,7 +184,7 @@ def test_the_first_call_gets_the_result_as_later_ones_do(how: Colour, once: Once
 @pytest.mark.parametrize(
     "result", [object(), "x" * 2_000, float("nan"), {1: "a"}], ids=["object", "long", "nan", "keys"]
 )
-def test_a_result_that_cannot_be_kept_is_never_made_again(how: Colour, make: MakeOnce, result: object) -> None:
+def test_a_result_that_cannot_be_kept_is_never_made_again(how: Mode, make: MakeOnce, result: object) -> None:
     """N-07: the call that made it gets it, and the log and the listener say what to do."""
     seen: list[Any] = []
     once = make(max_response_bytes=1_000, on_event=seen.append)
@@ -200,7 +200,7 @@ def test_a_result_that_cannot_be_kept_is_never_made_again(how: Colour, make: Mak
     assert [type(event) for event in seen].count(ResultNotKept) == 1
 
 
-def test_a_declared_type_that_cannot_be_kept_is_refused_before_the_effect(how: Colour, once: Once) -> None:
+def test_a_declared_type_that_cannot_be_kept_is_refused_before_the_effect(how: Mode, once: Once) -> None:
     """N-07."""
     create = Count()
 
@@ -217,7 +217,7 @@ def test_a_declared_type_that_cannot_be_kept_is_refused_before_the_effect(how: C
 # The payload
 
 
-def test_another_payload_under_the_key_is_refused(how: Colour, once: Once) -> None:
+def test_another_payload_under_the_key_is_refused(how: Mode, once: Once) -> None:
     """N-06: the arguments, unless payload= says otherwise."""
     create = Count("made")
 
@@ -233,7 +233,7 @@ def test_another_payload_under_the_key_is_refused(how: Colour, once: Once) -> No
     assert create.calls == 1
 
 
-def test_payload_none_compares_the_key_alone(how: Colour, once: Once) -> None:
+def test_payload_none_compares_the_key_alone(how: Mode, once: Once) -> None:
     """N-06."""
     create = Count("made")
     assert how.run(once, "k", how.function(create), object(), payload=None) == "made"
@@ -261,7 +261,7 @@ class Held:
         return self.result
 
 
-def test_a_call_while_another_one_runs_says_when_to_come_back(how: Colour, once: Once) -> None:
+def test_a_call_while_another_one_runs_says_when_to_come_back(how: Mode, once: Once) -> None:
     """N-08."""
     held = Held()
     with ThreadPoolExecutor(1) as pool:
@@ -278,7 +278,7 @@ def test_a_call_while_another_one_runs_says_when_to_come_back(how: Colour, once:
     assert held.calls == 1
 
 
-def test_a_call_that_waits_gets_the_result_of_the_other_one(how: Colour, once: Once) -> None:
+def test_a_call_that_waits_gets_the_result_of_the_other_one(how: Mode, once: Once) -> None:
     """N-08: also several of them."""
     held = Held()
     with ThreadPoolExecutor(4) as pool:
@@ -292,7 +292,7 @@ def test_a_call_that_waits_gets_the_result_of_the_other_one(how: Colour, once: O
     assert held.calls == 1
 
 
-def test_a_call_that_waits_takes_over_where_the_other_one_fails(how: Colour, make: MakeOnce) -> None:
+def test_a_call_that_waits_takes_over_where_the_other_one_fails(how: Mode, make: MakeOnce) -> None:
     """N-08: ``wait`` of the whole Once."""
     once = make(wait=PATIENCE)
     held, second = Held(ZeroDivisionError()), Count("made")
@@ -308,7 +308,7 @@ def test_a_call_that_waits_takes_over_where_the_other_one_fails(how: Colour, mak
         assert other.result(PATIENCE) == "made"
 
 
-def test_waiting_ends_when_its_time_is_up(how: Colour, once: Once) -> None:
+def test_waiting_ends_when_its_time_is_up(how: Mode, once: Once) -> None:
     """N-08."""
     held = Held()
     with ThreadPoolExecutor(1) as pool:
@@ -327,7 +327,7 @@ def test_waiting_ends_when_its_time_is_up(how: Colour, once: Once) -> None:
 # Failures
 
 
-def test_an_attempt_that_raised_is_resumed_behind_its_stages(how: Colour, once: Once) -> None:
+def test_an_attempt_that_raised_is_resumed_behind_its_stages(how: Mode, once: Once) -> None:
     """N-09."""
     reserve, charge, end = Count(1), Count(2), Count(ZeroDivisionError(), "made")
     work = how.staged([("reserve", reserve), ("charge", charge)], end)
@@ -345,7 +345,7 @@ def test_an_attempt_that_raised_is_resumed_behind_its_stages(how: Colour, once: 
     )
 
 
-def test_an_error_that_is_a_result_is_raised_again_and_not_made_again(how: Colour, once: Once) -> None:
+def test_an_error_that_is_a_result_is_raised_again_and_not_made_again(how: Mode, once: Once) -> None:
     """N-10: in a call and in a block."""
     pay = Count(Declined("no funds", 51))
     for _ in range(2):
@@ -362,7 +362,7 @@ def test_an_error_that_is_a_result_is_raised_again_and_not_made_again(how: Colou
     assert how.status(once, "block").status is Status.COMPLETED
 
 
-def test_an_error_on_record_that_is_not_named_any_more_is_reported(how: Colour, once: Once) -> None:
+def test_an_error_on_record_that_is_not_named_any_more_is_reported(how: Mode, once: Once) -> None:
     """N-10."""
     pay = Count(Declined("no"))
     with pytest.raises(Declined):
@@ -371,7 +371,7 @@ def test_an_error_on_record_that_is_not_named_any_more_is_reported(how: Colour, 
         how.run(once, "k", how.function(pay), payload=1)
 
 
-def test_rejected_work_is_not_run_again_after_a_failure(how: Colour, make: MakeOnce) -> None:
+def test_rejected_work_is_not_run_again_after_a_failure(how: Mode, make: MakeOnce) -> None:
     """N-11: ``on_failed``."""
     once, work = make(on_failed="reject"), Count(ZeroDivisionError(), "made")
     with pytest.raises(ZeroDivisionError):
@@ -382,7 +382,7 @@ def test_rejected_work_is_not_run_again_after_a_failure(how: Colour, make: MakeO
     assert how.status(once, "k").final
 
 
-def test_work_is_attempted_max_attempts_times(how: Colour, make: MakeOnce) -> None:
+def test_work_is_attempted_max_attempts_times(how: Mode, make: MakeOnce) -> None:
     """N-11."""
     once, work = make(max_attempts=2), Count(ZeroDivisionError())
     for _ in range(2):
@@ -396,7 +396,7 @@ def test_work_is_attempted_max_attempts_times(how: Colour, make: MakeOnce) -> No
 # idem inside
 
 
-def test_a_key_for_another_service_is_the_same_in_each_attempt(how: Colour, once: Once) -> None:
+def test_a_key_for_another_service_is_the_same_in_each_attempt(how: Mode, once: Once) -> None:
     """N-12."""
     keys: list[str] = []
     results = iter([ZeroDivisionError(), None])
@@ -413,7 +413,7 @@ def test_a_key_for_another_service_is_the_same_in_each_attempt(how: Colour, once
     assert keys[0] == keys[1]
 
 
-def test_an_external_stage_in_doubt_is_not_run_again(how: Colour, once: Once) -> None:
+def test_an_external_stage_in_doubt_is_not_run_again(how: Mode, once: Once) -> None:
     """N-12."""
     pay = Count(ZeroDivisionError())
     work = how.staged([("pay", pay)], external=True)
@@ -425,7 +425,7 @@ def test_an_external_stage_in_doubt_is_not_run_again(how: Colour, once: Once) ->
     assert how.status(once, "k").status is Status.FAILED
 
 
-def test_reconcile_asks_the_other_side(how: Colour, once: Once) -> None:
+def test_reconcile_asks_the_other_side(how: Mode, once: Once) -> None:
     """N-12."""
     pay, findings = Count(ZeroDivisionError(), ZeroDivisionError()), iter([NOT_DONE, Found("paid")])
     work = how.staged([("pay", pay)], reconcile=lambda: next(findings))
@@ -436,14 +436,14 @@ def test_reconcile_asks_the_other_side(how: Colour, once: Once) -> None:
     assert pay.calls == 2
 
 
-def test_idem_is_that_of_the_call_and_nothing_behind_it(how: Colour, once: Once) -> None:
+def test_idem_is_that_of_the_call_and_nothing_behind_it(how: Mode, once: Once) -> None:
     """N-12."""
     seen: list[bool] = []
     how.run(once, "k", how.staged([], lambda: seen.append(idem.active)))
     assert (seen, idem.active) == ([True], False)
 
 
-def test_discard_keeps_no_result(how: Colour, once: Once) -> None:
+def test_discard_keeps_no_result(how: Mode, once: Once) -> None:
     """N-12."""
     ends = Count("not yet", "made")
 
@@ -459,7 +459,7 @@ def test_discard_keeps_no_result(how: Colour, once: Once) -> None:
 # Nested calls
 
 
-def test_calls_of_other_keys_nest(how: Colour, once: Once) -> None:
+def test_calls_of_other_keys_nest(how: Mode, once: Once) -> None:
     """N-14: each has its own stages and its own end."""
     inner = Count("inner")
     if how.name == "sync":
@@ -471,7 +471,7 @@ def test_calls_of_other_keys_nest(how: Colour, once: Once) -> None:
             return [once.run("inner", inner, payload=1), [stage.name for stage in idem.stages]]
     else:
 
-        async def outer() -> Any:  # type: ignore[misc]  # the other colour
+        async def outer() -> Any:  # type: ignore[misc]  # the other kind
             with pytest.raises(ZeroDivisionError):
                 await once.arun("failing", Count(ZeroDivisionError()), payload=1)
             await idem.asave_stage("mine", 1)
@@ -482,7 +482,7 @@ def test_calls_of_other_keys_nest(how: Colour, once: Once) -> None:
     assert inner.calls == 1
 
 
-def test_a_key_inside_its_own_call_raises_at_once(how: Colour, make: MakeOnce) -> None:
+def test_a_key_inside_its_own_call_raises_at_once(how: Mode, make: MakeOnce) -> None:
     """N-14: also where it would wait, also through another Once and another key in between."""
     one, other = make(wait=PATIENCE), make(wait=PATIENCE)
     if how.name == "sync":
@@ -491,7 +491,7 @@ def test_a_key_inside_its_own_call_raises_at_once(how: Colour, make: MakeOnce) -
             return one.run("between", lambda: other.run("k", Count(), payload=1), payload=1)
     else:
 
-        async def outer() -> Any:  # type: ignore[misc]  # the other colour
+        async def outer() -> Any:  # type: ignore[misc]  # the other kind
             async def between() -> Any:
                 return await other.arun("k", Count(), payload=1)
 
@@ -507,7 +507,7 @@ def test_a_key_inside_its_own_call_raises_at_once(how: Colour, make: MakeOnce) -
 # Looking and forgetting
 
 
-def test_the_status_says_how_far_the_work_is(how: Colour, once: Once) -> None:
+def test_the_status_says_how_far_the_work_is(how: Mode, once: Once) -> None:
     """N-16."""
     seen: list[Any] = []
 
@@ -527,7 +527,7 @@ def test_the_status_says_how_far_the_work_is(how: Colour, once: Once) -> None:
         assert (running.status, running.alive, running.abandoned) == (Status.IN_PROGRESS, True, False)
 
 
-def test_a_forgotten_key_is_carried_out_anew(how: Colour, once: Once) -> None:
+def test_a_forgotten_key_is_carried_out_anew(how: Mode, once: Once) -> None:
     """N-17."""
     create = Count(1, 2)
     how.run(once, "k", how.function(create), payload=1)
@@ -535,7 +535,7 @@ def test_a_forgotten_key_is_carried_out_anew(how: Colour, once: Once) -> None:
     assert how.run(once, "k", how.function(create), payload="another") == 2
 
 
-def test_a_key_that_an_attempt_holds_is_not_forgotten(how: Colour, once: Once) -> None:
+def test_a_key_that_an_attempt_holds_is_not_forgotten(how: Mode, once: Once) -> None:
     """N-17."""
     held = Held()
     with ThreadPoolExecutor(1) as pool:
@@ -553,7 +553,7 @@ def test_a_key_that_an_attempt_holds_is_not_forgotten(how: Colour, once: Once) -
 # Fields of the policy
 
 
-def test_encrypted_results_and_stages_come_back(how: Colour, make: MakeOnce) -> None:
+def test_encrypted_results_and_stages_come_back(how: Mode, make: MakeOnce) -> None:
     """N-21: and are not in the record as they are."""
     once = make(encryption=EncryptionKeys({"a": b"k" * 32}))
     work = how.staged([("reserve", Count("a secret stage"))], lambda: "a secret result")
@@ -563,7 +563,7 @@ def test_encrypted_results_and_stages_come_back(how: Colour, make: MakeOnce) -> 
         assert b"a secret" not in (record.response or b"") + b"".join(stage.frame for stage in record.stages)
 
 
-def test_a_scope_has_max_live_keys(how: Colour, make: MakeOnce) -> None:
+def test_a_scope_has_max_live_keys(how: Mode, make: MakeOnce) -> None:
     """N-22: a further one is refused before the function; a forgotten one frees its slot."""
     once, never = make(max_live_keys=2), Count()
     for key in ("a", "b"):
@@ -577,7 +577,7 @@ def test_a_scope_has_max_live_keys(how: Colour, make: MakeOnce) -> None:
     assert how.run(once, "c", how.function(Count("c")), payload=1) == "c"
 
 
-def test_switched_off_it_calls_the_function_and_keeps_nothing(how: Colour, make: MakeOnce) -> None:
+def test_switched_off_it_calls_the_function_and_keeps_nothing(how: Mode, make: MakeOnce) -> None:
     """N-20: ``enabled=False``, for tests."""
     once, create = make(enabled=False), Count(1, 2)
     assert [how.run(once, "k", how.function(create), payload=1) for _ in range(2)] == [1, 2]

@@ -67,9 +67,9 @@ def test_the_extras_are_those_of_the_issue(wheel: zipfile.ZipFile) -> None:
 
 def test_the_oldest_python_and_the_licence_are_reported(wheel: zipfile.ZipFile) -> None:
     """Python 3.10 and later."""
-    told = metadata(wheel)
-    assert told["Requires-Python"] == ">=3.10"
-    assert told["License-Expression"] == "Apache-2.0"
+    reported = metadata(wheel)
+    assert reported["Requires-Python"] == ">=3.10"
+    assert reported["License-Expression"] == "Apache-2.0"
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
 
 

@@ -105,9 +105,9 @@ class Site:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         assert line, "the server of workers ended"
-        told = json.loads(line)
-        assert "error" not in told, f"{verb}: {told['error']}"
-        return told["answer"]
+        reported = json.loads(line)
+        assert "error" not in reported, f"{verb}: {reported['error']}"
+        return reported["answer"]
 
     def die(self, form: str, groups: list[tuple[Cell, list[str]]]) -> None:
         """Have workers killed, each at its point with all its keys."""

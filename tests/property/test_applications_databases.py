@@ -43,19 +43,19 @@ def alias(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield made
 
 
-@pytest.mark.parametrize("colour", SHARES)
-def test_djangos_databases_keep_to_the_model(colour: str, alias: str) -> None:
+@pytest.mark.parametrize("mode", SHARES)
+def test_djangos_databases_keep_to_the_model(mode: str, alias: str) -> None:
     """B-12: the real statements, on tables that are emptied for each history."""
 
     def make(clock: ManualClock) -> Backend:
         return DjangoBackend(on_django.emptied(alias), timeout=10, clock=clock)
 
-    check(make, colour, SHARES[colour])
+    check(make, mode, SHARES[mode])
 
 
-@pytest.mark.parametrize("colour", SHARES)
+@pytest.mark.parametrize("mode", SHARES)
 @pytest.mark.parametrize("kind", sql_databases.KINDS)
-def test_sqlalchemys_databases_keep_to_the_model(colour: str, kind: str, request: pytest.FixtureRequest) -> None:
+def test_sqlalchemys_databases_keep_to_the_model(mode: str, kind: str, request: pytest.FixtureRequest) -> None:
     """B-12: the same through SQLAlchemy."""
     url = sql_databases.url_of(kind, request)
 
@@ -63,4 +63,4 @@ def test_sqlalchemys_databases_keep_to_the_model(colour: str, kind: str, request
         sql_databases.make_tables(url)
         return SqlalchemyBackend(f"sqlalchemy+{url}", timeout=10, clock=clock)
 
-    check(make, colour, SHARES[colour])
+    check(make, mode, SHARES[mode])

@@ -20,34 +20,32 @@ from tests.conftest import SERVER_KINDS
 from tests.effort import times
 from tests.postgres_server import PostgresServer
 
-COLOURS = ["sync", "asyncio", "trio"]
-#: histories; a call costs most in the awaited colours, where it crosses threads
+MODES = ["sync", "asyncio", "trio"]
+#: histories; a call costs most in the async modes, where it crosses threads
 EXAMPLES = {"sync": 10, "asyncio": 6, "trio": 3}
 
 Make = Callable[[ManualClock], Backend]
 
 
-def check(make: Make, colour: str, share: float = 1.0) -> None:
-    """Hold one colour of a backend against the model. ``share``: of the histories, where opening it costs much."""
+def check(make: Make, mode: str, share: float = 1.0) -> None:
+    """Hold one front of a backend against the model. ``share``: of the histories, where opening it costs much."""
 
-    def coloured(clock: ManualClock) -> Backend | AsyncBackend:
+    def in_mode(clock: ManualClock) -> Backend | AsyncBackend:
         made = make(clock)
-        return made if colour == "sync" else made.to_async()
+        return made if mode == "sync" else made.to_async()
 
-    library = "trio" if colour == "trio" else "asyncio"
-    check_against_model(coloured, examples=times(round(EXAMPLES[colour] * share)), steps=40, library=library)
+    library = "trio" if mode == "trio" else "asyncio"
+    check_against_model(in_mode, examples=times(round(EXAMPLES[mode] * share)), steps=40, library=library)
 
 
-@pytest.mark.parametrize("colour", COLOURS)
-def test_memory_keeps_to_the_model(colour: str) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_memory_keeps_to_the_model(mode: str) -> None:
     """B-12: the records of one process."""
-    check(lambda clock: MemoryBackend(clock=clock), colour)
+    check(lambda clock: MemoryBackend(clock=clock), mode)
 
 
-@pytest.mark.parametrize(
-    ("colour", "coalesce"), [*((colour, True) for colour in COLOURS), ("sync", False), ("asyncio", False)]
-)
-def test_sqlite_keeps_to_the_model(colour: str, coalesce: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "coalesce"), [*((mode, True) for mode in MODES), ("sync", False), ("asyncio", False)])
+def test_sqlite_keeps_to_the_model(mode: str, coalesce: bool, tmp_path: Path) -> None:
     """B-12: the real statements, on a database of its own for each history, in shared transactions and one by one."""
     numbers = itertools.count()
 
@@ -55,13 +53,13 @@ def test_sqlite_keeps_to_the_model(colour: str, coalesce: bool, tmp_path: Path) 
         path = str(tmp_path / f"{next(numbers)}.db")
         return SqliteBackend(path, synchronous="normal", timeout=20, coalesce=coalesce, clock=clock)
 
-    check(make, colour, share=1.0 if coalesce else 0.5)
+    check(make, mode, share=1.0 if coalesce else 0.5)
 
 
-@pytest.mark.parametrize(("colour", "coalesce"), [*((colour, True) for colour in COLOURS), ("asyncio", False)])
+@pytest.mark.parametrize(("mode", "coalesce"), [*((mode, True) for mode in MODES), ("asyncio", False)])
 @pytest.mark.parametrize("kind", SERVER_KINDS)
 def test_the_redis_scripts_keep_to_the_model(
-    colour: str, coalesce: bool, kind: str, request: pytest.FixtureRequest
+    mode: str, coalesce: bool, kind: str, request: pytest.FixtureRequest
 ) -> None:
     """B-12: the real scripts, on the newest server and on the oldest; in batches and one by one."""
     url: str = request.getfixturevalue(f"{kind}_url")
@@ -70,12 +68,12 @@ def test_the_redis_scripts_keep_to_the_model(
         prefix = f"model:{secrets.token_hex(8)}:"
         return RedisBackend(url, prefix=prefix, timeout=10, coalesce=coalesce, clock=clock)
 
-    check(make, colour, share=1.0 if coalesce else 0.5)
+    check(make, mode, share=1.0 if coalesce else 0.5)
 
 
-@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("version", [16, 18])
-def test_the_postgres_functions_keep_to_the_model(colour: str, version: int, request: pytest.FixtureRequest) -> None:
+def test_the_postgres_functions_keep_to_the_model(mode: str, version: int, request: pytest.FixtureRequest) -> None:
     """B-12: the real functions, on tables that are emptied for each history; the same ones on both versions."""
     server: PostgresServer = request.getfixturevalue(f"postgres{version}")
 
@@ -85,7 +83,7 @@ def test_the_postgres_functions_keep_to_the_model(colour: str, version: int, req
             connection.execute("DELETE FROM open_idempotency.reservations")
         return PostgresBackend(server.url(), timeout=10, clock=clock)
 
-    check(make, colour, share=0.25)
+    check(make, mode, share=0.25)
 
 
 def test_batches_on_postgres_keep_to_the_model(postgres16: PostgresServer) -> None:

@@ -319,7 +319,7 @@ class RemoteBackend(AsyncBackend):
 
 
 class _Beating(Backend):
-    """The blocking colour, which the heartbeat renews and records with."""
+    """The blocking mode, which the heartbeat renews and records with."""
 
     call_timeout = 2 * TIMEOUT
 

@@ -70,7 +70,7 @@ class Story:
     completed_until: float = 0.0
     #: the stages on record, by name and key, and those that each attempt was given
     recorded: set[str] = field(default_factory=set)
-    told: dict[int, frozenset[str]] = field(default_factory=dict)
+    reported: dict[int, frozenset[str]] = field(default_factory=dict)
     effects: list[tuple[str, int]] = field(default_factory=list)
     #: by stage and request, since another request may come after a loss
     downstream: dict[tuple[str, bytes], str] = field(default_factory=dict)
@@ -162,7 +162,7 @@ class Oracle:
                 self._loop.fail("B-08c: a claim was leased after its withdrawal")
             if lease.token != story.token or not story.running:
                 self._check_new_owner(story, c, answer, alive)
-                story.told[lease.token] = frozenset(story.recorded)
+                story.reported[lease.token] = frozenset(story.recorded)
             story.token, story.owner, story.running = lease.token, lease.owner, True
             story.last_token = max(story.last_token, lease.token)
             self._extended(story, lease)
@@ -240,7 +240,7 @@ class Oracle:
         if lease is None:
             self._loop.fail("I8: a handler runs without a lease")
             return
-        if lease.token not in story.told:
+        if lease.token not in story.reported:
             self._loop.fail("I8: a handler runs on a lease that the backend has not given")
         story.bodies.add(body)
         if len(story.bodies) > 1:
@@ -281,7 +281,7 @@ class Oracle:
             self._loop.fail(f"I9: the external {stage} happened twice")
         if (stage, lease.token) in story.effects:
             self._loop.fail(f"I9: {stage} happened twice in one attempt")
-        if stage in story.told.get(lease.token, ()):
+        if stage in story.reported.get(lease.token, ()):
             self._loop.fail(f"I5: {stage} was on record, and was done again")
         if story.downstream.setdefault((stage, body), downstream) != downstream:
             self._loop.fail(f"I9: {stage} was given two downstream keys")

@@ -29,13 +29,13 @@ def test_the_invariants_hold_in_every_history(part: int) -> None:
 def test_a_seed_is_one_history() -> None:
     """A failing seed can be replayed: told twice, each event is the same and at the same moment."""
 
-    def told() -> list[str]:
+    def reported() -> list[str]:
         lines: list[str] = []
         History(plan(1207), trace=lines.append).run()
         # Owners are random bytes, and stand for nothing else.
         return [line[:30] for line in lines]
 
-    assert told() == told()
+    assert reported() == reported()
 
 
 def test_the_histories_have_every_kind_of_trouble() -> None:

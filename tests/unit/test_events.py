@@ -33,11 +33,13 @@ def test_what_a_database_says_is_cut_to_its_first_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "told"), [("a\x1b[2Jb\rc", "a?[2Jb?c"), ("x" * 1000, "x" * 300)], ids=["control characters", "too long"]
+    ("said", "reported"),
+    [("a\x1b[2Jb\rc", "a?[2Jb?c"), ("x" * 1000, "x" * 300)],
+    ids=["control characters", "too long"],
 )
-def test_what_a_database_says_fits_into_a_line_of_a_log(said: str, told: str) -> None:
+def test_what_a_database_says_fits_into_a_line_of_a_log(said: str, reported: str) -> None:
     """Log injection."""
-    assert events.BackendFailed.of("0123456789ab", "claim", BackendUnavailable(said)).detail == told
+    assert events.BackendFailed.of("0123456789ab", "claim", BackendUnavailable(said)).detail == reported
 
 
 async def _posted(app: IdempotencyMiddleware) -> httpx.Response:

@@ -36,7 +36,7 @@ class Settled:
         attempt, self.script = attempt_of(**fields), Script({Complete: [Completed()], Fail: [None]})
         self.result = self.script.run(finish(attempt, answer))
         assert isinstance(attempt.policy.on_event, Listener)
-        self.told = attempt.policy.on_event.seen
+        self.reported = attempt.policy.on_event.seen
 
     @property
     def frame(self) -> bytes:
@@ -94,7 +94,7 @@ def test_what_the_hook_returns_is_held_to_the_same_rules() -> None:
     added = Response(201, [(b"set-cookie", b"a"), (b"x", b"1")], b"long" * 100)
     settled = Settled(LIVE, redact=lambda _: added, max_response_bytes=100)
     assert settled.stored == Response(201, [(b"x", b"1")], None)
-    assert settled.told == [events.Completed(events.short(RECORD), 201, False)]
+    assert settled.reported == [events.Completed(events.short(RECORD), 201, False)]
 
 
 def test_fields_can_be_taken_out_by_an_allow_list() -> None:
@@ -109,7 +109,7 @@ def test_a_tombstone_keeps_the_status_and_fields_and_never_runs_again() -> None:
     """O-11: the body is not stored at all."""
     settled = Settled(LIVE, redact=tombstone)
     assert settled.stored == Response(201, [(b"content-type", b"application/json")], None)
-    assert settled.told == [events.Completed(events.short(RECORD), 201, False)]
+    assert settled.reported == [events.Completed(events.short(RECORD), 201, False)]
     problem = Admission(Finished(settled.frame)).problem()
     assert (name(problem), problem["original_status"]) == ("not-replayable", 201)
 
@@ -152,7 +152,7 @@ def test_a_faulty_hook_leaves_a_bare_tombstone_and_an_event(hook: Any) -> None:
     settled = Settled(LIVE, redact=hook)
     assert settled.result is Fate.KEPT
     assert settled.stored == Response(201, [], None)
-    failed, completed = settled.told
+    failed, completed = settled.reported
     assert isinstance(failed, events.HookFailed)
     assert failed.hook == "redact"
     assert "4111" not in repr(failed)

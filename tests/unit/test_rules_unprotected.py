@@ -35,7 +35,7 @@ from open_idempotency.flask import idempotent as flask_idempotent
 from open_idempotency.hooks import Request as CoreRequest
 from open_idempotency.hooks import Response as CoreResponse
 from tests.unit.starlette.test_starlette_rules import Hiding
-from tests.unit.starlette.test_starlette_start import told
+from tests.unit.starlette.test_starlette_start import reported
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
 
@@ -174,7 +174,7 @@ def test_a_rule_that_the_protecting_middleware_does_not_read_is_warned_about(
     monkeypatch.setattr(at_call, "_warned", set[str]())
     for endpoint in (starlette_app(marked(ttl=60)), fastapi_app(idempotent(ttl=60)(lambda: "done"))):
         app = asgi.IdempotencyMiddleware(endpoint, "memory://")
-        with told(caplog, logging.WARNING) as said:
+        with reported(caplog, logging.WARNING) as said:
             assert [send(app, headers={"Idempotency-Key": uuid4().hex}).status_code for _ in range(2)] == [200, 200]
         (warning,) = said
         assert warning.startswith("POST /charges has a rule")
@@ -188,7 +188,7 @@ def test_an_exemption_that_the_protecting_middleware_does_not_read_is_warned_abo
     monkeypatch.setattr(at_call, "_warned", set[str]())
     for endpoint, warnings in ((exempt(charge_anew()), 1), (idempotent(charge_anew()), 0), (marked(required=False), 0)):
         app = asgi.IdempotencyMiddleware(starlette_app(endpoint), "memory://")
-        with told(caplog, logging.WARNING) as said:
+        with reported(caplog, logging.WARNING) as said:
             assert send(app, headers={"Idempotency-Key": uuid4().hex}).status_code == 200
         assert [warning.startswith("POST /charges has a rule (@idempotent, @exempt") for warning in said] == (
             [True] * warnings
@@ -323,7 +323,7 @@ def test_a_middleware_of_the_route_reads_its_rule(
     own: Any = Middleware(IdempotencyMiddleware, backend="memory://")
     for layers, warnings in (([own], 0), ([Middleware(Hiding), own], 1)):
         app = Starlette(routes=[Route("/charges", marked(), methods=["POST"], middleware=layers)])
-        with told(caplog, logging.WARNING) as said:
+        with reported(caplog, logging.WARNING) as said:
             replayed = [send(app, headers=KEY).headers.get("idempotent-replayed") for _ in range(2)]
         assert replayed == [None, "true"]
         assert len(said) == warnings
@@ -421,7 +421,7 @@ def test_a_rule_of_a_view_that_the_middleware_for_wsgi_does_not_read_is_warned_a
     monkeypatch.setattr(flask_unprotected, "_warned", set[str]())
     app = flask_app(ruled)
     app.wsgi_app = wsgi.IdempotencyMiddleware(app.wsgi_app, "memory://")  # type: ignore[method-assign]  # as Flask documents it
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         for _ in range(2):
             key = {"Idempotency-Key": uuid4().hex}
             assert app.test_client().post("/charges", headers=key).status_code == 200
@@ -539,7 +539,7 @@ def test_what_is_switched_off_protects_nothing_and_says_so_once(
     adapter_name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """O-25: requests run each time, as without a key, so that stages run plainly; no key is required."""
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         request = OFF[adapter_name]()
         replies = [request() for _ in range(2)]
     assert [reply.status_code for reply in replies] == [200, 200]
@@ -551,7 +551,7 @@ def test_what_is_switched_off_protects_nothing_and_says_so_once(
 @pytest.mark.usefixtures("not_yet_said")
 def test_a_second_application_that_is_switched_off_does_not_say_it_again(caplog: pytest.LogCaptureFixture) -> None:
     """O-25: one warning for each process."""
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         for _ in range(3):
             asgi.IdempotencyMiddleware(plain_app, enabled=False)
     assert len(said) == 1
@@ -658,10 +658,10 @@ def test_nothing_marked_is_warned_about(caplog: pytest.LogCaptureFixture) -> Non
     """O-26: once, at start or by the first request."""
     app, unmarked = marked_only(Route("/charges", marked(methods=["PUT"]), methods=["GET", "PUT"])), flask_app(stage)
     with_extension(unmarked, backend="memory://", cover="marked")
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         send(app, "PUT")
     assert said == []
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         send(marked_only(Route("/charges", charge, methods=["POST"])))
         unmarked.test_client().get("/nowhere")
         for _ in range(2):

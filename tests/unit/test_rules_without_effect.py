@@ -24,7 +24,7 @@ from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.fastapi import IdempotencyMiddleware, IdempotencyRule, exempt, idempotent
 from open_idempotency.flask import Idempotency
 from open_idempotency.flask import idempotent as flask_idempotent
-from tests.unit.starlette.test_starlette_start import ours, post, refused, start, told
+from tests.unit.starlette.test_starlette_start import ours, post, refused, reported, start
 
 RULE = [Depends(IdempotencyRule(required=True))]
 
@@ -191,7 +191,7 @@ SOUND: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("form", SOUND)
 def test_a_rule_that_has_an_effect_somewhere_is_no_error(form: str, caplog: pytest.LogCaptureFixture) -> None:
     """O-24: nor is one that a whole router or application has."""
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         replies = asyncio.run(start(SOUND[form]()))
     assert replies[0]["type"] == "lifespan.startup.complete"
     assert said == []
@@ -330,7 +330,7 @@ LOST: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("form", LOST)
 def test_a_mark_that_no_route_leads_to_is_warned_about_at_start(form: str, caplog: pytest.LogCaptureFixture) -> None:
     """O-24: with the name of the function, and of the route that calls or wraps it."""
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         asyncio.run(start(starlette_route(LOST[form](), ["POST"])))
     (warning,) = said
     assert "tests.unit.test_rules_without_effect." in warning
@@ -350,7 +350,7 @@ def test_a_mark_is_not_lost_where_a_route_leads_to_it(caplog: pytest.LogCaptureF
         Route("/b", deep, methods=["POST"]),
         Route("/c", copied, methods=["POST"]),
     ]
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         asyncio.run(start(Starlette(routes=routes, middleware=[ours()])))
     assert said == []
     assert unmounted is not None
@@ -378,7 +378,7 @@ def test_a_mark_that_no_view_of_flask_leads_to_is_warned_about_by_the_first_requ
 ) -> None:
     """O-24."""
     client = flask_shop(("POST", careless(view()))).test_client()
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         assert [client.get("/sound").status_code for _ in range(2)] == [200, 200]
     (warning,) = said
     assert "the endpoint of POST /0 calls or wraps it" in warning

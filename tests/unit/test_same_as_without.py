@@ -184,13 +184,13 @@ async def served(app: Any, diary: Diary, path: str, key: str | None, turns: int 
     to_app, from_server = anyio.create_memory_object_stream[Any](1)
     started = anyio.Event()
 
-    async def told(message: Any) -> None:
+    async def reported(message: Any) -> None:
         diary.note(message["type"])
         started.set()
 
     with anyio.fail_after(PATIENCE):
         async with anyio.create_task_group() as tasks, to_app, from_server:
-            tasks.start_soon(app, {"type": "lifespan", "state": state}, from_server.receive, told)
+            tasks.start_soon(app, {"type": "lifespan", "state": state}, from_server.receive, reported)
             await to_app.send({"type": "lifespan.startup"})
             await started.wait()
             async with anyio.create_task_group() as requests:

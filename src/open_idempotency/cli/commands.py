@@ -125,7 +125,7 @@ def _what_to_do(context: Context, view: RecordView) -> list[str]:
         dead = "if its worker is dead: " if view.state is State.ALIVE else ""
         lines.append(call.format("release", "") + f"  ({dead}the key is free at once, stages stay)")
     force = " --force" if view.state is State.ALIVE else ""
-    lines.append(call.format("forget", force) + "  (the next request runs anew)")
+    lines.append(call.format("forget", force) + "  (the next request runs again)")
     return lines
 
 
@@ -179,10 +179,10 @@ def forget(context: Context) -> int:
         running = "Its attempt may still run, and is not stopped. " if view.state is State.ALIVE else ""
         context.confirm(
             f"Forget record {view.record[:_SHORT]} ({state_text(view)}, {len(view.stages)} stages)? {running}"
-            "The next request with its key runs anew."
+            "The next request with its key runs again."
         )
         operations.forget(backend, view.seen, force=context.options.force)
-    return _report(context, view, "forgotten", f"forgotten {view.record[:_SHORT]}: the next request runs anew")
+    return _report(context, view, "forgotten", f"forgotten {view.record[:_SHORT]}: the next request runs again")
 
 
 def release(context: Context) -> int:
@@ -213,7 +213,7 @@ def resolve(context: Context) -> int:
     with _found(context) as (backend, view):
         context.confirm(f"Resolve stage {options.stage} of record {view.record[:_SHORT]}: {outcome}?")
         operations.resolve(backend, view.seen, options.stage, options.stage_key, found=found, policy=context.policy)
-    said = f"resolved stage {options.stage} of {view.record[:_SHORT]}: the key is free, and the next request goes on"
+    said = f"resolved stage {options.stage} of {view.record[:_SHORT]}: the key is free, and the next request resumes"
     return _report(context, view, "resolved", said)
 
 

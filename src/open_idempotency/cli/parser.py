@@ -157,7 +157,7 @@ _COMMANDS = {
         _resolve,
     ),
     "forget": _Command(
-        commands.forget, "delete a record: the next request with its key runs anew", "3f9a6c01b2d4 --yes", _forget
+        commands.forget, "delete a record: the next request with its key runs again", "3f9a6c01b2d4 --yes", _forget
     ),
     "stats": _Command(commands.stats, "count records by state", "--json", _nothing),
     "doctor": _Command(commands.doctor, "examine the backend and what it holds", "--strict", _doctor),

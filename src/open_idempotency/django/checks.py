@@ -470,7 +470,7 @@ def _handlers(view: Any, method: str) -> list[Any]:
 
 
 def _methods(view: Any) -> list[str]:
-    """The methods that a view handles; the usual ones for a function that says nothing of them."""
+    """The methods that a view handles; the usual ones for a function that declares none."""
     shared = layers.operations(view)
     if shared:
         return sorted({method for each in shared for method in each.methods})

@@ -232,7 +232,7 @@ class SessionTrace:
     def change(self, caller: Caller, record_id: bytes, response: HttpResponseBase) -> Change | None:
         """The change that the view has made to the caller, or None."""
         session = self._loaded()
-        if session is None or not (session.modified or self._names_nobody(session)):
+        if session is None or not (session.modified or self._names_no_user(session)):
             return None
         custom = callable(caller.policy.scope)
         user = None if custom else identity.name_after(self._request, caller.user)
@@ -256,9 +256,9 @@ class SessionTrace:
             ended = session.get(HASH_SESSION_KEY, self._hash) != self._hash
         else:
             ended = session.session_key != self._presented
-        return self._digest() if ended or self._names_nobody(session) else None
+        return self._digest() if ended or self._names_no_user(session) else None
 
-    def _names_nobody(self, session: Any) -> bool:
+    def _names_no_user(self, session: Any) -> bool:
         """Whether the session has the user's old password, so that it ends at its next use."""
         user: Any = getattr(self._request, "user", None)
         if not self._hash or user is None or identity.is_unloaded(user) or not hasattr(user, "get_session_auth_hash"):

@@ -258,7 +258,7 @@ class RecordPages:
 
         def act(backend: Backend, seen: Seen, form: Any) -> str:
             forget(backend, seen, force=form.cleaned_data.get("force", False))
-            return "Forgotten: the next request with the key runs anew."
+            return "Forgotten: the next request with the key runs again."
 
         def form_of(seen: Seen, data: Any) -> Any:
             return (ForgetForm if seen.is_alive else SeenForm)(data)
@@ -274,7 +274,7 @@ class RecordPages:
         def act(backend: Backend, seen: Seen, form: Any) -> str:
             found, policy = form.cleaned_data["found"], conf.configured_policy()
             operations.resolve(backend, _readable(seen).seen, stage, key or None, found=found, policy=policy)
-            return f"Resolved stage {stage}: the key is free, and the next request goes on."
+            return f"Resolved stage {stage}: the key is free, and the next request resumes."
 
         def form_of(seen: Seen, data: Any) -> Any:
             return ResolveForm(data, initial={"stage": stage, "stage_key": key})
@@ -370,7 +370,7 @@ def _found(backend: Backend, form: FindForm) -> StoredRecord:
     of = application()
     try:
         if not operations.Who(**who).named and not form.cleaned_data["everyone"]:
-            return _of_nobody(backend, of, text, who)
+            return _of_anonymous(backend, of, text, who)
         return operations.find_key(backend, of, text, **who)
     except (RecordUnknown, KeyRejected) as error:
         if not before:
@@ -378,7 +378,7 @@ def _found(backend: Backend, form: FindForm) -> StoredRecord:
         raise RecordUnknown(f"{before}{error}") from error
 
 
-def _of_nobody(backend: Backend, of: Any, key: str, who: dict[str, Any]) -> StoredRecord:
+def _of_anonymous(backend: Backend, of: Any, key: str, who: dict[str, Any]) -> StoredRecord:
     """The record of an anonymous caller; unlike ``operations.find_key`` it never reads all records."""
     found = [record for each in operations.locate(of, key, **who) if (record := backend.get(Get(each.record_id)))]
     if not found:

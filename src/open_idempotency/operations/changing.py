@@ -68,7 +68,7 @@ NOT_DONE = NotDone.NOT_DONE
 
 
 def forget(backend: Backend, seen: Record, *, force: bool = False) -> None:
-    """Delete a record with its stages and its response: the next request with the key runs anew (P-13).
+    """Delete a record with its stages and its response: the next request with the key runs again (P-13).
 
     ``seen``: the record as it was read. ``force``: also while an attempt holds it. Such an attempt is not stopped, and
     if it ends before the next claim, it creates the record again; ``release`` fences it off. A record that is gone by

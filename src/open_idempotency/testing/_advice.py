@@ -73,7 +73,7 @@ _NOT_STORED = (
     "are 2xx, 3xx and most 4xx). Let the view store the outcome of what it has done: idem.keep()"
 )
 _OTHER_CALLER = (
-    "the two requests were taken for different callers, so the key means two things. What names the caller (scope=, "
+    "the two requests count as those of different callers, so the key means two things. What names the caller (scope=, "
     "user=, the session, the Authorization header) has to be the same for a retry"
 )
 _OTHER_REQUEST = (
@@ -142,10 +142,10 @@ def killed(crash: Crash, stages: Sequence[StageUsed]) -> str:
         )
     if crash.when == "unrecorded":
         return (
-            f"stage {name} ran again, since nobody knew that its effect had happened. Give the other side a key by "
-            f"which it recognises the second call (idem.key_for({name})), and let the fake of the test recognise it "
-            "too; or put the stage into the transaction of its rows (tx=); or ask the other side (reconcile=). If that "
-            "window is acceptable here, pass in_doubt=False"
+            f"stage {name} ran again, since it was unknown that its effect had happened. Give the other system a key "
+            f"by which it recognises the second call (idem.key_for({name})), and let the fake of the test recognise it "
+            "too; or put the stage into the transaction of its rows (tx=); or query the other system (reconcile=). If "
+            "that window is acceptable here, pass in_doubt=False"
         )
     return (
         f"stage {name} was on record, and an effect happened again. Code before it is in no stage; or the stage has a "

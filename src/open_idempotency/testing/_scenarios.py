@@ -108,7 +108,7 @@ class Scenarios:
     # One after the other
 
     def _first(self) -> Generator[Ask, Any, Base]:
-        scenario = Scenario("one after the other", "sent the request, then once more with the same key")
+        scenario = Scenario("one after the other", "sent the request, then again with the same key")
         key = self._plan.key()
         yield Reset()
         before = yield Look()

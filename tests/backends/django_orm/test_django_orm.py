@@ -12,7 +12,7 @@ from open_idempotency.backends.django_orm import DjangoBackend
 from open_idempotency.conformance import ManualClock
 from tests import mariadb_server
 from tests.backends.django_orm import on_django
-from tests.backends.test_contract import _Coloured
+from tests.backends.test_contract import _InEachMode
 from tests.postgres_server import PostgresServer
 
 
@@ -40,7 +40,7 @@ def mysql_alias() -> Iterator[str]:
         yield alias
 
 
-class _OnDjango(_Coloured):
+class _OnDjango(_InEachMode):
     database: str
 
     @pytest.fixture
@@ -71,5 +71,5 @@ if mariadb_server.IN_USE:
         database = "mysql"
 
         @pytest.fixture
-        def colour(self) -> str:
+        def mode(self) -> str:
             return "sync"

@@ -153,7 +153,7 @@ def test_without_a_clock_time_passes() -> None:
 
 
 def test_a_dropped_backend_is_collected() -> None:
-    """I11: the two colours know each other, which keeps neither alive."""
+    """I11: the two modes know each other, which keeps neither alive."""
     import weakref
 
     backend = MemoryBackend()

@@ -8,11 +8,11 @@ from open_idempotency.backend import Backend
 from open_idempotency.backends.postgres import PostgresBackend
 from open_idempotency.conformance import ManualClock
 from tests.backends.postgres.on_postgres import BatchingPostgres, emptied
-from tests.backends.test_contract import _Coloured
+from tests.backends.test_contract import _InEachMode
 from tests.postgres_server import PostgresServer
 
 
-class TestPostgres18(_Coloured):
+class TestPostgres18(_InEachMode):
     """B-12 on PostgreSQL 18."""
 
     @pytest.fixture
@@ -20,26 +20,26 @@ class TestPostgres18(_Coloured):
         return PostgresBackend(emptied(postgres18), timeout=10, clock=clock)
 
 
-class TestPostgres16OneByOne(_Coloured):
+class TestPostgres16OneByOne(_InEachMode):
     """B-12 on PostgreSQL 16 without coalescing; trio does what the sync front does."""
 
     @pytest.fixture(params=["sync", "asyncio"])
-    def colour(self, request: pytest.FixtureRequest) -> str:
-        colour: str = request.param
-        return colour
+    def mode(self, request: pytest.FixtureRequest) -> str:
+        mode: str = request.param
+        return mode
 
     @pytest.fixture
     def made(self, clock: ManualClock, postgres16: PostgresServer) -> Backend:
         return PostgresBackend(emptied(postgres16), timeout=10, coalesce=False, clock=clock)
 
 
-class TestPostgresBatches(_Coloured):
+class TestPostgresBatches(_InEachMode):
     """B-12 on PostgreSQL with every claim, stage and completion in a batch."""
 
     @pytest.fixture(params=["sync"])
-    def colour(self, request: pytest.FixtureRequest) -> str:
-        colour: str = request.param
-        return colour
+    def mode(self, request: pytest.FixtureRequest) -> str:
+        mode: str = request.param
+        return mode
 
     @pytest.fixture
     def made(self, clock: ManualClock, postgres16: PostgresServer) -> Backend:

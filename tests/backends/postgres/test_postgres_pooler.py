@@ -16,7 +16,7 @@ from open_idempotency.backends.postgres import PostgresBackend
 from open_idempotency.backends.postgres.backend import migrate, migrations
 from open_idempotency.conformance import ManualClock
 from open_idempotency.conformance.support import claim_of
-from tests.backends.test_contract import _Coloured
+from tests.backends.test_contract import _InEachMode
 from tests.poolers import POOLERS, SIZE, PgBouncer, Pooler
 from tests.postgres_server import PostgresServer
 
@@ -24,13 +24,13 @@ SOON = 20.0
 NEVER = 100.0
 
 
-class TestPooler(_Coloured):
+class TestPooler(_InEachMode):
     """B-11a, B-12: the whole contract, sync and async; trio's calls are the sync front's."""
 
     @pytest.fixture(params=["sync", "asyncio"])
-    def colour(self, request: pytest.FixtureRequest) -> str:
-        colour: str = request.param
-        return colour
+    def mode(self, request: pytest.FixtureRequest) -> str:
+        mode: str = request.param
+        return mode
 
     @pytest.fixture
     def made(self, clock: ManualClock, pooler: Pooler | PgBouncer, postgres18: PostgresServer) -> Backend:

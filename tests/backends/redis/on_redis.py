@@ -1,4 +1,4 @@
-"""What the tests of the Redis backend share: servers of a test's own, and steps that are the same in all colours."""
+"""Shared by the tests of the Redis backend: servers of a test's own, and steps that are the same in every mode."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def server(*options: str, kind: str = "valkey") -> Iterator[Server]:
         made.stop()
 
 
-def run(colour: str, backend: RedisBackend, steps: Steps) -> None:
-    """Carry out steps in one colour, on a loop of their own, within a bounded time."""
+def run(mode: str, backend: RedisBackend, steps: Steps) -> None:
+    """Carry out steps in one mode, on a loop of their own, within a bounded time."""
 
     async def main() -> None:
-        verbs = AsyncVerbs(backend if colour == "sync" else backend.to_async())
+        verbs = AsyncVerbs(backend if mode == "sync" else backend.to_async())
         with anyio.fail_after(SOON):
             try:
                 await steps(verbs)
             finally:
                 await verbs.close()
 
-    anyio.run(main, backend="asyncio" if colour == "sync" else colour)
+    anyio.run(main, backend="asyncio" if mode == "sync" else mode)
 
 
 def lease(backend: Backend, record_id: bytes) -> Lease:

@@ -66,9 +66,9 @@ def key(prefix: str) -> bytes:
 
 
 @pytest.fixture(params=["sync", "asyncio", "trio"])
-def colour(request: pytest.FixtureRequest) -> str:
-    colour: str = request.param
-    return colour
+def mode(request: pytest.FixtureRequest) -> str:
+    mode: str = request.param
+    return mode
 
 
 @contextmanager
@@ -80,18 +80,18 @@ def _server(*options: str, kind: str = "valkey") -> Iterator[Server]:
         server.stop()
 
 
-def _run(colour: str, backend: RedisBackend, steps: Callable[[AsyncVerbs], Awaitable[None]]) -> None:
-    """Carry out steps in one colour, on a loop of their own."""
+def _run(mode: str, backend: RedisBackend, steps: Callable[[AsyncVerbs], Awaitable[None]]) -> None:
+    """Carry out steps in one mode, on a loop of their own."""
 
     async def main() -> None:
-        chosen: Backend | AsyncBackend = backend if colour == "sync" else backend.to_async()
+        chosen: Backend | AsyncBackend = backend if mode == "sync" else backend.to_async()
         verbs = AsyncVerbs(chosen)
         try:
             await steps(verbs)
         finally:
             await verbs.close()
 
-    anyio.run(main, backend="asyncio" if colour == "sync" else colour)
+    anyio.run(main, backend="asyncio" if mode == "sync" else mode)
 
 
 def _lease(backend: Backend, record_id: bytes = RECORD) -> Lease:
@@ -114,7 +114,7 @@ VERBS: dict[str, Callable[[AsyncVerbs, Lease], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_each_verb_is_one_round_trip(backend: RedisBackend, plain: redis.Redis, colour: str, verb: str) -> None:
+def test_each_verb_is_one_round_trip(backend: RedisBackend, plain: redis.Redis, mode: str, verb: str) -> None:
     """B-01: counted by the server, as scripts that clients called."""
 
     def calls() -> tuple[int, int]:
@@ -132,7 +132,7 @@ def test_each_verb_is_one_round_trip(backend: RedisBackend, plain: redis.Redis, 
         await VERBS[verb](verbs, lease)
         assert calls() == (before[0] + 1, before[1])
 
-    _run(colour, backend, steps)
+    _run(mode, backend, steps)
 
 
 def test_a_verb_sends_no_other_command(backend: RedisBackend, plain: redis.Redis) -> None:
@@ -333,7 +333,7 @@ def test_nothing_of_an_expired_record_stays(server_url: str, plain: redis.Redis,
     backend.close()
 
 
-def test_scripts_that_the_server_forgot_are_sent_again(backend: RedisBackend, plain: redis.Redis, colour: str) -> None:
+def test_scripts_that_the_server_forgot_are_sent_again(backend: RedisBackend, plain: redis.Redis, mode: str) -> None:
     """B-10: after SCRIPT FLUSH, as after a restart or a failover."""
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -342,10 +342,10 @@ def test_scripts_that_the_server_forgot_are_sent_again(backend: RedisBackend, pl
         await verbs.complete(Complete(lease, b"response"))
         assert await verbs.claim(claim_of(RECORD)) == Finished(b"response")
 
-    _run(colour, backend, steps)
+    _run(mode, backend, steps)
 
 
-def test_after_a_crash_of_the_server_the_backend_works_again(colour: str) -> None:
+def test_after_a_crash_of_the_server_the_backend_works_again(mode: str) -> None:
     """B-10: with every write on disk no record is lost, and clients reconnect by themselves."""
     with _server("--appendonly", "yes", "--appendfsync", "always") as server:
 
@@ -360,10 +360,10 @@ def test_after_a_crash_of_the_server_the_backend_works_again(colour: str) -> Non
             assert isinstance(await verbs.claim(claim_of(b"running")), Busy)
             await verbs.complete(Complete(running, b"finished"))
 
-        _run(colour, RedisBackend(server.url, timeout=10), steps)
+        _run(mode, RedisBackend(server.url, timeout=10), steps)
 
 
-def test_a_restart_between_two_calls_goes_unnoticed(colour: str) -> None:
+def test_a_restart_between_two_calls_goes_unnoticed(mode: str) -> None:
     """B-10: a pooled connection that broke meanwhile costs nobody a response."""
     with _server("--appendonly", "yes", "--appendfsync", "always") as server:
 
@@ -373,28 +373,28 @@ def test_a_restart_between_two_calls_goes_unnoticed(colour: str) -> None:
             server.start()
             assert isinstance(await verbs.claim(claim_of(b"running")), Busy)
 
-        _run(colour, RedisBackend(server.url, timeout=10), steps)
+        _run(mode, RedisBackend(server.url, timeout=10), steps)
 
 
-def test_a_server_that_is_down_is_unavailable_in_time(colour: str) -> None:
+def test_a_server_that_is_down_is_unavailable_in_time(mode: str) -> None:
     """B-10: within call_timeout, with the driver's error as the cause."""
     with socket.socket() as nobody:
         # Bound and not listening: every connection is refused.
         nobody.bind(("127.0.0.1", 0))
         backend = RedisBackend(f"redis://127.0.0.1:{nobody.getsockname()[1]}", timeout=0.2)
-        _expect_unavailable(colour, backend, redis.exceptions.ConnectionError)
+        _expect_unavailable(mode, backend, redis.exceptions.ConnectionError)
 
 
-def test_a_server_that_says_nothing_is_unavailable_in_time(colour: str) -> None:
+def test_a_server_that_says_nothing_is_unavailable_in_time(mode: str) -> None:
     """B-10: a silent partition is bounded by our timeouts, not by the driver's."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         backend = RedisBackend(f"redis://127.0.0.1:{silent.getsockname()[1]}", timeout=0.2)
-        _expect_unavailable(colour, backend, redis.exceptions.TimeoutError)
+        _expect_unavailable(mode, backend, redis.exceptions.TimeoutError)
 
 
-def _expect_unavailable(colour: str, backend: RedisBackend, cause: type[Exception]) -> None:
+def _expect_unavailable(mode: str, backend: RedisBackend, cause: type[Exception]) -> None:
     async def steps(verbs: AsyncVerbs) -> None:
         started = time.monotonic()
         with pytest.raises(BackendUnavailable) as caught:
@@ -402,10 +402,10 @@ def _expect_unavailable(colour: str, backend: RedisBackend, cause: type[Exceptio
         assert time.monotonic() - started < verbs.call_timeout
         assert isinstance(caught.value.__cause__, cause)
 
-    _run(colour, backend, steps)
+    _run(mode, backend, steps)
 
 
-def test_when_all_connections_are_taken_a_call_gives_up(colour: str) -> None:
+def test_when_all_connections_are_taken_a_call_gives_up(mode: str) -> None:
     """B-10, I11: the pool is bounded, and so is the wait for it."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -415,7 +415,7 @@ def test_when_all_connections_are_taken_a_call_gives_up(colour: str) -> None:
 
         async def steps(verbs: AsyncVerbs) -> None:
             started = time.monotonic()
-            if colour == "sync":
+            if mode == "sync":
                 with pytest.raises(BackendUnavailable):
                     await verbs.claim_at_once([claim_of(RECORD) for _ in range(4)])
             else:
@@ -433,7 +433,7 @@ def test_when_all_connections_are_taken_a_call_gives_up(colour: str) -> None:
                 assert failures == 4
             assert time.monotonic() - started < verbs.call_timeout + 1
 
-        _run(colour, backend, steps)
+        _run(mode, backend, steps)
 
 
 def test_wrong_credentials_are_unavailable_and_not_repeated() -> None:

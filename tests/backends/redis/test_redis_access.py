@@ -26,9 +26,9 @@ CHANNEL_RIGHTS = ("&oi:*", "+publish", "+subscribe", "+unsubscribe")
 
 
 @pytest.fixture(params=["sync", "asyncio"])
-def colour(request: pytest.FixtureRequest) -> str:
-    colour: str = request.param
-    return colour
+def mode(request: pytest.FixtureRequest) -> str:
+    mode: str = request.param
+    return mode
 
 
 def _documented(name: str) -> list[str]:
@@ -80,7 +80,7 @@ def guarded(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield guarded
 
 
-def test_the_documented_rights_are_enough(colour: str, guarded: Server) -> None:
+def test_the_documented_rights_are_enough(mode: str, guarded: Server) -> None:
     """B-11a: without CONFIG; the server noted no refusal."""
     url = _let_in(guarded, _documented("app"))
 
@@ -88,11 +88,11 @@ def test_the_documented_rights_are_enough(colour: str, guarded: Server) -> None:
         await _life(verbs)
         await _operate(verbs)
 
-    run(colour, RedisBackend(url, timeout=10), steps)
+    run(mode, RedisBackend(url, timeout=10), steps)
     assert _refused(guarded) == []
 
 
-def test_without_the_rights_to_channels_only_waiting_is_slower(colour: str, guarded: Server) -> None:
+def test_without_the_rights_to_channels_only_waiting_is_slower(mode: str, guarded: Server) -> None:
     """B-11a, O-04: publishing that is forbidden does not keep a completion from being recorded."""
     rules = [word for word in _documented("app") if word not in CHANNEL_RIGHTS]
     url = _let_in(guarded, [*rules, "resetchannels"])
@@ -101,7 +101,7 @@ def test_without_the_rights_to_channels_only_waiting_is_slower(colour: str, guar
         await _life(verbs)
         await _operate(verbs)
 
-    run(colour, RedisBackend(url, timeout=10), steps)
+    run(mode, RedisBackend(url, timeout=10), steps)
     assert {entry.split()[0] for entry in _refused(guarded)} <= {"command", "channel"}
 
 
@@ -131,7 +131,7 @@ def test_without_any_one_right_something_is_refused(guarded: Server) -> None:
         assert _refused(guarded), f"{word} is not needed"
 
 
-def test_a_cluster_needs_a_few_rights_more(colour: str, cluster: Cluster) -> None:
+def test_a_cluster_needs_a_few_rights_more(mode: str, cluster: Cluster) -> None:
     """B-11a: to find the nodes and the slots."""
     for node in cluster.nodes:
         _let_in(node, [*_documented("app"), *_documented("cluster")])
@@ -140,7 +140,7 @@ def test_a_cluster_needs_a_few_rights_more(colour: str, cluster: Cluster) -> Non
         await _life(verbs)
         await _operate(verbs)
 
-    run(colour, RedisBackend(cluster.url.replace("//", "//app:secret@"), timeout=10), steps)
+    run(mode, RedisBackend(cluster.url.replace("//", "//app:secret@"), timeout=10), steps)
     for node in cluster.nodes:
         assert _refused(node) == []
 
@@ -179,11 +179,11 @@ def plain_server() -> Iterator[Server]:
         yield plain_server
 
 
-def test_tls_with_an_authority_of_ones_own(colour: str, plain_server: Server, certificates: Certificates) -> None:
+def test_tls_with_an_authority_of_ones_own(mode: str, plain_server: Server, certificates: Certificates) -> None:
     """Encrypted, and the server's certificate is looked at; for the connection that listens as well."""
     with TlsFront(plain_server, certificates.context()) as front:
         url = f"rediss://127.0.0.1:{front.port}/1?ssl_ca_certs={certificates.ca}"
-        run(colour, RedisBackend(url, timeout=10), _life)
+        run(mode, RedisBackend(url, timeout=10), _life)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_tls_with_an_authority_of_ones_own(colour: str, plain_server: Server, ce
     ids=["another authority", "another name"],
 )
 def test_a_server_that_is_not_the_right_one_is_refused(
-    colour: str, trusted: str, names: tuple[str, ...], message: str, plain_server: Server, certificates: Certificates
+    mode: str, trusted: str, names: tuple[str, ...], message: str, plain_server: Server, certificates: Certificates
 ) -> None:
     """B-10: with the reason, before anything is sent; its name counts as well."""
     with TlsFront(plain_server, certificates.context(names=names)) as front:
@@ -202,22 +202,22 @@ def test_a_server_that_is_not_the_right_one_is_refused(
             with pytest.raises(BackendUnavailable, match=message):
                 await verbs.claim(claim_of(RECORD))
 
-        run(colour, RedisBackend(url, timeout=10), steps)
+        run(mode, RedisBackend(url, timeout=10), steps)
 
 
 @pytest.mark.parametrize("option", ["ssl_check_hostname=no", "ssl_cert_reqs=none"])
 def test_less_can_be_asked_of_the_server(
-    colour: str, option: str, plain_server: Server, certificates: Certificates
+    mode: str, option: str, plain_server: Server, certificates: Certificates
 ) -> None:
     """By setting only."""
     with TlsFront(plain_server, certificates.context(names=("elsewhere.example",))) as front:
         url = f"rediss://127.0.0.1:{front.port}?ssl_ca_certs={certificates.ca}&{option}"
-        run(colour, RedisBackend(url, timeout=10), _life)
+        run(mode, RedisBackend(url, timeout=10), _life)
 
 
 @pytest.mark.parametrize("shown", [True, False], ids=["shown", "missing"])
 def test_a_server_may_ask_for_a_certificate(
-    colour: str, shown: bool, plain_server: Server, certificates: Certificates
+    mode: str, shown: bool, plain_server: Server, certificates: Certificates
 ) -> None:
     """Who has none is refused."""
     with TlsFront(plain_server, certificates.context(clients=True)) as front:
@@ -228,20 +228,20 @@ def test_a_server_may_ask_for_a_certificate(
             with pytest.raises(BackendUnavailable):
                 await verbs.claim(claim_of(RECORD))
 
-        run(colour, RedisBackend(url + ours * shown, timeout=10), _life if shown else refused)
+        run(mode, RedisBackend(url + ours * shown, timeout=10), _life if shown else refused)
 
 
-def test_a_server_without_tls_is_unavailable_in_time(colour: str, plain_server: Server) -> None:
+def test_a_server_without_tls_is_unavailable_in_time(mode: str, plain_server: Server) -> None:
     """B-10: neither side waits for the other."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         with pytest.raises(BackendUnavailable):
             await verbs.claim(claim_of(RECORD))
 
-    run(colour, RedisBackend(plain_server.url.replace("redis://", "rediss://"), timeout=1), steps)
+    run(mode, RedisBackend(plain_server.url.replace("redis://", "rediss://"), timeout=1), steps)
 
 
-def test_sentinels_are_asked_over_tls_as_well(colour: str, plain_server: Server, certificates: Certificates) -> None:
+def test_sentinels_are_asked_over_tls_as_well(mode: str, plain_server: Server, certificates: Certificates) -> None:
     """And so is the primary that they name; here it has no TLS, and is not spoken to without."""
     sentinel = Sentinel(plain_server.port)
     try:
@@ -254,6 +254,6 @@ def test_sentinels_are_asked_over_tls_as_well(colour: str, plain_server: Server,
                 with pytest.raises(BackendUnavailable, match=f"{plain_server.port}|connecting to server"):
                     await verbs.claim(claim_of(RECORD))
 
-            run(colour, RedisBackend(url, timeout=1), steps)
+            run(mode, RedisBackend(url, timeout=1), steps)
     finally:
         sentinel.stop()

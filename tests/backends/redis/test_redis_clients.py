@@ -36,9 +36,9 @@ CLIENTS: dict[str, Any] = {"sync client": redis.Redis, "async client": redis.asy
 
 # Trio makes the blocking calls.
 @pytest.fixture(params=["sync", "asyncio"])
-def colour(request: pytest.FixtureRequest) -> str:
-    colour: str = request.param
-    return colour
+def mode(request: pytest.FixtureRequest) -> str:
+    mode: str = request.param
+    return mode
 
 
 @pytest.fixture(params=CLIENTS)
@@ -72,41 +72,41 @@ def _opened(client: Any, **options: Any) -> RedisBackend:
     return backend
 
 
-def test_host_login_and_database_of_a_client_are_used(colour: str, kind: Any, guarded: tuple[Server, Path]) -> None:
+def test_host_login_and_database_of_a_client_are_used(mode: str, kind: Any, guarded: tuple[Server, Path]) -> None:
     """B-15: also of a client that decodes replies, which ours never do."""
     where, _ = guarded
     client = kind(host="127.0.0.1", port=where.port, password=SECRET, db=3, decode_responses=True, protocol=3)
-    run(colour, _opened(client), _life)
+    run(mode, _opened(client), _life)
     with redis.Redis(port=where.port, password=SECRET, db=3) as plain:
         assert plain.dbsize()
         plain.flushdb()
 
 
-def test_a_client_from_the_url_of_an_environment_is_used(colour: str, kind: Any, guarded: tuple[Server, Path]) -> None:
+def test_a_client_from_the_url_of_an_environment_is_used(mode: str, kind: Any, guarded: tuple[Server, Path]) -> None:
     """B-15: whatever redis-py's own URLs may say that ours may not."""
     where, _ = guarded
     client = kind.from_url(f"redis://localhost:{where.port}?db=4&password={SECRET}")
     backend = _opened(client)
     assert backend.options.database == 4
-    run(colour, backend, _life)
+    run(mode, backend, _life)
 
 
-def test_the_path_of_a_socket_is_used(colour: str, kind: Any, guarded: tuple[Server, Path]) -> None:
+def test_the_path_of_a_socket_is_used(mode: str, kind: Any, guarded: tuple[Server, Path]) -> None:
     """B-15: for scripts, batches, and the connection for channels."""
     _, path = guarded
     backend = _opened(kind(unix_socket_path=str(path), username="default", password=SECRET))
     assert repr(backend) == f"RedisBackend('unix://{path}?db=0')"
-    run(colour, backend, _life)
+    run(mode, backend, _life)
 
 
-def test_a_provider_of_credentials_is_used(colour: str, kind: Any, guarded: tuple[Server, Path]) -> None:
+def test_a_provider_of_credentials_is_used(mode: str, kind: Any, guarded: tuple[Server, Path]) -> None:
     """B-15: as for passwords that change."""
     where, _ = guarded
     provider = UsernamePasswordCredentialProvider("default", SECRET)
-    run(colour, _opened(kind(host="127.0.0.1", port=where.port, credential_provider=provider)), _life)
+    run(mode, _opened(kind(host="127.0.0.1", port=where.port, credential_provider=provider)), _life)
 
 
-def test_tls_is_used_as_the_client_uses_it(colour: str, kind: Any, tmp_path: Path, valkey_url: str) -> None:
+def test_tls_is_used_as_the_client_uses_it(mode: str, kind: Any, tmp_path: Path, valkey_url: str) -> None:
     """B-15: with its authority; without it the certificate is not believed."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -114,13 +114,13 @@ def test_tls_is_used_as_the_client_uses_it(colour: str, kind: Any, tmp_path: Pat
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     with TlsFront(_server_at(valkey_url), context) as front:
         where = {"host": "localhost", "port": front.port, "ssl": True}
-        run(colour, _opened(kind(**where, ssl_ca_certs=str(tmp_path / "ca.pem"), socket_timeout=20)), _life)
+        run(mode, _opened(kind(**where, ssl_ca_certs=str(tmp_path / "ca.pem"), socket_timeout=20)), _life)
 
         async def refused(verbs: AsyncVerbs) -> None:
             with pytest.raises(BackendUnavailable):
                 await verbs.claim(claim_of(b"new"))
 
-        run(colour, _opened(kind(**where)), refused)
+        run(mode, _opened(kind(**where)), refused)
 
 
 def _server_at(url: str) -> Any:
@@ -131,7 +131,7 @@ def _server_at(url: str) -> Any:
 
 
 @pytest.mark.parametrize("library", ["sync client", "async client"])
-def test_the_nodes_of_a_cluster_are_used(colour: str, library: str, cluster: Cluster) -> None:
+def test_the_nodes_of_a_cluster_are_used(mode: str, library: str, cluster: Cluster) -> None:
     """B-15: also of an async client that has not connected yet."""
     where: dict[str, Any] = {"host": "127.0.0.1", "port": cluster.nodes[1].port}
     where["load_balancing_strategy"] = (
@@ -139,23 +139,23 @@ def test_the_nodes_of_a_cluster_are_used(colour: str, library: str, cluster: Clu
     )  # which has a function for new connections
     if library == "sync client":
         with redis.RedisCluster(**where) as client:
-            run(colour, _opened(client), _life)
+            run(mode, _opened(client), _life)
             assert client.ping(target_nodes=redis.RedisCluster.RANDOM)
     else:
-        run(colour, _opened(redis.asyncio.RedisCluster(**where)), _life)
+        run(mode, _opened(redis.asyncio.RedisCluster(**where)), _life)
 
 
 @pytest.mark.parametrize("library", [redis.sentinel, redis.asyncio.sentinel], ids=CLIENTS)
-def test_the_primary_of_a_sentinel_is_used(colour: str, library: Any, sentinel_url: str) -> None:
+def test_the_primary_of_a_sentinel_is_used(mode: str, library: Any, sentinel_url: str) -> None:
     """B-15, B-14a: the backend asks the Sentinels itself, and hears from them."""
     sentinel = library.Sentinel([("127.0.0.1", urlsplit(sentinel_url).port)])
     backend = _opened(sentinel.master_for(SERVICE, db=2))
     assert backend.options.service == SERVICE
     assert backend.options.database == 2
-    run(colour, backend, _life)
+    run(mode, backend, _life)
 
 
-def test_sentinels_and_servers_have_tls_of_their_own(colour: str, sentinel_url: str, tmp_path: Path) -> None:
+def test_sentinels_and_servers_have_tls_of_their_own(mode: str, sentinel_url: str, tmp_path: Path) -> None:
     """B-15: as here, where only the Sentinels have it; the settings of both are those of the client."""
     authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
@@ -163,7 +163,7 @@ def test_sentinels_and_servers_have_tls_of_their_own(colour: str, sentinel_url: 
     with TlsFront(_server_at(sentinel_url), context) as front:
         settings: Any = {"ssl": True, "ssl_ca_certs": str(tmp_path / "ca.pem")}
         sentinel: Any = redis.sentinel.Sentinel([("localhost", front.port)], sentinel_kwargs=settings)
-        run(colour, _opened(sentinel.master_for(SERVICE), timeout=5), _life)
+        run(mode, _opened(sentinel.master_for(SERVICE), timeout=5), _life)
 
 
 def test_the_client_is_neither_used_nor_closed(valkey_url: str) -> None:

@@ -29,9 +29,9 @@ RECORDS = [b"%d" % number for number in range(30)]
 
 # Trio makes the sync front's calls.
 @pytest.fixture(params=["sync", "asyncio"])
-def colour(request: pytest.FixtureRequest) -> str:
-    colour: str = request.param
-    return colour
+def mode(request: pytest.FixtureRequest) -> str:
+    mode: str = request.param
+    return mode
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def _calls(cluster: Cluster, *names: str) -> list[int]:
     return found
 
 
-def test_the_records_are_spread_and_all_are_found(colour: str, backend: RedisBackend, cluster: Cluster) -> None:
+def test_the_records_are_spread_and_all_are_found(mode: str, backend: RedisBackend, cluster: Cluster) -> None:
     """B-09, B-11a: scanning and purging go to all primaries."""
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -64,11 +64,11 @@ def test_the_records_are_spread_and_all_are_found(colour: str, backend: RedisBac
         assert sorted(record.record_id for record in found) == sorted(RECORDS)
         assert await verbs.purge() == 0
 
-    run(colour, backend, steps)
+    run(mode, backend, steps)
 
 
 def test_many_leases_are_renewed_in_one_round_trip_for_each_node(
-    colour: str, backend: RedisBackend, cluster: Cluster
+    mode: str, backend: RedisBackend, cluster: Cluster
 ) -> None:
     """B-04: no script may take keys of two slots, so each is sent one for each slot, all at once."""
 
@@ -81,7 +81,7 @@ def test_many_leases_are_renewed_in_one_round_trip_for_each_node(
         # One read event may hold a part of what was sent at once, and looking costs some; 200 it never is.
         assert all(after - before < 20 for before, after in zip(reads, _reads(cluster), strict=True))
 
-    run(colour, backend, steps)
+    run(mode, backend, steps)
 
 
 def _reads(cluster: Cluster) -> list[int]:
@@ -92,7 +92,7 @@ def _reads(cluster: Cluster) -> list[int]:
     return found
 
 
-def test_leases_of_one_slot_are_renewed_by_one_script(colour: str, cluster: Cluster) -> None:
+def test_leases_of_one_slot_are_renewed_by_one_script(mode: str, cluster: Cluster) -> None:
     """B-04: a prefix with a hash tag keeps an application on one node, and there it is as on a single server."""
     backend = RedisBackend(cluster.url, prefix=f"{{{secrets.token_hex(8)}}}:", timeout=10)
 
@@ -103,10 +103,10 @@ def test_leases_of_one_slot_are_renewed_by_one_script(colour: str, cluster: Clus
         assert list(await verbs.renew(Renew(leases))) == [Renewal.OWNED] * len(RECORDS)
         assert sum(_calls(cluster, "evalsha", "eval")) == sum(before) + 1
 
-    run(colour, backend, steps)
+    run(mode, backend, steps)
 
 
-def test_renewals_keep_their_order(colour: str, backend: RedisBackend) -> None:
+def test_renewals_keep_their_order(mode: str, backend: RedisBackend) -> None:
     """B-04: the responses are in the order of the leases, whatever nodes they came from."""
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -117,7 +117,7 @@ def test_renewals_keep_their_order(colour: str, backend: RedisBackend) -> None:
         expected = [Renewal.VANISHED if number % 3 == 0 else Renewal.OWNED for number in range(len(RECORDS))]
         assert list(await verbs.renew(Renew(leases))) == expected
 
-    run(colour, backend, steps)
+    run(mode, backend, steps)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def whole() -> Iterator[Cluster]:
 
 
 @pytest.mark.parametrize("replicas", [0, 1])
-def test_a_slot_is_followed_while_it_moves_and_afterwards(colour: str, replicas: int, whole: Cluster) -> None:
+def test_a_slot_is_followed_while_it_moves_and_afterwards(mode: str, replicas: int, whole: Cluster) -> None:
     """B-10, B-11a: for a single call, for renewals, and for what replicas must confirm on the same connection."""
     tag = secrets.token_hex(8)
     slot = key_slot(tag.encode())
@@ -156,10 +156,10 @@ def test_a_slot_is_followed_while_it_moves_and_afterwards(colour: str, replicas:
         finally:
             whole.move(slot, owner)
 
-    run(colour, backend, steps)
+    run(mode, backend, steps)
 
 
-def test_leases_of_a_slot_that_has_half_moved_are_renewed(colour: str, whole: Cluster) -> None:
+def test_leases_of_a_slot_that_has_half_moved_are_renewed(mode: str, whole: Cluster) -> None:
     """L-13: a script for keys on two nodes is refused by both, so each lease is renewed by itself."""
     tag = secrets.token_hex(8)
     slot = key_slot(tag.encode())
@@ -186,7 +186,7 @@ def test_leases_of_a_slot_that_has_half_moved_are_renewed(colour: str, whole: Cl
                 await verbs.delete(lease.record_id)
             whole.move(slot, owner)
 
-    run(colour, backend, steps)
+    run(mode, backend, steps)
 
 
 @pytest.mark.parametrize("kind", SERVER_KINDS)
@@ -213,7 +213,7 @@ def test_after_a_failover_the_backend_works_again_by_itself(kind: str) -> None:
 
 
 @pytest.mark.parametrize("connected", [True, False], ids=["connected", "unconnected"])
-def test_silence_is_unavailable_in_time(colour: str, connected: bool, cluster: Cluster) -> None:
+def test_silence_is_unavailable_in_time(mode: str, connected: bool, cluster: Cluster) -> None:
     """B-10: whatever the library tries meanwhile, for one call and for many at once."""
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -231,7 +231,7 @@ def test_silence_is_unavailable_in_time(colour: str, connected: bool, cluster: C
                 node.thaw()
         await claimed_again(verbs, secrets.token_bytes(8))
 
-    run(colour, RedisBackend(cluster.url, prefix=f"t{secrets.token_hex(8)}:", timeout=0.2), steps)
+    run(mode, RedisBackend(cluster.url, prefix=f"t{secrets.token_hex(8)}:", timeout=0.2), steps)
 
 
 def test_many_threads_meet_silence_in_time(cluster: Cluster) -> None:
@@ -262,7 +262,7 @@ def test_many_threads_meet_silence_in_time(cluster: Cluster) -> None:
     backend.close()
 
 
-def test_any_node_notifies_a_waiting_duplicate(colour: str, backend: RedisBackend, cluster: Cluster) -> None:
+def test_any_node_notifies_a_waiting_duplicate(mode: str, backend: RedisBackend, cluster: Cluster) -> None:
     """O-04, B-11a: the nodes pass messages on, so listening to one of them is enough."""
 
     def subscribed() -> int:
@@ -280,7 +280,7 @@ def test_any_node_notifies_a_waiting_duplicate(colour: str, backend: RedisBacken
                 for lease in leases:
                     await verbs.complete(Complete(lease, b"response"))
 
-    run(colour, backend, steps)
+    run(mode, backend, steps)
 
 
 def _subscribers(plain: redis.Redis, channel: bytes) -> int:
@@ -288,14 +288,14 @@ def _subscribers(plain: redis.Redis, channel: bytes) -> int:
         return int(plain.pubsub_numsub(channel)[0][1])
 
 
-def test_a_server_that_is_no_cluster_is_reported(colour: str, valkey_url: str) -> None:
+def test_a_server_that_is_no_cluster_is_reported(mode: str, valkey_url: str) -> None:
     """B-10: a typed error, at the first call."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         with pytest.raises(BackendUnavailable, match="luster"):
             await verbs.claim(claim_of(b"new"))
 
-    run(colour, RedisBackend(valkey_url.replace("redis://", "redis+cluster://"), timeout=2), steps)
+    run(mode, RedisBackend(valkey_url.replace("redis://", "redis+cluster://"), timeout=2), steps)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

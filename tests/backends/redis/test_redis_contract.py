@@ -9,30 +9,30 @@ import pytest
 from open_idempotency.backend import Backend
 from open_idempotency.backends.redis import RedisBackend
 from open_idempotency.conformance import ManualClock
-from tests.backends.test_contract import _Coloured
+from tests.backends.test_contract import _InEachMode
 from tests.topologies import Cluster
 
 
-class TestCluster(_Coloured):
+class TestCluster(_InEachMode):
     """B-12, B-11a on a Cluster of three primaries. Trio makes the sync front's calls."""
 
     @pytest.fixture(params=["sync", "asyncio"])
-    def colour(self, request: pytest.FixtureRequest) -> str:
-        colour: str = request.param
-        return colour
+    def mode(self, request: pytest.FixtureRequest) -> str:
+        mode: str = request.param
+        return mode
 
     @pytest.fixture
     def made(self, clock: ManualClock, cluster: Cluster) -> Backend:
         return RedisBackend(cluster.url, prefix=f"test*:{secrets.token_hex(8)}:", timeout=10, clock=clock)
 
 
-class TestSentinel(_Coloured):
-    """B-12 on a primary that a Sentinel names: one colour, since its calls are those on a single server."""
+class TestSentinel(_InEachMode):
+    """B-12 on a primary that a Sentinel names: one mode, since its calls are those on a single server."""
 
     @pytest.fixture(params=["asyncio"])
-    def colour(self, request: pytest.FixtureRequest) -> str:
-        colour: str = request.param
-        return colour
+    def mode(self, request: pytest.FixtureRequest) -> str:
+        mode: str = request.param
+        return mode
 
     @pytest.fixture
     def made(self, clock: ManualClock, sentinel_url: str) -> Backend:

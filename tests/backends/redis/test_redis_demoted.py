@@ -23,9 +23,9 @@ MANY = 8
 
 
 @pytest.fixture(params=["sync", "asyncio", "trio"])
-def colour(request: pytest.FixtureRequest) -> str:
-    colour: str = request.param
-    return colour
+def mode(request: pytest.FixtureRequest) -> str:
+    mode: str = request.param
+    return mode
 
 
 @pytest.fixture(params=SERVER_KINDS)
@@ -48,7 +48,7 @@ def _switch(primary: Server, replica: Server, endpoint: FaultProxy) -> None:
 
 @pytest.mark.parametrize("coalesce", [True, False])
 def test_an_endpoint_that_moved_to_another_server_is_followed(
-    colour: str, coalesce: bool, pair: tuple[Server, Server]
+    mode: str, coalesce: bool, pair: tuple[Server, Server]
 ) -> None:
     """B-14: no call is refused, whatever connections the pool still has to the old server."""
     primary, replica = pair
@@ -75,4 +75,4 @@ def test_an_endpoint_that_moved_to_another_server_is_followed(
             with replica.connect() as new:
                 assert new.dbsize() == 2 * MANY + 1
 
-        run(colour, backend, steps)
+        run(mode, backend, steps)

@@ -38,9 +38,9 @@ EVICTING = ("--maxmemory", "100mb", "--maxmemory-policy", "volatile-lru")
 
 # Trio makes the sync front's calls.
 @pytest.fixture(params=["sync", "asyncio"])
-def colour(request: pytest.FixtureRequest) -> str:
-    colour: str = request.param
-    return colour
+def mode(request: pytest.FixtureRequest) -> str:
+    mode: str = request.param
+    return mode
 
 
 @pytest.fixture(params=SERVER_KINDS)
@@ -62,7 +62,7 @@ def _flood(server: Server) -> None:
     raise AssertionError("the server was not filled")
 
 
-def test_at_the_memory_limit_nothing_begins_and_everything_ends(colour: str, small: Server) -> None:
+def test_at_the_memory_limit_nothing_begins_and_everything_ends(mode: str, small: Server) -> None:
     """B-11b: claims are refused; completions, large ones too, stages, renewals and failures are recorded."""
     backend = RedisBackend(small.url, timeout=10)
     names = (b"run", b"large", b"fail", b"stage", b"renew", b"release")
@@ -83,10 +83,10 @@ def test_at_the_memory_limit_nothing_begins_and_everything_ends(colour: str, sma
         assert await verbs.claim(claim_of(b"large")) == Finished(LARGE)
         assert await verbs.get(Get(b"release")) is None
 
-    run(colour, backend, steps)
+    run(mode, backend, steps)
 
 
-def test_at_the_memory_limit_what_vanished_is_written_anew(colour: str, small: Server) -> None:
+def test_at_the_memory_limit_what_vanished_is_written_anew(mode: str, small: Server) -> None:
     """B-08a, B-11b: finished work is kept, whatever its size, by scripts that are sent again."""
     backend = RedisBackend(small.url, timeout=10)
     gone = {name: lease(backend, name) for name in (b"small", b"large", b"stage")}
@@ -101,7 +101,7 @@ def test_at_the_memory_limit_what_vanished_is_written_anew(colour: str, small: S
         assert (await verbs.save_stage(SaveStage(gone[b"stage"], stage_of("charge")))).recreated
         assert await verbs.claim(claim_of(b"large")) == Finished(LARGE)
 
-    run(colour, backend, steps)
+    run(mode, backend, steps)
 
 
 def test_when_there_is_room_again_claims_are_taken(small: Server) -> None:
@@ -124,7 +124,7 @@ def evicting(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 def test_a_server_that_may_evict_records_is_reported_once(
-    colour: str, evicting: Server, caplog: pytest.LogCaptureFixture
+    mode: str, evicting: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """B-11b: with the first claim of a process; the claim is taken."""
 
@@ -134,12 +134,12 @@ def test_a_server_that_may_evict_records_is_reported_once(
             await verbs.delete(name)
 
     with caplog.at_level(logging.WARNING, logger="open_idempotency"):
-        run(colour, RedisBackend(evicting.url, timeout=10), steps)
-    (told,) = caplog.records
-    assert "maxmemory-policy is volatile-lru" in told.getMessage()
+        run(mode, RedisBackend(evicting.url, timeout=10), steps)
+    (reported,) = caplog.records
+    assert "maxmemory-policy is volatile-lru" in reported.getMessage()
 
 
-def test_a_server_that_may_evict_records_can_be_refused(colour: str, evicting: Server) -> None:
+def test_a_server_that_may_evict_records_can_be_refused(mode: str, evicting: Server) -> None:
     """B-11b, I8: nothing begins there; what runs is recorded."""
     running = lease(RedisBackend(evicting.url, timeout=10, eviction="ignore"), RECORD)
     backend = RedisBackend(f"{evicting.url}?eviction=refuse", timeout=10)
@@ -151,10 +151,10 @@ def test_a_server_that_may_evict_records_can_be_refused(colour: str, evicting: S
         await verbs.complete(Complete(running, b"response"))
         await verbs.delete(RECORD)
 
-    run(colour, backend, steps)
+    run(mode, backend, steps)
 
 
-def test_what_is_ignored_is_not_asked_for(colour: str, evicting: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_ignored_is_not_asked_for(mode: str, evicting: Server, caplog: pytest.LogCaptureFixture) -> None:
     """B-11b: by setting."""
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -163,13 +163,13 @@ def test_what_is_ignored_is_not_asked_for(colour: str, evicting: Server, caplog:
 
     with evicting.connect() as plain:
         before = plain.info("commandstats")["cmdstat_info"]["calls"]
-        run(colour, RedisBackend(evicting.url, timeout=10, eviction="ignore"), steps)
+        run(mode, RedisBackend(evicting.url, timeout=10, eviction="ignore"), steps)
         assert plain.info("commandstats")["cmdstat_info"]["calls"] == before + 1
     assert caplog.records == []
 
 
 def test_it_is_looked_at_from_time_to_time(
-    colour: str, small: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    mode: str, small: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B-11b: a policy that changes is noticed, and between two looks no call is made for it."""
 
@@ -189,14 +189,14 @@ def test_it_is_looked_at_from_time_to_time(
             assert caplog.records == []
             monkeypatch.setattr(backend.watch, "next_look", 0.0)  # the time has come
             await verbs.claim(claim_of(b"five"))
-        (told,) = caplog.records
-        assert "allkeys-lru" in told.getMessage()
+        (reported,) = caplog.records
+        assert "allkeys-lru" in reported.getMessage()
 
     backend = RedisBackend(small.url, timeout=10)
-    run(colour, backend, steps)
+    run(mode, backend, steps)
 
 
-def test_without_a_limit_nothing_is_evicted(colour: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_limit_nothing_is_evicted(mode: str, caplog: pytest.LogCaptureFixture) -> None:
     """B-11b: then no policy is a danger."""
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -204,12 +204,12 @@ def test_without_a_limit_nothing_is_evicted(colour: str, caplog: pytest.LogCaptu
         assert not [warning for warning in (await verbs.health()).warnings if "policy" in warning]
 
     with server("--maxmemory-policy", "allkeys-lru") as unlimited:
-        run(colour, RedisBackend(unlimited.url, timeout=10, eviction="refuse"), steps)
+        run(mode, RedisBackend(unlimited.url, timeout=10, eviction="refuse"), steps)
     assert caplog.records == []
 
 
 @pytest.mark.parametrize("eviction", ["warn", "refuse"])
-def test_a_user_who_may_not_ask(colour: str, eviction: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_user_who_may_not_ask(mode: str, eviction: str, caplog: pytest.LogCaptureFixture) -> None:
     """B-11a, B-11b: is reported once, and refused where an evicting server would be."""
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -224,20 +224,20 @@ def test_a_user_who_may_not_ask(colour: str, eviction: str, caplog: pytest.LogCa
         with own.connect() as plain:
             plain.execute_command("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-info")
         url = own.url.replace("//", "//app:secret@")
-        run(colour, RedisBackend(url, timeout=10, eviction=eviction), steps)
-    (told,) = caplog.records
-    assert "is not known" in told.getMessage()
-    assert "secret" not in told.getMessage()
+        run(mode, RedisBackend(url, timeout=10, eviction=eviction), steps)
+    (reported,) = caplog.records
+    assert "is not known" in reported.getMessage()
+    assert "secret" not in reported.getMessage()
 
 
-def test_health_says_what_endangers_records(colour: str, evicting: Server) -> None:
+def test_health_says_what_endangers_records(mode: str, evicting: Server) -> None:
     """B-11b: eviction, missing replicas, no append-only file; a server that is away is unavailable."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         health = await verbs.health()
         assert [warning.split()[0] for warning in health.warnings] == ["maxmemory-policy", "0", "appendonly"]
 
-    run(colour, RedisBackend(evicting.url, timeout=10, min_replicas=1), steps)
+    run(mode, RedisBackend(evicting.url, timeout=10, min_replicas=1), steps)
     with server() as gone:
         url = gone.url
 
@@ -245,7 +245,7 @@ def test_health_says_what_endangers_records(colour: str, evicting: Server) -> No
         with pytest.raises(BackendUnavailable):
             await verbs.health()
 
-    run(colour, RedisBackend(url, timeout=1), afterwards)
+    run(mode, RedisBackend(url, timeout=1), afterwards)
 
 
 def test_health_sees_a_server_that_is_nearly_full(small: Server) -> None:
@@ -256,14 +256,14 @@ def test_health_sees_a_server_that_is_nearly_full(small: Server) -> None:
     backend.close()
 
 
-def test_a_sound_server_has_no_warnings(colour: str) -> None:
+def test_a_sound_server_has_no_warnings(mode: str) -> None:
     """B-11b."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         assert await verbs.health() == Health()
 
     with server("--appendonly", "yes", "--maxmemory", "100mb", "--maxmemory-policy", "noeviction") as sound:
-        run(colour, RedisBackend(sound.url, timeout=10, eviction="refuse"), steps)
+        run(mode, RedisBackend(sound.url, timeout=10, eviction="refuse"), steps)
 
 
 def test_any_backend_reports_whether_it_replies() -> None:

@@ -38,8 +38,8 @@ RECORD = b"\x01\xff record"
 @pytest.fixture(params=["sync", "asyncio", "asyncio one by one"])
 def how(request: pytest.FixtureRequest) -> tuple[str, bool]:
     """The async library, and whether calls share batches."""
-    colour, *one_by_one = request.param.split(" ", 1)
-    return colour, not one_by_one
+    mode, *one_by_one = request.param.split(" ", 1)
+    return mode, not one_by_one
 
 
 # The old server says the same in other words, which a table below has.
@@ -68,7 +68,7 @@ LEFT: dict[str, Callable[[redis.Redis], None]] = {
 @pytest.mark.parametrize("code", LEFT)
 def test_a_server_that_may_not_be_the_primary_any_more_is_left(how: tuple[str, bool], kind: str, code: str) -> None:
     """B-16: the connection is dropped, and the call is sent once more to where the address leads now."""
-    colour, coalesce = how
+    mode, coalesce = how
     with server(kind=kind) as old, server(kind=kind) as new, FaultProxy(old.port) as endpoint:
 
         async def steps(verbs: AsyncVerbs) -> None:
@@ -80,12 +80,12 @@ def test_a_server_that_may_not_be_the_primary_any_more_is_left(how: tuple[str, b
             with new.connect() as plain:
                 assert plain.dbsize() == 1
 
-        run(colour, RedisBackend(f"redis://127.0.0.1:{endpoint.port}", timeout=5, coalesce=coalesce), steps)
+        run(mode, RedisBackend(f"redis://127.0.0.1:{endpoint.port}", timeout=5, coalesce=coalesce), steps)
 
 
 def test_without_replicas_new_claims_are_unavailable_and_replays_go_on(how: tuple[str, bool], kind: str) -> None:
     """B-16: NOREPLICAS of a server that nobody has replaced; its connections are made anew at most once a second."""
-    colour, coalesce = how
+    mode, coalesce = how
     with server(kind=kind) as alone, alone.connect() as plain:
 
         async def steps(verbs: AsyncVerbs) -> None:
@@ -112,7 +112,7 @@ def test_without_replicas_new_claims_are_unavailable_and_replays_go_on(how: tupl
             plain.config_set("min-replicas-to-write", 0)
             assert isinstance(await verbs.claim(claim_of(b"new")), Leased)
 
-        run(colour, RedisBackend(alone.url, timeout=5, coalesce=coalesce, eviction="ignore"), steps)
+        run(mode, RedisBackend(alone.url, timeout=5, coalesce=coalesce, eviction="ignore"), steps)
 
 
 def _connections(plain: redis.Redis) -> int:
@@ -121,7 +121,7 @@ def _connections(plain: redis.Redis) -> int:
 
 def test_a_server_that_is_loading_its_data_is_unavailable_until_it_has(how: tuple[str, bool]) -> None:
     """B-16: LOADING, as after a restart; what was recorded is found then."""
-    colour, coalesce = how
+    mode, coalesce = how
     slow = ("--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024")
     with server(*slow) as loading:
 
@@ -139,7 +139,7 @@ def test_a_server_that_is_loading_its_data_is_unavailable_until_it_has(how: tupl
             finally:
                 starting.join(SOON)
 
-        run(colour, RedisBackend(loading.url, timeout=2, coalesce=coalesce), steps)
+        run(mode, RedisBackend(loading.url, timeout=2, coalesce=coalesce), steps)
 
 
 async def _until_refused(verbs: AsyncVerbs, with_what: str) -> None:
@@ -159,7 +159,7 @@ async def _until_refused(verbs: AsyncVerbs, with_what: str) -> None:
 
 def test_a_server_that_runs_a_slow_script_is_unavailable_at_once(how: tuple[str, bool], kind: str) -> None:
     """B-16: BUSY; somebody's script holds the server, and a second try would find it there too."""
-    colour, coalesce = how
+    mode, coalesce = how
     with server("--lua-time-limit", "10", kind=kind) as busy, busy.connect() as plain:
 
         async def steps(verbs: AsyncVerbs) -> None:
@@ -180,7 +180,7 @@ def test_a_server_that_runs_a_slow_script_is_unavailable_at_once(how: tuple[str,
                 occupied.join(SOON)
             assert isinstance(await verbs.claim(claim_of(b"new")), Leased)
 
-        run(colour, RedisBackend(busy.url, timeout=5, coalesce=coalesce, eviction="ignore"), steps)
+        run(mode, RedisBackend(busy.url, timeout=5, coalesce=coalesce, eviction="ignore"), steps)
 
 
 def _is_busy(plain: redis.Redis) -> bool:
@@ -193,7 +193,7 @@ def _is_busy(plain: redis.Redis) -> bool:
 
 def test_a_server_that_cannot_save_is_unavailable(how: tuple[str, bool], kind: str) -> None:
     """B-16: MISCONF; what it takes now it may forget. Replays go on, and all goes on when it can save."""
-    colour, coalesce = how
+    mode, coalesce = how
     with server(kind=kind) as full, full.connect() as plain:
         in_the_way = Path(plain.config_get("dir")["dir"], plain.config_get("dbfilename")["dbfilename"])
 
@@ -211,7 +211,7 @@ def test_a_server_that_cannot_save_is_unavailable(how: tuple[str, bool], kind: s
             until(lambda: plain.info("persistence")["rdb_last_bgsave_status"] == "ok", "it can save")
             assert isinstance(await verbs.claim(claim_of(b"new")), Leased)
 
-        run(colour, RedisBackend(full.url, timeout=5, coalesce=coalesce, eviction="ignore"), steps)
+        run(mode, RedisBackend(full.url, timeout=5, coalesce=coalesce, eviction="ignore"), steps)
 
 
 REFUSALS = {
@@ -246,7 +246,7 @@ def test_a_name_that_leads_to_another_server_is_looked_up_again(
     how: tuple[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B-16: with each new connection, and so when the old server is a replica now, or gone."""
-    colour, coalesce = how
+    mode, coalesce = how
     with server() as old, server() as new, server() as last:
         leads_to = [old.port]
         real = socket.getaddrinfo
@@ -271,7 +271,7 @@ def test_a_name_that_leads_to_another_server_is_looked_up_again(
             with last.connect() as plain:
                 assert plain.dbsize() == 1
 
-        run(colour, RedisBackend("redis://records.example", timeout=5, coalesce=coalesce), steps)
+        run(mode, RedisBackend("redis://records.example", timeout=5, coalesce=coalesce), steps)
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +283,7 @@ def plain_server() -> Iterator[Server]:
 
 def test_certificates_that_were_renewed_are_used(how: tuple[str, bool], plain_server: Server, tmp_path: Path) -> None:
     """B-16: of the server, and of the authority in ``ssl_ca_certs``, with the next connection; no restart is needed."""
-    colour, coalesce = how
+    mode, coalesce = how
     context, ca = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), tmp_path / "ca.pem"
 
     def renew(authority: trustme.CA) -> None:
@@ -304,4 +304,4 @@ def test_certificates_that_were_renewed_are_used(how: tuple[str, bool], plain_se
                     for _ in range(4):
                         group.start_soon(claimed_again, verbs, secrets.token_bytes(8))
 
-        run(colour, RedisBackend(url, timeout=10, coalesce=coalesce), steps)
+        run(mode, RedisBackend(url, timeout=10, coalesce=coalesce), steps)

@@ -26,9 +26,9 @@ AT_ONCE = ("--repl-diskless-sync-delay", "0")
 
 # Trio makes the sync front's calls.
 @pytest.fixture(params=["sync", "asyncio"])
-def colour(request: pytest.FixtureRequest) -> str:
-    colour: str = request.param
-    return colour
+def mode(request: pytest.FixtureRequest) -> str:
+    mode: str = request.param
+    return mode
 
 
 @pytest.fixture(params=SERVER_KINDS, scope="module")
@@ -62,7 +62,7 @@ def _commands(plain: redis.Redis) -> dict[str, int]:
     return {name: stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "eval", "wait")}
 
 
-def test_a_confirmed_claim_is_two_round_trips(colour: str, backend: RedisBackend, primary: Server) -> None:
+def test_a_confirmed_claim_is_two_round_trips(mode: str, backend: RedisBackend, primary: Server) -> None:
     """I8: it is written, and written again with the question; a completion asks at once."""
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -79,10 +79,10 @@ def test_a_confirmed_claim_is_two_round_trips(colour: str, backend: RedisBackend
         assert [completed[name] - claimed[name] for name in before] == [1, 0, 1]
         assert [replayed[name] - completed[name] for name in before] == [1, 0, 0]
 
-    run(colour, backend, steps)
+    run(mode, backend, steps)
 
 
-def test_a_claim_that_is_not_confirmed_does_not_run(colour: str, demanding: RedisBackend) -> None:
+def test_a_claim_that_is_not_confirmed_does_not_run(mode: str, demanding: RedisBackend) -> None:
     """I8: it is refused, and given back, so that the key is not held for a lease."""
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -92,12 +92,10 @@ def test_a_claim_that_is_not_confirmed_does_not_run(colour: str, demanding: Redi
         assert time.monotonic() - started < verbs.call_timeout
         assert await verbs.get(Get(RECORD)) is None
 
-    run(colour, demanding, steps)
+    run(mode, demanding, steps)
 
 
-def test_a_takeover_that_is_not_confirmed_keeps_the_stages(
-    colour: str, primary: Server, demanding: RedisBackend
-) -> None:
+def test_a_takeover_that_is_not_confirmed_keeps_the_stages(mode: str, primary: Server, demanding: RedisBackend) -> None:
     """I8, B-05: the earlier attempt's work is not lost with the claim, and counts no attempt."""
     plain = RedisBackend(primary.url, timeout=10)
     first = lease(plain, RECORD)
@@ -108,14 +106,14 @@ def test_a_takeover_that_is_not_confirmed_keeps_the_stages(
         with pytest.raises(BackendUnavailable):
             await verbs.claim(claim_of(RECORD))
 
-    run(colour, demanding, steps)
+    run(mode, demanding, steps)
     again = plain.claim(claim_of(RECORD))
     assert isinstance(again, Leased)
     assert (again.lease.attempt, len(again.stages)) == (1, 1)
     plain.close()
 
 
-def test_what_is_not_confirmed_is_not_done_and_may_be_sent_again(colour: str, primary: Server) -> None:
+def test_what_is_not_confirmed_is_not_done_and_may_be_sent_again(mode: str, primary: Server) -> None:
     """I4, L-08: a completion and a stage are refused until the replicas have them; sent again they ask again."""
     with FaultProxy(primary.port) as proxy, _replica_of(proxy.port):
         backend = RedisBackend(primary.url, min_replicas=2, timeout=5, replicas_timeout=0.2)
@@ -135,7 +133,7 @@ def test_what_is_not_confirmed_is_not_done_and_may_be_sent_again(colour: str, pr
                 with pytest.raises(BackendUnavailable, match=r"[01] of 2 replicas"):
                     await verbs.complete(Complete(lease, b"response"))
 
-        run(colour, backend, steps)
+        run(mode, backend, steps)
     with primary.connect() as plain:
         plain.flushdb()
 
@@ -183,7 +181,7 @@ def test_with_replicas_the_claim_that_a_failover_would_forget_is_refused() -> No
 
 
 @pytest.mark.parametrize("coalesce", [True, False])
-def test_a_connection_whose_write_was_not_confirmed_is_not_used_again(colour: str, coalesce: bool) -> None:
+def test_a_connection_whose_write_was_not_confirmed_is_not_used_again(mode: str, coalesce: bool) -> None:
     """B-16: the replicas of the old server may follow the one to which the address leads now."""
     with server() as old, replicated(1) as (new, _), FaultProxy(old.port) as endpoint:
         url = f"redis://127.0.0.1:{endpoint.port}"
@@ -196,7 +194,7 @@ def test_a_connection_whose_write_was_not_confirmed_is_not_used_again(colour: st
             assert isinstance(await claimed_again(verbs, RECORD), Leased)
             await verbs.complete(Complete(await lease_of(verbs, b"another"), b"response"))
 
-        run(colour, backend, steps)
+        run(mode, backend, steps)
 
 
 def test_a_confirmed_claim_survives_a_failover() -> None:

@@ -25,9 +25,9 @@ SECRET = "s3cr3t-word"
 
 # Trio makes the sync front's calls.
 @pytest.fixture(params=["sync", "asyncio"])
-def colour(request: pytest.FixtureRequest) -> str:
-    colour: str = request.param
-    return colour
+def mode(request: pytest.FixtureRequest) -> str:
+    mode: str = request.param
+    return mode
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def steady() -> Iterator[tuple[Server, Sentinel]]:
 
 
 def test_after_a_failover_the_backend_works_again_by_itself(
-    colour: str, watched: tuple[Server, Server, Sentinel]
+    mode: str, watched: tuple[Server, Server, Sentinel]
 ) -> None:
     """B-10: every call until then is refused in time, and what the replica has is known."""
     primary, replica, sentinel = watched
@@ -72,11 +72,11 @@ def test_after_a_failover_the_backend_works_again_by_itself(
         assert await verbs.claim(claim_of(b"completed")) == Finished(b"response")
         await verbs.complete(Complete(running, b"finished"))
 
-    run(colour, RedisBackend(sentinel.sentinel_url, timeout=2), steps)
+    run(mode, RedisBackend(sentinel.sentinel_url, timeout=2), steps)
 
 
 @pytest.mark.parametrize("kind", SERVER_KINDS)
-def test_a_primary_that_became_a_replica_is_left(colour: str, kind: str) -> None:
+def test_a_primary_that_became_a_replica_is_left(mode: str, kind: str) -> None:
     """B-10: also where only its refusal shows it, as nobody closed the connection. The new one is used at once."""
     with replicated(1, kind=kind) as (primary, (replica,)):
         sentinel, later = Sentinel(primary.port), Sentinel(replica.port)
@@ -96,14 +96,14 @@ def test_a_primary_that_became_a_replica_is_left(colour: str, kind: str) -> None
             await lease_of(verbs, b"new")
 
         try:
-            run(colour, RedisBackend(url, timeout=2), steps)
+            run(mode, RedisBackend(url, timeout=2), steps)
         finally:
             later.stop()
             sentinel.stop()
 
 
 @pytest.mark.parametrize("lines", [(), ("user default on nopass ~* &* +@all -subscribe",)], ids=["heard", "asked"])
-def test_a_primary_that_was_replaced_is_left_while_it_still_serves(colour: str, lines: tuple[str, ...]) -> None:
+def test_a_primary_that_was_replaced_is_left_while_it_still_serves(mode: str, lines: tuple[str, ...]) -> None:
     """B-14a: by a planned failover. Sentinel lets the old primary be one for seconds after it named the new one."""
     with replicated(1) as (primary, (replica,)):
         sentinel = Sentinel(primary.port, *lines)
@@ -126,13 +126,13 @@ def test_a_primary_that_was_replaced_is_left_while_it_still_serves(colour: str, 
             sentinel.start()
             until(lambda: sentinel.knows_replicas(1), "the replica is known")
             backend = RedisBackend(sentinel.sentinel_url, timeout=2)
-            run(colour, backend, steps)
+            run(mode, backend, steps)
         finally:
             sentinel.stop()
 
 
 def test_a_planned_failover_forgets_no_response_that_was_acknowledged(
-    colour: str, watched: tuple[Server, Server, Sentinel]
+    mode: str, watched: tuple[Server, Server, Sentinel]
 ) -> None:
     """B-14a: the old primary is left when its replica is promoted, about a second before its successor is named."""
     primary, replica, sentinel = watched
@@ -159,13 +159,13 @@ def test_a_planned_failover_forgets_no_response_that_was_acknowledged(
         for name in acknowledged:
             assert await verbs.claim(claim_of(name)) == Finished(b"response")
 
-    run(colour, RedisBackend(sentinel.sentinel_url, timeout=2), steps)
+    run(mode, RedisBackend(sentinel.sentinel_url, timeout=2), steps)
 
 
 @pytest.mark.parametrize("connected", [True, False], ids=["connected", "unconnected"])
 @pytest.mark.parametrize("silent", ["sentinel", "primary", "both"])
 def test_silence_is_unavailable_in_time(
-    colour: str, silent: str, connected: bool, steady: tuple[Server, Sentinel]
+    mode: str, silent: str, connected: bool, steady: tuple[Server, Sentinel]
 ) -> None:
     """B-10: whoever says nothing; who is connected to the primary needs no Sentinel."""
     primary, sentinel = steady
@@ -188,10 +188,10 @@ def test_silence_is_unavailable_in_time(
             for each in frozen:
                 each.thaw()
 
-    run(colour, RedisBackend(sentinel.sentinel_url, timeout=0.2), steps)
+    run(mode, RedisBackend(sentinel.sentinel_url, timeout=0.2), steps)
 
 
-def test_a_sentinel_that_is_away_is_passed_over(colour: str, steady: tuple[Server, Sentinel]) -> None:
+def test_a_sentinel_that_is_away_is_passed_over(mode: str, steady: tuple[Server, Sentinel]) -> None:
     """B-10: the URL names several, and one that responds is enough."""
     _, sentinel = steady
     with server() as gone:
@@ -201,10 +201,10 @@ def test_a_sentinel_that_is_away_is_passed_over(colour: str, steady: tuple[Serve
     async def steps(verbs: AsyncVerbs) -> None:
         await verbs.claim(claim_of(RECORD))
 
-    run(colour, RedisBackend(url, timeout=2), steps)
+    run(mode, RedisBackend(url, timeout=2), steps)
 
 
-def test_an_unknown_service_is_unavailable(colour: str, steady: tuple[Server, Sentinel]) -> None:
+def test_an_unknown_service_is_unavailable(mode: str, steady: tuple[Server, Sentinel]) -> None:
     """B-10: the message names it."""
     _, sentinel = steady
 
@@ -212,10 +212,10 @@ def test_an_unknown_service_is_unavailable(colour: str, steady: tuple[Server, Se
         with pytest.raises(BackendUnavailable, match="no Sentinel names a primary of 'elsewhere'"):
             await verbs.claim(claim_of(RECORD))
 
-    run(colour, RedisBackend(sentinel.sentinel_url.replace(SERVICE, "elsewhere"), timeout=2), steps)
+    run(mode, RedisBackend(sentinel.sentinel_url.replace(SERVICE, "elsewhere"), timeout=2), steps)
 
 
-def test_sentinels_have_a_login_of_their_own(colour: str) -> None:
+def test_sentinels_have_a_login_of_their_own(mode: str) -> None:
     """B-11a: other than the servers'; neither is repeated."""
     with replicated(0, "--requirepass", "data-" + SECRET) as (primary, _):
         lines = (f"sentinel auth-pass {SERVICE} data-{SECRET}", f"requirepass sentinel-{SECRET}")
@@ -228,7 +228,7 @@ def test_sentinels_have_a_login_of_their_own(colour: str) -> None:
             async def steps(verbs: AsyncVerbs) -> None:
                 await lease_of(verbs, RECORD)
 
-            run(colour, backend, steps)
+            run(mode, backend, steps)
             assert SECRET not in f"{backend!r} {backend.options!r} {backend.to_async()!r}"
             with pytest.raises(BackendUnavailable) as caught:
                 RedisBackend(url.replace("=sentinel-", "=wrong-"), timeout=2).claim(claim_of(RECORD))

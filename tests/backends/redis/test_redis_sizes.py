@@ -24,9 +24,9 @@ LARGE = bytes(LIMIT + 300_000)
 
 # Trio makes the blocking calls.
 @pytest.fixture(params=["sync", "asyncio", "trio"])
-def colour(request: pytest.FixtureRequest) -> str:
-    colour: str = request.param
-    return colour
+def mode(request: pytest.FixtureRequest) -> str:
+    mode: str = request.param
+    return mode
 
 
 @pytest.fixture(params=SERVER_KINDS, scope="module")
@@ -58,9 +58,9 @@ async def _refused(verbs: AsyncVerbs) -> None:
     await verbs.delete(b"response")
 
 
-def test_a_value_over_the_limit_is_refused_as_such(colour: str, url: str) -> None:
+def test_a_value_over_the_limit_is_refused_as_such(mode: str, url: str) -> None:
     """B-17: whether or not the user may ask for the limit; nothing is written, and the lease holds."""
-    run(colour, RedisBackend(url, timeout=5), _refused)
+    run(mode, RedisBackend(url, timeout=5), _refused)
 
 
 def test_it_is_refused_as_such_where_replicas_confirm(small: Server) -> None:
@@ -69,11 +69,11 @@ def test_it_is_refused_as_such_where_replicas_confirm(small: Server) -> None:
     with server(*words) as replica, replica.connect() as plain:
         while plain.info("replication").get("master_link_status") != "up":
             time.sleep(0.01)
-        for colour in ("sync", "asyncio"):
-            run(colour, RedisBackend(small.url, timeout=5, min_replicas=1), _refused)
+        for mode in ("sync", "asyncio"):
+            run(mode, RedisBackend(small.url, timeout=5, min_replicas=1), _refused)
 
 
-def test_the_limit_is_asked_for_once_and_only_before_large_values(colour: str, small: Server) -> None:
+def test_the_limit_is_asked_for_once_and_only_before_large_values(mode: str, small: Server) -> None:
     """B-17, B-11a: no CONFIG for those whose responses are small."""
 
     def asked(plain: redis.Redis) -> int:
@@ -91,10 +91,10 @@ def test_the_limit_is_asked_for_once_and_only_before_large_values(colour: str, s
             assert asked(plain) == before + 1
             plain.flushdb()
 
-    run(colour, RedisBackend(small.url, timeout=5), steps)
+    run(mode, RedisBackend(small.url, timeout=5), steps)
 
 
-def test_a_large_value_to_a_server_that_is_away_is_unavailable(colour: str) -> None:
+def test_a_large_value_to_a_server_that_is_away_is_unavailable(mode: str) -> None:
     """B-17, B-10: else its response would be lost for an outage. It is recorded when the server is back."""
     with server() as large, FaultProxy(large.port) as proxy:
         backend = RedisBackend(f"redis://127.0.0.1:{proxy.port}", timeout=2)
@@ -110,10 +110,10 @@ def test_a_large_value_to_a_server_that_is_away_is_unavailable(colour: str) -> N
             await verbs.complete(Complete(lease, LARGE))
             assert await verbs.claim(claim_of(b"response")) == Finished(LARGE)
 
-        run(colour, backend, steps)
+        run(mode, backend, steps)
 
 
-def test_a_large_value_on_a_connection_that_breaks_once_is_sent_again(colour: str) -> None:
+def test_a_large_value_on_a_connection_that_breaks_once_is_sent_again(mode: str) -> None:
     """B-17, B-10: one broken connection says nothing about sizes."""
     with server() as large, FaultProxy(large.port) as proxy:
         backend = RedisBackend(f"redis://127.0.0.1:{proxy.port}", timeout=5)
@@ -125,4 +125,4 @@ def test_a_large_value_on_a_connection_that_breaks_once_is_sent_again(colour: st
             await verbs.complete(Complete(lease, LARGE))
             assert await verbs.claim(claim_of(b"response")) == Finished(LARGE)
 
-        run(colour, backend, steps)
+        run(mode, backend, steps)

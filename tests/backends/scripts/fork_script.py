@@ -133,7 +133,7 @@ def while_waiting(url: str) -> None:
     parent.start()
     while backend.listener._session is None or not backend.listener._session._waiters:
         time.sleep(0.001)
-    told, tell = os.pipe()
+    reported, tell = os.pipe()
 
     def child() -> None:
         backend.complete(Complete(leases[b"parent"], b"response"))
@@ -148,7 +148,7 @@ def while_waiting(url: str) -> None:
     pid = in_child(child)
     parent.join(20)
     assert not parent.is_alive()
-    os.read(told, 1)
+    os.read(reported, 1)
     backend.complete(Complete(leases[b"child"], b"response"))
     expect(pid)
     backend.close()

@@ -13,14 +13,14 @@ from open_idempotency.backend import Backend
 from open_idempotency.backends.sqlalchemy import SqlalchemyBackend
 from open_idempotency.conformance import ManualClock
 from tests.backends.sql_databases import KINDS, make_tables, url_of, without_disk
-from tests.backends.test_contract import _Coloured
+from tests.backends.test_contract import _InEachMode
 
 
-class TestSqlite(_Coloured):
+class TestSqlite(_InEachMode):
     """B-12 on SQLite through the standard library's driver, which is blocking only."""
 
     @pytest.fixture
-    def colour(self) -> str:
+    def mode(self) -> str:
         return "sync"
 
     @pytest.fixture
@@ -32,11 +32,11 @@ class TestSqlite(_Coloured):
         return SqlalchemyBackend(engine, timeout=20, clock=clock)
 
 
-class TestAiosqlite(_Coloured):
+class TestAiosqlite(_InEachMode):
     """B-12 on SQLite through a driver that is asynchronous only, from an engine."""
 
     @pytest.fixture
-    def colour(self) -> str:
+    def mode(self) -> str:
         return "asyncio"
 
     @pytest.fixture
@@ -48,16 +48,16 @@ class TestAiosqlite(_Coloured):
         return SqlalchemyBackend(engine, timeout=20, clock=clock)
 
 
-class _OnServer(_Coloured):
+class _OnServer(_InEachMode):
     """Drivers that are both; under trio each call is the sync front's, which another test shows once."""
 
     kind: str
     driver = ""
 
     @pytest.fixture(params=["sync", "asyncio"])
-    def colour(self, request: pytest.FixtureRequest) -> str:
-        colour: str = request.param
-        return colour
+    def mode(self, request: pytest.FixtureRequest) -> str:
+        mode: str = request.param
+        return mode
 
     @pytest.fixture
     def made(self, clock: ManualClock, request: pytest.FixtureRequest) -> Backend:
@@ -72,11 +72,11 @@ class TestPostgres(_OnServer):
     kind = "postgresql"
 
 
-class TestAsyncpg(_Coloured):
+class TestAsyncpg(_InEachMode):
     """B-12 on PostgreSQL through a driver that is asynchronous only."""
 
     @pytest.fixture
-    def colour(self) -> str:
+    def mode(self) -> str:
         return "asyncio"
 
     @pytest.fixture
@@ -93,7 +93,7 @@ if "mysql" in KINDS:
         kind = "mysql"
 
         @pytest.fixture
-        def colour(self) -> str:
+        def mode(self) -> str:
             return "sync"
 
     class TestAsyncmy(_OnServer):
@@ -103,5 +103,5 @@ if "mysql" in KINDS:
         driver = "asyncmy"
 
         @pytest.fixture
-        def colour(self) -> str:
+        def mode(self) -> str:
             return "asyncio"

@@ -275,19 +275,19 @@ def test_broken_connections_in_the_pool_are_replaced(postgres18: PostgresServer)
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize("colour", ["sync", "asyncio"])
-async def test_a_silent_server_is_unavailable_in_time(postgres18: PostgresServer, colour: str) -> None:
+@pytest.mark.parametrize("mode", ["sync", "asyncio"])
+async def test_a_silent_server_is_unavailable_in_time(postgres18: PostgresServer, mode: str) -> None:
     """B-10: nothing arrives any more, on the connections that are open and on new ones."""
     url = postgres_url(postgres18)
     make_tables(url)
     with FaultProxy(postgres18.port) as proxy:
         through = url.replace(f":{postgres18.port}/", f":{proxy.port}/")
         backend = SqlalchemyBackend(f"sqlalchemy+{through}", timeout=0.5)
-        verbs: Any = backend if colour == "sync" else backend.to_async()
+        verbs: Any = backend if mode == "sync" else backend.to_async()
 
         async def claim() -> object:
             answer = verbs.claim(claim_of())
-            return answer if colour == "sync" else await answer
+            return answer if mode == "sync" else await answer
 
         assert isinstance(await claim(), Leased)
         proxy.swallow()

@@ -110,13 +110,13 @@ def test_credentials_are_never_repeated(url: str) -> None:
     """Not in errors and their causes, not in reprs."""
     try:
         backend = open_backend(url)
-        told: list[Any] = [backend, backend.to_async(), backend.options]
+        reported: list[Any] = [backend, backend.to_async(), backend.options]
         with pytest.raises(BackendUnavailable) as caught:
             backend.claim(claim_of())
-        told += [caught.value, caught.value.__cause__]
+        reported += [caught.value, caught.value.__cause__]
     except ConfigurationError as error:
-        told = [error]
-    for value in told:
+        reported = [error]
+    for value in reported:
         assert SECRET not in repr(value) + str(value)
         assert "pa/ss" not in repr(value) + str(value)
 

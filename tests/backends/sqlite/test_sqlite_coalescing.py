@@ -114,8 +114,8 @@ def test_without_coalescing_each_has_a_transaction(path: str) -> None:
     backend.close()
 
 
-@pytest.mark.parametrize("colour", ["sync", "asyncio"])
-def test_who_is_alone_waits_for_nobody(backend: SqliteBackend, path: str, colour: str) -> None:
+@pytest.mark.parametrize("mode", ["sync", "asyncio"])
+def test_who_is_alone_waits_for_nobody(backend: SqliteBackend, path: str, mode: str) -> None:
     """LIMITS: no timer; a claim and its completion are two transactions, each one's own."""
     lease_of(backend, b"schema")
     before = commits(path)
@@ -125,7 +125,7 @@ def test_who_is_alone_waits_for_nobody(backend: SqliteBackend, path: str, colour
         assert isinstance(answer, Leased)
         await backend.to_async().complete(Complete(answer.lease, b"response"))
 
-    if colour == "sync":
+    if mode == "sync":
         backend.complete(Complete(lease_of(backend, b"alone"), b"response"))
     else:
         asyncio.run(pair())
@@ -252,8 +252,8 @@ def test_a_full_disk_refuses_all_of_a_transaction(together: Ask, path: str, back
     assert backend.complete(Complete(lease, bytes(1_000_000))) == Completed()
 
 
-@pytest.mark.parametrize("colour", ["sync", "asyncio"])
-def test_while_the_database_is_locked_all_are_refused_in_time(path: str, colour: str, backend: SqliteBackend) -> None:
+@pytest.mark.parametrize("mode", ["sync", "asyncio"])
+def test_while_the_database_is_locked_all_are_refused_in_time(path: str, mode: str, backend: SqliteBackend) -> None:
     """B-10, I11: within call_timeout, however many wait; nothing is written later."""
     lease_of(backend, b"schema")
     impatient = SqliteBackend(path, synchronous="normal", timeout=0.2)
@@ -267,11 +267,11 @@ def test_while_the_database_is_locked_all_are_refused_in_time(path: str, colour:
         return await asyncio.to_thread(impatient.claim, claim)
 
     started = time.monotonic()
-    answers = asyncio.run(at_once(in_thread if colour == "sync" else impatient.to_async().claim))
+    answers = asyncio.run(at_once(in_thread if mode == "sync" else impatient.to_async().claim))
     waited = time.monotonic() - started
     assert {type(answer) for answer in answers} == {BackendUnavailable}
     # The threads of the executor are fewer than the claims, so some begin when others have ended.
-    assert waited < impatient.call_timeout * (4 if colour == "sync" else 1) + 2
+    assert waited < impatient.call_timeout * (4 if mode == "sync" else 1) + 2
     unlock(holder)
     assert rows_of(path) == {b"schema"}
     assert isinstance(answered(lambda: impatient.claim(claims[0])), Leased)

@@ -111,7 +111,7 @@ async def test_a_lifespan_passes_through() -> None:
 
 async def test_a_shutdown_is_complete_when_what_was_cancelled_is_recorded() -> None:
     """L-06: the server ends its process after that message, so the request's end comes first."""
-    told: list[str] = []
+    reported: list[str] = []
 
     class Slow(AsyncMemoryBackend):
         """Takes a few steps of the loop to record a failure."""
@@ -120,7 +120,7 @@ async def test_a_shutdown_is_complete_when_what_was_cancelled_is_recorded() -> N
             for _ in range(20):
                 await anyio.sleep(0)
             await super().fail(c)
-            told.append("failed")
+            reported.append("failed")
 
     arrived = anyio.Event()
 
@@ -132,7 +132,7 @@ async def test_a_shutdown_is_complete_when_what_was_cancelled_is_recorded() -> N
         await anyio.sleep_forever()
 
     async def told_last(message: Message) -> None:
-        told.append(message["type"])
+        reported.append(message["type"])
 
     middleware = IdempotencyMiddleware(app, Slow())
     request, lifespan = Exchange(key=new_key()), Exchange(key=None, type="lifespan")
@@ -147,7 +147,7 @@ async def test_a_shutdown_is_complete_when_what_was_cancelled_is_recorded() -> N
         await arrived.wait()
         cancelled.cancel()
         await middleware(lifespan.scope, lifespan.receive, told_last)
-    assert told == ["failed", "lifespan.shutdown.complete"]
+    assert reported == ["failed", "lifespan.shutdown.complete"]
 
 
 @pytest.mark.parametrize(("method", "key"), [("POST", None), ("GET", "a-key-that-is-long-enough")])

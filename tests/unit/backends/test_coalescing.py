@@ -112,20 +112,20 @@ def test_a_result_before_the_end_of_the_batch_is_returned_then() -> None:
     """B-11b: what only reads does not wait for what is written; what comes at the end is not told twice."""
 
     async def test() -> None:
-        told, ended = asyncio.Event(), asyncio.Event()
+        reported, ended = asyncio.Event(), asyncio.Event()
 
         async def carry_out(numbers: Sequence[int]) -> Sequence[int | Exception]:
             if 1 in numbers:
                 await asyncio.sleep(0)
                 return [2]
             coalescer.report([4, None, LookupError("4")])
-            told.set()
+            reported.set()
             await ended.wait()
             return [-1, 6, -1]
 
         coalescer: LoopCoalescer[int, int] = LoopCoalescer(carry_out, LIMITS)
         _, two, three, four = await ask_all(coalescer, 1, 2, 3, 4)
-        await told.wait()
+        await reported.wait()
         assert coalescer.on_its_way
         assert await two == 4
         with pytest.raises(LookupError):

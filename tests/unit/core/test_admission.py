@@ -154,8 +154,8 @@ def test_a_refused_takeover_is_an_unknown_outcome(reason: Refusal) -> None:
     problem = admission.problem()
     assert (name(problem), problem["retryable"]) == ("outcome-unknown", reason is Refusal.WITHDRAWN)
     assert admission.listener.kinds() == [events.Rejected]
-    (told,) = admission.listener.problems
-    assert (told.reference, told.attempt) == (problem["reference"], 2)
+    (reported,) = admission.listener.problems
+    assert (reported.reference, reported.attempt) == (problem["reference"], 2)
 
 
 def test_a_failed_response_is_replayed_where_the_policy_says_so() -> None:

@@ -116,6 +116,6 @@ def test_a_pointer_that_cannot_be_written_is_reported(error: Exception) -> None:
     caller = Caller(request_of(), "0123456789abcdef", policy, Identity("ada"), b"r" * 32)
     script = Script({Claim: [error]})
     script.run(follow(attempt, caller, Change(False, LOST), new_owner()))
-    told = [command.event for command in script.asked if isinstance(command, Emit)]
-    assert [type(event) for event in told] == [events.BackendFailed, events.CallerChanged]
-    assert [event.followed for event in told if isinstance(event, events.CallerChanged)] == [False]
+    reported = [command.event for command in script.asked if isinstance(command, Emit)]
+    assert [type(event) for event in reported] == [events.BackendFailed, events.CallerChanged]
+    assert [event.followed for event in reported if isinstance(event, events.CallerChanged)] == [False]

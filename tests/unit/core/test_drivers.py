@@ -110,7 +110,7 @@ def test_steps_run_blocking_to_their_end(steps: Any, end: object) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize(("steps", "end"), [(story, [1, "here", 3]), (silent, "done")])
 async def test_the_same_steps_run_awaited_to_the_same_end(steps: Any, end: object) -> None:
-    """One engine, two colours."""
+    """One engine, sync and async."""
     assert await AsyncDriver({Call: call}).run(steps()) == end
 
 
@@ -140,7 +140,7 @@ async def test_no_command_is_shielded_before_anything_was_cancelled() -> None:
 
 @pytest.mark.anyio
 async def test_both_performers_leave_the_same_record() -> None:
-    """One engine, two colours; on real backends."""
+    """One engine, sync and async; on real backends."""
     answer = Response(201, [(b"x", b"1")], b"made")
     blocking, awaited = MemoryBackend(clock=lambda: 5.0), MemoryBackend(clock=lambda: 5.0)
     performer, aio = Performer(blocking), AsyncPerformer(awaited.to_async())

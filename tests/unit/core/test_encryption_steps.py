@@ -59,7 +59,7 @@ NEW = Stage("charge", "", VALUE)
 DOWN = BackendUnavailable("down")
 
 
-def told(attempt: Attempt) -> list[events.Event]:
+def reported(attempt: Attempt) -> list[events.Event]:
     """The events that the attempt's listener was told."""
     assert isinstance(attempt.policy.on_event, Listener)
     return attempt.policy.on_event.seen
@@ -140,7 +140,7 @@ def test_a_response_goes_to_the_backend_sealed() -> None:
     (command,) = (c for c in script.asked if isinstance(c, Complete))
     assert b"4111" not in command.response
     assert decode_response(unseal(command.response, RESPONSE, LEASE, POLICY)) == DONE
-    assert told(attempt) == [events.Completed(events.short(RECORD), 201, True)]
+    assert reported(attempt) == [events.Completed(events.short(RECORD), 201, True)]
 
 
 def test_a_failed_response_that_is_to_be_replayed_is_sealed_too() -> None:
@@ -319,7 +319,7 @@ def test_a_response_that_cannot_be_sealed_leaves_a_bare_tombstone(answer: Any) -
     assert script.run(finish(attempt, DONE)) is Fate.KEPT
     (command,) = (c for c in script.asked if isinstance(c, Complete))
     assert decode_response(command.response) == Response(201, [], None)
-    failed, completed = told(attempt)
+    failed, completed = reported(attempt)
     assert isinstance(failed, events.HookFailed)
     assert failed.hook == "encryption"
     assert "hunter2" not in repr(failed)

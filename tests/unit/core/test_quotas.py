@@ -120,10 +120,10 @@ def test_over_the_quota_a_key_whose_record_lives_gets_a_response() -> None:
     assert admission.script.names() == ["Call", "Call", "Reserve", "Get", "Claim"]
 
 
-@pytest.mark.parametrize(("remaining", "told"), [(0.0, 1), (0.2, 1), (1.0, 1), (86_400.0, 86_400), (1e300, 86_400)])
-def test_retry_after_is_a_second_at_least_and_a_day_at_most(remaining: float, told: int) -> None:
+@pytest.mark.parametrize(("remaining", "reported"), [(0.0, 1), (0.2, 1), (1.0, 1), (86_400.0, 86_400), (1e300, 86_400)])
+def test_retry_after_is_a_second_at_least_and_a_day_at_most(remaining: float, reported: int) -> None:
     """O-03's arithmetic: whole seconds."""
-    assert problems.too_many_keys(remaining).retry_after == told
+    assert problems.too_many_keys(remaining).retry_after == reported
 
 
 @pytest.mark.parametrize("where", [Reserve, Get])

@@ -23,7 +23,7 @@ DONE = Response(201, [(b"x", b"1"), (b"set-cookie", b"a")], b"made")
 DOWN = BackendUnavailable("down")
 
 
-def told(attempt: Attempt) -> list[type[events.Event]]:
+def reported(attempt: Attempt) -> list[type[events.Event]]:
     """The classes of the events that the attempt's listener was told."""
     assert isinstance(attempt.policy.on_event, Listener)
     return attempt.policy.on_event.kinds()
@@ -44,7 +44,7 @@ def test_a_kept_response_is_completed_in_one_command() -> None:
     attempt, script = attempt_of(), Script({Complete: [Completed()]})
     assert script.run(finish(attempt, DONE)) is Fate.KEPT
     assert script.names() == ["Complete"]
-    assert told(attempt) == [events.Completed]
+    assert reported(attempt) == [events.Completed]
 
 
 def test_what_is_stored_is_the_response_without_the_fields_of_the_moment() -> None:
@@ -94,7 +94,7 @@ def test_a_response_that_is_not_kept_gives_the_claim_back(status: int) -> None:
     attempt, script = attempt_of(), Script({Release: [None]})
     assert script.run(finish(attempt, Response(status, [], b""))) is Fate.NOT_KEPT
     assert script.names() == ["Release"]
-    assert told(attempt) == [events.Released]
+    assert reported(attempt) == [events.Released]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_server_error_fails_the_attempt_as_the_policy_says(on_failed: str, fin
     assert isinstance(command, Fail)
     assert command.final is final
     assert (command.response and decode_response(command.response).body) == stored
-    assert told(attempt) == [events.Failed]
+    assert reported(attempt) == [events.Failed]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_faulty_store_hook_leaves_the_rule_of_the_status(hook: Any, error: str
     attempt, script = attempt_of(store=hook), Script({Complete: [Completed()], Release: [None], Fail: [None]})
     script.run(finish(attempt, Response(status, [], b"")))
     assert script.names() == [verb]
-    assert told(attempt)[0] is events.HookFailed
+    assert reported(attempt)[0] is events.HookFailed
     assert error in repr(attempt.policy.on_event.seen)
     assert "hunter2" not in repr(attempt.policy.on_event.seen)
 
@@ -244,7 +244,7 @@ def test_a_client_waits_for_a_completion_no_longer_than_respond_within(fields: d
     attempt, script = attempt_of(**fields), Script({Complete: [DOWN] * 100})
     assert script.run(finish(attempt, DONE)) is Fate.UNRECORDED
     assert limit - 1.0 <= slept(script) <= limit
-    assert told(attempt)[-1] is events.Unrecorded
+    assert reported(attempt)[-1] is events.Unrecorded
     assert recorded_later(script).attempt is attempt
     assert recorded_later(script).size == len(script.asked_for(Complete)[0].response)
 
@@ -301,7 +301,7 @@ def test_where_there_is_no_room_the_recording_is_reported_as_lost(room: bool) ->
     """L-08: never silently."""
     attempt, script = attempt_of(respond_within=0), Script({Complete: [DOWN], RecordLater: [room]})
     script.run(finish(attempt, DONE))
-    assert told(attempt)[2:] == ([] if room else [events.RecordingLost])
+    assert reported(attempt)[2:] == ([] if room else [events.RecordingLost])
 
 
 def test_record_within_bounds_all_of_it() -> None:
@@ -309,7 +309,7 @@ def test_record_within_bounds_all_of_it() -> None:
     attempt, script = attempt_of(record_within=0), Script({Complete: [DOWN] * 100})
     assert script.run(finish(attempt, DONE)) is Fate.UNRECORDED
     assert script.names() == ["Complete"]
-    assert told(attempt) == [events.BackendFailed, events.Unrecorded, events.RecordingLost]
+    assert reported(attempt) == [events.BackendFailed, events.Unrecorded, events.RecordingLost]
 
 
 def handed_over(write: Any = Complete, **fields: Any) -> tuple[Attempt, RecordLater, float]:
@@ -328,7 +328,7 @@ def test_the_recording_goes_on_in_the_background_until_it_succeeds(failures: int
     script.run(later.steps)
     assert script.names() == ["Sleep", "Complete"] * (failures + 1)
     assert max(command.seconds for command in script.asked if isinstance(command, Sleep)) <= 1.0
-    assert told(attempt) == [events.RecordedLate]
+    assert reported(attempt) == [events.RecordedLate]
 
 
 @pytest.mark.parametrize(("write", "event"), [(Fail, events.Failed), (Release, events.Released)])
@@ -336,7 +336,7 @@ def test_a_failure_and_a_release_go_on_in_the_background_as_well(write: Any, eve
     """L-08, L-04: so the retry need not wait for the lease; the client does not wait at all."""
     attempt, later, _ = handed_over(write)
     Script({write: [DOWN, None]}).run(later.steps)
-    assert told(attempt) == [event]
+    assert reported(attempt) == [event]
 
 
 def test_a_recording_that_is_superseded_ends_and_is_reported() -> None:
@@ -344,7 +344,7 @@ def test_a_recording_that_is_superseded_ends_and_is_reported() -> None:
     attempt, later, _ = handed_over()
     script = Script({Complete: [DOWN, LeaseLost("superseded")]})
     script.run(later.steps)
-    assert told(attempt) == [events.OwnershipLost, events.RecordingLost]
+    assert reported(attempt) == [events.OwnershipLost, events.RecordingLost]
     assert attempt.policy.on_event.seen[-1].reason == "superseded"
 
 
@@ -355,7 +355,7 @@ def test_a_recording_whose_attempt_is_known_to_be_lost_writes_nothing() -> None:
     script = Script()
     script.run(later.steps)
     assert script.names() == ["Sleep"]
-    assert told(attempt) == [events.RecordingLost]
+    assert reported(attempt) == [events.RecordingLost]
 
 
 @pytest.mark.parametrize(("fields", "total"), [({}, 3600.0), ({"record_within": 60}, 60.0)])
@@ -366,21 +366,21 @@ def test_a_recording_gives_up_after_record_within(fields: dict[str, Any], total:
     script.run(later.steps)
     assert total - 2.0 <= slept(script) <= total
     assert later.until == began + total
-    assert told(attempt) == [events.RecordingLost]
+    assert reported(attempt) == [events.RecordingLost]
 
 
 def test_a_backends_own_bug_is_reported_once_and_tried_again() -> None:
     """L-08: the work is done, whatever the backend raises."""
     attempt, later, _ = handed_over()
     Script({Complete: [TypeError("bug"), TypeError("bug"), Completed()]}).run(later.steps)
-    assert told(attempt) == [events.BackendFailed, events.RecordedLate]
+    assert reported(attempt) == [events.BackendFailed, events.RecordedLate]
 
 
 def test_a_record_that_vanished_meanwhile_is_made_anew() -> None:
     """B-08a, L-08."""
     attempt, later, _ = handed_over()
     Script({Complete: [Completed(recreated=True)]}).run(later.steps)
-    assert told(attempt) == [events.Recreated, events.RecordedLate]
+    assert reported(attempt) == [events.Recreated, events.RecordedLate]
 
 
 def test_a_release_in_the_background_gives_the_callers_place_back() -> None:
@@ -396,14 +396,14 @@ def test_a_completion_over_an_unreadable_record_goes_out_unrecorded_at_once() ->
     """B-08b, L-08: trying again would not help."""
     attempt, script = attempt_of(), Script({Complete: [RecordUnreadable("newer")]})
     assert script.run(finish(attempt, DONE)) is Fate.UNRECORDED
-    assert told(attempt) == [events.Unrecorded, events.RecordingLost]
+    assert reported(attempt) == [events.Unrecorded, events.RecordingLost]
 
 
 def test_a_record_that_vanished_is_completed_anew_and_reported() -> None:
     """B-08a."""
     attempt, script = attempt_of(), Script({Complete: [Completed(recreated=True)]})
     assert script.run(finish(attempt, DONE)) is Fate.KEPT
-    assert told(attempt) == [events.Recreated, events.Completed]
+    assert reported(attempt) == [events.Recreated, events.Completed]
 
 
 @pytest.mark.parametrize("verb", [Release, Fail], ids=["Release", "Fail"])
@@ -413,7 +413,7 @@ def test_a_response_that_is_not_kept_goes_out_even_if_the_backend_is_down(verb: 
     attempt, script = attempt_of(), Script({verb: [error]})
     status = {Release: 403, Fail: 500}[verb]
     assert script.run(finish(attempt, Response(status, [], b""))) is Fate.NOT_KEPT
-    assert told(attempt) == [events.BackendFailed]
+    assert reported(attempt) == [events.BackendFailed]
 
 
 # A later attempt owns the record
@@ -435,7 +435,7 @@ def test_a_stale_response_never_goes_out_the_new_owners_does(status: int) -> Non
     sent, script = superseded(attempt, completed_by(), Response(status, [], b"mine"))
     assert (sent.status, sent.body) == (202, b"theirs")
     assert script.names()[-1] == "Get"
-    assert told(attempt) == [events.OwnershipLost]
+    assert reported(attempt) == [events.OwnershipLost]
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ def test_an_attempt_that_is_known_to_be_lost_records_nothing() -> None:
     attempt.lost = True
     assert script.run(finish(attempt, DONE)).body == b"theirs"
     assert script.names() == ["Get"]
-    assert told(attempt) == []
+    assert reported(attempt) == []
 
 
 # Cancellation
@@ -499,7 +499,7 @@ def test_a_cancellation_goes_on_even_if_the_completion_fails(error: Exception) -
     attempt, script = attempt_of(), Script({Complete: [CANCELLED, error]})
     with pytest.raises(asyncio.CancelledError):
         script.run(finish(attempt, DONE))
-    assert told(attempt) == [events.BackendFailed]
+    assert reported(attempt) == [events.BackendFailed]
     assert ("RecordLater" in script.names()) is (error is DOWN)
 
 
@@ -572,7 +572,7 @@ def test_a_stale_handler_that_raised_gets_the_new_owners_response(how: str) -> N
     sent = script.run(abort(attempt, error))
     assert sent.body == b"theirs"
     assert script.names() == (["Fail", "Get"] if how == "refused by the backend" else ["Get"])
-    assert told(attempt) == ([] if how == "told by the heartbeat" else [events.OwnershipLost])
+    assert reported(attempt) == ([] if how == "told by the heartbeat" else [events.OwnershipLost])
 
 
 @pytest.mark.parametrize("end", [lambda a: finish(a, DONE), lambda a: abort(a, ValueError())], ids=["finish", "abort"])

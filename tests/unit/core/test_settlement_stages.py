@@ -20,7 +20,7 @@ from tests.unit.builders import OWNER, Listener, Script, attempt_of, lease_of
 DOWN = BackendUnavailable("down")
 
 
-def told(attempt: Attempt) -> list[type[events.Event]]:
+def reported(attempt: Attempt) -> list[type[events.Event]]:
     """The classes of the events that the attempt's listener was told."""
     assert isinstance(attempt.policy.on_event, Listener)
     return attempt.policy.on_event.kinds()
@@ -59,7 +59,7 @@ def test_stages_go_back_into_a_record_that_vanished() -> None:
     script.run(save_stage(attempt, NEW))
     saved = [(c.stage.name, c.stage.key, c.stage.frame) for c in script.asked if isinstance(c, SaveStage)]
     assert saved == [("charge", "", b"new"), ("a", "", b"1"), ("b", "k", b"2")]
-    assert told(attempt) == [events.Recreated]
+    assert reported(attempt) == [events.Recreated]
 
 
 def test_a_stage_is_tried_again_while_the_backend_is_down() -> None:
@@ -107,7 +107,7 @@ def test_a_stage_of_a_stale_owner_marks_the_attempt() -> None:
     with pytest.raises(LeaseLost):
         script.run(save_stage(attempt, NEW))
     assert attempt.lost
-    assert told(attempt) == [events.OwnershipLost]
+    assert reported(attempt) == [events.OwnershipLost]
     with pytest.raises(LeaseLost):
         script.run(save_stage(attempt, Stage("next", "", b"")))
     assert script.names() == ["SaveStage"]
@@ -119,7 +119,7 @@ def test_the_loss_of_a_lease_is_reported_once_however_often_it_is_noticed() -> N
     with pytest.raises(LeaseLost) as caught:
         script.run(save_stage(attempt, NEW))
     script.run(abort(attempt, caught.value))
-    assert told(attempt) == [events.OwnershipLost]
+    assert reported(attempt) == [events.OwnershipLost]
 
 
 def test_a_cancelled_stage_is_sent_once_more_and_the_cancellation_goes_on() -> None:

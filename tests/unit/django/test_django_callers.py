@@ -51,7 +51,7 @@ def new_user() -> Callable[[], Any]:
 
 
 class Browser:
-    """A client in one of the two colours, whose cookies can be put back to those before a response that was lost."""
+    """A client in sync or async, whose cookies can be put back to those before a response that was lost."""
 
     def __init__(self, awaited: bool, user: Any = None) -> None:
         self._awaited = awaited
@@ -115,7 +115,7 @@ class Effects:
 
 
 def view_of(effects: Effects, browser: Browser) -> Callable[[HttpRequest], Any]:
-    """The view in the browser's colour."""
+    """The view in the browser's kind."""
     if not isinstance(browser.client, AsyncClient):
         return effects
 

@@ -23,7 +23,7 @@ from tests.unit.wsgi.wsgi_server import KEY, environ, hello, serve
 TOKEN = [(b"authorization", b"Bearer one")]
 
 
-def told(times: int = 1, kind: type[events.Event] = events.CredentialScoped, **admission: Any) -> int:
+def reported(times: int = 1, kind: type[events.Event] = events.CredentialScoped, **admission: Any) -> int:
     """How often so many requests that share their advice report this kind of event."""
     requests = [Admission(Leased(lease_of(), ()), **admission) for _ in range(times)]
     for request in requests:
@@ -34,7 +34,7 @@ def told(times: int = 1, kind: type[events.Event] = events.CredentialScoped, **a
 
 def test_a_caller_known_by_a_token_alone_is_a_reason_to_warn_once() -> None:
     """A rotating token is warned about."""
-    assert told(times=3, headers=TOKEN) == 1
+    assert reported(times=3, headers=TOKEN) == 1
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_caller_known_by_a_token_alone_is_a_reason_to_warn_once() -> None:
 )
 def test_a_caller_known_otherwise_is_no_reason_to_warn(admission: dict[str, Any]) -> None:
     """A verified user and ``scope=`` outlive a token; nobody has none; without a key nobody asks."""
-    assert told(**admission) == 0
+    assert reported(**admission) == 0
 
 
 COOKIE = [(b"cookie", b"csrftoken=1; sid=secret")]
@@ -55,7 +55,7 @@ GUEST = {"basket": [7], "csrf_token": "secret"}
 )
 def test_a_caller_with_cookies_or_a_session_and_no_identity_is_a_reason_to_warn_once(admission: dict[str, Any]) -> None:
     """O-19a: also where the callers of many requests are unknown."""
-    assert told(times=3, kind=events.CallerUnidentified, **admission) == 1
+    assert reported(times=3, kind=events.CallerUnidentified, **admission) == 1
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_caller_with_cookies_or_a_session_and_no_identity_is_a_reason_to_warn_
 )
 def test_who_is_known_or_has_nothing_that_could_name_somebody_is_no_reason_to_warn(admission: dict[str, Any]) -> None:
     """O-19a: a CSRF token names nobody; ``scope="anonymous"`` says that it is meant."""
-    assert told(kind=events.CallerUnidentified, **admission) == 0
+    assert reported(kind=events.CallerUnidentified, **admission) == 0
 
 
 def test_the_warning_names_cookies_and_entries_and_no_values() -> None:

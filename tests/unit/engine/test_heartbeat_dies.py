@@ -185,17 +185,17 @@ def test_events_that_do_not_fit_are_counted_and_the_log_says_so(
     monkeypatch.setattr(event_log, "MOST_WAITING", 3)
     carrier, listener = Courier(), Held()
     with caplog.at_level(logging.DEBUG, "open_idempotency"):
-        told = [events.Claimed(f"{number:012}", 1) for number in range(6)]
-        carrier.report(Emit(told[0], listener))
+        reported = [events.Claimed(f"{number:012}", 1) for number in range(6)]
+        carrier.report(Emit(reported[0], listener))
         assert listener.entered.wait(10)
-        for event in told[1:]:
+        for event in reported[1:]:
             carrier.report(Emit(event, listener))
         assert carrier.dropped == 2
-        assert all(event.record in caplog.text for event in told)
+        assert all(event.record in caplog.text for event in reported)
         assert "3 events wait for it" in caplog.text
         listener.gate.set()
         eventually(lambda: "2 events were logged only" in caplog.text)
-    assert listener.seen == told[:4]
+    assert listener.seen == reported[:4]
 
 
 def test_a_listener_that_ends_its_thread_ends_nothing_else(caplog: pytest.LogCaptureFixture) -> None:

@@ -21,7 +21,7 @@ from open_idempotency.wsgi import IdempotencyMiddleware as WsgiMiddleware
 HALF = 64 * 1024 * 1024
 PART = bytes(HALF)
 KEY = "8e03978e-40d5-43e8-bc93-6894a57f9324"
-colour, parts = sys.argv[1], int(sys.argv[2])
+interface, parts = sys.argv[1], int(sys.argv[2])
 backend, runs = MemoryBackend(), []
 
 
@@ -81,18 +81,18 @@ async def both():
     return [await ask(), await ask()]
 
 
-statuses = asyncio.run(both()) if colour == "asgi" else [ask_wsgi(), ask_wsgi()]
+statuses = asyncio.run(both()) if interface == "asgi" else [ask_wsgi(), ask_wsgi()]
 print(json.dumps([statuses, len(runs)]))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds the memory of a process")
 @pytest.mark.parametrize("parts", [1, 2], ids=["whole", "in parts"])
-@pytest.mark.parametrize("colour", ["asgi", "wsgi"])
-def test_a_response_that_no_memory_is_left_for_is_not_run_again(colour: str, parts: int) -> None:
+@pytest.mark.parametrize("interface", ["asgi", "wsgi"])
+def test_a_response_that_no_memory_is_left_for_is_not_run_again(interface: str, parts: int) -> None:
     """O-11, B-10a: its client gets it, a tombstone is on record, and a retry is refused."""
     ran = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, colour, str(parts)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", _SCRIPT, interface, str(parts)], capture_output=True, text=True, timeout=60, check=False
     )
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout.splitlines()[-1]) == [[201, 409], 1]

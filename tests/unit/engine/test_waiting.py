@@ -44,7 +44,7 @@ class Counting(MemoryBackend):
 
 
 class AsyncCounting(AsyncMemoryBackend):
-    """Its asynchronous colour, whose own waits are counted too."""
+    """Its asynchronous mode, whose own waits are counted too."""
 
     def __init__(self, over: Counting) -> None:
         super().__init__(over=over)

@@ -128,7 +128,7 @@ async def test_a_cleanup_that_hangs_is_ended() -> None:
 
 async def test_a_cancellation_during_a_cleanup_is_not_delivered_behind_its_scope() -> None:
     """anyio delivers a cancellation again and again within its scope; what comes after the scope is not cancelled."""
-    told: list[str] = []
+    reported: list[str] = []
     scope = anyio.CancelScope()
     waiting = anyio.Event()
 
@@ -143,16 +143,16 @@ async def test_a_cancellation_during_a_cleanup_is_not_delivered_behind_its_scope
                 waiting.set()
                 await anyio.sleep(60)
             finally:
-                told.append(await loops.shielded(cleanup, 20))
+                reported.append(await loops.shielded(cleanup, 20))
         await anyio.sleep(0)
-        told.append("after")
+        reported.append("after")
 
     with anyio.fail_after(30):
         async with anyio.create_task_group() as group:
             group.start_soon(task)
             await waiting.wait()
             scope.cancel()
-    assert told == ["done", "after"]
+    assert reported == ["done", "after"]
 
 
 def _asyncio(main: Callable[[], Awaitable[None]]) -> None:
@@ -164,7 +164,7 @@ def test_repeated_cancellations_do_not_interrupt_a_cleanup() -> None:
 
     async def main() -> None:
         go_on = asyncio.Event()
-        told: list[str] = []
+        reported: list[str] = []
 
         async def cleanup() -> str:
             await go_on.wait()
@@ -174,7 +174,7 @@ def test_repeated_cancellations_do_not_interrupt_a_cleanup() -> None:
             try:
                 await asyncio.sleep(60)
             finally:
-                told.append(await loops.shielded(cleanup, 20))
+                reported.append(await loops.shielded(cleanup, 20))
 
         task = asyncio.create_task(work())
         for _ in range(3):
@@ -184,7 +184,7 @@ def test_repeated_cancellations_do_not_interrupt_a_cleanup() -> None:
         go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert told == ["done"]
+        assert reported == ["done"]
 
     _asyncio(main)
 

@@ -374,7 +374,7 @@ def test_what_is_no_transaction_is_refused(shop: Shop) -> None:
         raise AssertionError("not reached")
 
 
-def test_an_answer_of_ours_is_taken_as_it_is() -> None:
+def test_a_response_of_the_core_is_returned_as_it_is() -> None:
     """S-06: for a WSGI or ASGI application without a framework."""
     answer = CoreResponse(201, [(b"a", b"b")], b"body")
     assert response_of(answer) is answer

@@ -1,4 +1,4 @@
-"""Where ``idem`` can be used, in which colour, in which threads, and what it says elsewhere."""
+"""Where ``idem`` can be used, in which mode, in which threads, and what it says elsewhere."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_without_a_key_strict_stages_are_not_started(use: Any) -> None:
         use()
 
 
-# Colours
+# Sync and async
 
 
 @pytest.mark.anyio

@@ -220,7 +220,7 @@ def test_a_sound_application_starts(form: str) -> None:
 
 
 @contextmanager
-def told(caplog: pytest.LogCaptureFixture, level: int) -> Iterator[list[str]]:
+def reported(caplog: pytest.LogCaptureFixture, level: int) -> Iterator[list[str]]:
     """What the package's logger says at a level."""
     caplog.clear()
     found: list[str] = []
@@ -231,7 +231,7 @@ def told(caplog: pytest.LogCaptureFixture, level: int) -> Iterator[list[str]]:
 def test_without_a_start_the_first_request_reports_contradictions(caplog: pytest.LogCaptureFixture) -> None:
     """Some servers start nothing; the routes that are sound are served."""
     app = Starlette(routes=[route(), Route("/sound", charge, methods=["POST"])], middleware=[ours()])
-    with told(caplog, logging.ERROR) as said:
+    with reported(caplog, logging.ERROR) as said:
         assert [post(app, "/sound"), post(app, "/charges"), post(app, "/sound")] == [200, 500, 200]
     assert len(said) == 1
     assert "POST /charges: ttl" in said[0]
@@ -317,7 +317,7 @@ REQUEST = CoreRequest("POST", b"/charges", b"", [], None)
 def test_the_user_is_known_wherever_authentication_stands(place: str, caplog: pytest.LogCaptureFixture) -> None:
     """O-18: the claim is made behind it, so that no order is wrong."""
     app, backend = PLACES[place], MemoryBackend()
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         asyncio.run(start(app(backend=backend)))
         key = str(uuid4())
         assert [post(app(backend=backend), "/charges", key) for _ in range(2)] == [200, 200]
@@ -330,7 +330,7 @@ def test_the_user_is_known_wherever_authentication_stands(place: str, caplog: py
 def test_authentication_behind_the_claim_is_warned_of_at_start(place: str, caplog: pytest.LogCaptureFixture) -> None:
     """Reported at start-up, before any request; once, also when requests come."""
     app = BEHIND[place]()
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         asyncio.run(start(app))
         early = len(caplog.records)
         assert [post(app, "/charges") for _ in range(2)] == [200, 200]
@@ -342,7 +342,7 @@ def test_authentication_behind_the_claim_is_warned_of_at_start(place: str, caplo
 @pytest.mark.parametrize("place", BEHIND)
 def test_with_a_scope_of_its_own_nothing_is_warned_of(place: str, caplog: pytest.LogCaptureFixture) -> None:
     """``scope=`` comes first, so the order does not matter."""
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         asyncio.run(start(BEHIND[place](scope=lambda request: "everybody")))
     assert said == []
 
@@ -358,7 +358,7 @@ RIGHT = {
 
 @pytest.mark.parametrize("form", RIGHT)
 def test_authentication_outside_is_no_reason_to_warn(form: str, caplog: pytest.LogCaptureFixture) -> None:
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         asyncio.run(start(RIGHT[form]))
         post(RIGHT[form], "/charges")
     assert said == []
@@ -369,9 +369,9 @@ def test_authentication_that_cannot_be_seen_is_warned_of_by_its_first_request(
 ) -> None:
     """A user that appears inside was not known when it was needed."""
     app = Starlette(routes=[route(charge, middleware=[Middleware(Hiding), THEIRS])], middleware=[ours()])
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         asyncio.run(start(app))
     assert said == []
-    with told(caplog, logging.WARNING) as said:
+    with reported(caplog, logging.WARNING) as said:
         assert [post(app, "/charges") for _ in range(2)] == [200, 200]
     assert len(said) == 1

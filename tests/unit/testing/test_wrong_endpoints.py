@@ -203,7 +203,7 @@ def test_a_caller_who_is_another_one_each_time_is_found(idempotency: Kit, calls:
 
     client = _client(pay, scope=lambda request: f"caller-{next(numbers)}")
     said = _said(idempotency, client, effects=calls)
-    assert "the two requests were taken for different callers" in said
+    assert "the two requests count as those of different callers" in said
     client = _client(pay, scope=lambda request: f"caller-{next(numbers)}")
     with pytest.raises(NotIdempotent, match=r"at once|one after the other"):
         idempotency.assert_idempotent(client, "POST /pay", crashes=False)

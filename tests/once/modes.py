@@ -1,4 +1,4 @@
-"""One way to call for each colour, so that each behaviour is written once: sync, on asyncio, on trio.
+"""One way to call for each mode, so that each behaviour is written once: sync, on asyncio, on trio.
 
 On an event loop the calls run in a portal's loop, which lives as long as its test; they may come from many threads.
 """
@@ -17,7 +17,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from open_idempotency import Once, OnceStatus, idem
 from open_idempotency.backend import Backend
 
-COLOURS = ("sync", "asyncio", "trio")
+MODES = ("sync", "asyncio", "trio")
 Function = Callable[..., Any]
 
 
@@ -27,7 +27,7 @@ class Sync:
     name = "sync"
 
     def function(self, function: Function) -> Function:
-        """The function, as this colour calls it."""
+        """The function, as this mode calls it."""
         return function
 
     def staged(self, stages: Sequence[tuple[str, Function]], end: Function = lambda: "done", **terms: Any) -> Function:
@@ -65,7 +65,7 @@ class Sync:
         once.close()
 
     def close_backend(self, backend: Backend) -> None:
-        """Close what this colour has opened of a backend that no ``Once`` owns."""
+        """Close what this mode has opened of a backend that no ``Once`` owns."""
         backend.close()
 
 
@@ -132,12 +132,12 @@ class Looped(Sync):
         backend.close()
 
 
-Colour = Sync | Looped
+Mode = Sync | Looped
 
 
 @contextmanager
-def coloured(name: str) -> Iterator[Colour]:
-    """The colour of this name, for as long as its loop runs."""
+def in_mode(name: str) -> Iterator[Mode]:
+    """The mode of this name, for as long as its loop runs."""
     if name == "sync":
         yield Sync()
         return

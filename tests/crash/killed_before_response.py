@@ -1,6 +1,6 @@
 """Serves an example, and dies where its server would send the first byte of a response to a POST.
 
-``python -m tests.crash.killed_before_answer examples.payments_flask``: the same words as ``python -m`` takes to serve
+``python -m tests.crash.killed_before_response examples.payments_flask``: the same words as ``python -m`` takes to serve
 the example. The middleware has finished by then.
 """
 

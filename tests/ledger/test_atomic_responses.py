@@ -149,8 +149,8 @@ def test_a_block_that_ends_without_a_response_is_reported_before_the_commit(
     client: Client, kind: str, database: Database, key: bytes
 ) -> None:
     """S-06: its rows would commit alone, and a retry would make them again. Told at the first trial, key or none."""
-    told = pytest.raises(ConfigurationError, match=r"block\.respond\(response\)")
-    with client.request(key=key), told, BLOCKING[kind][1](database) as opened:
+    reported = pytest.raises(ConfigurationError, match=r"block\.respond\(response\)")
+    with client.request(key=key), reported, BLOCKING[kind][1](database) as opened:
         silent(opened)
     assert database.orders() == 0
 
