@@ -67,8 +67,8 @@ def test_after_the_test_a_once_has_its_own_backend_again(calls: list[int]) -> No
     """T-01."""
     with Kit():
         ONCE.run("after", _work, calls, payload=None)
-    assert ONCE._engine.backend is BACKEND  # pyright: ignore[reportPrivateUsage]  # no public name
-    assert ONCE._engine.sync.backend is BACKEND  # pyright: ignore[reportPrivateUsage]  # no public name
+    assert ONCE._engine.backend is BACKEND
+    assert ONCE._engine.sync.backend is BACKEND
     try:
         assert ONCE.run("after", _work, calls, payload=None) == "made"
         assert len(list(BACKEND.scan())) == 1
